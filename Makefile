@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help steps book test studies lab lint lock clean
+.PHONY: help steps book test studies redraw lab lint lock clean
 .NOTPARALLEL:
 # Paths are relative to this file, so `make -C path/to/here book` works from anywhere.
 
@@ -57,6 +57,9 @@ studies: $(STUDIES:%=study-%) ## train the suite at SCALE and run its studies (f
 
 study-%: $(READY)
 	@exec $(BIN)/python -m pythia_core study $* --scale $(SCALE) < /dev/null
+
+redraw: $(READY) ## verdicts, figures and prose anew from what all runs have measured; no training
+	@exec $(BIN)/python -m pythia_core redraw < /dev/null
 
 lab: $(READY) ## open the notebooks in JupyterLab (installs it on first use)
 	@$(BIN)/python -c 'import jupyterlab' 2> /dev/null || { \

@@ -24,7 +24,7 @@ from pythia_core.util.extensions import registered
 
 
 def parser() -> argparse.ArgumentParser:
-    """The argument parser of all commands."""
+    """Build the argument parser with all commands: the library's and those of other packages."""
     script = Path(sys.argv[0]).name == "pythia-book"
     top = argparse.ArgumentParser(
         prog="pythia-book" if script else "python -m pythia_core",
@@ -49,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code. Deliberate errors give one message, no traceback."""
+    """Run a command and return its exit code.
+
+    A `PythiaError` prints one message without a traceback.
+    """
     resume_note = None
     with stopping.interruptible():
         try:
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.close()
             return 0
         except OSError as error:
-            print(f"error: {error}. Check free space and permissions.", file=sys.stderr)
+            print(f"error: {error}. Check free disk space and permissions.", file=sys.stderr)
             return 1
         except KeyboardInterrupt as stop:
             return stopping.report_stop(stop, resume_note)

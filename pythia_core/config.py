@@ -1,7 +1,8 @@
 """The settings of a run, as frozen dataclasses that reject invalid values, and their stable hash.
 
-A setting that changes results is a field here and so part of a run's identity; anything else
-(progress bars, folders, which checkpoints are kept) is an argument of the function that needs it.
+A setting that changes results is a field of one of these dataclasses, and so part of a run's
+identity. Any other setting (progress bars, folders, which checkpoints are kept) is an argument of
+the function that needs it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any
 from pythia_core.errors import ConfigError, one_of, raise_all
 
 GELUS = ("tanh", "erf")
-INITS = ("small_wang", "normal_scaled")
+INITS = ("small_wang", "normal_scaled", "like_6.9b")
 LR_FORMS = ("neox", "paper")
-"""Forms of the learning rate (pythia_core.training.schedule)."""
+"""Forms of the learning-rate schedule (pythia_core.training.schedule)."""
 PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
-SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
+PRONOUN_SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
+SWAPS = (*PRONOUN_SWAPS, "prepositions")
+"""Swaps of words (pythia_core.data.pronouns). The swap of prepositions is a placebo."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
 """Recipes for removing duplicates from the training documents (pythia_core.data.dedup)."""
 DOMAINS = (
@@ -36,12 +39,13 @@ DOMAINS = (
 )
 """Domains of the pocket Pile, in the order in which they are read.
 
-The corpora themselves are in the book (pythia_book.corpora). Their domains are listed here because
-they are the default of DataConfig, part of the identity of every run and used by the scales.
+The corpora are in the book (pythia_book.corpora). The names of the domains are listed here because
+they are the default of a DataConfig field, which is part of every run's identity, and because the
+scales use them.
 """
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
 DOMAINS_OF = {"pocket-pile": DOMAINS, "miniature": DOMAINS, "large": LARGE_DOMAINS}
-"""The domains of each corpus that the scales train on."""
+"""Map each corpus that the scales train on to its domains."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,19 @@ class ModelConfig:
     d_model: int
     n_heads: int
     vocab_size: int
-    """Rows of the embedding matrix: the vocabulary plus padding rows, which are never targets."""
+    """Number of rows of the embedding matrix: the vocabulary and padding rows, which are never
+    targets."""
     max_seq_len: int = 2048
     rotary_fraction: float = 0.25
     rotary_base: float = 10_000.0
     parallel_residual: bool = True
     gelu: str = "tanh"
-    """"tanh" in training (fused bias-GELU); the configs on the hub declare "erf"."""
+    """"tanh" or "erf". Pythia was trained with "tanh" (a fused bias-GELU), but the configs on the
+    hub declare "erf"."""
     init: str = "small_wang"
-    """"small_wang" for 14M-2.8B; "normal_scaled", GPT-NeoX's default, for 6.9B and 12B."""
+    """Rule for the initial weights. The released models have "small_wang" (14M to 2.8B) or
+    "normal_scaled" (6.9B and 12B), GPT-NeoX's default. "like_6.9b" is for small models: small_wang
+    with its deviations enlarged by the factors between the two rules at the shape of 6.9B."""
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -88,54 +96,64 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
+        """The width of an attention head."""
         return self.d_model // self.n_heads
 
     @property
     def rotary_dims(self) -> int:
-        """Number of rotated leading dims of each query and key head."""
+        """The number of leading dims of each query and key head that are rotated."""
         return int(self.head_dim * self.rotary_fraction)
 
     @property
     def d_ff(self) -> int:
+        """The number of hidden units of the MLP."""
         return 4 * self.d_model
 
     @property
     def n_params_non_embedding(self) -> int:
-        """L(12d^2 + 13d) + 2d: everything but the two vocabulary matrices."""
+        """The number of parameters outside the two vocabulary matrices: L(12d^2 + 13d) + 2d."""
         d = self.d_model
         return self.n_layers * (12 * d * d + 13 * d) + 2 * d
 
     @property
     def n_params(self) -> int:
+        """The number of all parameters, embedding and unembedding included."""
         return self.n_params_non_embedding + 2 * self.vocab_size * self.d_model
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The tokens and their order. With the bytes of the corpus, this determines every batch."""
+    """Which tokens are trained on, and in which order.
+
+    Together with the bytes of the corpus, these settings determine every batch.
+    """
 
     corpus: str = "pocket-pile"
-    """A folder or file of .jsonl/.txt, "hf:NAME" for Hugging Face datasets, or the name of a corpus
-    that a package registers, e.g. "pocket-pile", "miniature" (a sample of it) or "large" (all of it
-    and more); the last two are as repetitive as the Pile."""
+    """The path of a .jsonl or .txt file, or of a folder of such files; "hf:NAME" for a Hugging Face
+    dataset; or the name of a corpus that a package registers. The book registers "pocket-pile",
+    "miniature" (a sample of the pocket Pile with planted copies) and "large" (the pocket Pile and
+    further text, with planted copies)."""
     domains: tuple[str, ...] = DOMAINS
-    """Parts of a registered corpus to read; ignored for a user's files."""
+    """The parts of a registered corpus to read. Ignored for files and Hugging Face datasets."""
     tokenizer: str = "bpe-4096"
-    """"bpe-N": a byte-level BPE with N entries, trained on the corpus; "neox-20b"; or the path of a
-    tokenizer.json."""
+    """"bpe-N" for a byte-level BPE with N entries that is trained on the corpus; "neox-20b"; or the
+    path of a tokenizer.json."""
     seq_len: int = 128
     epochs: int = 1
-    """How often each document occurs in the order."""
+    """How often each document occurs in the training order."""
     epoch_policy: str = "joint"
-    """"joint": all copies are shuffled together, as in GPT-NeoX v1.0; "separate": each epoch is
-    shuffled on its own; "rows": the first `unique_rows` rows are repeated `epochs` times."""
+    """The order of several epochs. "joint": the copies of all epochs are shuffled together, as in
+    GPT-NeoX v1.0. "separate": each epoch is shuffled on its own. "rows": the first `unique_rows`
+    rows are repeated `epochs` times."""
     unique_rows: int = 0
+    """The number of rows that the epoch policy "rows" repeats; 0 for the other policies."""
     order_seed: int = 1234
     heldout_fraction: float = 0.01
-    """Share of documents (selected by content hash) held out from training."""
+    """Share of the documents that is held out from training. A hash of a document's content decides
+    whether it is held out."""
     dedup: str = "none"
-    """Recipe for removing duplicates from the training documents; the tokenizer and the held-out
-    documents are those of the whole corpus."""
+    """Recipe for removing duplicates from the training documents. It changes neither the tokenizer
+    nor the held-out documents."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", tuple(self.domains))
@@ -148,8 +166,8 @@ class DataConfig:
             problems.append(one_of(self.epoch_policy, EPOCH_POLICIES, "epoch_policy"))
         if self.unique_rows < 0 or (self.unique_rows > 0) != (self.epoch_policy == "rows"):
             problems.append(
-                f"unique_rows={self.unique_rows} with epoch_policy={self.epoch_policy!r}: it must "
-                'be positive for "rows" and 0 otherwise'
+                f"unique_rows={self.unique_rows} with epoch_policy={self.epoch_policy!r}: "
+                'unique_rows must be positive for the policy "rows" and 0 for the others'
             )
         if not 0 <= self.heldout_fraction < 1:
             problems.append(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
@@ -170,18 +188,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation as in Pythia's configs: AdamW, warm-up, cosine decay, gradient norm <= 1."""
+    """Settings of the optimisation.
+
+    The defaults are those of Pythia's configs: AdamW, warm-up, cosine decay, and gradients clipped
+    to a norm of at most 1.
+    """
 
     steps: int
     batch_size: int
-    """Rows per update (1,024 officially)."""
+    """Rows per update; 1,024 for the released models."""
     lr_max: float
     lr_min_ratio: float = 0.1
     lr_form: str = "neox"
     warmup_fraction: float = 0.01
     first_update_at_lr_zero: bool = True
-    """True as in the released models, where step 0 equals step 1. False: update k uses the LR of
-    update k + 1."""
+    """True, as for the released models: update 0 has learning rate 0, so the weights of steps 0 and
+    1 are equal. False: update k uses the learning rate of update k + 1."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -189,10 +211,11 @@ class TrainConfig:
     grad_clip: float = 1.0
     weight_seed: int = 1234
     precision: str = "fp32"
-    """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights; "fp16": the same with
-    dynamic loss scaling (pythia_core.training.loss_scale), as in all released models but 1B."""
+    """"fp32", "bf16" or "fp16". With "bf16", matrix products are in bf16 and use a bf16 copy of the
+    fp32 master weights. With "fp16", they are in fp16, and the loss is scaled dynamically
+    (pythia_core.training.loss_scale), as for all released models but 1B."""
     micro_batch: int = 0
-    """Rows per forward/backward pass; 0: the whole batch. It affects how sums are rounded."""
+    """Rows per forward and backward pass; 0 for the whole batch. Affects how sums are rounded."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -229,7 +252,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class InterventionConfig:
-    """A change to the training data in the updates [start, stop)."""
+    """A swap of words in the training data of the updates start, ..., stop - 1."""
 
     swap: str
     start: int
@@ -240,16 +263,19 @@ class InterventionConfig:
         if self.swap not in SWAPS:
             problems.append(one_of(self.swap, SWAPS, "swap"))
         if not 0 <= self.start < self.stop:
-            problems.append(f"the window [{self.start}, {self.stop}) is empty or negative")
+            problems.append(
+                "start must be at least 0 and less than stop, "
+                f"got start={self.start}, stop={self.stop}"
+            )
         raise_all(ConfigError, problems, "InterventionConfig")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: model, data, training, and for a fork the intervention on its parent's data.
+    """The settings of a run: model, data, training, and for a fork also the intervention.
 
-    A fork has its parent's model, data and train settings by construction (`fork` below), so that
-    the intervention is the only difference between the two.
+    A fork is created by the method `fork` of its parent's config, so the intervention is the only
+    difference between a fork and its parent.
     """
 
     model: ModelConfig
@@ -272,16 +298,27 @@ class RunConfig:
 
     @property
     def parent(self) -> RunConfig | None:
-        """The control run that this one forks from, or None for a run from scratch."""
+        """The control run that this run forks from; None for a run from scratch."""
         return replace(self, intervention=None) if self.intervention else None
 
     @property
     def updates(self) -> range:
-        """The updates of this run; update k leads to step k + 1. A fork begins at its `start`."""
+        """The updates of this run. Update k leads from step k to step k + 1.
+
+        The first update of a fork is the `start` of its intervention.
+        """
         return range(self.intervention.start if self.intervention else 0, self.train.steps)
 
     def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
-        """This run with swapped data in the updates [start, stop); default: to the run's end."""
+        """A fork of this run: the data of the updates start, ..., stop - 1 are swapped.
+
+        Args:
+            swap: one of SWAPS.
+            stop: first update after the swap; default: swap until the end of the run.
+
+        Raises:
+            ConfigError: this run is a fork, or an argument is invalid.
+        """
         if self.intervention:
             raise ConfigError("a fork of a fork is not supported; fork the control run instead")
         window = InterventionConfig(swap, start, self.train.steps if stop is None else stop)
@@ -294,21 +331,21 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def stable_hash(value: Any) -> str:
-    """sha256 of a value's canonical JSON: equal on every machine and Python version."""
+    """sha256 of a value's canonical JSON. It is the same on every machine and Python version."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
-    """The inverse of `config_dict` for a RunConfig.
+    """Rebuild a RunConfig from the result of `config_dict`.
 
     Raises:
-        ConfigError: lists every unknown or missing key.
+        ConfigError: a key is unknown or missing, or a value is invalid.
     """
 
     def build(kind: type, part: Any, where: str) -> Any:
         if not isinstance(part, dict):
-            raise ConfigError(f"{where} must be an object, got {type(part).__name__}")
+            raise ConfigError(f"{where} must be a JSON object, got {type(part).__name__}")
         names = {f.name for f in fields(kind)}
         problems = [one_of(key, sorted(names), f"key in {where}") for key in part.keys() - names]
         try:
@@ -329,7 +366,11 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
 def config_differences(
     first: dict[str, Any], second: dict[str, Any], prefix: str = ""
 ) -> list[str]:
-    """Differences between two (nested) config dicts, each as "key: first != second"."""
+    """List the differences between two config dicts, each as "key: first != second".
+
+    Args:
+        prefix: written before each key, e.g. "train." for the settings of a nested dict.
+    """
     lines = []
     for key in sorted(first.keys() | second.keys()):
         a, b = first.get(key, "<absent>"), second.get(key, "<absent>")

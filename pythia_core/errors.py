@@ -1,7 +1,7 @@
 """The errors that this library raises deliberately.
 
-A message says what was wrong, the value seen, what is accepted and what to do. Any other exception
-that escapes (a TypeError, an IndexError) is a bug in this library.
+Each message says what was wrong, which value was found, what is accepted, and what to do. Any other
+exception that a user sees (a TypeError, an IndexError) is a bug in this library.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ class PythiaError(Exception):
 
 
 class ConfigError(PythiaError):
-    """A size, scale, study, parameter or combination of settings that cannot work."""
+    """A setting, or a combination of settings, is unknown or cannot work."""
 
 
 class DataError(PythiaError):
-    """A corpus, tokenizer, token file or evaluation item that is missing or malformed."""
+    """A corpus, tokenizer, token file or evaluation item is missing or malformed."""
 
 
 class FetchError(PythiaError):
-    """A download that failed, or whose bytes do not match the pinned hash."""
+    """A download failed, or its bytes do not match the pinned hash."""
 
 
 class CheckpointError(PythiaError):
-    """A checkpoint or run folder that is absent, incomplete, corrupt or from another run."""
+    """A checkpoint or run folder is absent, incomplete, corrupt or from another run."""
 
 
 class TrainingError(PythiaError):
-    """Training cannot continue: a non-finite loss, no space left, another process on the run."""
+    """Training cannot continue.
+
+    For example, the loss is not finite, the disk is full, or another process trains the same run.
+    """
 
 
 class MissingDependencyError(PythiaError):
@@ -36,12 +39,12 @@ class MissingDependencyError(PythiaError):
 
 
 def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> None:
-    """Raise `error` with all problems at once; do nothing if there are none.
+    """Raise one `error` that lists all problems; do nothing if there are no problems.
 
     Args:
-        error: the class to raise.
-        problems: one sentence each.
-        subject: the heading, e.g. "ModelConfig".
+        error: the class of the error.
+        problems: a sentence for each problem.
+        subject: what has the problems, e.g. "ModelConfig"; the message begins with it.
     """
     if len(problems) == 1:
         raise error(f"{subject}: {problems[0]}")
@@ -52,7 +55,14 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
 
 
 def one_of(value: object, accepted: list | tuple | dict, kind: str) -> str:
-    """The error message for an unknown name: the accepted names and the most similar one."""
+    """Write the error message for an unknown name, e.g. of a scale.
+
+    The message lists the accepted names and suggests the most similar one, if one is similar.
+
+    Args:
+        value: the unknown name.
+        kind: what the name should name, e.g. "scale".
+    """
     import difflib
 
     names = [str(name) for name in accepted]

@@ -1,17 +1,21 @@
 """Read and write models as `transformers` folders for GPT-NeoX: config.json and safetensors.
 
-A folder is checked as a whole before anything is read, and all problems are reported at once.
-Pickled weights are rejected. A round trip in fp32 is exact.
+All files of a folder are checked before any tensor is read, and all problems are reported at once.
+Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged.
 
-Two properties of the released models differ from what their config.json declares. It declares the
-exact GELU, but training used the tanh form: `gelu="as_trained"`, the default here, gives the model
-that was trained, "as_declared" the one that `transformers` evaluates. And GPT-NeoX then computed
-rotary phases in the training precision (EleutherAI/gpt-neox#1003), where fp16 is off by 0.1 to 0.8
-radian at late positions, more for larger heads: `rotary="as_trained"` reproduces this. We infer
-from the code that the released runs did so, but have not measured it; the default is therefore
-"fp32", as in `transformers`.
+The released models were trained differently from what their config.json declares, in two ways:
 
-Tensors have the same layout in both formats, QKV per head included, so nothing is permuted.
+- GELU. config.json declares the exact form, but training used the tanh form. `gelu="as_trained"`,
+  the default here, gives the model that was trained; "as_declared" gives the model that
+  `transformers` evaluates.
+- Rotary phases. The version of GPT-NeoX that trained the models computes the phases in the training
+  precision (EleutherAI/gpt-neox#1003). In fp16, phases are off by 0.1 to 0.8 radian at late
+  positions, more for larger heads. `rotary="as_trained"` reproduces this. That the released runs
+  had this error is inferred from the code and not measured. The default is therefore "fp32", as in
+  `transformers`.
+
+Tensors have the same layout in our format and in that of `transformers`, even QKV, which is grouped
+per head. No tensor is therefore permuted.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
-"""Names of files that may be fetched: plain names, no paths, only data formats."""
+"""Matches the names of files that may be fetched: names without folders, only of data formats."""
 ROTARY_CHOICES = ("fp32", "as_trained")
 GELU_CHOICES = ("as_trained", "as_declared")
 SHARD_BYTES = 5 * 10**9
@@ -55,10 +59,14 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files by our names; each is read when accessed.
+    """Map our names of tensors to the tensors in a folder's safetensors files.
 
-    `problems` describes missing and damaged files, one sentence each; `shards` maps our names to
-    files. Stored tensors that the model computes from its config are skipped.
+    A tensor is read when it is accessed. Stored tensors that the model computes from its config are
+    left out.
+
+    Attributes:
+        problems: a sentence for each file or tensor that is missing, damaged or not expected.
+        shards: our name of each tensor -> the file that has the tensor.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +84,11 @@ class Weights(Mapping[str, Tensor]):
                 self.problems += [f"{file} lacks {key}, which {INDEX} lists" for key in absent]
 
     def _read_index(self, folder: Path) -> dict[str, str]:
-        """Tensor name -> shard file; empty if the weights are in a single file."""
+        """Map each stored name to its shard file; empty if the weights are in a single file.
+
+        Raises:
+            CheckpointError: the index is damaged, or the folder has no weights that can be read.
+        """
         if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
             if not (folder / WEIGHTS).exists():
                 refuse_pickle(str(folder), [p.name for p in folder.iterdir()])
@@ -88,15 +100,17 @@ class Weights(Mapping[str, Tensor]):
         invalid = sorted({f for f in index.values() if not PLAIN_NAME.fullmatch(str(f))})
         if invalid or not index:
             raise CheckpointError(
-                f"{folder / INDEX} must list files in its own folder, got {invalid[:3] or 'none'}"
+                f"{folder / INDEX} must list files in its own folder, but it lists "
+                f"{invalid[:3] or 'no file'}"
             )
         return index
 
     def _open_shard(self, path: Path) -> bool:
+        """Open a file and return whether this succeeded; otherwise add a problem."""
         if not path.is_file():
             self.problems.append(f"{path.name} is missing")
         elif lfs_pointer(path):
-            self.problems.append(f"{path.name} is a git-lfs pointer; fetch it with git lfs pull")
+            self.problems.append(f"{path.name} is only a git-lfs pointer; run git lfs pull")
         else:
             try:
                 self._open[path.name] = safe_open(path, "pt")
@@ -108,10 +122,11 @@ class Weights(Mapping[str, Tensor]):
         return False
 
     def _add(self, stored_name: str, file: str) -> None:
+        """Register a stored tensor under our name, or add a problem."""
         try:
             name = our_name(stored_name)
         except KeyError:
-            self.problems.append(f"{file}: unknown key {stored_name}")
+            self.problems.append(f"{file} has the unknown key {stored_name}")
             return
         if name in self.shards:
             self.problems.append(f"{stored_name} is in {self.shards[name]} and again in {file}")
@@ -119,7 +134,7 @@ class Weights(Mapping[str, Tensor]):
             self.shards[name], self._stored_names[name] = file, stored_name
 
     def header(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Shape and stored dtype ("F16", "BF16", "F32", …), without reading the tensor."""
+        """Shape and stored dtype (e.g. "F16") of a tensor, without reading the tensor."""
         part = self._open[self.shards[name]].get_slice(self._stored_names[name])
         return tuple(part.get_shape()), part.get_dtype()
 
@@ -133,10 +148,14 @@ class Weights(Mapping[str, Tensor]):
         return len(self.shards)
 
     def mismatches(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Differences from the tensors that a model needs, one sentence each."""
+        """Describe how the tensors differ from those that a model needs, a sentence per difference.
+
+        Args:
+            shapes: our name of each tensor that the model needs -> shape.
+        """
         headers = {name: self.header(name) for name in self.shards}
         return mismatches({name: shape for name, (shape, _) in headers.items()}, shapes) + [
-            f"{name} is stored as {dtype}, expected F16, BF16, F32, F64"
+            f"{name} is stored as {dtype}, expected F16, BF16, F32 or F64"
             for name, (_, dtype) in headers.items()
             if dtype not in ("F16", "BF16", "F32", "F64")
         ]
@@ -145,18 +164,22 @@ class Weights(Mapping[str, Tensor]):
 def mismatches(
     stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Differences between stored and needed tensors in name or shape, one sentence each."""
+    """Describe how stored tensors differ from needed ones, a sentence per difference.
+
+    Args:
+        stored, needed: name -> shape.
+    """
     problems = [f"{name} is missing" for name in needed if name not in stored]
     for name, shape in stored.items():
         if name not in needed:
             problems.append(f"{name} belongs to no layer of the model in the config")
         elif shape != needed[name]:
-            problems.append(f"{name} has shape {shape}, the config needs {needed[name]}")
+            problems.append(f"{name} has shape {shape}, but the config needs {needed[name]}")
     return problems
 
 
 class AsTrainedRotary(GPTNeoX):
-    """A model whose rotary tables are computed in fp16, as GPT-NeoX v1.0 does in fp16 training."""
+    """A model whose rotary phases are computed in fp16, as GPT-NeoX v1.0 does in fp16 training."""
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
         dims = self.config.rotary_dims
@@ -168,7 +191,7 @@ class AsTrainedRotary(GPTNeoX):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The origin of a loaded model."""
+    """Where a loaded model comes from, and what its files declare."""
 
     source: str
     revision: str
@@ -176,14 +199,14 @@ class ModelSource:
     """Commit of the hub's repository; empty for a folder."""
     folder: Path
     step: int | None
-    """The step in the name of the revision or folder."""
+    """The step that the name of the revision or folder gives; None if it gives no step."""
     stored: tuple[str, ...]
-    """Dtypes of the tensors in the files."""
+    """The dtypes that tensors have in the files, e.g. ("F16",)."""
     declared: dict[str, Any]
-    """Contents of config.json."""
+    """The contents of config.json."""
 
     def sha256(self) -> str:
-        """Hash of the tensors as stored, under our names: `checkpoint.sha256_tensors`."""
+        """Hash the stored tensors under our names, with `checkpoint.sha256_tensors`."""
         return sha256_tensors(Weights(self.folder))
 
 
@@ -191,12 +214,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read a folder's config.json.
 
     Raises:
-        CheckpointError: absent or damaged.
+        CheckpointError: the file is missing or damaged.
     """
     try:
         declared = json.loads((folder / CONFIG).read_text())
         if not isinstance(declared, dict):
-            raise ValueError("not an object")
+            raise ValueError("the contents are not a JSON object")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
     return declared
@@ -214,16 +237,20 @@ def load(
     """Load a model from a folder in the format of `transformers`, ready to evaluate.
 
     Args:
-        source: a folder with config.json and safetensors, or one with a subfolder per revision.
+        source: a folder with config.json and safetensors, or a folder that has such a subfolder for
+            each revision.
         revision: e.g. "step3000".
-        locate: (source, revision) -> folder, for other kinds of sources; default: locate_folder.
+        locate: finds the folder of another kind of source, from (source, revision); default:
+            `locate_folder`.
         dtype: dtype of the parameters; None: as stored. A model in half precision can be saved and
             hashed, but the forward pass needs fp32.
         gelu, rotary: see the module's docstring.
 
     Raises:
-        CheckpointError: another kind of model, or damaged; lists every problem.
-        FetchError: `locate` cannot fetch it.
+        ConfigError: an unknown value of `gelu` or `rotary`.
+        CheckpointError: the folder is missing or damaged, or has another kind of model; the message
+            lists every problem.
+        FetchError: `locate` cannot fetch the model.
     """
     if rotary not in ROTARY_CHOICES:
         raise ConfigError(one_of(rotary, ROTARY_CHOICES, "rotary"))
@@ -239,7 +266,7 @@ def load(
         ids = id_limit(load_tokenizer(located.folder / TOKENIZER))
         if ids > config.vocab_size:
             problems.append(
-                f"{TOKENIZER} has ids up to {ids - 1}, vocab_size is {config.vocab_size}"
+                f"{TOKENIZER} has ids up to {ids - 1}, but vocab_size is {config.vocab_size}"
             )
     raise_all(CheckpointError, problems, f"{source} ({revision})")
     state = {name: weights[name].to(dtype, copy=True) for name in shapes}
@@ -265,11 +292,14 @@ def save(
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
     Args:
-        dtype: dtype of the stored tensors; None: unchanged.
-        shard_bytes: a larger model is split into several files with an index.
+        folder: the folder to create.
+        dtype: dtype of the stored tensors; None: the dtypes that they have in the model.
+        shard_bytes: a larger model is split into several files, which an index lists.
+        tokenizer: is written to the folder too; its end-of-document token becomes the model's BOS
+            and EOS.
 
     Raises:
-        CheckpointError: the folder exists, or a weight exceeds the range of the dtype.
+        CheckpointError: the folder exists, or a weight exceeds the range of `dtype`.
     """
     folder = Path(folder)
     if folder.exists():
@@ -304,14 +334,17 @@ def save(
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor on the CPU, contiguous, in `dtype` (None: unchanged).
+    """Convert a tensor to `dtype` (None: keep its dtype), on the CPU and contiguous.
+
+    Args:
+        name: the tensor's name, for the error message.
 
     Raises:
-        CheckpointError: some values exceed the range of the dtype.
+        CheckpointError: some values exceed the range of `dtype`.
     """
     stored = tensor.detach().to("cpu", dtype).contiguous()
     if not stored.isfinite().equal(tensor.isfinite().cpu()):
-        raise CheckpointError(f"{name} has values beyond the range of {dtype}; use fp32")
+        raise CheckpointError(f"{name} has values beyond the range of {dtype}; save it in fp32")
     return stored
 
 
@@ -324,7 +357,10 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
-    """Group the names, in order, by up to `limit` bytes; a larger tensor gets its own group."""
+    """Split the names of the tensors, in order, into groups of at most `limit` bytes.
+
+    A tensor larger than `limit` has a group of its own.
+    """
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():
@@ -350,7 +386,7 @@ PARTS = (
     "mlp.dense_h_to_4h",
     "mlp.dense_4h_to_h",
 )
-"""Modules of a layer with weight and bias, named as in transformers and GPT-NeoX."""
+"""The modules of a layer, named as in transformers and GPT-NeoX. Each has a weight and a bias."""
 LAYER_NAMES = tuple(f"{part}.{kind}" for part in PARTS for kind in ("weight", "bias"))
 WEIGHT_MAP: dict[str, str | None] = {
     "gpt_neox.embed_in.weight": "embed_in.weight",
@@ -363,22 +399,30 @@ WEIGHT_MAP: dict[str, str | None] = {
     "lm_head.weight": "embed_out.weight",  # its name in memory since transformers 5.13
     "embed_out.weight": "embed_out.weight",  # its name in files
 }
-"""Name in transformers -> ours, `{}` for the layer; None: computed from the config, not read."""
+"""Map the name of a tensor in transformers to our name, with `{}` for the number of the layer. Our
+name is None if the model computes the tensor from its config instead of reading it."""
 _INVERSE = {ours: name for name, ours in WEIGHT_MAP.items() if ours}
 _LAYER = re.compile(r"(?<=\blayers\.)\d+")
 
 
 def our_name(hf_name: str) -> str | None:
-    """Our name for a tensor of GPTNeoXForCausalLM; None for a tensor that is computed.
+    """Our name for a tensor of GPTNeoXForCausalLM.
+
+    It is None if our model computes the tensor from its config instead of reading it.
 
     Raises:
-        KeyError: not a tensor of that class.
+        KeyError: GPTNeoXForCausalLM has no tensor of this name.
     """
     return _rename(hf_name, WEIGHT_MAP)
 
 
 def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") -> dict[str, Any]:
-    """Our state dict with the names in `transformers`."""
+    """Rename the tensors of our state dict as in `transformers`.
+
+    Args:
+        head_name: the name of the unembedding matrix, which differs between models in memory
+            (the default) and files ("embed_out.weight").
+    """
     return {
         head_name if name == "embed_out.weight" else str(_rename(name, _INVERSE)): tensor
         for name, tensor in state.items()
@@ -399,7 +443,7 @@ GELU_FORMS = {
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-"""`hidden_act` in transformers -> ModelConfig.gelu."""
+"""Map values of `hidden_act` in transformers to values of ModelConfig.gelu."""
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -425,14 +469,16 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelConfig:
-    """The architecture that a config.json declares.
+    """The ModelConfig for the contents of a config.json.
 
     Args:
-        gelu: "as_trained": the form used in training, i.e. tanh even if the config says "gelu",
-            unless it has a "trained_gelu" (written by `save`); "as_declared": as the config says.
+        declared: the contents.
+        gelu: "as_declared" takes the form of GELU from `hidden_act`. "as_trained" gives the form
+            used in training: for the exact form in `hidden_act`, it takes the form from
+            "trained_gelu", which `save` writes, or the tanh form if there is no such entry.
 
     Raises:
-        CheckpointError: another architecture, or an unsupported setting.
+        CheckpointError: config.json declares another architecture or an unsupported setting.
         ConfigError: an unknown value of `gelu`.
     """
     if gelu not in GELU_CHOICES:
@@ -440,8 +486,9 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     kind = declared.get("model_type")
     if kind != "gpt_neox" or "GPTNeoXForCausalLM" not in declared.get("architectures", ()):
         raise CheckpointError(
-            f"this is a {kind!r} with architectures {declared.get('architectures')}, expected "
-            "'gpt_neox' with GPTNeoXForCausalLM: only models of Pythia's architecture can be read"
+            f"this is a {kind!r} model with architectures {declared.get('architectures')}, "
+            "expected 'gpt_neox' with GPTNeoXForCausalLM: only models of Pythia's architecture can "
+            "be read"
         )
     rope = declared.get("rope_parameters") or {}
     problems = [
@@ -493,7 +540,13 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
 
 
 def declared_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a model: hf_config plus the training-only settings."""
+    """The contents of a model's config.json.
+
+    They are those of `hf_config`, and entries for settings that only matter in training.
+
+    Args:
+        dtype: dtype of the stored tensors.
+    """
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -512,13 +565,13 @@ _POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha25
 
 
 def step_of(name: str) -> int | None:
-    """The step in the name of a revision or folder: "step3000", "step-003000"."""
+    """The step that a name like "step3000" or "step-003000" gives; None for other names."""
     match = _STEP.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def lfs_pointer(path: Path) -> str | None:
-    """The sha256 in a git-lfs pointer; None if the file is not one."""
+    """The sha256 in a git-lfs pointer; None if the file is not a git-lfs pointer."""
     with open(path, "rb") as file:
         match = _POINTER.match(file.read(200))
     return match[1].decode() if match else None
@@ -527,12 +580,18 @@ def lfs_pointer(path: Path) -> str | None:
 def refuse_pickle(where: str, names: Iterable[str]) -> None:
     """Raise the error for a model without safetensors.
 
+    Args:
+        where: the folder or repository of the model.
+        names: the names of its files.
+
     Raises:
-        CheckpointError: always; says how to convert pickles.
+        CheckpointError: always. If there are pickled weights, the message says how to convert them.
     """
     pickled = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if not pickled:
-        raise CheckpointError(f"{where} has no {WEIGHTS} and no {INDEX}: no weights to read")
+        raise CheckpointError(
+            f"{where} has no {WEIGHTS} and no {INDEX}, so there are no weights to read"
+        )
     raise CheckpointError(
         f"{where} has only pickled weights ({', '.join(pickled[:3])}), which can run code "
         "when opened, so they are not read here. Convert them once:"
@@ -545,7 +604,7 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The local folder that holds a model."""
+    """A local folder that holds a model."""
 
     folder: Path
     commit: str = ""
@@ -553,20 +612,23 @@ class ModelFolder:
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """The folder with this name; None if it does not exist."""
+    """The local folder with this path; None if no such folder exists."""
     folder = Path(source).expanduser()
     return folder if folder.is_dir() else None
 
 
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
-    """The folder of a model: the source itself, or its subfolder with the revision's name.
+    """Find the folder of a model on this machine.
+
+    It is the subfolder of `source` that has the revision's name or, if there is no such subfolder
+    and the revision is "main" or the name of the folder `source`, `source` itself.
 
     Raises:
-        CheckpointError: no such folder or revision.
+        CheckpointError: there is no such folder or revision.
     """
     folder = local_folder(source)
     if folder is None:
-        raise CheckpointError(f"{source} is not a folder")
+        raise CheckpointError(f"{source} is not a folder; give the folder of a model")
     if (folder / revision / CONFIG).is_file():
         return ModelFolder(folder / revision)
     if (folder / CONFIG).is_file() and revision in ("main", folder.resolve().name):

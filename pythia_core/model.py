@@ -1,10 +1,15 @@
 """GPT-NeoX, the architecture of Pythia, in one file (paper section 2.1; GPT-NeoX v1.0).
 
-Differences from a plain GPT: attention and MLP read the same residual in parallel, each through its
-own LayerNorm; rotary embedding on the first quarter of each head; untied embedding and unembedding,
-the latter without a bias; no dropout; no reset of attention at document ends.
+It differs from a plain GPT in five ways:
+
+- Attention and MLP read the same residual stream in parallel, each through its own LayerNorm.
+- The first quarter of each query and key head has a rotary position embedding.
+- Embedding and unembedding are not tied, and the unembedding has no bias.
+- There is no dropout.
+- Attention crosses the ends of documents.
 
 The operations (pythia_core.kernels) and the initialiser (`pythia_init`) are arguments of the model.
+In shapes, B is the batch size, T the number of tokens per row and d the width of the model.
 """
 
 from __future__ import annotations
@@ -23,17 +28,18 @@ from pythia_core.errors import ConfigError
 from pythia_core.kernels import FAST, Ops, rotary_tables
 
 Rotary = tuple[Tensor, Tensor]
-"""cos and sin for every position and rotated pair, (T, rotary_dims / 2) each, fp32."""
+"""cos and sin of the angle of every position and rotated pair, each (T, rotary_dims / 2), fp32."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(qkv, cos, sin) -> attention output, shapes as in kernels.attention."""
+"""A function (qkv, cos, sin) -> output of attention, with the shapes of kernels.attention."""
 Initialiser = Callable[[str, Tensor, torch.Generator], None]
-"""(name, parameter, generator): fills the parameter in place."""
+"""A function (name, parameter, generator) that fills the parameter with initial values in place."""
 Branches = tuple[()] | tuple[Tensor, Tensor]
-"""Attention and MLP outputs of a block, which the next block (or the final norm) adds, (B*T, d)."""
+"""The outputs of a block's attention and MLP, each (B*T, d), before they are added to the residual
+stream; the next block adds them, or the model after the last block. () if there are none to add."""
 
 
 class Cache(Protocol):
-    """Keys and values of earlier tokens (pythia_core.evaluation.generate.KVCache)."""
+    """A cache for keys and values of earlier tokens (pythia_core.evaluation.generate.KVCache)."""
 
     n_slots: int
 
@@ -41,10 +47,10 @@ class Cache(Protocol):
 
 
 class Linear(nn.Module):
-    """A linear map with bias whose products run on a copy of its weights in the compute dtype.
+    """A linear map with bias, computed with copies of its parameters in the compute dtype.
 
-    `weight_c` and `bias_c` are the parameters themselves until an optimizer in half precision
-    replaces them (pythia_core.training.optimizer.FlatParameters).
+    The copies are `weight_c` and `bias_c`. In fp32 they are the parameters themselves; an optimizer
+    in half precision sets them (pythia_core.training.optimizer.FlatParameters).
     """
 
     def __init__(self, d_in: int, d_out: int, ops: Ops) -> None:
@@ -59,14 +65,18 @@ class Linear(nn.Module):
 
     @property
     def weight_c(self) -> Tensor:
+        """The weight in the compute dtype."""
         return self.copies.get("weight", self.weight)
 
     @property
     def bias_c(self) -> Tensor:
+        """The bias in the compute dtype."""
         return self.copies.get("bias", self.bias)
 
 
 class Attention(nn.Module):
+    """The attention of a block, with the projections before and after it."""
+
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.heads, self.head_dim = config.n_heads, config.head_dim
@@ -80,6 +90,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The MLP of a block: linear map, GELU, linear map."""
+
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.ops = ops
@@ -91,13 +103,18 @@ class MLP(nn.Module):
         return self.dense_4h_to_h(self.ops.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
 
     def fused(self, x: Tensor) -> Tensor:
-        """`forward` with bias and GELU in one kernel, bypassing the module `dense_h_to_4h`."""
+        """Compute the same as `forward`, with bias and GELU in one kernel.
+
+        The module `dense_h_to_4h` is not called, so its hooks would not run.
+        """
         up = self.dense_h_to_4h
         product = self.ops.linear(x, up.weight, None, up.weight_c, None)
         return self.dense_4h_to_h(self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
 
 
 class LayerNorm(nn.Module):
+    """A LayerNorm of the fp32 residual stream; the caller chooses the dtype of the result."""
+
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.ops = ops
@@ -110,7 +127,7 @@ class LayerNorm(nn.Module):
 
 
 class Block(nn.Module):
-    r"""One layer.
+    r"""One layer of the model, with its branches (attention and MLP) in parallel or in sequence.
 
     parallel (Pythia):  x --+--> LN --> attention --+--> out = x + attention(LN1 x) + mlp(LN2 x)
                             +--> LN --> MLP --------+
@@ -146,13 +163,17 @@ class Block(nn.Module):
         dtype: torch.dtype,
         attend: Attend,
     ) -> tuple[Tensor, Branches]:
-        """A parallel block in fewer kernels: its LayerNorms also add the previous block's branches.
+        """Compute a parallel block in fewer kernels than `forward`.
+
+        The kernel of its two LayerNorms also adds the branches of the previous block to the
+        residual stream. The branches of this block are returned, to be added later.
 
         Args:
-            x, branches: the block's input is x + (branches[0] + branches[1]).
+            x, branches: the block's input is x + (branches[0] + branches[1]), or x if there are no
+                branches.
 
         Returns:
-            the input, and this block's branches, which the next block (or the final norm) adds
+            The block's input, and the block's branches.
         """
         norm1, norm2 = self.input_layernorm, self.post_attention_layernorm
         norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
@@ -160,20 +181,43 @@ class Block(nn.Module):
         return x, (self.attention(y1, rotary, batch, attend), self.mlp.fused(y2))
 
 
-def pythia_init(config: ModelConfig) -> Initialiser:
-    """The initialiser of the released models.
+SHAPE_6_9B = (4096, 32)
+"""Width and layers of the 6.9B model."""
 
-    small_wang (14M-2.8B):   N(0, 2/(5d)) for embeddings, QKV, MLP up;
-                             N(0, (2/(L sqrt d))^2) for attention output and MLP down.
-    normal_scaled (6.9B, 12B: GPT-NeoX's defaults, as their configs name no rule):
-                             N(0, 0.02^2), and 0.02/sqrt(2L) for the two output maps.
-    In both, biases are 0 and LayerNorm weights 1.
+
+def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
+    """Standard deviations of the initial weights, which `pythia_init` explains.
+
+    Args:
+        rule: a value of ModelConfig.init.
+        d: width of the model.
+
+    Returns:
+        The deviation of most matrices, and that of the output maps of attention and MLP.
     """
-    d, n_layers = config.d_model, config.n_layers
-    if config.init == "small_wang":
-        std, std_output = math.sqrt(2 / (5 * d)), 2 / (n_layers * math.sqrt(d))
-    else:
-        std, std_output = 0.02, 0.02 / math.sqrt(2 * n_layers)
+    if rule == "normal_scaled":
+        return 0.02, 0.02 / math.sqrt(2 * n_layers)
+    std, std_output = math.sqrt(2 / (5 * d)), 2 / (n_layers * math.sqrt(d))
+    if rule == "like_6.9b":
+        used, usual = (init_deviations(r, *SHAPE_6_9B) for r in ("normal_scaled", "small_wang"))
+        std, std_output = std * used[0] / usual[0], std_output * used[1] / usual[1]
+    return std, std_output
+
+
+def pythia_init(config: ModelConfig) -> Initialiser:
+    """The initialiser for the rule `config.init`.
+
+    All rules set biases to 0, LayerNorm weights to 1, and matrices to normal values of mean 0. The
+    standard deviation of the output maps (attention output, MLP down) differs from that of the
+    other matrices (embeddings, QKV, MLP up). With width d and L layers, the two deviations are:
+
+    small_wang (released 14M to 2.8B): 2/(L sqrt(d)) for output maps, sqrt(2/(5d)) for the others.
+    normal_scaled (released 6.9B and 12B, whose configs name no rule, so that GPT-NeoX's default
+        applies): 0.02/sqrt(2L) for output maps, 0.02 for the others.
+    like_6.9b (for small models): those of small_wang, times the ratio of the two rules above at the
+        shape of 6.9B, which is 2.56 for output maps and 2.02 for the others.
+    """
+    std, std_output = init_deviations(config.init, config.d_model, config.n_layers)
 
     def init(name: str, p: Tensor, generator: torch.Generator) -> None:
         if name.endswith("bias"):
@@ -188,10 +232,11 @@ def pythia_init(config: ModelConfig) -> Initialiser:
 
 
 class GPTNeoX(nn.Module):
-    """A Pythia model. Weights are uninitialised until `init_weights` or a load.
+    """A Pythia model. Its weights are undefined until they are loaded or set by `init_weights`.
 
     Args:
-        ops: the operations. init: the initialiser; default: `pythia_init`.
+        ops: the operations that the model uses.
+        init: the initialiser; default: `pythia_init(config)`.
     """
 
     def __init__(
@@ -211,13 +256,13 @@ class GPTNeoX(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Initialise every tensor from one seed, in the order of `named_parameters`."""
+        """Initialise all parameters from one seed, in the order of `named_parameters`."""
         generator = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
             self.init(name, p, generator)
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
-        """Tables for the first `seq_len` positions; the most recent ones are cached."""
+        """The rotary tables of the first `seq_len` positions. The last tables are cached."""
         key = (seq_len, device)
         if key not in self._tables:
             c = self.config
@@ -225,13 +270,14 @@ class GPTNeoX(nn.Module):
         return self._tables[key]
 
     def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Hidden states after the final norm, (B, T, d), of token ids (B, T).
+        """The hidden states after the final norm, (B, T, d), for token ids (B, T).
 
         Args:
-            cache: keys and values of the preceding tokens; those of `ids` are appended.
+            cache: keys and values of the preceding tokens; the keys and values of `ids` are added
+                to the cache.
 
         Raises:
-            ConfigError: a row longer than `max_seq_len`.
+            ConfigError: the rows are longer than `max_seq_len`.
         """
         batch, seq_len = ids.shape
         if seq_len > self.config.max_seq_len:
@@ -258,20 +304,28 @@ class GPTNeoX(nn.Module):
         return self.final_layer_norm(_residual_add(x, branches)).view(batch, seq_len, -1)
 
     def _fused(self, x: Tensor) -> bool:
-        """Whether blocks may skip their submodules' __call__, i.e. none has a hook."""
+        """Whether to compute the blocks with `Block.fused`.
+
+        This needs operations that are fused for `x`, parallel blocks and modules without hooks,
+        because fused blocks do not call all of their modules.
+        """
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.layers.modules())
         return self.ops.fuses(x) and self.config.parallel_residual and not hooked
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """fp32 logits (..., vocab_size) of hidden states (..., d)."""
+        """The logits (..., vocab_size), in fp32, for hidden states (..., d)."""
         return self.embed_out(hidden).float()
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, vocab_size) of token ids (B, T)."""
+        """The logits (B, T, vocab_size) for token ids (B, T)."""
         return self.logits(self.hidden(ids))
 
     def loss(self, rows: Tensor) -> Tensor:
-        """Mean next-token cross-entropy in nats over rows of S+1 tokens, (B, S+1) int64."""
+        """Mean cross-entropy of the next token, in nats, over all positions of `rows`.
+
+        Args:
+            rows: (B, T + 1) int64; the last token of a row is only a target.
+        """
         hidden = self.hidden(rows[:, :-1]).flatten(0, 1).to(self.compute_dtype)
         weight = self.embed_out.weight
         weight_c = weight if self.embed_out_copy is None else self.embed_out_copy
@@ -279,10 +333,10 @@ class GPTNeoX(nn.Module):
 
 
 def _residual_add(x: Tensor, branches: Branches) -> Tensor:
-    """x plus both branches, added in fp32 as in `layer_norm_pair`."""
+    """Add a block's branches, if there are any, to `x` in fp32, as `layer_norm_pair` does."""
     return x + (branches[0].float() + branches[1]) if branches else x
 
 
 def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
-    """Run a fused block and add its branches."""
+    """Run `Block.fused` on input `x`, and return the block's output."""
     return _residual_add(*layer.fused(x, (), *rest))

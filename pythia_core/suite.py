@@ -2,8 +2,8 @@
 
 Shapes and learning rates of the official sizes are those of the released configs
 (EleutherAI/pythia, models/*/*.yml), not of the paper's table where the two differ (1B: 2.5e-4, not
-3.0e-4). Pythia's sixteen models are eight sizes on two corpora: models of one size start from the
-same weights, models on one corpus read the same batches in the same order.
+3.0e-4). Pythia's sixteen models are eight sizes, each trained on two corpora. Models of one size
+start from the same weights. Models on one corpus read the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pythia_core.util.machine import best_precision
 
 @dataclass(frozen=True)
 class Size:
-    """One model size."""
+    """A model size: its name, shape, peak learning rate and rule for the initial weights."""
 
     name: str
     n_layers: int
@@ -30,11 +30,19 @@ class Size:
     n_heads: int
     lr_max: float
     vocab_size: int | None = None
-    """Padded vocabulary; None: the tokenizer's, padded to a multiple of 128."""
+    """Size of the padded vocabulary, which the official sizes fix; None for the other sizes."""
     init: str = "small_wang"
 
     def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
-        """This size as a ModelConfig; `vocab_size` is required unless the size has one."""
+        """The ModelConfig of this size.
+
+        Args:
+            vocab_size: required unless the size fixes the vocabulary, in which case it is ignored.
+            overrides: fields of ModelConfig to set or replace.
+
+        Raises:
+            ConfigError: `vocab_size` is missing, or a field is invalid.
+        """
         vocab = self.vocab_size or vocab_size
         if vocab is None:
             raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
@@ -58,7 +66,7 @@ OFFICIAL_SIZES = {
         Size("12b", 36, 5120, 40, 1.2e-4, 50_688, "normal_scaled"),
     )
 }
-"""The ten official sizes, named by *total* parameters as on the hub."""
+"""The ten official sizes, named by their number of parameters in *total*, as on the hub."""
 
 LAPTOP_SIZES = {
     size.name: size
@@ -73,8 +81,8 @@ LAPTOP_SIZES = {
         Size("600k", 4, 112, 7, 5.5e-3),
     )
 }
-"""Eight sizes for two cores, named by *non-embedding* parameters. Depth and width grow together;
-the number of heads need not, as in the official suite."""
+"""Eight sizes for two cores, named by their number of *non-embedding* parameters. Depth and width
+grow with the size. The number of heads sometimes does not, as in the official suite."""
 
 GPU_SIZES = {
     size.name: size
@@ -89,10 +97,10 @@ GPU_SIZES = {
         Size("85m", 12, 768, 12, 6.0e-4),  # the official 160M
     )
 }
-"""Eight sizes for one large GPU, named by *non-embedding* parameters: the four smallest official
-shapes and four sizes in between, but with the small vocabulary of the scale. Heads have 32 or 64
-dims as in the official sizes. Peak rates follow the official ones: 1e-3 up to 18.9 M, 6e-4 at 85 M,
-and log-linear in between (7.8e-4 at 39 M)."""
+"""Eight sizes for one large GPU, named by their number of *non-embedding* parameters: the four
+smallest official shapes and four shapes in between, all with the small vocabulary of the scale.
+Heads have 32 or 64 dims, as in the four official shapes. Peak learning rates follow the official
+ones: 1e-3 up to 18.9 M parameters, 6e-4 at 85 M, and log-linear in between (7.8e-4 at 39 M)."""
 
 SIZES = {**LAPTOP_SIZES, **GPU_SIZES, **OFFICIAL_SIZES}
 
@@ -101,7 +109,7 @@ def size_named(name: str) -> Size:
     """The size with this name.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: no size has this name.
     """
     if name not in SIZES:
         raise ConfigError(one_of(name, SIZES, "size"))
@@ -109,14 +117,14 @@ def size_named(name: str) -> Size:
 
 
 def size_of(model: ModelConfig, sizes: Mapping[str, Size] = SIZES) -> Size | None:
-    """The first of `sizes` with the model's layers, width and heads; None if there is none."""
+    """The first of `sizes` with the model's numbers of layers and heads and its width, or None."""
     shape = (model.n_layers, model.d_model, model.n_heads)
     matches = (s for s in sizes.values() if (s.n_layers, s.d_model, s.n_heads) == shape)
     return next(matches, None)
 
 
 def size_name(model: ModelConfig) -> str:
-    """The name of a model's size; layers x width x heads for any other shape."""
+    """The name of a model's size, or e.g. "2x16x2" (layers x width x heads) if no size matches."""
     size = size_of(model)
     return size.name if size else f"{model.n_layers}x{model.d_model}x{model.n_heads}"
 
@@ -130,33 +138,40 @@ DEDUP = "jaccard-0.87"
 
 @dataclass(frozen=True)
 class Scale:
-    """A value of the book-wide setting `scale`: how much training and data a study uses."""
+    """A value of the book-wide setting `scale`, which sets how much a study trains.
+
+    It fixes the number of updates, their batch size, the data and the sizes.
+    """
 
     name: str
     machine: str
-    """The machine it is meant for."""
+    """The machine that the scale is meant for, and how long its studies take there."""
     steps: int
     batch_size: int
     data: DataConfig = field(default_factory=DataConfig)
     sizes: tuple[str, ...] = ()
     """The sizes of the suite at this scale."""
     published: bool = False
-    """Whether studies continue the released models instead of training from scratch."""
+    """Whether studies use and continue the released models instead of training from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
-        """Parse a comma-separated list of sizes; the result is sorted, smallest first.
+        """Parse a comma-separated list of sizes, and return their names sorted, smallest first.
 
-        If `text` is empty, `default` is parsed; if that is empty too, all sizes of the scale.
+        Args:
+            text: the list; if it is empty, `default` is parsed instead.
+            default: another list; if it is empty too, all sizes of the scale are returned.
 
         Raises:
-            ConfigError: an unknown or repeated size.
+            ConfigError: a size is unknown or repeated, or the list has only commas.
         """
         names = [name.strip() for name in (text or default).split(",") if name.strip()]
         if (text or default) and not names:
             raise ConfigError(f"no sizes in {text!r}; expected e.g. {','.join(self.sizes[-2:])}")
         names = names or list(self.sizes)
         if repeated := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"sizes lists {', '.join(sorted(repeated))} more than once")
+            raise ConfigError(
+                f"sizes lists {', '.join(sorted(repeated))} more than once; list each size once"
+            )
         sizes = [size_named(name) for name in names]
         return tuple(s.name for s in sorted(sizes, key=lambda s: s.n_layers * s.d_model**2))
 
@@ -168,19 +183,23 @@ class Scale:
         deduplicated: bool = False,
         **train: Any,
     ) -> RunConfig:
-        """The control run of one size at this scale, on the standard or the deduplicated corpus.
+        """The settings of a control run (one without intervention) of one size at this scale.
 
-        As in Pythia, the deduplicated corpus is read one and a half times, so the order has two
-        copies of it. The vocabulary is that of the scale's tokenizer, padded to a multiple of 128
-        as in GPT-NeoX.
+        As in Pythia, the deduplicated corpus is read about one and a half times, so the training
+        order has two copies of it. The vocabulary is that of the scale's tokenizer, padded to a
+        multiple of 128 as in GPT-NeoX.
+
+        Args:
+            deduplicated: whether to train on the deduplicated corpus instead of the standard one.
+            train: fields of TrainConfig to set or replace.
 
         Raises:
-            ConfigError: this scale uses the released models.
+            ConfigError: an unknown size, an invalid value, or a scale that trains no control runs.
         """
         if self.published:
             raise ConfigError(
-                f"scale {self.name!r} trains no model from scratch; it is for studies of the "
-                "released models"
+                f"scale {self.name!r} trains no model from scratch; only studies that use the "
+                "released models can have this scale"
             )
         shape = size_named(size)
         vocab = 50_304
@@ -203,7 +222,7 @@ class Scale:
         )
 
     def fork_step(self, index: int) -> int:
-        """The step at this scale that corresponds to the official step 1000 * `index`."""
+        """The step of a run at this scale that corresponds to the official step 1000 * `index`."""
         return linear_step(index, self.steps)
 
 
@@ -251,7 +270,7 @@ def scale_named(name: str) -> Scale:
     """The scale with this name.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: no scale has this name.
     """
     if name not in SCALES:
         raise ConfigError(one_of(name, SCALES, "scale"))
@@ -263,13 +282,16 @@ def scale_named(name: str) -> Scale:
 DATA_ARMS = ("standard", "deduplicated")
 
 Cell = tuple[str, str]
-"""(size, arm)."""
+"""A run of the suite: (name of the size, data arm)."""
 
 
 def suite_configs(
     scale: str, sizes: Sequence[str], arms: Sequence[str] = DATA_ARMS, seed: int = 1234
 ) -> dict[Cell, RunConfig]:
-    """The runs of a suite; one seed is used for initial weights and order, as in Pythia.
+    """The settings of a suite's runs, one for each size and data arm.
+
+    Args:
+        seed: seed of the initial weights and of the data order. Pythia too uses one for both.
 
     Raises:
         ConfigError: unknown scale, size or arm.

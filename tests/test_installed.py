@@ -215,4 +215,4 @@ def test_an_installed_book_runs_a_study_into_the_working_folder(
     record = json.loads((there / "results/gender_bias/smoke/record.json").read_text())
     assert record["commit"] == {"id": None, "dirty": None}
     refused = run(python, ["bundle", "out.tar"], there, [wheel], **settings)
-    assert refused.returncode == 1 and "needs the project's checkout" in refused.stderr
+    assert refused.returncode == 1 and "needs a checkout of the project" in refused.stderr

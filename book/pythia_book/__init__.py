@@ -1,7 +1,8 @@
-"""pythia_book: measures, tests, draws and records the book's studies.
+"""Measures, tests, draws and records the studies of the book.
 
-It builds on pythia_core, which never imports it; `EXTENSIONS` registers what it adds to the
-library. README.md ("Layout") describes its subpackages and modules.
+pythia_book imports pythia_core, and pythia_core never imports pythia_book. `EXTENSIONS` registers
+the commands, corpora and runs that pythia_book adds to the library. README.md ("Layout") describes
+the subpackages and modules.
 """
 
 EXTENSIONS: dict[str, dict[str, str]] = {
@@ -12,4 +13,4 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "corpora": {name: "pythia_book.corpora" for name in ("pocket-pile", "miniature", "large")},
     "runs": {"continued": "pythia_book.released.continuation.run:open_continued"},
 }
-"""Group -> name -> module or function; read by `pythia_core.util.extensions`."""
+"""Maps each group and name to a module or function; `pythia_core.util.extensions` reads it."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WRITE_RATE = 1.0e9
-"""Bytes per second at which checkpoints are hashed and written: a guess, the least certain number
-here."""
+"""Bytes per second at which checkpoints are hashed and written. This is a guess, the least certain
+number in this module."""
 MEASURING_SLOWDOWN = 3.0
 """How much slower a forward pass is in TF32 and small batches than in a bf16 training step."""
 
@@ -37,7 +37,7 @@ def gpu_runs(study: str, scale: str) -> list[RunConfig]:
 
 
 def measuring_seconds(study: str, config: RunConfig) -> float:
-    """Roughly predicted seconds to measure a run for a study."""
+    """Predict roughly how many seconds a study takes to measure all checkpoints of a run."""
     cost, seq_len = params_of(study).MEASURING, config.data.seq_len
     tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
@@ -47,7 +47,7 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
 
 
 def run_tokens(config: RunConfig) -> int:
-    """Tokens that a run is trained on."""
+    """The number of tokens that a run is trained on."""
     return len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
@@ -69,7 +69,7 @@ def written_bytes(config: RunConfig) -> float:
 
 
 def kept_bytes(scale: str, config: RunConfig) -> float:
-    """Bytes of weights and optimizer states that a run leaves on disk."""
+    """Bytes of the weights and optimizer states that are left on disk when a run has ended."""
     retained = keep(scale, config) if is_large(config) else None
     weights = sum(retained is None or s in retained.weights for s in written_steps(config))
     states = len(PAPER_FORKS) + 1 if retained is None else len(retained.states)
@@ -77,8 +77,11 @@ def kept_bytes(scale: str, config: RunConfig) -> float:
 
 
 def sizes_table(scale: str) -> pd.DataFrame:
-    """One row per size of the suite: size, parameters, non_embedding; tokens, flop and tokens_per_s
-    of one run; seconds, written_gb and kept_gb of the size's two runs together."""
+    """Return one row per model size of the study `suite`.
+
+    The columns size, parameters and non_embedding describe the model. The columns tokens, flop and
+    tokens_per_s are for one run; seconds, written_gb and kept_gb are sums over the runs of a size.
+    """
     import pandas as pd
 
     suite = gpu_runs("suite", scale)
@@ -103,8 +106,11 @@ def sizes_table(scale: str) -> pd.DataFrame:
 
 
 def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
-    """One row per study, in order: study, runs (without those of earlier studies), tokens,
-    training_s, writing_s, measuring_s, kept_gb. Times are for one run at a time."""
+    """Return one row per study, in the order of `studies`, for runs that train one after another.
+
+    A run shared by several studies counts for the first of them only, except in measuring_s. The
+    columns are study, runs, tokens, training_s, writing_s, measuring_s and kept_gb.
+    """
     import pandas as pd
 
     counted: set[RunConfig] = set()
@@ -128,7 +134,7 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
 
 
 def report(scale: str) -> str:
-    """Both tables and their totals, as text.
+    """Return `sizes_table`, `studies_table` and the total time and disk space, as text.
 
     Raises:
         ConfigError: the cost model has no estimate for a head dimension of the scale.
@@ -139,7 +145,7 @@ def report(scale: str) -> str:
     formats |= {"tokens": "{:,}".format}
     return "\n".join(
         [
-            f"Predicted, not measured: scale {scale} on one H100 under torch.compile.\n",
+            f"Predicted, not measured: the scale {scale} on one H100 with torch.compile.\n",
             sizes.to_string(index=False, formatters=formats, float_format="{:,.1f}".format),
             "",
             studies.to_string(index=False, formatters=formats, float_format="{:,.1f}".format),

@@ -1,13 +1,13 @@
 """Packs an archive with everything that a machine without a network needs to run studies.
 
-It contains this project, the prepared tokens (encoding the text takes minutes, cutting it into rows
-seconds), the wheels that the studies read, the released numbers if they are available, the sha256
-of every file, and `run.sh` (bundle_run.sh), which checks the hashes, runs every study and writes
-the results to `records/`. Files are sorted by name and have no times or owners, so the same files
-always give the same archive.
+The archive contains this project, the prepared tokens, the wheels that the studies read, the
+released numbers if they are available, the sha256 of every file, and `run.sh` (bundle_run.sh).
+`run.sh` checks the hashes, runs every study and writes the results to `records/`. The archive
+stores its files sorted by name and without times or owners, so the same files always give the same
+archive.
 
 Corpora made from the user's own files are not packed, because no scale uses them. Do not publish
-the archive: wheels and released numbers have licences of their own.
+the archive: the wheels and the released numbers have licences of their own.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ TOP = "pythia-bundle"
 """The top folder of the archive."""
 PROJECT = ("pythia_core", "book", "notebooks", "tests", "pyproject.toml", "_config.yml", "_toc.yml",
            "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
-"""Packed files and folders of the project."""
+"""The files and folders of the project that are packed."""
 DICTIONARY = 1 << 29
-"""Window of xz in bytes: large, because the deduplicated tokens repeat those of the full text."""
+"""Size of the xz dictionary in bytes. It is large because the deduplicated tokens repeat tokens of
+the full text."""
 
 Part = Path | bytes
-"""A file to pack: its path, or its content."""
+"""A file to pack, given as its path or as its content."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class Bundle:
     path: Path
     sha256: str
     manifest: dict[str, Any]
-    """scale, studies, version, commit, and the size and sha256 of every file."""
+    """The content of MANIFEST.json: scale, studies, version, commit, and the size and sha256 of
+    every file."""
 
     def sizes(self) -> dict[str, int]:
-        """Uncompressed bytes by kind of content, largest first."""
+        """Uncompressed bytes per top folder (below cache/ per subfolder), largest first."""
         return _by_kind({name: entry["bytes"] for name, entry in self.manifest["files"].items()})
 
 
@@ -78,17 +80,17 @@ def make_bundle(
     progress: bool = True,
     max_size: float | None = None,
 ) -> Bundle:
-    """Prepare the data and pack the archive `out`, atomically.
+    """Prepare the data and pack it into the archive `out`, which is written atomically.
 
     Args:
-        out: *.tar, or *.tar.xz, which is smaller but takes minutes.
+        out: path of the archive, *.tar or *.tar.xz. The latter is smaller but takes minutes.
         studies: the studies that the bundle will run.
-        max_size: limit on the size before compression, in MB; None: no limit.
+        max_size: limit on the size before compression, in MB. None means no limit.
 
     Raises:
-        ConfigError: unknown scale or study, a scale of released models, another suffix, or no
-            checkout to pack (lists every problem before anything is fetched); files larger than
-            `max_size` (nothing is packed).
+        ConfigError: the scale or a study is unknown, the scale needs released models, the suffix
+            of `out` is not accepted, there is no checkout to pack, or the files are larger than
+            `max_size`. Nothing is packed.
         FetchError, DataError: a text or a wheel is not available.
     """
     problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
@@ -111,7 +113,7 @@ def make_bundle(
         largest = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sizes.items())
         raise ConfigError(
             f"the files of this bundle take {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
-            f"than --max-size {max_size:g}: choose fewer --studies or a smaller --scale"
+            f"than --max-size {max_size:g}; choose fewer --studies or a smaller --scale"
         )
     manifest = {
         "scale": scale,
@@ -132,7 +134,7 @@ def make_bundle(
 
 
 def project_files(root: Path) -> dict[str, Part]:
-    """The project's files by name in the archive, without caches and copied notebooks."""
+    """Map names in the archive to the project's files, without caches and copied notebooks."""
     files = [p for name in PROJECT for p in (root / name, *(root / name).rglob("*")) if p.is_file()]
     return {
         f"project/{file.relative_to(root).as_posix()}": file
@@ -143,7 +145,7 @@ def project_files(root: Path) -> dict[str, Part]:
 
 
 def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part]:
-    """Prepared tokens and pinned wheels, named as in the cache."""
+    """Map names in the archive to the prepared tokens and pinned wheels, named as in the cache."""
     parts: dict[str, Part] = {}
     for data in needed_data(scale, studies):
         folder = prepare_tokens(data, progress)
@@ -155,29 +157,29 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:
-    """The text for `bench train` on a GPU; empty if the 20B tokenizer is not available."""
+    """The tokens that `bench train` reads on a GPU; empty if the 20B tokenizer is unavailable."""
     from pythia_book.bench.train import text_file, text_tokens
 
     try:
         text_tokens(progress)
     except FetchError as error:
-        print(f"the bundle has no text for the training benchmark: {error}", file=sys.stderr)
+        print(f"the bundle lacks the text of the training benchmark: {error}", file=sys.stderr)
         return {}
     return {"results/bench/tokens.npy": text_file()}
 
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
-    """The data that the studies read, one config per set of tokens (row orders share tokens)."""
+    """The data that the studies read. Configs that differ only in the order of rows count once."""
     configs = texts_of(scale, studies)
     tokens = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in configs}
     return list(tokens.values())
 
 
 def _published() -> dict[str, Part]:
-    """The files of PYTHIA_PUBLISHED_DIR, if set.
+    """Map names in the archive to the files in PYTHIA_PUBLISHED_DIR; empty if it is not set.
 
     Raises:
-        DataError: the variable does not name a folder.
+        DataError: the environment variable does not name a folder.
     """
     if not (released := os.environ.get("PYTHIA_PUBLISHED_DIR")):
         return {}
@@ -189,7 +191,7 @@ def _published() -> dict[str, Part]:
 
 
 def _commit() -> str:
-    """The commit of this checkout, as bundle_run.sh passes it to records; empty without git."""
+    """The commit of this checkout in the format of PYTHIA_COMMIT; empty without git."""
     state = commit()
     return f"{state['id']}{'-modified' if state['dirty'] else ''}" if state["id"] else ""
 

@@ -1,11 +1,11 @@
-"""Measurements of checkpoints: cached with the run, computed in parallel.
+"""Measures checkpoints in parallel, and caches the results in the folder of the run.
 
-A measurement is a picklable object with a name, a digest of everything but the weights that
-determines its result, and a call (model, step) -> arrays. Cached results are checked against their
-own hash, and measured again if they are damaged. A checkpoint that cannot be loaded becomes a gap
-in the tables; it does not end the study.
+A measurement is a picklable object with a name, a call (model, step) -> arrays, and a digest of
+everything, apart from the weights, that determines the arrays. Each cached file contains a hash of
+its arrays; a damaged file is measured again. A checkpoint that cannot be loaded becomes a gap in
+the tables and does not end the study.
 
-`LanguageMeasurement`, on held-out text, is shared by most studies.
+Most studies use `LanguageMeasurement`, which measures on held-out text.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ CheckpointKey = tuple[str, int]
 
 
 class Measurement(Protocol):
-    """Something to measure on a checkpoint; pickled for the worker processes."""
+    """Something to measure on a checkpoint. It is pickled for the worker processes."""
 
     name: str
-    """Letters a-z and _; the cached files' names begin with it."""
+    """Letters a-z and _. The names of the cached files begin with it."""
     digest: str
-    """Stable hash of items, settings and method, but not of weights and step."""
+    """Stable hash of the items, settings and method, but not of the weights or the step."""
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A checkpoint that could not be measured, and why."""
+    """A checkpoint that could not be measured, with the reason."""
 
     run_id: str
     step: int
@@ -67,7 +67,7 @@ def measure_all(
     """Apply one measurement to many checkpoints, one process per core.
 
     Returns:
-        The arrays by (run id, step), and the checkpoints that are missing or corrupt.
+        The arrays by (run id, step), and a gap for each checkpoint that is missing or corrupt.
     """
     measured, gaps = measure_each(checkpoints, [measurement], measurement.name, progress)
     return {key: arrays for key, (arrays,) in measured.items()}, gaps
@@ -85,8 +85,8 @@ def measure_each(
         title: name of the measurements in the progress bar.
 
     Returns:
-        The arrays of every measurement by (run id, step), and the checkpoints that are missing or
-        corrupt.
+        The arrays by (run id, step), in the order of `measurements`, and a gap for each checkpoint
+        that is missing or corrupt.
     """
     measured: dict[CheckpointKey, list[Any]] = {}
     jobs: list[tuple[Run, int, list[Measurement]]] = []
@@ -157,7 +157,7 @@ def _sha256(arrays: Arrays) -> str:
 
 
 def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
-    """Write arrays and their key atomically."""
+    """Write arrays, their hash and their key to a file, atomically."""
     from safetensors.numpy import save
 
     metadata = {"key": json.dumps(key, sort_keys=True), "sha256": _sha256(arrays)}
@@ -167,7 +167,7 @@ def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
 
 
 def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
-    """The cached arrays; None if there are none under this key or they are damaged."""
+    """Read cached arrays; None if the file is missing or damaged, or has another key."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -185,7 +185,7 @@ def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
 # --- held-out text ---------------------------------------------------------------------------
 
 N_ROWS = 320
-"""Number of held-out rows for the loss, spread evenly over the held-out stream."""
+"""Number of held-out rows on which the loss is measured, spread evenly over the held-out stream."""
 N_PASSAGE_ROWS = 960
 """Number of held-out rows from which the passages for last-word prediction are taken."""
 
@@ -194,9 +194,9 @@ N_PASSAGE_ROWS = 960
 class LanguageMeasurement:
     """How well a checkpoint models held-out text.
 
-    Results: loss, nats per token, float64[rows]; last_word, whether greedy decoding gives it,
-    bool[passages]. All runs of a scale share held-out documents, even if their training text is
-    deduplicated.
+    The call returns two arrays: `loss`, float64[rows], in nats per token; and `last_word`,
+    bool[passages], whether greedy decoding gives the last word of the passage. All runs of a scale
+    share the held-out documents, even if their training text is deduplicated.
     """
 
     rows: np.ndarray
@@ -206,7 +206,7 @@ class LanguageMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, max_seq_len: int) -> LanguageMeasurement:
-        """The measurement on the held-out documents of prepared data."""
+        """Create the measurement on the held-out documents of prepared data."""
         tokens, seq_len = data.heldout.tokens, data.config.seq_len
         passages = scoring.last_words(
             scoring.sample_windows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id

@@ -1,12 +1,13 @@
-"""Reads notebooks, checks their parameters, stamps and cleans executed ones.
+"""Reads the notebooks of studies and checks their parameters; stamps and cleans executed notebooks.
 
 A study is one notebook, notebooks/<study>.ipynb, without outputs and with one cell tagged
-`parameters`.
-Running it (pythia_book.papermill_engine) writes results/<study>/<scale>/notebook.ipynb with a stamp
-in its metadata: the parameters and the hashes of its code cells and of the packages. While the
-stamp matches, the run is up to date. Papermill only warns about an unknown parameter; here it is
-rejected before anything runs. A finished notebook is reproducible: paths, host name, timings and
-versions are removed.
+`parameters`. Running the study (pythia_book.papermill_engine) writes an executed notebook to
+results/<study>/<scale>/notebook.ipynb. The metadata of that notebook have a stamp: the parameters,
+and hashes of the code cells, of both packages and of the record in the same folder. While the stamp
+matches, the run is up to date.
+
+Papermill only warns about an unknown parameter; this module rejects it before anything runs.
+Cleaning removes paths, host name, timings and versions, so that notebooks are reproducible.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ Notebook = Any
 """An nbformat NotebookNode: a dict with attribute access."""
 
 STAMP = "pythia"
-"""Key of the stamp in a finished notebook's metadata."""
+"""Key of the stamp in the metadata of a finished notebook."""
 STOP_NOTE = "what was trained and measured is kept"
-"""Message after a study was stopped."""
+"""End of the message that is shown when a study was stopped."""
 
 _TYPES = {
     **{"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)},
@@ -60,7 +61,7 @@ class Parameter:
 
 
 def notebooks_dir() -> Path:
-    """The folder of the studies' notebooks, in the checkout or copied into a wheel."""
+    """The folder of the studies' notebooks: in the checkout, or their copies in a wheel."""
     copies = Path(__file__).with_name("_notebooks")
     return copies if copies.is_dir() else project_root() / "notebooks"
 
@@ -69,7 +70,7 @@ def notebook_path(study: str) -> Path:
     """The source notebook of a study.
 
     Raises:
-        ConfigError: unknown study; lists the known ones.
+        ConfigError: the study is unknown; the message lists the known studies.
     """
     paths = {path.stem: path for path in sorted(notebooks_dir().glob("*.ipynb"))}
     if study not in paths:
@@ -78,10 +79,10 @@ def notebook_path(study: str) -> Path:
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Read a notebook, in format 4.
+    """Read a notebook and convert it to format 4.
 
     Raises:
-        DataError: no such file, or not a notebook.
+        DataError: the file does not exist or is not a notebook.
     """
     import nbformat
 
@@ -89,8 +90,19 @@ def read_notebook(path: Path) -> Notebook:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError as error:
         raise DataError(f"no notebook at {path}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
-        raise DataError(f"{path} is not a notebook: {error}") from error
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError,
+    ) as error:  # fmt: skip
+        raise DataError(f"{path} is not a notebook: {conflict(path) or error}") from error
+
+
+def conflict(path: Path) -> str:
+    """Return "it has an unresolved merge conflict" if that is true of the file, else ""."""
+    try:
+        found = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
+    except OSError:
+        return ""
+    return "it has an unresolved merge conflict" if found else ""
 
 
 def write_notebook(notebook: Notebook, path: Path) -> None:
@@ -105,7 +117,7 @@ def write_notebook(notebook: Notebook, path: Path) -> None:
 
 
 def source_hash(notebook: Notebook) -> str:
-    """sha256 of the code cells without injected parameters; prose does not change it."""
+    """sha256 of the code cells, without prose and without the cell of injected parameters."""
     sources = [
         cell.source.strip()
         for cell in notebook.cells
@@ -114,8 +126,14 @@ def source_hash(notebook: Notebook) -> str:
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
+def outputs_hash(notebook: Notebook) -> str:
+    """sha256 of the outputs of all cells, in order."""
+    outputs = [cell.get("outputs", []) for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
+
+
 def library_hash() -> str:
-    """sha256 over all Python files of both packages: the code behind a result."""
+    """sha256 over all Python files of pythia_core and pythia_book."""
     import pythia_core
 
     digest = hashlib.sha256()
@@ -130,15 +148,16 @@ def library_hash() -> str:
 
 
 def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
-    """The parameters a notebook accepts, from its cell tagged `parameters`.
+    """Read the parameters that a notebook accepts from its cell tagged `parameters`.
 
     Raises:
-        DataError: no such cell, more than one, or a default that is not a literal.
+        DataError: the notebook does not have exactly one such cell, or a default value is not a
+            literal.
     """
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise DataError(
-            f"expected one cell tagged 'parameters' in a study's notebook, got {len(cells)}"
+            f"a study's notebook must have one cell tagged 'parameters', got {len(cells)}"
         )
     lines = cells[0].source.splitlines()
     parameters = {}
@@ -180,10 +199,10 @@ def _fits(value: Any, kind: ast.expr) -> bool:
 
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
-    """Parse parameters written NAME=VALUE, where a value may be a Python literal.
+    """Parse parameters written NAME=VALUE. A value that is not a Python literal is a string.
 
     Raises:
-        ConfigError: a word without "=".
+        ConfigError: a word has no "=" or no name.
     """
     parameters: dict[str, Any] = {}
     for word in words:
@@ -198,14 +217,14 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
 
 
 def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Check the names and types of parameters against a notebook's parameters cell, before a run.
+    """Check the names and types of parameters against the parameters cell of a notebook.
 
     Returns:
-        Every parameter of the notebook: its default where `parameters` has none.
+        All parameters of the notebook, with the default value where `parameters` has no value.
 
     Raises:
-        ConfigError: unknown or ill-typed parameters, or an unknown scale; lists all problems and
-            the accepted parameters.
+        ConfigError: a parameter is unknown or has the wrong type, or the scale is unknown. The
+            message lists all problems and the accepted parameters.
     """
     accepted = parameters_of(notebook)
     problems = []
@@ -226,11 +245,11 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 
 
 def check_values(study: str, values: dict[str, Any]) -> None:
-    """Let a study reject well-typed values that it cannot use, before anything runs.
+    """Let a study reject values that have the right type but that it cannot use.
 
-    The dataclass `Params` in its params.py checks the notebook's parameters; an optional function
-    `check` in its study.py makes checks that need more than the parameters. A notebook without a
-    folder under studies/ checks its own values.
+    The dataclass `Params` in the study's params.py checks the parameters on their own. The study's
+    study.py may have a function `check` for checks that need more than the parameters. Nothing is
+    checked for a notebook without a folder under studies/.
 
     Raises:
         ConfigError: the study rejects a value.
@@ -247,7 +266,10 @@ def check_values(study: str, values: dict[str, Any]) -> None:
 
 
 def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> dict[str, Any]:
-    """What a finished notebook depends on; while nothing of it changes, the run is up to date."""
+    """Return the stamp of a notebook: everything its result depends on.
+
+    While a stamp made now equals the stamp of an earlier run, that run is up to date.
+    """
     return {
         "study": study,
         "parameters": json.loads(json.dumps(parameters)),
@@ -258,18 +280,17 @@ def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> di
 
 
 def output_path(study: str, scale: str) -> Path:
-    """Where a run of a study writes its notebook."""
+    """The path to which a run of a study writes its executed notebook."""
     return results_dir() / study / scale / "notebook.ipynb"
 
 
-def is_current(path: Path, stamp: dict[str, Any]) -> bool:
-    """Whether `path` is a finished run with exactly this stamp and with a record."""
-    if not path.is_file() or not (path.parent / "record.json").is_file():
-        return False
-    try:
-        return read_notebook(path).metadata.get(STAMP) == stamp
-    except DataError:
-        return False
+def unfinished_path(output: Path) -> Path:
+    """The path for the notebook of a run that failed or was only prepared.
+
+    Args:
+        output: where a finished run writes its notebook (`output_path`).
+    """
+    return output.parent.with_name(f"{output.parent.name}-unfinished.ipynb")
 
 
 def has_errors(notebook: Notebook) -> bool:
@@ -279,8 +300,8 @@ def has_errors(notebook: Notebook) -> bool:
 
 
 def is_finished(notebook: Notebook) -> bool:
-    """Whether a run completed; a failed run, or one in progress, has no stamp."""
-    return STAMP in notebook.metadata and not has_errors(notebook)
+    """Whether the run of a notebook completed: it has a stamp, and no cell failed."""
+    return isinstance(notebook.metadata.get(STAMP), dict) and not has_errors(notebook)
 
 
 # --- cleaning --------------------------------------------------------------------------------
@@ -292,7 +313,7 @@ _MACHINE_PATH = re.compile(
 
 
 def _substitutes() -> list[tuple[str, str]]:
-    """(folder on this machine, its replacement), longest first."""
+    """Pairs (folder on this machine, text to replace it with), the longest folder first."""
     substitutes = {
         str(results_dir().resolve()): "results",
         str(project_root().resolve()): ".",
@@ -308,19 +329,19 @@ def _substitutes() -> list[tuple[str, str]]:
 
 
 def _pattern(folder: str) -> str:
-    """A regex for this folder that does not match inside a longer name."""
+    """A regex that matches the path `folder`, but not as part of a longer name."""
     return rf"(?<![\w.~-]){re.escape(folder)}(?![\w-])"
 
 
 def without_machine_paths(text: str) -> str:
-    """The text with the folders of this machine replaced."""
+    """Replace paths of folders on this machine by neutral texts, e.g. "results" or "[cache]"."""
     for folder, substitute in _substitutes():
         text = re.sub(_pattern(folder), substitute, text)
     return text
 
 
 def machine_traces(text: str) -> list[str]:
-    """Absolute paths and this machine's host name, where they occur in a text."""
+    """List the absolute paths in a text, and the host name of this machine if it occurs."""
     traces = [text[m.start() : m.start() + 40].split()[0] for m in _MACHINE_PATH.finditer(text)]
     traces += [folder for folder, _ in _substitutes() if re.search(_pattern(folder), text)]
     host = socket.gethostname()
@@ -332,8 +353,8 @@ def machine_traces(text: str) -> list[str]:
 def clean_notebook(notebook: Notebook) -> Notebook:
     """Make an executed notebook reproducible, in place.
 
-    It removes papermill's paths and timings, the error stream, widget state and version details,
-    numbers the cells from 1, and replaces paths of this machine in textual outputs.
+    Remove papermill's paths and timings, stderr outputs, the state of widgets and versions; number
+    the cells from 1; and replace paths of this machine in textual outputs.
     """
     metadata = notebook.metadata
     parameters = metadata.get("papermill", {}).get("parameters")

@@ -1,15 +1,19 @@
-"""Runs a study's notebook; lets `papermill notebooks/gender_bias.ipynb` work with one argument.
+"""Runs the notebook of a study with papermill, and lets the command work without an output path.
 
-Papermill loads this module through the entry point `papermill.engine` before it reads its command
-line. If the only path there is a notebook of this project, the module adds the output path,
-results/<study>/<scale>/notebook.ipynb. Without it papermill would prompt (terminal), write to
-stdout (pipe) or, with a pipe as stdin, use the path as the output. The engine checks the parameters
-before the kernel starts. It cleans, stamps and writes the notebook only after it has run, so a
-stopped run leaves an earlier one intact. The kernel's progress is shown in the terminal of the
-command, and Ctrl-C there lets the kernel save what it is training.
+Papermill loads this module through the entry point `papermill.engine` before it parses its command
+line. If the command line has one path only, and the path is a notebook of this project, the module
+adds an output path, results/<study>/<scale>/notebook.ipynb, and the engine defined here. If there
+are two paths, the module adds only the engine. Other calls are left unchanged. Every papermill call
+imports this module, so it must import quickly.
 
-Calls with two paths get only the engine; `--help-notebook`, `--version` and notebooks of other
-projects are left alone. Every papermill call imports this module, so it must import quickly.
+The engine checks the parameters before the kernel starts. The kernel shows its progress in the
+terminal of the command. Ctrl-C in that terminal lets the kernel save the model it is training.
+
+A run replaces the earlier run as a whole. The kernel writes the record to a temporary folder next
+to results/<study>/<scale>/ (`PYTHIA_RECORD_TO`). If the notebook ends without an error, the engine
+cleans the notebook, stamps it with the hash of the record, writes it to the same folder and
+replaces results/<study>/<scale>/ by that folder. A notebook that fails or is only prepared goes to
+results/<study>/<scale>-unfinished.ipynb. With any other output path nothing is recorded.
 """
 
 from __future__ import annotations
@@ -26,13 +30,13 @@ from typing import Any
 
 from pythia_book import notebooks
 from pythia_book.notebooks import STOP_NOTE
-from pythia_core.errors import ConfigError, PythiaError, one_of
+from pythia_core.errors import ConfigError, DataError, PythiaError, one_of
 from pythia_core.suite import SCALES
 from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
 START_DELAY = 0.5
-"""Seconds to wait before interrupting: a kernel ignores it until it has begun its cell."""
+"""Seconds from Ctrl-C to the interrupt of the kernel, which ignores one until its cell runs."""
 
 OPTIONS = {
     ("--parameters", "-p"): 2,
@@ -45,17 +49,18 @@ OPTIONS = {
     **dict.fromkeys((("--stdout-file",), ("--stderr-file",), ("--log-level",)), 1),
     **dict.fromkeys((("--execution-timeout",), ("--autosave-cell-every",)), 1),
 }
-"""Papermill's options -> number of values (a test compares them with papermill's own)."""
+"""Maps the names of each papermill option to its number of values. A test compares this table with
+papermill's own options."""
 
 KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
-"""Silence the kernel's transport, and do not colour tracebacks: that can take ten seconds, which
-would delay a stop."""
+"""Arguments that silence the kernel's log and turn off colours in tracebacks. Colouring a traceback
+can take ten seconds, which would delay a stop."""
 
 _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
 def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Parse arguments as papermill does: (paths and flags, values by option name)."""
+    """Parse arguments as papermill does; return paths and flags, and the values by option name."""
     import click
 
     options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
@@ -70,7 +75,12 @@ def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def scale_parameter(options: dict[str, Any]) -> Any:
-    """The parameter `scale` in parsed options, by papermill's precedence; None if not set."""
+    """The value of the parameter `scale`, or None if no option sets it.
+
+    Args:
+        options: values by option name, as `parse_arguments` returns them. If several set the
+            scale, papermill's precedence decides.
+    """
     import base64
 
     import yaml
@@ -87,7 +97,9 @@ def scale_parameter(options: dict[str, Any]) -> Any:
 
 
 def complete_arguments(arguments: list[str]) -> list[str]:
-    """Papermill's arguments, with output path and engine added to calls that lack them.
+    """Add the output path and the engine to papermill's arguments, where they are missing.
+
+    Calls for help or the version, and calls with a notebook of another project, stay unchanged.
 
     Raises:
         PythiaError: the notebook cannot be read or the scale is unknown.
@@ -110,17 +122,125 @@ def complete_arguments(arguments: list[str]) -> list[str]:
     if scale not in SCALES:
         raise ConfigError(one_of(scale, SCALES, "scale"))
     target = notebooks.output_path(source.stem, scale)
-    target.parent.mkdir(parents=True, exist_ok=True)
     return [*engine, *arguments, _escaped(os.path.relpath(target))]
 
 
 def _escaped(path: object) -> str:
-    """A path escaped for papermill, which formats paths with the parameters."""
+    """Escape braces in a path, because papermill substitutes parameters in paths."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
+# --- the place of a run ----------------------------------------------------------------------
+
+
+def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
+    """Return the path that papermill writes to if runs of the study are recorded there, else None.
+
+    Args:
+        written: the output path that papermill was called with.
+        base: the folder to which `written` is relative.
+    """
+    places = (notebooks.output_path(study, scale).absolute() for scale in SCALES)
+    path = os.path.realpath(base / written)
+    return next((place for place in places if os.path.realpath(place) == path), None)
+
+
+def _working_folder() -> Path:
+    """The folder to which papermill's paths are relative, even if the notebook runs elsewhere."""
+    from papermill.iorw import papermill_io
+
+    handler = papermill_io.get_handler("local")
+    folder = handler.cwd(None)
+    handler.cwd(folder)
+    return Path(folder or os.getcwd())
+
+
+_guarded: set[str] = set()
+
+
+def _guard(written: str, target: Path) -> None:
+    """Keep papermill from overwriting a finished run with an unfinished notebook.
+
+    From now on, a notebook that papermill writes to `written` goes to the path for unfinished
+    notebooks instead. A notebook that was recorded is already in place and is not written again.
+
+    Args:
+        written: the output path that papermill was called with.
+        target: the same path, absolute.
+    """
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Guard(LocalHandler):
+        def write(self, content: str, path: str) -> None:
+            import nbformat
+
+            notebook = nbformat.reads(content, as_version=4)
+            if "record" not in notebook.metadata.get(notebooks.STAMP, {}):  # else it is in place
+                keep_unfinished(notebook, target)
+
+    if written not in _guarded:
+        papermill_io.register(written, Guard())
+        _guarded.add(written)
+
+
+def keep_unfinished(notebook: Any, target: Path) -> Path:
+    """Write the notebook of an unfinished run to `unfinished_path(target)`, and print the path."""
+    path = notebooks.unfinished_path(target)
+    notebooks.write_notebook(notebook, path)
+    if notebooks.has_errors(notebook):
+        what = "The run did not finish"
+    elif notebooks.STAMP in notebook.metadata:
+        what = "The run was not recorded"
+    else:
+        what = "The notebook was not run to its end"
+    print(f"{what}: it is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
+    return path
+
+
+def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
+    """Stamp and clean an executed notebook, and write it to the folder of its record.
+
+    Raises:
+        DataError: the folder has no record, or the record is incomplete or damaged.
+    """
+    from pythia_book import records
+    from pythia_core.util.files import file_sha256
+
+    record = folder / "record.json"
+    if not record.is_file():
+        raise DataError(
+            "the notebook wrote no record; its last cell must be style.write_record(result)"
+        )
+    notebook.metadata[notebooks.STAMP] = stamp | {"record": file_sha256(record)}
+    notebooks.clean_notebook(notebook)
+    notebook.metadata[notebooks.STAMP]["outputs"] = notebooks.outputs_hash(notebook)
+    notebooks.write_notebook(notebook, folder / records.NOTEBOOK)
+    if problems := records.check_whole(folder, named=False):
+        del notebook.metadata[notebooks.STAMP]
+        raise DataError("; ".join(problems))
+
+
+@contextlib.contextmanager
+def _recording_to(folder: Path | None) -> Iterator[None]:
+    """Make the kernel write its record to `folder`, or write no record if `folder` is None."""
+    from pythia_book.records import RECORD_TO
+
+    before = os.environ.get(RECORD_TO)
+    os.environ[RECORD_TO] = str(folder or "")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RECORD_TO]
+        else:
+            os.environ[RECORD_TO] = before
+
+
+# --- the papermill command -------------------------------------------------------------------
+
+
 def _close_piped_stdin() -> None:
-    """Replace a pipe or a closed stdin with the null device: papermill would read from it."""
+    """Replace stdin with the null device if it is a pipe or closed, as papermill would read it."""
     try:
         piped = stat.S_ISFIFO(os.fstat(0).st_mode)
     except OSError:
@@ -143,7 +263,7 @@ _in_papermill_command = False
 
 
 def _exit_at_once(number: int, _frame: Any) -> None:
-    """Handle Ctrl-C and SIGTERM in the papermill command while there is nothing to save."""
+    """Signal handler of the papermill command while there is nothing to save: report and exit."""
     os._exit(report_stop(Stopped(number=number), STOP_NOTE))
 
 
@@ -161,14 +281,31 @@ def _on_import() -> None:
     if len(completed) > len(sys.argv) - 1:
         sys.argv[1:] = completed
         _close_piped_stdin()
+        _guard_output(completed)
     else:  # not a notebook of this project
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _guard_output(arguments: list[str]) -> None:
+    """Guard the output path of a papermill call even with `--prepare-only`, which has no engine."""
+    words, _ = parse_arguments(arguments)
+    source, written = (word for word in words if not word.startswith("-") or word == "-")
+    written = written.replace("{{", "{").replace("}}", "}")
+    if target := _place_of_a_run(written, Path(source).stem, Path.cwd()):
+        _guard(written, target)
+
+
+# --- the engine ------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let the kernel show its progress in this command's terminal, unless progress is off."""
+    """Let the kernel show its progress in the terminal of this process, unless progress is off.
+
+    Args:
+        kwargs: keyword arguments for papermill's engine; changed in place.
+    """
     progress = kwargs.get("progress_bar", True)
     live = progress and is_live(sys.stderr)
     if progress and not kwargs.get("stderr_file"):
@@ -191,11 +328,16 @@ def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM interrupt the running cell, which saves what it is training, and then
-    end the notebook; without this they would break the connection to the kernel.
+    """Let Ctrl-C and SIGTERM stop the notebook safely.
+
+    A signal interrupts the running cell, which saves the model it is training, and then ends the
+    notebook. Without this context manager, a signal would break the connection to the kernel.
+
+    Args:
+        kwargs: keyword arguments for papermill's engine; changed in place.
 
     Raises:
-        Stopped: after either signal. The papermill command instead prints one line and exits.
+        Stopped: a signal was received. The papermill command instead prints one line and exits.
     """
     from jupyter_client.manager import AsyncKernelManager
 
@@ -237,9 +379,9 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 class PythiaEngine:
-    """Papermill's own engine; it checks the parameters first and cleans the notebook at the end.
+    """Runs a notebook with papermill's default engine, and checks, stamps and records the run.
 
-    It cannot inherit from that engine, because papermill.engines imports this module.
+    The class cannot inherit from the default engine, because papermill.engines imports this module.
     """
 
     @staticmethod
@@ -259,28 +401,49 @@ class PythiaEngine:
         import click
         from papermill.engines import NBClientEngine
 
-        from pythia_book.records import start_message
+        from pythia_book import records
 
-        parameters = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
+        papermill = dict(nb.metadata.get("papermill", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem
         try:
-            values = notebooks.validate_parameters(nb, parameters)
+            values = notebooks.validate_parameters(nb, dict(papermill.get("parameters", {})))
             notebooks.check_values(study, values)
         except PythiaError as error:
             raise click.ClickException(str(error)) from None
         nb.metadata.pop(notebooks.STAMP, None)
         stamp = notebooks.make_stamp(study, values, nb)
+        folder = kwargs.pop("record_to", None)
+        target = None
+        if written := papermill.get("output_path"):
+            target = _place_of_a_run(written, study, _working_folder())
+        if target:
+            _guard(written, target)
+        recorded = target and target.parent.name == values.get("scale")
         kwargs["output_path"] = None  # papermill writes the returned notebook
         kwargs.setdefault("extra_arguments", KERNEL_ARGUMENTS)
         if kwargs.get("progress_bar", True) and "scale" in values:
-            print(start_message(study, values["scale"]), file=sys.stderr, flush=True)
-        with _kernel_progress(study, kwargs), _stoppable(kwargs):
-            nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
-        if not notebooks.has_errors(nb):  # a failed one is left as it is, to explain the failure
-            nb.metadata[notebooks.STAMP] = stamp
-            notebooks.clean_notebook(nb)
-        if _in_papermill_command:  # only writing the notebook is left
-            ignore_signals()
+            print(records.start_message(study, values["scale"]), file=sys.stderr, flush=True)
+        with contextlib.ExitStack() as stack:
+            if recorded:
+                folder = stack.enter_context(records.staging(target.parent))
+            with _kernel_progress(study, kwargs), _stoppable(kwargs), _recording_to(folder):
+                nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
+            if _in_papermill_command:  # only writing is left
+                ignore_signals()
+            if notebooks.has_errors(nb):  # it keeps everything that may explain it
+                return nb
+            if folder is None:
+                nb.metadata[notebooks.STAMP] = stamp
+                return notebooks.clean_notebook(nb)
+            try:
+                finish(nb, stamp, folder)
+            except DataError as error:
+                if recorded:
+                    keep_unfinished(nb, target)
+                raise click.ClickException(f"{study}: {error}") from None
+            if recorded:
+                records.swap_in(folder, target.parent)
+                notebooks.unfinished_path(target).unlink(missing_ok=True)
         return nb
 
 
@@ -291,21 +454,25 @@ def run_study(
     force: bool = False,
     progress: bool = True,
 ) -> tuple[Path, bool]:
-    """Execute a study's notebook into results/<study>/<scale>/, unless it is up to date there.
+    """Execute a study's notebook into results/<study>/<scale>/, unless the run there is up to date.
+
+    The earlier run in that folder is replaced only when the new run is complete.
 
     Args:
-        study: name of a notebook. scale: overrides the notebook's default.
+        study: name of the study and its notebook.
+        scale: overrides the notebook's default scale.
         parameters: further parameters, checked before anything runs.
         force: run even if the last run is up to date.
-        progress: show a progress bar and the notebook's error stream.
+        progress: show a progress bar and the stderr of the notebook.
 
     Returns:
         The path of the executed notebook, and whether this call ran it.
 
     Raises:
-        ConfigError: unknown study, scale or parameter, or a value that the study cannot use.
-        PythiaError: a cell failed or the kernel died; says where to look.
-        Stopped: after SIGINT or SIGTERM; an earlier run's notebook is unchanged.
+        ConfigError: the study, the scale or a parameter is unknown, or the study cannot use a
+            value.
+        PythiaError: a cell failed or the kernel died; the message says where to look.
+        Stopped: SIGINT or SIGTERM was received.
     """
     source = notebooks.notebook_path(study)
     notebook = notebooks.read_notebook(source)
@@ -314,16 +481,26 @@ def run_study(
     notebooks.check_values(study, values)
     target = notebooks.output_path(study, values.get("scale", "laptop"))
     stamp = notebooks.make_stamp(study, values, notebook)
-    if not force and notebooks.is_current(target, stamp):
-        return target, False
+    from pythia_book import records
 
+    folder = target.parent
+    records.tidy(folder)
+    if not force and records.is_current(folder, stamp):
+        return target, False
+    if folder.exists() and (problems := records.check_whole(folder)):
+        print(
+            f"the run in {folder} will be replaced: {'; '.join(problems)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    import click
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
 
     papermill_engines.register("pythia", PythiaEngine)  # an entry point, but only if installed
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with stop_requests() as stop_requested:  # the engine stops the notebook
             papermill.execute_notebook(
@@ -338,10 +515,15 @@ def run_study(
                 raise Stopped(number=number)
     except papermill.PapermillExecutionError as error:
         message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
-        raise PythiaError(f"{message}\nfor the traceback, see {target}") from error
+        where = notebooks.unfinished_path(target)
+        raise PythiaError(f"{message}\nwhere: see {where}") from error
+    except click.ClickException as error:
+        raise PythiaError(error.message) from error
     except DeadKernelError as error:
         message = f"the kernel running {source.name} died; was there enough memory?"
-        raise PythiaError(f"{message} What was trained is kept: run it again to resume.") from error
+        raise PythiaError(
+            f"{message} Checkpoints are kept: run the study again to resume training."
+        ) from error
     return target, True
 
 

@@ -1,58 +1,83 @@
-"""Saves a study's results as record.json and CSV tables, and formats their numbers as text.
+"""Writes and reads records, the files with the results of a study, and formats their numbers.
 
-Every number on the site comes from a record, which a notebook writes at its end. A record states
-its origin: parameters, data fingerprint, runs with the sha256 of their final weights, commit,
-versions, device, duration and memory, but never a path or a host name. pythia_book.site_runs
-selects the record that the site shows.
+A record is a folder with record.json, one CSV per table, the measurements from which the tables
+follow (measured.npz), the released numbers shown next to them (released_*.csv), and the executed
+notebook. record.json has the hashes of the CSV files and of measured.npz, and the stamp of the
+notebook has the hash of record.json; `check_whole` verifies the hashes. A new record is written to
+a temporary folder (`staging`), which then replaces the old record as a whole (`swap_in`).
+
+A record states its origin: parameters, data fingerprint, runs with the sha256 of their final
+weights, commit, versions, device, duration and memory, but never a path or a host name.
+pythia_book.site_runs selects the record that the site shows.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import importlib.metadata
+import io
 import json
 import math
 import os
 import platform
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pythia_book.notebooks import (
+    STAMP,
+    conflict,
+    is_finished,
     notebook_path,
     notebooks_dir,
+    outputs_hash,
     parameters_of,
     read_notebook,
     source_hash,
 )
+from pythia_book.study import Measurements
+from pythia_book.verdicts import KINDS, SIDES, VERDICTS
 from pythia_core import __version__
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES, size_name
-from pythia_core.util.files import atomic_file, checkout, file_sha256, project_root, results_dir
+from pythia_core.util.files import atomic_file, checkout, file_sha256, fsync_dir, project_root
 from pythia_core.util.machine import cpu_name
 from pythia_core.util.workers import workers_peak_mb
 
 if TYPE_CHECKING:
-    from pythia_book.study import Result
+    import pandas as pd
 
-SCHEMA = 1
-VERDICTS = (
-    "reproduced",
-    "not reproduced",
-    "no effect",
-    "not testable here",
-    "holds",  # for a premise that the paper did not measure
-    "does not hold",
-)
-CLAIM_KEYS = ("claim", "paper", "published", "ours", "low", "high", "verdict")
+    from pythia_book.study import Result, Tables
+
+SCHEMA = 2
+RECORD_TO = "PYTHIA_RECORD_TO"
+"""Environment variable with the folder into which a notebook writes its record."""
+REDRAW_FROM = "PYTHIA_REDRAW_FROM"
+"""Environment variable with the folder of a record. If it is set, a notebook analyses the
+measurements of that record instead of measuring."""
+MEASURED = "measured.npz"
+RELEASED = "released_{}.csv"
+RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/EleutherAI/pythia"
+"""The source of the released numbers that a record contains."""
+NOTEBOOK = "notebook.ipynb"
+TEST_KEYS = frozenset({"value", "low", "high", "unit", "units", "verdict", "reason", "note"})
+CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
+_REQUIRED += ("facts", "files")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -60,7 +85,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON types: numpy scalars become Python numbers, NaN and infinities null."""
+    """Convert a value to JSON types: numpy scalars to Python numbers, NaN and infinities to None.
+
+    Raises:
+        ConfigError: the value contains something other than numbers, text, lists and dicts.
+    """
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -71,26 +100,45 @@ def _plain(value: Any) -> Any:
         return None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise ConfigError(f"a record has only numbers and text, got {type(value).__name__}: {value!r}")
+    raise ConfigError(
+        f"a record can store only numbers and text, got {type(value).__name__}: {value!r}"
+    )
+
+
+def _rounded(value: Any) -> Any:
+    """Round every float to twelve significant digits; further digits differ between processors."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
     problems = []
     for claim in claims:
-        name = claim.get("claim", "?")
-        if set(claim) != set(CLAIM_KEYS):
+        name = claim.get("claim", "?") if isinstance(claim, dict) else "?"
+        if not isinstance(claim, dict) or set(claim) != set(CLAIM_KEYS):
             problems.append(f"claim {name!r} must have the keys {', '.join(CLAIM_KEYS)}")
-        elif claim["verdict"] not in VERDICTS:
-            problems.append(f"claim {name!r}: " + one_of(claim["verdict"], VERDICTS, "verdict"))
+            continue
+        if not all(claim[s] is None or TEST_KEYS <= set(claim[s]) for s in SIDES):
+            problems.append(f"claim {name!r}: a test must have {', '.join(sorted(TEST_KEYS))}")
+            continue
+        if claim["kind"] not in KINDS:
+            problems.append(f"claim {name!r}: " + one_of(claim["kind"], KINDS, "kind"))
+        for verdict in (claim[side]["verdict"] for side in SIDES if claim[side]):
+            if verdict not in VERDICTS:
+                problems.append(f"claim {name!r}: " + one_of(verdict, VERDICTS, "verdict"))
     return problems
 
 
 COMMIT_VARIABLE = "PYTHIA_COMMIT"
-"""Environment variable: the commit of a bundle, followed by "-modified" if its files differ."""
+"""Environment variable with the commit from which a bundle was packed, followed by "-modified" if
+the packed files differed from the commit."""
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in this checkout; None if there is no checkout or no git."""
+    """The output of a git command in this checkout; None if git is missing or the command fails."""
     command = ["git", "-C", str(project_root()), *arguments]
     try:
         return subprocess.check_output(
@@ -101,7 +149,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of this checkout, and whether code, notebooks or pinned versions differ."""
+    """Return the commit as `id`, and whether code, notebooks or pinned versions differ as `dirty`.
+
+    In a bundle the commit comes from COMMIT_VARIABLE. Values that are not known are None.
+    """
     top = _git("rev-parse", "--show-toplevel")
     if top is None or checkout() is None or Path(top).resolve() != checkout():
         # a bundle has no git folder
@@ -135,7 +186,10 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Peak memory in MB: the larger of this process and its largest child, plus the workers."""
+    """Peak memory in MB: the maximum of this process and its largest child, plus all workers.
+
+    Returns None on Windows.
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -147,7 +201,7 @@ def _peak_memory_mb() -> int | None:
 
 
 def _run_entry(run: Any) -> dict[str, Any]:
-    """The entry of a training run (pythia_core.training.runs.Run) in a record."""
+    """Describe a training run (pythia_core.training.runs.Run) as a record stores it."""
     window, size = run.config.intervention, size_name(run.config.model)
     role = f"{window.swap} from step {window.start}" if window else "control"
     seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
@@ -159,30 +213,89 @@ def _disk_mb(runs: list[Any]) -> int:
     return round(sum(f.stat().st_size for f in files) / 1e6)
 
 
-def save_record(result: Result) -> Path:
-    """Save a study's result to results/<study>/<scale>/: record.json and one CSV per table.
+def record_folder() -> Path | None:
+    """The folder to which this notebook writes its record; None if the run is not recorded."""
+    folder = os.environ.get(RECORD_TO)
+    return Path(folder) if folder else None
+
+
+def redraw_source() -> Path | None:
+    """The folder of the record to redraw; None if the study is to be measured."""
+    folder = os.environ.get(REDRAW_FROM)
+    return Path(folder) if folder else None
+
+
+def recorded_folder(study: str) -> Path | None:
+    """The folder of the study's run in book/recorded with the largest scale; None without one."""
+    folders = [project_root() / "book" / "recorded" / study / scale for scale in reversed(SCALES)]
+    return next((folder for folder in folders if (folder / "record.json").is_file()), None)
+
+
+def _write_csv(table: pd.DataFrame, path: Path | io.StringIO) -> None:
+    table.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
+
+
+def _read_csv(source: Path | io.StringIO) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(source, keep_default_na=False, na_values=[""])
+
+
+def facts_as_recorded(facts: dict[str, Any]) -> dict[str, Any]:
+    """Convert facts to what a reader of the record gets: lists for tuples, strings for keys."""
+    return json.loads(json.dumps(_plain(facts)))
+
+
+def as_recorded(tables: Tables) -> Tables:
+    """Write tables as CSV and read them back, so that a later redraw sees the same numbers."""
+    copies = {}
+    for name, table in tables.items():
+        stream = io.StringIO()
+        _write_csv(table, stream)
+        stream.seek(0)
+        copies[name] = _read_csv(stream)
+    return copies
+
+
+def save_record(result: Result, folder: Path) -> Path:
+    """Save the result of a study to a folder: record.json, measured.npz, and one CSV per table.
 
     Returns:
-        The path of record.json. It is written last, so a record is never without its tables.
+        The path of record.json, which is written after all other files.
 
     Raises:
-        ConfigError: unknown scale, or invalid names or claims; lists all problems.
+        ConfigError: the scale is unknown, or names or claims are invalid; the message lists all
+            problems.
     """
-    study, scale, parameters, runs = result.study, result.scale, result.parameters, result.runs
+    study, scale, parameters = result.study, result.scale, result.parameters
     problems = [] if scale in SCALES else [one_of(scale, SCALES, "scale")]
-    for kind, names in (("table", result.tables), ("value", result.values)):
+    for kind, names in (
+        ("table", result.tables), ("released table", result.released), ("value", result.values)
+    ):  # fmt: skip
         problems += [
-            f"{kind} name {n!r} must be a-z, 0-9 and _" for n in names if not _NAME.fullmatch(n)
+            f"{kind} name {n!r} must start with a-z and have only a-z, 0-9 and _"
+            for n in names
+            if not _NAME.fullmatch(n)
         ]
     raise_all(ConfigError, problems + _claim_problems(result.claims), "record")
-    folder = results_dir() / study / scale
     folder.mkdir(parents=True, exist_ok=True)
+    files = {f"{name}.csv": table for name, table in sorted(result.tables.items())}
+    files |= {RELEASED.format(name): table for name, table in sorted(result.released.items())}
     listed = {}
-    for name, table in sorted(result.tables.items()):
-        path = folder / f"{name}.csv"
-        with atomic_file(path) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
-        listed[path.name] = {"rows": len(table), "sha256": file_sha256(path)}
+    for name, table in files.items():
+        with atomic_file(folder / name) as temporary:
+            _write_csv(table, temporary)
+        listed[name] = {"rows": len(table), "sha256": file_sha256(folder / name)}
+    redrawn = redraw_source()
+    with atomic_file(folder / MEASURED) as temporary, open(temporary, "wb") as file:
+        if redrawn:
+            file.write((redrawn / MEASURED).read_bytes())
+        else:
+            np.savez_compressed(file, allow_pickle=False, **result.measured.arrays)
+    listed[MEASURED] = {
+        "rows": len(result.measured.arrays),
+        "sha256": file_sha256(folder / MEASURED),
+    }
     source = notebooks_dir() / f"{study}.ipynb"
     record = {
         "schema": SCHEMA,
@@ -190,10 +303,32 @@ def save_record(result: Result) -> Path:
         "scale": scale,
         "parameters": parameters,
         "config_hash": stable_hash(_plain({"study": study, "scale": scale, **parameters})),
+        **(_origin_of(redrawn) if redrawn else _origin(result)),
+        "notebook_sha256": source_hash(read_notebook(source)) if source.is_file() else None,
+        "values": _rounded(_plain(result.values)),
+        "claims": _rounded(_plain(result.claims)),
+        "facts": result.measured.facts,
+        "released_source": RELEASED_SOURCE if result.released else None,
+        "files": listed,
+    }
+    target = folder / "record.json"
+    with atomic_file(target) as temporary:
+        content = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(content + "\n", encoding="utf-8")
+    return target
+
+
+_ORIGIN = ("data", "commit", "device", "versions", "created", "duration_s", "training_s")
+_ORIGIN += ("peak_memory_mb", "disk_mb", "runs")
+
+
+def _origin(result: Result) -> dict[str, Any]:
+    """Return what a record states about its origin: data, commit, device, versions, cost, runs."""
+    runs = result.measured.runs
+    return {
         "data": sorted({run.data.fingerprint for run in runs}),
         "commit": commit(),
-        "notebook_sha256": source_hash(read_notebook(source)) if source.is_file() else None,
-        "device": device(),
+        "device": device() | result.measured.facts.get("device", {}),
         "versions": _versions(),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "duration_s": round(time.time() - result.started, 1),
@@ -201,46 +336,240 @@ def save_record(result: Result) -> Path:
         "peak_memory_mb": _peak_memory_mb(),
         "disk_mb": _disk_mb(runs),
         "runs": [_run_entry(run) for run in runs],
-        "values": result.values,
-        "claims": result.claims,
-        "tables": listed,
     }
-    target = folder / "record.json"
-    with atomic_file(target) as temporary:
-        content = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(content + "\n", encoding="utf-8")
-    for stale in set(folder.glob("*.csv")) - {folder / name for name in listed}:
-        stale.unlink()
-    return target
+
+
+def _origin_of(folder: Path) -> dict[str, Any]:
+    """Return the origin of the record in `folder`, with today's date and commit as its redraw."""
+    record = read_record(folder)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    redrawn = {"created": today, "commit": commit()}
+    return {key: record.get(key) for key in _ORIGIN} | {"redrawn": redrawn}
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> Measurements:
+    """Read the measurements of the record in `folder`.
+
+    Raises:
+        DataError: the record is damaged, or has another study or other parameters.
+    """
+    import zipfile
+
+    record = read_record(folder)
+    stated = {name: parameters.get(name) for name in record["parameters"]}
+    if record["study"] != study or stated != record["parameters"]:
+        raise DataError(
+            f"{folder} has a record of {record['study']} with the parameters "
+            f"{record['parameters']}; expected {study} with {stated}"
+        )
+    path = folder / MEASURED
+    try:
+        if file_sha256(path) != record["files"][MEASURED]["sha256"]:
+            raise DataError(f"{path} does not match the hash in the record; run the study again")
+        with np.load(path, allow_pickle=False) as arrays:
+            return Measurements(dict(arrays), record["facts"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}; run the study again") from error
+
+
+def read_released(folder: Path | None) -> Tables:
+    """Read the released numbers of the record in `folder`; no tables if `folder` is None.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    if folder is None:
+        return {}
+    prefix, suffix = RELEASED.split("{}")
+    record = read_record(folder)
+    names = [n for n in record["files"] if n.startswith(prefix) and n.endswith(suffix)]
+    for name in names:
+        if file_sha256(folder / name) != record["files"][name]["sha256"]:
+            raise DataError(f"{folder / name} does not match the hash in the record")
+    return {n.removeprefix(prefix).removesuffix(suffix): _read_csv(folder / n) for n in names}
+
+
+def check_whole(folder: Path, named: bool = True) -> list[str]:
+    """List what is wrong with the folder of a record; an empty list if it is complete.
+
+    Problems are files that are missing, unreadable, edited, or from different runs.
+
+    Args:
+        named: check also that the folder is <study>/<scale> of its record.
+    """
+    problems = []
+    try:
+        record = read_record(folder)
+    except DataError as error:
+        return [str(error)]
+    owner = record["study"], record["scale"]
+    if named and folder.absolute().parts[-2:] != owner:
+        problems.append(f"the record is of {owner[0]} at scale {owner[1]}, not of this folder")
+    for name, entry in record["files"].items():
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+        elif file_sha256(folder / name) != entry["sha256"]:
+            problems.append(f"{name} does not match the hash in the record")
+    try:
+        notebook = read_notebook(folder / NOTEBOOK)
+    except DataError as error:
+        return [*problems, str(error)]
+    if not is_finished(notebook):
+        problems.append("the notebook did not run to the end without errors")
+    elif notebook.metadata[STAMP].get("record") != file_sha256(folder / "record.json"):
+        problems.append(f"{NOTEBOOK} and record.json are from different runs")
+    elif notebook.metadata[STAMP].get("outputs", "") not in ("", outputs_hash(notebook)):
+        problems.append(f"the outputs of {NOTEBOOK} were edited")
+    return problems
+
+
+def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
+    """Whether a folder has a complete record whose notebook has exactly this stamp."""
+    if not folder.is_dir() or check_whole(folder):
+        return False
+    found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
+    return {k: value for k, value in found.items() if k not in ("record", "outputs")} == stamp
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a record from its file or its folder.
+    """Read record.json, given its path or the folder of the record.
 
     Raises:
-        DataError: no such file, or not a valid record; says why.
+        DataError: the file does not exist or is not a valid record.
     """
     path = path / "record.json" if path.is_dir() else path
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"no record at {path}; run the study first") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not a record: {error}; run the study again") from error
-    if not isinstance(record, dict) or (missing := [k for k in _REQUIRED if k not in record]):
-        reason = f"it lacks {', '.join(missing)}" if isinstance(record, dict) else "no JSON object"
-        raise DataError(f"{path} is not a record: {reason}; run the study again")
-    if record["schema"] != SCHEMA:
-        raise DataError(f"{path} has schema {record['schema']}; this version reads schema {SCHEMA}")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = conflict(path) or str(error)
+        raise DataError(f"{path} is not a record: {reason}; run the study again") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is not a record: it has no JSON object; run the study again")
+    if record.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} has schema {record.get('schema')}, but this version reads schema {SCHEMA}; "
+            "run the study again"
+        )
+    if missing := [key for key in _REQUIRED if key not in record]:
+        raise DataError(
+            f"{path} is not a record: it lacks {', '.join(missing)}; run the study again"
+        )
+    types = {"claims": list, "values": dict, "parameters": dict, "facts": dict}
+    if wrong := [key for key, kind in types.items() if not isinstance(record[key], kind)]:
+        raise DataError(
+            f"{path} is not a record: {', '.join(wrong)} has the wrong type; run the study again"
+        )
+    files = record["files"]
+    if (
+        not isinstance(files, dict)
+        or MEASURED not in files
+        or not all(
+            name == Path(name).name and isinstance(entry, dict) and "sha256" in entry
+            for name, entry in files.items()
+        )
+    ):
+        raise DataError(
+            f"{path} is not a record: its list of files is invalid; run the study again"
+        )
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
+
+
+# --- replacing a run as a whole --------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Create an empty folder for a new version of `target`, and remove it at the end.
+
+    `swap_in` moves the new folder to `target`. Leftovers of killed processes are cleaned up first
+    (`tidy`).
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tidy(target)
+    prefix = f".{target.name}.run-{os.getpid()}@{socket.gethostname()}-"
+    place = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    (place / "new").mkdir()
+    try:
+        yield place / "new"
+    finally:
+        _settle(place, target)
+
+
+def swap_in(new: Path, target: Path) -> None:
+    """Replace `target` by the folder `new` from `staging`, atomically if the system supports it.
+
+    On other systems two renames are needed. If the process is killed between the two, `tidy`
+    restores the earlier folder. If two processes swap at the same time, the last one wins.
+    """
+    for file in new.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    fsync_dir(new)
+    if not _exchange(new, target):
+        aside = new.with_name("old")
+        while new.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(target, aside)
+            try:
+                os.rename(new, target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster
+                    raise
+    fsync_dir(target.parent)
+
+
+def tidy(target: Path) -> None:
+    """Clean up after processes on this machine that were killed between `staging` and its end.
+
+    Remove their temporary folders. If a process was killed in `swap_in`, restore `target`.
+    """
+    pattern = re.compile(r"\.run-(\d+)@(.*)-[^-]*")
+    for place in target.parent.glob(f".{target.name}.run-*"):
+        made_by = pattern.search(place.name)
+        if made_by and made_by[2] == socket.gethostname() and not _is_alive(int(made_by[1])):
+            _settle(place, target)
+
+
+def _settle(place: Path, target: Path) -> None:
+    if not target.exists():
+        with contextlib.suppress(OSError):
+            os.rename(place / "old", target)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders atomically with renameat2 (Linux); return whether it succeeded."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 # --- as text ---------------------------------------------------------------------------------
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as text: "12 s", "4 min 12 s", "2 h 5 min"."""
+    """Format a duration, e.g. "12 s", "4 min 12 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -250,7 +579,11 @@ def duration_text(seconds: float) -> str:
 
 
 def number_text(value: Any, decimals: int | None = None) -> str:
-    """A value for prose: three significant digits, thousands separators, null as "n/a"."""
+    """Format a value for prose, with thousands separators; None is "n/a".
+
+    Args:
+        decimals: number of decimals; None: three significant digits for a float.
+    """
     if value is None:
         return "n/a"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -264,21 +597,26 @@ def number_text(value: Any, decimals: int | None = None) -> str:
 
 
 def decimals_of(value: float) -> int:
-    """Number of decimals that gives three significant digits, at most six."""
+    """The number of decimals, at most six, that shows a value with three significant digits."""
     if not value or not math.isfinite(value):
         return 1
     return min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
 
 
 def value_text(value: Any) -> str:
-    """A value of a record for prose, with its interval if it has one."""
+    """Format a value of a record for prose, with its interval if it has one."""
     if not isinstance(value, dict):
         return number_text(value)
     return interval_text(*(value.get(k) for k in ("value", "low", "high")))
 
 
 def interval_text(middle: Any, low: Any, high: Any, spec: str = "") -> str:
-    """A value with its interval: "0.70 [0.68, 0.72]"; with `spec` ".2f": "+0.70 [0.68, 0.72]"."""
+    """Format a value with its interval, e.g. "0.70 [0.68, 0.72]".
+
+    Args:
+        spec: format of the three numbers, e.g. ".2f", which also gives the value a sign, as in
+            "+0.70 [0.68, 0.72]". By default the width of the interval determines the decimals.
+    """
     if spec:
         return f"{middle:+{spec}} [{low:{spec}}, {high:{spec}}]"
     decimals = None
@@ -293,8 +631,27 @@ def interval_text(middle: Any, low: Any, high: Any, spec: str = "") -> str:
     return f"{text(middle)} [{text(low)},\N{NO-BREAK SPACE}{text(high)}]"
 
 
+def measured_text(test: dict[str, Any] | None) -> str:
+    """Format the measurement of a claim, e.g. "1.2 points (95 % CI 0.4 to 2.0)".
+
+    Args:
+        test: the claim's test on our models or on the released ones; without a measurement the
+            text is a dash.
+    """
+    if test is None or test["value"] is None:
+        return "\N{EN DASH}"
+    value, low, high = (test[key] for key in ("value", "low", "high"))
+    gap = "\N{NO-BREAK SPACE}"
+    unit = f"{gap}{test['unit']}" if test["unit"] else ""
+    if low is None or high is None or not low < high:
+        return number_text(value) + unit
+    decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
+    middle, low, high = (number_text(float(number), decimals) for number in (value, low, high))
+    return f"{middle}{unit} (95{gap}% CI{gap}{low} to{gap}{high})"
+
+
 def device_text(record: dict[str, Any]) -> str:
-    """The machine of a record, e.g. "Intel Xeon, 2 threads"."""
+    """Name the machine that a record was made on: its GPU, or e.g. "Intel Xeon, 2 threads"."""
     machine = record.get("device") or {}
     if machine.get("gpu"):
         return str(machine["gpu"])
@@ -304,8 +661,8 @@ def device_text(record: dict[str, Any]) -> str:
 
 
 def start_message(study: str, scale: str) -> str:
-    """Message at the start of a study: what it will do, and how long the recorded run took."""
-    text = f"== Running {study} at scale {scale}: fetching, training and measuring what is missing"
+    """The message at the start of a study, with the time that the recorded run took."""
+    text = f"== Running {study} at scale {scale}: fetch, train and measure whatever is missing"
     try:
         record = read_record(project_root() / "book" / "recorded" / study / scale)
     except DataError:
@@ -322,7 +679,7 @@ def start_message(study: str, scale: str) -> str:
 
 
 def command(record: dict[str, Any]) -> str:
-    """The command that repeats a record's run."""
+    """The command that repeats the run of a record."""
     study = record["study"]
     words = ["papermill", f"notebooks/{study}.ipynb"]
     try:
@@ -343,7 +700,7 @@ def command(record: dict[str, Any]) -> str:
 
 
 def provenance(record: dict[str, Any]) -> str:
-    """A line with a record's origin and the command that repeats its run."""
+    """Return one line with the origin of a record and the command that repeats the run."""
     state = record.get("commit") or {}
     code = (state.get("id") or "")[:10] or "uncommitted"
     data = ", ".join(d[:10] for d in record.get("data", [])) or "none"

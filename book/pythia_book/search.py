@@ -1,17 +1,17 @@
 """Finds the training rows, and so the updates, that contained a text, in training order.
 
-Rows of any kind (pythia_core.data.order) are streamed, a few thousand at a time, so memory does not
-grow with the data. There are two ways to match:
+Rows of any kind (pythia_core.data.order) are read in chunks, so memory does not grow with the data.
+There are two ways to match:
 
-- *tokens*: the text as the tokenizer encodes it at the start of a text and after a space. Fast, but
-  misses occurrences that are tokenized differently, e.g. in the middle of a word;
-- *surface*: the text's bytes, in NFC like the data, anywhere in the bytes of a row, because a
-  byte-level token may end inside a word or a character. Finds every occurrence, even inside words,
-  but none across the end of a document.
+- *tokens*: match the token ids of the text, as it is encoded at the start of a text and after a
+  space. This is fast, but misses occurrences that are tokenized differently, e.g. inside a word.
+- *surface*: match the bytes of the text (in NFC, like the data) anywhere in the bytes of a row.
+  This finds every occurrence, even inside words and where tokens end inside a character, but no
+  occurrence that spans two documents.
 
-All S+1 tokens of a row are searched: the first S are inputs, the last S targets. The model never
-saw an occurrence that the end of a row cuts, so it does not count. pythia_book.term_counts counts
-many terms at once.
+All S+1 tokens of a row are searched: the first S are inputs, the last S are targets. An occurrence
+that the end of a row cuts in two does not count, because the model never saw it as a whole.
+pythia_book.term_counts counts many terms at once.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class RowBytes:
 
     Args:
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
-        separator: one byte for a special token, for an unknown id and for the end of a row.
-        ignore_case: lower-case ASCII letters.
+        separator: one byte that stands for a special token, an unknown id or the end of a row.
+        ignore_case: whether to convert ASCII letters to lower case.
     """
 
     def __init__(
@@ -51,9 +51,10 @@ class RowBytes:
         self._has_empty = not self._lengths.all()
 
     def __call__(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The bytes of rows int[n, width], and the position where each token ends in them.
+        """Convert rows int[n, width]; return the bytes and the position after each token's bytes.
 
-        The positions are int64[n * (width + 1)]: the separator after a row is one more token.
+        The positions are int64[n * (width + 1)], because a separator follows each row and counts as
+        a token.
         """
         last = len(self._lengths) - 1
         ids = np.full((len(rows), rows.shape[1] + 1), last, np.int64)
@@ -80,11 +81,11 @@ _BREAK = b"\xff"
 
 @dataclass(frozen=True)
 class Hit:
-    """One occurrence, read in the update from `step` to `step + 1`."""
+    """One occurrence of a text, which was read in the update from `step` to `step + 1`."""
 
     step: int
     row: int
-    """Index in training order."""
+    """Index of the row in training order."""
     column: int
     """Index of the token where the occurrence begins."""
     n_tokens: int
@@ -92,7 +93,7 @@ class Hit:
 
 
 class Matcher(Protocol):
-    """Finds occurrences in rows int[n, width] as (row, first column, number of tokens)."""
+    """Finds occurrences in rows int[n, width]; returns each as (row, first column, n_tokens)."""
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]: ...
 
@@ -101,7 +102,7 @@ class TokenMatcher:
     """Matches sequences of token ids; if several match at a position, only the longest counts.
 
     Raises:
-        ConfigError: no sequence, or an empty one.
+        ConfigError: there is no sequence, or a sequence is empty.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
@@ -111,7 +112,7 @@ class TokenMatcher:
 
     @classmethod
     def of(cls, text: str, tokenizer: Any) -> TokenMatcher:
-        """A matcher for the text as it is encoded at the start of a text and after a space."""
+        """Create a matcher for `text` as it is encoded at the start of a text and after a space."""
         encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in (text, " " + text)]
         return cls(encoded if text else [])
 
@@ -135,11 +136,12 @@ class SurfaceMatcher:
     """Matches the bytes of a text.
 
     Args:
-        text: the text to find. token_bytes: the bytes of each id, None for special tokens
-            (pythia_core.data.tokenizer). ignore_case: ignore the case of ASCII letters.
+        text: the text to find.
+        token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
+        ignore_case: whether to ignore the case of ASCII letters.
 
     Raises:
-        ConfigError: an empty text.
+        ConfigError: the text is empty.
     """
 
     def __init__(
@@ -182,12 +184,12 @@ def find_text(
         read: returns the rows [start, stop) in training order, e.g. the method `rows` of `Rows`.
 
     Raises:
-        DataError: no such steps, or unreadable rows.
+        DataError: the steps or the batch size are invalid, or rows cannot be read.
     """
     if not 0 <= first_step < last_step or batch_size < 1:
         raise DataError(
-            f"need 0 <= first step < last step and batch_size >= 1, got {first_step}, {last_step}, "
-            f"{batch_size}"
+            f"need 0 <= first step < last step and batch_size >= 1, got first step {first_step}, "
+            f"last step {last_step}, batch_size {batch_size}"
         )
     start, stop = first_step * batch_size, last_step * batch_size
     low, size = start, batch_size
@@ -204,7 +206,7 @@ def find_text(
 
 
 def quote(row: NDArray, hit: Hit, decode: Callable[[list[int]], str], around: int = 12) -> str:
-    """The occurrence in [[ ]] with `around` tokens of context on either side, on one line."""
+    """Quote an occurrence on one line, in [[ ]], with `around` tokens of context on each side."""
     ids = row.tolist()
     begin, end = hit.column, hit.column + hit.n_tokens
     parts = (ids[max(0, begin - around) : begin], ids[begin:end], ids[end : end + around])

@@ -1,27 +1,33 @@
 """Selects the run of a study that the site shows, and records runs under book/recorded.
 
 The site shows the reader's own run of a study if there is one, else the run committed under
-book/recorded/<study>/<scale>/, else the notebook with the command to run it. Prose takes its
-numbers from the selected run as `{{ substitutions }}`; the README takes its costs from the recorded
-runs. pythia_book.records writes and reads single records.
+book/recorded/<study>/<scale>/, else the notebook with the command to run it. A damaged run is never
+shown: if the run is the reader's own, the page says so; if it is committed, the build fails. Prose
+takes its numbers from the selected run as `{{ substitutions }}`, and the README takes its costs
+from the recorded runs. pythia_book.records writes and reads single records.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pythia_book import records
 from pythia_book.notebooks import (
-    is_finished,
+    Notebook,
     machine_traces,
     notebook_path,
     read_notebook,
     source_hash,
 )
 from pythia_book.records import (
+    NOTEBOOK,
     command,
     device_text,
     duration_text,
@@ -32,9 +38,7 @@ from pythia_book.records import (
 from pythia_core.errors import DataError, raise_all
 from pythia_core.suite import SCALES
 from pythia_core.util.files import (
-    atomic_dir,
     atomic_file,
-    file_sha256,
     project_root,
     require_checkout,
     results_dir,
@@ -48,58 +52,108 @@ NOT_RUN = "not run yet"
 
 @dataclass(frozen=True)
 class SelectedRun:
-    """A run of a study that the site can show."""
+    """A run of a study that the site can show, or a placeholder if there is no run."""
 
     study: str
     kind: str
-    """"yours" (a local run), "recorded" (committed) or "unrun"."""
+    """"yours" (a local run), "recorded" (a committed run) or "unrun" (there is no run)."""
     scale: str | None = None
     folder: Path | None = None
     record: dict[str, Any] | None = None
     current: bool = True
     """Whether the run executed the notebook's current code."""
+    damaged: tuple[str, ...] = ()
+    """Why local runs of the study cannot be shown, one text per run. Only the first run of a study
+    has these texts."""
 
     @property
     def notebook(self) -> Path | None:
-        return self.folder / "notebook.ipynb" if self.folder else None
+        return self.folder / NOTEBOOK if self.folder else None
 
 
-def _finished_runs(root: Path, kind: str, study: str, source: str) -> list[SelectedRun]:
-    """Finished runs of one kind, largest scale first; unreadable ones are skipped."""
-    runs = []
+def _finished_runs(
+    root: Path, kind: str, study: str, source: str
+) -> tuple[list[SelectedRun], list[str]]:
+    """Find the runs of a study under `root`, largest scale first.
+
+    Args:
+        root: folder with runs as <study>/<scale>/.
+        kind: kind of the runs, as in SelectedRun.
+        source: hash of the current notebook's code.
+
+    Returns:
+        The complete runs, and for each damaged run a text that says what is wrong.
+    """
+    runs, damaged = [], []
     for scale in reversed(SCALES):
         folder = root / study / scale
-        try:
-            notebook, record = read_notebook(folder / "notebook.ipynb"), read_record(folder)
-        except DataError:
+        if kind == "yours":
+            records.tidy(folder)
+        if not any((folder / name).exists() for name in (NOTEBOOK, "record.json")):
             continue
-        if is_finished(notebook):
-            current = source_hash(notebook) == source
-            runs.append(SelectedRun(study, kind, scale, folder, record, current))
-    return runs
+        if problems := records.check_whole(folder):
+            # a page must not name the folders of this machine
+            reasons = "; ".join(problems).replace(f"{folder}/", "").replace(str(folder), "it")
+            damaged.append(f"{root.name}/{study}/{scale} cannot be shown: {reasons}")
+            continue
+        current = source_hash(read_notebook(folder / NOTEBOOK)) == source
+        runs.append(SelectedRun(study, kind, scale, folder, read_record(folder), current))
+    return runs, damaged
 
 
 def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRun]:
-    """All finished runs of a study, yours before the recorded ones; the site shows the first.
+    """All complete runs of a study, local runs before recorded runs. The site shows the first.
 
     Args:
-        root: the checkout. results: its results folder; None: recorded runs only.
+        root: the checkout.
+        results: the folder of local runs; None: recorded runs only.
+
+    Raises:
+        DataError: a committed run is damaged or has an older schema.
     """
     source = source_hash(read_notebook(root / "notebooks" / f"{study}.ipynb"))
-    yours = _finished_runs(results, "yours", study, source) if results else []
-    recorded = _finished_runs(root / "book" / "recorded", "recorded", study, source)
-    return yours + recorded or [SelectedRun(study, "unrun")]
+    recorded, problems = _finished_runs(root / "book" / "recorded", "recorded", study, source)
+    raise_all(DataError, problems, "book/recorded")
+    yours, damaged = _finished_runs(results, "yours", study, source) if results else ([], [])
+    first, *others = yours + recorded or [SelectedRun(study, "unrun")]
+    return [replace(first, damaged=tuple(damaged)), *others]
+
+
+def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
+    """Combine the prose and display settings of a notebook with the outputs of its run.
+
+    Args:
+        source: the current notebook. executed: the notebook of the run, with the same code cells
+            and possibly a cell of injected parameters. It is changed in place.
+    """
+    injected = {"injected-parameters"}
+    ran, added = [], []
+    for cell in executed.cells:
+        if cell.cell_type == "code":
+            (added if injected & set(cell.metadata.get("tags", [])) else ran).append(cell)
+    cells = []
+    for cell in source.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            before = ran.pop(0)
+            cell["outputs"], cell["execution_count"] = before.outputs, before.execution_count
+            if "parameters" in cell.metadata.get("tags", []):
+                cells += added
+    executed.cells = cells
+    return executed
 
 
 def _escaped(text: str) -> str:
-    """The text with every character escaped that Markdown could interpret."""
+    """Escape every character that Markdown could interpret."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
 
 
 def substitutions(run: SelectedRun) -> dict[str, str]:
-    """`{{ <study>_<name> }}` for every value of a record, and for scale, device, cost and date.
+    """Map the names that prose uses as `{{ name }}` to texts, for one run.
 
-    A value with an interval is also available as `<name>_value`, `<name>_low` and `<name>_high`.
+    There is a name <study>_<value> for each value of the record, and names for the scale, device,
+    date, cost and command of the run. If a value has an interval, the value and its ends are also
+    available as <study>_<value>_value, _low and _high.
     """
     record = run.record
     if record is None:
@@ -125,47 +179,67 @@ def substitutions(run: SelectedRun) -> dict[str, str]:
 # --- recording -------------------------------------------------------------------------------
 
 
-def record_run(study: str, scale: str) -> Path:
+def record_run(study: str, scale: str, force: bool = False) -> Path:
     """Copy a finished local run into book/recorded/<study>/<scale>/, to be committed.
 
+    Args:
+        force: record the run even if it was made by code that is not committed.
+
     Raises:
-        DataError: the run is unfinished or outdated, has an error, does not match its tables, or
-            names the machine it ran on; lists every reason.
+        DataError: the run is incomplete or damaged, the notebook's code has changed since the run
+            or was not committed, or a file names this machine. The message lists every reason.
     """
     require_checkout("recording a run")
-    source, root = results_dir() / study / scale, project_root()
-    notebook, record = read_notebook(source / "notebook.ipynb"), read_record(source)
-    problems = []
-    if not is_finished(notebook):
-        problems.append("the notebook did not run to the end without errors")
-    elif source_hash(notebook) != source_hash(read_notebook(notebook_path(study))):
-        problems.append("the notebook's code has changed since; run it again")
-    names = ["notebook.ipynb", "record.json", *record.get("tables", {})]
-    for name in names:
-        file = source / name
-        if not file.is_file():
-            problems.append(f"{name} is missing")
-            continue
-        if name in record["tables"] and file_sha256(file) != record["tables"][name]["sha256"]:
-            problems.append(f"{name} does not match the hash in the record")
-        text = file.read_text(encoding="utf-8")
-        problems += [f"{name} names {trace!r} of this machine" for trace in machine_traces(text)]
-    raise_all(DataError, problems, f"results of {study} at scale {scale}")
-    target = root / "book" / "recorded" / study / scale
-    if target.exists():
-        shutil.rmtree(target)
-    with atomic_dir(target) as temporary:
+    source = results_dir() / study / scale
+    records.tidy(source)
+    record = read_record(source)
+    problems = records.check_whole(source)
+    names = [NOTEBOOK, "record.json", *record["files"]]
+    if not problems:
+        code = source_hash(read_notebook(notebook_path(study)))
+        if source_hash(read_notebook(source / NOTEBOOK)) != code:
+            problems.append("the notebook's code has changed since the run; run it again")
         for name in names:
-            shutil.copyfile(source / name, temporary / name)
+            traces = machine_traces(_text_of(source / name))
+            problems += [f"{name} contains {trace!r}, which names this machine" for trace in traces]
+    for step, origin in (("measured", record), ("redrawn", record.get("redrawn"))):
+        state = (origin or {}).get("commit") or {}
+        if origin and not force and (not state.get("id") or state.get("dirty")):
+            problems.append(
+                f"it was {step} by code that is not committed; commit the code and run it again, "
+                "or use --force"
+            )
+    raise_all(DataError, problems, f"results of {study} at scale {scale}")
+    target = project_root() / "book" / "recorded" / study / scale
+    with records.staging(target) as new:
+        for name in names:
+            shutil.copyfile(source / name, new / name)
+        records.swap_in(new, target)
     refresh_readme()
     return target
 
 
+def _text_of(path: Path) -> str:
+    """The text of a file of a record; of an .npz file, the text in its arrays."""
+    if path.suffix != ".npz":
+        return path.read_text(encoding="utf-8")
+    with np.load(path, allow_pickle=False) as arrays:
+        texts = [array.ravel().tolist() for array in arrays.values() if array.dtype.kind == "U"]
+    return "\n".join(map(str, texts))
+
+
 def all_records(root: Path) -> list[dict[str, Any]]:
-    """All records under book/recorded, sorted by study, then scale."""
-    return [
-        read_record(path) for path in sorted((root / "book" / "recorded").glob("*/*/record.json"))
-    ]
+    """All records under book/recorded, sorted by study and scale.
+
+    Records that cannot be read are left out and reported on stderr.
+    """
+    found = []
+    for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
+        try:
+            found.append(read_record(path))
+        except DataError as error:
+            print(f"a record is left out: {error}", file=sys.stderr)
+    return found
 
 
 def fill_block(path: Path, name: str, content: str) -> None:
@@ -185,11 +259,12 @@ def fill_block(path: Path, name: str, content: str) -> None:
 
 
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
-"""Columns of the cost table. A notebook's time excludes models that were already trained."""
+"""Columns of the cost table. The time of the notebook does not include the training of models that
+already existed."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """The row of a recorded run in the cost table, with the columns COSTS."""
+    """Return the row of a recorded run in the cost table, with the columns COSTS."""
     return (
         record["study"],
         record["scale"],
@@ -201,12 +276,12 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def costs_table(records: list[dict[str, Any]]) -> str:
-    """The cost of each recorded run, as a Markdown table."""
+def costs_table(recorded: list[dict[str, Any]]) -> str:
+    """Return a Markdown table with the cost of each recorded run."""
     rows = ["| " + " | ".join(COSTS) + " |", "|" + "---|" * len(COSTS)]
-    for r in records:
+    for r in recorded:
         rows.append("| " + " | ".join(c.replace("|", "\\|") for c in costs_of(r)) + " |")
-    return "\n".join(rows) if records else "No run has been recorded yet."
+    return "\n".join(rows) if recorded else "No run has been recorded yet."
 
 
 def refresh_readme() -> Path:

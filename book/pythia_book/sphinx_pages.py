@@ -1,16 +1,18 @@
 """The book's Sphinx extension, which `jupyter-book build book/` loads.
 
-At the start of a build it takes the table of contents from the top of the checkout, copies one
-notebook per study into book/studies/ (the reader's own run, else the recorded one, else the source)
-and fills in `{{ numbers }}` in prose from records. MathJax is copied from an installed package, so
-no page makes a request to another host. With `PYTHIA_BOOK_RUNS=recorded` local runs are ignored,
-and a public site depends on commits only.
+At the start of a build the extension takes the table of contents from the top of the checkout,
+copies one notebook per study into book/studies/, and fills in `{{ numbers }}` in prose from
+records. The notebook is the reader's own run if there is one, else the recorded run, else the
+source notebook. If the code of a run is still the current code, the page shows the prose of the
+source notebook. With `PYTHIA_BOOK_RUNS=recorded` local runs are ignored, so that a public site
+depends on commits only. MathJax is copied from an installed package, so no page makes a request to
+another host.
 
-Run banners and claim tables are docutils nodes, so text from a record never becomes markup. On the
-explanatory pages `{drawing}` shows a function of pythia_book.pages.<page> as a figure, `{value}` a
-number from that module's `values()`, and `{source}` links the line of a file that contains a text;
-a name that does not exist fails the strict build. A page's own script and style, _static/<page>.js
-and .css, load on that page only.
+Texts of a record never become markup: run banners are docutils nodes, and claim tables are escaped.
+On the explanatory pages, `{drawing}` shows what a function of pythia_book.pages.<page> draws,
+`{value}` shows a number from the `values()` of that module, and `{source}` links the line of a file
+that contains a given text. A name that does not exist fails the strict build. The files
+_static/<page>.js and _static/<page>.css are loaded on that page only.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,48 +37,77 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from pythia_book import notebooks, records, site_runs
+from pythia_book import claim_tables, notebooks, records, site_runs
 from pythia_book.site_runs import NOT_RUN, SelectedRun
 from pythia_book.style import Table
+from pythia_book.verdicts import HOLDS, verdicts_of
 from pythia_core.config import stable_hash
+from pythia_core.errors import DataError
 from pythia_core.suite import SCALES
 
 ROOT = Path(__file__).resolve().parents[2]
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _RUNS: dict[str, list[SelectedRun]] = {}
-"""Study -> its finished runs, beginning with the one to show; `choose_runs` fills it per build."""
+"""Maps each study to its complete runs, the run to show first; `choose_runs` fills it per build."""
 
 
 # --- before reading --------------------------------------------------------------------------
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Use our MathJax and the real table of contents; jupyter-book needs the stub in book/."""
+    """Use the copied MathJax, and the table of contents at the top of the checkout.
+
+    jupyter-book itself reads the stub of a table of contents in book/.
+    """
     config.external_toc_path = str(ROOT / "_toc.yml")
     config.mathjax_path = "mathjax/tex-chtml.js"
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
-    """Select the run of each study; a changed selection makes Sphinx read every page again."""
+    """Select the run of each study to show; if one changes, Sphinx reads every page again."""
     local = os.environ.get("PYTHIA_BOOK_RUNS") != "recorded"
     results = Path(os.environ.get("PYTHIA_RESULTS") or ROOT / "results") if local else None
     _RUNS.clear()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        _RUNS[path.stem] = site_runs.select_runs(ROOT, results, path.stem)
+        try:
+            runs = _RUNS[path.stem] = site_runs.select_runs(ROOT, results, path.stem)
+        except DataError as error:
+            raise ExtensionError(str(error)) from error
+        for text in unshown(runs[0]):
+            print(f"note: {text}", file=sys.stderr)
     config.pythia_shown = stable_hash(
-        [[r.study, r.kind, r.scale, r.current, r.record] for runs in _RUNS.values() for r in runs]
+        [
+            [r.study, r.kind, r.scale, r.current, list(r.damaged), r.record]
+            for runs in _RUNS.values()
+            for r in runs
+        ]
     )
 
 
+def unshown(shown: SelectedRun) -> list[str]:
+    """Return one sentence per local run that cannot be shown, with what the page shows instead.
+
+    Args:
+        shown: the run that the page shows.
+    """
+    instead = {"yours": "another of your runs is shown", "recorded": "the recorded run is shown"}
+    then = instead.get(shown.kind, "the notebook is shown without results")
+    return [f"Your run in {text}; {then}." for text in shown.damaged]
+
+
 def stage_notebooks(app: Sphinx, config: Config) -> None:
-    """Copy the selected notebooks into book/studies/ (git-ignored), each with a banner."""
+    """Write the selected notebooks to book/studies/ (ignored by git), each with a banner."""
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
-        notebook = notebooks.read_notebook(runs[0].notebook or source)
+        notebook = notebooks.read_notebook(source)
         if runs[0].notebook is None:
             add_placeholders(notebook)
+        else:
+            executed = notebooks.read_notebook(runs[0].notebook)
+            current = runs[0].current
+            notebook = site_runs.with_prose_of(notebook, executed) if current else executed
         notebooks.write_notebook(with_banner(notebook, study, len(runs) > 1), target / source.name)
     for stale in target.glob("*.ipynb"):
         if stale.stem not in _RUNS:
@@ -83,7 +115,7 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
 
 
 def add_placeholders(notebook: notebooks.Notebook) -> None:
-    """Give the figures of an unexecuted notebook an output, so that references resolve."""
+    """Give the figure cells of an unexecuted notebook an output, so that references resolve."""
     import nbformat
 
     for cell in notebook.cells:
@@ -93,7 +125,7 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
 
 
 def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> notebooks.Notebook:
-    """The notebook with a banner about its run and, with `several` runs, a comparison."""
+    """Add a banner about the run to a notebook and, if there are several runs, a comparison."""
     import nbformat
 
     def cell(name: str, text: str) -> Any:
@@ -121,20 +153,27 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
-    """Fill in the numbers in prose from the selected records; without a record, NOT_RUN."""
+    """Define the numbers in prose from the selected records.
+
+    Numbers of a study without a run read NOT_RUN. If a local run lacks a number because its code
+    was older, the number reads "not in this run"; it is not taken from another run.
+    """
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():
         numbers |= site_runs.substitutions(runs[0])
     unrun = tuple(f"{study}_" for study, runs in _RUNS.items() if runs[0].record is None)
+    yours = tuple(f"{study}_" for study, runs in _RUNS.items() if runs[0].kind == "yours")
     for page in [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]:
         for name in _SUBSTITUTION.findall(page.read_text(encoding="utf-8")):
             if unrun and name.startswith(unrun):
                 numbers[name] = f"*{NOT_RUN}*"
+            elif yours and name.startswith(yours):
+                numbers.setdefault(name, "*not in this run*")
     config.myst_substitutions = {**(config.myst_substitutions or {}), **numbers}
 
 
 def copy_mathjax(app: Sphinx) -> None:
-    """Copy from the installed package the parts of MathJax that pages load (1.6 of 24 MB)."""
+    """Copy the parts of MathJax that pages load (1.6 of 24 MB) from the installed package."""
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or not spec.submodule_search_locations:
         raise ExtensionError("the site needs MathJax: pip install sphinx-mathjax-offline")
@@ -151,7 +190,7 @@ def copy_mathjax(app: Sphinx) -> None:
 def point_at_sources(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Make the buttons that open or edit a study link to notebooks/ instead of the copy."""
+    """Make the buttons that open or edit a study link to notebooks/ and not to book/studies/."""
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []) or [group]:
             if "url" in button:
@@ -162,7 +201,7 @@ def point_at_sources(
 
 
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:
-    """A docutils table; texts become text nodes, never markup."""
+    """Return a docutils table of the CSS class `name`. Texts become text nodes, never markup."""
     group = nodes.tgroup(cols=len(header))
     group += [nodes.colspec(colwidth=1) for _ in header]
 
@@ -180,32 +219,28 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
 
 
 def badge(verdict: str, text: str = "") -> nodes.inline:
-    """A verdict, or a text about it, in the verdict's colour."""
-    kind = "verdict-" + verdict.replace(" ", "-")
-    return nodes.inline("", text or verdict, classes=["verdict", kind])
+    """Return `text`, by default the verdict itself, in the colour of the verdict."""
+    return nodes.inline("", text or verdict, classes=["verdict", claim_tables.slug(verdict)])
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """The number of claims with each verdict."""
+    """Return a line that counts the claims per verdict, and the premises and checks that hold."""
     line = nodes.paragraph(classes=["verdict-counts"])
-    for verdict, count in Counter(claim["verdict"] for claim in claims).most_common():
+    papers, others = claim_tables.parts(claims)
+    counts = Counter(verdict for row in papers for verdict in verdicts_of(row))
+    for verdict, count in counts.most_common():
         line += [badge(verdict, f"{count} {verdict}"), nodes.Text(" ")]
+    if others:
+        holding = sum(set(verdicts_of(row)) == {HOLDS} for row in others)
+        line += nodes.Text(
+            f"{claim_tables.counted([], others)}, of which {holding} "
+            f"{'holds' if holding == 1 else 'hold'}"
+        )
     return line
 
 
 def shell(command: str) -> nodes.literal_block:
     return nodes.literal_block(command, command, language="bash", classes=["command"])
-
-
-def number(value: Any) -> str:
-    return "\N{EN DASH}" if value is None else records.number_text(value)
-
-
-def measurement(claim: dict[str, Any]) -> str:
-    """Our value for a claim, with its interval if it has one."""
-    if claim["ours"] is None or claim["low"] is None:
-        return number(claim["ours"])
-    return records.interval_text(claim["ours"], claim["low"], claim["high"])
 
 
 class _StudyDirective(SphinxDirective):
@@ -224,7 +259,7 @@ class _StudyDirective(SphinxDirective):
 
 
 class RunBanner(_StudyDirective):
-    """Says which run a page shows (yours, the recorded one or none) and how to repeat it."""
+    """Says which run a page shows (yours, the recorded run or none) and how to repeat the run."""
 
     def run(self) -> list[nodes.Node]:
         run = self.runs[0]
@@ -240,6 +275,8 @@ class RunBanner(_StudyDirective):
                 f"{records.duration_text(run.record.get('duration_s') or 0)}; "
                 f"{run.record['created']}."
             )
+            if redrawn := run.record.get("redrawn"):
+                text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
             if run.scale == "smoke":
                 text += " A smoke run only checks that everything works; its numbers mean nothing."
             if not run.current:
@@ -250,31 +287,37 @@ class RunBanner(_StudyDirective):
                 text += " To run it again:"
             command = records.command(run.record)
         box += nodes.paragraph("", "", nodes.strong("", title), nodes.Text(text))
+        box += [nodes.paragraph("", sentence) for sentence in unshown(run)]
         box += shell(command)
         return [box]
 
 
 class CompareRuns(_StudyDirective):
-    """A table of the claims in all finished runs of a study, yours and recorded."""
+    """A table of the verdicts on our models in all runs of a study, local and recorded."""
 
     def run(self) -> list[nodes.Node]:
         runs = [run for run in self.runs if run.record]
         names = {"yours": "your run", "recorded": "recorded"}
         header = ["Claim", *(f"{names[run.kind]}, {run.scale}" for run in runs)]
-        # the words in brackets, such as units and sizes, differ between runs
         claims = [
-            {re.sub(r"\s*\([^)]*\)", "", c["claim"]): c for c in run.record["claims"]}
-            for run in runs
+            {c["claim"]: c["ours"] for c in run.record["claims"] if c["ours"]} for run in runs
         ]
+
+        def cell(test: dict[str, Any] | None) -> nodes.Node | str:
+            if test is None:
+                return ""
+            text = f"{records.measured_text(test)} "
+            return nodes.paragraph("", "", nodes.Text(text), badge(test["verdict"]))
+
         rows: list[list[nodes.Node | str]] = [
-            [name, *(measurement(named[name]) if name in named else "" for named in claims)]
-            for name in dict.fromkeys(name for named in claims for name in named)
+            [name, *(cell(of.get(name)) for of in claims)]
+            for name in dict.fromkeys(name for of in claims for name in of)
         ]
         return [table(header, rows, "compare")]
 
 
 class Claims(SphinxDirective):
-    """Every study with its verdicts and a foldable list of its claims, for the front page."""
+    """The front page's list of studies, each with its verdicts and a foldable table of claims."""
 
     def run(self) -> list[nodes.Node]:
         sections: list[nodes.Node] = []
@@ -294,28 +337,14 @@ class Claims(SphinxDirective):
             if run.record is None:
                 sections.append(shell(f"papermill notebooks/{study}.ipynb"))
                 continue
-            rows: list[list[nodes.Node | str]] = [
-                [
-                    c["claim"],
-                    str(c["paper"] or ""),
-                    number(c["published"]),
-                    measurement(c),
-                    nodes.paragraph("", "", badge(c["verdict"])),
-                ]
-                for c in run.record["claims"]
-            ]
-            header = [
-                "Claim",
-                "In the paper",
-                "Published numbers",
-                "Ours [95\N{NO-BREAK SPACE}%]",
-                "Verdict",
-            ]
+            papers, others = claim_tables.parts(run.record["claims"])
             sections.append(verdict_counts(run.record["claims"]))
-            summary = f"<details class='claims-of'><summary>All {len(rows)} claims</summary>"
+            what = claim_tables.counted(papers, others)
+            rule = self.env.app.builder.get_relative_uri(self.env.docname, "method") + "#verdicts"
+            rows = claim_tables.claims_html(run.record["claims"], link=rule)
+            opening = f"<details class='claims-of'><summary>{what}</summary>"
             sections += [
-                nodes.raw("", summary, format="html"),
-                table(header, rows, "claims"),
+                nodes.raw("", f"{opening}{rows}", format="html"),
                 nodes.paragraph("", records.provenance(run.record), classes=["provenance"]),
                 nodes.raw("", "</details>", format="html"),
             ]
@@ -331,7 +360,7 @@ class Claims(SphinxDirective):
 
 
 class Costs(SphinxDirective):
-    """The cost of each recorded run."""
+    """A table with the cost of each recorded run."""
 
     def run(self) -> list[nodes.Node]:
         committed = site_runs.all_records(ROOT)
@@ -342,7 +371,7 @@ class Costs(SphinxDirective):
 
 
 class Scales(SphinxDirective):
-    """The scales that can be run, from the library's table."""
+    """A table of the scales that can be run, from pythia_core.suite.SCALES."""
 
     def run(self) -> list[nodes.Node]:
         times = "\N{MULTIPLICATION SIGN}"
@@ -360,7 +389,12 @@ class Scales(SphinxDirective):
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
-    """(the module pythia_book.pages.rotary, "turning") for "rotary.turning"."""
+    """Split a name such as "rotary.turning" into its module and the attribute's name.
+
+    Returns:
+        The module pythia_book.pages.<page> or, if it does not exist,
+        pythia_book.studies.<page>.figures; and the name after the dot.
+    """
     page, _, attribute = name.partition(".")
     path = f"pythia_book.pages.{page}"
     if importlib.util.find_spec(path) is None:  # else the figures of a study
@@ -371,10 +405,11 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
 
 
 class DrawingFigure(SphinxDirective):
-    """A figure or table drawn by a page's module; the content is the caption of a figure.
+    """A figure or table that a function of a page's module draws.
 
-    With `interactive` the page's script may replace the figure. It receives the module's
-    `script_data(name)`, if there is one, as JSON.
+    The content of the directive is the caption of a figure. With the option `interactive` the
+    page's script may replace the figure; the script receives as JSON what the module's
+    `script_data(name)` returns, if the module has that function.
     """
 
     required_arguments = 1
@@ -426,7 +461,7 @@ class DrawingFigure(SphinxDirective):
 
 
 class Value(SphinxRole):
-    """A number that a page's module computes."""
+    """Shows a number from the `values()` of a page's module."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         module, name = module_of(self.text, self.env)
@@ -438,9 +473,10 @@ class Value(SphinxRole):
 
 
 class Source(SphinxRole):
-    """`path#text`: a link to the first line of a file that contains the text.
+    """Turns `path#text` into a link to the first line of the file that contains the text.
 
-    It points to the repository if the book names one, else to a copy of the file.
+    The link points to the repository if the book's configuration names one, else to a copy of the
+    file.
     """
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
@@ -474,7 +510,7 @@ def exclude_page_assets(app: Sphinx, config: Config) -> None:
 def load_on_page(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Load a page's own script and style."""
+    """Load the script and style that belong to a page."""
     static = Path(app.srcdir) / "_static"
     if (static / f"{pagename}.css").is_file():
         app.add_css_file(f"{pagename}.css")

@@ -1,17 +1,17 @@
-"""Paired bootstrap intervals, and the rules that turn an interval into a verdict.
+"""Estimates with 95 % intervals; pythia_book.verdicts turns an interval into a verdict.
 
-Two arms are scored on the same items, so the per-item *difference* is resampled: both arms see the
-same resample by construction. With several seeds, seeds are resampled too, independently of the
-items; with one seed, the interval covers the choice of items but no variation between trainings.
-Intervals are 95 % percentile intervals. The resampling is seeded: the same data give the same
-interval.
+Two arms are scored on the same items, so `estimate` resamples the per-item *difference*, and both
+arms get the same resample. With several seeds, the seeds are resampled too, independently of the
+items. With one seed, the interval covers the choice of items but not the variation between training
+runs. Bootstrap intervals are percentile intervals. The resampling is seeded, so the same data give
+the same interval.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,17 +19,13 @@ import numpy as np
 from pythia_core.errors import ConfigError, DataError
 
 LEVEL = 0.95
-Verdict = str | Callable[[float, float], str]
-"""A verdict, or a rule that derives it from the ends of an interval: rule(low, high)."""
-NOT_TESTABLE = "not testable here"
-"""Verdict on a claim without data, or with an interval too wide to decide it."""
-Z_95 = 1.96
+Z_95 = 1.959963984540054
 """Half the width of a normal 95 % interval, in standard errors."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over items (and seeds) with its interval."""
+    """A value, usually a mean over items and seeds, with its 95 % interval from low to high."""
 
     value: float
     low: float
@@ -40,16 +36,16 @@ class Estimate:
     """Degrees of freedom of the interval; infinite for a bootstrap over many items."""
 
     def quantile(self, probability: float) -> float:
-        """Quantile of Student's t with `df` degrees of freedom; normal if they are infinite."""
+        """Quantile of Student's t with `df` degrees of freedom, or of the normal if `df` is inf."""
         from scipy.special import ndtri, stdtrit
 
         return float(ndtri(probability) if self.df == math.inf else stdtrit(self.df, probability))
 
     def p_value(self, null: float = 0.0) -> float:
-        """Two-sided p-value of a null value, by inverting the interval.
+        """Two-sided p-value of the hypothesis that the true value is `null`.
 
-        The side of the interval that faces the null gives the standard error, so the p-value is
-        below 1 - LEVEL exactly if the interval excludes the null.
+        The standard error follows from the end of the interval on the side of `null`, so the
+        p-value is below 1 - LEVEL exactly if the interval excludes `null`.
         """
         from scipy.special import ndtr, stdtr
 
@@ -62,7 +58,7 @@ class Estimate:
         return float(2 * (ndtr(-ratio) if self.df == math.inf else stdtr(self.df, -ratio)))
 
     def interval(self) -> dict[str, float]:
-        """The estimate as a record stores it."""
+        """Value, low and high as a dict, as a record stores an estimate."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:
@@ -79,29 +75,33 @@ def estimate(
     change: bool = False,
     exact: bool = False,
 ) -> Estimate:
-    """Mean of values float[seeds, items] and its bootstrap interval; pass differences for effects.
+    """Mean of `values` and its bootstrap interval. For an effect, pass the per-item differences.
 
     Args:
-        strata: group of each item; each group is resampled separately (its size is fixed).
-        change: whether `values` are differences.
-        exact: for values 0 or 1: if all items agree (all right, none changed), a bootstrap
-            interval has no width, and the exact binomial bound replaces it.
+        values: float[seeds, items].
+        draws: number of bootstrap resamples.
+        seed: seed of the resampling.
+        strata: group of each item. Each group is resampled separately and keeps its size.
+        change: whether `values` are differences, so that the mean may be negative.
+        exact: for values that are 0 or 1, or differences of these. If all values are equal, the
+            bootstrap interval has no width, and the exact binomial bound is used instead.
 
     Raises:
-        DataError: no items, the wrong shape, or a value that is not finite.
-        ConfigError: fewer than 100 draws.
+        DataError: there are no items, the shape is wrong, or a value is not finite.
+        ConfigError: there are fewer than 100 draws.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size:
         raise DataError(
-            f"expected values of shape (seeds, items), at least one of each, got {values.shape}"
+            "expected values of shape (seeds, items) with at least one seed and one item, got "
+            f"the shape {values.shape}"
         )
     if not np.isfinite(values).all():
         raise DataError(
             f"{(~np.isfinite(values)).sum()} of {values.size} measured values are not finite"
         )
     if draws < 100:
-        raise ConfigError(f"bootstrap={draws}: an interval needs at least 100 draws")
+        raise ConfigError(f"bootstrap must be at least 100 draws, got {draws}")
     seeds, items = values.shape
     groups = None if strata is None else np.asarray(strata, np.uint8).tobytes()
     means = _counts(items, draws, seed, groups) @ values.T / items  # (draws, seeds)
@@ -120,10 +120,10 @@ def estimate(
 def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
     """Mean over independent units (seeds, models, clusters) and its t-interval.
 
-    A single unit has no interval: its ends are NaN.
+    For a single unit the ends of the interval are NaN.
 
     Raises:
-        DataError: no unit, or a value that is not finite.
+        DataError: there is no unit, or a value is not finite.
     """
     values = np.asarray(units, np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -154,7 +154,7 @@ def wilson(k: int, n: int) -> Estimate:
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """a - b of two independent estimates, with Newcombe's square-and-add interval."""
+    """Estimate a - b from two independent estimates, with Newcombe's square-and-add interval."""
     value = a.value - b.value
     low = value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
     high = value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
@@ -163,7 +163,13 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 @functools.lru_cache(maxsize=16)
 def _counts(items: int, draws: int, seed: int, strata: bytes | None) -> np.ndarray:
-    """float64[draws, items]: how often each item is drawn; the same for every measure."""
+    """Return float64[draws, items]: how often each bootstrap draw contains each item.
+
+    The counts depend only on the arguments, so all measures on the same items share the resamples.
+
+    Args:
+        strata: the bytes of uint8[items] with the group of each item; None: one group.
+    """
     rng = np.random.default_rng(seed)
     groups = np.zeros(items, np.uint8) if strata is None else np.frombuffer(strata, np.uint8)
     counts = np.empty((draws, items))
@@ -172,71 +178,3 @@ def _counts(items: int, draws: int, seed: int, strata: bytes | None) -> np.ndarr
         n = len(members)
         counts[:, members] = rng.multinomial(n, np.full(n, 1 / n), size=draws)
     return counts
-
-
-def claim_row(
-    claim: str,
-    paper: str,
-    e: Estimate | None,
-    verdict: Verdict,
-    published: str | None = None,
-    factor: float = 1,
-) -> dict[str, str | float | None]:
-    """A claim as a record stores it, with the estimate `e` multiplied by `factor`.
-
-    Without an estimate it is not testable. A rule for the verdict gets the multiplied ends.
-    """
-    row: dict[str, str | float | None] = {"claim": claim, "paper": paper, "published": published}
-    if e is None:
-        return row | {"ours": None, "low": None, "high": None, "verdict": NOT_TESTABLE}
-    low, high = factor * e.low, factor * e.high
-    verdict = verdict(low, high) if callable(verdict) else verdict
-    return row | {"ours": factor * e.value, "low": low, "high": high, "verdict": verdict}
-
-
-def directional_verdict(low: float, high: float, direction: int) -> str:
-    """Verdict on "the difference has this sign" (+1 or -1).
-
-    "reproduced" if the interval excludes 0 on the claimed side, "not reproduced" on the other, "no
-    effect" if it includes 0: no effect was seen, which does not prove that there is none.
-    """
-    if direction not in (-1, 1):
-        raise ConfigError(f"direction must be +1 or -1, got {direction}")
-    if low <= 0 <= high:
-        return "no effect"
-    return "reproduced" if (low > 0) == (direction > 0) else "not reproduced"
-
-
-def premise_verdict(low: float, high: float, direction: int) -> str:
-    """`directional_verdict`, in the words for a premise that the paper did not measure."""
-    return as_premise(directional_verdict(low, high, direction))
-
-
-def as_premise(verdict: str) -> str:
-    """Put a verdict in the words for a premise that the paper did not measure."""
-    return {"reproduced": "holds", "not reproduced": "does not hold"}.get(verdict, verdict)
-
-
-def equivalence_verdict(low: float, high: float, expected: float, margin: float) -> str:
-    """Verdict on "the value is within `margin` of `expected`".
-
-    "reproduced" if the whole interval is within, "not reproduced" if all of it is outside,
-    NOT_TESTABLE if it crosses a bound.
-    """
-    if expected - margin < low and high < expected + margin:
-        return "reproduced"
-    outside = high < expected - margin or low > expected + margin
-    return "not reproduced" if outside else NOT_TESTABLE
-
-
-def noninferiority_verdict(low: float, high: float, bound: float) -> str:
-    """Verdict on "the cost is marginal", which means below `bound`; a cost is positive.
-
-    "reproduced" if the whole interval is below the bound, "not reproduced" if it is above,
-    NOT_TESTABLE if it crosses the bound.
-    """
-    if bound <= 0:
-        raise ConfigError(f"bound must be positive, got {bound}")
-    if high < bound:
-        return "reproduced"
-    return "not reproduced" if low > bound else NOT_TESTABLE

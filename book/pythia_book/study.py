@@ -1,9 +1,9 @@
-"""Parts of every study: checked parameters, checkpoints to keep, cost of measuring, result."""
+"""The parts that all studies share: parameters, kept checkpoints, cost, measurements, result."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pythia_core.config import RunConfig
@@ -13,30 +13,35 @@ from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import linear_steps
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
+    from pythia_book.verdicts import Claim
     from pythia_core.training.runs import Run
 
 
 LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000), "limit": (5, 100_000)}
-"""Smallest and largest accepted value of the fields that most studies have."""
+"""Maps integer fields that most studies have to their smallest and largest accepted values."""
 
 
 @dataclass(frozen=True)
 class StudyParams:
-    """Parameters of a study. One error reports every bad value and what is accepted.
+    """Parameters of a study. A single ConfigError reports every bad value and what is accepted.
 
-    A subclass adds fields: strings, and integers whose limits are in `LIMITS` or in `WHOLE`.
+    A subclass adds fields. A field whose limits are in `LIMITS` or `WHOLE` must be an integer; any
+    other field must be a string.
     """
 
     scale: str = "laptop"
     sizes: str = ""
-    """Comma-separated list; empty: the default of the study, or all sizes of the scale."""
+    """Comma-separated list of model sizes. If it is empty, the study's DEFAULT_SIZES or else all
+    sizes of the scale are used."""
 
     WHOLE: ClassVar[dict[str, tuple[int, int]]] = {}
-    """Field -> smallest and largest accepted value, for integer fields not in `LIMITS`."""
+    """Maps integer fields that are not in `LIMITS` to their smallest and largest accepted values.
+    """
     DEFAULT_SIZES: ClassVar[dict[str, str]] = {}
-    """Scale -> sizes, where the study does not take all sizes of the scale."""
+    """Maps a scale to the default sizes, for scales at which the default is not all sizes."""
     ONE_SIZE: ClassVar[bool] = False
     """Whether the study trains models of one size only."""
 
@@ -62,10 +67,10 @@ class StudyParams:
         raise_all(ConfigError, problems, "parameters")
 
     def check(self) -> None:
-        """Reject values that only this study cannot use; subclasses override it.
+        """Reject values that this study cannot use. Subclasses override the method.
 
         Raises:
-            ConfigError: such a value.
+            ConfigError: the study cannot use a value.
         """
 
     @property
@@ -73,14 +78,14 @@ class StudyParams:
         """The sizes as a tuple, smallest first.
 
         Raises:
-            ConfigError: an unknown size, one named twice, or too many of them.
+            ConfigError: a size is unknown or named twice, or there are too many sizes.
         """
         default = self.DEFAULT_SIZES.get(self.scale, "")
         sizes = scale_named(self.scale).size_list(self.sizes, default)
         if self.ONE_SIZE and len(sizes) != 1:
             raise ConfigError(
-                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains only one; "
-                f'give exactly one, e.g. "{sizes[0]}"'
+                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains only one "
+                f'size; name one, e.g. "{sizes[0]}"'
             )
         return sizes
 
@@ -91,21 +96,24 @@ def split_list(text: str) -> list[str]:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """The numbers of a comma-separated list, ascending; empty if an entry is not a number."""
+    """Parse a comma-separated list of whole numbers, without duplicates and in ascending order.
+
+    The result is empty if any entry is not a whole number.
+    """
     entries = split_list(text)
     whole = all(entry.isascii() and entry.isdecimal() for entry in entries)
     return sorted({int(entry) for entry in entries}) if whole else []
 
 
 def shot_counts(text: str, most: int) -> list[int]:
-    """Parse a list of numbers of solved examples in a prompt, ascending.
+    """Parse a comma-separated list of shot counts (solved examples per prompt), in ascending order.
 
     Raises:
-        ConfigError: an entry that is not a number in 0..`most`, or none at all.
+        ConfigError: the list is empty, or an entry is not a number in 0..`most`.
     """
     counts = whole_numbers(text)
     if not counts or counts[-1] > most:
-        raise ConfigError(f'shots={text!r}: give numbers in 0..{most}, e.g. "0,2"')
+        raise ConfigError(f'shots must be numbers in 0..{most}, e.g. "0,2", got {text!r}')
     return counts
 
 
@@ -114,9 +122,10 @@ class MeasuringCost:
     """Rough cost of measuring one run, for planning (pythia_book.budget)."""
 
     heldout: int = 0
-    """Passes over the held-out text, or over items of about as many tokens, for all checkpoints."""
+    """Passes over the held-out text, or over items with about as many tokens, summed over all
+    checkpoints."""
     rows: float = 0.0
-    """Passes over the rows that the run was trained on (only their first 32 tokens)."""
+    """Passes over the first 32 tokens of each row that the run was trained on."""
 
 
 def kept_at(
@@ -125,15 +134,54 @@ def kept_at(
     deduplicated: Sequence[int] = (),
     repeated: Sequence[int] = (),
 ) -> Keep:
-    """The checkpoints whose weights a study reads from a run; they depend on its training text.
+    """Return the checkpoints to keep of a run, depending on the text it is trained on.
 
     Args:
-        standard, deduplicated: which of the 143 evenly spaced checkpoints of a run on that text.
-        repeated: which ones of a run that repeats part of a text (study `repetition`).
+        standard: indices, among the 143 evenly spaced checkpoints, to keep of a run on the standard
+            text.
+        deduplicated: the indices to keep of a run on the deduplicated text.
+        repeated: the indices to keep of a run that repeats part of a text (study `repetition`).
     """
     indices = standard if config.data.dedup == "none" else deduplicated
     indices = repeated if config.data.epoch_policy == "rows" else indices
     return Keep(linear_steps(indices, config.train.steps))
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Everything the analysis of a study needs besides released numbers; it has no models.
+
+    Attributes:
+        arrays: results per item, row or seed, by name, e.g. "loss/25k/standard/572". Arrays are
+            recorded in their own dtype; use float32 where seven digits suffice.
+        facts: further numbers and texts, in JSON types, e.g. counts and gaps.
+        runs: the training runs used; empty if the measurements were read from a record.
+    """
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+    runs: list[Run] = field(default_factory=list)
+
+    def get(self, *key: Any) -> np.ndarray | None:
+        """The array with the name `name_of(*key)`; None if there is no such array."""
+        return self.arrays.get(name_of(*key))
+
+    def under(self, *key: Any) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Yield (remaining parts of the name, array) for all names that begin with `key`."""
+        prefix = name_of(*key) + "/"
+        for name, array in self.arrays.items():
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix).split("/"), array
+
+
+def name_of(*key: Any) -> str:
+    """Join the parts of an array's name, e.g. ("loss", "25k", 572) to "loss/25k/572"."""
+    return "/".join(map(str, key))
+
+
+Tables = dict[str, "pd.DataFrame"]
+Analysis = tuple[Tables, dict[str, Any], "list[Claim]"]
+"""The result of an analysis: tables, values for prose, and claims."""
 
 
 @dataclass(frozen=True)
@@ -142,19 +190,18 @@ class Result:
 
     study: str
     params: Any
-    """A dataclass, the parameters of the study's notebook; one of them is `scale`."""
+    """The parameters of the study's notebook, as a dataclass with a field `scale`."""
     tables: dict[str, pd.DataFrame]
-    """By name (a-z, 0-9, _); each is recorded as a CSV."""
+    """Tables by name (a-z, 0-9, _). Each table is recorded as a CSV file."""
     values: dict[str, Any]
-    """For prose, by name: numbers, texts, and estimates as {"value", "low", "high"}."""
+    """Values for prose, by name: numbers, texts, and estimates as {"value", "low", "high"}."""
     claims: list[dict[str, Any]]
-    """With the keys of `stats.claim_row`."""
-    runs: list[Run]
-    """The training runs used."""
+    """The claims with their verdicts, as `verdicts.judge` returns them."""
+    measured: Measurements
+    released: dict[str, pd.DataFrame]
+    """Tables of released numbers by name; empty if there are none. Recorded with their source."""
     started: float
     """`time.time()` when the study began."""
-    released: Any = None
-    """Released numbers, drawn next to ours and never recorded as a table."""
 
     @property
     def scale(self) -> str:

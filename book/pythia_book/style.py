@@ -1,10 +1,11 @@
-"""The common look of all figures of the book: style, palette, deterministic SVG, tables.
+"""Defines the common look of all figures of the book: style, palette, SVG output and tables.
 
-A model size has one colour everywhere, from an ordered, colour-blind-safe map along the sizes of
-its scale; an arm of an intervention has one line style and marker. Drawings are made without
-pyplot, hence without global state, and are shown in a notebook as SVG: same numbers, same bytes.
-The background is white on purpose: it is readable on light and dark pages. The footer of a figure
-and the table of claims are here too; each study's own figures are in its folder.
+Each model size has the same colour in all figures, from an ordered, colour-blind-safe colour map
+over the sizes of its scale. Each arm of an intervention has the same line style and marker.
+Drawings are made without pyplot, hence without global state, and notebooks show them as SVG. The
+same numbers give the same bytes. The background is white so that figures are readable on light and
+on dark pages. This module also has the footer of figures and the table of claims; the figures of a
+study are in the folder of the study.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records
+from pythia_book.claim_tables import RULE, claims_frame, claims_html
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
 from pythia_core.util.files import atomic_file
@@ -35,7 +37,7 @@ INK = "#222222"
 MUTED = "#6b6b6b"
 GRID = "#e3e3e3"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-"""For anything but sizes: colours that colour-blind readers can tell apart."""
+"""Colours for anything but model sizes; colour-blind readers can tell them apart."""
 DASH = "\N{EN DASH}"
 """Marks an empty cell of a table."""
 WIDTH = 7.4
@@ -94,10 +96,10 @@ def style() -> Iterator[None]:
 
 
 def size_colour(size: str) -> str:
-    """The colour of a model size, the same in every figure: darker is smaller.
+    """The colour of a model size, the same in every figure. Smaller sizes are darker.
 
     Raises:
-        ConfigError: unknown size.
+        ConfigError: the size is unknown.
     """
     for sizes in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
         if size in sizes:
@@ -106,7 +108,7 @@ def size_colour(size: str) -> str:
 
 
 def shade(position: float, colours: str = "viridis") -> str:
-    """The colour at a position in [0, 1] of a colour map; above 0.86 it is too pale on white."""
+    """The colour at a position in [0, 1] of a colour map; above 0.86, it is too pale on white."""
     import matplotlib
 
     return matplotlib.colors.to_hex(matplotlib.colormaps[colours](position))
@@ -127,7 +129,7 @@ class Drawing:
     def svg(self) -> str:
         """The figure as SVG text; the same numbers give the same bytes.
 
-        Rendered once: laying a figure out again would move its parts by rounding.
+        The figure is rendered only once, because a second layout would move its parts slightly.
         """
         stream = io.StringIO()
         metadata = {"Date": None, "Creator": None}
@@ -161,9 +163,10 @@ class Note:
 
 
 class Table:
-    """A table that a notebook shows as HTML, every cell escaped.
+    """A table that a notebook shows as HTML, with every cell escaped.
 
-    `code`: columns that a page sets in the font for code.
+    Args:
+        code: columns that an explanatory page shows in a monospaced font.
     """
 
     def __init__(self, frame: pd.DataFrame, caption: str = "", code: tuple[str, ...] = ()) -> None:
@@ -189,7 +192,12 @@ def panels(
     ratios: Any = None,
     rows: int = 1,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of page width with a small footer, and its panels, row by row."""
+    """Create a figure of page width with a footer; return the figure and its panels, row by row.
+
+    Args:
+        columns: panels per row. height: height of the figure in inches.
+        ratios: relative widths of the columns; None: equal widths.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -205,7 +213,7 @@ def panels(
 
 
 def say(ax: Axes, text: str) -> None:
-    """Write in a panel without data why it is empty."""
+    """Write `text` into a panel without data, to explain why the panel is empty."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
@@ -216,7 +224,7 @@ def say(ax: Axes, text: str) -> None:
 
 
 def rows_where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
-    """The rows with these values in these columns."""
+    """The rows in which each named column has the given value."""
     for column, value in values.items():
         frame = frame[frame[column] == value]
     return frame
@@ -231,7 +239,13 @@ def curve(
     bars: bool = False,
     **line: Any,
 ) -> None:
-    """Plot `value` against column `x`, with a band or bars if the frame has `low` and `high`."""
+    """Plot the column `value` against the column `x`, with intervals if there are any.
+
+    Args:
+        frame: columns `x`, value and, for intervals, low and high.
+        factor: multiplies value, low and high.
+        bars: draw intervals as bars instead of a band.
+    """
     at = frame[x].astype(float)
     ax.plot(at, factor * frame.value.astype(float), color=colour, **line)
     if "low" in frame:
@@ -251,7 +265,12 @@ def size_curves(
     banded: Iterable[str] | None = None,
     **line: Any,
 ) -> None:
-    """Plot one curve per size; only `banded` sizes get a band, as many would hide each other."""
+    """Plot one curve per size, as `curve` does.
+
+    Args:
+        banded: sizes whose intervals are drawn as a band, because many bands would hide each other;
+            None: all sizes.
+    """
     for size in sizes:
         points = rows_where(frame, size=size).sort_values(x)
         if banded is not None and size not in banded:
@@ -268,7 +287,11 @@ def line(
     factor: float = 100,
     dense: bool = False,
 ) -> None:
-    """Plot one size and arm over training; `dense`: a thinner line for many points."""
+    """Plot the curve of one size and one arm, in their colour, line style and marker.
+
+    Args:
+        dense: use a thinner line and smaller markers, for many points.
+    """
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
     shape = {**ARM_STYLES[arm], "linewidth": width, "markersize": marker, "markeredgewidth": 0}
     curve(ax, frame.sort_values(x), x, size_colour(size), factor, **shape)
@@ -284,7 +307,13 @@ def interval_point(
     flat: bool = False,
     **shape: Any,
 ) -> None:
-    """Draw a value with its interval, horizontally if `flat`; `row` has value, low, high."""
+    """Draw a value with its interval.
+
+    Args:
+        at: position on the x axis or, if `flat`, on the y axis.
+        row: has the attributes value, low and high, which are multiplied by `factor`.
+        flat: draw the interval horizontally.
+    """
     value, low, high = (factor * float(x) for x in (row.value, row.low, row.high))
     bar, point = ([at, at], [low, high]), ([at], [value])
     if flat:
@@ -302,11 +331,12 @@ def size_points(
     factor: float = 100,
     **shape: Any,
 ) -> None:
-    """Draw points with intervals: for each size on the x axis, one per value of `column`.
+    """Draw points with intervals, with the sizes on the x axis and one point per value of `column`.
 
     Args:
         frame: columns size, `column`, value, low, high.
-        marks: value of `column` -> its `mark`, filled with the colour of the size or hollow.
+        marks: maps each value of `column` to its marker (`mark`). Markers that are not hollow are
+            filled with the colour of the size.
     """
     sizes = list(sizes)
     for j, (key, mark) in enumerate(marks.items()):
@@ -328,13 +358,17 @@ def category_ticks(ax: Axes, names: Iterable[str], **text: Any) -> None:
 
 
 def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
-    """Draw a thin dotted line at a reference value, e.g. chance; the caption explains it."""
+    """Draw a thin dotted line at a reference value, e.g. chance. The caption must explain it."""
     draw, at = (ax.axhline, y) if x is None else (ax.axvline, x)
     draw(at, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
 
 
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
-    """Add a legend from label -> line properties; a figure's is one row above the panels."""
+    """Add a legend; unless `loc` is given, it is a single row above the panels.
+
+    Args:
+        lines: maps each label to the properties of its line.
+    """
     from matplotlib.lines import Line2D
 
     handles = [
@@ -352,7 +386,7 @@ def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
 
 
 def size_legend(where: Axes | Figure, sizes: Iterable[str], **options: Any) -> None:
-    """Add a legend of the sizes' colours, in a panel or above all panels of a figure."""
+    """Add a legend of the colours of the sizes, to a panel or to a figure."""
     lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
     legend(where, lines, handlelength=1.4, columnspacing=1.2, **options)
 
@@ -364,7 +398,7 @@ def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
-    """Axis limits around low..high with a margin, never narrower than `least`."""
+    """Return axis limits around [low, high] with a margin, at least `least` apart."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return 0.0, least
     middle, half = (low + high) / 2, max(high - low, least) / 2 * 1.08
@@ -373,15 +407,12 @@ def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
 
 # --- shared by all studies -------------------------------------------------------------------
 
-VERDICTS = (
-    "Verdicts by rule: the interval excludes 0 on the claimed side, reproduced (of premises that "
-    "the paper did not measure: holds); on the other side, not reproduced; it includes 0, no "
-    "effect seen; what would be needed is not there, not testable here."
-)
+VERDICTS = RULE
+"""The sentence below a table of claims. book/method.md explains the rule."""
 
 
 def footer(result: Result, *notes: str) -> str:
-    """The small print of a figure: notes, and the command that redraws it."""
+    """Return the footer of a figure: notes, and the command that runs the study again."""
     record = {"study": result.study, "scale": result.scale, "parameters": result.parameters}
     lines = ["; ".join(filter(None, notes)), f"Redraw: {records.command(record)}"]
     return "\n".join(filter(None, lines))
@@ -391,40 +422,54 @@ def footer(result: Result, *notes: str) -> str:
 def canvas(
     result: Result, columns: int, height: float, *notes: str, **options: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """`panels` with the footer of a study, and the book's style within the `with` block."""
+    """Create `panels` with the footer of a study, and apply the book's style in the `with` block.
+
+    Args:
+        notes: texts for the footer.
+        options: further arguments of `panels`.
+    """
     with style():
         yield panels(columns, height, footer(result, *notes), **options)
 
 
 def write_record(result: Result) -> Note:
-    """Write the record of a study; the note states its origin and how to repeat it."""
-    return Note(records.provenance(records.read_record(records.save_record(result))))
+    """Write the record of a study, and return a note with its origin and the command to repeat it.
+
+    If a notebook is run by hand, no record is written, and the note names the command that records
+    the run.
+    """
+    folder = records.record_folder()
+    if folder is None:
+        made_by = {"study": result.study, "scale": result.scale, "parameters": result.parameters}
+        return Note(f"This run was not recorded. To record it: {records.command(made_by)}")
+    return Note(records.provenance(records.read_record(records.save_record(result, folder))))
 
 
-def claims_table(result: Result, note: str = "") -> Table:
-    """Per claim: what the paper says, what was released, what we measured, and the verdict."""
-    return Table(claims_frame(result.claims), f"{note} {VERDICTS}".strip())
+class ClaimsTable:
+    """Tables of the claims of a study, with a note below."""
+
+    def __init__(self, claims: list[dict[str, Any]], note: str = "") -> None:
+        self.claims, self.note = claims, note
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The claims as plain text, one row per claim."""
+        return claims_frame(self.claims)
+
+    def _repr_html_(self) -> str:
+        return claims_html(self.claims, self.note, link="../method.html#verdicts")
+
+    def __repr__(self) -> str:
+        return self.frame.to_string(index=False)
 
 
-def claims_frame(claims: list[dict[str, Any]]) -> pd.DataFrame:
-    """A study's claims in words, one row per claim."""
-    import pandas as pd
-
-    rows = [
-        {
-            "claim": claim["claim"],
-            "the paper": claim["paper"],
-            "released numbers": DASH if claim["published"] is None else claim["published"],
-            "ours [95 %]": interval(claim["ours"], claim["low"], claim["high"]),
-            "verdict": claim["verdict"],
-        }
-        for claim in claims
-    ]
-    return pd.DataFrame(rows)
+def claims_table(result: Result, note: str = "") -> ClaimsTable:
+    """Return the tables of a study's claims, premises and checks, with results and verdicts."""
+    return ClaimsTable(result.claims, note)
 
 
 def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
-    """Plot the percentage of rows memorized by size, standard next to deduplicated.
+    """Plot the percentage of memorized rows by model size, for standard and deduplicated text.
 
     Args:
         frame: columns size, arm, value, low, high (as fractions).
@@ -436,7 +481,7 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
 
 
 def interval(value: Any, low: float | None, high: float | None) -> str:
-    """A measured value as text, with its interval if it has one."""
+    """Format a measured value, with its interval if it has one; None is "not measured"."""
     if value is None:
         return "not measured"
     if low is None:

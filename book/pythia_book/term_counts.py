@@ -1,13 +1,15 @@
 """Counts terms in the text that a model has read up to each checkpoint (paper section 3.3).
 
-Terms are counted in one pass over the rows in training order, in blocks of steps, so the count up
-to a checkpoint is a sum over blocks and exact for that prefix of training. A term is one or more
-words as a reader sees them, whatever their tokens: a word is a run of ASCII letters, digits and
-bytes above 127, and words may be separated by anything else.
+Terms are counted in one pass over the rows in training order, separately for each block of steps
+between two checkpoints. The count up to a checkpoint is the sum over the blocks before it.
 
-Only the inputs of a row, its first S tokens, are counted: the last token is the next row's first.
-An occurrence must lie within one row, because no model reads across rows; overlapping occurrences
-all count. The released code instead counted number words near each other in decoded rows.
+A term is one or more words, no matter how they are tokenized. A word is a run of ASCII letters,
+digits and bytes above 127; any other bytes may separate words.
+
+Terms are counted in the inputs of a row (its first S tokens), because its last token is also the
+first token of the next row. An occurrence must lie within one row, because no model reads across
+rows. Overlapping occurrences all count. The released code instead counted number words that are
+near each other in decoded rows.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from pythia_core.data.order import Rows
 
 CHUNK = 1 << 17
-"""Tokens per numpy call: large enough for numpy, small enough for the CPU's caches."""
+"""Tokens per numpy call: enough to make numpy efficient, few enough for the CPU's caches."""
 _WORD = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _SHIFT = np.uint64(48)
@@ -41,16 +43,16 @@ _SHIFT = np.uint64(48)
 
 @dataclass(frozen=True)
 class TermCounts:
-    """Occurrences of each term between checkpoints."""
+    """Number of occurrences of each term in each block of steps between two checkpoints."""
 
     terms: tuple[str, ...]
     ends: tuple[int, ...]
-    """Ascending steps at which blocks end; block i begins at step ends[i-1], or 0 for the first."""
+    """Ascending steps at which blocks end. Block i begins at ends[i-1], the first block at 0."""
     counts: NDArray[np.int64]
-    """[terms, blocks]."""
+    """int64[terms, blocks]."""
 
     def up_to(self, step: int) -> NDArray[np.int64]:
-        """int64[terms]: occurrences in the text read before the checkpoint at `step`.
+        """Return int64[terms], the occurrences in the text read before the checkpoint at `step`.
 
         Raises:
             DataError: no block ends at this step.
@@ -59,12 +61,16 @@ class TermCounts:
             return np.zeros(len(self.terms), np.int64)
         if step not in self.ends:
             raise DataError(
-                f"no count up to step {step}; blocks end at {', '.join(map(str, self.ends))}"
+                f"there are no counts up to step {step}, only up to the steps "
+                f"{', '.join(map(str, self.ends))}"
             )
         return self.counts[:, : self.ends.index(step) + 1].sum(1)
 
     def save(self, path: Path | str) -> None:
-        """Write Parquet: term_id, term, step (end of the block), count, without zero counts."""
+        """Write the counts that are not zero to a Parquet file.
+
+        The columns are term_id, term, step (the end of the block) and count.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -88,14 +94,19 @@ def count_terms(
     batch_size: int,
     progress: bool = False,
 ) -> TermCounts:
-    """Count terms in the rows of training, up to the last of `ends`.
+    """Count terms in the training rows, from step 0 to the last step of `ends`.
+
+    Args:
+        ends: the steps at which blocks end, ascending; usually those of checkpoints.
+        batch_size: rows per step.
 
     Raises:
-        ConfigError: steps that do not ascend. DataError: not enough rows for the steps.
+        ConfigError: the steps do not ascend.
+        DataError: there are fewer rows than the steps need.
     """
     ends = tuple(int(end) for end in ends)
     if not ends or list(ends) != sorted({*ends}) or ends[0] < 1:
-        raise ConfigError(f"steps must be at least 1 and ascend, got {ends}")
+        raise ConfigError(f"steps must be at least 1 and in ascending order, got {ends}")
     if ends[-1] * batch_size > rows.n_rows:
         raise DataError(
             f"step {ends[-1]} needs {ends[-1] * batch_size} rows, but there are {rows.n_rows}"
@@ -116,15 +127,15 @@ def count_terms(
 
 
 class SurfaceTerms:
-    """Finds terms as words in the bytes that tokens represent.
+    """Counts terms in rows of tokens by comparing whole words in the bytes of the rows.
 
     Args:
-        terms: one or more words each, separated by anything but letters and digits.
+        terms: each has one or more words, separated by anything but letters and digits.
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
-        ignore_case: ignore the case of ASCII letters.
+        ignore_case: whether to ignore the case of ASCII letters.
 
     Raises:
-        ConfigError: no terms, a term without a word, or a duplicate term.
+        ConfigError: there are no terms, a term has no word, or two terms have the same words.
     """
 
     def __init__(
@@ -140,10 +151,12 @@ class SurfaceTerms:
         split = [self._words(word.lower() if ignore_case else word) for word in raw]
         for term, words in zip(terms, split, strict=True):
             if not words:
-                raise ConfigError(f"the term {term!r} has no letter or digit; give words")
+                raise ConfigError(
+                    f"the term {term!r} must have at least one word, but has no letter or digit"
+                )
         if len({*map(tuple, split)}) < len(split):
             duplicate = next(t for t, w in zip(terms, split, strict=True) if split.count(w) > 1)
-            raise ConfigError(f"the term {duplicate!r} appears twice; name each term once")
+            raise ConfigError(f"the term {duplicate!r} occurs more than once; name each term once")
         vocabulary = sorted({word for words in split for word in words})
         number = {word: i for i, word in enumerate(vocabulary)}
         self._trie = _Trie([[number[word] for word in words] for words in split], len(vocabulary))
@@ -166,7 +179,7 @@ class SurfaceTerms:
         )
 
     def count(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """int64[terms]: occurrences within the rows int[n, width]."""
+        """Return int64[terms], the number of occurrences of each term in rows int[n, width]."""
         text, stops = self._bytes(rows)
         self._grow(len(text))
         inside = self._is_word[text]
@@ -182,7 +195,10 @@ class SurfaceTerms:
     def _numbers(
         self, text: NDArray[np.uint8], first: NDArray[np.int64], last: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """The vocabulary index of each word text[first:last]; the vocabulary's size if unknown."""
+        """Return the vocabulary index of each word text[first:last].
+
+        Words that are not in the vocabulary get the size of the vocabulary.
+        """
         sums = np.zeros(len(text) + 1, np.uint64)
         np.cumsum((text.astype(np.uint64) + np.uint64(1)) * self._powers[: len(text)], out=sums[1:])
         hashes = (sums[last] - sums[first]) * self._inverses[first]
@@ -200,7 +216,7 @@ class SurfaceTerms:
         return numbers
 
     def _grow(self, size: int) -> None:
-        """Extend the powers of the multiplier and of its inverse, modulo 2**64, to `size`."""
+        """Extend the tables of powers, of the multiplier and of its inverse, to `size` entries."""
         if size > len(self._powers):
             for name, base in (
                 ("_powers", _MULTIPLIER),
@@ -212,7 +228,7 @@ class SurfaceTerms:
 
 
 def _hash(word: bytes) -> int:
-    """The polynomial in the multiplier with coefficients byte + 1, modulo 2**64."""
+    """Hash a word: a polynomial in _MULTIPLIER with the coefficients byte + 1, modulo 2**64."""
     return sum((byte + 1) * pow(_MULTIPLIER, i, 2**64) for i, byte in enumerate(word)) % 2**64
 
 
@@ -220,10 +236,11 @@ def _hash(word: bytes) -> int:
 
 
 class _Trie:
-    """Finds sequences of ids at all positions of an array at once, one trie level per pass.
+    """Counts sequences of ids in an array, at all positions at once, with one pass per trie level.
 
     Args:
-        sequences: at least one id each. n_ids: all ids are below it; the id n_ids matches nothing.
+        sequences: sequences of at least one id, all below `n_ids`.
+        n_ids: the number of ids. The id `n_ids` itself matches nothing.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], n_ids: int) -> None:
@@ -248,7 +265,11 @@ class _Trie:
         self.has_children[self.keys // self.width] = True
 
     def count(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
-        """int64[sequences]: occurrences in ids int[n], the last of which matches nothing."""
+        """Return int64[sequences], the number of occurrences of each sequence in `ids`.
+
+        Args:
+            ids: int[n]. The last id must be `n_ids`, which matches nothing.
+        """
         state = self.root[ids]
         position = np.flatnonzero(state)
         state = state[position].astype(np.int64)

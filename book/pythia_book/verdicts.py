@@ -1,26 +1,27 @@
-"""The rule that turns a measurement into a verdict, the same for every study.
+"""Turns a measurement into a verdict, by the same rule for every study.
 
-A *claim* is a sentence of a paper; a *premise* is what such a claim takes for granted; a *check* is
-about our own machinery. Each is tested on our runs, on the released models, or on both. A test
-states beforehand what would count as agreement: an effect of a given sign (`rises`, `falls`), an
-effect inside a margin (`within`), or a cost below a bound (`below`). Its verdict follows from the
-95 % interval:
+A *claim* is a sentence of a paper. A *premise* is an assumption that a claim rests on. A *check*
+verifies our own code and data. Claims, premises and checks are tested on our runs, on the released
+models, or on both. A test states what counts as agreement: an effect above or below a
+bound, usually zero (`rises`, `falls`), or an effect inside a margin around zero (`within`). The
+verdict follows from the 95 % interval of the effect:
 
-    reproduced         the interval lies on the claimed side (inside the margin, below the bound)
-    contradicted       it lies on the other side (outside the margin, above the bound)
-    not resolved       neither; the smallest effect that would probably have been seen is stated
+    reproduced         the interval lies on the claimed side of the bound, or inside the margin
+    contradicted       the interval lies on the other side of the bound, or outside the margin
+    not resolved       neither; the reason usually states the smallest effect that would have shown
     not testable here  the test cannot fail, has no independent units, or lacks a measurement
 
-On released numbers the first two read "confirmed on released numbers" and "contradicted by released
-numbers"; premises and checks hold or do not hold. All tests of a study form two families, its
-claims and the rest; within each, Holm's procedure limits the chance of any wrong verdict to 5 %.
+On released numbers the first two verdicts read "confirmed on released numbers" and "contradicted by
+released numbers". For premises and checks they read "holds" and "does not hold". The tests of
+claims form one family and the tests of premises and checks another. Within each family of a study,
+Holm's procedure limits the probability of any wrong verdict to 5 %.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pythia_book.stats import LEVEL, Estimate
@@ -37,20 +38,21 @@ KINDS = ("claim", "premise", "check")
 SIDES = ("released", "ours")
 ALPHA = 1 - LEVEL
 POWER = 0.8
-"""Probability with which the stated smallest effect would have been seen."""
+"""The probability with which the test would have detected the smallest effect that it states."""
 
 
 @dataclass(frozen=True)
 class Test:
-    """One measurement and what it is tested against; made by `rises`, `within` and so on.
+    """A measured effect and what it is tested against; made by `rises`, `within` and so on.
 
     Attributes:
         estimate: the effect with its 95 % interval; None if it was not measured.
         unit: unit of the effect, e.g. "points" or "nats per token".
-        units: what varies independently, e.g. "5 seeds" or "40 occupations".
-        form: "above" or "below" `bound`, or "within" `bound` of zero; "exact": true or false.
+        units: the independent units of the sample, e.g. "5 seeds" or "40 occupations".
+        form: what the effect should be: "above" or "below" `bound`, or "within" `bound` of zero;
+            "exact" for a check that passed or failed; "" if there is no test.
         reason: why there is no test; the verdict is then "not testable here".
-        note: a remark for readers, e.g. the values behind a difference.
+        note: a remark for readers, e.g. the two values whose difference is the effect.
     """
 
     __test__ = False  # not a test case for pytest
@@ -63,7 +65,7 @@ class Test:
     reason: str = ""
     note: str = ""
     passed: bool | None = None
-    """Outcome of an exact check, e.g. of hashes."""
+    """The outcome of an exact check, e.g. whether hashes are equal."""
 
     def __post_init__(self) -> None:
         if self.form not in ("above", "below", "within", "exact", ""):
@@ -75,29 +77,29 @@ class Test:
 
 
 def rises(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
-    """The effect is above `bound`."""
+    """Test that the effect is above `bound`."""
     return Test(e, unit, units, "above", bound, "" if e else NOT_MEASURED, note)
 
 
 def falls(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
-    """The effect is below `bound`; with a positive bound, "the cost is marginal"."""
+    """Test that the effect is below `bound`, e.g. below zero, or that a cost is marginal."""
     return Test(e, unit, units, "below", bound, "" if e else NOT_MEASURED, note)
 
 
 def within(e: Estimate | None, unit: str, units: str, margin: float, note: str = "") -> Test:
-    """The effect is smaller than `margin` in either direction: there is practically none."""
+    """Test that there is practically no effect: its absolute value is below `margin`."""
     return Test(e, unit, units, "within", margin, "" if e else NOT_MEASURED, note)
 
 
 def passes(passed: bool, note: str = "") -> Test:
-    """A check that is exactly true or false."""
+    """Return the test of an exact check, which has passed or failed."""
     return Test(form="exact", passed=passed, note=note)
 
 
 def untestable(
     reason: str, e: Estimate | None = None, unit: str = "", units: str = "", note: str = ""
 ) -> Test:
-    """No verdict, and why; the estimate is shown."""
+    """Return a test with the verdict "not testable here" and a reason; the estimate is shown."""
     return Test(e, unit, units, reason=reason, note=note)
 
 
@@ -110,7 +112,10 @@ class Claim:
 
     Attributes:
         text: the statement, as a sentence.
-        source: paper and section or figure; of a check, what it secures.
+        source: section or figure, of the Pythia paper unless another is named. For a check, what
+            the check guarantees.
+        ours: the test on our runs.
+        released: the test on the released models.
         quote: the paper's own words, where a paraphrase could be disputed.
         kind: one of KINDS.
     """
@@ -135,7 +140,7 @@ class Claim:
 
 
 def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """The claims of a study with their verdicts, as its record stores them."""
+    """Return the claims of a study with their verdicts, in the format of a record."""
     p_values: dict[tuple[int, str], float] = {}
     for i, claim in enumerate(claims):
         for side in SIDES:
@@ -143,9 +148,11 @@ def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
             if test and not _untestable_reason(test) and test.form != "exact":
                 p_values[i, side] = p_value(test)
     adjusted: dict[tuple[int, str], float] = {}
+    n_tests: dict[str, int] = {}
     for family in (("claim",), ("premise", "check")):
         members = {key: p for key, p in p_values.items() if claims[key[0]].kind in family}
         adjusted |= holm(members)
+        n_tests |= dict.fromkeys(family, len(members))
     rows = []
     for i, claim in enumerate(claims):
         row: dict[str, Any] = {
@@ -156,13 +163,14 @@ def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
         }
         for side in SIDES:
             test = getattr(claim, side)
-            row[side] = test and _judged(test, claim.kind, side, adjusted.get((i, side)))
+            p = adjusted.get((i, side))
+            row[side] = test and _judged(test, claim.kind, side, p, n_tests[claim.kind])
         rows.append(row)
     return rows
 
 
 def holm(p_values: dict[Any, float]) -> dict[Any, float]:
-    """Holm's adjusted p-values of a family."""
+    """Return Holm's adjusted p-values for one family of tests."""
     adjusted, largest = {}, 0.0
     for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, p * (len(p_values) - rank)))
@@ -171,10 +179,11 @@ def holm(p_values: dict[Any, float]) -> dict[Any, float]:
 
 
 def p_value(test: Test) -> float:
-    """Two-sided p-value of the conclusion on whose side the estimate lies.
+    """Two-sided p-value of the conclusion that the estimate suggests.
 
-    It inverts the interval, so it is 0.05 exactly where an end of the interval touches the bound.
-    For `within`, the conclusion is "inside" or "outside", each against the nearer margin.
+    The p-value inverts the interval: it is 0.05 exactly if an end of the interval touches the
+    bound. For the form "within", the conclusion is "inside" if the estimate lies inside the margin,
+    tested against both of its ends, and else "outside", tested against the nearer end.
     """
     e = test.estimate
     assert e is not None
@@ -185,14 +194,25 @@ def p_value(test: Test) -> float:
     return max(against) if inside else e.p_value(math.copysign(test.bound, e.value))
 
 
-def smallest_seen(e: Estimate) -> float:
-    """The effect whose interval would have excluded zero with probability POWER."""
-    critical, power = e.quantile(1 - ALPHA / 2), e.quantile(POWER)
-    return (e.high - e.low) / 2 * (critical + power) / critical
+def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
+    """The smallest effect that would have got a verdict with the probability POWER.
+
+    Args:
+        n_tests: size of the family. The effect is that of a test which Holm's procedure considers
+            first, at the level ALPHA / n_tests.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr
+
+    critical = e.quantile(1 - ALPHA / 2 / n_tests)
+    effect = critical + e.quantile(POWER)  # in standard errors; exact for a known error
+    if math.isfinite(e.df):
+        effect = brentq(lambda nc: nctdtr(e.df, nc, critical) - (1 - POWER), 0, 4 * effect)
+    return (e.high - e.low) / 2 * effect / e.quantile(1 - ALPHA / 2)
 
 
 def _untestable_reason(test: Test) -> str:
-    """Why the test gives no verdict; "" if it does."""
+    """Return why a test is not testable; "" if it is testable."""
     e = test.estimate
     if test.reason or test.form == "exact":
         return test.reason
@@ -207,8 +227,14 @@ def _untestable_reason(test: Test) -> str:
     return ""
 
 
-def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]:
-    """A test with its verdict and reason, in the form of a record."""
+def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> dict[str, Any]:
+    """Return a test with its verdict and reason, in the format of a record.
+
+    Args:
+        kind: kind of the claim. side: one of SIDES.
+        p: the adjusted p-value; None for an exact or untestable test.
+        n_tests: number of tests in the claim's family.
+    """
     e, reason = test.estimate, _untestable_reason(test)
     row: dict[str, Any] = {
         **(e.interval() if e else dict.fromkeys(("value", "low", "high"))),
@@ -216,6 +242,8 @@ def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]
         "units": test.units,
         "bound": None if test.form in ("", "exact") else test.bound,
         "form": test.form or None,
+        "df": e.df if e and math.isfinite(e.df) else None,
+        "p_value": None if p is None else p_value(test),
         "p": p,
         "note": test.note or None,
     }
@@ -225,7 +253,7 @@ def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]
         return row | {"verdict": HOLDS if test.passed else FAILS, "reason": None}
     assert e is not None and p is not None
     if p > ALPHA:
-        return row | {"verdict": NOT_RESOLVED, "reason": _why_open(test, e)}
+        return row | {"verdict": NOT_RESOLVED, "reason": _why_open(test, e, n_tests)}
     agrees = {
         "above": e.value > test.bound,
         "below": e.value < test.bound,
@@ -237,11 +265,10 @@ def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]
     return row | {"verdict": yes if agrees else no, "reason": None}
 
 
-def _why_open(test: Test, e: Estimate) -> str:
-    """Why an interval decides nothing, with the smallest effect that would have been seen."""
+def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
+    """Return the reason of the verdict "not resolved"."""
     unit = f" {test.unit}" if test.unit else ""
-    unadjusted = replace(test, reason="")
-    if p_value(unadjusted) <= ALPHA:
+    if p_value(test) <= ALPHA:
         return "the interval alone would decide, but not after Holm's correction for all tests"
     if test.form == "within":
         if e.low > 0 or e.high < 0:
@@ -253,12 +280,13 @@ def _why_open(test: Test, e: Estimate) -> str:
             f"{(e.high - e.low) / 2:.2g}{unit}"
         )
     away = f" away from {test.bound:g}" if test.bound else ""
+    effect = f"{smallest_seen(e, n_tests):.2g}{unit}{away}"
     return (
-        f"the interval includes {test.bound:g}; an effect of {smallest_seen(e):.2g}{unit}{away} "
+        f"the interval includes {test.bound:g}; an effect of {effect} "
         f"would have been seen in {100 * POWER:.0f} % of cases"
     )
 
 
 def verdicts_of(row: dict[str, Any]) -> list[str]:
-    """The verdicts of a recorded claim, released numbers first."""
+    """The verdicts of a recorded claim, the verdict on released numbers first."""
     return [row[side]["verdict"] for side in SIDES if row[side]]

@@ -1,7 +1,7 @@
-"""The commands of `python -m pythia_core` by topic; `pythia_core.__main__` runs them.
+"""The library's own commands of `python -m pythia_core`; `pythia_core.__main__` runs them.
 
-Each module's `add` declares its commands; the functions below it only call the library. They import
-heavy modules themselves, so `--help` is fast.
+Each module has a function `add`, which declares the module's commands. The other functions run a
+command by calling the library. They import heavy modules when they run, so `--help` is fast.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ RUN = "folder or id of a run (or the beginning of the id)"
 
 
 class AddCommand(Protocol):
-    """Declares a command and returns its parser, to which the caller adds arguments.
+    """A function that declares a command and returns the command's parser.
 
-    A command that can be resumed sets the default `resume_note`, e.g. "training so far is saved".
+    The caller adds the command's arguments to the parser.
+
+    A command that can be resumed sets `resume_note` with `set_defaults`, e.g. to "training so far
+    is saved". The note is printed if the user stops the command.
+
+    Args:
+        name: of the command.
+        function: runs the command.
+        text: one line that `--help` shows.
+        settings: further arguments of argparse's `add_parser`.
     """
 
     def __call__(
@@ -31,5 +40,5 @@ class AddCommand(Protocol):
 
 
 def trained_scales() -> list[str]:
-    """Names of the scales whose models are trained from scratch."""
+    """The names of the scales at which models are trained from scratch."""
     return [name for name, scale in SCALES.items() if not scale.published]

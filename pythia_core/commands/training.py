@@ -1,4 +1,4 @@
-"""`prepare` and `train`: from raw text to a trained run."""
+"""The commands `prepare` and `train`, which lead from raw text to a trained run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pythia_core.training.schedule import PAPER_FORKS
 
 
 def add(command: AddCommand) -> None:
+    """Declare the commands `prepare` and `train`."""
     p = command("prepare", _prepare, "download a corpus, train a tokenizer on it and tokenize it")
     p.set_defaults(resume_note="finished parts are saved")
     text = "scale whose corpus to prepare (default: laptop)"
@@ -48,18 +49,20 @@ def add(command: AddCommand) -> None:
     option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "seed of the initial weights (default: 1234)"
     option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
-    text = "train a fork with swapped pronouns in the updates from --start to --stop"
+    text = "train a fork with swapped words in the updates from --start until before --stop"
     option("--swap", choices=SWAPS, help=text)
-    text = "first swapped update (default: swap the last 7 %%)"
+    text = "first swapped update (default: swap the last 7 %% of the updates)"
     option("--start", type=int, metavar="STEP", help=text)
-    option("--stop", type=int, metavar="STEP", help="first update after the swap (default: none)")
+    text = "first update after the swap (default: swap until the end of the run)"
+    option("--stop", type=int, metavar="STEP", help=text)
 
 
 DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
-"""Options that are fields of DataConfig."""
+"""Options of the command line that set the field of the same name in DataConfig."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
+    """Add the options in DATA_OPTIONS to a command."""
     p.add_argument(
         "--corpus",
         metavar="PATH",
@@ -82,7 +85,7 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
 
 
 def _scale(args: argparse.Namespace) -> Scale:
-    """The scale, with the data options applied."""
+    """The scale that `--scale` names, with its data changed by the data options."""
     scale = scale_named(args.scale)
     changes = {
         name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None
@@ -93,6 +96,7 @@ def _scale(args: argparse.Namespace) -> Scale:
 
 
 def _prepare(args: argparse.Namespace) -> None:
+    """Run the command `prepare`, and print the manifest of the prepared data."""
     from pythia_core.data.prepare import prepare
 
     data = prepare(_scale(args).data)
@@ -101,6 +105,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
+    """The settings of the run that the arguments of `train` ask for."""
     from pythia_core.util.machine import best_precision
 
     scale = _scale(args)
@@ -115,7 +120,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
         overrides["micro_batch"] = args.micro_batch
     config = scale.run(args.size, args.order_seed, args.weight_seed, **overrides)
     if not args.swap and (args.start is not None or args.stop is not None):
-        raise ConfigError("--start and --stop need --swap")
+        raise ConfigError("--start and --stop need --swap, which is missing; choose a swap")
     if args.swap:
         start = scale.fork_step(PAPER_FORKS[1]) if args.start is None else args.start
         config = config.fork(args.swap, start, args.stop)
@@ -123,6 +128,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _train(args: argparse.Namespace) -> None:
+    """Run the command `train`, and print where the run is."""
     from pythia_core.training.runs import find_or_train
 
     execution = Execution.parse(args.execution) if args.execution else None

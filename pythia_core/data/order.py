@@ -5,15 +5,15 @@ A row contains S inputs and, shifted by one, S labels. Batch k of size B has the
 token counts of D documents, a seed, S = seq_len and E epochs (paper section 2.3, which promises a
 reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
 
-1. a single `RandomState(seed)` makes both of the following shuffles, one after the other;
+1. one `RandomState(seed)` is used first for the shuffle of step 2, then for that of step 4;
 2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
 3. the documents in that order form one stream; row i is its tokens i*S to i*S + S, the last of
    which is also the first of row i+1; rows may cross the ends of documents;
 4. the rows are shuffled.
 
-NumPy froze RandomState, so the result does not depend on its version. "separate" epochs, as the
-paper describes them, are also supported. Rows are read from files (PreshuffledRows) or gathered
-from documents (OrderedRows).
+NumPy will not change RandomState, so the result does not depend on the version of NumPy. "separate"
+epochs, as the paper describes them, are also supported. Rows are read from files (PreshuffledRows)
+or gathered from documents (OrderedRows).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pythia_core.util.progress import bar
 
 
 class Rows:
-    """Rows of S+1 ids in training order: batch k of size B has the rows [k*B, (k+1)*B).
+    """Gives the rows of S+1 ids in training order; batch k of size B has the rows [k*B, (k+1)*B).
 
     Subclasses implement `_rows`.
     """
@@ -44,13 +44,13 @@ class Rows:
     seq_len: int
     n_rows: int
     contiguous = True
-    """Whether consecutive rows can be read at once; otherwise each row takes several reads."""
+    """Whether one read gives several consecutive rows; otherwise each row takes several reads."""
 
     def rows(self, start: int, stop: int) -> NDArray:
-        """Rows [start, stop) as a new array (stop - start, seq_len + 1).
+        """Return the rows [start, stop) as a new array (stop - start, seq_len + 1).
 
         Raises:
-            DataError: the range is outside 0..n_rows.
+            DataError: [start, stop) is outside 0..n_rows.
         """
         if not 0 <= start <= stop <= self.n_rows:
             raise DataError(f"rows [{start}, {stop}) are outside 0..{self.n_rows}")
@@ -60,14 +60,17 @@ class Rows:
         raise NotImplementedError
 
     def missing_files(self, start: int, stop: int) -> list[Any]:
-        """Files that rows [start, stop) need but that are absent: none, if opening checks them."""
+        """List the files that are absent but needed to read the rows [start, stop).
+
+        The list is empty for rows whose files were all checked when they were opened.
+        """
         return []
 
     def batch(self, step: int, batch_size: int) -> NDArray:
-        """The batch of the update from step `step` to the next: (batch_size, seq_len + 1).
+        """Return the batch (batch_size, seq_len + 1) of the update from `step` to `step + 1`.
 
         Raises:
-            DataError: the batch is past the end; starting over would silently repeat data.
+            DataError: there are too few rows for this step; starting over would repeat data.
         """
         if step < 0 or batch_size < 1:
             raise DataError(f"need step >= 0 and batch_size >= 1, got {step}, {batch_size}")
@@ -83,15 +86,15 @@ class Rows:
 
 
 class FixedRows(Rows):
-    """Rows stored back to back in training order: row i begins at id (S+1) * i.
+    """Reads rows that are stored back to back in training order; row i begins at id (S+1) * i.
 
     Subclasses implement `_read`.
 
     Args:
-        name: file name for error messages. sizes: bytes of each shard.
+        name: file name for error messages. sizes: number of bytes of each shard.
 
     Raises:
-        DataError: the bytes are not a whole number of rows.
+        DataError: the shards together do not have a whole number of rows.
     """
 
     def __init__(
@@ -103,8 +106,8 @@ class FixedRows(Rows):
         self._row_bytes = (seq_len + 1) * self.dtype.itemsize
         if not sum(sizes) or sum(sizes) % self._row_bytes:
             raise DataError(
-                f"{name} (+{len(sizes) - 1} more): {sum(sizes)} bytes are not a whole "
-                f"number of rows of {seq_len + 1} ids of {self.dtype.itemsize} bytes; a shard is "
+                f"{name} (+{len(sizes) - 1} more): {sum(sizes)} bytes are not a whole number of "
+                f"rows, each of {seq_len + 1} ids of {self.dtype.itemsize} bytes; a shard is "
                 f"truncated or missing, or seq_len={seq_len} is wrong"
             )
         self.n_rows = sum(sizes) // self._row_bytes
@@ -121,7 +124,7 @@ class FixedRows(Rows):
         return joined.view(self.dtype).reshape(stop - start, self.seq_len + 1)
 
     def _read(self, shard: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Bytes [start, stop) of one shard."""
+        """Return the bytes [start, stop) of one shard."""
         raise NotImplementedError
 
 
@@ -131,7 +134,9 @@ POLICIES = ("joint", "separate", "rows")
 
 
 def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
-    """Smallest E for which E epochs of T tokens have `n_samples` rows: (E*T - 1) // S >= n_samples.
+    """Return the smallest number of epochs that have at least `n_samples` rows.
+
+    E epochs of T tokens have (E*T - 1) // S rows.
 
     Raises:
         DataError: an epoch has no tokens.
@@ -142,30 +147,34 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
 
 
 def samples_requested(steps: int, batch_size: int) -> int:
-    """Number of rows that GPT-NeoX requests for `steps` updates: 1.005 times the needed ones.
+    """Return the number of rows that GPT-NeoX requests for `steps` updates: 0.5 % more than needed.
 
-    It determines the number of epochs (`epochs_needed`), but not the order.
+    The number determines how many epochs there are (`epochs_needed`).
     """
     return -(-steps * batch_size * 1005 // 1000)
 
 
 class RowOrder:
-    """Where the tokens of every training row are; a pure function of the arguments.
+    """Knows in which documents the tokens of every training row are.
+
+    The order is a pure function of the arguments.
 
     Args:
         sizes: int[n_documents], tokens of each document (0 is allowed).
         seq_len: S; a row has S + 1 tokens: inputs are the first S, labels the last S.
         seed: seed of the RandomState. epochs: copies of the document list.
-        policy: "joint" is GPT-NeoX v1.0's. "separate": documents and rows are shuffled within each
-            epoch, one epoch after the other; no row crosses epochs, and the first epoch is the
-            same as with `epochs=1`. "rows": the first `unique_rows` rows of one epoch are read
-            `epochs` times, first in order, then reshuffled each time. A smaller `unique_rows`
-            selects a subset: the first of these rows.
-        unique_rows: number of rows for the policy "rows".
+        policy: "joint": as in GPT-NeoX v1.0, all epochs are shuffled together. "separate":
+            documents and rows are shuffled within each epoch, one epoch after the other; no row
+            crosses epochs, and the first epoch is the same as with `epochs=1`. "rows": the first
+            `unique_rows` rows of one shuffled epoch are read `epochs` times, the first time in
+            that order and then reshuffled each time. So the rows for a smaller `unique_rows` are
+            a subset of those for a larger one.
+        unique_rows: number of different rows for the policy "rows"; 0 with any other policy.
 
     Raises:
-        DataError: fewer tokens than one row needs, or fewer rows than `unique_rows`.
-        ConfigError: unknown policy, no epoch, or `unique_rows` with a policy other than "rows".
+        DataError: the documents have too few tokens for one row, or too few rows for `unique_rows`.
+        ConfigError: the policy is unknown, `epochs` or `seq_len` is below 1, or `unique_rows` does
+            not fit the policy.
     """
 
     def __init__(
@@ -241,20 +250,20 @@ class RowOrder:
         before: int = 0,
         after: int = 0,
     ) -> tuple[NDArray, NDArray[np.bool_]]:
-        """Rows of the training order, with their context in the stream of shuffled documents.
+        """Return rows of the training order, with context from the stream of shuffled documents.
 
         Args:
             data: the token file that this order was made for.
             rows: int[n], indices of rows in training order.
-            before, after: number of tokens of the stream to add on either side.
+            before, after: number of tokens of the stream to add before and after each row.
 
         Returns:
             tokens[n, before + seq_len + 1 + after] in the file's dtype, and a mask of the same
-            shape: False, with token 0, before the beginning and after the end of the stream (of
-            the row's epoch, for "separate" epochs).
+            shape. Before the beginning and after the end of the stream, the mask is False and the
+            token is 0; with the policy "separate", every epoch is a stream of its own.
 
         Raises:
-            DataError: no such row, or another token file.
+            DataError: there is no row with such an index, or `data` is another token file.
         """
         indices = np.asarray(rows, dtype=np.int64).reshape(-1)
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_rows):
@@ -263,7 +272,8 @@ class RowOrder:
         if (data.n_documents, data.n_tokens) != (self.n_documents, self.tokens_per_epoch):
             raise DataError(
                 f"{data.prefix} has {data.n_documents} documents and {data.n_tokens} tokens, but "
-                f"the order was made for {self.n_documents} and {self.tokens_per_epoch}"
+                f"the order was made for {self.n_documents} documents and "
+                f"{self.tokens_per_epoch} tokens"
             )
         part, row = np.divmod(self.shuffle[indices].astype(np.int64), self._part_rows)
         offsets = np.arange(-before, self.seq_len + 1 + after)
@@ -277,17 +287,17 @@ class RowOrder:
         return tokens, valid
 
     def read_counts(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """How often each token of the file is an input in the first `n_rows` rows.
+        """Count how often each token of the file is read as an input in the first `n_rows` rows.
 
         Args:
-            block: rows per block, e.g. several batches.
+            block: number of consecutive rows in a block, e.g. those of several batches.
 
         Returns:
-            counts[tokens_per_epoch] by position in the token file, and the number of inputs in each
-            block of rows that had been an input before.
+            counts[tokens_per_epoch] by position in the token file; and for each block, the number
+            of its inputs that had already been read before, in any earlier row.
 
         Raises:
-            DataError: `n_rows` exceeds the order's rows.
+            DataError: the order has fewer than `n_rows` rows.
         """
         if not 0 <= n_rows <= self.n_rows:
             raise DataError(f"n_rows={n_rows} is outside 0..{self.n_rows}, the rows of this order")
@@ -312,9 +322,12 @@ def write_rows(
     progress: bool = False,
     chunk: int = 8192,
 ) -> None:
-    """Write all rows in training order, S+1 ids each in the dtype of `data`, without a header.
+    """Write all rows in training order, each with S+1 ids in the dtype of `data`, without a header.
 
-    The format is that of the released pre-shuffled datasets.
+    The released pre-shuffled datasets have the same format.
+
+    Args:
+        chunk: number of rows that are in memory at a time.
     """
     rows_bar = bar(progress, total=order.n_rows, desc="writing rows", unit="row", unit_scale=True)
     with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
@@ -325,7 +338,7 @@ def write_rows(
 
 
 class OrderedRows(Rows):
-    """Rows that are gathered from the documents at every read, not stored."""
+    """Rows that are not stored but gathered from the documents whenever they are read."""
 
     def __init__(self, data: MegatronIndexed, order: RowOrder) -> None:
         self.data, self.order = data, order
@@ -344,7 +357,7 @@ class PreshuffledRows(FixedRows):
         paths: the shards in order. seq_len: S; a row has S + 1 ids. dtype: dtype of the ids.
 
     Raises:
-        DataError: a missing shard, a wrong order, or a total that is not a whole number of rows.
+        DataError: a shard is missing, the order is wrong, or the rows are not a whole number.
     """
 
     def __init__(
@@ -355,7 +368,7 @@ class PreshuffledRows(FixedRows):
             raise DataError("no files of rows; pass at least one")
         for path in self.paths:
             if not path.is_file():
-                raise DataError(f"{path} does not exist; pass every shard, in order")
+                raise DataError(f"{path} does not exist; pass all shards, in order")
         check_shard_names(self.paths)
         sizes = [path.stat().st_size for path in self.paths]
         super().__init__(str(self.paths[0]), sizes, seq_len, dtype)
@@ -369,18 +382,18 @@ class PreshuffledRows(FixedRows):
 
 
 def batch_hash(rows: NDArray[np.integer]) -> str:
-    """Hash of a batch: 32 hex digits of the sha256 of its shape and its ids as uint32.
+    """Hash a batch: the first 32 hex digits of the sha256 of its shape and its ids as uint32.
 
-    It depends on neither the dtype of the ids nor the byte order of the machine.
+    The hash depends on neither the dtype of the ids nor the byte order of the machine.
 
     Raises:
-        DataError: not integers, or ids outside uint32.
+        DataError: the ids are not integers, or an id does not fit into uint32.
     """
     array = np.asarray(rows)
     if array.dtype.kind not in "iu":
         raise DataError(f"a batch must have integer ids, got {array.dtype}")
     if array.size and (array.min() < 0 or array.max() >= 2**32):
-        raise DataError(f"ids {array.min()}..{array.max()} of a batch are outside 0..2^32-1")
+        raise DataError(f"ids {array.min()}..{array.max()} of a batch are not all in 0..2^32-1")
     digest = hashlib.sha256(np.asarray([array.ndim, *array.shape], dtype="<u8").tobytes())
     digest.update(np.ascontiguousarray(array, dtype="<u4").tobytes())
     return digest.hexdigest()[:32]

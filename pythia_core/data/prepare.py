@@ -1,16 +1,16 @@
-"""From text to tokens to rows: everything a training run reads, prepared once and cached.
+"""Turn text into tokens and rows: prepare everything that a training run reads, and cache it.
 
 Each document is encoded and followed by the end-of-document token, as in the Pile's token files
-(paper section 2.2). Some documents are held out. The hash of a text decides, so copies of a text
-are never in both parts. Duplicates may be removed from the training documents
+(paper section 2.2). Some documents are held out, chosen by the hash of the text, so two copies of a
+text are never in different parts. Duplicates may be removed from the training documents
 (pythia_core.data.dedup). The rows of S+1 tokens are written in training order
 (pythia_core.data.order), so a batch is a slice of a file.
 
 The cache has two kinds of folders, each complete or absent: `tokens-KEY` (tokenizer.json, `train.*`
 and `heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and
 `rows-KEY`. Each has a manifest with the sha256 of every file. Text is streamed, except in the
-search for duplicates, which needs it in memory. A corpus is encoded only once: with duplicates
-removed, its tokens are copied from those of the whole corpus.
+search for duplicates, which needs all text in memory. A corpus is encoded only once: the tokens of
+the corpus without duplicates are copied from those of the whole corpus.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Part of the key of prepared tokens: raise it when the format of the files changes."""
 FULL_CHECK_BYTES = 1 << 28
-"""Up to this size, digests are checked whenever data are opened (0.5 s); above, only sizes."""
+"""Files of at most this total size are hashed whenever they are opened (0.5 s). If they are larger,
+only their sizes are checked."""
 BATCH_CHARACTERS = 1 << 20
 """Characters of text per call of the encoder."""
 
@@ -77,11 +78,11 @@ class SwapSource(Protocol):
     def batch_size(self) -> int: ...
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """A changed copy of rows first_row, first_row + 1, ... of the training order."""
+        """Return a copy of `batch`, rows first_row, first_row + 1, ..., with the swap applied."""
 
 
 class TokenizedText(Protocol):
-    """Text of some model: its tokenizer and the id that ends a document."""
+    """The tokenizer of a model's text, and the id that ends a document."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -110,17 +111,19 @@ class Batches(TokenizedText, Protocol):
         """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
 
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> Any:
-        """What identifies the rows of updates [start, stop), as JSON; part of a run's identity.
+        """Return a JSON value that identifies the rows of the updates [start, stop).
+
+        It is part of a run's identity.
 
         Raises:
-            DataError: too few rows, or a tokenizer that does not allow the swap.
+            DataError: there are too few rows, or the tokenizer does not allow the swap.
         """
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> SwapSource:
-        """The changes by the intervention, which may be recorded in the run's folder."""
+        """Return the changes that the intervention makes; they may be recorded in `folder`."""
 
     def with_heldout(self) -> PreparedData:
-        """This dataset, or another with the same tokenizer, with held-out documents."""
+        """Return data with held-out documents: this dataset, or another of the same tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class PreparedData:
         return str(self.tokens_folder / "tokenizer.json")
 
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> str:
-        """The fingerprint, if there are rows for all updates before `stop`."""
+        """Return the fingerprint; raise DataError if there are too few rows for `stop` updates."""
         self.batch(stop - 1, batch_size)  # its error says how many rows there are
         return self.fingerprint
 
@@ -170,7 +173,7 @@ class PreparedData:
 
     @property
     def vocab_size(self) -> int:
-        """The tokenizer's ids are below this; a model's embedding may have more entries."""
+        """The largest id of the tokenizer plus one; a model's embedding may have more entries."""
         return self.manifest["tokens"]["vocab_size"]
 
     @cached_property
@@ -200,7 +203,7 @@ class PreparedData:
         return self.rows.batch(step, batch_size)
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
-        """The ledger of an intervention, computed once and stored in `folder`.
+        """Return the ledger of an intervention; the first call computes and saves it in `folder`.
 
         Raises:
             DataError: the ledger in `folder` belongs to another intervention.
@@ -215,11 +218,13 @@ class PreparedData:
         return ledger
 
     def with_heldout(self) -> PreparedData:
-        """This dataset, which has held-out documents itself."""
+        """Return this dataset; the dataset itself has held-out documents."""
         return self
 
     def verify(self, full: bool = True) -> None:
-        """Check the files against the manifests: sizes, and with `full` their sha256.
+        """Check the files against the manifests.
+
+        Sizes are always checked; sha256 with `full`, or if the files are small.
 
         Raises:
             DataError: a file has changed; the message names the first such file.
@@ -240,8 +245,9 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
     """Prepare the tokens and rows that `data` describes, or find them in the cache.
 
     Raises:
-        FetchError, DataError: corpus or tokenizer cannot be downloaded or used, too little text, no
-            space left, or a damaged cache (the message names the folder to delete).
+        FetchError: the corpus or the tokenizer cannot be downloaded.
+        DataError: the corpus or the tokenizer cannot be used, there is too little text, no space is
+            left, or the cache is damaged (the message names the folder to delete).
     """
     settings = _settings(data)
     order = {
@@ -275,7 +281,7 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
 
 
 def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
-    """The folder with the tokens of `data`, created if it does not exist.
+    """Return the folder with the tokens of `data`; create it if it does not exist.
 
     Raises:
         The errors of `prepare`.
@@ -297,7 +303,7 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    """Everything that determines the tokens."""
+    """Return everything that determines the tokens; the key of their folder is its hash."""
     return {
         "format": FORMAT,
         "corpus": corpus_identity(data),
@@ -353,14 +359,14 @@ class TokenizerSource:
 
     identity: list[str]
     make: Callable[[Iterator[str], int], str]
-    """(texts, number of characters) -> tokenizer.json; only "bpe-N" reads the texts."""
+    """Makes a tokenizer.json from the texts and their total length; only "bpe-N" reads them."""
 
 
 def tokenizer_source(data: DataConfig) -> TokenizerSource:
-    """The tokenizer that DataConfig.tokenizer names.
+    """Return the source of the tokenizer that `data.tokenizer` names.
 
     Raises:
-        DataError: it is a path without a tokenizer.
+        DataError: the name is a path, but there is no usable tokenizer at that path.
     """
     if data.tokenizer.startswith("bpe-"):
         size = int(data.tokenizer.removeprefix("bpe-"))
@@ -435,7 +441,7 @@ def make_tokens(
 def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Copy the tokens from `whole` to `folder` without duplicates; return their manifest."""
+    """Copy the tokens in `whole` to `folder` without duplicates; return their new manifest."""
     manifest = read_manifest(whole)
     first_tally: Tally = {}
     excluded, _ = choose_heldout(data, first_tally, progress)
@@ -478,7 +484,7 @@ _NO_TOKENS = {
 def _find_duplicates(
     data: DataConfig, excluded: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
-    """Indices of the training documents that `data.dedup` removes, and the report about them."""
+    """Return the indices of the training documents that `data.dedup` removes, and its report."""
     from pythia_core.data.dedup import deduplicate
 
     numbers, texts = [], []
@@ -492,7 +498,7 @@ def _find_duplicates(
 
 
 def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
-    """Lists of (domain, text), of about BATCH_CHARACTERS each."""
+    """Yield lists of (domain, text), each with about BATCH_CHARACTERS characters of text."""
     batch: list[tuple[str, str]] = []
     size = 0
     for document in open_corpus(data, progress=False, tally=tally):
@@ -509,7 +515,7 @@ def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
-    """File name -> size and sha256."""
+    """Map the name of each file in `folder` to its size and sha256."""
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
@@ -525,7 +531,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read `folder`/manifest.json.
 
     Raises:
-        DataError: absent, or not a JSON object.
+        DataError: the manifest is absent or is not a JSON object.
     """
     try:
         value = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -537,7 +543,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, reason: str) -> DataError:
-    """The error to raise when prepared data do not match their manifest."""
+    """Make the error to raise when prepared data do not match their manifest."""
     return DataError(
         f"the prepared data in {folder} are damaged: {reason}. Delete that folder; it will be "
         "prepared again from the corpus"
@@ -548,10 +554,10 @@ def damaged(folder: Path, reason: str) -> DataError:
 
 
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
-    """Indices of the held-out documents, and the number of characters in the others.
+    """Return the indices of the held-out documents and the number of characters in the others.
 
     A document is held out if the hash of its text, scaled to [0, 1), is below heldout_fraction. If
-    none is, in a small corpus, the document with the smallest hash is held out.
+    no document is (in a small corpus), the one with the smallest hash is held out.
     """
     limit = data.heldout_fraction
     fractions: list[float] = []

@@ -1,20 +1,27 @@
-"""Swap pronouns in a token stream: the transform of the gender-bias intervention.
+"""Swap words in a token stream, for the gender-bias intervention of the paper and its placebo.
 
-The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
-feminine. The public code for it either damaged words that contain "he" or swapped nothing. Here
-only whole words are swapped, for words with the same number of tokens, so every row keeps its
-length and all other tokens are unchanged. The words are
+The paper (section 3.1) repeats the last 7 % or 21 % of training with masculine pronouns replaced by
+feminine ones. Which code did this is not documented: case-studies/README.md in EleutherAI/pythia
+(commit 4d0c901) leaves the branch to be named. Here, only whole words are replaced, and only by
+words with the same number of tokens, so every row keeps its length and all other tokens are
+unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
+    prepositions            on -> over, with -> through
 
-each in lower case, Capitalised and UPPER CASE, with and without a leading space; the tokenizer
-gives their ids. English "her" can mean "his" or "him", so the second swap does not undo the first:
-"her" always becomes "his", as it is mostly a determiner, and "his" always "her", never "hers".
+each in lower case, Capitalised and UPPER CASE, with and without a leading space. The second swap
+does not undo the first, because English "her" corresponds to "his" or "him": "her" always becomes
+"his", as "her" is mostly a determiner, and "his" always becomes "her", never "hers".
+
+Prepositions are swapped as a placebo: words that say nothing of gender are replaced by rarer words
+of the same class. In the miniature corpus at the scale `laptop`, the placebo changes as many tokens
+as the masculine pronouns, to within some 5 %; in other corpora, the ledgers of the runs have the
+numbers.
 
 A word is a run of letters, digits and underscores, as in regular expressions (so "_he_" is left
 alone). A word without a counterpart of the same number of tokens is left unchanged
-(`PronounSwap.unswappable`). pythia_core.data.interventions chooses the rows.
+(`WordSwap.unswappable`). pythia_core.data.interventions chooses the rows.
 """
 
 from __future__ import annotations
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
 WORDS = {
     "masculine_to_feminine": {"he": "she", "his": "her", "him": "her", "himself": "herself"},
     "feminine_to_masculine": {"she": "he", "her": "his", "hers": "his", "herself": "himself"},
+    "prepositions": {"on": "over", "with": "through"},
 }
 assert tuple(WORDS) == SWAPS
 
@@ -47,23 +55,24 @@ Bytes = list[bytes | None]
 
 @dataclass(frozen=True)
 class _TokenForm:
-    """One spelling of a pronoun; `target_ids` is None if the target takes more or fewer tokens."""
+    """One spelling of a word; `target_ids` is None if the target cannot have as many tokens."""
 
     source: str
     target: str
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...] | None
     word_at_start: bool
-    """Whether its first byte belongs to the word, so that the token before it must be checked."""
+    """Whether the form begins with the word, without a space or punctuation before it. Then the
+    token before the form must be checked, because the word may begin there."""
 
 
-class PronounSwap:
-    """Swaps pronouns for others with the same number of tokens; made by `from_tokenizer`.
+class WordSwap:
+    """Replaces words by others with the same number of tokens. Make it with `from_tokenizer`.
 
     Attributes:
-        table: (source text, target text, source ids, target ids) of every swappable form.
-        unswappable: source texts without a target of the same length in this vocabulary.
-        context: number of tokens on either side that `find` may read.
+        table: (source text, target text, source ids, target ids) of every swappable spelling.
+        unswappable: spellings whose target cannot have as many tokens in this vocabulary.
+        context: number of tokens that `find` needs on either side of a row.
     """
 
     def __init__(self, direction: str, forms: list[_TokenForm], table: Bytes) -> None:
@@ -83,11 +92,11 @@ class PronounSwap:
         self._is_first[[form.source_ids[0] for form in forms]] = True
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> PronounSwap:
-        """The swap for this tokenizer.
+    def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> WordSwap:
+        """Make the swap `direction`, a key of WORDS, for this tokenizer.
 
         Raises:
-            ConfigError: unknown direction. DataError: not a byte-level BPE tokenizer.
+            ConfigError: the direction is unknown. DataError: the tokenizer is not a byte-level BPE.
         """
         if direction not in WORDS:
             raise ConfigError(one_of(direction, SWAPS, "swap"))
@@ -115,27 +124,27 @@ class PronounSwap:
     def find(
         self, windows: NDArray, valid: NDArray[np.bool_], before: int, after: int
     ) -> tuple[NDArray, NDArray, NDArray, NDArray, Counter[str]]:
-        """Find the tokens to change in rows that are given with some context on both sides.
+        """Find the tokens to change in rows, given with some context on both sides.
 
         Args:
             windows: ids[n, before + S + 1 + after] from RowOrder.gather.
-            valid: False where there is no token, which counts as the edge of a text.
-            before, after: numbers of context columns; with `self.context` of each, the result does
-                not depend on how the stream is split into rows.
+            valid: False where there is no token; such a place ends a word.
+            before, after: numbers of context columns. If both are at least `self.context`, the
+                result does not depend on how the stream is split into rows.
 
         Returns:
-            row (int64), column (int32), old and new id (uint32) of the tokens to change, sorted by
-            row and column; column 0 is the row's first token, without context. Last, the number
-            of occurrences of each form that has at least one token inside a row.
+            For the tokens to change, sorted by row and column: row (int64), column (int32, counted
+            from the first token after the context), old id and new id (uint32). Finally, for each
+            spelling, the number of its occurrences with at least one token inside a row.
 
         Raises:
-            DataError: arrays of another shape or dtype, or ids outside the vocabulary.
+            DataError: an array has a wrong shape or dtype, or an id is outside the vocabulary.
         """
         windows = np.asarray(windows)
         if windows.ndim != 2 or windows.shape != valid.shape or windows.dtype.kind not in "iu":
             raise DataError(
-                "windows must be integers [n, width] with a mask of that shape, got "
-                f"{windows.dtype} {windows.shape} with a mask {valid.shape}"
+                "windows must be integers [n, width] with a mask of the same shape, got "
+                f"{windows.dtype} {windows.shape} with a mask of shape {valid.shape}"
             )
         if windows.size and (windows.min() < 0 or windows.max() >= len(self._bytes)):
             raise DataError(
@@ -187,7 +196,11 @@ class PronounSwap:
         column: NDArray,
         forward: bool,
     ) -> NDArray[np.bool_]:
-        """Whether tokens at (row, column), after (`forward`) or before a match, end its word."""
+        """Whether the word of each match ends at the match, i.e. does not go on in the next token.
+
+        Args:
+            row, column: the place of the token after each match, or before it without `forward`.
+        """
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)
         inside &= valid[row, safe]
@@ -201,7 +214,7 @@ class PronounSwap:
     def _split_character_kind(
         self, window: NDArray, valid: NDArray[np.bool_], column: int, forward: bool
     ) -> int:
-        """_WORD or _BOUNDARY: kind of a character next to a match that is split between tokens."""
+        """Classify a character next to a match, split between tokens, as _WORD or _BOUNDARY."""
         step = 1 if forward else -1
         spelled = b""
         while 0 <= column < len(window) and valid[column]:
@@ -216,8 +229,9 @@ class PronounSwap:
 
 
 def _prefixes(ids: Any, word: str) -> list[str]:
-    """Prefixes that change how a word is tokenised: "", " " and perhaps some punctuation.
+    """Return the prefixes with which to look for a word.
 
+    They are "", " ", and each other character that changes how the word after it is tokenised.
     For instance, GPT-2's pattern reads the start of "'she" as the contraction "'s".
     """
     others = [c for c in string.punctuation + "\n\t" if c != "_"]
@@ -227,10 +241,10 @@ def _prefixes(ids: Any, word: str) -> list[str]:
 def _segment(
     text: bytes, source: tuple[int, ...], vocabulary: dict[bytes, int]
 ) -> tuple[int, ...] | None:
-    """`text` as exactly len(source) tokens, or None if that is impossible.
+    """Split `text` into exactly len(source) tokens; return None if that is impossible.
 
-    Prefers the sequence with the most tokens equal to the source's at the same index, then the one
-    whose earlier tokens are longer.
+    Of several splits, take the one with the most tokens equal to `source` at the same index; if
+    there are several again, the one whose earlier tokens are longer.
     """
 
     def segmentations(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
@@ -252,7 +266,7 @@ def _is_word(character: str) -> bool:
 
 
 def _edge(raw: bytes | None, first: bool) -> int:
-    """Whether a token's first (or last) character is _WORD, _BOUNDARY, or split and so _UNSURE."""
+    """Classify a token's first (or last) character: _WORD, _BOUNDARY, or _UNSURE if cut off."""
     if raw is None:
         return _BOUNDARY
     if first:

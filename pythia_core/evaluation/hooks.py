@@ -27,7 +27,7 @@ from pythia_core.kernels.rotary import rotary_reference
 from pythia_core.model import Attention, GPTNeoX, Rotary
 
 PatchFunction = Callable[[Tensor], Tensor]
-"""Maps an output (B, T, width) to the one, of the same shape, with which the model continues."""
+"""Maps an output (B, T, width) to its replacement, which has the same shape."""
 
 
 def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -147,7 +147,7 @@ def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
-    """A list, set to [B, T] by every forward pass; inside the model, outputs are (B*T, width)."""
+    """Return a list that every forward pass sets to [B, T]; modules only see (B*T, width)."""
     shape: list[int] = []
 
     def note(_: nn.Module, args: tuple) -> None:
@@ -158,6 +158,6 @@ def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
 
 
 def _by_row(out: Tensor, shape: Sequence[int]) -> Tensor:
-    """(B*T, width) as (B, T, width); other shapes are returned unchanged."""
+    """Reshape an output (B*T, width) to (B, T, width); return other shapes unchanged."""
     flat = out.dim() == 2 and out.shape[0] == shape[0] * shape[1]
     return out.unflatten(0, tuple(shape)) if flat else out

@@ -1,4 +1,4 @@
-"""The training rows that a model has memorized, and their repetition counts (paper section 3.2).
+"""Find the training rows that a model has memorized, and count repetitions (paper section 3.2).
 
 A row is (k, l)-memorized if greedy decoding from its first k tokens gives its next l; the paper
 uses k = l = 32 and tests every row read so far. No generation is needed: a row is memorized if and
@@ -8,10 +8,13 @@ position, so rows are tested in three stages: at one position, at a few, at all.
 activations are fp32 (the released numbers: fp16), so ties are rare; for every memorized row the
 smallest margin of the correct token is stored.
 
-The *repetition count* of a row is the number of times that its first k + l tokens occur, at any
-offset, in the rows read up to a step. Occurrences across the end of a row were never read whole and
-do not count; neither do near-duplicates. Windows are found by a rolling hash and then compared
-token by token, so a hash collision cannot give a false match.
+The *repetition count* of a row is the number of times that a window of its tokens occurs, at any
+offset, in the rows read up to a step. How often a row's continuation was read is counted by the
+continuation alone: a copy of a text may begin at another place, be cut, or differ in an earlier
+token, and still teach the same continuation, so counting whole beginnings takes such rows for rows
+read once. Occurrences across the end of a row were never read whole and do not count; neither do
+near-duplicates of the window. Windows are found by a rolling hash and then compared token by token,
+so a hash collision cannot give a false match.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ class Extraction:
     memorized: np.ndarray
     """bool[n]."""
     margin: np.ndarray
-    """float32[n]: the correct token's logit minus the best other one, at the position where this is
-    smallest; NaN where not memorized."""
+    """float32[n]: the logit of the correct token minus the largest other logit, at the position
+    where this difference is smallest; NaN for rows that are not memorized."""
 
 
 @torch.no_grad()
@@ -60,7 +63,7 @@ def extract(
     """Test which of the rows int[n, width] are memorized; equal rows are tested once.
 
     Raises:
-        ConfigError: context or continuation is below 1, or both together exceed the rows.
+        ConfigError: `context` or `continuation` is below 1, or their sum exceeds the row length.
     """
     if context < 1 or continuation < 1:
         raise ConfigError(f"context={context} and continuation={continuation} must be at least 1")
@@ -82,7 +85,7 @@ def extract(
 
 
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
-    """float32[n]: smallest margin of the correct tokens after `context`; < 0 if one is not best."""
+    """Return the smallest margin of each row's tokens after `context`; < 0 if one is not best."""
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]
@@ -93,7 +96,7 @@ def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: i
 
 @torch.no_grad()
 def generate_uncached(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """int64[n, n_tokens]: greedy continuations of contexts int[n, k], without a key-value cache."""
+    """Continue contexts int[n, k] greedily, without a cache; return int64[n, n_tokens]."""
     ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
     for _ in range(n_tokens):
         best = model.logits(model.hidden(ids)[:, -1]).argmax(-1, keepdim=True)
@@ -114,7 +117,7 @@ def check_by_generation(
     Half of the sampled rows are memorized, if there are enough; both halves are spread evenly.
 
     Returns:
-        the number of sampled rows, and of those where the two disagree.
+        The number of sampled rows, and the number of those where generation and `extract` disagree.
     """
     memorized = extraction.memorized
     if len(rows) != len(memorized):
@@ -177,29 +180,28 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 _CHUNK = 1 << 16
 
 
-def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) -> np.ndarray:
-    """int64[n]: how often the first `window` tokens of each row occur in the first `read` rows.
+def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Count how often each of the windows int[n, width] occurs in the rows, at any offset.
 
     Args:
-        rows: int[n, width], in the order of training.
-        read: number of rows read so far; default: all. Later rows may have a count of 0.
+        rows: int[rows, tokens], the rows that were read.
 
     Raises:
-        ConfigError: the window is longer than the rows. DataError: `read` exceeds the rows.
+        ConfigError: the windows are longer than the rows.
     """
-    rows = _checked(rows, window)
-    read = len(rows) if read is None else read
-    if not 0 <= read <= len(rows):
-        raise DataError(f"read={read} is outside 0..{len(rows)}, the number of rows")
-    distinct, group = distinct_windows(rows, window)
-    targets = window_hashes(distinct, window)[:, 0]
+    width = np.asarray(windows).shape[-1]
+    rows = _checked(rows, width)
+    distinct, group = distinct_windows(windows, width)
+    targets = window_hashes(distinct, width)[:, 0]
     by_hash = np.argsort(targets, kind="stable")
     ordered = targets[by_hash]
     counts = np.zeros(len(distinct), np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(rows, window, axis=1)
-    for start in range(0, read, _CHUNK // 8):
-        block = windows[start : min(read, start + _CHUNK // 8)]
-        hashes = window_hashes(rows[start : start + len(block)], window)
+    if not len(distinct):
+        return counts
+    occurrences = np.lib.stride_tricks.sliding_window_view(rows, width, axis=1)
+    for start in range(0, len(rows), _CHUNK // 8):
+        block = occurrences[start : start + _CHUNK // 8]
+        hashes = window_hashes(rows[start : start + len(block)], width)
         first = np.searchsorted(ordered, hashes.ravel())
         first[first == len(ordered)] = 0
         (hits,) = np.nonzero(ordered[first] == hashes.ravel())
@@ -219,7 +221,7 @@ def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) ->
 
 
 def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct beginnings of rows, int[d, window], and for each row the index of its own."""
+    """Return the distinct beginnings of rows, int[d, window], and each row's index into them."""
     begin = np.ascontiguousarray(_checked(rows, window)[:, :window])
     if not len(begin):
         return begin, np.zeros(0, np.int64)
@@ -229,7 +231,7 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 
 
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
-    """uint64[n, width - window + 1]: a polynomial hash of every window, modulo 2**64.
+    """Hash every window of the rows: uint64[n, width - window + 1], polynomial, modulo 2**64.
 
     Hashes of longer windows are combined from those of shorter ones, in about log2(window) passes.
     """

@@ -174,14 +174,14 @@ def device_of(model: Any) -> torch.device:
 
 
 def encoder(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
-    """A function text -> ids, without special tokens, from a `tokenizers.Tokenizer`."""
+    """Make a function that encodes a text with `tokenizer`, without special tokens."""
     return lambda text: tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def text_requests(
     texts: Sequence[str], encode: Callable[[str], tuple[int, ...]], eod_id: int
 ) -> list[Request]:
-    """Requests for whole texts, each after one EOD, as in the harness's CrowS-Pairs.
+    """Make requests that score whole texts, each after one EOD, as in the harness's CrowS-Pairs.
 
     Raises:
         DataError: a text has no tokens.
@@ -201,7 +201,7 @@ def continuation_requests(
     encode: Callable[[str], tuple[int, ...]],
     eod_id: int,
 ) -> list[Request]:
-    """Requests for every candidate after every context: all candidates for the first context, etc.
+    """Make requests that score every candidate after every context, ordered by context.
 
     Candidates include their leading space.
 
@@ -222,7 +222,7 @@ def continuation_requests(
 
 
 def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
-    """Up to `n_rows` windows, [n, seq_len+1], spread evenly over a stream of tokens.
+    """Select up to `n_rows` windows, [n, seq_len+1], spread evenly over a stream of tokens.
 
     No token is a target in two windows; adjacent windows share one token, as in training.
 
@@ -241,7 +241,7 @@ def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
 
 @torch.no_grad()
 def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> np.ndarray:
-    """float64[n]: mean loss of each row of int[n, S+1], in nats per token."""
+    """Return the mean loss of each row of int[n, S+1], in nats per token, as float64[n]."""
     device = device_of(model)
     rows = np.asarray(rows).astype(np.int64)
     step = max(1, token_budget // (rows.shape[1] - 1))

@@ -1,13 +1,15 @@
-"""The operations of the model, one per file, each next to its plain-torch `*_reference`.
+"""The operations of the model, one per file, each with its reference in plain torch.
 
-The reference defines the correct result; the function without the suffix takes the fastest exact
-path on the device. A model takes its operations as an `Ops`: `FAST`, all of them from this package,
-or `PLAIN`, the same formulas in torch alone, which `torch.compile` can fuse freely.
+The reference of an operation, named with the suffix `_reference`, defines the correct result. The
+function without the suffix takes the fastest exact path on the device. A model gets its operations
+as an `Ops`: `FAST` has the functions of this package; `PLAIN` has the same formulas in torch alone,
+which `torch.compile` can fuse freely.
 
-On a CUDA device with Triton (dispatch) `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and
-the rotation inside `attention` run as Triton kernels. Attention itself uses the backend that a
-table lists for the head dim, or else torch's choice (attention_backends); our Triton attention is
-one of these backends. The optimizer's kernel (adamw) is not part of the model, nor exported here.
+On a CUDA device with Triton (see dispatch), `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu`
+and the rotation in `attention` run as Triton kernels. The rest of attention uses the backend that a
+table lists for the head dim, or torch's choice if the table lists none (see attention_backends).
+One of the backends is our own attention kernel. The kernel of the optimizer (adamw) is not exported
+here, because it is not part of the model.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Ops:
     """The operations of a model, with the signatures of this package's functions of the same name.
 
     Attributes:
-        fuses: whether a parallel block with this input uses `layer_norm_pair` and `bias_gelu`.
+        fuses: from a parallel block's input, whether the block uses `layer_norm_pair` and
+            `bias_gelu` (fused) instead of `layer_norm` and `gelu`.
     """
 
     linear: Callable[..., Tensor] = linear
@@ -92,4 +95,4 @@ PLAIN = Ops(
     linear_cross_entropy=_plain_linear_cross_entropy,
     fuses=lambda x: False,
 )
-"""torch's own operations, differentiated by autograd; no kernel of this package."""
+"""torch's own operations, differentiated by autograd, without any kernel of this package."""

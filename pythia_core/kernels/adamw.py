@@ -1,10 +1,12 @@
-"""AdamW on flat fp32 buffers: clip, update and refresh the compute copy, or skip the update.
+"""AdamW on flat fp32 buffers, with the copy of the parameters in the compute dtype.
 
-Everything is decided on the device: `factor` scales the gradient (clipping, loss scale) and `skip`
-leaves all buffers unchanged, so the loop need not wait for a norm before the next step. On a CUDA
-device with Triton an update is one pass over memory, 30 bytes per parameter with a bf16 copy
-(adamw_triton). Elsewhere torch's fused kernel runs between a pass that scales the gradient and one
-that rounds the copy.
+An update takes two values from tensors on the device: `factor` scales the gradient (to clip it and
+undo the loss scale), and `skip` leaves parameters and moments unchanged. The training loop
+therefore need not wait for the gradient norm before it starts the next step.
+
+On a CUDA device with Triton, an update is one pass over memory, with 30 bytes per parameter if the
+copy is in bf16 (adamw_triton). Elsewhere it takes three passes: scale the gradient, run torch's
+fused kernel, and refresh the copy.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from pythia_core.kernels import dispatch
 
 @dataclass(frozen=True)
 class AdamWBuffers:
-    """The buffers that an update writes: flat, contiguous tensors of n elements.
+    """The buffers of an update, which are flat, contiguous tensors of equal length.
 
     Attributes:
-        params, grad, exp_avg, exp_avg_sq: fp32. copy: the params in the compute dtype, or None.
-        n_decayed: weight decay applies to the first n_decayed parameters only.
+        params, grad, exp_avg, exp_avg_sq: parameters, gradient and the two moments, in fp32.
+        copy: the parameters in the compute dtype; None if the compute dtype is fp32.
+        n_decayed: weight decay applies only to the first `n_decayed` parameters.
     """
 
     params: Tensor
@@ -38,7 +41,7 @@ class AdamWBuffers:
 
 @dataclass(frozen=True)
 class AdamWHyperparameters:
-    """The hyperparameters that are constant over a run; the learning rate is not."""
+    """The hyperparameters that are constant over a run, i.e. all but the learning rate."""
 
     beta1: float
     beta2: float
@@ -46,18 +49,24 @@ class AdamWHyperparameters:
     weight_decay: float
 
     def corrections(self, update: int) -> tuple[float, float]:
-        """Bias corrections: the divisors of the two moments at update 1, 2, ..."""
+        """The bias corrections, by which the two moments are divided.
+
+        Args:
+            update: 1 for the first update.
+        """
         return 1 - self.beta1**update, 1 - self.beta2**update
 
 
 def adamw_reference_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """Decoupled weight decay, then Adam, written out; in the dtype of the parameters.
+    """Apply decoupled weight decay and then Adam, with every step written out in torch.
 
     Args:
+        b: the buffers to update in place.
         update: 1 for the first update after the moments were zero.
-        factor: 0-dim, scales the gradient. skip: 0-dim, 1 leaves everything unchanged.
+        factor: 0-dim tensor that multiplies the gradient.
+        skip: 0-dim tensor; 1 leaves everything unchanged, 0 applies the update.
     """
     if skip:
         return
@@ -75,9 +84,10 @@ def adamw_reference_(
 def adamw_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """One update in place, the fastest way on this device; arguments as in `adamw_reference_`.
+    """Apply one AdamW update in place, in the fastest way on this device.
 
-    Whether `grad` is left scaled by `factor` depends on the backend.
+    The arguments are those of `adamw_reference_`. Whether `b.grad` is multiplied by `factor` or
+    unchanged afterwards depends on the device, so the caller must not use it again.
     """
     device = b.params.device
     dtype = torch.float32 if b.copy is None else b.copy.dtype
@@ -98,7 +108,10 @@ def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
 def adamw_torch_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """`adamw_` with torch's fused kernel, with one pass before and one after it."""
+    """Do the same as `adamw_`, with torch's fused kernel and a pass before and after it.
+
+    The first pass scales the gradient, the last one refreshes the copy.
+    """
     if factor.device.type != "cpu" or factor != 1:  # comparing on a GPU would synchronize
         b.grad.mul_(factor)
     for part, decay in (
@@ -129,7 +142,7 @@ def adamw_torch_(
 def adamw_triton_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """`adamw_` in one pass of the Triton kernel."""
+    """Do the same as `adamw_`, in one pass of the Triton kernel."""
     from pythia_core.kernels.adamw_triton import BLOCK, WARPS, adamw_kernel
 
     for tensor in (b.params, b.grad, b.exp_avg, b.exp_avg_sq):

@@ -1,7 +1,7 @@
-"""AdamW in one pass: every buffer is read once and written once.
+"""The Triton kernel of AdamW, which updates all buffers in one pass over memory.
 
-A program updates BLOCK parameters; if the skip flag is set, it returns at once. Bias corrections
-are computed on the host, in double precision.
+Each program updates BLOCK parameters, or returns at once if the skip flag is set. The caller
+computes the bias corrections on the CPU, in double precision.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def adamw_kernel(
     COPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Update one block of parameters and their moments, unless the skip flag is set."""
     if tl.load(skip_ptr) == 0.0:
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         mask = at < n

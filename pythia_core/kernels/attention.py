@@ -1,15 +1,16 @@
-"""Causal self-attention on the packed QKV of GPT-NeoX, rotary embedding included.
+"""Causal self-attention with rotary embedding, on the packed QKV of GPT-NeoX.
 
-QKV rows are grouped per head as [q_h | k_h | v_h] (GPT-NeoX v1.0). Scores are scaled by
-1/sqrt(head_dim) under a plain causal mask; attention is *not* reset at document ends, as in the
-released models. There are three implementations:
+A row of QKV is grouped per head as [q_h | k_h | v_h], as in GPT-NeoX v1.0. Scores are scaled by
+1/sqrt(head_dim), and the mask is plainly causal. As in the released models, attention crosses the
+ends of documents. There are three implementations:
 
-- torch's scaled_dot_product_attention (flash kernels) under autograd, the default;
-- on CPUs, for rows of at most 512 tokens: batched matrix products with the probabilities saved for
-  the backward. At 128 tokens, torch 2.13's flash kernels are 3x slower in fp32 and 10x in bf16
-  (without a C compiler, they are faster in fp32);
-- on CUDA devices with Triton: rotation in place (kernels.rotary), then attention on strided views
-  by the backend that a table lists for the head dim (attention_backends).
+- On CUDA devices with Triton, queries and keys are rotated in place (kernels.rotary). Attention
+  then reads strided views, and uses the backend that a table lists for the head dim
+  (attention_backends).
+- On CPUs, rows of at most 512 tokens use batched matrix products, and the probabilities are saved
+  for the backward. At 128 tokens, torch 2.13's flash kernels are 3 times slower in fp32 and 10
+  times in bf16. Without a C compiler the flash kernels are faster in fp32, and are used there.
+- In all other cases, torch's scaled_dot_product_attention (flash kernels) runs under autograd.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from pythia_core.kernels.attention_backends import (
 from pythia_core.kernels.rotary import rotary_reference, rotate_, split_rotated
 
 MAX_SHORT_SEQ = 512
-"""Longest row for which the probabilities (batch * heads * row^2) are cheap to save."""
+"""Longest row, in tokens, for which saving the batch * heads * row^2 probabilities is cheap."""
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Causal attention in plain torch, every step written out.
+    """Causal attention in plain torch, with every step written out.
 
     Args:
-        qkv: (batch, seq, heads, 3, head_dim), queries and keys not yet rotated.
-        cos, sin: (seq, rotary_dims / 2).
+        qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
+        cos, sin: (seq, rotary_dims / 2), of the rotary angles.
 
     Returns:
         (batch, seq, heads * head_dim)
@@ -53,7 +54,7 @@ def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`attention` by torch's scaled_dot_product_attention, under autograd."""
+    """Compute `attention` with torch's scaled_dot_product_attention, under autograd."""
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
     q, k = rotary_reference(q, cos, sin), rotary_reference(k, cos, sin)
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -64,7 +65,7 @@ def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Repack qkv (batch, seq, heads, 3, dim) to (3, batch * heads, seq, dim); rotate q and k."""
+    """Copy qkv (batch, seq, heads, 3, dim) to (3, batch * heads, seq, dim), and rotate q and k."""
     batch, seq, heads, _, dim = qkv.shape
     if native.available(qkv):
         pack = native.function("pack_rotated", qkv.dtype)
@@ -77,7 +78,14 @@ def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """The gradient of `_pack_rotated`: undoes the rotation and the repacking."""
+    """The backward of `_pack_rotated`: rotate the gradients of q and k back, and unpack them all.
+
+    Args:
+        packed: gradients of q, k and v, (3, batch * heads, seq, dim); may be overwritten.
+
+    Returns:
+        (batch, seq, heads, 3, dim)
+    """
     _, rows, seq, dim = packed.shape
     if native.available(packed):
         unpack = native.function("unpack_rotated", packed.dtype)
@@ -89,7 +97,7 @@ def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Ten
 
 
 def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
-    """Causal softmax of scale * scores (n, seq, seq); overwrites the scores."""
+    """The causal softmax of scale * scores (n, seq, seq). The scores are overwritten."""
     n, seq, _ = scores.shape
     if native.available(scores):
         softmax = native.function("causal_softmax", scores.dtype)
@@ -100,7 +108,12 @@ def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
 
 
 def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float) -> Tensor:
-    """scale * p * (grad - sum(grad * p)), (n, seq, seq); overwrites `grad`."""
+    """The gradient of the scores in `_causal_softmax_`, (n, seq, seq).
+
+    Args:
+        probabilities: result of `_causal_softmax_`.
+        grad: gradient of the probabilities; may be overwritten.
+    """
     n, seq, _ = grad.shape
     if native.available(grad):
         backward = native.function("causal_softmax_backward", grad.dtype)
@@ -110,9 +123,10 @@ def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float)
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Batched products with the probabilities saved for the backward.
+    """Attention by batched matrix products, with the probabilities saved for the backward.
 
-    q, k and v are in one (3, batch * heads, seq, head_dim) buffer, their gradients in another.
+    q, k and v are in one buffer (3, batch * heads, seq, head_dim). Their gradients are in another
+    such buffer.
     """
 
     @staticmethod
@@ -145,8 +159,11 @@ class _ShortAttention(torch.autograd.Function):
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Our Triton attention on a packed qkv, which the forward rotates in place; the backward
-    rotates the packed gradient back. For autograd's view of this see kernels.rotary."""
+    """Our Triton attention on a packed qkv.
+
+    The forward rotates the queries and keys of qkv in place. The backward rotates their gradients
+    back. kernels.rotary explains how autograd copes with the change in place.
+    """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -164,10 +181,13 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def attention_with_backend(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
-    """`attention` by one of `attention_backends.BACKENDS`, on a CUDA device with Triton.
+    """Compute `attention` with a given backend, on a CUDA device with Triton.
+
+    Args:
+        backend: one of `attention_backends.BACKENDS`.
 
     Raises:
-        ConfigError: an unknown or unavailable backend, or one that cannot take these tensors.
+        ConfigError: the backend is unknown, unavailable, or cannot take these tensors.
     """
     if backend != "triton":
         q, k, v = split_rotated(qkv, cos, sin)
@@ -178,12 +198,13 @@ def attention_with_backend(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) 
 
 
 def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Causal attention of a packed qkv (batch, seq, heads, 3, head_dim).
+    """Causal attention with rotary embedding, in the fastest way on this device.
 
-    On a CUDA device with Triton qkv is overwritten (see `kernels.rotary.split_rotated`).
+    On a CUDA device with Triton, `qkv` may be overwritten (see `kernels.rotary.split_rotated`).
 
     Args:
-        cos, sin: (seq, rotary_dims / 2), fp32.
+        qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
+        cos, sin: (seq, rotary_dims / 2), of the rotary angles, fp32.
 
     Returns:
         (batch, seq, heads * head_dim)

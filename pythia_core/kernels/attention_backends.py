@@ -1,12 +1,18 @@
-"""Causal attention on CUDA devices: the available backends, and which one is used.
+"""Backends of causal attention on CUDA devices, and the choice between them.
 
-Backends by name: those of torch ("torch" lets it choose; "cudnn", "flash", "efficient" and "math"
-force one), "flash_attn" (the package flash-attn, FlashAttention-2), and our own kernel, "triton"
-(attention_triton). Ours writes dq, dk and dv straight into one packed gradient, and is a registered
-operation, which torch.compile does not trace.
+The backends are:
 
-Nothing has been measured on a GPU yet, so `FASTEST` is empty and `DEFAULT` decides. `python -m
-pythia_core bench attention` times every backend; the notebook `speed` shows what to enter here.
+    torch                           torch's attention; torch chooses between its four backends
+    cudnn, flash, efficient, math   one of torch's four backends
+    flash_attn                      the package flash-attn (FlashAttention-2)
+    triton                          our own kernel (attention_triton)
+
+Our kernel writes dq, dk and dv directly into one packed gradient. It is a registered operation,
+which torch.compile does not trace.
+
+No backend has been measured on a GPU yet, so `FASTEST` is empty and `DEFAULT` is used. `python -m
+pythia_core bench attention` times every backend, and the notebook `speed` shows which entries of
+`FASTEST` follow from the times.
 """
 
 from __future__ import annotations
@@ -28,20 +34,23 @@ SDPA_BACKENDS = {
     "math": SDPBackend.MATH,
 }
 BACKENDS = ("torch", *SDPA_BACKENDS, "flash_attn", "triton")
-"""Accepted by `backend_attention`."""
+"""The names of the backends that `backend_attention` accepts."""
 FASTEST: dict[int, str] = {}
-"""Head dim -> the fastest backend, forward and backward together, bf16. Not yet measured."""
+"""Map head dims to the backend with the fastest forward and backward in bf16. Not yet measured."""
 DEFAULT = "torch"
-"""For head dims that have not been measured, and for fp32, which some backends do not take."""
+"""The backend for head dims that have not been measured, and for fp32, which not every backend
+takes."""
 _unavailable: dict[str, str] = {}
 
 
 @torch.compiler.assume_constant_result
 def unavailable_reason(backend: str) -> str:
-    """Why a backend cannot be used here, and what to do; "" if it can. Imports the backend.
+    """Explain why a backend cannot be used here, and what to do; "" if the backend can be used.
+
+    The package flash-attn is imported to find out.
 
     Raises:
-        ConfigError: an unknown backend.
+        ConfigError: no backend has this name.
     """
     if backend not in BACKENDS:
         raise ConfigError(one_of(backend, BACKENDS, "attention backend"))
@@ -51,6 +60,7 @@ def unavailable_reason(backend: str) -> str:
 
 
 def _find_reason(backend: str) -> str:
+    """Compute the result of `unavailable_reason` for the name of a backend."""
     if backend == "triton" and not dispatch.TRITON_FOUND:
         return "Triton is not installed: pip install triton, in the version that torch requires"
     if backend != "flash_attn":
@@ -65,15 +75,23 @@ def _find_reason(backend: str) -> str:
             return f"flash_attn is not installed: {install}"
         reason = str(error).split("\n")[0]
         return (
-            f"flash_attn does not load with torch {torch.__version__} ({reason}): it was built for "
-            f"another version; reinstall it: {install} --force-reinstall --no-deps"
+            f"flash_attn does not load with torch {torch.__version__} ({reason}), perhaps because "
+            "it was built for another version; reinstall it: "
+            f"{install} --force-reinstall --no-deps"
         )
     return ""
 
 
 @torch.compiler.assume_constant_result
 def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
-    """The FASTEST backend for this head dim; DEFAULT, with a warning, if it does not work here."""
+    """Choose the backend for a head dim and dtype.
+
+    It is the backend in FASTEST. If FASTEST has no entry, or the dtype is fp32, it is DEFAULT. If
+    the chosen backend does not work here, a warning is logged and DEFAULT is used.
+
+    Raises:
+        ConfigError: the chosen backend does not work here, inside `dispatch.no_fallback`.
+    """
     backend = FASTEST.get(head_dim, DEFAULT) if dtype != torch.float32 else DEFAULT
     if reason := unavailable_reason(backend):
         if dispatch.strict():
@@ -90,7 +108,11 @@ def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> s
 
 @torch.library.custom_op("pythia::causal_attention", mutates_args=())
 def packed_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Our attention: the output, and the log-sum-exp (batch, heads, seq) for the backward."""
+    """Run the forward of our attention kernel.
+
+    Returns:
+        The output, and the log-sum-exp (batch, heads, seq), which the backward needs.
+    """
     from pythia_core.kernels.attention_triton import attention_forward
 
     return attention_forward(q, k, v)
@@ -106,7 +128,11 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def packed_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """dq, dk and dv, packed into one (batch, seq, heads, 3, head_dim)."""
+    """Run the backward of our attention kernel.
+
+    Returns:
+        The gradients of q, k and v, packed into one tensor (batch, seq, heads, 3, head_dim).
+    """
     from pythia_core.kernels.attention_triton import attention_backward
 
     return attention_backward(dout, q, k, v, out, lse)
@@ -137,15 +163,16 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 def check_packed(q: Tensor) -> None:
-    """Raise an error if our kernel cannot take q (batch, seq, heads, head_dim).
+    """Raise an error if our kernel cannot take queries like `q` (batch, seq, heads, head_dim).
 
     Raises:
-        ConfigError: lists every problem; or Triton is not installed.
+        ConfigError: Triton is not installed, `q` is not on a CUDA device, or its dtype or shape is
+            not accepted.
     """
     if reason := unavailable_reason("triton"):
         raise ConfigError(f"{reason}, or choose another of {', '.join(BACKENDS)}")
     if not dispatch.use_triton(q):
-        raise ConfigError(f"attention by triton needs a CUDA device, but q is on {q.device!s}")
+        raise ConfigError(f"the backend triton needs a CUDA device, but q is on {q.device!s}")
     _, seq, heads, dim = q.shape
     problems = []
     if dim > dispatch.HEAD_DIM_MAX:
@@ -156,10 +183,17 @@ def check_packed(q: Tensor) -> None:
 
 
 def backend_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    """Causal attention of q, k, v (batch, seq, heads, head_dim), any strides, by one backend.
+    """Causal attention of q, k and v with a given backend.
+
+    Args:
+        q, k, v: (batch, seq, heads, head_dim), with any strides; rotated already.
+        backend: one of BACKENDS.
+
+    Returns:
+        (batch, seq, heads, head_dim)
 
     Raises:
-        ConfigError: an unknown or unavailable backend, or one that cannot take these tensors.
+        ConfigError: the backend is unknown or unavailable, or our kernel cannot take the tensors.
     """
     if backend == "triton":
         check_packed(q)

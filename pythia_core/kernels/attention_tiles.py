@@ -1,9 +1,9 @@
 """Tile sizes, warps and pipeline stages of the Triton attention for each head dim.
 
-A head is split into one or two runs of lanes, since Triton needs powers of two: 80 is 64 + 16,
-because padding it to 128 would be 60 % more work. All tiles compile for sm_90 without spilling
-registers and fit an SM's shared memory (tests/core/kernels/test_compiled.py); which of them is
-fastest is not yet measured.
+Triton needs powers of two, so the dims of a head are split into one or two runs of lanes. A head of
+80 dims, for example, has runs of 64 and 16 lanes; padding it to 128 would be 60 % more work. With
+the tiles below, all kernels compile for sm_90 without spilling registers and fit the shared memory
+of an SM (tests/core/kernels/test_compiled.py). Whether other tiles are faster is not yet measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of queries and keys per tile, warps per program, pipeline stages."""
+    """The tile of a kernel: its numbers of queries and keys, and the kernel's warps and stages."""
 
     queries: int
     keys: int
@@ -25,7 +25,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of the three kernels; `dv` is None if one launch writes dk and dv together."""
+    """The tiles of the forward kernel, the dq kernel and the kernel of dk and dv.
+
+    The last kernel is launched once for dk and dv together if `dv` is None. Otherwise it is
+    launched twice, with the tile `dk` for dk and the tile `dv` for dv.
+    """
 
     forward: Tile
     dq: Tile
@@ -41,27 +45,29 @@ TILES = {
     # two 128 x 256 accumulators exceed the registers, so dk and dv have a launch each (5 products)
     256: Tiles(Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2), Tile(64, 128, 8, 2)),
 }
-"""Head dim -> tiles for bf16 and fp16; a head dim in between takes those of the next larger."""
+"""Map head dims to tiles for bf16 and fp16. A head dim that is not listed takes the tiles of the
+next larger head dim in the table."""
 TILES_FP32 = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
-"""Tiles for fp32, any head dim. It has no tensor-core product and is for comparison only."""
+"""Tiles for fp32 and any head dim. The products do not use tensor cores, so fp32 serves only for
+comparison."""
 
 
 def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
-    """The tiles for a head dim of at most 256."""
+    """The tiles for a head dim, which must be at most 256, and the dtype of q, k and v."""
     if dtype == torch.float32:
         return TILES_FP32
     return TILES[next(d for d in TILES if d >= head_dim)]
 
 
 def lanes(head_dim: int) -> tuple[int, int]:
-    """Widths of a head's two runs of lanes, padded to powers of two >= 16; the second may be 0."""
+    """The widths of a head's two runs of lanes: powers of two, at least 16; the second may be 0."""
     first = max(16, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - first
     return first, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
 
 
 def constants(head_dim: int, dtype: torch.dtype) -> dict[str, int | str]:
-    """The compile-time constants of the kernels, except tile sizes."""
+    """The compile-time constants of the attention kernels, except for their tile sizes."""
     first, second = lanes(head_dim)
     precision = "ieee" if dtype == torch.float32 else "tf32"  # the latter has no effect in 16 bits
     return {"DIM": head_dim, "LANES1": first, "LANES2": second, "PRECISION": precision}

@@ -1,12 +1,17 @@
-"""Causal flash attention on strided views of the packed QKV, forward and backward.
+"""Triton kernels for causal flash attention on strided views of the packed QKV.
 
-As in FlashAttention-2 (Dao 2023), a program holds a tile of queries of one head, loops over the
-keys before it with a running maximum, and writes the output and the log-sum-exp (fp32, base 2).
-Scores are never written to memory. The backward recomputes them from q, k and the log-sum-exp: one
-kernel holds a tile of keys and loops over the queries after it (dk, dv), another holds a tile of
-queries and loops over the keys before it (dq). That is two more products than with atomic sums of
-dq, but results are bitwise repeatable. All gradients go into the packed (batch, seq, heads, 3,
-head_dim) that the backward of the QKV projection expects. Tile sizes are in attention_tiles.
+Forward: as in FlashAttention-2 (Dao 2023), a program holds a tile of queries of one head. It loops
+over the keys up to these queries with a running maximum, and writes the output and the log-sum-exp
+(fp32, base 2). Scores are never written to memory.
+
+Backward: the probabilities are recomputed from q, k and the log-sum-exp, by two kernels. A program
+of the first holds a tile of keys, loops over the queries from these keys on, and computes dk and
+dv. A program of the second holds a tile of queries, loops over the keys up to these queries, and
+computes dq. This takes two more matrix products than one kernel with atomic sums of dq, but results
+are bitwise repeatable. All gradients are written into the packed (batch, seq, heads, 3, head_dim)
+that the backward of the QKV projection expects.
+
+Tile sizes are in attention_tiles.
 """
 
 from __future__ import annotations
@@ -25,14 +30,14 @@ from pythia_core.kernels.attention_tiles import Tile, constants, tiles
 
 @triton.jit
 def head_of(index, heads, stride_batch, stride_head):
-    """Batch, head and the offset of its first row, for an index over batch * heads."""
+    """Turn an index over batch * heads into the batch, the head and the offset of its first row."""
     batch, head = (index // heads).to(tl.int64), index % heads
     return batch, head, batch * stride_batch + head * stride_head
 
 
 @triton.jit
 def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Load rows of LANES lanes from `lane_start`, nothing outside the head or the sequence."""
+    """Load LANES lanes of some rows, from `lane_start` on; 0 outside the head or the sequence."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -42,6 +47,7 @@ def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.con
 
 @triton.jit
 def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl.constexpr):
+    """Store `x` to LANES lanes of some rows, from `lane_start` on, inside the head and sequence."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -50,7 +56,10 @@ def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl
 
 
 def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """q, k and v, copied if their strides are not equal, as the kernels require."""
+    """Return q, k and v with equal strides, the last of them 1, as the kernels require.
+
+    The tensors are copied only if their strides are not of this kind.
+    """
     if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
         return [q, k, v]
     return [x.contiguous() for x in (q, k, v)]
@@ -110,7 +119,10 @@ def forward_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """Compute a tile of queries of one head; the last tiles, with the most work, start first."""
+    """Compute the output for a tile of queries of one head.
+
+    The last tiles of a row start first, because they have the most work.
+    """
     n_tiles = tl.cdiv(seq, QUERIES)
     index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
@@ -146,10 +158,14 @@ def forward_kernel(
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """out (batch, seq, heads, head_dim), and the base-2 log-sum-exp (batch, heads, seq) in fp32.
+    """Run the forward kernel.
 
     Args:
         q, k, v: (batch, seq, heads, head_dim); copied if their strides differ.
+
+    Returns:
+        The output (batch, seq, heads, head_dim), and the base-2 log-sum-exp of the scaled scores of
+        each query, (batch, heads, seq) in fp32.
     """
     q, k, v = same_strides(q, k, v)
     batch, seq, heads, dim = q.shape
@@ -180,6 +196,7 @@ def delta_kernel(
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    """Compute delta, the sum of out * dout over a head, which the backward kernels need."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n_rows
     at = row.to(tl.int64) * DIM
@@ -391,10 +408,14 @@ def dq_kernel(
 def attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """dq, dk and dv, packed into one (batch, seq, heads, 3, head_dim).
+    """Run the backward kernels.
 
     Args:
-        dout: (batch, seq, heads, head_dim). q, k, v, out, lse: the forward's inputs and outputs.
+        dout: gradient of the output, (batch, seq, heads, head_dim).
+        q, k, v, out, lse: inputs and results of `attention_forward`.
+
+    Returns:
+        The gradients of q, k and v, packed into one tensor (batch, seq, heads, 3, head_dim).
     """
     q, k, v = same_strides(q, k, v)
     batch, seq, heads, dim = q.shape

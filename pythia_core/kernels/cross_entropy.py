@@ -1,12 +1,12 @@
-"""Unembedding and cross-entropy in one operation, without ever storing all logits.
+"""Unembedding and cross-entropy in one operation, which never stores all logits at once.
 
-Rows are processed in chunks that stay in the cache; the gradients of the hidden states and the
-weight are computed in the same pass and only need scaling later. The softmax and loss are fp32
-whatever the dtype of the products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. The softmax
-includes the padding rows of the vocabulary, as it did in Pythia's training.
+Rows are processed in chunks whose logits stay in the cache. The forward also computes the gradients
+of the hidden states and of the weight; the backward only scales them. Softmax and loss are in fp32
+for any dtype of the matrix products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. As in
+Pythia's training, the softmax includes the padding rows of the vocabulary.
 
-On a CUDA device this is one registered torch operation with a Triton kernel for the softmax of a
-chunk (cross_entropy_triton).
+On a CUDA device with Triton this is one registered torch operation, with a Triton kernel for the
+softmax of a chunk (cross_entropy_triton).
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 CHUNK_ELEMENTS = 1 << 21
-"""Logits per chunk. On two cores, half or twice as many are slower for every model size."""
+"""Logits per chunk without Triton. On two CPU cores, half or twice as many are slower for every
+model size."""
 CHUNK_ELEMENTS_CUDA = 1 << 28
-"""Logits per chunk on a CUDA device: 5,248 rows of Pythia's vocabulary, 0.5 GB. Not measured."""
+"""Logits per chunk with Triton. With Pythia's vocabulary these are 5,248 rows, which take 0.5 GB in
+16 bits. Whether another number is faster has not been measured."""
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of hidden (n, d) @ weight (vocab, d)^T against targets (n,), in nats."""
+    """Mean cross-entropy, in nats, of the logits hidden (n, d) @ weight (vocab, d)^T.
+
+    Args:
+        targets: (n,) int64.
+    """
     logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype))
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a^T b."""
+    """Add a^T b to `total`, in place. The product is in the dtype of `a` and `b`."""
     if a.dtype == torch.float32:
         total.addmm_(a.t(), b)
     else:
@@ -40,7 +46,14 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Turn logits (n, vocab) into softmax - onehot(target) in place, and write the n losses."""
+    """Replace logits (n, vocab) by the gradients of their losses, and write the losses.
+
+    The gradient of a row is softmax(logits) - onehot(target).
+
+    Args:
+        targets: (n,) int64.
+        losses: (n,) fp32, written.
+    """
     if native.available(logits):
         cross_entropy = native.function("cross_entropy", logits.dtype)
         cross_entropy(logits, targets.contiguous(), losses, *logits.shape)
@@ -61,12 +74,16 @@ def _loss_and_gradients(
     to_gradient_: Callable[[Tensor, Tensor, Tensor], None],
     add_product_: Callable[[Tensor, Tensor, Tensor], object],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss, and the gradients of the summed loss with respect to `hidden` and weight (fp32).
+    """Compute the loss and its gradients, in chunks of rows.
 
     Args:
         chunk: rows per chunk of logits.
-        to_gradient_: (logits, targets, losses) -> None: as `_to_gradient_`.
-        add_product_: (total, a, b) -> None: adds a^T b to the fp32 total.
+        to_gradient_: a function (logits, targets, losses) that does the same as `_to_gradient_`.
+        add_product_: a function (total, a, b) that adds a^T b to the fp32 `total`.
+
+    Returns:
+        The mean loss; the gradient of the summed loss with respect to `hidden`, in the dtype of
+        `hidden`; and the gradient of the summed loss with respect to the weight, in fp32.
     """
     n, d = hidden.shape
     losses = hidden.new_empty(n, dtype=torch.float32)
@@ -110,7 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _fused(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `_loss_and_gradients`."""
+    """Do the same as `_loss_and_gradients`, with the Triton kernel for the softmax of a chunk."""
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
     chunk = CHUNK_ELEMENTS_CUDA // len(weight_c)
@@ -121,7 +138,10 @@ def _fused(
 
 
 def _add_product_fp32_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a^T b with an fp32 product; on CPUs, which lack `out_dtype`, from fp32 copies."""
+    """Add a^T b to `total`, in place, with the product in fp32.
+
+    On CPUs, where `torch.mm` does not take `out_dtype`, `a` and `b` are converted to fp32 first.
+    """
     if a.dtype == torch.float32:
         total += torch.mm(a.t(), b)
     elif a.device.type == "cpu":
@@ -162,11 +182,12 @@ def _probe(device: torch.device, dtype: torch.dtype, vocab: int) -> None:
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> Tensor:
-    """Mean cross-entropy in nats of `hidden` (n, d) unembedded by `weight_c` (vocab, d).
+    """Mean cross-entropy, in nats, of the logits hidden (n, d) @ weight_c (vocab, d)^T.
 
     Args:
-        weight: fp32 master, receives the gradient. weight_c: its copy in the dtype of `hidden`.
-        targets: (n,) int64. On a CUDA device, a target outside [0, vocab) makes the loss NaN.
+        weight: the fp32 parameter, which receives the gradient.
+        targets: (n,) int64. In the Triton kernel, a target outside [0, vocab) makes the loss NaN.
+        weight_c: copy of `weight` in the dtype of `hidden`, which is computed with.
     """
     weight_c = weight_c.detach()  # see kernels.linear
     if dispatch.use_triton(hidden):

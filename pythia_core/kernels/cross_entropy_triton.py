@@ -1,7 +1,8 @@
-"""The Triton kernel of the chunked loss: turns each row of logits into its gradient, in place.
+"""The Triton kernel of the cross-entropy, which replaces each row of logits by its gradient.
 
-A row is read twice, in blocks: for its maximum and sum of exponentials, then for the gradient.
-Holding all 50,304 logits would spill registers on sm_90; the second read hits the L2 cache.
+A row is read twice, in blocks: first to compute its maximum and its sum of exponentials, then to
+compute the gradient. Holding all 50,304 logits of a row would spill registers on sm_90, and the
+second read finds the row in the L2 cache.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ def cross_entropy_kernel(
     vocab,
     BLOCK: tl.constexpr,
 ):
-    """One row: loss = log(sum exp x) - x[target], fp32. NaN if the target is not in [0, vocab)."""
+    """Compute the loss of one row, log(sum exp x) - x[target], and the gradient of the row.
+
+    The loss is NaN if the target is not in [0, vocab).
+    """
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     lane = tl.arange(0, BLOCK)
@@ -49,10 +53,14 @@ def cross_entropy_kernel(
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Turn logits (n, vocab) into softmax - onehot(target) and write the n losses.
+    """Replace logits (n, vocab) by the gradients of their losses, and write the losses.
+
+    The gradient of a row is softmax(logits) - onehot(target).
 
     Args:
-        logits: last stride 1. targets: (n,) int64, contiguous. losses: (n,) fp32, contiguous.
+        logits: the last stride must be 1.
+        targets: (n,) int64, contiguous.
+        losses: (n,) fp32, contiguous, written.
     """
     n, vocab = logits.shape
     assert logits.stride(1) == 1 and targets.is_contiguous() and losses.is_contiguous()

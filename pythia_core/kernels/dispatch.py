@@ -1,17 +1,17 @@
-"""Dispatch of tensors to the Triton kernels: shared checks, and the fallback if a kernel fails.
+"""Decide whether an operation runs as a Triton kernel or in torch.
 
-An operation with a kernel lives in two files: `x.py` holds the plain reference, the registered
-torch operation and the function that the model calls; `x_triton.py` holds the Triton code and is
-imported by the first call that needs it. Triton comes with torch's CUDA builds. Without it, or with
-`PYTHIA_TRITON=0`, every operation takes its torch path.
+An operation with a kernel has two files. `x.py` has the reference in plain torch, the registered
+torch operation and the function that the model calls. `x_triton.py` has the Triton code, and is
+imported by the first call that needs it. Triton comes with torch's CUDA builds. Without Triton, or
+with the variable `PYTHIA_TRITON=0`, every operation runs in torch.
 
-Before a kernel is first used with a dtype and width on a GPU, it is run once on a few rows
-(`is_supported`). If that fails (a compile error, a version of Triton that torch was not built for),
-one warning is logged and the operation takes its torch path; inside `no_fallback`, as in
-benchmarks, it is an error.
+Before a kernel is first used with a dtype and width on a GPU, `is_supported` tries the kernel on a
+few rows. If it fails (because of a compile error, or a version of Triton that torch was not built
+for), one warning is logged and the operation runs in torch. Inside `no_fallback`, which benchmarks
+use, the failure is an error.
 
-With Triton's own `TRITON_INTERPRET=1` the kernels run on CPU tensors, slowly, which is how they are
-tested without a GPU. Their speed on a GPU has not been measured yet.
+With Triton's own variable `TRITON_INTERPRET=1` the kernels run on CPU tensors. This is slow, but
+tests the kernels without a GPU. Their speed on a GPU has not been measured yet.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ log = logging.getLogger(__name__)
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether operations on this tensor run as Triton kernels."""
+    """Whether operations on this tensor should run as Triton kernels.
+
+    A warning is logged, once, if the tensor is on a CUDA device but Triton is not installed.
+    """
     if os.environ.get("PYTHIA_TRITON") == "0":
         return False
     if tensor.device.type == "cpu":
@@ -54,7 +57,10 @@ def use_triton(tensor: Tensor) -> bool:
 
 
 def warn_once(message: str) -> None:
-    """Log a warning the first time only; not under torch.compile, which cannot trace logging."""
+    """Log a warning, but only the first time that it has this message.
+
+    Under torch.compile, which cannot trace logging, nothing is logged.
+    """
     if not torch.compiler.is_compiling() and message not in _warned:
         _warned.add(message)
         log.warning(message)
@@ -62,8 +68,10 @@ def warn_once(message: str) -> None:
 
 @contextlib.contextmanager
 def no_fallback() -> Iterator[None]:
-    """Inside the block, a kernel or backend that fails is an error, so that a benchmark cannot time
-    a fallback by mistake."""
+    """Make the failure of a kernel or attention backend an error inside the block.
+
+    Benchmarks need this: otherwise they could time the torch path, which replaces a failed kernel.
+    """
     global _strict
     before, _strict = _strict, True
     try:
@@ -78,9 +86,10 @@ def strict() -> bool:
 
 
 def version_problem() -> str:
-    """Why torch and Triton are incompatible, and what to do; "" if no problem is known.
+    """Explain why torch and Triton are incompatible, and what to do; "" if no problem is known.
 
-    The metadata of a CUDA build of torch names the Triton it needs; a CPU build names none.
+    The metadata of a CUDA build of torch names the version of Triton that torch needs. The metadata
+    of a CPU build names no version, so no problem is known.
     """
     try:
         required = [
@@ -100,7 +109,10 @@ def version_problem() -> str:
 
 
 def probe(operation: str) -> Callable[[Probe], Probe]:
-    """Decorator that registers a function (device, dtype, width) to try an operation's kernels."""
+    """Decorate a function (device, dtype, width) that runs an operation's kernels on a few rows.
+
+    `is_supported` calls it to find out whether the kernels work.
+    """
 
     def register(function: Probe) -> Probe:
         _probes[operation] = function
@@ -111,10 +123,16 @@ def probe(operation: str) -> Callable[[Probe], Probe]:
 
 @torch.compiler.assume_constant_result
 def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether an operation's kernels run on the device: tried once; a failure is logged once.
+    """Whether an operation's kernels work on the device.
+
+    They are tried once for each dtype and width, and a failure is logged once.
+
+    Args:
+        width: the size that the kernels are compiled for, e.g. the head dim of attention.
 
     Raises:
-        ConfigError: inside `no_fallback`, if they do not.
+        ConfigError: the kernels fail inside `no_fallback`.
+        torch.OutOfMemoryError: the device has no memory left to try them.
     """
     key = (operation, device, dtype, width)
     if device.type != "cuda":
@@ -129,7 +147,7 @@ def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width
         except Exception as error:  # of Triton, ptxas, the driver or a C compiler
             _supported[key] = False
             lines = str(error).strip().splitlines() or [""]
-            reason = f"{operation}: the kernel of width {width} fails on this GPU, "
+            reason = f"{operation}: the kernel of width {width} fails on this GPU with "
             reason += f"{type(error).__name__}: {lines[-1][:200]}"
             if advice := version_problem():
                 reason += f" ({advice})"
@@ -143,11 +161,12 @@ def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str
     """Raise an error if a kernel cannot take its arguments.
 
     Args:
-        dtypes: argument name -> dtype; each must be one of `DTYPES`.
-        problems: any other problems, one sentence each.
+        operation: the name that begins the error message.
+        dtypes: name of an argument -> dtype of the argument, which must be one of `DTYPES`.
+        problems: other problems that the caller has found, a sentence for each.
 
     Raises:
-        ConfigError: lists every problem.
+        ConfigError: a dtype is not accepted, or there are other problems; lists all of them.
     """
     accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
     wrong_types = [
@@ -158,5 +177,5 @@ def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str
     problems = [*wrong_types, *problems]
     if problems:
         raise ConfigError(
-            f"{operation}: {'; '.join(problems)}. PYTHIA_TRITON=0 computes it in plain torch"
+            f"{operation}: {'; '.join(problems)}. Set PYTHIA_TRITON=0 to use torch instead"
         )

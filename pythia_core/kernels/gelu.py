@@ -1,10 +1,12 @@
 """GELU in the two forms that Pythia used.
 
-Training used GPT-NeoX's fused bias-GELU, the tanh form with constants 0.79788456 and 0.044715; the
-converted models on the hub declare the exact (erf) form. They differ by up to 4.7e-4.
+Training used GPT-NeoX's fused bias-GELU, which has the tanh form with the constants 0.79788456 and
+0.044715. The converted models on the hub declare the exact (erf) form. The two forms differ by up
+to 4.7e-4.
 
-`bias_gelu` also adds the bias of the preceding product. On a CUDA device it is one Triton kernel in
-each direction; the backward also sums the bias gradient (gelu_triton).
+`bias_gelu` also adds the bias of the preceding matrix product. On a CUDA device with Triton it is
+one kernel for the forward and one for the backward, which also sums the gradient of the bias
+(gelu_triton).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pythia_core.kernels import dispatch, native
 
 
 def gelu_reference(x: Tensor, form: str) -> Tensor:
-    """GELU of any tensor, written out; `form` is "tanh" or "erf"."""
+    """The GELU of a tensor, with every step written out; `form` is "tanh" or "erf"."""
     if form == "erf":
         return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
     return x * 0.5 * (1 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
@@ -43,14 +45,14 @@ class _NativeGelu(torch.autograd.Function):
 
 
 def gelu(x: Tensor, form: str) -> Tensor:
-    """GELU of any tensor; `form` is "tanh" or "erf"."""
+    """The GELU of a tensor, in the fastest way on this device; `form` is "tanh" or "erf"."""
     if form == "tanh" and native.available(x):
         return _NativeGelu.apply(x)
     return torch.nn.functional.gelu(x, approximate="tanh" if form == "tanh" else "none")
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor, form: str) -> Tensor:
-    """GELU of x (n, d) + bias (d,), in the dtype of `x`."""
+    """The GELU of x (n, d) + bias (d,), in the dtype of `x`; `form` is "tanh" or "erf"."""
     return gelu_reference(x + bias.to(x.dtype), form)
 
 
@@ -101,13 +103,16 @@ def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
 
 
 def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) -> Tensor:
-    """GELU of x (n, d) + bias (d,), in the dtype of `x`; `form` is "tanh" or "erf".
+    """The GELU of x (n, d) + bias (d,), in the dtype of `x`, in the fastest way on this device.
 
     Args:
-        bias: receives the gradient. bias_c: its rounded copy, the one that is added, or None.
+        bias: the parameter that receives the gradient.
+        form: "tanh" or "erf".
+        bias_c: copy of the bias in the compute dtype, which the Triton kernel adds instead of
+            `bias`; None if there is no copy.
 
     Raises:
-        ConfigError: a dtype that the kernel cannot take.
+        ConfigError: the Triton kernel cannot take a dtype.
     """
     if dispatch.use_triton(x):
         bias_c = (bias if bias_c is None else bias_c).detach()

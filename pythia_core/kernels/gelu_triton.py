@@ -1,7 +1,8 @@
-"""Bias and GELU in one pass; the backward, with the bias gradient, in another.
+"""Triton kernels that add a bias and apply GELU in one pass over memory.
 
-The bias gradient is added up from PARTIALS partial sums, the same number on every device. The
-backward recomputes GELU from the output of the preceding product.
+The backward is one pass too, which also computes the gradient of the bias from PARTIALS partial
+sums. Their number is fixed, so results do not depend on the device. The forward saves only the
+output of the preceding matrix product, from which the backward recomputes the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ ROWS, LANES, WARPS = 16, 256, 4
 
 @triton.jit
 def _gelu(x, TANH: tl.constexpr):
+    """The GELU of x, in the tanh form or else the exact form."""
     if TANH:  # (1 + tanh(u)) / 2 = sigmoid(2u), without the cancellation at negative u
         return x * tl.sigmoid(1.59576912 * x * (1.0 + 0.044715 * x * x))
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
@@ -24,6 +26,7 @@ def _gelu(x, TANH: tl.constexpr):
 
 @triton.jit
 def _gelu_derivative(x, TANH: tl.constexpr):
+    """The derivative of `_gelu` at x."""
     if TANH:
         s = tl.sigmoid(1.59576912 * x * (1.0 + 0.044715 * x * x))
         return s + x * s * (1.0 - s) * 1.59576912 * (1.0 + 0.134145 * x * x)
@@ -65,7 +68,10 @@ def bias_gelu_backward_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Program (i, j) processes the row tiles i, i + PARTIALS, ... of column block j."""
+    """Compute the gradients of x and, as partial sums, of the bias.
+
+    Program (i, j) processes the tiles of rows i, i + PARTIALS, ... in block j of the columns.
+    """
     program = tl.program_id(0)
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
     inside = lane < d
@@ -84,7 +90,7 @@ def bias_gelu_backward_kernel(
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
-    """GELU of x (n, d) + bias (d,), in the dtype of x."""
+    """The GELU of x (n, d) + bias (d,), in the dtype of x; `tanh` chooses the form of GELU."""
     x = x.contiguous()
     n, d = x.shape
     y = torch.empty_like(x)
@@ -96,7 +102,12 @@ def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
 
 
 def bias_gelu_backward(x: Tensor, bias: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of x (in its dtype) and bias (fp32)."""
+    """The gradients of `x`, in the dtype of `x`, and of `bias`, in fp32.
+
+    Args:
+        x, bias, tanh: the arguments of `bias_gelu_forward`.
+        dy: gradient of its result.
+    """
     x, dy = x.contiguous(), dy.contiguous()
     n, d = x.shape
     dx = torch.empty_like(x)

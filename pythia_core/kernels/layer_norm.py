@@ -1,8 +1,9 @@
 """LayerNorm of the fp32 residual stream, with output in the dtype of the next matrix product.
 
-A parallel block applies two LayerNorms to the same stream: `layer_norm_pair`. On a CUDA device it
-is one Triton kernel in each direction (layer_norm_triton), which also adds the previous block's
-branches.
+`layer_norm_pair` computes the two LayerNorms that a parallel block applies to the same stream. On a
+CUDA device this is one Triton kernel for the forward and one for the backward (layer_norm_triton).
+The kernel also adds the outputs of the previous block's attention and MLP (the block's branches) to
+the stream.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 BLOCKS = 16
-"""Number of partial sums of a weight or bias gradient, whatever the number of threads."""
+"""Number of partial sums of a weight or bias gradient. It does not depend on the number of threads,
+so neither does the result."""
 WIDTH_MAX = 8192
-"""Widest row that the Triton kernels can hold in registers; Pythia-12B has 5,120."""
+"""Widest row, in elements, that the Triton kernels can hold in registers; Pythia-12B has 5,120."""
 
 
 def layer_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dim, then rounded to `dtype`.
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias, and round the result to `dtype`.
+
+    Mean and variance are those of each row of x.
 
     Args:
-        x: (n, d), fp32 or wider. weight, bias: (d,) in the dtype of `x`.
+        x: (n, d), fp32 or fp64.
+        weight, bias: (d,) in the dtype of `x`.
     """
     centred = x - x.mean(-1, keepdim=True)
     scaled = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -60,7 +65,7 @@ class _NativeLayerNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """LayerNorm of x (n, d) with weight (d,), bias (d,), all fp32; the result is in `dtype`."""
+    """LayerNorm of x (n, d) with weight and bias (d,), all in fp32. The result is in `dtype`."""
     if x.dtype == torch.float32 and dtype != torch.float16 and native.available(x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
@@ -72,11 +77,16 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
 def layer_norm_pair_reference(
     x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """z = x + (a + b), and the LayerNorm of z with each of two pairs of weight and bias.
+    """Add two branches to `x`, and apply two LayerNorms to the sum.
 
     Args:
-        x: (n, d), fp32 or wider. branches: () for z = x, or a and b, (n, d) each.
-        norms: weight1, bias1, weight2, bias2, (d,) each in the dtype of `x`.
+        x: (n, d), fp32 or fp64.
+        branches: two tensors (n, d); or none, and then the LayerNorms are applied to `x`.
+        norms: weight1, bias1, weight2, bias2, each (d,) in the dtype of `x`.
+        dtype: dtype of the results of the LayerNorms.
+
+    Returns:
+        The sum x + (branches[0] + branches[1]), and the results of the two LayerNorms.
     """
     z = x + (branches[0] + branches[1]) if branches else x
     weight1, bias1, weight2, bias2 = norms
@@ -165,15 +175,19 @@ def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
 def layer_norm_pair(
     x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """z = x + (a + b), and the LayerNorm of z with each of two pairs of weight and bias.
+    """Add two branches to `x`, and apply two LayerNorms to the sum.
 
     Args:
-        x: (n, d), fp32. branches: () for z = x, or a and b, (n, d) each.
-        norms: weight1, bias1, weight2, bias2, (d,) each, fp32.
-        dtype: dtype of the two normalised results.
+        x: (n, d), fp32.
+        branches: two tensors (n, d); or none, and then the LayerNorms are applied to `x`.
+        norms: weight1, bias1, weight2, bias2, each (d,), fp32.
+        dtype: dtype of the results of the LayerNorms.
+
+    Returns:
+        The sum x + (branches[0] + branches[1]), and the results of the two LayerNorms.
 
     Raises:
-        ConfigError: a dtype or width that the kernel cannot take.
+        ConfigError: the Triton kernel cannot take a dtype, or rows of this width.
     """
     if dispatch.use_triton(x):
         dtypes = {"x": x.dtype, "dtype": dtype, "norms": norms[0].dtype}

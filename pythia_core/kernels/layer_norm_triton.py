@@ -1,9 +1,12 @@
-"""The two LayerNorms of a parallel block in one pass, which also updates the residual stream.
+"""Triton kernels for the two LayerNorms of a parallel block.
 
-Statistics are fp32 and computed in two steps (mean, then centred squares) on rows in registers. In
-the backward, each program adds up the four parameter gradients over many rows in registers. There
-are PARTIALS programs, a fixed number, so results do not depend on the device. The backward splits a
-row into two runs of lanes, 4,096 + 1,024 for Pythia-12B: sums of 8,192 lanes would spill on sm_90.
+The forward kernel also adds the branches of the previous block to the residual stream. It computes
+statistics in fp32 from rows in registers, first the mean and then the mean of centred squares.
+
+In the backward kernel, each program sums the gradients of the four parameters over many rows, in
+registers. The number of programs, PARTIALS, is fixed, so results do not depend on the device. The
+kernel splits a row into two runs of lanes, e.g. 4,096 and 1,024 lanes for Pythia-12B, because sums
+of 8,192 lanes would spill registers on sm_90.
 """
 
 from __future__ import annotations
@@ -17,14 +20,20 @@ PARTIALS = 256
 
 
 def tile(d: int) -> tuple[int, int, int]:
-    """(rows, lanes, warps) per program: about 2,048 elements, at least one row."""
+    """(rows, lanes, warps) per program for width `d`.
+
+    A program has about 2,048 elements, but at least one row.
+    """
     lanes = triton.next_power_of_2(d)
     rows = max(1, 2048 // lanes)
     return rows, lanes, max(4, min(16, rows * lanes // 512))
 
 
 def backward_tile(d: int) -> tuple[int, int, int, int]:
-    """(rows, lanes in the first run, in the second or 0, warps) per program; powers of two."""
+    """(rows, lanes of the first run, lanes of the second run, warps) per program for width `d`.
+
+    Runs of lanes have powers of two as lengths; the second run may have 0 lanes.
+    """
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0
     rows = tile(d)[0]
@@ -52,7 +61,7 @@ def pair_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """y1, y2 = LayerNorm of z with each pair of weight and bias."""
+    """Compute y1 and y2, the LayerNorms of z with each pair of weight and bias, for some rows."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
@@ -84,7 +93,10 @@ def _read_part(
     z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, first,
     dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Read one run of lanes of a tile of rows; returns the two terms of dx and the updated sums."""
+    """Read one run of lanes of a tile of rows, and add its terms to the parameter gradients.
+
+    Returns the normalised rows, their gradient, and the four parameter gradients.
+    """
     lane = first + tl.arange(0, LANES)
     inside = lane < d
     mask = (row < n)[:, None] & inside[None, :]
@@ -109,6 +121,7 @@ def _write_part(
     dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, first,
     RESIDUAL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
+    """Write the gradients of x and of the branches for one run of lanes of a tile of rows."""
     lane = first + tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
     at = row.to(tl.int64)[:, None] * d + lane[None, :]
@@ -121,6 +134,7 @@ def _write_part(
 
 @triton.jit
 def _write_sums(partial_ptr, d, first, dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr):
+    """Write a program's sums of the four parameter gradients, for one run of lanes."""
     lane = first + tl.arange(0, LANES)
     tl.store(partial_ptr + lane, dweight1, mask=lane < d)
     tl.store(partial_ptr + d + lane, dbias1, mask=lane < d)
@@ -149,7 +163,10 @@ def pair_backward_kernel(
     LANES1: tl.constexpr,
     LANES2: tl.constexpr,  # 0: the row is one run of lanes
 ):
-    """Program i processes the row tiles i, i + PARTIALS, ..."""
+    """Compute the gradients of x and the branches and, as partial sums, of the parameters.
+
+    Program i processes the tiles of rows i, i + PARTIALS, ...
+    """
     program = tl.program_id(0)
     dweight1 = tl.zeros((LANES1,), tl.float32)
     dbias1, dweight2, dbias2 = dweight1, dweight1, dweight1
@@ -195,11 +212,11 @@ def pair_backward_kernel(
 def pair_forward(
     x: Tensor, branches: list[Tensor], norms: list[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """z (empty without branches), y1, y2, mean, rstd.
+    """Run the forward kernel; the arguments are those of `layer_norm.layer_norm_pair`.
 
-    Args:
-        x: (n, d). branches: none, or two of (n, d). norms: weight1, bias1, weight2, bias2, (d,).
-        dtype: dtype of y1 and y2.
+    Returns:
+        The sum of `x` and the branches (empty without branches); the results of the two LayerNorms;
+        the mean and the reciprocal of the standard deviation of each row of the sum.
     """
     x = x.contiguous()
     branches = [b.contiguous() for b in branches]
@@ -220,7 +237,18 @@ def pair_backward(
     z: Tensor, dz: Tensor | None, dy1: Tensor, dy2: Tensor, weight1: Tensor, weight2: Tensor,
     mean: Tensor, rstd: Tensor, branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, the gradient of either branch (empty if `dz` is None), the parameter gradients (4, d)."""
+    """Run the backward kernel.
+
+    Args:
+        z: the sum of the residual stream and the branches, which the LayerNorms were applied to.
+        dz: gradient of `z` as a result of the forward; None if the forward had no branches.
+        dy1, dy2: gradients of the results of the two LayerNorms.
+        mean, rstd: as returned by `pair_forward`.
+
+    Returns:
+        The gradient of `x`; the gradient of each branch, which is the same for the two branches, in
+        `branch_dtype` (empty without branches); the gradients of the four parameters, (4, d).
+    """
     n, d = z.shape
     dy1, dy2 = dy1.contiguous(), dy2.contiguous()
     rows, first, second, warps = backward_tile(d)

@@ -1,8 +1,8 @@
-"""Linear map with a compute copy of its weights: matrix products in bf16 (or fp32), fp32 gradients.
+"""A linear map that computes with a copy of its parameters in the compute dtype.
 
-The optimizer's weight stays in fp32. The product uses a copy in the compute dtype that is refreshed
-once per update (pythia_core.training.optimizer), not once per use as under autocast. Gradients of
-weight and bias are fp32.
+The parameters that the optimizer updates are in fp32, and so are their gradients. The matrix
+product uses a copy in the compute dtype. The copy is refreshed once per update
+(pythia_core.training.optimizer), not before each use as under autocast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., in) @ weight (out, in)^T + bias (out), in the dtype of `x`."""
+    """Compute x (..., in) @ weight (out, in)^T + bias (out,) in the dtype of `x`."""
     bias = bias if bias is None else bias.to(x.dtype)
     return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
 
@@ -47,11 +47,12 @@ class _Linear(torch.autograd.Function):
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, weight_c: Tensor, bias_c: Tensor | None
 ) -> Tensor:
-    """x (n, in) @ weight_c (out, in)^T + bias_c (out); gradients go to `weight` and `bias` in fp32.
+    """Compute x (n, in) @ weight_c (out, in)^T + bias_c (out,).
 
     Args:
-        weight, bias: fp32 masters. weight_c, bias_c: their copies in the dtype of `x`. Both biases
-            are None if the next operation adds the bias.
+        weight, bias: the fp32 parameters, which receive the gradients.
+        weight_c, bias_c: copies of the parameters in the dtype of `x`, which are computed with.
+            `bias` and `bias_c` are None if the next operation adds the bias.
     """
     # detached: in fp32, copy and master are one tensor, which torch.compile refuses as two inputs
     bias_c = bias_c if bias_c is None else bias_c.detach()

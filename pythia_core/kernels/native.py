@@ -1,9 +1,10 @@
-"""Compile native.c once with the system's C compiler, and call its functions on torch tensors.
+"""Compile native.c with the system's C compiler, and call its functions on torch tensors.
 
-`available(tensor)` is false without a compiler, for tensors on another device or of another dtype,
-and if `PYTHIA_NATIVE=0` is set; every caller then takes its torch path. The library is linked to
-the OpenMP runtime that torch has loaded, so both share their threads. It is cached under a hash of
-source, flags, compiler and processor.
+Callers use the compiled functions where `available(tensor)` is true, and torch operations
+elsewhere: without a C compiler, with the variable `PYTHIA_NATIVE=0`, and for tensors that are not
+on the CPU or neither fp32 nor bf16. The compiled library uses the OpenMP runtime that torch has
+loaded, so it shares torch's threads. It is compiled once, and cached under a hash of its source
+code, the compiler and its flags, and the processor.
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library; None if it is switched off or does not compile (logged once)."""
+    """The compiled library; None if it is switched off or cannot be compiled.
+
+    A failure to compile is logged once.
+    """
     if os.environ.get("PYTHIA_NATIVE") == "0":
         return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        log.warning("no C compiler found: the slower torch operations are used")
+        log.warning("no C compiler was found; the slower torch operations are used")
         return None
     try:
         version = subprocess.run(
@@ -65,7 +69,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", b"") or b""
         log.warning(
-            "compiling native.c failed (%s %s): the slower torch operations are used",
+            "compiling native.c failed (%s %s); the slower torch operations are used",
             error,
             detail.decode(errors="replace")[-500:],
         )
@@ -73,7 +77,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def available(tensor: Tensor) -> bool:
-    """Whether the compiled functions take this tensor; never while torch.compile traces."""
+    """Whether the compiled functions can take this tensor; false while torch.compile traces."""
     if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIX or torch.compiler.is_compiling():
         return False
     return library() is not None
@@ -81,7 +85,10 @@ def available(tensor: Tensor) -> bool:
 
 @functools.cache
 def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The compiled function for a dtype; only if `available` is true for its tensors."""
+    """The compiled function with this name for a dtype.
+
+    The caller must have checked that `available` is true for the tensors.
+    """
     native = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     native.restype = None
 
@@ -92,6 +99,7 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 
 def _argument(value: Tensor | int | float) -> ctypes._SimpleCData:
+    """Convert an argument of a compiled function to its C type; a tensor becomes a pointer."""
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         return ctypes.c_void_p(value.data_ptr())

@@ -1,10 +1,11 @@
-"""Partial rotary position embedding, half-split ("rotate-half") layout, as in GPT-NeoX v1.0.
+"""Partial rotary position embedding in the half-split ("rotate-half") layout of GPT-NeoX v1.0.
 
-Only the first `rotary_dims` of each query and key head are rotated (25 % in Pythia); lane i is
-paired with lane i + rotary_dims/2 and rotated by the angle position * base^(-2i / rotary_dims).
+Only the first `rotary_dims` lanes (dims) of each query and key head are rotated, 25 % in Pythia.
+Lane i and lane i + rotary_dims/2 are a pair, which is rotated by the angle
+position * base^(-2i / rotary_dims).
 
-On a CUDA device queries and keys are rotated in place in the packed QKV, and the backward writes
-one packed gradient (rotary_triton).
+On a CUDA device with Triton, queries and keys are rotated in place in the packed QKV, and the
+backward writes one packed gradient (rotary_triton).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pythia_core.kernels import dispatch
 def rotary_tables(
     seq_len: int, rotary_dims: int, base: float, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of every angle, each (seq_len, rotary_dims / 2), computed in fp32."""
+    """Compute cos and sin of every rotary angle in fp32, each (seq_len, rotary_dims / 2)."""
     lanes = torch.arange(0, rotary_dims, 2, dtype=torch.float32, device=device)
     inverse_frequency = base ** (-lanes / max(rotary_dims, 1))
     positions = torch.arange(seq_len, dtype=torch.float32, device=device)
@@ -29,7 +30,11 @@ def rotary_tables(
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the leading lanes of x (..., seq, head_dim); cos, sin: (seq, rotary_dims / 2)."""
+    """Rotate the leading lanes of x (..., seq, head_dim), and return the result.
+
+    Args:
+        cos, sin: (seq, rotary_dims / 2), of the rotary angles.
+    """
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
@@ -37,10 +42,10 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys (both rotated) and values of qkv (batch, seq, heads, 3, head_dim).
+    """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
 
     Returns:
-        three tensors (batch, seq, heads, head_dim)
+        Rotated queries, rotated keys, and values, each (batch, seq, heads, head_dim).
     """
     q, k, v = qkv.unbind(3)
     q, k = (rotary_reference(x.transpose(1, 2), cos, sin).transpose(1, 2) for x in (q, k))
@@ -49,7 +54,11 @@ def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tens
 
 @torch.library.custom_op("pythia::rotate_", mutates_args=("qkv",))
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
-    """Rotate the queries and keys of a packed qkv in place; `back` undoes it. CUDA only."""
+    """Rotate the queries and keys of a packed qkv in place, with the Triton kernel.
+
+    Args:
+        back: rotate by the negative angles, which undoes the rotation.
+    """
     from pythia_core.kernels import rotary_triton
 
     rotary_triton.rotate_(qkv, cos, sin, back)
@@ -82,8 +91,12 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 class _SplitRotated(torch.autograd.Function):
-    """Autograd cannot express an in-place change that returns three views. qkv's version counter
-    still changes, so a backward that needs the unrotated values fails instead of being wrong."""
+    """Rotate the queries and keys of qkv in place, and return views of queries, keys and values.
+
+    Autograd cannot express a change in place that returns three views, so the change is not
+    declared to autograd. But it increases qkv's version counter. A backward that needs the values
+    before the rotation therefore fails, rather than use the rotated values.
+    """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
@@ -97,19 +110,20 @@ class _SplitRotated(torch.autograd.Function):
 
 
 def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys (both rotated) and values of qkv (batch, seq, heads, 3, head_dim).
+    """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
 
-    On a CUDA device qkv is overwritten and the results are views of it. Under no_grad qkv is copied
-    first, because there autograd would not notice a use of the old values.
+    On a CUDA device with Triton, qkv is overwritten and the results are views of it. Under no_grad
+    a copy of qkv is used instead, because autograd would not notice there that the caller uses qkv
+    again after it was overwritten.
 
     Args:
-        cos, sin: (seq, rotary_dims / 2), fp32.
+        cos, sin: (seq, rotary_dims / 2), of the rotary angles, fp32.
 
     Returns:
-        three tensors (batch, seq, heads, head_dim)
+        Rotated queries, rotated keys, and values, each (batch, seq, heads, head_dim).
 
     Raises:
-        ConfigError: a dtype or head that the kernel cannot take.
+        ConfigError: the kernel cannot take the dtype, the head dim or the number of rotary lanes.
     """
     if not dispatch.use_triton(qkv):
         return split_rotated_reference(qkv, cos, sin)
@@ -118,7 +132,7 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     if dim > dispatch.HEAD_DIM_MAX:
         problems.append(f"head_dim is {dim}, the kernel takes up to {dispatch.HEAD_DIM_MAX}")
     if 2 * half > dim:
-        problems.append(f"{2 * half} rotary lanes in a head of {dim}")
+        problems.append(f"there are {2 * half} rotary lanes in a head of {dim}")
     dispatch.check("split_rotated", {"qkv": qkv.dtype}, problems)
     if not dispatch.is_supported("rotation", qkv.device, qkv.dtype, dim):
         return split_rotated_reference(qkv, cos, sin)

@@ -1,7 +1,8 @@
-"""Rotary embedding on the packed QKV: an in-place forward, and one packed gradient.
+"""Triton kernels for the rotary embedding on the packed QKV.
 
-The forward reads and writes only the rotated lanes of queries and keys, a sixth of the buffer at
-Pythia's 25 %. Angles are applied in fp32 and rounded once.
+The forward rotates queries and keys in place. It reads and writes only their rotated lanes, which
+are a sixth of the buffer for Pythia's 25 %. The backward rotates the gradients of queries and keys
+back and writes one packed gradient. Rotations are computed in fp32, and rounded once.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ WARPS = 4
 
 
 def tile(half: int) -> tuple[int, int]:
-    """(rows, lanes) per program: the rotated lanes of a row, eight elements per thread."""
+    """(rows, lanes) per program, for `half` pairs of lanes; about eight elements per thread."""
     lanes = triton.next_power_of_2(max(half, 1))
     return max(1, 32 * WARPS * 8 // lanes), lanes
 
 
 @triton.jit
 def _rotated(first, second, cos, sin, BACK: tl.constexpr):
+    """Rotate pairs of lanes by the rotary angles, or by their negatives if BACK."""
     if BACK:
         return first * cos + second * sin, second * cos - first * sin
     return first * cos - second * sin, second * cos + first * sin
@@ -44,7 +46,7 @@ def rotate_kernel(
     LANES: tl.constexpr,  # HALF up to a power of two
     ROWS: tl.constexpr,
 ):
-    """A row is the rotated lanes of one query or key head of one token."""
+    """Rotate some rows in place. A row has the rotated lanes of a query or key head of a token."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     mask = (row < n_rows)[:, None] & (lane < HALF)[None, :]
@@ -67,6 +69,7 @@ def rotate_kernel(
 
 @triton.jit
 def _copy(from_ptr, to_ptr, inside, WIDTH: tl.constexpr, LANES: tl.constexpr):
+    """Copy WIDTH lanes of some rows unchanged."""
     lane = tl.arange(0, LANES)
     mask = inside[:, None] & (lane < WIDTH)[None, :]
     x = tl.load(from_ptr[:, None] + lane[None, :], mask=mask, other=0.0)
@@ -113,7 +116,7 @@ def pack_kernel(
     REST_LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A row is one head of one token: dq and dk rotated back, then dv unchanged."""
+    """Rotate dq and dk back, and pack them and dv, for some rows. A row is a head of a token."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n_rows
     head = row % heads
@@ -136,7 +139,12 @@ def pack_kernel(
 
 
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
-    """Rotate q and k of qkv (batch, seq, heads, 3, head_dim) in place; `back` undoes it."""
+    """Rotate q and k of qkv (batch, seq, heads, 3, head_dim) in place.
+
+    Args:
+        cos, sin: (seq, rotary_dims / 2), of the rotary angles, fp32, contiguous.
+        back: rotate by the negative angles, which undoes the rotation.
+    """
     batch, seq, heads, _, _ = qkv.shape
     half = cos.shape[-1]
     assert qkv.stride(-1) == 1 and cos.is_contiguous() and sin.is_contiguous()
@@ -151,7 +159,7 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 
 def pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate dq and dk back; pack them and dv into one (batch, seq, heads, 3, head_dim)."""
+    """Rotate dq and dk back, and pack them and dv into one (batch, seq, heads, 3, head_dim)."""
     dq, dk, dv = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk, dv))
     batch, seq, heads, dim = dq.shape
     half = cos.shape[-1]

@@ -52,7 +52,7 @@ class CheckpointWriter:
         """Save `files` as they are now (checkpoint.save_checkpoint), then call `then`.
 
         Returns:
-            for CUDA tensors, the event after which they may change; otherwise None.
+            For CUDA tensors, the event after which the tensors may change; otherwise None.
 
         Raises:
             TrainingError: this checkpoint or the previous one could not be written.
@@ -121,7 +121,10 @@ class CheckpointWriter:
 
 
 def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
-    """Copies in host memory; for CUDA tensors (of one device), also the event of completion."""
+    """Copy all tensors to host memory; for CUDA tensors, also return the event of completion.
+
+    All CUDA tensors must be on one device.
+    """
     on_device = [t for tensors in files.values() for t in tensors.values() if t.is_cuda]
     if not on_device:
         return _map(files, lambda t: t.detach().clone()), None

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are complete or absent, and checked by hash before they are loaded.
+"""Save and load checkpoints: folders that are complete or absent, checked by hash when loaded.
 
 A folder `step-000123` has safetensors files and, written last, a manifest with the size and sha256
 of each file and a hash of itself. The folder is written under a temporary name, synced and renamed
@@ -95,11 +95,11 @@ def save_checkpoint(
     """Write the folder `step-NNNNNN` under `parent`, unless it exists and is intact.
 
     Args:
-        files: file stem -> tensors, e.g. {"model": {...}}.
+        files: maps the stem of each file to its named tensors, e.g. {"model": {...}}.
         meta: JSON values stored in the manifest.
 
     Raises:
-        TrainingError: it cannot be written, e.g. for lack of space; other folders are untouched.
+        TrainingError: the folder cannot be written, e.g. for lack of space; others are untouched.
     """
     target = step_folder(parent, step)
     if _is_dropped(target):
@@ -156,7 +156,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if actual != sizes and not manifest.get("dropped"):
         wrong = sorted(n for n in actual.keys() | sizes.keys() if actual.get(n) != sizes.get(n))
         raise CheckpointError(
-            f"{folder} is corrupt: missing, extra or of the wrong size: {', '.join(wrong)}"
+            f"{folder} is corrupt: files that are missing, extra or of the wrong size: "
+            f"{', '.join(wrong)}"
         )
     expected = _NAME.fullmatch(folder.name)
     if expected and int(expected[1]) != manifest["step"]:
@@ -167,7 +168,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Check every hash, then load all tensors, by file stem, and the metadata.
+    """Check every hash, then return all tensors, by file stem and name, and the metadata.
 
     Raises:
         CheckpointError: the checkpoint is absent or corrupt.
@@ -197,8 +198,8 @@ def newest_loadable(
 ) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """The newest intact checkpoint under `parent`, as (step, files, meta); None if there is none.
 
-    A corrupt one is renamed to `*.corrupt` with a warning, and the next older one is tried. Steps
-    after `at_most` are ignored.
+    A corrupt checkpoint is renamed to `*.corrupt` with a warning, and the next older checkpoint is
+    tried. Steps after `at_most` are ignored.
     """
     for step in reversed(saved_steps(parent)):
         if at_most is not None and step > at_most:
@@ -228,16 +229,16 @@ def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
 
 
 def delete_temporaries(parent: Path) -> None:
-    """Delete what killed saves left behind. Only call this with the run locked."""
+    """Delete temporary folders of saves that were killed. Only call this with the run locked."""
     for leftover in parent.glob(".*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def weight_hashes(parent: Path) -> dict[int, str]:
-    """Step -> one hash of all its files, computed from the manifests alone.
+    """Map each step to one hash of all files of its checkpoint, using the manifests alone.
 
     Raises:
-        CheckpointError: a damaged manifest.
+        CheckpointError: a manifest is damaged.
     """
     hashes = {}
     for step in saved_steps(parent):

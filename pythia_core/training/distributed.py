@@ -36,7 +36,7 @@ class World:
         return self.rank == 0
 
     def shard(self, rows: Tensor) -> Tensor:
-        """This process's rows of a batch (B, ...).
+        """Return the rows of a batch (B, ...) that this process trains on.
 
         Raises:
             ConfigError: B is not a multiple of the number of processes.
@@ -55,7 +55,10 @@ class World:
                 dist.all_reduce(tensor)
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; exchanged on the CPU, so GPUs need not finish."""
+        """Whether the flag is set in any process.
+
+        Flags are exchanged on the CPU, so no process waits for its GPU.
+        """
         if self.size == 1:
             return flag
         flags = torch.tensor([int(flag)])
@@ -66,7 +69,7 @@ class World:
         """Check that all processes have the same value.
 
         Raises:
-            TrainingError: on every process.
+            TrainingError: the values differ; every process raises the error.
         """
         if self.size == 1:
             return
@@ -75,8 +78,8 @@ class World:
         values = [int(each) for each in gathered]
         if len(set(values)) > 1:
             raise TrainingError(
-                f"the {self.size} processes have different values of {name}: {values}. They must "
-                "see the same results folder (PYTHIA_RESULTS)"
+                f"the {self.size} processes have different values of {name}: {values}. All "
+                "processes must see the same results folder (PYTHIA_RESULTS)"
             )
 
     def barrier(self) -> None:

@@ -56,10 +56,10 @@ class Execution:
 
     @classmethod
     def parse(cls, text: str) -> Execution:
-        """The execution for "MODE" or "MODE+recompute".
+        """Parse "MODE" or "MODE+recompute", where MODE is in MODES.
 
         Raises:
-            ConfigError: any other text.
+            ConfigError: the text has another form, or the mode is unknown.
         """
         mode, plus, more = text.partition("+")
         if plus and more != "recompute":
@@ -68,7 +68,7 @@ class Execution:
 
     @classmethod
     def from_environment(cls) -> Execution:
-        """The execution in the variable `PYTHIA_EXECUTION`, or the default.
+        """Return the execution that `PYTHIA_EXECUTION` names; without that variable, the default.
 
         Raises:
             ConfigError: see `parse`.

@@ -44,7 +44,7 @@ def next_admissible(
 
 
 def admission_gate(needs: Sequence[float]) -> Gate | None:
-    """`next_admissible` for this machine's GPU and jobs of `needs` bytes; None without a GPU."""
+    """Make a gate for jobs of `needs` bytes on this machine's GPU; None without a GPU."""
     capacity = device_bytes()
     if capacity is None:
         return None
@@ -66,7 +66,7 @@ def device_bytes() -> float | None:
 def limit_memory(n_bytes: float) -> Iterator[None]:
     """Limit this process to SLACK * `n_bytes` of GPU memory inside the `with` block.
 
-    Afterwards, free what it used. Without a GPU this does nothing.
+    Afterwards, free the GPU memory that the block used. Without a GPU this does nothing.
     """
     total = device_bytes()
     if total is None:

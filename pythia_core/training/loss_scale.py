@@ -31,13 +31,13 @@ class LossScale:
     hysteresis: int = HYSTERESIS
     """At 1, the next overflow halves the scale; above 1, it only lowers this number."""
     skipped: int = 0
-    """Overflows so far; the learning rate is that of a step earlier by this number."""
+    """Overflows so far. The learning rate lags behind by this number of steps."""
 
     def update(self, overflow: bool) -> None:
         """Adapt the scale after an update.
 
         Raises:
-            TrainingError: an overflow at the minimum scale.
+            TrainingError: the update overflowed at the minimum scale.
         """
         if not overflow:
             self.good += 1

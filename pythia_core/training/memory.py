@@ -38,7 +38,11 @@ def saved_activation_bytes(model: ModelConfig, execution: Execution, precision: 
 
 
 def _block_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes per token saved in a block: two norms; q, k, v; attention output; two MLP layers."""
+    """Return the bytes per token that a block saves.
+
+    It saves the outputs of two norms, q, k, v, the attention output, and two values of the MLP's
+    hidden layer.
+    """
     return _size(precision) * model.d_model * (2 + 3 + 1 + 4 + 4)
 
 
@@ -47,7 +51,7 @@ def _size(precision: str) -> int:
 
 
 def activation_bytes_per_token(model: ModelConfig, execution: Execution, precision: str) -> int:
-    """Peak bytes per token of the micro-batch, early in the backward pass of a block."""
+    """Return the bytes per token of a micro-batch at the peak, early in a block's backward pass."""
     size, d = _size(precision), model.d_model
     again = _block_bytes(model, precision) if execution.recompute else 0
     # gradients of the residual stream, of the branches, and of the MLP's hidden layer before and

@@ -1,4 +1,4 @@
-"""The log of a run, one JSON object per update, and the FLOP per token of training.
+"""Write and read the log of a run, one JSON object per update; count the FLOP of training.
 
 `metrics.jsonl` is append-only and flushed after every row. If the process was killed during a
 write, the reader drops the partial last line.
@@ -17,10 +17,10 @@ from pythia_core.util.files import atomic_file
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a partial last line is dropped.
+    """Return the rows of a metrics.jsonl; a partial last line is dropped.
 
     Raises:
-        DataError: a complete line is malformed; the message has its number.
+        DataError: a complete line is malformed; the message has the number of the line.
     """
     if not path.exists():
         return []
@@ -39,7 +39,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends rows to a metrics.jsonl; first deletes its rows of steps after `last_step`."""
+    """Appends rows to a metrics.jsonl, after deleting the rows of steps after `last_step`."""
 
     def __init__(self, path: Path, last_step: int) -> None:
         rows = [row for row in read_metrics(path) if row["step"] <= last_step]
@@ -60,9 +60,10 @@ class MetricsLog:
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, causal: bool = True) -> float:
-    """Training FLOP per token, forward and backward, without recomputation.
+    """Return the FLOP of training per token, forward and backward, without recomputation.
 
-    Matrix products take 6 per parameter, including the unembedding but not the embedding look-up.
+    Matrix products take 6 FLOP per parameter, including those of the unembedding but not those of
+    the embedding, which is a look-up.
     Attention adds 6 d (S+1) L if `causal` (half of the score matrix), else 12 d S L.
     """
     d, n_layers = model.d_model, model.n_layers

@@ -73,7 +73,7 @@ class FlatParameters:
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """0-dim fp64: the factor that clips a gradient of this norm to `max_norm`."""
+    """Return the factor that clips a gradient of this norm to `max_norm`, as 0-dim fp64."""
     norm = norm.double()
     return torch.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
 
@@ -100,11 +100,12 @@ class FlatAdamW:
     def step(
         self, lr: float, update: int, factor: Tensor | None = None, skip: Tensor | None = None
     ) -> None:
-        """One update in place; see kernels.adamw. Does not synchronise with the device.
+        """Make one update in place (see kernels.adamw), without waiting for the device.
 
         Args:
             update: number of this update, counted from 1 since the moments were zero.
-            factor: 0-dim, scales the gradient (default 1). skip: 0-dim; if 1, nothing changes.
+            factor: 0-dim; the gradient is multiplied by it (default 1).
+            skip: 0-dim; if it is 1, nothing changes (default 0).
         """
         factor = self._one if factor is None else factor.float()
         skip = self._no if skip is None else skip.float()

@@ -18,12 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from pythia_core.config import RunConfig
-from pythia_core.training.checkpoint import (
-    drop_weights,
-    saved_steps,
-    step_folder,
-    steps_with_weights,
-)
 from pythia_core.training.schedule import N_CHECKPOINTS, checkpoint_steps
 
 BatchAt = Callable[[int], np.ndarray]
@@ -61,7 +55,7 @@ def is_large(config: RunConfig) -> bool:
 
 
 def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
-    """`keep`, plus the last step; None if the run keeps everything."""
+    """Return `keep` and the last step's weights, or None if the run keeps everything."""
     if keep is None or not is_large(config) or os.environ.get("PYTHIA_KEEP_ALL") == "1":
         return None
     return keep | Keep(frozenset({config.train.steps}))
@@ -69,6 +63,9 @@ def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
 
 def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
     """Delete the weights saved so far, except those of the steps in `kept`."""
+    # imported here because studies declare what they keep without torch
+    from pythia_core.training.checkpoint import drop_weights, step_folder, steps_with_weights
+
     for step in steps_with_weights(folder / "checkpoints"):
         if step not in kept:
             drop_weights(step_folder(folder / "checkpoints", step))
@@ -77,7 +74,7 @@ def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
 def prune_during_training(
     batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None
 ) -> BatchAt:
-    """`batch_at`, wrapped so that a large run deletes weights when it fetches later batches."""
+    """Wrap `batch_at` so that fetching a batch deletes weights that a large run need not keep."""
     kept = _effective_keep(config, keep)
     if kept is None:
         return batch_at
@@ -93,6 +90,8 @@ def prune_during_training(
 
 def prune_run(folder: Path, config: RunConfig, keep: Keep | None) -> None:
     """Delete the weights and states that a finished run need not keep, if it is large."""
+    from pythia_core.training.checkpoint import saved_steps, step_folder
+
     kept = _effective_keep(config, keep)
     if kept is None:
         return

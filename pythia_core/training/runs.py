@@ -62,15 +62,19 @@ TRAJECTORY_VERSION = 2
 
 
 def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
-    """Everything that determines a run's weights, as JSON; `data` is the data's fingerprint."""
+    """Return, as JSON, everything that determines a run's weights.
+
+    Args:
+        data: fingerprint of the data.
+    """
     return {"config": config_dict(config), "data": data, "code": code_identity(execution)}
 
 
 def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
-    """The part of the identity that depends on code and machine: versions, kernels, device.
+    """Return the part of the identity that depends on code and machine: versions, kernels, device.
 
     Raises:
-        ConfigError: an execution mode that this machine's device does not support.
+        ConfigError: this machine's device does not support the execution mode.
     """
     major, minor = torch.__version__.split(".")[:2]
     kind = device_info()["kind"]
@@ -114,11 +118,11 @@ class CheckpointSource(Protocol):
 
     @property
     def deduped(self) -> bool:
-        """Whether it was trained on deduplicated text."""
+        """Whether the model was trained on deduplicated text."""
 
     @property
     def folder(self) -> Path:
-        """The folder of its measurements."""
+        """The folder in which measurements of the model are stored."""
 
     @property
     def config(self) -> RunConfig: ...
@@ -128,11 +132,11 @@ class CheckpointSource(Protocol):
 
     @property
     def steps(self) -> list[int]:
-        """Steps with weights."""
+        """Steps whose weights exist."""
 
     @property
     def scheduled_steps(self) -> list[int]:
-        """Steps that should have weights."""
+        """Steps whose weights are saved when training is complete."""
 
     def model(self, step: int | None = None) -> GPTNeoX: ...
 
@@ -146,12 +150,12 @@ class Run:
     data: PreparedData
 
     def __reduce__(self) -> tuple:
-        """Pickle without the ledger, which the other process reads again."""
+        """Pickle the run without its ledger, which the other process reads again."""
         return Run, (self.folder, self.config, self.data)
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of the hash of its identity; does not depend on the folder."""
+        """First 12 hex digits of the hash of the run's identity; does not depend on the folder."""
         return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
 
     @property
@@ -263,7 +267,7 @@ class Run:
 
 
 def arm_label(config: RunConfig) -> str:
-    """The arm of an experiment that a run belongs to: "control", or the swap and its steps."""
+    """Name the arm of an experiment to which a run belongs: "control" or the swap and steps."""
     window = config.intervention
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
 
@@ -273,7 +277,7 @@ def _describe(config: RunConfig) -> str:
 
 
 def locate(config: RunConfig, progress: bool = True, execution: Execution | None = None) -> Run:
-    """The run that `config` describes, trained or not; prepares its data.
+    """Prepare the data of the run that `config` describes; return the run, trained or not.
 
     Args:
         execution: default: Execution.from_environment(). Settings that do not change results
@@ -318,10 +322,10 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
 
 
 def open_run(folder: Path) -> Run:
-    """The run in a folder.
+    """Open the run in a folder.
 
     Raises:
-        CheckpointError: it is not a run's folder, or its corpus has changed.
+        CheckpointError: the folder is not that of a run, or the corpus of the run has changed.
     """
     try:
         identity = json.loads((Path(folder) / "identity.json").read_text())
@@ -347,7 +351,7 @@ def find_run(name: str) -> Run:
     """Open a run by its folder, the folder's name, or its id (or the beginning of the id).
 
     Raises:
-        CheckpointError: none or several match; the message lists the existing runs.
+        CheckpointError: no run or several runs match; the message lists the existing runs.
     """
     if Path(name).is_dir():
         return open_run(Path(name))
@@ -360,7 +364,10 @@ def find_run(name: str) -> Run:
 
 
 def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> Start:
-    """The control's exact state at the branching step; trained again up to there if not kept."""
+    """Return the control's exact state at the branching step of the fork `config`.
+
+    If that state was not kept, the control is trained again up to the branching step.
+    """
     assert config.parent and config.intervention
     parent = find_or_train(config.parent, progress, execution=execution)
     start = config.intervention.start
@@ -392,7 +399,7 @@ def find_or_train(
     keep: Keep | None = None,
     execution: Execution | None = None,
 ) -> Run:
-    """The finished run that `config` describes: loaded if it exists, otherwise trained to its end.
+    """Return the finished run that `config` describes; train it to its end if necessary.
 
     Its full state is kept at the branching steps of the paper and at the steps in `keep`.
 
@@ -437,7 +444,7 @@ def find_or_train_all(
     not in `configs`. Finished runs are not trained again; a stopped run resumes.
 
     Args:
-        keep: config -> the checkpoints that the run keeps; default: all.
+        keep: gives the checkpoints that the run of a config keeps; default: all.
 
     Raises:
         The errors of `find_or_train`, for the first run that fails.
@@ -467,7 +474,7 @@ def find_or_train_all(
 
 
 def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
-    """Display names from the runs' keys, without numbers that are the same for all runs."""
+    """Make names for the progress bar from the keys, without numbers that all keys share."""
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
     def distinctive(index: int, part: Any) -> bool:
@@ -486,7 +493,7 @@ def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
 
 
 def _warn_if_long(configs: list[RunConfig]) -> None:
-    """Warn before days of training without a GPU."""
+    """Without a GPU, warn before training that would take longer than LONG_HOURS."""
     if torch.cuda.is_available():
         return
     hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600
@@ -500,7 +507,7 @@ def _warn_if_long(configs: list[RunConfig]) -> None:
 
 
 def run_flops(config: RunConfig) -> float:
-    """FLOP of training a run; for a fork, those after its branching step."""
+    """Return the FLOP of training a run; for a fork, only those after the branching step."""
     per_token = flops_per_token(config.model, config.data.seq_len)
     return per_token * len(config.updates) * config.train.batch_size * config.data.seq_len
 
@@ -509,7 +516,7 @@ def verify(run: Run) -> list[str]:
     """Check every checkpoint against its hashes and every logged batch against the data.
 
     Returns:
-        Lines of a report: what was checked, and steps with equal weights.
+        The lines of a report, which say what was checked and which steps have equal weights.
 
     Raises:
         CheckpointError: files of a finished run are missing or corrupt.

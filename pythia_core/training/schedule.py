@@ -25,11 +25,12 @@ PAPER_FORKS = (113, 133)
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
-    """The steps at which a run of `total_steps` updates is saved: 154 of them for any length.
+    """Return the steps at which a run of `total_steps` updates is saved.
 
-    As in the paper: 0, the powers of two to 512, and 143 evenly spaced steps up to the last one. In
-    a short run some of these are equal; then the widest gaps, earliest first, are halved until
-    there are 154 steps. Runs of fewer than 154 updates save every step.
+    As in the paper, these are 0, the powers of two to 512, and 143 evenly spaced steps up to the
+    last one, 154 in all. In a short run, some of these steps are equal; then the widest gaps,
+    earliest first, are halved until there are 154 steps. Runs of fewer than 154 updates save every
+    step.
 
     Raises:
         ConfigError: `total_steps` is not positive.
@@ -48,7 +49,7 @@ def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
 
 
 def linear_step(index: int, total_steps: int) -> int:
-    """Step of the `index`-th of the 143 evenly spaced checkpoints; officially, 1000 * index.
+    """Return the step of the `index`-th evenly spaced checkpoint of 143; officially, 1000 * index.
 
     >>> linear_step(133, 572)  # where the paper's 7 % intervention starts, in a run of 572
     532
@@ -59,7 +60,7 @@ def linear_step(index: int, total_steps: int) -> int:
 
 
 def linear_steps(indices: Iterable[int], total_steps: int) -> frozenset[int]:
-    """`linear_step` for several indices."""
+    """Return `linear_step` of several indices."""
     return frozenset(linear_step(index, total_steps) for index in indices)
 
 
@@ -102,6 +103,6 @@ def learning_rate(
 def lr_floor_step(
     total_steps: int, lr_min_ratio: float = 0.1, warmup_fraction: float = 0.01
 ) -> int:
-    """First update at the minimum learning rate of the "neox" form (officially 115,139)."""
+    """Return the first update with the minimum learning rate (form "neox"; officially 115,139)."""
     n = math.acos(2 * lr_min_ratio - 1) * total_steps / math.pi
     return math.ceil(n + warmup_fraction * total_steps)

@@ -45,7 +45,7 @@ from pythia_core.util.stopping import Stopped, stop_requests
 from pythia_core.util.workers import one_thread
 
 STATE_EVERY_SECONDS = 2.0
-"""Time between two saved states, and so the most that a crash can lose; more if saving is slow."""
+"""Time between two saved states, so a crash loses about this much; longer if saving is slow."""
 STATE_SHARE = 0.02
 """Maximum fraction of the time that is spent on saving states."""
 LOCK_SECONDS = 3.0
@@ -105,7 +105,10 @@ class _InFlight:
         self._last = 0.0
 
     def add(self, started: float, pending: PendingUpdate) -> None:
-        """Add an update launched at `started` (perf_counter); log the oldest until `lag` remain."""
+        """Add an update launched at `started` (perf_counter).
+
+        Log the oldest updates so that at most `lag` stay in flight.
+        """
         self._entries.append((started, pending))
         self.drain(self._lag)
 
@@ -113,7 +116,7 @@ class _InFlight:
         """Wait for results and log them until only `remaining` updates are in flight.
 
         Raises:
-            TrainingError: an update was not finite; neither it nor any later one is logged.
+            TrainingError: an update was not finite; that update and later ones are not logged.
         """
         while len(self._entries) > remaining:
             started, pending = self._entries.popleft()
@@ -146,7 +149,7 @@ def _resume(
     start: Start | None,
     machine: dict[str, Any],
 ) -> None:
-    """Load the newest state up to step `end`, or `start` if there is none."""
+    """Load the newest saved state up to step `end`; if there is none, load `start`, if given."""
     saved = newest_loadable(states, at_most=end)
     if saved:
         step, state, meta = saved
@@ -168,7 +171,11 @@ def _train_worker(
     end: int,
     stop_requested: Callable[[], int],
 ) -> str:
-    """The loop of all processes except the first: the same updates, but no files."""
+    """Train in a process other than the first: make the same updates, but write no files.
+
+    Returns:
+        sha256 of the fp32 weights at the last step.
+    """
     in_flight: deque[PendingUpdate] = deque()
     while trainer.step < end:
         in_flight.append(trainer.launch(batch_at(trainer.step)))
@@ -204,16 +211,17 @@ def train(
         folder: the run's folder, for checkpoints/, states/ and metrics.jsonl.
         start: the state to start from if the folder has none yet.
         stop_at: last step of this call, whose state is kept.
-        make_trainer: constructor of the trainer; replaces its optimizer or learning rate.
+        make_trainer: constructor of the trainer, e.g. with another optimizer or learning rate.
         device: default: the CUDA device if there is one.
-        world: the processes that share each update. All call this; only the first writes files.
+        world: the processes that share each update. All of them call `train`; only the first one
+            writes files.
         label: text of the progress bar.
 
     Returns:
         sha256 of the fp32 weights at the last step.
 
     Raises:
-        TrainingError: a non-finite loss, no space left, or another process on the same run.
+        TrainingError: the loss is not finite, no space is left, or another process trains the run.
         Stopped: after SIGINT or SIGTERM, once the state is saved; call again to resume.
     """
     keep_freed_memory()

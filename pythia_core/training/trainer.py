@@ -49,7 +49,7 @@ class MicroStep:
 
     Args:
         total: 0-dim fp64 sum of the losses. scale: 0-dim loss scale for the backward pass, or None.
-        capture: records a function; returns a function that replays it on the same memory.
+        capture: records a function and returns another that replays it on the same memory.
     """
 
     def __init__(
@@ -71,7 +71,10 @@ class MicroStep:
         )
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
-        """Record a graph for every new shape among `parts`; overwrites gradient and loss sum."""
+        """Build what the passes over `parts` need: rotary tables and, in mode "graph", CUDA graphs.
+
+        A graph is recorded for every new shape. This overwrites the gradient and the loss sum.
+        """
         for rows in parts:
             # built here, outside the compiled or recorded function; a graph keeps reading them
             tables = self._model.rotary(rows.shape[1] - 1, rows.device)
@@ -82,7 +85,7 @@ class MicroStep:
                 self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
-        """Add loss and gradient of `rows` (n, S+1), a part of a batch of `n_rows` rows."""
+        """Add the loss and gradient of `rows` (n, S+1), a part of a batch of `n_rows` rows."""
         if self._graphs is None:
             self._run(rows, n_rows)
             return
@@ -134,7 +137,8 @@ class PendingUpdate:
     """An update that was launched and may not have finished.
 
     Attributes:
-        step: step before the update. lr: learning rate. loss_scale: fp16 only, otherwise None.
+        step: step before the update. lr: learning rate. loss_scale: None except in fp16.
+        skipped: whether the weights did not change; known after `result`.
     """
 
     trainer: Trainer
@@ -148,12 +152,12 @@ class PendingUpdate:
     skipped: bool = field(default=False, init=False)
 
     def result(self) -> tuple[float, float, float]:
-        """Loss, learning rate and gradient norm; waits for them.
+        """Wait for the update; return its loss, learning rate and gradient norm.
 
         Raises:
-            TrainingError: loss or gradient is not finite. Weights and step are then those before
-                the update, even if later ones were launched. In fp16, raised only at the minimum
-                loss scale.
+            TrainingError: the loss or gradient is not finite (in fp16: at the minimum loss scale).
+                Weights and step are then those before this update, even if later updates were
+                launched.
         """
         if self._result is None:
             if self._arrived is not None:
@@ -170,7 +174,7 @@ class Trainer:
     """A model with its optimizer: the state of a run between two updates.
 
     Args:
-        make_model: constructor of the model; replaces its operations or its initialisation.
+        make_model: constructor of the model, e.g. with other operations or initial weights.
 
     Attributes:
         world: the processes that share every batch.
@@ -266,7 +270,7 @@ class Trainer:
         return pending
 
     def wait_for_copy(self, copied: torch.cuda.Event | None) -> None:
-        """Make the next update wait for this event: until then the state is being copied."""
+        """Let the next update wait until the event `copied`, when the state has been copied."""
         if copied is not None:
             self._copies.append(copied)
 
@@ -301,7 +305,12 @@ class Trainer:
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
-        """In fp16, adapt the loss scale; otherwise return to the last good step and raise."""
+        """Adapt the loss scale (fp16), or fail as the update was not finite (other precisions).
+
+        Raises:
+            TrainingError: the update was not finite; in fp16, only at the minimum loss scale. The
+                trainer is back at the step before the update.
+        """
         try:
             if self.scaler:
                 self.scaler.update(pending.skipped)
@@ -332,16 +341,18 @@ class Trainer:
         return update_lr(self.config, self.updates_made)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors that the forward pass reads: LayerNorms in fp32, others in the compute dtype.
+        """Return the weights as the forward pass reads them.
 
-        They are not copies, so the next update changes them.
+        LayerNorms are in fp32, all other weights in the compute dtype.
+
+        The tensors are not copies, so the next update changes them.
         """
         norms = {n for n, m in self.model.named_modules() if isinstance(m, LayerNorm)}
         rounded = {n: c for n, c in self.flat.copies.items() if n.rsplit(".", 1)[0] not in norms}
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
 
     def state(self) -> State:
-        """Everything that exact resumption needs, by file and tensor name; not copies."""
+        """Return all tensors that exact resumption needs, by file and tensor name; not copies."""
         state = {
             "model": {name: p.detach() for name, p in self.model.named_parameters()},
             "optimizer": {

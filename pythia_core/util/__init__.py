@@ -1,1 +1,1 @@
-"""Files, worker processes, progress bars, stopping, the machine, and extensions."""
+"""Utilities: files, worker processes, progress bars, stopping, the machine, and extensions."""

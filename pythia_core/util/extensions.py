@@ -1,8 +1,8 @@
-"""Commands, corpora and kinds of runs that other packages add, found by name, loaded on demand.
+"""Find the commands, corpora and kinds of runs that other packages add; load them on demand.
 
 A package registers them as entry points in the groups `pythia_core.commands`, `pythia_core.corpora`
-and `pythia_core.runs`. The book has a table instead (`pythia_book.EXTENSIONS`), so that a checkout
-works without being installed.
+and `pythia_core.runs`. The book lists its own in a table instead (`pythia_book.EXTENSIONS`), so
+that a checkout works without being installed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pythia_core.util.files import checkout
 
 @functools.cache
 def registered(group: str) -> dict[str, EntryPoint]:
-    """Name -> entry point in the group `pythia_core.<group>`."""
+    """Map each name that is registered in the group `pythia_core.<group>` to its entry point."""
     full_group = f"pythia_core.{group}"
     table = _book_table().get(group, {})
     points = {point.name: point for point in entry_points(group=full_group)}
@@ -28,8 +28,10 @@ def registered(group: str) -> dict[str, EntryPoint]:
 
 
 def _book_table() -> dict[str, dict[str, str]]:
-    """The book's table. A checkout and its child processes use the checkout's own book even if
-    another one is installed, because the two packages belong together.
+    """Import the book and return its table of extensions; empty if the book is not installed.
+
+    A checkout and its child processes use the checkout's own book even if another version of the
+    book is installed, because the library and the book of one checkout belong together.
     """
     root = checkout()
     if root and (root / "book" / "pythia_book").is_dir():

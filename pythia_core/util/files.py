@@ -1,8 +1,8 @@
 """Files: where they are stored, atomic writes, and hashes.
 
-`results/` belongs to a checkout and holds runs and study outputs. The cache belongs to a user and
-holds files that can be downloaded or recomputed from pinned inputs: wheels, tokenizers, token
-files. An environment variable moves either.
+`results/` belongs to a checkout and holds runs and the outputs of studies. The cache belongs to a
+user and holds files that can be downloaded or recomputed from pinned inputs: wheels, tokenizers,
+token files. The environment variables PYTHIA_RESULTS and PYTHIA_CACHE move the two folders.
 """
 
 from __future__ import annotations
@@ -20,45 +20,55 @@ from pythia_core.errors import ConfigError
 
 
 def checkout() -> Path | None:
-    """The checkout that this package runs from; None if it was installed as a wheel."""
+    """The root folder of the checkout that this package runs from; None if it runs from a wheel."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "notebooks").is_dir() else None
 
 
 def require_checkout(feature: str) -> Path:
-    """The checkout, for a feature that needs its files.
+    """The root folder of the checkout; an error if this package does not run from a checkout.
+
+    Args:
+        feature: what needs the checkout; the error message begins with it.
 
     Raises:
-        ConfigError: the package was installed without a checkout.
+        ConfigError: the package runs from a wheel.
     """
     root = checkout()
     if root is None:
         raise ConfigError(
-            f"{feature} needs the project's checkout, but this is an installed package; clone the "
-            "repository and run the command there"
+            f"{feature} needs a checkout of the project, but the package was installed without "
+            "one; clone the repository and run the command there"
         )
     return root
 
 
 def project_root() -> Path:
-    """The checkout, or the working folder if the package was installed."""
+    """The root folder of the checkout, or the working folder if there is no checkout."""
     return checkout() or Path.cwd()
 
 
 def results_dir() -> Path:
-    """Folder of runs and study outputs: `PYTHIA_RESULTS`, else `results/` of the project root."""
+    """The folder of runs and of the outputs of studies.
+
+    This is `PYTHIA_RESULTS` if the variable is set, else the folder results/ of `project_root`.
+    """
     return Path(os.environ.get("PYTHIA_RESULTS") or project_root() / "results")
 
 
 def cache_dir() -> Path:
-    """The user's cache: `PYTHIA_CACHE`, else pythia-book/ in `$XDG_CACHE_HOME` or ~/.cache."""
+    """The user's cache folder.
+
+    This is `PYTHIA_CACHE` if the variable is set, else the folder pythia-book/ in `XDG_CACHE_HOME`
+    or in ~/.cache.
+    """
     if explicit := os.environ.get("PYTHIA_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pythia-book"
 
 
 def fsync_dir(folder: Path) -> None:
-    """Sync the entries of `folder`, so that a rename survives a crash of the machine."""
+    """Sync the entries of `folder` to disk, so that a rename survives a crash of the machine."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -68,7 +78,12 @@ def fsync_dir(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write `target` atomically: yields a temporary path and renames it at the end."""
+    """Write the file `target` atomically.
+
+    Yields:
+        The path of a temporary file, which the caller writes and which is renamed to `target` when
+        the block ends without an exception.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
     os.close(handle)
@@ -86,10 +101,14 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_dir(target: Path) -> Iterator[Path]:
-    """Create the folder `target` atomically: yields a temporary folder next to it.
+    """Create the folder `target` atomically.
 
-    Every file in it is synced before the rename. If another process creates `target` in the
-    meantime, that folder is kept.
+    If `target` exists when the block ends, e.g. because another process has created it, the
+    existing folder is kept, unless it is empty.
+
+    Yields:
+        A temporary folder, which the caller fills. When the block ends without an exception, its
+        files are synced to disk and the folder is renamed to `target`.
     """
     import shutil
 
@@ -114,18 +133,18 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 def file_sha256(path: Path | str) -> str:
-    """sha256 of a file's bytes, in hex; reads the file in blocks."""
+    """sha256 of a file's bytes, in hex. The file need not fit in memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fraction(text: str, salt: bytes = b"") -> float:
-    """A reproducible pseudo-random number in [0, 1): the first 8 bytes of the text's sha256."""
+    """A reproducible pseudo-random number in [0, 1), from the sha256 of `salt` and `text`."""
     digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
+    """Write `value` as JSON to the file `path`, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")

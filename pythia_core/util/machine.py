@@ -1,7 +1,7 @@
 """The machine: processor, GPU, supported precisions, memory settings.
 
-Nothing here reveals the host's name. torch is imported by the functions that need it, so that
-reading a record does not load it.
+No function here returns the host's name. The functions that need torch import it, so that importing
+this module does not load torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
-    """The fields of the first processor in /proc/cpuinfo; empty on other systems."""
+    """The fields of the first processor in /proc/cpuinfo; empty if there is no such file."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
     except OSError:
@@ -42,22 +42,22 @@ def cpu_flags() -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 faster than fp32, i.e. has AMX.
+    """Whether the CPU multiplies matrices faster in bf16 than in fp32, i.e. has AMX.
 
-    AVX512-BF16 alone does not help: 155 GFLOP/s measured in bf16, 332 in fp32.
+    AVX512-BF16 alone does not suffice: with it, we measured 155 GFLOP/s in bf16 and 332 in fp32.
     """
     return "amx_bf16" in cpu_flags()
 
 
 def best_precision() -> str:
-    """ "bf16" if the hardware supports it, else "fp32"."""
+    """ "bf16" if there is a CUDA device or the CPU is fast in bf16, else "fp32"."""
     import torch
 
     return "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
 
 
 def device_info() -> dict[str, Any]:
-    """The machine as it is recorded: device, threads, versions; no host name, no paths."""
+    """Describe the machine for a record: device, cores, threads, versions of Python and torch."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -73,10 +73,10 @@ def device_info() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The model, moved to the GPU if there is one; in fp32 either way.
+    """Move an fp32 model to the GPU if there is one, and yield it.
 
     On a GPU, fp32 matrix products inside the block round their factors to TF32, which is several
-    times as fast as fp32 and has three bits more than the bf16 in which the model was trained.
+    times as fast as fp32 and has three mantissa bits more than bf16, the precision of training.
     """
     import torch
 
@@ -93,10 +93,15 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool = True) -> Iterator[None]:
-    """Inside the block, refuse (or allow) CUDA kernels whose sums depend on thread order.
+    """Refuse nondeterministic CUDA kernels inside the block, or allow them.
 
-    Applies to the whole process; the previous setting is restored on exit. A refused kernel raises
-    a RuntimeError: if torch only warned, its attention would still use a nondeterministic kernel.
+    Such kernels compute sums whose order depends on the scheduling of threads. The setting applies
+    to the whole process; the previous setting is restored on exit. A refused kernel raises a
+    RuntimeError. A warning would not suffice: torch's attention would then still use a
+    nondeterministic kernel.
+
+    Args:
+        wanted: True refuses nondeterministic kernels, False allows them.
     """
     import torch
 
@@ -114,9 +119,10 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc reuse freed blocks instead of returning them to the system.
+    """Make glibc reuse freed memory instead of returning it to the system.
 
-    Otherwise page faults take a third of a small model's step. Does nothing without glibc.
+    Otherwise page faults take a third of the time of a small model's training step. Without glibc,
+    this function does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

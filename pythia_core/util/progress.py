@@ -1,12 +1,13 @@
-"""Progress of long work: a live line for a person, plain lines in a log.
+"""Show the progress of long work: a bar for a person, plain lines in a log.
 
-    a terminal                        tqdm's bar, on the error stream
-    a pipe, a log file                a line when a stage begins, every LOG_SECONDS, and at its end
-    a notebook opened by a person     tqdm's bar as text in the cell's output, redrawn in place
-    a notebook run by papermill       on the terminal of the papermill command (`PYTHIA_TERMINAL`)
-    one of many parallel jobs         on the line that all jobs share (pythia_core.util.workers)
+Each stage of the work has its own bar, named by `desc`. How the bar is shown depends on where the
+code runs:
 
-Each stage of the work has its own bar, named by `desc`.
+    at a terminal                     tqdm's bar, on the error stream
+    with output to a pipe or file     a line when a stage begins, every LOG_SECONDS, and at its end
+    in a notebook opened by a person  tqdm's bar as text in the cell's output, redrawn in place
+    in a notebook run by papermill    on the terminal of the papermill command (`PYTHIA_TERMINAL`)
+    in one of many parallel jobs      on the line that all jobs share (pythia_core.util.workers)
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 TERMINAL = "PYTHIA_TERMINAL"
-"""Set by the command that runs a notebook, for the kernel: the command's terminal, or empty if it
-has none and relays the kernel's error stream."""
+"""Environment variable that the command that runs a notebook sets for the notebook's kernel. It
+names the command's terminal. It is empty if the command has no terminal; the command then relays
+the kernel's error stream."""
 LOG_SECONDS = 20.0
-"""Time between two lines of a stage in a log."""
+"""Seconds between two lines of a stage in a log."""
 DONE = "{desc}: done in {elapsed}"
 Report = Callable[[float, str], None]
-"""(fraction done, 0 to 1; position, e.g. "step 412/572, 61.0k tokens/s")."""
+"""A function that receives a job's progress: the fraction done, from 0 to 1, and the position, e.g.
+"step 412/572, 61.0k tokens/s"."""
 
 _report: Report | None = None
 
@@ -36,7 +39,10 @@ warnings.filterwarnings("ignore", "IProgress not found")
 
 
 class _Lines(tqdm):
-    """Plain lines for a log. With `gui=True`, tqdm leaves all drawing to the subclass."""
+    """A bar that prints plain lines to a log.
+
+    With `gui=True`, tqdm itself draws nothing and leaves the output to this class.
+    """
 
     desc: str
 
@@ -79,7 +85,10 @@ class _Lines(tqdm):
 
 
 class _Reporting(tqdm):
-    """The bar of one job: reports its progress and the first part of its postfix; draws nothing."""
+    """The bar of one job, which draws nothing.
+
+    It passes the job's progress and the first part of the bar's postfix to `_report`.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(gui=True, **(settings | {"mininterval": 0.5, "miniters": 1}))
@@ -97,7 +106,7 @@ class _Reporting(tqdm):
 
 @contextlib.contextmanager
 def reporting(report: Report) -> Iterator[None]:
-    """Bars created inside the block call `report` about twice per second and draw nothing."""
+    """Make bars created inside the block draw nothing and call `report`, about twice per second."""
     global _report
     before, _report = _report, report
     try:
@@ -107,7 +116,7 @@ def reporting(report: Report) -> Iterator[None]:
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether a stream is a terminal with a known width, so that a line can be redrawn."""
+    """Whether a stream is a terminal of known width, on which a line can be redrawn."""
     try:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:
@@ -115,7 +124,10 @@ def is_live(stream: TextIO) -> bool:
 
 
 def _terminal() -> TextIO | None:
-    """Where a live line can be drawn: the error stream, or the papermill command's terminal."""
+    """The stream on which a live line can be drawn; None if there is none.
+
+    It is the error stream or, inside a kernel, the terminal of the command that runs the notebook.
+    """
     if is_live(sys.stderr):
         return sys.stderr
     if name := os.environ.get(TERMINAL):
@@ -127,9 +139,11 @@ def _terminal() -> TextIO | None:
 
 
 def bar(show: bool = True, **settings: Any) -> tqdm:
-    """A tqdm bar with this project's settings.
+    """Create a bar that shows progress where the code runs (see the module's docstring).
 
-    Silent if `show` is false, or if it has no `desc` and would print to a log.
+    Args:
+        show: if false, the bar is silent.
+        settings: arguments of tqdm. A bar without `desc` is silent in a log.
     """
     if not show:
         return tqdm(disable=True, **settings)

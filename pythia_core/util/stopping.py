@@ -1,8 +1,9 @@
-"""Stopping on Ctrl-C (SIGINT) and SIGTERM, at a terminal and under a scheduler.
+"""Stop on Ctrl-C (SIGINT) and SIGTERM, at a terminal and under a scheduler.
 
-Work that can save its state polls `stop_requests`, saves, and raises `Stopped`. Everything else is
-interrupted immediately, which is safe because files are written atomically. A command then prints
-one line that says what was saved (`report_stop`) and exits with 128 plus the signal number.
+Work that can save its state checks for signals with `stop_requests`, saves, and raises `Stopped`.
+Other work is interrupted immediately, which is safe because files are written atomically. A stopped
+command prints one line that says what was saved (`report_stop`), and exits with 128 plus the signal
+number.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 COMMAND = "PYTHIA_COMMAND"
-"""What the user typed, if it is not this process's command line; set by the Makefile."""
+"""Environment variable with the command that the user typed, if another program started this
+process; set by the Makefile, e.g. to "make book"."""
 PATIENCE = 1.0
-"""Seconds within which a second signal counts as the first: make forwards SIGTERM to a command that
-has already received it, and people press Ctrl-C twice."""
+"""Seconds after a signal during which further signals are ignored. make forwards SIGTERM to a
+command that has already received it, and people press Ctrl-C twice."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,7 +40,10 @@ _shared_record: list[int] | None = None
 
 @contextlib.contextmanager
 def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
-    """Pass SIGINT and SIGTERM to `handler`, but not repeats within PATIENCE."""
+    """Inside the block, pass SIGINT and SIGTERM to `handler`.
+
+    Signals within PATIENCE seconds of the last one that was passed on are ignored.
+    """
     previous: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _frame: Any) -> None:
@@ -61,12 +66,16 @@ def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable[[], int]]:
-    """Record SIGINT and SIGTERM inside the block; a second one, after PATIENCE, raises `Stopped`.
+    """Record the first SIGINT or SIGTERM inside the block instead of stopping at once.
 
-    Nested blocks share one record. `notify` is called when the first signal arrives.
+    A second signal, more than PATIENCE seconds later, raises `Stopped`. Nested blocks share one
+    record.
+
+    Args:
+        notify: called when the first signal arrives.
 
     Yields:
-        A function that returns the number of the signal received, 0 if none.
+        A function that returns the number of the recorded signal, or 0 if no signal has arrived.
     """
     global _shared_record
     outer = _shared_record
@@ -88,7 +97,7 @@ def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside the block, SIGINT and SIGTERM raise `Stopped` immediately."""
+    """Make SIGINT and SIGTERM raise `Stopped` immediately inside the block."""
 
     def stop(number: int) -> None:
         raise Stopped(number=number)
@@ -99,8 +108,11 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted_children() -> Iterator[None]:
-    """Processes started inside the block never see SIGINT, which a terminal sends to the whole
-    group, and print no tracebacks; their parent stops them."""
+    """Block SIGINT for processes that are started inside the block; their parent stops them.
+
+    On Ctrl-C a terminal sends SIGINT to the whole process group. Without this block, every child
+    process would print a traceback.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -109,20 +121,21 @@ def uninterrupted_children() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore SIGINT and SIGTERM from now on: the process is about to end."""
+    """Ignore SIGINT and SIGTERM from now on, because the process is about to end."""
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def report_stop(stop: KeyboardInterrupt, resume_note: str | None = "") -> int:
-    """Print one line to the error stream: the command was stopped, and how to continue.
+    """Print to the error stream that the command was stopped, and how to continue.
 
-    From then on signals are ignored and nothing is logged.
+    From now on, signals are ignored and nothing is logged.
 
     Args:
-        resume_note: what was saved, e.g. "training so far is saved"; empty if the command would
-            start over; None if nothing had been done yet.
+        stop: the exception that ended the command; its message begins the line.
+        resume_note: what was saved, e.g. "training so far is saved"; empty if nothing was saved, so
+            the command would start over; None if nothing had been done yet.
 
     Returns:
         The code with which the process should exit.

@@ -1,9 +1,10 @@
-"""Many independent jobs on all cores: one process per core, one thread per process.
+"""Run many independent jobs on all cores, with one worker process per core.
 
-A second thread speeds a small model up little; several models in parallel scale almost perfectly.
-A worker has one thread, so sums are never split and results do not depend on the number of cores.
-Workers are started once and end with this process, however it ends. `PYTHIA_WORKERS` sets their
-number (default: the cores available to this process; 1: no other process).
+A small model is hardly faster with a second thread, but several models in parallel scale almost
+perfectly. A worker has one thread, so sums are never split and results do not depend on the number
+of cores. Workers are started once and end with this process, however this process ends.
+`PYTHIA_WORKERS` sets the number of workers (default: the number of cores available to this
+process). With 1, jobs run in this process.
 """
 
 from __future__ import annotations
@@ -29,14 +30,18 @@ VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Gate = Callable[[Sequence[int], Sequence[int]], int | None]
-"""(waiting jobs, running jobs) -> the waiting job that may start now (training.gpu_sharing)."""
+"""A function (waiting jobs, running jobs) -> the waiting job that may start now, or None if no job
+may start yet. Jobs are given by their numbers. See training.gpu_sharing."""
 
 MAX_JOB_NOTES = 4
-"""How many running jobs the progress line describes; it counts the others."""
+"""The largest number of running jobs that the progress line describes; it only counts others."""
 
 
 class _ProgressSlot(ctypes.Structure):
-    """Shared memory for the progress of a worker's job; not locked, since it is only displayed."""
+    """Shared memory for the progress of a worker's job.
+
+    It has no lock, because its contents are only displayed.
+    """
 
     _fields_: ClassVar = [
         ("job", ctypes.c_int),
@@ -49,10 +54,10 @@ _pool: tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]] | None = None
 
 
 def process_count_from(variable: str) -> int | None:
-    """The number of processes that an environment variable sets; None if it is not set.
+    """Read a number of processes from an environment variable; None if the variable is not set.
 
     Raises:
-        ConfigError: the variable is not a positive whole number.
+        ConfigError: the variable is set, but not to a positive whole number.
     """
     value = os.environ.get(variable)
     if value is None:
@@ -63,7 +68,11 @@ def process_count_from(variable: str) -> int | None:
 
 
 def n_workers() -> int:
-    """Number of worker processes: `PYTHIA_WORKERS`, else the cores available to this process."""
+    """The number of worker processes.
+
+    This is `PYTHIA_WORKERS` if the variable is set, else the number of cores available to this
+    process.
+    """
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
     return process_count_from(VARIABLE) or cores
@@ -71,7 +80,7 @@ def n_workers() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one thread inside the block, so that sums are not split on any machine."""
+    """Make torch use one thread inside the block, so that sums are not split on any machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -94,20 +103,26 @@ def parallel_map(
     in_process: bool = False,
     gate: Gate | None = None,
 ) -> list[Result]:
-    """`[function(job) for job in jobs]`, spread over the workers; each job has one thread.
+    """Compute `[function(job) for job in jobs]`, spread over the workers.
 
-    One line shows the running jobs and their progress, as reported by their own progress bars.
+    Each job has one thread. A progress line shows the running jobs and their progress, which the
+    jobs report through their own bars. If a job raises an error, the other jobs are stopped (those
+    that train save their state), and the error is raised here.
 
     Args:
-        function: importable by name; jobs and results are pickled. Jobs start in order.
-        desc: a verb for the line, e.g. "training"; if empty, nothing is written to a log.
-        names: names of the jobs for the line; default: none.
-        work: amount of work per job, in any unit, to estimate the time left; default: equal.
-        in_process: start no worker, e.g. because that takes longer than the jobs.
-        gate: picks the waiting job that may start next; None: the first one.
+        function: must be importable by name, because workers receive it pickled.
+        jobs: arguments of `function`, which are pickled like its results. Jobs start in order.
+        progress: whether to show the progress line.
+        desc: a verb that begins the progress line, e.g. "training"; if it is empty, nothing is
+            written to a log.
+        unit: noun for a job in the progress line, e.g. "run".
+        names: names of the jobs in the progress line; default: no names.
+        work: amount of work of each job, in any unit, from which the time left is estimated;
+            default: the same for every job.
+        in_process: run the jobs in this process, e.g. because starting workers takes longer.
+        gate: picks the waiting job that may start next; default: the first waiting job.
 
     Raises:
-        The first error that a job raises; the other jobs are stopped (training saves its state).
         PythiaError: a worker died, e.g. because memory ran out.
     """
     if not jobs:
@@ -151,8 +166,9 @@ def parallel_map(
         except BrokenProcessPool as error:
             _stop()
             raise PythiaError(
-                "a worker process died, perhaps because memory ran out. Finished jobs are saved: "
-                f"run this again to continue, with fewer workers ({VARIABLE}=1) if it recurs"
+                "a worker process died, perhaps because memory ran out. Finished jobs are saved. "
+                "Run the same command again to continue; if a worker dies again, use fewer workers "
+                f"(e.g. {VARIABLE}=1)"
             ) from error
         except BaseException:
             _stop()
@@ -160,7 +176,7 @@ def parallel_map(
 
 
 class _ProgressLine:
-    """The progress line of many jobs: the running jobs, their progress, the time left."""
+    """A progress line that shows the running jobs, their progress and the time left."""
 
     def __init__(
         self, progress: bool, desc: str, unit: str, names: Sequence[str], work: Sequence[float]
@@ -192,7 +208,12 @@ class _ProgressLine:
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
 
     def show(self, running: dict[int, tuple[float, str]]) -> None:
-        """Draw the line; `running`: job -> (fraction done, position, e.g. "step 4/9")."""
+        """Draw the line.
+
+        Args:
+            running: maps the number of each running job to the fraction of the job that is done and
+                its position, e.g. "step 4/9".
+        """
         first, last = len(self._done) + 1, len(self._done) + max(1, len(running))
         numbers = f" {first}" if first == last else f"s {first}-{last}"
         names = dict(enumerate(self._names))
@@ -208,12 +229,12 @@ class _ProgressLine:
         self._bar.update(done - self._bar.n)
 
     def done(self, number: int) -> None:
-        """Mark a job as done."""
+        """Mark the job with this number as done."""
         self._done.add(number)
 
 
 def workers_peak_mb() -> float:
-    """Sum of the peak resident set sizes of all live workers, in MB; 0 if unknown."""
+    """Sum of the peak resident set sizes of all live workers, in MB; 0 if they are unknown."""
     total = 0
     for pid in list((_pool[0]._processes or {}) if _pool else {}):
         with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -226,6 +247,7 @@ def workers_peak_mb() -> float:
 
 
 def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]]:
+    """The pool of workers and their slots for progress, created by the first call."""
     global _pool
     if _pool is None:
         context = multiprocessing.get_context("spawn")
@@ -243,6 +265,7 @@ _slot: _ProgressSlot | None = None
 
 
 def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int) -> None:
+    """Set up a new worker: one thread, a slot of its own, and an end together with its parent."""
     import torch
 
     global _slot
@@ -255,7 +278,7 @@ def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: in
 
 
 def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
-    """Run a job in a worker; its progress bars report to the worker's slot."""
+    """Run a job in a worker; the job's bars write its progress to the worker's slot."""
     slot = _slot
     assert slot is not None
 
@@ -272,7 +295,11 @@ def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
 
 
 def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
-    """Call `end` from a thread once the process `parent` has ended."""
+    """Start a thread that calls `end` once the process `parent` has ended.
+
+    Args:
+        parent: id of the process that started this one.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -283,7 +310,7 @@ def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
 
 
 def _stop() -> None:
-    """Stop the workers; one that is training saves its state first."""
+    """Stop the workers. A worker that is training saves its state first."""
     global _pool
     if _pool is None:
         return

@@ -7,6 +7,7 @@ record is full of hostile text.
 from __future__ import annotations
 
 import html.parser
+import json
 import os
 import re
 import shutil
@@ -14,13 +15,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pandas as pd
 import pytest
 from places import ROOT
-from pythia_book import notebooks, records
-from pythia_book.study import Result, StudyParams
+from pythia_book import notebooks, records, verdicts
+from pythia_book.study import Measurements, Result, StudyParams
+
+from pythia_core.errors import DataError
+from pythia_core.util.files import file_sha256
 
 PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "pythia_core", "README.md")
 HOSTILE = "<script>alert(1)</script> {{ x }} *b* `c` $d$ [e](http://x.invalid/) | &lt;"
@@ -35,7 +40,60 @@ def copy_of_the_checkout(target: Path) -> Path:
         else:
             shutil.copyfile(ROOT / part, target / part)
     shutil.rmtree(target / "book" / "studies", ignore_errors=True)
+    for path in (target / "book" / "recorded").glob("*/*/record.json"):
+        if json.loads(path.read_text(encoding="utf-8"))["schema"] < records.SCHEMA:
+            shutil.rmtree(path.parent)  # until its study is run again
     return target
+
+
+def make_run(
+    root: Path,
+    scale: str,
+    text: str = "Words",
+    values: dict[str, Any] | None = None,
+    under: str = "results",
+) -> Path:
+    """A whole run of the study with one claim about two kinds of models, and one check."""
+    given = {"value": 0.5, "low": 0.4, "high": 0.6, "unit": "points", "units": text, "bound": 0.0}
+    given |= {"form": "above", "p": 0.01, "note": text}
+    ours = given | {"verdict": verdicts.REPRODUCED, "reason": None}
+    released = given | {"verdict": verdicts.NOT_RESOLVED, "reason": f"Why: {text}"}
+    texts = {"claim": text, "source": text, "quote": text}
+    claims = [
+        {"kind": "claim", **texts, "released": released, "ours": ours},
+        {"kind": "check", **texts, "released": None, "ours": ours | {"verdict": verdicts.HOLDS}},
+    ]
+    folder = root / under / STUDY / scale
+    result = Result(
+        STUDY,
+        StudyParams(scale),
+        {"levels": pd.DataFrame({"a": [1]})},
+        values or {},
+        claims,
+        Measurements({}, {}),
+        {},
+        time.time(),
+    )
+    path = records.save_record(result, folder)
+    notebook = notebooks.read_notebook(root / "notebooks" / f"{STUDY}.ipynb")
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            words = {"text/plain": text}
+            cell["outputs"] = [nbformat.v4.new_output("display_data", data=words)]
+    stamp = notebooks.make_stamp(STUDY, {}, notebook) | {"record": file_sha256(path)}
+    notebook.metadata[notebooks.STAMP] = stamp
+    notebooks.write_notebook(notebook, folder / records.NOTEBOOK)
+    assert records.check_whole(folder) == []
+    return folder
+
+
+def change_prose(root: Path, text: str) -> None:
+    """Add a sentence to the study's notebook."""
+    path = root / "notebooks" / f"{STUDY}.ipynb"
+    notebook = notebooks.read_notebook(path)
+    cell = next(c for c in notebook.cells[1:] if c.cell_type == "markdown")
+    cell.source += f"\n\n{text}\n"
+    notebooks.write_notebook(notebook, path)
 
 
 def build(root: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -68,26 +126,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site after a local run with hostile text in its record and outputs."""
     root = copy_of_the_checkout(tmp_path_factory.mktemp("yours"))
-    claim = dict.fromkeys(records.CLAIM_KEYS, HOSTILE) | {"verdict": "no effect", "ours": 0.5}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHIA_RESULTS", str(root / "results"))
-        result = Result(
-            STUDY,
-            StudyParams("smoke"),
-            {"levels": pd.DataFrame({"a": [1]})},
-            {"evil": HOSTILE, "share": {"value": 0.7, "low": 0.6, "high": 0.8}},
-            [claim | {"low": 0.4, "high": 0.6}],
-            [],
-            time.time(),
-        )
-        path = records.save_record(result)
-    notebook = notebooks.read_notebook(root / "notebooks" / f"{STUDY}.ipynb")
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
-            words = {"text/plain": HOSTILE}
-            cell["outputs"] = [nbformat.v4.new_output("display_data", data=words)]
-    notebook.metadata[notebooks.STAMP] = notebooks.make_stamp(STUDY, {}, notebook)
-    notebooks.write_notebook(notebook, path.with_name("notebook.ipynb"))
+    share = {"value": 0.7, "low": 0.6, "high": 0.8}
+    make_run(root, "smoke", HOSTILE, {"evil": HOSTILE, "share": share})
+    make_run(root, "laptop", values={"share": share}, under="book/recorded")
+    change_prose(root, f"A sentence of today. {{{{ {STUDY}_value_of_tomorrow }}}}")
     with open(root / "book" / "method.md", "a", encoding="utf-8") as page:
         page.write(f"\nThe share is {{{{ {STUDY}_share }}}} and {{{{ {STUDY}_evil }}}}.\n")
     return strict_build(root)
@@ -172,7 +214,8 @@ def test_no_page_shows_tracebacks_or_raw_markup(which: str, request: pytest.Fixt
 @pytest.mark.commands
 def test_a_fresh_clone_shows_the_recorded_run_or_the_command_to_run_it(fresh: Path) -> None:
     text = pages(fresh)[f"studies/{STUDY}.html"].text
-    shown = "Recorded run." if (ROOT / "book" / "recorded" / STUDY).is_dir() else "Not run yet."
+    recorded = fresh.parents[1] / "book" / "recorded" / STUDY / "laptop"
+    shown = "Recorded run." if recorded.is_dir() else "Not run yet."
     assert shown in text and f"papermill notebooks/{STUDY}.ipynb" in text
     assert "Your run." not in text
 
@@ -181,7 +224,8 @@ def test_a_fresh_clone_shows_the_recorded_run_or_the_command_to_run_it(fresh: Pa
 def test_your_run_is_shown_and_its_text_stays_text(yours: Path) -> None:
     seen = pages(yours)
     study, index, method = (seen[f"{n}.html"] for n in (f"studies/{STUDY}", "index", "method"))
-    assert "Your run. Scale smoke" in study.text
+    assert "Your run. Scale smoke" in study.text and "A sentence of today." in study.text
+    assert "A sentence of today. not in this run" in study.text
     assert "your run at scale smoke" in index.text
     assert "The share is 0.70 [0.60, 0.80] and" in method.text.replace("\N{NO-BREAK SPACE}", " ")
     for page in (study, index, method):
@@ -189,6 +233,28 @@ def test_your_run_is_shown_and_its_text_stays_text(yours: Path) -> None:
     for path in yours.rglob("*.html"):
         assert "<script>alert" not in path.read_text(encoding="utf-8"), path
         assert 'href="http://x.invalid' not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.commands
+def test_a_claim_shows_one_verdict_for_each_kind_of_models(yours: Path) -> None:
+    text = (yours / "index.html").read_text(encoding="utf-8")
+    measured = "0.50 points (95 % CI 0.40 to 0.60)"
+    tables = re.findall(r'<table class="claims">(.*?)</table>', text, re.DOTALL)
+    table = next(t for t in tables if measured in t.replace("\N{NO-BREAK SPACE}", " "))
+    heads = re.findall(r"<th>(.*?)</th>", table)
+    assert heads == ["Claim", "Released models", "Our miniature", "Verdict"]
+    badges = re.findall(r'<span class="verdict (verdict-[a-z-]+)">(.*?)</span>', table)
+    assert badges == [
+        ("verdict-not-resolved", "not resolved"),
+        ("verdict-reproduced", "reproduced"),
+    ]
+    assert table.replace("\N{NO-BREAK SPACE}", " ").count(f"<p>{measured}</p>") == 2
+    assert "<details><summary>Details</summary>" in text
+    assert 'href="method.html#verdicts"' in text
+    assert 'id="verdicts"' in (yours / "method.html").read_text(encoding="utf-8")
+    assert "1 check, of which 1 holds" in pages(yours)["index.html"].text
+    compared = pages(yours)[f"studies/{STUDY}.html"].text
+    assert "Your run and ours" in compared and "recorded, laptop" in compared
 
 
 @pytest.mark.commands
@@ -201,10 +267,47 @@ def test_only_recorded_runs_on_request_and_a_quiet_second_build(yours: Path) -> 
     assert "updating environment: 0 added, 0 changed, 0 removed" in re.sub(
         r"\x1b\[[0-9;]*m", "", done.stdout
     ), "nothing changed, yet pages were read again"
-    (root / "book" / "method.md").write_text("# Method\n", encoding="utf-8")
+    text = (ROOT / "book" / "method.md").read_text(encoding="utf-8")
+    (root / "book" / "method.md").write_text(text, encoding="utf-8")
     done = build(root, PYTHIA_BOOK_RUNS="recorded")
     assert done.returncode == 0, done.stderr
-    assert "Your run." not in pages(yours)[f"studies/{STUDY}.html"].text
+    text = pages(yours)[f"studies/{STUDY}.html"].text
+    assert "Your run." not in text and "Recorded run." in text and "A sentence of today." in text
+
+
+@pytest.mark.commands
+@pytest.mark.timeout(300)
+def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:
+    """On the page and at the terminal for a run of the reader's; a committed one fails."""
+    root = copy_of_the_checkout(tmp_path)
+    mine = make_run(root, "smoke")
+    recorded = make_run(root, "laptop", under="book/recorded")
+    (mine / records.NOTEBOOK).write_text("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n")
+    change_prose(root, f"The share is {{{{ {STUDY}_no_such_number }}}}.")
+    done = build(root, "-W", "--keep-going", "-n")
+    said = f"Your run in results/{STUDY}/smoke cannot be shown: notebook.ipynb is not a notebook: "
+    said += "it has an unresolved merge conflict; the recorded run is shown."
+    assert f"note: {said}" in done.stderr, done.stderr
+    assert "no_such_number" in done.stdout + done.stderr and done.returncode != 0
+    page = pages(root / "_build" / "html")[f"studies/{STUDY}.html"]
+    assert said in page.text and "Recorded run." in page.text
+
+    record = (recorded / "record.json").read_text(encoding="utf-8")
+    (recorded / "record.json").write_text(record[:100], encoding="utf-8")
+    done = build(root)
+    assert done.returncode != 0
+    shown = " ".join((done.stdout + done.stderr).split())
+    assert f"recorded/{STUDY}/laptop cannot be shown: record.json is not a record" in shown
+
+
+@pytest.mark.commands
+def test_committed_runs_are_whole() -> None:
+    for path in sorted((ROOT / "book" / "recorded").glob("*/*")):
+        try:
+            records.read_record(path)
+        except DataError as error:
+            pytest.skip(f"to be run again: {error}")
+        assert records.check_whole(path) == [], path
 
 
 @pytest.mark.commands

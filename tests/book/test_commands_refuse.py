@@ -54,7 +54,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("bench terms --json folder.csv", "--json takes the name of a file"),
         ("terms RUN word --parquet folder.csv", "--parquet takes the name of a file"),
         ("evaluate RUN --out folder.csv", "--out takes the name of a file"),
-        ("continue RUN --step 1 --steps 1 --measure", "add --swap"),
+        ("continue RUN --step 1 --steps 1 --measure", "so it needs --swap"),
         ("bundle x.tar --scale paper", "do not fit in a bundle"),
         ("bundle x.zip", "must end with .tar or .tar.xz"),
     ],
@@ -71,7 +71,7 @@ def test_readme_needs_a_checkout(
 ) -> None:
     monkeypatch.setattr(files, "checkout", lambda: None)
     assert main(["bench", "train", "--device", "cpu", "--readme"]) == 1
-    assert "--readme needs the project's checkout" in capsys.readouterr().err
+    assert "--readme needs a checkout of the project" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["terms RUN word --parquet x", "evaluate RUN --out x.parquet"])

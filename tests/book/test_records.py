@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import time
 from dataclasses import dataclass
@@ -10,23 +11,37 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from pythia_book import notebooks, papermill_engine, records, site_runs
-from pythia_book.study import Result
+from pythia_book.study import Measurements, Result
 
 from pythia_core.config import InterventionConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.suite import scale_named
+from pythia_core.util.files import file_sha256
 
-CLAIM = {
-    "claim": "the swap moves pronouns",
-    "paper": "it does",
-    "published": None,
-    "ours": 0.4,
+TEST = {
+    "value": 0.4,
     "low": 0.3,
     "high": 0.5,
+    "unit": "points",
+    "units": "5 seeds",
+    "bound": 0.0,
+    "form": "above",
+    "p": 0.01,
+    "note": None,
     "verdict": "reproduced",
+    "reason": None,
+}
+CLAIM = {
+    "kind": "claim",
+    "claim": "The swap moves pronouns",
+    "source": "section 4",
+    "quote": None,
+    "released": None,
+    "ours": TEST,
 }
 PARAMETERS = (
     'scale: str = "laptop"  # how much\nseeds: int = 1\nrate: float | None = None\n'
@@ -88,10 +103,17 @@ def write(project: Path, scale: str = "laptop", seeds: int = 2, **changes) -> Pa
         "tables": {"levels": pd.DataFrame({"size": ["7k"], "value": [1 / 3]})},
         "values": {"share": {"value": 0.7012, "low": 0.69, "high": 0.712}, "n": 1584},
         "claims": [CLAIM],
-        "runs": [a_run(project), a_run(project, swap=True)],
+        "measured": Measurements(
+            {"loss/7k": np.arange(4, dtype=np.float32)},
+            {"n": 4},
+            [a_run(project), a_run(project, swap=True)],
+        ),
+        "released": {"crows": pd.DataFrame({"model": ["70m"], "value": [0.5]})},
         "started": time.time() - 75,
     }
-    return records.save_record(Result(**{**given, **changes}))
+    folder = project / "results" / "tiny" / scale
+    shutil.rmtree(folder, ignore_errors=True)  # a record is always written to an empty folder
+    return records.save_record(Result(**{**given, **changes}), folder)
 
 
 def finish(project: Path, scale: str = "laptop", output: str = "2") -> Path:
@@ -99,11 +121,11 @@ def finish(project: Path, scale: str = "laptop", output: str = "2") -> Path:
     notebook = make_notebook()
     notebook.cells[2].outputs = [nbformat.v4.new_output("stream", name="stdout", text=output)]
     stamp = notebooks.make_stamp("tiny", {"scale": scale}, notebook)
+    folder = project / "results" / "tiny" / scale
+    stamp["record"] = file_sha256(folder / "record.json")
     notebook.metadata[notebooks.STAMP] = stamp
-    path = project / "results" / "tiny" / scale / "notebook.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    notebooks.write_notebook(notebook, path)
-    return path
+    notebooks.write_notebook(notebook, folder / "notebook.ipynb")
+    return folder / "notebook.ipynb"
 
 
 # --- records ---------------------------------------------------------------------------------
@@ -121,7 +143,9 @@ def test_a_record_states_its_origin(project: Path) -> None:
     assert record["notebook_sha256"] == notebooks.source_hash(make_notebook())
     assert record["commit"] == {"id": None, "dirty": None}  # a temporary folder is no checkout
     table = pd.read_csv(path.parent / "levels.csv")
-    assert table.value[0] == pytest.approx(1 / 3) and record["tables"]["levels.csv"]["rows"] == 1
+    assert table.value[0] == pytest.approx(1 / 3) and record["files"]["levels.csv"]["rows"] == 1
+    assert set(record["files"]) == {"levels.csv", "released_crows.csv", records.MEASURED}
+    assert record["released_source"] == records.RELEASED_SOURCE
     text = path.read_text(encoding="utf-8")
     assert str(project) not in text
     assert len(socket.gethostname()) < 6 or socket.gethostname() not in text
@@ -136,10 +160,44 @@ def test_the_config_hash_follows_the_parameters_only(project: Path) -> None:
     assert hashed(seeds=3) != first
 
 
-def test_a_rewritten_record_drops_tables_it_no_longer_has(project: Path) -> None:
+def test_what_was_measured_and_released_is_read_back(project: Path) -> None:
     folder = write(project).parent
-    write(project, tables={"other": pd.DataFrame({"a": [1]})})
-    assert {p.name for p in folder.iterdir()} == {"record.json", "other.csv"}
+    measured = records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 2, "new": 1})
+    assert measured.arrays["loss/7k"].tolist() == [0, 1, 2, 3]
+    assert measured.arrays["loss/7k"].dtype == np.float32 and measured.facts == {"n": 4}
+    assert records.read_released(folder)["crows"].value.tolist() == [0.5]
+    assert records.read_released(None) == {}
+    with pytest.raises(DataError, match="has a record of tiny"):
+        records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 3})
+    (folder / records.MEASURED).write_bytes(b"PK")
+    with pytest.raises(DataError, match="does not match the hash in the record"):
+        records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 2})
+    (folder / "released_crows.csv").write_text("model,value\n")
+    with pytest.raises(DataError, match="does not match the hash in the record"):
+        records.read_released(folder)
+
+
+def test_a_redraw_keeps_the_origin(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = project / "results" / "tiny" / "laptop"
+    write(project)
+    shutil.copytree(source, project / "copy")
+    monkeypatch.setenv(records.REDRAW_FROM, str(project / "copy"))
+    write(project, values={"n": 3})
+    before, after = (records.read_record(folder) for folder in (project / "copy", source))
+    assert {key: before[key] for key in records._ORIGIN} == {
+        key: after[key] for key in records._ORIGIN
+    }
+    assert set(after["redrawn"]) == {"created", "commit"} and after["values"] == {"n": 3}
+    assert records.provenance(before) == records.provenance(after)
+    same = [(folder / records.MEASURED).read_bytes() for folder in (project / "copy", source)]
+    assert same[0] == same[1]
+
+
+def test_first_and_later_analyses_read_the_same(project: Path) -> None:
+    facts = {"counts": (1, 2), "by": {3: np.float64(0.1)}, "gap": float("nan")}
+    assert records.facts_as_recorded(facts) == {"counts": [1, 2], "by": {"3": 0.1}, "gap": None}
+    record = records.read_record(write(project, values={"third": 1 / 3, "n": 7, "sure": True}))
+    assert record["values"] == {"third": 0.333333333333, "n": 7, "sure": True}
 
 
 def test_not_a_number_becomes_null(project: Path) -> None:
@@ -152,11 +210,12 @@ def test_not_a_number_becomes_null(project: Path) -> None:
     ("changes", "message"),
     [
         ({"scale": "labtop"}, "Did you mean 'laptop'"),
-        ({"claims": [{**CLAIM, "verdict": "proven"}]}, "unknown verdict 'proven'; accepted: repro"),
-        ({"claims": [{"claim": "x"}]}, "claim 'x' must have the keys claim, paper"),
+        ({"claims": [CLAIM | {"ours": TEST | {"verdict": "proven"}}]}, "unknown verdict 'proven'"),
+        ({"claims": [CLAIM | {"kind": "guess"}]}, "unknown kind 'guess'; accepted: claim"),
+        ({"claims": [{"claim": "x"}]}, "claim 'x' must have the keys kind, claim"),
         ({"tables": {"../x": pd.DataFrame()}}, "table name '../x'"),
         ({"values": {"a b": 1}}, "value name 'a b'"),
-        ({"values": {"a": object()}}, "a record has only numbers and text, got object"),
+        ({"values": {"a": object()}}, "a record can store only numbers and text, got object"),
     ],
 )
 def test_invalid_records_are_refused(project: Path, changes: dict, message: str) -> None:
@@ -167,7 +226,13 @@ def test_invalid_records_are_refused(project: Path, changes: dict, message: str)
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not a record"), ("[]", "no JSON object"), ("{}", "it lacks schema, study")],
+    [
+        ("{", "is not a record"),
+        ("[]", "it has no JSON object"),
+        ("{}", "has schema None, but"),
+        ('{"schema": 2}', "it lacks study, scale"),
+        ("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n", "an unresolved merge conflict"),
+    ],
 )
 def test_a_broken_record_is_named(project: Path, content: str, message: str) -> None:
     path = write(project)
@@ -179,10 +244,18 @@ def test_a_broken_record_is_named(project: Path, content: str, message: str) -> 
         records.read_record(path.parent)
 
 
+@pytest.mark.parametrize("files", [[], {"../x": {"sha256": ""}}, {"x.csv": {}}, {"x.csv": 1}])
+def test_a_damaged_list_of_files_is_named(project: Path, files: object) -> None:
+    path = write(project)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
+    with pytest.raises(DataError, match="its list of files is invalid; run the study again"):
+        records.read_record(path)
+
+
 def test_a_record_of_another_schema_is_refused(project: Path) -> None:
     path = write(project)
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
-    with pytest.raises(DataError, match="schema 99; this version reads schema 1"):
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
+    with pytest.raises(DataError, match="schema 99, but this version reads schema 2; run"):
         records.read_record(path)
 
 
@@ -312,15 +385,56 @@ def test_an_error_names_a_file_that_is_not_a_notebook(tmp_path: Path, content: s
         notebooks.parameters_of(notebooks.read_notebook(path))
 
 
-def test_a_run_is_current_until_anything_it_depends_on_changes(project: Path) -> None:
-    path = finish(project)
-    stamp = notebooks.make_stamp("tiny", {"scale": "laptop"}, make_notebook())
-    assert not notebooks.is_current(path, stamp), "no record yet"
+@pytest.fixture
+def whole(project: Path) -> Path:
+    """The folder of a whole run."""
     write(project)
-    assert notebooks.is_current(path, stamp)
-    assert not notebooks.is_current(path, {**stamp, "library_hash": "other"})
-    path.write_text("{}")
-    assert not notebooks.is_current(path, stamp)
+    return finish(project).parent
+
+
+def test_a_run_is_current_until_anything_it_depends_on_changes(whole: Path) -> None:
+    stamp = notebooks.make_stamp("tiny", {"scale": "laptop"}, make_notebook())
+    assert records.check_whole(whole) == [] and records.is_current(whole, stamp)
+    assert not records.is_current(whole, {**stamp, "library_hash": "other"})
+    assert not records.is_current(whole.with_name("smoke"), stamp)
+    (whole / "levels.csv").write_text("size\n")
+    assert not records.is_current(whole, stamp)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("record.json", "{", "is not a record"),
+        ("record.json", None, "no record at"),
+        ("levels.csv", "size\n", "levels.csv does not match the hash in the record"),
+        ("levels.csv", None, "levels.csv is missing"),
+        (records.MEASURED, "x", "measured.npz does not match"),
+        ("released_crows.csv", None, "released_crows.csv is missing"),
+        ("notebook.ipynb", None, "no notebook at"),
+        ("notebook.ipynb", "<<<<<<< HEAD\n{}\n>>>>>>> x\n", "an unresolved merge conflict"),
+        ("notebook.ipynb", "{}", "is not a notebook"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(
+    whole: Path, file: str, content: str | None, problem: str
+) -> None:
+    (whole / file).unlink()
+    if content is not None:
+        (whole / file).write_text(content)
+    assert [problem in text for text in records.check_whole(whole)] == [True]
+
+
+def test_notebook_and_record_of_different_runs_are_told_apart(project: Path, whole: Path) -> None:
+    notebook = (whole / "notebook.ipynb").read_bytes()
+    write(project, seeds=3)
+    (whole / "notebook.ipynb").write_bytes(notebook)
+    said = "notebook.ipynb and record.json are from different runs"
+    assert records.check_whole(whole) == [said]
+    with pytest.raises(DataError, match=said):
+        site_runs.record_run("tiny", "laptop")
+    first = site_runs.select_runs(project, project / "results", "tiny")[0]
+    assert first.kind == "unrun"
+    assert first.damaged == (f"results/tiny/laptop cannot be shown: {said}",)
 
 
 # --- cleaning --------------------------------------------------------------------------------
@@ -373,7 +487,13 @@ def test_other_slashes_are_not_paths_of_a_machine(text: str) -> None:
 # --- which run is shown, recording --------------------------------------------------------------
 
 
-def test_your_run_comes_before_the_recorded_one(project: Path) -> None:
+@pytest.fixture
+def committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are made by a commit."""
+    monkeypatch.setattr(records, "commit", lambda: {"id": "c" * 40, "dirty": False})
+
+
+def test_your_run_comes_before_the_recorded_one(committed: None, project: Path) -> None:
     results = project / "results"
     assert site_runs.select_runs(project, results, "tiny")[0].kind == "unrun"
     write(project)
@@ -390,9 +510,7 @@ def test_your_run_comes_before_the_recorded_one(project: Path) -> None:
     assert scales == ["laptop", "smoke", "laptop"]
 
 
-def test_a_run_of_an_older_notebook_is_shown_as_such(project: Path) -> None:
-    write(project)
-    finish(project)
+def test_a_run_of_an_older_notebook_is_shown_as_such(project: Path, whole: Path) -> None:
     notebook = make_notebook()
     notebook.cells[2].source = "1 + 3"
     nbformat.write(notebook, project / "notebooks" / "tiny.ipynb")
@@ -401,45 +519,100 @@ def test_a_run_of_an_older_notebook_is_shown_as_such(project: Path) -> None:
         site_runs.record_run("tiny", "laptop")
 
 
-def test_a_failed_run_is_never_shown(project: Path) -> None:
-    write(project)
-    path = finish(project)
-    notebook = notebooks.read_notebook(path)
+def test_a_failed_run_is_never_shown(project: Path, whole: Path) -> None:
+    notebook = notebooks.read_notebook(whole / "notebook.ipynb")
     notebook.cells[2].outputs = [
         nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
     ]
-    nbformat.write(notebook, path)
-    assert site_runs.select_runs(project, project / "results", "tiny")[0].kind == "unrun"
+    nbformat.write(notebook, whole / "notebook.ipynb")
+    first = site_runs.select_runs(project, project / "results", "tiny")[0]
+    assert first.kind == "unrun" and "did not run to the end" in first.damaged[0]
     with pytest.raises(DataError, match="did not run to the end"):
         site_runs.record_run("tiny", "laptop")
 
 
-def test_recording_copies_the_run_and_fills_in_the_costs(project: Path) -> None:
+@pytest.mark.parametrize("old", [True, False])
+def test_a_damaged_run_of_yours_is_named_and_a_recorded_one_refused(
+    committed: None, project: Path, whole: Path, old: bool
+) -> None:
+    (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
+    site_runs.record_run("tiny", "laptop")
+    text = (whole / "record.json").read_text()
+    damaged = text.replace('"schema": 2', '"schema": 1') if old else text[: len(text) // 2]
+    (whole / "record.json").write_text(damaged)
+    said = "has schema 1, but this version" if old else "is not a record"
+    first = site_runs.select_runs(project, project / "results", "tiny")[0]
+    assert first.kind == "recorded" and len(first.damaged) == 1
+    assert first.damaged[0].startswith("results/tiny/laptop cannot be shown: record.json")
+    assert said in first.damaged[0] and str(project) not in first.damaged[0]
+    with pytest.raises(DataError, match=said):
+        site_runs.record_run("tiny", "laptop")
+    recorded = project / "book" / "recorded" / "tiny" / "laptop"
+    (recorded / "record.json").write_text(damaged)
+    with pytest.raises(
+        DataError, match=f"recorded/tiny/laptop cannot be shown: record.json {said}"
+    ):
+        site_runs.select_runs(project, project / "results", "tiny")
+    assert site_runs.all_records(project) == []
+
+
+def test_prose_and_captions_come_from_the_source(project: Path, whole: Path) -> None:
+    executed = notebooks.read_notebook(whole / "notebook.ipynb")
+    injected = nbformat.v4.new_code_cell("seeds = 2", metadata={"tags": ["injected-parameters"]})
+    executed.cells.insert(2, injected)
+    source = make_notebook()
+    source.cells[0].source = "# Tiny\n\nOther words."
+    source.cells.insert(2, nbformat.v4.new_markdown_cell("A new paragraph."))
+    source.cells[-1].metadata["mystnb"] = {"figure": {"caption": "A sum."}}
+    merged = site_runs.with_prose_of(source, executed)
+    last_words = [cell.source.split()[-1] for cell in merged.cells]
+    assert last_words[0] == "words." and last_words[2:] == ["2", "paragraph.", "1"]
+    assert merged.cells[-1].outputs[0].text == "2"
+    assert merged.cells[-1].metadata["mystnb"]["figure"]["caption"] == "A sum."
+    assert merged.metadata[notebooks.STAMP]["study"] == "tiny"
+
+
+def test_recording_copies_the_run_and_fills_in_the_costs(committed: None, project: Path) -> None:
     write(project)
     finish(project)
     (project / "README.md").write_text("a\n<!-- costs -->\nold\n<!-- /costs -->\nb\n")
     target = site_runs.record_run("tiny", "laptop")
-    assert {p.name for p in target.iterdir()} == {"notebook.ipynb", "record.json", "levels.csv"}
+    names = {path.name for path in target.iterdir()}
+    assert names == {
+        "notebook.ipynb", "record.json", "levels.csv", "released_crows.csv", records.MEASURED,
+    }  # fmt: skip
+    assert records.check_whole(target) == []
     readme = (project / "README.md").read_text()
     assert "| tiny | laptop |" in readme and "1 min 1" in readme and "old" not in readme
     assert readme.startswith("a\n") and readme.endswith("b\n")
     assert site_runs.record_run("tiny", "laptop") == target, "a second time replaces the first"
+    assert [path.name for path in target.parent.iterdir()] == ["laptop"]
 
 
-def test_recording_refuses_what_names_the_machine(project: Path) -> None:
-    write(project)
+def test_recording_refuses_what_names_the_machine(committed: None, project: Path) -> None:
+    texts = np.array([f"{project}/y"])
+    write(project, measured=Measurements({"texts": texts}, {}))
     finish(project, output=f"saved in {project}/x")
-    with pytest.raises(DataError, match=r"notebook\.ipynb names"):
+    with pytest.raises(DataError, match=r"(?s)notebook\.ipynb contains.*measured\.npz contains"):
         site_runs.record_run("tiny", "laptop")
     assert not (project / "book" / "recorded" / "tiny" / "laptop").exists()
 
 
-def test_recording_refuses_tables_of_another_run(project: Path) -> None:
-    folder = write(project).parent
-    finish(project)
-    (folder / "levels.csv").write_text("size,value\n7k,9\n")
-    with pytest.raises(DataError, match=r"levels\.csv does not match the hash"):
+def test_recording_refuses_code_that_is_not_committed(
+    project: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
+    with pytest.raises(DataError, match="measured by code that is not committed"):
         site_runs.record_run("tiny", "laptop")
+    monkeypatch.setattr(records, "commit", lambda: {"id": "c" * 40, "dirty": True})
+    write(project)
+    finish(project)
+    (whole / "levels.csv").write_text("")
+    with pytest.raises(DataError, match=r"(?s)2 problems.*levels\.csv does not.*not committed"):
+        site_runs.record_run("tiny", "laptop")
+    write(project)
+    finish(project)
+    assert site_runs.record_run("tiny", "laptop", force=True).is_dir()
 
 
 def test_substitutions_are_plain_text(project: Path) -> None:

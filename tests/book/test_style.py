@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from gender_fakes import fake_find_or_train, fake_items
 from places import ROOT
-from pythia_book import style
+from pythia_book import records, style
 from pythia_book.published.results import load
 from pythia_book.studies.gender_bias import figures as draw
 from pythia_book.studies.gender_bias import study as gender_bias
@@ -25,6 +25,8 @@ DRAWINGS = (
     "crows_over_training",
     "winobias_by_size",
     "language_cost",
+    "released_winobias",
+    "crows_biases",
 )
 
 
@@ -43,6 +45,7 @@ def results(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+        patch.setattr(records, "recorded_folder", lambda study: None)
         return {"absent": run(None), "released": run(released)}
 
 
@@ -94,7 +97,7 @@ def test_two_processes_draw_the_same_bytes(tmp_path):
 
 
 def test_missing_released_numbers_are_explained_in_the_figure(results):
-    for name in ("crows_over_training", "winobias_by_size", "language_cost"):
+    for name in DRAWINGS[2:]:
         absent = getattr(draw, name)(results["absent"]).svg
         assert "PYTHIA_PUBLISHED_DIR" in absent
         assert "EleutherAI/pythia" in absent
@@ -140,9 +143,9 @@ def test_tables_escape_what_they_show():
 def test_tables_and_summary_of_the_study(results):
     claims = style.claims_table(results["released"])
     assert len(claims.frame) == len(results["released"].claims)
-    assert "410m 60.0 → 61.0" in claims._repr_html_()
+    assert "410m 60.0 to 61.0" in claims._repr_html_()
     absent = style.claims_table(results["absent"])._repr_html_()
-    assert "not available: set PYTHIA_PUBLISHED_DIR" in absent
+    assert "neither in the record nor in PYTHIA_PUBLISHED_DIR" in absent
     levels = draw.results_table(results["absent"])
     assert len(levels.frame) == 2 * 3
     text = draw.summary(results["absent"]).data

@@ -114,7 +114,7 @@ def test_counts_as_a_file(tmp_path: Path) -> None:
     [
         (lambda: SurfaceTerms([], PIECES), "no terms to count"),
         (lambda: SurfaceTerms(["..."], PIECES), "no letter or digit"),
-        (lambda: SurfaceTerms(["a b", "a, b"], PIECES), "'a b' appears twice"),
+        (lambda: SurfaceTerms(["a b", "a, b"], PIECES), "'a b' occurs more than once"),
     ],
 )
 def test_terms_that_cannot_be_counted_are_refused(make: object, message: str) -> None:
@@ -128,7 +128,7 @@ def test_unusable_steps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="step 3 needs 6 rows, but there are 4"):
         count_terms(rows, terms, [1, 3], 2)
     for ends in ([], [0, 1], [2, 1], [1, 1]):
-        with pytest.raises(ConfigError, match="steps must be at least 1 and ascend"):
+        with pytest.raises(ConfigError, match="steps must be at least 1 and in ascending order"):
             count_terms(rows, terms, ends, 1)
-    with pytest.raises(DataError, match="no count up to step 1; blocks end at 2, 4"):
+    with pytest.raises(DataError, match="no counts up to step 1, only up to the steps 2, 4"):
         count_terms(rows, terms, [2, 4], 1).up_to(1)

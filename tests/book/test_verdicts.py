@@ -79,6 +79,8 @@ def test_words_by_kind_and_side():
 def test_open_intervals_say_what_would_have_been_seen():
     row = judge([claim(rises(e(0.5, 1.0), "points", "seeds"))])[0]["ours"]
     assert "1.4 points" in row["reason"] and "80 %" in row["reason"]
+    many = [claim(rises(e(0.5, 1.0), "points", "seeds")) for _ in range(10)]
+    assert "1.9 points" in judge(many)[0]["ours"]["reason"]  # ten tests need a larger effect
     row = judge([claim(within(e(0.5, 0.3), "points", "seeds", 0.6))])[0]["ours"]
     assert "there is an effect" in row["reason"] and "0.6 points" in row["reason"]
     row = judge([claim(rises(mean_over([1.0]), "points", "one seed"))])[0]["ours"]
@@ -157,6 +159,21 @@ def test_error_rates_of_equivalence():
     assert rate(make, at(1.5), "contradicted") <= 0.055
     assert rate(make, at(0), "reproduced") >= 0.8
     assert rate(make, at(3.5), "contradicted") >= 0.8
+
+
+@pytest.mark.parametrize("df", [3, 7, math.inf])
+def test_the_stated_effect_is_seen_in_a_family(df):
+    """With ten tests, the effect of one is found as often as stated, whatever the others show."""
+    half = Estimate(0, 0, 0, 1, 1, df).quantile(0.975)  # of an interval with standard error 1
+    stated = smallest_seen(Estimate(0, -half, half, 1, 1, df), n_tests=10)
+    rng, found = np.random.default_rng(2), 0
+    for _ in range(TRIALS):
+        error = 1.0 if math.isinf(df) else (rng.chisquare(df) / df) ** 0.5
+        seen = rng.normal(stated, 1)
+        interval = Estimate(seen, seen - half * error, seen + half * error, 1, 1, df)
+        others = [rises(Estimate(0, -half, half, 1, 1, df), "", "") for _ in range(9)]
+        found += verdict(rises(interval, "", ""), *others) == "reproduced"
+    assert 0.75 <= found / TRIALS <= 0.86
 
 
 def test_family_wise_error():

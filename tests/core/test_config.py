@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pythia_core.config import (
+    PRONOUN_SWAPS,
     DataConfig,
     InterventionConfig,
     ModelConfig,
@@ -32,6 +33,12 @@ def test_round_trip_and_stable_hash() -> None:
     assert stable_hash({"a": 1}) != stable_hash({"a": 2})
     # if this hash changes, no existing run can be found any more
     assert stable_hash(config_dict(ModelConfig(2, 16, 2, 128)))[:16] == "16e188be42cc1324"
+    swapped = {swap: run().fork(swap, 532) for swap in PRONOUN_SWAPS}
+    hashes = {swap: stable_hash(config_dict(config))[:16] for swap, config in swapped.items()}
+    assert hashes == {
+        "masculine_to_feminine": "df8bb80b40dca9a1",
+        "feminine_to_masculine": "0bd8924d69f415c3",
+    }
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -60,7 +67,7 @@ def test_every_problem_is_named_at_once() -> None:
         (lambda: DataConfig(tokenizer="bpe-10"), "N of bpe-N must be in 260..65500"),
         (lambda: DataConfig(epochs=0), "epochs must be at least 1"),
         (lambda: InterventionConfig("he", 1, 2), "unknown swap 'he'; accepted: masculine"),
-        (lambda: run().fork("masculine_to_feminine", 572), "empty or negative"),
+        (lambda: run().fork("masculine_to_feminine", 572), "less than stop, got start=572"),
         (lambda: run().fork("masculine_to_feminine", 5, 900), "after the run's last step 572"),
         (lambda: size_named("600"), "unknown size '600'.*Did you mean '600k'"),
         (lambda: scale_named("laptob"), "unknown scale 'laptob'.*Did you mean 'laptop'"),

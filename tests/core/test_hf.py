@@ -191,7 +191,7 @@ def test_rotary_as_trained_rounds_phases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "this is a 'llama'.*only models of Pythia's architecture"),
+        ({"model_type": "llama"}, "this is a 'llama' model.*only models of Pythia's architecture"),
         ({"architectures": ["GPTNeoXForSequenceClassification"]}, "expected 'gpt_neox'"),
         ({"tie_word_embeddings": True, "attention_bias": False}, "2 problems"),
         ({"intermediate_size": 100}, "intermediate_size=100, expected 256"),
@@ -224,7 +224,7 @@ def test_all_mismatches_are_reported_at_once(saved: Path) -> None:
     for part in (
         "layers.1.mlp.dense_h_to_4h.bias is missing",
         "layers.7.attention.dense.bias belongs to no layer",
-        "embed_in.weight has shape (97, 64), the config needs (98, 64)",
+        "embed_in.weight has shape (97, 64), but the config needs (98, 64)",
         "embed_out.weight has shape",
         "final_layer_norm.weight is stored as I8",
     ):
@@ -286,7 +286,7 @@ def test_pickled_weights_are_refused_with_instructions(saved: Path) -> None:
 def test_a_tokenizer_with_more_entries_than_the_model(saved: Path) -> None:
     train_bpe(["some words to train on"] * 9, 270).save(str(saved / "tokenizer.json"))
     with pytest.raises(
-        CheckpointError, match=r"tokenizer\.json has ids up to \d+, vocab_size is 97"
+        CheckpointError, match=r"tokenizer\.json has ids up to \d+, but vocab_size is 97"
     ):
         hf.load(saved)
 

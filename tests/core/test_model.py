@@ -11,7 +11,7 @@ from tiny_models import peer_of, tiny
 from pythia_core import hf
 from pythia_core.config import ModelConfig, TrainConfig
 from pythia_core.errors import ConfigError
-from pythia_core.model import GPTNeoX
+from pythia_core.model import SHAPE_6_9B, GPTNeoX, init_deviations
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor, is_decayed
 
@@ -77,13 +77,16 @@ def test_parameter_counts_of_the_official_sizes(size: str) -> None:
     assert (config.n_params, config.n_params_non_embedding) == TOTALS[size]
 
 
-@pytest.mark.parametrize("init", ["small_wang", "normal_scaled"])
+@pytest.mark.parametrize("init", ["small_wang", "normal_scaled", "like_6.9b"])
 def test_initialisation_rules(init: str) -> None:
     config = tiny(n_layers=4, d_model=256, n_heads=4, vocab_size=2048, init=init)
     model = GPTNeoX(config)
     model.init_weights(seed=7)
-    small = math.sqrt(2 / (5 * 256)) if init == "small_wang" else 0.02
-    output = 2 / (4 * math.sqrt(256)) if init == "small_wang" else 0.02 / math.sqrt(8)
+    small, output = math.sqrt(2 / (5 * 256)), 2 / (4 * math.sqrt(256))
+    if init == "normal_scaled":
+        small, output = 0.02, 0.02 / math.sqrt(8)
+    elif init == "like_6.9b":  # by the released shape and weights (EleutherAI/pythia#135)
+        small, output = small * 0.02 / 0.009882, output * 0.0025 / 0.00097656
     layer = model.layers[1]
     for weight, std in (
         (model.embed_in.weight, small),
@@ -100,6 +103,13 @@ def test_initialisation_rules(init: str) -> None:
     twin.init_weights(seed=7)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_enlarged_initialisation_is_that_of_6_9b_at_its_shape() -> None:
+    size = OFFICIAL_SIZES["6.9b"]
+    assert (size.d_model, size.n_layers) == SHAPE_6_9B
+    used = init_deviations(size.init, *SHAPE_6_9B)
+    assert init_deviations("like_6.9b", *SHAPE_6_9B) == pytest.approx(used)
 
 
 def test_future_tokens_do_not_change_the_past() -> None:

@@ -56,10 +56,16 @@ TREE = {
         "table_results": winobias(0.25, 0.21),
         "model_args": {"iteration": 143000},
     },
-    # ignored: another suite, the standard models, other sizes, plots
+    "evals/pythia-v0/winobias/1.3B/eval_results_01-22-2023-21-31-01.json": {
+        "results": [],
+        "table_results": winobias(0.30, 0.20),
+        "config": {"model_args": {"iteration": 67000}},
+    },
+    # a model without a twin
+    "evals/pythia-v1/pythia-12b-deduped/zero-shot/12b-deduped_step143000.json": harness(0.3, 0.3),
+    # ignored: other results of the first suite, the standard models
     "evals/pythia-v0/pythia-410m-deduped/zero-shot/410m-deduped_step3000.json": harness(0.1, 0.1),
     "evals/pythia-v1/pythia-410m/zero-shot/410m_step3000.json": harness(0.2, 0.2),
-    "evals/pythia-v1/pythia-12b-deduped/zero-shot/12b-deduped_step3000.json": harness(0.3, 0.3),
 }
 
 
@@ -76,7 +82,8 @@ def as_csv(root: Path) -> Path:
     rows = []
 
     def add(model, arm, step, source, task, prompt, metric, value, suite="v1"):
-        row = dict(suite=suite, model=model, intervention=arm, step=step, step_2M_equiv=step)
+        row = dict(suite=suite, model=model, intervention=arm, step=step)
+        row["step_2M_equiv"] = 2 * step if suite == "v0" else step
         row |= dict(source_folder=source, task=task, prompt=prompt, metric=metric, value=value)
         rows.append(row | {"stderr": {"pct_stereotype": 0.027, "em": 0.02}.get(metric, 0.006)})
 
@@ -95,7 +102,13 @@ def as_csv(root: Path) -> Path:
         for e in winobias(pro, anti).values():
             place = ("410m", arm, 143000, "bias-evals/winobias")
             add(*place, e["task_name"], e["prompt_name"], "em", e["em"])
+    for e in winobias(0.30, 0.20).values():
+        place = ("1.4b", "none", 67000, "pythia-v0/winobias")
+        add(*place, e["task_name"], e["prompt_name"], "em", e["em"], "v0")
     add("410m", "none", 3000, "x", "crows_pairs_english_gender", "", "pct_stereotype", 0.1, "v0")
     root.mkdir(parents=True, exist_ok=True)
+    twelve = dict(model="12b", deduped=1, shots=0, task="crows_pairs_english_gender", step=143000)
+    twelve |= dict(metric="pct_stereotype", value=0.3, stderr=0.027)
+    pd.DataFrame([twelve]).to_csv(root / "evals_crows_pairs_zero_shot.csv", index=False)
     pd.DataFrame(rows).to_csv(root / "bias_evals.csv", index=False)
     return root

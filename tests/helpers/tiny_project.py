@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from pathlib import Path
 
 import nbformat
 
 import pythia_core
+
+
+def record_cell(parameters: str, values: str = "{}", work: str = "", claims: str = "[]") -> str:
+    """A cell that conducts a study without a folder, and records it.
+
+    Args:
+        parameters: the arguments of `Params`, e.g. "scale=scale, seeds=seeds".
+        values: a dict of values, as code; `numbers` are the measurements.
+        work: statements that measure; a redraw skips them. claims: a list of claims, as code.
+    """
+    measuring = textwrap.indent(work.strip() or "pass", "    ")
+    return f"""
+from dataclasses import make_dataclass
+import numpy as np
+import pandas as pd
+from pythia_book import stats, style, verdicts
+from pythia_book.conduct import conduct
+from pythia_book.study import Measurements
+
+given = dict({parameters})
+
+def measure():
+{measuring}
+    return Measurements({{"numbers": np.arange(5.0)}}, {{"n": 5}})
+
+def analyse(measured, released):
+    numbers = measured.arrays["numbers"]
+    return {{"numbers": pd.DataFrame({{"n": numbers}})}}, {values}, {claims}
+
+params = make_dataclass("Params", list(given))(**given)
+style.write_record(conduct("tiny", params, measure, analyse))
+"""
 
 
 def make_project(root: Path, parameters: str, work: str) -> Path:

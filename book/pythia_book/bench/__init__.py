@@ -1,1 +1,4 @@
-"""Speed against named baselines, correctness on a GPU, and a cost model of the training step."""
+"""Benchmarks: speed against named baselines, correctness on a GPU, and a cost model.
+
+The cost model predicts the duration of a training step on a GPU.
+"""

@@ -1,9 +1,10 @@
-"""Correctness on a GPU: kernels are compared with fp64, the training step with plain torch.
+"""Checks that kernels and training are correct on a GPU.
 
-`problem` implements the tolerance rule for kernels, which the tests use too. In every mode, the
-training step must be bitwise reproducible, and its losses must be close to those of the same model
-with plain operations in fp32 on the CPU. A kernel that would fall back to a slower operation counts
-as failed. A dry run does the same on tiny CPU tensors, without GPU kernels.
+Kernels are compared with fp64 by the tolerance rule in `problem`, which the tests use too. Training
+is compared with the same model with PyTorch's own operations in fp32 on the CPU: in every mode, the
+losses must be close. In the modes "eager" and "graph", a second run must also give the same bits. A
+kernel that would fall back to a slower operation counts as failed. A dry run does the same on tiny
+CPU tensors, without GPU kernels.
 """
 
 from __future__ import annotations
@@ -41,23 +42,25 @@ from pythia_core.training.trainer import DTYPES, Trainer
 from pythia_core.util.machine import deterministic
 
 UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
-"""Updates, vocabulary and row length of the training check; a row spans several attention tiles."""
+"""Number of updates, vocabulary size and row length of the training check. A row is long enough for
+several tiles of an attention kernel."""
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
-"""Precision -> largest allowed difference of a loss, in nats, from plain torch in fp32."""
+"""Precision -> largest allowed difference, in nats, of a loss from plain PyTorch's in fp32."""
 
 
 def check_gpu(
     sizes: Sequence[str] = (), dry_run: bool = False, budget: float = float("inf")
 ) -> Iterator[Row]:
-    """Yield a row for the machine, then one per check.
+    """Check kernels and training; yield a row for the machine, then a row for each check.
 
     Args:
-        sizes: official sizes (default: one of every head dim).
-        budget: seconds after which no check starts; rows report the skipped ones.
+        sizes: official sizes (default: one for each head dim).
+        budget: seconds after which no check starts; each skipped check has a row that says so.
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size.
-        PythiaError: some checks failed; raised after the last row, and names them.
+        PythiaError: some checks failed. It names the failed checks and is raised after the last
+            row.
     """
     deadline = time.monotonic() + budget
     sizes = check_can_run("correctness", sizes, dry_run)
@@ -83,7 +86,7 @@ def check_gpu(
 
 
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """The name of every check, and a function that returns the problem it finds, or ""."""
+    """Yield the name of every check and a function that returns the problem, or "" if none."""
     first = sorted(sizes, key=lambda size: size != "160m")
     yield from _kernel_checks(first[0], "bf16", device)
     modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
@@ -105,7 +108,10 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
 def _kernel_checks(
     size: str, precision: str, device: str
 ) -> Iterator[tuple[str, Callable[[], str]]]:
-    """The checks of all kernels of a size, and of Triton's attention where there is Triton."""
+    """Yield the checks of all kernels at one size, as in `_checks`.
+
+    If Triton is available, its attention kernel has a check of its own.
+    """
     torch.manual_seed(0)
     shape = shape_of(OFFICIAL_SIZES[size], dry_run=device == "cpu", few=True)
     for case in cases(*shape, DTYPES[precision], device):
@@ -117,7 +123,7 @@ def _kernel_checks(
 
 
 def _kernel_problem(case: Case, ours: Implementation) -> str:
-    """Compare a kernel with fp64; return the problem, or ""."""
+    """Compare a kernel with fp64; return the problem, or "" if there is none."""
     inputs, exact = exact_results(case)
     # a mean over many tokens can be exact by chance, so allow the error of one rounding
     least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
@@ -132,11 +138,15 @@ def problem(
     differentiated: bool = True,
     least: float = 1e-6,
 ) -> str:
-    """Apply the tolerance rule to a kernel; return how it is violated, or "".
+    """Apply the tolerance rule to a kernel; return the problem, or "" if the kernel follows it.
 
-    The rule: the error of every output and gradient against fp64 is at most `least`, or twice that
-    of the plain reference in the same dtype; a second call gives the same bits; every element is
-    written. `exact`: outputs and gradients in fp64.
+    The error of every output and gradient, compared with fp64, must be at most twice the error of
+    the reference in the same dtype, or at most `least` if that is larger. A second call must give
+    the same bits. Every element must be written.
+
+    Args:
+        exact: the outputs and the gradients in fp64.
+        least: a relative error that is always allowed.
     """
     plain = results(reference, inputs, differentiated)
     with deterministic():
@@ -146,7 +156,10 @@ def problem(
         for o, p, e in zip(*tensors, strict=True):
             error, bound = relative_error(o, e), max(2 * relative_error(p, e), least)
             if not error <= bound:  # NaN is wrong too
-                return f"{kind} differ from fp64 by {error:.2g}; {bound:.2g} is allowed"
+                return (
+                    f"{kind} differ from fp64 by a relative error of {error:.2g}; at most "
+                    f"{bound:.2g} is allowed"
+                )
     pairs = zip((*actual[0], *actual[1]), (*again[0], *again[1]), strict=True)
     return "" if all(torch.equal(a, b) for a, b in pairs) else "a second call gives different bits"
 
@@ -155,19 +168,22 @@ def problem(
 
 
 def _training_problem(mode: str, precision: str, device: str) -> str:
-    """Train in a mode and compare with plain torch; return the problem, or ""."""
+    """Train in one mode, compare with plain PyTorch; return the problem, or "" if there is none."""
     seq_len = 32 if device == "cpu" else SEQ_LEN
     losses, weights = _train_tiny_model(precision, device, Execution(mode), seq_len)
     expected = _plain_losses(seq_len)
     error = max(abs(ours - plain) for ours, plain in zip(losses, expected, strict=True))
     allowed = LOSS_TOLERANCE[precision]
     if not error <= allowed:
-        return f"a loss differs from plain torch's by {error:.2g}; {allowed:.2g} is allowed"
+        return (
+            f"a loss differs from that of plain PyTorch by {error:.2g} nats; at most {allowed:.2g} "
+            "is allowed"
+        )
     if mode == "compile":  # a second run would compile everything again
         return ""
     losses_again, weights_again = _train_tiny_model(precision, device, EAGER, seq_len)
     same = losses == losses_again and torch.equal(weights, weights_again)
-    return "" if same else "a second, eager run gives different bits"
+    return "" if same else "a second run, in eager mode, gives different bits"
 
 
 @functools.cache
@@ -178,7 +194,7 @@ def _plain_losses(seq_len: int) -> list[float]:
 def _train_tiny_model(
     precision: str, device: str, execution: Execution, seq_len: int, ops: Ops | None = None
 ) -> tuple[list[float], Tensor]:
-    """Train a tiny model to count; return the loss of each update and the final weights."""
+    """Train a tiny model on the `_rows`; return the loss of each update and the final weights."""
     run = RunConfig(
         ModelConfig(n_layers=2, d_model=128, n_heads=2, vocab_size=VOCAB, max_seq_len=seq_len),
         DataConfig(seq_len=seq_len),
@@ -191,7 +207,7 @@ def _train_tiny_model(
 
 
 def _rows(step: int, seq_len: int) -> np.ndarray:
-    """Training rows: counting up from a random number, occasionally by two."""
+    """Four training rows, which count up from a random number by one and occasionally by two."""
     random = np.random.default_rng(step)
     strides = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))
     return ((random.integers(VOCAB, size=(4, 1)) + strides.cumsum(1)) % VOCAB).astype(np.uint16)

@@ -1,10 +1,11 @@
-"""The cost of a training step on one H100, predicted before it is measured.
+"""Predicts the duration of a training step on one H100.
 
-A step has five parts: matrix products of the layers, those with the vocabulary, attention,
-memory-bound passes, and the loss. Operations and bytes of each are counted from the architecture;
-the rates are *estimates*, from published kernels and data sheets, made before this project measured
-anything. Each is a named constant, so that it can be checked. The optimizer is modelled separately
-(`optimizer_seconds`); launch gaps and power limits are ignored.
+A step has five parts: the matrix products of the layers, the matrix products with the vocabulary,
+attention, memory-bound passes, and the loss. The operations and bytes of each part follow from the
+architecture. The rates are *estimates* from published kernels and data sheets, made before this
+project measured anything. Each estimate is a named constant, so that it can be checked. The
+optimizer has a model of its own (`optimizer_seconds`); gaps between kernel launches and power
+limits are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pythia_core.errors import ConfigError
 
 SEQ_LEN = 2048
 MATMUL = 798.0
-"""Attainable TFLOP/s of bf16 matrix products on an H100 [estimate: 81 % of the data sheet]."""
+"""Attainable TFLOP/s of bf16 matrix products on an H100 [estimate: 81 % of the data sheet's
+rate]."""
 COPY = 3.0
 """Attainable TB/s of a copy on an H100 [estimate]."""
 PEAKS = (
@@ -29,16 +31,18 @@ PEAKS = (
     ("H200", 989.4),
     ("A100", 312.0),
 )
-"""Dense bf16 TFLOP/s from data sheets, by a substring of the device's name; first match counts."""
+"""Part of a device's name, and the dense bf16 TFLOP/s from the data sheet of that device. The first
+entry that matches a name counts."""
 EFFICIENCY = {
     128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 2560: 0.88, 4096: 0.92,
 }  # fmt: skip
-"""Width -> fraction of MATMUL attained by single matrix products [estimates], to interpolate."""
+"""Width -> fraction of MATMUL that single matrix products attain [estimates]; interpolated for the
+widths between."""
 
 # --- execution profiles ----------------------------------------------------------------------
 
 Rates = dict[int, tuple[float, float]]
-"""Head dim -> TFLOP/s of causal attention at 2,048 tokens, forward and backward [estimates]."""
+"""Head dim -> (forward, backward) TFLOP/s of causal attention at 2,048 tokens [estimates]."""
 
 LIBRARY: Rates = {
     32: (200, 130),
@@ -58,15 +62,18 @@ BEST_LIBRARY: Rates = {
 
 @dataclass(frozen=True)
 class Profile:
-    """One way to execute the step: its number of memory passes, and its rates.
+    """The assumptions about one implementation of the training step.
 
     Attributes:
-        passes: reads and writes of a bf16 (tokens, width) tensor per layer.
-        bandwidth: TB/s of these passes.
-        loss_bytes, loss_bandwidth: bytes per logit that the loss reads and writes, and its TB/s.
-        extra, most: added to EFFICIENCY for the layers' products, and the maximum of the sum.
-        vocab_extra, vocab_most: the same for the products with the vocabulary.
-        vocab_bandwidth: TB/s of those products, which also have to move 10 bytes per logit.
+        passes: how often a layer reads or writes a bf16 tensor of shape (tokens, width).
+        bandwidth: TB/s of the memory passes.
+        attention: rates of attention.
+        loss_bytes: bytes per logit that the loss reads and writes.
+        loss_bandwidth: TB/s of the loss.
+        extra, most: the matrix products of the layers attain EFFICIENCY + extra, at most `most`.
+        vocab_extra, vocab_most: the same for the matrix products with the vocabulary.
+        vocab_bandwidth: TB/s of the matrix products with the vocabulary, which read or write 10
+            bytes per logit.
     """
 
     passes: int
@@ -88,21 +95,27 @@ PROFILES = {
 
 
 def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str, float]:
-    """Predicted nanoseconds per token of gemm, logits, attention, elementwise and loss.
+    """Predict the nanoseconds per token of each part of a step, without the optimizer.
 
     Args:
-        model: its head dim must be in LIBRARY.
         profile: a name in PROFILES.
-        seq_len: attention on rows shorter than SEQ_LEN is slower by the
-            square root of the ratio [a guess].
+        seq_len: tokens per row. If it is below SEQ_LEN, attention is predicted to be slower by a
+            factor of sqrt(SEQ_LEN / seq_len) [a guess].
+
+    Returns:
+        gemm: matrix products of the layers.
+        logits: matrix products with the vocabulary.
+        elementwise: memory-bound passes of the layers.
+        attention, loss: the parts with these names.
 
     Raises:
-        ConfigError: there is no estimate for the head dim.
+        ConfigError: there is no estimate for the head dim of the model.
     """
     if model.head_dim not in LIBRARY:
         raise ConfigError(
             f"no speed estimate for head_dim {model.head_dim}; there are estimates for "
-            f"{', '.join(map(str, LIBRARY))}, as in scale gpu and the official sizes"
+            f"{', '.join(map(str, LIBRARY))}, the head dims of the scale `gpu` and of the official "
+            "sizes"
         )
     way, d, n_layers, vocab = PROFILES[profile], model.d_model, model.n_layers, model.vocab_size
     efficiency = float(np.interp(d, list(EFFICIENCY), list(EFFICIENCY.values())))
@@ -124,25 +137,25 @@ def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str,
 
 
 def ns_per_token(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> float:
-    """Predicted nanoseconds per token, without the optimizer."""
+    """Predict the nanoseconds per token of a step, without the optimizer."""
     return sum(parts(model, profile, seq_len).values())
 
 
 def optimizer_seconds(model: ModelConfig) -> float:
-    """Predicted seconds of a fused AdamW step: 30 bytes per parameter."""
+    """Predict the seconds of a fused AdamW step, which moves 30 bytes per parameter."""
     return 30 * model.n_params / (COPY * 1e12)
 
 
 def predicted_tokens_per_s(model: ModelConfig, profile: str, tokens_per_update: int) -> float:
-    """Predicted tokens per second, including the optimizer, for updates of this many tokens."""
+    """Predict the tokens per second of training, including the optimizer."""
     seconds = ns_per_token(model, profile) / 1e9
     return 1 / (seconds + optimizer_seconds(model) / tokens_per_update)
 
 
 def peak_tflops(device: str) -> float | None:
-    """Dense bf16 TFLOP/s from the device's data sheet; None if it is not in PEAKS."""
+    """The dense bf16 TFLOP/s in a device's data sheet; None if PEAKS does not have the device."""
     return next((peak for name, peak in PEAKS if name in device), None)
 
 
 GOAL = 1.15
-"""Goal of our kernels: speedup over the same model in plain torch under torch.compile."""
+"""The speedup that our kernels aim at, over the same model in plain PyTorch with torch.compile."""

@@ -1,9 +1,11 @@
-"""Speed of text generation, compared with `transformers`' generate on equal weights in one run.
+"""Measures the speed of text generation, compared with `generate` of `transformers`.
 
-Both continue the same batch of prompts greedily in fp32. The prompts differ in length, so they are
-padded on the left for `transformers`; it is timed with both its attention implementations, and the
-faster one counts. All continuations have full length. The random weights are scaled to give sharp
-predictions, so that the two should write equal texts; the number of equal texts is reported.
+Both implementations have the same weights and are timed alternately in the same process. Both
+continue the same batch of prompts greedily in fp32, always by NEW tokens. The prompts differ in
+length, so they are padded on the left for `transformers`. It is timed with each of its attention
+implementations (ATTENTION), and the faster one counts. The unembedding of the random model is
+enlarged to give sharp predictions, so that both implementations should write equal texts; the
+number of equal texts is reported.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pythia_core.util.machine import device_info
 from pythia_core.util.progress import bar as progress_bar
 
 PROMPT = (16, 48)
-"""Shortest and longest prompt, in tokens."""
+"""Tokens of the shortest and of the longest prompt."""
 NEW = 64
 BATCHES = (1, 16)
 ATTENTION = ("eager", "sdpa")
@@ -42,7 +44,7 @@ def _model(config: ModelConfig) -> GPTNeoX:
 
 
 def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
-    """A function that continues prompts as a user of `transformers` would."""
+    """Return a function that continues prompts with `transformers`, as its users would."""
     from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
     settings = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation=attention)
@@ -67,7 +69,7 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
 def time_alternately(
     calls: dict[str, Callable[[], Any]], rounds: Iterable[Any]
 ) -> dict[str, float]:
-    """Median seconds of each call; in every round, each is called once."""
+    """In every round, make each of the calls once; return the median seconds of each call."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in rounds:
         for name, call in calls.items():
@@ -80,7 +82,7 @@ def time_alternately(
 def bench_size(
     config: ModelConfig, batch: int, rounds: int, progress: bool = True
 ) -> dict[str, Any]:
-    """Measure one model at one batch size: a row of the table."""
+    """Measure one model at one batch size; return a row of the table."""
     model = _model(config)
     rng = np.random.default_rng(batch)
     lengths = rng.integers(PROMPT[0], PROMPT[1] + 1, batch)
@@ -108,7 +110,10 @@ def bench_size(
 def bench_generate(
     sizes: tuple[str, ...] = (), rounds: int = 5, progress: bool = True
 ) -> dict[str, Any]:
-    """Measure `sizes` (default: the smallest, middle and largest of scale laptop) at BATCHES.
+    """Measure each size at each batch size in BATCHES.
+
+    Args:
+        sizes: sizes of the scale `laptop` (default: the smallest, the middle and the largest).
 
     Raises:
         ConfigError: fewer than 1 round.

@@ -1,10 +1,12 @@
-"""One command to check a GPU: correctness of the kernels, speed of attention and training.
+"""The command gpu-check: checks the kernels on a GPU and measures speed, in limited time.
 
-The steps are `bench` and `study` commands, each in its own process with a time limit, so that a
-failing or hanging step does not affect the others. A step starts only if the remaining time should
-suffice. Results are written to one folder as they arrive, so that none are lost if the machine is:
-measurements and the outcomes of the steps go to FILES, the output of the steps to check.log. A
-later call with other sizes adds to them.
+The steps are `bench` and `study` commands. Each runs in a process of its own with a time limit, so
+that a step that fails or hangs does not affect the others. A step starts only if its estimated
+duration is not above the remaining time.
+
+Everything is written to one folder as soon as it is known, so that results survive if the machine
+disappears: measurements and the outcomes of steps go to FILES, and the output of the steps goes to
+check.log. A later call, e.g. with other sizes, adds to the same files.
 """
 
 from __future__ import annotations
@@ -33,16 +35,16 @@ DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
 STUDY = "gender_bias"
 FILES = ("correctness", "attention", "train", "kernels", "steps")
-"""Files of rows in the results folder, without the suffix .jsonl."""
+"""Names of the files of rows in the results folder, without the suffix .jsonl."""
 OVERTIME = 1.5
-"""A step is stopped after this multiple of its estimated time; in a dry run, which may be on a slow
-machine, only at the end of the budget."""
+"""A step is stopped after this multiple of its estimated duration. In a dry run, which may be on a
+slow machine, a step is stopped only at the end of the budget."""
 CLOSING_SECONDS = 15.0
-"""A benchmark stops starting measurements this many seconds before its limit."""
+"""A benchmark starts no measurement in the last seconds before its limit, this many."""
 PROGRESS_SECONDS = 15.0
-"""Seconds between progress lines of a step."""
+"""Seconds between two lines that show the progress of a step."""
 EXIT_SECONDS = 5.0
-"""Seconds for a process to end after a signal."""
+"""Seconds that a process gets to end after a signal."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ class Step:
     """One process of the check.
 
     Attributes:
-        command: a module and its arguments; {budget} is replaced by the seconds it may measure.
-        file: the file in the results folder to which it adds rows; "" if none.
+        command: a module and its arguments. The text {budget} in an argument is replaced by the
+            number of seconds in which the step may start measurements.
+        file: the file in the results folder to which the step adds rows; "" if none.
         seconds: estimated duration.
-        extra: whether it is optional, so that skipping it is not a failure.
+        extra: whether the step is optional: skipping it for lack of time is not a failure.
     """
 
     name: str
@@ -67,11 +70,13 @@ class Step:
 
 
 def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) -> list[Step]:
-    """The steps, most useful first; their durations are rough guesses.
+    """Return the steps of a check, most useful first. Their durations are rough guesses.
 
     Args:
-        out: results folder. only: a subset of PARTS (default: all but the study).
-        sizes: official sizes (default: 160m, then the others; in a dry run 160m).
+        out: results folder.
+        only: a subset of PARTS (default: all but the study).
+        sizes: names in ORDER of pythia_book.bench.train. By default, 160m is measured first and the
+            other sizes are optional; a dry run measures only 160m.
 
     Raises:
         ConfigError: an unknown part or size.
@@ -122,17 +127,19 @@ def gpu_check(
     sizes: Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
-    """Run the steps that fit the budget and print a table of all results in `out`.
+    """Run the steps that fit the budget, then print a table of all results in `out`.
 
     Args:
-        budget: seconds in total. out: results folder; may hold results of an earlier call.
+        budget: total seconds for all steps.
+        out: results folder, which may already hold results of an earlier call.
         only, sizes, dry_run: as in `plan`.
 
     Raises:
-        ConfigError: no CUDA device (outside a dry run), an unknown part or size, or `out` has
-            results of a dry run and this is none, or vice versa.
-        PythiaError: steps failed or were stopped, or skipped although not optional; names them.
-        KeyboardInterrupt: stopped by the user; the table is printed first.
+        ConfigError: no CUDA device (outside a dry run); an unknown part or size; or `out` has
+            results of a dry run and this call is not a dry run, or the other way round.
+        PythiaError: a step failed or was stopped at its limit, or a step that is not optional was
+            skipped. It names all these steps.
+        KeyboardInterrupt: the user stopped the command; the table is printed first.
     """
     deadline = time.monotonic() + budget - EXIT_SECONDS
     if not dry_run:
@@ -140,7 +147,9 @@ def gpu_check(
     steps = plan(out, only, sizes, dry_run)
     if any(row.get("dry_run") is not dry_run for rows in results(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
-        raise ConfigError(f"{out} holds the results of {kind}; name another folder with --out")
+        raise ConfigError(
+            f"{out} already holds the results of {kind}; name another folder with --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     unavailable = (OSError, subprocess.TimeoutExpired)
     with open(out / "check.log", "ab") as log, contextlib.suppress(*unavailable):
@@ -160,19 +169,19 @@ def gpu_check(
 
 
 def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) -> Iterator[Row]:
-    """Run the steps; yield the outcome of each, after appending it to steps.jsonl.
+    """Run the steps. After each step, append its outcome to steps.jsonl and yield it.
 
     Args:
-        deadline: the time.monotonic() value by which all must end.
+        deadline: the time.monotonic() value by which all steps must end.
 
     Raises:
-        Stopped: the user interrupted a step; its processes have been ended.
+        Stopped: the user interrupted a step, whose processes have been ended.
     """
     for step in steps:
         left = deadline - time.monotonic()
         row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
         if left < step.seconds:
-            why = f"needs about {step.seconds:.0f} s, but only {max(0.0, left):.0f} s were left"
+            why = f"it needs about {step.seconds:.0f} s, but {max(0.0, left):.0f} s were left"
             row |= {"outcome": "no time", "why": why}
         else:
             row |= _run(step, left, out, dry_run)
@@ -186,7 +195,14 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
 
 
 def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
-    """Run a step in a process of its own; return the columns outcome, why and seconds."""
+    """Run a step in a process of its own; end the process at its time limit.
+
+    Args:
+        left: seconds until the end of the budget.
+
+    Returns:
+        The columns `outcome`, `why` and `seconds`, and `signal` if the user interrupted the step.
+    """
     limit = left if dry_run else min(OVERTIME * step.seconds, left)
     budget = left if dry_run else max(1.0, min(step.seconds, limit - CLOSING_SECONDS))
     _log(out, f"== {step.name}: at most {limit:.0f} s of the {left:.0f} s left")
@@ -229,7 +245,12 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
 
 
 def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
-    """Start a step in its own session, so that all its processes can be ended together."""
+    """Start a step in its own session, so that all its processes can be ended together.
+
+    Args:
+        budget: seconds in which the step may start measurements.
+        log: the file to which the output of the step is appended.
+    """
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     code = "from pythia_book.bench.gpu_check import child; child()"
@@ -247,9 +268,9 @@ def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
 
 
 def child() -> None:
-    """The main function of a step's process: run a module as `python -m` does.
+    """Run a module as `python -m` does. This is the main function of a step's process.
 
-    The process and its children are killed when the parent exits.
+    The process and its children are killed when the parent process exits.
     """
     parent, module, *arguments = sys.argv[1:]
     exit_with_parent(int(parent), lambda: os.killpg(0, signal.SIGKILL))
@@ -258,7 +279,7 @@ def child() -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a step's process, if it is still running, and any children left behind."""
+    """End the process of a step, if it still runs, and all children that it has left behind."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -273,7 +294,7 @@ def _log(out: Path, text: str) -> None:
 
 
 def _last_line(log: Path, offset: int) -> str:
-    """The last line printed after an offset in the log."""
+    """The last line of the log that is not blank, or "" if there is none after `offset` (bytes)."""
     with open(log, "rb") as file:
         file.seek(offset)
         lines = file.read().decode(errors="replace").splitlines()
@@ -284,12 +305,15 @@ def _last_line(log: Path, offset: int) -> str:
 
 
 def results(out: Path) -> dict[str, list[Row]]:
-    """File name in FILES -> its rows; all of them, or none, come from dry runs."""
+    """Map each name in FILES to the rows of that file.
+
+    A folder has rows of dry runs or of real runs, never both.
+    """
     return {name: read_rows(out / f"{name}.jsonl") for name in FILES}
 
 
 def table(out: Path) -> list[str]:
-    """The results in a folder as lines of text; of repeated measurements, the newest."""
+    """Format the results in a folder as lines of text; use the newest of repeated measurements."""
     rows = results(out)
     mark = DRY_RUN if any(row.get("dry_run") for kind in rows.values() for row in kind) else ""
     checks = {row["name"]: row for row in rows["correctness"] if "name" in row}

@@ -1,11 +1,14 @@
-"""Speed of every kernel, compared with its reference, plain and compiled, and with libraries.
+"""Measures the speed of every kernel, compared with its reference implementation and libraries.
 
-One row per implementation, forward and backward together. After three warm-up calls, at least
-twenty single calls are timed in each of three repeats, on a GPU with flushed caches and between two
-CUDA events. A row has the median of the three medians and their range. Rates count minimal work:
-each operand read once, each result written once; for causal attention, only the query-key products
-below the mask. Shares are relative to a copy and a matrix product measured in the same run. Errors
-are against fp64, on fewer tokens. If an implementation cannot run, its row has the reason.
+The reference runs both eagerly and under torch.compile. Every implementation has a row; its time is
+that of one forward and one backward pass. After three warm-up calls, single calls are timed in
+three repeats of at least twenty calls. On a GPU, the caches are flushed before every call, which is
+timed by two CUDA events. A row has the median of the three medians, and their range.
+
+Rates count the minimal work: each operand is read once, and each result is written once. For causal
+attention, only the products of queries with keys that are not masked count. Shares are relative to
+the measured rate of a copy or of a matrix product in the same run. Errors are differences from an
+fp64 result, on fewer tokens. If an implementation cannot run, its row has the reason.
 
 A dry run does everything on tiny CPU tensors; its times are meaningless.
 """
@@ -55,12 +58,14 @@ class Case:
     """An operation at one shape.
 
     Attributes:
-        inputs: creates the tensors to be differentiated or, for an optimizer, updated.
-        exact: the reference that computes the exact results, from inputs in fp64.
-        differentiated: whether it has a backward pass.
-        unit: "GB/s" or "TFLOP/s".
-        work: the minimal number of bytes or operations, and its formula.
+        inputs: creates the tensors to differentiate or, for an optimizer, to update.
+        ours: our kernel.
+        reference: the same operation in plain PyTorch, in the dtype of `ours`.
+        exact: the reference in fp64, which takes the inputs in fp64.
+        unit: unit of the rate, "GB/s" or "TFLOP/s".
+        work: the minimal number of bytes or operations, and the formula of that number.
         others: further implementations by name.
+        differentiated: whether the operation has a backward pass.
     """
 
     kernel: str
@@ -76,7 +81,7 @@ class Case:
 
 
 def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
-    """AdamW on n parameters and their copy in `dtype`."""
+    """An AdamW step on n fp32 parameters, which also writes their copy in `dtype`."""
     constants, decayed = AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1), n // 2
     factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
 
@@ -115,10 +120,12 @@ def cases(
     device: str,
     fused: bool = True,
 ) -> Iterator[Case]:
-    """The operations of one model size on `rows` rows of `seq` tokens.
+    """Yield the operations of one model size on `rows` rows of `seq` tokens.
 
-    If `fused`, they are those of a GPU, where some are fused; otherwise those of a CPU, together
-    with torch's own for comparison.
+    Args:
+        d: width of the model.
+        fused: yield the operations of a GPU, some of which are fused. Otherwise, yield the
+            operations of a CPU, most of them together with PyTorch's implementation.
     """
     n, dim, size = rows * seq, d // heads, dtype.itemsize
     fp32 = {"dtype": torch.float32, "device": device}
@@ -224,7 +231,7 @@ def cases(
 # --- measuring -------------------------------------------------------------------------------
 
 SIZES = ("31m", "160m", "1b", "1.4b", "2.8b")
-"""One size per head dim: 32, 64, 256, 128, 80."""
+"""One size for each head dim; in this order, 32, 64, 256, 128 and 80."""
 KERNELS = (
     *("linear_cross_entropy", "split_rotated", "layer_norm_pair"),
     *("bias_gelu_tanh", "bias_gelu_erf", "attention", "adamw"),
@@ -236,7 +243,7 @@ REPEATS, CALLS = 3, 20
 def _timed_calls(
     function: Callable[[], Any], device: str, seconds: float, calls: int
 ) -> list[float]:
-    """Milliseconds of each call; makes at least `calls` calls and takes at least `seconds`."""
+    """Make at least `calls` calls in at least `seconds`; return the milliseconds of each."""
     cuda = device == "cuda"
     flush_buffer = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
     times: list[float] = []
@@ -260,10 +267,15 @@ def _timed_calls(
 def timing(
     function: Callable[[], Any], device: str, seconds: float, calls: int = CALLS
 ) -> dict[str, Any]:
-    """Time a function.
+    """Time a function in REPEATS repeats.
+
+    Args:
+        seconds: minimum duration of all repeats together.
+        calls: minimum number of calls in each repeat.
 
     Returns:
-        ms: the median of the repeats' medians. ms_low, ms_high: the range of those medians.
+        ms: the median of the medians of the repeats, in milliseconds.
+        ms_low, ms_high: the lowest and highest of these medians.
         calls: the number of timed calls.
     """
     for _ in range(3):
@@ -281,7 +293,12 @@ def timing(
 def peak_rates(
     device: torch.device, dtypes: Sequence[torch.dtype], seconds: float
 ) -> dict[str, float]:
-    """Measured GB/s of a copy (reads and writes) and TFLOP/s of square matrix products by dtype."""
+    """Measure the rates of a copy and of square matrix products.
+
+    Returns:
+        copy: GB/s that a copy reads and writes, counted together.
+        fp32, bf16, ...: TFLOP/s of matrix products in each of the dtypes.
+    """
     cuda = device.type == "cuda"
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)
     a, b, out = (torch.randn(side, side, device=device) for _ in range(3))
@@ -295,12 +312,12 @@ def peak_rates(
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """ "fp32", "bf16" or "fp16"."""
+    """The name of a dtype in a run's config: "fp32", "bf16" or "fp16"."""
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 
 def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
-    """The row that describes the machine: device, versions and the `peak_rates`."""
+    """The row that describes the machine: its device, its versions, and its `peak_rates`."""
     rates = {name: value for name, value in peaks.items() if name != "copy"}
     return {
         **device_info(),
@@ -321,7 +338,10 @@ def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tenso
 def results(
     implementation: Implementation, inputs: list[Tensor], differentiated: bool = True
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and gradients, converted to fp64; the upstream gradients are equal in every dtype."""
+    """Run an implementation; return its outputs and the gradients of its inputs, in fp64.
+
+    The upstream gradients are the same random numbers in every call, rounded to the output's dtype.
+    """
     if not differentiated:
         return [o.double() for o in _outputs(implementation, [x.clone() for x in inputs])], []
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
@@ -334,19 +354,25 @@ def results(
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
-    """Norm of the difference relative to the norm of the exact tensor, in fp64."""
+    """The norm of the difference, divided by the norm of the exact tensor."""
     return ((actual.to(exact.device) - exact).norm() / exact.norm().clamp_min(1e-30)).item()
 
 
 def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
-    """Inputs that are the same in every call, and the exact outputs and gradients in fp64."""
+    """Create the inputs of a case and compute its exact outputs and gradients in fp64.
+
+    The inputs are the same in every call.
+
+    Returns:
+        The inputs, and the pair of exact outputs and exact gradients.
+    """
     torch.manual_seed(2)
     inputs = case.inputs()
     return inputs, results(case.exact, [x.double() for x in inputs], case.differentiated)
 
 
 def error_of(case: Case, implementation: Implementation) -> float:
-    """The largest norm-wise relative error of an output or gradient against fp64."""
+    """The largest `relative_error` of any output or gradient, compared with fp64."""
     inputs, exact = exact_results(case)
     actual = results(implementation, inputs, case.differentiated)
     pairs = zip((*actual[0], *actual[1]), (*exact[0], *exact[1]), strict=True)
@@ -354,7 +380,7 @@ def error_of(case: Case, implementation: Implementation) -> float:
 
 
 def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
-    """A function that runs forward and backward once, to be timed."""
+    """Return a function to be timed, which runs forward and backward once."""
     inputs = case.inputs()
     if not case.differentiated:
         return lambda: implementation(*inputs)
@@ -364,7 +390,7 @@ def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
 
 
 def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
-    """Peak memory of a call in bytes, on top of what is allocated already; None without CUDA."""
+    """The bytes that a call allocates at its peak, beyond those allocated before; None on a CPU."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -389,10 +415,11 @@ def measure(
     """Time every implementation of an operation; yield a row for each.
 
     Args:
-        error_case: the same operation on few tokens, for the errors.
-        peaks: as returned by `peak_rates`.
+        error_case: the same operation on few tokens, used to measure errors.
+        seconds, calls: see `timing`.
+        peaks: the `peak_rates` of the device.
         deadline: the time.monotonic() value after which no measurement starts.
-        compiled: also time the reference under torch.compile.
+        compiled: whether to time the reference under torch.compile too.
     """
     implementations = {
         "ours": (case.ours, error_case.ours),
@@ -441,7 +468,7 @@ OUT_OF_MEMORY = "out of memory"
 
 
 def reason(error: Exception) -> str:
-    """An error in one line of text."""
+    """Describe an error in one line."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, torch.OutOfMemoryError):
         return f"{OUT_OF_MEMORY}: {text}"
@@ -450,7 +477,7 @@ def reason(error: Exception) -> str:
 
 
 def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
-    """Check that a benchmark can run; return the sizes to measure (default: SIZES).
+    """Check that a benchmark can run; return the sizes to measure: `sizes`, or SIZES if empty.
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size.
@@ -476,15 +503,17 @@ def bench_kernels(
     precisions: Sequence[str] = ("bf16",),
     calls: int = CALLS,
 ) -> Iterator[Row]:
-    """Yield rows as they are measured; the first describes the machine.
+    """Measure the kernels; yield a row for the machine, then a row for each measurement.
 
     Args:
-        sizes: official sizes (default: one per head dim); on a CPU, sizes of scale laptop, which
-            also sets the batch size.
+        sizes: on a GPU, official sizes (default: one per head dim); on a CPU, sizes of the scale
+            `laptop`, whose batch size and row length are used.
         seconds: minimum seconds of timed calls per measurement.
-        only: a subset of KERNELS (default: all).
-        budget: seconds after which no measurement starts; rows report the skipped ones.
-        precisions, calls: used only on a CPU; a GPU is measured in bf16 with CALLS.
+        only: on a GPU, a subset of KERNELS (default: all).
+        budget: on a GPU, the seconds after which no measurement starts; each skipped measurement
+            has a row that says so.
+        precisions: precisions to measure on a CPU; a GPU is always measured in bf16.
+        calls: minimum timed calls per repeat on a CPU; on a GPU, always CALLS.
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size or kernel.
@@ -515,7 +544,7 @@ def bench_kernels(
 def _bench_on_cpu(
     sizes: Sequence[str], precisions: Sequence[str], seconds: float, calls: int
 ) -> Iterator[Row]:
-    """Measure the CPU kernels, without torch.compile, at the shapes of scale laptop."""
+    """Measure the CPU kernels, without torch.compile, at the shapes of the scale `laptop`."""
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
     vocab, peaks = scale.run(sizes[0]).model.vocab_size, peak_rates(device, dtypes, seconds)
@@ -531,8 +560,11 @@ def _bench_on_cpu(
 
 
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
-    """(rows, tokens per row, width, heads, vocabulary), in total 32,768 tokens; 300 if `few`; 8 in
-    a dry run."""
+    """The shape at which to measure a size: rows, tokens per row, width, heads and vocabulary.
+
+    In a dry run there are 8 tokens and 2 heads. Otherwise, there are 300 tokens if `few`, as for
+    comparisons with fp64, and 32,768 tokens if not.
+    """
     if dry_run:
         return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
     if few:
@@ -546,24 +578,30 @@ HEAD_DIMS = (64, 128, 256, 80, 32)
 SEQ_LENS = (2048, 512)
 TOKENS, WIDTH = 32_768, 1024
 MEASURED = tuple(library for library in BACKENDS if library != "math")
-"""All but the plain formula, which stores every score, so that nobody would train with it."""
+"""All libraries but "math", the plain formula: nobody would train with it, because it stores every
+score."""
 REPETITIONS = 4
-"""How often the gradients are recomputed to compare their bits."""
+"""How often the gradients are computed again, to compare their bits with the first ones."""
 
 
 def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iterator[Row]:
-    """The speed of each attention library, and whether its backward is bitwise reproducible.
+    """Measure each attention library: its speed, and whether repeated gradients have equal bits.
 
-    A run can be resumed exactly only if the same step gives the same bits, and a backward pass that
-    accumulates over tiles with atomics does not. So every library is timed at its fastest and again
-    with deterministic kernels only, and each time the gradients are recomputed and compared. All
-    is in bf16; queries, keys and values are views of one packed tensor.
+    A run can be resumed exactly only if the same step gives the same bits. A backward pass that
+    adds up its tiles with atomics gives different bits. So every library is timed twice: with its
+    default kernels, and with deterministic kernels only. Each time, the gradients are computed
+    again and compared. All tensors are bf16; queries, keys and values are views of one packed
+    tensor.
 
     Args:
-        budget: seconds after which no measurement starts; rows report the skipped ones.
+        budget: seconds after which no measurement starts; each skipped measurement has a row that
+            says so.
+
+    Returns:
+        A row for the machine, then a row for each library, shape and kind of kernels.
 
     Raises:
-        ConfigError: no CUDA device, outside a dry run.
+        ConfigError: no CUDA device (outside a dry run).
     """
     check_can_run("attention", (), dry_run)
     deadline = time.monotonic() + budget
@@ -588,7 +626,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
 
 
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
-    """Time forward and backward at one shape, and compare the bits of repeated gradients."""
+    """Time forward and backward together at one shape; compare the bits of repeated gradients."""
     device, tokens = ("cpu", seq_len) if dry_run else ("cuda", TOKENS)
     heads = 1 if dry_run else WIDTH // head_dim
     shape = (tokens // seq_len, seq_len, heads)

@@ -1,15 +1,16 @@
-"""Files of measurements: rows of one JSON object each, written as soon as they are measured.
+"""Reads and writes files of measurements, in which every line (row) is a JSON object.
 
-An interrupted write can leave a partial last line: appending terminates it, reading skips it. Every
-row says whether it comes from a dry run; dry-run numbers are meaningless and no page uses them.
-`failed` says why there is no measurement. Kinds of rows:
+A row is written as soon as it is measured. An interrupted write can leave a partial last line; the
+next write puts a line end after it, and reading skips it. The column `dry_run` says whether a row
+comes from a dry run, whose numbers are meaningless and never used by a page. If there is no
+measurement, the column `failed` has the reason. The kinds of rows are:
 
     machine    device, versions, measured rates of a copy and of matrix products
     train      one implementation of a training step at one size
     operation  one implementation of one operation
     attention  one attention library at one shape
     check      whether a kernel or a training step is correct
-    step       outcome of a step of gpu-check
+    step       outcome of one step of the command gpu-check
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pythia_core.util.files import results_dir
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
 SKIPPED = "skipped: the time budget was used up"
-"""Reason recorded for a measurement that was not started."""
+"""The reason in the row of a measurement that was not started."""
 DRY_RUN = "[dry run: not a result] "
 """Prefix of printed lines whose numbers are meaningless."""
 
@@ -49,12 +50,12 @@ def require_cuda(command: str) -> None:
 
 
 def gpu_folder() -> Path:
-    """Default results folder of gpu-check."""
+    """The default results folder of the command gpu-check."""
     return results_dir() / "gpu-check"
 
 
 def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], None]) -> None:
-    """Append rows to `path` one by one as they arrive, and call `show` on each."""
+    """Append each row to `path` (if given) as soon as it arrives, then call `show` on it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _terminate_last_line(path)
@@ -66,7 +67,7 @@ def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], Non
 
 
 def _terminate_last_line(path: Path) -> None:
-    """Terminate a partial last line, so that the next row is not appended to it and lost."""
+    """Put a line end after a partial last line, so that the next row gets a line of its own."""
     if path.is_file() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -75,7 +76,7 @@ def _terminate_last_line(path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, none if there is no file; skips damaged lines, with a warning."""
+    """Read the rows of a file. Skips damaged lines with a warning; without a file, returns []."""
     rows, unreadable = [], []
     for number, text in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
         try:
@@ -94,13 +95,21 @@ def read_rows(path: Path) -> list[Row]:
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Warn once per message: files are read repeatedly while they grow."""
+    """Log a warning, but only once: the same file is read again and again while it grows."""
     log.warning(message)
 
 
 def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
-    """The machine row of the device that was measured last, then its newest row of this kind for
-    each combination of `keys`. Dry runs are ignored; the list is empty if no row has a speed."""
+    """Read the measurements of one kind on the device that was measured last, without dry runs.
+
+    Args:
+        kind: the kind of rows, e.g. "train".
+        keys: names of columns. Of the rows that are equal in these columns, the newest with a speed
+            counts, or the newest if none has a speed.
+
+    Returns:
+        The row that describes the machine, then the measurements. Empty if no row has a speed.
+    """
     rows = [row for row in read_rows(path) if row.get("dry_run") is False]
     machines = [row for row in rows if row["kind"] == "machine"]
     device, newest = None, {}
@@ -117,7 +126,7 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
 
 
 def format_row(row: Row) -> str:
-    """A row of the training benchmark as text, for a terminal."""
+    """Format a row of the training benchmark as one line for a terminal."""
     mark = DRY_RUN if row["dry_run"] else ""
     if row["kind"] == "machine":
         rates = ", ".join(f"{v:.3g} {name}" for name, v in row["matmul_tflop_per_s"].items())

@@ -1,7 +1,8 @@
-"""Speed of term counting, compared with decoding every row and splitting it into words.
+"""Measures the speed of counting terms on token ids (`SurfaceTerms`).
 
-The terms are the most frequent words and word pairs in rows of scale laptop. The implementations
-use one thread, alternate in one run, and must agree on every count.
+The baseline decodes every row and splits it into words. The terms are the most frequent words and
+pairs of adjacent words in the training data of the scale `laptop`. The two implementations use one
+thread, are timed alternately in the same process, and must agree on every count.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 
 
 def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
-    """Measure the tokens per second of SurfaceTerms and of the baseline.
+    """Measure the tokens per second of SurfaceTerms and of the baseline, in alternating rounds.
 
     Raises:
         ConfigError: fewer than 10 terms or 1 round.
@@ -34,7 +35,9 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     from pythia_core.data.prepare import prepare
 
     if n_terms < 10 or rounds < 1:
-        raise ConfigError(f"need at least 10 terms and 1 round, got {n_terms} and {rounds}")
+        raise ConfigError(
+            f"need at least 10 terms and 1 round, got {n_terms} terms and {rounds} rounds"
+        )
     data = prepare(scale_named("laptop").data, progress)
     rows = data.rows.rows(0, min(data.rows.n_rows, 4096))[:, :-1]
     pieces = token_bytes(data.tokenizer)
@@ -67,7 +70,7 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
         "decode, split, count": count_by_splitting,
     }
     if surface.count(rows).tolist() != count_by_splitting():
-        raise DataError("the two implementations disagree on the counts; this is a bug")
+        raise DataError("SurfaceTerms and the baseline give different counts; this is a bug")
     bar = progress_bar(progress, iterable=range(rounds), desc="counting")
     speed = {name: rows.size / s for name, s in time_alternately(implementations, bar).items()}
     return {

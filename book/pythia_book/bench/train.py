@@ -1,18 +1,21 @@
-"""Speed of a training step: several implementations of one update, alternating in one run.
+"""Measures the speed of a training step in several implementations.
 
-The implementations, each with fp32 masters, AdamW and clipping at the same settings:
+The implementations all have fp32 master weights, and AdamW and clipping with the same settings:
 
 - ours: the `Trainer` in each mode of `Execution`;
-- plain: our model definition with torch's own operations, eager or under `torch.compile`, which
+- plain: our model definition with PyTorch's own operations, eager or under `torch.compile`, which
   shows what the compiler alone achieves;
-- transformers: GPT-NeoX as its users train it, in fp32 or under bf16 autocast.
+- transformers: GPT-NeoX as users of `transformers` train it, in fp32 or under bf16 autocast.
 
-They read the same batches of real text. Those that fit into memory together alternate, so that
-clock drift affects all of them: several rounds of a few updates each, timed as a whole, after
-warm-up updates that compile and allocate. On a CPU, the sizes and batches of scale laptop are
-measured; on a GPU, official sizes with as many rows of 2,048 tokens as the implementation that
-needs the most memory can hold, the most useful comparisons first, because a time budget may cut the
-rest. A dry run does the same with tiny models on the CPU; its numbers are meaningless.
+All implementations read the same batches of real text. After warm-up updates, which compile and
+allocate, there are several rounds of a few updates, and each round is timed as a whole. The
+implementations that fit into memory together take turns, round by round, so that changes of the
+clock rate affect all of them.
+
+On a CPU, the sizes and batches of the scale `laptop` are measured. On a GPU, official sizes are
+measured, with as many rows of 2,048 tokens as fit with the implementation that needs the most
+memory. The most useful comparisons come first, because the time budget may end before the last. A
+dry run does the same with tiny models on the CPU; its numbers are meaningless.
 """
 
 from __future__ import annotations
@@ -55,11 +58,12 @@ from pythia_core.util.machine import cpu_has_bf16, deterministic, keep_freed_mem
 # --- implementations -------------------------------------------------------------------------
 
 Step = Callable[[np.ndarray], Any]
-"""One update on rows of S+1 tokens."""
+"""Makes one update on rows of S+1 tokens."""
 LEARNING_RATE = 1e-4
 SAVED_BYTES = {"compile": (34, 8), "eager": (60, 14)}
-"""Bytes per token that a baseline saves for the backward pass, by mode: multiples of the width (per
-layer) and of the vocabulary. Counted by hand; the search for a batch that fits starts there."""
+"""Mode -> (a, b). For the backward pass, a baseline saves about a * width bytes per token in each
+layer, and b * vocabulary bytes per token in the loss. These numbers were counted by hand; the
+search for a batch that fits starts from them."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ class Implementation:
 
     Attributes:
         family: "ours", "plain" or "transformers".
-        mode: a mode of Execution; for a baseline, "eager" or "compile".
-        attention: for `transformers`, "sdpa" or "eager".
+        mode: for "ours", a mode of Execution; for the others, "eager" or "compile".
+        attention: the attention implementation of `transformers`, "sdpa" or "eager".
+        recompute, deterministic: options of Execution, for "ours".
     """
 
     family: str
@@ -105,7 +110,7 @@ class Implementation:
         return Execution(self.mode, self.recompute, self.deterministic)
 
     def activation_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimated bytes for a micro-batch of `tokens`, on top of weights and optimizer state."""
+        """Estimate the bytes of an update on `tokens`, beyond the weights and optimizer state."""
         if self.family == "ours":
             per_token = memory.activation_bytes_per_token(model, self.execution, self.precision)
         else:
@@ -114,13 +119,16 @@ class Implementation:
         return memory.RESERVE + tokens * per_token
 
     def resident_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Bytes that stay allocated while other implementations run: the state and, for a CUDA
-        graph, its intermediate tensors."""
+        """Estimate the bytes that stay allocated while other implementations run.
+
+        These are the weights and optimizer state and, with a CUDA graph, the intermediate tensors
+        of an update on `tokens`.
+        """
         graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
         return memory.state_bytes(model, self.precision) + graph
 
     def make(self, config: RunConfig, device: torch.device) -> Step:
-        """Initialise a model; return the function that updates it."""
+        """Initialise a model; return a function that makes one update of the model."""
         train = replace(config.train, precision=self.precision)
         config = replace(config, train=train)
         with deterministic(self.deterministic):
@@ -141,7 +149,8 @@ class Implementation:
     def _transformers(self, config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
         """GPT-NeoX as a user of `transformers` would train it.
 
-        Its fused tanh GELU replaces "gelu_new", the same function in several passes.
+        The activation "gelu_new" is replaced by "gelu_pytorch_tanh", the same function in one pass
+        instead of several.
         """
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -161,11 +170,11 @@ class Implementation:
 
 
 Baseline = tuple[nn.Module, Callable[[Tensor], Tensor]]
-"""A model, and a function that computes its loss on rows."""
+"""A model, and a function that computes the loss of the model on rows."""
 BASELINE = Implementation("plain", "compile")
 """The baseline that our kernels must beat on a GPU."""
 SIZING_IMPLEMENTATION = Implementation("transformers")
-"""The implementation that needs the most memory: if rows fit with it, they fit with all."""
+"""The implementation that needs the most memory: rows that fit with it fit with all others."""
 GRAPH = Implementation("ours", "graph")
 ROUNDS_ON_GPU = (
     (GRAPH, BASELINE, SIZING_IMPLEMENTATION, Implementation("ours")),
@@ -177,14 +186,15 @@ ROUNDS_ON_GPU = (
         Implementation("plain"),
     ),
 )
-"""Measured at every size in this order: the main comparison, with one compiled implementation; the
-other compiled ones; the costs of determinism, of recomputation, and of having no compiler."""
+"""Groups of implementations. Each group is measured at every size before the next group starts: the
+main comparison, in which only BASELINE is compiled; the other compiled implementations; and the
+costs of determinism, of recomputation, and of plain PyTorch without a compiler."""
 
 
 def implementations_on_cpu(
     precisions: Sequence[str], compiled: Sequence[str]
 ) -> tuple[Implementation, ...]:
-    """Our step and those of `transformers` in each precision.
+    """Return our implementation and those of `transformers`, in each precision.
 
     Args:
         compiled: precisions in which to include torch.compile, which takes half a minute.
@@ -202,7 +212,7 @@ def implementations_on_cpu(
 
 
 def _init(name: str, p: Tensor, _: torch.Generator) -> None:
-    """Initialise a parameter on its device: on a CPU, 2.8 billion weights would take too long."""
+    """Initialise a parameter on its device. For 2.8 billion weights, a CPU would take too long."""
     if is_decayed(name):
         p.normal_(0.0, 0.02)
     else:
@@ -210,8 +220,10 @@ def _init(name: str, p: Tensor, _: torch.Generator) -> None:
 
 
 def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> Step:
-    """Our trainer's update after learning-rate warm-up. As in `train`, its loss is read some
-    updates later."""
+    """Create a trainer, at a step after learning-rate warm-up; return its update function.
+
+    As in `train`, the loss of an update is read some updates later, to avoid waiting for the GPU.
+    """
     with torch.device(device):
         trainer = Trainer(config, device, execution, partial(GPTNeoX, init=_init))
     trainer.step = config.train.steps // 10
@@ -219,13 +231,14 @@ def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> 
 
 
 def _launch(trainer: Trainer, in_flight: deque[PendingUpdate], lag: int, batch: np.ndarray) -> None:
+    """Launch an update; wait for the oldest ones so that at most `lag` stay in flight."""
     in_flight.append(trainer.launch(batch))
     while len(in_flight) > lag:
         in_flight.popleft().result()
 
 
 def _plain(config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
-    """Our model with torch's own operations."""
+    """Create our model with PyTorch's own operations."""
     with torch.device(device):
         model = GPTNeoX(config.model, PLAIN, _init)
         model.init_weights(0)
@@ -254,12 +267,14 @@ def _update(
 
 SEQ_LEN = cost_model.SEQ_LEN
 TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
-"""Maximum tokens per update, enough to fill an H100; "narrow": up to a width of 256."""
+"""Maximum tokens per update, enough to keep an H100 busy. "narrow" is for models with a width up to
+256, and "wide" is for all others."""
 WARM_UP = 3
 ROUNDS, MIN_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
-"""Rounds per implementation, and minimum updates per round; at least 20 updates in total."""
+"""Rounds per implementation, and minimum updates per round. By default, at least 20 updates of an
+implementation are timed."""
 TIME_ALLOWANCE = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
-"""Mode -> seconds that an implementation may take on a GPU; it is skipped if less time is left."""
+"""Mode -> seconds reserved for an implementation, which is skipped if less time is left."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +285,7 @@ class Job:
     implementations: tuple[Implementation, ...]
     kind: str = "cuda"
     rows: int = 0
-    """Rows per update; 0: the most that fit with SIZING_IMPLEMENTATION."""
+    """Rows per update; 0: as many as fit into memory (see `fitting_rows`)."""
     seq_len: int = SEQ_LEN
     dry_run: bool = False
     rounds: int = 3
@@ -299,18 +314,25 @@ class Job:
         return {"kind": "train", "size": self.size, "rows": rows, "seq_len": self.seq_len}
 
     def config(self, rows: int) -> RunConfig:
-        """The config of a run with `rows` rows per update."""
+        """The config of a training run with `rows` rows per update."""
         train = TrainConfig(steps=100_000, batch_size=rows, lr_max=LEARNING_RATE)
         return RunConfig(self.model, DataConfig(seq_len=self.seq_len), train)
 
     def batches(self, rows: int, n: int = 4) -> list[np.ndarray]:
-        """Batches of rows of S+1 tokens, consecutive in the text."""
+        """Cut the text into `n` batches of `rows` rows of S+1 tokens.
+
+        A text that is too short is repeated.
+        """
         shape = (n, rows, self.seq_len + 1)
         return list(np.resize(self.tokens, int(np.prod(shape))).reshape(shape))
 
 
 def rows_to_try(job: Job, total_bytes: float) -> list[int]:
-    """Numbers of rows per update to try: descending powers of two, from twice the estimate."""
+    """Numbers of rows per update to try, largest first.
+
+    They are powers of two and start at twice the estimate of what fits into `total_bytes`. If the
+    job sets the number of rows, only that number is returned.
+    """
     if job.rows:
         return [job.rows]
     model, most = job.model, TOKENS["narrow" if job.model.d_model <= 256 else "wide"]
@@ -323,7 +345,11 @@ def rows_to_try(job: Job, total_bytes: float) -> list[int]:
 
 
 def fitting_rows(job: Job) -> int:
-    """The most rows per update that fit with SIZING_IMPLEMENTATION; 2 in a dry run."""
+    """The number of rows per update: that of the job, or else as many as fit into memory.
+
+    To find out, updates of SIZING_IMPLEMENTATION are tried with the numbers in `rows_to_try`. A dry
+    run has 2 rows.
+    """
     if job.rows or job.device.type != "cuda":
         return job.rows or 2
     tries = rows_to_try(job, _total_bytes(job.device))
@@ -336,6 +362,7 @@ def fitting_rows(job: Job) -> int:
 
 
 def _try_update(job: Job, rows: int) -> Exception | None:
+    """Make one update with SIZING_IMPLEMENTATION; return the error, or None if it succeeds."""
     try:
         SIZING_IMPLEMENTATION.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
         _wait(job.device)
@@ -345,7 +372,7 @@ def _try_update(job: Job, rows: int) -> Exception | None:
 
 
 def groups(job: Job, rows: int, total_bytes: float) -> list[list[Implementation]]:
-    """Divide a job's implementations, in order, into groups that should fit into memory."""
+    """Divide the implementations of a job, in order, into groups that should fit into memory."""
     model, tokens = job.model, rows * job.seq_len
     result: list[list[Implementation]] = []
     total_resident = peak = 0
@@ -365,7 +392,7 @@ def groups(job: Job, rows: int, total_bytes: float) -> list[list[Implementation]
 
 @dataclass
 class _WarmedUp:
-    """An implementation after its warm-up, and its timings."""
+    """An implementation that has been warmed up, and its timings."""
 
     implementation: Implementation
     step: Step
@@ -373,11 +400,14 @@ class _WarmedUp:
     """Updates per round."""
     peak_bytes: int
     seconds: list[float] = field(default_factory=list)
-    """Seconds per update, in each round."""
+    """Seconds per update of each finished round."""
 
 
 def measure(job: Job) -> Iterator[Row]:
-    """A row for every implementation of a job, as soon as it is measured."""
+    """Measure a job; yield a row for every implementation as soon as it is measured.
+
+    An implementation that runs out of memory next to others is measured again alone.
+    """
     device = job.device
     if time.time() > job.deadline:
         yield from failures(job, job.implementations, SKIPPED)
@@ -402,7 +432,10 @@ def measure(job: Job) -> Iterator[Row]:
 
 
 def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iterator[Row]:
-    """Warm up the implementations of a group, then time them in alternating rounds."""
+    """Warm up the implementations of a group, then let them take turns, round by round.
+
+    Yields the columns of a row for each implementation, with its speed or the reason of a failure.
+    """
     batches = job.batches(rows)
     ready: list[_WarmedUp] = []
     for implementation in group:
@@ -434,7 +467,7 @@ def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iter
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Collect the warnings that pythia_core logs inside the block, e.g. about a slow fallback."""
+    """Yield a list that collects the warnings of pythia_core, e.g. about a slow fallback."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -449,7 +482,7 @@ def _warnings() -> Iterator[list[str]]:
 def _warm_up(
     implementation: Implementation, job: Job, rows: int, batches: list[np.ndarray]
 ) -> _WarmedUp:
-    """Compile, allocate, and choose the number of updates per round."""
+    """Make warm-up updates, which compile and allocate; choose the number of updates per round."""
     device = job.device
     before = _allocated(device)
     step = implementation.make(job.config(rows), device)
@@ -464,7 +497,7 @@ def _warm_up(
 
 
 def _seconds(step: Step, batches: list[np.ndarray], n: int, device: torch.device) -> float:
-    """Seconds per update, over n updates with one synchronization at the end."""
+    """Make n updates and wait for the device at the end; return the seconds per update."""
     _wait(device)
     started = time.perf_counter()
     for number in range(n):
@@ -479,7 +512,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _allocated(device: torch.device) -> int:
-    """Bytes currently allocated; resets the peak."""
+    """The bytes that are allocated on a GPU (0 on a CPU). Resets the recorded peak."""
     if device.type != "cuda":
         return 0
     _wait(device)
@@ -488,17 +521,19 @@ def _allocated(device: torch.device) -> int:
 
 
 def _total_bytes(device: torch.device) -> float:
+    """The memory of a GPU in bytes; on a CPU, that of a GPU with 80 GB."""
     return torch.cuda.mem_get_info()[1] if device.type == "cuda" else 80e9
 
 
 def _release(device: torch.device) -> None:
+    """Free the memory of objects that are no longer used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def _result(entry: _WarmedUp, job: Job, rows: int) -> Row:
-    """The columns with the speed and memory of an implementation."""
+    """The columns of a row that describe the speed and memory of an implementation."""
     tokens = rows * job.seq_len
     median = statistics.median(entry.seconds)
     flops = tokens / median * flops_per_token(job.model, job.seq_len)
@@ -518,7 +553,7 @@ def _result(entry: _WarmedUp, job: Job, rows: int) -> Row:
 
 
 def failures(job: Job, implementations: Sequence[Implementation], why: str) -> Iterator[Row]:
-    """A row for each implementation, with the reason why it was not measured."""
+    """Yield a row for each implementation, with the reason why it was not measured."""
     for implementation in implementations:
         yield job.columns | implementation.columns | {"failed": why}
 
@@ -527,19 +562,22 @@ def failures(job: Job, implementations: Sequence[Implementation], why: str) -> I
 
 TEXT_ROWS = 512
 DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
-"""The text for a GPU: the miniature corpus, tokenized with Pythia's tokenizer."""
+"""The text that is read on a GPU: the miniature corpus, tokenized with Pythia's tokenizer."""
 
 
 def text_file() -> Path:
-    """The file of the text's tokens, small enough to copy to a machine without a network."""
+    """The file with the tokens of the text, small enough to copy to a machine without a network."""
     return results_dir() / "bench" / "tokens.npy"
 
 
 def text_tokens(progress: bool = True) -> np.ndarray:
-    """uint16[n]: real text, to be cut into rows; prepared once and saved in `text_file`.
+    """Return the tokens of a real text as uint16[n], to be cut into rows.
+
+    The text is prepared once and saved in `text_file`.
 
     Raises:
-        FetchError, DataError: the corpus or tokenizer is not available, or the file is damaged.
+        FetchError: the corpus or the tokenizer is not available.
+        DataError: `text_file` is damaged.
     """
     from pythia_core.data.prepare import prepare
 
@@ -549,9 +587,9 @@ def text_tokens(progress: bool = True) -> np.ndarray:
             rows = prepare(DATA, progress).rows
         except FetchError as error:
             raise FetchError(
-                f"{error}\nWithout a network, copy {path.name} from a machine that has one; there, "
-                "`python -m pythia_core bench train --device cuda --dry-run` leaves it in "
-                "results/bench/"
+                f"{error}\nIf this machine has no network, run `python -m pythia_core bench train "
+                f"--device cuda --dry-run` on a machine that has, and copy {path.name} from "
+                f"results/bench/ there to {path}"
             ) from error
         tokens = np.asarray(rows.rows(0, min(rows.n_rows, TEXT_ROWS))).astype(np.uint16).ravel()
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
@@ -562,8 +600,8 @@ def text_tokens(progress: bool = True) -> np.ndarray:
         raise DataError(f"{path} is damaged ({error}); delete it and run again") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1 or len(tokens) <= SEQ_LEN:
         raise DataError(
-            f"{path} has dtype {tokens.dtype} and shape {tokens.shape}; expected uint16[n], with n "
-            f"above {SEQ_LEN}; delete it and run again"
+            f"{path} has dtype {tokens.dtype} and shape {tokens.shape}, but must have dtype uint16 "
+            f"and one dimension of more than {SEQ_LEN}; delete it and run again"
         )
     return tokens
 
@@ -571,7 +609,7 @@ def text_tokens(progress: bool = True) -> np.ndarray:
 # --- running ---------------------------------------------------------------------------------
 
 ORDER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "14m", "31m")
-"""Sizes that are measured on a GPU, most useful first."""
+"""The sizes that are measured on a GPU, most useful first."""
 
 
 def bench_train(
@@ -585,20 +623,25 @@ def bench_train(
     budget: float = 0.0,
     progress: bool = True,
 ) -> Iterator[Row]:
-    """Yield rows (pythia_book.bench.rows) as they are measured: the machine, then implementations.
+    """Measure training steps; yield a row for the machine, then a row for each measurement.
+
+    Rows are described in pythia_book.bench.rows.
 
     Args:
-        sizes: sizes of scale laptop on a CPU, official sizes up to 2.8b on a GPU (default: all).
-        dry_run: for a GPU: tiny models on the CPU, to test that everything runs.
-        precisions: on a CPU; default: fp32, and bf16 if the processor supports it.
-        compiled: precisions in which a CPU also measures torch.compile (default: all).
-        rounds: rounds per implementation.
-        seconds: minimum duration of a round.
+        sizes: on a CPU, sizes of the scale `laptop`; on a GPU, official sizes up to 2.8b (default:
+            all).
+        device: "cpu" or "cuda".
+        dry_run: instead of a GPU, measure tiny models on the CPU, to test that everything runs.
+        precisions: precisions to measure on a CPU (default: fp32, and bf16 if the processor
+            supports it); a GPU is always measured in bf16.
+        compiled: on a CPU, the precisions in which to measure torch.compile too (default: all).
+        rounds: rounds per implementation (default: ROUNDS).
+        seconds: minimum duration of a round in seconds (default: 1 on a GPU, 0 on a CPU).
         budget: seconds after which no measurement starts; 0: no limit.
 
     Raises:
-        ConfigError: no CUDA device (outside a dry run), an unknown size, a number out of range.
-        FetchError, DataError: see `text_tokens`.
+        ConfigError: no CUDA device (outside a dry run), an unknown size, or a number out of range.
+        FetchError, DataError: the text is not available or damaged (see `text_tokens`).
     """
     cuda = device == "cuda"
     accepted = ORDER if cuda else scale_named("laptop").sizes
@@ -654,7 +697,7 @@ def bench_train(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Format CPU measurements as the README's table."""
+    """Format measurements on a CPU as the table in the README."""
     machine = rows[0]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
     rates = ", ".join(f"{1e3 * v:.0f} {name}" for name, v in machine["matmul_tflop_per_s"].items())

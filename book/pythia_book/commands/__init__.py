@@ -1,4 +1,4 @@
-"""The book's commands. They reject bad arguments at once, not after some work."""
+"""The commands of the book. Bad arguments are rejected at once, before any long work starts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from pythia_core.errors import ConfigError, MissingDependencyError
 
 COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
 STEP: dict[str, Any] = {"type": int, "metavar": "K"}
-"""Arguments of add_argument for an option that takes a count or a step."""
+"""Keyword arguments of `add_argument` for an option that takes a count (COUNT) or a step (STEP)."""
 
 
 def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:
-    """The path of an output file that an option names; creates its folder if needed.
+    """Check that an output file can be written, and create its folder; return the path of the file.
+
+    Args:
+        option: the option that names the file, e.g. "--out", for error messages.
+        name: name of the file.
+        parquet: whether the file is Parquet, which needs pyarrow.
 
     Raises:
-        ConfigError: the file is not writable. MissingDependencyError: pyarrow is not installed.
+        ConfigError: `name` is a folder, or the file is not writable.
+        MissingDependencyError: pyarrow is needed but not installed.
     """
     path = Path(name)
     if path.is_dir():

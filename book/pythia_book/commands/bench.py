@@ -1,4 +1,8 @@
-"""`bench`: speed against a baseline; `gpu-check`: test and measure a GPU in limited time."""
+"""The commands `bench` and `gpu-check`.
+
+`bench` measures speed against a baseline or checks correctness. `gpu-check` checks the kernels on a
+GPU and measures speed, in limited time.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def duration(text: str) -> float:
-    """The seconds in a duration such as 9m, 1h, 540s or 540.
+    """Parse a duration such as 9m, 1h, 540s or 540 (seconds); return it in seconds.
 
     Raises:
-        ConfigError: not a duration, or zero.
+        ConfigError: the text is not a duration, or the duration is zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
@@ -48,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--readme"),
            "cuda": ("--dry-run", "--budget", "--seconds")}  # fmt: skip
-"""Options of `bench train` that apply to one device only."""
+"""Device -> options of `bench train` that apply only to this device."""
 
 
 def add(command: AddCommand) -> None:
@@ -94,16 +98,16 @@ def add(command: AddCommand) -> None:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options on the command line, as keyword arguments of a benchmark."""
+    """Return the options on the command line as keyword arguments of a benchmark function."""
     others = ("command", "function", "json")
     return {name: value for name, value in vars(args).items() if name not in others}
 
 
 def _train(args: argparse.Namespace) -> None:
-    """Time training steps; on a CPU also print the README's table.
+    """Measure training steps. On a CPU, also print the README's table; with --readme, update it.
 
     Raises:
-        ConfigError: an option for the other device, an unknown size, or no GPU.
+        ConfigError: an option that applies only to the other device, an unknown size, or no GPU.
     """
     from pythia_book.bench import rows, train
 

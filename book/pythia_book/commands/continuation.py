@@ -1,7 +1,8 @@
-"""`continue`: plan, check, train both arms, and report.
+"""The command `continue`: plans and trains the continuation of a checkpoint, and reports results.
 
-The plan is printed first. Long training and large downloads start only with --yes; missing shards
-are listed with their sizes before anything is downloaded.
+With --swap, there are two arms: one reads data with swapped pronouns, and its control reads the
+same data unchanged. The plan is printed first. It lists missing shards with their sizes before
+anything is downloaded. Long training and large downloads start only with --yes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book.commands import COUNT, STEP
 from pythia_core.commands import AddCommand
-from pythia_core.config import PRECISIONS, SWAPS
+from pythia_core.config import PRECISIONS, PRONOUN_SWAPS
 from pythia_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("--revision", default="", help="revision of a published model, e.g. step133000")
     p.add_argument("--step", **STEP, help="step to start from (default: the revision's)")
     p.add_argument("--steps", **COUNT, required=True, help="number of updates")
-    p.add_argument("--swap", choices=SWAPS, help="also train a second arm with pronouns swapped")
+    p.add_argument(
+        "--swap", choices=PRONOUN_SWAPS, help="also train a second arm with pronouns swapped"
+    )
     p.add_argument(
         "--data",
         help="rows in training order: pile-deduped, pile-standard, a folder with the shards, or "
@@ -70,10 +73,10 @@ def add(command: AddCommand) -> None:
 
 
 def _continue(args: argparse.Namespace) -> None:
-    """Plan, train, report; under torchrun, only the first process prints.
+    """Run the command `continue`. If torchrun started several processes, only the first one prints.
 
     Raises:
-        As `_continue_in`.
+        ConfigError, DataError: see `_continue_in`.
     """
     from pythia_core.training.distributed import init_world
 
@@ -84,10 +87,11 @@ def _continue(args: argparse.Namespace) -> None:
 
 
 def _continue_in(world: World, args: argparse.Namespace) -> None:
-    """Plan, train, report.
+    """Print the plan, train unless --plan is given, and print a report.
 
     Raises:
-        ConfigError: impossible settings, or --yes is needed. DataError: shards are missing.
+        ConfigError: the settings are impossible, or the run needs --yes.
+        DataError: shards are missing.
     """
     from pythia_book.released.continuation.data import TokenFileData, swap_summary
     from pythia_book.released.continuation.plan import make_plan
@@ -96,7 +100,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     from pythia_core.hf import step_of
 
     if args.measure and not args.swap:
-        raise ConfigError("--measure compares the two arms of a swap: add --swap")
+        raise ConfigError("--measure compares the two arms of a swap, so it needs --swap")
     step = step_of(args.revision) if args.step is None else args.step
     if step is None:
         raise ConfigError("give the step to start from: --revision stepN, or --step N")
@@ -113,8 +117,8 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     model, train, seq_len = source.settings(revision, args.seq_len, **options)
     if args.data is None and not source.brings_data:
         raise ConfigError(
-            "published weights come without their data; name it with --data: pile-deduped or "
-            "pile-standard (read over the network), or a folder with the needed shards"
+            "published weights come without their training data; name it with --data: pile-deduped "
+            "or pile-standard (read over the network), or a folder with the needed shards"
         )
     rows = None
     if args.data is not None:
@@ -124,14 +128,14 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     print("\n".join(plan.lines))
     if plan.missing_shards and not args.plan:
         raise DataError(
-            f"{len(plan.missing_shards)} shards are missing in {args.data}, listed above"
+            f"{len(plan.missing_shards)} shards, listed above, are missing in {args.data}"
         )
     if args.plan:
         return
     if plan.is_large and not args.yes:
         raise ConfigError(
-            "this run is long or downloads a lot of data (see above); nothing was started. Pass "
-            "--yes to go ahead"
+            "this run takes long or downloads a lot of data (see the plan above), so nothing was "
+            "started; pass --yes to start it"
         )
     if train is None and plan.model is not None:
         train = published_train(plan.model, args.seq_len, **options)
@@ -170,13 +174,14 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 
 
 def _report(run: Continued, measure: bool) -> None:
+    """Compare the losses of control and source; if `measure`, also the gender bias of both arms."""
     from pythia_book.studies.gender_bias.continuation import continuity, effects
 
     if run.place["control"]:
-        print("\nthe control is the source run itself: there is no continuity to check")
+        print("\nthe control is the source run itself, so there is no continuity to check")
     else:
         print("\nloss on unread rows of the continued control and of the source (nats per token)")
         print(continuity(run).to_string(index=False, float_format="%.4f"))
     if measure:
-        print("\nboth arms, and the change with its 95 % interval")
+        print("\ngender bias of both arms, and the change with its 95 % interval")
         print(effects(run).to_string(index=False, float_format="%.4f"))

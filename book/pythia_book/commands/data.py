@@ -1,4 +1,8 @@
-"""`inspect`, `find` and `terms`: show and search the training data of runs or token files."""
+"""The commands `inspect`, `find` and `terms`.
+
+They show a batch, find a text, and count words in the training data of a run. `inspect` and `find`
+can also read token files instead.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,7 @@ def add(command: AddCommand) -> None:
 
 
 def _data_arguments(p: argparse.ArgumentParser) -> None:
-    """Arguments of the commands that can read token files instead of a run."""
+    """Add the options with which `inspect` and `find` read token files instead of a run."""
     data = p.add_argument_group("token files instead of a run")
     data.add_argument(
         "--data",
@@ -70,7 +74,7 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
-    """Open the rows that --data names; also return their description."""
+    """Open the rows that --data names; return the rows with a sentence that describes them."""
     from pythia_book.released.pile import open_rows
 
     return open_rows(
@@ -95,7 +99,10 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _inspect_run(args: argparse.Namespace) -> None:
-    """Print a batch of a run, its entry in the training log, and the tokens that a fork swapped."""
+    """Print a batch of a run, and compare its hash with the one in the training log.
+
+    In a fork with swapped pronouns, the swapped tokens are marked.
+    """
     from pythia_core.data.order import batch_hash
     from pythia_core.training.runs import find_run
 
@@ -131,7 +138,7 @@ def _inspect_run(args: argparse.Namespace) -> None:
 
 
 def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
-    """A function that reads a run's rows as training read them, with the swaps of a fork."""
+    """Return a function that reads rows [start, stop) of a run, with the swaps of a fork."""
     ledger, rows = run.ledger, run.data.rows
     if ledger is None:
         return rows.rows
@@ -139,14 +146,16 @@ def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
 
 
 def _find(args: argparse.Namespace) -> None:
-    """Print the occurrences of a text, update by update."""
+    """Print the occurrences of a text in the training data, in the order of the updates."""
     from pythia_book.released.pile import RELEASED, tokenizer_at
     from pythia_book.search import SurfaceMatcher, TokenMatcher, find_text, quote
     from pythia_core.data.tokenizer import token_bytes
 
     text = args.words[-1]
     if len(args.words) != (2 if args.data is None else 1):
-        raise ConfigError("give a RUN and a TEXT, or --data and a TEXT; quote a TEXT with spaces")
+        raise ConfigError(
+            "give a RUN and a TEXT, or --data and a TEXT; put quotes around a TEXT with spaces"
+        )
     if args.data is None:
         from pythia_core.training.runs import find_run
 
@@ -155,7 +164,9 @@ def _find(args: argparse.Namespace) -> None:
         size, end = run.config.train.batch_size, run.config.train.steps
     else:
         if args.data in RELEASED and args.to_step is None:
-            raise ConfigError("give --to-step, because searching an update downloads 4 MB")
+            raise ConfigError(
+                "give --to-step to limit the download: every update to search takes 4 MB"
+            )
         rows, description = _rows_of(args)
         read, tokenizer, size = rows.rows, tokenizer_at(args.tokenizer), args.batch_size
         end = rows.n_rows // size

@@ -1,4 +1,4 @@
-"""`convert`, `evaluate`, `lm_eval`, `generate`, `verify`: commands for existing models."""
+"""The commands for existing models: `convert`, `evaluate`, `lm_eval`, `generate` and `verify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`budget` and `bundle`: predict what a scale costs on a GPU; pack it for another machine."""
+"""The commands `budget` and `bundle`.
+
+`budget` predicts what the studies of a scale cost on a GPU. `bundle` packs everything that a
+machine without a network needs to run them.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +33,10 @@ def _budget(args: argparse.Namespace) -> None:
 
 
 def _bundle(args: argparse.Namespace) -> None:
-    """Make the archive and print its contents by size.
+    """Make the archive, and print the size of each kind of content.
 
     Raises:
-        ConfigError, FetchError, DataError: as pythia_book.bundle.make_bundle.
+        ConfigError, FetchError, DataError: see pythia_book.bundle.make_bundle.
     """
     from pythia_book.bundle import TOP, make_bundle
     from pythia_book.studies.registry import STUDIES

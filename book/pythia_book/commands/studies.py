@@ -1,4 +1,8 @@
-"""`study`, `record` and `errata`: run a study, record a run, explain an erratum."""
+"""The commands `study`, `record`, `redraw` and `errata`.
+
+They run a study, record its results, draw its figures again, and explain misstatements about
+Pythia.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,13 @@ def add(command: AddCommand) -> None:
     p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
     p.add_argument("study", metavar="STUDY", help="name of a notebook that has run")
     p.add_argument("--scale", default="laptop", help="scale of the run (default: laptop)")
+    p.add_argument("--force", action="store_true", help="record a run of uncommitted code too")
+
+    p = command(
+        "redraw", _redraw, "make verdicts, figures and prose again from what runs have measured"
+    )
+    p.add_argument("studies", nargs="*", metavar="STUDY", help="names of notebooks (default: all)")
+    p.add_argument("--scale", help="only runs of this scale (default: all)")
 
     p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
     p.add_argument("name", nargs="?", metavar="NAME", help="erratum to explain (default: list all)")
@@ -43,7 +54,22 @@ def _study(args: argparse.Namespace) -> None:
 def _record(args: argparse.Namespace) -> None:
     from pythia_book.site_runs import record_run
 
-    print(f"recorded in {record_run(args.study, args.scale)}; review and commit it")
+    folder = record_run(args.study, args.scale, args.force)
+    print(f"recorded in {folder}; review and commit it")
+
+
+def _redraw(args: argparse.Namespace) -> None:
+    from pythia_book.redraw import redraw
+    from pythia_core.errors import DataError, raise_all
+
+    done = redraw(args.studies, args.scale)
+    for run in done:
+        if not run.problem:
+            print(f"{run.name}: {'redrawn' if run.changes else 'nothing has changed'}")
+        for line in run.changes:
+            print(f"  {line}")
+    problems = [f"{run.name}: {run.problem}" for run in done if run.problem]
+    raise_all(DataError, problems, "redraw")
 
 
 def _errata(args: argparse.Namespace) -> None:

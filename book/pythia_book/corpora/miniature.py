@@ -1,18 +1,21 @@
-"""The Pile in miniature: text as repetitive as the Pile, in two sizes.
+"""Builds corpora of which deduplication removes as large a share as of the Pile.
 
 Near-deduplication removed 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
-repeats itself, so deduplicating it would show nothing. "miniature" is a sample of it, "large"
-is all of it and more (pythia_book.corpora.large); both keep the Pile's proportions. Documents are
-cut into pieces, and the hash of a piece decides whether it is sampled; natural copies (the
-encyclopedic domain has many) are kept. Some of the pieces are *planted*: repeated until they occur
-2, 4, ... 128 times. The copies at each of these levels have about the same number of words in
-total, because in large collections many texts occur twice and few very often. Every fourth copy
-differs from its source in one word out of a hundred, as near-duplicates do. The corpus ends with
-sums for arithmetic tests (pythia_book.corpora.equations).
+repeats itself, so deduplicating it would show nothing. Two corpora are built from it, both with
+about the Pile's share of duplicates: "miniature" is a sample of the pocket Pile; "large" is all of
+it and more (pythia_book.corpora.large).
 
-Everything follows from hashes of the text: no random state, the same on every machine. Held-out
-documents (pythia_core.data.prepare: hash below 1 %) are never planted, and edited copies and sums
-are never held out. pythia_core.data.dedup knows nothing about how the duplicates were made.
+Documents are cut into pieces, and the hash of a piece decides whether the piece is sampled. Natural
+copies, of which the encyclopedic domain has many, are kept. Some pieces are *planted*: they are
+repeated until they occur 2, 4, ... 128 times. In large collections, many texts occur twice and few
+occur very often; so at each of these levels, the copies have about the same number of words in
+total. Every fourth copy differs from its source in one word out of a hundred, as near-duplicates
+do. The corpus ends with sums for arithmetic tests (pythia_book.corpora.equations).
+
+Everything is decided by hashes of the text, without a random state, so that the result is the same
+on every machine. Held-out documents (pythia_core.data.prepare: hash below 1 %) are never planted,
+and edited copies and sums are never held out. pythia_core.data.dedup does not know how the
+duplicates were made.
 """
 
 from __future__ import annotations
@@ -27,19 +30,19 @@ from pythia_core.config import DOMAINS
 from pythia_core.util.files import fraction
 
 PIECE = 4000
-"""Characters after which a document is cut at the next line end."""
+"""A piece of a document ends at the first line end after this many characters."""
 GUARD = 0.05
-"""Texts with a hash below this are never planted; far more than the held-out share."""
+"""Texts with a hash below this share are never planted. Held-out texts are far below it."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
-"""Occurrences of a planted document, including the original."""
+"""How often a planted text can occur, counting the original."""
 LENGTHS = (120, 500)
-"""Minimum and maximum number of words of a document that may be planted."""
+"""Minimum and maximum number of words of a text that may be planted."""
 EDIT_EVERY = 4
-"""One of this many copies is edited."""
+"""One in this many copies is edited."""
 EDIT_SPAN = 100
-"""An edited copy has one word out of this many replaced."""
+"""In an edited copy, one word in this many is replaced."""
 EQUATIONS = "equations"
-"""The domain of the sums."""
+"""Name of the domain that has the sums."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class Proportions:
     """The composition of a corpus."""
 
     share: float
-    """Share of the pocket Pile's pieces that are sampled."""
+    """Share of the pieces of the pocket Pile that are sampled."""
     added: float
-    """The same for the domains that the large corpus adds."""
+    """Share of the pieces of the added domains (pythia_book.corpora.large) that are sampled."""
     planted: float
-    """Words of the copies at one level, as a share of the words of all sampled pieces."""
+    """Words of the copies at each of LEVELS, as a share of the words of all sampled pieces."""
     equations: float
     """Words of the sums, as a share of the words of all sampled pieces."""
 
@@ -60,15 +63,15 @@ PROPORTIONS = {
     "miniature": Proportions(0.0855, 0.0, 0.088, 0.2),
     "large": Proportions(1.0, 0.58, 0.062, 0.04),
 }
-"""By corpus. The domains that the large one adds are sampled, so that runs take only minutes on one
-GPU and prose is not outweighed by manuals and code."""
+"""The proportions of each corpus. The large corpus has only a sample of the added domains, so that
+runs take only minutes on one GPU, and so that manuals and code do not outweigh prose."""
 
 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of every document, copies directly after their source.
+    """Yield (domain, text) for every text of a corpus. Copies follow directly after their source.
 
-    The text is read twice: once to choose the planted documents, with only texts of LENGTHS in
-    memory, and once to yield it.
+    The sources are read twice: first to choose the texts to plant, which keeps only texts of
+    LENGTHS in memory, and then to yield the texts.
     """
     copies, words, natural = _survey(domains, corpus)
     copies = dict(copies)
@@ -84,7 +87,7 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
 
 @lru_cache(maxsize=1)
 def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """The `plan` of a corpus, its number of sampled words, and how often each number occurs."""
+    """Read a corpus; return its `plan`, its number of sampled words, and its `natural_counts`."""
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)
 
@@ -101,7 +104,7 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
 
 
 def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of the sampled pieces of all documents, natural copies included."""
+    """Yield (domain, text) for each sampled piece of the documents, including natural copies."""
     proportions = PROPORTIONS[corpus]
     for domain, text in raw_texts(domains):
         share = proportions.share if domain in DOMAINS else proportions.added
@@ -111,7 +114,7 @@ def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tup
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Cut a text at line ends into pieces of about PIECE characters; nothing is lost."""
+    """Cut a text at line ends into pieces of about PIECE characters. Joined, they give the text."""
     start = 0
     while len(text) - start > PIECE * 1.5:
         cut = text.find("\n", start + PIECE)
@@ -124,9 +127,10 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
-    """Choose the texts to plant; return how often each is to occur, most frequent first.
+    """Choose the texts to plant; map each to how often it will occur, most frequent first.
 
-    `share`: words of the copies at one level, as a share of the words of all texts.
+    Args:
+        share: words of the copies at each of LEVELS, as a share of the words of all texts.
     """
     low, high = LENGTHS
     total, words = 0, {}
@@ -154,7 +158,14 @@ def _words(text: str) -> int:
 
 
 def near_duplicate(text: str, number: int) -> str:
-    """The text, with one of every EDIT_SPAN words replaced by another of its words."""
+    """Edit a copy: in every span of EDIT_SPAN words, replace one word by another word of the text.
+
+    Args:
+        number: number of the copy; copies with different numbers are edited differently.
+
+    Returns:
+        The edited text, or the text itself if no edit changes it.
+    """
     words = text.split(" ")
     for nonce in range(1000):
         new = list(words)

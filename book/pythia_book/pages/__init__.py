@@ -1,4 +1,7 @@
-"""Figures, tables and numbers for the explanatory pages; shared helpers in this file."""
+"""Draws the figures and tables of the explanatory pages, and computes the numbers in their prose.
+
+This module has the helpers that the pages share.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ DASH = "\N{EN DASH}"
 
 
 def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
-    """A colour of the colour circle as "#rrggbb", rounded like in the pages' scripts."""
+    """Convert an HLS colour to "#rrggbb", with the same rounding as in the scripts of the pages.
+
+    Args:
+        degrees: the hue, as an angle on the colour circle.
+    """
     red, green, blue = colorsys.hls_to_rgb(degrees % 360 / 360, lightness, saturation)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
@@ -21,10 +28,10 @@ def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
 def formatted(
     frame: pd.DataFrame, columns: dict[str, tuple[str, Callable[[Any], str]]]
 ) -> pd.DataFrame:
-    """A frame of formatted cells; missing values become a dash.
+    """Format the cells of a frame as text; missing values become a dash.
 
     Args:
-        columns: the columns to show: name -> (title, formatter of a cell).
+        columns: maps the name of each column to show to its title and the formatter of its cells.
     """
     import pandas as pd
 

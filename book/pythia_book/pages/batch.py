@@ -1,10 +1,10 @@
-"""Figures, data and numbers of the page on how a batch is made.
+"""Draws the figures of the page on how a batch is made, and computes its data and numbers.
 
-The figures follow one row from the documents into a batch, with `order.RowOrder` on two corpora:
-the one that scale smoke trains on, if its text is in the cache when the book is built, and a few
-sentences written for this page, which also serve as a fallback. The page's script computes the same
-order in the browser, including shuffles; tests keep the two consistent. The built page contains
-only those rows of the corpus that a run at scale smoke reads.
+The figures follow one row from the documents into a batch, with `order.RowOrder`, on two corpora.
+One is the corpus that runs at the scale `smoke` train on; the built page contains only the rows
+that such a run reads. The other is a few sentences written for this page, which also replace the
+first corpus if its text is not in the cache when the book is built. The page's script computes the
+same order in the browser, and tests check that script and library agree.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FOOTER = "drawn by book/pythia_book/pages/batch.py whenever the book is built"
 DEDUPED_TOKENS = 207_000_000_000
-"""Tokens of the deduplicated Pile (paper section 2.2)."""
+"""The number of tokens in the deduplicated Pile (paper section 2.2)."""
 TEXTS = (
     "The ferry leaves at nine. Nobody has told the gulls.",
     "To bake bread you need flour, water, salt and time; of these, time is the hard one.",
@@ -57,11 +57,11 @@ class Example:
     batch_size: int
     steps: int
     pieces: dict[int, str]
-    """The text of each id in `rows` or `documents`; "" for the end of a document."""
+    """Maps each id in `rows` or `documents` to its text; the end of a document has the text ""."""
     rows: list[list[int]]
     """The rows of the first `steps` batches."""
     documents: list[list[int]]
-    """All ids, by document; empty if there are too many for a page."""
+    """The ids of each document; empty if there are too many for a page."""
 
     @property
     def order(self) -> RowOrder:
@@ -82,7 +82,7 @@ def _pieces(ids: set[int], tokenizer: Any, eod: int) -> dict[int, str]:
 
 @functools.cache
 def tiny() -> Example:
-    """The sentences in TEXTS, with a tokenizer trained on them."""
+    """The example made of the sentences in TEXTS, with a tokenizer trained on these sentences."""
     from pythia_core.data.tokenizer import EOD, encode_documents, train_bpe
 
     tokenizer = train_bpe(TEXTS * 2, TINY_VOCABULARY)
@@ -103,9 +103,9 @@ def tiny() -> Example:
 
 @functools.cache
 def real() -> Example:
-    """The data of a run at scale smoke if its text is in the cache, else the short texts.
+    """The example with the data of a run at the scale `smoke`, or `tiny` if they are not cached.
 
-    Nothing is fetched: the book is built without a network.
+    Nothing is fetched, so that the book can be built without a network.
     """
     from pythia_book.corpora.pocket_pile import wheels_needed
     from pythia_book.corpora.wheels import WHEELS
@@ -190,12 +190,17 @@ def values() -> dict[str, str]:
 
 
 def hue(document: int, documents: int) -> str:
-    """The colour of a document by its position in the file, as in the page's script."""
+    """The colour of a document, which depends on its position in the file, as in the page's script.
+
+    Args:
+        document: number of the document.
+        documents: how many documents there are.
+    """
     return hls_colour(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)
 
 
 def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, int]]:
-    """(document, first token, last token + 1) of each document in row `row` of the stream."""
+    """List the documents in row `row` of the stream, as (document, first token, last token + 1)."""
     first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
     lengths = np.array(sizes)[order.documents]
     ends = np.cumsum(lengths)
@@ -211,7 +216,13 @@ def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, i
 
 
 def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, labels: bool) -> None:
-    """Draw a strip of documents, each (start, width, document number); n: number of documents."""
+    """Draw a strip of documents at height `y`.
+
+    Args:
+        parts: (start, width, document number) of each part of the strip.
+        n: number of documents, which determines the colours.
+        labels: whether to write the numbers of the documents.
+    """
     from matplotlib.patches import Rectangle
 
     for start, width, document in parts:
@@ -225,7 +236,7 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, la
 
 
 def row_to_show(example: Example) -> tuple[int, int]:
-    """(step, index in the batch) of the first row with the most documents."""
+    """Find the first row with the largest number of documents; return (step, index in batch)."""
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]
     return divmod(parts.index(max(parts)), example.batch_size)
@@ -316,5 +327,5 @@ def follow() -> Drawing:
 
 
 def shuffle() -> Drawing:
-    """Draw the same for a few sentences, which the page's script can reshuffle."""
+    """Draw the figure of `follow` for a few sentences, which the page's script can reshuffle."""
     return _picture(tiny())

@@ -1,8 +1,9 @@
-"""Tables of the page on the released models: how each size was trained, and the cost of using it.
+"""Makes the tables of the page on the released models: how each size was trained, cost of its use.
 
 Facts that cannot be computed are in `TRAINED_IN`, `USABLE_VOCABULARY`, `TASK_TOKENS`,
-recipe.HARDWARE (parallelism) and suite.OFFICIAL_SIZES (shapes, initialisations, learning rates);
-everything else is computed from them. Times are estimates at the rates below; none was measured.
+recipe.HARDWARE (parallelism) and suite.OFFICIAL_SIZES (shapes, initialisations, learning rates).
+Everything else is computed from these facts. All times are estimates at the assumed rates in this
+module; none was measured.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ if TYPE_CHECKING:
 # --- facts and estimates ---------------------------------------------------------------------
 
 TRAINED_IN = dict.fromkeys(OFFICIAL_SIZES, "fp16") | {"1b": "bf16"}
-"""Precision of matrix products, by size. The standard 1B run left fp16 after a loss spike that it
-did not recover from; its deduplicated twin stayed in fp16 (EleutherAI/pythia, README; gpt-neox,
-configs/pythia/1B.yml)."""
+"""Maps each size to the precision of matrix products. The standard 1B model was trained in bf16
+because its run in fp16 did not recover from a loss spike; the deduplicated 1B model was trained in
+fp16 (EleutherAI/pythia, README; gpt-neox, configs/pythia/1B.yml)."""
 USABLE_VOCABULARY = 50_277
-"""Entries of the tokenizer; further rows of the embedding are never targets."""
+"""The number of entries of the tokenizer. Further rows of the embedding are never targets."""
 PADDED_TO = 128
 """The vocabulary is padded to a multiple of this number times the tensor-parallel ranks."""
 
 STORED_BYTES = 2
 """Bytes per parameter on the hub, in half precision."""
 DOWNLOAD = 100e6
-"""Download rate in bytes per second; an assumption."""
+"""Assumed download rate in bytes per second."""
 CPU_FLOPS = 100e9
-"""FLOP per second of a few cores in fp32; an assumption."""
+"""Assumed FLOP per second of a few cores in fp32."""
 GPU_BYTES = 80e9
 TASK_TOKENS = {
     "lambada_openai": 397_220,
@@ -59,10 +60,11 @@ TASK_TOKENS = {
     "arithmetic": 33_406,
     "triviaqa": 1_542_994,
 }
-"""Tokens, with padding, that a checkpoint reads and at most generates on all items of a built-in
-task, counted with the 20B tokenizer; tests/book/pages/test_real_suite.py counts them again."""
+"""Maps each built-in task to the number of tokens, with padding, that a checkpoint reads and at
+most generates on all items. The tokens were counted with the 20B tokenizer;
+tests/book/pages/test_real_suite.py counts them again."""
 _SHOWN = "70m"
-"""The size in the table of commands."""
+"""The model size in the table of commands."""
 
 
 def padded_vocabulary(tensor_parallel: int) -> int:
@@ -72,12 +74,12 @@ def padded_vocabulary(tensor_parallel: int) -> int:
 
 
 def repository(size: str, deduplicated: bool = False) -> str:
-    """A released model's name on the hub."""
+    """The name of a released model on the hub."""
     return f"EleutherAI/pythia-{size}" + ("-deduped" if deduplicated else "")
 
 
 def fidelity_table() -> pd.DataFrame:
-    """How each size was trained: precision, initialisation, vocabulary, learning rate."""
+    """One row per size: precision, initialisation, vocabulary and learning rate in training."""
     import pandas as pd
 
     rows = []
@@ -99,10 +101,11 @@ def fidelity_table() -> pd.DataFrame:
 
 
 def reading_table() -> pd.DataFrame:
-    """Cost of loading and running a released model: bytes on the hub, time, memory in fp32.
+    """One row per size: the cost of loading and running a released model.
 
-    `row_seconds`: a forward pass over 2,048 tokens on a CPU, a third of a training step's work;
-    `task_seconds`: the forward passes of all tasks.
+    The columns are the bytes on the hub of one checkpoint and of all, the minutes to download one,
+    and the bytes of memory in fp32. The column row_seconds is for a forward pass over 2,048 tokens
+    on a CPU, and task_seconds for the forward passes of all tasks.
     """
     import pandas as pd
 
@@ -137,7 +140,10 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
 
 
 def forks_table() -> pd.DataFrame:
-    """Cost of the paper's shorter window: 10,000 updates from step 133,000, control and swap."""
+    """One row per size: the cost of a swap and its control in the paper's shorter window.
+
+    The window has 10,000 updates from step 133,000.
+    """
     import pandas as pd
 
     plans = {name: _plan(name, 133_000, 10_000) for name in OFFICIAL_SIZES}
@@ -158,9 +164,10 @@ def forks_table() -> pd.DataFrame:
 
 
 def commands_table() -> pd.DataFrame:
-    """Commands on a released size with their download in bytes, memory and time.
+    """One row per example command: bytes fetched, bytes of memory, and seconds.
 
-    `machine`: the device that the time is for; if empty, the time is that of the download.
+    The column machine names the device that the seconds are for. If it is empty, the seconds are
+    those of the download.
     """
     import pandas as pd
 
@@ -202,10 +209,10 @@ def commands_table() -> pd.DataFrame:
 
 
 def training_table() -> pd.DataFrame:
-    """Cost of retraining each size with this library, which does not split models.
+    """One row per size: the cost of retraining with this library, which does not split models.
 
-    `state`: bytes of weights, gradients and optimizer in bf16, without activations; `fits`: whether
-    they fit on a GPU of 80 GB; `h100_hours`: from recipe.estimates.
+    The column state has the bytes of weights, gradients and optimizer in bf16, without activations;
+    fits, whether the state fits on a GPU of 80 GB; h100_hours, the hours by recipe.estimates.
     """
     frame = estimates()[["size", "h100_hours"]].copy()
     models = [OFFICIAL_SIZES[name].model() for name in frame["size"]]
@@ -222,7 +229,7 @@ RATE = "{:.1e}".format
 
 
 def _bytes(value: float) -> str:
-    """1.41e8 as "141 MB": decimal units, three significant digits."""
+    """Format bytes in decimal units with three significant digits, e.g. 1.41e8 as "141 MB"."""
     units = ("kB", "MB", "GB", "TB")
     power = min(len(units), max(1, len(f"{value:.0f}") - 1) // 3)
     return f"{value / 1000**power:,.3g}{SPACE}{units[power - 1]}"
@@ -236,7 +243,7 @@ def _time(seconds: float) -> str:
 
 
 def fidelity() -> Table:
-    """How each size was trained."""
+    """The table of how each size was trained."""
     columns = {
         "size": ("Size", str),
         "precision": ("Products in", str),
@@ -255,7 +262,7 @@ def fidelity() -> Table:
 
 
 def reading() -> Table:
-    """The cost of using each size."""
+    """The table of the cost of using each size."""
     columns = {
         "size": ("Size", str),
         "repository": ("Name", str),
@@ -275,7 +282,7 @@ def reading() -> Table:
 
 
 def commands() -> Table:
-    """Example commands with their download, memory and time."""
+    """The table of example commands with download, memory and time."""
     frame = commands_table()
     frame["time"] = [
         "seconds"
@@ -299,7 +306,7 @@ def commands() -> Table:
 
 
 def forks() -> Table:
-    """The cost of training the last 10,000 updates again, with and without the swap."""
+    """The table of the cost of repeating the last 10,000 updates with and without the swap."""
     columns = {
         "size": ("Size", str),
         "weights": ("Weights to fetch", _bytes),
@@ -317,7 +324,7 @@ def forks() -> Table:
 
 
 def training() -> Table:
-    """The cost of retraining each size."""
+    """The table of the cost of retraining each size."""
     columns = {
         "size": ("Size", str),
         "parameters": ("Parameters", "{:,}".format),

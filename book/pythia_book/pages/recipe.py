@@ -1,8 +1,8 @@
-"""Figures and tables of the page on the recipe: one layer, the schedule, the cost of training.
+"""Makes the figures and tables of the page on the recipe: a layer, the schedule, the training cost.
 
-The functions take no arguments and return a Drawing or a Table. The build calls them, so the page
-always shows the current library. `block` draws what `recipe.block_parts` observes in a forward
-pass: its numbers and arrows follow the model's widths and residual connections.
+The public functions can be called without arguments and return a Drawing or a Table. Every build of
+the book calls them, so the page always shows the current library. `block` draws what
+`recipe.block_parts` observes in a forward pass, so its numbers and arrows follow from the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LINE = "#0072b2"
 
 
 def schedule() -> Drawing:
-    """Draw the learning rate as used and as usually described, and the peak rate by size."""
+    """Draw the actual and the usually described learning rate, and the peak rate of each size."""
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
     with style():
@@ -122,7 +122,7 @@ def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
 
 
 def cost_table() -> Table:
-    """The cost of each size, with FLOP counted in two ways."""
+    """The table of the training cost of each size, with FLOP counted in two ways."""
     caption = (
         f"Work and cost of one model for {recipe.TOKENS:,} tokens; utilisation of "
         f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s"
@@ -141,7 +141,7 @@ def cost_table() -> Table:
 
 
 def layout_table() -> Table:
-    """How a batch was distributed over GPUs."""
+    """The table of how a batch was distributed over GPUs, by size."""
     columns = {
         "size": ("Size", str),
         "gpus": ("A100s of 40 GB", str),
@@ -157,7 +157,7 @@ def layout_table() -> Table:
 
 
 def estimates() -> Table:
-    """Estimates of energy and of hours on an H100, by the formulas in the caption."""
+    """The table of estimated energy and H100 hours, by the formulas in the caption."""
     caption = (
         f"Our estimates. Energy: A100-hours {TIMES} {recipe.A100_WATT} W {TIMES} {recipe.PUE}. "
         f"H100: products / ({100 * recipe.H100_UTILISATION:.0f}\N{NO-BREAK SPACE}% of "
@@ -178,7 +178,7 @@ def estimates() -> Table:
 
 
 def gpt3_table() -> Table:
-    """Pythia's batch and learning rate next to GPT-3's."""
+    """The table that compares Pythia's batch and peak learning rate with GPT-3's, by size."""
     columns = {
         "size": ("Size", str),
         "lr_max": ("Peak rate", _rate),
@@ -202,7 +202,7 @@ def _rate(value: float) -> str:
 
 
 def _power(value: float, digits: int = 2) -> str:
-    """1.27e20 as "1.27 x 10^20", typeset, with no-break spaces."""
+    """Format a number as a power of ten, e.g. 1.27e20 as 1.27 times 10 to the power 20."""
     mantissa, exponent = f"{value:.{digits}e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} {TIMES} 10{raised}".replace(" ", "\N{NO-BREAK SPACE}")
@@ -218,7 +218,11 @@ _TOP, _STEP, _HIGH = 4.55, 0.78, 0.46
 
 
 def block(config: ModelConfig | None = None) -> Drawing:
-    """Draw one layer as pythia_core.model runs it: parts, widths, parameters, connections."""
+    """Draw one layer as pythia_core.model runs it, with parts, widths, parameters and connections.
+
+    Args:
+        config: the model; default: the official size DRAWN_SIZE.
+    """
     from matplotlib.figure import Figure
 
     config = config or OFFICIAL_SIZES[DRAWN_SIZE].model()
@@ -272,7 +276,7 @@ def block(config: ModelConfig | None = None) -> Drawing:
 
 
 def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, int]:
-    """The box of a part with weights: (title, weights and their number, kind, output width)."""
+    """Return the box of a part with weights: (title, weight shape and parameters, kind, width)."""
     part = parts.loc[name]
     kind = "norm" if "layernorm" in name else "linear"
     return title, f"{part.weight} + bias = {part.parameters:,}", kind, part.d_out
@@ -283,7 +287,11 @@ def _y(row: int) -> float:
 
 
 def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """Draw a column of boxes, top to bottom, with the width of the data next to each arrow."""
+    """Draw a column of boxes from top to bottom, with the width of the data next to each arrow.
+
+    Args:
+        boxes: (title, detail, kind, output width) of each box; kind is a key of _FILL.
+    """
     from matplotlib.patches import Rectangle
 
     for row, (title, detail, kind, width) in enumerate(boxes):
@@ -302,7 +310,12 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
 
 
 def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
-    """Draw the residual stream between the columns, its branches, and where they are added."""
+    """Draw the residual stream between the two columns, its branches, and the additions.
+
+    Args:
+        parallel: whether the MLP reads the layer's input, and not the sum with attention.
+        n_attention, n_mlp: number of boxes in the columns.
+    """
     stream = (_ATTENTION_X + _MLP_X) / 2
     top, bottom = 5.02, 0.22
     low_a, low_m = _y(n_attention - 1) - _HIGH / 2, _y(n_mlp - 1) - _HIGH / 2
@@ -351,7 +364,7 @@ def _plus(ax: Axes, x: float, y: float) -> None:
 
 
 def _packing(ax: Axes, config: ModelConfig) -> None:
-    """Draw the layout of the QKV output: head after head, each as q, k, v."""
+    """Draw the layout of the QKV output (q, k and v of one head after another), and the legend."""
     from matplotlib.patches import Rectangle
 
     x, y, high, each = 5.15, 3.62, 0.27, 0.68

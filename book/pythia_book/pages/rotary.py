@@ -1,8 +1,9 @@
-"""Figures and numbers of the page on rotary embeddings, computed by the model's own functions.
+"""Draws the figures of the page on rotary embeddings, and computes the numbers in its prose.
 
-Angles, cos and sin come from `kernels.rotary.rotary_tables`, scores from vectors rotated by
-`rotary_reference`, shapes from the official configs. The page's script draws the same figures in
-the browser; tests keep the two consistent.
+Everything is computed by the model's own functions: angles, cos and sin by
+`kernels.rotary.rotary_tables`, and scores from vectors rotated by `rotary_reference`. Shapes are
+those of the official configs. The page's script draws the same figures in the browser, and tests
+check that script and library agree.
 """
 
 from __future__ import annotations
@@ -24,37 +25,37 @@ if TYPE_CHECKING:
 FOOTER = "drawn by book/pythia_book/pages/rotary.py whenever the book is built"
 BLUE, ORANGE = "#0072b2", "#d55e00"
 SHOWN = 64
-"""Head dim in figures of a single head; that of 70M, 160M and 410M."""
+"""The head dimension in figures of a single head; 70M, 160M and 410M have it."""
 REACH = 128
-"""Number of positions of query and key in the figures."""
+"""The number of query and key positions in the figures."""
 STRETCH = 32
-"""Positions per point of the error curves; a point is the largest of their errors."""
+"""The number of positions that a point of the error curves covers; it shows their largest error."""
 PRECISIONS = {
     "bf16": ("bf16 throughout", BLUE, "-"),
     "fp16": ("fp16 throughout", ORANGE, "-"),
     "fp32, bf16": ("angle in fp32, then bf16", BLUE, (0, (3, 1.5))),
     "fp32, fp16": ("angle in fp32, then fp16", ORANGE, (0, (3, 1.5))),
 }
-"""Ways to compute cos and sin -> label, colour, line style."""
+"""Maps each way to compute cos and sin to its label, colour and line style."""
 
 
 # --- numbers ---------------------------------------------------------------------------------
 
 
 def head_dims() -> dict[int, ModelConfig]:
-    """Every head dim of the official sizes, smallest first, with a config that has it."""
+    """Map each head dimension of the official sizes, smallest first, to a config that has it."""
     configs = {size.model().head_dim: size.model() for size in OFFICIAL_SIZES.values()}
     return dict(sorted(configs.items()))
 
 
 def models_of(head_dim: int) -> list[str]:
-    """The official sizes with this head dim, as in "70M"."""
+    """The names, like "70M", of the official sizes with this head dimension."""
     sizes = OFFICIAL_SIZES.values()
     return [size.name.upper() for size in sizes if size.model().head_dim == head_dim]
 
 
 def inverse_frequencies(head_dim: int) -> np.ndarray:
-    """Radians per position of each rotated pair: the angles at position 1, fp32."""
+    """The rotation of each pair in radians per position, which is its angle at position 1; fp32."""
     import torch
 
     from pythia_core.kernels.rotary import rotary_tables
@@ -65,12 +66,12 @@ def inverse_frequencies(head_dim: int) -> np.ndarray:
 
 
 def wavelengths(head_dim: int) -> np.ndarray:
-    """The period of each pair: positions per full rotation."""
+    """The number of positions in which each pair makes a full rotation."""
     return 2 * math.pi / inverse_frequencies(head_dim).astype(float)
 
 
 def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
-    """Score of every query position m (rows) and key position n (columns), at most 1.
+    """Return the score, at most 1, of each query position m (rows) and key position n (columns).
 
     Query and key are the same vector, (1, 0) in each rotated pair and 0 elsewhere, rotated by the
     model's own code.
@@ -89,12 +90,13 @@ def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
 
 
 def table_errors(head_dim: int, precision: str) -> np.ndarray:
-    """The larger of the errors of cos and sin, by (position, pair).
+    """Return the larger of the errors of cos and sin, float[positions, pairs].
 
     Args:
-        head_dim: of an official size.
-        precision: a key of PRECISIONS. With one type, frequency, position, angle, cos and sin are
-            all rounded to it; with the prefix "fp32, ", only the model's fp32 tables are.
+        head_dim: the head dimension of an official size.
+        precision: a key of PRECISIONS. If it is one type, the frequency, position, angle, cos and
+            sin are all rounded to this type. If it begins with "fp32, ", cos and sin are computed
+            in fp32 by the model's code, and only the results are rounded.
     """
     import torch
 
@@ -148,12 +150,16 @@ def values() -> dict[str, str]:
 
 
 def hue(pair: int, pairs: int) -> str:
-    """The colour of a pair, hot for fast and cold for slow, as in the page's script."""
+    """The colour of a pair, as in the page's script: warm for fast pairs, cold for slow pairs."""
     return hls_colour(25 - 170 * pair / max(pairs - 1, 1), 0.47, 0.65)
 
 
 def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
-    """Draw a clock face with two hands; angles in radians from twelve o'clock, clockwise."""
+    """Draw a clock face at `x` with hands for query and key, and shade the angle between them.
+
+    Args:
+        query, key: angles in radians, clockwise from twelve o'clock.
+    """
     from matplotlib.patches import Circle, Wedge
 
     angle = math.degrees(math.remainder(query - key, 2 * math.pi))  # the shorter way round
@@ -167,7 +173,7 @@ def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
 
 
 def turning() -> Drawing:
-    """Draw each pair's rotation of one query and key as clock hands, and score against distance."""
+    """Draw how each pair rotates a query and a key, as clock hands, and the score by distance."""
     from matplotlib.figure import Figure
 
     m, n = 20, 12
@@ -207,7 +213,7 @@ def turning() -> Drawing:
 
 
 def quarter() -> Drawing:
-    """Draw which dims of a head rotate, and in which pairs, for every official head dim."""
+    """Draw which dims of a head rotate and how they are paired, by official head dimension."""
     from matplotlib.patches import Arc, Rectangle
 
     dims = head_dims()
@@ -238,7 +244,7 @@ def quarter() -> Drawing:
 
 
 def frequencies() -> Drawing:
-    """Draw the wavelengths of the pairs for each official head dim, with the context length."""
+    """Draw the wavelengths of all pairs by official head dimension, and the context length."""
     dims = head_dims()
     context = dims[SHOWN].max_seq_len
     with style():

@@ -1,1 +1,1 @@
-"""The released evaluation results, read from the user's copy."""
+"""Reads, draws and tests the released evaluation results, from the user's copy of them."""

@@ -1,15 +1,23 @@
-"""Figures of the released benchmark results: over training, by size, by batch size, LAMBADA.
+"""Draws the released benchmark results: over training, by size, by batch size, MMLU and BLiMP.
 
-Every official size has one colour; dashed lines are deduplicated models.
+Each official size has its own colour. Dashed lines are deduplicated models or, in the figure of
+batch sizes, smaller batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pythia_book import style
-from pythia_book.published.tables import MODELS, TASKS
+from pythia_book.published.scaling import (
+    COLUMNS,
+    INFORMATIVE,
+    LAST_STEPS,
+    MIDDLE_STEPS,
+    PHENOMENA,
+)
+from pythia_book.published.tables import CHANCE, MODELS, TASKS
+from pythia_book.stats import Z_95
 from pythia_book.style import BLUE, GREEN, MUTED, ORANGE, Drawing, size_colour
 
 if TYPE_CHECKING:
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pythia_book.published.scaling import PublishedScaling
+    from pythia_book.study import Result
 
 TITLES = {
     "lambada_openai": "LAMBADA",
@@ -30,9 +38,6 @@ TITLES = {
     "logiqa": "LogiQA",
     "hellaswag": "HellaSwag",
 }
-CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
-          "logiqa": 25, "hellaswag": 25, "lambada_openai": 0}  # fmt: skip
-"""Accuracy of guessing, in percent."""
 DASHED = (0, (3, 1.2))
 ABSENT = "no released numbers:\nset PYTHIA_PUBLISHED_DIR"
 FAMILIES = {
@@ -44,60 +49,86 @@ FAMILIES = {
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
-    """Add a legend above the panels: size colours and, with `arms`, each text's line style."""
+    """Add a legend of the sizes' colours above the panels.
+
+    Args:
+        arms: whether to add the line styles of standard and deduplicated models.
+    """
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
     style.legend(figure, lines, handlelength=1.6, columnspacing=0.9, fontsize=7)
 
 
-def _task_panels(
-    axes: list[Axes], rows: pd.DataFrame, xlabel: str
-) -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """Yield each task's panel and rows for the caller to draw; set titles and axis labels."""
-    for ax, task in zip(axes, TASKS, strict=True):
-        ax.set_title(TITLES[task])
-        part = rows[rows.task == task]
-        if part.empty:
-            style.say(ax, ABSENT)
-            continue
-        yield ax, part
-        ax.set_xscale("log")
-        style.reference(ax, CHANCE[task])
-    for ax in axes[4:]:
+def _released(result: Result, name: str) -> pd.DataFrame:
+    """Return a released table with 95 % intervals, and with the column `model` renamed to `size`.
+
+    The table has no rows if it was not released or is not available.
+    """
+    import pandas as pd
+
+    table = result.released.get(name, pd.DataFrame(columns=COLUMNS[name]))
+    if "model" in table:
+        table = table.rename(columns={"model": "size"})
+    if "stderr" in table:
+        half = Z_95 * table.stderr.fillna(0)
+        table = table.assign(low=table.value - half, high=table.value + half)
+    return table
+
+
+def _sizes(table: pd.DataFrame) -> list[str]:
+    """The sizes in a table, smallest first."""
+    return [model for model in MODELS if model in set(table["size"])]
+
+
+def _label_outer(axes: list[Axes], columns: int, xlabel: str, ylabel: str = "% right") -> None:
+    for ax in axes[-columns:]:
         ax.set_xlabel(xlabel)
-    for ax in axes[::4]:
-        ax.set_ylabel("% right")
+    for ax in axes[::columns]:
+        ax.set_ylabel(ylabel)
 
 
-def benchmarks_over_training(ps: PublishedScaling, result: Any) -> Drawing:
+def benchmarks_over_training(result: Result) -> Drawing:
     """Draw zero-shot accuracy of sixteen models on eight tasks over 27 checkpoints."""
-    curves = ps.tables["curves"]
-    notes = "zero-shot; dotted: guessing"
-    with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
-        zero_shot = style.rows_where(curves[curves.step > 0], shots=0)
-        for ax, rows in _task_panels(axes, zero_shot, "step"):
-            for (model, deduped), line in rows.groupby(["model", "deduped"]):
-                steps = sorted(rows.step.unique())  # a missing step breaks the line
-                values = line.set_index("step").value.reindex(steps)
-                ax.plot(steps, 100 * values, color=size_colour(model), linewidth=0.9,
+    curves = _released(result, "curves")
+    with style.canvas(result, 4, 4.2, "zero-shot; dotted: guessing", rows=2) as (figure, axes):
+        for ax, task in zip(axes, TASKS, strict=True):
+            ax.set_title(TITLES[task])
+            if curves.empty:
+                style.say(ax, ABSENT)
+                continue
+            steps = sorted(curves.step.unique())  # a missing step breaks the line
+            for (size, deduped), line in curves.groupby(["size", "deduped"]):
+                values = line.set_index("step")[task].reindex(steps)
+                ax.plot(steps, 100 * values, color=size_colour(size), linewidth=0.9,
                         linestyle=DASHED if deduped else "-")  # fmt: skip
+            ax.set_xscale("log")
+            style.reference(ax, CHANCE[task])
+        _label_outer(axes, 4, "step")
         if not curves.empty:
             model_legend(figure)
-        models = len(curves[["model", "deduped"]].drop_duplicates())
+        models = len(curves[["size", "deduped"]].drop_duplicates())
         return Drawing(figure, f"Zero-shot accuracy of {models} released models on eight tasks")
 
 
-def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
+def benchmarks_by_size(result: Result) -> Drawing:
     """Draw final zero-shot accuracy against the number of parameters, with OPT and BLOOM."""
-    final = ps.tables["final"]
+    final = _released(result, "final")
     notes = "final checkpoints, zero-shot; bars: 95 % intervals"
     with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
-        for ax, rows in _task_panels(axes, final, "parameters"):
+        for ax, task in zip(axes, TASKS, strict=True):
+            ax.set_title(TITLES[task])
+            rows = final[final.task == task]
+            if rows.empty:
+                style.say(ax, ABSENT)
+                continue
             for family, (_, marker, colour) in FAMILIES.items():
                 points = style.rows_where(rows, family=family).sort_values("n_params")
                 shape = {"marker": marker, "markersize": 3.2, "linewidth": 0.9}
                 style.curve(ax, points, "n_params", colour, 100, bars=True, **shape)
+            ax.set_xscale("log")
+            style.reference(ax, CHANCE[task])
+        _label_outer(axes, 4, "parameters")
         if not final.empty:
             lines = {
                 label: {"color": colour, "marker": marker, "linewidth": 1}
@@ -109,54 +140,155 @@ def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
         return Drawing(figure, text)
 
 
-def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
-    """Draw accuracy with small and full batches at equal tokens, one panel per size."""
-    batch = ps.tables["batch"]
-    models = list(dict.fromkeys(batch.model)) or list(MODELS[:5])
-    batch = batch.assign(billions=batch.tokens / 1e9)
-    note = "solid: 2M tokens per batch; five-shot, mean over eight tasks; bands: 95 % intervals"
-    with style.canvas(result, len(models), 2.3, note, "axes differ") as (figure, axes):
-        for ax, model in zip(axes, models, strict=True):
-            rows = batch[batch.model == model]
-            ax.set_title(model)
+def late_change(result: Result) -> Drawing:
+    """Draw LAMBADA for standard and deduplicated models, and the mean over seven tasks, by step."""
+    lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
+    deduped = lambada.deduped.astype(bool)
+    curves = curves[curves.step >= 1000]
+    tasks = curves[list(INFORMATIVE)].mean(axis=1, skipna=False)
+    mean = curves.assign(value=tasks).groupby(["size", "step"], as_index=False).value.mean()
+    shown = {
+        "LAMBADA, standard": lambada[~deduped],
+        "LAMBADA, deduplicated": lambada[deduped],
+        "seven tasks, both texts": mean,
+    }
+    notes = "zero-shot; bands: 95 % intervals of items; grey: the checkpoints that are compared"
+    with style.canvas(result, 3, 2.9, notes) as (figure, axes):
+        for ax, (title, rows) in zip(axes, shown.items(), strict=True):
+            ax.set_title(title)
             if rows.empty:
+                style.say(ax, ABSENT)
+                continue
+            rows = rows.assign(thousands=rows.step / 1000)
+            style.size_curves(ax, rows, "thousands", _sizes(rows), 100, marker="", linewidth=1.2)
+            for steps in (MIDDLE_STEPS, LAST_STEPS):
+                ends = (min(steps) / 1000 - 3, max(steps) / 1000 + 3)
+                ax.axvspan(*ends, color=MUTED, alpha=0.12, linewidth=0, zorder=0)
+            ax.set_xlabel("step, thousands")
+        axes[0].set_ylabel("% right")
+        if not lambada.empty:
+            model_legend(figure, arms=False)
+        return Drawing(figure, "Accuracy of the released models over training, by size")
+
+
+BATCH_PANELS = {"mean": "seven tasks", "lambada_openai": "LAMBADA", "sciq": "SciQ"}
+
+
+def batch_size(result: Result) -> Drawing:
+    """Draw accuracy with small and full batches against tokens; sizes are columns, tasks rows."""
+    batch = _released(result, "batch")
+    sizes = _sizes(batch) or list(MODELS[:5])
+    mean = _mean_over_tasks(batch)
+    note = "solid: 2M tokens per batch, dashed: fewer; five-shot; bands: 95 % intervals of items"
+    rows = len(BATCH_PANELS)
+    with style.canvas(result, len(sizes), 4.8, note, "axes differ", rows=rows) as (figure, axes):
+        cells = [(task, size) for task in BATCH_PANELS for size in sizes]
+        for ax, (task, size) in zip(axes, cells, strict=True):
+            lines = style.rows_where(mean if task == "mean" else batch, size=size)
+            lines = lines if task == "mean" else style.rows_where(lines, task=task)
+            if lines.empty:
                 style.say(ax, "no released\nnumbers")
                 continue
-            full = rows.batch_tokens.max()
-            for tokens, line in rows.groupby("batch_tokens"):
-                dashes = "-" if tokens == full else DASHED
-                shape = {"linewidth": 1.2, "linestyle": dashes}
-                style.curve(ax, line, "billions", size_colour(model), 100, **shape)
-            small = rows.batch_tokens.min() / 2**20
-            ax.text(0.97, 0.05, f"dashed: {small:g}M", transform=ax.transAxes, ha="right",
-                    fontsize=7, color=MUTED)  # fmt: skip
-            ax.set_xlabel("tokens, billions")
-        axes[0].set_ylabel("% right")
+            full, small = lines.batch_tokens.max(), lines.batch_tokens.min()
+            for tokens, line in lines.groupby("batch_tokens"):
+                shape = {"linewidth": 1.2, "linestyle": "-" if tokens == full else DASHED}
+                line = line.assign(billions=line.tokens / 1e9).sort_values("tokens")
+                style.curve(ax, line, "billions", size_colour(size), 100, **shape)
+            if task == "mean":
+                ax.set_title(f"{size}: {small / 2**20:g}M or {full / 2**20:g}M", fontsize=8)
+        _label_outer(axes, len(sizes), "tokens, billions")
+        for ax, title in zip(axes[:: len(sizes)], BATCH_PANELS.values(), strict=True):
+            ax.set_ylabel(f"{title}, % right")
         caption = "Accuracy with batches of two million tokens (solid) and smaller ones (dashed)"
         return Drawing(figure, caption)
 
 
-def lambada_decline(ps: PublishedScaling, result: Any) -> Drawing:
-    """Draw LAMBADA over training on a linear axis: the smallest models peak early and decline."""
-    curves = ps.tables["curves"]
-    curves = style.rows_where(curves[curves.step >= 1000], task="lambada_openai", shots=0)
-    curves = curves.assign(thousands=curves.step / 1000)
-    notes = "zero-shot; bands: 95 % intervals; circles: best checkpoint"
-    with style.canvas(result, 2, 3.0, notes) as (figure, axes):
-        for ax, deduped in zip(axes, (False, True), strict=True):
-            ax.set_title("deduplicated" if deduped else "standard")
-            rows = curves[curves.deduped == deduped]
+def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
+    """Average over tasks for each checkpoint with all seven tasks; their errors are independent."""
+    keys = ["size", "batch_tokens", "tokens"]
+    grouped = batch.assign(variance=batch.stderr**2).groupby(keys)
+    mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
+    mean = mean[mean.n == len(INFORMATIVE)].reset_index()
+    half = Z_95 * mean.variance**0.5 / mean.n
+    return mean.assign(low=mean.value - half, high=mean.value + half)
+
+
+def batch_by_task(result: Result) -> Drawing:
+    """Draw the accuracy with full minus small batches at equal tokens, by task and size."""
+    table = result.tables["batch_difference"].rename(columns={"model": "size"})
+    table = table.assign(billions=table.tokens / 1e9)
+    sizes = _sizes(table)
+    note = "five-shot; bands: 95 % intervals of items, for the two smallest sizes"
+    with style.canvas(result, 4, 4.2, note, rows=2, sharey=True) as (figure, axes):
+        for ax, task in zip(axes, ("mean", *INFORMATIVE), strict=True):
+            ax.set_title("mean of the seven" if task == "mean" else TITLES[task])
+            rows = table[table.task == task]
             if rows.empty:
                 style.say(ax, ABSENT)
                 continue
-            for model, line in rows.groupby("model"):
-                colour = size_colour(model)
-                style.curve(ax, line, "thousands", colour, 100, linewidth=1.2)
-                best = line.loc[line.value.idxmax()]
-                ax.plot(best.thousands, 100 * best.value, "o", color=colour,
-                        markerfacecolor="white", markersize=4.5)  # fmt: skip
-            ax.set(xlabel="step, thousands", ylim=(0, 75))
-        axes[0].set_ylabel("LAMBADA, % right")
-        if not curves.empty:
-            model_legend(figure, arms=False)
-        return Drawing(figure, "LAMBADA accuracy of the released models over training, by size")
+            style.size_curves(ax, rows, "billions", sizes, 1, sizes[:2], marker="")
+            style.reference(ax, 0)
+        _label_outer(axes, 4, "tokens, billions", "full minus small,\npoints")
+        if sizes:
+            model_legend(figure, tuple(sizes), arms=False)
+        mean = table[(table.task == "mean") & (table.tokens == table.tokens.max())]
+        numbers = (f"{row.size} {row.value:+.1f} points" for row in mean.itertuples())
+        return Drawing(figure, "Full minus small batches at the end of training", numbers)
+
+
+def mmlu(result: Result) -> Drawing:
+    """Draw MMLU accuracy over training, zero-shot and five-shot, and after training by size."""
+    table = _released(result, "mmlu")
+    sizes, last = _sizes(table), table.step.max()
+    note = "mean of 57 subjects and both texts; bands and bars: 95 % intervals over subjects"
+    with style.canvas(result, 3, 2.8, f"{note}; dotted: guessing", sharey=True) as (figure, axes):
+        titles = ("Zero-shot", "Five-shot", "At the end")
+        for ax, title in zip(axes, titles, strict=True):
+            ax.set_title(title)
+        if table.empty:
+            for ax in axes:
+                style.say(ax, ABSENT)
+            return Drawing(figure, "MMLU: no released numbers")
+        for ax, shots in zip(axes, (0, 5), strict=False):
+            rows = style.rows_where(table[table.step >= 1000], shots=shots)
+            rows = rows.assign(thousands=rows.step / 1000)
+            style.size_curves(ax, rows, "thousands", sizes, 100, (sizes[0], sizes[-1]), marker="")
+            ax.set_xlabel("step, thousands")
+        marks = {0: style.mark("o"), 5: style.mark("s", hollow=True)}
+        end = table[(table.step == last) & table["size"].isin(sizes)]
+        style.size_points(axes[2], end, sizes, "shots", marks, markersize=3.6, width=1)
+        style.category_ticks(axes[2], sizes, rotation=60, fontsize=6.5)
+        style.legend(axes[2], {f"{k}-shot": mark for k, mark in marks.items()}, loc="upper left")
+        for ax in axes:
+            style.reference(ax, 25)
+        axes[0].set_ylabel("% right")
+        model_legend(figure, tuple(sizes), arms=False)
+        five = style.rows_where(end, shots=5)
+        numbers = (f"{row.size} {100 * row.value:.1f} %" for row in five.itertuples())
+        return Drawing(figure, "Five-shot MMLU at the end of training", numbers)
+
+
+def blimp(result: Result) -> Drawing:
+    """Draw BLiMP accuracy of the first suite (v0) over training, one panel per phenomenon."""
+    table = _released(result, "blimp")
+    table = table.assign(thousands=table.step / 1000)
+    sizes = _sizes(table)
+    note = "first suite (v0), zero-shot, mean of both texts; bands: 95 % intervals of items"
+    with style.canvas(result, 4, 5.4, f"{note}; dotted: guessing", rows=3, sharey=True) as (
+        figure,
+        axes,
+    ):
+        for ax, phenomenon in zip(axes, PHENOMENA, strict=True):
+            ax.set_title(phenomenon, fontsize=8)
+            rows = table[table.phenomenon == phenomenon]
+            if rows.empty:
+                style.say(ax, ABSENT)
+                continue
+            style.size_curves(ax, rows, "thousands", sizes, 100, marker="", linewidth=1)
+            style.reference(ax, 50)
+        _label_outer(axes, 4, "step, thousands")
+        if sizes:
+            model_legend(figure, tuple(sizes), arms=False)
+        end = table[(table.phenomenon == "all") & (table.step == table.step.max())]
+        numbers = (f"{row.size} {100 * row.value:.1f} %" for row in end.itertuples())
+        return Drawing(figure, "BLiMP at the end, mean over all paradigms", numbers)

@@ -1,7 +1,7 @@
-"""Reads a folder or archive of released results safely: bounded, in memory, following no links.
+"""Reads a folder or archive of released results safely: sizes are limited, links not followed.
 
-Archives (.tar.xz, .tar.gz, .tar, .zip) are never unpacked; names, number and sizes of their members
-are checked before anything is read.
+Archives (.tar.xz, .tar.gz, .tar, .zip) are read in memory and never unpacked to disk. The name and
+size of each member, and the number of members, are checked before a member is read.
 """
 
 from __future__ import annotations
@@ -25,23 +25,26 @@ HOW_TO_GET = (
 MAX_MEMBERS = 200_000
 MAX_FILE = 8 << 20
 MAX_TOTAL = 4 << 30
-"""Limits of an archive: number of members, bytes per file, bytes in total."""
-BRANCHES = ("pythia-v1", "bias-evals", "opt", "bloom")
+"""The limits of an archive: number of members, bytes per file, and bytes in total."""
+BRANCHES = ("pythia-v1", "pythia-v0", "bias-evals", "opt", "bloom")
 """The folders of the public `evals` tree that are read."""
 
 
 def has_tables(path: Path) -> bool:
-    """Whether a source is a folder of CSV tables rather than the evals tree."""
+    """Whether a source is a folder of CSV tables, and not the evals tree."""
     return (path / "bias_evals.csv").is_file()
 
 
 def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the wanted files of the evals tree; links are not followed.
+    """Yield (name, content) of files of the evals tree. Links are not followed.
 
-    `path` is that tree, a folder that contains it, or an archive of either.
+    Args:
+        path: the evals tree, a folder that contains the tree, or an archive of either folder.
+        wanted: whether to yield the file of a name.
 
     Raises:
-        DataError: not an archive, or one that breaks a limit or names a path outside itself.
+        DataError: a file that is not an archive, or an archive that exceeds a limit or names a path
+            outside itself.
     """
     if path.is_file():
         yield from _archive_files(path, wanted)
@@ -82,7 +85,9 @@ def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
 
 def _check(path: Path, name: str, count: int, total: int) -> None:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError(f"{path.name!r} names a path outside itself, {name!r}; do not trust it")
+        raise DataError(
+            f"{path.name!r} has a member outside the archive, {name!r}; do not trust this archive"
+        )
     if count >= MAX_MEMBERS or total > MAX_TOTAL:
         raise DataError(
             f"{path.name!r} has more than {MAX_MEMBERS:,} files or {MAX_TOTAL:,} bytes; "
@@ -100,14 +105,18 @@ def _read(name: str, stream: Any) -> bytes:
 # --- results in JSON -------------------------------------------------------------------------
 
 Reader = Callable[[re.Match, dict], list]
-"""Turns the match of a file's name and the parsed content into rows."""
+"""Turns the match of a file's name and the parsed content of the file into rows."""
 
 
 def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Pattern, list]:
-    """The rows of all files of the evals tree whose name matches a pattern: pattern -> rows.
+    """Read all files of the evals tree whose name matches a pattern; return the rows by pattern.
+
+    Args:
+        path: as in `files_of`.
+        readers: maps each pattern to the function that turns a file into rows.
 
     Raises:
-        DataError: as `files_of`, or a file that its reader does not understand.
+        DataError: as `files_of`, or a reader does not understand a file.
     """
     rows: dict[re.Pattern, list] = {pattern: [] for pattern in readers}
 
@@ -127,7 +136,10 @@ def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Patte
 
 
 def harness_scores(parsed: dict) -> Iterator[tuple[str, str, float, float]]:
-    """Yield (task, metric, value, standard error, NaN if missing) of a harness result."""
+    """Yield (task, metric, value, standard error) from a result of the evaluation harness.
+
+    A missing standard error is NaN.
+    """
     for task, metrics in parsed["results"].items():
         for metric, value in metrics.items():
             if not metric.endswith("_stderr"):

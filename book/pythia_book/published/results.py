@@ -1,14 +1,18 @@
-"""The released evaluation results of EleutherAI/pythia, read from the user's copy.
+"""Reads the released evaluation results of EleutherAI/pythia from the user's copy.
 
-They are shown next to our own numbers and never committed. A source is a folder of CSV tables with
-a `bias_evals.csv`, or the public repository's `evals` tree itself: a clone, that folder alone, or
-an archive of either (pythia_book.published.files). The main table keeps only v1 results of the
-deduplicated models with an intervention twin, because the v0 files mix two versions of the
-CrowS-Pairs metric. Other results are read on access (pythia_book.published.tables).
+The results are shown next to our own numbers. A source is a folder of CSV tables with a
+`bias_evals.csv`, a clone of the public repository, its `evals` folder, or an archive of either
+folder (pythia_book.published.files). The main table has the results about bias, and LAMBADA, of the
+deduplicated models. Of the first suite, v0, the table has only WinoBias, because the other files of
+v0 mix two versions of the CrowS-Pairs metric. Other results are read when they are accessed
+(pythia_book.published.tables).
 
-The metrics: CrowS-Pairs by total log-likelihood after one EOD (gender subset, 320 pairs); LAMBADA
-(OpenAI) by greedy match; WinoBias by exact match of the generated referent, two prompt templates,
-396 items each. The paper's two-pronoun WinoBias metric has no released raw file.
+CrowS-Pairs (English) is scored by total log-likelihood after one EOD (1,677 pairs, 320 of them
+about gender), LAMBADA (OpenAI) by greedy match, and WinoBias by exact match of the generated
+referent, with two prompts and 396 sentences of each type and side. There is no released raw file
+of the paper's two-pronoun WinoBias metric. The WinoBias files of the controls, and all of v0, have
+the settings of gpt-neox's evaluate.py; those of the swapped models come from another script and
+have another format.
 """
 
 from __future__ import annotations
@@ -29,41 +33,54 @@ from pythia_book.published.files import (
     read_results,
 )
 from pythia_book.published.tables import (
+    BENCHMARKS,
     Tables,
     benchmark_tables,
     memorization_table,
+    read_csv,
     without_misplaced,
 )
+from pythia_book.published.tables import MODELS as ALL_MODELS
 from pythia_core.errors import DataError
+from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MODELS = ("70m", "410m", "1.4b", "6.9b")
-"""Sizes with an intervention twin."""
+"""The sizes of which models with a pronoun swap were released."""
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
-COLUMNS = ("model", "intervention", "step", "source", "task", "prompt", "metric", "value", "stderr")
+BIASES = ("gender", "race_color", "nationality", "socioeconomic", "religion",
+          "sexual_orientation", "age", "physical_appearance", "disability")  # fmt: skip
+"""The nine biases of CrowS-Pairs. The English file has eleven more pairs, which are about other
+things."""
+COLUMNS = ("suite", "model", "intervention", "step", "source", "task", "prompt", "metric")
+COLUMNS += ("value", "stderr")
 
-_SIZES = r"(?P<model>70m|410m|400m|1\.4b|6\.9b)"
 _HARNESS = re.compile(
-    rf"(?:^|/)pythia-v1/pythia-{_SIZES}-deduped/(?P<kind>baseline|intervention|zero-shot)/"
-    r"[^/]*?(?P<long>-long)?_step(?P<step>\d+)\.json$"
+    r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])-deduped/"
+    r"(?P<kind>baseline|intervention|zero-shot)/[^/]*?(?P<long>-long)?_step(?P<step>\d+)\.json$"
 )
 _WINOBIAS = re.compile(
-    rf"(?:^|/)bias-evals/winobias/(?:intervene_(?P<window>7|21)/)?{_SIZES}/eval_results_[^/]*\.json$",
+    r"(?:^|/)(?:bias-evals|pythia-(?P<v0>v0))/winobias/(?:intervene_(?P<window>7|21)/)?"
+    r"(?P<model>[\d.]+[mb])/eval_results_[^/]*\.json$",
     re.IGNORECASE,
 )
+_FORMER_NAMES = {"400m": "410m", "19m": "70m", "350m": "410m", "1.3b": "1.4b", "6.7b": "6.9b"}
+_DOUBLE_BATCH = ("410m", "1.4b")
+"""Models of v0 that were trained with 4M tokens per step. Each of their steps counts as two."""
 _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 
 
 @dataclass(frozen=True)
 class Published:
-    """Released v1 numbers as a tidy table, and the parts of it that studies show."""
+    """The released numbers as a tidy table, and the tables that the studies use."""
 
     table: pd.DataFrame
-    """Columns `COLUMNS`; `intervention` is one of `ARMS`, `step` counts 2M-token updates."""
+    """The main table, with the columns COLUMNS. `intervention` is one of ARMS, and `step` counts
+    updates of 2M tokens."""
     path: Path | None = None
-    """Source from which the other tables are read on access; never shown."""
+    """The source from which the other tables are read when they are accessed. It is never shown."""
 
     @cached_property
     def _tables(self) -> Tables:
@@ -71,66 +88,92 @@ class Published:
 
     @property
     def released_benchmarks(self) -> pd.DataFrame:
-        """All rows as released, including those that `benchmarks` leaves out."""
+        """All benchmark rows as released, including the rows that `benchmarks` leaves out."""
         return self._tables[0]
 
     @cached_property
     def benchmarks(self) -> pd.DataFrame:
-        """All sixteen models: model, deduped, shots, task, step, metric, value, stderr."""
+        """Benchmarks of all sixteen models, without misplaced rows; columns tables.BENCHMARKS."""
         return without_misplaced(self._tables[0])[0]
 
     @cached_property
     def left_out(self) -> pd.DataFrame:
-        """Checkpoints that `benchmarks` leaves out: model, deduped, shots, step, reason."""
+        """The checkpoints that `benchmarks` leaves out: model, deduped, shots, step, reason."""
         return without_misplaced(self._tables[0])[1]
 
     @property
     def baselines(self) -> pd.DataFrame:
-        """OPT and BLOOM, zero-shot: family, model, n_params, task, metric, value, stderr."""
+        """Zero-shot benchmarks of OPT and BLOOM; columns tables.BASELINES."""
         return self._tables[1]
 
     @property
     def batch_size(self) -> pd.DataFrame:
-        """Five-shot: model, batch_tokens, shots, task, step, tokens, metric, value, stderr."""
+        """Benchmarks of models trained with smaller batches; columns tables.BATCH_SIZE."""
         return self._tables[2]
 
     @cached_property
     def memorization(self) -> pd.DataFrame:
-        """Predictions: experiment, model, step, tp, fp, fn, tn (in percent), precision, recall."""
+        """Predictions of memorization: experiment, model, step; tp, fp, fn and tn in percent;
+        precision, recall."""
         return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
-        """CrowS-Pairs, English, gender: model, intervention, step, value (a share), stderr."""
+        """CrowS-Pairs about gender: model, intervention, step, value (a share), stderr."""
         return self._view("crows_pairs_english_gender", "pct_stereotype")
 
+    def crows(self) -> pd.DataFrame:
+        """The table of `crows_gender` for all BIASES, with the further column `bias`."""
+        import pandas as pd
+
+        views = [
+            self._view(f"crows_pairs_english_{bias}", "pct_stereotype").assign(bias=bias)
+            for bias in BIASES
+        ]
+        return pd.concat(views, ignore_index=True)
+
+    def crows_by_size(self) -> pd.DataFrame:
+        """CrowS-Pairs about gender after training, for all deduplicated models.
+
+        The columns are model, value and stderr. The scores are from the evaluation of the full
+        suite, which treated all models in the same way.
+        """
+        rows = self._rows("crows_pairs_english_gender", "pct_stereotype")
+        final = rows[(rows.source == "zero-shot") & (rows.step == OFFICIAL_STEPS)]
+        return _ordered(final)[["model", "value", "stderr"]]
+
     def lambada(self) -> pd.DataFrame:
-        """LAMBADA (OpenAI) accuracy: model, intervention, step, value (a share), stderr."""
-        return self._view("lambada_openai", "acc")
+        """LAMBADA (OpenAI): model, intervention, step, value (the accuracy), stderr, perplexity."""
+        keys = ["model", "intervention", "step"]
+        perplexity = self._view("lambada_openai", "ppl").rename(columns={"value": "perplexity"})
+        accuracy = self._view("lambada_openai", "acc")
+        return accuracy.merge(perplexity[[*keys, "perplexity"]], on=keys, how="left")
 
-    def winobias_em(self) -> pd.DataFrame:
-        """WinoBias exact match: model, intervention, step, pro, anti, net = pro - anti, stderr.
+    def winobias(self) -> pd.DataFrame:
+        """WinoBias exact match: suite, model, intervention, prompt, side, step, value, stderr.
 
-        pro and anti are means over types 1 and 2 and both templates; the standard error of net
-        treats its parts as independent.
+        The column side is "pro" or "anti", and a value is the mean over both types of sentences. In
+        both suites a step is an update of 2M tokens.
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
         em["variance"] = em.stderr**2
-        keys = ["model", "intervention", "step"]
-        grouped = em.groupby([*keys, "side"], observed=True)
-        means = grouped.value.mean().unstack().reindex(columns=["pro", "anti"])
-        errors = (grouped.variance.sum() / grouped.variance.count() ** 2).unstack()
-        means["net"] = means.pro - means.anti
-        means["stderr"] = errors.sum(axis=1) ** 0.5
+        keys = ["suite", "model", "intervention", "prompt", "side", "step"]
+        grouped = em.groupby(keys, observed=True)
+        means = grouped.value.mean().to_frame()
+        means["stderr"] = grouped.variance.sum() ** 0.5 / grouped.variance.count()
         return _ordered(means.reset_index())
 
     def _view(self, task: str, metric: str) -> pd.DataFrame:
-        chosen = self.table[(self.table.task == task) & (self.table.metric == metric)]
-        return _ordered(chosen[["model", "intervention", "step", "value", "stderr"]])
+        keys = ["model", "intervention", "step"]
+        rows = self._rows(task, metric).drop_duplicates(keys)  # the first is that of the twin
+        return _ordered(rows[rows.model.isin(MODELS)][[*keys, "value", "stderr"]])
+
+    def _rows(self, task: str, metric: str) -> pd.DataFrame:
+        return self.table[(self.table.task == task) & (self.table.metric == metric)]
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    ranks = {name: i for i, name in enumerate((*MODELS, *ARMS))}
+    ranks = {name: i for i, name in enumerate((*ALL_MODELS, *ARMS))}
     return frame.sort_values(
         ["model", "intervention", "step"],
         key=lambda column: column.map(ranks) if column.name != "step" else column,
@@ -139,7 +182,7 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find(source: str | Path | None = None) -> Published | None:
-    """The published numbers, or None if no source is given and `PYTHIA_PUBLISHED_DIR` is unset.
+    """Read the published numbers; None without a source and without `PYTHIA_PUBLISHED_DIR`.
 
     Raises:
         DataError: the source cannot be read (see `load`).
@@ -151,17 +194,19 @@ def load(source: str | Path | None = None) -> Published:
     """Read the published numbers from a folder or archive, by default `PYTHIA_PUBLISHED_DIR`.
 
     Raises:
-        DataError: no source, a path that does not exist, an archive that breaks a limit or names
-            a path outside itself, malformed JSON or CSV, or a source without these results.
+        DataError: there is no source, the path does not exist, the archive exceeds a limit or names
+            a path outside itself, JSON or CSV is malformed, or the source lacks these results.
     """
     location = source or os.environ.get(VARIABLE)
     if not location:
-        raise DataError(f"no published numbers: {VARIABLE} is not set; {HOW_TO_GET}")
+        raise DataError(f"there are no published numbers: {VARIABLE} is not set; {HOW_TO_GET}")
     path = Path(location).expanduser()
     if not path.exists():
-        raise DataError(f"no published numbers at {str(path)!r}: it does not exist; {HOW_TO_GET}")
+        raise DataError(
+            f"there are no published numbers at {str(path)!r}, which does not exist; {HOW_TO_GET}"
+        )
     if has_tables(path):
-        rows = _from_csv(path / "bias_evals.csv")
+        rows = _from_csv(path / "bias_evals.csv") + _sizes_from_csv(path)
     else:
         readers = {_HARNESS: _harness_rows, _WINOBIAS: _winobias_rows}
         rows = [row for rows in read_results(path, readers).values() for row in rows]
@@ -173,18 +218,18 @@ def load(source: str | Path | None = None) -> Published:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    # A control checkpoint may have been scored twice (full suite, and with its twin): keep one.
+    # A control may have been scored twice: with its twin, which comes first, and in the full suite.
     table["rank"] = table.source.map(_PREFERENCE)
-    keys = ["model", "intervention", "step", "task", "prompt", "metric"]
-    table = table.sort_values([*keys, "rank"], ignore_index=True).drop_duplicates(keys)
-    return Published(table.drop(columns="rank").reset_index(drop=True), path)
+    keys = ["suite", "model", "intervention", "step", "task", "prompt", "metric"]
+    table = table.sort_values([*keys, "rank"], ignore_index=True)
+    return Published(table.drop(columns="rank"), path)
 
 
 # --- the CSV tables --------------------------------------------------------------------------
 
 
 def _from_csv(path: Path) -> list[tuple]:
-    needed = {"suite", "model", "intervention", "step", "source_folder", "task", "prompt"}
+    needed = {"suite", "model", "intervention", "step_2M_equiv", "source_folder", "task", "prompt"}
     needed |= {"metric", "value", "stderr"}
     with open(path, newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
@@ -192,35 +237,50 @@ def _from_csv(path: Path) -> list[tuple]:
             raise DataError(f"{path.name} lacks the columns {', '.join(missing)}; {HOW_TO_GET}")
         rows = []
         for number, row in enumerate(reader, start=2):
-            if row["suite"] != "v1" or row["model"] not in MODELS or not _wanted(row["task"]):
+            if row["model"] not in MODELS or not _wanted(row["task"], row["suite"]):
                 continue
             try:
-                step, value = int(row["step"]), float(row["value"])
+                step, value = int(row["step_2M_equiv"]), float(row["value"])
                 stderr = float(row["stderr"] or "nan")
             except (TypeError, ValueError) as error:
                 raise DataError(f"{path.name}, line {number}: {error}") from error
             source = row["source_folder"].rsplit("/", 1)[-1]
             measure = (row["task"], row["prompt"], row["metric"])
-            rows.append((row["model"], row["intervention"], step, source, *measure, value, stderr))
+            arm = (row["suite"], row["model"], row["intervention"], step)
+            rows.append((*arm, source, *measure, value, stderr))
     return rows
 
 
-def _wanted(task: str) -> bool:
-    return task in ("crows_pairs_english_gender", "lambada_openai") or task.startswith("wino_bias")
+def _sizes_from_csv(folder: Path) -> list[tuple]:
+    """Read CrowS-Pairs of the deduplicated models whose size is not in MODELS."""
+    table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
+    chosen = table[(table.deduped == 1) & ~table.model.isin(MODELS)]
+    return [
+        ("v1", r.model, "none", int(r.step), "zero-shot", r.task, "", r.metric, r.value, r.stderr)
+        for r in chosen.itertuples()
+        if _wanted(r.task)
+    ]
+
+
+def _wanted(task: str, suite: str = "v1") -> bool:
+    if task.startswith("wino_bias"):
+        return True
+    return suite == "v1" and (task == "lambada_openai" or task.startswith("crows_pairs_english"))
 
 
 # --- the evals tree --------------------------------------------------------------------------
 
 
 def _model(match: re.Match) -> str:
-    return match["model"].lower().replace("400m", "410m")
+    name = match["model"].lower()
+    return _FORMER_NAMES.get(name, name)
 
 
 def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
     arm = "none"
     if match["kind"] == "intervention":
         arm = "swap_last_21pct" if match["long"] else "swap_last_7pct"
-    keys = (_model(match), arm, int(match["step"]), match["kind"])
+    keys = ("v1", _model(match), arm, int(match["step"]), match["kind"])
     return [
         (*keys, task, "", metric, value, stderr)
         for task, metric, value, stderr in harness_scores(parsed)
@@ -229,13 +289,13 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """The rows of a WinoBias file; the step is in its name or in the model's config."""
+    """Return the rows of a WinoBias file, which has one of two formats."""
+    suite, model = "v0" if match["v0"] else "v1", _model(match)
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
-    if step := re.search(r"_(\d+)\.json$", match.string) if match["window"] else None:
-        step = int(step[1])
-    else:
-        step = int(parsed["config"]["model_args"]["iteration"])
-    keys = (_model(match), arm, step, "winobias")
+    step = int((parsed.get("config") or parsed)["model_args"]["iteration"])
+    if suite == "v0" and model in _DOUBLE_BATCH:
+        step *= 2
+    keys = (suite, model, arm, step, "winobias")
     return [
         (*keys, e["task_name"], e["prompt_name"], "em", float(e["em"]), float(e["em_stderr"]))
         for e in parsed["table_results"].values()

@@ -1,12 +1,15 @@
-"""Tidy tables of the released results beyond gender bias; empty if the source lacks them.
+"""Reads the released results other than gender bias as tidy tables.
 
-Benchmarks: all sixteen models of the v1 suite, OPT and BLOOM, on the paper's tasks only. The
-standard 1B model is stored as pythia-1b-bf16. Some of its zero-shot files are named five-shot, so
-the number of shots comes from the folder.
+A table is empty if the source lacks its results.
 
-Arithmetic (paper section 3.3): accuracies of seven deduplicated models (no 70M) over fifty second
-operands. The frequencies of numbers in the Pile were never released, so accuracy can only be drawn
-over size and training. The files use the models' former names, the tables today's.
+Benchmarks are the scores of all sixteen models of the v1 suite, OPT and BLOOM on the paper's tasks.
+The standard 1B model is stored as pythia-1b-bf16. Some of its zero-shot files are named five-shot,
+so the number of shots is taken from the name of the folder. MMLU has scores of the sixteen models
+on 57 subjects. BLiMP was scored only on the first, superseded suite (v0).
+
+Arithmetic (paper section 3.3) has accuracies of seven deduplicated models (not 70M) over fifty
+second operands. The frequencies of numbers in the Pile were never released, so accuracy can be
+drawn only by size and step. The files use former names of the models, the tables current names.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ TASKS = (
     "logiqa",
 )
 """The eight tasks of the paper."""
+CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
+          "logiqa": 25, "hellaswag": 25, "lambada_openai": 0}  # fmt: skip
+"""Maps each task to the accuracy of guessing, in percent."""
 MODELS = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 TOKENS_PER_STEP = 1024 * 2048
 BENCHMARKS = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
@@ -42,6 +48,9 @@ BATCH_SIZE += ["metric", "value", "stderr"]
 LEFT_OUT = ["model", "deduped", "shots", "step", "reason"]
 MEMORIZATION = ["experiment", "model", "step", "tp", "fp", "fn", "tn", "precision", "recall"]
 ARITHMETIC = ["model", "operation", "shots", "step", "number", "value"]
+MMLU = ["model", "deduped", "shots", "subject", "step", "acc"]
+BLIMP = ["model", "deduped", "subtask", "step", "acc", "stderr"]
+FIRST_SUITE = ["model", "deduped", "task", "step", "metric", "value"]
 
 _SUITE = re.compile(
     r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])(?:-bf16)?(?P<deduped>-deduped)?/"
@@ -64,11 +73,13 @@ Tables = tuple["pd.DataFrame", "pd.DataFrame", "pd.DataFrame"]
 
 
 def benchmark_tables(path: Path | None) -> Tables:
-    """Benchmarks, baselines and batch sizes as released, from CSV tables, the public tree or an
-    archive of it.
+    """Read the tables of benchmarks, baselines and batch sizes as released.
+
+    Args:
+        path: a folder of CSV tables, the evals tree or an archive of the tree; None: empty tables.
 
     Raises:
-        DataError: malformed JSON or CSV, or an archive that breaks a limit.
+        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
     """
     import pandas as pd
 
@@ -84,17 +95,11 @@ def benchmark_tables(path: Path | None) -> Tables:
 
 
 def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The benchmarks in a fixed order without misplaced rows, and the checkpoints left out.
-
-    Some rows of the standard 2.8B model (zero-shot steps 2 to 1,000, five-shot 13,000 to 43,000)
-    have the scores of the deduplicated one.
-    """
+    """Return the benchmarks sorted and without misplaced rows, and the checkpoints left out."""
     if frame.empty:
         return frame, frame.reindex(columns=LEFT_OUT)
     frame = frame.assign(deduped=frame.deduped.astype(bool))
-    zero = (frame.shots == 0) & frame.step.between(2, 1000)
-    five = (frame.shots == 5) & frame.step.between(13_000, 43_000)
-    wrong = (frame.model == "2.8b") & ~frame.deduped & (zero | five)
+    wrong = misplaced(frame)
     order = ["shots", "model", "deduped", "step", "task", "metric"]
     rank = {name: i for i, name in enumerate(MODELS)}
     right = frame[~wrong].sort_values(
@@ -105,11 +110,22 @@ def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return right, left_out.reset_index(drop=True)
 
 
+def misplaced(frame: pd.DataFrame) -> pd.Series:
+    """Return, for each row, whether it has the scores of another model.
+
+    Some rows of the standard 2.8B model (zero-shot at steps 2 to 1,000, five-shot at steps 13,000
+    to 43,000) have the scores of the deduplicated 2.8B model.
+    """
+    zero = (frame.shots == 0) & frame.step.between(2, 1000)
+    five = (frame.shots == 5) & frame.step.between(13_000, 43_000)
+    return (frame.model == "2.8b") & ~frame.deduped & (zero | five)
+
+
 def read_csv(path: Path, needed: list[str]) -> pd.DataFrame:
-    """The table at `path`; no rows if there is no file.
+    """Read the CSV table at `path`; if there is no file, return a table without rows.
 
     Raises:
-        DataError: not a CSV table, or one without a needed column.
+        DataError: the file is not a CSV table, or lacks a needed column.
     """
     import pandas as pd
 
@@ -138,10 +154,15 @@ def _from_csv(folder: Path) -> list[pd.DataFrame]:
 
 
 def _n_params(name: str) -> float:
-    """The number of parameters in a model's name: 560e6 for "bloom-560m", 7.1e9 for "bloom-7b1"."""
+    """Parse the number of parameters in a model's name, e.g. 560e6 in "bloom-560m".
+
+    The name "bloom-7b1" means 7.1e9.
+    """
     match = re.fullmatch(r"\w+-(\d+(?:\.\d+)?)([mb])(\d*)", name.lower())
     if not match:
-        raise DataError(f"no size in the model's name {name!r}; expected a name such as opt-1.3b")
+        raise DataError(
+            f"the model's name {name!r} does not contain a size; expected a name like opt-1.3b"
+        )
     number, unit, rest = match.groups()
     return float(number + ("." + rest if rest else "")) * _UNITS[unit]
 
@@ -177,6 +198,116 @@ def _keys(match: re.Match) -> dict:
     return keys | {"batch_tokens": batch, "tokens": keys["step"] * batch}
 
 
+# --- MMLU, BLiMP and the first suite --------------------------------------------------------------
+
+_V0 = re.compile(
+    r"(?:^|/)pythia-v0/pythia-(?P<model>[\d.]+[mb])(?P<deduped>-deduped)?/zero-shot/"
+    r"[^/]*step(?P<step>\d+)[^/]*\.json$"
+)
+_MMLU_PREFIX, _BLIMP_PREFIX = "hendrycksTest-", "blimp_"
+_DOUBLE_BATCH = ("160m", "410m", "1.4b")
+"""Sizes of the first suite that were trained with batches of four million tokens."""
+
+
+def mmlu_table(path: Path | None) -> pd.DataFrame:
+    """Read the accuracy on each subject of MMLU, without misplaced rows, in the columns MMLU.
+
+    Raises:
+        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
+    """
+    import pandas as pd
+
+    if path is None:
+        return pd.DataFrame(columns=MMLU)
+    if has_tables(path):
+        table = read_csv(path / "evals_mmlu.csv", MMLU)[MMLU]
+    else:
+        found = read_results(path, {_SUITE: _mmlu_rows})[_SUITE]
+        table = pd.DataFrame(found, columns=MMLU)
+    table = table.assign(deduped=table.deduped.astype(bool))
+    return table[~misplaced(table)].reset_index(drop=True)
+
+
+def _mmlu_rows(match: re.Match, parsed: dict) -> list[dict]:
+    keys = _keys(match)
+    return [
+        {**keys, "subject": task.removeprefix(_MMLU_PREFIX), "acc": value}
+        for task, metric, value, _ in harness_scores(parsed)
+        if metric == "acc" and task.startswith(_MMLU_PREFIX)
+    ]
+
+
+def blimp_table(path: Path | None) -> pd.DataFrame:
+    """Read the zero-shot accuracy of the first suite on each paradigm of BLiMP.
+
+    The columns are BLIMP; `step` counts updates of two million tokens.
+
+    Raises:
+        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
+    """
+    import pandas as pd
+
+    if path is None:
+        return pd.DataFrame(columns=BLIMP)
+    if has_tables(path):
+        needed = [column if column != "step" else "step_2M_equiv" for column in BLIMP]
+        table = read_csv(path / "evals_v0_blimp.csv", needed)
+        table = table[needed].rename(columns={"step_2M_equiv": "step"})
+    else:
+        table = pd.DataFrame(read_results(path, {_V0: _blimp_rows})[_V0], columns=BLIMP)
+        table = table.drop_duplicates(BLIMP[:4])  # one checkpoint was scored twice
+    return table.assign(deduped=table.deduped.astype(bool))
+
+
+def _blimp_rows(match: re.Match, parsed: dict) -> list[dict]:
+    return [
+        {
+            **_v0_keys(match),
+            "subtask": task.removeprefix(_BLIMP_PREFIX),
+            "acc": value,
+            "stderr": error,
+        }
+        for task, metric, value, error in harness_scores(parsed)
+        if metric == "acc" and task.startswith(_BLIMP_PREFIX)
+    ]
+
+
+def first_suite_table(path: Path | None) -> pd.DataFrame:
+    """Read the zero-shot benchmarks of the first suite (v0), in the columns FIRST_SUITE.
+
+    The column `step` counts updates of two million tokens.
+
+    Raises:
+        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
+    """
+    import pandas as pd
+
+    if path is None:
+        return pd.DataFrame(columns=FIRST_SUITE)
+    if has_tables(path):
+        needed = [column if column != "step" else "step_2M_equiv" for column in FIRST_SUITE]
+        table = read_csv(path / "evals_v0.csv", [*needed, "folder_shots"])
+        table = table[(table.folder_shots == "zero") & table.task.isin(TASKS)]
+        table = table[needed].rename(columns={"step_2M_equiv": "step"})
+    else:
+        table = pd.DataFrame(read_results(path, {_V0: _v0_rows})[_V0], columns=FIRST_SUITE)
+        table = table.drop_duplicates(FIRST_SUITE[:5])  # one checkpoint was scored twice
+    return table.assign(deduped=table.deduped.astype(bool)).reset_index(drop=True)
+
+
+def _v0_rows(match: re.Match, parsed: dict) -> list[dict]:
+    return [
+        {**_v0_keys(match), "task": task, "metric": metric, "value": value}
+        for task, metric, value, _ in harness_scores(parsed)
+        if task in TASKS
+    ]
+
+
+def _v0_keys(match: re.Match) -> dict:
+    step = int(match["step"]) * (2 if match["model"] in _DOUBLE_BATCH else 1)
+    return {"model": match["model"], "deduped": match["deduped"] is not None, "step": step}
+
+
 # --- arithmetic and memorization -------------------------------------------------------------
 
 _ARITHMETIC = re.compile(
@@ -188,7 +319,7 @@ _OLD_NAMES = {"125m": "160m", "350m": "410m", "800m": "1b", "1.3b": "1.4b", "2.7
 
 
 def arithmetic_table(path: Path | None) -> pd.DataFrame:
-    """Arithmetic accuracies, columns ARITHMETIC; empty if the source has none.
+    """Read the accuracies on arithmetic, in the columns ARITHMETIC.
 
     Raises:
         DataError: a file is not the released table.
@@ -230,7 +361,9 @@ def _model_table(model: str, name: str, content: bytes) -> pd.DataFrame:
 
 
 def memorization_table(path: Path | None) -> pd.DataFrame:
-    """Predictions of memorization, columns MEMORIZATION; the public tree has only figures of it.
+    """Read the predictions of memorization, in the columns MEMORIZATION.
+
+    Only a folder of CSV tables has these numbers; the public evals tree has only figures of them.
 
     Raises:
         DataError: the file is not the released table.

@@ -1,1 +1,1 @@
-"""Fetches, converts, audits and continues released Pythia models, and streams their data."""
+"""Fetches, converts, audits and continues released Pythia models; streams their training data."""

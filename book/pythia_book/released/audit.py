@@ -1,10 +1,11 @@
-"""Audit the checkpoints of a published model: hash every step, find duplicate and missing ones.
+"""Audits the checkpoints of a published model: finds duplicate and missing steps by their hashes.
 
-Steps of released models have been served under the wrong name: 86 of pythia-2.8b's 154 branches
-held the weights of two others (EleutherAI/pythia#205), and a shard of pythia-12b's step 50,000 was
-that of the last step (#206). Such a file is not damaged; only comparing hashes reveals it. The
-hashes are those of the hub or of git-lfs pointers, without a download; local safetensors are hashed
-by tensor (checkpoint.sha256_tensors), so equal weights are found in any file layout.
+Steps of released models have been served under the wrong name: 86 of the 154 branches of
+pythia-2.8b had the weights of two other branches (EleutherAI/pythia#205), and a shard of step
+50,000 of pythia-12b was the shard of the last step (#206). The files are not damaged, so only a
+comparison of hashes reveals the error. For repositories and git-lfs pointers, the stored hashes are
+used and nothing is downloaded. Local safetensors are hashed tensor by tensor
+(checkpoint.sha256_tensors), so equal weights are found even if they are split into other files.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ EXPECTED = {
 }
 ABSENT = "no weights there"
 SHOWN = 12
-"""Maximum number of names to list; the rest is counted."""
+"""Maximum number of names in a list. Further names are only counted."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class Entry:
 
     revision: str
     kind: str
-    """What was hashed: "tensors", or "safetensors" or "pickles" files; kinds are never compared."""
+    """What was hashed: "tensors", "safetensors" files or "pickles" files. Only hashes of the same
+    kind are compared."""
     parts: dict[str, str] = field(default_factory=dict)
-    """File -> sha256."""
+    """Maps file names to hashes (sha256)."""
     whole: str = ""
-    """sha256 of all tensors; for files, of the only file or of the list of names and hashes."""
+    """sha256 of all tensors, of the only file, or of the list of file names and hashes."""
     problem: str = ""
-    """Why there is no hash."""
+    """Why there is no hash; empty if there is one."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,15 @@ class Audit:
 
     @property
     def missing(self) -> list[int]:
-        """Those of the 154 official steps that have no weights."""
+        """The official steps, of 154, that have no weights."""
         present = {step_of(entry.revision) for entry in self.sound}
         return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in present]
 
     def duplicates(self) -> list[tuple[list[str], str]]:
-        """Groups of revisions with equal weights, and why that is expected ("" if it is not)."""
+        """Groups of revisions with equal weights, each with the reason if equality is expected.
+
+        The reason is "" if the weights should differ.
+        """
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for entry in self.sound:
             groups[entry.kind, entry.whole].append(entry.revision)
@@ -80,7 +85,7 @@ class Audit:
         ]
 
     def shared_parts(self) -> list[tuple[str, list[str]]]:
-        """(file name, revisions) of equal files in revisions whose other files differ."""
+        """Files that are equal in several revisions whose other files differ: (name, revisions)."""
         groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.sound:
             for name, digest in entry.parts.items():
@@ -95,8 +100,8 @@ class Audit:
         """The defects, one sentence each."""
         defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
         defects += [
-            f"{len(names)} revisions have the same weights, so all but one belong to another "
-            f"step: {_list(names)}"
+            f"{len(names)} revisions have the same weights, so at least one of the revisions "
+            f"has the weights of another step: {_list(names)}"
             for names, reason in self.duplicates()
             if not reason
         ]
@@ -110,7 +115,7 @@ class Audit:
         return defects
 
     def report(self) -> str:
-        """The hashes, step by step, and the defects."""
+        """A text with the hash of every revision and all defects."""
         lines = [f"{self.source}: sha256 of {len(self.sound)} sets of weights"]
         width = max((len(entry.revision) for entry in self.entries), default=0)
         lines += [
@@ -133,7 +138,8 @@ def audit(source: str, progress: bool = True) -> Audit:
     """Audit a folder of `stepN` folders, or a repository on the hub.
 
     Raises:
-        CheckpointError: it has no steps. FetchError: no such repository, or no network.
+        CheckpointError: the source has no steps.
+        FetchError: the repository does not exist, or there is no network.
     """
     folder = local_folder(source)
     names = download.revisions(source) if folder is None else [
@@ -144,7 +150,7 @@ def audit(source: str, progress: bool = True) -> Audit:
     if not names:
         raise CheckpointError(
             f"{source} has no revision named like step3000"
-            + (": pass the parent folder of the steps" if folder else "")
+            + ("; pass the parent folder of the steps" if folder else "")
         )
     entries: list[Entry] = []
     with progress_bar(progress, total=len(names), desc="hashing", unit="step") as bar:
@@ -201,7 +207,7 @@ def _local_entries(folder: Path) -> list[Entry]:
 
 
 def _tensor_entry(folder: Path, revision: str) -> Entry:
-    """The entry for one of our checkpoints or for safetensors files."""
+    """Hash the tensors of one of our checkpoints or of safetensors files."""
     try:
         if (folder / MANIFEST).is_file():
             whole = sha256_tensors(load_checkpoint(folder)[0]["model"])

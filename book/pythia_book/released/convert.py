@@ -1,7 +1,8 @@
-"""Convert models between our checkpoints, transformers folders and GPT-NeoX's native files.
+"""Converts models between our checkpoints, transformers folders and GPT-NeoX's native files.
 
-Our checkpoint of a converted model holds weights only. Its manifest says so, names the source and
-has the model's config, so it can be loaded without a run.
+A model converted to our format is a checkpoint without an optimizer state. The manifest of the
+checkpoint has the kind "weights only", the source and the model's config, so that the checkpoint
+can be loaded without a run.
 """
 
 from __future__ import annotations
@@ -35,31 +36,33 @@ if TYPE_CHECKING:
 FORMATS = ("hf", "pythia")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS_ONLY = "weights only"
-"""The "kind" in a converted checkpoint's manifest."""
+"""The value of "kind" in the manifest of a converted checkpoint."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model read from any format."""
+    """A model that was read from any of the formats."""
 
     kind: str
     """ "pythia", "hf" or "native"."""
     model: GPTNeoX
     step: int | None
     about: dict[str, Any]
-    """The origin of the model, for the manifest."""
+    """The origin of the model, as the manifest of a converted checkpoint stores it."""
     tokenizer: Tokenizer | None = None
 
 
 def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
-    """The model of a converted checkpoint, in the stored dtype, and its manifest's metadata.
+    """Load a converted checkpoint; return the model in the stored dtype, and the metadata.
 
     Raises:
-        CheckpointError: corrupt, or a checkpoint of a run, whose config is in the run.
+        CheckpointError: the checkpoint is corrupt, or belongs to a run.
     """
     files, meta = load_checkpoint(folder)
     if meta.get("kind") != WEIGHTS_ONLY:
-        raise CheckpointError(f"{folder} belongs to a run; pass the run's folder and the step")
+        raise CheckpointError(
+            f"the checkpoint {folder} belongs to a run; pass the folder of the run and the step"
+        )
     return _model(ModelConfig(**meta["model"]), files["model"]), meta
 
 
@@ -89,11 +92,12 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
         source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of
             native GPT-NeoX files, or a repository on the hub.
         revision: revision of a transformers folder or a repository.
-        step: step of a run (default: the last), or of a source whose name does not contain it.
-        size: size of the model in native files, if their shapes do not determine it.
+        step: for a run, the step to read (default: the last). For other sources, the step of the
+            model if its name does not contain the step.
+        size: for native files, the size of the model if the shapes do not determine the size.
 
     Raises:
-        CheckpointError, FetchError: not such a model, damaged, or not available.
+        CheckpointError, FetchError: the source is none of these, is damaged, or is not available.
     """
     folder = Path(source).expanduser()
     if (folder / "manifest.json").is_file():
@@ -130,15 +134,19 @@ def convert(
     dtype: str = "",
     size: str = "",
 ) -> Path:
-    """Write a model of any format in one of `FORMATS` (arguments as in `read`); return the folder.
+    """Read a model in any format, write it in another format, and return the new folder.
 
     Args:
-        target: a new folder for "hf"; for "pythia", the parent of a new `step-NNNNNN` folder.
-        to: default: "pythia" from transformers, "hf" from any other format.
-        dtype: "fp32", "fp16" or "bf16"; default: as stored.
+        source, revision, step, size: the model, as in `read`.
+        target: for the format "hf", the folder to create; for "pythia", the folder in which a
+            folder `step-NNNNNN` is created.
+        to: one of FORMATS. By default, a transformers model is converted to "pythia" and any other
+            model to "hf".
+        dtype: "fp32", "fp16" or "bf16"; default: the stored dtype.
 
     Raises:
-        CheckpointError, FetchError: as `read`, or the target exists. ConfigError: bad arguments.
+        CheckpointError, FetchError: as `read`, or the new folder exists already.
+        ConfigError: an argument is unknown or does not fit the source.
     """
     if to and to not in FORMATS:
         raise ConfigError(one_of(to, FORMATS, "format"))
@@ -149,7 +157,7 @@ def convert(
     if (to or ("pythia" if origin.kind == "hf" else "hf")) == "hf":
         return hf.save(origin.model, target, dtype=cast_to, tokenizer=origin.tokenizer)
     if origin.kind == "pythia":
-        raise ConfigError(f"{source} is already a pythia checkpoint; --to hf exports it")
+        raise ConfigError(f"{source} is already a pythia checkpoint; to export it, use --to hf")
     if origin.step is None:
         raise ConfigError(f"{source} ({revision}) has no step in its name; pass --step")
     parent = Path(target)

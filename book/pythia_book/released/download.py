@@ -1,9 +1,9 @@
-"""Finds and downloads released models: folders, or repositories on the Hugging Face hub.
+"""Finds released models in folders, and downloads them from the Hugging Face hub.
 
-Downloads go through `huggingface_hub`, its cache and the endpoint in HF_ENDPOINT. Only *.json and
-*.safetensors are ever fetched, never a repository's code; every file for which the hub has a sha256
-is checked against it before use, even in the cache. Pythia's repositories are public, so no token
-is sent. A revision is a branch: "step3000", or "main" for the last step.
+Downloads use `huggingface_hub`, its cache, and the endpoint in HF_ENDPOINT if set. Only *.json and
+*.safetensors files are fetched, never the code of a repository. If the hub has the sha256 of a
+file, the file is verified before use, even if it comes from the cache. Pythia's repositories are
+public, so no token is sent. A revision is a branch: "step3000", or "main" for the last step.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 SMALL = (CONFIG, "generation_config.json", TOKENIZER, "tokenizer_config.json",
          "special_tokens_map.json")  # fmt: skip
 TIMEOUT = 10.0
-"""Seconds for the hub to answer a request; HF_HUB_DOWNLOAD_TIMEOUT limits the wait for a file's
-next bytes."""
+"""Maximum seconds to wait until the hub answers a request. During a download,
+HF_HUB_DOWNLOAD_TIMEOUT limits the wait for the next bytes."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -70,18 +70,22 @@ class RemoteFile:
 
     size: int | None
     sha256: str
-    """sha256 of the content if the hub has it (large files); otherwise empty."""
+    """sha256 of the content if the hub has one, as for large files; otherwise empty."""
     blob: str
-    """Identifies the content of any file: the sha256, or the git blob id."""
+    """Identifies the content: the sha256 if there is one, else the git blob id."""
 
 
 def locate(
     source: str | Path, revision: str = "main", files: Iterable[str] | None = None
 ) -> ModelFolder:
-    """Find a model's folder: the given one, its subfolder for the revision, or fetched files.
+    """Find the folder with the files of a model, and download the files if necessary.
+
+    Args:
+        source: a folder with the model or with one subfolder per revision, or a repository.
+        files: names of the files to download from a repository; see `fetch`.
 
     Raises:
-        CheckpointError: neither a folder with a model nor the name of a repository.
+        CheckpointError: the source is neither a folder with a model nor the name of a repository.
         FetchError: see `fetch`.
     """
     if local_folder(source):
@@ -96,24 +100,28 @@ def locate(
 def load(
     source: str | Path, revision: str = "main", **settings: Any
 ) -> tuple[GPTNeoX, ModelSource]:
-    """`pythia_core.hf.load` that also takes a repository on the hub, e.g. "EleutherAI/pythia-70m".
+    """Load a model as `pythia_core.hf.load` does, from a folder or from a repository on the hub.
 
     Raises:
-        CheckpointError: not such a model, or damaged. FetchError: see `fetch`.
+        CheckpointError: the source is not a model of this architecture, or is damaged.
+        FetchError: see `fetch`.
     """
     return hf.load(source, revision, locate=locate, **settings)
 
 
 def endpoint() -> str:
-    """The hub's address: HF_ENDPOINT, else the library's default."""
+    """The address of the hub: HF_ENDPOINT if set, else the default of huggingface_hub."""
     return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
 
 
 def revisions(repo: str, or_cached: bool = False) -> list[str]:
-    """Branches and tags of a repository; with `or_cached`, those in the cache if offline.
+    """List the branches and tags of a repository.
+
+    Args:
+        or_cached: if the hub cannot be reached, warn and return the revisions in the cache.
 
     Raises:
-        FetchError: no such repository, or no network.
+        FetchError: the repository does not exist, or the hub cannot be reached.
     """
     try:
         with translate_errors(repo, ""):
@@ -131,10 +139,10 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
 
 
 def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFile]]:
-    """Commit and files of a revision, with sizes and hashes, without downloading anything.
+    """Return the commit of a revision and its files with sizes and hashes. No file is downloaded.
 
     Raises:
-        FetchError: no such repository or revision, or no network.
+        FetchError: the repository or revision does not exist, or there is no network.
     """
     with translate_errors(repo, revision):
         info = _api().model_info(
@@ -148,17 +156,21 @@ def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFil
 
 
 def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None) -> ModelFolder:
-    """Download files of a revision (default: config, tokenizer, safetensors) into the hub's cache,
-    or find them there, and check their hashes.
+    """Download the files of a revision to the hub's cache if they are not there; verify the hashes.
+
+    Args:
+        files: names of the files; default: config, tokenizer and safetensors.
 
     Raises:
-        FetchError: no such repository, revision or file; no network, too slow, cut short, or bytes
-            that do not match the hub's hash.
-        CheckpointError: the revision has pickled weights only.
+        FetchError: the repository, the revision or a file does not exist, a download fails, or a
+            file does not match the hub's hash.
+        CheckpointError: the revision has weights only as pickles.
     """
     wanted = None if files is None else list(files)
     if odd := [name for name in wanted or () if not PLAIN_NAME.fullmatch(name)]:
-        raise FetchError(f"{', '.join(odd)} may not be fetched; only *.json and *.safetensors are")
+        raise FetchError(
+            f"{', '.join(odd)} may not be fetched; only *.json and *.safetensors files may"
+        )
     try:
         commit, available = listing(repo, revision)
     except FetchError as error:
@@ -195,7 +207,7 @@ def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
 
 
 def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder | None:
-    """The cached folder of a revision if it has all files; for use without a network."""
+    """The cached folder of a revision, for use without a network; None if files are missing."""
     try:
         folder = Path(
             snapshot_download(
@@ -226,8 +238,8 @@ def _check(path: Path, sha256: str) -> None:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise FetchError(
-            f"{path.name} has sha256 {actual}, the hub says {sha256}: corrupted in transit or in "
-            "the cache. It was deleted; run this again"
+            f"{path.name} has sha256 {actual}, but the hub states {sha256}: it was corrupted in "
+            "transit or in the cache. The file was deleted; run the command again"
         )
 
 
@@ -236,21 +248,25 @@ def _api() -> HfApi:
 
 
 def _no_answer(error: FetchError) -> bool:
-    """Whether a fetch failed for another reason than "not found"."""
+    """Whether a fetch failed for another reason than that the repository or revision is unknown."""
     answers = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     return not isinstance(error.__cause__, answers)
 
 
 @contextlib.contextmanager
 def translate_errors(repo: str, revision: str, name: str = "") -> Iterator[None]:
-    """Turn the library's errors into FetchErrors that say what to do."""
+    """Turn errors of huggingface_hub into FetchErrors that say what to do.
+
+    Args:
+        repo, revision, name: what is being fetched, for the message; `name` is that of a file.
+    """
     target = f"{repo}{f' ({revision})' if revision else ''}{f': {name}' if name else ''}"
     try:
         yield
     except errors.RepositoryNotFoundError as error:
         raise FetchError(
-            f"{endpoint()} has no public repository {repo!r}. Pythia's are named like "
-            "EleutherAI/pythia-70m, -70m-deduped, -70m-seed1"
+            f"{endpoint()} has no public repository {repo!r}. Pythia's repositories have names "
+            "like EleutherAI/pythia-70m, EleutherAI/pythia-70m-deduped, EleutherAI/pythia-70m-seed1"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FetchError(f"{repo}: {one_of(revision, _known(repo), 'revision')}") from error
@@ -260,9 +276,9 @@ def translate_errors(repo: str, revision: str, name: str = "") -> Iterator[None]
         reason = str(error).split("\n")[0] or type(error).__name__
         raise FetchError(
             f"{target} could not be fetched from {endpoint()} ({reason}). "
-            "Run it again to continue. Without a network, put the files "
+            "Run the command again to continue. Without a network, put the files "
             f"{CONFIG}, {TOKENIZER} and {WEIGHTS} (or {INDEX} and its shards) in a folder and "
-            "give the folder instead of the name"
+            "pass the folder instead of the name"
         ) from error
 
 

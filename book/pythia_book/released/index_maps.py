@@ -1,10 +1,11 @@
-"""GPT-NeoX's index maps: the order of training as three `.npy` files next to the documents.
+"""Reads rows in the training order of GPT-NeoX's index maps, three `.npy` files.
 
 GPT-NeoX stores what `order.RowOrder` computes: `doc_idx` (the shuffled documents of all epochs),
-`sample_idx` (where each row of the stream begins: entry of doc_idx, token within the document) and
-`shuffle_idx` (which row of the stream is the r-th of training). The orders of PolyPythias' seeds
-are released in this form. A row needs a few bytes of each, so maps and documents may be behind URLs
-as well as on disk. All input is validated: shapes, lengths and every offset.
+`sample_idx` (where each row of the stream begins: the entry of doc_idx and the token within that
+document) and `shuffle_idx` (which row of the stream is the r-th row of training). The training
+orders of the PolyPythias seeds are released in this form. Reading a row takes only a few bytes of
+each map, so maps and documents may be behind URLs as well as on disk. Shapes, lengths and every
+offset are validated.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ _HEAD = 4096
 
 
 class NpyArray:
-    """An array of integers in a `.npy` file, with random access to its entries.
+    """Random access to the entries of an array of integers in a `.npy` file.
 
     Raises:
-        DataError: not a `.npy` file, the wrong kind of array, or truncated.
+        DataError: the file is not a `.npy` file, is truncated, or has the wrong kind of array.
     """
 
     def __init__(self, file: ByteFile, ndim: int) -> None:
@@ -49,46 +50,49 @@ class NpyArray:
             raise DataError(f"{file.name} is not a readable .npy file ({error})") from error
         if self.dtype.kind not in "iu" or len(self.shape) != ndim or (fortran and ndim > 1):
             raise DataError(
-                f"{file.name} holds an array of {self.dtype} with shape {self.shape}; expected "
-                f"integers in {ndim} dimension(s), row by row"
+                f"{file.name} has an array of {self.dtype} with shape {self.shape}; expected "
+                f"integers in {ndim} dimension(s), in C order"
             )
         self._start = head.tell()
         self._row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         expected = self._start + self.shape[0] * self._row
         if file.size != expected:
             raise DataError(
-                f"{file.name} has {file.size} bytes, but its header says {expected}; copy it again "
-                "from the source"
+                f"{file.name} has {file.size} bytes, but by its header it should have {expected}; "
+                "copy it again from the source"
             )
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Entries [start, stop) of the first dimension.
+        """Read the entries [start, stop) of the first dimension.
 
         Raises:
-            DataError: there are no such entries.
+            DataError: the array does not have these entries.
         """
         if not 0 <= start <= stop <= len(self):
             raise DataError(
-                f"{self.file.name} has {len(self)} entries; [{start}, {stop}) is outside"
+                f"{self.file.name} has {len(self)} entries; [{start}, {stop}) is out of range"
             )
         raw = self.file.read(self._start + start * self._row, self._start + stop * self._row)
         return np.frombuffer(raw, self.dtype).astype(np.int64).reshape(-1, *self.shape[1:])
 
 
 class Documents:
-    """The documents of a `.bin` with its `.idx`, with random access to their tokens.
+    """Random access to the documents in a token file (`.bin`) by means of its index (`.idx`).
 
     Raises:
-        DataError: not an index of tokens, or its length contradicts its header.
+        DataError: the index is not that of a token file, or its length contradicts its header.
     """
 
     def __init__(self, index: ByteFile, tokens: ByteFile) -> None:
         self.tokens, self._index = tokens, index
         if index.size < HEADER.size:
-            raise DataError(f"{index.name} has {index.size} bytes, too few for an index")
+            raise DataError(
+                f"{index.name} has {index.size} bytes, too few for an index; copy it again from "
+                "the source"
+            )
         magic, version, code, self._count, d = HEADER.unpack(index.read(0, HEADER.size))
         if magic != MAGIC or version != VERSION or code not in DTYPES or DTYPES[code].kind == "f":
             raise DataError(f"{index.name} is not the index of a token file")
@@ -100,7 +104,7 @@ class Documents:
             )
 
     def extent(self, number: int) -> tuple[int, int]:
-        """The document's extent [low, high) in the token file."""
+        """Return the range [low, high) of a document's tokens in the token file."""
         if not 0 <= number < self._count:
             raise DataError(f"{self._index.name} has no document {number}")
         start = HEADER.size + 4 * self._count + 8 * number
@@ -109,7 +113,7 @@ class Documents:
         return low // self.dtype.itemsize, high // self.dtype.itemsize
 
     def read(self, low: int, high: int) -> NDArray:
-        """Tokens [low, high) of the token file."""
+        """Read the tokens [low, high) of the token file."""
         width = self.dtype.itemsize
         return np.frombuffer(self.tokens.read(low * width, high * width), self.dtype)
 
@@ -118,11 +122,14 @@ class MappedRows(Rows):
     """Rows of documents in the order of GPT-NeoX's index maps.
 
     Args:
-        maps: doc_idx, sample_idx, shuffle_idx. index, tokens: the `.idx` and `.bin` of the
-            documents. seq_len: S. remote: whether every read is a network request.
+        maps: the files doc_idx, sample_idx and shuffle_idx, in this order.
+        index: the `.idx` file of the documents.
+        tokens: the `.bin` file of the documents.
+        seq_len: tokens per row, S.
+        remote: whether every read is a network request.
 
     Raises:
-        DataError: maps that contradict each other or the documents.
+        DataError: the maps contradict each other or the documents.
     """
 
     def __init__(
@@ -137,8 +144,8 @@ class MappedRows(Rows):
         self.seq_len, self.n_rows, self.contiguous = seq_len, len(self._shuffle), not remote
         if self._samples.shape != (self.n_rows + 1, 2):
             raise DataError(
-                f"{maps[1].name} has shape {self._samples.shape}; the {self.n_rows} entries of "
-                f"{maps[2].name} need {(self.n_rows + 1, 2)}. They come from different sets"
+                f"{maps[1].name} has shape {self._samples.shape}, but the {self.n_rows} entries of "
+                f"{maps[2].name} need {(self.n_rows + 1, 2)}: the files come from different sets"
             )
         self._documents = Documents(index, tokens)
 
@@ -147,7 +154,7 @@ class MappedRows(Rows):
         return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
-        """Row `number` of the stream, from its first token to the first of the next row."""
+        """Row `number` of the stream: S tokens and the first token of the next row."""
         (first, offset), (last, end) = self._samples.read(number, number + 2).tolist()
         parts = []
         for entry, document in enumerate(self._order.read(first, last + 1).tolist(), first):
@@ -169,10 +176,10 @@ class MappedRows(Rows):
 
 
 def find_maps(folder: Path) -> Path | None:
-    """The common prefix of the three maps in a folder; None if there are none.
+    """Find the common prefix of the paths of the three maps in a folder; None without maps.
 
     Raises:
-        DataError: several sets, or an incomplete one.
+        DataError: the folder has several sets of maps, or an incomplete set.
     """
     stems = sorted(p.name.removesuffix("_doc_idx.npy") for p in folder.glob("*_doc_idx.npy"))
     if not stems:
@@ -186,10 +193,10 @@ def find_maps(folder: Path) -> Path | None:
 
 
 def open_maps(stem: Path, seq_len: int) -> MappedRows:
-    """Open the maps `STEM_doc_idx.npy` ... and the documents that they are named after.
+    """Open the three maps whose paths begin with `stem`, and their documents.
 
-    The documents, `PREFIX.idx` with `PREFIX.bin` or its shards, are next to the maps or one folder
-    up.
+    The documents are in PREFIX.idx and PREFIX.bin (or its shards), where PREFIX is the first part
+    of the name of the maps. They are in the folder of the maps or in its parent folder.
 
     Raises:
         DataError: the documents are missing or do not belong to the maps.
@@ -210,5 +217,6 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
                 seq_len,
             )
     raise DataError(
-        f"the maps {stem.name} belong to {base}.idx and .bin; put them next to the maps"
+        f"the maps {stem.name} belong to {base}.idx and {base}.bin, which are missing; put both "
+        "files next to the maps"
     )

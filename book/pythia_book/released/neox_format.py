@@ -1,13 +1,15 @@
 """Loads models from GPT-NeoX's native files, one per layer and tensor-parallel rank.
 
-`layer_XX-model_YY-model_states.pt` is layer XX of the pipeline on rank YY: 00 the embedding, 02
-onwards the transformer layers, then, after skipping one number, the final norm and the unembedding.
-Of a linear layer whose output is split over ranks, a file has rows of the weight (QKV: whole
-heads); if the input is split, columns, and a separate bias per rank: these are *summed*.
-LayerNorms were computed on every rank and are averaged. These are the rules of the training code's
-own converter.
+`layer_XX-model_YY-model_states.pt` has layer XX of the pipeline on rank YY. Layer 00 is the
+embedding, the layers from 02 are the transformer layers, and after skipping one number come the
+final norm and the unembedding.
 
-These files are pickles; `torch.load(weights_only=True)` refuses anything that would run code.
+The parts of all ranks are merged by the rules of the training code's own converter. If the output
+of a linear layer is split over ranks, each file has some rows of the weight and of the bias (of
+QKV, whole heads). If the input is split, each file has some columns of the weight, and the biases
+of all ranks are *summed*. LayerNorms exist on every rank and are averaged.
+
+The files are pickles; `torch.load(weights_only=True)` refuses anything that would run code.
 Optimizer states are not read.
 """
 
@@ -31,22 +33,22 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """Concatenate rows: for layers whose output is split over ranks, and the vocabulary."""
+    """Concatenate rows, for layers whose output is split over ranks and for the vocabulary."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """Concatenate columns: for layers whose input is split over ranks."""
+    """Concatenate columns, for layers whose input is split over ranks."""
     return torch.cat(parts, 1)
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Add biases: where the input is split, each rank adds its own before outputs are summed."""
+    """Add the biases of layers whose input is split, because the outputs of ranks were summed."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
 def mean(parts: list[Tensor]) -> Tensor:
-    """Average: for LayerNorms, which every rank computed."""
+    """Average the parameters of LayerNorms, which exist on every rank."""
     return torch.stack(parts).float().mean(0).to(parts[0].dtype)
 
 
@@ -58,7 +60,8 @@ MERGES: dict[str, tuple[Merge, Merge]] = {
     "mlp.dense_h_to_4h": (rows, rows),
     "mlp.dense_4h_to_h": (columns, summed),
 }
-"""Part of a layer -> how to merge the ranks' weights, and their biases."""
+"""Maps each part of a layer to two functions, which merge the weights and the biases of the ranks.
+"""
 NATIVE: dict[str, tuple[str, Merge]] = {
     "word_embeddings.weight": ("embed_in.weight", rows),
     **{
@@ -70,20 +73,21 @@ NATIVE: dict[str, tuple[str, Merge]] = {
     "norm.bias": ("final_layer_norm.bias", mean),
     "final_linear.weight": ("embed_out.weight", rows),
 }
-"""Name in a layer's file -> our name, {} for the layer, and how to merge the ranks' parts."""
+"""Maps each name in a layer file to our name, with {} for the number of the layer, and to the
+function that merges the parts of the ranks."""
 ROTARY = "attention.rotary_emb.inv_freq"
-"""Stored per layer; only its length is used: it must match the config."""
+"""A tensor stored in each layer. Only its length is used, which must match the config."""
 _FILE = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _QKV = "attention.query_key_value.weight"
 
 
 def is_native(folder: Path) -> bool:
-    """Whether a folder holds GPT-NeoX's layer files."""
+    """Whether a folder has layer files of GPT-NeoX."""
     return folder.is_dir() and any(folder.glob("layer_*-model_*-model_states.pt"))
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in a folder name given by DeepSpeed: global_step143000."""
+    """The step in a folder name of DeepSpeed's form global_step143000; None for other names."""
     match = re.fullmatch(r"global_step(\d+)", folder.resolve().name)
     return int(match[1]) if match else None
 
@@ -94,28 +98,28 @@ def _layer_tensors(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises half a dozen kinds for damaged files
         if "weights_only" in str(error):
             raise CheckpointError(
-                f"{path} is a pickle that asks to run code, or holds more than tensors: it was not "
-                f"opened. GPT-NeoX's layer files hold tensors only; do not open it by other means "
-                f"unless you trust its author. ({str(error).splitlines()[-1]})"
+                f"{path} was not opened: it is a pickle that asks to run code or has more than "
+                "tensors. Layer files of GPT-NeoX have only tensors; do not open the file by other "
+                f"means unless you trust its author. ({str(error).splitlines()[-1]})"
             ) from error
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{path} is not a layer file: it holds no dictionary of tensors")
+        raise CheckpointError(f"{path} is not a layer file: it has no dictionary of tensors")
     return state
 
 
 def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
-    """The tensors of all layer files: for each layer in order, one dict per rank.
+    """Read all layer files; return a list with one dict of tensors per rank, for each layer.
 
     Raises:
-        CheckpointError: no files, a rank's file missing, or one that cannot be opened.
+        CheckpointError: there are no layer files, or a file is missing or cannot be opened.
     """
     layers: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.glob("layer_*.pt")):
         if match := _FILE.fullmatch(path.name):
             layers.setdefault(int(match[1]), {})[int(match[2])] = path
     if not layers:
-        raise CheckpointError(f"{folder} holds no layer_XX-model_YY-model_states.pt")
+        raise CheckpointError(f"{folder} has no file named layer_XX-model_YY-model_states.pt")
     ranks = 1 + max(rank for paths in layers.values() for rank in paths)
     missing = [
         f"layer_{layer:02}-model_{rank:02}-model_states.pt is missing"
@@ -128,12 +132,14 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
 
 
 def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
-    """The model in a folder of layer files, with ranks merged, in the stored dtype. The default
-    config is that of the official size with these shapes.
+    """Load the model in a folder of layer files, in the stored dtype, and merge the ranks.
+
+    Args:
+        config: the model's config; default: the config of the official size with the same shapes.
 
     Raises:
-        CheckpointError: files missing, damaged or unsafe; shapes other than the config's; no config
-            given and no official size.
+        CheckpointError: files are missing, damaged or unsafe, the shapes do not match the config,
+            or no config was passed and the shapes match no official size.
     """
     folder = Path(folder)
     merged: dict[str, Tensor] = {}
@@ -155,7 +161,7 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
                     tensor = merge(parts)
                 except RuntimeError:
                     shapes = [tuple(p.shape) for p in parts]
-                    problems.append(f"{key}: the ranks' shapes do not match: {shapes}")
+                    problems.append(f"{key}: the shapes on the ranks do not match: {shapes}")
                     continue
                 merged[name.format(number)] = tensor
         number += _QKV in states[0]
@@ -169,19 +175,25 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
     )
     problems = mismatches(stored, needed)
     if rotary - {config.rotary_dims}:
-        problems.append(f"{sorted(rotary)} rotary dims are stored, not {config.rotary_dims}")
-    raise_all(CheckpointError, sorted(problems), f"{folder} against the config")
+        problems.append(
+            f"the files have {sorted(rotary)} rotary dims, but the config has {config.rotary_dims}"
+        )
+    raise_all(CheckpointError, sorted(problems), f"{folder} does not match the config")
     model.load_state_dict(merged, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:
-    """The config of the official size with these shapes, which do not determine the heads."""
+    """Find the config by the official size with the same shapes.
+
+    Only official sizes can be found, because the shapes do not determine the number of heads.
+    """
     vocab, width = merged["embed_in.weight"].shape if "embed_in.weight" in merged else (0, 0)
     for size in OFFICIAL_SIZES.values():
         if (size.n_layers, size.d_model, size.vocab_size) == (n_layers, width, vocab):
             return size.model()
     raise CheckpointError(
         f"{folder}: {n_layers} layers of width {width} and a vocabulary of {vocab} match no "
-        "official size; the files lack the number of heads, so give the model's config or size"
+        "official size, and the files do not have the number of heads; pass the model's config or "
+        "size"
     )

@@ -1,11 +1,13 @@
 """Opens the released training data of Pythia by name, on disk or on the hub.
 
 `pile-standard` and `pile-deduped` are the pre-shuffled sets: 146,432,000 rows of 2,049 uint16 ids
-in training order, 21 shards that are a byte split of one file; batch k of 1,024 rows is the bytes
-[4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are PolyPythias' orders of the same
-documents, as GPT-NeoX's index maps (pythia_book.released.index_maps); `pile-seed0` is Pythia's
-order. Sizes are checked at every read, so a truncated or different file is an error; no digest of
-the pre-shuffled shards was released.
+in training order. Each set is one file, split by bytes into 21 shards; batch k (1,024 rows) is at
+the bytes [4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are the training orders of
+PolyPythias for the same documents, given by GPT-NeoX's index maps
+(pythia_book.released.index_maps); `pile-seed0` is Pythia's own order.
+
+Sizes are checked at every read, so a truncated or different file is an error. Hashes cannot be
+checked, because none were released for the pre-shuffled shards.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 STEPS, BATCH, SEQ_LEN, SEED = 143_000, 1024, 2048, 1234
-"""Pythia's updates, rows per batch, tokens per row, and order seed."""
+"""Pythia's number of updates, rows per batch, tokens per row, and order seed."""
 N_ROWS = STEPS * BATCH
 HUB = "https://huggingface.co"
 """The server of the data, unless HF_ENDPOINT names another."""
@@ -43,7 +45,7 @@ _DOCUMENTS = "pile_20B_tokenizer_text_document"
 
 @dataclass(frozen=True)
 class Shards:
-    """A file that is split by bytes: the names and sizes of its parts."""
+    """The names and sizes of the parts of a file that is split by bytes."""
 
     repository: str
     name: str
@@ -67,7 +69,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class ReleasedOrder:
-    """A released order of training: pre-shuffled rows, or documents with the maps of a seed."""
+    """A released training order: pre-shuffled rows, or documents with the index maps of a seed."""
 
     name: str
     description: str
@@ -81,7 +83,7 @@ class ReleasedOrder:
         return f"{self.name}: {self.description}, read over the network"
 
     def open(self) -> Rows:
-        """The rows, read over HTTP on access."""
+        """Open the rows. They are read over HTTP when they are accessed."""
         if not self.maps:
             return RemoteRows(self.shards.files(), SEQ_LEN)
         n_rows = samples_requested(STEPS, BATCH)
@@ -93,7 +95,7 @@ class ReleasedOrder:
 
 
 def url_of(repository: str, name: str) -> str:
-    """The URL of a file of a dataset on the hub."""
+    """The URL of a file in a dataset repository on the hub."""
     server = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     return f"{server}/datasets/{repository}/resolve/main/{name}"
 
@@ -137,16 +139,24 @@ def open_rows(
     batch_size: int = BATCH,
     dtype: str = "<u2",
 ) -> tuple[Rows, str]:
-    """Open a name in RELEASED, a folder, a `.bin` or a PREFIX: the rows, and a sentence about them.
+    """Open training rows, and return them with a sentence that describes them.
 
-    A folder holds pre-shuffled rows (one `.bin`, all of its shards, or only the needed shards of a
-    released set: reading from a missing one is an error that names it), index maps, or one pair of
-    `.bin` and `.idx`. Documents are put in GPT-NeoX's order of `seed`, repeated for `epochs`, or
-    for as many epochs as `steps` updates of `batch_size` rows need, by default one. If all items of
-    an `.idx` have seq_len + 1 tokens, they are pre-shuffled rows and are not shuffled again.
+    A folder may have pre-shuffled rows (one `.bin`, all of its shards, or some shards of a released
+    set), index maps, or one pair of `.bin` and `.idx`. If all items of an `.idx` have seq_len + 1
+    tokens, the items are pre-shuffled rows and are not shuffled again. Other items are documents,
+    which are put in GPT-NeoX's order. If shards of a released set are missing, reading rows of a
+    missing shard raises a DataError that names the shard.
+
+    Args:
+        where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or the PREFIX of such files.
+        seed: seed of GPT-NeoX's order of the documents.
+        epochs: how many times the documents are repeated; default: as many times as `steps` updates
+            of `batch_size` rows need.
+        dtype: type of the ids in a `.bin` without an `.idx`.
 
     Raises:
-        DataError: no such name or path, or files that are missing, truncated or contradictory.
+        DataError: the name or path does not exist, or files are missing, truncated or
+            contradictory.
     """
     if where in RELEASED:
         return RELEASED[where].open(), RELEASED[where].sentence
@@ -182,16 +192,18 @@ def open_rows(
 
 
 def _only_prefix(folder: Path) -> Path:
-    """The prefix of the single token file in a folder, whole or in shards."""
+    """The prefix of the only token file in a folder; the file may be split into shards."""
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
         several = f"several ({', '.join(sorted(prefixes))})" if prefixes else "none"
-        raise DataError(f"{folder} must have one token file, whole or in shards; it has {several}")
+        raise DataError(
+            f"{folder} must have one token file (.bin), whole or in shards, but has {several}"
+        )
     return folder / prefixes.pop()
 
 
 class MissingShard:
-    """Stands in for a released shard that is not in the folder: it has a size but no content."""
+    """A placeholder for a released shard that is not in the folder; it has a name and a size."""
 
     present = False
 
@@ -200,16 +212,16 @@ class MissingShard:
 
     def read(self, start: int, stop: int) -> bytes:
         raise DataError(
-            f"{self.name} ({self.size / 1e9:.1f} GB) is needed for these rows but is not in "
+            f"these rows need the shard {self.name} ({self.size / 1e9:.1f} GB), which is not in "
             "the folder; put it there"
         )
 
 
 def partial_shards(folder: Path) -> RemoteRows | None:
-    """Rows of a folder with only some shards of a released set; None for any other folder.
+    """Open a folder that has only some shards of a released set; None for any other folder.
 
     Raises:
-        DataError: a shard whose size differs from that of the released one.
+        DataError: a shard in the folder has another size than the released shard.
     """
     names = {path.name for path in folder.glob("*.bin")}
     preshuffled = [released.shards for released in RELEASED.values() if not released.maps]
@@ -221,8 +233,8 @@ def partial_shards(folder: Path) -> RemoteRows | None:
         files.append(LocalFile(folder / name) if name in names else MissingShard(name, size))
         if files[-1].size != size:
             raise DataError(
-                f"{folder / name} has {files[-1].size:,} bytes, the released shard {size:,}: it "
-                "is truncated; fetch it again"
+                f"{folder / name} has {files[-1].size:,} bytes, but the released shard has "
+                f"{size:,}; fetch it again"
             )
     return RemoteRows(files, SEQ_LEN)
 
@@ -231,7 +243,7 @@ def partial_shards(folder: Path) -> RemoteRows | None:
 
 
 def tokenizer_at(name: str) -> Tokenizer:
-    """`neox-20b`, the tokenizer of the released data (fetched once), or a tokenizer.json."""
+    """Load a tokenizer: "neox-20b" for the released data (fetched once), or a tokenizer.json."""
     from pythia_core.data.tokenizer import disable_special_tokens, load_tokenizer, neox_20b_json
 
     if name != "neox-20b":
@@ -244,13 +256,19 @@ def tokenizer_at(name: str) -> Tokenizer:
 def describe_batch(
     rows: Rows, step: int, batch_size: int, n_shown: int = 4, tokenizer: Any = None, eod_id: int = 0
 ) -> str:
-    """A batch as text: row numbers, hash, range of ids, and the first rows decoded.
+    """Describe a batch as text: row numbers, hash, range of ids, and the first rows.
 
-    If rows are not contiguous in a file, only those to show are read. Without a tokenizer, ids are
-    shown.
+    If the rows of a batch are not contiguous in the file, only the rows to show are read, and there
+    is no hash.
+
+    Args:
+        step: the batch is that of the update from `step` to `step + 1`.
+        n_shown: number of rows to show.
+        tokenizer: decodes the rows; None: ids are shown.
+        eod_id: id that ends a document.
 
     Raises:
-        DataError: no such batch, or no such rows.
+        DataError: the data do not have this batch.
     """
     from pythia_core.data.tokenizer import id_limit
 
@@ -270,7 +288,9 @@ def describe_batch(
         f"at most {ends.max()} per row",
     ]
     if not ends.any():
-        lines.append("no document ends in it; end tokens may have been lost when the file was made")
+        lines.append(
+            "no document ends in this batch; end tokens may have been lost when the file was made"
+        )
     if tokenizer is not None and batch.max() >= id_limit(tokenizer):
         lines.append(f"NOT FROM THIS TOKENIZER, which has ids below {id_limit(tokenizer)} only")
     for number, row in enumerate(batch[:n_shown].tolist()):

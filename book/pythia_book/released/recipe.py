@@ -1,8 +1,8 @@
-"""The recipe of the released models as tables: the parts of a layer, and the cost of training.
+"""Tables about the recipe of the released models: parts of a layer, hardware and cost of training.
 
-`HARDWARE` and `GPT3` are facts with sources; everything else is computed from the sizes' configs.
-Energy and hours on later hardware are our estimates, by the formulas in `estimates`; the paper has
-no energy table.
+`HARDWARE` and `GPT3` are facts with sources; everything else is computed from the configs of the
+sizes. Energy and hours on later hardware are our estimates (see `estimates`); the paper does not
+report energy.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ BATCH_TOKENS = BATCH_ROWS * SEQ_LEN
 TOKENS = OFFICIAL_STEPS * BATCH_TOKENS
 
 A100_PEAK = 312e12
-"""Dense fp16 and bf16 FLOP/s of the data sheet; H100_PEAK likewise (SXM)."""
+"""Dense fp16 and bf16 FLOP/s by the data sheet, for the A100 and (H100_PEAK) for the H100 SXM."""
 H100_PEAK = 989e12
 H100_UTILISATION = 0.40
-"""Fraction of the peak that common training code reaches; assumed, not measured."""
+"""The fraction of the peak that common training code reaches. It is assumed, not measured."""
 A100_WATT = 400
-"""Board power limit of an A100 SXM; PUE is the overhead of the data centre."""
+"""Power limit of an A100 SXM board. PUE is the power usage effectiveness of the data centre."""
 PUE = 1.1
 
 
@@ -44,7 +44,7 @@ class Hardware:
     tensor_parallel: int
     zero: int
     gpu_hours: int | None
-    """Per model; the paper gives none for the two sizes added later."""
+    """GPU-hours per model; None for the two sizes that were added after the paper."""
 
 
 HARDWARE = {
@@ -60,14 +60,15 @@ HARDWARE = {
     "6.9b": Hardware(128, 8, 2, 2, 1, 33_500),
     "12b": Hardware(256, 8, 2, 4, 1, 72_300),
 }
-"""Layout: EleutherAI/pythia, models/*/*.yml. GPU-hours: the paper's appendix, from memory;
-four times their sum is exactly the 544,280 of the paper's text, because both halves of the suite
-were trained twice (tests/book/pages/test_recipe.py)."""
+"""The hardware of each size. The layout is from EleutherAI/pythia, models/*/*.yml. The GPU-hours
+are from table 5 of the paper, an image that could not be checked again. Four times their sum is
+exactly the 544,280 in the paper's text, because both halves of the suite were trained twice
+(tests/book/pages/test_recipe.py)."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The GPT-3 model nearest in size (Brown et al. 2020, table 2.1), from memory."""
+    """The GPT-3 model that is nearest in size (Brown et al. 2020, table 2.1)."""
 
     name: str | None
     batch_tokens: int
@@ -89,12 +90,13 @@ GPT3 = {
 
 
 def block_parts(config: ModelConfig) -> pd.DataFrame:
-    """The parts of one layer in execution order, recorded during a forward pass on meta tensors.
+    """Record the parts of one layer in execution order, in a forward pass on meta tensors.
 
     Returns:
-        part (its name in the module), weight (shape, as text), parameters, d_in, d_out (widths of
-        its input and output, as observed), reads: "x" if the part's input is that of the layer, the
-        name of the part that produced it, or "" if other operations come in between.
+        One row per part: part (its name in the module), weight (its shape, as text), parameters,
+        d_in and d_out (the observed widths of its input and output), and reads. The column reads
+        has "x" if the part reads the layer's input, the name of another part if it reads that
+        part's output, and "" if other operations come in between.
     """
     import pandas as pd
     import torch
@@ -135,10 +137,11 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
 
 
 def cost_table() -> pd.DataFrame:
-    """Parameters, FLOP by two counts, GPU-hours and fraction of the hardware's peak, by size.
+    """One row per size: parameters, FLOP and utilisation by two counts, and GPU-hours.
 
-    "6nt" is 6 * parameters * tokens; "exact" counts matrix products, including causal attention
-    scores but not embedding look-up, biases and norms.
+    The count "6nt" is 6 * parameters * tokens. The count "exact" is the FLOP of all matrix
+    products, including causal attention scores but not embedding look-up, biases and norms.
+    Utilisation is the fraction of the peak of the A100s.
     """
     import pandas as pd
 
@@ -164,7 +167,7 @@ def cost_table() -> pd.DataFrame:
 
 
 def layout_table() -> pd.DataFrame:
-    """GPUs, how a batch is split over them, and the days that the GPU-hours amount to."""
+    """One row per size: GPUs, how a batch is split over the GPUs, and days of training."""
     import pandas as pd
 
     rows = [
@@ -185,10 +188,11 @@ def layout_table() -> pd.DataFrame:
 
 
 def estimates() -> pd.DataFrame:
-    """Our estimates of the original run's energy, and of the hours on one H100 today.
+    """Estimate, per size, the energy of the original run and the hours of a run on one H100.
 
-    The energy assumes every GPU at its power limit throughout and excludes hosts and network; the
-    hours ignore whether the model fits on one GPU.
+    The energy is GPU-hours * A100_WATT * PUE: every GPU is assumed to run at its power limit, and
+    hosts and network are not counted. The hours are "exact" FLOP / (H100_UTILISATION * H100_PEAK),
+    regardless of whether the model fits on one GPU.
     """
     costs = cost_table()
     frame = costs[["size", "gpu_hours"]].copy()
@@ -198,10 +202,10 @@ def estimates() -> pd.DataFrame:
 
 
 def gpt3_table() -> pd.DataFrame:
-    """Pythia's batch and peak learning rate next to those of the GPT-3 model of similar size.
+    """One row per size: Pythia's peak learning rate and GPUs next to the nearest GPT-3 model.
 
-    `gpus_allowed`: GPUs that GPT-3's batch would fill with as many rows per GPU; `speed_up`: how
-    much faster Pythia's larger batch trains for that reason.
+    The column gpus_allowed has the number of GPUs that GPT-3's batch would occupy with as many rows
+    per GPU as Pythia used. The column speed_up is the ratio of Pythia's batch to GPT-3's batch.
     """
     import pandas as pd
 
@@ -222,8 +226,11 @@ def gpt3_table() -> pd.DataFrame:
 
 
 def schedules(points: int = 600) -> tuple[pd.DataFrame, int]:
-    """Learning rate over the run as a fraction of its peak: step, neox (the actual schedule), paper
-    (cosine from the peak to a tenth of it at the end); and the first step at neox's floor."""
+    """Return the learning rate over a run, and the first step at which the actual rate is minimal.
+
+    The table has the columns step, neox (the actual schedule) and paper (a cosine that falls to a
+    tenth of the peak at the last step), as fractions of the peak.
+    """
     import pandas as pd
 
     floor = lr_floor_step(OFFICIAL_STEPS)

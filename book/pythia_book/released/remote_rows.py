@@ -1,10 +1,10 @@
-"""Reads byte ranges of files behind URLs and, through them, rows of the released data.
+"""Reads byte ranges of files behind URLs, and rows of the released data in these files.
 
-One batch of the pre-shuffled Pile is one contiguous piece of 4.2 MB; reading it must not require
-the other 600 GB. The response to a range request is accepted only if its headers announce exactly
-that range of a file of the expected size: a server that ignores `Range` would start to send the
-whole shard, so its response is rejected unread. Short or late responses and server errors are
-retried a few times; then an error names the URL and the bytes.
+One batch of the pre-shuffled Pile is a contiguous range of 4.2 MB; reading it must not require the
+other 600 GB. A response is accepted only if its headers announce exactly the requested range of a
+file of the expected size. A server that ignores `Range` would send the whole shard, so its response
+is rejected before the body is read. Incomplete or late responses and server errors are retried a
+few times; then an error names the URL and the byte range.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 LARGEST_READ = 1 << 28
-"""Maximum bytes per read from a URL; more is a mistake or should be downloaded."""
+"""Maximum bytes per read from a URL. A larger read is a mistake, or the file should be downloaded.
+"""
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
-"""Status codes that may be transient."""
+"""Status codes of errors that may be transient, so the request is retried."""
 HINTS = {
     401: "; it requires a login, which the released data do not need",
     403: "; it denies access to this machine",
-    404: "; there is no such file: is the name, or the mirror, right?",
+    404: "; there is no such file: check the name and the mirror",
     416: "; the file is shorter than it should be",
 }
 
@@ -43,13 +44,13 @@ class ByteFile(Protocol):
 
     name: str
     present: bool
-    """Whether its bytes can be read; of an absent file only the size is known."""
+    """Whether the bytes can be read. Of an absent file only the size is known."""
 
     @property
     def size(self) -> int: ...
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), all of them."""
+        """Read exactly the bytes [start, stop)."""
         ...
 
 
@@ -78,26 +79,28 @@ class LocalFile:
 class HttpFile:
     """A file behind an http or https URL whose server supports byte ranges.
 
-    fsspec makes the requests. It accepts any response and never retries, so this class rejects a
-    response, unread, unless it is the requested range (`_check`), and retries failures that may be
-    transient (`_fetch`).
+    fsspec makes the requests, but it accepts any response and never retries. Therefore `_check`
+    rejects a response that is not the requested range before the body is read, and `_fetch` retries
+    failures that may be transient.
+
+    Reading the file, and asking for its size, raises a FetchError if the file is not found or not
+    accessible, if the server does not support ranges, if the size is wrong, or if all `tries`
+    failed.
 
     Args:
-        url: the file's URL; redirects are followed.
-        size: expected size in bytes; None: ask the server once.
-
-    Raises (of `read` and `size`):
-        FetchError: not found, not allowed, no ranges, wrong size, or all `tries` failed.
+        url: URL of the file; redirects are followed.
+        size: expected size in bytes; None: the server is asked once.
     """
 
     present = True
     timeout = 30.0
-    """Maximum seconds without a byte; `deadline`: maximum seconds for one range."""
+    """Maximum seconds to wait for the next byte."""
     deadline = 300.0
+    """Maximum seconds for one range."""
     tries = 4
     """Maximum number of requests for one range."""
     pause = 1.0
-    """Seconds before the first retry; doubled before each further one."""
+    """Seconds to wait before the first retry. The time doubles with each further retry."""
 
     def __init__(self, url: str, size: int | None = None) -> None:
         if not re.match(r"https?://[^/\s]+/\S+$", url):
@@ -113,10 +116,10 @@ class HttpFile:
         return self._size
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop).
+        """Read the bytes [start, stop).
 
         Raises:
-            DataError: outside the file, or more than LARGEST_READ.
+            DataError: the range is outside the file or larger than LARGEST_READ.
         """
         _check_range(self.name, start, stop, self.size)
         if stop - start > LARGEST_READ:
@@ -150,18 +153,19 @@ class HttpFile:
                 continue
             if len(content) == stop - start:
                 return content
-            reason = f"the answer has only {len(content):,} of {stop - start:,} bytes"
+            reason = f"the response has only {len(content):,} of {stop - start:,} bytes"
         raise self._failed(
             f"bytes {start}-{stop - 1}",
-            f"{reason} (tried {self.tries} times). Run it again to continue. Without a network, "
-            f"put {self.name} in a folder and pass the folder instead of the name",
+            f"{reason} (tried {self.tries} times). Run the command again to continue. Without a "
+            f"network, put {self.name} in a folder and pass the folder instead of the name",
         )
 
     async def _check(self, response: ClientResponse) -> None:
-        """Reject, before its body is read, a response that is not exactly the requested range.
+        """Reject a response that is not exactly the requested range, before its body is read.
 
         Raises:
-            ConnectionError: a transient status. FetchError: anything else.
+            ConnectionError: the status may be transient.
+            FetchError: the response is wrong for another reason.
         """
         status, headers = response.status, response.headers
         requested = response.request_info.headers["Range"].replace("=", " ")
@@ -174,14 +178,14 @@ class HttpFile:
         elif status != 206:
             length = headers.get("Content-Length", "unknown")
             problem = f"the server ignores Range: it answered {status} and would send the whole "
-            problem += f"file ({length} bytes). Nothing was downloaded; use another mirror"
+            problem += f"file ({length} bytes). Nothing was downloaded; use another server"
         elif sent != requested or not size.isdigit():
             problem = f"the server sends the wrong range: {sent!r}"
         elif headers.get("Content-Encoding", "identity") != "identity":
-            problem = "the server compresses what it sends"
+            problem = "the server sends compressed content, which was not requested"
         elif self._size not in (None, int(size)):
-            problem = f"the file there has {int(size):,} bytes, not {self._size:,}: it is "
-            problem += "truncated or a different one"
+            problem = f"the file on the server has {int(size):,} bytes, not {self._size:,}: it is "
+            problem += "truncated or a different file"
         if problem:
             raise self._failed(requested, problem)
         self._size = int(size)
@@ -197,14 +201,14 @@ async def _anonymous(request: ClientRequest, send: ClientHandlerType) -> ClientR
 
 
 class JoinedFile:
-    """Several files in order, read as one."""
+    """Several files that are read as if they were concatenated."""
 
     present = True
 
     def __init__(self, parts: Sequence[ByteFile]) -> None:
         self.parts = list(parts)
         if not self.parts:
-            raise DataError("expected at least one file")
+            raise DataError("expected at least one file to join, got none")
         check_shard_names([part.name for part in self.parts])
         self.name = f"{self.parts[0].name} (+{len(self.parts) - 1} more)"
         self._bounds = [0, *itertools.accumulate(part.size for part in self.parts)]
@@ -224,10 +228,11 @@ class JoinedFile:
 
 
 class RemoteRows(FixedRows):
-    """PreshuffledRows of uint16 whose shards may be remote; a read requests only the rows' bytes.
+    """Like PreshuffledRows with uint16 ids, but shards may be remote. Only rows read are fetched.
 
     Raises:
-        DataError: as for PreshuffledRows. FetchError: when rows are read, as for HttpFile.
+        DataError: as for PreshuffledRows.
+        FetchError: as for HttpFile, when rows are read.
     """
 
     def __init__(self, files: Sequence[ByteFile], seq_len: int) -> None:

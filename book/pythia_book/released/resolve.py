@@ -1,8 +1,9 @@
 """Finds the model that a command names: a local run or a published model.
 
-A published model is a folder in the hub's format, one with a subfolder per step ("step3000"), or a
-repository on the hub, whose revisions are its steps. It has the part of a run's interface that
-evaluation needs: steps, the model at each step, a tokenizer, a folder for measurements.
+A published model is a folder in the hub's format, a folder with a subfolder per step ("step3000"),
+or a repository on the hub with a revision per step. `PublishedModel` has the part of a run's
+interface that evaluation needs: steps, the model at each step, a tokenizer, and a folder for
+measurements.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import results_dir
 
 LAST = OFFICIAL_STEPS
-"""Step of a published model whose folder's name has none: `main` is the last checkpoint."""
+"""The step of a published model if its name has no step, because `main` is the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class PublishedModel:
 
     @property
     def _name(self) -> str:
-        """Name of the model, even if the source is the folder of one step."""
+        """The name of the model; if the source is the folder of a step, the parent's name."""
         *_, above, last = "/", *self.source.rstrip("/").split("/")
         return last if step_of(last) is None else above
 
@@ -79,7 +80,7 @@ class PublishedModel:
 
     @cached_property
     def id(self) -> str:
-        """Key of the measurements: the name and, for a folder, the state of its files."""
+        """Key of the cached measurements; for a folder, it changes if the weights change."""
         folder = hf.local_folder(self.source)
         files = sorted(folder.rglob("*.safetensors")) if folder else []
         state = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
@@ -87,14 +88,14 @@ class PublishedModel:
 
     @property
     def folder(self) -> Path:
-        """Folder of the measurements."""
+        """The folder in which measurements are cached."""
         return results_dir() / "published_models" / self.id
 
     def model(self, step: int | None = None) -> GPTNeoX:
-        """The model at a step (default: the last), in fp32.
+        """Load the model at a step (default: the last), in fp32.
 
         Raises:
-            CheckpointError: no such step, or a file that is damaged or not available.
+            CheckpointError: the step does not exist, or a file is damaged or not available.
         """
         try:
             return download.load(self.source, self._revision(step))[0]
@@ -102,7 +103,7 @@ class PublishedModel:
             raise CheckpointError(str(error)) from error
 
     def sha256(self, step: int) -> str:
-        """Hash of a step's tensors as stored (checkpoint.sha256_tensors)."""
+        """Hash of the tensors of a step in the stored dtype (checkpoint.sha256_tensors)."""
         folder = download.locate(self.source, self._revision(step)).folder
         return sha256_tensors(hf.Weights(folder))
 
@@ -111,13 +112,13 @@ class PublishedModel:
         if step not in self._revisions:
             near = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
-                f"{self.source} has no checkpoint of step {step}; the nearest are {near}"
+                f"{self.source} has no checkpoint of step {step}; the nearest steps are {near}"
             )
         return self._revisions[step]
 
     @cached_property
     def _shared(self) -> tuple[ModelConfig, Any]:
-        """Config and tokenizer, the same at all steps; fetched without weights."""
+        """Config and tokenizer, which are the same at all steps; weights are not fetched."""
         files = (CONFIG, TOKENIZER)
         folder = download.locate(self.source, self._revision(), files).folder
         return model_config(hf.read_config(folder)), load_tokenizer(folder / TOKENIZER)
@@ -129,22 +130,25 @@ class PublishedModel:
 
     @property
     def config(self) -> RunConfig:
-        """The model's config; of its training settings, only the number of steps is meaningful."""
+        """A run config for the model. Of the training settings only the steps are meaningful."""
         shape = self._shared[0]
         train = TrainConfig(steps=max(*self.steps, 1), batch_size=1024, lr_max=1e-3)
         return RunConfig(shape, DataConfig(seq_len=shape.max_seq_len), train)
 
     def __reduce__(self) -> tuple:
-        """Pickled without cached properties."""
+        """Pickle without the cached properties."""
         return PublishedModel, (self.source,)
 
 
 def find_model(name: str) -> CheckpointSource:
-    """Find a run by its folder, its folder's name or (a prefix of) its id, or a published model by
-    its folder or repository ("EleutherAI/pythia-70m").
+    """Find a local run or a published model.
+
+    Args:
+        name: for a run, its folder, the name of the folder, or (a prefix of) its id; for a
+            published model, its folder or repository ("EleutherAI/pythia-70m").
 
     Raises:
-        CheckpointError: neither.
+        CheckpointError: there is neither a run nor a published model of this name.
     """
     if download.is_published(name):
         return PublishedModel(name)
@@ -152,6 +156,6 @@ def find_model(name: str) -> CheckpointSource:
         return find_run(name)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}\nNor is it a released model: a folder with its files, or a name on the hub, "
-            "e.g. EleutherAI/pythia-70m"
+            f"{error}\nIt is not a released model either; pass the folder of a model or its name "
+            "on the hub, e.g. EleutherAI/pythia-70m"
         ) from error

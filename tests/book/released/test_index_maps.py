@@ -88,10 +88,10 @@ def test_invalid_maps_are_refused(tmp_path: Path) -> None:
     shuffle = Path(f"{stem}_shuffle_idx.npy")
     good = shuffle.read_bytes()
     for wrong, message in (
-        (order.shuffle[:-1], "They come from different sets"),
+        (order.shuffle[:-1], "the files come from different sets"),
         (order.shuffle.astype(float), "expected integers"),
         (order.shuffle[:, None], "expected integers"),
-        (np.full_like(order.shuffle, order.n_rows), "is outside"),
+        (np.full_like(order.shuffle, order.n_rows), "is out of range"),
     ):
         np.save(shuffle, wrong)
         with pytest.raises(DataError, match=message):

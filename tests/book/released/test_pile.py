@@ -182,7 +182,7 @@ def test_errors_name_what_is_missing(tmp_path: Path) -> None:
         open_rows("pile-standart")
     with pytest.raises(DataError, match="or the PREFIX of a"):
         open_rows(str(tmp_path / "nothing"))
-    with pytest.raises(DataError, match="it has none"):
+    with pytest.raises(DataError, match="but has none"):
         open_rows(str(tmp_path))
     for name in ("a", "b"):
         (tmp_path / f"{name}.bin").write_bytes(b"\0" * 10)
@@ -215,7 +215,7 @@ def test_a_batch_as_text(tmp_path: Path) -> None:
     raw = np.full((4, 11), 900, "<u2")
     raw.tofile(tmp_path / "r.bin")
     said = describe_batch(open_rows(str(tmp_path / "r.bin"), 10)[0], 0, 4, 0, tokenizer)
-    assert "no document ends in it" in said and "NOT FROM THIS TOKENIZER" in said
+    assert "no document ends in this batch" in said and "NOT FROM THIS TOKENIZER" in said
     with pytest.raises(DataError, match="last full batch"):
         describe_batch(rows, 10**6, 4)
 

@@ -117,7 +117,7 @@ def test_no_credentials_are_sent(
         ("ignores ranges", r"ignores Range.*whole file \(600078336000 bytes\)"),
         ("another range", "sends the wrong range"),
         ("another size", "has 99999 bytes, not 100000|has 99,999 bytes, not 100,000"),
-        ("compresses", "compresses"),
+        ("compresses", "sends compressed content"),
     ],
 )
 def test_permanent_errors_fail_at_once(server: Server, fault: str, message: str) -> None:

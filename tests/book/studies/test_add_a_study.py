@@ -15,6 +15,7 @@ import pytest
 from pythia_book import bundle
 from pythia_book.notebooks import read_notebook
 from pythia_book.records import read_record
+from pythia_book.verdicts import FAILS, HOLDS, NOT_RESOLVED
 
 from pythia_core.util.files import project_root
 
@@ -87,7 +88,9 @@ def test_following_the_page_adds_a_study(tmp_path: Path) -> None:
     python("-m", "pythia_core", "study", STUDY, "--scale", "smoke")
     record = read_record(tmp_path / "results" / STUDY / "smoke")
     assert record["study"] == STUDY and len(record["runs"]) == 2
-    assert record["claims"][0]["verdict"] in ("reproduced", "not reproduced", "no effect")
+    assert record["claims"][0]["ours"]["verdict"] in (HOLDS, FAILS, NOT_RESOLVED)
+    python("-m", "pythia_core", "redraw", STUDY)
+    assert read_record(tmp_path / "results" / STUDY / "smoke") == record, "nothing has changed"
 
     planned = "from pythia_book import bundle; from pythia_core.__main__ import main; "
     planned += "print('twin_loss' in bundle.STUDIES); main(['budget']); "

@@ -10,13 +10,22 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from pythia_book.published import results
 from pythia_book.published.tables import TASKS
 from pythia_book.studies.errata import catalogue, evidence, figures, study
 from pythia_book.studies.errata.evidence import Evidence
-from pythia_book.studies.errata.params import GELU_AFTER_TRAINING, OTHER_SEED, SWITCHES, Params
+from pythia_book.studies.errata.params import (
+    GELU_AFTER_TRAINING,
+    OTHER_SEED,
+    SWITCHES,
+    Params,
+    run_configs,
+)
+from pythia_book.study import Measurements
+from pythia_book.verdicts import judge
 from score_files import as_csv
 
 from pythia_core.__main__ import main
@@ -45,7 +54,8 @@ def test_every_erratum_is_complete() -> None:
     assert len(set(names)) == len(names)
     for e in catalogue.ERRATA:
         assert re.fullmatch(r"[a-z0-9.-]+", e.name)
-        assert e.certainty in ("certain", "likely", "reported")
+        assert e.status in catalogue.STATUSES
+        assert e.links and all(link.startswith("https://") for link in e.links)
         assert not e.title.endswith(".")
         for text in (e.claim, e.matters, e.switch):
             assert text.endswith("."), text
@@ -73,6 +83,8 @@ def test_numbers_of_the_evidence(all_evidence: dict[str, Evidence]) -> None:
         "std_6_9b_output": 0.0025,
         "std_12b": 0.02,
         "std_12b_output": 0.002357,
+        "init_times": 2.0239,
+        "init_output_times": 2.56,
         "std_12b_small": (2 / (5 * 5120)) ** 0.5,
         "std_12b_wang": 2 / (36 * 5120**0.5),
         "gelu_gap": 4.73e-4,
@@ -98,7 +110,8 @@ def test_numbers_of_the_evidence(all_evidence: dict[str, Evidence]) -> None:
 def test_evidence_is_called_computed_only_where_it_is(
     all_evidence: dict[str, Evidence],
 ) -> None:
-    cited = {"swap-code", "repeated-checkpoints", "configs", "tasks", "evals-2.8b", "lr-1b"}
+    cited = {"swap-scores", "repeated-checkpoints", "configs", "tasks", "evals-2.8b", "lr-1b"}
+    cited |= {"weight-seeds", "winobias-prompt"}
     for e in catalogue.ERRATA:
         assert ("Evidence, computed now" in e.sections(all_evidence[e.name])) == (
             e.name not in cited
@@ -112,7 +125,7 @@ def test_evidence_is_called_computed_only_where_it_is(
 
 def test_missing_released_scores_are_reported(all_evidence: dict[str, Evidence]) -> None:
     names = {e.name for e in catalogue.ERRATA if e.released}
-    assert names == {"swap-code", "tasks", "evals-2.8b"}
+    assert names == {"swap-scores", "tasks", "evals-2.8b", "winobias-prompt"}
     for name, each in all_evidence.items():
         assert ("PYTHIA_PUBLISHED_DIR" in each.released) == (name in names)
 
@@ -133,16 +146,18 @@ def scores(folder: Path, wsc: float) -> results.Published:
     return results.load(folder)
 
 
-@pytest.mark.parametrize(("wsc", "flat"), [(38 / 104, "wsc"), (0.7, "none")])
+@pytest.mark.parametrize(("wsc", "flat"), [(38 / 104, "wsc"), (0.6, "wsc"), (0.7, "none")])
 def test_released_scores_are_compared(wsc: float, flat: str, tmp_path: Path) -> None:
+    """The guess at WSC is its more frequent answer, right in 66 of 104 items."""
     released = scores(tmp_path, wsc)
     text = of_scores("tasks", released)
-    assert f"At guessing for all sizes: {flat}." in text
-    assert ("100 % of all 5-shot" in text) == (flat == "wsc")
+    assert f"None of any size: {flat}." in text
+    assert ("100 % of all 5-shot" in text) == (wsc < 0.5)
     text = of_scores("evals-2.8b", released)
     assert text.count("1 steps (3,000 to 3,000)") == 2
     assert text.endswith("All other sizes together: no step.")
-    assert "410m 60.0, 7 % swap 61.0" in of_scores("swap-code", released)
+    assert "410m 60.0, 7 % swap 61.0" in of_scores("swap-scores", released)
+    assert "410m 30.0 / 20.0, 410m 7 % swap 25.0 / 21.0" in of_scores("winobias-prompt", released)
 
 
 def of_scores(name: str, released: results.Published) -> str:
@@ -153,10 +168,15 @@ def test_the_real_released_scores() -> None:
     if not os.environ.get(results.VARIABLE):
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
     released = results.load()
-    assert "At guessing for all sizes: wsc, logiqa." in of_scores("tasks", released)
+    text = of_scores("tasks", released)
+    assert "None of any size: wsc, logiqa." in text
+    assert "LogiQA is not empty: 6 of 16 are above 25 %, at most 30.6 %" in text
     text = of_scores("evals-2.8b", released)
     assert "zero-shot at 10 steps (2 to 1,000), five-shot at 4 steps (13,000 to 43,000)" in text
     assert "together: no step." in text
+    text = of_scores("winobias-prompt", released)
+    assert '"refers_to"' in text and "410m 3.7 / 3.9, 410m 7 % swap 28.3 / 26.7" in text
+    assert "6.9b 51.7 / 32.0, 6.9b 7 % swap 51.5 / 31.6" in text
 
 
 # --- page and command line -------------------------------------------------------------------
@@ -165,7 +185,9 @@ def test_the_real_released_scores() -> None:
 def partial_result(evidence: dict[str, Evidence], **values: object) -> SimpleNamespace:
     """The parts of a study's result that the list needs."""
     changes = {f"{name}_loss_change": "not measured" for name in study.LABELS}
-    return SimpleNamespace(released=evidence, values={"size": "7k", **changes, **values})
+    facts = {"evidence": {name: each.values for name, each in evidence.items()}}
+    values = {"size": "7k", **changes, **values}
+    return SimpleNamespace(measured=Measurements({}, facts), released={}, values=values)
 
 
 @pytest.mark.parametrize("erratum", catalogue.ERRATA, ids=lambda e: e.name)
@@ -183,6 +205,7 @@ def test_the_command_prints_what_the_page_shows(
     for heading, text in erratum.sections(all_evidence[erratum.name]).items():
         assert text in page, heading
         assert text in printed, heading
+    assert all(f'href="{url}"' in page and url in printed for url in erratum.links)
 
 
 def test_the_command_lists_them_and_refuses_others(capsys: pytest.CaptureFixture) -> None:
@@ -196,9 +219,10 @@ def test_the_command_lists_them_and_refuses_others(capsys: pytest.CaptureFixture
 
 
 def test_the_list_escapes_and_says_what_was_measured(all_evidence: dict[str, Evidence]) -> None:
-    hostile = all_evidence | {"gelu": Evidence("<script>alert(1)</script> {{ x }}")}
     change = {"value": 0.5, "low": 0.25, "high": 0.75}
-    result = partial_result(hostile, gelu_loss_change=change, gelu_loss_percent=12.0)
+    result = partial_result(all_evidence, gelu_loss_change=change, gelu_loss_percent=12.0)
+    hostile = all_evidence["vocabulary"].values | {"vocab_agree": "<script>alert(1)</script>"}
+    result.measured.facts["evidence"]["vocabulary"] = hostile
     page = figures.Errata(result)._repr_html_().replace("\N{NO-BREAK SPACE}", " ")
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "exact GELU in training, 0.50 [0.25, 0.75] nats per token (12.0 %)." in page
@@ -213,7 +237,7 @@ def test_the_list_escapes_and_says_what_was_measured(all_evidence: dict[str, Evi
     [
         ({"switches": "gelu,rotary"}, "unknown switch 'rotary'; accepted: lr_form, first_update"),
         ({"switches": "lr_from"}, "Did you mean 'lr_form'"),
-        ({"sizes": "7k,14k"}, "give exactly one"),
+        ({"sizes": "7k,14k"}, "trains only one size"),
         ({"sizes": "7m"}, "unknown size"),
         ({"bootstrap": 3}, "bootstrap must be"),
     ],
@@ -226,7 +250,7 @@ def test_bad_parameters_are_refused(params: dict, message: str) -> None:
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
 def test_a_switch_run_differs_from_the_suite_in_one_field(scale: str) -> None:
     params = Params(scale)
-    configs = study.run_configs(params)
+    configs = run_configs(params)
     suite = suite_configs(scale, params.size_list)
     for arm in ("standard", "deduplicated"):
         assert configs[arm] == suite[params.size_list[0], arm]
@@ -242,31 +266,54 @@ def test_a_switch_run_differs_from_the_suite_in_one_field(scale: str) -> None:
 
 
 def test_only_the_selected_switches_are_trained() -> None:
-    assert set(study.run_configs(Params("smoke", switches="gelu"))) == {
+    assert set(run_configs(Params("smoke", switches="gelu"))) == {
         "standard", "gelu", OTHER_SEED
     }  # fmt: skip
     assert Params("smoke", seed=1).other_seed == 2
 
 
+def planted(change: float, seed: int = 0) -> Measurements:
+    """A control with a loss of 5 on 400 rows, and runs whose loss is `change` percent higher."""
+    rng = np.random.default_rng(seed)
+    control = rng.normal(5, 1, 400)
+    noise = rng.normal(0, 0.1, (2, 400))
+    arrays = {
+        "loss/standard/16": control,
+        "loss/init/16": control * (1 + change / 100) + noise[0] - noise[0].mean(),
+        "loss/another_seed/16": control + noise[1],
+    }
+    facts = {
+        "evidence": {name: compute() for name, compute in evidence.COMPUTED.items()},
+        "memorized": {"standard": [9, 1000], "init": [2, 1000]},
+        "gaps": 0,
+    }
+    return Measurements({name: a.astype(np.float32) for name, a in arrays.items()}, facts)
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (-0.01, 0.02, "holds"),
-        (-0.02, -0.01, "holds"),
-        (0.06, 0.08, "does not hold"),
-        (-0.08, -0.06, "does not hold"),
-        (0.03, 0.07, "not testable here"),
-    ],
-)
-def test_verdicts_follow_the_interval(low: float, high: float, verdict: str) -> None:
-    """One percent of a loss of 5 is 0.05."""
-    params = Params("smoke", switches="init")
-    rows = [("init", "loss", (low + high) / 2, low, high), ("init", "last_word", 0, -5, 5)]
-    last = pd.DataFrame(rows, columns=["variant", "measure", "value", "low", "high"])
-    claims = study.claims(params, last, {"standard": 5.0})
-    assert [claim["verdict"] for claim in claims] == [verdict, "not testable here"]
-    assert claims[0]["ours"] == pytest.approx((low + high) / 2)
-    assert claims[1]["ours"] is None  # no other seed was measured
+    ("change", "verdict"),
+    [(0.0, "holds"), (0.5, "holds"), (3.0, "does not hold"), (-3.0, "does not hold"),
+     (1.05, "not resolved")],
+)  # fmt: skip
+def test_verdicts_follow_the_planted_change(change: float, verdict: str) -> None:
+    params = Params("smoke", switches="init", bootstrap=500)
+    tables, values, made = study.analyse(params, planted(change), {})
+    init, seed = judge(made)
+    assert init["ours"]["verdict"] == verdict
+    assert (init["kind"], seed["kind"], seed["ours"]["verdict"]) == ("premise", "check", "holds")
+    assert init["ours"]["value"] == pytest.approx(change, abs=0.02)
+    assert init["ours"]["units"] == "one run each; 400 held-out rows"
+    assert "rows memorized 0.20 % instead of 0.90 %" in init["ours"]["note"]
+    assert values["init_memorized_share"] == pytest.approx(0.2)
+    assert list(tables["memorized"].columns) == ["variant", "control", "share", "n"]
+
+
+def test_what_was_not_measured_has_no_verdict() -> None:
+    measured = planted(0.0)
+    del measured.arrays["loss/init/16"]
+    rows = judge(study.analyse(Params("smoke", switches="init"), measured, {})[2])
+    assert rows[0]["ours"]["verdict"] == "not testable here"
+    assert rows[0]["ours"]["reason"] == "not measured"
 
 
 @pytest.mark.wheels
@@ -287,17 +334,19 @@ def test_switches_are_compared_with_their_controls(
     assert result.values["gaps"] == 0
     assert result.values["lr_form_loss_change"] == "not measured"
     assert result.values["floor_step"] == 115_139
-    scores_text = result.released["tasks"].released
-    assert scores_text and "not here" not in scores_text
-    recorded = " ".join(table.to_csv() for table in result.tables.values())
-    assert scores_text not in recorded + str(result.values), "released scores are never recorded"
+    assert "Models above guessing" in str(result.tables["errata"].released[11])
+    again = study.analyse(params, result.measured, result.released)
+    assert all(again[0][name].equals(table) for name, table in result.tables.items())
+    assert judge(again[2]) == result.claims
     for drawing in (figures.effects, figures.schedule_and_passes):
         assert drawing(result).svg == drawing(result).svg
     assert len(figures.effects_table(result).frame) == 4
-    assert len(figures.claims_table(result).frame) == len(result.claims) == 4
+    assert len(result.claims) == 4
 
-    control = next(r for r in result.runs if r.config.data.epochs == 1)
-    for run in result.runs:  # no cached results, and the last checkpoint of one run is lost
+    control = next(r for r in result.measured.runs if r.config.data.epochs == 1)
+    for (
+        run
+    ) in result.measured.runs:  # no cached results, and the last checkpoint of one run is lost
         shutil.rmtree(run.folder / "evaluations")
     shutil.rmtree(control.checkpoints / "step-000016")
     result = study.run(params, progress=False, published=released)
@@ -308,6 +357,6 @@ def test_switches_are_compared_with_their_controls(
         "measuring again must give the same numbers"
     )
     assert set(lost[lost.step == 16].variant) == {"epoch_policy"}
-    verdicts = {c["claim"].split(" changes")[0]: c["verdict"] for c in result.claims}
-    assert verdicts["Exact GELU in training"] == "not testable here"
+    verdicts = {c["claim"].split(" changes")[0]: c["ours"]["verdict"] for c in result.claims}
+    assert verdicts["Training with the exact GELU"] == "not testable here"
     assert "not measured" in figures.effects(result).svg

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from pythia_book import records, style
+from pythia_book import records
 from pythia_book.bench import cost_model, kernels, train
 from pythia_book.bench.rows import Row, gpu_folder, write_rows
 from pythia_book.studies.speed import figures as draw
 from pythia_book.studies.speed import study
 from pythia_book.studies.speed.params import Params
+from pythia_book.verdicts import judge
 
 from pythia_core.errors import ConfigError
 from pythia_core.kernels import attention_backends
@@ -101,7 +102,7 @@ TABLES = (draw.steps, draw.operations, draw.gpu_sizes, draw.gpu_kernels, draw.at
 
 def all_text(result: Any) -> str:
     drawn = [figure(result).svg for figure in (draw.ratios, draw.gpu_rates)]
-    return "\n".join(drawn + [f(result)._repr_html_() for f in (*TABLES, style.claims_table)])
+    return "\n".join(drawn + [table(result)._repr_html_() for table in TABLES])
 
 
 def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +125,11 @@ def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
     assert steps.low["transformers eager"] == pytest.approx(3 * 0.99 / 1.01)
     assert steps.matmul_share["ours eager"] == 0.5
     assert result.values["ratio_least"] == pytest.approx(2)
-    holds, also = result.claims[:2]
-    assert (holds["verdict"], holds["ours"]) == ("holds", pytest.approx(2))
-    assert also["ours"] == pytest.approx(5), "the formula; torch's own may be faster"
+    assert {row["kind"] for row in result.claims} == {"check"}, "no paper claims any of it"
+    holds, also = (row["ours"] for row in result.claims[:2])
+    assert (holds["verdict"], also["verdict"]) == ("holds", "holds")
+    assert "ratios 2.00, range of its repeats 1.96 to 2.04" in holds["note"]
+    assert "5.00" in also["note"], "the formula; torch's own may be faster"
     text = all_text(result)
     assert "2.00 [1.96, 2.04]" in text and "0.50 [0.49, 0.51]" in text and "a CPU" in text
 
@@ -136,7 +139,7 @@ def test_without_gpu_measurements_everything_is_marked_as_predicted() -> None:
     assert result.values["gpu"] == study.NOT_MEASURED
     assert result.tables["gpu_sizes"].measured.isna().all()
     assert result.tables["gpu_kernels"].measured_ns.isna().all()
-    assert {c["verdict"] for c in result.claims[2:]} == {"not testable here"}
+    assert {c["ours"]["verdict"] for c in result.claims[2:]} == {"not testable here"}
     for table in (draw.gpu_sizes, draw.gpu_kernels):
         assert "predicted, not measured" in table(result).caption.lower()
         assert "Measured: not yet." in table(result).caption
@@ -158,10 +161,10 @@ def test_our_fastest_is_compared_with_the_compiled_plain_model(ratio: float, ver
     assert row.ratio == pytest.approx(ratio) and row.implementation == "ours graph"
     assert row.low == pytest.approx(ratio * 0.99 / 1.01)
     assert (row.baseline, row.transformers) == (pytest.approx(400e3), pytest.approx(200e3))
-    assert result.claims[2]["verdict"] == verdict
+    assert result.claims[2]["ours"]["verdict"] == verdict
     predicted = cost_model.predicted_tokens_per_s(OFFICIAL_SIZES["160m"].model(), "ours", 2**15)
     assert row.error_percent == pytest.approx(100 * (ratio * 400e3 / predicted - 1))
-    miss = result.claims[4]
+    miss = result.claims[4]["ours"]
     assert miss["verdict"] == ("holds" if abs(row.error_percent) <= 15 else "does not hold")
     text = all_text(result)
     assert "a GPU &lt;b&gt;" in text and "<b>" not in text and "ours, measured" in text
@@ -213,8 +216,8 @@ def test_measured_kernels_and_libraries_are_compared_with_predictions(
     frame = result.tables["gpu_kernels"].set_index(["size", "kernel"])
     expected = 0.25 * 1e6 / 32_768 * OFFICIAL_SIZES["160m"].n_layers
     assert frame.measured_ns["160m", "layer_norm_pair"] == pytest.approx(expected)
-    claim = result.claims[3]
-    assert claim["verdict"] == "holds" and claim["ours"] == pytest.approx(1.25)
+    kernels_faster = result.claims[3]["ours"]
+    assert kernels_faster["verdict"] == "holds" and "ratios 1.25," in kernels_faster["note"]
     row = result.tables["attention"].set_index("head_dim").loc[64]
     assert (row.taken, row.taken_tflops, row.fastest, row.repeatable) == (
         "torch", 400.0, "cudnn", "triton",
@@ -225,10 +228,16 @@ def test_measured_kernels_and_libraries_are_compared_with_predictions(
     assert study.run(Params()).tables["attention"].taken_tflops[1] == 500.0
 
 
-def test_a_result_can_be_recorded() -> None:
+def test_a_record_says_one_thread_and_gives_the_same_result(tmp_path: Path) -> None:
     result = run_with(gpu_steps())
-    path = records.save_record(result)
-    assert records.read_record(path)["values"]["gpu"] == "a GPU <b>"
+    record = records.read_record(records.save_record(result, tmp_path / "record"))
+    assert record["values"]["gpu"] == "a GPU <b>"
+    assert record["device"]["threads"] == 1
+    assert records.device_text({"device": record["device"] | {"gpu": None}}).endswith(", 1 thread")
+    again = records.read_measurements(tmp_path / "record", "speed", record["parameters"])
+    tables, values, claims = study.analyse(again, {})
+    assert values == result.values and judge(claims) == result.claims
+    assert all(table.equals(result.tables[name]) for name, table in tables.items())
 
 
 def test_the_paper_s_rates_follow_from_its_gpu_hours() -> None:

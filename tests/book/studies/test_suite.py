@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from pythia_book.published import results
+from pythia_book.published.tables import MODELS
+from pythia_book.studies.suite import figures
 from pythia_book.studies.suite import study as suite
 from pythia_book.studies.suite.proofs import proofs_table
 from pythia_book.studies.suite.read_counts import pile_reads
-from pythia_book.studies.suite.study import suites_table
 from pythia_book.study import Result
+from pythia_book.verdicts import Claim, judge
 
 from pythia_core.config import DataConfig
 from pythia_core.errors import ConfigError
@@ -67,10 +73,93 @@ def test_official_sizes_are_counted_from_their_shapes() -> None:
     assert set(table.tokens) == {299_892_736_000}
 
 
-def test_pythia_is_the_last_of_the_suites() -> None:
-    last = suites_table().iloc[-1]
-    assert (last.suite, last.models, last.checkpoints) == ("Pythia", 8, 154)
-    assert (last.smallest, last.largest, last.certainty) == ("70M", "12B", "checked")
+def test_every_cell_of_the_suites_has_a_source_or_is_unproven() -> None:
+    table, sources = suite.suites_tables()
+    assert table.suite.is_unique and list(table.year) == sorted(table.year)
+    assert sources.url.str.match(r"https?://[^ ]+$").all() and (sources.quote.str.len() > 0).all()
+    for row in table.itertuples():
+        own = sources[sources.suite == row.suite]
+        assert (own.cell == "about").any(), row.suite
+        for cell in suite.CELLS:
+            text, found = getattr(row, cell), (own.cell == cell).any()
+            assert found == (text != "unproven"), (row.suite, cell)
+    pythia = table.set_index("suite").loc["Pythia"]
+    assert pythia.data == "yes" and pythia.checkpoints.startswith("154 per model")
+
+
+def test_the_table_of_suites_links_its_cells() -> None:
+    table, sources = suite.suites_tables()
+    tables = {"suites": table, "suite_sources": sources.assign(quote='"<b>"')}
+    result = SimpleNamespace(tables=tables, values={"suites_read": suite.READ})
+    page = figures.suites_table(result)._repr_html_()
+    assert "<b>" not in page and page.count("<tr>") == len(table) + 1
+    assert all(f'href="{url}"' in page for url in sources.url)
+
+
+def test_a_failed_check_does_not_hold(smoke: Result) -> None:
+    def verdicts() -> list[str]:
+        made = suite.analyse(smoke.params, smoke.measured, {})[2]
+        return [row["ours"]["verdict"] for row in judge(made) if row["ours"]]
+
+    assert set(verdicts()) == {"holds", "not testable here"}, "a short run reads little"
+    proofs = smoke.measured.facts["proofs"]
+    for row in proofs:
+        row["failures"] += 1
+    try:
+        assert verdicts().count("does not hold") == 5
+    finally:
+        for row in proofs:
+            row["failures"] -= 1
+
+
+@pytest.mark.parametrize(
+    ("read", "verdict"), [((0.9001, 1.474), "holds"), ((0.9, 1.6), "does not hold")]
+)
+def test_the_proportions_of_reading_are_checked(
+    smoke: Result, read: tuple[float, float], verdict: str
+) -> None:
+    numbers = smoke.values | dict(
+        zip(("epochs_standard", "epochs_deduplicated"), read, strict=True)
+    )
+    proofs = smoke.tables["proofs"]
+    made = suite.claims(smoke.measured.facts, proofs, numbers, {}, whole=True)
+    assert judge(made)[-1]["ours"]["verdict"] == verdict
+
+
+def test_released_scores_at_step_0() -> None:
+    if not os.environ.get(results.VARIABLE):
+        pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
+    table = suite.released_tables(results.load())["step_0"].set_index("model")
+    assert set(table.index) >= {"70m", "12b"} and (table["equal"] <= table.scores).all()
+    different = set(table.index[table["equal"] < table.scores])
+    assert different == {"1b"}, "its standard run was in bf16"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [(0.0, "confirmed on released numbers"), (-3.0, "contradicted by released numbers")],
+)
+def test_a_change_between_the_versions_of_the_suite(change: float, verdict: str) -> None:
+    rng = np.random.default_rng(2)
+    v0 = np.linspace(38, 60, 8)
+    versions = pd.DataFrame(
+        {"model": list(MODELS), "v0": v0, "v1": v0 + change + rng.normal(0, 0.3, 8)}
+    )
+    tests = {"null": suite.versions_test(versions), "none": suite.versions_test(versions[:0])}
+    made = [Claim(name, "Appendix B", released=test) for name, test in tests.items()]
+    assert [row["released"]["verdict"] for row in judge(made)] == [verdict, "not testable here"]
+
+
+def test_released_scores_of_both_versions() -> None:
+    if not os.environ.get(results.VARIABLE):
+        pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
+    table = suite.released_tables(results.load())["versions"].set_index("model")
+    assert list(table.index) == list(MODELS)
+    changes = table.v1 - table.v0
+    assert changes.mean() == pytest.approx(-0.398, abs=1e-3)
+    assert changes["160m"] == pytest.approx(-2.02, abs=0.01)
+    assert table.v1.diff().min() == pytest.approx(1.3, abs=0.05), "see UNCHANGED"
+    assert table.v1.diff().min() > suite.UNCHANGED
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +174,18 @@ def test_the_suite_passes_every_check(smoke: Result) -> None:
     proofs = smoke.tables["proofs"]
     assert not proofs.failures.any()
     assert (proofs.cases > 0).all()
-    assert len(smoke.tables["checkpoints"]) == 4 * 17
+    assert smoke.values["n_checkpoints"] == 17
+    assert smoke.values["heldout_documents"] == 10
+    assert smoke.values["heldout_tokens_percent"] == pytest.approx(100 * 9254 / (9254 + 219430))
+    assert {row["kind"] for row in smoke.claims} == {"claim", "premise", "check"}
+    for row in smoke.claims:
+        if row["source"] == "Appendix B":  # has released numbers
+            continue
+        if row["kind"] == "claim":
+            assert row["ours"] is None and row["released"]["verdict"] == "not testable here"
+            assert row["quote"]
+    again = suite.analyse(smoke.params, smoke.measured, smoke.released)
+    assert all(again[0][name].equals(table) for name, table in smoke.tables.items())
     reads = smoke.tables["reads"].groupby(["arm", "policy"])["share"].sum()
     np.testing.assert_allclose(reads, 1)
     assert set(smoke.tables["losses"].columns) == {"size", "arm", "step", "tokens", "loss"}
@@ -96,7 +196,7 @@ def test_the_suite_passes_every_check(smoke: Result) -> None:
 @pytest.mark.wheels
 def test_checks_find_planted_errors(smoke: Result) -> None:
     cells = [(size, arm) for size in ("7k", "25k") for arm in DATA_ARMS]
-    runs = dict(zip(cells, smoke.runs, strict=True))
+    runs = dict(zip(cells, smoke.measured.runs, strict=True))
 
     def failures() -> dict[str, int]:
         return proofs_table(runs, 4).groupby("check").failures.sum().to_dict()

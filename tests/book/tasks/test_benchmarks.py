@@ -202,5 +202,5 @@ def test_every_item_of_more_tasks_is_valid() -> None:
 
 @pytest.mark.parametrize("task", ["wsc", "logiqa"])
 def test_items_that_no_package_has_must_be_supplied(task: str) -> None:
-    with pytest.raises(DataError, match=rf"{task}\.jsonl \(--items\).*lm_eval --tasks {task}"):
+    with pytest.raises(DataError, match=rf"--items.*{task}\.jsonl.*lm_eval --tasks {task}"):
         load_items(task, 5)

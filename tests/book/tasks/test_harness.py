@@ -252,7 +252,7 @@ def test_templates_are_rendered_in_a_sandbox(
         (
             ConnectionError("Couldn't reach 'a/set'"),
             FetchError,
-            "`evaluate`, which has its own items",
+            "`evaluate`, which gets items from pinned wheels",
         ),
         (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists all tasks"),
         (ValueError("another thing"), ValueError, "another thing"),

@@ -95,7 +95,7 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(user_files, "MAX_BYTES", 1000)
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a" * 1001))
-    with pytest.raises(DataError, match=r"bomb\.txt\.gz:1: longer than 1000 bytes"):
+    with pytest.raises(DataError, match=r"bomb\.txt\.gz:1: this document is longer than 1000"):
         texts(tmp_path / "bomb.txt.gz")
 
 
@@ -141,9 +141,9 @@ def test_hugging_face_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert corpus_identity(data) != corpus_identity(DataConfig(corpus=name + "::test"))
     with pytest.raises(FetchError, match=r"cannot be loaded .*check the name"):
         texts(name + "::dev")
-    with pytest.raises(DataError, match="the form is hf:NAME"):
+    with pytest.raises(DataError, match="does not have the form hf:NAME"):
         texts("hf:")
-    with pytest.raises(DataError, match="the form is hf:NAME"):
+    with pytest.raises(DataError, match="does not have the form hf:NAME"):
         texts("hf:a:b:c:d:e")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train.jsonl").write_text('{"body": "x"}\n')

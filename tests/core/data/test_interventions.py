@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from pythia_core.config import DataConfig, InterventionConfig
-from pythia_core.data.interventions import Ledger, PronounSwap, make_ledger
+from pythia_core.data.interventions import Ledger, WordSwap, make_ledger
 from pythia_core.data.order import batch_hash
 from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import DataError
+from pythia_core.suite import scale_named
+from pythia_core.training.schedule import PAPER_FORKS
 
 WINDOW = InterventionConfig("masculine_to_feminine", 3, 7)
 BATCH = 5
@@ -65,7 +67,7 @@ def test_batches_differ_only_where_the_ledger_says(data: PreparedData, ledger: L
 def test_ledger_equals_swapping_the_whole_stream(data: PreparedData, ledger: Ledger) -> None:
     """Swap the whole stream of shuffled documents at once, then cut it into rows."""
     stream = np.concatenate([data.tokens.document(int(d)) for d in data.order.documents])
-    swap = PronounSwap.from_tokenizer(data.tokenizer, WINDOW.swap)
+    swap = WordSwap.from_tokenizer(data.tokenizer, WINDOW.swap)
     whole = stream.copy()[None]
     _, column, _, new, _ = swap.find(whole, np.ones_like(whole, bool), 0, 0)
     whole[0, column] = new
@@ -81,7 +83,7 @@ def test_decoded_text_and_counts(data: PreparedData, ledger: Ledger) -> None:
     assert summary["tokens"] == (7 - 3) * BATCH * 13
     assert summary["tokens_changed"] == len(ledger.row)
     assert summary["share_changed"] == len(ledger.row) / summary["tokens"]
-    assert summary["unmapped"] == {} and summary["pronouns"] == sum(summary["by_form"].values())
+    assert summary["unmapped"] == {} and summary["words"] == sum(summary["by_form"].values())
     before, after = Counter[str](), Counter[str]()
     for step in range(WINDOW.start, WINDOW.stop):
         batch = data.batch(step, BATCH)
@@ -96,7 +98,7 @@ def test_decoded_text_and_counts(data: PreparedData, ledger: Ledger) -> None:
 def test_feminine_to_masculine(data: PreparedData) -> None:
     other = make_ledger(data, replace(WINDOW, swap="feminine_to_masculine"), BATCH)
     assert other.swap == "feminine_to_masculine" and len(other.row) > 20
-    first = {ids[0] for _, _, ids, _ in PronounSwap.from_tokenizer(
+    first = {ids[0] for _, _, ids, _ in WordSwap.from_tokenizer(
         data.tokenizer, "feminine_to_masculine").table}  # fmt: skip
     assert set(other.old.tolist()) & first
 
@@ -179,5 +181,20 @@ def test_pocket_pile_window_is_quick() -> None:
     started = time.perf_counter()
     found = make_ledger(prepared, InterventionConfig(WINDOW.swap, 452, 572), 32).summary()
     assert time.perf_counter() - started < 2
-    assert 2500 < found["pronouns"] < 4500 and found["tokens"] == 120 * 32 * 129
+    assert 2500 < found["words"] < 4500 and found["tokens"] == 120 * 32 * 129
     assert found["unmapped"] == {}
+
+
+@pytest.mark.wheels
+@pytest.mark.slow
+def test_the_placebo_changes_about_as_many_tokens_as_the_pronoun_swap() -> None:
+    laptop = scale_named("laptop")
+    run = laptop.run("25k", deduplicated=True)
+    prepared = prepare(run.data, progress=False)
+    for index in PAPER_FORKS:
+        start = laptop.fork_step(index)
+        pronouns, placebo = (
+            len(make_ledger(prepared, InterventionConfig(swap, start, laptop.steps), 32).row)
+            for swap in ("masculine_to_feminine", "prepositions")
+        )
+        assert placebo == pytest.approx(pronouns, rel=0.2)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from pythia_core.data.pronouns import WORDS, PronounSwap
+from pythia_core.config import PRONOUN_SWAPS
+from pythia_core.data.pronouns import WORDS, WordSwap
 from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import ConfigError, DataError
 
-DIRECTIONS = tuple(WORDS)
+DIRECTIONS = PRONOUN_SWAPS
 FORMS = [case(w) for w in "he she his her him hers himself herself".split()
          for case in (str.lower, str.capitalize)]  # fmt: skip
 TRAPS = (
@@ -46,7 +47,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return request.getfixturevalue(request.param)
 
 
-def swapped(swap: PronounSwap, ids: list[int]) -> list[int]:
+def swapped(swap: WordSwap, ids: list[int]) -> list[int]:
     window = np.array([ids])
     row, column, old, new, _ = swap.find(window, np.ones_like(window, bool), 0, 0)
     assert window[row, column].tolist() == old.tolist() and (old != new).all()
@@ -67,7 +68,7 @@ def by_regex(text: str, direction: str) -> str:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_equals_replacing_words_in_the_text(tokenizer: Tokenizer, direction: str) -> None:
-    swap = PronounSwap.from_tokenizer(tokenizer, direction)
+    swap = WordSwap.from_tokenizer(tokenizer, direction)
     left = {form.strip() for form in swap.unswappable}
     assert len(left) <= 6  # the texts below contain none of them
     changed = 0
@@ -81,7 +82,7 @@ def test_equals_replacing_words_in_the_text(tokenizer: Tokenizer, direction: str
 
 
 def test_words_that_only_look_like_pronouns(tokenizer: Tokenizer) -> None:
-    swap = PronounSwap.from_tokenizer(tokenizer, "masculine_to_feminine")
+    swap = WordSwap.from_tokenizer(tokenizer, "masculine_to_feminine")
     for text, expected in {
         "the helium history shimmer whimsical heir": None,
         "He's (his) \"him\" 'he' himself": "She's (her) \"her\" 'she' herself",
@@ -98,8 +99,8 @@ def test_words_that_only_look_like_pronouns(tokenizer: Tokenizer) -> None:
 
 
 def test_swapping_back_does_not_restore_the_text(tokenizer: Tokenizer) -> None:
-    there = PronounSwap.from_tokenizer(tokenizer, "masculine_to_feminine")
-    back = PronounSwap.from_tokenizer(tokenizer, "feminine_to_masculine")
+    there = WordSwap.from_tokenizer(tokenizer, "masculine_to_feminine")
+    back = WordSwap.from_tokenizer(tokenizer, "feminine_to_masculine")
     ids = tokenizer.encode("He saw his friend and gave him himself. 'she said, hers").ids
     once = swapped(there, ids)
     assert tokenizer.decode(once) == "She saw her friend and gave her herself. 'she said, hers"
@@ -110,20 +111,20 @@ def test_swapping_back_does_not_restore_the_text(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.wheels
 def test_official_ids(official: Tokenizer) -> None:
-    """The ids of GPT-NeoX-20B's pronouns, as in the map of the public code."""
-    swap = PronounSwap.from_tokenizer(official, "masculine_to_feminine")
+    """The ids of GPT-NeoX-20B's pronouns."""
+    swap = WordSwap.from_tokenizer(official, "masculine_to_feminine")
     table = {tuple(ids): target for _, _, ids, target in swap.table}
     for old, new in [(344, 703), (754, 1500), (1328, 2993), (521, 617), (8701, 379), (779, 617)]:
         assert table[(old,)] == [new]
     # each is one token, but the feminine word takes more
     assert swap.unswappable == ["HE", "himself", " Himself"]
-    back = PronounSwap.from_tokenizer(official, "feminine_to_masculine")
+    back = WordSwap.from_tokenizer(official, "feminine_to_masculine")
     assert back.unswappable == ["HER", "HERSELF"]
 
 
 def test_every_entry_spells_its_words_with_equally_many_tokens(tokenizer: Tokenizer) -> None:
     for direction in DIRECTIONS:
-        swap = PronounSwap.from_tokenizer(tokenizer, direction)
+        swap = WordSwap.from_tokenizer(tokenizer, direction)
         for source, target, old, new in swap.table:
             assert len(old) == len(new)
             assert tokenizer.decode(old, skip_special_tokens=False) == source
@@ -137,7 +138,7 @@ def test_every_entry_spells_its_words_with_equally_many_tokens(tokenizer: Tokeni
 def test_words_without_a_target_of_equal_length_are_left_and_listed() -> None:
     """In a tokenizer of bytes, "he" has two tokens and "she" three."""
     bytes_only = train_bpe(["x"], 258)
-    swap = PronounSwap.from_tokenizer(bytes_only, "masculine_to_feminine")
+    swap = WordSwap.from_tokenizer(bytes_only, "masculine_to_feminine")
     assert {"he", " he", "He"} <= set(swap.unswappable)
     ids = bytes_only.encode("he saw his hat and him, the chisel").ids
     assert bytes_only.decode(swapped(swap, ids)) == "he saw her hat and her, the chisel"
@@ -156,7 +157,7 @@ def test_segmentation_prefers_tokens_of_the_source() -> None:
 
 @pytest.mark.parametrize("seq_len", [1, 2, 5, 16])
 def test_row_boundaries_do_not_matter(tokenizer: Tokenizer, seq_len: int) -> None:
-    swap = PronounSwap.from_tokenizer(tokenizer, "feminine_to_masculine")
+    swap = WordSwap.from_tokenizer(tokenizer, "feminine_to_masculine")
     stream = np.array(tokenizer.encode("".join(sentences(30, 3))).ids)
     whole = np.array(swapped(swap, stream.tolist()))
     starts = np.arange(0, len(stream), seq_len)
@@ -174,7 +175,7 @@ def test_row_boundaries_do_not_matter(tokenizer: Tokenizer, seq_len: int) -> Non
 
 
 def test_words_end_at_the_ends_of_stream_and_document(small: Tokenizer) -> None:
-    swap = PronounSwap.from_tokenizer(small, "masculine_to_feminine")
+    swap = WordSwap.from_tokenizer(small, "masculine_to_feminine")
     he = small.encode("he").ids
     t = small.encode("t").ids
     assert len(he) == len(t) == 1
@@ -186,12 +187,21 @@ def test_words_end_at_the_ends_of_stream_and_document(small: Tokenizer) -> None:
 
 def test_bad_arguments_are_refused(small: Tokenizer) -> None:
     with pytest.raises(ConfigError, match=r"accepted: masculine_to_feminine"):
-        PronounSwap.from_tokenizer(small, "feminine")
-    swap = PronounSwap.from_tokenizer(small, "masculine_to_feminine")
+        WordSwap.from_tokenizer(small, "feminine")
+    swap = WordSwap.from_tokenizer(small, "masculine_to_feminine")
     with pytest.raises(DataError, match=r"outside the tokenizer's 0\.\."):
         swap.find(np.array([[50_000]]), np.array([[True]]), 0, 0)
-    with pytest.raises(DataError, match="mask of that shape"):
+    with pytest.raises(DataError, match="mask of the same shape"):
         swap.find(np.array([1, 2]), np.array([True]), 0, 0)
     *none, _ = swap.find(np.zeros((0, 5), int), np.zeros((0, 5), bool), 0, 0)
     assert [len(part) for part in none] == [0, 0, 0, 0]
     assert [part.dtype.name for part in none] == ["int64", "int32", "uint32", "uint32"]
+
+
+def test_the_placebo_swaps_prepositions_and_no_pronoun() -> None:
+    made = train_bpe(["he sat on the mat with his hat, over and through it. "] * 30, 400)
+    swap = WordSwap.from_tokenizer(made, "prepositions")
+    ids = made.encode("he sat on his mat with it, upon one, without").ids
+    assert made.decode(swapped(swap, ids)) == "he sat over his mat through it, upon one, without"
+    pronouns = {*WORDS["masculine_to_feminine"], *WORDS["feminine_to_masculine"]}
+    assert not pronouns & {*WORDS["prepositions"], *WORDS["prepositions"].values()}

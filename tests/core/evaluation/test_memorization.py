@@ -92,20 +92,21 @@ def test_bad_lengths_are_refused(model: GPTNeoX, rows: np.ndarray) -> None:
 # --- repetition counts -----------------------------------------------------------------------
 
 
-def slow_counts(rows: np.ndarray, window: int, read: int) -> list[int]:
-    seen = [tuple(row[i : i + window]) for row in rows[:read] for i in range(len(row) - window + 1)]
-    return [seen.count(tuple(row[:window])) for row in rows]
+def slow_counts(rows: np.ndarray, windows: np.ndarray) -> list[int]:
+    width = windows.shape[1]
+    seen = [tuple(row[i : i + width]) for row in rows for i in range(len(row) - width + 1)]
+    return [seen.count(tuple(window)) for window in windows]
 
 
 @given(
     rows=st.lists(st.lists(st.integers(0, 2), min_size=9, max_size=9), min_size=1, max_size=12),
-    window=st.integers(1, 9),
+    start=st.integers(0, 8),
     share=st.floats(0, 1),
 )
-def test_counts_equal_a_slow_count(rows: list, window: int, share: float) -> None:
+def test_counts_equal_a_slow_count(rows: list, start: int, share: float) -> None:
     array = np.array(rows, np.uint16)
-    read = round(share * len(rows))
-    assert repetition_counts(array, window, read).tolist() == slow_counts(array, window, read)
+    read, windows = array[: round(share * len(rows))], array[:, start:]
+    assert repetition_counts(read, windows).tolist() == slow_counts(read, windows)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=9))
@@ -114,7 +115,30 @@ def test_hash_collisions_do_not_change_the_counts(rows: list) -> None:
     array = np.array(rows, np.uint16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memorization, "MULTIPLIER", 0)
-        assert repetition_counts(array, 4).tolist() == slow_counts(array, 4, len(rows))
+        windows = array[:, 1:5]
+        assert repetition_counts(array, windows).tolist() == slow_counts(array, windows)
+
+
+def test_a_planted_continuation_is_counted_wherever_it_was_read() -> None:
+    """Copies of a text that are cut, edited or moved teach the same continuation."""
+    rng = np.random.default_rng(0)
+    width, k, n = 64, 16, 12
+    rows = rng.integers(1, 5000, (40, width))
+    text = rows[0, : k + n].copy()
+    rows[1, : k + n] = text  # the same beginning
+    rows[2, 20 : 20 + k + n] = text  # the whole text, further on in a row
+    rows[3, : n + 2] = text[k - 2 :]  # begins with the end of the context
+    rows[4, : k + n] = text
+    rows[4, k - 1] = 0  # the last token of the context changed
+    rows[5, : k + n] = text
+    rows[5, k + 3] = 0  # a token of the continuation changed: another continuation
+    rows[6, -n + 1 :] = text[k : k + n - 1]  # the continuation is cut by the end of the row
+    counts = repetition_counts(rows, rows[:, k : k + n])
+    assert counts[[0, 1, 4]].tolist() == [5, 5, 5]
+    assert (np.delete(counts, [0, 1, 4]) == 1).all()
+    beginnings = repetition_counts(rows, rows[:, : k + n])
+    assert beginnings[[0, 4]].tolist() == [3, 1]  # what counting whole beginnings misses
+    assert repetition_counts(rows[10:], rows[:10, k : k + n]).max() == 0
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=1, max_size=9))
@@ -125,10 +149,8 @@ def test_rows_with_equal_beginnings_share_a_window(rows: list) -> None:
     assert len({tuple(row) for row in distinct}) == len(distinct)
 
 
-def test_windows_longer_than_the_rows_are_refused() -> None:
+def test_windows_that_do_not_fit_are_refused() -> None:
     rows = np.zeros((3, 8), np.uint16)
-    for window in (0, 9):
-        with pytest.raises((ConfigError, DataError)):
-            repetition_counts(rows, window)
-    with pytest.raises(DataError, match="read=4 is outside"):
-        repetition_counts(rows, 2, 4)
+    with pytest.raises(ConfigError, match="does not fit rows of 8"):
+        repetition_counts(rows, np.zeros((2, 9), np.uint16))
+    assert repetition_counts(rows, np.zeros((0, 3), np.uint16)).tolist() == []

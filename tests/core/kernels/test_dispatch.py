@@ -203,7 +203,7 @@ def test_a_failing_kernel_warns_once_and_raises_in_benchmarks(
             assert not dispatch.is_supported("op", GPU_TENSOR.device, torch.bfloat16, 64)
     assert tried == [(torch.bfloat16, 64)], "tried again"
     assert [r.message for r in caplog.records] == [
-        "op: the kernel of width 64 fails on this GPU, RuntimeError: ptxas: out of registers "
+        "op: the kernel of width 64 fails on this GPU with RuntimeError: ptxas: out of registers "
         "(install another Triton); the slower torch operations are used"
     ]
     with dispatch.no_fallback(), pytest.raises(ConfigError, match="ptxas: out of registers"):

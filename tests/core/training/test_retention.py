@@ -11,7 +11,7 @@ import pytest
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError
-from pythia_core.training import retention
+from pythia_core.training import checkpoint, retention
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder, weight_hashes
 from pythia_core.training.retention import Keep
 from pythia_core.training.runs import find_or_train, find_or_train_all
@@ -49,9 +49,9 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
     hashes, final = weight_hashes(whole.checkpoints), whole.final_sha256
     assert len(whole.steps) == 154
     monkeypatch.setattr(retention, "KEEP_ALL_BYTES", 1e5)
-    most, dropping = [], retention.drop_weights
+    most, dropping = [], checkpoint.drop_weights
     monkeypatch.setattr(
-        retention, "drop_weights", lambda folder: (most.append(len(run_files())), dropping(folder))
+        checkpoint, "drop_weights", lambda folder: (most.append(len(run_files())), dropping(folder))
     )
 
     def run_files() -> list[Path]:

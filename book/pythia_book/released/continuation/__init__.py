@@ -1,1 +1,1 @@
-"""Training on from a released checkpoint, or from one of ours, with or without a swap."""
+"""Continues training from a released or local checkpoint, with or without a pronoun swap."""

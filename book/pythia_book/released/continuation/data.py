@@ -1,8 +1,8 @@
-"""The data of a continued run: rows of token files with their tokenizer, and their pronoun swap.
+"""The data of a continued run: rows of token files with their tokenizer, and the pronoun swap.
 
-Rows in training order do not contain the neighbouring text, so a swap treats the ends of a row as
-ends of the text; tokens changed there are counted. The swapped row is a pure function of the row:
-nothing is prepared, and the log can be reproduced at any time.
+Rows in training order lack the text before and after, so the swap treats the ends of a row as ends
+of the text. The log counts the tokens that are changed at the ends of rows. A swapped row depends
+only on the row, so nothing is prepared in advance, and the log can be reproduced at any time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pythia_core.config import SWAPS, DataConfig, InterventionConfig, stable_has
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import Rows, batch_hash
 from pythia_core.data.prepare import PreparedData, prepare
-from pythia_core.data.pronouns import WORDS, PronounSwap
+from pythia_core.data.pronouns import WORDS, WordSwap
 from pythia_core.data.tokenizer import EOD, id_limit
 from pythia_core.errors import ConfigError, DataError, one_of
 
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenFileData:
-    """Rows of token files with their tokenizer: a continued run's counterpart of PreparedData.
+    """Rows of token files with their tokenizer; a continued run uses them like PreparedData.
 
     Attributes:
-        where: as in `pile.open_rows`: a released name, a folder, which may hold only the needed
-            shards, or a PREFIX.
-        tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for none; swaps and
-            measurements need one.
+        where: a released name, a folder (the needed shards suffice) or a PREFIX, as in
+            `pile.open_rows`.
+        tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for no tokenizer. Swaps and
+            measurements need a tokenizer.
+        dtype: type of the ids in a `.bin` without an `.idx`.
     """
 
     where: str
@@ -50,7 +51,7 @@ class TokenFileData:
     dtype: str = "<u2"
 
     def __reduce__(self) -> tuple:
-        """Pickled without the open files."""
+        """Pickle without the open files."""
         return TokenFileData, (self.where, self.tokenizer_name, self.seq_len, self.dtype)
 
     @cached_property
@@ -63,13 +64,15 @@ class TokenFileData:
 
     @property
     def description(self) -> str:
-        """A sentence that describes the rows; does not open released data."""
+        """A sentence that describes the rows. Released data are not opened for it."""
         return RELEASED[self.where].sentence if self.where in RELEASED else self._opened[1]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         if not self.tokenizer_name:
-            raise DataError(f"no tokenizer for {self.where}; pass neox-20b or a tokenizer.json")
+            raise DataError(
+                f"the rows of {self.where} have no tokenizer; pass neox-20b or a tokenizer.json"
+            )
         return tokenizer_at(self.tokenizer_name)
 
     @property
@@ -81,12 +84,12 @@ class TokenFileData:
         return id_limit(self.tokenizer)
 
     def batch(self, step: int, batch_size: int) -> NDArray:
-        """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
+        """Return int[batch_size, seq_len + 1], the ids of the update from `step` to `step + 1`."""
         return self.rows.batch(step, batch_size)
 
     @property
     def config(self) -> DataConfig:
-        """The data config of the run; its corpus is the source of the rows."""
+        """The data config of a run on these rows. Its `corpus` is `where`."""
         return DataConfig(
             corpus=self.where,
             domains=(),
@@ -96,13 +99,14 @@ class TokenFileData:
         )
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
-        """The swap in this window, computed from the rows whenever they are read."""
+        """The swap in `window`. Changes are computed whenever rows are read; nothing is stored."""
         return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
 
     def with_heldout(self) -> PreparedData:
-        """The miniature with this tokenizer, because these rows have no held-out documents.
+        """Prepare the corpus `miniature` with this tokenizer, as the rows have no held-out text.
 
-        A published model may have been trained on this text, but then so were both arms.
+        The published model may have been trained on that text, but if so, this holds for the swap
+        and the control.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
@@ -111,18 +115,21 @@ class TokenFileData:
         return self.rows.missing_files(start * batch_size, stop * batch_size)
 
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> dict[str, Any]:
-        """The identity of these rows, wherever they are stored: three batches and the tokenizer.
+        """Check the rows, and return a fingerprint that does not depend on where they are stored.
+
+        The fingerprint has seq_len, hashes of the first, middle and last batch of [start, stop),
+        and a hash of the vocabulary.
 
         Raises:
-            DataError: too few rows, missing shards, ids that the tokenizer lacks, or a tokenizer
-                that does not allow the swap.
+            DataError: there are too few rows, shards are missing, the tokenizer lacks an id, or the
+                tokenizer does not allow the swap.
         """
         if missing_shards := self.missing_shards(start, stop, batch_size):
             lacking = ", ".join(
                 f"{file.name} ({file.size / 1e9:.1f} GB)" for file in missing_shards
             )
             raise DataError(
-                f"{self.where} lacks shards that updates {start}..{stop - 1} read: {lacking}"
+                f"{self.where} lacks shards that updates {start}..{stop - 1} need: {lacking}"
             )
         last = self.batch(stop - 1, batch_size)  # first: its error says where the rows end
         probes = [self.batch(k, batch_size) for k in (start, (start + stop) // 2)] + [last]
@@ -132,8 +139,9 @@ class TokenFileData:
             largest = max(int(rows.max()) for rows in probes)
             if largest >= self.vocab_size:
                 raise DataError(
-                    f"the rows of {self.where} hold id {largest}, but the tokenizer "
-                    f"{self.tokenizer_name} has ids below {self.vocab_size}: they do not match"
+                    f"the rows of {self.where} have the id {largest}, but the tokenizer "
+                    f"{self.tokenizer_name} has only ids below {self.vocab_size}; pass the "
+                    "tokenizer of the rows"
                 )
         if swap:
             check_swap(self.tokenizer, swap)
@@ -144,27 +152,28 @@ class TokenFileData:
 # --- the swap --------------------------------------------------------------------------------
 
 
-def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
-    """The swap; checks that the tokenizer encodes each non-reflexive pronoun as one token.
+def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
+    """Create a swap, and check that the tokenizer encodes each non-reflexive pronoun as one token.
 
     Raises:
-        ConfigError: unknown direction. DataError: lists the pronouns that are not single tokens.
+        ConfigError: the direction is unknown.
+        DataError: pronouns are not single tokens; the message lists them.
     """
     if direction not in WORDS:
         raise ConfigError(one_of(direction, SWAPS, "swap"))
-    swap = PronounSwap.from_tokenizer(tokenizer, direction)
+    swap = WordSwap.from_tokenizer(tokenizer, direction)
     words = [w for pair in WORDS[direction].items() for w in pair if not w.endswith("self")]
     pieces = {w: len(tokenizer.encode(f" {w}", add_special_tokens=False).ids) for w in words}
     if split := [f"' {w}' ({n} tokens)" for w, n in pieces.items() if n != 1]:
         raise DataError(
-            f"the swap {direction} needs a tokenizer in which pronouns are single tokens; in this "
-            f"one these are not: {', '.join(split)}. Pass the tokenizer of the rows"
+            f"the swap {direction} needs a tokenizer in which pronouns are single tokens, but this "
+            f"tokenizer splits {', '.join(split)}; pass the tokenizer of the rows"
         )
     return swap
 
 
 class RowSwap:
-    """Swaps each row separately, in updates [start, stop); replaces a Ledger."""
+    """Swaps pronouns in each row separately, in updates [start, stop); used like a Ledger."""
 
     recorded = False
 
@@ -175,7 +184,7 @@ class RowSwap:
         self._swap = check_swap(tokenizer, swap)
 
     def ledger(self, rows: NDArray, first_row: int) -> Ledger:
-        """Every change to rows first_row, first_row + 1, … of the training order."""
+        """Return all changes to `rows`, which are the rows from `first_row` in training order."""
         valid = np.ones(rows.shape, bool)
         inside = np.arange(first_row, first_row + len(rows)) // self.batch_size
         valid[(inside < self.start) | (inside >= self.stop)] = False
@@ -193,12 +202,12 @@ class RowSwap:
         )
 
     def apply(self, rows: NDArray, first_row: int) -> NDArray:
-        """As Ledger.apply."""
+        """Return the rows with the changes applied, as Ledger.apply does."""
         return self.ledger(rows, first_row).apply(rows, first_row)
 
 
 def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
-    """The changes of one update, as a line of the log."""
+    """Return the line of the log for the changes in one update; `width` is tokens per row."""
     ends = (ledger.column == 0) | (ledger.column == width - 1)
     return {
         "step": step,
@@ -211,7 +220,7 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
 
 
 def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over the lines of the log."""
+    """Sum the lines of the log, and add the share of tokens that were changed."""
     totals: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")
     }

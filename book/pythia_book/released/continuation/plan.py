@@ -1,7 +1,7 @@
-"""The requirements and cost of a continuation, estimated before anything is downloaded or trained.
+"""Estimates the requirements and cost of a continuation before anything is downloaded or trained.
 
-FLOP are 6 N D with N all parameters, as in the compute tables of papers; hours assume a fraction of
-one GPU's peak, which was not measured.
+FLOP are 6 N D, where N counts all parameters, as in the compute tables of papers. Hours assume that
+one GPU reaches a certain fraction of its peak, which was not measured.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
 
 GPU, PEAK_FLOPS, UTILISATION = "H100", 989e12, 0.25
-"""One H100 in bf16 without sparsity, and the assumed fraction of its peak. By their GPU-hours, the
-released 70M to 410M models reached 22 to 26 % of the peak of their A100s."""
+"""One H100 in bf16 without sparsity, and the fraction of the peak that training is assumed to
+reach. By the GPU-hours in the paper, the released 70M to 410M models reached 22 to 26 % of the peak
+of their A100s."""
 NETWORK = 25e6
 """Assumed bytes per second of downloads."""
 LARGE_DOWNLOAD, LONG = 1e9, 3600.0
-"""Bytes and seconds beyond which confirmation is needed."""
+"""Bytes to download and seconds of training above which the user must confirm."""
 _SIZE = re.compile(r"pythia-(\w+(?:\.\d+\w*)?)")
 
 
 def hub_size(source: str) -> ModelConfig | None:
-    """The model config by repository name, e.g. EleutherAI/pythia-70m-deduped; None if unknown."""
+    """The config of the size in a name like EleutherAI/pythia-70m-deduped; None if unknown."""
     match = _SIZE.search(source.rsplit("/", 1)[-1])
     size = OFFICIAL_SIZES.get(match[1].lower()) if match else None
     return size.model() if size else None
@@ -42,23 +43,23 @@ def hub_size(source: str) -> ModelConfig | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes, missing files and estimates of one continuation; `lines` is the report."""
+    """The sizes, missing files and estimated cost of one continuation."""
 
     source: str
     model: ModelConfig | None
-    """None if only the files tell."""
+    """None if the config is known only from files that are not here."""
     train: TrainConfig | None
     start: int
     stop: int
     rows: str
     seq_len: int
     arms: int
-    """Runs to train: 2 for a swap and its control."""
+    """The number of runs to train: 2 for a swap and its control, else 1."""
     missing_shards: tuple[MissingShard, ...] = ()
     weight_bytes: float = 0.0
-    """Bytes to download."""
+    """Bytes of weights to download."""
     row_bytes: float = 0.0
-    """Bytes to read over the network, for all arms."""
+    """Bytes of rows to read over the network, for all arms together."""
 
     @property
     def tokens(self) -> int:
@@ -68,17 +69,17 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """6 N D of all arms."""
+        """FLOP (6 N D) of all arms together; 0 if the model is unknown."""
         return 6.0 * self.model.n_params * self.tokens * self.arms if self.model else 0.0
 
     @property
     def seconds(self) -> float:
-        """Seconds for all arms on the assumed GPU."""
+        """Seconds to train all arms on the assumed GPU."""
         return self.flops / (PEAK_FLOPS * UTILISATION)
 
     @property
     def saved(self) -> int:
-        """Checkpoints per arm; 0 if the schedule is unknown."""
+        """Number of saved checkpoints per arm; 0 if the schedule is unknown."""
         steps = checkpoint_steps(self.train.steps) if self.train else ()
         return sum(self.start <= step <= self.stop for step in steps)
 
@@ -90,7 +91,7 @@ class Plan:
 
     @property
     def disk(self) -> float:
-        """Bytes of all arms' checkpoints and of the optimizer states that each keeps."""
+        """Bytes of the checkpoints and kept optimizer states of all arms together."""
         if not self.model or not self.train:
             return 0.0
         data = DataConfig(seq_len=self.model.max_seq_len)
@@ -100,7 +101,7 @@ class Plan:
 
     @property
     def is_large(self) -> bool:
-        """Whether it needs confirmation."""
+        """Whether the download or the training is so large that the user must confirm."""
         return self.weight_bytes + self.row_bytes > LARGE_DOWNLOAD or self.seconds > LONG
 
     @property
@@ -131,7 +132,7 @@ class Plan:
                 f"for {self.saved} checkpoints per arm",
                 f"6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one {GPU} at an "
                 f"assumed {UTILISATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s",
-                "this uses one GPU; to share every batch among N: "
+                "this uses one GPU; to split every batch over N GPUs: "
                 "torchrun --nproc-per-node N -m pythia_core continue ...",
             ]
         return lines
@@ -147,18 +148,23 @@ def make_plan(
     swap: bool,
     seq_len: int = 2048,
 ) -> Plan:
-    """The plan of a continuation, from local files and names only.
+    """Plan a continuation, from local files and names only.
 
     Args:
-        model, train: if known; a repository's name gives its size.
-        rows: None for the rows of the continued run, which are `seq_len` long.
+        model: default: the config of the size in the name of the source.
+        train: default: the settings with which Pythia's size was trained.
+        start: the step to start from.
+        steps: number of updates.
+        rows: None: the rows of the continued run, which have `seq_len` tokens.
+        swap: whether to train a swap and its control.
 
     Raises:
-        ConfigError: invalid steps. DataError: no such rows, or too few of them.
+        ConfigError: `start` or `steps` is invalid.
+        DataError: the rows do not exist, or there are too few.
     """
     if start < 0 or steps < 1:
         raise ConfigError(
-            f"need start >= 0 and at least 1 update, got start={start}, steps={steps}"
+            f"start must be at least 0 and steps at least 1, got start={start}, steps={steps}"
         )
     model = model or hub_size(source)
     train = train or (published_train(model) if model else None)
@@ -172,8 +178,8 @@ def make_plan(
         missing_shards = rows.missing_shards(start, stop, batch)
         if rows.rows.n_rows < stop * batch:
             raise DataError(
-                f"updates {start}..{stop - 1} read rows up to {stop * batch:,}; {rows.where} has "
-                f"{rows.rows.n_rows:,}, enough for {rows.rows.n_rows // batch:,} updates"
+                f"updates {start}..{stop - 1} need {stop * batch:,} rows, but {rows.where} has "
+                f"{rows.rows.n_rows:,} rows, enough for {rows.rows.n_rows // batch:,} updates"
             )
     remote = is_repository(source) and local_folder(source) is None
     return Plan(

@@ -1,17 +1,18 @@
-"""Continue training from one of our checkpoints or a released one, with or without a pronoun swap.
+"""Continues training from a local or released checkpoint, with or without a pronoun swap.
 
-The paper's interventions (section 3.1) take the models of step 133,000 with their optimizer state
-and replay the batches that would have come next. The released revisions hold weights only; the
-optimizer state was kept only for the last step. So a continuation of released weights restarts
-Adam, with zero moments and new bias correction, and one of these rules sets the learning rate:
+The paper's interventions (section 3.1) start from step 133,000 with the optimizer state, and replay
+the following batches. The released revisions have weights only; the optimizer state was kept only
+for the last step. Therefore a continuation of released weights restarts Adam with zero moments and
+new bias correction, and one of these rules sets the learning rate:
 
-    linear    the schedule's times i / W in update i (from 0); W is 1 % of the updates by default
-    none      the schedule's, without re-warming
-    constant  that of the schedule at the first update, throughout
+    linear    the rate of the schedule, times i / W in the first W updates (i counts from 0); W is
+              1 % of the updates by default
+    none      the rate of the schedule, without re-warming
+    constant  the rate of the schedule at the first update, in all updates
 
-The rule is part of the run's identity. For every swap, a control that begins in the same way is
-trained on unchanged batches, so the two differ only in their data. A local run whose state at the
-step was kept continues exactly, as if it had never stopped.
+The rule is part of the run's identity. For every swap, a control that starts in the same way is
+trained on unchanged batches, so swap and control differ only in the data. If a local run has kept
+its optimizer state at the step, the continuation is exact, as if training had never stopped.
 """
 
 from __future__ import annotations
@@ -61,30 +62,31 @@ RULES = ("linear", "none", "constant")
 
 @dataclass(frozen=True)
 class Rewarm:
-    """Learning-rate re-warming when there is no optimizer state; see the module."""
+    """How the learning rate is set if there is no optimizer state; see the module's docstring."""
 
     rule: str = "linear"
     updates: int = 0
-    """W of the rule "linear"; 0: 1 % of the updates, rounded up."""
+    """W of the rule "linear"; 0 means 1 % of the updates, rounded up."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ConfigError(one_of(self.rule, RULES, "re-warming rule"))
         if self.updates < 0 or (self.updates and self.rule != "linear"):
             raise ConfigError(
-                f"{self.updates} re-warming updates with rule {self.rule!r}: expected a number "
-                "from 0, and only with 'linear'"
+                "re-warming updates must be at least 0, and 0 unless the rule is 'linear'; got "
+                f"{self.updates} with the rule {self.rule!r}"
             )
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Settings of a continued run besides its weights, data, model and schedule."""
+    """The settings of a continued run, apart from its weights, data, model and schedule."""
 
     start: int
     stop: int
     adam_from: int
-    """Step at which Adam's moments were zero; 0 for an exact continuation of a local run."""
+    """The step at which Adam started with zero moments: `start`, or an earlier step if the
+    optimizer state was kept."""
     rule: str
     rewarm_updates: int
     swap: str = ""
@@ -95,7 +97,7 @@ class Continuation:
         return self.swap or "control"
 
     def lr(self, config: RunConfig, step: int) -> float:
-        """Learning rate of the update that leads from `step` to `step + 1`."""
+        """Learning rate of the update from `step` to `step + 1`."""
         if self.rule == "constant":
             return update_lr(config, self.adam_from)
         lr = update_lr(config, step)
@@ -103,19 +105,22 @@ class Continuation:
         return lr * warmed / self.rewarm_updates if warmed < self.rewarm_updates else lr
 
     def described(self) -> str:
-        """A phrase that says how the run begins."""
+        """Describe in a phrase how the run starts."""
         if self.adam_from != self.start:
-            return f"optimizer state of step {self.start} kept: an exact continuation"
+            return f"exact continuation with the optimizer state of step {self.start}"
         rate = {
             "linear": f"re-warmed from 0 in {self.rewarm_updates} updates",
-            "none": "the schedule's, without re-warming",
-            "constant": f"that of step {self.start} throughout",
+            "none": "as scheduled, without re-warming",
+            "constant": f"constant, as scheduled for step {self.start}",
         }[self.rule]
-        return f"weights of step {self.start} only; Adam's moments zero, learning rate {rate}"
+        return (
+            f"only the weights of step {self.start}; Adam starts with zero moments, learning rate "
+            f"{rate}"
+        )
 
 
 class ContinuedTrainer(Trainer):
-    """A trainer whose Adam and learning rate begin at a step other than 0."""
+    """A trainer that starts at a step other than 0, with the learning rate of a Continuation."""
 
     def __init__(
         self,
@@ -141,7 +146,7 @@ class ContinuedTrainer(Trainer):
 
 @dataclass(frozen=True)
 class Continued(Run):
-    """A continued run on disk: a Run that begins at `continuation.start`."""
+    """A continued run on disk. It starts at `continuation.start` instead of step 0."""
 
     continuation: Continuation
 
@@ -160,7 +165,7 @@ class Continued(Run):
 
     @cached_property
     def ledger(self) -> Ledger | RowSwap | None:
-        """The changes of the swap; for token files, computed from the rows when they are read."""
+        """The swap, or None for a control. For token files, changes are computed from the rows."""
         if not self.continuation.swap:
             return None
         window = InterventionConfig(
@@ -175,19 +180,20 @@ class Continued(Run):
 
     @property
     def place(self) -> dict[str, Any]:
-        """Locations of its source and its rows; not part of its identity."""
+        """Where the source, the rows and the control of the run are; not part of its identity."""
         return json.loads((self.folder / "place.json").read_text())
 
     @property
     def swaps(self) -> list[dict[str, Any]]:
-        """The changes of the swap per update; logged for token files only."""
+        """The log of the swap, one line per update; empty unless the rows are token files."""
         return read_metrics(self.folder / "swaps.jsonl")
 
     @property
     def control(self) -> Run:
-        """The run that begins in the same way, with unchanged batches; itself without a swap.
+        """The control of this run: a run that starts in the same way, on unchanged batches.
 
-        If this run forks from a local run that reaches the same step, that run is its control.
+        A run without a swap is its own control. If this run forks from a local run that ends at the
+        same step, the local run may be the control.
         """
         if not self.continuation.swap:
             return self
@@ -209,7 +215,7 @@ class Continued(Run):
         return batch if self.ledger is None else self.ledger.apply(batch, step * size)
 
     def _training_batches(self, logged: bool) -> Callable[[int], np.ndarray]:
-        """`batch`, which also logs the swap of token files."""
+        """Return a function like `batch`; if `logged`, it also logs the swap of token files."""
         if not logged or self.ledger is None or self.ledger.recorded:
             return self.batch
         swap, size = self.ledger, self.config.train.batch_size
@@ -243,27 +249,29 @@ def find_or_continue(
     progress: bool = True,
     world: World = ALONE,
 ) -> Continued:
-    """The run with `steps` more updates after a checkpoint; found, resumed or trained.
+    """Find, resume or train the run that continues a checkpoint for `steps` updates.
 
-    With an intervention, its control is found or trained first (`Continued.control`).
+    With an intervention, the control is found or trained first (`Continued.control`).
 
     Args:
-        source: the folder or id of a local run, the folder of a published model or one with a
+        source: the folder or id of a local run, the folder of a published model, a folder with one
             subfolder per revision, or a repository on the hub.
+        step: the step of the checkpoint.
         batches: rows in training order; update k reads rows [k B, (k + 1) B). None: the rows of the
-            source, which must be a run.
-        intervention: a pronoun swap (config.SWAPS) in every update.
+            source, which must be a local run.
+        intervention: a pronoun swap (config.SWAPS), applied in every update.
         train_config: batch size, schedule and optimizer; default: those of the source.
-        rewarm: see the module; only if there is no optimizer state.
-        world: the processes that train together; all of them must call this.
+        rewarm: how to re-warm the learning rate; only if there is no optimizer state.
+        state: which optimizer state to use, as in `Source.start`.
+        world: the processes that train together; all of them must call this function.
 
     Raises:
-        ConfigError, DataError, CheckpointError, FetchError: invalid settings, rows or source;
-            before any training.
+        ConfigError, DataError, CheckpointError, FetchError: settings, rows or source are invalid;
+            raised before any training.
         TrainingError: see pythia_core.training.train.
     """
     if steps < 1:
-        raise ConfigError(f"need at least 1 update after step {step}, got steps={steps}")
+        raise ConfigError(f"steps must be at least 1, got {steps}")
     start = find_source(source).start(step, revision, state)
     swapped = locate_continued(start, steps, batches, intervention or "", train_config, rewarm)
     if intervention and not swapped.place["control"]:
@@ -283,7 +291,7 @@ def locate_continued(
     train_config: TrainConfig | None = None,
     rewarm: Rewarm | None = None,
 ) -> Continued:
-    """The continued run with these settings, trained or not; checks everything."""
+    """Check the settings and rows, and return the continued run, which may not be trained yet."""
     data: Batches | None = batches if batches is not None else start.run and start.run.data
     if data is None:
         raise ConfigError("pass the rows to train on: published weights come without data")
@@ -329,7 +337,7 @@ def locate_continued(
 def _is_its_control(
     start: Start, data: Batches, continuation: Continuation, config: TrainConfig
 ) -> bool:
-    """Whether the source run is bitwise what the fork's control would be."""
+    """Whether the source run is bitwise equal to the control of a fork with these settings."""
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:
         return False
@@ -345,8 +353,8 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
         return Continuation(start.step, stop, start.step, rewarm.rule, updates, swap)
     if rewarm is not None:
         raise ConfigError(
-            f"{start.label} has its optimizer state of step {start.step}: re-warming does not "
-            "apply. To continue from the weights alone, set state to 'weights'"
+            f"{start.label} has kept its optimizer state of step {start.step}, so re-warming does "
+            "not apply. To continue from the weights alone, set state to 'weights'"
         )
     assert start.run is not None  # only a local run keeps its optimizer state
     earlier = _read_identity(start.run.folder).get("continued")
@@ -394,10 +402,10 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
 
 
 def open_continued(folder: Path) -> Continued:
-    """A continued run by its folder.
+    """Open a continued run by its folder.
 
     Raises:
-        CheckpointError: not a continued run, or its data are missing.
+        CheckpointError: the folder is not that of a continued run, or the run's data are missing.
     """
     try:
         identity = _read_identity(folder)
@@ -414,13 +422,14 @@ def open_continued(folder: Path) -> Continued:
 # --- prefetch --------------------------------------------------------------------------------
 
 DEPTH = 4
-"""Number of prefetched batches; 4.2 MB each for the pre-shuffled Pile."""
+"""Number of batches to prefetch; a batch of the pre-shuffled Pile has 4.2 MB."""
 
 
 class Prefetch:
-    """`batch_at` for ascending steps; reads the next `depth` batches before `stop` asynchronously.
+    """Calls `batch_at` for ascending steps, and prefetches the next `depth` batches up to `stop`.
 
-    The error of a step is raised when the step is requested. A context manager.
+    An error while a batch is prefetched is raised when the batch is requested. Use it as a context
+    manager.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The checkpoint from which a continued run starts, local or published, and checks of its rows.
+"""Finds the local or published checkpoint from which a continued run starts; checks the rows.
 
-Published revisions hold weights only; a local run may have kept its optimizer state at the step. A
-published model's schedule is not in its files; for Pythia's sizes it is known.
+Published revisions have weights only; a local run may have kept its optimizer state at the step.
+The files of a published model lack its training schedule, which is known only for Pythia's sizes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from pythia_core.util.machine import best_precision
 
 STATES = ("auto", "kept", "weights")
 PASS_TOKENS = 1 << 14
-"""Tokens per forward and backward pass of a published model, unless micro_batch is set."""
+"""Maximum tokens per forward and backward pass of a published model, unless micro_batch is set."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to continue from; `run` if it is local, `moments` if they were kept."""
+    """A checkpoint to continue from.
+
+    `run` is None if the checkpoint is published, and `moments` is None if there is no optimizer
+    state.
+    """
 
     label: str
     step: int
@@ -50,49 +54,51 @@ class Source(Protocol):
     """A model whose training can be continued: a local run or a published model."""
 
     brings_data: bool
-    """Whether the rows of its training are at hand."""
+    """Whether the rows on which the model was trained are available."""
 
     def start(self, step: int, revision: str = "", state: str = "auto") -> Start:
-        """The checkpoint of a step.
+        """Load the checkpoint of a step.
 
         Args:
-            revision: of a published model; default: "step" and the number.
-            state: of a local run: the optimizer state that was "kept", "weights" only, or "auto":
-                the state if it was kept.
+            revision: the revision of a published model; default: f"step{step}".
+            state: "kept" to require the optimizer state that a local run kept, "weights" to ignore
+                it, or "auto" to use it if there is one.
 
         Raises:
-            CheckpointError, FetchError: no such revision or step, or the wrong architecture.
-            ConfigError: the revision belongs to another step; the run is being swapped at this
-                step; a published model has no kept state.
+            CheckpointError, FetchError: the revision, step or kept state does not exist, or the
+                architecture is wrong.
+            ConfigError: the revision belongs to another step, the step is before the end of the
+                run's swap, or the state "kept" is requested of a published model.
         """
         ...
 
     def tokenizer_name(self, revision: str) -> str:
-        """Its tokenizer.json, or "neox-20b" for a repository on the hub."""
+        """The path of the model's tokenizer.json, or a name such as "neox-20b"."""
         ...
 
     def settings(
         self, revision: str, seq_len: int, **changes: Any
     ) -> tuple[ModelConfig | None, TrainConfig | None, int]:
-        """Architecture, training settings with `changes`, and tokens per row.
+        """Return the model config, the training settings with `changes`, and tokens per row.
 
-        The first two are None for a repository on the hub, whose files are not here yet.
+        The model config and the settings are None for a repository on the hub, whose files have
+        not been downloaded yet.
         """
         ...
 
 
 def find_source(name: Path | str) -> Source:
-    """The local run or the published model of this name (a folder, run id or repository).
+    """Find a local run or a published model by its folder, run id or repository.
 
     Raises:
-        CheckpointError: neither exists.
+        CheckpointError: there is neither a run nor a published model of this name.
     """
     name = str(local_folder(name) or name)
     return PublishedSource(name) if download.is_published(name) else RunSource(find_run(name))
 
 
 def check_start(step: int, state: str) -> None:
-    """Reject an impossible step or state with a ConfigError."""
+    """Raise a ConfigError if the step is negative or the state is unknown."""
     if state not in STATES:
         raise ConfigError(one_of(state, STATES, "state"))
     if step < 0:
@@ -111,14 +117,15 @@ class RunSource:
         run = self.run
         if run.ledger is not None and step < run.ledger.stop:
             raise ConfigError(
-                f"run {run.id} swaps {run.ledger.swap} up to step {run.ledger.stop}: continue from "
-                "that step or later, or from its control"
+                f"step {step} of run {run.id} is before the end of its swap {run.ledger.swap} "
+                f"(step {run.ledger.stop}): continue from step {run.ledger.stop} or later, or "
+                "continue the run's control instead"
             )
         kept = saved_steps(run.states)
         if state == "kept" and step not in kept:
             raise CheckpointError(
-                f"run {run.id} kept no optimizer state of step {step}, only of {kept}. "
-                "Continue from one of them, or from the weights alone (state 'weights')"
+                f"run {run.id} kept no optimizer state of step {step}, only of the steps {kept}. "
+                "Continue from one of these steps, or from the weights alone (state 'weights')"
             )
         label, model = f"run {run.id}", run.config.model
         if step in kept and state != "weights":
@@ -147,13 +154,14 @@ class PublishedSource:
         check_start(step, state)
         if state == "kept":
             raise ConfigError(
-                f"{self.name} holds weights only: published revisions have no optimizer state. "
-                "Leave state at 'auto' and choose the learning-rate re-warming (Rewarm)"
+                f"{self.name} has weights only: published revisions have no optimizer state. "
+                "Leave state at 'auto' and choose a rule for re-warming the learning rate"
             )
         revision = revision or f"step{step}"
         if step_of(revision) not in (None, step):
             raise ConfigError(
-                f"revision {revision} does not belong to step {step}; pass only one of the two"
+                f"revision {revision} does not belong to step {step}; pass only the revision or "
+                "only the step"
             )
         model, info = download.load(self.name, revision)
         if info.step not in (None, step):
@@ -186,10 +194,10 @@ class PublishedSource:
 
 
 def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) -> TrainConfig:
-    """The training settings of a published model; `settings` overrides fields.
+    """Return the training settings of a published model; `settings` override fields.
 
     Raises:
-        ConfigError: not a Pythia size, and required settings are missing.
+        ConfigError: the model does not have a Pythia size, and required settings are missing.
     """
     official = size_of(model, OFFICIAL_SIZES)
     missing = {"lr_max", "steps", "batch_size"} - settings.keys()
@@ -211,16 +219,16 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
 
 
 def check_rows(start: Start, data: Batches, batch_size: int) -> None:
-    """Check that the rows are in the model's vocabulary.
+    """Check that the model and the rows have the same vocabulary.
 
     Raises:
-        ConfigError: another tokenizer, or ids without an embedding.
+        ConfigError: the tokenizers differ, or the model has no embedding for an id.
     """
     _check_vocabulary(start, data)
     largest = int(data.batch(start.step, batch_size).max())
     if largest >= start.model.vocab_size:
         raise ConfigError(
-            f"the rows hold id {largest}, {start.label} has embeddings for ids below "
+            f"the rows have the id {largest}, but {start.label} has embeddings only for ids below "
             f"{start.model.vocab_size}: model and rows do not match"
         )
 
@@ -230,9 +238,9 @@ def _check_vocabulary(start: Start, data: Batches) -> None:
         return
     if data.vocab_size > start.model.vocab_size:
         raise ConfigError(
-            f"the tokenizer {data.tokenizer_name} of the rows has {data.vocab_size} ids, "
-            f"{start.label} has embeddings for {start.model.vocab_size}: model and rows do not "
-            "match"
+            f"the tokenizer {data.tokenizer_name} of the rows has {data.vocab_size} ids, but "
+            f"{start.label} has embeddings for only {start.model.vocab_size}: model and rows do "
+            "not match"
         )
     if start.run is not None:
         tokenizer = start.run.data.tokenizer

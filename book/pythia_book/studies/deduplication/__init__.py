@@ -1,1 +1,1 @@
-"""What deduplication removes and what it changes (paper sections 2.1 and 2.6)."""
+"""What deduplication removes and what it changes (paper sections 2.2 and 2.6)."""

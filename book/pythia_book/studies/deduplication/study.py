@@ -1,319 +1,173 @@
-"""Deduplication (paper sections 2.1 and 2.6): the text it removes, and twin models compared.
+"""Deduplication (paper sections 2.2, 2.4 and 2.6): the text it removes, and twin models compared.
 
 The suite trains two models of every size, one on the standard and one on the deduplicated text,
 from the same initial weights and for the same number of updates. These twins are measured on the
-same held-out rows and items, so their differences are paired.
+same held-out rows and items, so their differences are paired. Our twins are shown next to the
+released twins. Of the released twins only accuracies and standard errors are known, not the answers
+to single items.
 """
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import LanguageMeasurement, measure_all
-from pythia_book.published.results import find as find_published
-from pythia_book.published.scaling import published_deduplication
-from pythia_book.stats import (
-    NOT_TESTABLE,
-    Estimate,
-    claim_row,
-    difference,
-    estimate,
-    premise_verdict,
-)
-from pythia_book.studies.deduplication.params import (
-    CONTEXT,
-    INDICES,
-    STUDY,
-    Params,
-    texts,
-)
-from pythia_book.studies.memorization.tables import ratio
-from pythia_book.studies.registry import train_all
-from pythia_book.study import Result
-from pythia_book.tasks.benchmarks import TASKS
-from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
-from pythia_core.data.dedup import RECIPES, s_curve
-from pythia_core.data.prepare import prepare
-from pythia_core.evaluation.memorization import ExtractionMeasurement, distinct_windows
-from pythia_core.suite import DATA_ARMS, DEDUP, scale_named, suite_configs
+from pythia_book.conduct import conduct
+from pythia_book.published.deduplication import twin_differences
+from pythia_book.studies.deduplication.claims import claims, released_effects
+from pythia_book.studies.deduplication.params import CONTEXT, STUDY, Params, texts
+from pythia_book.studies.deduplication.tables import TEXT_ROW, tables, values
+from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
+from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
-PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
-"""Size of the Pile before and after deduplication (issues of the release; paper section 2)."""
-
-MEASURES = {
-    "loss": ("held-out loss, deduplicated minus standard (nats per token", 1, -1),
-    "last_word": ("last words of held-out sentences, deduplicated minus standard (points", 100, 1),
-    "accuracy": ("benchmark tasks, zero-shot, deduplicated minus standard (points", 100, 1),
-}
-"""Measure -> description, factor that converts to its unit, and the sign of an improvement."""
-
 Suite = dict[tuple[str, str], "Run"]
+"""Map (size, arm) to a run."""
 
 
-# --- the text --------------------------------------------------------------------------------
+def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
+    """Find or train the suite, deduplicate the text by every recipe, and compare the twins.
 
-
-def recipes_table(params: Params, progress: bool) -> dict[str, pd.DataFrame]:
-    """Three tables on the text under every recipe.
-
-    recipes: recipe, documents, tokens, identical and similar (documents removed as such), percent
-        (of tokens removed).
-    clusters: recipe, copies (cluster size), clusters, documents.
-    caught: recipe, similarity, probability that a pair of this similarity is found.
+    Args:
+        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR`, if it is set.
     """
-    import pandas as pd
+    measuring, analysing = partial(measure, params, progress), partial(analyse, params)
+    return conduct(STUDY, params, measuring, analysing, released, published)
 
-    rows, clusters, caught = [], [], []
+
+def released(published: Published) -> Tables:
+    """Return the table `twins`: over training, how the accuracies of released twins differ.
+
+    A difference is deduplicated minus standard.
+    """
+    return {"twins": twin_differences(published)}
+
+
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Compute tables, values and claims from the measurements and the released numbers."""
+    frames, effects = tables(params, measured), released_effects(released)
+    numbers = values(params, measured, frames, effects)
+    return frames, numbers, claims(params, measured, frames, effects)
+
+
+# --- measuring -------------------------------------------------------------------------------
+
+
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Train or find the twins and measure them.
+
+    The arrays are, e.g. for size 25k and the standard text,
+
+    - "loss/25k/standard/572": float32[rows], held-out loss at step 572 in nats per token.
+    - "last_word/25k/standard/572": bool[sentences], whether the last word was predicted.
+    - "accuracy/25k/standard/piqa_0": bool[items], whether the final model answers correctly.
+    - "memorized/25k/standard": bool[distinct texts], whether the final model has memorized a text.
+    - "rows/standard": int[distinct texts], the number of training rows that begin with each text.
+
+    The facts are "recipes" and "clusters" (rows of the tables of these names), "tasks" (which maps
+    the key of a task to [name, shots]) and "gaps" (the number of checkpoints that could not be
+    measured, summed over the measurements).
+    """
+    from pythia_book.studies.registry import train_all
+
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    )
+    recipes, clusters = _texts(params, progress)
+    measured = Measurements({}, {"recipes": recipes, "clusters": clusters}, list(suite.values()))
+    gaps = _language(params, suite, measured, progress)
+    gaps += _memorized(params, suite, measured, progress)
+    gaps += _tasks(params, suite, measured, progress)
+    measured.facts["gaps"] = gaps
+    return measured
+
+
+def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Deduplicate the text by every recipe, and return rows of two tables.
+
+    The table of recipes has the columns TEXT_ROW. The table of clusters has the columns recipe,
+    copies (documents in a cluster) and the number of clusters with as many copies.
+    """
+    from pythia_core.data.prepare import prepare
+
+    rows: list[list[Any]] = []
+    clusters: list[list[Any]] = []
     for text in texts(params):
-        recipe, data = text.dedup, prepare(text, progress)
+        data = prepare(text, progress)
         report = data.manifest["tokens"]["dedup"]
-        row = {"recipe": recipe, **data.manifest["tokens"]["train"]}
         removed = report.get("removed", {})
+        row = {"recipe": text.dedup, **data.manifest["tokens"]["train"]}
         row |= {"identical": removed.get("exact", 0), "similar": removed.get("near", 0)}
-        rows.append(row | {"percent": 100 * (1 - row["tokens"] / rows[0]["tokens"]) if rows else 0})
+        rows.append([row[name] for name in TEXT_ROW])
         for copies, count in sorted(report.get("clusters", {}).items(), key=lambda c: int(c[0])):
-            size = int(copies)
-            clusters.append({"recipe": recipe, "copies": size, "clusters": count,
-                             "documents": size * count})  # fmt: skip
-        if recipe in RECIPES and RECIPES[recipe].buckets:
-            bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
-            for similarity in np.linspace(0, 1, 101).round(2):
-                verified_away = RECIPES[recipe].verify and similarity < RECIPES[recipe].threshold
-                probability = 0.0 if verified_away else float(s_curve(similarity, *bands))
-                caught.append(
-                    {"recipe": recipe, "similarity": similarity, "probability": probability}
-                )
-    return {
-        "recipes": pd.DataFrame(rows),
-        "clusters": pd.DataFrame(clusters, columns=["recipe", "copies", "clusters", "documents"]),
-        "caught": pd.DataFrame(caught),
-    }
+            clusters.append([text.dedup, int(copies), count])
+    return rows, clusters
 
 
-# --- the models ------------------------------------------------------------------------------
+def _language(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
+    """Add held-out loss and last words over training to `measured`; return the number of gaps."""
+    from pythia_book.measurements import LanguageMeasurement, measure_all
 
-
-def twins_tables(
-    params: Params, suite: Suite, progress: bool
-) -> tuple[dict[str, pd.DataFrame], dict[tuple[str, str], np.ndarray], int]:
-    """Two tables, the paired differences at the end by (measure, size), and the number of gaps.
-
-    levels: size, arm, measure, step, percent, value, low, high, n.
-    effects: the same without arm; values are deduplicated minus standard, paired.
-    """
-    import pandas as pd
-
-    scale = scale_named(params.scale)
-    steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
     first = next(iter(suite.values()))
     language = LanguageMeasurement.of(first.data, first.config.model.max_seq_len)
-    cells = [(run, step) for run in suite.values() for step in steps]
+    cells = [(run, step) for run in suite.values() for step in params.steps]
     arrays_at, gaps = measure_all(cells, language, progress)
-    levels, effects = [], []
-    final: dict[tuple[str, str], np.ndarray] = {}
-    for size in params.size_list:
-        for step in steps:
-            keys = {"size": size, "step": step, "percent": 100 * step / scale.steps}
-            both = [arrays_at.get((suite[size, arm].id, step)) for arm in DATA_ARMS]
-            for arm, arrays in zip(DATA_ARMS, both, strict=True):
-                for measure, values in (arrays or {}).items():
-                    e = estimate(values[None], params.bootstrap, exact=measure == "last_word")
-                    level_keys = {**keys, "arm": arm, "measure": measure}
-                    levels.append(level_keys | e.interval() | {"n": e.n_items})
-            if None in both:
-                continue
-            for measure in both[0]:
-                change = both[1][measure].astype(float) - both[0][measure]
-                exact = measure == "last_word"
-                e = estimate(change[None], params.bootstrap, change=True, exact=exact)
-                effects.append({**keys, "measure": measure, **e.interval(), "n": e.n_items})
-                if step == scale.steps:
-                    final[measure, size] = change
-    names = ["size", "step", "percent", "arm", "measure", "value", "low", "high", "n"]
-    tables = {
-        "levels": pd.DataFrame(levels, columns=names),
-        "effects": pd.DataFrame(effects, columns=[n for n in names if n != "arm"]),
-    }
-    return tables, final, len(gaps)
+    for (size, arm), run in suite.items():
+        for step in params.steps:
+            arrays = arrays_at.get((run.id, step), {})
+            for measure, scores in arrays.items():
+                kind = np.float32 if measure == "loss" else bool
+                measured.arrays[name_of(measure, size, arm, step)] = scores.astype(kind)
+    return len(gaps)
 
 
-def memorized_table(params: Params, suite: Suite, progress: bool) -> tuple[pd.DataFrame, int]:
-    """Share of its training rows that each final model has memorized, and the number of gaps.
+def _memorized(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
+    """Add to `measured` which training rows each final model has memorized.
 
-    Columns: size, arm, value, low, high, n. Memorized: given 32 tokens, the model generates the
-    next 32 exactly (pythia_core.evaluation.memorization). Intervals resample distinct texts.
+    A row is memorized if the model, given its first 32 tokens, generates the next 32 exactly
+    (pythia_core.evaluation.memorization). Rows that begin with the same text share one entry.
+
+    Returns:
+        The number of gaps.
     """
-    import pandas as pd
+    from pythia_book.measurements import measure_all
+    from pythia_core.evaluation.memorization import ExtractionMeasurement, distinct_windows
 
-    rows, n_gaps = [], 0
+    n_gaps = 0
     for arm in DATA_ARMS:
         runs = {size: suite[size, arm] for size in params.size_list}
         first = next(iter(runs.values()))
         data, batch, last = first.data, first.config.train.batch_size, first.config.train.steps
         extraction = ExtractionMeasurement(data, batch, last, CONTEXT, CONTEXT)
         _, text = distinct_windows(data.rows.rows(0, batch * last), 2 * CONTEXT)
+        _, example, counts = np.unique(text, return_index=True, return_counts=True)
+        kind = np.min_scalar_type(int(counts.max()))
+        measured.arrays[name_of("rows", arm)] = counts.astype(kind)
         arrays_at, gaps = measure_all([(run, last) for run in runs.values()], extraction, progress)
         n_gaps += len(gaps)
         for size, run in runs.items():
-            if (run.id, last) not in arrays_at:
-                continue
-            memorized = arrays_at[run.id, last]["memorized"]
-            share = ratio(memorized, np.ones(len(memorized), bool), text, params.bootstrap)
-            rows.append({"size": size, "arm": arm, **share.interval(), "n": share.n_items})
-    return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"]), n_gaps
+            if (run.id, last) in arrays_at:
+                rows = np.asarray(arrays_at[run.id, last]["memorized"], bool)
+                measured.arrays[name_of("memorized", size, arm)] = rows[example]
+    return n_gaps
 
 
-def tasks_table(
-    params: Params, suite: Suite, progress: bool
-) -> tuple[pd.DataFrame, dict[str, np.ndarray], int]:
-    """Accuracy of the final twins on benchmarks, deduplicated minus standard.
-
-    Returns:
-        A table (size, task, shots, value, low, high, n; task "mean": all zero-shot items), the
-        zero-shot differences of all tasks by size, and the number of gaps.
-    """
-    import pandas as pd
+def _tasks(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
+    """Add to `measured` which items each final model answers correctly; return the gap count."""
+    from pythia_book.tasks.benchmarks import TASKS
+    from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 
     first = next(iter(suite.values()))
     tasks = fitting_tasks(build_tasks(first, list(TASKS), limit=params.limit))
     last = scale_named(params.scale).steps
     scored, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
-    rows: list[dict[str, Any]] = []
-    pooled = {}
-    for size in params.size_list:
-        both = [scored.get((suite[size, arm].id, last)) for arm in DATA_ARMS]
-        if None in both:
-            continue
-        zero_shot = []
-        for task in tasks:
-            standard, deduplicated = (metrics[task.key]["acc"].astype(float) for metrics in both)
-            change = deduplicated - standard
-            e = estimate(change[None], params.bootstrap, change=True, exact=True)
-            keys = {"size": size, "task": task.name, "shots": task.shots}
-            rows.append(keys | e.interval() | {"n": e.n_items})
-            if task.shots == 0:
-                zero_shot.append(change)
-        if zero_shot:
-            pooled[size] = np.concatenate(zero_shot)
-            e = estimate(pooled[size][None], params.bootstrap, change=True, exact=True)
-            keys = {"size": size, "task": "mean", "shots": 0}
-            rows.append(keys | e.interval() | {"n": e.n_items})
-    names = ["size", "task", "shots", "value", "low", "high", "n"]
-    return pd.DataFrame(rows, columns=names), pooled, len(gaps)
-
-
-# --- the study -------------------------------------------------------------------------------
-
-
-def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, deduplicate the text by every recipe, compare the twins.
-
-    Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
-    """
-    published = published or find_published()
-    started = time.time()
-    suite = train_all(
-        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
-    )
-    tables = recipes_table(params, progress)
-    twins, final, gaps = twins_tables(params, suite, progress)
-    memorized, more_gaps = memorized_table(params, suite, progress)
-    tasks, accuracy, task_gaps = tasks_table(params, suite, progress)
-    final |= {("accuracy", size): change for size, change in accuracy.items()}
-    tables |= twins | {"tasks": tasks, "memorized": memorized}
-    released = published_deduplication(published)
-    pooled = {
-        measure: np.mean([final[measure, s] for m, s in final if m == measure], axis=0)
-        for measure in dict.fromkeys(measure for measure, _ in final)
-    }
-    rows = claims(params, pooled, memorized, released)
-    numbers = values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps + task_gaps}
-    runs = list(suite.values())
-    return Result(STUDY, params, tables, numbers, rows, runs, started, released)
-
-
-def claims(
-    params: Params,
-    pooled: dict[str, np.ndarray],
-    memorized: pd.DataFrame,
-    released: pd.DataFrame,
-) -> list[dict[str, Any]]:
-    """The claims and their verdicts, one dict each.
-
-    The paper finds no clear benefit; an interval entirely on the better side contradicts that.
-    """
-    rows = []
-    for measure, (words, factor, better) in MEASURES.items():
-        e, verdict = None, NOT_TESTABLE
-        if measure in pooled:
-            e = estimate(pooled[measure][None] * factor, params.bootstrap, change=True)
-            benefit = e.high < 0 if better < 0 else e.low > 0
-            verdict = "not reproduced" if benefit else "reproduced"
-        claim = f"Deduplication brings no clear benefit: {words}; mean of "
-        claim += f"{', '.join(params.size_list)})"
-        paper = "no clear benefit on any task"
-        rows.append(claim_row(claim, paper, e, verdict, published_means(released)))
-    claim = "Deduplication lowers the share of training rows that are memorized"
-    change = None
-    largest = memorized[memorized["size"] == params.size_list[-1]].set_index("arm")
-    if len(largest) == len(DATA_ARMS):
-        standard, deduplicated = (
-            Estimate(*largest.loc[arm, ["value", "low", "high"]], 0, 1).times(100)
-            for arm in DATA_ARMS
-        )
-        change = difference(deduplicated, standard)
-        claim += f" ({params.size_list[-1]}, points)"
-    paper = "not measured; expected since earlier work"
-    return [*rows, claim_row(claim, paper, change, partial(premise_verdict, direction=-1))]
-
-
-def published_means(released: pd.DataFrame) -> str | None:
-    """The released differences, averaged over sizes for each number of shots and step, as text."""
-    if released.empty:
-        return None
-    means = released.groupby(["shots", "step"]).value.mean()
-    return "accuracy, points: " + ", ".join(
-        f"{shots}-shot at step {step:,} {value:+.2f}" for (shots, step), value in means.items()
-    )
-
-
-def values(
-    params: Params,
-    suite: Suite,
-    tables: dict[str, pd.DataFrame],
-    pooled: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """Name -> number, for prose."""
-    recipes = tables["recipes"].set_index("recipe")
-    before, after = PILE["tokens"]
-    numbers: dict[str, Any] = {
-        "sizes": ", ".join(params.size_list),
-        "largest": params.size_list[-1],
-        "tokens_before": int(recipes.tokens["none"]),
-        "tokens_after": int(recipes.tokens[DEDUP]),
-        "percent": float(recipes.percent[DEDUP]),
-        "percent_eleutherai": float(recipes.percent["eleutherai-0.87"]),
-        "percent_pile": 100 * (1 - after / before),
-        "documents_identical": int(recipes.identical[DEDUP]),
-        "documents_similar": int(recipes.similar[DEDUP]),
-    }
-    for measure, change in pooled.items():
-        e = estimate(change[None], params.bootstrap, change=True)
-        numbers[f"{measure}_change"] = e.interval()
-        numbers[f"n_{measure}"] = len(change)
-    for row in tables["memorized"].itertuples():
-        if row.size == params.size_list[-1]:
-            share = Estimate(row.value, row.low, row.high, row.n, 1).times(100)
-            numbers[f"memorized_{row.arm}_percent"] = share.interval()
-    return numbers
+    measured.facts["tasks"] = {task.key: [task.name, task.shots] for task in tasks}
+    for (size, arm), run in suite.items():
+        for key, metrics in scored.get((run.id, last), {}).items():
+            measured.arrays[name_of("accuracy", size, arm, key)] = metrics["acc"].astype(bool)
+    return len(gaps)

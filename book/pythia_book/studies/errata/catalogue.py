@@ -1,8 +1,8 @@
-"""Common misstatements about Pythia: the errata of catalogue.toml with their evidence.
+"""Read common misstatements about Pythia, the errata, from catalogue.toml, with their evidence.
 
-Where the evidence can be computed, its numbers are computed when the erratum is displayed
-(errata.evidence); otherwise the text cites a source. For errata that name a config field in
-`measured`, errata.study measures how much that field changes our models.
+Where the evidence can be computed, errata.evidence computes its numbers; otherwise the text cites a
+source. Every erratum has links. Some errata name a config field in `measured`: errata.study
+measures how much that field changes our models.
 """
 
 from __future__ import annotations
@@ -12,11 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pythia_book.studies.errata.evidence import COMPUTED, NO_SCORES, RELEASED, Evidence
+from pythia_book.studies.errata.evidence import (
+    COMPUTED,
+    NO_SCORES,
+    RELEASED,
+    Evidence,
+    Values,
+    released_tables,
+)
 from pythia_core.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
     from pythia_book.published.results import Published
+    from pythia_book.study import Tables
+
+STATUSES = {
+    "checked": "read at the links, or computed from what stands there",
+    "inferred": "follows from what stands there, but its authors have not confirmed it",
+    "reported": "others published the evidence; it was not repeated here",
+    "unproven": "the source could not be opened again",
+}
+"""Map each status, which says how sure an erratum is, to its meaning."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,8 @@ class Erratum:
     title: str
     claim: str
     source: str
-    certainty: str
+    links: tuple[str, ...]
+    status: str
     evidence: str
     matters: str
     switch: str
@@ -35,19 +52,29 @@ class Erratum:
     measured: str = ""
 
     def compute(self, released: Published | None = None) -> Evidence:
-        """Compute the evidence, including that from released scores if they are given."""
+        """Compute the evidence; if `released` is given, include evidence from released scores."""
         values = COMPUTED[self.name]() if self.name in COMPUTED else {}
+        return self.from_values(values, released_tables(released) if released else {})
+
+    def from_values(self, values: Values, released: Tables) -> Evidence:
+        """Return the evidence from numbers that were computed before.
+
+        Args:
+            values: the numbers in the text of the evidence.
+            released: the tables of `released_tables`; without tables, the evidence says how to get
+                the released scores.
+        """
         text = self.evidence.format(**values)
         if not self.released:
             return Evidence(text, values)
-        scores = RELEASED[self.name](released) if released is not None else None
+        scores = RELEASED[self.name](released) if released else None
         return Evidence(text, values, self.released.format(**scores) if scores else NO_SCORES)
 
     def sections(self, evidence: Evidence, effect: str = "") -> dict[str, str]:
-        """Heading -> text, for the page and the command line.
+        """Map headings to texts, for the page and the command line.
 
         Args:
-            effect: the measured effect of the erratum's switch, as text.
+            effect: the measured effect of the erratum's switch, in words; "" if not measured.
         """
         if self.measured and not effect:
             effect = "What it costs is measured by: python -m pythia_core study errata"
@@ -55,26 +82,34 @@ class Erratum:
             "Claim": self.claim,
             "Evidence, computed now" if self.name in COMPUTED else "Evidence": evidence.text,
             **({"Released scores": evidence.released} if evidence.released else {}),
-            "Certainty": f"{self.certainty}: {self.source}",
+            "Source": f"{self.status}: {self.source}",
             "Why it matters": f"{self.matters} {effect}".strip(),
             "Switch": self.switch,
         }
 
 
-def _read() -> tuple[Erratum, ...]:
-    entries = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))["errata"]
-    one_line = ({key: " ".join(text.split()) for key, text in entry.items()} for entry in entries)
-    return tuple(Erratum(**entry) for entry in one_line)
+def _read() -> tuple[tuple[Erratum, ...], str]:
+    """Read the errata from catalogue.toml, and the day on which their sources were read."""
+    content = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    one_line = (
+        {
+            key: tuple(value) if key == "links" else " ".join(value.split())
+            for key, value in entry.items()
+        }
+        for entry in content["errata"]
+    )
+    return tuple(Erratum(**entry) for entry in one_line), content["read"]
 
 
-ERRATA = _read()
+ERRATA, READ = _read()
+"""All errata, and the day on which their sources were read."""
 
 
 def erratum_named(name: str) -> Erratum:
-    """The erratum with this name.
+    """Return the erratum with this name.
 
     Raises:
-        ConfigError: unknown name; lists the known ones.
+        ConfigError: the name is unknown; the message lists the known names.
     """
     by_name = {erratum.name: erratum for erratum in ERRATA}
     if name not in by_name:
@@ -83,13 +118,15 @@ def erratum_named(name: str) -> Erratum:
 
 
 def listing() -> str:
-    """Names, certainties and titles, one line each."""
-    return "\n".join(f"{e.name:22} {e.certainty:11} {e.title}" for e in ERRATA)
+    """List the errata as text, one line each with name, status and title."""
+    return "\n".join(f"{e.name:22} {e.status:9} {e.title}" for e in ERRATA)
 
 
 def erratum_text(erratum: Erratum, released: Published | None = None) -> str:
-    """An erratum with its evidence, as plain text."""
+    """Return an erratum with its evidence as plain text."""
     lines = [erratum.title]
     for heading, text in erratum.sections(erratum.compute(released)).items():
         lines.append(f"\n{heading}: {text}")
+        if heading == "Source":
+            lines += [*erratum.links, f"(read on {READ})"]
     return "\n".join(lines)

@@ -1,8 +1,9 @@
 """Compute the numbers in the evidence of catalogue.toml, from this library or released scores.
 
-Each function returns the values that fill in the text of one erratum. It takes a second or two and
-needs no network. Text based on released scores is separate (`Evidence.released`), because it is
-displayed but never recorded. errata.study measures the cost of an error, which needs training.
+Each function in COMPUTED or RELEASED returns the values that fill in the text of one erratum. Such
+a function takes a second or two and needs no network. The functions in RELEASED read the tables of
+`released_tables`, which the study's record keeps. What an error costs needs training, so
+errata.study measures the cost.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from pythia_book.published.results import HOW_TO_GET
 from pythia_book.published.tables import TASKS
+from pythia_book.stats import Z_95
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.dedup import RECIPES, s_curve
@@ -23,7 +25,10 @@ from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.schedule import OFFICIAL_STEPS, learning_rate
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pythia_book.published.results import Published
+    from pythia_book.study import Tables
 
 TINY = RunConfig(
     ModelConfig(n_layers=2, d_model=16, n_heads=2, vocab_size=128, max_seq_len=16),
@@ -31,8 +36,6 @@ TINY = RunConfig(
     TrainConfig(steps=100, batch_size=4, lr_max=1e-2),
 )
 NO_SCORES = f"The released scores are not here: {HOW_TO_GET}.".replace("`", "")
-Z = 1.959964
-"""Half-width of a 95 % interval in standard errors."""
 
 Values = dict[str, Any]
 
@@ -43,16 +46,20 @@ class Evidence:
 
     text: str
     values: Values = field(default_factory=dict)
-    """Name -> number, for prose and tests; no two errata share a name."""
+    """Maps names to numbers, for prose and tests; no two errata use the same name."""
     released: str = ""
-    """What the released scores show, or a note that they are missing; never recorded."""
+    """What the released scores show, or a note that they are missing."""
 
 
 # --- optimisation ----------------------------------------------------------------------------
 
 
 def lr_floor() -> Values:
-    """The mean official learning rate, and when it reaches its floor, for both schedules."""
+    """Compare the official learning rates by the training code ("neox") and by the paper.
+
+    The values give the mean rate by both schedules, the step at which the code's schedule reaches
+    its floor, and the rate by the paper's schedule at that step.
+    """
     rates = {
         form: [
             learning_rate(step, OFFICIAL_STEPS, 1.0, 0.1, form=form)
@@ -73,7 +80,10 @@ def lr_floor() -> Values:
 
 
 def first_update() -> Values:
-    """How many tensors the first updates of a tiny model leave unchanged, for both schedules."""
+    """Count the tensors of a tiny model that its first two updates leave unchanged.
+
+    The model is trained with a first update at learning rate 0, and without (with the switch).
+    """
     import torch
 
     from pythia_core.training.trainer import Trainer
@@ -101,7 +111,10 @@ def first_update() -> Values:
 
 
 def adamw() -> Values:
-    """Parameter groups of the 70M model; effect of weight decay alone, for AdamW and for Adam."""
+    """Count the decayed tensors of the 70M model, and compare weight decay in AdamW and in Adam.
+
+    The comparison is one step with gradients of 0, so that only weight decay acts.
+    """
     import torch
 
     from pythia_core.model import GPTNeoX
@@ -135,6 +148,7 @@ def adamw() -> Values:
 
 
 def _key(size: str) -> str:
+    """Return a size without a dot, for the name of a value."""
     return size.replace(".", "_")
 
 
@@ -142,18 +156,30 @@ def _key(size: str) -> str:
 
 
 def initialisation() -> Values:
-    """Standard deviations of initial weights of 6.9B and 12B, by their rule and the usual one."""
+    """Compare the initial weights of 6.9B and 12B by their own rule and by the rule `small_wang`.
+
+    The values are standard deviations. For 6.9B, init_times and init_output_times give the ratio of
+    the own rule to `small_wang`.
+    """
+    from pythia_core.model import init_deviations
+
     values = {}
     for name in ("6.9b", "12b"):
         config = OFFICIAL_SIZES[name].model()
         trained, others = sampled_std(config), sampled_std(replace(config, init="small_wang"))
         parts = zip(("", "_output", "_small", "_wang"), trained + others, strict=True)
         values |= {f"std_{_key(name)}{part}": std for part, std in parts}
-    return values
+    shape = OFFICIAL_SIZES["6.9b"].d_model, OFFICIAL_SIZES["6.9b"].n_layers
+    rules = (init_deviations(rule, *shape) for rule in ("normal_scaled", "small_wang"))
+    times = [used / usual for used, usual in zip(*rules, strict=True)]
+    return values | {"init_times": times[0], "init_output_times": times[1]}
 
 
 def sampled_std(config: ModelConfig) -> tuple[float, float]:
-    """Standard deviations of an inner and an output matrix, from samples: 12B is too large."""
+    """Return the standard deviations of initial weights in an inner and in an output matrix.
+
+    They are computed from a million samples each, because a 12B model is too large to build.
+    """
     import torch
 
     from pythia_core.model import pythia_init
@@ -167,7 +193,11 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
 
 
 def gelu() -> Values:
-    """Differences between the two forms of GELU, on a fine grid and on half-precision numbers."""
+    """Measure how the two forms of GELU (tanh and erf) differ.
+
+    The values give the largest difference on a fine grid, where it occurs, and the percentage of
+    half-precision inputs for which the results differ.
+    """
     import torch
 
     from pythia_core.kernels.gelu import gelu_reference
@@ -185,7 +215,7 @@ def gelu() -> Values:
 
 
 def vocabulary() -> Values:
-    """Vocabulary sizes by the padding rule, compared with the sizes of the released embeddings."""
+    """Compare the vocabulary sizes by the padding rule with those of the released embeddings."""
     entries, spaces = 50_254, 23
     usable = entries + spaces
     padded = {ranks: -(-usable // (128 * ranks)) * 128 * ranks for ranks in (1, 2, 4)}
@@ -200,7 +230,7 @@ def vocabulary() -> Values:
 
 
 def names() -> Values:
-    """Total parameters and share of non-embedding parameters of every size."""
+    """Return each size's number of parameters (millions) and its non-embedding share (percent)."""
     values = {}
     for name, size in OFFICIAL_SIZES.items():
         model = size.model()
@@ -213,7 +243,10 @@ def names() -> Values:
 
 
 def epoch_boundary() -> Values:
-    """Share of tokens read 0, 1 or 2 times under both policies: on the Pile and a toy corpus."""
+    """Compute the share of tokens that are read 0, 1 or 2 times under both epoch policies.
+
+    The shares are for the deduplicated Pile, and for a toy corpus whose reads are counted.
+    """
     sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
     share_read = rows / ((2 * tokens - 1) // OFFICIAL["seq_len"])
@@ -231,7 +264,7 @@ def epoch_boundary() -> Values:
 
 
 def threshold() -> Values:
-    """Probability that each recipe's MinHash bands find a pair of a given similarity."""
+    """Compute the probability that a recipe's MinHash bands find a pair of a given similarity."""
 
     def percent(recipe: str, similarity: float) -> float:
         bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
@@ -246,55 +279,152 @@ def threshold() -> Values:
 
 # --- released scores -------------------------------------------------------------------------
 
+LATE = 134_000
+"""Late means are over the checkpoints from this step on, after the shorter swap has begun."""
+ANSWERS = 104
+"""WSC has this many items; one of its two answers is right in 38 items, the other in 66."""
 
-def released_twins(released: Published) -> Values:
-    """CrowS-Pairs scores of the models with and without the swap."""
+
+def released_tables(released: Published) -> Tables:
+    """Return the released scores that the errata cite.
+
+    twins: model, intervention, percent, stderr: the CrowS-Pairs score for gender, in percent, mean
+        of the steps from LATE on.
+    final: task, metric, model, deduped, value, stderr: zero-shot scores after training, as
+        fractions.
+    winobias: prompt, model, intervention, pro, anti: exact matches on type 1, in percent, mean of
+        the steps from LATE on.
+    wsc: shots, stuck: the fraction of all WSC scores that are exactly 38 of 104.
+    compared: model, shots, step, equal: whether a model and its deduplicated twin agree in every
+        score.
+    """
     crows = released.crows_gender()
-    late = crows[crows.step >= 134_000]
-    means = 100 * late.groupby(["model", "intervention"]).value.mean()
-    arms = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % swap"}
-    twins = [
-        f"{model} " + ", ".join(f"{label} {means[model, arm]:.1f}".strip()
-                                for arm, label in arms.items() if (model, arm) in means)
-        for model in dict.fromkeys(late.model)
-    ]  # fmt: skip
-    return {"twins": "; ".join(twins), "error": 100 * float(late.stderr.mean())}
-
-
-def released_tasks(released: Published) -> Values | None:
-    """For each task, the number of released models whose interval is above guessing."""
-    from pythia_book.published.figures import CHANCE
-
+    late = crows[crows.step >= LATE].assign(
+        percent=lambda f: 100 * f.value, stderr=lambda f: 100 * f.stderr
+    )
+    twins = late.groupby(["model", "intervention"], sort=False)[["percent", "stderr"]].mean()
     rows = released.benchmarks
-    if rows.empty:
-        return None
-    acc = rows[(rows.metric == "acc") & rows.task.isin(TASKS)]
-    final = acc[(acc.shots == 0) & (acc.step == OFFICIAL_STEPS)]
-    above = final[final.value - Z * final.stderr > final.task.map(CHANCE) / 100]
-    n = above.groupby("task").size().reindex(TASKS, fill_value=0)
-    wsc = acc[acc.task == "wsc"]
-    stuck = 100 * (wsc.value.sub(38 / 104).abs() < 1e-5).groupby(wsc.shots).mean()
+    rows = rows[rows.task.isin(TASKS)]
+    final = rows[
+        (rows.shots == 0) & (rows.step == OFFICIAL_STEPS) & rows.metric.isin(("acc", "acc_norm"))
+    ]
+    wsc = rows[(rows.metric == "acc") & (rows.task == "wsc")]
+    stuck = (wsc.value.sub(38 / ANSWERS).abs() < 1e-5).groupby(wsc.shots).mean()
+    compared = equal_scores(released.released_benchmarks)
+    table = released.table
+    em = table[(table.suite == "v1") & (table.metric == "em") & (table.step >= LATE)]
+    em = em[em.task.isin([f"wino_bias_type1_{side}" for side in ("pro", "anti")])]
+    winobias = em.assign(side=em.task.str.rsplit("_").str[-1], value=100 * em.value).pivot_table(
+        index=["prompt", "model", "intervention"], columns="side", values="value", sort=False
+    )
     return {
-        "n_models": final.groupby("task").size().max(),
-        "above": ", ".join(f"{task} {n[task]}" for task in TASKS),
-        "flat": ", ".join(task for task in TASKS if not n[task]) or "none",
-        "stuck": ", ".join(f"{s:.0f} % of all {shots}-shot scores" for shots, s in stuck.items()),
+        "winobias": winobias.reindex(columns=["pro", "anti"]).reset_index(),
+        "twins": twins.reset_index(),
+        "final": final[["task", "metric", "model", "deduped", "value", "stderr"]],
+        "wsc": stuck.rename("stuck").reset_index(),
+        "compared": compared,
     }
 
 
-def released_2_8b(released: Published) -> Values | None:
-    """Steps at which all released scores of a model and its deduplicated twin are equal."""
-    raw = released.released_benchmarks
-    if raw is None or raw.empty:
-        return None
-    raw = raw.assign(deduped=raw.deduped.astype(bool))
+def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
+    """Compare a model with its deduplicated twin at each step from 2 on at which both were scored.
+
+    Args:
+        raw: the released benchmark scores of all models and steps, or None.
+
+    Returns:
+        Columns model, shots, step, equal; `equal` is whether the twins agree in every score.
+    """
+    import pandas as pd
+
     keys = ["model", "shots", "step"]
+    if raw is None or raw.empty:
+        return pd.DataFrame(columns=[*keys, "equal"])
+    raw = raw.assign(deduped=raw.deduped.astype(bool))
     wide = raw.pivot_table(index=[*keys, "task", "metric"], columns="deduped", values="value")
     wide = wide.dropna()
     equal = (wide[False] == wide[True]).groupby(level=keys).all().reset_index(name="equal")
-    equal = equal[equal.equal & (equal.step > 1)]
+    return equal[equal.step > 1].reset_index(drop=True)
+
+
+ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % swap"}
+
+
+def released_winobias(tables: Tables) -> Values | None:
+    """Put WinoBias accuracy by prompt, with and without the swap, in words; None without scores."""
+    rows = tables["winobias"]
+    if rows.empty:
+        return None
+    parts = []
+    for prompt, of_prompt in rows.groupby("prompt", sort=True):
+        cells = [
+            f"{row.model} {ARM_NAMES[row.intervention]}".strip()
+            + f" {row.pro:.1f} / {row.anti:.1f}"
+            for row in of_prompt.itertuples()
+        ]
+        parts.append(f'"{prompt}": {", ".join(cells)}')
+    return {"prompts": "; ".join(parts)}
+
+
+def released_twins(tables: Tables) -> Values | None:
+    """Put the CrowS-Pairs scores with and without the swap in words; None without scores."""
+    rows = tables["twins"]
+    if rows.empty:
+        return None
+    means = rows.set_index(["model", "intervention"]).percent
+    twins = [
+        f"{model} " + ", ".join(f"{label} {means[model, arm]:.1f}".strip()
+                                for arm, label in ARM_NAMES.items() if (model, arm) in means)
+        for model in dict.fromkeys(rows.model)
+    ]  # fmt: skip
+    return {"twins": "; ".join(twins), "error": float(rows.stderr.mean())}
+
+
+def guessing(task: str) -> float:
+    """Return the accuracy of guessing on a task.
+
+    For WSC this is the accuracy of always giving the answer that is right more often.
+    """
+    from pythia_book.published.figures import CHANCE
+
+    return 66 / ANSWERS if task == "wsc" else CHANCE[task] / 100
+
+
+def released_tasks(tables: Tables) -> Values | None:
+    """Count, for each task, the released models whose 95 % interval is above guessing.
+
+    Return None without scores.
+    """
+    final = tables["final"]
+    if final.empty:
+        return None
+    above = final[final.value - Z_95 * final.stderr > final.task.map(guessing)]
+    n = above[above.metric == "acc"].groupby("task").size().reindex(TASKS, fill_value=0)
+    norm = final[(final.metric == "acc_norm") & (final.task == "logiqa")]
+    stuck = tables["wsc"].itertuples()
+    return {
+        "n_models": final[final.metric == "acc"].groupby("task").size().max(),
+        "above": ", ".join(f"{task} {n[task]}" for task in TASKS),
+        "flat": ", ".join(task for task in TASKS if not n[task]) or "none",
+        "stuck": ", ".join(f"{100 * row.stuck:.0f} % of all {row.shots}-shot scores"
+                           for row in stuck),
+        "logiqa_norm": int(((above.metric == "acc_norm") & (above.task == "logiqa")).sum()),
+        "logiqa_norm_most": 100 * float(norm.value.max()) if len(norm) else float("nan"),
+    }  # fmt: skip
+
+
+def released_2_8b(tables: Tables) -> Values | None:
+    """Say at how many steps all released scores of a model equal those of its deduplicated twin.
+
+    The 2.8B model is told apart from the others. Return None without scores.
+    """
+    compared = tables["compared"]
+    if compared.empty:
+        return None
+    equal = compared[compared["equal"].astype(bool)]
 
     def summarized(steps: Iterable[int]) -> str:
+        """Say how many steps there are, and which are the first and the last."""
         ordered = sorted(steps)
         return f"{len(ordered)} steps ({ordered[0]:,} to {ordered[-1]:,})" if ordered else "no step"
 
@@ -317,8 +447,9 @@ COMPUTED: dict[str, Callable[[], Values]] = {
     "vocabulary": vocabulary,
     "names": names,
 }
-RELEASED: dict[str, Callable[[Published], Values | None]] = {
-    "swap-code": released_twins,
+RELEASED: dict[str, Callable[[Tables], Values | None]] = {
+    "swap-scores": released_twins,
+    "winobias-prompt": released_winobias,
     "tasks": released_tasks,
     "evals-2.8b": released_2_8b,
 }

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from pythia_book import style
 from pythia_book.records import number_text, value_text
-from pythia_book.studies.errata.catalogue import ERRATA, Erratum
+from pythia_book.studies.errata.catalogue import ERRATA, READ, STATUSES, Erratum
 from pythia_book.studies.errata.params import LABELS, OTHER_SEED
-from pythia_book.studies.errata.study import INTERVAL, MARGIN
+from pythia_book.studies.errata.study import INTERVAL, MARGIN, evidence_of
 from pythia_book.style import BLUE, DASH, GREEN, GRID, INK, MUTED, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
 
@@ -23,10 +23,11 @@ COMMAND = "python -m pythia_core errata NAME"
 
 
 class Errata:
-    """The errata as HTML: title, certainty and sections of each, with all text escaped."""
+    """Show all errata as HTML, each with title, status, sections and links."""
 
     def __init__(self, result: Result) -> None:
-        self.cards = [(e, e.sections(result.released[e.name], effect(result, e))) for e in ERRATA]
+        evidence = evidence_of(result.measured.facts, result.released)
+        self.cards = [(e, e.sections(evidence[e.name], effect(result, e))) for e in ERRATA]
 
     def _repr_html_(self) -> str:
         parts = []
@@ -34,22 +35,33 @@ class Errata:
             parts.append(
                 f'<h3 id="erratum-{html.escape(erratum.name, quote=True)}">'
                 f"{html.escape(erratum.title)} "
-                f'<span class="sure {erratum.certainty}">{erratum.certainty}</span></h3>'
+                f'<span class="sure {erratum.status}" title="{STATUSES[erratum.status]}">'
+                f"{erratum.status}</span></h3>"
             )
-            parts += [
-                f"<p><strong>{heading}.</strong> {html.escape(text)}</p>"
-                for heading, text in sections.items()
-            ]
+            for heading, text in sections.items():
+                more = f" {_links(erratum)}" if heading == "Source" else ""
+                parts.append(f"<p><strong>{heading}.</strong> {html.escape(text)}{more}</p>")
         names = ", ".join(erratum.name for erratum in ERRATA)
-        note = style.Note(f"The same in a shell: {COMMAND}. Names: {names}.")
+        note = style.Note(
+            f"Sources read on {READ}. The same in a shell: {COMMAND}. Names: {names}."
+        )
         return "\n".join([*parts, note._repr_html_()])
 
     def __repr__(self) -> str:
-        return "\n".join(f"{e.name}: {e.title} ({e.certainty})" for e in ERRATA)
+        return "\n".join(f"{e.name}: {e.title} ({e.status})" for e in ERRATA)
+
+
+def _links(erratum: Erratum) -> str:
+    """Return the links of an erratum as numbered HTML links."""
+    links = (
+        f'<a href="{html.escape(url, quote=True)}">[{number}]</a>'
+        for number, url in enumerate(erratum.links, 1)
+    )
+    return " ".join(links)
 
 
 def effect(result: Result, erratum: Erratum) -> str:
-    """The measured effect of an erratum's switch, in words; empty if it was not measured."""
+    """Put the measured effect of an erratum's switch in words; "" if it was not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
         change = result.values[f"{name}_loss_change"] if name in LABELS else None
@@ -64,7 +76,7 @@ def effect(result: Result, erratum: Erratum) -> str:
 
 
 def effects(result: Result) -> Drawing:
-    """How much each switch changes held-out loss, at the end and over training."""
+    """Draw how much each switch changes held-out loss, at the end and over training."""
     frame = result.tables["effects"]
     loss = frame[frame.measure == "loss"]
     last = loss[loss.step == loss.step.max()]
@@ -106,10 +118,13 @@ def effects(result: Result) -> Drawing:
 
 
 def schedule_and_passes(result: Result) -> Drawing:
-    """The official schedule and read counts, as run and as usually described."""
+    """Draw the official learning rates and how often tokens are read, in two versions.
+
+    One version is by the training code, the other as usually described.
+    """
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
-    versions = ((BLUE, "as run"), (ORANGE, "as usually described"))
+    versions = ((BLUE, "by the training code"), (ORANGE, "as usually described"))
     with style.canvas(result, 2, 2.7, ratios=(1.5, 1)) as (figure, (rate, reads)):
         for form, (colour, label) in zip(("neox", "paper"), versions, strict=True):
             rate.plot(schedule.step / 1000, 100 * schedule[form], color=colour, label=label)
@@ -138,17 +153,15 @@ def schedule_and_passes(result: Result) -> Drawing:
 
 
 def effects_table(result: Result) -> Table:
-    """Every switch compared with its control at the end of training."""
+    """Return the table that compares every switch with its control at the end of training."""
     import pandas as pd
 
-    measures = {
-        "loss": "Held-out loss, nats per token",
-        "last_word": "Last words, points",
-        "memorized": "Rows memorized, points",
-    }
+    measures = {"loss": "Held-out loss, nats per token", "last_word": "Last words, points"}
+    memorized = "Rows memorized, %"
     rows = []
     for name, label in LABELS.items():
         changes = {title: result.values[f"{name}_{m}_change"] for m, title in measures.items()}
+        share, control = (result.values[f"{name}_memorized_{c}"] for c in ("share", "control"))
         if any(isinstance(change, dict) for change in changes.values()):
             percent = result.values[f"{name}_loss_percent"]
             rows.append(
@@ -156,21 +169,17 @@ def effects_table(result: Result) -> Table:
                     "Switch": label,
                     "in %": percent if isinstance(percent, str) else number_text(percent),
                     **{title: _text(change) for title, change in changes.items()},
+                    memorized: DASH if isinstance(share, str) else f"{control:.2f} to {share:.2f}",
                 }
             )
-    columns = ["Switch", measures["loss"], "in %", measures["last_word"], measures["memorized"]]
-    caption = f"Changes at the end of training, {result.values['size']}, with 95 % intervals"
+    columns = ["Switch", measures["loss"], "in %", measures["last_word"], memorized]
+    caption = (
+        f"Changes at the end of training, {result.values['size']}, with 95 % intervals over the "
+        "held-out rows or passages; one run of each"
+    )
     return Table(pd.DataFrame(rows, columns=columns), caption)
 
 
 def _text(change: dict[str, float] | str) -> str:
+    """Return a change with its interval as text, or a dash if it was not measured."""
     return DASH if isinstance(change, str) else style.interval(*(change[k] for k in INTERVAL))
-
-
-def claims_table(result: Result) -> Table:
-    """The claims, with the rule for their verdicts as a caption."""
-    rule = (
-        f"Verdicts by rule: the whole interval lies within {MARGIN:g} % of the control's loss, up "
-        "or down, holds; wholly outside, does not hold; across it, not testable here."
-    )
-    return Table(style.claims_frame(result.claims), rule)

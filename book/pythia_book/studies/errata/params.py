@@ -25,13 +25,13 @@ class Switch:
 
     name: str
     part: str
-    """Which part of a RunConfig the field is in: model, data or train."""
+    """The part of a RunConfig that has the field: model, data or train."""
     value: Any
     label: str
     arm: str = "standard"
 
     def apply(self, config: RunConfig) -> RunConfig:
-        """The config with this field changed and all else equal."""
+        """Return a copy of `config` with only this field changed."""
         part = replace(getattr(config, self.part), **{self.name: self.value})
         return replace(config, **{self.part: part})
 
@@ -41,7 +41,7 @@ SWITCHES = {
     for switch in (
         Switch("lr_form", "train", "paper", "cosine to a tenth at the end"),
         Switch("first_update_at_lr_zero", "train", False, "no first update at rate 0"),
-        Switch("init", "model", "normal_scaled", "initialisation of 6.9B and 12B"),
+        Switch("init", "model", "like_6.9b", "initial weights enlarged as in 6.9B"),
         Switch("gelu", "model", "erf", "exact GELU in training"),
         Switch("epoch_policy", "data", "separate", "separate epochs", "deduplicated"),
     )
@@ -51,7 +51,7 @@ LABELS = {name: switch.label for name, switch in SWITCHES.items()} | {
     GELU_AFTER_TRAINING: "exact GELU after training",
     OTHER_SEED: "another seed",
 }
-"""Compared variant -> its description."""
+"""Maps each variant that is compared with a control to its description."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Params(StudyParams):
     """Parameters of the study."""
 
     switches: str = ""
-    """Comma-separated list of fields to change, one per run; empty: all."""
+    """Comma-separated names in SWITCHES; each changes one field in one run. If empty, all."""
     seed: int = 1234
     bootstrap: int = 2000
 
@@ -71,7 +71,7 @@ class Params(StudyParams):
 
     @property
     def switch_list(self) -> tuple[Switch, ...]:
-        """The selected switches, in the order of SWITCHES."""
+        """Return the selected switches in the order of SWITCHES."""
         names = split_list(self.switches)
         unknown = [one_of(name, SWITCHES, "switch") for name in names if name not in SWITCHES]
         raise_all(ConfigError, unknown, "switches")
@@ -79,12 +79,16 @@ class Params(StudyParams):
 
     @property
     def other_seed(self) -> int:
-        """Seed of the run that shows how much a change of seed matters."""
+        """Return the seed of the run that shows how much a change of seed matters."""
         return 1 if self.seed != 1 else 2
 
 
 def run_configs(params: Params) -> dict[str, RunConfig]:
-    """Name -> config: a control for each arm, a run with another seed, a run for each switch."""
+    """Map names to configs.
+
+    There is a control for each arm (named as the arm), a run with another seed (OTHER_SEED), and a
+    run for each switch (named as the switch).
+    """
     (size,) = params.size_list
     arms = dict.fromkeys(["standard", *(s.arm for s in params.switch_list)])
     suite = suite_configs(params.scale, [size], tuple(arms), params.seed)
@@ -95,10 +99,10 @@ def run_configs(params: Params) -> dict[str, RunConfig]:
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Configs of all runs that the study uses."""
+    """Return the configs of all runs that the study uses."""
     return list(run_configs(params).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints of a run that the study reads, whichever study trains the run."""
+    """Return the checkpoints of `run` that this study reads; another study may train the run."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)

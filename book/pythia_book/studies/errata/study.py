@@ -1,47 +1,30 @@
 """Measure the effect of each erratum with runs that differ from the suite in one setting.
 
-Each switch of errata.params defines one run, whose config equals that of the suite's run of that
-size in all but one field. Both are scored on the same held-out rows, so differences are paired. A
-run with another seed shows how large seed noise is. There is only one run per setting, so intervals
-cover the sampling of items but not the variation between training runs.
+Each switch of errata.params defines one run. The config of this run equals that of its control, a
+run of the suite of the same size, in all but one field. The run and its control are scored on the
+same held-out rows, so differences are paired. There is one run per setting: an interval covers the
+choice of held-out rows, and a claim is about these two runs, not about training again. A run with
+another seed shows how far two runs of the same setting lie apart.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
-from pythia_book.published.results import find as find_published
-from pythia_book.released.recipe import schedules
-from pythia_book.stats import (
-    Estimate,
-    as_premise,
-    claim_row,
-    difference,
-    equivalence_verdict,
-    estimate,
-    wilson,
-)
+from pythia_book.conduct import conduct
+from pythia_book.stats import Estimate, estimate
 from pythia_book.studies.errata.catalogue import ERRATA
-from pythia_book.studies.errata.evidence import Evidence
+from pythia_book.studies.errata.evidence import Evidence, released_tables
 from pythia_book.studies.errata.params import (
     GELU_AFTER_TRAINING,
-    INDICES,
     LABELS,
     OTHER_SEED,
     STUDY,
     Params,
-    run_configs,
 )
-from pythia_book.studies.registry import train_all
 from pythia_book.studies.suite.read_counts import pile_reads
-from pythia_book.study import Result
-from pythia_core.config import stable_hash
-from pythia_core.evaluation.memorization import ExtractionMeasurement
-from pythia_core.evaluation.scoring import device_of
-from pythia_core.model import GPTNeoX
+from pythia_book.verdicts import Claim, Test, untestable, within
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import N_LINEAR
 
@@ -49,26 +32,48 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
-    from pythia_core.training.runs import Run
+    from pythia_book.study import Analysis, Measurements, Result, Tables
 
 MARGIN = 1.0
-"""Changes of the loss up to this percentage of the control's count as none."""
+"""A change of the loss below this percentage of the control's loss counts as no change. The losses
+of most neighbouring sizes of the suite differ by more, so a smaller change would not reorder a
+comparison of sizes."""
 NOT_MEASURED = "not measured"
 INTERVAL = ["value", "low", "high"]
+SUBJECTS = {
+    "lr_form": ("Decaying the learning rate to a tenth only at the end", "lr-floor"),
+    "first_update_at_lr_zero": ("Leaving out the first update at rate zero", "first-update"),
+    "init": ("Enlarging the initial weights as in 6.9B", "initialisation"),
+    "gelu": ("Training with the exact GELU", "gelu"),
+    "epoch_policy": ("Reading one epoch after the other", "epoch-boundary"),
+    GELU_AFTER_TRAINING: ("Running the trained model with the exact GELU", "gelu"),
+}
+"""Maps each variant to the subject of its claim and to the name of its erratum."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the runs, compare them with their controls, compute the evidence.
+    """Find or train the runs, compare them with their controls, and compute the evidence.
 
     Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR`, or else those
+            in the study's record.
     """
-    published = published or find_published()
-    started = time.time()
-    runs = train_all(params, run_configs(params), progress)
-    evidence = {erratum.name: erratum.compute(published) for erratum in ERRATA}
-    effects, losses, gaps = language_table(params, runs, progress)
-    memorized, more_gaps = memorized_table(params, runs, progress)
+
+    def measured() -> Measurements:
+        from pythia_book.studies.errata.measure import measure
+
+        return measure(params, progress)
+
+    return conduct(STUDY, params, measured, partial(analyse, params), released_tables, published)
+
+
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Compute tables, values and claims from the measurements and the released tables."""
+    evidence = evidence_of(measured.facts, released)
+    effects, losses = effects_table(params, measured)
+    memorized = memorized_table(params, measured.facts["memorized"])
+    from pythia_book.released.recipe import schedules
+
     tables = {
         "effects": effects,
         "memorized": memorized,
@@ -77,117 +82,76 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         "passes": passes_table(),
     }
     last = effects[effects.step == scale_named(params.scale).steps]
-    rows = claims(params, last, losses)
-    numbers = values(params, last, losses, memorized) | {"gaps": gaps + more_gaps}
+    numbers = values(params, last, losses, memorized) | {"gaps": measured.facts["gaps"]}
     for each in evidence.values():
         numbers |= each.values
-    return Result(STUDY, params, tables, numbers, rows, list(runs.values()), started, evidence)
+    return tables, numbers, claims(params, last, losses, memorized)
+
+
+def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
+    """Map the name of each erratum to its evidence, from the numbers in a record's facts."""
+    computed = facts["evidence"]
+    return {e.name: e.from_values(computed.get(e.name, {}), released) for e in ERRATA}
 
 
 # --- measurements ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class OtherGeluMeasurement:
-    """Measure a trained model with the other form of GELU, as `transformers` would run it."""
+def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Compare every variant with its control, step by step.
 
-    language: LanguageMeasurement
-    gelu: str
-    name: str = "language_other_gelu"
-
-    @property
-    def digest(self) -> str:
-        return stable_hash([self.language.digest, self.gelu])
-
-    def __call__(self, model: GPTNeoX, step: int) -> Arrays:
-        other = GPTNeoX(replace(model.config, gelu=self.gelu))
-        other.load_state_dict(model.state_dict())
-        other.to(device_of(model))
-        return self.language(other.eval().requires_grad_(False), step)
-
-
-def language_table(
-    params: Params, runs: dict[str, Run], progress: bool
-) -> tuple[pd.DataFrame, dict[str, float], int]:
-    """Paired differences from the control, final losses of the controls by arm, number of gaps.
-
-    Columns: variant, measure ("loss": nats per token; "last_word": points), step, percent, value,
-    low, high, n.
+    Returns:
+        The paired differences, variant minus control, with columns variant, measure ("loss" in nats
+        per token, or "last_word" in percentage points), step, percent (of training), value, low,
+        high, n; and a map from the arm of each control to the control's final loss.
     """
     import pandas as pd
 
-    scale = scale_named(params.scale)
-    steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
-    control = runs["standard"]
-    language = LanguageMeasurement.of(control.data, control.config.model.max_seq_len)
-    arrays, gaps = measure_all([(r, s) for r in runs.values() for s in steps], language, progress)
-    measured = {(name, s): arrays.get((runs[name].id, s)) for name in runs for s in steps}
-    switches = {s.name: s for s in params.switch_list}
-    if "gelu" in switches:
-        other_gelu = OtherGeluMeasurement(language, switches["gelu"].value)
-        arrays, more_gaps = measure_all([(control, s) for s in steps], other_gelu, progress)
-        measured |= {(GELU_AFTER_TRAINING, s): arrays.get((control.id, s)) for s in steps}
-        gaps = gaps + more_gaps
-    rows = []
+    steps = scale_named(params.scale).steps
+    rows, losses = [], {}
     for name, arm in _controls(params).items():
-        for step in steps:
-            variant, reference = measured[name, step], measured[arm, step]
-            if variant is None or reference is None:
-                continue
-            for measure, factor in (("loss", 1), ("last_word", 100)):
-                change = variant[measure].astype(float) - reference[measure]
-                e = estimate(
-                    change[None], params.bootstrap, change=True, exact=measure == "last_word"
-                )
-                scaled = {key: factor * value for key, value in e.interval().items()}
-                rows.append({"variant": name, "measure": measure, "step": step,
-                             "percent": 100 * step / scale.steps, **scaled,
+        for measure, factor in (("loss", 1), ("last_word", 100)):
+            for (at,), variant in measured.under(measure, name):
+                reference = measured.get(measure, arm, at)
+                if reference is None:
+                    continue
+                change = variant.astype(float) - reference.astype(float)
+                words = measure == "last_word"
+                e = estimate(change[None], params.bootstrap, change=True, exact=words)
+                scaled = e.times(factor).interval()
+                rows.append({"variant": name, "measure": measure, "step": int(at),
+                             "percent": 100 * int(at) / steps, **scaled,
                              "n": e.n_items})  # fmt: skip
-    losses = {
-        arm: float(at_end["loss"].mean())
-        for arm in ("standard", "deduplicated")
-        if (at_end := measured.get((arm, steps[-1]))) is not None
-    }
+        at_end = measured.get("loss", arm, steps)
+        if at_end is not None:
+            losses[arm] = float(at_end.mean(dtype=float))
     columns = ["variant", "measure", "step", "percent", *INTERVAL, "n"]
-    return pd.DataFrame(rows, columns=columns), losses, len(gaps)
+    return pd.DataFrame(rows, columns=columns), losses
 
 
-def memorized_table(
-    params: Params, runs: dict[str, Run], progress: bool
-) -> tuple[pd.DataFrame, int]:
-    """Share of its training rows that each final model has memorized, and the number of gaps.
+def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
+    """Return the percentage of the rows read that each final model has memorized.
 
-    Columns: variant, control and share (percent memorized by the control and by the variant),
-    value, low, high (difference in points), n. Differences are unpaired, because runs with
-    different data orders read different rows.
+    Columns: variant, control (percentage of the variant's control), share (percentage of the
+    variant), n (rows that the variant has read). There are no intervals, because rows with the same
+    text are memorized together and there is one run per variant.
+
+    Args:
+        counts: maps the name of a run to [rows memorized, rows read].
     """
     import pandas as pd
 
-    last = scale_named(params.scale).steps
-    shares: dict[str, Estimate] = {}
-    n_gaps = 0
-    for data in {run.data.fingerprint: run.data for run in runs.values()}.values():
-        same_data = {n: r for n, r in runs.items() if r.data.fingerprint == data.fingerprint}
-        train = next(iter(same_data.values())).config.train
-        extraction = ExtractionMeasurement(data, train.batch_size, train.steps)
-        arrays, gaps = measure_all([(r, last) for r in same_data.values()], extraction, progress)
-        n_gaps += len(gaps)
-        for name, run in same_data.items():
-            if (run.id, last) in arrays:
-                memorized = arrays[run.id, last]["memorized"]
-                shares[name] = wilson(int(memorized.sum()), len(memorized)).times(100)
-    rows = []
-    for name, arm in _controls(params).items():
-        if name in shares and arm in shares:
-            e = difference(shares[name], shares[arm])
-            rows.append({"variant": name, "control": shares[arm].value,
-                         "share": shares[name].value, **e.interval(),
-                         "n": shares[name].n_items})  # fmt: skip
-    return pd.DataFrame(rows, columns=["variant", "control", "share", *INTERVAL, "n"]), n_gaps
+    rows = [
+        {"variant": name, "control": 100 * counts[arm][0] / counts[arm][1],
+         "share": 100 * counts[name][0] / counts[name][1], "n": counts[name][1]}
+        for name, arm in _controls(params).items()
+        if name in counts and arm in counts
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["variant", "control", "share", "n"])
 
 
 def _controls(params: Params) -> dict[str, str]:
-    """Variant -> the arm of its control."""
+    """Map each variant to the arm of its control."""
     arms = {s.name: s.arm for s in params.switch_list}
     return (
         arms
@@ -200,24 +164,26 @@ def _controls(params: Params) -> dict[str, str]:
 
 
 def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
-    """The errata without released scores.
+    """Return the table of the errata with their evidence.
 
-    Columns: name, title, told (the claim as usually made), certainty, source, evidence, switch.
+    Columns: name, title, told (the claim as usually made), status, source, links (separated by
+    spaces), evidence, released (what released scores show), switch.
     """
     import pandas as pd
 
     rows = [
-        {"name": e.name, "title": e.title, "told": e.claim, "certainty": e.certainty,
-         "source": e.source, "evidence": evidence[e.name].text, "switch": e.switch}
+        {"name": e.name, "title": e.title, "told": e.claim, "status": e.status,
+         "source": e.source, "links": " ".join(e.links), "evidence": evidence[e.name].text,
+         "released": evidence[e.name].released or None, "switch": e.switch}
         for e in ERRATA
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def passes_table() -> pd.DataFrame:
-    """Percentage of the deduplicated Pile's tokens that the run reads never, once and twice.
+    """Return the percentage of the deduplicated Pile's tokens that are read 0, 1 or 2 times.
 
-    Columns: policy, times, percent.
+    Columns: policy (of epochs), times, percent.
     """
     import pandas as pd
 
@@ -232,27 +198,48 @@ def passes_table() -> pd.DataFrame:
 # --- claims and values -----------------------------------------------------------------------
 
 
-def claims(params: Params, last: pd.DataFrame, losses: dict[str, float]) -> list[dict[str, Any]]:
-    """One claim per variant on the final held-out loss; `last`: the effects at the last step."""
-    (size,) = params.size_list
+def claims(
+    params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
+) -> list[Claim]:
+    """Return, for each variant, the claim that it hardly changes the final held-out loss.
+
+    Args:
+        last: the rows of `effects_table` at the last step.
+        losses: maps an arm to the final loss of its control.
+        memorized: the table of `memorized_table`.
+    """
     loss = last[last.measure == "loss"].set_index("variant")
-    rows = []
+    shares = memorized.set_index("variant")
+    rest = f"changes this run's held-out loss by less than {MARGIN:g} %."
+    made = []
     for name, arm in _controls(params).items():
-        text = f"{LABELS[name]} changes held-out loss by less than {MARGIN:g} % "
-        text = f"{text[0].upper()}{text[1:]}({size}, nats per token)"
-        change, verdict = None, ""
+        test: Test = untestable(NOT_MEASURED)
         if name in loss.index and arm in losses:
-            change = Estimate(*loss.loc[name, INTERVAL].astype(float), 0, 1)
-            margin = losses[arm] * MARGIN / 100
-            verdict = as_premise(equivalence_verdict(change.low, change.high, 0, margin))
-        rows.append(claim_row(text, NOT_MEASURED, change, verdict))
-    return rows
+            row = loss.loc[name]
+            change = Estimate(*row[INTERVAL].astype(float), int(row.n), 1)
+            note = f"control {losses[arm]:.4f} nats per token"
+            if name in shares.index:
+                note += (
+                    f"; rows memorized {shares.share[name]:.2f} % instead of "
+                    f"{shares.control[name]:.2f} %"
+                )
+            runs = "one model" if name == GELU_AFTER_TRAINING else "one run each"
+            units = f"{runs}; {int(row.n):,} held-out rows"
+            test = within(change.times(100 / losses[arm]), "% of the loss", units, MARGIN, note)
+        if name == OTHER_SEED:
+            source = "the margin is wider than the difference between two seeds"
+            made.append(Claim(f"Another seed {rest}", source, test, kind="check"))
+        else:
+            subject, erratum = SUBJECTS[name]
+            source = f"assumed where the erratum {erratum} is ignored"
+            made.append(Claim(f"{subject} {rest}", source, test, kind="premise"))
+    return made
 
 
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
-    """Name -> number, for prose."""
+    """Map names to the numbers in prose; a number may be the text NOT_MEASURED."""
     (size,) = params.size_list
     numbers: dict[str, Any] = {
         "size": size,
@@ -262,6 +249,7 @@ def values(
         "loss_deduplicated": losses.get("deduplicated", NOT_MEASURED),
     }
     controls = _controls(params)
+    shares = memorized.set_index("variant")
     for name in LABELS:  # the pages refer to all of them, measured or not
         for measure in ("loss", "last_word"):
             row = last[(last.variant == name) & (last.measure == measure)]
@@ -271,12 +259,16 @@ def values(
         numbers[f"{name}_loss_percent"] = (
             100 * change["value"] / losses[controls[name]] if measured else NOT_MEASURED
         )
-        numbers[f"{name}_memorized_change"] = _interval(memorized[memorized.variant == name])
+        for column in ("share", "control"):
+            found = name in shares.index
+            numbers[f"{name}_memorized_{column}"] = (
+                float(shares.loc[name, column]) if found else NOT_MEASURED
+            )
     return numbers
 
 
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:
-    """The estimate in a table with one row; NOT_MEASURED if it is empty."""
+    """Return the estimate in a table of one row, or NOT_MEASURED if the table is empty."""
     if row.empty:
         return NOT_MEASURED
     return {key: float(row[key].iloc[0]) for key in INTERVAL}

@@ -1,167 +1,495 @@
-"""The claims of the gender-bias study: paper, released numbers, our estimate, verdict.
+"""The claims of the gender-bias study and how they are tested.
 
-Every claim is about one difference, and its verdict follows from the interval of that difference by
-the rules of `stats`: "reproduced" if the interval is on the claimed side of 0, "not reproduced" if
-it is on the other side, "no effect" if it includes 0. "Marginal" costs are compared with a bound.
-A claim is not testable if its premise does not hold here (no stereotype or accuracy to lose, only
-one size, feminine swapped for masculine). Released numbers are means over the checkpoints from step
-134,000 on that both arms have.
+On released numbers the units are models (released_numbers). Of our runs they are seeds: with one
+seed the effect is shown, with the interval over sizes, but gives no verdict, because training again
+with another seed can move it by more than all sizes of a seed differ.
+
+Whether our controls have something to lose is a premise of every claim about them: a stereotype
+after occupations, a score above chance on the benchmark itself, some last words predicted. Premises
+are about these very controls, so their units are occupations or items. A claim whose premises do
+not hold by their own verdicts is not testable here, and so is every claim under the reverse swap,
+which the paper did not do.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.stats import (
-    NOT_TESTABLE,
-    Estimate,
-    Verdict,
-    claim_row,
-    directional_verdict,
-    estimate,
-    noninferiority_verdict,
-    premise_verdict,
-)
+from pythia_book.stats import Estimate, difference, estimate, mean_over
+from pythia_book.studies.gender_bias import released_numbers as numbers
+from pythia_book.studies.gender_bias.estimates import Units
+from pythia_book.verdicts import HOLDS, Claim, Test, falls, judge, rises, untestable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.published.results import Published
     from pythia_book.studies.gender_bias.params import Params
 
-UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
-NOT_RELEASED = "not among the released files"
-LAST_WINDOW = 134_000
 MARGINAL = 2.0
-"""A loss of accuracy below this counts as marginal, in points."""
+"""A loss of LAMBADA accuracy below this counts as marginal, in points: the smallest difference
+between neighbouring sizes of the released suite (6.9B and 12B, deduplicated, differ by 2.1)."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
 """Arm -> length of its intervention in percent of training."""
 
-CLAIMS = {
-    "shift": "The swap in the last 7 % of training moves the feminine share of pronouns after "
-    "occupations (points; mean of {sizes})",
-    "longer": "The swap in the last 21 % moves it further than the one in the last 7 % "
-    "(points; mean of {sizes})",
-    "winobias": "The swap in the last {window} % lowers stereotype accuracy on WinoBias "
-    "(points; mean of {sizes})",
-    "turned": "The largest model ({large}) turns from pro- to anti-stereotypical "
-    "(WinoBias after the 7 % swap, points above one half)",
-    "by_size": "CrowS-Pairs gender bias is larger in larger models ({small} to {large}, points)",
-    "crows": "The swap in the last {window} % lowers CrowS-Pairs gender bias "
-    "(points; mean of {sizes})",
-    "contrast": "It lowers it most in large models (7 %; change at {large} minus change at "
-    "{small}: negative is a larger fall, points)",
-    "cost": "The swap in the last {window} % costs little accuracy on last words "
-    "(points lost, marginal: below {bound:g}; mean of {sizes})",
+FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
+"""The source of the released numbers behind premises that no paper states."""
+ONE_SEED = "one seed: training again with another one was not measured"
+REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
+NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
+OTHER_METRIC = f"{NO_METRIC}; the released answers, another metric, are tested below"
+SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
+"""Begins the reason where agreement would follow from no swap as well."""
+NO_NUMBERS = "no released numbers: neither in the record nor in PYTHIA_PUBLISHED_DIR"
+
+QUOTES = {
+    "winobias": "a decrease in stereotypical accuracy for each intervention and across model scale",
+    "turned": "successfully changes the model throughout training on the intervention from a "
+    "pro-stereotypical bias to an anti-stereotypical one",
+    "winobias_by_size": "larger capacity models show less pro-stereotypical bias",
+    "winobias_contrast": "the intervention effect size increases across scale",
+    "crows": "a reduction in the bias as a result of swapping the gendered pronouns in the last 7% "
+    "or 21% of the training for all model sizes",
+    "contrast": "but most prominently for the larger ones",
+    "by_size": "although these are also more biased to begin with",
+    "cost": "the interventions only lead to a marginal decrease in the model perplexity on LAMBADA "
+    "[...] swapping gendered pronouns does not lead to major dips in accuracy",
 }
 
-Final = dict[tuple[str, str], dict[str, np.ndarray]]
-"""(size, arm) -> measure -> float[seeds, items] at the end of training."""
+Final = Mapping[tuple[str, str], Mapping[str, Units]]
+"""Maps (size, arm) to a map from each measure to its units at the end of training."""
 
 
 def claims(
-    params: Params,
-    final: Final,
-    published: Published | None,
-    halves: dict[str, np.ndarray] | None = None,
-) -> list[dict[str, Any]]:
-    """One dict per claim, as returned by `stats.claim_row`.
+    params: Params, final: Final, released: Mapping[str, pd.DataFrame], feminine: np.ndarray
+) -> list[Claim]:
+    """Return all claims with their tests.
 
     Args:
-        halves: measure -> stratum of each item, for measures that are resampled within strata.
+        final: the units of our runs at the end of training.
+        released: the tables of `released_numbers.select`; empty without released numbers.
+        feminine: int[occupations of `feminine_share`], the stereotype of each: 1 feminine, 0
+            masculine, -1 unknown.
     """
-    sizes = params.size_list
-    small, large = sizes[0], sizes[-1]
-    as_paper = params.swap == "masculine_to_feminine"
-    rows: list[dict[str, Any]] = []
-
-    def add(
-        name: str, paper: str, released: str, e: Estimate | None, verdict: Verdict, window: int = 7
-    ) -> None:
-        names = {"sizes": ", ".join(sizes), "small": small, "large": large}
-        claim = CLAIMS[name].format(**names, window=window, bound=MARGINAL)
-        rows.append(claim_row(claim, paper, e, verdict, released))
-
-    def change(size: str, arm: str, measure: str) -> np.ndarray:
-        return final[size, arm][measure] - final[size, "control"][measure]
-
-    def pooled(arm: str, measure: str) -> np.ndarray:
-        return np.mean([change(size, arm, measure) for size in sizes], axis=0)
-
-    def points(values: np.ndarray, measure: str = "", change: bool = True) -> Estimate:
-        strata = (halves or {}).get(measure)
-        return estimate(values, params.bootstrap, 0, strata, change, exact=True).times(100)
-
-    def control(measure: str) -> Estimate:
-        values = np.mean([final[size, "control"][measure] for size in sizes], axis=0)
-        return points(values, measure, change=False)
-
-    moves = partial(premise_verdict, direction=1 if as_paper else -1)
-    # The paper only swapped masculine for feminine: the reverse swap tests none of its claims.
-    falls = partial(directional_verdict, direction=-1) if as_paper else NOT_TESTABLE
-    # Only controls with a stereotype, or with some accuracy, can lose it.
-    lowered = {
-        measure: falls if control(measure).low > 50 else NOT_TESTABLE
-        for measure in ("winobias", "crows")
-    }
-    marginal = partial(noninferiority_verdict, bound=MARGINAL)
-    costs = marginal if control("last_word").low > MARGINAL else NOT_TESTABLE
-
-    def add_both(measure: str, paper: str, view: str, column: str) -> None:
-        for arm, window in WINDOWS.items():
-            e = points(pooled(arm, measure), measure)
-            released = _released(published, view, column, window)
-            if measure == "winobias" and window == 7 and published is not None:
-                released = f"another metric, exact match, pro minus anti: {released}"
-            words = paper if window == 7 else "falls (1.4B only)"
-            add(measure, words, released, e, lowered[measure], window)
-
-    e = points(pooled("swap_7", "feminine_share"))
-    add("shift", "premise of the intervention; not measured", NOT_RELEASED, e, moves)
-    e = points(pooled("swap_21", "feminine_share") - pooled("swap_7", "feminine_share"))
-    paper = "not measured; the longer window was run for 1.4B only"
-    add("longer", paper, NOT_RELEASED, e, moves)
-    add_both("winobias", "falls at all scales", "winobias_em", "net")
-    before = points(final[large, "control"]["winobias"] - 0.5, "winobias")
-    e = points(final[large, "swap_7"]["winobias"] - 0.5, "winobias")
-    verdict = falls if before.low > 0 else NOT_TESTABLE
-    add("turned", "6.9B turns during the 7 % intervention", NOT_RELEASED, e, verdict)
-
-    by_size = contrast = None
-    if len(sizes) > 1:
-        by_size = points(final[large, "control"]["crows"] - final[small, "control"]["crows"])
-        contrast = points(change(large, "swap_7", "crows") - change(small, "swap_7", "crows"))
-    released = _released(published, "crows_gender", "value", None)
-    rises = partial(directional_verdict, direction=1)
-    add("by_size", "rises with size", released, by_size, rises)
-    add_both("crows", "falls", "crows_gender", "value")
-    released = _released(published, "crows_gender", "value")
-    add("contrast", "most in the largest models", released, contrast, lowered["crows"])
+    ours, theirs = _Ours(params, final), _Released(released)
+    premises, others = ours.premises(feminine), theirs.premises()
+    missing = _missing(params, premises, others)
+    winobias = missing("association", "winobias")
+    crows = missing("association", "crows")
+    rows = []
     for arm, window in WINDOWS.items():
-        released = _released(published, "lambada", "value", window)
-        e = points(-pooled(arm, "last_word"))
-        add("cost", "LAMBADA: marginal", released, e, costs, window)
-    return rows
+        rows.append(
+            Claim(
+                f"The swap in the last {window} % of training lowers stereotype accuracy on "
+                "WinoBias.",
+                "section 3.1, Figure 2",
+                ours.test(ours.change(arm, "winobias"), falls, winobias),
+                untestable(OTHER_METRIC),
+                QUOTES["winobias"],
+            )
+        )
+    one_size = "" if len(params.size_list) > 1 else "a single size was trained"
+    rows += [
+        Claim(
+            "The swap turns the largest model from pro- to anti-stereotypical on WinoBias.",
+            "section 3.1, Figure 2",
+            ours.test(
+                ours.level("swap_7", "winobias")[:, -1:], falls, winobias, params.size_list[-1]
+            ),
+            untestable(OTHER_METRIC),
+            QUOTES["turned"],
+        ),
+        Claim(
+            "The larger models are less pro-stereotypical on WinoBias.",
+            "section 3.1",
+            ours.test(
+                _across(ours.level("control", "winobias")), falls, winobias or one_size, ACROSS
+            ),
+            untestable(NO_METRIC),
+            QUOTES["winobias_by_size"],
+        ),
+        Claim(
+            "The swap lowers stereotype accuracy on WinoBias most in the larger models.",
+            "section 3.1",
+            ours.test(
+                _across(ours.change("swap_7", "winobias")), falls, winobias or one_size, ACROSS
+            ),
+            untestable(NO_METRIC),
+            QUOTES["winobias_contrast"],
+        ),
+    ]
+    for arm, window in WINDOWS.items():
+        rows.append(
+            Claim(
+                f"The swap in the last {window} % of training lowers the CrowS-Pairs gender bias.",
+                "section 3.1, Figure 1",
+                ours.test(ours.change(arm, "crows"), falls, crows),
+                theirs.change("crows", arm, falls, "320 pairs"),
+                QUOTES["crows"],
+            )
+        )
+    rows += [
+        Claim(
+            "The swap lowers the CrowS-Pairs gender bias most in the larger models.",
+            "section 3.1, Figure 1",
+            ours.test(_across(ours.change("swap_7", "crows")), falls, crows or one_size, ACROSS),
+            theirs.slope("crows", "change", falls),
+            QUOTES["contrast"],
+        ),
+        Claim(
+            "The larger models have more CrowS-Pairs gender bias before the swap.",
+            "section 3.1, Figure 1",
+            ours.test(_across(ours.level("control", "crows")), rises, crows or one_size, ACROSS),
+            theirs.slope("crows", "control", rises),
+            QUOTES["by_size"],
+        ),
+    ]
+    for arm, window in WINDOWS.items():
+        note = theirs.perplexity(arm)
+        rows.append(
+            Claim(
+                f"The swap in the last {window} % of training costs only a marginal part of the "
+                "accuracy on last words (LAMBADA).",
+                "section 3.1, Appendix C.1, Figure 6",
+                ours.test(
+                    -ours.change(arm, "last_word"), _marginal, missing("last_word"),
+                    note="ours: last words of held-out sentences",
+                ),
+                theirs.change("lambada", arm, _no_cost, "5,153 passages", sign=-1, note=note),
+                QUOTES["cost"],
+            )
+        )  # fmt: skip
+    return rows + list(premises.values()) + others
 
 
-def _released(published: Published | None, view: str, column: str, window: int | None = 7) -> str:
-    """Released means in percent, control → swap: "70m 54.7 → 57.0, …".
+def _marginal(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
+    return falls(e, unit, units, MARGINAL, note)
 
-    If `window` is None, those of the controls only.
+
+def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
+    return untestable(f"{SWAP_NOT_SHOWN} there is no cost either", e, unit, units, note)
+
+
+def _across(values: np.ndarray) -> np.ndarray:
+    """Return the values of the largest minus those of the smallest size, float[seeds, 1].
+
+    Args:
+        values: float[seeds, sizes].
     """
-    if published is None:
-        return UNAVAILABLE
-    table: pd.DataFrame = getattr(published, view)()
-    late = table[table.step >= LAST_WINDOW]
-    wide = late.pivot(index=["model", "step"], columns="intervention", values=column)
-    parts = []
-    for model in dict.fromkeys(late.model):
-        arms = ["none"] if window is None else ["none", f"swap_last_{window}pct"]
-        # Only steps at which both arms were scored: some controls have scores for the last only.
-        both = wide.loc[model].reindex(columns=arms).dropna()
-        if len(both):
-            parts.append(f"{model} " + " → ".join(f"{100 * both[arm].mean():.1f}" for arm in arms))
-    return ", ".join(parts) or NOT_RELEASED
+    return values[:, -1:] - values[:, :1]
+
+
+def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) -> Callable[..., str]:
+    """Return a function that says why a claim is not testable.
+
+    The function takes the names of the premises that the claim needs. It returns the reason, or ""
+    if all these premises hold.
+
+    Args:
+        premises: maps names to the premises about our runs.
+        others: more premises, which count in the correction of the verdicts for multiple tests.
+    """
+    judged = judge([*premises.values(), *others])[: len(premises)]
+    verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
+
+    def missing(*names: str) -> str:
+        if params.swap != "masculine_to_feminine":
+            return REVERSE
+        return next((LACKING[name] for name in names if verdicts[name] != HOLDS), "")
+
+    return missing
+
+
+LACKING = {
+    "association": "the controls are not shown to have learned a stereotype after occupations "
+    "that the swap could lower",
+    "winobias": "the controls are not shown to be above chance on WinoBias",
+    "crows": "the controls are not shown to prefer the stereotyping sentences of CrowS-Pairs",
+    "last_word": f"the controls predict too few last words to lose {MARGINAL:g} points",
+}
+"""Maps each premise to what is missing if the premise does not hold."""
+
+# --- our runs --------------------------------------------------------------------------------
+
+
+class _Ours:
+    """The effects of our runs, float[seeds, sizes] in percentage points, and their tests."""
+
+    def __init__(self, params: Params, final: Final) -> None:
+        self.params, self.final, self.sizes = params, final, params.size_list
+
+    def _means(self, arm: str, measure: str) -> np.ndarray:
+        columns = [self.final[size, arm][measure].values.mean(1) for size in self.sizes]
+        return 100 * np.stack(columns, axis=1)
+
+    def level(self, arm: str, measure: str) -> np.ndarray:
+        """Return by how much a measure exceeds 50 %, at which there is no preference."""
+        return self._means(arm, measure) - 50
+
+    def change(self, arm: str, measure: str, base: str = "control") -> np.ndarray:
+        return self._means(arm, measure) - self._means(base, measure)
+
+    def test(
+        self,
+        effects: np.ndarray,
+        make: Callable[..., Test],
+        missing: str = "",
+        of: str = "",
+        note: str = "",
+    ) -> Test:
+        """Test the mean of effects float[seeds, sizes].
+
+        The units are seeds, each with the mean over its sizes. A single seed gives no verdict, and
+        its interval is over sizes.
+
+        Args:
+            make: makes the test from the estimate, e.g. `falls`.
+            missing: why there is no verdict; "" if there is one.
+            of: describes an effect if it is not the mean over all sizes.
+        """
+        seeds, n = effects.shape
+        of = of or (f"{n} sizes" if n > 1 else "1 size")
+        if seeds > 1:
+            e, units = mean_over(effects.mean(1)), f"{seeds} seeds; {of}"
+        else:
+            e, units = mean_over(effects[0]), f"{of}, one run of each arm"
+        if reason := missing or (ONE_SEED if seeds == 1 else ""):
+            return untestable(reason, e, "points", units, note)
+        return make(e, "points", units, note=note)
+
+    def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
+        """Map names to the premises about our runs; `feminine` as in `claims`."""
+        raises, direction = ("raises", rises), ("lowers", falls)
+        word, moves = raises if self.params.swap == "masculine_to_feminine" else direction
+        seeds = "" if self.params.seeds == 1 else f", {self.params.seeds} seeds"
+        sizes = len(self.sizes)
+        of = f"mean of the controls of {sizes} size{'s' if sizes > 1 else ''}{seeds}"
+
+        def units(measure: str) -> Units:
+            """Return the units of a measure, averaged over the controls of all sizes and seeds."""
+            cells = [self.final[size, "control"][measure] for size in self.sizes]
+            values = np.mean([cell.values.mean(0) for cell in cells], axis=0)
+            return Units(measure, values[None], cells[0].strata)
+
+        def above(measure: str, share: float, items: str, text: str) -> Claim:
+            chosen = units(measure)
+            e = estimate(100 * (chosen.values - share), self.params.bootstrap, 0, chosen.strata)
+            counts = f"{e.n_items} {items}, {of}"
+            return Claim(f"{text}.", SETUP, rises(e, "points", counts), kind="premise")
+
+        n = int((feminine >= 0).sum())
+        return {
+            "shift": Claim(
+                f"The swap in the last 7 % of training {word} the feminine share of the pronouns "
+                "expected after occupations.",
+                SETUP,
+                self.test(self.change("swap_7", "feminine_share"), moves),
+                kind="premise",
+            ),
+            "longer": Claim(
+                f"The swap in the last 21 % of training {word} it further than the one in the "
+                "last 7 %.",
+                SETUP,
+                self.test(self.change("swap_21", "feminine_share", "swap_7"), moves),
+                kind="premise",
+            ),
+            "association": Claim(
+                "The controls expect more feminine pronouns after occupations with a feminine "
+                "stereotype than after those with a masculine one.",
+                SETUP,
+                rises(self._association(feminine), "logits", f"{n} occupations, {of}"),
+                kind="premise",
+            ),
+            "winobias": above(
+                "winobias", 0.5, "occupations",
+                "The controls prefer the stereotypical pronoun on WinoBias",
+            ),
+            "crows": above(
+                "crows", 0.5, "pairs",
+                "The controls prefer the stereotyping sentences of CrowS-Pairs (gender)",
+            ),
+            "last_word": above(
+                "last_word", MARGINAL / 100, "passages",
+                f"The controls predict more than {MARGINAL:g} % of the last words",
+            ),
+        }  # fmt: skip
+
+    def _association(self, feminine: np.ndarray) -> Estimate | None:
+        """Return how the controls' pronouns differ between feminine and masculine occupations.
+
+        The difference is that of the mean logits of the feminine share. Return None if a stereotype
+        has fewer than two occupations.
+        """
+        shares = [self.final[size, "control"]["feminine_share"].values for size in self.sizes]
+        share = np.clip(np.stack(shares), 1e-6, 1 - 1e-6)
+        logits = np.log(share / (1 - share)).mean((0, 1))
+        groups = [logits[feminine == stereotype] for stereotype in (1, 0)]
+        if min(map(len, groups)) < 2:
+            return None
+        return difference(*map(mean_over, groups))
+
+
+SETUP = "section 3.1, where it is taken for granted"
+
+# --- released models -------------------------------------------------------------------------
+
+
+class _Released:
+    """Tests on the released numbers; without released numbers, tests say what is missing."""
+
+    def __init__(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        self.tables = {name: table for name, table in tables.items() if len(table)}
+
+    def change(
+        self,
+        name: str,
+        arm: str,
+        make: Callable[..., Test],
+        items: str,
+        sign: int = 1,
+        note: str = "",
+    ) -> Test:
+        """Test the change of the values in a table from control to swap.
+
+        Args:
+            name: the name of the table.
+            make: makes the test from the estimate, e.g. `falls`.
+            items: the items that were scored, in words.
+            sign: the change is multiplied by this.
+        """
+        if name not in self.tables:
+            return untestable(NO_NUMBERS)
+        return self._test(numbers.at_end(self.tables[name], arm), make, items, sign, note)
+
+    def _test(
+        self,
+        frame: pd.DataFrame,
+        make: Callable[..., Test],
+        items: str,
+        sign: int = 1,
+        note: str = "",
+    ) -> Test:
+        if frame.empty:
+            return untestable(f"{NO_NUMBERS} of both arms at one checkpoint")
+        e = numbers.mean_of_models(frame.assign(change=sign * frame.change))
+        by_model = ", ".join(
+            f"{row.size} {row.control:.1f} to {row.swapped:.1f}" for row in frame.itertuples()
+        )
+        units = numbers.units_of_models(frame, items)
+        return make(e, "points", units, note="; ".join(filter(None, (by_model, note))))
+
+    def slope(self, name: str, column: str, make: Callable[..., Test]) -> Test:
+        """Test how a column of `at_end` changes with the size of the models."""
+        if name not in self.tables:
+            return untestable(NO_NUMBERS)
+        frame = numbers.at_end(self.tables[name], "swap_7")
+        note = ", ".join(
+            f"{size} {value:.1f}" for size, value in zip(frame["size"], frame[column], strict=True)
+        )
+        e = numbers.per_tenfold(frame["size"], frame[column])
+        return make(e, PER_TENFOLD, f"{len(frame)} models", note=note)
+
+    def perplexity(self, arm: str) -> str:
+        """Return a note with the mean LAMBADA perplexity of both arms by model, or ""."""
+        table = self.tables.get("lambada")
+        if table is None or table.perplexity.isna().all():
+            return ""
+        values = table.assign(value=table.perplexity / 100)
+        frame = numbers.at_end(values[values.value.notna()], arm)
+        return "perplexity: " + ", ".join(
+            f"{row.size} {row.control:.3g} to {row.swapped:.3g}" for row in frame.itertuples()
+        )
+
+    def premises(self) -> list[Claim]:
+        """Return premises on released numbers that the paper does not use, as its claims imply."""
+
+        tests = {
+            f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '
+            "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
+                "v1", (numbers.COMPARABLE,)
+            ),
+            "In the answers released with the first suite (v0), to both prompts, the swap narrows "
+            "that lead": self._lead("v0", numbers.PROMPTS),
+            "After the swap, the released 6.9B model answers anti-stereotypical sentences better "
+            "than stereotypical ones (prompt as above)": self._turned(),
+            "The CrowS-Pairs gender bias grows with size over all eight deduplicated models": (
+                self._all_sizes()
+            ),
+            "The swap lowers the CrowS-Pairs score for gender by more than those for the other "
+            "eight biases": self._gender_alone(),
+            "The swap leaves the CrowS-Pairs scores for the other eight biases unchanged": (
+                self._others()
+            ),
+        }
+        return [
+            Claim(f"{text}.", FILES, released=test, kind="premise") for text, test in tests.items()
+        ]
+
+    def _leads(self, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame | None:
+        table = self.tables.get("winobias")
+        return None if table is None else numbers.leads(table, suite, prompts)
+
+    def _lead(self, suite: str, prompts: tuple[str, ...]) -> Test:
+        leads = self._leads(suite, prompts)
+        if leads is None:
+            return untestable(NO_NUMBERS)
+        return self._test(numbers.at_end(leads, "swap_7"), falls, "1,584 sentences", note=EXACT)
+
+    def _turned(self) -> Test:
+        leads = self._leads("v1", (numbers.COMPARABLE,))
+        if leads is None:
+            return untestable(NO_NUMBERS)
+        late = numbers.at_end(leads[leads["size"] == "6.9b"], "swap_7")
+        if late.empty:
+            return untestable(NO_NUMBERS)
+        swapped = leads[(leads["size"] == "6.9b") & (leads.arm == "swap_7")]
+        error = 100 * float(np.sqrt((swapped.stderr**2).mean()))
+        e = numbers.mean_of_models(late.assign(change=late.swapped, stderr=error))
+        return falls(e, "points", "1 model; 1,584 sentences as if independent", note=EXACT)
+
+    def _all_sizes(self) -> Test:
+        table = self.tables.get("crows_sizes")
+        if table is None:
+            return untestable(NO_NUMBERS)
+        shares = 100 * table.value
+        note = ", ".join(f"{s} {v:.1f}" for s, v in zip(table["size"], shares, strict=True))
+        e = numbers.per_tenfold(table["size"], shares)
+        return rises(e, PER_TENFOLD, f"{len(table)} models after training", note=note)
+
+    @cached_property
+    def _biases(self) -> pd.DataFrame | None:
+        """Return the changes of CrowS-Pairs scores by model, or None without released numbers.
+
+        The column `others` is the change for the other eight biases; `change` is the change for
+        gender minus `others`.
+        """
+        table = self.tables.get("crows_biases")
+        if table is None:
+            return None
+        ends = numbers.at_end(table, "swap_7", ("bias",))
+        gender = ends[ends.bias == "gender"]
+        others = gender["size"].map(numbers.other_biases(ends))
+        return gender.assign(others=others, change=gender.change - others)
+
+    def _gender_alone(self) -> Test:
+        frame = self._biases
+        if frame is None or len(frame) < 2:
+            return untestable(NO_NUMBERS)
+        units = numbers.units_of_models(frame, "pairs")
+        return falls(numbers.mean_of_models(frame), "points", units, note="gender minus others")
+
+    def _others(self) -> Test:
+        frame = self._biases
+        if frame is None or len(frame) < 2:
+            return untestable(NO_NUMBERS)
+        reason = f"{SWAP_NOT_SHOWN} these scores stay as they are, too"
+        units = numbers.units_of_models(frame, "1,346 pairs")
+        return untestable(reason, numbers.mean_of_models(frame, "others"), "points", units)
+
+
+ACROSS = "largest minus smallest size"
+PER_TENFOLD = "points per tenfold size"
+EXACT = "exact match of the generated answer, another metric than the paper's"

@@ -1,9 +1,9 @@
-"""Two checks of a continuation.
+"""Check the continued training of a released model in two ways.
 
-Continuity: the loss of the continued control on unread rows, compared with the source's checkpoint
-of that step (or of the starting step). Effect: the gender study's measures for swap and control,
-which began in the same way and read the same rows except for swapped tokens. All differences are
-paired and have intervals.
+`continuity` compares the loss of the continued control on unread rows with that of the source's
+checkpoint at the same step (or at the starting step). `effects` compares the gender study's
+measures of swap and control, which began in the same way and read the same rows except for swapped
+tokens. All differences are paired and have intervals.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pythia_book.measurements import measure_all
 from pythia_book.released import download
 from pythia_book.released.continuation.run import Continued
 from pythia_book.stats import estimate
-from pythia_book.studies.gender_bias.measures import STRATIFIED, Items, TokenizedItems, is_choice
+from pythia_book.studies.gender_bias.estimates import Units, units_of
+from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
 from pythia_core.errors import CheckpointError, ConfigError, FetchError
 from pythia_core.evaluation import scoring
 from pythia_core.training.runs import find_run
@@ -32,7 +31,11 @@ EFFECTS = ["step", "measure", "control", "swapped", "change", "low", "high", "n"
 
 
 def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
-    """The source's checkpoint of a step, else of the step at which the run began."""
+    """Load the source's checkpoint at `step`, or, if there is none, at the step where `run` began.
+
+    Returns:
+        The model and its step.
+    """
     place = run.place
 
     def load(step: int, revision: str) -> tuple[GPTNeoX, int]:
@@ -47,15 +50,17 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
 
 
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
-    """Loss of the continued control and of its source on the first rows of the next batch.
+    """Compare the losses of the continued control and of its source on unread rows.
 
-    Measured at the first saved step, the first after re-warming, and the last with a next batch.
+    The rows are the first of the control's next batch. The steps are the first saved step, the
+    first saved step after re-warming, and the last saved step that has a next batch.
 
     Args:
         rows: maximum number of rows per batch.
 
     Returns:
-        Columns CONTINUITY: nats per token; difference = ours - source, with its interval over rows.
+        Columns CONTINUITY. Losses are in nats per token; the difference is ours minus source, with
+        its interval over rows. The table is empty if the source is itself the control.
     """
     import pandas as pd
 
@@ -91,14 +96,16 @@ def effects(
     bootstrap: int = 2000,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The gender study's measures of both arms, and the change with its interval.
+    """Compare a swapped run with its control on the gender study's measures.
 
     Args:
-        steps: saved steps; default: the last.
-        items: default: those of the pinned wheels. text: default: the run's (Batches.with_heldout).
+        steps: saved steps; by default, the last.
+        items: the evaluation items; by default, those in the pinned wheels.
+        text: the text to measure on; by default, that of the run (Batches.with_heldout).
 
     Returns:
-        Columns EFFECTS; a step that cannot be measured has a row with the reason.
+        Columns EFFECTS, one row per step and measure; a step that cannot be measured has one row,
+        whose note is the reason.
 
     Raises:
         ConfigError: the run has no swap.
@@ -119,13 +126,18 @@ def effects(
         if step in reasons:
             table.append({"step": step, "measure": "", "note": reasons[step]})
             continue
-        before, after = arrays_at[control.id, step], arrays_at[swapped.id, step]
+        before, after = (arrays_at[run.id, step] for run in (control, swapped))
         for name in before:
-            choice = is_choice(name)
-            strata = battery.feminine_job if name in STRATIFIED else None
-            change = (after[name] - before[name]).astype(np.float64)[None]
-            e = estimate(change, bootstrap, 0, strata, change=True, exact=choice)
-            row = {"step": step, "measure": name, "control": before[name].mean()}
-            row |= {"swapped": after[name].mean(), "change": e.value, "low": e.low, "high": e.high}
-            table.append(row | {"n": e.n_items, "note": ""})
+            pair = (
+                units_of(name, arrays[name][None], battery.sentences) for arrays in (before, after)
+            )
+            for old, new in zip(*pair, strict=True):
+                table.append({"step": step, **_change(old, new, bootstrap), "note": ""})
     return pd.DataFrame(table, columns=EFFECTS)
+
+
+def _change(before: Units, after: Units, bootstrap: int) -> dict[str, Any]:
+    e = after.minus(before).interval(bootstrap, change=True)
+    row = {"measure": before.measure, "control": before.values.mean()}
+    row |= {"swapped": after.values.mean(), "change": e.value, "low": e.low, "high": e.high}
+    return row | {"n": e.n_items}

@@ -1,8 +1,9 @@
 """Figures of the gender-bias study.
 
-The paper's figures 1, 2 and 6 with released numbers next to ours, and the share of feminine
-pronouns after occupations, where small models show the clearest effect. If released numbers are
-missing, their panel says how to get them.
+The figures are the paper's figures 1, 2 and 6, with released numbers next to ours; two figures of
+the share of feminine pronouns after occupations, where small models show the clearest effect; and
+two figures of released numbers alone. If released numbers are missing, the panel says how to get
+them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records, style
-from pythia_book.stats import Z_95
-from pythia_book.studies.gender_bias.claims import LAST_WINDOW
+from pythia_book.stats import Z_95, mean_over
+from pythia_book.studies.gender_bias import released_numbers as numbers
 from pythia_book.studies.gender_bias.params import ARMS
 from pythia_book.style import Drawing, Table, interval
 from pythia_core.suite import scale_named
@@ -23,27 +24,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pythia_book.published.results import Published
     from pythia_book.study import Result
 
-RELEASED_ARMS = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
 MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}
 ABSENT = (
     "Released numbers not found.\n\nClone the public repository\nEleutherAI/pythia (or take an\n"
-    "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand draw this figure again."
+    "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand run this study again."
 )
 BRANCH_PERCENT = 78
-"""Where the x-axis starts, in percent of training, in panels of the intervention only."""
+"""The x-axis starts here, in percent of training, in panels that show only the intervention."""
 
 
 def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
-    """Notes under a figure: what was measured, what intervals cover, source of released numbers."""
+    """Return the notes under a figure.
+
+    They say what was measured, what the intervals cover, and where released numbers are from.
+    """
     seeds = result.params.seeds
-    sampled = "items and seeds" if seeds > 1 else "items (one seed: training again may differ more)"
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    meaning = f"intervals: 95 % bootstrap over {sampled}" if intervals else ""
-    released = "released: from PYTHIA_PUBLISHED_DIR" if result.released is not None else ""
-    return f"ours: {items}, {count}", meaning, released
+    meaning = f"intervals: 95 %, {f'over {seeds} seeds' if seeds > 1 else ONE_RUN}"
+    released = records.RELEASED_SOURCE.partition(",")[0].replace(" at commit", "")
+    released *= bool(result.released)
+    return f"ours: {items}, {count}", meaning * intervals, released and f"released: {released}"
+
+
+ONE_RUN = "over items of one run"
 
 
 def _forks(ax: Axes, scale: str) -> None:
@@ -56,14 +61,12 @@ def _forks(ax: Axes, scale: str) -> None:
             ax.axvline(percent, color=style.MUTED, linewidth=0.7, linestyle=shape, zorder=0)
 
 
-def _released(published: Published, view: str, column: str = "value") -> pd.DataFrame:
-    """Released numbers with our column names: size, arm, step, percent, value, stderr."""
-    table = getattr(published, view)().copy()
-    table["size"] = table.model
-    table["arm"] = table.intervention.map(RELEASED_ARMS)
-    table["percent"] = 100 * table.step / OFFICIAL_STEPS
-    table["value"] = table[column]
-    return table[["size", "arm", "step", "percent", "value", "stderr"]]
+def _released(result: Result, name: str) -> pd.DataFrame | None:
+    """Return a table of released numbers with the column `percent` of training, or None."""
+    table = result.released.get(name)
+    if table is None or table.empty:
+        return None
+    return table.assign(percent=100 * table.step / OFFICIAL_STEPS)
 
 
 def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = False) -> None:
@@ -102,7 +105,7 @@ def prior_shift(result: Result) -> Drawing:
 
 
 def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
-    """A drawing whose description gives the largest model's result in all three arms."""
+    """Return a drawing whose description has the largest model's `measure` in all three arms."""
     texts = (
         f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
@@ -116,11 +119,10 @@ def crows_over_training(result: Result) -> Drawing:
     n = result.values["n_crows"]
     notes = _notes(result, f"{n} pairs, bands at the end only")
     with style.canvas(result, 2, 3.3, *notes, sharey=True) as (figure, (left, right)):
-        released = []
-        if result.released is None:
+        released, table = [], _released(result, "crows")
+        if table is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.released, "crows_gender")
             released = _released_lines(left, table[table.step >= 512])
             left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
         left.set_title("Released Pythia models (320 pairs, s.e. 2.7 points)")
@@ -128,7 +130,7 @@ def crows_over_training(result: Result) -> Drawing:
         _end_intervals(right, result, ours)
         right.set(title=f"Ours ({n} pairs)")
         right.tick_params(labelleft=True)
-        for ax in (right,) if result.released is None else (left, right):
+        for ax in (left, right) if released else (right,):
             style.reference(ax, 50)
             ax.set(xlabel="training completed (%)", xlim=(-3, 108))
         if released:
@@ -159,16 +161,11 @@ def winobias_by_size(result: Result) -> Drawing:
     n = result.values["n_winobias"]
     notes = _notes(result, f"{n} sentences")
     with style.canvas(result, 3, 3.0, *notes) as (figure, (left, right, split)):
-        if result.released is None:
+        table = _released(result, "winobias")
+        if table is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.released, "winobias_em", "net")
-            table = table[table.step >= LAST_WINDOW]  # as in the claims table
-            mean = table.groupby(["size", "arm"], sort=False)[["value", "stderr"]].mean()
-            mean = mean.reset_index()
-            # all checkpoints have the same items, so averaging them does not reduce the error
-            mean["low"] = mean.value - Z_95 * mean.stderr
-            mean["high"] = mean.value + Z_95 * mean.stderr
+            mean = _late_means(numbers.leads(table, "v1", (numbers.COMPARABLE,)), ["arm"])
             style.size_points(left, mean, dict.fromkeys(mean["size"]), "arm", MARKS)
             style.reference(left, 0)
             left.set_ylabel("exact match, pro minus anti (points)")
@@ -184,6 +181,19 @@ def winobias_by_size(result: Result) -> Drawing:
         _halves(split, result)
         style.arm_legend(figure)
     return _drawing(figure, "WinoBias by model size and arm; ours,", result, "winobias")
+
+
+def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return means over the steps from LAST_WINDOW on, by size and the columns `by`.
+
+    Intervals are over items. All checkpoints have the same items, so averaging over checkpoints
+    does not reduce the error.
+    """
+    late = table[table.step >= numbers.LAST_WINDOW]
+    late = late.assign(variance=late.stderr**2)
+    mean = late.groupby(["size", *by], sort=False)[["value", "variance"]].mean().reset_index()
+    error = Z_95 * mean.variance**0.5
+    return mean.assign(low=mean.value - error, high=mean.value + error)
 
 
 def _halves(ax: Axes, result: Result) -> None:
@@ -208,10 +218,10 @@ def language_cost(result: Result) -> Drawing:
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
     with style.canvas(result, 3, 3.0, *_notes(result, n)) as (figure, (left, middle, right)):
-        if result.released is None:
+        table = _released(result, "lambada")
+        if table is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.released, "lambada")
             sizes = _released_lines(left, table[table.percent >= BRANCH_PERCENT])
             left.set(ylabel="LAMBADA accuracy (%)", xlabel="training completed (%)", ylim=(0, 80))
             style.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
@@ -235,7 +245,7 @@ def language_cost(result: Result) -> Drawing:
 
 
 def occupations(result: Result) -> Drawing:
-    """The largest model's feminine share, occupation by occupation."""
+    """Draw the largest model's feminine share of pronouns, occupation by occupation."""
     size = result.values["largest"]
     table = result.tables["occupations"]
     wide = style.rows_where(table, size=size)
@@ -261,11 +271,94 @@ def occupations(result: Result) -> Drawing:
     return Drawing(figure, text)
 
 
+# --- released numbers alone ------------------------------------------------------------------
+
+
+def released_winobias(result: Result) -> Drawing:
+    """The released WinoBias answers: both prompts, both suites, each side, control and swap."""
+    table = _released(result, "winobias")
+    source = _notes(result, "")[-1]
+    notes = ("intervals: 95 % over items, 792 sentences per point", source)
+    with style.canvas(result, 2, 5.0, *notes, rows=2) as (figure, axes):
+        marks = {
+            f"{side} {arm}": style.mark("^" if side == "pro" else "v", arm == "control")
+            for side in numbers.SIDES
+            for arm in ("control", "swap_7")
+        }
+        panels = [(suite, prompt) for suite in ("v1", "v0") for prompt in numbers.PROMPTS]
+        texts = []
+        for ax, (suite, prompt) in zip(axes, panels, strict=True):
+            name = "current suite (v1)" if suite == "v1" else "first suite (v0)"
+            ax.set_title(f'{name}, "{prompt}"')
+            if table is None:
+                style.say(ax, ABSENT)
+                continue
+            rows = style.rows_where(table, suite=suite, prompt=prompt)
+            mean = _late_means(rows[rows.arm != "swap_21"], ["side", "arm"])
+            mean["mark"] = mean.side + " " + mean.arm
+            sizes = [size for size in _SIZES if size in set(mean["size"])]
+            style.size_points(ax, mean, sizes, "mark", marks)
+            ax.set_ylim(0, 48)
+            cells = mean[mean["size"] == sizes[-1]].set_index("mark").value if sizes else []
+            if len(cells) == len(marks):
+                pro, anti = (
+                    f"{side} {100 * cells[f'{side} control']:.1f} to "
+                    f"{100 * cells[f'{side} swap_7']:.1f}"
+                    for side in numbers.SIDES
+                )
+                texts.append(f"{suite} {prompt} {sizes[-1]} {pro}, {anti}")
+        for ax in axes[::2]:
+            ax.set_ylabel("exact matches (%)")
+        labels = {"pro": "stereotypical", "anti": "anti-stereotypical"}
+        style.legend(
+            figure,
+            {
+                f"{labels[key.split()[0]]}, {'control' if 'control' in key else '7 % swap'}": mark
+                for key, mark in marks.items()
+            },
+        )
+        text = "Exact matches of the released WinoBias answers by model, prompt, side and arm"
+        return Drawing(figure, text, texts)
+
+
+_SIZES = ("70m", "410m", "1.4b", "6.9b")
+
+
+def crows_biases(result: Result) -> Drawing:
+    """Draw how the swap changes the released CrowS-Pairs scores, bias by bias."""
+    table, source = _released(result, "crows_biases"), _notes(result, "")[-1]
+    notes = ("large points: mean over models, 95 % Student t over models", source)
+    with style.canvas(result, 1, 3.2, *notes) as (figure, (ax,)):
+        if table is None:
+            style.say(ax, ABSENT)
+            return Drawing(figure, "No released CrowS-Pairs scores")
+        ends, texts = numbers.at_end(table, "swap_7", ("bias",)), []
+        sizes = [size for size in _SIZES if size in set(ends["size"])]
+        names = [bias for bias in numbers.PAIRS if bias in set(ends.bias)]
+        for y, bias in enumerate(reversed(names)):
+            cell = ends[ends.bias == bias].set_index("size")
+            for size in sizes:
+                ax.plot(
+                    cell.change[size], y + 0.17, "o", color=style.size_colour(size), markersize=4
+                )
+            e = mean_over(cell.change.to_numpy())
+            colour = style.ORANGE if bias == "gender" else style.MUTED
+            style.interval_point(ax, y - 0.17, e, colour, 1, flat=True, markersize=5)
+            texts.insert(0, f"{bias.replace('_', ' ')} {e.value:+.1f} [{e.low:.1f}, {e.high:.1f}]")
+        labels = [f"{bias.replace('_', ' ')} ({numbers.PAIRS[bias]} pairs)" for bias in names]
+        ax.set_yticks(range(len(names)), labels[::-1])
+        ax.grid(axis="y", visible=False)
+        style.reference(ax, x=0)
+        ax.set_xlabel("pairs with a likelier stereotyping sentence: swap minus control (points)")
+        style.size_legend(figure, sizes, ncols=4)
+        return Drawing(figure, "Change of the released CrowS-Pairs scores by bias, points", texts)
+
+
 # --- tables ----------------------------------------------------------------------------------
 
 
 def results_table(result: Result) -> Table:
-    """Every measure at the end of training, by size and arm, with its interval."""
+    """Return the table of every measure at the end of training, by size and arm."""
     import pandas as pd
 
     labels = {
@@ -290,7 +383,7 @@ def results_table(result: Result) -> Table:
 
 
 def summary(result: Result) -> Any:
-    """The main numbers as a paragraph of Markdown, for the abstract of the notebook."""
+    """Return the main numbers as a paragraph of Markdown, for the notebook's abstract."""
     from IPython.display import Markdown
 
     v = result.values
@@ -303,7 +396,9 @@ def summary(result: Result) -> Any:
         return percent(name).removesuffix(" %")
 
     chance = v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]
-    seeds = "one seed" if v["seeds"] == 1 else f"{v['seeds']} seeds"
+    seeds, cover = f"{v['seeds']} seeds", "over seeds"
+    if v["seeds"] == 1:
+        seeds, cover = "one seed", "over items, which do not cover training again"
     split = ""
     if "n_winobias_feminine" in v and "n_winobias_masculine" in v:
         split = (
@@ -315,7 +410,7 @@ def summary(result: Result) -> Any:
         )
     return Markdown(
         f"**Result.** Sizes {v['sizes']}, {seeds}; numbers are those of the {largest} model, "
-        "brackets are 95 % intervals. The swap "
+        f"brackets are 95 % intervals {cover}. The swap "
         f"changes {v['tokens_changed_swap_7']:,} tokens in the last 7 % of training and "
         f"{v['tokens_changed_swap_21']:,} in the last 21 %. The feminine share of the pronouns "
         f"expected after {v['n_feminine_share']} occupations goes from "

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.measurements import LanguageMeasurement
+from pythia_book.studies.gender_bias.estimates import Sentences
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
 from pythia_core.evaluation import scoring
@@ -34,19 +35,9 @@ if TYPE_CHECKING:
 
 FEMININE = (" she", " her", " hers", " herself")
 MASCULINE = (" he", " him", " his", " himself")
-TRACKED_MEASURES = ("feminine_share", "crows", "crows_per_token", "crows_margin")
-"""Measured throughout training; the other measures only from the first fork on."""
-
-STRATIFIED = ("winobias", "winobias_per_token", "winobias_margin")
-"""Measures with items in two strata of fixed size: feminine and masculine stereotypes."""
 
 Measured = dict[str, np.ndarray]
-"""Measure -> one value per item, float64[n]."""
-
-
-def is_choice(measure: str) -> bool:
-    """Whether the values of the measure are 0 or 1."""
-    return measure not in ("loss", "feminine_share") and not measure.endswith("_margin")
+"""Maps a measure to one value per item, float64[n]."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +76,16 @@ class Items:
         jobs, index = np.unique(named, return_inverse=True)
         return jobs.tolist(), index
 
+    def stereotypes(self) -> dict[str, bool]:
+        """Map each WinoBias occupation to whether its stereotypical pronoun is feminine."""
+        return {i.occupation: is_feminine(i.pronoun_pro) for i in self.winobias}
+
 
 class TokenizedItems:
     """The items, tokenized and packed once for all checkpoints.
 
     `too_long` counts, for each kind of pair, those excluded because a sentence is longer than the
-    model's context (none at scale laptop).
+    model's context (none at the scale `laptop`).
     """
 
     def __init__(self, items: Items, data: PreparedData, max_seq_len: int) -> None:
@@ -123,8 +118,10 @@ class TokenizedItems:
             [i.sentence_anti for i in items.winobias],
             "WinoBias items",
         )
-        feminine = [i.pronoun_pro.strip().lower() in _FEMININE_WORDS for i in items.winobias]
-        self.feminine_job = np.array(feminine)[fits]
+        feminine = np.array([is_feminine(i.pronoun_pro) for i in items.winobias])
+        names = [item.occupation for item in items.winobias]
+        self.winobias_jobs, occupation = np.unique(names, return_inverse=True)
+        self.sentences = Sentences(occupation[fits], feminine[fits])
         self.crows, _ = pairs(
             [p.more for p in items.crows], [p.less for p in items.crows], "CrowS-Pairs"
         )
@@ -148,7 +145,7 @@ class TokenizedItems:
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """All measures if `full`, otherwise TRACKED_MEASURES."""
+        """Apply all measures to a model, or, if not `full`, the feminine share and CrowS-Pairs."""
         measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
@@ -160,24 +157,22 @@ class TokenizedItems:
         measured |= _choices("crows", scoring.score(model, self.crows))
         if full:
             measured["loss"] = scoring.row_losses(model, self.rows)
-            choices = _choices("winobias", scoring.score(model, self.winobias))
-            measured |= choices
-            for name, chosen in (
-                ("feminine", self.feminine_job),
-                ("masculine", ~self.feminine_job),
-            ):
-                if chosen.any():
-                    measured[f"winobias_{name}"] = choices["winobias"][chosen]
+            measured |= _choices("winobias", scoring.score(model, self.winobias))
             measured |= _choices("stereoset", scoring.score(model, self.stereoset))
             measured["last_word"] = scoring.score(model, self.passages).greedy.astype(np.float64)
         return measured
 
 
-_FEMININE_WORDS = {word.strip() for word in FEMININE}
+def is_feminine(pronoun: str) -> bool:
+    return f" {pronoun.strip().lower()}" in FEMININE
 
 
 def _choices(name: str, scores: scoring.Scores) -> Measured:
-    """A choice in its three forms; scores alternate between stereotyping and other sentences."""
+    """Return the choices of pairs in three forms: by total, per token, and as a margin.
+
+    Args:
+        scores: scores of pairs of sentences, in each of which the stereotyping sentence is first.
+    """
     total = scores.logprob[0::2] - scores.logprob[1::2]
     per_token = scores.per_token[0::2] - scores.per_token[1::2]
     return {

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
-from pythia_core.config import SWAPS, RunConfig
+from pythia_core.config import PRONOUN_SWAPS, RunConfig
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import scale_named
-from pythia_core.training.retention import Keep
+from pythia_core.training.retention import Keep, is_large
 from pythia_core.training.schedule import linear_steps
 from pythia_core.util.machine import best_precision
 
@@ -19,8 +19,19 @@ ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Arm -> the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
 BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""Evenly spaced checkpoints that are measured, before the first fork and from there on."""
+"""The evenly spaced checkpoints that are measured: BEFORE the first fork, and from it on."""
 BASE_SEED = 1234
+WINDOWS = {7: 133, 21: 113}
+"""Length in percent of training -> evenly spaced checkpoint at which the fork begins."""
+PLACEBO = "prepositions"
+"""The swap of forks whose coupling with their control is compared with that of pronoun swaps."""
+N_SIZES = 2
+"""The smallest sizes of the study that keep all their checkpoints, as many of them."""
+N_SEEDS = 2
+"""Seeds at most: every fork is measured at up to 30 checkpoints."""
+
+Cell = tuple[str, int, str]
+"""(size, seed, arm); arms are "control", "swap_7", "placebo_21" and so on."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +51,8 @@ class Params(StudyParams):
     }
 
     def check(self) -> None:
-        if self.swap not in SWAPS:
-            raise ConfigError(one_of(self.swap, SWAPS, "swap"))
+        if self.swap not in PRONOUN_SWAPS:
+            raise ConfigError(one_of(self.swap, PRONOUN_SWAPS, "swap"))
 
     def control(self, size: str, seed: int) -> RunConfig:
         """The control run of one size and seed: a model of the suite's deduplicated half."""
@@ -50,14 +61,14 @@ class Params(StudyParams):
         return scale.run(size, both, both, deduplicated=True, precision=best_precision())
 
     def arm(self, size: str, seed: int, arm: str) -> RunConfig:
-        """The run of one arm."""
+        """Return the config of one arm's run."""
         control, index = self.control(size, seed), ARMS[arm]
         if index is None:
             return control
         return control.fork(self.swap, scale_named(self.scale).fork_step(index))
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Steps at which an arm is measured: for a fork, those after it leaves the control."""
+        """Return the steps at which an arm is measured; a fork is measured only after it begins."""
         scale = scale_named(self.scale)
         first = ARMS[arm]
         before = () if scale.published else BEFORE  # released controls start at a fork
@@ -66,18 +77,41 @@ class Params(StudyParams):
         return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
 
 
+def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
+    """Return the configs of the controls, swaps and placebos that are compared.
+
+    There are no such runs at the scale `paper`, where released models are continued, or if every
+    run is too large to keep all of its checkpoints.
+    """
+    scale = scale_named(params.scale)
+    made: dict[Cell, RunConfig] = {}
+    sizes = () if scale.published else params.size_list
+    for size in [s for s in sizes if not is_large(params.control(s, 0))][:N_SIZES]:
+        for seed in range(min(params.seeds, N_SEEDS)):
+            control = made[size, seed, "control"] = params.control(size, seed)
+            for window, index in WINDOWS.items():
+                start = scale.fork_step(index)
+                made[size, seed, f"swap_{window}"] = control.fork(params.swap, start)
+                made[size, seed, f"placebo_{window}"] = control.fork(PLACEBO, start)
+    return made
+
+
 def runs(params: Params) -> list[RunConfig]:
     """Configs of all runs that the study uses."""
-    return [
+    arms = [
         params.arm(size, seed, arm)
         for size in params.size_list
         for seed in range(params.seeds)
         for arm in ARMS
     ]
+    return list(dict.fromkeys([*arms, *coupled_runs(params).values()]))
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints of a run that the study reads, and the states that forks start from."""
+    """Return the checkpoints of `run` that this study reads, and the states that forks start from.
+
+    Another study may train the run.
+    """
     weights = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
     if not weights.weights or run.intervention:

@@ -1,4 +1,4 @@
-"""The gender-bias study at scale paper: continue the released deduplicated models with a swap.
+"""Continue the released deduplicated models with a swap, for the scale `paper`.
 
 The control and the long swap start from the released weights of step 113,000. These come without
 optimizer state (pythia_book.released.continuation.run explains the re-warming). The short swap
@@ -71,7 +71,8 @@ def check(params: Params) -> None:
     """
     if params.seeds != 1:
         raise ConfigError(
-            f"seeds must be 1 at scale paper, as the released models have one; got {params.seeds}"
+            f"with --scale paper, seeds must be 1, got {params.seeds}: each released "
+            "model has only one seed"
         )
     missing = [
         f"set {name} to {value}"
@@ -89,14 +90,17 @@ def check(params: Params) -> None:
             missing.append(str(error))
     if missing:
         lines = [line for plan in _plans_or_none(params) for line in plan.lines]
-        raise ConfigError("\n  ".join(["scale paper cannot start:", *missing, *lines]))
+        raise ConfigError("\n  ".join(["cannot start with --scale paper:", *missing, *lines]))
     all_plans = plans(params)
     if any(plan.missing_shards for plan in all_plans):
         lines = [line for plan in all_plans for line in plan.lines]
-        raise ConfigError("\n  ".join(["scale paper cannot start, shards are missing:", *lines]))
+        raise ConfigError(
+            "\n  ".join(["cannot start with --scale paper: shards are missing:", *lines])
+        )
 
 
 def _plans_or_none(params: Params) -> list[Plan]:
+    """Return `plans`, or no plans if a model is missing."""
     try:
         return plans(params)
     except CheckpointError:  # already in the message
@@ -104,7 +108,7 @@ def _plans_or_none(params: Params) -> list[Plan]:
 
 
 def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[str, int, str], Run]:
-    """(size, 0, arm) -> run, found or trained, for all three arms."""
+    """Find or train the runs of all three arms; map (size, 0, arm) to a run."""
     scale = scale_named(params.scale)
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     arms: dict[tuple[str, int, str], Any] = {}

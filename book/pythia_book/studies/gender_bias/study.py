@@ -5,33 +5,24 @@ but with masculine pronouns replaced by feminine ones (or the reverse) in the la
 21 % of training. They fork at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the
 paper. Seed i uses 1234 + i for both data order and initial weights.
 
-Arms are compared from the first fork to the end (gender_bias.measures). Every effect is a paired
-difference with a bootstrap interval (stats).
+Arms are compared from the first fork to the end, always as paired differences on the same items
+(estimates says what their intervals cover).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import measure_all
-from pythia_book.published.results import find as find_published
-from pythia_book.stats import estimate
+from pythia_book.conduct import conduct
+from pythia_book.studies.gender_bias import coupling, released_numbers
 from pythia_book.studies.gender_bias.claims import claims
-from pythia_book.studies.gender_bias.measures import (
-    STRATIFIED,
-    Items,
-    Measured,
-    TokenizedItems,
-    is_choice,
-)
-from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params
-from pythia_book.studies.registry import train_all
-from pythia_book.study import Result
+from pythia_book.studies.gender_bias.estimates import HALVES, Sentences, Units, is_choice, units_of
+from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params, coupled_runs
+from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import CheckpointError
 from pythia_core.suite import scale_named
 
@@ -39,17 +30,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
+    from pythia_book.studies.gender_bias.measures import Items, Measured
     from pythia_core.training.runs import Run
 
 
-Key = tuple[str, str, int]
+Cell = tuple[str, str, int]
 """(size, arm, step)."""
-Strata = dict[str, np.ndarray]
-"""Measure -> stratum of each item, for measures that are resampled within strata."""
+Final = dict[str, Units]
+"""Measure -> its units."""
+OVER_TRAINING = ("feminine_share", "crows")
+OVER_BRANCH = (*OVER_TRAINING, "winobias", "loss")
+"""Measures that are kept for every step, and from the first fork on; at the end, all are."""
 
 
 def check(params: Params) -> None:
-    """Check that the models and data that scale paper needs are available.
+    """Check that the models and data that the scale `paper` needs are available.
 
     Raises:
         ConfigError: lists what is missing, with sizes and hours.
@@ -72,26 +67,56 @@ def run(
     Args:
         items: the evaluation items; default: those in the pinned wheels.
         find_or_train: returns the runs of configs; default: `train_all`.
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or those recorded.
 
     Raises:
         ConfigError: see `check`.
     """
+    return conduct(
+        STUDY,
+        params,
+        partial(measure, params, progress, items, find_or_train),
+        partial(analyse, params),
+        lambda found: released_numbers.select(found) | coupling.released(found),
+        published,
+    )
+
+
+# --- measuring -------------------------------------------------------------------------------
+
+
+def measure(
+    params: Params,
+    progress: bool = True,
+    items: Items | None = None,
+    find_or_train: Callable[..., dict[Any, Run]] | None = None,
+) -> Measurements:
+    """Find or train every run and measure its checkpoints.
+
+    The arrays are MEASURE/SIZE/ARM/STEP, [seeds, items], for the cells that were measured for all
+    seeds; winobias_occupation and winobias_feminine, the occupation and the stereotype of every
+    WinoBias sentence; and the arrays of `coupling.measure`.
+
+    Raises:
+        ConfigError: see `check`.
+        CheckpointError: the last checkpoint of a run cannot be measured.
+    """
+    from pythia_book.measurements import measure_all
     from pythia_book.studies.gender_bias import released
+    from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
+    from pythia_book.studies.registry import train_all
 
     check(params)
-    find_or_train = find_or_train or partial(train_all, params)
-    published = published or find_published()
-    started = time.time()
-    items = items or Items.load()
-    scale = scale_named(params.scale)
+    items, scale = items or Items.load(), scale_named(params.scale)
     cells = [
         (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
     ]
     if scale.published:
         trained = released.find_or_continue_arms(params, progress)
     else:
-        trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
+        train = find_or_train or partial(train_all, params)
+        arms = {cell: params.arm(*cell) for cell in cells}
+        trained = train(arms | coupled_runs(params), progress)
     runs = list(trained.values())
     texts = {run.id: run.data.with_heldout() for run in runs}
     tokenized: dict[str, TokenizedItems] = {}  # by fingerprint of the text
@@ -99,7 +124,7 @@ def run(
         text = texts[run.id]
         if text.fingerprint not in tokenized:
             tokenized[text.fingerprint] = TokenizedItems(items, text, run.config.model.max_seq_len)
-    first_items = tokenized[texts[runs[0].id].fingerprint]
+    battery = tokenized[texts[runs[0].id].fingerprint]
     checkpoints = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
     arrays_at, gaps = {}, []
     for full in (False, True):
@@ -115,28 +140,52 @@ def run(
             gaps += missing
     if final_gaps := [gap for gap in gaps if gap.step == scale.steps]:
         reason = final_gaps[0].reason
-        raise CheckpointError(f"the last checkpoint of a run cannot be measured: {reason}")
-    measured: dict[Key, list[Measured]] = {}
+        raise CheckpointError(f"cannot measure the last checkpoint of a run: {reason}")
+    measured: dict[Cell, list[Measured]] = {}
     for (size, _, arm), run, step in checkpoints:
         if (run.id, step) in arrays_at:
             measured.setdefault((size, arm, step), []).append(arrays_at[run.id, step])
-    arrays = {key: _stack(seeds) for key, seeds in measured.items() if len(seeds) == params.seeds}
-    ledgers = [
-        {"size": size, "seed": i, "arm": arm, **_ledger_row(trained[size, i, arm])}
-        for size, i, arm in cells
-        if ARMS[arm] is not None
-    ]
-    halves = {name: first_items.feminine_job for name in STRATIFIED}
-    frames = tables(params, items, arrays, ledgers, halves)
-    final = {(s, a): arrays[s, a, scale.steps] for s in params.size_list for a in ARMS}
-    rows = claims(params, final, published, halves)
-    numbers = values(params, items, frames)
-    numbers["n_too_long"] = sum(first_items.too_long.values())
-    numbers["gaps"] = len(gaps)
-    return Result(STUDY, params, frames, numbers, rows, runs, started, published)
+    arrays = {
+        name_of(name, *cell): array
+        for cell, seeds in measured.items()
+        if len(seeds) == params.seeds
+        for name, array in _stacked(seeds, cell[2], params).items()
+    }
+    arrays["winobias_occupation"] = battery.sentences.occupation.astype(np.uint8)
+    arrays["winobias_feminine"] = battery.sentences.feminine
+    jobs, job_of = items.jobs()
+    stereotypes = items.stereotypes()
+    facts = {
+        "occupations": jobs,
+        "contexts": np.bincount(job_of).tolist(),
+        "stereotypes": [int(stereotypes.get(job, -1)) for job in jobs],
+        "ledger": [
+            {"size": size, "seed": i, "arm": arm, **_ledger_row(trained[size, i, arm])}
+            for size, i, arm in cells
+            if ARMS[arm] is not None
+        ],
+        "too_long": sum(battery.too_long.values()),
+        "gaps": [f"{gap.run_id}, step {gap.step}: {gap.reason}" for gap in gaps],
+    }
+    coupled, coupled_facts = coupling.measure(params, trained, progress, items)
+    return Measurements(arrays | coupled, facts | coupled_facts, runs)
+
+
+def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.ndarray]:
+    """Stack the results of all seeds: map each measure that is kept at `step` to [seeds, items]."""
+    scale = scale_named(params.scale)
+    kept = OVER_BRANCH if step >= scale.fork_step(BRANCH[0]) else OVER_TRAINING
+    names = kept if step != scale.steps else [name for name in seeds[0] if name not in HALVES]
+    return {
+        name: np.stack([seed[name] for seed in seeds]).astype(
+            bool if is_choice(name) else np.float32
+        )
+        for name in names
+    }
 
 
 def _ledger_row(run: Run) -> dict[str, Any]:
+    """Return how many tokens a fork changed, and in which window of training."""
     ledger = run.ledger
     window = (ledger.stop - ledger.start) * ledger.batch_size * run.config.data.seq_len
     return {
@@ -148,67 +197,76 @@ def _ledger_row(run: Run) -> dict[str, Any]:
     }
 
 
-# --- tables ----------------------------------------------------------------------------------
+# --- analysis --------------------------------------------------------------------------------
 
 
-def _stack(measures: list[Measured]) -> dict[str, np.ndarray]:
-    """Measure -> float[seeds, items], for the measures that all seeds have."""
-    names = [n for n in measures[0] if all(n in other for other in measures)]
-    return {name: np.stack([other[name] for other in measures]) for name in names}
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values and claims, from the measurements and the released numbers alone."""
+    sentences = Sentences(*(measured.arrays[f"winobias_{n}"] for n in ("occupation", "feminine")))
+    cells: dict[Cell, Final] = {}
+    for name, array in measured.arrays.items():
+        if name.count("/") == 3:
+            measure, size, arm, step = name.split("/")
+            units = {u.measure: u for u in units_of(measure, array, sentences)}
+            cells.setdefault((size, arm, int(step)), {}).update(units)
+    frames = tables(params, cells, measured.facts)
+    end = scale_named(params.scale).steps
+    final = {(size, arm): cells[size, arm, end] for size in params.size_list for arm in ARMS}
+    stereotypes = np.array(measured.facts["stereotypes"])
+    rows = claims(params, final, released, stereotypes)
+    numbers = values(params, measured, frames) | released_values(released)
+    coupled = coupling.analyse(params, measured.arrays, measured.facts, released)
+    return frames | coupled[0], numbers | coupled[1], rows + coupled[2]
 
 
 def tables(
-    params: Params,
-    items: Items,
-    arrays: dict[Key, dict[str, np.ndarray]],
-    ledgers: list[dict],
-    halves: Strata,
+    params: Params, cells: dict[Cell, Final], facts: dict[str, Any]
 ) -> dict[str, pd.DataFrame]:
-    """All tables of the study.
+    """Return all tables of the study.
+
+    The column n counts units; for WinoBias and the feminine share, units are occupations.
 
     levels: size arm measure value low high n seeds, for the final weights.
-    effects: the same with value = arm - control, paired.
-    branch: levels at every measured step (before the first fork, TRACKED_MEASURES only) and
-        percent = 100 step / steps; the first point of a fork is that of its parent.
-    branch_effects: branch with value = arm - control, paired.
-    occupations: size arm occupation value n (contexts).
+    effects: the columns of levels; the value is arm minus control, paired.
+    branch: the columns of levels and step percent (of training), for every measured step. The first
+        point of a fork is that of its control.
+    branch_effects: the columns of branch; the value is arm minus control, paired.
+    occupations: size arm occupation value (feminine share) n (contexts).
     ledger: the tokens that each fork changed.
     """
     import pandas as pd
 
-    scale, arrays = scale_named(params.scale), dict(arrays)
+    scale, cells = scale_named(params.scale), dict(cells)
     for size in params.size_list:  # a fork's first point is the control's at the fork
         for arm, index in ARMS.items():
             if index is not None:
                 step = scale.fork_step(index)
-                arrays[size, arm, step] = arrays[size, "control", step]
+                cells[size, arm, step] = cells[size, "control", step]
 
-    def summary(name: str, values: np.ndarray, change: bool, exact: bool) -> dict[str, Any]:
-        e = estimate(values, params.bootstrap, 0, halves.get(name), change, exact)
-        return {**e.interval(), "n": e.n_items, "seeds": e.n_seeds}
+    def summary(units: Units, change: bool, exact: bool = True) -> dict[str, Any]:
+        e = units.interval(params.bootstrap, change, exact)
+        return {**e.interval(), "n": units.values.shape[1], "seeds": len(units.values)}
 
     branch, branch_effects, levels, effects, occupations = [], [], [], [], []
-    jobs, job_of = items.jobs()
-    contexts = np.bincount(job_of, minlength=len(jobs))
-    for (size, arm, step), measures in sorted(arrays.items(), key=lambda cell: cell[0][2]):
+    for (size, arm, step), measures in sorted(cells.items(), key=lambda cell: cell[0][2]):
         keys = {"size": size, "arm": arm}
         percent = {"step": step, "percent": 100 * step / scale.steps}
-        for name, values in measures.items():
-            level = summary(name, values, change=False, exact=is_choice(name))
+        for name, units in measures.items():
+            level = summary(units, change=False)
             branch.append({**keys, "measure": name, **percent, **level})
             if step == scale.steps:
                 levels.append({**keys, "measure": name, **level})
             if arm != "control":
-                difference = values - arrays[size, "control", step][name]
+                difference = units.minus(cells[size, "control", step][name])
                 forked = step != scale.fork_step(ARMS[arm])  # at the fork both are the same model
-                change = summary(name, difference, change=True, exact=forked and is_choice(name))
+                change = summary(difference, change=True, exact=forked)
                 branch_effects.append({**keys, "measure": name, **percent, **change})
                 if step == scale.steps:
                     effects.append({**keys, "measure": name, **change})
         if step != scale.steps:
             continue
-        share = measures["feminine_share"].mean(0)
-        for job, value, n in zip(jobs, share, contexts, strict=True):
+        share = measures["feminine_share"].values.mean(0)
+        for job, value, n in zip(facts["occupations"], share, facts["contexts"], strict=True):
             occupations.append({**keys, "occupation": job, "value": value, "n": n})
     frames = {
         "levels": pd.DataFrame(levels),
@@ -216,7 +274,7 @@ def tables(
         "branch": pd.DataFrame(branch),
         "branch_effects": pd.DataFrame(branch_effects),
         "occupations": pd.DataFrame(occupations),
-        "ledger": pd.DataFrame(ledgers),
+        "ledger": pd.DataFrame(facts["ledger"]),
     }
     ranks = {name: rank for names in (params.size_list, ARMS) for rank, name in enumerate(names)}
     return {
@@ -227,25 +285,34 @@ def tables(
     }
 
 
-def values(params: Params, items: Items, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Name -> number, for prose; measures are those of the largest size."""
+def values(
+    params: Params, measured: Measurements, tables: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Map names to the numbers in prose; measures are those of the largest size."""
     largest = params.size_list[-1]
     levels, effects = (
         frame[frame["size"] == largest].set_index(["measure", "arm"])
         for frame in (tables["levels"], tables["effects"])
     )
+    feminine = measured.arrays["winobias_feminine"]
+    end = (largest, "control", scale_named(params.scale).steps)
     numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": largest,
         "seeds": params.seeds,
-        "n_contexts": len(items.contexts),
+        "n_contexts": sum(measured.facts["contexts"]),
+        "n_winobias_feminine": int(feminine.sum()),
+        "n_winobias_masculine": int((~feminine).sum()),
+        "n_too_long": measured.facts["too_long"],
+        "gaps": len(measured.facts["gaps"]),
     }
     interval = ["value", "low", "high"]
     halves = [f"winobias_{half}" for half in ("feminine", "masculine")]
     for name in ("winobias", *halves, "crows", "stereoset", "feminine_share", "loss", "last_word"):
         if (name, "control") not in levels.index:  # this half has no items
             continue
-        numbers[f"n_{name}"] = int(levels.n[name, "control"])
+        if name not in halves:
+            numbers[f"n_{name}"] = measured.arrays[name_of(name, *end)].shape[1]
         for arm in ARMS:
             numbers[f"{name}_{arm}"] = levels.loc[(name, arm), interval].to_dict()
             if arm != "control":
@@ -256,3 +323,23 @@ def values(params: Params, items: Items, tables: dict[str, pd.DataFrame]) -> dic
         numbers[f"tokens_changed_{arm}"] = round(forks.tokens_changed.mean())
         numbers[f"share_changed_{arm}"] = float(forks.share.mean())
     return numbers
+
+
+def released_values(released: Tables) -> dict[str, str]:
+    """What prose says of the released numbers, as text; "not available" without them.
+
+    first_stand_for, first_refers_to: see `released_numbers.first_swapped`. crows_rise_70m: by how
+    many points the CrowS-Pairs score for gender of the swapped 70M model is above its control's.
+    """
+    texts = {}
+    table = released.get("winobias")
+    for prompt, name in zip(
+        released_numbers.PROMPTS, ("first_stand_for", "first_refers_to"), strict=True
+    ):
+        steps = [] if table is None else released_numbers.first_swapped(table, prompt)
+        texts[name] = ", ".join(steps) or "not available"
+    table = released.get("crows")
+    ends = None if table is None else released_numbers.at_end(table, "swap_7").set_index("size")
+    known = ends is not None and "70m" in ends.index
+    texts["crows_rise_70m"] = f"{ends.change['70m']:.1f}" if known else "not available"
+    return texts

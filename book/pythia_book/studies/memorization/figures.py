@@ -1,4 +1,4 @@
-"""Figures of the memorization study: shares, repetition, order, power, prediction."""
+"""Figures of the memorization study, on our runs and on the released confusion tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book import style
-from pythia_book.published.figures import MODELS
+from pythia_book.published.tables import MODELS
 from pythia_book.records import number_text
 from pythia_book.style import BLUE, GREEN, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
@@ -24,7 +24,7 @@ FEW = "too few memorized rows"
 
 
 def shares(result: Result) -> Drawing:
-    """Share of rows memorized, by size on both texts and over training on the standard text."""
+    """Draw the share of rows memorized, by size on both texts, and over training."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
@@ -40,30 +40,34 @@ def shares(result: Result) -> Drawing:
 
 
 def exposures(result: Result) -> Drawing:
-    """Share of rows memorized, by how often their first tokens were read."""
+    """Draw the share of rows memorized, by how often their continuation was read."""
     table = style.rows_where(result.tables["exposures"], arm="standard")
-    names = list(dict.fromkeys(table.exposures))
+    names = list(dict.fromkeys(table.times))
     with style.canvas(result, 1, 2.7, "standard text; bands: 95 % intervals") as (figure, (ax,)):
         points = table[table.n > 0]
-        points = points.assign(x=[names.index(name) for name in points.exposures])
+        points = points.assign(x=[names.index(name) for name in points.times])
         style.size_curves(ax, points, "x", result.params.size_list, 100, markersize=3)
-        counts = table.groupby("exposures", sort=False).n.first()
+        counts = table.groupby("times", sort=False).n.first()
         labels = [f"{name}\n({number_text(int(counts[name]))})" for name in names]
         ax.set_xticks(range(len(names)), labels)
-        ax.set_xlabel("times the first tokens of a row were read in the run (rows)")
+        ax.set_xlabel("times the continuation of a row was read in the run (rows)")
         ax.set_ylabel("% of them memorized")
         style.size_legend(ax, result.params.size_list, loc="upper left", ncols=2)
-        return Drawing(figure, "Share of memorized rows by how often their tokens were read")
+        numbers = (
+            f"{row.size} {row.times} times {100 * row.value:.1f} %"
+            for row in points[points["size"] == result.params.size_list[-1]].itertuples()
+        )
+        return Drawing(figure, "Share of rows memorized by how often they were read", numbers)
 
 
 def order(result: Result) -> Drawing:
-    """The paper's Q-Q plot with a 95 % band, and the rate over training."""
+    """Draw the paper's Q-Q plot with a 95 % band, and the share memorized over training."""
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window
     notes = f"{result.params.size_list[-1]}, standard text; bands: 95 %"
     with style.canvas(result, 3, 2.9, notes) as (figure, axes):
         for ax, subset in zip(axes[:2], ("all rows", "read once"), strict=True):
-            ax.set_title(subset)
+            ax.set_title(subset + (" (holds by design)" if subset == "all rows" else ""))
             points = style.rows_where(qq, arm="standard", subset=subset)
             points = points.sort_values(["theoretical", "observed"])
             if points.empty:
@@ -94,34 +98,38 @@ def order(result: Result) -> Drawing:
 
 
 def power(result: Result) -> Drawing:
-    """The power of each test against each alternative."""
-    table = result.tables["power"]
-    note = "numbers: % of simulated orders that the test rejects at 5 %"
-    with style.canvas(result, 1, 3.0, note) as (figure, (ax,)):
+    """Draw the power of the test made for each alternative, by the number of memorized rows."""
+    table, values = result.tables["power"], result.values
+    colours = (BLUE, ORANGE, GREEN, style.MUTED)
+    note = f"{number_text(values['once_standard'])} rows read once; bands: 95 % intervals"
+    with style.canvas(result, 1, 2.9, note) as (figure, (ax,)):
         if table.empty:
             style.say(ax, f"{FEW}:\nno test could be made")
             return Drawing(figure, FEW)
-        window = np.where(table.window > 0, ",\n" + table.window.astype(str) + " rows", "")
-        test = table.test + window
-        wide = table.assign(name=test).pivot_table(
-            index="alternative", columns="name", values="value", sort=False
-        )
-        ax.imshow(wide.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for i, j in np.ndindex(wide.shape):
-            value = wide.iat[i, j]
-            ink = "white" if value > 0.55 else "#222222"
-            ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=8)
-        ax.set_xticks(range(len(wide.columns)), wide.columns)
-        ax.set_yticks(range(len(wide.index)), wide.index)
-        ax.grid(False)
-        ax.xaxis.tick_top()
-        return Drawing(figure, "Power of every test against planted effects of order")
+        for (name, rows), colour in zip(
+            table.groupby("alternative", sort=False), colours, strict=True
+        ):
+            shape = {"marker": "o", "markersize": 3, "label": f"{name}: {rows.test.iloc[0]}"}
+            style.curve(ax, rows, "events", colour, 100, **shape)
+        ax.set_xscale("log")
+        events = sorted(set(table.events))
+        ax.set_xticks(events, [number_text(int(n)) for n in events])
+        ax.minorticks_off()
+        style.reference(ax, 5)
+        ax.set_ylim(0, 102)
+        ax.set_xlabel("memorized rows among those read once")
+        ax.set_ylabel("% of simulated orders rejected")
+        ax.legend(loc="upper left", fontsize=7)
+        last = table[table.events == events[-1]]
+        numbers = (f"{row.alternative} {100 * row.value:.0f} %" for row in last.itertuples())
+        return Drawing(figure, f"Power at {events[-1]} memorized rows", numbers)
 
 
 def prediction(result: Result) -> Drawing:
-    """Precision and recall of predicting the rows memorized at the end, ours and released."""
-    table, released = result.tables["prediction"], result.released
-    with style.canvas(result, 4, 2.8, "bars: 95 % intervals", sharey=True) as (figure, axes):
+    """Draw precision and recall of predictions of the texts that our largest model memorizes."""
+    table = result.tables["prediction"]
+    note = "bars: exact 95 % intervals over texts"
+    with style.canvas(result, 2, 2.8, note, sharey=True) as (figure, axes):
         steps = style.rows_where(table, experiment="earlier checkpoint")
         sizes = style.rows_where(table, experiment="smaller model")
         last = result.params.steps("standard")[-1]
@@ -129,50 +137,94 @@ def prediction(result: Result) -> Drawing:
         axes[0].set_title("earlier checkpoints")
         axes[0].set_xlabel("% of training")
         _precision_recall(axes[1], np.arange(len(sizes)), sizes)
-        axes[1].set_xticks(range(len(sizes)), sizes["size"], rotation=60, fontsize=7)
+        style.category_ticks(axes[1], sizes["size"], rotation=60, fontsize=7)
         axes[1].set_title("smaller models")
-        for ax, experiment in ((axes[2], "early_checkpoint_predicts_last"),
-                         (axes[3], "small_model_predicts_12b")):  # fmt: skip
-            ax.set_title("released, 12B")
-            rows = style.rows_where(released, experiment=experiment) if len(released) else released
-            if rows.empty:
-                style.say(ax, "no released\nnumbers")
-                continue
-            if experiment.startswith("early"):
-                rows = rows[rows.model == "12b"].sort_values("step")
-                x = 100 * rows.step / OFFICIAL_STEPS
-                ax.set_xlabel("% of training")
-            else:
-                rows = rows[rows.step == OFFICIAL_STEPS].set_index("model")
-                rows = rows.reindex([model for model in MODELS if model in rows.index])
-                x = np.arange(len(rows))
-                ax.set_xticks(x, rows.index, rotation=60, fontsize=7)
-            _curves(ax, x, rows)
         axes[0].set_ylabel("%")
         axes[0].set_ylim(-4, 104)
         shapes = {name: {"color": c, "marker": mark} for name, c, mark in MEASURES}
         style.legend(figure, shapes)
-        return Drawing(figure, "Precision and recall of predicting the memorized rows")
+        numbers = (
+            f"{row.size} step {row.step} precision {100 * row.precision:.0f} % recall "
+            f"{100 * row.recall:.0f} %"
+            for row in table.itertuples()
+        )
+        return Drawing(figure, "Predicting the memorized texts", numbers)
 
 
 def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
+    """Draw precision and recall of `rows` at the places `x`, with bars for intervals."""
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
-    _curves(ax, x, rows)
-    style.reference(ax, 100)
-
-
-def _curves(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
-    """Precision and recall, with bars where `rows` has intervals."""
     for name, colour, mark in MEASURES:
         ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
-        points = rows.assign(x=x, **{key: rows[c] for key, c in ends.items() if c in rows})
+        points = rows.assign(x=x, **{key: rows[c] for key, c in ends.items()})
         style.curve(ax, points, "x", colour, 100, bars=True, marker=mark, markersize=3.5)
 
 
+def released(result: Result) -> Drawing:
+    """Draw released shares, precision and recall of memorization, by size, step and compute."""
+    table = result.tables["released"]
+    note = "of the first 23,552,000 sequences; one run per size, so there is no interval"
+    with style.canvas(result, 4, 3.0, note) as (figure, axes):
+        early = style.rows_where(table, experiment="earlier checkpoint")
+        small = style.rows_where(table, experiment="smaller model", step=OFFICIAL_STEPS)
+        names = ("memorized", "earlier checkpoints", "smaller models", "recall, equal compute")
+        for ax, title in zip(axes, names, strict=True):
+            ax.set_title(title)
+            if table.empty:
+                style.say(ax, "no released\nnumbers")
+        if table.empty:
+            return Drawing(figure, "No released numbers")
+        places = np.arange(len(small))
+        axes[0].scatter(places, small.share, color=[style.size_colour(m) for m in small.model])
+        axes[0].set_ylabel("% of sequences")
+        axes[0].set_ylim(bottom=0)
+        style.category_ticks(axes[0], small.model, rotation=60, fontsize=7)
+        for model in MODELS:
+            rows = style.rows_where(early, model=model)
+            for name, _, mark in MEASURES:
+                axes[1].plot(
+                    rows.percent,
+                    100 * rows[name],
+                    color=style.size_colour(model),
+                    marker=mark,
+                    markersize=3,
+                    linewidth=1,
+                )
+        axes[1].set_xlabel("% of training")
+        for name, colour, mark in MEASURES:
+            axes[2].plot(places, 100 * small[name], color=colour, marker=mark, markersize=3.5)
+        style.category_ticks(axes[2], small.model, rotation=60, fontsize=7)
+        partial = style.rows_where(early, model=MODELS[-1])
+        for rows, colour, label in ((partial, BLUE, "12B itself"), (small, ORANGE, "smaller")):
+            rows = rows.dropna(subset=["recall"])
+            axes[3].plot(
+                100 * rows.compute,
+                100 * rows.recall,
+                color=colour,
+                marker="o",
+                markersize=3.5,
+                label=label,
+            )
+        axes[3].set_xscale("log")
+        axes[3].set_xlabel("compute, % of all of 12B's")
+        axes[3].legend(loc="lower right", fontsize=7)
+        for ax in axes[1:]:
+            ax.set_ylim(0, 104)
+        axes[1].set_ylabel("%")
+        shapes = {name: {"color": c, "marker": mark} for name, c, mark in MEASURES}
+        style.legend(figure, shapes)
+        numbers = (
+            f"{row.model} {row.share:.2f} % memorized, precision {100 * row.precision:.0f} "
+            f"% recall {100 * row.recall:.0f} %"
+            for row in small.itertuples()
+        )
+        return Drawing(figure, "Released models at the end of training", numbers)
+
+
 def tests_table(result: Result) -> Table:
-    """Every test of order: effect size, p, and p after Holm's adjustment."""
+    """Return the table of all tests of order, with effect size, p, and p adjusted by Holm."""
     import pandas as pd
 
     rows = []
@@ -180,7 +232,7 @@ def tests_table(result: Result) -> Table:
         tested = r.status == "tested"
         effect = tested and r.value == r.value  # some tests have no effect size
         rows.append({
-            "Text": r.arm, "Rows": f"{r.subset} ({number_text(int(r.rows))})",
+            "Text": r.arm, "Rows read once": number_text(int(r.rows)),
             "Memorized": number_text(int(r.events)),
             "Test": f"{r.test}, {r.window} rows" if r.window else r.test,
             "Effect [95 %]": style.interval(r.value, r.low, r.high) if effect else "",
@@ -188,12 +240,12 @@ def tests_table(result: Result) -> Table:
             "p (Holm)": f"{r.holm:.3f}" if tested else "",
         })  # fmt: skip
     note = "Trend: % change of the rate per tenth of training; dispersion: 1 is binomial"
-    columns = ["Text", "Rows", "Memorized", "Test", "Effect [95 %]", "p", "p (Holm)"]
+    columns = ["Text", "Rows read once", "Memorized", "Test", "Effect [95 %]", "p", "p (Holm)"]
     return Table(pd.DataFrame(rows, columns=columns), note)
 
 
 def levels_table(result: Result) -> Table:
-    """How often our tests and the textbook tests reject a true null."""
+    """Return the table of how often our tests and the textbook tests reject a true null."""
     import pandas as pd
 
     table = result.tables["levels"]

@@ -1,4 +1,4 @@
-"""Tests of whether a row's position in training affects memorization, exact at any event rate.
+"""Test whether a row's position in training affects memorization; exact at any event rate.
 
 Null hypothesis: the M events (memorized rows) are a uniformly random subset of the N eligible rows.
 Every p-value comes from drawing such subsets, without fitting a rate or assuming a distribution, so
@@ -9,10 +9,11 @@ counts per window are binomial, not Poisson, and gaps are whole numbers, not exp
     trend        mean position of the events; reported as % change of the rate per 10 % of training
     dispersion   variance of the counts per window divided by the binomial one, at several windows
     positions    Kolmogorov-Smirnov distance between the positions and a uniform distribution
-    gaps         the same between the gaps from event to event and a geometric distribution
+    gaps         Kolmogorov-Smirnov distance between the gaps from event to event and a geometric
+                 distribution
 
-ALTERNATIVES are ways in which order could matter. The power of the tests against them, at a run's M
-and N, shows how much a failure to reject means.
+ALTERNATIVES are ways in which order could matter. The power of the tests against them shows how
+many events it takes to find such an effect, if events are independent of each other.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pythia_book.stats import LEVEL, Z_95, Estimate
 from pythia_core.errors import ConfigError, DataError
 
 MIN_EVENTS = 20
-"""A test needs at least this many rows with an event, and as many without."""
+"""A test needs at least this many rows with an event, and as many rows without an event."""
 MIN_WINDOWS = 20
 """Dispersion is tested only for window sizes that give at least this many windows."""
 _CHUNK = 1 << 21  # array elements at a time, to bound memory
@@ -45,9 +46,11 @@ class Design:
 
     def __post_init__(self) -> None:
         if not 0 <= self.events <= self.n:
-            raise DataError(f"{self.events} events do not fit into {self.n} eligible rows")
+            raise DataError(
+                f"the number of events must be 0 to {self.n} (eligible rows), got {self.events}"
+            )
         if any(w < 1 for w in self.windows):
-            raise ConfigError(f"windows must have at least 1 row, got {self.windows}")
+            raise ConfigError(f"windows must have at least 1 row each, got sizes {self.windows}")
 
     @property
     def n(self) -> int:
@@ -61,7 +64,7 @@ class Design:
 
     @cached_property
     def testable_windows(self) -> tuple[int, ...]:
-        """Window sizes that give enough windows."""
+        """The sizes in `windows` that give at least MIN_WINDOWS windows."""
         return tuple(w for w in self.windows if len(self.eligible) // w >= MIN_WINDOWS)
 
     @property
@@ -86,14 +89,15 @@ class Design:
 
 
 def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """int64[draws, M]: random events under the null, as sorted ranks among eligible rows."""
+    """Draw random events under the null, as sorted ranks among eligible rows, int64[draws, M]."""
     return _ranks_of_smallest(design, draws, lambda k: rng.random((k, design.n)))
 
 
 def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
-    """int64[draws, M]: for each draw, the sorted ranks of the M smallest of n keys.
+    """Return for each draw the sorted ranks of the M smallest of n keys, int64[draws, M].
 
-    `keys(k)` returns float[k, n], the keys of k draws.
+    Args:
+        keys: a function of the number k of draws that returns their keys, float[k, n].
     """
     ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
@@ -115,7 +119,10 @@ def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndar
 
 
 def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """float64[draws, tests]: the statistic of every test for sorted ranks int[draws, M]."""
+    """Compute the statistic of every test, float64[draws, tests], from ranks int[draws, M].
+
+    Each row of `ranks` has the sorted ranks of the events among the eligible rows.
+    """
     columns = [trend_slope(design, ranks)]
     columns += [dispersion(design, ranks, window) for window in design.testable_windows]
     columns += [_positions(design, ranks), _gaps(design, ranks)]
@@ -123,13 +130,19 @@ def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Estimated b of a rate proportional to 1 + b * (position - mean position): Laplace's score."""
+    """Estimate b for a rate proportional to 1 + b * (position - mean position), float64[draws].
+
+    The estimate is Laplace's score.
+    """
     centred = design.position - design.position.mean()
     return centred[ranks].mean(1) / (centred**2).mean()
 
 
 def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
-    """Pearson's chi-square of the counts per window, per degree of freedom: 1 if binomial."""
+    """Return Pearson's chi-square of the counts per window, divided by its degrees of freedom.
+
+    For binomial counts its mean is 1.
+    """
     _, sizes = design.window_of(window)
     used = sizes > 0
     p = design.events / design.n
@@ -176,16 +189,16 @@ class NullDistribution:
         """Compute the statistics of `draws` random subsets.
 
         Raises:
-            DataError: too few events, or too few rows without one.
-            ConfigError: fewer than 99 draws.
+            DataError: there are too few events, or too few rows without an event.
+            ConfigError: `draws` is less than 99.
         """
         if not design.testable:
             raise DataError(
                 f"cannot test {design.events} events in {design.n} rows: at least {MIN_EVENTS} "
-                "rows with an event and as many without one are needed"
+                "rows with an event and as many without an event are needed"
             )
         if draws < 99:
-            raise ConfigError(f"{draws} simulations are too few for a p-value; use at least 99")
+            raise ConfigError(f"at least 99 simulations are needed for a p-value, got {draws}")
         rng = np.random.default_rng(0)
         step = max(1, _CHUNK // design.events)
         parts = [
@@ -220,22 +233,11 @@ class NullDistribution:
         return low, high
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """p-values float[..., tests] adjusted by Holm's method; the last axis is one family."""
-    p = np.asarray(p, np.float64)
-    order = np.argsort(p, axis=-1)
-    factors = np.arange(p.shape[-1], 0, -1)
-    stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1)
-    adjusted = np.empty_like(stepped)
-    np.put_along_axis(adjusted, order, np.minimum(1, stepped), -1)
-    return adjusted
-
-
 # --- effects ---------------------------------------------------------------------------------
 
 
 def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
-    """Change of the rate per 10 % of training, in % of the mean rate, with its 95 % interval.
+    """Estimate the change of the rate per 10 % of training, in % of the mean rate.
 
     The binomial variance of the score is inflated by the dispersion of the counts in the smallest
     window if that exceeds 1 (quasi-likelihood): clustered events carry less information.
@@ -258,7 +260,7 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
 
 
 def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> dict[str, np.ndarray]:
-    """Q-Q plot of the counts per window against a Poisson distribution with the same mean.
+    """Compute the Q-Q plot of counts per window against a Poisson distribution of the same mean.
 
     Returns:
         theoretical (Poisson quantiles), observed (sorted counts), low and high, each with one entry
@@ -283,10 +285,11 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
 
 
 def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.ndarray]:
-    """p-values float64[draws] of the textbook tests, to show how often they reject true nulls.
+    """Map the names of the textbook tests to p-values float64[draws].
 
-    Poisson dispersion: sum of (count - mean)^2 / mean compared with chi-square, two-sided.
-    Exponential gaps: Kolmogorov-Smirnov test with the mean gap as scale.
+    The p-values show how often these tests reject true nulls. "Poisson dispersion" compares the sum
+    of (count - mean)^2 / mean with chi-square, two-sided. "exponential gaps" is a
+    Kolmogorov-Smirnov test of the gaps, with the mean gap as scale.
     """
     from scipy.stats import chi2, kstwobign
 
@@ -314,7 +317,7 @@ BATCH = 0
 
 
 def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) -> Draw:
-    """Events drawn without replacement with weights float[draws or 1, N]."""
+    """Return a Draw that draws events without replacement, by weights float[draws or 1, N]."""
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
         def times(k: int) -> np.ndarray:  # exponential with the weights as rates
@@ -326,7 +329,7 @@ def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) 
 
 
 def linear_trend(total: float) -> Draw:
-    """The rate rises linearly from the first row to the last, by `total` times its mean."""
+    """Return a Draw whose rate rises linearly over training, by `total` times the mean rate."""
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
         return (1 + total * (design.position - 0.5))[None]
@@ -335,7 +338,11 @@ def linear_trend(total: float) -> Draw:
 
 
 def batch_rates(variation: float) -> Draw:
-    """Each batch has its own gamma-distributed rate, with this coefficient of variation."""
+    """Return a Draw in which each batch has its own gamma-distributed rate.
+
+    Args:
+        variation: the coefficient of variation of the rates.
+    """
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
         index, sizes = design.window_of(design.windows[BATCH])
@@ -346,9 +353,9 @@ def batch_rates(variation: float) -> Draw:
 
 
 def clusters(share: float, size: int, within: int) -> Draw:
-    """A share of the events come in clusters of `size` events within `within` rows.
+    """Return a Draw in which a share of the events come in clusters.
 
-    With size = within = 2, these are adjacent pairs.
+    A cluster is `size` events within `within` rows; with size = within = 2, it is an adjacent pair.
     """
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -367,24 +374,22 @@ def clusters(share: float, size: int, within: int) -> Draw:
     return draw
 
 
-ALTERNATIVES: dict[str, Draw] = {
-    "none": random_subsets,
-    "the rate rises by 10 % over training": linear_trend(0.1),
-    "the rate rises by 30 % over training": linear_trend(0.3),
-    "the rate doubles over training": linear_trend(2 / 3),
-    "rates of batches vary by 30 %": batch_rates(0.3),
-    "20 % of events in adjacent pairs": clusters(0.2, 2, 2),
-    "20 % of events in clumps, 4 in 16 rows": clusters(0.2, 4, 16),
+ALTERNATIVES: dict[str, tuple[str, Draw]] = {
+    "the rate rises by 30 % over training": ("trend", linear_trend(0.3)),
+    "the rate doubles over training": ("trend", linear_trend(2 / 3)),
+    "rates of batches vary by 30 %": ("dispersion", batch_rates(0.3)),
+    "20 % of events in adjacent pairs": ("gaps", clusters(0.2, 2, 2)),
 }
+"""Maps each alternative to the name of the test made for it and to a Draw of its events."""
 
 
 def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
-    """int64[tests]: how many of `draws` samples of an alternative each test rejects at 5 %."""
+    """Count how many of `draws` samples from `draw` each test rejects at 5 %, int64[tests]."""
     ranks = draw(null.design, draws, np.random.default_rng(seed))
     return (null.p_values(statistics(null.design, ranks)) <= 0.05).sum(0)
 
 
 def textbook_rejections(design: Design, window: int, draws: int) -> dict[str, int]:
-    """How many of `draws` samples of a true null each textbook test rejects at 5 %."""
+    """Count how many of `draws` samples of a true null each textbook test rejects at 5 %."""
     p = textbook_p(design, random_subsets(design, draws, np.random.default_rng(1)), window)
     return {name: int((values <= 0.05).sum()) for name, values in p.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named, suite_configs
 from pythia_core.training.retention import Keep
+from pythia_core.training.schedule import N_LINEAR
 
 STUDY = "memorization"
 AFTER = ("suite",)
@@ -19,6 +21,16 @@ CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
 """Evenly spaced checkpoints of the standard models: the paper's 23,000, 43,000, ..."""
 DEDUPLICATED_AT = (63, 103, 143)
 """Evenly spaced checkpoints of the deduplicated models."""
+EARLY = (23, 63)
+"""Evenly spaced checkpoints from which claims predict the last: 16 % and 44 % of training, the
+first and the third of Biderman et al. 2023b."""
+WINDOWS = (32, 64, 128, 512)
+"""Rows per window in tests of dispersion: 32 is one of our batches, 512 is from the paper."""
+
+
+def nominal_parameters(size: str) -> float:
+    """The number of parameters that the name of a size states, e.g. 1.4e9 for "1.4b"."""
+    return float(size[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[size[-1]]
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,8 @@ class Params(StudyParams):
         width = scale_named(self.scale).data.seq_len + 1
         if self.context + self.continuation > width:
             raise ConfigError(
-                f"context={self.context} and continuation={self.continuation} together are more "
-                f"than the {width} tokens of a row"
+                f"context={self.context} and continuation={self.continuation} add up to more than "
+                f"the {width} tokens of a row"
             )
 
     def steps(self, arm: str) -> list[int]:
@@ -53,6 +65,28 @@ class Params(StudyParams):
         scale = scale_named(self.scale)
         indices = CHECKPOINTS if arm == "standard" else DEDUPLICATED_AT
         return sorted({scale.fork_step(i) for i in indices} - {0})
+
+    @property
+    def early_steps(self) -> list[int]:
+        """Steps of the checkpoints EARLY."""
+        return [scale_named(self.scale).fork_step(i) for i in EARLY]
+
+    @property
+    def early_percent(self) -> list[int]:
+        """The checkpoints EARLY in percent of training."""
+        return [round(100 * i / N_LINEAR) for i in EARLY]
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Return WINDOWS and the window of the Q-Q plot, without repetition."""
+        return tuple(dict.fromkeys((*WINDOWS, self.window)))
+
+    @property
+    def tenth(self) -> str:
+        """The smaller size whose number of parameters is nearest to a tenth of the largest's."""
+        largest = nominal_parameters(self.size_list[-1])
+        smaller = self.size_list[:-1] or self.size_list
+        return min(smaller, key=lambda s: abs(math.log(10 * nominal_parameters(s) / largest)))
 
 
 def runs(params: Params) -> list[RunConfig]:

@@ -1,110 +1,73 @@
 """Memorization, and whether it depends on the order of training (paper section 3.2).
 
 For every row that a checkpoint has read, extraction (pythia_core.evaluation.memorization) tells
-whether the checkpoint has memorized it: by size, over training, on both texts, and by repetition
-count. Tests of whether a row's position in training matters (order_tests), each with its power, use
-either all rows or only those read once. Finally, earlier checkpoints and smaller models predict
-which rows the last checkpoint has memorized.
+whether the checkpoint has memorized it: by size, over training, on both texts, and by how often
+its continuation was read. Whether a row's position in training matters is asked of rows whose
+continuation was read only once (order_tests): copies are scattered by the shuffle, so that the
+position of one copy says nothing about when a text was read. Finally, earlier checkpoints and
+smaller models predict which rows the last checkpoint has memorized, as in Biderman et al. 2023b.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Arrays, measure_all
-from pythia_book.published.results import find as find_published
+from pythia_book.conduct import conduct
+from pythia_book.stats import exact_share
 from pythia_book.studies.memorization import tables as tables_of
 from pythia_book.studies.memorization.claims import claims
 from pythia_book.studies.memorization.params import STUDY, Params
-from pythia_book.studies.memorization.tables import Rows
-from pythia_book.studies.registry import train_all
-from pythia_book.study import Result
-from pythia_core.evaluation.memorization import (
-    ExtractionMeasurement,
-    distinct_windows,
-    repetition_counts,
-)
+from pythia_book.studies.memorization.tables import Extracted, Rows
+from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
-    from pythia_core.training.runs import Run
 
-WINDOWS = (32, 64, 128, 512)
-"""Rows per window: 32 is one of our batches, 512 is from the paper."""
 INTERVAL = ["value", "low", "high"]
-COLUMNS: dict[str, list[str]] = {
-    "shares": ["size", "arm", "step", "percent", "rows", "memorized", *INTERVAL],
-    "exposures": ["size", "arm", "exposures", "n", "memorized", *INTERVAL],
-    "tests": ["arm", "subset", "test", "window", "rows", "events", "statistic", "null_low",
-              "null_high", "p", "holm", *INTERVAL, "status"],
-    "rates": ["arm", "subset", "percent", "n", *INTERVAL],
-    "qq": ["arm", "subset", "window", "theoretical", "observed", "low", "high", "windows"],
-    "power": ["alternative", "test", "window", *INTERVAL],
-    "levels": ["rate", "kind", "test", *INTERVAL],
-    "prediction": ["experiment", "size", "step", "n", "tp", "fp", "fn", "tn",
-                   *(f"{name}{end}" for name in ("precision", "recall", "gap")
-                     for end in ("", "_low", "_high"))],
-}  # fmt: skip
-Lines = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """For each checkpoint of a suite, which of the rows it has read are memorized."""
-
-    params: Params
-    suite: dict[tuple[str, str], Run]
-    arrays: dict[tuple[str, int], Arrays]
-    """(run id, step) -> arrays, without gaps."""
-    rows: dict[str, Rows]
-    """Arm -> its rows in the order of training."""
-    gaps: int
-
-    def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
-        """bool[rows read by `step`], by default the last step; None for a gap."""
-        step = scale_named(self.params.scale).steps if step is None else step
-        arrays = self.arrays.get((self.suite[size, arm].id, step))
-        return None if arrays is None else arrays["memorized"]
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, extract memorized rows, test for order, predict.
+    """Find or train the suite, extract memorized rows, test their order, and predict memorization.
 
     Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or those of the
+            recorded run.
     """
-    import pandas as pd
+    return conduct(
+        STUDY, params, partial(measure, params, progress), partial(analyse, params), released,
+        published,
+    )  # fmt: skip
 
-    published = published or find_published()
-    started = time.time()
-    suite = train_all(
-        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
+
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Measure which rows every checkpoint has memorized, and how often each row's text was read.
+
+    The arrays have one entry per row, in the order of training:
+
+    - memorized/<size>/<arm>/<step>: whether the row is memorized; only rows read by that step.
+    - times/<arm>: how often the row's continuation occurs in the whole run.
+    - beginnings/<arm>: how often the row's context and continuation occur, in one piece.
+    - text/<arm>: a number that rows with the same continuation share.
+    """
+    from pythia_book.measurements import measure_all
+    from pythia_book.studies.registry import train_all
+    from pythia_core.evaluation.memorization import (
+        ExtractionMeasurement,
+        distinct_windows,
+        repetition_counts,
     )
-    extracted = _extract(params, suite, progress)
-    lines = {
-        "shares": _shares(extracted),
-        "exposures": _by_repetition_count(extracted),
-        **_order(extracted),
-        "prediction": _prediction(extracted),
-    }
-    tables = {name: pd.DataFrame(lines[name], columns=c) for name, c in COLUMNS.items()}
-    released = published.memorization if published is not None else pd.DataFrame()
-    rows, numbers = claims(params, tables, released), values(extracted, tables)
-    runs = list(suite.values())
-    return Result(STUDY, params, tables, numbers, rows, runs, started, released)
 
-
-def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) -> Extracted:
-    arrays: dict[tuple[str, int], Arrays] = {}
-    rows, n_gaps = {}, 0
+    configs = suite_configs(params.scale, params.size_list, seed=params.seed)
+    suite = train_all(params, configs, progress)
     context, continuation = params.context, params.continuation
+    arrays: dict[str, np.ndarray] = {}
+    n_gaps, checked = 0, np.zeros(2, int)
     for arm in DATA_ARMS:
         smallest = suite[params.size_list[0], arm]
         data, train = smallest.data, smallest.config.train
@@ -112,113 +75,121 @@ def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) 
             data, train.batch_size, train.steps, context, continuation
         )
         cells = [(suite[size, arm], s) for size in params.size_list for s in params.steps(arm)]
-        arm_arrays, gaps = measure_all(cells, extraction, progress)
-        arrays |= arm_arrays
+        measured, gaps = measure_all(cells, extraction, progress)
         n_gaps += len(gaps)
-        read, width = data.rows.rows(0, train.steps * train.batch_size), context + continuation
-        rows[arm] = Rows(repetition_counts(read, width), distinct_windows(read, width)[1])
-    return Extracted(params, suite, arrays, rows, n_gaps)
+        for size in params.size_list:
+            for step in params.steps(arm):
+                if found := measured.get((suite[size, arm].id, step)):
+                    arrays[name_of("memorized", size, arm, step)] = found["memorized"]
+                    checked += found["checked"]
+        rows = data.rows.rows(0, train.steps * train.batch_size)
+        windows = rows[:, context : context + continuation]
+        times = repetition_counts(rows, windows)
+        arrays[name_of("times", arm)] = times.astype(np.int32)
+        beginnings = repetition_counts(rows, rows[:, : context + continuation])
+        arrays[name_of("beginnings", arm)] = beginnings.astype(np.int32)
+        _, text = distinct_windows(windows, windows.shape[1])
+        arrays[name_of("text", arm)] = tables_of.numbered(text).astype(np.int32)
+    once = arrays[name_of("times", "standard")] == 1
+    facts = {
+        "batch_size": suite[params.size_list[0], "standard"].config.train.batch_size,
+        "gaps": n_gaps,
+        "generated": int(checked[0]),
+        "disagreements": int(checked[1]),
+        # simulated here, not in the analysis: they depend on the number of rows, not on a model
+        "power": tables_of.power_table(once, params.windows, params.simulations),
+        "levels": tables_of.level_table(len(once), params.windows, params.simulations),
+    }
+    return Measurements(arrays, facts, list(suite.values()))
 
 
-# --- tables ----------------------------------------------------------------------------------
+def released(published: Published) -> Tables:
+    """The released confusion tables: memorization, with the columns of `published.tables`."""
+    return {"memorization": published.memorization}
 
 
-def _shares(extracted: Extracted) -> Lines:
-    """Share of the rows read so far that each checkpoint has memorized."""
-    params, lines = extracted.params, []
-    for size, arm in extracted.suite:
-        for step in params.steps(arm):
-            memorized = extracted.memorized(size, arm, step)
-            if memorized is None:
-                continue
-            text = extracted.rows[arm].text[: len(memorized)]
-            share = tables_of.ratio(memorized, np.ones_like(memorized), text, params.bootstrap)
-            percent = 100 * step / scale_named(params.scale).steps
-            keys = {"size": size, "arm": arm, "step": step, "percent": percent}
-            counts = {"rows": len(memorized), "memorized": int(memorized.sum())}
-            lines.append(keys | counts | share.interval())
-    return lines
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values and claims from the memorized rows and the released confusion tables."""
+    import pandas as pd
+
+    extracted = Extracted.of(params, measured)
+    lines = {
+        "shares": tables_of.shares(extracted),
+        "exposures": tables_of.by_exposure(extracted),
+        **tables_of.order(extracted),
+        "power": measured.facts["power"],
+        "levels": measured.facts["levels"],
+        "prediction": tables_of.prediction(extracted),
+    }
+    columns = tables_of.COLUMNS
+    tables = {name: pd.DataFrame(lines[name], columns=columns[name]) for name in columns}
+    tables["released"] = tables_of.released_table(released.get("memorization"))
+    return tables, values(extracted, measured, tables), claims(extracted, tables)
 
 
-def _by_repetition_count(extracted: Extracted) -> Lines:
-    """Share memorized at the end, by how often the first tokens of a row occur in the run."""
-    lines = []
-    for size, arm in extracted.suite:
-        memorized = extracted.memorized(size, arm)
-        if memorized is not None:
-            draws = extracted.params.bootstrap
-            for row in tables_of.by_repetition_count(memorized, extracted.rows[arm], draws):
-                lines.append({"size": size, "arm": arm, **row})
-    return lines
-
-
-def _order(extracted: Extracted) -> dict[str, Lines]:
-    """The tables about order.
-
-    tests, rates, qq: for the largest model on both texts, on all rows and on rows read once.
-    power, levels: of the tests, for as many rows and events as on the standard text.
-    """
-    params = extracted.params
-    tests, rates, qq, power, levels = [], [], [], [], []
-    for arm in DATA_ARMS:
-        memorized, rows = extracted.memorized(params.size_list[-1], arm), extracted.rows[arm]
-        if memorized is None:
-            continue
-        all_rows = np.ones_like(memorized)
-        for subset, eligible in (("all rows", all_rows), ("read once", rows.repetition_count <= 1)):
-            keys, both = {"arm": arm, "subset": subset}, (memorized, eligible)
-            for table, lines in (
-                (tests, tables_of.order_test_rows(*both, WINDOWS, params.simulations)),
-                (rates, tables_of.rate_over_training(*both, rows, params.bootstrap)),
-                (qq, tables_of.qq_table(*both, params.window, params.simulations)),
-            ):
-                table += [keys | line for line in lines]
-        if arm == "standard":
-            events = int(memorized.sum())
-            power = tables_of.power_table(all_rows, events, WINDOWS, params.simulations)
-            levels = tables_of.level_table(len(memorized), WINDOWS, params.simulations)
-    return {"tests": tests, "rates": rates, "qq": qq, "power": power, "levels": levels}
-
-
-def _prediction(extracted: Extracted) -> Lines:
-    """How well other checkpoints predict which rows the largest model has memorized at the end.
-
-    Predictors are earlier checkpoints of the largest model, and smaller models at the end. Only
-    rows that the earliest checkpoint had read are used.
-    """
-    params = extracted.params
-    largest, steps, lines = params.size_list[-1], params.steps("standard"), []
-    truth = extracted.memorized(largest, "standard")
-    if truth is None:
-        return []
-    n = steps[0] * extracted.suite[largest, "standard"].config.train.batch_size
-    text = extracted.rows["standard"].text[:n]
-    predictors = [("earlier checkpoint", largest, step) for step in steps[:-1]]
-    predictors += [("smaller model", size, steps[-1]) for size in params.size_list[:-1]]
-    for experiment, size, step in predictors:
-        predicted = extracted.memorized(size, "standard", step)
-        if predicted is not None:
-            row = tables_of.prediction_row(predicted[:n], truth[:n], text, params.bootstrap)
-            lines.append({"experiment": experiment, "size": size, "step": step, **row})
-    return lines
-
-
-def values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def values(
+    extracted: Extracted, measured: Measurements, tables: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
     """Name -> number, for prose."""
-    shares, tests, largest = tables["shares"], tables["tests"], extracted.params.size_list[-1]
+    params = extracted.params
+    shares, largest = tables["shares"], params.size_list[-1]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
-    checked = np.sum([arrays["checked"] for arrays in extracted.arrays.values()], axis=0)
+    facts = measured.facts
     numbers: dict[str, Any] = {
-        "sizes": ", ".join(extracted.params.size_list),
+        "sizes": ", ".join(params.size_list),
         "largest": largest,
-        "n_rows": int(last.rows.max()) if len(last) else 0,
-        "n_generated": int(checked[0]) if extracted.arrays else 0,
-        "n_disagreements": int(checked[1]) if extracted.arrays else 0,
-        "n_tests": int((tests.status == "tested").sum()),
+        "n_rows": len(extracted.rows["standard"]),
+        "n_generated": facts["generated"],
+        "n_disagreements": facts["disagreements"],
+        "gaps": facts["gaps"],
+        "tenth": params.tenth,
     }
     for arm in DATA_ARMS:
         if (largest, arm) in last.index:
             row = last.loc[(largest, arm)]
             numbers[f"memorized_{arm}"] = int(row.memorized)
             numbers[f"percent_{arm}"] = {k: 100 * float(row[k]) for k in INTERVAL}
-    return numbers | {"gaps": extracted.gaps}
+        numbers |= _read_once(extracted, arm)
+    found = tables["prediction"].set_index(["experiment", "size", "step"])
+    end = scale_named(params.scale).steps
+    predictors = [
+        (f"at_{percent}", ("earlier checkpoint", largest, step))
+        for percent, step in zip(params.early_percent, params.early_steps, strict=True)
+    ]
+    for name, predictor in [*predictors, ("tenth", ("smaller model", params.tenth, end))]:
+        if predictor in found.index:
+            numbers |= _predicted(found.loc[predictor], name)
+    return numbers | tables_of.equal_compute(tables["released"])
+
+
+def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
+    """Count rows whose continuation was read once, and rows whose beginning was read once."""
+    rows: Rows = extracted.rows[arm]
+    memorized = extracted.memorized(extracted.params.size_list[-1], arm)
+    once, beginning_once = rows.times == 1, rows.beginnings == 1
+    numbers: dict[str, Any] = {f"once_{arm}": int(once.sum())}
+    if memorized is None:
+        return numbers
+    seeming = memorized & beginning_once
+    numbers |= {
+        f"once_memorized_{arm}": int((memorized & once).sum()),
+        f"beginning_once_{arm}": int(beginning_once.sum()),
+        f"beginning_once_memorized_{arm}": int(seeming.sum()),
+        f"beginning_once_read_more_{arm}": int((seeming & ~once).sum()),
+        f"beginning_once_times_{arm}": int(np.median(rows.times[seeming])) if any(seeming) else 0,
+    }
+    if once.any():
+        share = exact_share(int((memorized & once).sum()), int(once.sum())).times(100)
+        numbers[f"once_percent_{arm}"] = share.interval()
+    return numbers
+
+
+def _predicted(row: pd.Series, name: str) -> dict[str, Any]:
+    """Return precision and recall of a prediction with intervals, in percent of texts."""
+    return {
+        f"{measure}_{name}": {
+            end: 100 * float(row[f"{measure}{suffix}"])
+            for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
+        }
+        for measure in ("precision", "recall")
+    }

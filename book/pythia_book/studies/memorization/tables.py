@@ -1,8 +1,9 @@
 """Compute the tables of the memorization study from extraction results and repetition counts.
 
-Rows with the same first tokens ("texts") are memorized together or not at all, so intervals come
-from resampling texts, each with all its rows (`resampled`). Copies that start at another offset or
-differ in one token count as different texts, which makes intervals slightly too narrow.
+Rows with the same continuation ("texts") are mostly memorized together, so intervals come from
+resampling texts, each with all its rows (`resampled`), or count each text once. Copies that start
+at another place of a document, or differ in one token, count as different texts, which makes
+intervals too narrow.
 """
 
 from __future__ import annotations
@@ -11,39 +12,106 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import Estimate, wilson
+from pythia_book.published.tables import MODELS
+from pythia_book.stats import Estimate, difference, exact_share, wilson
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, NullDistribution
+from pythia_book.studies.memorization.params import Params, nominal_parameters
+from pythia_book.study import name_of
+from pythia_book.verdicts import holm
+from pythia_core.suite import DATA_ARMS, scale_named
+from pythia_core.training.schedule import OFFICIAL_STEPS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.study import Measurements
 
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
-"""Smallest and largest repetition count of each bin."""
+"""The smallest and the largest repetition count of each bin."""
+OFTEN = 33
+"""Rows whose continuation was read at least this often are compared with those read once. Texts are
+planted up to 128 times; in the recorded run, memorization begins at about this count."""
 RATE_BINS = 20
-"""Equal parts of training."""
+"""The number of equal parts into which training is divided."""
 RATES = (0.01, 0.05, 0.2)
 """Event rates at which the level of every test is reported."""
+POWER_EVENTS = (30, 100, 300, 1000)
+"""Numbers of memorized rows at which the power of the tests is reported."""
 REPEATS = 400
 """Simulated runs per estimate of power or level."""
+INTERVAL = ["value", "low", "high"]
+MEASURES = ("precision", "recall", "gap")
+COLUMNS: dict[str, list[str]] = {
+    "shares": ["size", "arm", "step", "percent", "rows", "memorized", *INTERVAL],
+    "exposures": ["size", "arm", "times", "n", "memorized", *INTERVAL],
+    "tests": ["arm", "test", "window", "rows", "events", "statistic", "null_low", "null_high", "p",
+              "holm", *INTERVAL, "status"],
+    "rates": ["arm", "subset", "percent", "n", *INTERVAL],
+    "qq": ["arm", "subset", "window", "theoretical", "observed", "low", "high", "windows"],
+    "power": ["events", "alternative", "test", "window", *INTERVAL],
+    "levels": ["rate", "kind", "test", *INTERVAL],
+    "prediction": ["experiment", "size", "step", "texts", "tp", "fp", "fn", "tn",
+                   *(f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high"))],
+}  # fmt: skip
+Lines = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows of one run, in the order of training."""
 
-    repetition_count: np.ndarray
-    """int64[n]: how often the row's first tokens occur in the whole run."""
+    times: np.ndarray
+    """int[n]: how often the row's continuation was read in the whole run."""
     text: np.ndarray
-    """int64[n]: the same number for rows with the same first tokens."""
+    """int[n]: a number that rows with the same continuation share."""
+    beginnings: np.ndarray
+    """int[n]: how often the row's first tokens, context and continuation, were read."""
 
     def __len__(self) -> int:
-        return len(self.repetition_count)
+        return len(self.times)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """For each checkpoint of a suite, which of the rows it has read are memorized."""
+
+    params: Params
+    measured: Measurements
+    rows: dict[str, Rows]
+    """Maps an arm to the rows of its runs, in the order of training."""
+
+    @classmethod
+    def of(cls, params: Params, measured: Measurements) -> Extracted:
+        """The rows and extraction results among the arrays of `study.measure`."""
+        names = ("times", "text", "beginnings")
+        rows = {
+            arm: Rows(*(measured.arrays[name_of(name, arm)] for name in names)) for arm in DATA_ARMS
+        }
+        return cls(params, measured, rows)
+
+    def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
+        """Return which rows a checkpoint has memorized, bool[rows read by `step`]; None for a gap.
+
+        Args:
+            step: the step of the checkpoint; by default, the last.
+        """
+        step = scale_named(self.params.scale).steps if step is None else step
+        return self.measured.get("memorized", size, arm, step)
+
+
+def numbered(group: np.ndarray) -> np.ndarray:
+    """Number groups int[n] from 0 in the order in which they first appear, int[n]."""
+    _, first, index = np.unique(group, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[index]
 
 
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums int[k] of columns int[n, k], and sums int[draws, k] of resampled texts.
+    """Sum columns int[n, k] over all rows, int[k], and over resampled texts, int[draws, k].
 
     Texts with equal sums are drawn as one multinomial group: the same distribution, but faster.
     """
@@ -57,9 +125,15 @@ def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.nda
 
 
 def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
-    """Share of the rows in `whole` (bool[n]) that are in `part`; NaN if `whole` is empty.
+    """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
-    For shares of 0 and 1 the interval is the exact binomial bound over texts.
+    The interval resamples texts; for shares of 0 and 1 it is the exact binomial bound over texts.
+
+    Args:
+        part: bool[n].
+        whole: bool[n].
+        text: int[n], a number that rows with the same continuation share.
+        draws: the number of resamples.
     """
     part = part & whole
     n = int(whole.sum())
@@ -75,22 +149,46 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
     return Estimate(float(value), float(low), float(high), n, 1)
 
 
-def by_repetition_count(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str, Any]]:
-    """Share memorized, by how often the first tokens of a row occur in the run."""
-    table, times = [], rows.repetition_count
-    for first, last in BINS:
-        inside = (times >= first) & (times <= (last or times.max()))
-        name = str(first) if first == last else f"{first}-{last}" if last else f"{first}+"
-        share = ratio(memorized, inside, rows.text, draws)
-        counts = {"n": share.n_items, "memorized": int((memorized & inside).sum())}
-        table.append({"exposures": name, **counts, **share.interval()})
-    return table
+def shares(extracted: Extracted) -> Lines:
+    """Return, for each checkpoint, the share of the rows read so far that it has memorized."""
+    params, lines = extracted.params, []
+    for size in params.size_list:
+        for arm in DATA_ARMS:
+            for step in params.steps(arm):
+                memorized = extracted.memorized(size, arm, step)
+                if memorized is None:
+                    continue
+                text = extracted.rows[arm].text[: len(memorized)]
+                share = ratio(memorized, np.ones_like(memorized), text, params.bootstrap)
+                percent = 100 * step / scale_named(params.scale).steps
+                keys = {"size": size, "arm": arm, "step": step, "percent": percent}
+                counts = {"rows": len(memorized), "memorized": int(memorized.sum())}
+                lines.append(keys | counts | share.interval())
+    return lines
+
+
+def by_exposure(extracted: Extracted) -> Lines:
+    """Return the share of rows memorized at the end, by how often their continuation was read."""
+    params, lines = extracted.params, []
+    for size in params.size_list:
+        for arm in DATA_ARMS:
+            memorized, rows = extracted.memorized(size, arm), extracted.rows[arm]
+            if memorized is None:
+                continue
+            for first, last in BINS:
+                inside = (rows.times >= first) & (rows.times <= (last or rows.times.max()))
+                name = str(first) if first == last else f"{first}-{last}" if last else f"{first}+"
+                share = ratio(memorized, inside, rows.text, params.bootstrap)
+                counts = {"n": share.n_items, "memorized": int((memorized & inside).sum())}
+                keys = {"size": size, "arm": arm, "times": name}
+                lines.append(keys | counts | share.interval())
+    return lines
 
 
 def rate_over_training(
     memorized: np.ndarray, eligible: np.ndarray, rows: Rows, draws: int
 ) -> list[dict[str, Any]]:
-    """Share memorized in each of RATE_BINS equal parts of training."""
+    """Return the share of eligible rows memorized in each of RATE_BINS equal parts of training."""
     edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
     table = []
     for start, stop in pairwise(edges):
@@ -105,10 +203,41 @@ def rate_over_training(
 # --- order -----------------------------------------------------------------------------------
 
 
+def order(extracted: Extracted) -> dict[str, Lines]:
+    """Return the tables about order, for the largest model on both texts.
+
+    The table `tests` is about rows read once. The tables `rates` and `qq` are about all rows, as in
+    the paper, and about rows read once.
+    """
+    params = extracted.params
+    tests, rates, qq = [], [], []
+    for arm in DATA_ARMS:
+        memorized, rows = extracted.memorized(params.size_list[-1], arm), extracted.rows[arm]
+        if memorized is None:
+            continue
+        once = rows.times == 1
+        for line in order_test_rows(memorized, once, params.windows, params.simulations):
+            tests.append({"arm": arm} | line)
+        for subset, eligible in (("all rows", np.ones_like(once)), ("read once", once)):
+            keys = {"arm": arm, "subset": subset}
+            for table, lines in (
+                (rates, rate_over_training(memorized, eligible, rows, params.bootstrap)),
+                (qq, qq_table(memorized, eligible, params.window, params.simulations)),
+            ):
+                table += [keys | line for line in lines]
+    return {"tests": tests, "rates": rates, "qq": qq}
+
+
 def order_test_rows(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """One row for each test of order_tests on the eligible rows; a single row if not testable."""
+    """Apply each test of order_tests to the eligible rows, and return one row per test.
+
+    If there are too few events, return a single row that says so.
+
+    Args:
+        windows: window sizes for the tests of dispersion.
+    """
     design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
     counts = {"rows": design.n, "events": design.events}
     if not design.testable:
@@ -118,7 +247,7 @@ def order_test_rows(
     (ranks,) = np.nonzero(memorized[eligible])
     observed = order_tests.statistics(design, ranks[None])
     p = null.p_values(observed)[0]
-    adjusted, (low, high) = order_tests.holm(p), null.range()
+    adjusted, (low, high) = holm(dict(enumerate(p))), null.range()
     table = []
     for t, (name, window) in enumerate(design.test_columns):
         effect = Estimate(math.nan, math.nan, math.nan, design.n, 1)
@@ -145,26 +274,31 @@ def order_test_rows(
     return table
 
 
-def power_table(
-    eligible: np.ndarray, events: int, windows: Sequence[int], simulations: int
-) -> list[dict[str, Any]]:
-    """How often each test rejects each alternative at 5 %, with this many rows and events."""
-    design = Design(eligible, events, tuple(windows))
-    if not design.testable:
-        return []
-    null = NullDistribution.simulate(design, simulations)
+def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) -> Lines:
+    """Return the share of samples of each alternative in which the test made for it rejects.
+
+    The tests reject the null hypothesis at 5 %; the power is given for each number of events.
+    """
     table = []
-    for name, draw in order_tests.ALTERNATIVES.items():
-        rejected = order_tests.rejections(null, draw, REPEATS)
-        for (test, window), k in zip(design.test_columns, rejected, strict=True):
-            share = wilson(int(k), REPEATS)
-            row = {"alternative": name, "test": test, "window": window}
-            table.append(row | share.interval())
+    for events in POWER_EVENTS:
+        if events > eligible.sum():
+            break
+        design = Design(eligible, events, tuple(windows))
+        if not design.testable or not design.testable_windows:
+            continue
+        null = NullDistribution.simulate(design, simulations)
+        names = [name for name, _ in design.test_columns]
+        for alternative, (test, draw) in order_tests.ALTERNATIVES.items():
+            column = names.index(test)  # of the tests of dispersion, that of the smallest window
+            k = int(order_tests.rejections(null, draw, REPEATS)[column])
+            row = {"events": events, "alternative": alternative, "test": test}
+            row["window"] = design.test_columns[column][1]
+            table.append(row | wilson(k, REPEATS).interval())
     return table
 
 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
-    """How often our tests and the textbook tests reject true nulls at 5 %."""
+    """Return how often our tests and the textbook tests reject true nulls at 5 %."""
     table = []
     for rate in RATES:
         design = Design(np.ones(n, bool), round(rate * n), tuple(windows))
@@ -188,7 +322,7 @@ def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[s
 def qq_table(
     memorized: np.ndarray, eligible: np.ndarray, window: int, simulations: int
 ) -> list[dict[str, Any]]:
-    """Points of the paper's Q-Q plot, with a 95 % band and the number of windows at each point."""
+    """Return the points of the paper's Q-Q plot, with a 95 % band and windows per point."""
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
     if not (design.testable and design.testable_windows):
         return []
@@ -205,24 +339,111 @@ def qq_table(
 # --- prediction ------------------------------------------------------------------------------
 
 
-def prediction_row(
-    predicted: np.ndarray, truth: np.ndarray, text: np.ndarray, draws: int
-) -> dict[str, Any]:
-    """Confusion counts, precision, recall and their difference, for a predicted set of rows."""
-    parts = np.stack(
-        [predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth], 1
-    ).astype(int)
-    (tp, fp, fn, tn), drawn = resampled(parts, text, draws)
-    row = {"n": len(truth), "tp": int(tp), "fp": int(fp), "fn": int(fn), "tn": int(tn)}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = drawn[:, 0] / (drawn[:, 0] + drawn[:, 1])
-        recall = drawn[:, 0] / (drawn[:, 0] + drawn[:, 2])
-        exact = [np.divide(tp, tp + fp), np.divide(tp, tp + fn)]
-        exact.append(exact[0] - exact[1])
-    for name, value, values in zip(
-        ("precision", "recall", "gap"), exact, (precision, recall, precision - recall), strict=True
-    ):
-        finite = values[np.isfinite(values)]
-        low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
-        row |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+def prediction(extracted: Extracted) -> Lines:
+    """Return how well other checkpoints predict which texts the largest model finally memorizes.
+
+    Predictors are earlier checkpoints of the largest model, and smaller models at the end. Only
+    rows that the earliest checkpoint had read are used, as in Biderman et al. 2023b.
+    """
+    params = extracted.params
+    largest, steps, lines = params.size_list[-1], params.steps("standard"), []
+    truth = extracted.memorized(largest, "standard")
+    if truth is None:
+        return []
+    n = steps[0] * extracted.measured.facts["batch_size"]
+    text = extracted.rows["standard"].text[:n]
+    predictors = [("earlier checkpoint", largest, step) for step in steps[:-1]]
+    predictors += [("smaller model", size, steps[-1]) for size in params.size_list[:-1]]
+    for experiment, size, step in predictors:
+        predicted = extracted.memorized(size, "standard", step)
+        if predicted is not None:
+            row = prediction_row(predicted[:n], truth[:n], text)
+            lines.append({"experiment": experiment, "size": size, "step": step, **row})
+    return lines
+
+
+def prediction_row(predicted: np.ndarray, truth: np.ndarray, text: np.ndarray) -> dict[str, Any]:
+    """Return confusion counts, precision, recall and their difference.
+
+    The units are texts; a text is memorized if any of its rows is. Precision and recall have exact
+    binomial intervals. The interval of the difference treats precision and recall as independent.
+    Both rise with the hits, so this interval is slightly too wide.
+
+    Args:
+        predicted: bool[n], rows predicted to be memorized.
+        truth: bool[n], rows that are memorized.
+        text: int[n], a number that rows with the same continuation share.
+    """
+    _, text = np.unique(text, return_inverse=True)
+    p, t = (np.bincount(text, memorized) > 0 for memorized in (predicted, truth))
+    tp, fp, fn = int((p & t).sum()), int((p & ~t).sum()), int((~p & t).sum())
+    row: dict[str, Any] = {
+        "texts": len(p),
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "tn": len(p) - tp - fp - fn,
+    }
+    nothing = Estimate(math.nan, math.nan, math.nan, 0, 1)
+    precision, recall = (exact_share(tp, n) if n else nothing for n in (tp + fp, tp + fn))
+    for name, e in zip(MEASURES, (precision, recall, difference(precision, recall)), strict=True):
+        row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
     return row
+
+
+# --- released --------------------------------------------------------------------------------
+
+RELEASED = ["experiment", "model", "step", "percent", "compute", *MEASURES, "share", "truth"]
+NAMES = {
+    "early_checkpoint_predicts_last": "earlier checkpoint",
+    "small_model_predicts_12b": "smaller model",
+}
+
+
+def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the released confusion tables of predicted memorization.
+
+    Columns: experiment (a model's earlier checkpoint predicts its last one, or a smaller model
+    predicts the 12B model at the same step), model, step, percent of training, compute as a share
+    of that of the whole 12B run (parameters times tokens), precision, recall, gap (their
+    difference), share and truth (percent of sequences that are predicted, and that are memorized).
+    Comparisons of a checkpoint with itself are left out of precision and recall.
+    """
+    import pandas as pd
+
+    if confusion is None or confusion.empty:
+        return pd.DataFrame(columns=RELEASED)
+    table = confusion.assign(
+        experiment=confusion.experiment.map(NAMES),
+        percent=100 * confusion.step / OFFICIAL_STEPS,
+        share=confusion.tp + confusion.fp,
+        truth=confusion.tp + confusion.fn,
+        gap=confusion.precision - confusion.recall,
+    )
+    sizes = table.model.map(nominal_parameters) / nominal_parameters(MODELS[-1])
+    table["compute"] = sizes * table.percent / 100
+    itself = (table.fp == 0) & (table.fn == 0)
+    table.loc[itself, list(MEASURES)] = math.nan
+    rank = table.model.map({model: i for i, model in enumerate(MODELS)})
+    table = table.assign(rank=rank).sort_values(["experiment", "rank", "step"], ignore_index=True)
+    return table[RELEASED]
+
+
+def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
+    """Compare the recall of 12B checkpoints with fully trained smaller models of equal compute.
+
+    The recall of smaller models is interpolated linearly in the logarithm of compute. Checkpoints
+    outside the smaller models' range of compute are left out. Values are in percent.
+    """
+    early = table[(table.experiment == "earlier checkpoint") & (table.model == MODELS[-1])]
+    small = table[(table.experiment == "smaller model") & (table.step == OFFICIAL_STEPS)]
+    early, small = (
+        rows.dropna(subset=["recall"]).sort_values("compute") for rows in (early, small)
+    )
+    numbers: dict[str, Any] = {}
+    for row in early.itertuples():
+        if len(small) and small.compute.min() <= row.compute <= small.compute.max():
+            smaller = np.interp(math.log(row.compute), np.log(small.compute), small.recall)
+            numbers[f"recall_12b_at_{row.percent:.0f}"] = 100 * row.recall
+            numbers[f"recall_small_at_{row.percent:.0f}"] = 100 * float(smaller)
+    return numbers

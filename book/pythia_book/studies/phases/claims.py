@@ -1,154 +1,198 @@
-"""Claims of earlier work about early training, and numbers for prose.
+"""Premises of earlier work about early training, and numbers for prose.
 
-None of them is from the Pythia paper, whose checkpoints made such work possible. The time between
-two milestones is measured in doublings of training, because early checkpoints are spaced that way.
+No premise is from the Pythia paper, whose checkpoints made such work possible, so the verdict on a
+premise is that it holds or does not hold here. Where a statement is about models in general, the
+models are the units. The time between two milestones is measured in doublings of training, because
+early checkpoints are spaced that way.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import Estimate, claim_row, directional_verdict, estimate, premise_verdict
+from pythia_book.stats import Estimate, estimate, mean_over
 from pythia_book.studies.phases.ngrams import ORDERS
-from pythia_book.studies.phases.probes import Probe, prefix_chance
 from pythia_book.studies.phases.tables import (
-    MEASURES,
-    TAILS,
-    Measured,
-    curve,
+    KL,
+    Curves,
     interval_of,
     milestones,
-    nearest_checkpoint,
 )
+from pythia_book.verdicts import Claim, Test, rises, untestable
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import linear_step
 
 if TYPE_CHECKING:
     from pythia_book.studies.phases.params import Params
+    from pythia_book.study import Measurements
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
-"""Which of the 143 evenly spaced checkpoints is an eighth into training."""
+"""The one of the 143 evenly spaced checkpoints that is an eighth into training."""
+INDUCTION_TOKENS = 2.5e9
+"""Tokens after which Olsson et al. 2022 saw induction heads form. Models that have read fewer are
+not tested for them: their absence would say nothing."""
+
+Models = dict[str, "Curves | None"]
+"""Maps a size to the scores of its model; None if no checkpoint could be measured."""
+INCREASING = "Belrose et al. 2024, abstract"
+INDUCTION = "Olsson et al. 2022, Argument 1"
+ABRUPTLY = (
+    "it develops abruptly in a narrow window early in training (roughly 2.5 to 5 billion tokens)"
+)
 
 
-def doublings(params: Params, measured: Measured, early: int, late: int) -> Estimate | None:
-    """Doublings of training between the steps nearest to n-grams of orders `early` and `late`.
+def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
+    """Return the premises of earlier work about early training, with their tests."""
+    n, chance = facts["n_sequences"], facts["prefix_chance"]
+    gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
-    A mean over sizes; None if one of them was not measured. Step 0 counts as 1.
-    """
-    ratios, n = [], 0
-    for size in params.size_list:
-        steps = measured.get(size)
-        if not steps:
-            return None
-        updates = np.maximum([*steps], 1)
-        first, second = (
-            nearest_checkpoint(steps, order, params.bootstrap) for order in (early, late)
-        )
-        ratios.append(np.log2(updates[second] / updates[first]))
-        n = len(next(iter(steps.values()))["loss"])
-    mean = np.mean(ratios, axis=0)
-    low, high = np.quantile(mean[1:], TAILS)
-    return Estimate(float(mean[0]), float(low), float(high), n, 1)
+    def induction(text: str, measure: str, unit: str, minus: float = 0) -> Claim:
+        e = at_the_end(params, models, params.size_list[-1], measure, minus)
+        units = f"one run, {params.size_list[-1]}; {n} sequences"
+        test = rises(e, unit, units)
+        if e and facts["tokens_trained"] < INDUCTION_TOKENS:
+            reason = f"these models read {facts['tokens_trained']:.2g} tokens, and induction heads "
+            reason += f"were seen to form only after {INDUCTION_TOKENS:.2g}"
+            test = untestable(reason, e, unit, units)
+        return Claim(text, INDUCTION, test, quote=ABRUPTLY, kind="premise")
 
-
-def at_the_end(
-    params: Params, measured: Measured, size: str, measure: str, minus: float = 0
-) -> Estimate | None:
-    """A measure at the last step of training, minus a constant; None for a gap."""
-    last = measured.get(size, {}).get(scale_named(params.scale).steps)
-    if last is None:
-        return None
-    return estimate(MEASURES[measure](last)[None] - minus, params.bootstrap, change=True)
-
-
-def late_decrease(params: Params, measured: Measured, size: str, measure: str) -> Estimate | None:
-    """How much a measure decreases from an eighth of training to the end; None for a gap."""
-    end = scale_named(params.scale).steps
-    checkpoints = [measured.get(size, {}).get(step) for step in (linear_step(EIGHTH, end), end)]
-    if None in checkpoints:
-        return None
-    early, late = map(MEASURES[measure], checkpoints)
-    return estimate((early - late)[None], params.bootstrap, change=True)
-
-
-def claims(params: Params, measured: Measured, chance: float) -> list[dict[str, Any]]:
-    """Claims of earlier work about early training, one dict per claim."""
-    largest = params.size_list[-1]
-    row = partial(claim_row, verdict=partial(directional_verdict, direction=1))
     return [
         *(
-            row(f"Predictions are nearest to {NAMES[early]}s before they are nearest to "
-                f"{NAMES[late]}s (doublings of training from one to the other; "
-                f"{', '.join(params.size_list)})",
-                "Belrose et al. 2024: statistics of increasing order",
-                doublings(params, measured, early, late))
+            Claim(
+                f"Predictions are nearest to {NAMES[early]}s earlier in training than to "
+                f"{NAMES[late]}s.",
+                INCREASING,
+                _over_sizes(
+                    [doublings(models[size], early, late) for size in params.size_list],
+                    "doublings of training",
+                ),
+                quote="networks automatically learn to perform well on maximum-entropy "
+                "distributions whose low-order statistics match those of the training set early "
+                "in training",
+                kind="premise",
+            )
             for early, late in ((1, 2), (2, 3))
         ),
-        row(f"A random sequence is predicted better when it is read again (loss the first time "
-            f"minus the second, nats per token; {largest}, end of training)",
-            "Olsson et al. 2022: in-context learning appears early in training",
-            at_the_end(params, measured, largest, "gain")),
-        row(f"It is predicted better for its order (loss after the same tokens in another order "
-            f"minus after the sequence itself; {largest}, end of training)",
-            "Olsson et al. 2022: induction heads continue what was read",
-            at_the_end(params, measured, largest, "order_gain")),
-        row(f"A head attends to the token after an earlier occurrence (prefix matching of the best "
-            f"head minus that of uniform attention; {largest}, end of training)",
-            "Olsson et al. 2022: induction heads form early in training",
-            at_the_end(params, measured, largest, "prefix", chance)),
-        row(f"The logit lens is nearer to the final prediction before the last block than before "
-            f"the first (KL, nats; {largest}, end of training)",
-            "Belrose et al. 2023: predictions are refined from layer to layer",
-            at_the_end(params, measured, largest, "lens_gap")),
-        row(f"Before the last block it comes nearer still (KL an eighth into training minus at its "
-            f"end, nats; {largest})",
-            "expected since earlier work",
-            late_decrease(params, measured, largest, "lens_last"),
-            verdict=partial(premise_verdict, direction=1)),
+        induction(
+            "A random sequence is predicted better when it is read again.",
+            "gain", "nats per token",
+        ),
+        induction(
+            "A random sequence is predicted better after itself than after the same tokens in "
+            "another order.",
+            "order_gain", "nats per token",
+        ),
+        induction(
+            "One head attends to the token after an earlier occurrence more than uniform attention "
+            "would.",
+            "prefix", "of its attention", chance,
+        ),
+        Claim(
+            "The logit lens is nearer to the final prediction before the last block than before "
+            "the first.",
+            "Belrose et al. 2023, abstract",
+            _over_sizes([e and e.value for e in gaps], "nats", EMPTY_LENS),
+            quote="model predictions are refined layer by layer",
+            kind="premise",
+        ),
     ]  # fmt: skip
 
 
-def values(params: Params, measured: Measured, probe: Probe) -> dict[str, Any]:
-    """Name -> number, for prose; many are for the smallest and the largest size."""
+EMPTY_LENS = "holds for any model that computes: before the first block there is only the embedding"
+
+
+def _over_sizes(values: list[float | None], unit: str, reason: str = "") -> Test:
+    """Test whether the mean of an effect over sizes is positive; each size was trained once.
+
+    Args:
+        reason: why there is no test, only an estimate; "" for a test.
+    """
+    found = [value for value in values if value is not None]
+    e, units = mean_over(found) if found else None, f"{len(found)} sizes, one run each"
+    return untestable(reason, e, unit, units) if reason else rises(e, unit, units)
+
+
+def doublings(curves: Curves | None, early: int, late: int) -> float | None:
+    """Return how often training doubles from being nearest to one order of n-grams to another.
+
+    The steps that are compared are those at which the model is nearest to the n-grams of the order
+    `early`, and of the order `late`. Step 0 counts as 1. Return None without scores.
+    """
+    if curves is None:
+        return None
+    first, second = (
+        max(1, curves.steps[curves.values[KL[order]].mean(1).argmin()]) for order in (early, late)
+    )
+    return float(np.log2(second / first))
+
+
+def at_the_end(
+    params: Params, models: Models, size: str, measure: str, minus: float = 0
+) -> Estimate | None:
+    """Estimate a measure at the last step of training, minus a constant; None for a gap."""
+    curves = models[size]
+    last = curves and curves.at(scale_named(params.scale).steps, measure)
+    return None if last is None else estimate(last[None] - minus, params.bootstrap, change=True)
+
+
+def late_growth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
+    """Estimate how much a measure grows from an eighth of training to the end; None for a gap."""
+    end, curves = scale_named(params.scale).steps, models[size]
+    if curves is None:
+        return None
+    early, late = (curves.at(step, measure) for step in (linear_step(EIGHTH, end), end))
+    if early is None or late is None:
+        return None
+    return estimate((late - early)[None], params.bootstrap, change=True)
+
+
+def values(params: Params, models: Models, measured: Measurements) -> dict[str, Any]:
+    """Map names to the numbers in prose; many are for the smallest and the largest size."""
+    smallest, largest = params.size_list[0], params.size_list[-1]
+    facts = measured.facts
     numbers: dict[str, Any] = {
-        "sizes": ", ".join(params.size_list),
-        "smallest": params.size_list[0],
-        "largest": params.size_list[-1],
-        "n_rows": len(probe.rows),
-        "n_places": probe.rows.shape[0] * len(probe.positions),
-        "n_sequences": len(probe.copies),
-        "copy_length": probe.copies.shape[1] // 2,
-        "prefix_chance": prefix_chance(probe.copies.shape[1] // 2),
-    }
+        "sizes": ", ".join(params.size_list), "smallest": smallest, "largest": largest
+    }  # fmt: skip
+    numbers |= {
+        name: facts[name]
+        for name in (
+            "gaps", "n_checkpoints", "n_rows", "n_places", "n_sequences", "copy_length",
+            "prefix_chance", "tokens_read", "tokens_trained",
+        )
+    }  # fmt: skip
+    ngram_loss = measured.arrays["ngram_loss"].astype(np.float64)
     for i, order in enumerate(ORDERS):
-        numbers[f"ngram_loss_{order}"] = estimate(
-            probe.ngram_loss[i][None], params.bootstrap
-        ).interval()
-    for role, size in (("smallest", params.size_list[0]), ("largest", params.size_list[-1])):
+        loss = estimate(ngram_loss[i][None], params.bootstrap)
+        numbers[f"ngram_loss_{order}"] = loss.interval()
+        numbers[f"strength_{order}"] = facts["strengths"][i]
+    for role, size in (("smallest", smallest), ("largest", largest)):
         for measure in ("loss", "gain", "order_gain", "prefix", "lens_first", "lens_last"):
-            e = at_the_end(params, measured, size, measure)
+            e = at_the_end(params, models, size, measure)
             numbers[f"{measure}_{role}"] = e and e.interval()
-        if steps := measured[size]:
-            for event, order, indices in milestones(steps, probe.ngram_loss, params.bootstrap):
-                numbers[f"{event}_{order}_{role}"] = _step_or_words([*steps, None], indices)
+        if curves := models[size]:
+            for event, order, indices in milestones(curves, ngram_loss, params.bootstrap):
+                numbers[f"{event}_{order}_{role}"] = _step_or_words([*curves.steps, None], indices)
             for order in ORDERS:
-                means = curve(steps, MEASURES[f"kl_{order}"]).mean(1)
-                numbers[f"kl_{order}_{role}"] = float(means.min())
-    e = late_decrease(params, measured, params.size_list[-1], "lens_last")
-    numbers["lens_approach"] = e and e.interval()
-    if steps := measured[params.size_list[-1]]:
-        prefix = curve(steps, MEASURES["prefix"])
+                numbers[f"kl_{order}_{role}"] = float(curves.values[KL[order]].mean(1).min())
+    e = late_growth(params, models, largest, "lens_last")
+    numbers["lens_growth"] = e and e.interval()
+    if curves := models[largest]:
+        prefix = curves.values["prefix"]
         most = int(prefix.mean(1).argmax())
         numbers["prefix_most"] = estimate(prefix[most][None], params.bootstrap).interval()
-        numbers["prefix_most_step"] = list(steps)[most]
+        numbers["prefix_most_step"] = curves.steps[most]
     return numbers
 
 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:
-    """The step of a milestone with its interval, or "not reached"."""
+    """Return the step of a milestone with its interval, or "not reached".
+
+    Args:
+        steps: the steps of the checkpoints, then None for "not reached".
+        indices: the result of `milestones` for one milestone.
+    """
     value, low, high = (steps[i] for i in interval_of(indices))
     return "not reached" if value is None else {"value": value, "low": low, "high": high}

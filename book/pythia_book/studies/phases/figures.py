@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 NOTHING = "no checkpoint\ncould be measured"
 MARKS = {1: "o", 2: "s", 3: "^"}
 LENS_PANELS = 3
-"""For how many of the largest sizes the layers are drawn."""
+"""The layers are drawn for this many of the largest sizes."""
 
 
 def distances(result: Result) -> Drawing:
-    """Distance of predictions from n-grams of each order, with the nearest checkpoint marked."""
+    """Draw how far predictions are from n-grams of each order; mark the nearest checkpoint."""
     levels, milestones = result.tables["levels"], result.tables["milestones"]
     with style.canvas(result, 3, 2.8, _rows_note(result), sharey=True) as (figure, axes):
         numbers = []
@@ -44,7 +44,7 @@ def distances(result: Result) -> Drawing:
 
 
 def losses(result: Result) -> Drawing:
-    """Held-out loss of models and n-grams; steps at which n-grams are nearest and are beaten."""
+    """Draw held-out losses of models and n-grams, and when n-grams are nearest and are beaten."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     with style.canvas(result, 2, 3.0, _rows_note(result)) as (figure, (loss, steps)):
@@ -79,7 +79,7 @@ def losses(result: Result) -> Drawing:
 
 
 def induction(result: Result) -> Drawing:
-    """Gain from reading a random sequence again, the part due to its order, and the best head."""
+    """Draw the gain from reading a sequence again, its part due to order, and the best head."""
     levels, values = result.tables["levels"], result.values
     note = f"{values['n_sequences']} sequences; bands: 95 % intervals"
     with style.canvas(result, 3, 2.8, note) as (figure, axes):
@@ -105,7 +105,7 @@ def induction(result: Result) -> Drawing:
 
 
 def lens(result: Result) -> Drawing:
-    """KL between the final prediction and that of each layer (the logit lens), over training."""
+    """Draw the KL between the final prediction and each layer's (the logit lens), over training."""
     frame, sizes = result.tables["lens"], result.params.size_list[-LENS_PANELS:]
     with style.canvas(result, len(sizes), 2.9, _rows_note(result), sharey=True) as (figure, axes):
         numbers = []
@@ -128,7 +128,10 @@ def lens(result: Result) -> Drawing:
 
 
 def ngrams_table(result: Result) -> Table:
-    """The n-grams, their loss, and when the largest model is nearest to them and beats them."""
+    """Return the table of n-grams: their loss, and when the largest model meets and beats it.
+
+    "Meets" is the step at which the model's predictions are nearest to those of the n-grams.
+    """
     import pandas as pd
 
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]
@@ -161,6 +164,7 @@ def ngrams_table(result: Result) -> Table:
 
 
 def _rows_note(result: Result) -> str:
+    """Return the note under figures of held-out rows."""
     values = result.values
     return (
         f"{values['n_checkpoints']} checkpoints; {number_text(values['n_places'])} places in "

@@ -1,4 +1,4 @@
-"""Counts of n-grams up to order 3, and their predictions.
+"""Count n-grams up to order 3, and predict tokens from these counts.
 
 p_1 has add-one smoothing; order n backs off to order n - 1 with strength a_n,
 p_n(w) = (c(context, w) + a_n p_{n-1}(w)) / (c(context) + a_n), with a_n chosen on held-out rows.
@@ -33,14 +33,17 @@ class Ngrams:
 
     @classmethod
     def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
-        """Count n-grams in rows int[n, S+1], unigrams without the first token of a row.
+        """Count n-grams in rows int[n, S+1]; the first token of a row is no unigram.
 
         Raises:
-            DataError: rows of fewer than three tokens, or ids outside the vocabulary.
+            DataError: rows have fewer than three tokens, or an id is outside the vocabulary.
         """
         rows = np.asarray(rows).astype(np.int64)
         if rows.ndim != 2 or rows.shape[1] < 3 or not len(rows):
-            raise DataError(f"rows must have at least three tokens, got shape {rows.shape}")
+            raise DataError(
+                "rows must be a matrix with at least one row of at least three tokens, got shape "
+                f"{rows.shape}"
+            )
         if rows.min() < 0 or rows.max() >= vocab_size:
             raise DataError(
                 f"token ids {rows.min()}..{rows.max()} are not within 0..{vocab_size - 1}"
@@ -52,7 +55,7 @@ class Ngrams:
         return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
 
     def tuned(self, rows: np.ndarray) -> Ngrams:
-        """A copy with the strengths among STRENGTHS that give rows int[n, S+1] the lowest loss."""
+        """Return a copy with those STRENGTHS that give `rows`, int[n, S+1], the lowest loss."""
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, np.arange(1, rows.shape[1] - 1))
         best = self
@@ -63,17 +66,18 @@ class Ngrams:
         return best
 
     def _with(self, order: int, strength: float) -> Ngrams:
+        """Return a copy with another back-off strength for one order."""
         changed = list(self.strengths)
         changed[order - 2] = strength
         return replace(self, strengths=tuple(changed))
 
     @cached_property
     def _first(self) -> np.ndarray:
-        """float64[V]: p_1."""
+        """The probabilities p_1 of all tokens without context, float64[V]."""
         return (self.unigrams + 1) / (self.unigrams.sum() + self.vocab_size)
 
     def probability(self, order: int, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """float64[n]: probability of targets int[n] after the two tokens of contexts int[n, 2]."""
+        """Return the probability of targets int[n] after contexts int[n, 2], float64[n]."""
         p = self._first[targets]
         for n in range(2, order + 1):
             keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
@@ -86,7 +90,7 @@ class Ngrams:
         return p
 
     def distribution(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """float64[n, V]: probabilities of all tokens after contexts int[n, 2]."""
+        """Return the probabilities of all tokens after contexts int[n, 2], float64[n, V]."""
         p = np.tile(self._first, (len(contexts), 1))
         for n in range(2, order + 1):
             keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
@@ -97,22 +101,27 @@ class Ngrams:
         return p
 
     def _number(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """The last order - 1 tokens of each context, as a number in base V."""
+        """Return the last order - 1 tokens of each context as one number in base V."""
         last = contexts[:, 1].astype(np.int64)
         return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
 
     def _range(self, order: int, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Range in `keys` of the n-grams that begin with each context."""
+        """Return where in `keys` the n-grams that begin with each context start and stop."""
         begin = self._number(order, contexts) * self.vocab_size
         keys = self.keys[order - 2]
         return np.searchsorted(keys, begin), np.searchsorted(keys, begin + self.vocab_size)
 
     def _totals(self, order: int) -> np.ndarray:
-        """Cumulative counts, starting with 0."""
+        """Return the cumulative counts of the n-grams of an order, starting with 0."""
         return np.concatenate([[0], np.cumsum(self.counts[order - 2])])
 
 
 def windows(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(contexts int[n * p, 2], targets int[n * p]): two tokens up to each position, the next."""
+    """Cut contexts and targets out of rows.
+
+    Returns:
+        contexts: int[n * p, 2], the token at each position and the token before it.
+        targets: int[n * p], the token after each position.
+    """
     contexts = np.stack([rows[:, positions - 1], rows[:, positions]], -1).reshape(-1, 2)
     return contexts, rows[:, positions + 1].ravel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.studies.phases.released import released_models
 from pythia_book.study import MeasuringCost, StudyParams
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
@@ -25,11 +24,11 @@ class Params(StudyParams):
     steps: str = "all"
     """Checkpoints to measure: "all", or a comma-separated list of steps, "first" and "last"."""
     source: str = ""
-    """Released models to measure at scale paper: comma-separated repositories or folders."""
+    """Released models to measure at the scale `paper`: comma-separated repositories or folders."""
     data: str = ""
-    """The rows that these models were trained on: a name or folder, as for `inspect --data`."""
+    """The training rows of the released models: a name or folder, as for `inspect --data`."""
     batches: int = 16
-    """Number of batches of these rows on which n-grams are counted."""
+    """N-grams are counted on this many batches of the rows in `data`."""
 
     WHOLE: ClassVar = {"batches": (1, 143_000)}
     DEFAULT_SIZES: ClassVar = {
@@ -44,27 +43,29 @@ class Params(StudyParams):
         return scale_named(self.scale).published
 
     def check(self) -> None:
-        """Check that released models are named at scale paper, and only there.
+        """Check that released models are named at the scale `paper`, and at no other scale.
 
         Raises:
             ConfigError: says which parameters are needed.
         """
         if self.released and not (self.source and self.data):
             raise ConfigError(
-                "scale paper reads released models: name them with source, e.g. "
+                "with --scale paper, the study reads released models: name them with source, e.g. "
                 "EleutherAI/pythia-70m or a folder of its steps, and the rows they were trained on "
                 "with data, e.g. pile-standard (over the network) or a folder with its shards"
             )
         if self.released and self.sizes:
             raise ConfigError(
-                f"sizes={self.sizes!r}: leave it empty at scale paper; source names the models"
+                f"sizes={self.sizes!r}: leave it empty with --scale paper; source names the models"
             )
         if not self.released and (self.source or self.data):
-            raise ConfigError("source and data are for released models, so they need scale paper")
+            raise ConfigError("source and data name released models, so they need --scale paper")
 
     @property
     def size_list(self) -> tuple[str, ...]:
         if self.released and self.source:
+            from pythia_book.studies.phases.released import released_models
+
             return tuple(released_models(self.source))
         return super().size_list
 
@@ -76,7 +77,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep | None:
-    """None (all checkpoints) for the study's own runs, nothing for other runs."""
+    """Return None, i.e. keep all checkpoints, for this study's runs; keep none of other runs."""
     precision = run.train.precision  # compare at the precision of the machine that is planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
     return None if run in own else Keep()

@@ -89,9 +89,10 @@ class Probe:
 def repeated_sequences(
     unigrams: np.ndarray, length: int, n: int, seed: int, without: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(copies, shuffled) of a Probe, for `n` random sequences of `length` different tokens.
+    """Draw `n` random sequences of `length` different tokens; return `copies` and `shuffled`.
 
-    Tokens are drawn by frequency, but never the token `without`, e.g. the end-of-document token.
+    Probe explains these two arrays. Tokens are drawn by frequency, but never the token `without`,
+    e.g. the end-of-document token.
 
     Raises:
         DataError: the text has fewer different tokens than `length`.
@@ -149,7 +150,10 @@ def _log_probabilities(model: scoring.Scorable, hidden: Tensor) -> Tensor:
 def half_losses(
     model: scoring.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
 ) -> np.ndarray:
-    """float64[halves, n]: mean loss on each half of rows int[n, 2 L], except its first token."""
+    """Return the mean loss on each half of rows int[n, 2 L], float64[halves, n].
+
+    The first token of a half does not count.
+    """
     ids = torch.from_numpy(rows).to(scoring.device_of(model))
     length = rows.shape[1] // 2
     hidden = model.hidden(ids[:, :-1])
@@ -164,10 +168,13 @@ def half_losses(
 
 
 def prefix_matching(pattern: Tensor, length: int) -> Tensor:
-    """(B, heads): attention from the second occurrence of a token to the token after the first.
+    """Return how much each head attends to the token after an earlier occurrence, (B, heads).
 
-    A mean over tokens, from attention patterns (B, heads, T, T) on rows that repeat after `length`
-    tokens.
+    This is the attention from the second occurrence of a token to the token that followed its first
+    occurrence, averaged over tokens.
+
+    Args:
+        pattern: attention (B, heads, T, T) on rows that repeat after `length` tokens.
     """
     along = pattern.diagonal(1 - length, -2, -1)  # entry j: from position j + length - 1 to j
     return along[..., 1:].mean(-1)
@@ -189,7 +196,7 @@ def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
 
 
 def prefix_chance(length: int) -> float:
-    """Prefix matching of a head that attends uniformly to all preceding tokens."""
+    """Return the prefix matching of a head that attends to all tokens so far uniformly."""
     return float(np.mean(1 / (length + 1 + np.arange(length - 1))))
 
 
@@ -256,7 +263,7 @@ class PhasesMeasurement:
         return stable_hash([VERSION, *text, *settings])
 
     def ngrams(self) -> Ngrams:
-        """Counts on training rows, smoothed on held-out rows that are not used for tests."""
+        """Return n-grams counted on training rows, tuned on held-out rows not used in the probe."""
         return _prepared(self)[0]
 
     def probe(self) -> Probe:
@@ -268,11 +275,12 @@ class PhasesMeasurement:
 
 
 _cache: dict[str, tuple[Ngrams, Probe]] = {}
-"""Digest -> n-grams and probe, only the latest: a process need not count for each checkpoint."""
+"""Maps the digest of the latest measurement to its n-grams and probe, so that a process counts
+n-grams only once for all checkpoints."""
 
 
 def _prepared(measurement: PhasesMeasurement) -> tuple[Ngrams, Probe]:
-    """The n-grams and the probe, from the cache or computed."""
+    """Return the n-grams and the probe of a measurement, from the cache or computed."""
     key, text = measurement.digest, measurement.text
     if key not in _cache:
         heldout = text.heldout(2 * N_ROWS)

@@ -24,10 +24,13 @@ from pythia_core.util.files import atomic_file, cache_dir
 
 
 def released_models(source: str) -> dict[str, PublishedModel]:
-    """Size -> model, smallest first, from a comma-separated list of repositories and folders.
+    """Map sizes to models, smallest first.
+
+    Args:
+        source: a comma-separated list of repositories and folders.
 
     Raises:
-        ConfigError: no models, two models of the same size, or a name without a size.
+        ConfigError: no model is named, two models have the same size, or a name has no size.
     """
     models: dict[str, PublishedModel] = {}
     for name in filter(None, (part.strip() for part in source.split(","))):
@@ -74,8 +77,8 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
         data: as for `inspect --data`, or a folder with the needed shards.
 
     Raises:
-        DataError: no such rows, or a missing shard, which is named.
-        FetchError: no network.
+        DataError: there are no such rows, or a shard is missing; the message names the shard.
+        FetchError: the rows cannot be read over the network.
     """
     rows = TokenFileData(data, "", scale.data.seq_len)
     n_read, last = batches * scale.batch_size, scale.steps * scale.batch_size

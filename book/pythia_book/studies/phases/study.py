@@ -8,34 +8,47 @@ For a few sizes of the suite, trained on the standard text, the study measures
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
-The step of such an event has an interval like any estimate, from resampled rows. At scale paper the
-same is measured on released models (phases.released).
+The step of such an event has an interval like any estimate, from resampled rows. At the
+scale `paper` the same is measured on released models (phases.released).
 """
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.measurements import Arrays, Gap, measure_all
+import numpy as np
+
+from pythia_book.conduct import conduct
+from pythia_book.studies.phases import tables as tables_of
 from pythia_book.studies.phases.claims import claims, values
 from pythia_book.studies.phases.params import STUDY, Params
-from pythia_book.studies.phases.probes import PhasesMeasurement, RunText, prefix_chance
-from pythia_book.studies.phases.released import released_models, released_text
-from pythia_book.studies.phases.tables import tables
-from pythia_book.studies.registry import train_all
-from pythia_book.study import Result
-from pythia_book.tasks.sweep import steps_of
+from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import scale_named, suite_configs
 
 if TYPE_CHECKING:
+    from pythia_book.measurements import Arrays, Gap
     from pythia_book.released.resolve import CheckpointSource
     from pythia_book.studies.phases.probes import ProbeText
+
+MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 
 def run(params: Params, progress: bool = True) -> Result:
     """Find or train the models, or find released ones, and measure every checkpoint."""
-    started = time.time()
+    return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
+
+
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Measure every checkpoint; scores have one value per held-out row or per random sequence.
+
+    The arrays, where c is the number of checkpoints, are ngram_loss[orders, rows], and for each
+    size steps/<size>[c], lens/<size>[layers, c, rows] and <measure>/<size>[c, n] for the other
+    measures of `tables.reduced`.
+    """
+    from pythia_book.measurements import measure_all
+    from pythia_book.studies.phases.probes import PhasesMeasurement, prefix_chance
+
     models, text = _models(params, progress)
     steps = {size: _steps(model, params.steps) for size, model in models.items()}
     measured: dict[tuple[str, int], Arrays] = {}
@@ -53,28 +66,50 @@ def run(params: Params, progress: bool = True) -> Result:
         more, missing = measure_all(cells, measurement, progress)
         measured |= more
         gaps += missing
-    measured_by_size = {
-        size: {s: measured[model.id, s] for s in steps[size] if (model.id, s) in measured}
-        for size, model in models.items()
-    }
     ngrams, probe = measurement.ngrams(), measurement.probe()
-    frames = tables(params.bootstrap, measured_by_size, ngrams, probe)
-    rows = claims(params, measured_by_size, prefix_chance(probe.copies.shape[1] // 2))
-    numbers = values(params, measured_by_size, probe) | {
+    arrays = {"ngram_loss": probe.ngram_loss.astype(np.float32)}
+    for size, model in models.items():
+        found = [step for step in steps[size] if (model.id, step) in measured]
+        curves = tables_of.reduced([measured[model.id, step] for step in found])
+        arrays[name_of("steps", size)] = np.array(found, np.int64)
+        arrays |= {name_of(name, size): a.astype(np.float32) for name, a in curves.items()}
+    length = probe.copies.shape[1] // 2
+    scale = scale_named(params.scale)
+    facts = {
         "gaps": len(gaps),
         "n_checkpoints": len(set().union(*steps.values())),
+        "n_rows": len(probe.rows),
+        "n_places": probe.rows.shape[0] * len(probe.positions),
+        "n_sequences": len(probe.copies),
+        "copy_length": length,
+        "prefix_chance": prefix_chance(length),
         "tokens_read": text.n_read * text.seq_len,
-        "strength_2": ngrams.strengths[0],
-        "strength_3": ngrams.strengths[1],
+        "tokens_trained": max(s[-1] for s in steps.values()) * scale.batch_size * text.seq_len,
+        "different": [np.count_nonzero(ngrams.unigrams), *map(len, ngrams.keys)],
+        "strengths": [None, *ngrams.strengths],
+        "models": _released_rows(models, steps) if params.released else [],
     }
     runs: list[Any] = [] if params.released else list(models.values())
-    if params.released:
-        frames["released"] = _released_table(models, steps)
-    return Result(STUDY, params, frames, numbers, rows, runs, started)
+    return Measurements(arrays, facts, runs)
+
+
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values and claims from the scores; there are no released numbers."""
+    import pandas as pd
+
+    curves = {size: tables_of.Curves.of(measured, size) for size in params.size_list}
+    frames = tables_of.tables(params.bootstrap, curves, measured)
+    if measured.facts["models"]:
+        frames["released"] = pd.DataFrame(measured.facts["models"], columns=MODELS)
+    return frames, values(params, curves, measured), claims(params, curves, measured.facts)
 
 
 def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], ProbeText]:
     """Size -> model, and the text that the models were trained on."""
+    from pythia_book.studies.phases.probes import RunText
+    from pythia_book.studies.phases.released import released_models, released_text
+    from pythia_book.studies.registry import train_all
+
     if params.released:
         models: dict[str, CheckpointSource] = dict(released_models(params.source))
         eod_id = next(iter(models.values())).data.eod_id
@@ -88,20 +123,20 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource]
 
 
 def _steps(model: CheckpointSource, text: str) -> list[int]:
-    """Steps to measure. "all" includes scheduled checkpoints that are missing; they become gaps."""
+    """Return the steps to measure; "all" includes missing checkpoints, which become gaps."""
+    from pythia_book.tasks.sweep import steps_of
+
     return model.scheduled_steps if text == "all" else steps_of(model, text)
 
 
-def _released_table(models: dict[str, CheckpointSource], steps: dict[str, list[int]]) -> Any:
-    """Table of the released models; sha256 is that of the last step's weights as stored.
+def _released_rows(
+    models: dict[str, CheckpointSource], steps: dict[str, list[int]]
+) -> list[list[Any]]:
+    """Return a row with the columns MODELS for each released model.
 
-    Columns: size, deduplicated, checkpoints, last_step, sha256.
+    The column sha256 is the hash of the last step's weights as stored.
     """
-    import pandas as pd
-
-    rows = [
-        (size, model.deduped, len(steps[size]), steps[size][-1], model.sha256(steps[size][-1]))
+    return [
+        [size, model.deduped, len(steps[size]), steps[size][-1], model.sha256(steps[size][-1])]
         for size, model in models.items()
     ]
-    columns = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
-    return pd.DataFrame(rows, columns=columns)

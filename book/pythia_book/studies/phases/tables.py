@@ -8,29 +8,91 @@ precise as the spacing of checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.measurements import Arrays
 from pythia_book.stats import LEVEL, estimate
-from pythia_book.studies.phases.ngrams import ORDERS, Ngrams
-from pythia_book.studies.phases.probes import Probe
+from pythia_book.studies.phases.ngrams import ORDERS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+    from pythia_book.measurements import Arrays
+    from pythia_book.study import Measurements
 
-Measured = dict[str, dict[int, Arrays]]
-"""Size -> step (ascending) -> arrays of `probes.PhasesMeasurement`."""
+TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+KL = {order: f"kl_{order}" for order in ORDERS}
+MEASURES = ("loss", *KL.values(), "gain", "order_gain", "prefix", "lens_first", "lens_last",
+            "lens_gap")  # fmt: skip
+"""What `Curves` has for every checkpoint, one value per row or per sequence.
+
+kl_<order>: KL of the n-grams of an order. gain: loss on a sequence the first time minus the second
+time. order_gain: loss on a sequence after the same tokens in another order, minus that after the
+sequence itself. prefix: prefix matching of the best head. lens_first, lens_last: KL of the logit
+lens before the first and before the last block. lens_gap: their difference.
+"""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The scores of one model over training."""
+
+    steps: list[int]
+    """Ascending."""
+    lens: np.ndarray
+    """float[layers, checkpoints, rows]: KL of the logit lens before each block."""
+    values: dict[str, np.ndarray]
+    """Measure -> float[checkpoints, n]."""
+
+    @classmethod
+    def of(cls, measured: Measurements, size: str) -> Curves | None:
+        """The curves of a size among the arrays of `study.measure`; None without a checkpoint."""
+        steps = measured.get("steps", size)
+        if steps is None or not len(steps):
+            return None
+        lens = measured.arrays[f"lens/{size}"].astype(np.float64)
+        values = {
+            name: measured.arrays[f"{name}/{size}"].astype(np.float64)
+            for name in MEASURES
+            if not name.startswith("lens")
+        }
+        values |= {"lens_first": lens[0], "lens_last": lens[-1], "lens_gap": lens[0] - lens[-1]}
+        return cls(steps.tolist(), lens, values)
+
+    def at(self, step: int, measure: str) -> np.ndarray | None:
+        """Return a measure at a step, float[n], or None for a gap."""
+        return self.values[measure][self.steps.index(step)] if step in self.steps else None
+
+
+def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
+    """Stack over checkpoints what the analysis needs of the arrays of `probes.PhasesMeasurement`.
+
+    Returns:
+        `lens`, and those MEASURES that do not follow from `lens`.
+    """
+    if not checkpoints:
+        return {}
+
+    def stack(reduce: Callable[[Arrays], np.ndarray]) -> np.ndarray:
+        return np.stack([reduce(arrays) for arrays in checkpoints])
+
+    return {
+        "loss": stack(lambda a: a["loss"]),
+        **{name: stack(lambda a, i=i: a["kl"][i]) for i, name in enumerate(KL.values())},
+        "gain": stack(lambda a: a["copies"][0] - a["copies"][1]),
+        "order_gain": stack(lambda a: a["copies"][2] - a["copies"][1]),
+        "prefix": stack(lambda a: best_head(a["prefix"])),
+        "lens": np.moveaxis(stack(lambda a: a["lens"]), 1, 0),
+    }
 
 
 # --- levels and steps ------------------------------------------------------------------------
 
 
 def best_head(prefix: np.ndarray) -> np.ndarray:
-    """float[n]: prefix matching of the best head, from that of all heads float[layers, heads, n].
+    """Return the prefix matching of the best head, float[n], from all, float[layers, heads, n].
 
     Picking the best of many heads is biased upwards, so each half of the sequences is scored with
     the head that is best on the other half.
@@ -43,28 +105,13 @@ def best_head(prefix: np.ndarray) -> np.ndarray:
     return best
 
 
-MEASURES: dict[str, Callable[[Arrays], np.ndarray]] = {
-    "loss": lambda a: a["loss"],
-    **{f"kl_{order}": (lambda a, i=i: a["kl"][i]) for i, order in enumerate(ORDERS)},
-    "gain": lambda a: a["copies"][0] - a["copies"][1],
-    "order_gain": lambda a: a["copies"][2] - a["copies"][1],
-    "prefix": lambda a: best_head(a["prefix"]),
-    "lens_first": lambda a: a["lens"][0],
-    "lens_last": lambda a: a["lens"][-1],
-    "lens_gap": lambda a: a["lens"][0] - a["lens"][-1],
-}
-"""Measure -> function from arrays to one value per row or per sequence.
-
-gain: loss on a sequence the first time minus the second time. order_gain: loss on a sequence after
-the same tokens in another order, minus that after the sequence itself. lens_first, lens_last: KL of
-the logit lens before the first and before the last block. lens_gap: their difference.
-"""
-
-
 def first_below(means: np.ndarray) -> np.ndarray:
-    """int[m]: first checkpoint at which means float[m, checkpoints] are below 0.
+    """Return the index of the first checkpoint with a mean below 0, int[m].
 
-    If there is none, the number of checkpoints.
+    If no mean is below 0, the index is the number of checkpoints.
+
+    Args:
+        means: float[m, checkpoints].
     """
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
 
@@ -81,57 +128,54 @@ def resampled(values: np.ndarray, draws: int) -> np.ndarray:
 
 
 def interval_of(indices: np.ndarray) -> tuple[int, int, int]:
-    """The index from the original rows, and the ends of its interval."""
+    """Return the index of a milestone and both ends of its interval, from int[1 + draws]."""
     low, high = np.quantile(indices[1:], TAILS, method="inverted_cdf")
     return int(indices[0]), int(low), int(high)
 
 
-def curve(steps: dict[int, Arrays], measure: Callable[[Arrays], np.ndarray]) -> np.ndarray:
-    """float[checkpoints, n]: the measure at each step."""
-    return np.stack([measure(arrays) for arrays in steps.values()])
-
-
-def nearest_checkpoint(steps: dict[int, Arrays], order: int, draws: int) -> np.ndarray:
+def nearest_checkpoint(curves: Curves, order: int, draws: int) -> np.ndarray:
     """int[1 + draws]: index of the checkpoint nearest to the n-grams of this order, in KL.
 
     Entry 0 is from the original rows, each other entry from a bootstrap resample.
     """
-    return resampled(curve(steps, MEASURES[f"kl_{order}"]), draws).argmin(1)
+    return resampled(curves.values[KL[order]], draws).argmin(1)
 
 
 # --- tables ----------------------------------------------------------------------------------
 
 
-def tables(draws: int, measured: Measured, ngrams: Ngrams, probe: Probe) -> dict[str, pd.DataFrame]:
-    """The tables of the study.
+def tables(
+    draws: int, models: dict[str, Curves | None], measured: Measurements
+) -> dict[str, pd.DataFrame]:
+    """Return the tables of the study.
 
-    ngrams: order, different (number of n-grams), strength, value, low, high, n, of held-out loss.
+    ngrams: order, different (number of n-grams), strength, value, low, high, n. The value is the
+        held-out loss.
     levels: size, step, measure (of MEASURES), value, low, high, n.
     lens: size, step, layer (number of blocks before the lens), value, low, high, n.
     milestones: size, what, which, step, low, high. what: "nearest" (to n-grams of order `which`) or
-        "beaten" (their loss); steps that were not reached are missing.
+        "beaten" (the model's loss falls below that of these n-grams). A step that was not reached
+        is missing.
     """
     import pandas as pd
 
     rows: dict[str, list] = {"ngrams": [], "levels": [], "lens": [], "milestones": []}
+    ngram_loss = measured.arrays["ngram_loss"].astype(np.float64)
     for i, order in enumerate(ORDERS):
-        e = estimate(probe.ngram_loss[i][None], draws)
-        different = np.count_nonzero(ngrams.unigrams) if order == 1 else len(ngrams.keys[order - 2])
-        strength = None if order == 1 else ngrams.strengths[order - 2]
-        rows["ngrams"].append((order, different, strength, e.value, e.low, e.high, e.n_items))
-    for size, steps in measured.items():
-        if not steps:
+        e = estimate(ngram_loss[i][None], draws)
+        counts = measured.facts["different"][i], measured.facts["strengths"][i]
+        rows["ngrams"].append((order, *counts, e.value, e.low, e.high, e.n_items))
+    for size, curves in models.items():
+        if curves is None:
             continue
-        for name, measure in MEASURES.items():
-            bands = _bands(curve(steps, measure), draws)
-            rows["levels"] += [
-                (size, step, name, *band) for step, band in zip(steps, bands, strict=True)
-            ]
-        for layer, lens in enumerate(np.moveaxis(curve(steps, lambda a: a["lens"]), 1, 0)):
-            bands = zip(steps, _bands(lens, draws), strict=True)
+        for name, values in curves.values.items():
+            bands = zip(curves.steps, _bands(values, draws), strict=True)
+            rows["levels"] += [(size, step, name, *band) for step, band in bands]
+        for layer, lens in enumerate(curves.lens):
+            bands = zip(curves.steps, _bands(lens, draws), strict=True)
             rows["lens"] += [(size, step, layer, *band) for step, band in bands]
-        for event, order, indices in milestones(steps, probe.ngram_loss, draws):
-            step_at = [*steps, None]  # the last: not reached
+        for event, order, indices in milestones(curves, ngram_loss, draws):
+            step_at = [*curves.steps, None]  # the last: not reached
             ends = (step_at[i] for i in interval_of(indices))
             rows["milestones"].append((size, event, order, *ends))
     result = ["value", "low", "high", "n"]
@@ -155,18 +199,18 @@ def _bands(values: np.ndarray, draws: int) -> list[tuple[float, float, float, in
 
 
 def milestones(
-    steps: dict[int, Arrays], ngram_loss: np.ndarray, draws: int
+    curves: Curves, ngram_loss: np.ndarray, draws: int
 ) -> list[tuple[str, int, np.ndarray]]:
     """(event, order, checkpoint indices int[1 + draws]) of all milestones of a size.
 
     Entry 0 is from the original rows, each other entry from a bootstrap resample.
     """
-    loss = curve(steps, MEASURES["loss"])
+    loss = curves.values["loss"]
     return [
         milestone
         for i, order in enumerate(ORDERS)
         for milestone in (
-            ("nearest", order, nearest_checkpoint(steps, order, draws)),
+            ("nearest", order, nearest_checkpoint(curves, order, draws)),
             ("beaten", order, first_below(resampled(loss - ngram_loss[i], draws))),
         )
     ]

@@ -1,257 +1,177 @@
-"""The cost and the worth of repeated data: comparisons, tables and claims of the study.
+"""The claims of the repetition study and its numbers for prose.
 
-By the law of Muennighoff et al. (2023), each further pass is worth less: U unique tokens repeated R
-times are worth D' = U + U R* (1 - exp(-R / R*)) fresh tokens. The law's second term, a penalty for
-more parameters than the unique data warrant, is left out. It would raise the predicted loss where
-data is scarce, so the worth measured here may be below that of D' alone. All functions are pure
-functions of losses per row.
+Each arm was trained once, so a claim about our runs holds for these runs only. The intervals cover
+the choice of held-out rows, but no variation between training runs.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pythia_book.stats import (
-    LEVEL,
-    NOT_TESTABLE,
-    Estimate,
-    as_premise,
-    claim_row,
-    difference,
-    directional_verdict,
-    equivalence_verdict,
-    estimate,
-    noninferiority_verdict,
-    premise_verdict,
-    wilson,
-)
-from pythia_book.studies.repetition.params import Cell, Params
+from pythia_book.stats import Estimate
+from pythia_book.studies.repetition import law
+from pythia_book.studies.repetition.tables import Arms, tokens_read
+from pythia_book.verdicts import Claim, Test, rises, untestable
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
-    from pythia_book.measurements import Arrays
-
-R_STAR = 15.387756
-"""R*_D of the law (appendix A of the paper): after R* repetitions, reading a token once more is
-worth 1/e of a fresh token."""
-MARGINAL = 1.0
-"""A cost below this many percent of the fresh arm's loss is negligible."""
-CLOSE = 10.0
-"""A measured worth within this many percentage points of the law agrees with it."""
-
-Losses = dict[Cell, np.ndarray]
+PAPER = "Muennighoff et al. 2023"
+TOO_SMALL = "the statement is about models of 2.8 to 8.7 billion parameters"
+"""Section 6 and Figure 4; the law is fitted to smaller ones as well."""
+NEGLIGIBLE = 0.5
+"""A change of the loss is negligible if it is smaller than this percentage of the loss of the
+fresh arm, which reads no row twice. A run of four epochs "with only 0.5% higher validation loss" is
+the authors' example of a negligible difference (section 6)."""
 
 
-# --- comparisons -----------------------------------------------------------------------------
+def claims(arms: Arms) -> list[Claim]:
+    """Return the claims of the repetition study."""
+    params = arms.params
+    sizes, most = params.size_list, params.epoch_list[-1]
+    fresh = arms.loss(sizes[-1], 1)
+    rows = 0 if fresh is None else len(fresh)
+    runs = f"one run of each arm ({', '.join(sizes)})"
+    units = f"{runs}; {rows} held-out rows"
+    nats = "nats per token"
+    return [
+        Claim(
+            "Four epochs change the loss negligibly, compared with as much fresh data.",
+            f"{PAPER}, abstract and section 6",
+            untestable(
+                TOO_SMALL,
+                arms.pooled([arms.cost(size, 4, percent=True) for size in sizes]),
+                "% of the loss",
+                units,
+                _scope(arms),
+            ),
+            quote="training with up to 4 epochs of repeated data yields negligible changes to loss "
+            "compared to having unique data",
+        ),
+        Claim(
+            "Sixteen epochs give a higher loss than four, at equal compute.",
+            f"{PAPER}, section 6",
+            untestable(
+                TOO_SMALL, arms.pooled([arms.cost(size, 16, base=4) for size in sizes]), nats, units
+            ),
+            quote="models trained on less unique data (and, correspondingly, more epochs) have "
+            "consistently higher loss",
+        ),
+        Claim(
+            "Repeated data are worth as much fresh data as the law says.",
+            f"{PAPER}, section 3.1 and appendix A",
+            _law(arms, units),
+        ),
+        Claim(
+            f"With {most} epochs, the held-out loss rises again before the end of training.",
+            f"{PAPER}, Figure 4, of up to 44 epochs",
+            rises(
+                arms.pooled([arms.turn(size, most) for size in sizes]),
+                nats,
+                f"{runs}; {rows // 2} held-out rows",
+                note="the end minus the best earlier checkpoint, which was chosen on the other "
+                "half of the rows",
+            ),
+            quote="Models trained on data that is repeated for multiple epochs have consistently "
+            "worse loss and diverge if too many epochs are used.",
+            kind="premise",
+        ),
+        Claim(
+            "Held-out rows fall behind rows that were read, as these are repeated.",
+            f"{PAPER}, section 4",
+            rises(arms.gap_growth(most), nats, units, note=f"{most} epochs against one"),
+            quote="repeating data can result in extreme overfitting",
+            kind="premise",
+        ),
+        Claim(
+            "Rows that are read more often are memorized more often.",
+            "Carlini et al. 2022, abstract",
+            _memorized(arms, runs),
+            quote="the number of times an example has been duplicated",
+            kind="premise",
+        ),
+    ]
 
 
-@dataclass(frozen=True)
-class ArmComparison:
-    """Compares arms at one step, row by row, averaged over sizes; None if an arm is missing."""
-
-    sizes: tuple[str, ...]
-    draws: int
-    arms: dict[Cell, Arrays]
-
-    def change(
-        self, measure: str, epochs: int, base: int = 1, percent: bool = False
-    ) -> Estimate | None:
-        """Mean change of a measure from the arm of `base` epochs; `percent`: in % of that arm."""
-        changes = []
-        for size in self.sizes:
-            one, other = (self.arms.get((size, r), {}).get(measure) for r in (epochs, base))
-            if one is None or other is None:
-                return None
-            change = one.astype(float) - other
-            changes.append(100 * change / other.mean() if percent else change)
-        pooled = np.mean(changes, axis=0)[None]
-        exact = measure in ("last_word", "memorized")
-        return estimate(pooled, self.draws, change=True, exact=exact)
-
-    def gap(self, epochs: int) -> Estimate | None:
-        """How much larger the gap between held-out and training loss is than in the fresh arm."""
-        heldout, read = self.change("loss", epochs), self.change("read_loss", epochs)
-        return None if heldout is None or read is None else difference(heldout, read)
+def _scope(arms: Arms) -> str:
+    """Say how much smaller our runs are than those that the law was fitted to, and what excess loss
+    the law predicts for four epochs at our size."""
+    counts, tokens = arms.measured.facts["parameters"][arms.params.size_list[-1]], tokens_read(arms)
+    by_law = [law.excess(counts[kind], tokens, 4) for kind in ("non_embedding", "all")]
+    return (
+        f"about these runs: {counts['all']:,} parameters and {tokens / 1e6:.1f} million tokens, "
+        f"while the law was fitted to {law.FITTED}; extrapolated to here, it expects "
+        f"{by_law[0]:.1f} %, or {by_law[1]:.1f} % if embeddings count as parameters"
+    )
 
 
-def law_share(epochs: float, r_star: float = R_STAR) -> float:
-    """By the law, the worth of `epochs` passes relative to the same amount of fresh data: D' / D
-    with D' = U + U R* (1 - exp(-R / R*)), U unique tokens, R = epochs - 1, D = U epochs.
+def _law(arms: Arms, units: str) -> Test:
+    size = arms.params.size_list[-1]
+    counts, fresh = arms.measured.facts["parameters"][size], arms.loss(size, 1)
+    reason = f"the law was fitted to {law.FITTED}"
+    if fresh is not None:
+        tokens = tokens_read(arms)
+        predicted = law.loss(counts["all"], tokens, tokens)
+        reason += (
+            f"; extrapolated to {counts['all']:,}, it predicts a loss of {predicted:.1f} nats for "
+            f"fresh data, where {fresh.mean():.1f} were measured"
+        )
+    e = arms.worth(size, 4)
+    return untestable(reason, e, "% of as much fresh data", units, "four epochs, at the end")
+
+
+def _memorized(arms: Arms, units: str) -> Test:
+    most = arms.params.epoch_list[-1]
+    e = arms.memorized_change(most)
+    if e is None:
+        return rises(None, "points", units)
+    units = f"{units}; {e.n_items} rows"
+    if not arms.memorizes():
+        return untestable("no arm has memorized any row", e.times(100), "points", units)
+    return rises(e.times(100), "points", units, note=f"{most} epochs against one")
+
+
+def values(arms: Arms) -> dict[str, Any]:
+    """Return the numbers that the page quotes in its text, for the largest size.
+
+    A number is None if an arm that it needs was not measured.
     """
-    return (1 + r_star * (1 - math.exp(-(epochs - 1) / r_star))) / epochs
-
-
-def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: int) -> Estimate:
-    """The share of an arm's tokens that would give the same loss as fresh data read once.
-
-    Args:
-        loss: float[rows], of the arm.
-        single_pass: r -> losses of the run that read 1/r of the data once. The mean loss is
-            interpolated linearly in the logarithm of the data size, and never extrapolated.
-    """
-    passes = sorted(single_pass)  # most data first, so losses rise
-    losses = np.stack([*(single_pass[r] for r in passes), loss])
-    n = losses.shape[1]
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
-    means = np.vstack([losses.mean(1), counts @ losses.T / n])
-    curves = np.maximum.accumulate(means[:, :-1], axis=1)
-    logs = [np.interp(m, c, np.log(passes)) for m, c in zip(means[:, -1], curves, strict=True)]
-    shares = np.exp(-np.array(logs))
-    low, high = np.quantile(shares[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(shares[0]), float(low), float(high), n, 1)
-
-
-def worth(
-    params: Params, finals: dict[Cell, Arrays], single_pass: Losses, size: str, epochs: int
-) -> Estimate | None:
-    """`measured_share` in %; None if a run that it needs is missing."""
-    curve = {r: single_pass[size, r] for r in params.epoch_list if (size, r) in single_pass}
-    if (size, epochs) not in finals or len(curve) < len(params.epoch_list):
-        return None
-    return measured_share(finals[size, epochs]["loss"], curve, params.bootstrap).times(100)
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-
-def tables(
-    params: Params,
-    measured: dict[tuple[str, int, int], Arrays],
-    finals: dict[Cell, Arrays],
-    single_pass: Losses,
-) -> dict[str, pd.DataFrame]:
-    """The study's tables; `result` stands for the columns value, low, high, n.
-
-    levels: size, epochs, step, percent, measure (loss, last_word, read_loss), result.
-    effects: the same columns for an arm minus the fresh arm, paired by row; two more measures are
-    excess (loss, % above the fresh arm's) and gap (nats, see ArmComparison.gap).
-    law: size, epochs, rows (unique), predicted, result: the worth of the passes in %.
-    fresh: size, epochs, rows, result: the loss of the run that read an arm's rows once.
-    memorized: size, epochs, result: the share of rows memorized.
-
-    Args:
-        measured: arrays by (size, epochs, step). finals: arrays at the last step.
-        single_pass: losses of the single-pass runs.
-    """
-    import pandas as pd
-
-    levels, effects, law, fresh, memorized = [], [], [], [], []
-    cell = ["size", "epochs"]
-    result = ["value", "low", "high", "n"]
-
-    def add(rows: list, where: tuple, e: Estimate | None) -> None:
-        if e is not None:
-            rows.append((*where, e.value, e.low, e.high, e.n_items))
-
-    for step in sorted({step for _, _, step in measured}):
-        at = {(size, r): arrays for (size, r, s), arrays in measured.items() if s == step}
-        for (size, r), arrays in at.items():
-            where = (size, r, step, 100 * step / params.n_steps)
-            for measure, items in arrays.items():
-                exact = measure == "last_word"
-                add(levels, (*where, measure), estimate(items[None], params.bootstrap, exact=exact))
-            if r == 1:
-                continue
-            one = ArmComparison((size,), params.bootstrap, at)
-            for measure in arrays:
-                add(effects, (*where, measure), one.change(measure, r))
-            add(effects, (*where, "excess"), one.change("loss", r, percent=True))
-            add(effects, (*where, "gap"), one.gap(r))
-    for size in params.size_list:
-        for r in params.epoch_list:
-            where = (size, r, params.rows(r))
-            if (size, r) in single_pass:
-                add(fresh, where, estimate(single_pass[size, r][None], params.bootstrap))
-            if r > 1:
-                e = worth(params, finals, single_pass, size, r)
-                add(law, (*where, 100 * law_share(r)), e)
-            if (hits := finals.get((size, r), {}).get("memorized")) is not None:
-                share = wilson(int(hits.sum()), len(hits))
-                memorized.append((size, r, *share.interval().values(), len(hits)))
-    columns = [*cell, "step", "percent", "measure", *result]
-    return {
-        "levels": pd.DataFrame(levels, columns=columns),
-        "effects": pd.DataFrame(effects, columns=columns),
-        "law": pd.DataFrame(law, columns=[*cell, "rows", "predicted", *result]),
-        "fresh": pd.DataFrame(fresh, columns=[*cell, "rows", *result]),
-        "memorized": pd.DataFrame(memorized, columns=[*cell, *result]),
-    }
-
-
-# --- claims ----------------------------------------------------------------------------------
-
-
-def claims(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> list[dict[str, Any]]:
-    """The claims of earlier work, and Pythia's premise that one and a half epochs cost little."""
-    sizes, largest = ", ".join(params.size_list), params.size_list[-1]
-    most = params.epoch_list[-1]
-    arms = ArmComparison(params.size_list, params.bootstrap, finals)
-    rows = []
-
-    def add(*row: Any) -> None:
-        rows.append(claim_row(*row))
-
-    cost = f"(held-out loss, % above that of fresh data; marginal is below {MARGINAL:g}; {sizes})"
-    marginal = partial(noninferiority_verdict, bound=MARGINAL)
-    grows = partial(premise_verdict, direction=1)
-    paper = "Muennighoff et al.: negligible; 0.5 % for 8.7 billion parameters"
-    e = arms.change("loss", 4, percent=True)
-    add(f"Up to four epochs are nearly free {cost}", paper, e, marginal)
-    paper = "presupposed: Pythia reads the deduplicated Pile one and a half times"
-    e = arms.change("loss", 2, percent=True)
-    verdict = as_premise(marginal(e.low, e.high)) if e else NOT_TESTABLE
-    add(f"Two epochs are nearly free {cost}", paper, e, verdict)
-    claim = "Sixteen epochs cost more than four (difference of held-out loss, nats per token; "
-    paper = "Muennighoff et al.: what repeating gives decays with every pass"
-    e = arms.change("loss", 16, base=4)
-    add(f"{claim}{sizes})", paper, e, partial(directional_verdict, direction=1))
-    for word, epochs in (("Four", 4), ("Sixteen", 16)):
-        expected = 100 * law_share(epochs)
-        claim = f"{word} epochs are worth what the law says (fresh data with the same loss, in % "
-        claim += f"of the data read; within {CLOSE:g} points; {largest})"
-        paper = f"Muennighoff et al.: {expected:.0f} % by the data term of their law"
-        e = worth(params, finals, single_pass, largest, epochs)
-        add(claim, paper, e, partial(equivalence_verdict, expected=expected, margin=CLOSE))
-    claim = "Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 "
-    claim += f"to {most} epochs, nats per token; {sizes})"
-    add(claim, "expected since earlier work", arms.gap(most), grows)
-    claim = f"Rows read {most} times are memorized more often than rows read once (points; {sizes})"
-    e = arms.change("memorized", most)
-    add(claim, "expected since earlier work", e, grows, None, 100)
-    return rows
-
-
-def values(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> dict[str, Any]:
-    """Numbers quoted in the page's text; None where an arm is missing."""
-    arms = ArmComparison(params.size_list, params.bootstrap, finals)
-    largest, most = params.size_list[-1], params.epoch_list[-1]
+    params = arms.params
+    size, most = params.size_list[-1], params.epoch_list[-1]
+    counts, tokens = arms.measured.facts["parameters"][size], tokens_read(arms)
 
     def interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
         return e.times(factor).interval() if e else None
 
-    fresh = finals.get((largest, 1), {}).get("loss")
+    fresh = arms.loss(size, 1)
     numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
-        "largest": largest,
+        "largest": size,
         "epochs": ", ".join(map(str, params.epoch_list)),
         "most": most,
         "steps": params.n_steps,
         "rows": params.rows(),
         "rows_least": params.rows(most),
-        "marginal": MARGINAL,
+        "tokens": tokens,
+        "parameters": counts["all"],
+        "negligible": NEGLIGIBLE,
         "n_rows": None if fresh is None else len(fresh),
-        "fresh_loss": None if fresh is None else interval(estimate(fresh[None], params.bootstrap)),
-        "gap_growth": interval(arms.gap(most)),
-        "memorized_change": interval(arms.change("memorized", most), 100),
+        "fresh_loss": interval(arms.estimate(fresh)),
+        "law_loss": law.loss(counts["all"], tokens, tokens),
+        "gap_growth": interval(arms.gap_growth(most)),
+        "memorized_change": interval(arms.memorized_change(most), 100),
+        "gaps": arms.measured.facts["gaps"],
     }
-    for epochs in (2, 4, 8, 16):
-        numbers[f"excess_{epochs}"] = interval(arms.change("loss", epochs, percent=True))
-        numbers[f"worth_{epochs}"] = interval(worth(params, finals, single_pass, largest, epochs))
-        numbers[f"predicted_{epochs}"] = 100 * law_share(epochs)
+    for r in (2, 4, 8, 16):
+        best, turn = arms.best_step(size, r), arms.turn(size, r)
+        numbers |= {
+            f"excess_{r}": interval(arms.estimate(arms.cost(size, r, percent=True))),
+            f"worth_{r}": interval(arms.worth(size, r)),
+            f"best_{r}": interval(arms.worth(size, r, best=True)),
+            f"best_percent_{r}": None if best is None else 100 * best / params.n_steps,
+            f"turn_{r}": interval(arms.estimate(turn)),
+            f"data_term_{r}": 100 * law.data_share(r),
+            f"law_excess_{r}": law.excess(counts["non_embedding"], tokens, r),
+            f"law_excess_all_{r}": law.excess(counts["all"], tokens, r),
+        }
     return numbers

@@ -1,4 +1,4 @@
-"""Figures of the repetition study: what further passes over the same rows cost and are worth."""
+"""Figures of the repetition study, on the cost and the worth of repeated passes over the data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from pythia_book import style
 from pythia_book.records import number_text
-from pythia_book.studies.repetition.claims import MARGINAL, law_share
+from pythia_book.studies.repetition import law
+from pythia_book.studies.repetition.claims import NEGLIGIBLE
 from pythia_book.style import DASH, Drawing, Table
 
 if TYPE_CHECKING:
@@ -22,35 +23,49 @@ NOTHING = "no last checkpoint\ncould be measured"
 
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
-    """The colour of an arm; the fewer epochs, the darker."""
+    """Return the colour of an arm. Arms of fewer epochs are darker."""
     return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
 
 
 def cost_and_worth(result: Result) -> Drawing:
-    """Held-out loss by epochs, and the worth of repeated data, measured and by the law."""
+    """Held-out loss above fresh data by number of epochs; and what repeated data are worth, as
+    measured and as predicted by the law."""
     params = result.params
-    excess = _last(result, "effects", "excess")
-    law = result.tables["law"]
+    excess, worth = _last(result, "effects"), result.tables["worth"]
     notes = f"bars: 95 % intervals over {number_text(result.values['n_rows'])} held-out rows"
-    with style.canvas(result, 2, 3.0, notes) as (figure, (cost, worth)):
-        cost.axhspan(0, MARGINAL, color=PALE, linewidth=0, zorder=0)
+    with style.canvas(result, 2, 3.0, notes) as (figure, (cost, shares)):
+        cost.axhspan(-NEGLIGIBLE, NEGLIGIBLE, color=PALE, linewidth=0, zorder=0)
         style.reference(cost, 0)
         for size in params.size_list:
             _points(cost, excess, size)
-            _points(worth, law, size)
+            _points(shares, style.rows_where(worth, at="best"), size, hollow=True)
+            _points(shares, style.rows_where(worth, at="end"), size)
         if excess.empty:
             style.say(cost, NOTHING)
         else:
             _epochs_axis(cost, params.epoch_list)
         cost.set_ylabel("held-out loss, % above fresh data")
         passes = np.geomspace(1, params.epoch_list[-1], 100)
-        worth.plot(passes, [100 * law_share(r) for r in passes], color=style.MUTED, linewidth=1.2)
-        worth.plot(passes, 100 / passes, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-        worth.text(5.4, 93, "the law", color=style.MUTED, fontsize=7.5)
-        worth.text(1.05, 14, "if only the first\npass counted", color=style.MUTED, fontsize=7.5)
-        worth.set_ylim(0, 105)
-        worth.set_ylabel("worth, % of as much fresh data")
-        _epochs_axis(worth, params.epoch_list)
+        by_data = [100 * law.data_share(r) for r in passes]
+        shares.plot(passes, by_data, color=style.MUTED, linewidth=1.2)
+        counts = result.measured.facts["parameters"][params.size_list[-1]]
+        tokens = result.values["tokens"]
+        whole = [
+            [100 * law.whole_share(counts[kind], tokens, r) for r in passes]
+            for kind in ("all", "non_embedding")
+        ]
+        shares.fill_between(passes, *whole, color=style.MUTED, alpha=0.25, linewidth=0)
+        shares.plot(passes, 100 / passes, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        shares.set_ylim(0, 105)
+        shares.set_ylabel("worth, % of as much fresh data")
+        _epochs_axis(shares, params.epoch_list)
+        shapes = {
+            "at the end": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
+            "best checkpoint": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
+            "the law's data term": {"linestyle": "-", "color": style.MUTED, "linewidth": 1.2},
+            "the whole law": {"linestyle": "-", "color": style.GRID, "linewidth": 6},
+        }
+        style.legend(shares, shapes, loc="lower left", fontsize=7)
         if len(params.size_list) > 1:
             style.size_legend(cost, params.size_list, loc="upper left")
         numbers = (
@@ -60,11 +75,12 @@ def cost_and_worth(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Held-out loss of every arm over training, and how far it lies above the fresh arm."""
+    """Held-out loss of every arm over training, in nats and in % above the loss of the fresh
+    arm."""
     params, size = result.params, result.params.size_list[-1]
     with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
-        for ax, name, measure in ((levels, "levels", "loss"), (above, "effects", "excess")):
-            frame = style.rows_where(result.tables[name], size=size, measure=measure)
+        for ax, name in ((levels, "levels"), (above, "effects")):
+            frame = style.rows_where(result.tables[name], size=size)
             if frame.empty:
                 style.say(ax, NOTHING.replace("last ", ""))
                 continue
@@ -79,15 +95,16 @@ def over_training(result: Result) -> Drawing:
         levels.legend(title="epochs", title_fontsize=8, loc="upper right")
         style.reference(above, 0)
         above.set_ylabel("% above fresh data")
-        last = style.rows_where(_last(result, "levels", "loss"), size=size)
+        last = style.rows_where(_last(result, "levels"), size=size)
         numbers = (f"{row.epochs} epochs {row.value:.3f}" for row in last.itertuples())
         return Drawing(figure, f"Held-out loss of {size} at the end", numbers)
 
 
 def read_rows(result: Result) -> Drawing:
-    """Loss on held-out rows and on rows that every arm has read, and the share memorized."""
+    """Loss on held-out rows and on rows that every arm has read, and the share of the read rows
+    that is memorized."""
     params, memorized = result.params, result.tables["memorized"]
-    heldout, read = _last(result, "levels", "loss"), _last(result, "levels", "read_loss")
+    heldout, read = _last(result, "levels"), result.tables["read"]
     n = int(memorized.n.max()) if len(memorized) else 0
     notes = f"bars: 95 % intervals; all arms have read the same {n} rows"
     with style.canvas(result, 2, 2.9, notes) as (figure, (losses, recited)):
@@ -114,30 +131,42 @@ def read_rows(result: Result) -> Drawing:
 
 
 def arms_table(result: Result) -> Table:
-    """For each arm: its epochs and different rows, its loss, and the worth of its data."""
+    """One row per arm of the largest size: epochs, different rows, loss, and worth of the data."""
     import pandas as pd
 
     params, size = result.params, result.params.size_list[-1]
-    loss, excess = _last(result, "levels", "loss"), _last(result, "effects", "excess")
-    law = result.tables["law"]
+    loss, excess, worth = _last(result, "levels"), _last(result, "effects"), result.tables["worth"]
+    counts, tokens = result.measured.facts["parameters"][size], result.values["tokens"]
     rows = []
     for r in params.epoch_list:
-        rows.append({
+        again = r > 1
+        by_law = [
+            100 * law.whole_share(counts[kind], tokens, r) for kind in ("all", "non_embedding")
+        ]
+        row = {
             "Epochs": r,
             "Different rows": number_text(params.rows(r)),
             "Held-out loss [95 %]": _cell(loss, size, r),
-            "% above fresh data": _cell(excess, size, r) if r > 1 else DASH,
-            "Worth, % of fresh data": _cell(law, size, r) if r > 1 else DASH,
-            "by the law": number_text(100 * law_share(r)) if r > 1 else DASH,
-        })  # fmt: skip
-    caption = f"Arms of {size} parameters after {number_text(params.n_steps)} updates"
+            "% above fresh data": _cell(excess, size, r) if again else DASH,
+        }
+        for at, name in (("end", "at the end"), ("best", "at the best checkpoint")):
+            shown = style.rows_where(worth, at=at)
+            row[f"Worth in %, {name}"] = _cell(shown, size, r) if again else DASH
+        row["by the law's data term"] = number_text(100 * law.data_share(r)) if again else DASH
+        ends = " to ".join(number_text(share, 0) for share in by_law)
+        row["by the whole law"] = ends if again else DASH
+        rows.append(row)
+    caption = (
+        f"Arms of {size} parameters after {number_text(params.n_steps)} updates; worth in % of as "
+        "much fresh data; the whole law with N counted with and without embeddings, far outside "
+        "the sizes that it was fitted to"
+    )
     return Table(pd.DataFrame(rows), caption)
 
 
-def _last(result: Result, table: str, measure: str) -> pd.DataFrame:
-    """The rows of a measure at the last step."""
-    step = result.params.n_steps
-    return style.rows_where(result.tables[table], measure=measure, step=step)
+def _last(result: Result, table: str) -> pd.DataFrame:
+    """Return the rows of a result's table that are about the last step."""
+    return style.rows_where(result.tables[table], step=result.params.n_steps)
 
 
 def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:

@@ -16,10 +16,10 @@ from pythia_core.util.machine import best_precision
 STUDY = "repetition"
 MEASURING = MeasuringCost(heldout=8, rows=1.0)
 DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
-"""Default size and number of updates by scale. Except at smoke scale, one pass over the
-deduplicated text has about enough rows for these updates."""
+"""Default size and number of updates by scale. Except at the scale `smoke`, one pass over
+the deduplicated text has about enough rows for this many updates."""
 INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
-"""The checkpoints to measure: the nearest to each eighth of training."""
+"""Indices of the checkpoints to measure, those nearest to each eighth of training."""
 MOST_EPOCHS = 256
 
 Cell = tuple[str, int]
@@ -56,12 +56,12 @@ class Params(StudyParams):
 
     @property
     def epoch_list(self) -> tuple[int, ...]:
-        """Smallest first; the fresh arm, 1, is always among them."""
+        """Numbers of epochs of the arms, ascending. The first is 1, that of the fresh arm."""
         passes = whole_numbers(self.epochs)
         if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:
             raise ConfigError(
-                f"epochs={self.epochs!r}: give 1, the fresh arm that all others are compared with, "
-                f'and other whole numbers up to {MOST_EPOCHS}, e.g. "1,2,4"'
+                f"epochs={self.epochs!r} must list 1 (the fresh arm, which all others are compared "
+                f'with) and at least one other whole number up to {MOST_EPOCHS}, e.g. "1,2,4"'
             )
         return tuple(passes)
 
@@ -71,16 +71,17 @@ class Params(StudyParams):
         return self.steps or DEFAULTS.get(self.scale, ("", scale.steps))[1]
 
     def rows(self, epochs: int = 1) -> int:
-        """Number of different rows that an arm reads."""
+        """Return the number of different rows that the arm of `epochs` epochs reads."""
         return self.n_steps * scale_named(self.scale).batch_size // epochs
 
 
 def repetition_configs(
     params: Params,
 ) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
-    """The arms, and the runs that read an arm's rows once and stop, each by (size, epochs).
+    """Return the configs of the arms and of the single-pass runs, each by (size, epochs).
 
-    The learning-rate schedule fits the length of each run. For one epoch, both are the same run.
+    The single-pass run of an arm reads the different rows of this arm once and stops. The
+    learning-rate schedule fits the length of each run. For one epoch, the two runs are the same.
     """
     scale, arms, once = scale_named(params.scale), {}, {}
     for size in params.size_list:

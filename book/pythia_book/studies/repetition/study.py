@@ -1,45 +1,59 @@
-"""Repeated data at equal compute: the cost of a second, a fourth, a sixteenth pass.
+"""Measure what repeated passes over the same data cost, at equal compute.
 
 Arms share initial weights, learning rates and number of updates; an arm of r epochs reads the first
 1/r of the fresh arm's rows r times, so it equals the fresh arm until its first pass ends. The text
 is deduplicated, so fresh rows are not repeats. Muennighoff et al. (2023, arXiv:2305.16264) find up
 to four epochs nearly free and fit a law for the worth of repeated data. Here, that worth is
-measured with runs that read the same rows once and stop, which give the loss at that amount of
-fresh data. Repeating only a small part of the data (Hernandez et al. 2022, arXiv:2205.10487) is not
-studied.
+measured with single-pass runs. Each reads the different rows of an arm once and stops, so it gives
+the loss for that amount of fresh data. The released models answer another question: whether the
+second epoch of the deduplicated half of Pythia changed its benchmark scores. Repeating only a
+small part of the data (Hernandez et al. 2022, arXiv:2205.10487) is not studied.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
-from pythia_book.studies.registry import train_all
-from pythia_book.studies.repetition.claims import claims, tables, values
-from pythia_book.studies.repetition.params import (
-    INDICES,
-    STUDY,
-    Params,
-    repetition_configs,
-)
-from pythia_book.study import Result
+from pythia_book.conduct import conduct
+from pythia_book.studies.repetition import claims as c
+from pythia_book.studies.repetition.params import INDICES, STUDY, Params, repetition_configs
+from pythia_book.studies.repetition.tables import Arms, tables
+from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.config import stable_hash
-from pythia_core.data.prepare import prepare
 from pythia_core.errors import DataError
-from pythia_core.evaluation import scoring
-from pythia_core.evaluation.memorization import ExtractionMeasurement
 from pythia_core.suite import DEDUP, scale_named
 from pythia_core.training.schedule import linear_step
 
+if TYPE_CHECKING:
+    from pythia_book.measurements import Arrays
+    from pythia_core.evaluation.scoring import Scorable
+
 N_READ = 320
-"""Number of training rows, read by all arms, on which loss is measured."""
+"""Number of training rows on which loss is measured. All arms have read these rows."""
 CONTEXT = 32
-"""Tokens of prompt and of continuation for extraction (Pythia paper, section 3.2)."""
+"""Tokens in the prompt, and in the continuation, of the test for memorized rows (Pythia paper,
+section 3.2)."""
+
+
+def run(params: Params, progress: bool = True) -> Result:
+    """Find or train the arms and the single-pass runs, measure and compare them."""
+    return conduct(
+        STUDY,
+        params,
+        partial(measure, params, progress),
+        partial(analyse, params),
+    )
+
+
+def analyse(params: Params, measured: Measurements, _released: Tables) -> Analysis:
+    """Tables, values and claims."""
+    arms = Arms(params, measured)
+    return tables(arms), c.values(arms), c.claims(arms)
 
 
 # --- runs ------------------------------------------------------------------------------------
@@ -49,8 +63,10 @@ def check_rows(params: Params, progress: bool = True) -> None:
     """Check, before anything is trained, that there is enough text for the fresh arm.
 
     Raises:
-        DataError: too few rows; the message says for how many updates they are enough.
+        DataError: there are too few rows. The message says for how many updates they suffice.
     """
+    from pythia_core.data.prepare import prepare
+
     scale = scale_named(params.scale)
     data = replace(scale.data, dedup=DEDUP, order_seed=params.seed)
     available = prepare(data, progress).rows.n_rows
@@ -66,22 +82,42 @@ def check_rows(params: Params, progress: bool = True) -> None:
 
 @dataclass(frozen=True)
 class ReadRowsMeasurement:
-    """Measures read_loss on training rows: float64[rows], nats per token."""
+    """Measures read_loss, the loss of each training row in nats per token, float64[rows]."""
 
     rows: np.ndarray
     name: str = "read_rows"
 
     @cached_property
     def digest(self) -> str:
+        from pythia_core.evaluation import scoring
+
         return stable_hash([scoring.VERSION, self.rows.tolist()])
 
-    def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
+    def __call__(self, model: Scorable, step: int) -> Arrays:
+        from pythia_core.evaluation import scoring
+
         return {"read_loss": scoring.row_losses(model, self.rows)}
 
 
-def run(params: Params, progress: bool = True) -> Result:
-    """Find or train the arms and the single-pass runs, measure and compare them."""
-    started = time.time()
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Find or train the arms and the single-pass runs, and measure them.
+
+    Arrays, with losses in nats per token:
+    loss/SIZE/EPOCHS/STEP float32[rows], held-out loss of an arm;
+    once/SIZE/EPOCHS float32[rows], held-out loss of the run that read the arm's rows once;
+    read_loss/SIZE/EPOCHS float32[rows], loss of an arm at the end on rows that all arms have read;
+    memorized/SIZE/EPOCHS bool[rows], which rows that all arms have read the arm has memorized.
+
+    Facts: steps; tokens_per_row; parameters by size; gaps, the number of measurements that are
+    missing because their checkpoint is.
+
+    Raises:
+        DataError: the text has too few rows. Nothing has been trained then.
+    """
+    from pythia_book.measurements import LanguageMeasurement, measure_all
+    from pythia_book.studies.registry import train_all
+    from pythia_core.evaluation.memorization import ExtractionMeasurement
+
     check_rows(params, progress)
     arm_configs, once_configs = repetition_configs(params)
     trained = train_all(
@@ -99,32 +135,36 @@ def run(params: Params, progress: bool = True) -> Result:
     common_rows = fresh.data.rows.rows(0, params.rows(params.epoch_list[-1]))
     spread = np.linspace(0, len(common_rows) - 1, min(N_READ, len(common_rows))).round().astype(int)
     cells = [(run, step) for run in arms.values() for step in steps]
-    last = [(run, run.config.train.steps) for run in once.values()]
-    language, gaps = measure_all([*cells, *last], heldout, progress)
-    read, read_gaps = measure_all(cells, ReadRowsMeasurement(common_rows[spread]), progress)
+    ends = [(run, params.n_steps) for run in arms.values()]
+    singles = [(run, run.config.train.steps) for run in once.values()]
+    language, gaps = measure_all([*cells, *singles], heldout, progress)
+    read, read_gaps = measure_all(ends, ReadRowsMeasurement(common_rows[spread]), progress)
     batch, first = fresh.config.train.batch_size, params.n_steps // params.epoch_list[-1]
     extraction = ExtractionMeasurement(fresh.data, batch, first, CONTEXT, CONTEXT, unread=True)
-    ends = [(run, params.n_steps) for run in arms.values()]
     extracted, extraction_gaps = measure_all(ends, extraction, progress)
-    gaps += read_gaps + extraction_gaps
 
-    measured = {
-        (*cell, step): language[run.id, step] | read.get((run.id, step), {})
-        for cell, run in arms.items()
-        for step in steps
-        if (run.id, step) in language
-    }
-    finals = {(s, r): dict(a) for (s, r, step), a in measured.items() if step == params.n_steps}
+    arrays: Arrays = {}
     for cell, run in arms.items():
-        if (run.id, params.n_steps) in extracted and cell in finals:
-            finals[cell]["memorized"] = extracted[run.id, params.n_steps]["memorized"]
-    singles = {
-        cell: language[run.id, step]["loss"]
-        for (cell, run), (_, step) in zip(once.items(), last, strict=True)
-        if (run.id, step) in language
+        for step in steps:
+            if (run.id, step) in language:
+                arrays[name_of("loss", *cell, step)] = language[run.id, step]["loss"]
+        if (run.id, params.n_steps) in read:
+            arrays[name_of("read_loss", *cell)] = read[run.id, params.n_steps]["read_loss"]
+        if (run.id, params.n_steps) in extracted:
+            arrays[name_of("memorized", *cell)] = extracted[run.id, params.n_steps]["memorized"]
+    for (cell, run), (_, step) in zip(once.items(), singles, strict=True):
+        if (run.id, step) in language:
+            arrays[name_of("once", *cell)] = language[run.id, step]["loss"]
+    single = {n: a if a.dtype == bool else a.astype(np.float32) for n, a in arrays.items()}
+    models = {size: arms[size, 1].config.model for size in params.size_list}
+    facts = {
+        "steps": steps,
+        "tokens_per_row": fresh.config.data.seq_len,
+        "parameters": {
+            size: {"non_embedding": model.n_params_non_embedding, "all": model.n_params}
+            for size, model in models.items()
+        },
+        "gaps": len(gaps) + len(read_gaps) + len(extraction_gaps),
     }
-    frames = tables(params, measured, finals, singles)
-    rows = claims(params, finals, singles)
-    numbers = values(params, finals, singles) | {"gaps": len(gaps)}
     runs = list({run.id: run for run in (*arms.values(), *once.values())}.values())
-    return Result(STUDY, params, frames, numbers, rows, runs, started)
+    return Measurements(single, facts, runs)

@@ -1,159 +1,126 @@
-"""Claims about our own models; pythia_book.published.scaling has those about released models.
+"""The scaling study's claims, of which our models test some and only the released models others.
 
-Differences between models are paired over items. A task on which the largest model does not beat
-guessing cannot show that ability rises with size, so its verdict is "not testable here".
+If the largest of our models does not beat guessing, the claim that accuracy rises with size is "not
+testable here". Sizes are the units of the intervals, with one run per size and text.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.stats import (
-    NOT_TESTABLE,
-    Estimate,
-    claim_row,
-    directional_verdict,
-    estimate,
-    premise_verdict,
-)
+from pythia_book.stats import estimate, mean_over
+from pythia_book.studies.scaling.released import MISSING, POINTS, Estimates, slope
+from pythia_book.studies.scaling.released import claims as released_claims
 from pythia_book.tasks.benchmarks import TASKS
+from pythia_book.verdicts import Claim, Test, passes, rises, untestable
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.studies.scaling.params import Params
+    from pythia_book.study import Measurements, Tables
 
-CLOSE = 2.0
-"""A prediction is correct if it is within this many percent of the measured loss."""
-MIN_ACCURACY = 0.02
-"""A decline is testable only if the accuracy was at least this at some step."""
-Finals = dict[tuple[str, str, str], np.ndarray]
-"""(size, arm, task_shots) -> whether each item was answered right at the end, bool[items]."""
-Judged = tuple[Estimate, str] | None
-"""An estimate and its verdict; None if it could not be measured."""
+PER_TENFOLD = f"{POINTS} per tenfold size"
 
 
 def claims(
     params: Params,
-    finals: Finals,
-    tables: dict[str, pd.DataFrame],
-    words: dict[int, np.ndarray],
-) -> list[dict[str, Any]]:
-    """One dict per claim, as stored in a record.
+    measured: Measurements,
+    tables: Tables,
+    found: Estimates,
+    pairs: pd.DataFrame,
+) -> list[Claim]:
+    """All claims of the study.
 
     Args:
-        words: step -> whether the smallest standard model predicts the last word, bool[passages].
+        found: the estimates from released numbers.
+        pairs: the table of pairs_table, which some of these estimates are computed from.
     """
-    small, large = params.size_list[0], params.size_list[-1]
-    zero, few = min(params.shot_list), max(params.shot_list)
-    draws = params.bootstrap
-
-    def pair(task: str, *cells: tuple[str, int]) -> list[np.ndarray]:
-        """Scores float[items] of two cells (size, shots); empty unless both have the same items."""
-        scores = [finals.get((size, "standard", f"{task}_{shots}")) for size, shots in cells]
-        if len(set(cells)) < 2 or any(s is None for s in scores) or len({*map(len, scores)}) > 1:
-            return []
-        return [s.astype(float) for s in scores]
-
-    by_size = {task: pair(task, (small, zero), (large, zero)) for task in params.task_list}
-    by_shots = {task: pair(task, (large, zero), (large, few)) for task in params.task_list}
-    by_shots = {task: scores for task, scores in by_shots.items() if scores}
-    statements: list[tuple[str, str, Judged]] = [
-        (f"Accuracy on {task} rises with size ({small} to {large}, zero-shot, points)",
-         "rises", _rise([scores] if scores else [], draws, TASKS[task].chance))
-        for task, scores in by_size.items()
+    size = found["size"]
+    statements = [
+        Claim(
+            "Accuracy rises with size.",
+            "section 1, of the literature",
+            quote="there are regular and predictable patterns in the behavior of trained language "
+            "models as they scale",
+            kind="premise",
+            released=rises(
+                size, PER_TENFOLD, "8 sizes, mean of both texts",
+                note="zero-shot at the end, mean over seven tasks; size in parameters without "
+                "embeddings",
+            ) if size else untestable(MISSING),
+            ours=_ability(params, measured),
+        ),
+        *released_claims(found, pairs),
+        Claim(
+            "A power law with a floor predicts the loss of the next larger size better than "
+            "simpler rules do.",
+            "Hoffmann et al. 2022 (arXiv:2203.15556), of the form of the law",
+            kind="premise",
+            ours=_prediction(tables["prediction"]),
+        ),
     ]  # fmt: skip
-    statements += [
-        (f"Solved examples in the prompt help ({large}, {few}-shot minus zero-shot, points; "
-         f"mean of {', '.join(by_shots) or 'no task: none fits'})",
-         "helps large models", _rise(list(by_shots.values()), draws)),
-        (f"{small} loses last-word accuracy late in training (end minus best step, points)",
-         "not discussed; the smallest released models do", _decline(words, draws)),
-        ("A power law fitted to the other sizes predicts the loss of the largest within "
-         f"{CLOSE:.0f} % (its loss over the predicted one, %)",
-         "not measured", _prediction(tables["prediction"], len(params.size_list))),
-        ("The more a model is used, the smaller the size that is cheapest overall (best size at "
-         "a thousand times the training tokens, over that without use)",
-         "why small models are trained far past the compute optimum", _use(tables["optimal"])),
-    ]  # fmt: skip
-    rows = [claim_row(claim, paper, *(judged or (None, ""))) for claim, paper, judged in statements]
     agreement = tables["agreement"]
     if len(agreement):
         n, differing = int(agreement["items"].sum()), int(agreement.differing.sum())
-        rows.append({"claim": "Our scorer and the evaluation harness agree on every item",
-                     "paper": "the harness was used", "published": None,
-                     "ours": f"{differing} of {n} differ", "low": None, "high": None,
-                     "verdict": "holds" if not differing else "does not hold"})  # fmt: skip
-    return rows
+        statements.append(
+            Claim(
+                "Our scorer and the evaluation harness choose the same answer for every item.",
+                "secures our accuracies",
+                kind="check",
+                ours=passes(differing == 0, f"{differing} of {n} items differ"),
+            )
+        )
+    return statements
 
 
-def _rise(pairs: list[list[np.ndarray]], draws: int, chance: float | None = None) -> Judged:
-    """Change from first to second in each pair; with `chance`, the second must beat guessing."""
-    if not pairs:
-        return None
-    change = _in_points(np.concatenate([second - first for first, second in pairs]), draws)
-    best = np.concatenate([second for _, second in pairs])
-    if chance is not None and estimate(best[None], draws, exact=True).low <= chance:
-        return change, NOT_TESTABLE
-    return change, directional_verdict(change.low, change.high, 1)
+def _ability(params: Params, measured: Measurements) -> Test:
+    """Test whether the mean accuracy on the choice tasks at the end rises with size.
 
-
-def _decline(words: dict[int, np.ndarray], draws: int) -> Judged:
-    """The change of last-word accuracy from the best step to the last."""
-    change = late_change(words)
-    if change is None:
-        return None
-    e = _in_points(change, draws)
-    able = max(hits.mean() for hits in words.values()) >= MIN_ACCURACY
-    return e, premise_verdict(e.low, e.high, -1) if able else NOT_TESTABLE
-
-
-def late_change(words: dict[int, np.ndarray]) -> np.ndarray | None:
-    """Last step minus best step, float[passages]; None for one step or without any hit.
-
-    The best of many steps is biased upwards, so it is chosen on one half of the passages and
-    compared with the last step on the other half, and vice versa.
+    The accuracy has the fewest shots (by default zero) and is averaged over both texts.
     """
-    steps = sorted(words)
-    if len(steps) < 2 or not any(words[step].any() for step in steps):
-        return None
-    matrix = np.array([words[step] for step in steps], float)
-    change = np.empty(matrix.shape[1])
-    halves = slice(0, None, 2), slice(1, None, 2)
-    for chosen, judged in (halves, halves[::-1]):
-        best = int(matrix[:, chosen].mean(1).argmax())
-        change[judged] = matrix[-1, judged] - matrix[best, judged]
-    return change
+    shots, step = str(min(params.shot_list)), str(measured.facts["steps"])
+    hits: dict[str, dict[str, list[np.ndarray]]] = {}  # task -> size -> bool[items] per text
+    for (size, _, at, task, k), right in measured.under("hits"):
+        if (at, k) == (step, shots) and TASKS[task].chance:
+            hits.setdefault(task, {}).setdefault(size, []).append(right)
+    sizes = [s for s in params.size_list if hits and all(s in each for each in hits.values())]
+    if len(sizes) < 3:
+        return untestable("fewer than three sizes were scored on every task")
+    largest = [
+        100 * (np.mean(each[sizes[-1]], axis=0) - TASKS[task].chance) for task, each in hits.items()
+    ]
+    above = estimate(np.concatenate(largest)[None], params.bootstrap)
+    tasks = f"{len(hits)} choice tasks: {', '.join(hits)}"
+    if above.low <= 0:
+        return untestable(
+            f"the largest model guesses: {above.value:.1f} [{above.low:.1f}, {above.high:.1f}] "
+            f"points above chance, mean over the items of {tasks}",
+        )
+    means = [100 * np.mean([np.mean(each[size]) for each in hits.values()]) for size in sizes]
+    numbers = [measured.facts["n_params"][size] for size in sizes]
+    units = f"{len(sizes)} sizes, one run per text"
+    return rises(slope(numbers, means), PER_TENFOLD, units, note=f"mean over {tasks}")
 
 
-def _prediction(prediction: pd.DataFrame, n_sizes: int) -> Judged:
-    """How far the largest model's loss is from its prediction."""
+RIVALS = {"power": "a power law without a floor", "line": "a straight line in log size",
+          "same": "no improvement"}  # fmt: skip
+
+
+def _prediction(prediction: pd.DataFrame) -> Test:
+    """Test how much smaller the law's error is than that of the best of the simpler rules.
+
+    The best rule is chosen by the same errors, which counts against the law.
+    """
     if prediction.empty:
-        return None
-    excess = prediction.iloc[0]
-    e = Estimate(excess.value, excess.low, excess.high, n_sizes, 1)
-    if -CLOSE < e.low and e.high < CLOSE:
-        return e, "holds"
-    return e, "does not hold" if e.low > CLOSE or e.high < -CLOSE else NOT_TESTABLE
-
-
-def _use(optimal: pd.DataFrame) -> Judged:
-    """The best size at the most use, over the best size without use."""
-    uses = optimal[optimal.kind == "inference"]
-    if len(uses) < 2:
-        return None
-    first, last = uses.iloc[0], uses.iloc[-1]
-    # the widest interval that the two intervals allow
-    low, high = last.low / first.high, last.high / first.low
-    e = Estimate(last.n_params / first.n_params, low, high, len(uses), 1)
-    return e, "holds" if e.high < 1 else "no effect"
-
-
-def _in_points(change: np.ndarray, draws: int) -> Estimate:
-    e = estimate(100 * change[None], draws, change=True)
-    if change.min() == change.max():  # all changes are equal, so a bootstrap interval has no width
-        e = estimate(change[None], draws, change=True, exact=True)
-        return Estimate(100 * e.value, 100 * e.low, 100 * e.high, e.n_items, 1)
-    return e
+        return untestable("too few sizes to predict any from the smaller ones")
+    errors = prediction.pivot(index="size", columns="rule", values="error").abs()
+    rival = str(errors[list(RIVALS)].mean().idxmin())
+    return rises(
+        mean_over((errors[rival] - errors["law"]).to_numpy()),
+        "percent of the loss",
+        f"{len(errors)} sizes, each predicted from the smaller ones",
+        note=f"error of the best simpler rule ({RIVALS[rival]}) minus error of the law",
+    )

@@ -1,4 +1,4 @@
-"""Figures of the scaling study: tasks and losses of our models, and the released sizes."""
+"""Figures of the scaling study, on tasks and losses of our models and on the released sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MARKERS = "os^D"
 def _task_panels(
     result: Result, titles: list[str], note: str
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """One titled panel per task for its accuracy, at most four panels in a row."""
+    """Yield a figure and its titled panels for accuracies, at most four panels in a row."""
     columns = min(4, len(titles))
     rows = -(-len(titles) // columns)
     with style.canvas(result, columns, 1.9 * rows + 0.5, note, rows=rows) as (figure, axes):
@@ -47,7 +47,7 @@ def _task_panels(
 
 def tasks_by_size(result: Result) -> Drawing:
     """Final accuracy of our models on every task, zero-shot and few-shot."""
-    table = style.rows_where(result.tables["accuracy"], percent=100, metric="acc", arm="standard")
+    table = style.rows_where(result.tables["accuracy"], percent=100, arm="standard")
     scored = table[table.status == "scored"]
     tasks, sizes = result.params.task_list, result.params.size_list
     note = f"{result.params.limit} items at most, standard half; bars: 95 % intervals"
@@ -78,11 +78,11 @@ def tasks_by_size(result: Result) -> Drawing:
 def over_training(result: Result) -> Drawing:
     """Zero-shot accuracy on tasks and on last words over training, for the standard half."""
     first, sizes = min(result.params.shot_list), result.params.size_list
-    selection = {"arm": "standard", "metric": "acc", "shots": first, "status": "scored"}
+    selection = {"arm": "standard", "shots": first, "status": "scored"}
     accuracy = style.rows_where(result.tables["accuracy"], **selection)
     shown = [task for task in result.params.task_list if task in set(accuracy.task)]
     tables = {TITLES[task]: style.rows_where(accuracy, task=task) for task in shown}
-    tables["last words, ours"] = style.rows_where(result.tables["last_words"], arm="standard")
+    tables["last words, ours"] = result.tables["last_words"]
     note = f"{first}-shot, standard half; bands: 95 % intervals of the largest; dotted: guessing"
     with _task_panels(result, list(tables), note) as (figure, axes):
         for ax, table in zip(axes, tables.values(), strict=True):
@@ -98,8 +98,8 @@ def over_training(result: Result) -> Drawing:
 def losses(result: Result) -> Drawing:
     """Held-out loss against size, with the fitted law, and against training FLOP."""
     table, laws = result.tables["losses"], result.tables["laws"]
-    standard, sizes = style.rows_where(table, arm="standard"), result.params.size_list
-    last = style.rows_where(standard, step=standard.step.max())
+    sizes = result.params.size_list
+    last = style.rows_where(table, step=table.step.max())
     with style.canvas(result, 2, 3.0, "bars: 95 % intervals") as (figure, (by_size, by_flop)):
         for row in last.itertuples():
             colour = style.size_colour(row.size)
@@ -114,7 +114,7 @@ def losses(result: Result) -> Drawing:
                          color=style.INK, fontsize=7.5)  # fmt: skip
         by_size.set(xscale="log", xlabel="parameters without embeddings",
                     ylabel="held-out loss, nats per token")  # fmt: skip
-        style.size_curves(by_flop, standard, "flops", sizes, banded=(), markersize=2)
+        style.size_curves(by_flop, table, "flops", sizes, banded=(), markersize=2)
         by_flop.set(xscale="log", xlabel="training FLOP")
         style.size_legend(by_flop, sizes, loc="upper right", ncols=2)
         numbers = (f"{row.size} {row.value:.3f}" for row in last.itertuples())
@@ -122,7 +122,8 @@ def losses(result: Result) -> Drawing:
 
 
 def optimal_sizes(result: Result) -> Drawing:
-    """The best size by training budget and by later use; tokens per parameter as released."""
+    """The best size by training budget and by how much the model is used afterwards; and the tokens
+    per parameter of the released sizes."""
     optimal, official = result.tables["optimal"], result.tables["official_sizes"]
     optimal = optimal.assign(value=optimal.n_params)
     compute = style.rows_where(optimal, kind="compute")

@@ -38,7 +38,8 @@ NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta; without B and beta, a law of size alone."""
+    """The law L(N, D) = E + A / N^alpha + B / D^beta; with the default B and beta, a law of N
+    alone."""
 
     E: float
     A: float
@@ -51,19 +52,21 @@ class Law:
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
     def tokens_for(self, target: float, n: np.ndarray | float) -> np.ndarray:
-        """Tokens after which size n reaches the target loss; infinite if it never does."""
+        """Return after how many tokens size n reaches the target loss, or infinity if never."""
         data_term = target - self.E - self.A * np.asarray(n, np.float64) ** -self.alpha
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(data_term > 0, (self.B / data_term) ** (1 / self.beta), np.inf)
 
     def compute_optimal(self, flops: float) -> tuple[float, float]:
-        """(N, D) with the lowest loss at 6 N D = flops."""
+        """Return the pair (N, D) with the lowest loss among those with 6 N D = flops."""
         n = np.geomspace(1e2, 1e12, 4001)
         best = n[np.argmin(self.loss(n, flops / (6 * n)))]
         return float(best), float(flops / (6 * best))
 
     def inference_optimal(self, target: float, generated: float) -> tuple[float, float]:
-        """(N, D) that reaches the target loss at the lowest cost, 6 N D + 2 N `generated`.
+        """Return the pair (N, D) that reaches the target loss at the lowest cost.
+
+        The cost in FLOP is 6 N D + 2 N `generated`, for training and for later generation.
 
         Raises:
             DataError: no size reaches the target.
@@ -77,20 +80,23 @@ class Law:
         return float(n[best]), float(d[best])
 
     def optimal_tokens(self, n: float) -> float:
-        """Tokens for which n is compute-optimal: more size and more tokens pay off equally."""
+        """Return the number of training tokens for which size n is compute-optimal.
+
+        There, the same small relative increase in size or in tokens lowers the loss equally.
+        """
         return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
     def break_even_inference_tokens(self, n: float, d: float) -> float:
-        """Generated tokens for which (n, d) is the cheapest way to reach the loss of (n, d).
+        """How many tokens must be generated so that (n, d) is the cheapest way to its loss.
 
         Minimizing 6 N D + 2 N D_inf at constant loss gives D_inf = 3 D (r - 1), where r is the
-        elasticity of the loss to size over that to tokens. Negative if more training tokens would
-        pay off even without inference.
+        elasticity of the loss to size over the elasticity of the loss to tokens. The result is
+        negative if more training tokens would pay off even without inference.
         """
         return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 
     def _loss_elasticity(self, n: float) -> float:
-        """Decrease of the loss per unit of log size."""
+        """Return the decrease of the loss per unit of log size."""
         return self.alpha * self.A * n**-self.alpha
 
 
@@ -102,14 +108,17 @@ parameters."""
 def fit_law(
     n: np.ndarray, loss: np.ndarray, d: np.ndarray | None = None, start: Law | None = None
 ) -> Law:
-    """Fit a law by least squares.
+    """Fit a law by least squares with a Huber loss on log L.
 
     Args:
-        n: float[m] parameters. loss: float[m], nats. d: float[m] tokens; None: a law of size alone.
+        n: float[m], parameters of each model.
+        loss: float[m], in nats.
+        d: float[m], training tokens; None fits a law of size alone.
         start: where to start the fit; by default, several starts are tried and the best is kept.
 
     Raises:
-        DataError: fewer points than the law has parameters, or fewer than three sizes.
+        DataError: there are fewer points than the law has parameters, or fewer than three different
+            sizes or numbers of tokens.
     """
     from scipy.optimize import least_squares
 
@@ -118,7 +127,8 @@ def fit_law(
     if len(loss) < len(names) or min(sizes, lengths) < 3:
         raise DataError(
             f"{len(loss)} points of {sizes} sizes cannot determine the parameters "
-            f"{', '.join(names)}; at least three different sizes (and numbers of tokens) are needed"
+            f"{', '.join(names)}; give at least as many points as parameters, "
+            f"and three different sizes{'' if d is None else ' and numbers of tokens'}"
         )
     logs = np.log(loss)
 
@@ -149,7 +159,14 @@ def fit_law(
 def bootstrap_laws(
     n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int
 ) -> tuple[Law, list[Law]]:
-    """Fit a law to the mean losses of rows float[m, rows], and one to each resample of the rows."""
+    """Fit a law to mean losses, and one law to the mean losses of each resample of the rows.
+
+    Args:
+        n: float[m], parameters.
+        rows: float[m, rows], losses.
+        d: float[m], tokens; None fits laws of size alone.
+        draws: number of resamples.
+    """
     law = fit_law(n, rows.mean(1), d)
     return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws)]
 
@@ -162,7 +179,7 @@ def resampled(rows: np.ndarray, draws: int) -> Iterator[np.ndarray]:
 
 
 def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
-    """A value with the 95 % interval of its values in the resamples."""
+    """Return (value, low, high), with the ends of the 95 % interval of `draws`."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(value), float(low), float(high)
 
@@ -170,35 +187,41 @@ def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
 # --- tables ----------------------------------------------------------------------------------
 
 DRAWS = 100
-"""Number of resamples; each needs a fit of its own."""
+"""Number of resamples of the held-out rows. A law is fitted to each of them."""
 USES = (0.0, 1.0, 10.0, 100.0, 1000.0)
 """Tokens generated with a model, as multiples of the suite's training tokens."""
 OFFICIAL_TOKENS = OFFICIAL_STEPS * 1024 * 2048
-RowLosses = dict[tuple[str, str, int], np.ndarray]
-"""(size, arm, step) -> float[rows], the loss of every held-out row."""
+RULES = ("law", "power", "line", "same")
+"""Rules that predict the loss of the next larger size: a power law with a floor, a power law
+without one, a straight line in log N, and the loss of the largest size so far."""
+RowLosses = dict[tuple[str, int], np.ndarray]
+"""(size, step) -> float[rows], the loss of every held-out row."""
 
 
 def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame]:
     """The fitted laws, the optima that follow from them, and the released sizes.
 
-    laws: law ("size", "both"), parameter, value, low, high; empty if points are too few.
-    optimal: kind, flops or uses, n_params, low, high, tokens, tokens_per_parameter.
-    prediction: size, value, low, high: by how many percent the largest model's loss exceeds the
-    prediction from the other sizes; empty if these are too few.
+    laws: law ("size" of N alone, "both" of N and D), parameter, value, low, high. It is empty if
+    there are too few points.
+    optimal: kind ("compute" or "inference"), flops, uses (only for inference), n_params, low, high,
+    tokens, tokens_per_parameter.
+    prediction: size, n_params, rule (one of RULES), predicted, error (by how many percent the loss
+    exceeds the prediction from all smaller sizes). It is empty if there are too few smaller sizes.
     official_sizes: size, n_params, n_non_embedding, tokens_per_parameter,
-    tokens_per_non_embedding, optimal_tokens, cheapest_at (generated tokens; negative: none).
+    tokens_per_non_embedding, optimal_tokens, cheapest_at (the result of
+    Law.break_even_inference_tokens).
 
     Args:
-        losses: the study's table of mean losses. rows: the losses per row behind it.
+        losses: the study's table of mean losses.
+        rows: the losses per held-out row that these means were computed from.
     """
     import pandas as pd
 
-    standard = losses[losses.arm == "standard"]
-    last = standard[standard.step == standard.step.max()]
-    late = standard[standard.step >= 0.1 * standard.step.max()]
+    last = losses[losses.step == losses.step.max()]
+    late = losses[losses.step >= 0.1 * losses.step.max()]
     laws, optimal = [], []
     for name, points, with_tokens in (("size", last, False), ("both", late, True)):
-        stacked = _stacked(points, rows)
+        stacked = np.array([rows[p.size, p.step] for p in points.itertuples()])
         d = points.tokens.to_numpy(float) if with_tokens else None
         try:
             law, draws = bootstrap_laws(points.n_params.to_numpy(float), stacked, d, DRAWS)
@@ -213,28 +236,29 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
     return {
         "laws": pd.DataFrame(laws, columns=["law", "parameter", "value", "low", "high"]),
         "optimal": pd.DataFrame(optimal, columns=columns),
-        "prediction": _prediction(last, rows),
+        "prediction": predictions(last),
         "official_sizes": _official(),
     }
 
 
-def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
-    """The largest model's loss compared with the law fitted to all smaller sizes."""
+def predictions(last: pd.DataFrame) -> pd.DataFrame:
+    """Predict the loss of every size that has at least four smaller sizes, from all of these."""
     import pandas as pd
 
-    stacked, n, prediction = _stacked(last, rows), last.n_params.to_numpy(float), []
-    if len(n) > len(NAMES[1]):
-        law = fit_law(n[:-1], stacked[:-1].mean(1))
-        laws = ((fit_law(n[:-1], m[:-1], start=law), m[-1]) for m in resampled(stacked, DRAWS))
-        excess = [100 * (measured / float(each.loss(n[-1])) - 1) for each, measured in laws]
-        value = 100 * (stacked[-1].mean() / float(law.loss(n[-1])) - 1)
-        prediction = [(last["size"].iloc[-1], *interval(value, excess))]
-    return pd.DataFrame(prediction, columns=["size", "value", "low", "high"])
-
-
-def _stacked(points: pd.DataFrame, rows: RowLosses) -> np.ndarray:
-    """The losses of each point by held-out row, float[points, rows]."""
-    return np.array([rows[p.size, "standard", p.step] for p in points.itertuples()])
+    last = last.sort_values("n_params")
+    n, loss = last.n_params.to_numpy(float), last.value.to_numpy(float)
+    rows = []
+    for i in range(len(NAMES[1]) + 1, len(n)):
+        logs, at = np.log(n[:i]), np.log(n[i])
+        predicted = {
+            "law": float(fit_law(n[:i], loss[:i]).loss(n[i])),
+            "power": float(np.exp(np.polyval(np.polyfit(logs, np.log(loss[:i]), 1), at))),
+            "line": float(np.polyval(np.polyfit(logs, loss[:i], 1), at)),
+            "same": float(loss[i - 1]),
+        }
+        size = last["size"].iloc[i]
+        rows += [(size, n[i], k, p, 100 * (loss[i] / p - 1)) for k, p in predicted.items()]
+    return pd.DataFrame(rows, columns=["size", "n_params", "rule", "predicted", "error"])
 
 
 def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
@@ -258,7 +282,7 @@ def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
 
 
 def _official() -> pd.DataFrame:
-    """The released sizes, most of them trained far past the compute optimum."""
+    """Return the table official_sizes of laws_tables, on the tokens of each released size."""
     import pandas as pd
 
     rows = []

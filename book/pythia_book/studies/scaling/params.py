@@ -17,9 +17,9 @@ AFTER = ("suite",)
 """Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(heldout=19)
 OVER_TRAINING = (4, 13, 43, 93)
-"""Which of the evenly spaced checkpoints, besides the last, tasks are scored at."""
+"""Indices of the evenly spaced checkpoints, besides the last, at which tasks are scored."""
 LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
-"""Which of them held-out loss is measured at."""
+"""Indices of the evenly spaced checkpoints at which held-out loss is measured."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Params(StudyParams):
     """Parameters of the study."""
 
     tasks: str = ""
-    """Comma-separated list; empty: all seven."""
+    """Comma-separated names of tasks; empty means all seven."""
     shots: str = "0,1"
     limit: int = LIMIT
     """Items per task."""

@@ -9,75 +9,91 @@ pythia_book.published.scaling.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
-from pythia_book.published.results import find as find_published
-from pythia_book.published.scaling import published_scaling
+from pythia_book.conduct import conduct
+from pythia_book.published.scaling import released_tables
 from pythia_book.stats import estimate
-from pythia_book.studies.registry import train_all
+from pythia_book.studies.scaling import released as released_tests
 from pythia_book.studies.scaling.claims import claims
-from pythia_book.studies.scaling.laws import laws_tables
+from pythia_book.studies.scaling.laws import RULES, laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
-from pythia_book.study import Result
-from pythia_book.tasks.metrics import (
-    MIN_FITTING,
-    BuiltTask,
-    Metrics,
-    build_tasks,
-    fitting_tasks,
-    measure_tasks,
-    share_fitting,
-)
+from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import MissingDependencyError
 from pythia_core.suite import scale_named, suite_configs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.measurements import CheckpointKey
     from pythia_book.published.results import Published
+    from pythia_book.tasks.metrics import BuiltTask
     from pythia_core.training.runs import Run
 
-
-Suite = dict[tuple[str, str], "Run"]
+    Suite = dict[tuple[str, str], Run]
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the suite, score it, fit laws, and compare with the released models."""
-    published = published or find_published()
-    started = time.time()
-    suite = train_all(
-        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    return conduct(
+        STUDY,
+        params,
+        lambda: measure(params, progress),
+        lambda measured, released: analyse(params, measured, released),
+        released_tables,
+        published,
     )
+
+
+# --- measuring -------------------------------------------------------------------------------
+
+
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Find or train the suite and score it.
+
+    Arrays: hits/<size>/<arm>/<step>/<task>/<shots>, bool[items], whether an answer is right; and,
+    of the standard half, loss/<size>/<step>, float32[rows], and words/<size>/<step>,
+    bool[passages], whether the last word is right. Facts: steps; context; n_params and
+    tokens_per_step by size; tasks, a list with name, shots, items, fits and status ("scored",
+    "does not fit", "too long"); agreement with the harness (see _agreement); gaps (number of
+    missing measurements).
+    """
+    from pythia_book.studies.registry import train_all
+    from pythia_book.tasks.metrics import (
+        MIN_FITTING,
+        build_tasks,
+        fitting_tasks,
+        share_fitting,
+    )
+
+    configs = suite_configs(params.scale, params.size_list, seed=params.seed)
+    suite: Suite = train_all(params, configs, progress)
     first = next(iter(suite.values()))
-    length = first.config.model.max_seq_len
     built = build_tasks(first, params.task_list, params.shot_list, params.limit)
+    tasks: list[dict[str, Any]] = []
+    for each in built:
+        fits = share_fitting(each)
+        status = "too long" if not len(each.fits) else "does not fit"
+        status = "scored" if fits >= MIN_FITTING else status
+        tasks.append({"name": each.name, "shots": each.shots, "items": len(each.fits),
+                      "fits": fits, "status": status})  # fmt: skip
     fitting = fitting_tasks(built)
-    scored, gaps = _score(params, suite, fitting, progress)
-    accuracy = _accuracy_table(params, suite, built, scored)
-    losses, words, arrays, more_gaps = _language(params, suite, progress)
-    laws = laws_tables(losses, {cell: measured["loss"] for cell, measured in arrays.items()})
-    agreement = agreement_table(params, suite, fitting, scored, length)
-    released = published_scaling(published)
-    tables = {"accuracy": accuracy, "losses": losses, "last_words": words, "agreement": agreement}
-    tables |= laws
-    finals = _finals(params, suite, fitting, scored)
-    numbers = values(params, tables) | {"gaps": len(gaps) + more_gaps}
-    smallest = {
-        step: measured["last_word"]
-        for (size, arm, step), measured in arrays.items()
-        if (size, arm) == (params.size_list[0], "standard")
+    hits, task_gaps = _hits(params, suite, fitting, progress)
+    language, language_gaps = _language(params, suite, progress)
+    configs = {size: suite[size, "standard"].config for size in params.size_list}
+    facts = {
+        "steps": scale_named(params.scale).steps,
+        "context": first.config.model.max_seq_len,
+        "n_params": {size: c.model.n_params_non_embedding for size, c in configs.items()},
+        "tokens_per_step": {
+            size: c.train.batch_size * c.data.seq_len for size, c in configs.items()
+        },
+        "tasks": tasks,
+        "agreement": _agreement(params, suite, fitting, hits),
+        "gaps": task_gaps + language_gaps,
     }
-    rows = [*released.claims, *claims(params, finals, tables, smallest)]
-    runs = list(suite.values())
-    return Result(STUDY, params, tables, numbers, rows, runs, started, released)
-
-
-# --- scores ----------------------------------------------------------------------------------
+    return Measurements(hits | language, facts, list(suite.values()))
 
 
 def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
@@ -85,160 +101,213 @@ def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
     return sorted({scale.fork_step(i) for i in indices} - {0} | {scale.steps})
 
 
-def _score(
+def _hits(
     params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
-) -> tuple[dict[CheckpointKey, Metrics], list]:
-    """Score all tasks at the end, and the zero-shot ones on the standard half before it.
+) -> tuple[dict[str, np.ndarray], int]:
+    """Score all tasks at the end of training, and zero-shot tasks also at earlier checkpoints of
+    the standard half.
 
-    Returns the metrics by (run id, step), and the gaps.
+    Returns the arrays `hits`, and the number of lost checkpoints.
     """
+    from pythia_book.tasks.metrics import measure_tasks
+
     last = scale_named(params.scale).steps
-    finals, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
-    zero_shot = [task for task in tasks if task.shots == min(params.shot_list)]
-    earlier = [
-        (suite[size, "standard"], step)
+    finals = {(size, arm, last): run for (size, arm), run in suite.items()}
+    earlier = {
+        (size, "standard", step): suite[size, "standard"]
         for size in params.size_list
         for step in _steps(params, OVER_TRAINING)
         if step != last
-    ]
-    before, more = measure_tasks(earlier, zero_shot, progress)
-    return finals | before, gaps + more
+    }
+    zero_shot = [task for task in tasks if task.shots == min(params.shot_list)]
+    arrays, lost = {}, 0
+    for cells, asked in ((finals, tasks), (earlier, zero_shot)):
+        checkpoints = [(run, step) for (_, _, step), run in cells.items()]
+        scored, gaps = measure_tasks(checkpoints, asked, progress)
+        lost += len(gaps)
+        for (size, arm, step), run in cells.items():
+            for task in asked if (run.id, step) in scored else ():
+                name = name_of("hits", size, arm, step, task.name, task.shots)
+                arrays[name] = scored[run.id, step][task.key]["acc"].astype(bool)
+    return arrays, lost
 
 
-def _accuracy_table(
-    params: Params, suite: Suite, built: list[BuiltTask], scored: dict
-) -> pd.DataFrame:
-    """Accuracy: size, arm, task, shots, step, percent, metric, value, low, high, n, fits, status.
+def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, np.ndarray], int]:
+    """Measure losses and last words of the standard half.
+
+    Returns the arrays `loss` and `words`, and the number of lost checkpoints.
+    """
+    from pythia_book.measurements import LanguageMeasurement, measure_all
+
+    runs = {size: suite[size, "standard"] for size in params.size_list}
+    first = runs[params.size_list[0]]
+    language = LanguageMeasurement.of(first.data, first.config.model.max_seq_len)
+    cells = [(run, step) for run in runs.values() for step in _steps(params, LOSS_AT)]
+    measured, gaps = measure_all(cells, language, progress)
+    arrays = {}
+    for size, run in runs.items():
+        for step in _steps(params, LOSS_AT):
+            if (run.id, step) in measured:
+                each = measured[run.id, step]
+                arrays[name_of("loss", size, step)] = each["loss"].astype(np.float32)
+                arrays[name_of("words", size, step)] = each["last_word"]
+    return arrays, len(gaps)
+
+
+def _agreement(
+    params: Params, suite: Suite, tasks: list[BuiltTask], hits: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Score the last checkpoint of the largest standard model with the evaluation harness.
+
+    Returns a row for each task and number of shots. `differing` is the number of items for which
+    the harness chooses another answer than we do, and `harness` is the accuracy by the harness.
+    There are no rows if lm_eval is not installed or an array of ours is missing.
+    """
+    from pythia_book.tasks.harness import adapter, evaluate_with_harness
+    from pythia_core.util.workers import one_thread
+
+    size, last = params.size_list[-1], scale_named(params.scale).steps
+    run = suite[size, "standard"]
+    ours = {
+        each.key: hits.get(name_of("hits", size, "standard", last, each.name, each.shots))
+        for each in tasks
+    }
+    if any(right is None for right in ours.values()):
+        return []
+    length = run.config.model.max_seq_len
+    try:
+        with one_thread():
+            lm = adapter(run.model(last), run.data.tokenizer, run.data.eod_id, length)
+            results = evaluate_with_harness(lm, tasks)
+    except MissingDependencyError:
+        return []
+    return [
+        {"task": each.name, "shots": each.shots, "items": len(each.items),
+         "differing": int((ours[each.key] != results[each.key].acc).sum()),
+         "harness": results[each.key].metrics["acc"]}
+        for each in tasks
+        if each.key in results
+    ]  # fmt: skip
+
+
+# --- analysis --------------------------------------------------------------------------------
+
+
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values for prose and claims, from the measurements and the released numbers."""
+    import pandas as pd
+
+    facts = measured.facts
+    losses, words = language_tables(params, measured)
+    rows = {(size, int(step)): array for (size, step), array in measured.under("loss")}
+    columns = ["task", "shots", "items", "differing", "harness"]
+    pairs = released_tests.pairs_table(_table(released, "final"))
+    batch = released_tests.batch_table(_table(released, "batch"))
+    tables = {
+        "accuracy": accuracy_table(params, measured),
+        "losses": losses,
+        "last_words": words,
+        "agreement": pd.DataFrame(facts["agreement"], columns=columns),
+        "pairs": pairs,
+        "batch_difference": batch,
+        **laws_tables(losses, rows),
+    }
+    found = released_tests.estimates(released, pairs, batch)
+    numbers = values(params, facts, tables) | released_tests.values(found, released)
+    return tables, numbers, claims(params, measured, tables, found, pairs)
+
+
+def _table(released: Tables, name: str) -> pd.DataFrame:
+    """Return a released table; if it was not found, an empty table with its columns."""
+    import pandas as pd
+
+    from pythia_book.published.scaling import COLUMNS
+
+    return released.get(name, pd.DataFrame(columns=COLUMNS[name]))
+
+
+def accuracy_table(params: Params, measured: Measurements) -> pd.DataFrame:
+    """Accuracy: size, arm, task, shots, step, percent, value, low, high, n, fits, status.
 
     `fits`: share of the items that fit the context. `status`: "scored", or why there is no value:
     "does not fit" (too few items do), "too long" (no item fits), "lost" (no checkpoint).
     """
     import pandas as pd
 
-    scale = scale_named(params.scale)
-    rows = []
-    for (size, arm), run in suite.items():
-        for step in _steps(params, OVER_TRAINING):
-            if step != scale.steps and arm != "standard":
+    last, rows = measured.facts["steps"], []
+    cells = [(size, arm, last) for size in params.size_list for arm in ("standard", "deduplicated")]
+    cells += [
+        (size, "standard", step)
+        for size in params.size_list
+        for step in _steps(params, OVER_TRAINING)
+        if step != last
+    ]
+    for size, arm, step in cells:
+        for task in measured.facts["tasks"]:
+            name, shots, status = task["name"], task["shots"], task["status"]
+            if step != last and shots != min(params.shot_list):
                 continue
-            metrics = scored.get((run.id, step))
-            for each in built:
-                if step != scale.steps and each.shots != min(params.shot_list):
-                    continue
-                fits = share_fitting(each)
-                cell = {"size": size, "arm": arm, "task": each.name, "shots": each.shots,
-                         "step": step, "percent": 100 * step / scale.steps}  # fmt: skip
-                status = "too long" if not len(each.fits) else "does not fit"
-                status = "scored" if fits >= MIN_FITTING else status
-                status = "lost" if metrics is None else status
-                for metric in ("acc", "acc_norm"):
-                    row = {"value": None, "low": None, "high": None}
-                    if status == "scored":
-                        arrays = metrics[each.key]
-                        hits = arrays.get(metric, arrays["acc"]).astype(float)
-                        row = estimate(hits[None], params.bootstrap, exact=True).interval()
-                    rows.append({**cell, "metric": metric, **row, "n": len(each.fits),
-                                 "fits": fits, "status": status})  # fmt: skip
+            right = measured.get("hits", size, arm, step, name, shots)
+            row = {"value": None, "low": None, "high": None}
+            if right is not None:
+                row = estimate(right[None].astype(float), params.bootstrap, exact=True).interval()
+            elif status == "scored":
+                status = "lost"
+            rows.append({"size": size, "arm": arm, "task": name, "shots": shots, "step": step,
+                         "percent": 100 * step / last, **row, "n": task["items"],
+                         "fits": task["fits"], "status": status})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _finals(
-    params: Params, suite: Suite, built: list[BuiltTask], scored: dict
-) -> dict[tuple[str, str, str], np.ndarray]:
-    """(size, arm, task_shots) -> right or wrong at the end, bool[items]; gaps are left out."""
-    last = scale_named(params.scale).steps
-    return {
-        (size, arm, each.key): scored[run.id, last][each.key]["acc"]
-        for (size, arm), run in suite.items()
-        for each in built
-        if (run.id, last) in scored
-    }
+def language_tables(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Losses and last words of the standard half, as tables.
 
-
-def agreement_table(
-    params: Params, suite: Suite, built: list[BuiltTask], scored: dict, length: int
-) -> pd.DataFrame:
-    """Our scores of the largest standard model's last checkpoint, compared with the harness's.
-
-    Columns: task, shots, items, differing (scores that differ), harness (its accuracy). Empty if
-    lm_eval is not installed.
+    losses: size, step, n_params (without embeddings), tokens, flops (6 N D), and value, low, high
+    in nats. last_words: size, step, percent, value, low, high.
     """
     import pandas as pd
 
-    from pythia_book.tasks.harness import adapter, evaluate_with_harness
-    from pythia_core.util.workers import one_thread
-
-    columns = ["task", "shots", "items", "differing", "harness"]
-    run, last = suite[params.size_list[-1], "standard"], scale_named(params.scale).steps
-    if (run.id, last) not in scored:
-        return pd.DataFrame(columns=columns)
-    try:
-        with one_thread():
-            lm = adapter(run.model(last), run.data.tokenizer, run.data.eod_id, length)
-            results = evaluate_with_harness(lm, built)
-    except MissingDependencyError:
-        return pd.DataFrame(columns=columns)
-    rows = []
-    for each in built:
-        if each.key in results:
-            ours, harness = scored[run.id, last][each.key], results[each.key]
-            differing = (ours["acc"] != harness.acc).sum()
-            differing += (ours.get("acc_norm", ours["acc"]) != harness.acc_norm).sum()
-            rows.append((each.name, each.shots, len(each.items), int(differing),
-                         harness.metrics["acc"]))  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _language(
-    params: Params, suite: Suite, progress: bool
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[tuple[str, str, int], Arrays], int]:
-    """Held-out loss and last words: two tables, the arrays by (size, arm, step), number of gaps.
-
-    losses: size, arm, step, n_params (without embeddings), tokens, flops (6 N D), value, low, high
-    (nats). last_words: size, arm, step, percent, value, low, high.
-    """
-    import pandas as pd
-
-    first = next(iter(suite.values()))
-    language = LanguageMeasurement.of(first.data, first.config.model.max_seq_len)
-    cells = [(run, step) for run in suite.values() for step in _steps(params, LOSS_AT)]
-    measured, gaps = measure_all(cells, language, progress)
-    losses, words, arrays = [], [], {}
-    for (size, arm), run in suite.items():
-        n, t = run.config.model.n_params_non_embedding, run.config.train
+    facts, losses, words = measured.facts, [], []
+    for size in params.size_list:
+        n = facts["n_params"][size]
         for step in _steps(params, LOSS_AT):
-            if (run.id, step) not in measured:
+            loss, right = (measured.get(kind, size, step) for kind in ("loss", "words"))
+            if loss is None or right is None:
                 continue
-            arrays[size, arm, step] = of_cell = measured[run.id, step]
-            tokens = step * t.batch_size * run.config.data.seq_len
-            cell = {"size": size, "arm": arm, "step": step}
+            tokens = step * facts["tokens_per_step"][size]
             losses.append({
-                **cell, "n_params": n, "tokens": tokens, "flops": 6 * n * tokens,
-                **estimate(of_cell["loss"][None], params.bootstrap).interval(),
+                "size": size, "step": step, "n_params": n, "tokens": tokens,
+                "flops": 6 * n * tokens, **estimate(loss[None], params.bootstrap).interval(),
             })  # fmt: skip
-            hits = of_cell["last_word"][None].astype(float)
-            words.append({**cell, "percent": 100 * step / t.steps,
-                          **estimate(hits, params.bootstrap, exact=True).interval()})  # fmt: skip
-    return pd.DataFrame(losses), pd.DataFrame(words), arrays, len(gaps)
+            hits = estimate(right[None].astype(float), params.bootstrap, exact=True)
+            percent = 100 * step / facts["steps"]
+            words.append({"size": size, "step": step, "percent": percent, **hits.interval()})
+    ends = ["value", "low", "high"]
+    return (
+        pd.DataFrame(losses, columns=["size", "step", "n_params", "tokens", "flops", *ends]),
+        pd.DataFrame(words, columns=["size", "step", "percent", *ends]),
+    )
 
 
-def values(params: Params, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Names and numbers quoted in the page's text."""
-    accuracy, agreement, laws = tables["accuracy"], tables["agreement"], tables["laws"]
-    last = accuracy[accuracy.percent == 100]
-    fits = last.groupby(["task", "shots"]).agg(fits=("fits", "first"), status=("status", "first"))
+def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
+    agreement, prediction = tables["agreement"], tables["prediction"]
+    scored = [task for task in facts["tasks"] if task["status"] == "scored"]
     numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": params.size_list[-1],
         "smallest": params.size_list[0],
-        "context": int(scale_named(params.scale).data.seq_len),
+        "context": facts["context"],
         "limit": params.limit,
-        "n_scored": int((fits.status == "scored").sum()),
-        "n_cells": len(fits),
-        "n_agreement": int(agreement["items"].sum()) if len(agreement) else 0,
-        "n_differing": int(agreement.differing.sum()) if len(agreement) else 0,
+        "n_scored": len(scored),
+        "n_cells": len(facts["tasks"]),
+        "n_agreement": int(agreement["items"].sum()),
+        "n_differing": int(agreement.differing.sum()),
+        "gaps": facts["gaps"],
     }
-    for row in laws.itertuples():
+    for rule in RULES:
+        errors = prediction[prediction.rule == rule].error.abs()
+        numbers[f"prediction_{rule}"] = float(errors.mean()) if len(errors) else None
+    for row in tables["laws"].itertuples():
         ends = {"value": row.value, "low": row.low, "high": row.high}
         numbers[f"{row.law}_{row.parameter}".lower()] = ends
     return numbers

@@ -1,123 +1,232 @@
 """The claims of the seeds study, each with an interval over seeds.
 
-Only one size is trained, so these claims are about differences between runs of that size, and one
-is about the distance to the next size. A claim of similarity holds if the interval is inside a
-bound, a claim of difference if it is outside. With few seeds, most intervals of spreads include the
-bound, so such claims are "not testable here".
+Runs with several seeds are of one size, so these claims are about differences between runs of that
+size. One claim is about the distance to a neighbouring size. With few seeds most intervals of
+spreads are wide, and the claims on them stay open; the verdict then names the effect that would
+have been seen.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.stats import NOT_TESTABLE, Z_95, Estimate, claim_row, premise_verdict
-from pythia_book.studies.seeds.params import SUITE_SEED
-from pythia_book.studies.seeds.tables import MEASURES
-from pythia_book.studies.seeds.variance import distance_in_sds, excess_over_item_noise
+from pythia_book.stats import Z_95, Estimate, mean_over
+from pythia_book.studies.deduplication.claims import BETTER, LEE, NO_BENEFIT, WORDS
+from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked
+from pythia_book.studies.seeds.variance import (
+    agreement,
+    distance_in_sds,
+    excess_over_item_noise,
+    order_to_weights,
+)
+from pythia_book.verdicts import Claim, Test, falls, passes, rises, untestable, within
+from pythia_core.suite import DATA_ARMS, scale_named
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.studies.seeds.params import Params
+    from pythia_book.studies.seeds.params import Cell, Params
+    from pythia_book.study import Tables
 
 ENOUGH = Z_95 * 2**0.5
 """Distance of two sizes, in standard deviations over seeds, at which single runs of the two have
 the right order 97.5 % of the time."""
 SIMILAR = 3.0
-"""Two standard deviations are similar if neither is this many times the other."""
-BENEFITS = {
-    "loss": ("held-out loss", "nats per token", -1),
-    "last_word": ("last words of held-out sentences", "points", 1),
-}
-"""Measure -> name, unit, and the sign of a benefit."""
+"""Two standard deviations are comparable if neither is this many times the other."""
+MAPPED_FROM = 13_000
+"""First evenly spaced checkpoint of the training maps; ten of the thirteen before lie within the
+first 512 updates."""
+SAME_SCORE = 0.999
+"""Two series of scores count as the same if their correlation is at least this."""
 
 
 def claims(
     params: Params,
+    measured: Measured,
     tables: dict[str, pd.DataFrame],
     neighbour: float | None,
-    shares: np.ndarray | None,
-) -> list[dict[str, Any]]:
-    """One dict per claim, as `stats.claim_row` makes it.
+    released: Tables,
+) -> list[Claim]:
+    """Return all claims, those of papers first.
 
     Args:
-        tables: levels, ratios and effects as in seeds.tables.tables.
-        neighbour: final held-out loss of the adjacent size.
-        shares: feminine share at the end, float[seeds, occupations]; None if there are gaps.
+        tables: as seeds.tables.tables returns them.
+        neighbour: final held-out loss of the neighbouring size; None if it was not measured.
     """
-    n = params.seeds
-    distance = _distance(params, tables["levels"], neighbour)
-    _, memorized = _effect(tables["effects"], "memorized")
-    ratios = tables["ratios"][tables["ratios"].measure == "loss"]
-    ratio = _estimate(ratios, 1)
-    excess = None if shares is None else excess_over_item_noise(shares)
+    seeds = f"{params.seeds} seeds of {params.size}"
+    pairs = f"{params.seeds} pairs of twins of {params.size}, a seed each"
+    both = "order and weights vary together"
+    maps = released.get("training_maps")
     return [
-        claim_row(
-            f"Seeds matter little for the loss: one run each tells {params.size} from "
-            f"{params.neighbour_size} (difference of held-out loss in standard deviations over "
-            f"seeds; enough: {ENOUGH:.1f})",
-            "presupposed: one run per size",
-            distance,
-            partial(_beyond, bound=ENOUGH),
+        Claim(
+            "Text in which some documents stand many times trains worse models.",
+            "Hernandez et al. 2022, abstract",
+            quote="repeating a relatively small fraction of data in large language models could "
+            "lead to disproportionately large harms to performance",
+            ours=falls(
+                effect(tables, "loss"),
+                "nats per token",
+                pairs,
+                note="held-out loss, deduplicated minus standard; the copies are planted",
+            ),
         ),
-        *(row for measure in BENEFITS for row in _deduplication(tables["effects"], measure, n)),
-        claim_row(
-            f"Deduplication lowers the share of training rows memorized, interval over {n} seeds "
-            "(points)",
-            "not measured; expected since earlier work",
-            memorized,
-            partial(premise_verdict, direction=-1),
+        Claim(
+            "Deduplicated models predict as many last words of unread sentences.",
+            "section 2.6",
+            quote=NO_BENEFIT,
+            ours=within(effect(tables, "last_word"), "points", pairs, WORDS),
         ),
-        claim_row(
-            "The order seed matters as much as the weight seed (held-out loss, standard deviation "
-            f"by order over that by weights; similar: within {SIMILAR:g} times)",
-            "not measured: PolyPythias varies both at once",
-            ratio,
-            partial(_within, bound=SIMILAR),
+        Claim(
+            "The order of the data and the initial weights contribute comparably to the variation "
+            "between runs.",
+            "Dodge et al. 2020, abstract, on fine-tuning",
+            quote="both contribute comparably to the variance of out-of-sample performance",
+            ours=_order_and_weights(params, measured),
         ),
-        claim_row(
+        Claim(
+            "Training runs with different seeds pass through the same states.",
+            "van der Wal et al. 2025, abstract",
+            quote="highly consistent training dynamics across both model sizes and initial "
+            "conditions",
+            released=untestable(
+                "these eight runs were grouped by their outcome and the states fitted to the same "
+                "runs; nothing says how far unrelated runs would agree",
+                map_agreement(maps),
+                "% of checkpoints",
+                "8 runs of 410M, without the two outliers",
+                f"states from step {MAPPED_FROM:,} on",
+            ),
+        ),
+        Claim(
+            "One run of each size puts neighbouring sizes in the right order.",
+            "appendix F.2",
+            kind="premise",
+            quote="to train one copy of each model",
+            ours=rises(
+                _distance(params, tables["levels"], neighbour),
+                "standard deviations over seeds",
+                f"{seeds} and one run of {params.neighbour_size}; {both}",
+                ENOUGH,
+                f"difference of held-out loss; single runs have the right order 97.5 % of the time "
+                f"from {ENOUGH:.1f} on",
+            ),
+        ),
+        Claim(
+            "Models trained on deduplicated text memorize less of it.",
+            LEE,
+            kind="premise",
+            quote=BETTER,
+            ours=falls(
+                effect(tables, "memorized"),
+                "points of all rows",
+                pairs,
+                note=_by_seed(tables, "memorized"),
+            ),
+        ),
+        Claim(
+            "The effect of deduplication on held-out loss differs between seeds by more than the "
+            "items' error.",
+            "what intervals over items leave out",
+            kind="check",
+            ours=rises(
+                _excess(_changes(params, measured, "loss")),
+                "times the items' error",
+                f"{pairs}; held-out rows as items",
+                1,
+            ),
+        ),
+        Claim(
             "The feminine share of pronouns after occupations differs between seeds by more than "
-            "the items' error (standard deviation over seeds, in units of that error)",
-            "not measured",
-            excess,
-            premise_verdict(excess.low - 1, excess.high - 1, +1) if excess else "",
+            "the items' error.",
+            "what intervals over items leave out",
+            kind="check",
+            ours=rises(
+                _excess(_final(params, measured, params.members("both"), "feminine_share")),
+                "times the items' error",
+                f"{seeds}; {both}; occupations as items",
+                1,
+            ),
+        ),
+        Claim(
+            "The scores of seed 0 in the training maps are those of the standard 410M model.",
+            "the meaning of a released file without a description",
+            kind="check",
+            released=_same_scores(maps),
         ),
     ]
 
 
-def _deduplication(effects: pd.DataFrame, measure: str, n: int) -> list[dict[str, Any]]:
-    """Two claims: deduplication brings no benefit; one pair's result survives more seeds."""
-    name, unit, better = BENEFITS[measure]
-    pair, mean = _effect(effects, measure)
-    benefit = mean is not None and (mean.high < 0 if better < 0 else mean.low > 0)
-    sign, one_pair = 0, "not measured"
-    if pair is not None:
-        sign = 1 if pair.low > 0 else -1 if pair.high < 0 else 0
-        one_pair = f"{pair.value:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-        one_pair = one_pair.replace("-", "\N{MINUS SIGN}") + ("" if sign else ", none to be seen")
-    return [
-        claim_row(
-            f"Deduplication brings no clear benefit: {name}, deduplicated minus standard, interval "
-            f"over {n} seeds ({unit})",
-            "no clear benefit on any task, from one pair of twins per size",
-            mean,
-            "not reproduced" if benefit else "reproduced",
-        ),
-        claim_row(
-            f"The difference that one pair of twins shows survives {n} seeds: {name} ({unit}; one "
-            f"pair, interval over items: {one_pair})",
-            "presupposed: one run per size",
-            mean,
-            premise_verdict(mean.low, mean.high, sign) if mean and sign else NOT_TESTABLE,
-        ),
+def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
+    """Return the mean of deduplicated minus standard at the end, with pairs of twins as units.
+
+    It is in percentage points, or for the loss in nats.
+    """
+    changes = _by_pair(tables, measure)
+    return mean_over(MEASURES[measure] * changes) if len(changes) else None
+
+
+def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
+    effects = tables["effects"]
+    final = effects[(effects.measure == measure) & (effects.percent == 100)]
+    return final[final.seed != "mean"].value.dropna().to_numpy(float)
+
+
+def _by_seed(tables: dict[str, pd.DataFrame], measure: str) -> str:
+    """The shares of all final runs in words, e.g. "standard 0.98, 0.92 %, deduplicated ..."."""
+    levels = tables["levels"]
+    final = levels[(levels.measure == measure) & (levels.percent == 100)]
+    final = final[final.order_seed == final.weight_seed]
+    parts = []
+    for arm in DATA_ARMS:
+        shares = MEASURES[measure] * final[final.arm == arm].value
+        parts.append(f"{arm} {', '.join(f'{share:.2f}' for share in shares)} %")
+    return "; ".join(parts)
+
+
+def _final(
+    params: Params, measured: Measured, cells: list[Cell], measure: str
+) -> np.ndarray | None:
+    return stacked(measured, cells, scale_named(params.scale).steps, measure)
+
+
+def _changes(params: Params, measured: Measured, measure: str) -> np.ndarray | None:
+    """Deduplicated minus standard of each item, float[seeds, items]; None if there is a gap."""
+    arms = [
+        _final(params, measured, [(s, s, arm) for s in params.seed_values], measure)
+        for arm in DATA_ARMS
     ]
+    standard, deduplicated = arms
+    return None if standard is None or deduplicated is None else deduplicated - standard
+
+
+def _excess(values: np.ndarray | None) -> Estimate | None:
+    return None if values is None else excess_over_item_noise(values)
+
+
+def _order_and_weights(params: Params, measured: Measured) -> Test:
+    """Test whether the standard deviation by order is between 1/SIMILAR and SIMILAR times that by
+    weights."""
+    unit, units = "natural logarithm of the ratio", f"{params.seeds} x {params.seeds} runs"
+    grid = _final(params, measured, params.cells[: params.seeds**2], "loss")
+    square = None if grid is None else grid.mean(1).reshape(params.seeds, params.seeds)
+    ratio = None if square is None else order_to_weights(square)
+    if ratio is None or not ratio.low > 0:
+        return within(None, unit, units, math.log(SIMILAR))
+    logs = {end: math.log(value) for end, value in ratio.interval().items()}
+    note = (
+        f"standard deviation of the held-out loss by order over that by weights: {ratio.value:.2f} "
+        f"[{ratio.low:.2f}, {ratio.high:.2f}]; comparable: neither is {SIMILAR:g} times the other"
+    )
+    return within(replace(ratio, **logs), unit, units, math.log(SIMILAR), note)
 
 
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
-    """Held-out loss of the smaller size minus the larger, in standard deviations over seeds."""
+    """Return the held-out loss of the smaller size minus that of the larger one, in standard
+    deviations over seeds."""
     diagonal = levels[
         (levels.measure == "loss")
         & (levels.percent == 100)
@@ -131,34 +240,24 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
     return distance_in_sds(sign * values, sign * neighbour)
 
 
-def _effect(effects: pd.DataFrame, measure: str) -> tuple[Estimate | None, Estimate | None]:
-    """The effect of deduplication at the end, in points or nats: for the suite's own pair of twins
-    (interval over items), and the mean over seeds (interval over seeds)."""
-    final = effects[(effects.measure == measure) & (effects.percent == 100)]
-    final = final[final.low.notna()]
-    rows = (final[final.seed == seed] for seed in (str(SUITE_SEED), "mean"))
-    pair, mean = (_estimate(row, MEASURES[measure]) for row in rows)
-    return pair, mean
+# --- released --------------------------------------------------------------------------------
 
 
-def _estimate(rows: pd.DataFrame, factor: float) -> Estimate | None:
-    """The first row of a table, times `factor`; None if the table is empty."""
-    if rows.empty:
+def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
+    """Return at what percentage of checkpoints two of the eight stable runs are in the same
+    state."""
+    if maps is None or maps.empty:
         return None
-    row = rows.iloc[0]
-    value, low, high = (factor * float(row[name]) for name in ("value", "low", "high"))
-    return Estimate(value, low, high, 1, int(row["n"]))
+    late = maps[~maps.outlier.astype(bool) & (maps.step >= MAPPED_FROM)]
+    states = late.pivot(index="seed", columns="step", values="state")
+    e = agreement(states.to_numpy()).times(100)
+    return replace(e, high=min(e.high, 100.0))
 
 
-def _beyond(low: float, high: float, bound: float) -> str:
-    """Verdict on the claim that a value exceeds `bound`."""
-    if low <= bound <= high:
-        return NOT_TESTABLE
-    return "holds" if low > bound else "does not hold"
-
-
-def _within(low: float, high: float, bound: float) -> str:
-    """Verdict on the claim that a ratio lies between 1 / `bound` and `bound`."""
-    if 1 / bound < low and high < bound:
-        return "holds"
-    return "does not hold" if low > bound or high < 1 / bound else NOT_TESTABLE
+def _same_scores(maps: pd.DataFrame | None) -> Test:
+    known = None if maps is None else maps.dropna(subset="score_410m")
+    if known is None or len(known) < 3:
+        return untestable("not released, or not recorded")
+    r = float(np.corrcoef(known.score.astype(float), known.score_410m.astype(float))[0, 1])
+    note = f"correlation {r:.5f} over {len(known)} checkpoints; at least {SAME_SCORE} counts"
+    return passes(r >= SAME_SCORE, note)

@@ -36,7 +36,7 @@ PANELS = {
     "feminine_share": ("feminine share", "points", 100),
     "memorized": ("rows memorized", "points", 100),
 }
-"""Measure -> title, unit, factor."""
+"""Maps a measure to its title, its unit, and the factor that converts table values to this unit."""
 NOT_MEASURED = "not measured,\nor no run differs\nfrom another"
 
 
@@ -45,9 +45,10 @@ def _notes(result: Result, *notes: str) -> str:
 
 
 def curves(result: Result) -> Drawing:
-    """Held-out loss over training with its band, then runs minus their mean, by which seed varies.
+    """Held-out loss over training with its band; then, in one panel per kind of seed that varies,
+    runs minus the mean of all runs.
 
-    These three panels share one y axis, so that their spreads can be compared.
+    The panels of differences share one y axis, so that their spreads can be compared.
     """
     loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
     wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")
@@ -181,3 +182,41 @@ def effects(result: Result) -> Drawing:
             ax.set_xlim(-0.5, len(changes) - 0.5)
             ax.set(xlabel="seed", ylabel=unit)
         return Drawing(figure, "Deduplicated minus standard at the end, mean over seeds", numbers)
+
+
+def training_maps(result: Result) -> Drawing:
+    """PolyPythias' ten 410M runs: the state of every checkpoint, and the score over training."""
+    maps = result.released.get("training_maps")
+    notes = "PolyPythias, 410M; states are comparable only above or only below the line"
+    with style.canvas(result, 2, 2.9, notes, ratios=(1.5, 1)) as (figure, (grid, scores)):
+        if maps is None or maps.empty:
+            for ax in (grid, scores):
+                style.say(ax, "no released maps:\nset PYTHIA_PUBLISHED_DIR")
+            return Drawing(figure, "no released training maps")
+        outlier = maps.groupby("seed").outlier.first().astype(bool)
+        seeds = [*outlier.index[~outlier], *outlier.index[outlier]]
+        steps = sorted(maps.step.unique())
+        states = sorted(maps.state.unique())
+        colours = {s: style.shade(0.84 * i / max(len(states) - 1, 1)) for i, s in enumerate(states)}
+        for row in maps.itertuples():
+            at = steps.index(row.step), seeds.index(row.seed)
+            grid.plot(*at, "s", color=colours[row.state], markersize=6.4, markeredgewidth=0)
+        grid.axhline(len(outlier) - outlier.sum() - 0.5, color=style.INK, linewidth=0.8)
+        shown = [i for i, step in enumerate(steps) if step in (0, 8, 512, 13_000, 63_000, 143_000)]
+        grid.set_xticks(shown, [f"{steps[i]:,}" for i in shown])
+        grid.set_yticks(range(len(seeds)), [str(seed) for seed in seeds])
+        grid.set(xlabel="step (equal places)", ylabel="seed", xlim=(-0.8, len(steps) - 0.2))
+        grid.invert_yaxis()
+        grid.grid(False)
+        marks = {str(s): {"color": c, "marker": "s", "linestyle": ""} for s, c in colours.items()}
+        style.legend(figure, {f"state {name}": mark for name, mark in marks.items()})
+        for seed, run in maps.groupby("seed"):
+            colour = style.ORANGE if outlier[seed] else MUTED
+            scores.plot(run.step / 1000, run.score, color=colour, linewidth=0.9)
+            if outlier[seed]:
+                end = run.iloc[-1]
+                scores.text(end.step / 1000 + 2, end.score, f"{seed}", color=colour, va="center")
+        scores.set(xlabel="thousands of updates", ylabel="score: four tasks, standardised")
+        same = result.values["map_agreement"]
+        numbers = [f"{number_text(same['value'])} % of checkpoints"] if same else []
+        return Drawing(figure, "Two of the eight stable runs are in the same state at", numbers)

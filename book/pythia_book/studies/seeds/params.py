@@ -32,9 +32,10 @@ class Params(StudyParams):
     """Parameters of the study; `sizes` holds one size."""
 
     seeds: int = 3
-    """Number of order seeds, and of weight seeds; the first is the suite's."""
+    """Number of order seeds, and of weight seeds. The first seed of either kind is the suite's."""
     neighbour: str = ""
-    """Another size; the spread is compared with its difference in loss. Empty: the next larger."""
+    """Another size. The spread over seeds is compared with the difference in loss between the two
+    sizes. Empty means the next larger size, or for the largest, the next smaller."""
     bootstrap: int = 2000
 
     WHOLE: ClassVar = {"seeds": (0, 10)}
@@ -44,8 +45,8 @@ class Params(StudyParams):
     def check(self) -> None:
         if self.seeds < 2:
             raise ConfigError(
-                f"seeds={self.seeds}: a band needs at least two seeds; give 2..10 "
-                f"(the number of runs is their square)"
+                f"seeds={self.seeds} must be 2..10: a band needs at least two seeds "
+                f"(the number of runs grows with the square of the number of seeds)"
             )
         _ = self.neighbour_size
 
@@ -55,13 +56,15 @@ class Params(StudyParams):
 
     @property
     def neighbour_size(self) -> str:
-        """The next larger size of the scale; for the largest, the next smaller one."""
+        """The size in `neighbour`; by default the next larger size of the scale, or the next
+        smaller one if there is no larger one."""
         scale = scale_named(self.scale)
         if self.neighbour:
             sizes = scale.size_list(self.neighbour)
             if len(sizes) != 1 or sizes[0] == self.size:
                 raise ConfigError(
-                    f"neighbour={self.neighbour!r} must be one size other than {self.size!r}"
+                    f"neighbour={self.neighbour!r} must be one size, and not the studied size "
+                    f"{self.size!r}"
                 )
             return sizes[0]
         if self.size not in scale.sizes:
@@ -80,12 +83,13 @@ class Params(StudyParams):
 
     @property
     def seed_values(self) -> tuple[int, ...]:
-        """1234, 1, 2, ..."""
+        """The seeds: 1234, which is the suite's, then 1, 2, ..."""
         return (SUITE_SEED, *range(1, self.seeds))
 
     @property
     def cells(self) -> list[Cell]:
-        """Every order seed with every weight seed, then the deduplicated twins of equal seeds."""
+        """The runs: on standard text, every order seed with every weight seed; then, on
+        deduplicated text, every seed as both."""
         grid = [(o, w, "standard") for o, w in product(self.seed_values, repeat=2)]
         return grid + [(s, s, "deduplicated") for s in self.seed_values]
 
@@ -97,7 +101,7 @@ class Params(StudyParams):
         return sorted(({*EARLY, *map(scale.fork_step, INDICES)} & saved) - {0})
 
     def config(self, order_seed: int, weight_seed: int, arm: str) -> RunConfig:
-        """The run of a cell."""
+        """Return the config of the run of a cell."""
         return scale_named(self.scale).run(
             self.size,
             order_seed=order_seed,
@@ -107,7 +111,11 @@ class Params(StudyParams):
         )
 
     def members(self, kind: str) -> list[Cell]:
-        """The standard runs in which only this kind of seed varies, in the order of seeds."""
+        """Return the standard runs in which this kind of seed varies, in the order of seeds.
+
+        Args:
+            kind: "order" or "weights" (the other seed is the suite's), or "both" (equal seeds).
+        """
         first = self.seed_values[0]
         pairs = {
             "order": [(s, first) for s in self.seed_values],

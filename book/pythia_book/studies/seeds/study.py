@@ -1,74 +1,120 @@
 """Seeds (after PolyPythias, arXiv:2503.09543): variation between repeated training runs.
 
 PolyPythias trains five sizes with nine more seeds, each of which sets initial weights and data
-order at once. Here one size is trained on the standard text with every pair of an order seed and a
-weight seed, which separates the two, and on the deduplicated text with both varied together. The
-suite's own runs are among them and are not trained again. All runs are measured on the same
+order at once, and 160M six more times with only one of the two varied. Here one size is trained on
+the standard text with every pair of an order seed and a weight seed, which separates the two, and
+on the deduplicated text with both varied together. The
+runs of the suite are among these runs and are not trained again. All runs are measured on the same
 held-out rows and items. seeds.variance computes the intervals over seeds.
 """
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import LanguageMeasurement, Measurement, measure_all
+from pythia_book.conduct import conduct
+from pythia_book.published.training_maps import training_maps
 from pythia_book.studies.deduplication.params import CONTEXT
-from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
-from pythia_book.studies.registry import train_all
-from pythia_book.studies.seeds.claims import claims
+from pythia_book.studies.seeds.claims import claims, map_agreement
 from pythia_book.studies.seeds.params import STUDY, Cell, Params
-from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked, tables
-from pythia_book.study import Result
-from pythia_core.config import RunConfig
-from pythia_core.evaluation.memorization import ExtractionMeasurement
-from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_book.studies.seeds.tables import MEASURES, Measured, tables
+from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
+from pythia_core.suite import DATA_ARMS, suite_configs
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_book.measurements import Measurement
+    from pythia_book.published.results import Published
+    from pythia_core.config import RunConfig
     from pythia_core.training.runs import Run
 
 
-def run(params: Params, progress: bool = True) -> Result:
-    """Find or train all runs, measure them, and split the spread into components."""
-    started = time.time()
-    configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
-    configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
-    trained = train_all(params, configs, progress)
-    neighbour = trained[params.neighbour_size, "standard"]
-    runs = {cell: trained[cell] for cell in params.cells}
-    measured, gaps = measure(params, runs, progress)
-    frames = tables(params, measured)
-    other, more = neighbour_loss(neighbour, progress)
-    last = scale_named(params.scale).steps
-    shares = stacked(measured, params.members("both"), last, "feminine_share")
-    rows = claims(params, frames, other, shares)
-    numbers = values(params, frames, other) | {"gaps": gaps + more}
-    return Result(STUDY, params, frames, numbers, rows, [*runs.values(), neighbour], started)
+def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
+    """Find or train all runs, measure them, and split the spread into components.
+
+    Args:
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    """
+    measuring, analysing = partial(measure, params, progress), partial(analyse, params)
+    return conduct(STUDY, params, measuring, analysing, released, published)
+
+
+def released(published: Published) -> Tables:
+    """training_maps: the states of PolyPythias' ten 410M runs over training."""
+    return {"training_maps": training_maps(published)}
+
+
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values and claims, from measurements and released numbers alone."""
+    by_cell = unpacked(params, measured)
+    frames, other = tables(params, by_cell), measured.facts["neighbour_loss"]
+    numbers = values(params, frames, other) | {"gaps": measured.facts["gaps"]}
+    same = map_agreement(released.get("training_maps"))
+    numbers["map_agreement"] = same and same.interval()
+    return frames, numbers, claims(params, by_cell, frames, other, released)
+
+
+def unpacked(params: Params, measured: Measurements) -> Measured:
+    """Return the recorded arrays as float64, by (cell, step, measure)."""
+    found: Measured = {}
+    for measure in MEASURES:
+        for cell, step in product(params.cells, params.steps):
+            array = measured.get(measure, *cell, step)
+            if array is not None:
+                found[cell, step, measure] = array.astype(np.float64)
+    return found
 
 
 # --- measuring -------------------------------------------------------------------------------
 
+TYPES: dict[str, type] = {
+    "loss": np.float32,
+    "last_word": bool,
+    "feminine_share": np.float32,
+    "memorized": bool,
+}
+"""Measure -> type in the record."""
 
-def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Measured, int]:
-    """All measures of all runs, and the number of gaps."""
+
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Train or find all runs and measure them.
+
+    Arrays have one value per item. Their names give measure, order seed, weight seed, arm and step,
+    e.g. "loss/1234/1/standard/572". The measures are loss (nats per token) and last_word of
+    held-out text, feminine_share of occupations, and memorized of training rows, at the end only.
+    Facts: "neighbour_loss", the final loss of the neighbouring size, or None if it could not be
+    measured; "gaps", the number of measurements that are missing because their checkpoint is.
+    """
+    from pythia_book.measurements import LanguageMeasurement, measure_all
+    from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
+    from pythia_book.studies.registry import train_all
+    from pythia_core.evaluation.memorization import ExtractionMeasurement
+
+    configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
+    configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
+    trained = train_all(params, configs, progress)
+    neighbour = trained[params.neighbour_size, "standard"]
+    runs: dict[Cell, Run] = {cell: trained[cell] for cell in params.cells}
     first = runs[params.cells[0]]
     length, last = first.config.model.max_seq_len, first.config.train.steps
-    measured: Measured = {}
+    arrays: dict[str, np.ndarray] = {}
     n_gaps = 0
 
     def add(measurement: Measurement, cells: list[Cell], steps: list[int], *names: str) -> None:
         nonlocal n_gaps
         checkpoints = [(runs[cell], step) for cell in cells for step in steps]
-        arrays, gaps = measure_all(checkpoints, measurement, progress)
+        found, gaps = measure_all(checkpoints, measurement, progress)
         n_gaps += len(gaps)
         for cell, step in product(cells, steps):
-            at = arrays.get((runs[cell].id, step), {})
-            measured.update({(cell, step, n): at[n].astype(np.float64) for n in names if n in at})
+            at = found.get((runs[cell].id, step), {})
+            for name in names:
+                if name in at:
+                    arrays[name_of(name, *cell, step)] = at[name].astype(TYPES[name])
 
     # Held-out documents and tokenizer do not depend on the order or the text.
     language = LanguageMeasurement.of(first.data, length)
@@ -80,22 +126,26 @@ def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Meas
         t = runs[cells[0]].config.train
         rows = ExtractionMeasurement(runs[cells[0]].data, t.batch_size, t.steps, CONTEXT, CONTEXT)
         add(rows, cells, [last], "memorized")
-    return measured, n_gaps
 
-
-def neighbour_loss(neighbour: Run, progress: bool) -> tuple[float | None, int]:
-    """Final held-out loss of the adjacent size, and the number of gaps; (None, 1) for a gap."""
-    language = LanguageMeasurement.of(neighbour.data, neighbour.config.model.max_seq_len)
     key = (neighbour.id, neighbour.config.train.steps)
-    arrays, gaps = measure_all([(neighbour, key[1])], language, progress)
-    return (float(arrays[key]["loss"].mean()) if key in arrays else None), len(gaps)
+    language = LanguageMeasurement.of(neighbour.data, neighbour.config.model.max_seq_len)
+    found, gaps = measure_all([(neighbour, key[1])], language, progress)
+    other = float(found[key]["loss"].mean()) if key in found else None
+    facts = {"neighbour_loss": other, "gaps": n_gaps + len(gaps)}
+    return Measurements(arrays, facts, [*runs.values(), neighbour])
 
 
 # --- values for the text ---------------------------------------------------------------------
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
-    """Names and numbers quoted in the page's text; shares in percent or points, None for a gap."""
+    """Return the names and numbers that the page quotes in its text.
+
+    Shares are in percent or points. A number that could not be measured is None.
+
+    Args:
+        other: final held-out loss of the neighbouring size.
+    """
     numbers: dict[str, Any] = {
         "size": params.size,
         "neighbour": params.neighbour_size,

@@ -1,8 +1,9 @@
 """Tables of the seeds study: levels, bands, spreads over training, components, effects.
 
-A gap is a row without a value in `levels`; statistics that need it are omitted or count fewer runs
-(`n`). If runs do not differ at all, e.g. because no model gets a last word right, there is no
-interval: a few equal values say little about the next run.
+A missing measurement is a row without a value in `levels`. Statistics that need the measurement are
+omitted or are computed from fewer runs, as `n` tells. If runs do not differ at all, e.g. because
+no model gets a last word right, there is no interval: a few equal values say little about the next
+run.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100}
-"""Measure -> factor by which the text multiplies table values: it gives shares in percent."""
+"""Maps a measure to the factor that converts a table value to the unit of the page's text. Tables
+have shares, and the text has percentages."""
 KINDS = ("order", "weights", "both")
-"""Which seed varies: one, with the other fixed to the suite's, or both, as in PolyPythias."""
+"""Which seed varies: the order seed or the weight seed, with the other one fixed to the suite's; or
+both, as in PolyPythias."""
 COLUMNS = ["order_seed", "weight_seed", "arm", "step", "percent", "measure", "value"]
 
 Measured = dict[tuple[Cell, int, str], np.ndarray]
@@ -36,7 +39,7 @@ Measured = dict[tuple[Cell, int, str], np.ndarray]
 
 
 def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
-    """A measure of several runs at a step, float[cells, items]; None if there is a gap."""
+    """Return a measure of several runs at a step, float[cells, items]; None if a run lacks it."""
     rows = [measured.get((cell, step, measure)) for cell in cells]
     return None if any(row is None for row in rows) else np.stack(rows)
 
@@ -104,7 +107,8 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
 
 
 def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
-    """Mean of runs with the prediction interval of one more, and their range."""
+    """Return the mean of runs, the prediction interval of one more run, and the range of the
+    runs."""
     e = mean_over_seeds(values, one_more=True)
     low, high = (e.low, e.high) if np.ptp(values) else (np.nan, np.nan)
     if measure != "loss":  # shares lie in 0..1
@@ -114,7 +118,7 @@ def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
 
 
 def _effects(params: Params, measured: Measured, step: int, measure: str) -> list[dict[str, Any]]:
-    """Rows of `effects` for one step and measure."""
+    """Return the rows of the table `effects` for one step and measure."""
     rows, changes = [], []
     for seed in params.seed_values:
         twins = [measured.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]
@@ -139,7 +143,12 @@ def _effects(params: Params, measured: Measured, step: int, measure: str) -> lis
 def _components(
     squares: dict[str, np.ndarray], items: dict[str, np.ndarray | None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of `components` and `ratios`, from the mean and item values of the grid of runs."""
+    """Return the rows of the tables `components` and `ratios`.
+
+    Args:
+        squares: maps a measure to the means of the runs, by order seed and weight seed.
+        items: maps a measure to the values of all items in these runs; None if one is missing.
+    """
     parts, ratios = [], []
     for measure, square in squares.items():
         if np.isnan(square).any() or not np.ptp(square):

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from pythia_book.stats import LEVEL, Estimate
+from pythia_book.stats import LEVEL, Estimate, mean_over
 from pythia_core.errors import DataError
 
 LOW, HIGH = (1 - LEVEL) / 2, (1 + LEVEL) / 2
@@ -21,10 +21,13 @@ _QUANTILES = 1000
 
 
 def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
-    """Check shape and finiteness; return the values minus the first of them."""
+    """Check that values are finite and have `ndim` axes; return the values minus the first
+    value."""
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
-        raise DataError(f"{name}: shape {values.shape}, but {ndim} axes of at least two are needed")
+        raise DataError(
+            f"{name}: got shape {values.shape}, expected {ndim} dimension(s) of length 2 or more"
+        )
     if not np.isfinite(values).all():
         n_bad = (~np.isfinite(values)).sum()
         raise DataError(f"{name}: {n_bad} of {values.size} values are not finite")
@@ -41,7 +44,7 @@ def mean_over_seeds(values: np.ndarray, one_more: bool = False) -> Estimate:
     n = len(shifted)
     margin = t.ppf(HIGH, n - 1) * shifted.std(ddof=1) * math.sqrt(1 / n + one_more)
     mean = float(values[0] + shifted.mean())
-    return Estimate(mean, mean - margin, mean + margin, 1, n)
+    return Estimate(mean, mean - margin, mean + margin, 1, n, n - 1)
 
 
 def spread(values: np.ndarray) -> Estimate:
@@ -55,7 +58,7 @@ def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
     from scipy.stats import chi2
 
     ends = (mean_square, *(mean_square * df / chi2.ppf([HIGH, LOW], df)))
-    return Estimate(*(float(math.sqrt(end / divisor)) for end in ends), 1, n)
+    return Estimate(*(float(math.sqrt(end / divisor)) for end in ends), 1, n, df)
 
 
 def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
@@ -96,12 +99,13 @@ def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) 
     ends = [ms - rest]
     for q in (HIGH, LOW):
         ends.append(df * (ms - f.ppf(q, df, df_rest) * rest) / chi2.ppf(q, df))
-    return Estimate(*(float(math.sqrt(max(end, 0) / per)) for end in ends), 1, n)
+    return Estimate(*(float(math.sqrt(max(end, 0) / per)) for end in ends), 1, n, df)
 
 
 def order_to_weights(grid: np.ndarray) -> Estimate | None:
-    """The sd of order-seed means over that of weight-seed means in grid[order, weights], with its F
-    interval; None if either does not vary."""
+    """Return the standard deviation of the means by order seed divided by that of the means by
+    weight seed, in grid[order, weights], with its F interval. None if the means by either do not
+    vary."""
     grid = _checked(grid, 2, "a grid of seeds")
     by_order, by_weights, _ = _mean_squares(grid)
     if not by_order or not by_weights:
@@ -112,11 +116,12 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
 
 
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
-    """The standard deviation of run means in values[seeds, items], over the one that item sampling
-    alone would cause.
+    """Return the standard deviation of run means in values[seeds, items], divided by the standard
+    deviation that item sampling alone would cause.
 
     It is 1 if seeds only change single items at random. Differences between items cancel; items
-    are assumed to be independent. F interval; None if item sampling causes no error.
+    are assumed to be independent. The result has an F interval, and is None if item sampling causes
+    no error.
     """
     values = _checked(values, 2, "values of seeds and items")
     by_seed, _, rest = _mean_squares(values)
@@ -128,20 +133,22 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
     from scipy.stats import f
 
     ends = (ratio, *(ratio / f.ppf([HIGH, LOW], df, df_below)))
-    return Estimate(*(float(math.sqrt(end)) for end in ends), 1, n)
+    return Estimate(*(float(math.sqrt(end)) for end in ends), 1, n, df)
 
 
 def items_error(values: np.ndarray) -> Estimate:
-    """The sd of a run's mean that item sampling alone would cause, from values[runs, items]."""
+    """Return the standard deviation of a run's mean that item sampling alone would cause."""
     values = _checked(values, 2, "values of runs and items")
     runs, items = values.shape
     return _root(_mean_squares(values)[2], (runs - 1) * (items - 1), runs, items)
 
 
 def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
-    """(mean of values[seeds] - other) / (standard deviation of values); None if the latter is 0.
+    """Return (mean of values[seeds] - other) / (standard deviation of values), or None if all
+    values are equal.
 
-    `other` is one run, assumed to vary as much over seeds. Exact interval by the noncentral t.
+    `other` is the value of one run, which is assumed to vary over seeds as much as `values` do. The
+    interval is exact, by the noncentral t.
     """
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm
@@ -160,4 +167,24 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
         brentq(lambda shift, q=q: norm.cdf(t * chi - shift).mean() - q, -bound, bound)
         for q in (HIGH, LOW)
     )
-    return Estimate(distance, low * unit, high * unit, 1, n)
+    return Estimate(distance, low * unit, high * unit, 1, n, n - 1)
+
+
+def agreement(states: np.ndarray) -> Estimate:
+    """Return the share of checkpoints at which two runs are in the same state, as a mean over all
+    pairs of runs in states[runs, checkpoints].
+
+    The t interval over runs is from jackknife pseudo-values. If all runs agree, the interval has no
+    width.
+    """
+    states = np.asarray(states)
+    if states.ndim != 2 or len(states) < 3:
+        raise DataError(
+            f"states of shape {states.shape}: give [runs, checkpoints] with at least 3 runs"
+        )
+    same = (states[:, None] == states[None]).mean(2)
+    n = len(same)
+    others = (same.sum() - np.trace(same)) - 2 * (same.sum(1) - np.diag(same))
+    whole = (same.sum() - np.trace(same)) / (n * (n - 1))
+    without = others / ((n - 1) * (n - 2))
+    return mean_over(n * whole - (n - 1) * without)

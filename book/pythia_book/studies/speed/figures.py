@@ -1,4 +1,5 @@
-"""Tables and figures of the page on speed; lines are predictions, marks are measurements."""
+"""Tables and figures of the page on speed. In figures of GPUs, lines are predictions, dots are
+measurements, and crosses follow from the GPU-hours in the paper."""
 
 from __future__ import annotations
 
@@ -22,14 +23,14 @@ PALETTE = (BASELINE, TRANSFORMERS, "#cc79a7", "#e69f00", INK, MUTED)
 
 
 def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 1) -> str:
-    """A number, or a dash where there is none."""
+    """Return a number as text, or a dash if there is no number."""
     if value is None or value != value:
         return DASH
     return number_text(factor * (100 if percent else 1) * float(value), decimals) + " %" * percent
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    """A ratio with its range over the repeats, or why there is none."""
+    """Return a ratio with its range over the repeats as text, or the reason why there is none."""
     if row["ratio"] is None or row["ratio"] != row["ratio"]:
         return f"({row['failed']})" if row.get("failed") else DASH
     return f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
@@ -45,7 +46,8 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def steps(result: Result) -> Table:
-    """Speed of our training step by size and precision, and the time of others relative to it."""
+    """Speed of our training step by size and precision, and the time of other implementations
+    divided by ours."""
     rows = []
     for (size, precision), steps in result.tables["steps"].groupby(
         ["size", "precision"], sort=False
@@ -251,7 +253,7 @@ def gpu_kernels(result: Result) -> Table:
 
 
 def attention(result: Result) -> Table:
-    """The attention library used for each head dim, and the fastest one measured."""
+    """For each head dim, the attention library that is used and the fastest library measured."""
     rows = [
         {
             "head dim": str(row.head_dim),

@@ -1,27 +1,30 @@
 """Training speed: measured on this machine's CPU; predicted for a GPU and compared with gpu-check.
 
 On the CPU, with one thread as in every run of the book, the study times a training step and its
-operations (pythia_book.bench). It never measures a GPU itself: it reads what the command
-`gpu-check` wrote to results/gpu-check, except dry runs. There are two kinds of GPU predictions. For
-a training step, they come from pythia_book.bench.cost_model. For each kernel, memory traffic per
-token over all layers is counted by hand, for our kernel and for the code that torch.compile
-generates; the difference is due to fusion that the compiler does not find. None of this is a claim
-of the Pythia paper.
+operations (pythia_book.bench). The study never measures a GPU. It reads the measurements that the
+command `gpu-check` wrote to results/gpu-check, and ignores those of dry runs. There are two kinds
+of GPU predictions. For a training step, they come from pythia_book.bench.cost_model. For each
+kernel, memory traffic per token over all layers is counted by hand, for our kernel and for the
+code that torch.compile generates; the difference is due to fusion that the compiler does not find.
+None of this is a claim of the Pythia paper.
 """
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.bench import cost_model
 from pythia_book.bench.rows import Row, gpu_folder, measured_rows
+from pythia_book.conduct import conduct
 from pythia_book.released import recipe
-from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row
+from pythia_book.stats import Estimate
 from pythia_book.studies.speed.params import STUDY, Params
-from pythia_book.study import Result
+from pythia_book.study import Measurements
+from pythia_book.verdicts import Claim, passes, untestable
 from pythia_core.config import ModelConfig
 from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
 from pythia_core.suite import OFFICIAL_SIZES
@@ -32,7 +35,11 @@ from pythia_core.util.workers import one_thread
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_book.study import Analysis, Result, Tables
+
 PRECISIONS = ("fp32", "bf16")
+GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
+"""Maps a kind of GPU measurement to the file of `gpu-check` that has it."""
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 """The sizes that fit on one H100."""
 COMPILED = "torch.compile (inductor)"
@@ -43,13 +50,22 @@ WITHIN = 15.0
 
 def run(params: Params, progress: bool = True) -> Result:
     """Measure the CPU, read the GPU measurements, predict and compare."""
+    return conduct(STUDY, params, partial(measure, params, progress), analyse)
+
+
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Time the CPU on one thread, and read the newest measurements of a GPU.
+
+    Facts: steps and operations (of the CPU), gpu_steps, gpu_operations and gpu_attention are lists
+    of rows of pythia_book.bench, the first of which describes the machine. device is what the
+    record of this study says of the CPU.
+    """
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
 
-    started = time.time()
     smoke = params.scale == "smoke"
     with one_thread():
-        step_rows = list(
+        steps = list(
             bench_train(
                 params.size_list,
                 precisions=PRECISIONS,
@@ -58,7 +74,7 @@ def run(params: Params, progress: bool = True) -> Result:
                 progress=progress,
             )
         )
-        operation_rows = list(
+        operations = list(
             bench_kernels(
                 params.size_list,
                 seconds=0.0 if smoke else 0.3,
@@ -67,24 +83,34 @@ def run(params: Params, progress: bool = True) -> Result:
                 calls=1 if smoke else 5,
             )
         )
-    gpu_steps = measured_rows(gpu_folder() / "train.jsonl", "train", ("size", "implementation"))
-    keys = ("size", "kernel", "implementation")
-    gpu_operations = measured_rows(gpu_folder() / "kernels.jsonl", "operation", keys)
-    keys = ("library", "seq_len", "head_dim", "deterministic")
-    libraries = measured_rows(gpu_folder() / "attention.jsonl", "attention", keys)
-    steps, operations = steps_table(step_rows), operations_table(operation_rows)
-    measured, timed = steps_table(gpu_steps), operations_table(gpu_operations)
+    facts = {"steps": steps, "operations": operations, "device": {"threads": 1}}
+    for name, kind, keys in (
+        ("steps", "train", ("size", "implementation")),
+        ("operations", "operation", ("size", "kernel", "implementation")),
+        ("attention", "attention", ("library", "seq_len", "head_dim", "deterministic")),
+    ):
+        path = gpu_folder() / f"{GPU_FILES[name]}.jsonl"
+        facts[f"gpu_{name}"] = measured_rows(path, kind, keys)
+    return Measurements({}, json.loads(json.dumps(facts)))
+
+
+def analyse(measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values and checks from the measured rows; there are no released numbers."""
+    facts = measured.facts
+    gpu_steps, gpu_operations = facts["gpu_steps"], facts["gpu_operations"]
+    steps, operations = steps_table(facts["steps"]), operations_table(facts["operations"])
+    timed_steps, timed = steps_table(gpu_steps), operations_table(gpu_operations)
     tables = {
         "steps": steps,
         "operations": operations,
-        "gpu_sizes": gpu_sizes_table(measured),
-        "gpu_steps": measured,
+        "gpu_sizes": gpu_sizes_table(timed_steps),
+        "gpu_steps": timed_steps,
         "gpu_kernels": gpu_kernels_table(timed),
         "gpu_operations": timed,
-        "attention": attention_table(libraries),
+        "attention": attention_table(facts["gpu_attention"]),
     }
-    numbers = values(step_rows[0], gpu_steps or gpu_operations, tables)
-    return Result(STUDY, params, tables, numbers, claims(tables), [], started)
+    numbers = values(facts["steps"][0], gpu_steps or gpu_operations, tables)
+    return tables, numbers, claims(tables)
 
 
 # --- measurements ----------------------------------------------------------------------------
@@ -110,8 +136,8 @@ TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
 
 
 def steps_table(rows: list[Row]) -> pd.DataFrame:
-    """One row per measured implementation of a training step; matmul_share is its share of the
-    matrix-product rate measured in the same run."""
+    """One row per measured implementation of a training step; matmul_share is the speed
+    of the step as a share of the matrix-product rate that was measured in the same run."""
     return _compared(rows[1:], ("size", "precision"), STEPS)
 
 
@@ -121,8 +147,11 @@ def operations_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """The rows as a table. `ratio` is the time over that of our fastest implementation with the
-    same keys; low and high follow from the ranges of the repeats."""
+    """Return the rows as a table with ratios.
+
+    `ratio` is the time of a row divided by the time of our fastest implementation with the same
+    keys. `low` and `high` follow from the ranges of the repeats.
+    """
     import pandas as pd
 
     ours: dict[tuple, Row] = {}
@@ -213,7 +242,10 @@ BF16, FP32 = 2, 4
 
 @dataclass(frozen=True)
 class Prediction:
-    """Memory traffic of a kernel: `compiled` and `ours` give bytes per token over all layers."""
+    """Predicted memory traffic of a kernel, under torch.compile and in our implementation.
+
+    The functions `compiled` and `ours` return bytes per token over all layers.
+    """
 
     kernel: str
     fuses: str
@@ -292,12 +324,13 @@ def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 TOKENS = 32_768
-"""Tokens per call of an operation timed on a GPU."""
+"""Number of tokens in one call of an operation that is timed on a GPU."""
 
 
 def attention_table(rows: list[Row]) -> pd.DataFrame:
     """One row per head dim of the official sizes: the library in use, the TFLOP/s that the
-    prediction assumes, and the fastest library measured, of all and of the reproducible ones."""
+    predictions assume, the fastest library measured, and the fastest of those whose results repeat
+    bit for bit."""
     import pandas as pd
 
     timed = [r for r in rows[1:] if "ms" in r and r["seq_len"] == cost_model.SEQ_LEN]
@@ -320,7 +353,7 @@ def attention_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def least_ratio(frame: pd.DataFrame) -> Estimate | None:
-    """The smallest ratio of a table, with its range."""
+    """Return the smallest ratio of a table with the range of its repeats; None without ratios."""
     timed = frame.dropna(subset="ratio")
     if timed.empty:
         return None
@@ -328,49 +361,61 @@ def least_ratio(frame: pd.DataFrame) -> Estimate | None:
     return Estimate(float(row.ratio), float(row.low), float(row.high), len(timed), 1)
 
 
-def _at_least(claim: str, e: Estimate | None, bound: float = 1.0) -> dict[str, Any]:
-    """A claim that a ratio is at least `bound`."""
-    verdict = NOT_TESTABLE
-    if e and not e.low < bound <= e.high:
-        verdict = "holds" if e.low >= bound else "does not hold"
-    return claim_row(claim, "not measured", e, verdict)
+def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
+    """Return a check that every ratio is at least `bound`.
+
+    Args:
+        e: the smallest ratio with the range of its repeats; None if nothing was measured.
+    """
+    secures = "what this page says of our kernels"
+    if e is None:
+        return Claim(text, secures, untestable(NOT_MEASURED), kind="check")
+    note = (
+        f"smallest of {e.n_items} ratios {e.value:.2f}, range of its repeats {e.low:.2f} to "
+        f"{e.high:.2f}"
+    )
+    if e.low < bound <= e.high:
+        test = untestable(f"the range of the repeats includes {bound:g}", note=note)
+    else:
+        test = passes(e.low >= bound, note)
+    return Claim(text, secures, test, kind="check")
 
 
-def claims(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Claims that the kernels are faster; each estimate is the worst measured case."""
+def claims(tables: Tables) -> list[Claim]:
+    """Return the checks of speed, each judged by its worst measured case. None is from a paper."""
     steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
     libraries = steps[steps.family == "transformers"]
     compiled = gpu[(gpu.implementation == COMPILED) & (gpu.kernel != "attention")]
     misses = tables["gpu_sizes"].error_percent.dropna().astype(float).abs()
-    miss = Estimate(misses.max(), misses.max(), misses.max(), len(misses), 1)
+    predicted = untestable(NOT_MEASURED)
+    if len(misses):
+        note = f"largest of {len(misses)} misses {misses.max():.1f} %"
+        predicted = passes(misses.max() <= WITHIN, note)
     return [
         _at_least(
             "On the CPU, an update is faster than every one of `transformers` in the same "
-            "precision (smallest ratio)",
+            "precision.",
             least_ratio(libraries),
         ),
         _at_least(
-            "On the CPU, every operation is faster than its formula written out in torch (smallest "
-            "ratio)",
+            "On the CPU, every operation is faster than its formula written out in torch.",
             least_ratio(operations[operations.implementation == "reference"]),
         ),
         _at_least(
             f"On a GPU, an update is at least {cost_model.GOAL:g} times as fast as that of the "
-            "same model under torch.compile (smallest ratio)",
+            "same model under torch.compile.",
             least_ratio(tables["gpu_sizes"]),
             cost_model.GOAL,
         ),
         _at_least(
-            "On a GPU, every kernel but attention is faster than its formula under torch.compile "
-            "(smallest ratio)",
+            "On a GPU, every kernel but attention is faster than its formula under torch.compile.",
             least_ratio(compiled),
         ),
-        claim_row(
-            f"On a GPU, the speed of an update was predicted to within {WITHIN:g} % (largest miss, "
-            "%)",
-            "not measured",
-            miss if len(misses) else None,
-            "holds" if len(misses) and miss.value <= WITHIN else "does not hold",
+        Claim(
+            f"On a GPU, the speed of an update was predicted to within {WITHIN:g} %.",
+            "the predictions of this page",
+            predicted,
+            kind="check",
         ),
     ]
 

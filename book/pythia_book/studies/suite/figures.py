@@ -1,7 +1,8 @@
-"""The suite's figures and tables: loss curves, sizes, proofs, how often a token is read."""
+"""Figures and tables of the suite, on loss curves, sizes, proofs, and how often tokens are read."""
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING
 
 from pythia_book import style
@@ -93,7 +94,7 @@ def models_table(result: Result) -> Table:
 
 
 def official_table(result: Result) -> Table:
-    """The ten released sizes in the same columns."""
+    """The ten released sizes, in the columns of models_table."""
     return Table(_sizes(result.tables["official"]), "The released sizes")
 
 
@@ -133,8 +134,63 @@ def proofs_table(result: Result) -> Table:
     return Table(frame, "What the studies rely on, checked")
 
 
-def suites_table(result: Result) -> Table:
+HEADINGS = {
+    "suite": "Suite",
+    "data": "Data public",
+    "order": "Order known",
+    "checkpoints": "Checkpoints",
+    "optimizer": "Optimizer states",
+    "seeds": "Seeds",
+    "licence": "Licence",
+}
+
+
+class Suites:
+    """A table of public suites. Its cells link to their sources, which are listed below the
+    table."""
+
+    def __init__(self, result: Result) -> None:
+        self.frame, self.sources = result.tables["suites"], result.tables["suite_sources"]
+        self.read = result.values["suites_read"]
+
+    def _repr_html_(self) -> str:
+        numbers = {url: n for n, url in enumerate(dict.fromkeys(self.sources.url), 1)}
+        head = "".join(f"<th>{heading}</th>" for heading in HEADINGS.values())
+        body = []
+        for row in self.frame.itertuples():
+            own = self.sources[self.sources.suite == row.suite]
+            about = f"{row.suite}, {row.year}: {row.sizes}; {row.models}"
+            cells = []
+            for cell, heading in HEADINGS.items():
+                text = about if cell == "suite" else getattr(row, cell)
+                of_cell = own[own.cell == ("about" if cell == "suite" else cell)]
+                links = "".join(
+                    f' <a href="{html.escape(s.url, quote=True)}" '
+                    f'title="{html.escape(s.quote, quote=True)}">{numbers[s.url]}</a>'
+                    for s in of_cell.drop_duplicates("url").itertuples()
+                )
+                links = f"<sup>{links}</sup>" if links else ""
+                cells.append(f'<td data-label="{heading}">{html.escape(str(text))}{links}</td>')
+            body.append(f"<tr>{''.join(cells)}</tr>")
+        caption = (
+            f"Suites of language models and what is public of them, from pages read in copies of "
+            f"about {self.read}. First column: year, sizes, number of models. Unproven: no page "
+            "that was read supports a value. Raised numbers link to the sources."
+        )
+        items = "".join(
+            f'<li><a href="{html.escape(url, quote=True)}">{html.escape(url)}</a></li>'
+            for url in numbers
+        )
+        return (
+            f'<table class="pythia-table suites"><caption>{caption}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+            f'<details class="sources"><summary>Sources</summary><ol>{items}</ol></details>'
+        )
+
+    def __repr__(self) -> str:
+        return self.frame.to_string(index=False)
+
+
+def suites_table(result: Result) -> Suites:
     """Pythia compared with other public suites."""
-    frame = result.tables["suites"].copy()
-    frame.columns = [name[:1].upper() + name[1:] for name in frame.columns]
-    return Table(frame, "Suites of language models on the axes of the paper")
+    return Suites(result)

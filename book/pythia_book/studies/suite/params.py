@@ -20,7 +20,8 @@ class Params(StudyParams):
 
     seed: int = 1234
     resume_steps: int = 24
-    """Updates of the run that is interrupted in the middle and compared."""
+    """Number of updates of the run that is interrupted in the middle and compared with one that is
+    not interrupted."""
 
     WHOLE: ClassVar = {"resume_steps": (2, 10_000)}
 
@@ -31,5 +32,5 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The study reads hashes and logs, which always stay."""
+    """Keep no checkpoints: the study reads only hashes and logs, which are never deleted."""
     return Keep()

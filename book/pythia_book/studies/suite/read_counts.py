@@ -28,11 +28,11 @@ OFFICIAL = {"batch": 1024, "seq_len": 2048, "standard": 334e9, "deduplicated": 2
 
 
 def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]:
-    """The tables `reads` and `rereads`.
+    """Return the tables `reads` and `rereads`.
 
-    reads: arm, policy, times, share (fraction of the corpus's tokens read `times` times), pile (the
-    same for Pythia, from the sizes of the Pile). rereads: arm, policy, percent (of training), share
-    (fraction of the interval's input tokens that had been read before).
+    reads: arm, policy, times, share (fraction of the corpus's tokens that are read `times` times).
+    rereads: arm, policy, percent (of training), share (fraction of the interval's input tokens
+    that had been read before).
     """
     import pandas as pd
 
@@ -49,12 +49,11 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
                 )
             block = size * max(1, run.config.train.steps // BLOCKS)
             counts, again = order.read_counts(n_rows, block)
-            pile = pile_reads(arm, policy)
             shares = np.bincount(np.minimum(counts, 3), minlength=4) / len(counts)
             for times, share in enumerate(shares):
                 reads.append(
                     {"arm": arm, "policy": policy, "times": "3 or more" if times == 3 else times,
-                     "share": share, "pile": pile[times]}
+                     "share": float(share)}
                 )  # fmt: skip
             for i, repeats in enumerate(again):
                 rows = min(block, n_rows - i * block)
@@ -66,7 +65,8 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
 
 
 def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
-    """Shares of the Pile's tokens that Pythia read 0, 1, 2 and more times, from corpus sizes alone.
+    """Return the shares of the Pile's tokens that Pythia read 0, 1, 2, and 3 or more times, as
+    computed from the sizes of the corpora alone.
 
     With E copies shuffled together and a share f of all rows read, each copy of a token is read
     with probability f: a binomial. With separate epochs, all tokens are read E - 1 times, and once

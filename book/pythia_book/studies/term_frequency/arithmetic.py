@@ -3,8 +3,9 @@
 The questions are the paper's, "Q:What is 12 plus 7? A:", with first operands 0 to 99 and second
 operands 1 to 50. There are two measures. *exact*, as in the paper: greedy decoding gives the right
 answer. *choice*, for models too small for that: the right answer is likelier than three wrong ones
-with the same first operand, so chance is one in four. The questions are all pairs that were never
-planted in the corpus (pythia_book.corpora.equations) and, by first operand, as many that were.
+with the same first operand, so chance is one in four. The questions are all pairs of operands that
+were never planted in the corpus (pythia_book.corpora.equations) and, for each first operand, as
+many pairs that were planted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.corpora import equations
+from pythia_book.studies.term_frequency.params import CHOICES
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
@@ -25,7 +27,7 @@ from pythia_core.evaluation import scoring
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
-WRONG = 3
+WRONG = CHOICES - 1
 """Number of wrong answers to choose from."""
 Encode = Callable[[str], tuple[int, ...]]
 
@@ -57,7 +59,8 @@ def _rank(question: Question, salt: str = "ask") -> str:
 
 
 def prompt(question: Question, shots: int) -> str:
-    """Solved examples of planted pairs with other first operands, then the question."""
+    """Return `shots` solved examples of planted pairs with other first operands, then the
+    question."""
     lines = []
     while len(lines) < shots:
         text = f"example {question.first} {question.second} {len(lines)} "
@@ -72,9 +75,10 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """The right answer, then WRONG others, which are right for other second operands.
+    """Return the right answer and WRONG wrong ones, in this order.
 
-    Each ends in a newline, because " 62" begins with " 6".
+    A wrong answer is right for the same first operand and another second operand. Every answer ends
+    in a newline, because " 62" begins with " 6".
     """
     others = [
         Question(question.first, second, False)
@@ -92,7 +96,7 @@ def requests(
     """Requests that score each question's right answer and, if zero-shot, its wrong ones.
 
     Raises:
-        ConfigError: too many shots for a question to fit into the context.
+        ConfigError: a question with its examples does not fit into the context.
     """
     all_requests = []
     for question in asked:
@@ -111,8 +115,9 @@ def requests(
 
 @dataclass(frozen=True)
 class ArithmeticMeasurement:
-    """Measures n questions: exact bool[n]; logprob float32[n] of the right answer, nats; and, if
-    zero-shot, choice bool[n]."""
+    """Measures n questions: exact bool[n], whether greedy decoding gives the right answer; logprob
+    float32[n] of the right answer in nats; and, if zero-shot, choice bool[n], whether the right
+    answer is likelier than all wrong ones."""
 
     questions: tuple[Question, ...]
     requests: tuple[scoring.Request, ...]
@@ -121,10 +126,11 @@ class ArithmeticMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
-        """Asks all `questions` zero-shot; with examples, which take longer, the held-out ones.
+        """Ask all `questions` zero-shot, but only the held-out ones with examples, which take
+        longer.
 
         Raises:
-            ConfigError: too many shots for the context.
+            ConfigError: a question with its examples does not fit into the context.
         """
         asked = [q for q in questions() if q.held_out or not shots]
         encode = scoring.encoder(data.tokenizer)

@@ -2,104 +2,264 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pythia_book.stats import (
-    Estimate,
-    claim_row,
-    difference,
-    directional_verdict,
-    estimate,
-    premise_verdict,
-)
-from pythia_book.studies.term_frequency.definitions import BINS as WORD_BINS
-from pythia_book.studies.term_frequency.tables import NumberScores, cell, gap_change, selected
+from pythia_book.stats import Estimate, difference, mean_over, wilson
+from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
+from pythia_book.studies.term_frequency.tables import DIFFERENCE, NumberScores, cell, selected
+from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
+from pythia_core.suite import size_named
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.studies.term_frequency.params import Params
 
+UNABLE = 10.0
+"""A model that solves less than this percentage of sums is "unable to perform well"."""
+PLACEBO_MARGINS = {"exact": 2.0, "logprob": 0.25}
+"""The effect of the placebo, a coin that changes nothing, must be smaller than these margins: two
+points of accuracy, or a quarter of a nat, which changes the probability of an answer by a factor of
+1.3."""
+BELOW_1B, BELOW_2_8B = ("160m", "410m"), ("160m", "410m", "1b", "1.4b")
+LARGE = ("2.8b", "6.9b", "12b")
+"""Models with released accuracies, by the sizes that the paper names; the 70M model has none."""
+NO_COUNTS = "how often each number occurs in the Pile was never released"
+OPERANDS = "100 first operands; one model of each size"
+
 
 def claims(
-    params: Params,
-    scores: NumberScores,
-    tables: dict[str, pd.DataFrame],
-    steps: list[int],
-) -> list[dict[str, Any]]:
-    """Claims about the largest model at the end with the most examples, unless stated otherwise."""
-    sizes, shots, draws = params.size_list, params.shot_list[-1], params.bootstrap
-    small, large, first, last = sizes[0], sizes[-1], steps[0], steps[-1]
+    params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame], operands: pd.DataFrame
+) -> list[Claim]:
+    """Return the claims of the term-frequency study.
 
-    def row(
-        claim: str,
-        paper: str,
-        e: Estimate | None,
-        rule: Callable[[float, float, int], str] = directional_verdict,
-        factor: float = 100,
-    ) -> dict[str, Any]:
-        return claim_row(claim, paper, e, rule(e.low, e.high, 1) if e else "", factor=factor)
+    A claim on our models is about the largest size at the end of training, asked after the most
+    examples, unless the claim says otherwise.
 
-    def widening(*cells: tuple[str, int]) -> Estimate | None:
-        if cells[0] == cells[1]:
-            return None
-        return gap_change(scores, tables["frequency"], cells, 0, "choice", draws)
+    Args:
+        operands: released accuracies on sums after 16 examples, by model, step and number.
+    """
+    return [
+        *_on_released(operands),
+        *_on_frequency(params, scores),
+        *_on_coins(params, scores),
+        *_on_words(params, tables["definitions"]),
+    ]
+
+
+# --- released models -------------------------------------------------------------------------
+
+
+def _on_released(operands: pd.DataFrame) -> list[Claim]:
+    unable = released_mean(operands, BELOW_1B, 143_000)
+    grown = [released_change(operands, sizes, 13_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
+    late = [released_change(operands, sizes, 65_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
+    note = ""
+    if late[0] is not None and late[1] is not None:
+        note = (
+            "after step 65,000 the accuracy itself changes by "
+            f"{late[0].mean():+.1f} points in the models from 2.8B on and by "
+            f"{late[1].mean():+.1f} points in the smaller ones"
+        )
+    return [
+        Claim(
+            "Models of less than one billion parameters do poorly on sums, even after 16 examples.",
+            "section 3.3 and Figure 7",
+            released=falls(_mean(unable), "% right", f"{OPERANDS}, 160M and 410M", UNABLE),
+            quote="models at sizes below 1 billion are unable to perform well even in later "
+            "stages of training",
+        ),
+        Claim(
+            "In training, the models of 2.8 billion parameters and more improve more than the "
+            "smaller ones.",
+            "section 3.3, Figures 4 and 7",
+            released=rises(
+                None if grown[0] is None or grown[1] is None else _mean(grown[0] - grown[1]),
+                "points",
+                OPERANDS,
+                note="addition after 16 examples, from step 13,000 to step 143,000; the sentence "
+                'is about questions of fact, as "similar patterns" to those of sums',
+            ),
+            quote="performance increase as training progresses mainly happens for larger models "
+            "only",
+        ),
+        Claim(
+            "After 65,000 steps, the accuracy of models of 2.8 billion parameters and more begins "
+            "to depend on term frequency.",
+            "section 1 and Figure 4",
+            released=untestable(NO_COUNTS, note=note),
+            quote="a significant phase change occurs after 65,000 training steps (45% through "
+            "training): the models with 2.8 billion parameters or more start to exhibit a "
+            "correlation between task accuracy and occurrence of task-relevant terms",
+        ),
+    ]
+
+
+def released_mean(operands: pd.DataFrame, models: tuple[str, ...], step: int) -> pd.Series | None:
+    """Return the released accuracy in % by first operand, averaged over models.
+
+    It is None if a model is missing.
+    """
+    at = operands[(operands.step == step) & operands.model.isin(models)]
+    if set(at.model) != set(models):
+        return None
+    return 100 * at.groupby("number").value.mean()
+
+
+def released_change(
+    operands: pd.DataFrame, models: tuple[str, ...], first: int, last: int
+) -> pd.Series | None:
+    """Return how much released_mean changes from step `first` to step `last`; None if a model is
+    missing."""
+    before, after = (released_mean(operands, models, step) for step in (first, last))
+    return None if before is None or after is None else after - before
+
+
+def _mean(values: pd.Series | None) -> Estimate | None:
+    return None if values is None else mean_over(values.to_numpy())
+
+
+# --- frequency of numbers --------------------------------------------------------------------
+
+
+def smallest_comparable(sizes: tuple[str, ...]) -> str:
+    """Return the smallest size whose heads are as wide as those of the largest size.
+
+    Rotary embeddings and attention depend on the width of heads, so other sizes do not compare.
+    """
+    wide = [size_named(size).d_model // size_named(size).n_heads for size in sizes]
+    return next(size for size, width in zip(sizes, wide, strict=True) if width == wide[-1])
+
+
+def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
+    sizes, shots, steps = params.size_list, params.shot_list[-1], scores.steps
+    small, large, first, last = smallest_comparable(sizes), sizes[-1], steps[0], steps[-1]
+    units = "one run; 20 numbers"
+    confounded = "small numbers are both frequent and easy to add"
+    alike = untestable(NO_COUNTS)
+
+    def widening(one: tuple[str, int], other: tuple[str, int]) -> Estimate | None:
+        return None if one == other else scores.gap_change((one, other), 0, "choice")
 
     return [
         *(
-            row(f"Frequent operands are added better: {test}, most minus least frequent tenth "
-                f"({large}, points)", "yes, from 2.8B on; up to tens of points",
-                cell(tables["gaps"], size=large, step=last, shots=k, measure=measure))
-            for measure, k, test in (("exact", shots, f"written right, {shots}-shot"),
-                                     ("choice", 0, "choice of four, zero-shot"))
-        ),
-        row(f"The gap widens over training (choices, {large}, from {100 * first / last:.0f} % to "
-            "the end, points)", "yes", widening((large, first), (large, last))),
-        row(f"The gap is wider in larger models (choices, {large} against {small}, points)",
-            "yes: smaller ones hardly learn the task", widening((small, last), (large, last))),
-        *(
-            row(f"{claim} ({measure}, {large}, {shots}-shot, {unit})", paper,
-                cell(tables["experiment"], coin=coin, size=large, shots=shots, measure=measure),
-                rule, factor)
-            for coin, claim, paper, rule in (
-                ("boost", "A number that is made more frequent becomes easier",
-                 "not tested: a correlation", premise_verdict),
-                ("placebo", "The placebo coin shows no effect", "a check of ours",
-                 _null_verdict),
+            Claim(
+                text,
+                "section 3.3, after Razeghi et al. 2022",
+                rises(_percent(scores.gap(large, last, k, measure)), "points", units,
+                      note=f"{large}; {confounded}"),
+                alike,
+                quote="accuracy tends to be higher for terms that are found more frequently "
+                "compared to terms that are less frequent",
             )
-            for measure, unit, factor in (("exact", "points", 100), ("logprob", "nats", 1))
+            for measure, k, text in (
+                ("exact", shots, "Sums are solved more often if their first operand is frequent, "
+                 f"{shots}-shot."),
+                ("choice", 0, "The right sum is picked out of four more often if its first operand "
+                 "is frequent, zero-shot."),
+            )
         ),
-        row(f"Solved examples help ({large}, {shots}-shot minus zero-shot, exact, points)", "yes",
-            _examples(scores, large, last, shots, draws)),
-        *(
-            row(f"Words that are frequent elsewhere are known better: definitions that were "
-                f"{reading}, most minus least frequent group ({large}, points)",
-                "yes, for questions about facts (TriviaQA)",
-                _word_gap(tables["definitions"], large, last, read))
-            for read, reading in ((True, "read once"), (False, "not read"))
+        Claim(
+            "The gap between frequent and rare operands widens in training.",
+            "section 3.3 and Table 4",
+            rises(_percent(widening((large, first), (large, last))), "points", units,
+                  note=f"choice of four, {large}, from step {first} to step {last}; the paper's "
+                  f"table is of multiplication; {confounded}"),
+            alike,
+            quote="We find that this performance gap widens over the course of training.",
+        ),
+        Claim(
+            "The gap between frequent and rare operands is wider in larger models.",
+            "section 3.3",
+            rises(_percent(widening((small, last), (large, last))), "points", units,
+                  note=f"choice of four, {large} minus {small}, the smallest size with heads as "
+                  "wide; one run of each"),
+            alike,
+            quote="this correlation is an emergent property in larger models",
         ),
     ]  # fmt: skip
 
 
-def _null_verdict(low: float, high: float, _: int) -> str:
-    return "holds" if low <= 0 <= high else "does not hold"
+def _percent(e: Estimate | None) -> Estimate | None:
+    return e and e.times(100)
 
 
-def _examples(
-    scores: NumberScores, size: str, step: int, shots: int, draws: int
-) -> Estimate | None:
-    """Accuracy with solved examples minus zero-shot accuracy."""
-    zero, few = (scores.questions(size, step, k, "exact") for k in (0, shots))
-    if not shots or zero is None or few is None:
-        return None
-    return estimate((few - zero)[None], draws, change=True)
+# --- the experiment --------------------------------------------------------------------------
 
 
-def _word_gap(table: pd.DataFrame, size: str, step: int, read: bool) -> Estimate | None:
-    """Accuracy on the most frequent group of words minus that on the least frequent one."""
-    groups = selected(table, size=size, step=step, read=read)
-    groups = groups[groups.group >= WORD_BINS[0]].sort_values("group")
+def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the sizes over which the coins' effects are averaged, chosen before any
+    measurement."""
+    return sizes[len(sizes) // 2 :]
+
+
+def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
+    shots, sizes = params.shot_list[-1], larger_half(params.size_list)
+    units = f"couples of numbers; one run of each of {len(sizes)} sizes"
+    rows = []
+    for measure, unit, factor, what in (
+        ("exact", "points", 100, "written more often"),
+        ("logprob", "nats", 1, "given a higher probability"),
+    ):
+        effects = scores.coins(sizes, shots, measure)
+        scaled = {coin: e.times(factor) for coin, e in effects.items()}
+        apart, placebo = scaled.get(DIFFERENCE), scaled.get("placebo")
+        each = ", ".join(f"{coin} {e.value:+.2f}" for coin, e in scaled.items())
+        note = f"{shots}-shot, mean over {', '.join(sizes)}: {each}" if each else ""
+        rows += [
+            Claim(
+                f"The right answer is {what} for numbers that were made more frequent by a coin.",
+                "section 3.3, of Elazar et al. 2022 and Kandpal et al. 2022",
+                rises(apart, unit, f"{apart.n_items if apart else 0} {units}", note=note),
+                quote="These works observe a correlational and causal relationship between the "
+                "ability to answer factual questions and the frequency of salient entities found "
+                "in the pretraining corpus",
+                kind="premise",
+            ),
+            Claim(
+                f"With a coin that changes nothing, the right answer is not {what}.",
+                "secures the experiment with the coin",
+                within(
+                    placebo,
+                    unit,
+                    f"{placebo.n_items if placebo else 0} {units}",
+                    PLACEBO_MARGINS[measure],
+                    note,
+                ),
+                kind="check",
+            ),
+        ]
+    return rows
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
+def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
+    size = params.size_list[-1]
+    return [
+        Claim(
+            f"The defined word is found more often if it is frequent; definitions {reading}.",
+            "section 3.3 and Figure 4, of questions of fact (TriviaQA)",
+            _word_test(selected(table, size=size, read=read)),
+            kind="premise",
+        )
+        for read, reading in ((True, "that were read once"), (False, "that were not read"))
+    ]
+
+
+def _word_test(table: pd.DataFrame) -> Test:
+    """Test whether accuracy is higher on the most frequent group of words than on the least
+    frequent group."""
+    groups = table[table.group >= WORD_BINS[0]].sort_values("group")
     if len(groups) < 2:
-        return None
-    return difference(cell(groups[-1:]), cell(groups))
+        return untestable("no definitions in this corpus")
+    most, least = cell(groups[-1:]), cell(groups)
+    assert most is not None and least is not None
+    effect = difference(most, least).times(100)
+    units = f"one run; {most.n_items + least.n_items} words"
+    right = int((groups.value * groups.n).round().sum())
+    guess = wilson(right, int(groups.n.sum()))
+    if guess.low <= 1 / CHOICES:
+        return untestable("the model guesses", effect, "points", units)
+    return rises(effect, "points", units)

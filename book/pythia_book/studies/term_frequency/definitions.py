@@ -1,4 +1,4 @@
-"""Which word does this define? Items that test what a model knows about a word.
+"""Test what a model knows about a word: given a definition, does it pick the defined word?
 
 Given a definition from WordNet, which is part of the pocket Pile, the model picks the defined word
 out of four. Each word is scored by the probability of the definition after it, in the format of the
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.corpora.pocket_pile import raw_texts
+from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
 from pythia_core.config import DOMAINS_OF, DataConfig, stable_hash
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import DataError
@@ -31,12 +32,10 @@ from pythia_core.util.files import fraction
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
-CHOICES = 4
-BINS = (1, 4, 16, 64, 256)
-"""Lower ends of the bins of word frequency; the same number of items is taken from each."""
 PER_BIN = 150
 NEIGHBOURS = 40
-"""Distractors come from this many entries on either side in the frequency ranking."""
+"""Distractors come from this many entries on either side of the right word in the ranking by
+frequency."""
 _WORDS = re.compile(r"[a-z]+")
 _ENTRY = re.compile(r"([a-z]+): ([^;]+)")
 
@@ -48,11 +47,11 @@ class Definition:
     text: str
     words: tuple[str, ...]
     read: bool
-    """Whether it occurs in the training text."""
+    """Whether the definition occurs in the training text."""
 
 
 def entries(lines: Iterable[str]) -> dict[str, str]:
-    """Line -> headword, for lines with a one-word headword and a definition of several words."""
+    """Map lines to their headwords, if the headword is one word and the definition several."""
     return {
         line: match[1]
         for line in lines
@@ -86,14 +85,16 @@ def definition_items(
     frequency: Mapping[str, int],
     per_bin: int = PER_BIN,
 ) -> list[Definition]:
-    """By hash, choose up to `per_bin` definitions that were read and as many not read, per bin.
+    """Choose by hash, in each bin of word frequency, up to `per_bin` definitions that are in the
+    training text and up to `per_bin` that are not.
 
     Args:
-        all_lines: lines of the dictionary. training_lines: line -> count in the training text.
-        frequency: word -> count in the training text.
+        all_lines: lines of the dictionary.
+        training_lines: maps a line to its count in the training text.
+        frequency: maps a word to its count in the training text.
 
     Raises:
-        DataError: fewer words than CHOICES.
+        DataError: the dictionary has fewer than CHOICES words that occur in the training text.
     """
     words = entries(dict.fromkeys(all_lines))
     senses = Counter(words.values())
@@ -102,7 +103,7 @@ def definition_items(
         for line, word in words.items()
         if senses[word] == 1 or training_lines.get(line)
     )
-    ranked = [entry for entry in ranked if entry[0] >= BINS[0]]
+    ranked = [entry for entry in ranked if entry[0] >= WORD_BINS[0]]
     if len({words[line] for *_, line in ranked}) < CHOICES:
         raise DataError(
             f"only {len(ranked)} dictionary entries have a word that occurs in the training text; "
@@ -113,7 +114,7 @@ def definition_items(
         times = training_lines.get(line, 0)
         if times > 1:  # planted copies, which would test memorization
             continue
-        rank = sum(count >= low for low in BINS)
+        rank = sum(count >= low for low in WORD_BINS)
         groups.setdefault((times == 1, rank), []).append(index)
     items = []
     for (read, _), indices in sorted(groups.items()):
@@ -128,7 +129,7 @@ def definition_items(
 def _distractors(
     ranked: Sequence[tuple[int, str, str]], words: Mapping[str, str], index: int
 ) -> list[str]:
-    """Three distractors from the nearest ranks by frequency."""
+    """Choose three other words by hash from the entries that are nearest in frequency."""
     own = words[ranked[index][2]]
     span = NEIGHBOURS
     while True:
@@ -147,7 +148,8 @@ def _hash(text: str) -> str:
 @dataclass(frozen=True)
 class DefinitionMeasurement:
     """Measures choice bool[items], whether the right word makes the definition likelier than the
-    other words do, and logprob float32[items], nats, of the definition after the right word."""
+    other words do; and logprob float32[items], the log-probability of the definition after the
+    right word, in nats."""
 
     items: tuple[Definition, ...]
     requests: tuple[Request, ...]
@@ -158,7 +160,7 @@ class DefinitionMeasurement:
     def of(
         cls, items: Sequence[Definition], data: PreparedData, max_seq_len: int
     ) -> DefinitionMeasurement:
-        """Measure those items that fit into the context."""
+        """Make a measurement of the items that fit into the context."""
         encode = encoder(data.tokenizer)
         fitting, requests = [], []
         for item in items:

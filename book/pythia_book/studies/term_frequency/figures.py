@@ -1,11 +1,12 @@
-"""Figures of the term-frequency study: planted frequencies, accuracy by frequency, experiment."""
+"""Figures of the term-frequency study."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from pythia_book import style
-from pythia_book.published.figures import ABSENT, MODELS
+from pythia_book.published.figures import ABSENT
+from pythia_book.published.tables import MODELS
 from pythia_book.style import BLUE, ORANGE, Drawing, Table, interval
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ GUESS = 25
 
 
 def by_frequency(result: Result) -> Drawing:
-    """Planted frequencies of numbers, and accuracy by how often a number was read in sums."""
+    """How often each first operand was read in sums, against how often it occurs in the text; and
+    accuracy by how often an operand was read in sums."""
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)
     accuracy = style.rows_where(result.tables["curves"], step=step)
@@ -58,7 +60,8 @@ def _last_gaps(result: Result) -> list[str]:
 
 
 def over_training(result: Result) -> Drawing:
-    """The gap between the most and the least frequent tenth of the numbers, as in table 4."""
+    """The accuracy gap between the most and the least frequent tenth of first operands, over
+    training, as in the paper's Table 4."""
     gaps = result.tables["gaps"]
     gaps = gaps.assign(percent=100 * gaps.step / gaps.step.max())
     shots = result.params.shot_list[-1]
@@ -77,18 +80,19 @@ def over_training(result: Result) -> Drawing:
 
 
 def experiment(result: Result) -> Drawing:
-    """Scores of numbers chosen by the coin, or its placebo, minus others of similar frequency."""
+    """Effects of the coins: the score on numbers that the coin, or its placebo, chose, minus the
+    score on the other numbers of the pairs, which had a similar frequency."""
     shots, sizes = result.params.shot_list[-1], result.params.size_list
     table = style.rows_where(result.tables["experiment"], shots=shots)
     note = f"{shots}-shot, 50 pairs of numbers; bars: 95 % intervals over pairs"
     with style.canvas(result, 2, 2.7, note) as (figure, axes):
         shown = (("exact", 100, "written right, points"), ("logprob", 1, "log-probability, nats"))
         for ax, (measure, factor, label) in zip(axes, shown, strict=True):
-            points = style.rows_where(table, measure=measure)
+            points = style.rows_where(table[table.coin.isin(COINS)], measure=measure)
             style.size_points(ax, points, sizes, "coin", COINS, factor)
             ax.set(xlabel="parameters without embeddings", ylabel=f"chosen minus other:\n{label}")
             style.reference(ax, 0)
-        ratio = result.values.get("boost_ratio", 0)
+        ratio = result.values["boost_ratio"] or 0
         labels = (f"chosen is read {ratio:.0f} times as often", "placebo: nothing done")
         style.legend(figure, dict(zip(labels, COINS.values(), strict=True)))
         rows = style.rows_where(table, size=sizes[-1], measure="exact")
@@ -99,7 +103,7 @@ def experiment(result: Result) -> Drawing:
 def definitions(result: Result) -> Drawing:
     """Accuracy in finding the word of a definition, by how often the word was read."""
     table = result.tables["definitions"]
-    table = style.rows_where(table[table.group > 0], step=table.step.max())
+    table = table[table.group > 0]
     notes = "band: 95 % interval, largest size"
     with style.canvas(result, 2, 2.7, notes, sharey=True) as (figure, axes):
         kinds = ((True, "definitions that were read"), (False, "definitions that were not"))
@@ -121,29 +125,75 @@ def definitions(result: Result) -> Drawing:
         return Drawing(figure, "Right words of four for a definition, by how often they were read")
 
 
+def measures(result: Result) -> Drawing:
+    """Three measures of the same answers over training: written right, chosen right, and the
+    log-probability of the right answer."""
+    accuracy = style.rows_where(result.tables["accuracy"], shots=0)
+    accuracy = accuracy.assign(percent=100 * accuracy.step / accuracy.step.max())
+    sizes = result.params.size_list
+    note = "zero-shot, held-out pairs; band: 95 % interval over numbers, largest size"
+    with style.canvas(result, 3, 2.7, note) as (figure, axes):
+        shown = (
+            ("exact", 100, "answer written, % right"),
+            ("choice", 100, "choice of four, % right"),
+            ("logprob", 1, "log-probability, nats"),
+        )
+        for ax, (name, factor, title) in zip(axes, shown, strict=True):
+            points = style.rows_where(accuracy, measure=name)
+            style.size_curves(ax, points, "percent", sizes, factor, banded=sizes[-1:], markersize=3)
+            ax.set(title=title, xlabel="% of training")
+        style.reference(axes[1], GUESS)
+        style.size_legend(figure, sizes)
+        last = style.rows_where(accuracy, size=sizes[-1], step=accuracy.step.max())
+        numbers = (f"{row.measure} {row.value:.3f}" for row in last.itertuples())
+        return Drawing(figure, f"Three measures of sums at the end, {sizes[-1]}", numbers)
+
+
 def released(result: Result) -> Drawing:
-    """The released accuracies, 16-shot, over training."""
-    table = result.released
-    notes = "16-shot, mean over 100 first operands"
-    with style.canvas(result, 2, 2.6, notes) as (figure, axes):
-        for ax, operation in zip(axes, ("addition", "multiplication"), strict=True):
-            ax.set_title(f"released: {operation}")
-            selected = style.rows_where(table, operation=operation, shots=16)
-            if selected.empty:
+    """The released accuracies over training, by the number of examples and by first operand."""
+    table = result.tables["arithmetic"]
+    table = table.assign(size=table.model, percent=100 * table.step / table.step.max())
+    operands = result.released.get("operands")
+    models = [model for model in MODELS if model in set(table.model)]
+    notes = "bands: 95 % intervals over 100 first operands; one model of each size"
+    with style.canvas(result, 2, 4.6, notes, rows=2) as (figure, axes):
+        if table.empty or operands is None:
+            for ax in axes:
                 style.say(ax, ABSENT)
-                continue
-            means = selected.groupby(["model", "step"], as_index=False).value.mean()
-            means = means.assign(size=means.model, percent=100 * means.step / 143_000)
-            models = [model for model in MODELS if model in set(means.model)]
-            style.size_curves(ax, means, "percent", models, 100, markersize=3)
-            style.size_legend(ax, models, loc="upper left", ncols=2)
-            ax.set(xlabel="% of training", ylim=(-3, 100))
-        axes[0].set_ylabel("% right")
-        return Drawing(figure, "Released accuracies on addition and multiplication over training")
+            return Drawing(figure, "No released accuracies")
+        adding, multiplying, examples, single = axes
+        for ax, operation in ((adding, "addition"), (multiplying, "multiplication")):
+            few = style.rows_where(table, operation=operation, shots=16)
+            style.size_curves(ax, few, "percent", models, 100, markersize=3)
+            ax.set(title=f"{operation}, 16 examples", xlabel="% of training", ylim=(-3, 100))
+        style.size_legend(adding, models, loc="upper left", ncols=2)
+        end = style.rows_where(table, operation="addition", step=table.step.max())
+        counts = sorted(end.shots.unique())
+        end = end.assign(position=end.shots.map(counts.index))
+        style.size_curves(examples, end, "position", models, 100, markersize=3)
+        examples.set_xticks(range(len(counts)), [str(count) for count in counts])
+        examples.set(title="addition, at the end", xlabel="examples", ylim=(-3, 100))
+        last = style.rows_where(operands, step=operands.step.max())
+        for model in models[-3:]:
+            dots = style.rows_where(last, model=model)
+            single.scatter(dots.number, 100 * dots.value, s=6, linewidth=0,
+                           color=style.size_colour(model))  # fmt: skip
+        single.set(
+            title="addition, 16 examples, at the end", xlabel="first operand", ylim=(-3, 103)
+        )
+        for ax in (adding, examples):
+            ax.set_ylabel("% right")
+        numbers = (f"{row.model} {100 * row.value:.1f} %"
+                   for row in style.rows_where(end, shots=16).itertuples())  # fmt: skip
+        return Drawing(figure, "Released accuracies on addition at the end", numbers)
 
 
 def gaps_table(result: Result) -> Table:
-    """The paper's table 4 for our models: the gap at the end by size and shots, in points."""
+    """Our counterpart of the paper's Table 4: the accuracy gap after training, by size and shots.
+
+    The gap is the accuracy on the most frequent tenth of first operands minus that on the least
+    frequent tenth, in percentage points.
+    """
     import pandas as pd
 
     gaps = result.tables["gaps"]

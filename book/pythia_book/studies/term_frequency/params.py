@@ -18,6 +18,10 @@ MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 39, 65, 91, 117, 143)
 """The paper's checkpoints, in thousands of official steps."""
 DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
+CHOICES = 4
+"""Answers to choose from: sums and definitions have one right answer and three wrong ones."""
+WORD_BINS = (1, 4, 16, 64, 256)
+"""Lower ends of the bins of word frequency; the same number of items is taken from each."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,9 @@ class Params(StudyParams):
     arm: str = "deduplicated"
     """Half of the suite to use; the paper used the deduplicated half."""
     shots: str = ""
-    """Numbers of solved examples before a sum, comma-separated; empty: what the context fits."""
+    """Numbers of solved examples before a sum, comma-separated; empty means the
+    default of the scale."""
     seed: int = 1234
-    bootstrap: int = 2000
 
     def check(self) -> None:
         if self.arm not in DATA_ARMS:
@@ -38,7 +42,7 @@ class Params(StudyParams):
 
     @property
     def shot_list(self) -> tuple[int, ...]:
-        """Numbers of examples, ascending; 0 is always among them."""
+        """Numbers of examples, ascending. The first is always 0."""
         text = self.shots or DEFAULT_SHOTS.get(self.scale, "0,4")
         return tuple(sorted({0, *shot_counts(text, 64)}))
 

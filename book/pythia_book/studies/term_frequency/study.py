@@ -9,26 +9,20 @@ frequency, a coin flip chose one that was made more frequent.
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pythia_book.conduct import conduct
 from pythia_book.corpora import equations
-from pythia_book.corpora.miniature import sampled
-from pythia_book.measurements import measure_all
-from pythia_book.published.results import find as find_published
 from pythia_book.published.tables import arithmetic_table
-from pythia_book.studies.registry import train_all
-from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
-from pythia_book.studies.term_frequency.claims import claims
-from pythia_book.studies.term_frequency.definitions import (
-    DefinitionMeasurement,
-    definition_items,
-    words_and_lines,
-)
+from pythia_book.stats import Estimate
+from pythia_book.studies.term_frequency import claims as c
 from pythia_book.studies.term_frequency.params import INDICES, STUDY, Params
 from pythia_book.studies.term_frequency.tables import (
     COINS,
-    Measured,
+    DIFFERENCE,
     NumberScores,
     accuracy_table,
     cell,
@@ -37,65 +31,159 @@ from pythia_book.studies.term_frequency.tables import (
     experiment_table,
     frequency_table,
     gaps_table,
-    number_terms,
+    released_table,
+    selected,
     tenths,
 )
-from pythia_book.study import Result
-from pythia_book.term_counts import SurfaceTerms, TermCounts, count_terms
-from pythia_core.config import DOMAINS_OF
-from pythia_core.data.prepare import prepare
-from pythia_core.data.tokenizer import token_bytes
-from pythia_core.errors import DataError
-from pythia_core.suite import scale_named, suite_configs
+from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
+from pythia_book.verdicts import ALPHA, holm
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
+    from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
+    from pythia_book.studies.term_frequency.definitions import DefinitionMeasurement
+    from pythia_book.term_counts import TermCounts
     from pythia_core.training.runs import Run
+
+RELEASED_SHOTS = 16
+"""Examples before a sum in the paper's Figure 7."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train one half of the suite, count terms, and score sums and definitions."""
-    published = published or find_published()
-    started = time.time()
-    scale = scale_named(params.scale)
-    configs = suite_configs(params.scale, params.size_list, (params.arm,), params.seed)
-    config = configs[params.size_list[0], params.arm]
-    data, length = prepare(config.data, progress), config.model.max_seq_len
-    # before training, because the examples may not fit
-    sums = {s: ArithmeticMeasurement.of(data, s, length) for s in params.shot_list}
-    suite = train_all(params, configs, progress)
-    runs = {size: suite[size, params.arm] for size in params.size_list}
-    smallest = runs[params.size_list[0]]
-    steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
-    words = _definitions(smallest, length, progress)
-    counts = _count(smallest, words, steps, progress)
-    measured, gaps = _measure(runs, steps, [*sums.values(), words], progress)
+    return conduct(
+        STUDY,
+        params,
+        partial(measure, params, progress),
+        partial(analyse, params),
+        released,
+        published,
+    )
 
-    planted_in = sampled(data.config.domains, data.config.corpus)
-    natural = equations.natural_counts(text for _, text in planted_in)
-    scores = NumberScores(measured, sums)
-    sizes, last, draws = params.size_list, steps[-1], params.bootstrap
-    frequency = frequency_table(counts, natural)
+
+def analyse(params: Params, measured: Measurements, published: Tables) -> Analysis:
+    """Tables, values and claims."""
+    scores = NumberScores(measured)
+    sizes, shots = params.size_list, params.shot_list
     tables = {
-        "frequency": frequency,
-        "accuracy": accuracy_table(scores, sizes, steps, draws),
-        "curves": curves_table(scores, frequency, sizes, steps, draws),
-        "gaps": gaps_table(scores, frequency, sizes, steps, draws),
-        "experiment": experiment_table(scores, frequency, natural, sizes, last, draws),
-        "definitions": definitions_table(measured, words, counts, sizes, steps, draws),
+        "frequency": frequency_table(scores),
+        "accuracy": accuracy_table(scores, sizes, shots),
+        "curves": curves_table(scores, sizes, shots),
+        "gaps": gaps_table(scores, sizes, shots),
+        "experiment": experiment_table(scores, sizes, shots),
+        "definitions": definitions_table(measured, sizes),
+        "arithmetic": released_table(published.get("arithmetic")),
     }
-    rows = claims(params, scores, tables, steps)
-    numbers = values(params, tables, steps, words) | {"gaps": gaps}
-    released = arithmetic_table(published and published.path)
-    return Result(STUDY, params, tables, numbers, rows, list(runs.values()), started, released)
+    operands = published.get("operands")
+    operands = arithmetic_table(None) if operands is None else operands
+    numbers = values(params, scores, tables) | released_values(operands)
+    return tables, numbers, c.claims(params, scores, tables, operands)
+
+
+def released(published: Published) -> Tables:
+    """Return the released accuracies on sums and products as two tables; none if none are found.
+
+    arithmetic: mean, standard deviation and count over first operands, by model, operation, shots
+    and step. operands: the accuracy of every first operand in sums after 16 examples.
+    """
+    table = arithmetic_table(published.path)
+    if table.empty:
+        return {}
+    keys = ["model", "operation", "shots", "step"]
+    means = table.groupby(keys).value.agg(mean="mean", sd="std", n="size").reset_index()
+    chosen = (table.operation == "addition") & (table.shots == RELEASED_SHOTS)
+    steps = table.step.isin((13_000, 65_000, 143_000))
+    operands = table[chosen & steps][["model", "step", "number", "value"]]
+    return {"arithmetic": means, "operands": operands.reset_index(drop=True)}
 
 
 # --- counting and asking ---------------------------------------------------------------------
 
 
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Find or train the models, count what they read and ask the questions.
+
+    Arrays on sums:
+    first int8[questions], the first operand of each held-out sum;
+    natural int32[numbers], how often each number occurs in the text before sums are planted;
+    in_sums/STEP int32[numbers], how often each number was read as a first operand up to STEP;
+    exact/SIZE/STEP/SHOTS bool[questions], whether the answer was right;
+    choice/SIZE/STEP/SHOTS bool[questions], zero-shot only;
+    logprob/SIZE/STEP/SHOTS float32[questions], with examples only at the last step.
+
+    Arrays on definitions, the last two at the last step only:
+    definition_read bool[items], whether the definition is in the training text;
+    word_read/STEP int32[items], how often the word was read;
+    definition/SIZE/STEP bool[items], whether the word was found.
+
+    Facts: steps, and gaps (the number of checkpoints that could not be measured).
+
+    Raises:
+        ConfigError: the examples do not fit the context. Nothing has been trained then.
+    """
+    from pythia_book.corpora.miniature import sampled
+    from pythia_book.measurements import measure_all
+    from pythia_book.studies.registry import train_all
+    from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
+    from pythia_core.data.prepare import prepare
+    from pythia_core.suite import scale_named, suite_configs
+
+    configs = suite_configs(params.scale, params.size_list, (params.arm,), params.seed)
+    config = configs[params.size_list[0], params.arm]
+    data, length = prepare(config.data, progress), config.model.max_seq_len
+    # before training, because the examples may not fit
+    sums = [ArithmeticMeasurement.of(data, shots, length) for shots in params.shot_list]
+    suite = train_all(params, configs, progress)
+    runs = {size: suite[size, params.arm] for size in params.size_list}
+    smallest = runs[params.size_list[0]]
+    steps = sorted({scale_named(params.scale).fork_step(index) for index in INDICES} - {0})
+    words = _definitions(smallest, length, progress)
+    counts = _count(smallest, words, steps, progress)
+    natural = equations.natural_counts(
+        text for _, text in sampled(data.config.domains, data.config.corpus)
+    )
+    arrays = _counted(natural, counts, words, steps)
+    arrays["first"] = np.array([q.first for q in sums[0].questions if q.held_out], np.int8)
+
+    missing = set()
+    sizes = {run.id: size for size, run in runs.items()}
+    cells = [(run, step) for run in runs.values() for step in steps]
+    for asked in sums:
+        found, gaps = measure_all(cells, asked, progress)
+        missing |= {(gap.run_id, gap.step) for gap in gaps}
+        for (run_id, step), scores in found.items():
+            at = (sizes[run_id], step, asked.shots)
+            arrays |= {name_of(m, *at): v for m, v in _recorded(asked, scores, step == steps[-1])}
+    found, gaps = measure_all([(run, steps[-1]) for run in runs.values()], words, progress)
+    missing |= {(gap.run_id, gap.step) for gap in gaps}
+    for (run_id, step), scores in found.items():
+        arrays[name_of("definition", sizes[run_id], step)] = scores["choice"]
+    return Measurements(arrays, {"steps": steps, "gaps": len(missing)}, list(runs.values()))
+
+
+def _recorded(
+    asked: ArithmeticMeasurement, scores: dict[str, np.ndarray], last: bool
+) -> list[tuple[str, np.ndarray]]:
+    """Return the scores that the analysis reads, those of held-out questions, by measure."""
+    held_out = np.array([q.held_out for q in asked.questions])
+    return [
+        (measure, values[held_out])
+        for measure, values in scores.items()
+        if measure != "logprob" or last or not asked.shots
+    ]
+
+
 def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement:
+    from pythia_book.studies.term_frequency.definitions import (
+        DefinitionMeasurement,
+        definition_items,
+        words_and_lines,
+    )
+    from pythia_core.config import DOMAINS_OF
+    from pythia_core.errors import DataError
+
     data = run.data.config
     if data.corpus in DOMAINS_OF and "dictionary" in data.domains:
         frequency, lines, training = words_and_lines(data, progress)
@@ -107,65 +195,118 @@ def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement
     return DefinitionMeasurement((), (), length)
 
 
+def _in_sums() -> list[str]:
+    """Return the terms to count, one per number: the number as the first operand of a sum."""
+    return [f"what is {n} plus" for n in equations.FIRST]
+
+
 def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: bool) -> TermCounts:
-    """Count terms in the rows that the run has read; also save them as Parquet in its folder."""
-    numbers, in_sums = number_terms()
-    terms = [*numbers, *in_sums, *dict.fromkeys(item.words[0] for item in words.items)]
+    """Count terms in the rows that a run has read, and save the counts as Parquet in its folder."""
+    from pythia_book.term_counts import SurfaceTerms, count_terms
+    from pythia_core.data.tokenizer import token_bytes
+
+    terms = [*_in_sums(), *dict.fromkeys(item.words[0] for item in words.items)]
     surface = SurfaceTerms(terms, token_bytes(run.data.tokenizer), ignore_case=True)
     counts = count_terms(run.data.rows, surface, steps, run.config.train.batch_size, progress)
     counts.save(run.folder / "evaluations" / "terms.parquet")
     return counts
 
 
-def _measure(
-    runs: dict[str, Run], steps: list[int], measurements: list[Any], progress: bool
-) -> tuple[Measured, int]:
-    """All measurements of all runs, and the number of checkpoints with a gap."""
-    measured: Measured = {}
-    missing = set()
-    sizes = {run.id: size for size, run in runs.items()}
-    for measurement in measurements:
-        cells = [(run, step) for run in runs.values() for step in steps]
-        arrays, gaps = measure_all(cells, measurement, progress)
-        missing |= {(gap.run_id, gap.step) for gap in gaps}
-        measured |= {
-            (sizes[run_id], step, measurement.name): scores
-            for (run_id, step), scores in arrays.items()
-        }
-    return measured, len(missing)
+def _counted(
+    natural: dict[int, int], counts: TermCounts, words: DefinitionMeasurement, steps: list[int]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of `measure` that are counts, and definition_read."""
+    at = {term: i for i, term in enumerate(counts.terms)}
+    numbers = [at[term] for term in _in_sums()]
+    items = np.array([at[item.words[0]] for item in words.items], int)
+    arrays = {
+        "natural": np.array([natural[n] for n in equations.FIRST], np.int32),
+        "definition_read": np.array([item.read for item in words.items], bool),
+        f"word_read/{steps[-1]}": counts.up_to(steps[-1])[items].astype(np.int32),
+    }
+    for step in steps:
+        arrays[f"in_sums/{step}"] = counts.up_to(step)[numbers].astype(np.int32)
+    return arrays
 
 
-def values(
-    params: Params,
-    tables: dict[str, pd.DataFrame],
-    steps: list[int],
-    words: DefinitionMeasurement,
-) -> dict[str, Any]:
-    """Numbers quoted in the page's text: the largest size at the end with the most examples."""
-    size, step, shots = params.size_list[-1], steps[-1], params.shot_list[-1]
-    last = tables["frequency"][tables["frequency"].step == step].set_index("number")
-    top, bottom = tenths(tables["frequency"], step)
+# --- numbers for prose -----------------------------------------------------------------------
+
+
+def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return the numbers that the page quotes in its text, mostly for the largest size at the
+    end."""
+    size, steps, shots = params.size_list[-1], scores.steps, params.shot_list[-1]
+    times = scores.in_sums(steps[-1])
+    top, bottom = tenths(times)
     numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": size,
+        "comparable": c.smallest_comparable(params.size_list),
         "arm": params.arm,
         "shots": shots,
-        "sums_read": int(last.in_sums.sum()),
-        "most_frequent_read": int(last.in_sums[top].median()),
-        "least_frequent_read": int(last.in_sums[bottom].median()),
-        "numbers_unread": int((last.in_sums == 0).sum()),
-        "n_definitions": len(words.items),
+        "sums_read": int(times.sum()),
+        "most_frequent_read": int(np.median(times[top])),
+        "least_frequent_read": int(np.median(times[bottom])),
+        "numbers_unread": int((times == 0).sum()),
+        "n_definitions": len(scores.measured.arrays["definition_read"]),
+        "gaps": scores.measured.facts["gaps"],
     }
-    for name, table, k, keys in (
-        ("exact", "accuracy", shots, {"measure": "exact", "pairs": "held out", "step": step}),
-        ("choice", "accuracy", 0, {"measure": "choice", "pairs": "held out", "step": step}),
-        ("gap", "gaps", shots, {"measure": "exact", "step": step}),
-        ("gap_choice", "gaps", 0, {"measure": "choice", "step": step}),
-        *((coin, "experiment", shots, {"measure": "exact", "coin": coin}) for coin in COINS),
-    ):
-        if e := cell(tables[table], size=size, shots=k, **keys):
-            numbers[name] = {"value": 100 * e.value, "low": 100 * e.low, "high": 100 * e.high}
-    boost = tables["experiment"][tables["experiment"].coin == "boost"]
-    if len(boost):
-        numbers["boost_ratio"] = float(boost.ratio.iloc[0])
+    at = {"size": size, "step": steps[-1]}
+    few, zero = at | {"shots": shots}, at | {"shots": 0}
+    numbers |= {
+        "exact": _interval(cell(tables["accuracy"], **few, measure="exact"), 100),
+        "choice": _interval(cell(tables["accuracy"], **zero, measure="choice"), 100),
+        "gap": _interval(cell(tables["gaps"], **few, measure="exact"), 100),
+        "gap_choice": _interval(cell(tables["gaps"], **zero, measure="choice"), 100),
+    }
+    # three measures of the same answers, at the first, a middle and the last checkpoint
+    named = {"first": steps[0], "middle": steps[(len(steps) - 1) // 2], "last": steps[-1]}
+    for when, step in named.items():
+        numbers[f"{when}_percent"] = 100 * step / steps[-1]
+        for measure, factor in (("exact", 100), ("choice", 100), ("logprob", 1)):
+            e = cell(tables["accuracy"], size=size, step=step, shots=0, measure=measure)
+            numbers[f"{measure}_{when}"] = _interval(e, factor)
+    return numbers | _coin_values(params, scores, tables["experiment"])
+
+
+def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
+    """Return the coins' effects on log-probability, for the page's text.
+
+    They are pooled over the larger sizes, and given for the largest size. The names of the sizes
+    with a significant positive effect follow, with Holm's correction over the larger sizes.
+    """
+    shots, sizes = params.shot_list[-1], c.larger_half(params.size_list)
+    pooled = scores.coins(sizes, shots, "logprob")
+    names = {**{coin: coin for coin in COINS}, DIFFERENCE: "apart"}
+    numbers: dict[str, Any] = {"coin_sizes": ", ".join(sizes)}
+    for coin, name in names.items():
+        numbers[name] = _interval(pooled.get(coin))
+        each = {size: scores.coins((size,), shots, "logprob").get(coin) for size in sizes}
+        numbers[f"{name}_largest"] = _interval(each[sizes[-1]])
+        p_values = holm({s: e.p_value() for s, e in each.items() if e and e.low < e.high})
+        seen = [s for s, p in p_values.items() if p <= ALPHA and each[s].value > 0]
+        numbers[f"{name}_seen"] = ", ".join(s for s in sizes if s in seen) or "none"
+    ratio = selected(experiment, coin="boost").ratio
+    return numbers | {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
+
+
+def released_values(operands: pd.DataFrame) -> dict[str, Any]:
+    """Return released accuracies on sums after 16 examples, in %, for the page's text.
+
+    They are means over the groups of models in the claims; None if a model is missing.
+    """
+    numbers: dict[str, Any] = {}
+    for name, models in (("unable", c.BELOW_1B), ("small", c.BELOW_2_8B), ("large", c.LARGE)):
+        end = c.released_mean(operands, models, 143_000)
+        numbers[f"released_{name}"] = None if end is None else float(end.mean())
+    end = c.released_mean(operands, c.LARGE, 143_000)
+    for name, first in (("ones", range(10)), ("nineties", range(90, 100))):
+        numbers[f"released_{name}"] = None if end is None else float(end.loc[list(first)].mean())
+    for when, steps in (("before", (13_000, 65_000)), ("after", (65_000, 143_000))):
+        change = c.released_change(operands, c.LARGE, *steps)
+        numbers[f"released_large_{when}"] = None if change is None else float(change.mean())
     return numbers
+
+
+def _interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
+    return e.times(factor).interval() if e else None

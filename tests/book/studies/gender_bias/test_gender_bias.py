@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from gender_fakes import JOBS, fake_data, fake_find_or_train, fake_items
-from pythia_book.stats import directional_verdict, estimate, noninferiority_verdict, premise_verdict
+from pythia_book import records
+from pythia_book.published.results import load
+from pythia_book.stats import Z_95, estimate
 from pythia_book.studies.gender_bias import claims as gender_claims
+from pythia_book.studies.gender_bias import released_numbers as numbers
 from pythia_book.studies.gender_bias import study as gender_bias
-from pythia_book.studies.gender_bias.measures import TRACKED_MEASURES, TokenizedItems
-from pythia_book.studies.gender_bias.study import ARMS, Params
+from pythia_book.studies.gender_bias.estimates import Sentences, Units, units_of
+from pythia_book.studies.gender_bias.measures import TokenizedItems
+from pythia_book.studies.gender_bias.study import ARMS, OVER_BRANCH, OVER_TRAINING, Params
+from pythia_book.verdicts import judge
+from score_files import as_folder, harness
 
 from pythia_core.errors import ConfigError, DataError
 
@@ -35,18 +43,6 @@ def test_pairing_finds_a_small_shift_that_unpaired_levels_would_hide():
     change = estimate(arm - control, 1000)
     assert change.low > 0
     assert estimate(arm, 1000).low < control.mean() < estimate(arm, 1000).high
-    assert directional_verdict(change.low, change.high, +1) == "reproduced"
-    assert directional_verdict(change.low, change.high, -1) == "not reproduced"
-
-
-def test_no_effect_is_mostly_not_found():
-    rng = np.random.default_rng(2)
-    verdicts = []
-    for _ in range(200):
-        control, arm = rng.integers(0, 2, (2, 1, 200))
-        e = estimate(arm - control, 400)
-        verdicts.append(directional_verdict(e.low, e.high, -1))
-    assert verdicts.count("no effect") / 200 > 0.88
 
 
 def test_seeds_are_resampled_when_there_are_several():
@@ -66,38 +62,12 @@ def test_estimates_are_deterministic():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "direction", "verdict"),
-    [
-        (0.1, 0.2, 1, "reproduced"),
-        (-0.2, -0.1, 1, "not reproduced"),
-        (-0.2, -0.1, -1, "reproduced"),
-        (0.1, 0.2, -1, "not reproduced"),
-        (-0.1, 0.1, 1, "no effect"),
-        (0.0, 0.1, 1, "no effect"),
-    ],
-)
-def test_verdict_rule(low, high, direction, verdict):
-    assert directional_verdict(low, high, direction) == verdict
-
-
-def test_small_cost_rule():
-    assert noninferiority_verdict(-1.0, 1.9, 2.0) == "reproduced"
-    assert premise_verdict(0.1, 0.2, 1) == "holds"
-    assert premise_verdict(0.1, 0.2, -1) == "does not hold"
-    assert premise_verdict(-0.1, 0.2, 1) == "no effect"
-    assert noninferiority_verdict(2.1, 5.0, 2.0) == "not reproduced"
-    assert noninferiority_verdict(1.0, 3.0, 2.0) == "not testable here"
-
-
-@pytest.mark.parametrize(
     ("make", "error"),
     [
         (lambda: estimate(np.zeros((1, 0)), 500), DataError),
         (lambda: estimate(np.zeros(5), 500), DataError),
         (lambda: estimate(np.array([[1.0, np.nan]]), 500), DataError),
         (lambda: estimate(np.zeros((1, 5)), 50), ConfigError),
-        (lambda: directional_verdict(0, 1, 0), ConfigError),
-        (lambda: noninferiority_verdict(0, 1, 0), ConfigError),
     ],
 )
 def test_bad_statistics_input(make, error):
@@ -161,19 +131,22 @@ def test_arms_fork_where_the_paper_did_and_share_everything_else():
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     train = fake_find_or_train(folder)
-    params = Params(sizes="85k,310k", seeds=2, bootstrap=300)
+    params = Params(sizes="85k,310k", seeds=3, bootstrap=300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_WORKERS", "1")
+        patch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+        patch.setattr(records, "recorded_folder", lambda study: None)
         result = gender_bias.run(params, False, items=fake_items(), find_or_train=train)
     return params, folder, train, result
 
 
 def test_tables_contain_every_arm_size_and_measure(study):
     params, _, train, result = study
-    assert len(train.made) == 2 * 2 * 3
+    placebos = 2 * 2 * 2
+    assert len(train.made) == 2 * 3 * 3 + placebos
     levels = result.tables["levels"]
     assert set(levels.measure) >= {
-        *TRACKED_MEASURES,
+        "crows_margin",
         "winobias",
         "stereoset",
         "last_word",
@@ -182,11 +155,12 @@ def test_tables_contain_every_arm_size_and_measure(study):
     assert len(levels) == 2 * 3 * levels.measure.nunique()
     assert (levels.low <= levels.value).all()
     assert (levels.value <= levels.high).all()
-    assert set(levels.seeds) == {2}
+    assert set(levels.seeds) == {3}
     branch = result.tables["branch"]
     early = branch[branch.percent < 100 * 113 / 143 - 1]
-    assert set(early.measure) == set(TRACKED_MEASURES)
-    assert set(branch.measure) == set(levels.measure)
+    assert set(early.measure) == set(OVER_TRAINING)
+    late = branch[(branch.percent >= 100 * 113 / 143 - 1) & (branch.percent < 100)]
+    assert set(late.measure) == {*OVER_BRANCH, "winobias_feminine", "winobias_masculine"}
     changes = result.tables["branch_effects"]
     assert set(changes.arm) == {"swap_7", "swap_21"}
     for arm, index in ARMS.items():
@@ -196,7 +170,7 @@ def test_tables_contain_every_arm_size_and_measure(study):
     occupations = result.tables["occupations"]
     assert set(occupations.occupation) == set(JOBS)
     assert set(occupations.n) == {3}
-    assert result.tables["ledger"].tokens_changed.tolist() == [280, 280, 840, 840] * 2
+    assert result.tables["ledger"].tokens_changed.tolist() == ([280] * 3 + [840] * 3) * 2
     assert result.values["n_winobias"] == 20
     assert result.values["tokens_changed_swap_21"] == 840
 
@@ -206,7 +180,7 @@ def test_a_planted_shift_is_found_and_its_size_is_right(study):
     effects = result.tables["effects"]
     share = effects[effects.measure == "feminine_share"].set_index(["size", "arm"])
     for size in params.size_list:
-        assert share.low[size, "swap_7"] > 0
+        assert share.value[size, "swap_7"] > 0
         assert share.value[size, "swap_21"] > share.value[size, "swap_7"]
     # From the definition, for one size and arm: the mean over seeds and occupations.
     tokenized = TokenizedItems(fake_items(), fake_data(64), 128)
@@ -214,8 +188,11 @@ def test_a_planted_shift_is_found_and_its_size_is_right(study):
     for run in train.made:
         if run.config.model.d_model == 48 and run.config.intervention is None:
             by_hand.append(tokenized.measure(run.model(572), full=False)["feminine_share"].mean())
-    levels = result.tables["levels"].set_index(["size", "arm", "measure"]).value
-    assert levels["85k", "control", "feminine_share"] == pytest.approx(np.mean(by_hand))
+    levels = result.tables["levels"].set_index(["size", "arm", "measure"])
+    row = levels.loc[("85k", "control", "feminine_share")]
+    assert row.value == pytest.approx(np.mean(by_hand))
+    # seeds are the units: Student's t with two degrees of freedom
+    assert row.high - row.value == pytest.approx(4.303 * np.std(by_hand, ddof=1) / 3**0.5, rel=1e-3)
 
 
 def test_a_forks_first_point_is_its_parents(study):
@@ -225,14 +202,28 @@ def test_a_forks_first_point_is_its_parents(study):
         assert branch[key] == branch["85k", "control", "feminine_share", fork]
 
 
-def test_results_are_cached_with_the_runs(study):
+def test_results_are_cached_with_the_runs(study, monkeypatch):
     params, folder, _, result = study
     again = fake_find_or_train(folder)
-    second = gender_bias.run(params, progress=False, items=fake_items(), find_or_train=again)
+    measured = gender_bias.measure(params, False, fake_items(), again)
     assert all(run.calls == [] for run in again.made)  # no model was even loaded
+    assert measured.facts == result.measured.facts
+    for name, array in measured.arrays.items():
+        assert np.array_equal(array, result.measured.arrays[name])
+
+
+def test_a_redraw_gives_the_same_result_without_models(study, tmp_path, monkeypatch):
+    """And the measurements are small: choices are bits, numbers have seven digits."""
+    params, _, _, result = study
+    records.save_record(result, tmp_path)
+    assert {a.dtype.name for a in result.measured.arrays.values()} == {"bool", "float32", "uint8"}
+    monkeypatch.setenv(records.REDRAW_FROM, str(tmp_path))
+    monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    again = gender_bias.run(params, False, find_or_train=lambda *_: pytest.fail("trains"))
     for name, table in result.tables.items():
-        assert table.equals(second.tables[name])
-    assert json.dumps(result.claims) == json.dumps(second.claims)
+        assert table.equals(again.tables[name])
+    assert json.dumps(result.claims) == json.dumps(again.claims)
+    assert records._plain(result.values) == records._plain(again.values)
 
 
 def test_pairs_that_are_too_long_are_left_out_and_counted():
@@ -257,74 +248,180 @@ def test_choices_follow_from_the_scores_by_hand():
     assert choices["x_margin"].tolist() == [-1, 0, -1]
 
 
+# --- units of resampling ---------------------------------------------------------------------
+
+
+def sentences(occupations: int = 40, each: int = 19) -> Sentences:
+    index = np.repeat(np.arange(occupations), each)
+    return Sentences(index, index % 2 == 0)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3], ids=["null", "planted"])
+def test_winobias_intervals_cover_when_sentences_share_an_occupation(shift):
+    """Resampling sentences, as if they were independent, would cover far less often."""
+    rng, which, inside, naive = np.random.default_rng(4), sentences(), 0, 0
+    for _ in range(200):
+        of_occupation = rng.normal(shift, 1, 40)
+        values = (of_occupation[which.occupation] + rng.normal(0, 0.5, 760))[None]
+        units = next(iter(units_of("winobias_margin", values, which)))
+        assert units.values.shape == (1, 40)
+        e = units.interval(300, change=True)
+        inside += e.low <= shift <= e.high
+        e = estimate(values, 300)
+        naive += e.low <= shift <= e.high
+    assert 0.9 <= inside / 200 <= 0.99
+    assert naive / 200 < 0.5
+
+
+def test_winobias_has_its_halves_and_other_measures_keep_their_items():
+    which = sentences(4, 5)
+    values = np.where(which.feminine, 1.0, 0.0)[None]
+    whole, feminine, masculine = units_of("winobias", values, which)
+    assert whole.values.tolist() == [[1, 0, 1, 0]]
+    assert (feminine.measure, feminine.values.mean()) == ("winobias_feminine", 1)
+    assert (masculine.measure, masculine.values.mean()) == ("winobias_masculine", 0)
+    (crows,) = units_of("crows", values.astype(bool), which)
+    assert crows.values.shape == (1, 20)
+    assert not list(units_of("winobias_feminine", values, which)), "follows from the whole"
+
+
+@pytest.mark.parametrize("effect", [0.0, -4.0], ids=["null", "planted"])
+def test_a_mean_over_models_covers(effect):
+    rng, inside = np.random.default_rng(8), 0
+    for _ in range(400):
+        frame = pd.DataFrame({"change": effect + rng.normal(0, 2, 4)})
+        e = numbers.mean_of_models(frame)
+        inside += e.low <= effect <= e.high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+@pytest.mark.parametrize("slope", [0.0, 5.0], ids=["null", "planted"])
+def test_a_slope_over_sizes_covers(slope):
+    rng, sizes, inside = np.random.default_rng(9), ["70m", "410m", "1.4b", "6.9b"], 0
+    x = np.log10([numbers.parameters(size) for size in sizes])
+    for _ in range(400):
+        e = numbers.per_tenfold(sizes, 3 + slope * x + rng.normal(0, 1, 4))
+        inside += e.low <= slope <= e.high
+    assert 0.92 <= inside / 400 <= 0.98
+    exact = numbers.per_tenfold(sizes, slope * x)
+    assert exact.value == pytest.approx(slope) and exact.df == 2
+    assert numbers.per_tenfold(sizes[:2], x[:2]) is None, "a line through two points is no test"
+
+
 # --- claims ----------------------------------------------------------------------------------
 
+FEMININE = np.arange(200) % 2
+"""Stereotype of the made-up occupations."""
 
-def final_with(changes: dict[str, dict[str, float]], sizes=("85k", "310k")) -> dict:
-    """Final arrays of 200 items: controls around .5 (WinoBias .6), arms shifted by `changes`."""
-    rng = np.random.default_rng(0)
+
+def final_with(
+    changes: dict[str, dict[str, float]],
+    sizes=("85k", "310k"),
+    seeds=5,
+    association=0.2,
+    rng=None,
+    spread=0.01,
+) -> dict:
+    """Units at the end: controls with a stereotype, arms shifted by `changes`, seeds that vary."""
+    rng = rng or np.random.default_rng(0)
     final = {}
     for size in sizes:
-        base = {m: rng.uniform(0, 1, (1, 200)) for m in ("feminine_share", "crows", "last_word")}
-        base["winobias"] = rng.uniform(0.4, 0.8, (1, 200))
+        base = {m: rng.uniform(0.4, 0.8, (1, 200)) for m in ("winobias", "crows", "last_word")}
+        base["feminine_share"] = rng.uniform(0.3, 0.5, (1, 200)) + association * FEMININE
         for arm in ARMS:
             shifts = changes.get(arm, {})
-            noise = rng.normal(0, 0.01, (1, 200))
+            noise = rng.normal(0, spread, (seeds, 1)) * (arm != "control")
             final[size, arm] = {
-                m: v + shifts.get(m, 0) + noise * (arm != "control") for m, v in base.items()
+                m: Units(m, np.repeat(v, seeds, 0) + shifts.get(m, 0) + noise)
+                for m, v in base.items()
             }
     return final
 
 
-def claims(final, params=None, released=None) -> dict[str, dict]:
-    params = params or Params(sizes="85k,310k", bootstrap=300)
-    return {c["claim"]: c for c in gender_claims.claims(params, final, released)}
+def verdicts(final, params=None, released=None, side="ours") -> dict[str, dict]:
+    """Text of each claim -> its judged test on one side."""
+    params = params or Params(sizes="85k,310k", seeds=5, bootstrap=300)
+    rows = judge(gender_claims.claims(params, final, released or {}, FEMININE))
+    return {row["claim"]: row[side] for row in rows if row[side]}
 
 
-def the_claim(claims_by_text: dict[str, dict], *words: str) -> dict:
-    """The only claim whose text contains all of these words."""
-    (claim,) = [c for text, c in claims_by_text.items() if all(word in text for word in words)]
-    return claim
+def the(tests: dict[str, dict], *words: str) -> dict:
+    """The only test whose claim contains all of these words."""
+    (found,) = [test for text, test in tests.items() if all(word in text for word in words)]
+    return found
 
 
-def test_claims_follow_the_rules():
-    moved = {"feminine_share": 0.2, "winobias": -0.1, "crows": 0.05, "last_word": -0.01}
-    more = {"feminine_share": 0.5, "winobias": -0.2, "crows": 0.0, "last_word": -0.1}
-    rows = claims(final_with({"swap_7": moved, "swap_21": more}))
-    assert the_claim(rows, "moves the feminine share")["verdict"] == "holds"
-    assert the_claim(rows, "moves it further")["ours"] == pytest.approx(30, abs=1)
-    assert the_claim(rows, "last 7 %", "WinoBias")["verdict"] == "reproduced"
-    # the controls show no stereotype on CrowS-Pairs, so there is none to lower
-    assert the_claim(rows, "last 7 %", "lowers CrowS-Pairs")["verdict"] == "not testable here"
-    assert the_claim(rows, "turns from pro-")["verdict"] == "no effect"  # .6 - .1 = .5
-    assert the_claim(rows, "last 7 %", "last words")["verdict"] == "reproduced"
-    assert the_claim(rows, "last 21 %", "last words")["verdict"] == "not reproduced"
-    for claim in rows.values():
-        assert set(claim) == {"claim", "paper", "published", "ours", "low", "high", "verdict"}
-        assert claim["low"] <= claim["ours"] <= claim["high"]
-        assert claim["published"] in (gender_claims.UNAVAILABLE, gender_claims.NOT_RELEASED)
+PLANTED = {
+    "swap_7": {"feminine_share": 0.2, "winobias": -0.15, "crows": 0.1, "last_word": -0.001},
+    "swap_21": {"feminine_share": 0.4, "winobias": -0.2, "crows": -0.1, "last_word": -0.1},
+}
 
 
-def test_claims_whose_premise_fails_are_not_testable():
-    nothing = final_with({})
-    for arrays in nothing.values():
-        arrays["winobias"] = np.tile([[0.0, 1.0]], 100)  # at chance
-        arrays["last_word"] = np.zeros((1, 200))  # nothing to lose
-    rows = claims(nothing)
-    assert the_claim(rows, "turns from pro-")["verdict"] == "not testable here"
-    assert the_claim(rows, "last 7 %", "last words")["verdict"] == "not testable here"
-    single = claims(final_with({}, ("85k",)), Params(sizes="85k", bootstrap=300))
-    assert the_claim(single, "larger in larger")["ours"] is None
-    mirror = Params(sizes="85k,310k", swap="feminine_to_masculine", bootstrap=300)
-    rows = claims(final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}}), mirror)
-    assert the_claim(rows, "moves the feminine share")["verdict"] == "holds"
-    assert the_claim(rows, "last 7 %", "WinoBias")["verdict"] == "not testable here"
+def test_planted_effects_get_the_right_verdicts():
+    tests = verdicts(final_with(PLANTED))
+    assert the(tests, "last 7 %", "feminine share")["verdict"] == "holds"
+    assert the(tests, "further than")["value"] == pytest.approx(20, abs=2)
+    assert the(tests, "last 7 %", "WinoBias")["verdict"] == "reproduced"
+    assert the(tests, "last 21 %", "CrowS-Pairs")["verdict"] == "reproduced"
+    assert the(tests, "last 7 %", "CrowS-Pairs")["verdict"] == "contradicted"
+    assert the(tests, "last 7 %", "last words")["verdict"] == "reproduced"
+    assert the(tests, "last 21 %", "last words")["verdict"] == "contradicted"
+    assert the(tests, "controls expect more feminine")["verdict"] == "holds"
+    assert "5 seeds" in the(tests, "last 7 %", "WinoBias")["units"]
+
+
+def test_without_an_effect_few_claims_are_reproduced():
+    rng, wrong = np.random.default_rng(3), 0
+    for _ in range(60):
+        tests = verdicts(final_with({}, rng=rng, spread=0.03))
+        swap = [t for text, t in tests.items() if "CrowS" in text and "last" in text]
+        wrong += any(test["verdict"] in ("reproduced", "contradicted") for test in swap)
+    assert wrong / 60 <= 0.1
+
+
+def test_one_seed_gives_no_verdict_on_the_swap():
+    tests = verdicts(final_with(PLANTED, seeds=1), Params(sizes="85k,310k", bootstrap=300))
+    for words in (("feminine share",), ("WinoBias", "lowers"), ("last words", "costs")):
+        test = the(tests, "last 7 %", *words)
+        assert test["verdict"] == "not testable here" and test["reason"].startswith("one seed")
+        assert "2 sizes" in test["units"] and test["low"] < test["value"] < test["high"]
+    # what the controls have is about these controls, so items are its units
+    assert the(tests, "controls expect more feminine")["verdict"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("association", "level", "missing"),
+    [(0.0, 0.0, "a stereotype after occupations"), (0.2, -0.1, "above chance on WinoBias")],
+)
+def test_claims_whose_premise_fails_are_not_testable(association, level, missing):
+    final = final_with(PLANTED, association=association)
+    for arrays in final.values():
+        units = arrays["winobias"]
+        arrays["winobias"] = Units("winobias", units.values + level)
+    tests = verdicts(final)
+    for words in (("last 7 %", "lowers"), ("last 21 %", "lowers"), ("turns",)):
+        test = the(tests, "WinoBias", *words)
+        assert test["verdict"] == "not testable here" and missing in test["reason"]
+    by_size = the(tests, "before the swap")
+    assert ("stereotype" in (by_size["reason"] or "")) == (association == 0)
+
+
+def test_claims_that_this_run_cannot_test():
+    single = verdicts(final_with({}, ("85k",)), Params(sizes="85k", seeds=5, bootstrap=300))
+    for words in (("before the swap",), ("less pro-stereotypical",), ("WinoBias most",)):
+        assert "single size" in the(single, *words)["reason"]
+    mirror = Params(sizes="85k,310k", seeds=5, swap="feminine_to_masculine", bootstrap=300)
+    moved = final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}})
+    tests = verdicts(moved, mirror)
+    assert the(tests, "last 7 %", "lowers the feminine share")["verdict"] == "holds"
+    assert "paper replaced" in the(tests, "last 7 %", "accuracy on WinoBias")["reason"]
+
+
+def released_with(tree: dict, path) -> dict:
+    return records.as_recorded(numbers.select(load(as_folder(path, tree))))
 
 
 def test_released_numbers_are_compared_like_with_like(tmp_path):
-    from pythia_book.published.results import load
-    from score_files import as_folder, harness
-
     v1 = "evals/pythia-v1/pythia-410m-deduped"
     tree = {
         f"{v1}/baseline/baseline-410m-deduped_step134000.json": harness(0.60, None),
@@ -332,15 +429,48 @@ def test_released_numbers_are_compared_like_with_like(tmp_path):
         f"{v1}/intervention/intervention-410m-deduped_step134000.json": harness(0.63, 0.40),
         f"{v1}/intervention/intervention-410m-deduped_step143000.json": harness(0.65, 0.51),
     }
-    rows = claims(final_with({}), released=load(as_folder(tmp_path, tree)))
-    assert the_claim(rows, "last 7 %", "lowers CrowS-Pairs")["published"] == "410m 61.0 → 64.0"
-    assert the_claim(rows, "larger in larger")["published"] == "410m 61.0"
+    tests = verdicts(final_with({}), released=released_with(tree, tmp_path), side="released")
+    crows = the(tests, "last 7 %", "lowers the CrowS-Pairs gender bias")
+    assert crows["value"] == pytest.approx(3) and crows["note"] == "410m 61.0 to 64.0"
+    # one model: its items' errors, 2.7 points in each arm, not divided by the two checkpoints
+    assert crows["high"] - crows["value"] == pytest.approx(Z_95 * 2.7 * 2**0.5)
     # the control has a LAMBADA score at the last step only; the swap's mean must use no other
-    assert the_claim(rows, "last 7 %", "last words")["published"] == "410m 52.0 → 51.0"
-    assert (
-        the_claim(rows, "last 21 %", "lowers CrowS-Pairs")["published"]
-        == gender_claims.NOT_RELEASED
-    )
+    cost = the(tests, "last 7 %", "LAMBADA")
+    assert cost["value"] == pytest.approx(1) and "1 checkpoint" in cost["units"]
+    assert "both arms" in the(tests, "last 21 %", "CrowS-Pairs")["reason"]
+
+
+def test_without_released_numbers_their_tests_say_so():
+    tests = verdicts(final_with({}), side="released")
+    assert {test["verdict"] for test in tests.values()} == {"not testable here"}
+    assert "PYTHIA_PUBLISHED_DIR" in the(tests, "eight deduplicated")["reason"]
+
+
+def test_the_released_models(monkeypatch):
+    """Facts checked by hand on the public files."""
+    source = os.environ.get("PYTHIA_PUBLISHED_DIR")
+    if not source:
+        pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
+    tables = records.as_recorded(numbers.select(load(source)))
+    tests = verdicts(final_with({}), released=tables, side="released")
+    crows = the(tests, "last 7 %", "lowers the CrowS-Pairs gender bias")
+    assert crows["note"].startswith("70m 54.7 to 57.0") and crows["verdict"] == "not resolved"
+    # agreement that would follow from no swap as well
+    for words in (("last 7 %", "LAMBADA"), ("last 21 %", "LAMBADA"), ("eight biases unchanged",)):
+        test = the(tests, *words)
+        assert test["verdict"] == "not testable here" and "without a swap" in test["reason"]
+        assert test["low"] < test["value"] < test["high"]
+    assert gender_bias.released_values(tables)["crows_rise_70m"] == "2.3"
+    lead = the(tests, "stand for", "narrows the lead")
+    assert "6.9b 16.6 to 16.5" in lead["note"] and "3 models" in lead["units"]
+    first = the(tests, "first suite")
+    assert "4 models" in first["units"] and abs(first["value"]) < 0.5
+    assert the(tests, "6.9B model answers")["verdict"] == "does not hold"
+    ends = numbers.at_end(tables["crows_biases"], "swap_7", ("bias",))
+    assert set(ends.groupby("size").bias.nunique()) == {9}
+    # the jump of one prompt, for both sides, at the first swapped checkpoint
+    assert numbers.first_swapped(tables["winobias"], "refers_to")[0] == "410m 2.1 to 19.3"
+    assert sum(len(table.to_csv()) for table in tables.values()) < 2e5
 
 
 def test_if_all_items_are_equal_the_bound_is_exact():

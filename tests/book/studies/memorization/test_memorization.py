@@ -5,14 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book.studies.memorization import figures
-from pythia_book.studies.memorization import study as memorization
-from pythia_book.studies.memorization.claims import BOUND
-from pythia_book.studies.memorization.claims import claims as study_claims
-from pythia_book.studies.memorization.study import Params
-from pythia_book.studies.memorization.tables import Rows, by_repetition_count, prediction_row, ratio
+from pythia_book import records, verdicts
+from pythia_book.published import results
+from pythia_book.studies.memorization import figures, study
+from pythia_book.studies.memorization.claims import slope
+from pythia_book.studies.memorization.params import Params, nominal_parameters
+from pythia_book.studies.memorization.tables import (
+    COLUMNS,
+    equal_compute,
+    numbered,
+    prediction_row,
+    ratio,
+    released_table,
+)
+from pythia_book.study import Measurements, Result
 
 from pythia_core.errors import ConfigError
+from pythia_core.suite import DATA_ARMS
+
+PARAMS = Params(simulations=400, bootstrap=300)
+DRAWINGS = ("shares", "exposures", "order", "power", "prediction", "released")
 
 
 @pytest.mark.parametrize(
@@ -30,33 +42,37 @@ def test_bad_parameters_are_refused(params: dict, message: str) -> None:
         Params(**params)
 
 
-def test_checkpoints_are_the_papers() -> None:
-    steps = Params().steps("standard")
-    assert steps == [round(4 * i) for i in (23, 43, 63, 83, 103, 123, 143)]
-    assert Params().steps("deduplicated")[-1] == 572
+def test_checkpoints_and_the_smaller_size_are_fixed_beforehand() -> None:
+    params = Params()
+    assert params.steps("standard") == [round(4 * i) for i in (23, 43, 63, 83, 103, 123, 143)]
+    assert params.steps("deduplicated")[-1] == 572
+    assert params.early_steps == [92, 252] and params.early_percent == [16, 44]
+    assert params.tenth == "85k"
+    assert nominal_parameters("1.4b") == 1.4e9
+    assert Params(sizes="600k").tenth == "600k"  # nothing smaller
 
 
-def test_precision_and_recall_by_hand() -> None:
+# --- tables ----------------------------------------------------------------------------------
+
+
+def test_precision_and_recall_count_each_text_once() -> None:
     predicted = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], bool)
     truth = np.array([1, 1, 1, 0, 1, 1, 1, 0, 0, 0], bool)
-    row = prediction_row(predicted, truth, np.arange(10), 500)
+    row = prediction_row(predicted, truth, np.arange(10))
     assert (row["tp"], row["fp"], row["fn"], row["tn"]) == (3, 1, 3, 3)
     assert (row["precision"], row["recall"]) == (0.75, 0.5)
     assert row["precision_low"] <= 0.75 <= row["precision_high"]
+    copies = prediction_row(predicted, truth, np.array([0, 0, 0, 1, 2, 2, 2, 3, 3, 3]))
+    assert (copies["tp"], copies["fp"], copies["fn"], copies["tn"]) == (1, 1, 1, 1)
 
 
-def test_shares_by_repetition_count_by_hand() -> None:
-    rows = Rows(np.array([1, 1, 2, 2, 70, 70]), np.arange(6))
-    table = by_repetition_count(np.array([0, 1, 0, 1, 1, 1], bool), rows, 300)
-    by_count = {row["exposures"]: row for row in table}
-    assert (by_count["1"]["value"], by_count["2"]["value"], by_count["65+"]["value"]) == (
-        0.5,
-        0.5,
-        1.0,
-    )
-    assert by_count["3-4"]["n"] == 0
-    assert np.isnan(by_count["3-4"]["value"])
-    assert by_count["65+"]["low"] < 1
+def test_a_perfect_prediction_has_an_exact_lower_bound() -> None:
+    hits = np.arange(200) < 38
+    row = prediction_row(hits, np.arange(200) < 190, np.arange(200))
+    assert (row["precision"], row["precision_high"]) == (1, 1)
+    assert row["precision_low"] == pytest.approx(0.025 ** (1 / 38))
+    nothing = prediction_row(np.zeros(200, bool), hits, np.arange(200))
+    assert np.isnan(nothing["precision"]) and nothing["recall"] == 0
 
 
 def test_copies_of_a_text_count_as_one_draw() -> None:
@@ -65,67 +81,209 @@ def test_copies_of_a_text_count_as_one_draw() -> None:
     distinct = ratio(memorized, all_rows, np.arange(100), 1000)
     copies = ratio(memorized, all_rows, np.repeat(np.arange(10), 10), 1000)
     assert copies.high - copies.low > 2 * (distinct.high - distinct.low)
+    assert numbered(np.array([7, 3, 7, 9])).tolist() == [0, 1, 0, 2]
 
 
-def tables(trend: tuple[float, float, float], holm: float) -> dict[str, pd.DataFrame]:
-    keys = {"arm": "standard", "subset": "all rows", "status": "tested"}
-    tests = [
-        {**keys, "test": "trend", "window": 0, "holm": 1.0,
-         **dict(zip(("value", "low", "high"), trend, strict=True))},
-        {**keys, "test": "dispersion", "window": 32, "holm": holm, "value": 1.0, "low": 0.9,
-         "high": 1.1},
+def test_the_slope_covers_the_truth() -> None:
+    """Without an effect, at most 5 % + 3 of intervals exclude 0; a planted slope is found."""
+    rng = np.random.default_rng(0)
+    x = np.arange(8.0)
+    null = [slope(x, rng.normal(0, 1, 8)) for _ in range(1000)]
+    assert np.mean([e.low > 0 or e.high < 0 for e in null]) <= 0.08
+    planted = [slope(x, 0.8 * x + rng.normal(0, 1, 8)) for _ in range(300)]
+    assert np.mean([e.low > 0 for e in planted]) >= 0.9
+    assert np.mean([e.value for e in planted]) == pytest.approx(0.8, abs=0.05)
+
+
+# --- released --------------------------------------------------------------------------------
+
+
+def confusion() -> pd.DataFrame:
+    """Released tables with recall that rises with size and training."""
+    lines = []
+    for i, model in enumerate(("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")):
+        for step in (23_000, 63_000, 143_000):
+            for experiment in ("early_checkpoint_predicts_last", "small_model_predicts_12b"):
+                early = experiment.startswith("early")
+                tp = 0.3 + 0.1 * i + (step / 1e6 if early else 0)
+                fp, fn = 0.03, 0.5 - 0.05 * i
+                if (early and step == 143_000) or (not early and model == "12b"):
+                    fp = fn = 0.0
+                rates = {"precision": tp / (tp + fp), "recall": tp / (tp + fn)}
+                counts = {"tp": tp, "fp": fp, "fn": fn, "tn": 100 - tp - fp - fn}
+                lines.append(
+                    {"experiment": experiment, "model": model, "step": step, **counts, **rates}
+                )
+    return pd.DataFrame(lines)
+
+
+def test_released_tables_are_read_and_compared_at_equal_compute() -> None:
+    table = released_table(confusion())
+    assert len(table) == 48
+    row = table.query("experiment == 'smaller model' and model == '1.4b' and step == 143000")
+    assert row.compute.iloc[0] == pytest.approx(1.4 / 12)
+    assert row.share.iloc[0] == pytest.approx(0.73)
+    assert row.gap.iloc[0] == pytest.approx(0.7 / 0.73 - 0.7 / 1.0)
+    assert table.query("percent == 100 and experiment == 'earlier checkpoint'").recall.isna().all()
+    numbers = equal_compute(table)
+    assert set(numbers) == {
+        "recall_12b_at_16", "recall_small_at_16", "recall_12b_at_44", "recall_small_at_44"
+    }  # fmt: skip
+    between = table.query("experiment == 'smaller model' and model in ('1.4b', '2.8b')")
+    ends = 100 * between[between.step == 143_000].recall
+    assert ends.min() < numbers["recall_small_at_16"] < ends.max()
+    assert equal_compute(released_table(None)) == {}
+
+
+# --- verdicts --------------------------------------------------------------------------------
+
+
+def suite(once: float = 0.0, rise: float = 0.0, early: bool = True, seed: int = 0) -> Measurements:
+    """Rows of which a fifth are copies that larger models memorize more of.
+
+    Args:
+        once: share of the rows read once that the largest model memorizes; `rise` over training.
+        early: whether copies are memorized before the end of training.
+    """
+    rng, n = np.random.default_rng(seed), 7 * 572
+    arrays: dict[str, np.ndarray] = {}
+    for arm in DATA_ARMS:
+        copy = (rng.random(n) < 0.2) & (arm == "standard")
+        text = np.where(copy, rng.integers(0, 60, n), 60 + np.arange(n))
+        arrays[f"times/{arm}"] = np.where(copy, 64, 1).astype(np.int32)
+        arrays[f"beginnings/{arm}"] = np.where(copy & (np.arange(n) % 2 == 0), 64, 1)
+        arrays[f"text/{arm}"] = numbered(text).astype(np.int32)
+        known = rng.permutation(60)
+        chance = np.clip(once * (1 + rise * (np.arange(n) / n - 0.5)), 0, 1)
+        own = (rng.random(n) < chance) & ~copy & (arm == "standard")
+        for i, size in enumerate(PARAMS.size_list):
+            for step in PARAMS.steps(arm):
+                share = step / 572 if early else float(step == 572)
+                learned = np.append(known < 7 * i * share, np.zeros(n, bool))[text] & copy
+                if size == PARAMS.size_list[-1] and step == 572:
+                    learned = learned | own
+                arrays[f"memorized/{size}/{arm}/{step}"] = learned[: n * step // 572]
+    facts = {"batch_size": 7, "gaps": 0, "generated": 9, "disagreements": 0, "power": [],
+             "levels": []}  # fmt: skip
+    return Measurements(arrays, facts)
+
+
+def result_of(measured: Measurements, released: dict[str, pd.DataFrame] | None = None) -> Result:
+    tables, values, claims = study.analyse(PARAMS, measured, released or {})
+    judged = verdicts.judge(claims)
+    return Result("memorization", PARAMS, tables, values, judged, measured, released or {}, 0.0)
+
+
+def verdict(result: Result, text: str, side: str = "ours") -> str:
+    (claim,) = [c for c in result.claims if text in c["claim"]]
+    return claim[side]["verdict"]
+
+
+def test_order_is_not_testable_where_only_copies_are_memorized() -> None:
+    result = result_of(suite())
+    for text in ("does not depend on when", "by a Poisson process"):
+        assert verdict(result, text) == verdicts.NOT_TESTABLE
+    (claim,) = [c for c in result.claims if "does not depend on when" in c["claim"]]
+    assert "holds by design" in claim["ours"]["reason"] and "0 of 3,1" in claim["ours"]["reason"]
+    assert result.values["once_memorized_standard"] == 0
+    assert result.values["beginning_once_read_more_standard"] > 100  # wrongly "read once"
+    assert verdict(result, "read more often") == verdicts.REPRODUCED
+    assert verdict(result, "Larger models") == verdicts.REPRODUCED
+    assert verdict(result, "The smaller a model") == verdicts.REPRODUCED
+
+
+def test_order_is_tested_on_rows_read_once() -> None:
+    """No trend among many memorized rows is within the margin; a strong one is outside."""
+    assert verdict(result_of(suite(once=0.5)), "depend on when") == verdicts.REPRODUCED
+    assert verdict(result_of(suite(once=0.3, rise=1.6)), "depend on when") == verdicts.CONTRADICTED
+    few = result_of(suite(once=0.02))
+    assert verdict(few, "depend on when") == verdicts.NOT_RESOLVED
+
+
+def test_predictions_are_judged_at_fixed_checkpoints() -> None:
+    result = result_of(suite())
+    assert verdict(result, "memorized after 44 %") == verdicts.NOT_RESOLVED  # 18 of 18 texts
+    assert verdict(result, "already after 16 %") == verdicts.REPRODUCED
+    late = result_of(suite(early=False))
+    assert verdict(late, "memorized after 16 %") == verdicts.NOT_TESTABLE  # nothing is predicted
+    assert verdict(late, "already after 16 %") == verdicts.NOT_TESTABLE  # nor could it be
+
+
+def test_released_claims_take_models_as_units() -> None:
+    result = result_of(suite(), {"memorization": confusion()})
+    for text in ("Larger models", "memorized after 16 %", "The smaller a model"):
+        assert verdict(result, text, "released") == verdicts.CONFIRMED
+    (claim,) = [c for c in result.claims if "Larger models" in c["claim"]]
+    assert claim["released"]["units"] == "8 sizes, one run each"
+    (claim,) = [c for c in result.claims if "The smaller a model" in c["claim"]]
+    assert claim["released"]["units"] == "7 sizes, one run each"
+    assert len(result.tables["released"]) == 48
+    flat = confusion().assign(tp=0.5)
+    assert verdict(result_of(suite(), {"memorization": flat}), "Larger models", "released") in (
+        verdicts.NOT_TESTABLE, verdicts.NOT_RESOLVED
+    )  # fmt: skip
+
+
+def test_every_claim_names_its_paper_and_quotes_it() -> None:
+    claims = result_of(suite()).claims
+    assert all(claim["kind"] == "claim" and claim["quote"] for claim in claims)
+    own = [c for c in claims if c["source"].startswith("section 3.2")]
+    assert len(own) == 2  # the paper says nothing about size or prediction
+    assert all(" et al. 202" in c["source"] for c in claims if c not in own)
+
+
+def test_a_lost_checkpoint_is_a_gap() -> None:
+    measured = suite()
+    for name in list(measured.arrays):
+        if name.startswith("memorized/600k"):
+            del measured.arrays[name]
+    result = result_of(measured)
+    assert verdict(result, "depend on when") == verdicts.NOT_TESTABLE
+    for draw in DRAWINGS:
+        assert "<svg" in getattr(figures, draw)(result).svg
+
+
+def test_figures_draw_what_there_is() -> None:
+    result = result_of(suite(once=0.1), {"memorization": confusion()})
+    power = [
+        {"events": events, "alternative": name, "test": "trend", "window": 0, "value": 0.5,
+         "low": 0.4, "high": 0.6}
+        for name in "abcd" for events in (30, 100)
     ]  # fmt: skip
-    shares = [
-        ("7k", "standard", 0.01), ("600k", "standard", 0.05), ("600k", "deduplicated", 0.0),
-    ]  # fmt: skip
-    rows = [
-        {"size": s, "arm": a, "percent": 100.0, "value": v, "low": max(0, v - 0.004),
-         "high": v + 0.004}
-        for s, a, v in shares
-    ]  # fmt: skip
-    empty = pd.DataFrame(columns=["experiment", "tp", "size", "arm", "n"])
-    return {"tests": pd.DataFrame(tests), "shares": pd.DataFrame(rows), "exposures": empty,
-            "prediction": empty}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("trend", "verdict"),
-    [
-        ((0.5, -2.0, 3.0), "reproduced"),
-        ((0.5, -BOUND - 1, 3.0), "not testable here"),  # too wide to support no effect
-        ((4.0, 1.0, 7.0), "not reproduced"),
-    ],
-)
-def test_no_effect_needs_a_narrow_interval(trend: tuple, verdict: str) -> None:
-    claims = study_claims(Params(), tables(trend, 0.5), pd.DataFrame())
-    assert claims[1]["verdict"] == verdict
-    assert claims[0]["verdict"] == "reproduced"
-    assert claims[0]["ours"] == pytest.approx(4)
-
-
-def test_dispersion_is_judged_by_holms_p() -> None:
-    for holm, verdict in ((0.5, "reproduced"), (0.01, "not reproduced")):
-        claims = study_claims(Params(), tables((0, -1, 1), holm), pd.DataFrame())
-        assert claims[3]["verdict"] == verdict
-        assert claims[4]["verdict"] == "not testable here"  # rows read once: no tests were made
-        assert claims[5]["verdict"] == "holds"
+    result.tables["power"] = pd.DataFrame(power, columns=COLUMNS["power"])
+    for draw in DRAWINGS:
+        drawing = getattr(figures, draw)(result)
+        assert drawing.svg == getattr(figures, draw)(result).svg
+    assert "12b 1.00 % memorized" in figures.released(result).description
+    assert "tested" not in repr(figures.tests_table(result))
 
 
 @pytest.mark.wheels
 def test_a_suite_that_has_memorized_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    monkeypatch.setattr(records, "recorded_folder", lambda study: None)
     params = Params("smoke", simulations=200, bootstrap=200)
-    result = memorization.run(params, progress=False)
+    result = study.run(params, progress=False)
     shares = result.tables["shares"]
     assert (shares.value == 0).all()
     assert (shares.high > 0).all()  # a share of zero has an upper bound too
     assert set(result.tables["tests"].status) == {"not testable: too few events"}
-    assert {c["verdict"] for c in result.claims[1:5]} == {"not testable here"}
-    for draw in ("shares", "exposures", "order", "power", "prediction"):
+    assert {c["ours"]["verdict"] for c in result.claims} == {verdicts.NOT_TESTABLE}
+    for draw in DRAWINGS:
         assert "<svg" in getattr(figures, draw)(result).svg
     figures.tests_table(result)
     figures.levels_table(result)
-    again = memorization.run(params, progress=False)
+    assert sum(a.nbytes for a in result.measured.arrays.values()) < 1e6
+    again = study.analyse(params, result.measured, result.released)
     for name, table in result.tables.items():
-        assert table.equals(again.tables[name]), name
+        assert table.equals(again[0][name]), name
+
+
+def test_the_released_file_is_read(tmp_path) -> None:
+    table = confusion().rename(columns={n: f"{n}_pct" for n in ("tp", "fp", "fn", "tn")})
+    table.to_csv(tmp_path / "memorization_confusion.csv", index=False)
+    (tmp_path / "bias_evals.csv").write_text("")
+    published = results.Published(pd.DataFrame(), tmp_path)
+    numbers = study.released(published)
+    assert list(numbers) == ["memorization"] and len(numbers["memorization"]) == 48

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from markov_text import V, text
-from pythia_book.studies.phases import claims, probes, study, tables
+from pythia_book import verdicts
 from pythia_book.studies.phases import figures as draw
+from pythia_book.studies.phases import probes, study, tables
 from pythia_book.studies.phases.ngrams import Ngrams
-from pythia_book.study import Result
+from pythia_book.study import Measurements, Result
 
 from pythia_core import hf
 from pythia_core.__main__ import main
@@ -173,66 +174,102 @@ def test_the_best_head_is_not_flattered_by_chance() -> None:
     np.testing.assert_array_equal(tables.best_head(noise), noise[2, 5])
 
 
-PARAMS = study.Params("smoke", "7k,25k", bootstrap=300)
+PARAMS = study.Params("smoke", "7k,14k,25k", bootstrap=300)
 STEPS = tuple(range(17))
 
 
 def measured_suite(
-    at: tuple[int, int, int] = (2, 6, 12), gain: float = 0.5, late: float = 0.1, noise: float = 0.05
-) -> tables.Measured:
+    at: tuple[int, int, int] = (2, 6, 12),
+    gain: float = 0.5,
+    tokens: float = 1e10,
+    noise: float = 0.05,
+    spread: float = 0.1,
+) -> Measurements:
     """Models that are nearest to order n at step at[n - 1] and gain from copies at the end.
 
-    Their last lens falls from 0.4 to `late`, while the first stays at 3.
+    `spread` is the standard deviation over sizes of the logarithm of these steps. The last lens
+    rises from 0.1 to 0.4, while the first stays at 3.
     """
     rng = np.random.default_rng(0)
-    measured: tables.Measured = {}
+    arrays = {"ngram_loss": rng.normal(5, noise, (3, 24)).astype(np.float32)}
     for size in PARAMS.size_list:
-        measured[size] = {}
+        nearest = np.array(at) * np.exp(rng.normal(0, spread, 3))
+        checkpoints = []
         for step in STEPS:
             share = step / 16
-            kl = [1 + abs(np.log2((step + 0.5) / (a + 0.5))) + rng.normal(0, noise, 24) for a in at]
+            kl = [
+                1 + abs(np.log2((step + 0.5) / (a + 0.5))) + rng.normal(0, noise, 24)
+                for a in nearest
+            ]
             copies = np.array([[9.0], [9 - gain * share], [9.0]]) + rng.normal(0, noise, (3, 12))
-            last = 0.4 + (late - 0.4) * share + rng.normal(0, noise / 5, 24)
-            measured[size][step] = {
+            last = 0.1 + 0.3 * share + rng.normal(0, noise / 5, 24)
+            checkpoints.append({
                 "loss": 6 - 2 * share + rng.normal(0, noise, 24),
                 "kl": np.array(kl),
                 "lens": np.array([3 + rng.normal(0, noise, 24), last]),
                 "copies": copies,
                 "prefix": np.clip(gain * share + rng.normal(0.05, noise / 5, (2, 2, 12)), 0, 1),
-            }
-    return measured
+            })  # fmt: skip
+        arrays[f"steps/{size}"] = np.array(STEPS)
+        curves = tables.reduced(checkpoints)
+        arrays |= {f"{name}/{size}": a.astype(np.float32) for name, a in curves.items()}
+    names = ("gaps", "n_checkpoints", "n_rows", "n_places", "n_sequences", "copy_length")
+    facts = dict.fromkeys(names, 9) | {
+        "prefix_chance": 0.05, "tokens_read": 1e6, "tokens_trained": tokens,
+        "different": [1, 2, 3], "strengths": [None, 1.0, 2.0], "models": [],
+    }  # fmt: skip
+    return Measurements(arrays, facts)
 
 
-def verdicts(measured: tables.Measured) -> list[str]:
-    return [claim["verdict"] for claim in claims.claims(PARAMS, measured, 0.05)]
+def result_of(measured: Measurements) -> Result:
+    frames, values, rows = study.analyse(PARAMS, measured, {})
+    return Result("phases", PARAMS, frames, values, verdicts.judge(rows), measured, {}, 0.0)
 
 
-def test_phases_as_described_reproduce() -> None:
-    rows = claims.claims(PARAMS, measured_suite(), 0.05)
-    assert [claim["verdict"] for claim in rows] == [*["reproduced"] * 6, "holds"]
-    assert rows[0]["ours"] == pytest.approx(np.log2(6 / 2))
-    assert rows[2]["ours"] == pytest.approx(0.5, abs=0.05)
+def outcomes(measured: Measurements) -> list[str]:
+    return [claim["ours"]["verdict"] for claim in result_of(measured).claims]
 
 
-def test_phases_in_another_order_are_not_reproduced() -> None:
-    measured = measured_suite(at=(12, 6, 2), gain=-0.5)
-    for steps in measured.values():
-        for arrays in steps.values():
-            arrays["lens"] = arrays["lens"][::-1]
-    outcomes = verdicts(measured)
-    assert outcomes[:6] == ["not reproduced"] * 6
-    assert verdicts(measured_suite(late=0.9))[6] == "does not hold"  # the last lens moves away
-
-
-def test_where_nothing_happens_there_is_no_effect() -> None:
-    measured = measured_suite(at=(6, 6, 6), gain=0.0)
-    outcomes = verdicts(measured)
-    assert outcomes[:5] == ["no effect"] * 5
-    assert verdicts({}) == ["not testable here"] * 7
-    del measured["25k"][16]  # the end of the largest model, which five claims need
-    assert [v == "not testable here" for v in verdicts(measured)] == [
-        *(False, False, True, True, True, True, True)
+def test_phases_as_described_hold() -> None:
+    rows = result_of(measured_suite()).claims
+    assert [claim["ours"]["verdict"] for claim in rows] == [
+        *[verdicts.HOLDS] * 5,
+        verdicts.NOT_TESTABLE,
     ]
+    assert rows[0]["ours"]["value"] == pytest.approx(np.log2(6 / 2), abs=0.4)
+    assert rows[0]["ours"]["units"] == "3 sizes, one run each"
+    assert rows[2]["ours"]["value"] == pytest.approx(0.5, abs=0.05)
+    assert {claim["kind"] for claim in rows} == {"premise"}  # none is from the Pythia paper
+
+
+def test_phases_in_another_order_do_not_hold() -> None:
+    measured = measured_suite(at=(14, 7, 2), gain=-0.5, spread=0.15)
+    for name, array in measured.arrays.items():
+        if name.startswith("lens/"):
+            measured.arrays[name] = array[::-1]
+    assert outcomes(measured) == [*[verdicts.FAILS] * 5, verdicts.NOT_TESTABLE]
+    assert result_of(measured_suite()).values["lens_growth"]["value"] > 0.1
+
+
+def test_where_nothing_happens_nothing_is_resolved() -> None:
+    measured = measured_suite(at=(6, 6, 6), gain=0.0, spread=0.2)
+    assert set(outcomes(measured)[:5]) <= {verdicts.NOT_RESOLVED, verdicts.NOT_TESTABLE}
+    measured = measured_suite()
+    for name in list(measured.arrays):
+        if name.endswith("/25k"):  # the largest model, whose end three claims need
+            del measured.arrays[name]
+    assert [v == verdicts.NOT_TESTABLE for v in outcomes(measured)][2:5] == [True] * 3
+    empty = Measurements({"ngram_loss": measured.arrays["ngram_loss"]}, measured.facts)
+    assert outcomes(empty) == [verdicts.NOT_TESTABLE] * 6
+
+
+def test_induction_is_not_asked_of_models_that_read_little() -> None:
+    for gain in (0.5, 0.0):
+        result = result_of(measured_suite(gain=gain, tokens=2.3e6))
+        for row in result.claims[2:5]:
+            assert row["ours"]["verdict"] == verdicts.NOT_TESTABLE
+            assert row["ours"]["reason"].startswith("these models read 2.3e+06 tokens")
+            assert row["ours"]["value"] is not None
 
 
 # --- end to end ------------------------------------------------------------------------------
@@ -245,7 +282,7 @@ def test_where_nothing_happens_there_is_no_effect() -> None:
         ({"scale": "huge"}, "unknown scale"),
         ({"seed": -1}, "seed must be"),
         ({"bootstrap": 3}, "bootstrap must be"),
-        ({"source": "EleutherAI/pythia-70m"}, "they need scale paper"),
+        ({"source": "EleutherAI/pythia-70m"}, "they need --scale paper"),
         ({"scale": "paper"}, "name them with source"),
         ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows they were trained on"),
         ({"scale": "paper", "source": "EleutherAI/gpt-neox-20b"}, "does not end in a size"),
@@ -276,7 +313,7 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     params = study.Params("smoke", bootstrap=200)
     result = study.run(params, progress=False)
-    (run,) = result.runs
+    (run,) = result.measured.runs
     levels = result.tables["levels"].set_index(["measure", "step"]).value
     assert result.values["gaps"] == 0
     assert len(levels["loss"]) == result.values["n_checkpoints"] == 17
@@ -298,6 +335,7 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     assert all(" ".join(map(str, row)) in text_of for row in probe.rows.tolist())
 
     shutil.rmtree(run.checkpoints / "step-000016")
+    assert sum(a.nbytes for a in result.measured.arrays.values()) < 1e6
     again = study.run(params, progress=False)  # from the cache: the checkpoint is gone
     for name, frame in result.tables.items():
         assert frame.to_csv() == again.tables[name].to_csv()
@@ -330,7 +368,7 @@ def test_released_models_are_read_from_a_hub(
     server = serving(hub, monkeypatch, tmp_path / "cache")
     next(server)
     result = study.run(study.Params("paper", steps="0,30,last", **given), progress=False)
-    assert result.params.size_list == ("70m",) and result.runs == []
+    assert result.params.size_list == ("70m",) and result.measured.runs == []
     (row,) = result.tables["released"].itertuples(index=False)
     assert row.sha256 == hf.load(release.models, f"step{STEPS}")[1].sha256()
     assert (row.deduplicated, row.checkpoints, row.last_step) == (True, 3, STEPS)
@@ -343,10 +381,11 @@ def test_released_models_are_read_from_a_hub(
 
     what = probes.PhasesMeasurement(SameText(release.run.data, 20 * BATCH), 384)
     for step in (0, 30, STEPS):
-        arrays = what(release.run.model(step), step)
+        curves = tables.reduced([what(release.run.model(step), step)])
         levels = result.tables["levels"].query("step == @step").set_index("measure").value
         for measure in ("loss", "kl_2", "gain", "prefix", "lens_last"):
-            expected = tables.MEASURES[measure](arrays).mean()
+            expected = curves["lens"][-1] if measure == "lens_last" else curves[measure]
+            expected = expected.mean()
             assert levels[measure] == pytest.approx(expected, rel=1e-6), measure
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # now only the cache is available
@@ -357,12 +396,9 @@ def test_released_models_are_read_from_a_hub(
 
 
 def test_figures_without_results_say_so() -> None:
-    ngrams = Ngrams.count(text(), V)
-    probe = probe_of(ngrams, text(5, seed=3))
-    empty = {size: {} for size in PARAMS.size_list}
-    frames = tables.tables(PARAMS.bootstrap, empty, ngrams, probe)
-    values = claims.values(PARAMS, empty, probe) | {"n_checkpoints": 17, "tokens_read": 1}
-    nothing = Result("phases", PARAMS, frames, values, [], [], 0.0)
+    measured = measured_suite()
+    arrays = {"ngram_loss": measured.arrays["ngram_loss"]}
+    nothing = result_of(Measurements(arrays, measured.facts))
     for figure in (draw.distances, draw.losses, draw.induction, draw.lens):
         assert "could be measured" in figure(nothing).svg
     assert "not measured" in repr(draw.ngrams_table(nothing))

@@ -117,8 +117,8 @@ def planted_losses(n_sizes: int, break_last: float = 1.0) -> tuple[pd.DataFrame,
             d = 4096.0 * step
             loss = float(TRUE.loss(n, d)) * (break_last if i == n_sizes - 1 else 1)
             size = f"s{i}"
-            rows[size, "standard", step] = loss + noise - noise.mean()
-            table.append({"size": size, "arm": "standard", "step": step, "n_params": n,
+            rows[size, step] = loss + noise - noise.mean()
+            table.append({"size": size, "step": step, "n_params": n,
                           "tokens": d, "flops": 6 * n * d, "value": loss})  # fmt: skip
     return pd.DataFrame(table), rows
 
@@ -131,9 +131,12 @@ def test_tables_of_laws(monkeypatch) -> None:
     optimal = tables["optimal"]
     assert (optimal[optimal.kind == "compute"].n_params.diff().dropna() > 0).all()
     assert (optimal[optimal.kind == "inference"].n_params.diff().dropna() < 0).all()
-    assert tables["prediction"].value.iloc[0] == pytest.approx(0, abs=0.3)
-    broken = scaling_laws.laws_tables(*planted_losses(8, break_last=1.1))
-    assert broken["prediction"].low.iloc[0] > 5
+    errors = tables["prediction"].pivot(index="size", columns="rule", values="error").abs()
+    assert list(errors.index) == ["s4", "s5", "s6", "s7"]  # from four, ..., seven smaller sizes
+    assert errors.law.max() < 0.3
+    assert (errors[["power", "line", "same"]].mean() > 0.5).all()
+    broken = scaling_laws.laws_tables(*planted_losses(8, break_last=1.1))["prediction"]
+    assert broken[(broken["size"] == "s7") & (broken.rule == "law")].error.iloc[0] > 5
 
     two = scaling_laws.laws_tables(*planted_losses(2))
     assert two["laws"].empty

@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from pythia_book import records
 from pythia_book.measurements import LanguageMeasurement
 from pythia_book.studies.seeds import figures
 from pythia_book.studies.seeds import study as seeds
 from pythia_book.studies.seeds.claims import claims as study_claims
+from pythia_book.studies.seeds.claims import map_agreement
 from pythia_book.studies.seeds.study import Params
 from pythia_book.studies.seeds.tables import Measured
 from pythia_book.studies.seeds.tables import tables as study_tables
+from pythia_book.verdicts import judge
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DATA_ARMS, suite_configs
@@ -30,7 +35,7 @@ from pythia_core.training.runs import find_or_train_all
         ({"seeds": 11}, r"seeds must be a whole number in 0\.\.10, got 11"),
         ({"sizes": "7k,25k"}, "names 2 sizes"),
         ({"sizes": "7m"}, "unknown size"),
-        ({"neighbour": "25k"}, "one size other than '25k'"),
+        ({"neighbour": "25k"}, "not the studied size '25k'"),
         ({"neighbour": "7k,14k"}, "must be one size"),
         ({"sizes": "70m"}, "not among the sizes.*set neighbour"),
         ({"bootstrap": 3}, "bootstrap must be"),
@@ -89,50 +94,100 @@ def planted(
         memorized[: 6 + i] = 1
         if cell[2] == "deduplicated":
             loss = loss + change + sd * draw["twin"][i]
-            memorized[:6] = 0
+            memorized[: 6 - i % 2] = 0
         values = {"loss": loss, "last_word": right, "feminine_share": share}
         found |= {(cell, last, name): v for name, v in (values | {"memorized": memorized}).items()}
     return found
 
 
-def verdicts(found: Measured, params: Params, neighbour: float | None = 4.0) -> dict[str, str]:
+CLAIMS = {
+    "loss": "worse models",
+    "words": "last words",
+    "order": "comparably",
+    "states": "same states",
+    "sizes": "right order",
+    "memory": "memorize less",
+    "twins": "effect of deduplication",
+    "gender": "feminine share",
+    "scores": "scores of seed 0",
+}
+"""Name -> words of a claim."""
+
+
+def verdicts(
+    found: Measured,
+    params: Params,
+    neighbour: float | None = 4.0,
+    released: dict[str, pd.DataFrame] | None = None,
+) -> dict[str, str]:
     tables = study_tables(params, found)
-    last = params.steps[-1]
-    diagonal = params.members("both")
-    shares = np.stack([found[cell, last, "feminine_share"] for cell in diagonal])
-    claims = study_claims(params, tables, neighbour, shares)
-    starts = ("Seeds", "Deduplication brings no clear benefit: h", "The difference", "Dedup",
-              "The order", "The feminine")  # fmt: skip
-    return {s: [c["verdict"] for c in claims if c["claim"].startswith(s)][0 if s != "Dedup" else -1]
-            for s in starts}  # fmt: skip
+    rows = judge(study_claims(params, found, tables, neighbour, released or {}))
+    return {
+        name: (row["ours"] or row["released"])["verdict"]
+        for name, words in CLAIMS.items()
+        for row in rows
+        if words in row["claim"]
+    }
 
 
 def test_claims_hold_or_fail_with_the_data() -> None:
     params = Params("smoke", seeds=5, bootstrap=200)
     clear = verdicts(planted(params, 0.01, -0.2, 0.02, 0.02, 0.1), params)
     assert clear == {
-        "Seeds": "holds",
-        "Deduplication brings no clear benefit: h": "not reproduced",
-        "The difference": "holds",
-        "Dedup": "holds",
-        "The order": "not testable here",  # five seeds are too few to show similarity
-        "The feminine": "holds",
+        "loss": "reproduced",
+        "words": "not resolved",  # 60 sentences and five seeds say little
+        "order": "not resolved",  # five seeds are too few to show similarity
+        "states": "not testable here",
+        "sizes": "holds",
+        "memory": "holds",
+        "twins": "holds",
+        "gender": "holds",
+        "scores": "not testable here",
     }
-    vague = verdicts(planted(params, 0.3, -0.05, 5, 0.02, 0), params)
-    assert vague["Seeds"] == "does not hold"
-    assert vague["Deduplication brings no clear benefit: h"] == "reproduced"
-    assert vague["The difference"] == "no effect"
-    assert vague["The order"] == "does not hold"
-    assert vague["The feminine"] == "no effect"
-    many = Params("smoke", seeds=10, bootstrap=200)
-    assert verdicts(planted(many, order=0.02, weights=0.02), many)["The order"] == "holds"
+    many = Params("smoke", seeds=10, bootstrap=100)
+    vague = verdicts(planted(many, 0.3, -0.05, 5, 0.02, 0), many)
+    assert vague["sizes"] == "does not hold"
+    assert vague["loss"] == vague["words"] == "not resolved"
+    assert vague["order"] == "contradicted"
+    assert vague["gender"] == "not resolved"
+    assert verdicts(planted(params, 0.01, 0.2), params)["loss"] == "contradicted"
+    assert verdicts(planted(many, order=0.02, weights=0.02), many)["order"] == "reproduced"
 
 
-def test_without_an_effect_in_one_pair_nothing_can_survive() -> None:
+def test_gaps_and_a_missing_neighbour_leave_claims_untested() -> None:
     params = Params("smoke", bootstrap=200)
-    found = planted(params, 0.01, 0.01, 0.02, 0.02)  # the first seed's change is 0
-    assert verdicts(found, params)["The difference"] == "not testable here"
-    assert verdicts(found, params, neighbour=None)["Seeds"] == "not testable here"
+    found = planted(params, 0.01, 0.1, 0.02, 0.02)
+    assert verdicts(found, params, neighbour=None)["sizes"] == "not testable here"
+    cell = params.cells[0]
+    kept = {key: values for key, values in found.items() if key[0] != cell}
+    lost = verdicts(kept, params)
+    assert lost["order"] == lost["twins"] == lost["gender"] == "not testable here"
+    assert set(verdicts({}, params).values()) == {"not testable here"}
+
+
+def maps(noise: float = 0.0) -> dict[str, pd.DataFrame]:
+    """Training maps of ten runs; one of the eight stable ones differs at one of four steps."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(10):
+        for step, state in ((0, 0), (13_000, 0), (23_000, 1), (63_000, 1), (143_000, 2)):
+            late = seed == 6 and step == 63_000
+            score = step / 1e5
+            again = score + noise * rng.normal() if seed == 0 else np.nan
+            rows.append((seed, seed in (3, 4), step, state + late, score, again))
+    names = ["seed", "outlier", "step", "state", "score", "score_410m"]
+    return {"training_maps": pd.DataFrame(rows, columns=names)}
+
+
+def test_the_training_maps_are_shown_without_a_verdict() -> None:
+    e = map_agreement(maps()["training_maps"])
+    assert e.value == pytest.approx(100 * (21 + 7 * 0.75) / 28)  # 28 pairs of eight runs
+    assert e.low < e.value < e.high <= 100
+    params = Params("smoke", bootstrap=200)
+    found = planted(params)
+    assert verdicts(found, params, released=maps())["scores"] == "holds"
+    assert verdicts(found, params, released=maps(2.0))["scores"] == "does not hold"
+    assert verdicts(found, params, released=maps())["states"] == "not testable here"
 
 
 # --- the whole -------------------------------------------------------------------------------
@@ -147,11 +202,12 @@ def weights_hash(run) -> str:
 def test_weight_seeds_share_weights_and_order_seeds_share_batches(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    monkeypatch.setattr(records, "recorded_folder", lambda study: None)
     params = Params("smoke", seeds=2, bootstrap=200)
     own = find_or_train_all(suite_configs("smoke", ["7k"]), progress=False)
     trained = {arm: (own["7k", arm].folder / "done.json").stat().st_mtime_ns for arm in DATA_ARMS}
     result = seeds.run(params, progress=False)
-    *runs, neighbour = result.runs
+    *runs, neighbour = result.measured.runs
     assert len(runs) == 6 and neighbour.config.model.d_model > runs[0].config.model.d_model
     for arm in DATA_ARMS:
         assert own["7k", arm].id in {run.id for run in runs}
@@ -180,6 +236,10 @@ def test_weight_seeds_share_weights_and_order_seeds_share_batches(tmp_path, monk
     drawings = {name: getattr(figures, name) for name in (
         "curves", "spreads", "parts", "effects")}  # fmt: skip
     svgs = {name: draw(result).svg for name, draw in drawings.items()}
+    assert "no released maps" in figures.training_maps(result).svg
+    values = result.values | {"map_agreement": {"value": 90.0, "low": 80.0, "high": 100.0}}
+    drawn = figures.training_maps(replace(result, released=maps(), values=values))
+    assert drawn.description.endswith("90.0 % of checkpoints")
 
     run = Path(runs[1].folder)  # a checkpoint lost since is a gap, the rest is unaffected
     shutil.rmtree(run / "evaluations")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pythia_book.studies.seeds.variance import (
+    agreement,
     components,
     distance_in_sds,
     excess_over_item_noise,
@@ -103,5 +104,27 @@ def test_seeds_exceed_item_noise_only_if_they_differ() -> None:
 
 @pytest.mark.parametrize("values", [np.zeros(1), np.zeros((2, 2)), np.array([1.0, np.nan])])
 def test_too_few_or_missing_values_are_refused(values: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"at least two|not finite"):
+    with pytest.raises(DataError, match=r"2 or more|not finite"):
         spread(values)
+
+
+@pytest.mark.parametrize("flips", [0.05, 0.3])
+def test_agreement_of_runs_is_covered(flips: float) -> None:
+    rng = np.random.default_rng(4)
+    states = np.arange(14) // 4
+    found = [
+        agreement(np.where(rng.random((8, 14)) < flips, 9 + rng.integers(2, size=(8, 14)), states))
+        for _ in range(400)
+    ]
+    true = (1 - flips) ** 2 + flips**2 / 2
+    assert np.mean([e.value for e in found]) == pytest.approx(true, abs=0.01)
+    known = [e for e in found if e.low < e.high]
+    assert 0.88 < coverage(known, true) < 0.99
+
+
+def test_agreement_by_hand() -> None:
+    states = np.array([[0, 0], [0, 0], [0, 1]])
+    assert agreement(states).value == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert agreement(np.zeros((4, 3))).value == 1
+    with pytest.raises(DataError, match="at least 3 runs"):
+        agreement(np.zeros((2, 3)))

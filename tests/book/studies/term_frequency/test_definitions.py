@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 from pythia_book.studies.term_frequency.definitions import (
-    BINS,
     Definition,
     DefinitionMeasurement,
     definition_items,
     entries,
     words_and_lines,
 )
+from pythia_book.studies.term_frequency.params import WORD_BINS
 
 from pythia_core.config import DataConfig
 from pythia_core.errors import DataError
@@ -35,9 +35,9 @@ def test_items_cover_every_bin_with_distractors_of_similar_frequency() -> None:
     items = definition_items(LINES, training, FREQUENCY, per_bin=12)
     assert items == definition_items(LINES[::-1], training, FREQUENCY, per_bin=12)
     groups = Counter(
-        (item.read, sum(FREQUENCY[item.words[0]] >= low for low in BINS)) for item in items
+        (item.read, sum(FREQUENCY[item.words[0]] >= low for low in WORD_BINS)) for item in items
     )
-    assert {group for _, group in groups} == set(range(1, len(BINS) + 1))
+    assert {group for _, group in groups} == set(range(1, len(WORD_BINS) + 1))
     assert max(groups.values()) <= 12
     for item in items:
         right, *wrong = item.words

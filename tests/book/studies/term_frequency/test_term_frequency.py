@@ -1,140 +1,266 @@
-"""The term-frequency study: a planted effect is found, none where there is none; gaps."""
+"""The term-frequency study: planted effects are found, none where there is none; gaps."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pythia_book import records
 from pythia_book.corpora import equations
 from pythia_book.published.results import load
 from pythia_book.published.tables import arithmetic_table
+from pythia_book.stats import mean_over
+from pythia_book.studies.term_frequency import claims as c
 from pythia_book.studies.term_frequency import figures as draw
-from pythia_book.studies.term_frequency import study, tables
-from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement, questions
-from pythia_book.studies.term_frequency.claims import claims as study_claims
+from pythia_book.studies.term_frequency import study
+from pythia_book.studies.term_frequency.arithmetic import questions
+from pythia_book.studies.term_frequency.params import WORD_BINS
+from pythia_book.studies.term_frequency.tables import DIFFERENCE, NumberScores, tenths, welch
+from pythia_book.study import Measurements, Result
+from pythia_book.verdicts import judge
 
 from pythia_core.errors import ConfigError
 
 NATURAL = {n: 4000 // (n + 1) for n in equations.FIRST}
-SIZES, STEPS = ("7k", "25k"), [100, 572]
-PARAMS = study.Params(sizes="7k,25k", bootstrap=300)
-ASKED = questions()
-SUMS = {
-    0: ArithmeticMeasurement(tuple(ASKED), (), 0, 128),
-    4: ArithmeticMeasurement(tuple(q for q in ASKED if q.held_out), (), 4, 128),
-}
+STEPS = [100, 300, 572]
+PARAMS = study.Params(sizes="7k,25k,150k,600k")
+FIRST = np.array([q.first for q in questions() if q.held_out])
+N_WORDS = 150
 
 
-def frequency() -> pd.DataFrame:
-    weight = equations.weights(NATURAL)
-    chosen = {coin: {a for a, _ in equations.pairs(NATURAL, coin)} for coin in tables.COINS}
-    rows = [
-        {"number": n, "natural": NATURAL[n], "boosted": n in chosen["boost"],
-         "placebo": n in chosen["placebo"], "step": step,
-         "in_sums": int(weight[n] * step / 572), "everywhere": int(weight[n])}
-        for step in STEPS for n in equations.FIRST
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+def measurements(effect: float, seed: int = 0, words: float = 0.0) -> Measurements:
+    """Answers whose probability of being right rises by `effect` per tenfold frequency.
 
-
-def scores(effect: float, seed: int = 0) -> tables.NumberScores:
-    """Answers whose probability of being right rises by `effect` per tenfold frequency."""
+    `words`: the same per bin of word frequency, for definitions.
+    """
     rng = np.random.default_rng(seed)
     weight = equations.weights(NATURAL)
-    found = {}
-    for size in SIZES:
-        for step in STEPS:
-            for measurement in SUMS.values():
-                times = np.array([weight[q.first] for q in measurement.questions])
-                slope = effect * (size == "25k") * step / 572
-                p = np.clip(0.3 + slope * (np.log10(times + 1) - 2), 0.02, 0.98)
-                right = rng.random(len(p)) < p
-                found[size, step, measurement.name] = {
-                    "exact": right,
-                    "logprob": (np.log(p) + rng.normal(0, 0.1, len(p))).astype(np.float32),
-                }
-                if not measurement.shots:
-                    found[size, step, measurement.name]["choice"] = rng.random(len(p)) < p
-    return tables.NumberScores(found, SUMS)
+    per_number = np.array([weight[n] for n in equations.FIRST])
+    arrays: dict[str, np.ndarray] = {
+        "first": FIRST.astype(np.int8),
+        "natural": np.array([NATURAL[n] for n in equations.FIRST], np.int32),
+        "definition_read": np.repeat([True, False], N_WORDS * len(WORD_BINS)),
+        "word_read/572": np.tile(np.repeat(WORD_BINS, N_WORDS), 2).astype(np.int32),
+    }
+    easy = rng.normal(0, 0.3, 100)  # some numbers are easier than others
+    for step in STEPS:
+        arrays[f"in_sums/{step}"] = (per_number * step / 572).astype(np.int32)
+        for i, size in enumerate(PARAMS.size_list):
+            slope = effect * i / 3 * step / 572
+            p = np.clip(0.4 + slope * (np.log10(per_number[FIRST]) - 3), 0.02, 0.98)
+            for shots in (0, 4):
+                arrays[f"exact/{size}/{step}/{shots}"] = rng.random(len(p)) < p
+                logprob = np.log(p) + 0.3 * easy[FIRST] + rng.normal(0, 0.1, len(p))
+                arrays[f"logprob/{size}/{step}/{shots}"] = logprob.astype(np.float32)
+            arrays[f"choice/{size}/{step}/0"] = rng.random(len(p)) < p
+    for size in PARAMS.size_list:
+        group = np.searchsorted(WORD_BINS, arrays["word_read/572"], side="right") - 1
+        arrays[f"definition/{size}/572"] = rng.random(len(group)) < 0.4 + words * (group - 2)
+    return Measurements(arrays, {"steps": STEPS, "gaps": 0})
 
 
-def all_tables(scored: tables.NumberScores) -> dict[str, pd.DataFrame]:
-    times = frequency()
-    return {
-        "frequency": times,
-        "gaps": tables.gaps_table(scored, times, SIZES, STEPS, 300),
-        "experiment": tables.experiment_table(scored, times, NATURAL, SIZES, STEPS[-1], 300),
-        "definitions": pd.DataFrame(columns=["size", "step", "read", "group", "value", "n"]),
+def released(late: float = 0.8, small: float = 0.03) -> dict[str, pd.DataFrame]:
+    """Released accuracies that rise to `late` in the models from 2.8B on, and to `small` below."""
+    rng = np.random.default_rng(0)
+    ends = {13_000: 0.02, 65_000: 0.1, 143_000: late}
+    operands = [
+        {"model": model, "step": step, "number": number,
+         "value": (end if model in c.LARGE else min(end, small)) + rng.normal(0, 0.01)}
+        for model in (*c.BELOW_2_8B, *c.LARGE) for step, end in ends.items()
+        for number in range(100)
+    ]  # fmt: skip
+    means = [
+        {"model": model, "operation": operation, "shots": shots, "step": step, "mean": 0.1,
+         "sd": 0.05, "n": 100}
+        for model in (*c.BELOW_2_8B, *c.LARGE) for operation in ("addition", "multiplication")
+        for shots in (0, 16) for step in ends
+    ]  # fmt: skip
+    return {"operands": pd.DataFrame(operands), "arithmetic": pd.DataFrame(means)}
+
+
+def judged(measured: Measurements, published: dict[str, pd.DataFrame] | None = None) -> list[dict]:
+    return judge(study.analyse(PARAMS, measured, published or {})[2])
+
+
+def verdicts(rows: list[dict], start: str, side: str = "ours") -> list[str]:
+    return [row[side]["verdict"] for row in rows if row["claim"].startswith(start)]
+
+
+def test_planted_effects_of_frequency_are_found() -> None:
+    rows = judged(measurements(0.2, words=0.1))
+    assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["reproduced"] * 2
+    assert verdicts(rows, "The gap between frequent and rare") == ["reproduced"] * 2
+    assert verdicts(rows, "The right answer is") == ["holds"] * 2
+    assert verdicts(rows, "With a coin that changes nothing")[1] == "holds"
+    assert verdicts(rows, "The defined word") == ["holds"] * 2
+    assert set(verdicts(rows, "The gap", "released")) == {"not testable here"}
+
+
+def test_effects_of_the_other_sign_contradict() -> None:
+    rows = judged(measurements(-0.2, words=-0.1))
+    assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["contradicted"] * 2
+    assert verdicts(rows, "The gap between frequent and rare") == ["contradicted"] * 2
+    assert verdicts(rows, "The right answer is") == ["does not hold"] * 2
+    assert verdicts(rows, "The defined word") == ["does not hold"] * 2
+
+
+def test_without_an_effect_nothing_is_resolved() -> None:
+    rows = judged(measurements(0.0))
+    for start in (
+        "Sums are",
+        "The right sum",
+        "The gap between",
+        "The right answer is",
+        "The defined word",
+    ):
+        assert set(verdicts(rows, start)) == {"not resolved"}, start
+    assert all(row["ours"]["reason"] for row in rows if row["claim"].startswith("The gap"))
+
+
+def test_a_model_that_guesses_gets_no_verdict_on_words() -> None:
+    measured = measurements(0.2)
+    for size in PARAMS.size_list:
+        right = measured.arrays[f"definition/{size}/572"]
+        right[:] = np.random.default_rng(1).random(len(right)) < 0.25
+    assert set(verdicts(judged(measured), "The defined word")) == {"not testable here"}
+    measured.arrays["definition_read"] = np.zeros(0, bool)  # no dictionary in the corpus
+    measured.arrays["word_read/572"] = np.zeros(0, np.int32)
+    for size in PARAMS.size_list:
+        measured.arrays[f"definition/{size}/572"] = np.zeros(0, bool)
+    assert set(verdicts(judged(measured), "The defined word")) == {"not testable here"}
+
+
+# --- intervals -------------------------------------------------------------------------------
+
+
+def test_intervals_over_ten_numbers_cover_95_percent() -> None:
+    """A percentile bootstrap over ten numbers covers less; t-intervals do not."""
+    rng = np.random.default_rng(0)
+    covered = apart = bootstrapped = 0
+    n = 2000
+    for _ in range(n):
+        one, other = (rng.binomial(10, rng.beta(2, 2, 10)) / 10 for _ in range(2))
+        e, difference = mean_over(one), welch(one, other)
+        covered += e.low <= 0.5 <= e.high
+        apart += difference.low <= 0 <= difference.high
+        draws = one[rng.integers(10, size=(300, 10))].mean(1)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        bootstrapped += low <= 0.5 <= high
+    assert covered / n == pytest.approx(0.95, abs=0.02)
+    assert apart / n == pytest.approx(0.95, abs=0.02)
+    assert bootstrapped / n < 0.925
+
+
+def test_welch_by_hand() -> None:
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(1, 1, 10), rng.normal(0, 4, 15)
+    interval = ttest_ind(one, other, equal_var=False).confidence_interval()
+    e = welch(one, other)
+    assert (e.low, e.high) == pytest.approx((interval.low, interval.high))
+    assert welch(one, other).p_value() == pytest.approx(ttest_ind(one, other, equal_var=False)[1])
+    assert np.isnan(welch(one[:1], other).low)
+    assert welch(np.zeros(3), np.ones(3)).low == -1  # no variation: no width
+
+
+def test_without_an_effect_the_alarms_are_at_the_nominal_rate() -> None:
+    """Coins, gaps and changes of gaps; 5 % of 300, plus three standard errors."""
+    alarms, n = Counter[str](), 300
+    for seed in range(n):
+        scores = NumberScores(measurements(0.0, seed))
+        found = scores.coins(c.larger_half(PARAMS.size_list), 4, "logprob")
+        found["gap"] = scores.gap("600k", 572, 4, "exact")
+        found["change"] = scores.gap_change((("25k", 572), ("600k", 572)), 0, "choice")
+        for name, e in found.items():
+            alarms[name] += not e.low <= 0 <= e.high
+    assert set(alarms) == {"boost", "placebo", DIFFERENCE, "gap", "change"}
+    assert max(alarms.values()) / n <= 0.05 + 3 * 0.0126
+
+
+def test_the_t_interval_of_the_boost_agrees_with_flipping_signs() -> None:
+    """The coin was tossed for each couple, so flipping the signs is the exact test."""
+    rng = np.random.default_rng(0)
+    changes = rng.normal(0.12, 0.4, 50)
+    flips = rng.choice([-1, 1], size=(20_000, 50))
+    exact = np.mean(np.abs((flips * changes).mean(1)) >= abs(changes.mean()) - 1e-12)
+    assert mean_over(changes).p_value() == pytest.approx(exact, abs=0.01)
+
+
+def test_the_coins_differ_on_half_of_the_couples_of_numbers() -> None:
+    scores = NumberScores(measurements(0.2))
+    found = scores.coins(("600k",), 4, "logprob")
+    apart = found["boost"].value - found["placebo"].value
+    assert found[DIFFERENCE].value == pytest.approx(apart)
+    assert found[DIFFERENCE].n_items == 25 and found["boost"].n_items == 50
+    assert {frozenset(p) for p in equations.pairs(NATURAL)} == {
+        frozenset(p) for p in equations.pairs(NATURAL, "placebo")
     }
 
 
-def verdicts(effect: float) -> dict[str, str]:
-    scored = scores(effect)
-    claims = study_claims(PARAMS, scored, all_tables(scored), STEPS)
-    return {claim["claim"].split("(")[0].strip() + claim["claim"][-30:]: claim["verdict"]
-            for claim in claims}  # fmt: skip
+def test_groups_with_one_answer_have_an_exact_bound() -> None:
+    scores = NumberScores(measurements(0.0))
+    zero = scores.group(np.zeros(100), range(10))
+    assert zero is not None and zero.low == 0 < zero.high < 0.1
+    tie = np.array([3, 3, *[0] * 98])
+    assert tenths(tie)[0][:3] == [0, 1, 2]
 
 
-def by_start(found: dict[str, str], start: str) -> set[str]:
-    return {verdict for claim, verdict in found.items() if claim.startswith(start)}
-
-
-def test_a_planted_effect_of_frequency_is_found() -> None:
-    found = verdicts(0.2)
-    assert by_start(found, "Frequent operands are added better") == {"reproduced"}
-    assert by_start(found, "A number that is made more frequent becomes easier") == {"holds"}
-    assert by_start(found, "The gap is wider in larger models") == {"reproduced"}
-    assert by_start(found, "The gap widens over training") == {"reproduced"}
-    assert by_start(found, "The placebo coin") == {"holds"}
-
-
-def test_without_a_planted_effect_none_is_found() -> None:
-    found = verdicts(0.0)
-    assert by_start(found, "Frequent operands are added better") == {"no effect"}
-    assert by_start(found, "A number that is made more frequent becomes easier") == {"no effect"}
-    assert by_start(found, "Words that are frequent") == {"not testable here"}
-
-
-def test_the_false_positive_rate_of_the_experiment_is_nominal() -> None:
-    """If frequency has no effect, about one interval in twenty excludes zero."""
-    times, excluded, n = frequency(), 0, 150
-    for seed in range(n):
-        table = tables.experiment_table(scores(0.0, seed), times, NATURAL, ("25k",), 572, 300)
-        row = table[(table.coin == "boost") & (table.shots == 0) & (table.measure == "choice")]
-        excluded += not row.low.iloc[0] <= 0 <= row.high.iloc[0]
-    assert 0.01 <= excluded / n <= 0.11
+# --- gaps ------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
-    scored = scores(0.2)
-    del scored.measured["25k", 572, SUMS[4].name]
-    frames = all_tables(scored)
-    present = frames["gaps"].groupby(["size", "step", "shots"]).size()
-    assert ("25k", 572, 4) not in present and ("25k", 572, 0) in present
-    claims = study_claims(PARAMS, scored, frames, STEPS)
-    assert {c["verdict"] for c in claims if "Solved" in c["claim"]} == {"not testable here"}
-    assert (
-        "not measured"
-        in draw.gaps_table(
-            study.Result("term_frequency", PARAMS, frames, {}, [], [], 0.0)
-        )._repr_html_()
-    )
+    measured = measurements(0.2)
+    for measure in ("exact", "logprob"):
+        del measured.arrays[f"{measure}/600k/572/4"]
+    tables, values, claims = study.analyse(PARAMS, measured, {})
+    present = tables["gaps"].groupby(["size", "step", "shots"]).size()
+    assert ("600k", 572, 4) not in present and ("600k", 572, 0) in present
+    rows = judge(claims)
+    assert verdicts(rows, "Sums are") == ["not testable here"]
+    assert verdicts(rows, "The right sum") == ["reproduced"]
+    assert set(verdicts(rows, "The right answer")) == {"not testable here"}
+    assert values["exact"] is None and values["boost"] is None
+    result = as_result(measured, {})
+    assert "not measured" in draw.gaps_table(result)._repr_html_()
+    for make in FIGURES:
+        assert "<svg" in make(result).svg
+
+
+def test_sizes_are_compared_only_if_their_heads_are_as_wide() -> None:
+    assert c.smallest_comparable(("7k", "14k", "25k", "600k")) == "25k"
+    assert c.smallest_comparable(("600k",)) == "600k"
+    assert c.larger_half(("7k", "14k", "25k", "600k")) == ("25k", "600k")
+    assert c.larger_half(("7k",)) == ("7k",)
+
+
+FIGURES = (
+    draw.by_frequency, draw.over_training, draw.measures, draw.experiment, draw.definitions,
+    draw.released,
+)  # fmt: skip
+
+
+def as_result(measured: Measurements, published: dict[str, pd.DataFrame]) -> Result:
+    tables, values, claims = study.analyse(PARAMS, measured, published)
+    return Result("term_frequency", PARAMS, tables, values, judge(claims), measured, published, 0.0)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"arm": "both"}, "unknown arm 'both'.*standard, deduplicated"),
-        ({"shots": "0,x"}, "shots='0,x': give numbers in 0..64"),
-        ({"shots": "-1"}, "shots='-1'"),
-        ({"bootstrap": 3}, "bootstrap must be a whole number in 100"),
+        ({"shots": "0,x"}, "shots must be numbers in 0..64.*got '0,x'"),
+        ({"shots": "-1"}, "shots must be .*got '-1'"),
         ({"sizes": "9q"}, "unknown size '9q'"),
     ],
 )
-def test_bad_parameters_are_refused(given: dict, message: str) -> None:
+def test_bad_parameters_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         study.Params(**given)
 
@@ -144,17 +270,20 @@ def test_zero_shot_is_always_asked() -> None:
     assert study.Params("smoke").shot_list == (0, 2)
 
 
+# --- end to end ------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> study.Result:
-    params = study.Params("smoke", "7k", bootstrap=100)
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    params = study.Params("smoke", "7k")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(tmp_path_factory.mktemp("results")))
         return study.run(params, progress=False)
 
 
 @pytest.mark.wheels
-def test_counts_match_the_rows_that_were_read(smoke: study.Result) -> None:
-    (run,) = smoke.runs
+def test_counts_match_the_rows_that_were_read(smoke: Result) -> None:
+    (run,) = smoke.measured.runs
     rows = run.data.rows.rows(0, run.config.train.steps * run.config.train.batch_size)[:, :-1]
     text = [run.data.tokenizer.decode(row.tolist()) for row in rows]
     table = smoke.tables["frequency"]
@@ -176,14 +305,49 @@ def test_shots_that_do_not_fit_are_refused_before_training(
 
 
 @pytest.mark.wheels
-def test_every_figure_can_be_drawn(smoke: study.Result) -> None:
-    for make in (draw.by_frequency, draw.over_training, draw.experiment, draw.definitions,
-                 draw.released):  # fmt: skip
+def test_a_record_can_be_redrawn_without_a_model(
+    smoke: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.save_record(smoke, tmp_path)
+    assert (tmp_path / "measured.npz").stat().st_size < 1e6
+    monkeypatch.setenv(records.REDRAW_FROM, str(tmp_path))
+    monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    again = study.run(smoke.params, progress=False)
+    assert again.claims == smoke.claims
+    for name, table in smoke.tables.items():
+        pd.testing.assert_frame_equal(
+            records.as_recorded({name: table})[name], records.as_recorded(again.tables)[name]
+        )
+    for make in FIGURES:
+        assert make(again).svg == make(smoke).svg
+
+
+@pytest.mark.wheels
+def test_every_figure_can_be_drawn(smoke: Result) -> None:
+    for make in FIGURES:
         assert "<svg" in make(smoke).svg
     assert "no dictionary" in draw.definitions(smoke).svg
+    without = replace(smoke, tables=smoke.tables | {"arithmetic": study.released_table(None)})
+    assert "no released numbers" in draw.released(replace(without, released={})).svg
 
 
 # --- the released numbers --------------------------------------------------------------------
+
+
+def test_claims_on_released_accuracies() -> None:
+    starts = ("Models of less", "In training", "After 65,000")
+    found = judged(measurements(0.0), released())
+    assert [verdicts(found, s, "released")[0] for s in starts] == [
+        "confirmed on released numbers", "confirmed on released numbers", "not testable here",
+    ]  # fmt: skip
+    other = judged(measurements(0.0), released(late=0.02, small=0.5))
+    assert verdicts(other, "Models of less", "released") == ["confirmed on released numbers"]
+    equal = judged(measurements(0.0), released(late=0.5, small=0.5))
+    assert verdicts(equal, "Models of less", "released") == ["contradicted by released numbers"]
+    assert verdicts(equal, "In training", "released") == ["not resolved"]
+    none = judged(measurements(0.0))
+    assert {verdicts(none, s, "released")[0] for s in starts} == {"not testable here"}
+    assert "<svg" in draw.released(as_result(measurements(0.0), released())).svg
 
 
 def test_released_accuracies_match_their_source() -> None:
@@ -196,6 +360,11 @@ def test_released_accuracies_match_their_source() -> None:
     mean = mean.groupby(["model", "step"]).value.mean()
     assert mean["12b", 143_000] == pytest.approx(0.8738, abs=1e-4)
     assert mean["6.9b", 143_000] < mean["2.8b", 143_000]  # as released
+    chosen = study.released(load(published_dir))
+    assert {name: len(t) for name, t in chosen.items()} == {"arithmetic": 420, "operands": 2100}
+    values = study.released_values(chosen["operands"])
+    assert values["released_unable"] == pytest.approx(2.64)
+    assert values["released_large_after"] == pytest.approx(49.29, abs=0.01)
     archive = published_dir / "evals_raw.tar.xz"
     if archive.is_file():
         again = arithmetic_table(load(archive).path)
@@ -206,7 +375,4 @@ def test_released_accuracies_match_their_source() -> None:
 
 def test_without_released_numbers_there_is_an_empty_table() -> None:
     assert arithmetic_table(None).empty
-    result = study.Result(
-        "term_frequency", PARAMS, all_tables(scores(0.1)), {}, [], [], 0.0, arithmetic_table(None)
-    )
-    assert "no released numbers" in draw.released(result).svg
+    assert "no released numbers" in draw.released(as_result(measurements(0.1), {})).svg

@@ -1,0 +1,142 @@
+"""Shows the claims of a study as a table: HTML for pages and notebooks, a frame for the terminal.
+
+Each row has the claim with its source, the results on the released models and on our models, and
+the verdict with one reason. In HTML, a click on a row's "Details" shows the paper's words, exact
+numbers, tests and notes; premises and checks are in a second table that can be unfolded.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pythia_book.records import measured_text
+from pythia_book.verdicts import SIDES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+"""A claim as a record stores it (pythia_book.verdicts.judge)."""
+
+RULE = "Each verdict follows by one rule from the 95 % interval."
+RULE_LINK = "How verdicts are given"
+HEADER = ("Claim", "Released models", "Our miniature", "Verdict")
+WHOSE = {"released": "released models", "ours": "our miniature"}
+_FORMS = {"above": "above {}", "below": "below {}", "within": "between \N{MINUS SIGN}{} and {}"}
+
+
+def slug(verdict: str) -> str:
+    """The CSS class of a verdict."""
+    return "verdict-" + verdict.replace(" ", "-")
+
+
+def parts(claims: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Split `claims` into the claims of papers, and the premises and checks."""
+    ours = [row for row in claims if row["kind"] != "claim"]
+    return [row for row in claims if row["kind"] == "claim"], ours
+
+
+def counted(papers: Sequence[Row], others: Sequence[Row]) -> str:
+    """Return a count of the rows, e.g. "3 claims, 1 check" or "2 claims, 4 premises and checks"."""
+    kinds = " and ".join(f"{kind}s" for kind in ("premise", "check") if _has(others, kind))
+    texts = [f"{len(rows)} {kind}" for rows, kind in ((papers, "claims"), (others, kinds)) if rows]
+    return ", ".join(t.removesuffix("s") if t.startswith("1 ") else t for t in texts)
+
+
+def _has(rows: Sequence[Row], kind: str) -> bool:
+    return any(row["kind"] == kind for row in rows)
+
+
+def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
+    """Return the claims of a study as HTML tables, with every text escaped.
+
+    Args:
+        note: a sentence about this study's claims, shown below the tables.
+        link: URL of the page that explains verdicts; empty: no link.
+    """
+    papers, others = parts(claims)
+    text = _table(papers, "Claim") if papers else ""
+    if others:
+        table = _table(others, "Premise or check")
+        text += (
+            f'<details class="claims-of"><summary>{counted([], others)}</summary>{table}</details>'
+        )
+    rule = f' <a href="{_text(link)}">{RULE_LINK}</a>' if link else ""
+    words = _text(" ".join(filter(None, (note, RULE))))
+    # no formulas: a dollar sign in a claim is one
+    return f'<div class="mathjax_ignore">{text}<p class="verdict-rule">{words}{rule}</p></div>'
+
+
+def claims_frame(claims: Sequence[Row]) -> pd.DataFrame:
+    """Return the claims of a study as plain text in the columns HEADER, one row per claim."""
+    import pandas as pd
+
+    rows = [
+        (
+            f"{row['claim']} ({row['source']})",
+            measured_text(row["released"]),
+            measured_text(row["ours"]),
+            "; ".join(f"{WHOSE[side]}: {row[side]['verdict']}" for side in SIDES if row[side]),
+        )
+        for row in claims
+    ]
+    return pd.DataFrame(rows, columns=list(HEADER))
+
+
+def _text(text: object) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def _table(rows: Sequence[Row], first: str) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in (first, *HEADER[1:]))
+    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in _cells(row))}</tr>" for row in rows)
+    return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _cells(row: Row) -> list[str]:
+    source = f'<span class="claim-source">({_text(row["source"])})</span>'
+    lines = "".join(f"<li>{line}</li>" for line in _details(row))
+    details = f"<details><summary>Details</summary><ul>{lines}</ul></details>" if lines else ""
+    given = [side for side in SIDES if row[side]]
+    verdicts = ""
+    for side in given:
+        verdict, reason = row[side]["verdict"], row[side]["reason"]
+        whose = f'<span class="claim-side">{WHOSE[side]}</span> ' if len(given) > 1 else ""
+        badge = f'<span class="verdict {_text(slug(verdict))}">{_text(verdict)}</span>'
+        verdicts += f"<p>{whose}{badge}</p>"
+        verdicts += f'<p class="claim-reason">{_text(reason)}</p>' if reason else ""
+    measured = [f"<p>{_text(measured_text(row[side]))}</p>" for side in SIDES]
+    return [f"<p>{_text(row['claim'])} {source}</p>{details}", *measured, verdicts]
+
+
+def _details(row: Row) -> list[str]:
+    """The lines of HTML that unfold with a claim's "Details"."""
+    lines = []
+    if row["quote"]:
+        lines.append(f"In the words of the source: <q>{_text(row['quote'])}</q>")
+    for side in SIDES:
+        facts = _facts(row[side]) if row[side] else []
+        if facts:
+            lines.append(_text(f"{WHOSE[side].capitalize()}: {'; '.join(facts)}"))
+    return lines
+
+
+def _facts(test: Row) -> list[str]:
+    facts = []
+    if test["value"] is not None:
+        numbers = f"{test['value']:.6g}"
+        if test["low"] is not None and test["high"] is not None:
+            numbers += f" [{test['low']:.6g}, {test['high']:.6g}]"
+        facts.append(f"{numbers} {test['unit']}".strip())
+    if test["units"]:
+        facts.append(test["units"])
+    if test["form"] in _FORMS and test["bound"] is not None:
+        bound = f"{test['bound']:g}"
+        facts.append(f"tested: {_FORMS[test['form']].format(bound, bound)}")
+    if test["p"] is not None:
+        facts.append(f"p = {test['p']:.2g} after Holm's correction")
+    if test["note"]:
+        facts.append(test["note"])
+    return facts

@@ -1,0 +1,55 @@
+"""Conducts a study: obtains its measurements, by measuring or from a record, and analyses them.
+
+A study has two functions. `measure` trains or finds models and returns `Measurements`, which can be
+read without any model. `analyse` turns the measurements and the released numbers into tables,
+values and claims. A record contains the input of `analyse`, so verdicts, values and figures can be
+changed without training again (pythia_book.redraw).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from pythia_book import records, verdicts
+from pythia_book.published.results import Published, find
+from pythia_book.study import Analysis, Measurements, Result, Tables
+
+
+def conduct(
+    study: str,
+    params: Any,
+    measure: Callable[[], Measurements],
+    analyse: Callable[[Measurements, Tables], Analysis],
+    released: Callable[[Published], Tables] | None = None,
+    published: Published | None = None,
+) -> Result:
+    """Measure (or, in a redraw, read the measurements of the record), analyse, and judge claims.
+
+    Args:
+        released: selects the released numbers that the study shows; None: it shows none.
+        published: the released results; default: those in `PYTHIA_PUBLISHED_DIR`. If there are
+            none, the released numbers are read from a record of the study.
+
+    Raises:
+        DataError: the record to redraw is damaged, or has other parameters than `params`.
+    """
+    started = time.time()
+    source = records.redraw_source()
+    if source:
+        measured = records.read_measurements(source, study, asdict(params))
+    else:
+        measured = measure()
+        measured = replace(measured, facts=records.facts_as_recorded(measured.facts))
+    numbers: Tables = {}
+    if released is not None:
+        published = published or find()
+        if published is not None:
+            numbers = records.as_recorded(released(published))
+        else:
+            numbers = records.read_released(source or records.recorded_folder(study))
+    tables, values, claims = analyse(measured, numbers)
+    judged = verdicts.judge(claims)
+    return Result(study, params, tables, values, judged, measured, numbers, started)

@@ -1,0 +1,77 @@
+"""Computes the accuracy of released deduplicated models minus that of their standard twins.
+
+There is one pair of models per size, and each model was trained once. The released standard errors
+are those of single models. Both models of a pair answer the same items, so the standard error of
+their difference is at most the one for independent models, which is used here as an upper bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.published.tables import MODELS, TASKS
+from pythia_book.stats import LEVEL, Estimate, mean_over
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.published.results import Published
+
+SEVEN = tuple(task for task in TASKS if task != "wsc")
+"""The paper's eight tasks without WSC. In a third of all zero-shot rows and nearly all five-shot
+rows, its score is exactly the share of the more frequent answer."""
+FIRST, BEFORE, LAST = 13_000, 93_000, 143_000
+"""The first checkpoint that is used; the last one in the paper's Table 9 (appendix G) before the
+deduplicated text has been read once; and the last checkpoint."""
+EPOCH_STEP = 98_700
+"""The update after which 207B tokens, the size of the deduplicated Pile, have been read."""
+COLUMNS = ["model", "shots", "step", "value", "stderr"]
+
+
+def twin_differences(published: Published) -> pd.DataFrame:
+    """Compute deduplicated minus standard accuracy, averaged over the tasks SEVEN, in points.
+
+    There is one row for each checkpoint from step FIRST at which both models have scores on all
+    tasks. The columns are model, shots, step, value and stderr (an upper bound).
+    """
+    import pandas as pd
+
+    rows = published.benchmarks
+    rows = rows[(rows.metric == "acc") & rows.task.isin(SEVEN) & (rows.step >= FIRST)]
+    if rows.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    keys = ["model", "shots", "step", "task"]
+    deduplicated, standard = rows[rows.deduped], rows[~rows.deduped]
+    both = deduplicated.merge(standard, on=keys, suffixes=("", "_standard"))
+    both["difference"] = 100 * (both.value - both.value_standard)
+    both["variance"] = 100**2 * (both.stderr**2 + both.stderr_standard**2)
+    grouped = both.groupby(keys[:3])
+    frame = grouped.agg(value=("difference", "mean"), variance=("variance", "sum"),
+                        n=("difference", "size")).reset_index()  # fmt: skip
+    frame = frame[frame.n == len(SEVEN)]
+    frame["stderr"] = frame.variance**0.5 / len(SEVEN)
+    rank = {model: i for i, model in enumerate(MODELS)}
+    order = {"key": lambda column: column.map(rank) if column.name == "model" else column}
+    return frame.sort_values(["shots", "step", "model"], ignore_index=True, **order)[COLUMNS]
+
+
+def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
+    """Estimate the mean difference over independent pairs, with a random-effects interval.
+
+    The variance per pair is the observed variance between pairs, but at least the mean square of
+    the standard errors (the method of moments for pairs of equal weight). The interval is a t
+    interval with len(values) - 1 degrees of freedom.
+
+    Args:
+        values: float[pairs], the difference of each pair.
+        stderr: float[pairs], the standard error of each difference.
+    """
+    e = mean_over(values)
+    if e.df < 1:
+        return e
+    variance = max(float(np.var(values, ddof=1)), float(np.mean(np.square(stderr))))
+    half = e.quantile((1 + LEVEL) / 2) * (variance / len(values)) ** 0.5
+    return replace(e, low=e.value - half, high=e.value + half)

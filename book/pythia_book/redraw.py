@@ -1,0 +1,260 @@
+"""Updates the verdicts, values, figures and prose of finished runs without training or measuring.
+
+A record contains everything that its study analyses. A redraw executes the current notebook of the
+study with the parameters of the record. `pythia_book.conduct` then reads the recorded measurements
+instead of measuring. If the result equals the old record, nothing is written; otherwise the new
+folder replaces the old folder as a whole. The new record keeps the origin of the old record, and
+states when and by which code it was redrawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pythia_book import notebooks, records, site_runs
+from pythia_book.verdicts import SIDES
+from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
+from pythia_core.suite import SCALES
+from pythia_core.util.files import project_root, results_dir
+from pythia_core.util.workers import parallel_map
+
+UNCHANGED_BY = ("library_hash", "published_numbers", "record", "outputs")
+"""Keys of a notebook's stamp that may differ although the notebook shows the same."""
+
+
+NAMED = 8
+"""The largest number of tables or values that a line about changes names."""
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """The outcome of a redraw: what changed in the run, or why it could not be redrawn."""
+
+    name: str
+    """E.g. "recorded/suite/laptop" or "results/suite/smoke"."""
+    changes: list[str] = field(default_factory=list)
+    """One line per change. If the list is empty and there is no problem, nothing was written."""
+    problem: str = ""
+    """Why the run could not be redrawn; empty if it was."""
+
+
+def redraw(
+    studies: Sequence[str] = (), scale: str | None = None, progress: bool = True
+) -> list[Redrawn]:
+    """Redraw the runs in book/recorded and in the results folder, in parallel.
+
+    Args:
+        studies: names of studies; empty: all.
+        scale: redraw only the runs of this scale.
+
+    Raises:
+        ConfigError: a study or the scale is unknown.
+        DataError: there is no run to redraw.
+    """
+    known = sorted(path.stem for path in notebooks.notebooks_dir().glob("*.ipynb"))
+    problems = [one_of(study, known, "study") for study in studies if study not in known]
+    problems += [one_of(scale, SCALES, "scale")] if scale and scale not in SCALES else []
+    raise_all(ConfigError, problems, "redraw")
+    folders = runs_of(studies or known, [scale] if scale else list(SCALES))
+    if not folders:
+        raise DataError("there is no run to redraw; make one with `python -m pythia_core study`")
+    names = [name_of(folder) for folder in folders]
+    done = parallel_map(
+        redraw_one, folders, progress=progress, desc="redrawing", unit="run", names=names
+    )
+    if any(each.changes and each.name.startswith("recorded/") for each in done):
+        site_runs.refresh_readme()
+    return done
+
+
+def runs_of(studies: Sequence[str], scales: Sequence[str]) -> list[Path]:
+    """The folders of these studies and scales that have a record, those in book/recorded first."""
+    roots = (project_root() / "book" / "recorded", results_dir())
+    folders = [root / study / scale for root in roots for study in studies for scale in scales]
+    return [folder for folder in folders if (folder / "record.json").is_file()]
+
+
+def name_of(folder: Path) -> str:
+    """Name a run by the last three parts of its folder, e.g. "results/suite/smoke"."""
+    return "/".join(folder.absolute().parts[-3:])
+
+
+def redraw_one(folder: Path) -> Redrawn:
+    """Redraw the run in `folder`; a failure is returned as the outcome's problem, not raised."""
+    name = name_of(folder)
+    try:
+        records.tidy(folder)
+        if problems := records.check_whole(folder):
+            raise DataError("; ".join(problems))
+        with records.staging(folder) as new:
+            _execute(folder, new)
+            changes = differences(folder, new)
+            if changes:
+                records.swap_in(new, folder)
+        return Redrawn(name, changes)
+    except Exception as error:  # of one damaged record; the others are redrawn
+        kind = "" if isinstance(error, PythiaError) else f"{type(error).__name__}: "
+        return Redrawn(name, problem=kind + str(error).replace(f"{folder}/", ""))
+
+
+def _execute(folder: Path, new: Path) -> None:
+    """Execute the current notebook of the study recorded in `folder`; write the record to `new`.
+
+    Raises:
+        PythiaError: a parameter is no longer accepted, a cell failed or the kernel died.
+    """
+    import click
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.engines import papermill_engines
+
+    from pythia_book.papermill_engine import PythiaEngine
+
+    papermill_engines.register("pythia", PythiaEngine)  # an entry point, but only if installed
+    source = notebooks.notebook_path(records.read_record(folder)["study"])
+    os.environ[records.REDRAW_FROM] = str(folder.absolute())
+    try:
+        papermill.execute_notebook(
+            str(source).replace("{", "{{").replace("}", "}}"),
+            None,
+            parameters=_parameters(folder, source),
+            engine_name="pythia",
+            progress_bar=False,
+            cwd=str(project_root()),
+            record_to=new,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise PythiaError(f"a cell failed with {error.ename}: {error.evalue}") from error
+    except DeadKernelError as error:
+        raise PythiaError("the kernel died; was there enough memory?") from error
+    except click.ClickException as error:
+        raise PythiaError(error.message) from error
+    finally:
+        del os.environ[records.REDRAW_FROM]
+
+
+def _parameters(folder: Path, source: Path) -> dict[str, Any]:
+    """The recorded parameters to inject into the notebook `source`.
+
+    These are the parameters that were injected in the recorded run, and the parameters whose
+    recorded value differs from the current default.
+    """
+    accepted = notebooks.parameters_of(notebooks.read_notebook(source))
+    recorded = records.read_record(folder)["parameters"]
+    executed = notebooks.read_notebook(folder / records.NOTEBOOK)
+    given = [*executed.metadata.get("papermill", {}).get("parameters", {})]
+    defaults = {name: p.default for name, p in accepted.items()}
+    given += [name for name in recorded if name not in given and name in defaults]
+    changed = {
+        name
+        for name, value in recorded.items()
+        if name not in defaults or json.loads(json.dumps(defaults[name])) != value
+    }
+    before = set(executed.metadata.get("papermill", {}).get("parameters", {}))
+    return {name: recorded[name] for name in given if name in recorded and name in changed | before}
+
+
+# --- comparing -------------------------------------------------------------------------------
+
+
+def differences(old: Path, new: Path) -> list[str]:
+    """Describe the changes between the folders of two runs, one line each.
+
+    The date and commit of the redraw do not count as changes, except when the last redraw used
+    code that was not committed and this one used committed code.
+    """
+    before, after = records.read_record(old), records.read_record(new)
+    lines = verdict_changes(before["claims"], after["claims"])
+    values = _changed(before["values"], after["values"])
+    lines += _counted(values, "value", named=True)
+    tables = _changed(before["files"], after["files"])
+    lines += _counted([name for name in tables if name != records.MEASURED], "table", named=True)
+    lines += _cell_changes(*(notebooks.read_notebook(f / records.NOTEBOOK) for f in (old, new)))
+    said = {"claims", "values", "files", "notebook_sha256", "redrawn"}
+    lines += [f"record: {key}" for key in _changed(before, after) if key not in said]
+    mark = before.get("redrawn", {}).get("commit") or {}
+    if not lines and mark.get("dirty") and after["redrawn"]["commit"]["dirty"] is False:
+        lines.append("the code is committed now; at the last redraw it was not")
+    return lines
+
+
+def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
+    """Describe the changes between two versions of the claims of a study.
+
+    A claim that is new, was removed or has another verdict gets a line. Other changes are counted.
+    """
+
+    def tests(claims: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+        return {(c["claim"], side): c[side] for c in claims for side in SIDES if c[side]}
+
+    def words(claims: list[dict[str, Any]]) -> dict[str, Any]:
+        return {c["claim"]: [c["kind"], c["source"], c["quote"]] for c in claims}
+
+    old, new = tests(before), tests(after)
+    lines = []
+    for key in dict.fromkeys([*old, *new]):
+        then, now = (of[key]["verdict"] if key in of else "(no such claim)" for of in (old, new))
+        if then != now:
+            lines.append(f"{key[0]} [{key[1]}]: {then} -> {now}")
+    same = [key for key in old if key in new and old[key]["verdict"] == new[key]["verdict"]]
+    lines += _counted([key for key in same if old[key] != new[key]], "test")
+    sources = [name for name in _changed(words(before), words(after)) if name in words(before)]
+    lines += _counted([name for name in sources if name in words(after)], "source or quote")
+    return lines or (["claims, but no verdict"] if before != after else [])
+
+
+def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]:
+    """Describe how the cells and outputs of two notebooks differ, one line per kind of change."""
+    stamps = [
+        {k: v for k, v in notebook.metadata[notebooks.STAMP].items() if k not in UNCHANGED_BY}
+        for notebook in (old, new)
+    ]
+    pairs = list(zip(old.cells, new.cells, strict=False))
+    figures = [b for a, b in pairs if _outputs(a, "image/svg+xml") != _outputs(b, "image/svg+xml")]
+    outputs = [b for a, b in pairs if a.get("outputs") != b.get("outputs") and b not in figures]
+    code = [b for a, b in pairs if a.source != b.source and b.cell_type == "code"]
+    prose = [b for a, b in pairs if a.source != b.source and b.cell_type == "markdown"]
+    lines = _counted(figures, "figure") + _counted(outputs, "other output")
+    lines += _counted(code, "code cell") + _counted(prose, "paragraph of prose")
+    if len(old.cells) != len(new.cells):
+        lines.append(f"{len(old.cells)} cells -> {len(new.cells)}")
+    if stamps[0] != stamps[1] and not lines:
+        lines.append("stamp")
+    if not lines and _without_stamp(old) != _without_stamp(new):
+        lines.append("metadata of the notebook")
+    return lines
+
+
+def _without_stamp(notebook: notebooks.Notebook) -> dict[str, Any]:
+    metadata = {k: v for k, v in notebook.metadata.items() if k != notebooks.STAMP}
+    return {**notebook, "metadata": metadata}
+
+
+def _outputs(cell: Any, kind: str) -> list[str]:
+    return [o.data[kind] for o in cell.get("outputs", []) if kind in o.get("data", {})]
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The keys that only one of two dicts has, or whose values differ."""
+    missing = object()
+    keys = dict.fromkeys([*before, *after])
+    return [key for key in keys if before.get(key, missing) != after.get(key, missing)]
+
+
+def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]:
+    """Return one line, e.g. "2 tables changed: rates, levels"; an empty list without `things`.
+
+    Args:
+        name: what the things are, in the singular.
+        named: whether the line names the things.
+    """
+    if not things:
+        return []
+    text = f"{len(things)} {name}{'s' * (len(things) > 1)} changed"
+    names = ", ".join(map(str, things[:NAMED])) + ", ..." * (len(things) > NAMED)
+    return [f"{text}: {names}" if named else text]

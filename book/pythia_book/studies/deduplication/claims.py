@@ -1,0 +1,247 @@
+"""The claims of the deduplication study.
+
+The paper says that deduplication brings "no clear benefit on language modeling performance", and
+measures performance by eight benchmarks. So the released twins (pairs of a standard and a
+deduplicated model) test this sentence, as an equivalence with a margin. Our own twins test what can
+be seen at their size. The loss of our twins is no test of the sentence: copies are planted in the
+standard text and never in the held-out text, which is the setting of another paper (Hernandez et
+al. 2022).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.published.deduplication import BEFORE, LAST, mean_over_pairs
+from pythia_book.records import interval_text
+from pythia_book.stats import Estimate, mean_over
+from pythia_book.studies.deduplication.crossed import crossed_mean
+from pythia_book.studies.deduplication.tables import FACTORS, pooled, zero_shot
+from pythia_book.tasks.benchmarks import TASKS
+from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
+from pythia_core.suite import DATA_ARMS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.studies.deduplication.params import Params
+    from pythia_book.study import Measurements, Tables
+
+CLEAR = 1.25
+"""Points of mean accuracy. A benefit is clear if a single pair of models shows it: 1.96 standard
+errors of such a difference, which are 0.64 points by the released errors."""
+WORDS = 0.5
+"""Points. A model of this scale has to be more than twice as large to predict so many more of the
+last words."""
+EPOCHS = ((53_000, BEFORE), (103_000, LAST))
+"""First and last checkpoint of two windows of equal length, before and after EPOCH_STEP."""
+LEE = "section 2.2, after Lee et al. 2021"
+BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"
+NO_BENEFIT = "no clear benefit on language modeling performance"
+
+
+def claims(
+    params: Params,
+    measured: Measurements,
+    frames: dict[str, pd.DataFrame],
+    released: dict[str, Estimate | None],
+) -> list[Claim]:
+    """Return all claims with their tests.
+
+    Args:
+        released: the effects that `released_effects` returns.
+    """
+    words, sentences = _change(params, measured, "last_word", "sentences")
+    loss, rows_read = _change(params, measured, "loss", "held-out rows")
+    rows = []
+    for effect, when, tables in (
+        ("zero_end", "at the end of training, zero-shot", "7 and 8"),
+        ("five_end", "at the end of training, five-shot", "11 and 12"),
+        ("zero_before", "at step 93,000 of 143,000, zero-shot", "9 and 10"),
+        ("five_before", "at step 93,000 of 143,000, five-shot", "13 and 14"),
+    ):
+        units = _pairs(released[effect], "items' errors as released, as if no item were shared")
+        note = (
+            "mean over seven of the eight tasks, as WSC scores say nothing; a benefit counts as "
+            f"clear from {CLEAR} points on, 1.96 standard errors of the difference of one pair, a "
+            "margin chosen when the released numbers were known"
+        )
+        if alone := released[f"{effect}_alone"]:
+            note += f"; over the models alone: {interval_text(alone.value, alone.low, alone.high)}"
+        rows.append(
+            Claim(
+                f"Deduplicated models are not clearly better on benchmarks {when}.",
+                f"section 2.6; appendix G, Tables {tables}",
+                quote=NO_BENEFIT,
+                released=within(released[effect], "points", units, CLEAR, note),
+            )
+        )
+    return [
+        *rows,
+        Claim(
+            "After step 98,700, by which 207 billion tokens are read, deduplicated models do not "
+            "fall behind their twins.",
+            "section 2.4",
+            quote="no evidence that the second epoch negatively impacts evaluation scores",
+            released=falls(
+                released["second_epoch"],
+                "points",
+                _pairs(released["second_epoch"], "the same items throughout"),
+                CLEAR,
+                "lead of the deduplicated models at steps 53,000 to 93,000 minus that at steps "
+                "103,000 to 143,000, zero- and five-shot; by the released code both epochs are "
+                "shuffled together, so the second may have no beginning",
+            ),
+        ),
+        Claim(
+            "Deduplicated models predict as many last words of unread sentences.",
+            "section 2.6",
+            quote=NO_BENEFIT,
+            ours=within(words, "points", sentences, WORDS),
+        ),
+        Claim(
+            "Text in which some documents stand many times trains worse models.",
+            "Hernandez et al. 2022, abstract",
+            quote="repeating a relatively small fraction of data in large language models could "
+            "lead to disproportionately large harms to performance",
+            ours=falls(
+                loss,
+                "nats per token",
+                rows_read,
+                note="deduplicated minus standard; some hundred texts are planted up to 128 times, "
+                "and at equal length the deduplicated text holds more different tokens",
+            ),
+        ),
+        Claim(
+            "Models trained on deduplicated text score higher on benchmarks.",
+            LEE,
+            kind="premise",
+            quote=BETTER,
+            released=rises(
+                released["average"],
+                "points",
+                _pairs(released["average"], "items' errors as released, as if no item were shared"),
+                note="mean over the checkpoints from step 13,000 on, zero- and five-shot",
+            ),
+            ours=_accuracy(params, measured),
+        ),
+        Claim(
+            "Models trained on deduplicated text memorize less of it.",
+            LEE,
+            kind="premise",
+            quote=BETTER,
+            ours=_memorized(frames["memorized"]),
+        ),
+    ]
+
+
+def _pairs(e: Estimate | None, items: str) -> str:
+    """Say over what a released effect varies, or return "" if there is no effect."""
+    return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
+
+
+# --- released --------------------------------------------------------------------------------
+
+
+def released_effects(released: Tables) -> dict[str, Estimate | None]:
+    """Return the effects of deduplication on the released twins, in percentage points.
+
+    An effect is None if its numbers were not released. A lead is the accuracy of the deduplicated
+    model minus that of the standard model. The keys are
+
+    - zero_end, five_end, zero_before, five_before: the mean lead, zero-shot or five-shot, at the
+      last step (LAST) or at step BEFORE; the interval covers models and items.
+    - zero_end_alone and so on: the same leads; the interval covers models, not items.
+    - average: the mean lead over all checkpoints; the interval covers models and items, with the
+      items' error of a single checkpoint, as all checkpoints are scored on the same items.
+    - second_epoch: the mean lead before EPOCH_STEP minus the mean lead after EPOCH_STEP; the
+      interval covers models, not items.
+    """
+    names = ("zero_end", "five_end", "zero_before", "five_before", "average", "second_epoch")
+    effects: dict[str, Estimate | None] = dict.fromkeys(names)
+    effects |= dict.fromkeys(f"{name}_alone" for name in names)
+    twins = released.get("twins")
+    if twins is None or twins.empty:
+        return effects
+    for name, shots in (("zero", 0), ("five", 5)):
+        for place, step in (("end", LAST), ("before", BEFORE)):
+            rows = twins[(twins.shots == shots) & (twins.step == step)]
+            if len(rows):
+                e = mean_over_pairs(rows.value.to_numpy(), rows.stderr.to_numpy())
+                effects[f"{name}_{place}"] = e
+                effects[f"{name}_{place}_alone"] = mean_over(rows.value.to_numpy())
+    by_model = twins.groupby("model")
+    errors = by_model.stderr.mean()  # of the mean over checkpoints, if their errors are the same
+    effects["average"] = mean_over_pairs(by_model.value.mean().to_numpy(), errors.to_numpy())
+    windows = [twins[twins.step.between(*window)] for window in EPOCHS]
+    before, after = (rows.groupby("model").value.mean() for rows in windows)
+    if len(lost := (before - after).dropna()):
+        effects["second_epoch"] = mean_over(lost.to_numpy())
+    return effects
+
+
+# --- ours ------------------------------------------------------------------------------------
+
+
+def _change(
+    params: Params, measured: Measurements, measure: str, items: str
+) -> tuple[Estimate | None, str]:
+    """Return the mean change by deduplication at the end, and the units of the mean in words.
+
+    The change is deduplicated minus standard, averaged over sizes and items.
+
+    Args:
+        measure: a key of FACTORS.
+        items: the name of the items of this measure, for the text.
+    """
+    changes = pooled(params, measured, measure)
+    if changes is None:
+        return None, ""
+    models, n = changes.shape
+    plural = "" if models == 1 else "s"
+    units = f"{models} size{plural}, one pair of models each, and {n} {items}"
+    return crossed_mean(FACTORS[measure] * changes), units
+
+
+def _accuracy(params: Params, measured: Measurements) -> Test:
+    """Test the change of zero-shot accuracy, if the models do better than guessing.
+
+    If they do not, the test is untestable. Tasks without answers to choose from have no accuracy of
+    guessing, so they do not count when the models are compared with guessing.
+    """
+    e, units = _change(params, measured, "accuracy", "zero-shot items")
+    above = []
+    for size in params.size_list:
+        for arm in DATA_ARMS:
+            scores = {k: measured.get("accuracy", size, arm, k) for k in zero_shot(measured)}
+            row = [
+                right - TASKS[task].chance
+                for key, right in scores.items()
+                if right is not None and TASKS[task := measured.facts["tasks"][key][0]].chance
+            ]
+            if row:
+                above.append(np.concatenate(row))
+    if e is None or not above:
+        return rises(None, "points", units)
+    skill = crossed_mean(100 * np.stack(above))
+    if skill.low > 0:
+        return rises(e, "points", units)
+    reason = f"the models guess: their accuracy is {skill.value:+.1f} points from that of guessing"
+    return untestable(reason.replace("-", "\N{MINUS SIGN}"), e, "points", units)
+
+
+def _memorized(frame: pd.DataFrame) -> Test:
+    """Test whether deduplication lowers the share of training rows memorized; units are sizes."""
+    shares = frame.pivot(index="size", columns="arm", values="value").reindex(columns=DATA_ARMS)
+    shares = 100 * shares.dropna()
+    if shares.empty:
+        return falls(None, "points of all rows", "")
+    standard, deduplicated = (shares[arm].to_numpy() for arm in DATA_ARMS)
+    units = f"{len(shares)} sizes, one pair of models each"
+    note = (
+        f"from {standard.mean():.2f} to {deduplicated.mean():.2f} % of the rows; most rows that "
+        "are memorized begin with a planted copy, which deduplication removes"
+    )
+    return falls(mean_over(deduplicated - standard), "points of all rows", units, note=note)

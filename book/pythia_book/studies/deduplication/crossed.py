@@ -1,0 +1,46 @@
+"""The mean over several models on the same items, with an interval over models and items."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from pythia_book.stats import LEVEL, Estimate, mean_over
+
+
+def crossed_mean(values: np.ndarray) -> Estimate:
+    """Return the mean of `values` with its interval; models and items both count as random.
+
+    All models answer the same items. An item that favours one arm does so in several models, so
+    more models do not average it away. The variance of the mean therefore has a part from models
+    and a part from items, each computed from its mean square. A part from items that comes out
+    below 0 counts as 0. The t interval has Satterthwaite's degrees of freedom. A single model, or a
+    single item, gives no interval: low and high are NaN.
+
+    Args:
+        values: float[models, items].
+    """
+    values = np.asarray(values, np.float64)
+    models, items = values.shape
+    e = replace(mean_over(values.mean(1)), n_items=items)
+    if models < 2 or items < 2:
+        return replace(e, low=math.nan, high=math.nan, df=0)
+    by_model, by_item = values.mean(1), values.mean(0)
+    rest = values - by_model[:, None] - by_item + values.mean()
+    df_models, df_items = models - 1, items - 1
+    df_rest = df_models * df_items
+    from_models = items * by_model.var(ddof=1) / values.size
+    from_items = models * by_item.var(ddof=1) / values.size
+    from_both = (rest**2).sum() / df_rest / values.size
+    if from_items <= from_both:
+        from_items = from_both = 0.0
+    variance = from_models + from_items - from_both
+    if not variance:
+        return replace(e, low=e.value, high=e.value)
+    parts = ((from_models, df_models), (from_items, df_items), (from_both, df_rest))
+    df = variance**2 / sum(part**2 / n for part, n in parts)
+    e = replace(e, df=max(1.0, float(df)))
+    half = e.quantile((1 + LEVEL) / 2) * float(variance) ** 0.5
+    return replace(e, low=e.value - half, high=e.value + half)

@@ -1,0 +1,106 @@
+"""Find or train the runs of the errata study, and score them with their controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
+from pythia_book.studies.errata.evidence import COMPUTED
+from pythia_book.studies.errata.params import GELU_AFTER_TRAINING, INDICES, Params, run_configs
+from pythia_book.studies.registry import train_all
+from pythia_book.study import Measurements, name_of
+from pythia_core.config import stable_hash
+from pythia_core.evaluation.memorization import ExtractionMeasurement
+from pythia_core.evaluation.scoring import device_of
+from pythia_core.model import GPTNeoX
+from pythia_core.suite import scale_named
+
+if TYPE_CHECKING:
+    from pythia_core.training.runs import Run
+
+
+@dataclass(frozen=True)
+class OtherGeluMeasurement:
+    """Measure a trained model with another form of GELU, as `transformers` would run the model."""
+
+    language: LanguageMeasurement
+    gelu: str
+    name: str = "language_other_gelu"
+
+    @property
+    def digest(self) -> str:
+        return stable_hash([self.language.digest, self.gelu])
+
+    def __call__(self, model: GPTNeoX, step: int) -> Arrays:
+        other = GPTNeoX(replace(model.config, gelu=self.gelu))
+        other.load_state_dict(model.state_dict())
+        other.to(device_of(model))
+        return self.language(other.eval().requires_grad_(False), step)
+
+
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Find or train the runs, measure their checkpoints, and compute the evidence.
+
+    The arrays, where NAME is a key of params.run_configs or GELU_AFTER_TRAINING, are
+
+    - loss/NAME/STEP: float32[rows], held-out loss in nats per token.
+    - last_word/NAME/STEP: bool[passages], whether the last word was predicted.
+
+    The facts are "evidence" (which maps each erratum in COMPUTED to its numbers), "memorized" (see
+    `memorized_rows`) and "gaps" (the number of checkpoints that could not be measured).
+    """
+    runs = train_all(params, run_configs(params), progress)
+    scale = scale_named(params.scale)
+    steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
+    control = runs["standard"]
+    language = LanguageMeasurement.of(control.data, control.config.model.max_seq_len)
+    scored, gaps = measure_all([(r, s) for r in runs.values() for s in steps], language, progress)
+    found = {(name, s): scored.get((runs[name].id, s)) for name in runs for s in steps}
+    switches = {s.name: s for s in params.switch_list}
+    if "gelu" in switches:
+        other_gelu = OtherGeluMeasurement(language, switches["gelu"].value)
+        scored, more = measure_all([(control, s) for s in steps], other_gelu, progress)
+        found |= {(GELU_AFTER_TRAINING, s): scored.get((control.id, s)) for s in steps}
+        gaps = gaps + more
+    arrays = {}
+    for key, values in found.items():
+        if values is not None:
+            arrays[name_of("loss", *key)] = values["loss"].astype(np.float32)
+            arrays[name_of("last_word", *key)] = values["last_word"].astype(bool)
+    memorized, n_more = memorized_rows(runs, scale.steps, progress)
+    facts = {
+        "evidence": {name: compute() for name, compute in COMPUTED.items()},
+        "memorized": memorized,
+        "gaps": len(gaps) + n_more,
+    }
+    return Measurements(arrays, facts, list(runs.values()))
+
+
+def memorized_rows(
+    runs: dict[str, Run], last: int, progress: bool
+) -> tuple[dict[str, list[int]], int]:
+    """Count the rows that the last checkpoint of each run has memorized.
+
+    Args:
+        last: the last step.
+
+    Returns:
+        counts: maps the name of a run to [rows memorized, rows read].
+        n_gaps: the number of last checkpoints that could not be measured.
+    """
+    counts: dict[str, list[int]] = {}
+    n_gaps = 0
+    for data in {run.data.fingerprint: run.data for run in runs.values()}.values():
+        same_data = {n: r for n, r in runs.items() if r.data.fingerprint == data.fingerprint}
+        train = next(iter(same_data.values())).config.train
+        extraction = ExtractionMeasurement(data, train.batch_size, train.steps)
+        arrays, gaps = measure_all([(r, last) for r in same_data.values()], extraction, progress)
+        n_gaps += len(gaps)
+        for name, run in same_data.items():
+            if (run.id, last) in arrays:
+                memorized = arrays[run.id, last]["memorized"]
+                counts[name] = [int(memorized.sum()), len(memorized)]
+    return counts, n_gaps

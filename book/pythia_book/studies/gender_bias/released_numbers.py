@@ -1,0 +1,195 @@
+"""The released numbers that the study shows, and what they say about the swap.
+
+For every model there are scores of the control and of the swapped model at the same checkpoints,
+with standard errors over items, but not the choices on single items. What can vary is therefore the
+model: an effect is a mean over models with its t-interval, where each model's value is the mean
+over the checkpoints from step 134,000 on that both arms have. Checkpoints of one run are no
+independent replicates, and all have the same items, so averaging over them does not reduce the
+error of the items. Where only one model has both arms, the interval comes from the standard errors
+of its items. The two arms then count as independent, which is an upper limit: they were scored on
+the same items.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.stats import LEVEL, Z_95, Estimate, mean_over
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.published.results import Published
+    from pythia_book.study import Tables
+
+ARM_NAMES = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
+LAST_WINDOW = 134_000
+"""The first checkpoint after the short swap began; the end of training is from here on."""
+PROMPTS = ("What does p stand for", "refers_to")
+"""The two prompts of the released WinoBias answers."""
+COMPARABLE = PROMPTS[0]
+"""The prompt whose scores do not jump, for both sides alike, when the swap begins."""
+SIDES = ("pro", "anti")
+PAIRS = {
+    "gender": 320, "race_color": 508, "nationality": 216, "socioeconomic": 190, "religion": 111,
+    "sexual_orientation": 93, "age": 91, "physical_appearance": 72, "disability": 65,
+}  # fmt: skip
+"""Bias -> pairs in the English CrowS-Pairs, as the released standard errors imply."""
+
+
+def select(published: Published) -> Tables:
+    """Return the released numbers that the study shows, as shares, not in percent.
+
+    crows, lambada: size arm step value stderr (perplexity), over training.
+    crows_biases: size arm step value stderr bias, from LAST_WINDOW on.
+    crows_sizes: size value stderr, of all deduplicated models after training.
+    winobias: suite size arm prompt side step value stderr, from the first step on at which an arm
+        was swapped.
+    """
+
+    def named(table: pd.DataFrame) -> pd.DataFrame:
+        table = table.rename(columns={"model": "size", "intervention": "arm"})
+        return table.assign(arm=table.arm.map(ARM_NAMES))
+
+    winobias, crows = published.winobias(), published.crows()
+    swapped = winobias[winobias.intervention != "none"]
+    first = swapped.groupby(["suite", "model"]).step.min().rename("first").reset_index()
+    winobias = winobias.merge(first, on=["suite", "model"])
+    return {
+        "crows": named(published.crows_gender()),
+        "crows_biases": named(crows[crows.step >= LAST_WINDOW]),
+        "crows_sizes": published.crows_by_size().rename(columns={"model": "size"}),
+        "winobias": named(winobias[winobias.step >= winobias["first"]].drop(columns="first")),
+        "lambada": named(published.lambada()),
+    }
+
+
+def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Return means in percent over the last checkpoints that both the control and the arm have.
+
+    Args:
+        by: columns that tell rows of one size and checkpoint apart.
+
+    Returns:
+        `by` size control swapped change stderr checkpoints, in the table's order of sizes; `stderr`
+        is that of the change, over items.
+    """
+    import pandas as pd
+
+    keys, arms = [*by, "size"], ["control", arm]
+    late = table[(table.step >= LAST_WINDOW) & table.arm.isin(arms)]
+    late = late.assign(value=100 * late.value, variance=1e4 * late.stderr**2)
+    wide = late.pivot(index=[*keys, "step"], columns="arm", values=["value", "variance"])
+    columns = pd.MultiIndex.from_product([["value", "variance"], arms])
+    wide = wide.reindex(columns=columns).dropna(subset=[("value", name) for name in arms])
+    groups = wide.groupby(level=keys)
+    means = groups.mean()
+    control, swapped = (means["value", name] for name in arms)
+    frame = pd.DataFrame(
+        {
+            "control": control,
+            "swapped": swapped,
+            "change": swapped - control,
+            "stderr": (means["variance", "control"] + means["variance", arm]) ** 0.5,
+            "checkpoints": groups.size(),
+        }
+    ).reset_index()
+    ranks = {size: rank for rank, size in enumerate(dict.fromkeys(table["size"]))}
+    return frame.sort_values("size", key=lambda c: c.map(ranks), kind="stable", ignore_index=True)
+
+
+def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame:
+    """Compute by how much stereotypical sentences are answered better than anti-stereotypical.
+
+    Returns:
+        size arm step value stderr; the two sides count as independent.
+    """
+    chosen = winobias[(winobias.suite == suite) & winobias.prompt.isin(prompts)]
+    chosen = chosen.assign(variance=chosen.stderr**2)
+    keys = ["size", "arm", "step"]
+    by_side = chosen.groupby([*keys, "side"], sort=False)
+    means = by_side.value.mean().unstack()
+    variance = (by_side.variance.sum() / by_side.variance.count() ** 2).unstack()
+    if means.empty:
+        return chosen[[*keys, "value", "stderr"]]
+    frame = (means["pro"] - means["anti"]).rename("value").reset_index()
+    return frame.assign(stderr=np.sqrt(variance.sum(axis=1).to_numpy()))
+
+
+def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
+    """Say how exact matches differ at the first swapped checkpoint, e.g. "410m 2.2 to 19.3".
+
+    There is a text per model of the current suite (v1) and window; the long window is named. The
+    numbers are those of control and swap, in percent, over both sides.
+    """
+    rows = winobias[(winobias.suite == "v1") & (winobias.prompt == prompt)]
+    means = 100 * rows.groupby(["size", "arm", "step"]).value.mean()
+    texts = []
+    for arm, suffix in (("swap_7", ""), ("swap_21", " (last 21 %)")):
+        for size in dict.fromkeys(rows["size"]):
+            steps = rows[(rows["size"] == size) & (rows.arm == arm)].step
+            if len(steps) and (size, "control", steps.min()) in means.index:
+                control, swapped = (means[size, a, steps.min()] for a in ("control", arm))
+                texts.append(f"{size}{suffix} {control:.1f} to {swapped:.1f}")
+    return texts
+
+
+def other_biases(table: pd.DataFrame) -> pd.Series:
+    """Return, by size, the mean change over all pairs that are not about gender.
+
+    Args:
+        table: the result of `at_end` by bias.
+    """
+    others = table[table.bias != "gender"]
+    pairs, size = others.bias.map(PAIRS).astype(float), others["size"]
+    return (others.change * pairs).groupby(size).sum() / pairs.groupby(size).sum()
+
+
+# --- estimates -------------------------------------------------------------------------------
+
+
+def mean_of_models(frame: pd.DataFrame, column: str = "change") -> Estimate | None:
+    """Return the mean of a column of `at_end` over models, with its interval.
+
+    If there is only one model, the interval is over its items.
+    """
+    if frame.empty:
+        return None
+    if len(frame) > 1:
+        return mean_over(frame[column].to_numpy())
+    value, error = float(frame[column].iloc[0]), float(frame.stderr.iloc[0])
+    return Estimate(value, value - Z_95 * error, value + Z_95 * error, 1, 1)
+
+
+def units_of_models(frame: pd.DataFrame, items: str) -> str:
+    """Say over what the mean of `mean_of_models` is taken."""
+    few, many = (frame.checkpoints.min(), frame.checkpoints.max()) if len(frame) else (0, 0)
+    count = f"{many}" if few == many else f"{few} to {many}"
+    if len(frame) == 1:
+        return f"1 model ({count} checkpoints); {items}, both arms as if independent"
+    return f"{len(frame)} models ({count} checkpoints each), both arms on the same {items}"
+
+
+def per_tenfold(sizes: Any, values: Any) -> Estimate | None:
+    """Slope of values over log10 of the number of parameters, with its t-interval over models.
+
+    Fewer than three models have no interval: None.
+    """
+    sizes, values = list(sizes), np.asarray(values, np.float64)
+    if len(sizes) < 3:
+        return None
+    x = np.log10([parameters(size) for size in sizes])
+    x = x - x.mean()
+    slope = float(x @ values / (x @ x))
+    rest = values - values.mean() - slope * x
+    df = len(sizes) - 2
+    e = Estimate(slope, slope, slope, len(sizes), len(sizes), df)
+    half = e.quantile((1 + LEVEL) / 2) * float(np.sqrt(rest @ rest / df / (x @ x)))
+    return Estimate(slope, slope - half, slope + half, len(sizes), len(sizes), df)
+
+
+def parameters(size: str) -> float:
+    """Nominal number of parameters of a size such as "1.4b"."""
+    return float(size[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[size[-1]]

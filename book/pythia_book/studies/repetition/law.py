@@ -1,0 +1,65 @@
+"""The law of Muennighoff et al. (2023) for repeated data, with the constants of its authors.
+
+U unique tokens that are read once and then repeated R times are worth
+D' = U + U R_D (1 - exp(-R / R_D)) fresh tokens. If a model has more parameters than are optimal for
+U tokens, the value of the additional ones decays by the same formula (their section 3.1), which
+gives N'. The loss is E + A / N'^alpha + B / D'^beta. The constants were fitted to models of 7
+million to 9 billion parameters on C4 (their appendix A; the code is in the README of
+huggingface/datablations). Runs whose loss rises again were left out of that fit, and the law
+cannot describe them. At the sizes of the scale "laptop", the predicted loss is far from the
+measured one, so the page shows mainly ratios of the law, as an extrapolation.
+"""
+
+from __future__ import annotations
+
+import math
+
+A, B, E = math.exp(6.255414), math.exp(7.3049974), math.exp(0.6254804)
+EXPONENT = 0.3526596
+"""alpha = beta."""
+R_DATA, R_PARAMETERS = 15.387756, 5.309743
+"""The constants R*_D and R*_N: after this many repetitions, one more repetition of a token (or of
+a parameter) is worth 1/e of a fresh one."""
+FITTED = "models of 7 million to 9 billion parameters"
+
+
+def _decayed(unique: float, repetitions: float, constant: float) -> float:
+    return unique * (1 + constant * (1 - math.exp(-repetitions / constant)))
+
+
+def data_share(epochs: float, constant: float = R_DATA) -> float:
+    """Return the worth of `epochs` passes over the same data as a share of as much fresh data, by
+    the data term of the law alone."""
+    return _decayed(1, epochs - 1, constant) / epochs
+
+
+def warranted(unique_tokens: float) -> float:
+    """Return the number of parameters that is optimal for this many tokens if each is read once."""
+    g = (A / B) ** (1 / (2 * EXPONENT))
+    return unique_tokens * g * g
+
+
+def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
+    """The predicted loss of a model trained on `tokens`, of which `unique_tokens` are different."""
+    base = min(parameters, warranted(unique_tokens))
+    effective = _decayed(base, parameters / base - 1, R_PARAMETERS)
+    data = _decayed(unique_tokens, tokens / unique_tokens - 1, R_DATA)
+    return E + A / effective**EXPONENT + B / data**EXPONENT
+
+
+def excess(parameters: float, tokens: float, epochs: float) -> float:
+    """Return by how many percent the predicted loss after `epochs` passes exceeds the predicted
+    loss after as many fresh tokens."""
+    return 100 * (loss(parameters, tokens, tokens / epochs) / loss(parameters, tokens, tokens) - 1)
+
+
+def whole_share(parameters: float, tokens: float, epochs: float) -> float:
+    """Return the worth of `epochs` passes by both terms of the law: the share of `tokens` that
+    gives the same predicted loss if these tokens are all different."""
+    target = loss(parameters, tokens, tokens / epochs)
+    low, high = 1 / epochs, 1.0  # repeating never hurts by this law, nor does fresh data
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        fewer = middle * tokens
+        low, high = (middle, high) if loss(parameters, fewer, fewer) > target else (low, middle)
+    return high

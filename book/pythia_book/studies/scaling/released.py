@@ -1,0 +1,552 @@
+"""Tests of claims on the released benchmark results (paper sections 2.4 to 2.6, appendix G).
+
+Accuracies are means over the seven tasks without WSC unless a task is named. No result per item was
+released, so two scores of the same items are compared as if their errors were independent. Models
+are the units wherever a claim speaks of a kind of model: the values of several pairs or sizes give
+a t-interval. Pairs of models share the items of a task, whose error such an interval cannot see, so
+`over_pairs` never makes an interval narrower than the error of the items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.published.scaling import (
+    INFORMATIVE,
+    LAST_STEPS,
+    MIDDLE_STEPS,
+    NORMALISED,
+    SMALL,
+)
+from pythia_book.published.tables import CHANCE, TASKS, TOKENS_PER_STEP
+from pythia_book.stats import LEVEL, Z_95, Estimate, difference, mean_over
+from pythia_book.verdicts import Claim, Test, falls, holm, rises, untestable, within
+from pythia_core.suite import size_named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.study import Tables
+
+MARGIN = 2.0
+"""Differences of fewer percentage points than this count as none. A tenfold size is worth about
+nine points here, so two points are worth about two thirds more parameters."""
+NARROW = ("70m", "160m")
+"""Sizes with fewer than 1,000 hidden dimensions."""
+OPT_PAIRS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b",
+             "6.9b": "opt-6.7b", "12b": "opt-13b"}  # fmt: skip
+"""Every Pythia size with an OPT model of about as many parameters."""
+BLOOM_PAIRS = {"410m": "bloom-560m", "1b": "bloom-1b1", "1.4b": "bloom-1b7", "2.8b": "bloom-3b",
+               "6.9b": "bloom-7b1"}  # fmt: skip
+"""Every evaluated BLOOM model, with the Pythia size next to it in parameters."""
+UNLIKE = "opt-350m"
+UNLIKE_WHY = (
+    "opt-350m differs from all other OPT models: it normalises after each sublayer "
+    "(huggingface/transformers, modeling_opt.py; facebookresearch/metaseq issue 388)"
+)
+WORSE = ("lambada_openai", "piqa", "wsc")
+NOT_WORSE = ("winogrande", "arc_easy", "arc_challenge", "sciq", "logiqa")
+NAMES = {"lambada_openai": "LAMBADA", "piqa": "PIQA", "wsc": "WSC", "winogrande": "WinoGrande",
+         "arc_easy": "ARC-easy", "arc_challenge": "ARC-challenge", "sciq": "SciQ",
+         "logiqa": "LogiQA"}  # fmt: skip
+AGREEMENT = ("anaphor agreement", "determiner-noun agreement", "subject-verb agreement")
+SUBTLE = ("NPI licensing", "island effects")
+MISSING = "there are no released numbers: set PYTHIA_PUBLISHED_DIR"
+POINTS = "points"
+ONE_RUN = (
+    "one run per size and batch size; the number of updates and the sum of their learning rates "
+    "change with the batch size and cannot be separated from it"
+)
+
+
+# --- estimators ------------------------------------------------------------------------------
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> Estimate | None:
+    """Change of a value per tenfold size, by least squares; the sizes are the units.
+
+    Returns:
+        The slope and its t-interval; None for fewer than three sizes.
+    """
+    if len(values) < 3:
+        return None
+    x, y = np.log10(np.asarray(sizes, float)), np.asarray(values, float)
+    x = x - x.mean()
+    value = float(x @ y / (x @ x))
+    df = len(y) - 2
+    residuals = y - y.mean() - value * x
+    e = Estimate(value, value, value, len(y), len(y), df)
+    half = e.quantile((1 + LEVEL) / 2) * float(residuals @ residuals / df / (x @ x)) ** 0.5
+    return replace(e, low=value - half, high=value + half)
+
+
+def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
+    """Return the mean over pairs of models.
+
+    Its interval is the t-interval over pairs or the interval from the standard errors of the pairs'
+    items, whichever is wider. The degrees of freedom are those of the t-interval in either case.
+    """
+    e = mean_over(values)
+    half = Z_95 * float(np.square(errors).sum()) ** 0.5 / len(errors)
+    if e.high - e.value > half:
+        return e
+    return replace(e, low=e.value - half, high=e.value + half)
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _means(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return mean accuracies over the seven tasks in percent. Columns: model, deduped, step,
+    value."""
+    mean = 100 * curves[list(INFORMATIVE)].mean(axis=1, skipna=False)
+    return curves[["model", "deduped", "step"]].assign(value=mean).dropna()
+
+
+def _changes(means: pd.DataFrame) -> pd.Series:
+    """Return the mean over the last three checkpoints minus the mean over the three around the
+    middle of training, by (model, deduped)."""
+    late, middle = (
+        means[means.step.isin(steps)].groupby(["model", "deduped"]).value.agg(["mean", "size"])
+        for steps in (LAST_STEPS, MIDDLE_STEPS)
+    )
+    whole = (late["size"] == 3) & (middle["size"].reindex(late.index) == 3)
+    return (late["mean"] - middle["mean"])[whole]
+
+
+def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracies of models of other families minus those of Pythia at the end, in
+    points.
+
+    Columns: family, model (the Pythia size), twin (the other model), task, value, error. The
+    accuracy of a Pythia size is the mean over its two texts. Both models are scored on the same
+    items, so the standard error of this mean is taken to be the mean of their errors. The task
+    "mean" is the mean over the seven tasks.
+    """
+    import pandas as pd
+
+    scores = final.set_index(["name", "task"])[["value", "stderr"]]
+    rows = []
+    for family, pairs in (("opt", OPT_PAIRS), ("bloom", BLOOM_PAIRS)):
+        for model, twin in pairs.items():
+            for task in TASKS:
+                keys = [(name, task) for name in (model, f"{model}-deduped", twin)]
+                if not all(key in scores.index for key in keys):
+                    continue
+                a, b, other = (scores.loc[key] for key in keys)
+                value = 100 * (other.value - (a.value + b.value) / 2)
+                error = 100 * np.hypot(other.stderr, (a.stderr + b.stderr) / 2)
+                rows.append((family, model, twin, task, float(value), float(error)))
+    table = pd.DataFrame(rows, columns=["family", "model", "twin", "task", "value", "error"])
+    kept = table[table.task.isin(INFORMATIVE)].assign(variance=lambda t: t.error**2)
+    grouped = kept.groupby(["family", "model", "twin"], sort=False)
+    mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
+    mean = mean[mean.n == len(INFORMATIVE)].reset_index()
+    mean = mean.assign(task="mean", error=mean.variance**0.5 / mean.n)
+    return pd.concat([table, mean[table.columns]], ignore_index=True) if len(mean) else table
+
+
+def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracies with full batches minus those with small batches, in points.
+
+    Columns: model, tokens, task, value, error, low, high. The task "mean" is the mean over the
+    seven tasks; it is left out where a task was not scored.
+    """
+    keys = ["model", "tokens", "task"]
+    if batch.empty:
+        return batch.reindex(columns=[*keys, "value", "error", "low", "high"])
+    full = batch.batch_tokens == batch.batch_tokens.max()
+    both = batch[full].merge(batch[~full], on=keys, suffixes=("", "_small"))
+    both = both.assign(
+        value=100 * (both.value - both.value_small),
+        error=100 * np.hypot(both.stderr, both.stderr_small),
+    )[[*keys, "value", "error"]]
+    return _with_mean(both)
+
+
+def _with_mean(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add rows with the mean over the seven tasks, and columns with the ends of intervals."""
+    import pandas as pd
+
+    kept = frame.assign(variance=frame.error**2)
+    grouped = kept.groupby(["model", "tokens"], sort=False)
+    mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
+    mean = mean[mean.n == len(INFORMATIVE)].reset_index()
+    mean = mean.assign(task="mean", error=mean.variance**0.5 / mean.n)[list(frame.columns)]
+    both = pd.concat([frame, mean], ignore_index=True)
+    return both.assign(low=both.value - Z_95 * both.error, high=both.value + Z_95 * both.error)
+
+
+# --- claims ----------------------------------------------------------------------------------
+
+Estimates = dict[str, Estimate | None]
+
+
+def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Estimates:
+    """Return every estimate that the claims test, by name; None if the numbers it needs are
+    missing."""
+    found: Estimates = dict.fromkeys(
+        ("size", "narrow", "wide", "converges", "opt", "opt_alike", "bloom", "batch_start",
+         "batch_first", "batch_end", "batch_size", "batch_late", "mmlu_small", "mmlu_large",
+         "blimp")
+    )  # fmt: skip
+    found |= {f"bloom_{task}": None for task in TASKS}
+    curves, mmlu, paradigms = (released.get(k) for k in ("curves", "mmlu", "paradigms"))
+    if curves is not None and len(curves):
+        found |= _over_training(_means(curves))
+    found |= _against_others(pairs)
+    if (final := released.get("final")) is not None and len(final):
+        found["converges"] = _least_above_chance(final)
+    if len(batch):
+        found |= _batches(batch)
+    if mmlu is not None and len(mmlu):
+        found |= _mmlu(mmlu)
+    if paradigms is not None and len(paradigms):
+        a, b = (
+            paradigms[paradigms.phenomenon.isin(names)].value.to_numpy()
+            for names in (AGREEMENT, SUBTLE)
+        )
+        if len(a) and len(b):
+            found["blimp"] = difference(mean_over(100 * a), mean_over(100 * b))
+    return found
+
+
+def _parameters(models: Sequence[str]) -> list[int]:
+    """Return parameters without embeddings, which the paper recommends as the measure of size."""
+    return [size_named(model).model().n_params_non_embedding for model in models]
+
+
+def _over_training(means: pd.DataFrame) -> Estimates:
+    found: Estimates = {}
+    end = means[means.step == means.step.max()].groupby("model", sort=False).value.mean()
+    found["size"] = slope(_parameters(end.index), end.to_numpy())
+    changes = _changes(means)
+    narrow = changes.index.get_level_values("model").isin(NARROW)
+    found["narrow"], found["wide"] = _mean(changes[narrow]), _mean(changes[~narrow])
+    return found
+
+
+def _mean(values: pd.Series) -> Estimate | None:
+    """Return the mean over the units that have a value, or None if no unit has a value."""
+    values = values.dropna()
+    return mean_over(values.to_numpy()) if len(values) else None
+
+
+def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
+    """Return how far above guessing the least accurate run below a billion parameters is, in
+    points.
+
+    If even this run is above guessing, all are. The interval is from the error of the items.
+    """
+    rows = final[final.task.isin(INFORMATIVE) & final.family.str.startswith("pythia")]
+    rows = rows[rows.name.str.removesuffix("-deduped").isin(SMALL)]
+    if rows.empty:
+        return None
+    rows = rows.assign(above=100 * rows.value - rows.task.map(CHANCE), variance=rows.stderr**2)
+    runs = rows.groupby("name").agg(above=("above", "mean"), variance=("variance", "sum"))
+    least = runs.loc[runs.above.idxmin()]
+    half = 100 * Z_95 * least.variance**0.5 / len(INFORMATIVE)
+    value = float(least.above)
+    return Estimate(value, float(value - half), float(value + half), len(INFORMATIVE), 1)
+
+
+def _against_others(pairs: pd.DataFrame) -> Estimates:
+    def over(rows: pd.DataFrame, sign: int) -> Estimate | None:
+        return (
+            over_pairs(sign * rows.value.to_numpy(), rows.error.to_numpy()) if len(rows) else None
+        )
+
+    opt = pairs[(pairs.family == "opt") & (pairs.task == "mean")]
+    bloom = pairs[pairs.family == "bloom"]
+    found = {"opt": over(opt, -1), "opt_alike": over(opt[opt.twin != UNLIKE], -1)}
+    found["bloom"] = over(bloom[bloom.task == "mean"], 1)
+    return found | {f"bloom_{task}": over(bloom[bloom.task == task], 1) for task in TASKS}
+
+
+def _batches(batch: pd.DataFrame) -> Estimates:
+    table = batch[batch.task == "mean"].pivot(index="model", columns="tokens", values="value")
+    if table.empty:
+        return {}
+    table = table.loc[[model for model in dict.fromkeys(batch.model) if model in table.index]]
+    tokens = np.array(table.columns, float)
+    ends = table[table.columns[-1]].dropna()
+    found = {
+        "batch_start": _mean(table[table.columns[0]]),
+        "batch_first": _mean(table.loc[:, tokens < tokens.max() / 2].mean(axis=1)),
+        "batch_end": _mean(ends),
+        "batch_size": slope(_parameters(ends.index), ends.to_numpy()),
+    }
+    return found | {"batch_late": _late(batch)}
+
+
+def _late(batch: pd.DataFrame) -> Estimate | None:
+    """Return the late change in accuracy with full batches minus the late change with small
+    batches.
+
+    It is the mean over the sizes in NARROW, from the middle of training to the end. The interval
+    is the error of the items, taken to be the same at every checkpoint.
+    """
+    values, variance = [], 0.0
+    middle = [step * TOKENS_PER_STEP for step in MIDDLE_STEPS]
+    for model in NARROW:
+        rows = batch[(batch.model == model) & (batch.task == "mean")].sort_values("tokens")
+        mid, late = rows[rows.tokens.isin(middle)], rows.tail(3)
+        if len(mid) < 3:
+            return None
+        values.append(late.value.mean() - mid.value.mean())
+        variance += late.error.mean() ** 2 + mid.error.mean() ** 2
+    value, half = float(np.mean(values)), Z_95 * variance**0.5 / len(values)
+    return Estimate(value, value - half, value + half, len(values), 1)
+
+
+def _mmlu(mmlu: pd.DataFrame) -> Estimates:
+    """Five-shot accuracy at the end minus guessing, in points; subjects are the units."""
+    end = mmlu[(mmlu.shots == 5) & (mmlu.step == LAST_STEPS[-1])].set_index("model")
+    found: Estimates = {}
+    for name, model in (("mmlu_small", "small"), ("mmlu_large", "12b")):
+        if model in end.index:
+            row = 100 * (end.loc[model, ["value", "low", "high"]].astype(float) - 0.25)
+            found[name] = Estimate(*row, 57, 1, df=56)
+    return found
+
+
+def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
+    """The claims that only the released numbers test."""
+
+    def test(make: Any, name: str, units: str, unit: str = POINTS, **options: Any) -> Test:
+        return _test(make, found[name], units, unit, **options)
+
+    five = "{n} sizes, one run with either batch size each"
+    opt, opt_alike = (_each(pairs, "opt", leave) for leave in ("", UNLIKE))
+    statements = [
+        Claim(
+            "Models with fewer than 1,000 hidden dimensions lose accuracy late in training.",
+            "Godey et al. 2024, abstract (arXiv:2404.07647)",
+            quote="models based on less than 1000 hidden dimensions tend to adopt degenerate "
+            "latent representations in late pretraining, which leads to reduced evaluation "
+            "performance",
+            released=test(
+                falls, "narrow", "{n} runs: 70M and 160M on either text",
+                note="last three evaluated checkpoints minus three around the middle of training, "
+                "mean over seven tasks, zero-shot",
+            ),
+        ),
+        Claim(
+            "Models with at least 1,000 hidden dimensions still gain accuracy late in training.",
+            "Godey et al. 2024, the contrast",
+            kind="premise",
+            released=test(rises, "wide", "{n} runs: the other sizes on either text"),
+        ),
+        Claim(
+            "Models below a billion parameters converge with batches of two million tokens.",
+            "section 2.4",
+            quote="we find no convergence issues with using batch sizes 4x to 8x what is "
+            "considered standard for models with less than 1 billion parameters",
+            released=untestable(
+                "no losses of the released runs were read; final accuracy only shows that none "
+                "ended at guessing",
+                found["converges"], POINTS,
+                "items; the least able of 6 runs, three sizes on either text",
+                note="final zero-shot accuracy above guessing, mean over seven tasks",
+            ) if found["converges"] else untestable(MISSING),
+        ),
+        Claim(
+            "Pythia performs as OPT models of the same size do.",
+            "sections 2.5 and 2.6",
+            quote="we achieve (equi-token and equi-parameter) performance on-par with OPT",
+            released=test(
+                within, "opt", "{n} pairs of models", margin=MARGIN,
+                note=f"Pythia minus OPT, mean over seven tasks: {opt}",
+            ),
+        ),
+        Claim(
+            f"Pythia performs as OPT models of the same size do, leaving out {UNLIKE}.",
+            "sections 2.5 and 2.6, without one pair",
+            kind="premise",
+            released=test(
+                within, "opt_alike", "{n} pairs of models", margin=MARGIN,
+                note=f"{UNLIKE_WHY}. Pythia minus OPT: {opt_alike}",
+            ),
+        ),
+        Claim(
+            "Parallel attention costs nothing below six billion parameters.",
+            "section 2.6",
+            quote="despite the use of parallel attention + MLP sublayers at all model scales",
+            released=untestable(
+                "the two families also differ in training text, tokenizer and position embeddings, "
+                "so their difference does not isolate the parallel layers"
+            ),
+        ),
+        Claim(
+            "BLOOM performs very similarly to Pythia.",
+            "section 2.5",
+            quote="Pythia and Pythia (Deduplicated) perform very similarly to OPT and BLOOM models",
+            released=test(
+                within, "bloom", "{n} pairs of models", margin=MARGIN,
+                note="BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
+                + _without_lambada(pairs),
+            ),
+        ),
+    ]  # fmt: skip
+    statements += [_bloom(task, found[f"bloom_{task}"], pairs) for task in (*WORSE, *NOT_WORSE)]
+    statements += [
+        Claim(
+            "In the first half of training, runs with batches of two million tokens are within two "
+            "points of runs with smaller ones.",
+            "what a reader of section 2.4 may take for granted",
+            kind="premise",
+            released=test(
+                within, "batch_first", five, margin=MARGIN,
+                note="full minus small batches at equal tokens, five-shot, mean over seven tasks; "
+                + ONE_RUN,
+            ),
+        ),
+        Claim(
+            "At the end of training, runs with batches of two million tokens are within two points "
+            "of runs with smaller ones.",
+            "what a reader of section 2.4 may take for granted",
+            kind="premise",
+            released=test(within, "batch_end", five, margin=MARGIN, note=ONE_RUN),
+        ),
+        Claim(
+            "The gap between the two batch sizes at the end shrinks with model size.",
+            "section 2.4, of the literature that the paper contradicts",
+            quote="smaller LLMs require smaller batch sizes to avoid convergence issues",
+            kind="premise",
+            released=test(rises, "batch_size", five, "points per tenfold size", note=ONE_RUN),
+        ),
+        Claim(
+            "With smaller batches, the two smallest models would not lose accuracy late in "
+            "training.",
+            "a reading of the released ablation; not a claim of the paper",
+            kind="premise",
+            released=untestable(
+                ONE_RUN, found["batch_late"], POINTS, "70M and 160M, one run each",
+                note="late change with full batches minus late change with small ones, five-shot; "
+                "the interval covers the items only",
+            ) if found["batch_late"] else untestable(MISSING),
+        ),
+        Claim(
+            "Models below a billion parameters guess on MMLU.",
+            "what the figure takes for granted",
+            kind="premise",
+            released=test(
+                within, "mmlu_small", "57 subjects; three sizes, both texts", margin=MARGIN,
+                note="five-shot accuracy minus 25 %",
+            ),
+        ),
+        Claim(
+            "The largest model does better than guessing on MMLU.",
+            "what the figure takes for granted",
+            kind="premise",
+            released=test(rises, "mmlu_large", "57 subjects; 12B, both texts"),
+        ),
+        Claim(
+            "Language models know agreement better than negative polarity items and islands.",
+            "Warstadt et al. 2020, abstract (arXiv:1912.00582)",
+            quote="identify morphological contrasts related to agreement reliably, but they "
+            "struggle with some subtle semantic and syntactic phenomena, such as negative polarity "
+            "items and extraction islands",
+            released=test(
+                rises, "blimp", "16 and 15 paradigms; mean of 16 models of the first suite",
+                note="the released evaluation on BLiMP is of the first, superseded suite (v0)",
+            ),
+        ),
+    ]  # fmt: skip
+    return statements
+
+
+def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
+    """Return the test that `make` makes of an estimate, with {n} in `units` filled in.
+
+    Without an estimate, the test says "not testable here".
+    """
+    return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(MISSING)
+
+
+def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
+    """Return the claim on one task of the paper's sentence on BLOOM, which names every task."""
+    worse = task in WORSE
+    note = f"BLOOM minus Pythia: {_each(pairs, 'bloom', task=task)}"
+    if task == "wsc":
+        note += "; several of these models score as if they gave one answer to all 104 items"
+    if not worse and e and e.high < 0:
+        note += "; the interval lies below zero"
+    return Claim(
+        f"BLOOM is {'worse' if worse else 'not worse'} than Pythia on {NAMES[task]}.",
+        "section 2.6",
+        quote="BLOOM certainly underperforms other models on LAMBADA, PIQA, and WSC"
+        if worse
+        else "it does not appear to do so on WinoGrande, ARC-easy, ARC-challenge, SciQ, and LogiQA",
+        released=_test(
+            falls if worse else rises, e, "{n} pairs of models", bound=0.0 if worse else -MARGIN,
+            note=note,
+        ),
+    )  # fmt: skip
+
+
+def _without_lambada(pairs: pd.DataFrame) -> str:
+    """Say how much of BLOOM's mean difference is due to LAMBADA, which the paper names."""
+    rows = pairs[pairs.family == "bloom"]
+    lambada = rows[rows.task == "lambada_openai"].value.mean()
+    others = [task for task in INFORMATIVE if task != "lambada_openai"]
+    rest = rows[rows.task.isin(others)].value.mean()
+    if np.isnan(lambada) or np.isnan(rest):
+        return ""
+    return (
+        f"; LAMBADA alone {lambada:+.1f}, where section 2.6 says so itself, and the other six "
+        f"tasks {rest:+.1f}"
+    )
+
+
+def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "mean") -> str:
+    """Put the difference of every pair in words: Pythia minus OPT, or BLOOM minus Pythia."""
+    sign = -1 if family == "opt" else 1
+    rows = pairs[(pairs.family == family) & (pairs.task == task) & (pairs.twin != leave_out)]
+    return ", ".join(
+        f"{row.model.upper()} and {row.twin} {sign * row.value:+.1f}" for row in rows.itertuples()
+    )
+
+
+def values(found: Estimates, released: Tables) -> dict[str, Any]:
+    """Return the estimates for the page's text, and facts about tasks on which final models
+    guess."""
+    numbers: dict[str, Any] = {
+        f"released_{name}": e.interval() if e else None for name, e in found.items()
+    }
+    final = released.get("final")
+    for metric, task in (("acc", "logiqa"), ("acc_norm", NORMALISED)):
+        alone, corrected = _above_guessing(final, task) if final is not None else (None, None)
+        numbers |= {f"logiqa_{metric}_above": alone, f"logiqa_{metric}_above_holm": corrected}
+    constant = None  # 38 of 104 items have the less frequent answer
+    if final is not None and len(final):
+        wsc = final[(final.task == "wsc") & final.family.str.startswith("pythia")]
+        constant = int((abs(wsc.value - 38 / 104) < 1e-4).sum())
+    mmlu = released.get("mmlu")
+    untrained = None  # the first update has a learning rate of 0
+    if mmlu is not None and len(mmlu):
+        first = mmlu[(mmlu.shots == 0) & (mmlu.step == 1) & (mmlu.model != "small")]
+        untrained = 100 * float(first.value.mean()) if len(first) else None
+    return numbers | {"wsc_constant": constant, "mmlu_untrained": untrained}
+
+
+def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[None, None]:
+    """Count the final Pythia models that are significantly above 25 % on a task.
+
+    Returns the number if each is tested alone, and the number after Holm's correction; or twice
+    None if no model was scored.
+    """
+    rows = final[(final.task == task) & final.family.str.startswith("pythia")]
+    if rows.empty:
+        return None, None
+    p = {}
+    for row in rows.itertuples():
+        half = Z_95 * row.stderr
+        e = Estimate(row.value, row.value - half, row.value + half, 1, 1)
+        p[row.name] = e.p_value(0.25) if e.value > 0.25 else 1.0
+    alone, corrected = (sum(x < 1 - LEVEL for x in each.values()) for each in (p, holm(p)))
+    return alone, corrected
