@@ -55,9 +55,9 @@ def test_higher_orders_predict_a_text_that_has_them_better() -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (np.zeros((3, 2), int), "three tokens"),
+        (np.zeros((3, 2), int), "3 tokens"),
         (np.full((3, 9), V), f"within 0..{V - 1}"),
-        (np.zeros((0, 9), int), "three tokens"),
+        (np.zeros((0, 9), int), "3 tokens"),
     ],
 )
 def test_rows_that_cannot_be_counted_are_refused(rows: np.ndarray, words: str) -> None:
