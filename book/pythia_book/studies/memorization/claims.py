@@ -22,19 +22,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.published.tables import MODELS
-from pythia_book.stats import LEVEL, Estimate, difference, mean_over
+from pythia_book.stats import LEVEL, Estimate, mean_over
 from pythia_book.studies.memorization.order_tests import MIN_EVENTS
 from pythia_book.studies.memorization.params import EARLY, nominal_parameters
-from pythia_book.studies.memorization.tables import OFTEN, Extracted, ratio
+from pythia_book.studies.memorization.tables import Extracted, repetition_slope
 from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
 from pythia_core.training.schedule import OFFICIAL_STEPS, linear_step
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TOO_EARLY = "nothing is memorized yet: no planted text has been read often enough, by design"
-OURS = "the source says high and low; four in five is our bound, set with these numbers in view"
-"""Note on tests of the released numbers against HIGH."""
+OURS = (
+    "the source says high and low; four in five is our bound, set with the released numbers in view"
+)
+"""Note on every test against HIGH."""
+THEIRS = "the source's own numbers, no replication"
+"""Note on tests of the released numbers of Biderman et al. 2023b."""
+PLANTED = "nearly all are planted copies"
+CORRELATION = "recall, where the sentence is about correlation"
 TREND = 5.0
 """Changes of the rate up to this, in % per tenth of training, count as none: over all of training
 the rate would change by less than half of its mean."""
@@ -48,15 +53,15 @@ FEWEST_SIZES = 3
 
 PYTHIA = "section 3.2, Figure 3"
 PREDICTION = "Biderman et al. 2023b, section 4 and Table 2"
-RECALL = "recall, where the sentence is about correlation"
 SMALLER = "Biderman et al. 2023b, section 3 and Figure 2"
+DECLINE = "Biderman et al. 2023b, section 3, Figures 1 and 2"
 
 
 def claims(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim]:
     """The claims about order, size, repetition and prediction, with their tests."""
     return [
         *_order(extracted, tables["tests"]),
-        *_models(extracted, tables["shares"], tables["released"]),
+        *_models(extracted, tables),
         *_predictions(extracted, tables["prediction"], tables["released"]),
     ]
 
@@ -122,7 +127,8 @@ def _order_test(
 # --- models ----------------------------------------------------------------------------------
 
 
-def _models(extracted: Extracted, shares: pd.DataFrame, released: pd.DataFrame) -> list[Claim]:
+def _models(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim]:
+    shares, released = tables["shares"], tables["released"]
     last = shares[(shares.percent == 100) & (shares.arm == "standard")].set_index("size")
     theirs = released[(released.experiment == "smaller model") & (released.step == OFFICIAL_STEPS)]
     nothing = "" if last.value.any() else "no model has memorized anything"
@@ -137,35 +143,32 @@ def _models(extracted: Extracted, shares: pd.DataFrame, released: pd.DataFrame) 
         Claim(
             "Text that is read more often is more often memorized.",
             "Carlini et al. 2022, abstract",
-            untestable(nothing) if nothing else _often_read(extracted),
+            untestable(nothing) if nothing else _repetition(extracted, tables["exposures"]),
             quote="Memorization significantly grows as we increase [...] (2) the number of times "
             "an example has been duplicated",
         ),
     ]
 
 
-def _often_read(extracted: Extracted) -> Test:
-    """Test whether the largest model memorizes a larger share of rows read often than read once.
+def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
+    """Test whether the largest model memorizes a larger share of rows the more often it read them.
 
-    "Often" means that the continuation of a row was read at least OFTEN times.
+    Args:
+        exposures: the table of `tables.by_exposure`.
     """
-    params, rows = extracted.params, extracted.rows["standard"]
-    memorized, often, once = (
-        extracted.memorized(params.size_list[-1], "standard"), rows.times >= OFTEN, rows.times == 1
-    )  # fmt: skip
+    params, rows, unit = extracted.params, extracted.rows["standard"], "points per doubling"
+    size = params.size_list[-1]
+    memorized = extracted.memorized(size, "standard")
     if memorized is None:
-        return rises(None, "points", "")
-    if not often.any() or not once.any():
-        return untestable(f"no row was read {OFTEN} times or more, or none only once")
-    shares = (ratio(memorized, rows_of, rows.text, params.bootstrap) for rows_of in (often, once))
-    texts = len(np.unique(rows.text[often]))
+        return rises(None, unit, "")
+    e = repetition_slope(memorized, rows, params.bootstrap).times(100)
+    bins = exposures[(exposures["size"] == size) & (exposures.arm == "standard")].dropna()
+    by_times = ", ".join(f"{row.times}: {100 * row.value:.1f} %" for row in bins.itertuples())
     return rises(
-        difference(*shares).times(100),
-        "points",
-        f"one run; {texts:,} different continuations read {OFTEN} times or more and {once.sum():,} "
-        "read once",
-        note="how often a text is read was planted; the bound lies where memorization was seen to "
-        "begin",
+        e,
+        unit,
+        f"one run; {len(np.unique(rows.text)):,} different continuations",
+        note=f"how often a text is read was planted; memorized by number of readings: {by_times}",
     )
 
 
@@ -214,12 +217,16 @@ def _predictions(
     for index, percent, step in zip(EARLY, params.early_percent, params.early_steps, strict=True):
         ours = early.loc[step] if step in early.index else None
         numbers = theirs[theirs.step == linear_step(index, OFFICIAL_STEPS)]
+        nothing = f"nothing is memorized after {percent} %"
+        silent = ours is not None and not ours.tp + ours.fp
+        few = _few_readings(extracted, percent) if silent else ""
+        note = f"{PLANTED}, whose reading goes on"
         rows += [
             Claim(
                 f"Of the rows memorized after {percent} % of training, more than four in five are "
                 "memorized at the end.",
                 PREDICTION,
-                _share(ours, "precision", rises, f"nothing is memorized after {percent} %"),
+                _share(ours, "precision", rises, f"{nothing}{few}", note),
                 _over_models(numbers, "precision", rises),
                 quote="We observe consistently high precision",
             ),
@@ -227,9 +234,9 @@ def _predictions(
                 f"Of the rows memorized at the end, fewer than four in five are memorized already "
                 f"after {percent} % of training.",
                 PREDICTION,
-                _share(ours, "recall", falls, "nothing is memorized at the end")
-                if ours is None or ours.tp
-                else untestable(TOO_EARLY, unit="%"),
+                untestable(f"{nothing}{few}")
+                if few
+                else _share(ours, "recall", falls, "nothing is memorized at the end", note),
                 _over_models(numbers, "recall", falls),
                 quote="only achieve high recall after significant compute has been expended",
             ),
@@ -238,7 +245,7 @@ def _predictions(
     theirs = released[(released.experiment == "smaller model") & (released.step == OFFICIAL_STEPS)]
     theirs = theirs[theirs.model != MODELS[-1]]
     tenth = small.loc[params.tenth] if params.tenth in small.index else None
-    note = f"{params.tenth} predicts {params.size_list[-1]}, about ten times its size"
+    note = f"{params.tenth} predicts {params.size_list[-1]}, about ten times its size; {PLANTED}"
     missed = "the largest model has memorized nothing"
     recall = small.recall.dropna()
     return [
@@ -261,13 +268,43 @@ def _predictions(
         ),
         Claim(
             "The smaller a model, the fewer it memorizes of the rows that the largest memorizes.",
-            "Biderman et al. 2023b, section 3, Figures 1 and 2",
-            _size_trend((100 * recall).to_dict(), "" if recall.any() else missed, RECALL),
-            _size_trend(dict(zip(theirs.model, 100 * theirs.recall, strict=True)), note=RECALL),
+            DECLINE,
+            _size_trend(
+                (100 * recall).to_dict(),
+                "" if recall.any() else missed,
+                f"{CORRELATION}; {PLANTED}",
+            ),
+            _size_trend(
+                dict(zip(theirs.model, 100 * theirs.recall, strict=True)),
+                note=f"{CORRELATION}; {THEIRS}",
+            ),
             quote="a sharp decline in correlation between which sequences are memorized by smaller "
             "models and the 12B model as the gap between the model sizes increases",
         ),
     ]  # fmt: skip
+
+
+def _few_readings(extracted: Extracted, percent: int) -> str:
+    """Say that no text has been read often enough to be memorized after `percent` of training.
+
+    Returns "" if the text read most often has by then been read, in expectation, at least as often
+    as the least read of the texts that the largest model has memorized at the end.
+    """
+    memorized, rows = (
+        extracted.memorized(extracted.params.size_list[-1], "standard"), extracted.rows["standard"]
+    )  # fmt: skip
+    n = extracted.n_first
+    if memorized is None or not memorized[:n].any():
+        return ""
+    most = rows.times.max() * percent / 100
+    fewest = int(rows.times[:n][memorized[:n]].min())
+    if most >= fewest:
+        return ""
+    return (
+        ": no text has been read often enough, by the design of the planted copies (the most "
+        f"frequent about {most:.0f} times; those memorized at the end are read {fewest} times or "
+        "more)"
+    )
 
 
 def _share(
@@ -285,9 +322,9 @@ def _share(
     if not n:
         return untestable(nothing, unit="%")
     e = Estimate(row[measure], row[f"{measure}_low"], row[f"{measure}_high"], n, 1).times(100)
-    counts = f"{int(row.tp)} of {n}, nearly all planted copies, whose reading goes on; {OURS}"
+    counts = f"{int(row.tp)} of {n}"
     units = f"one run; {n} different continuations"
-    return test(e, "%", units, HIGH, "; ".join(filter(None, (counts, note))))
+    return test(e, "%", units, HIGH, "; ".join(filter(None, (counts, note, OURS))))
 
 
 def _over_models(rows: pd.DataFrame, measure: str, test: Callable[..., Test]) -> Test:
@@ -295,5 +332,5 @@ def _over_models(rows: pd.DataFrame, measure: str, test: Callable[..., Test]) ->
     units = 100 * rows[measure].dropna()
     if units.empty:
         return test(None, "%", "", HIGH)
-    span = f"{units.min():.0f} to {units.max():.0f} % by size; {OURS}"
+    span = f"{units.min():.0f} to {units.max():.0f} % by size; {OURS}; {THEIRS}"
     return test(mean_over(units), "%", _models_text(len(units)), HIGH, span)

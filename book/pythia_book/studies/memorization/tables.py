@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
 """The smallest and the largest repetition count of each bin."""
-OFTEN = 33
-"""Rows whose continuation was read at least this often are compared with those read once. Texts are
-planted up to 128 times; in the recorded run, memorization begins at about this count."""
 RATE_BINS = 20
 """The number of equal parts into which training is divided."""
 RATES = (0.01, 0.05, 0.2)
@@ -103,6 +100,11 @@ class Extracted:
         step = scale_named(self.params.scale).steps if step is None else step
         return self.measured.get("memorized", size, arm, step)
 
+    @property
+    def n_first(self) -> int:
+        """The number of rows that the earliest checkpoint had read: those used for prediction."""
+        return self.params.steps("standard")[0] * self.measured.facts["batch_size"]
+
 
 def numbered(group: np.ndarray) -> np.ndarray:
     """Number groups int[n] from 0 in the order in which they first appear, int[n]."""
@@ -111,7 +113,7 @@ def numbered(group: np.ndarray) -> np.ndarray:
 
 
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum columns int[n, k] over all rows, int[k], and over resampled texts, int[draws, k].
+    """Sum columns float[n, k] over all rows, float[k], and over resampled texts, float[draws, k].
 
     Texts with equal sums are drawn as one multinomial group: the same distribution, but faster.
     """
@@ -147,6 +149,29 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
     else:
         low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
     return Estimate(float(value), float(low), float(high), n, 1)
+
+
+def repetition_slope(memorized: np.ndarray, rows: Rows, draws: int) -> Estimate:
+    """Estimate how much the share of memorized rows rises per doubling of the readings.
+
+    It is the slope of the least-squares line of `memorized` over log2(times); NaN if all rows were
+    read equally often. The interval resamples texts.
+
+    Args:
+        memorized: bool[n].
+        draws: the number of resamples.
+    """
+    x, y = np.log2(rows.times), memorized.astype(float)
+    columns = np.stack([np.ones_like(x), x, y, x * y, x * x], 1)
+    total, drawn = resampled(columns, rows.text, draws)
+
+    def slope(sums: np.ndarray) -> np.ndarray:
+        n, sx, sy, sxy, sxx = np.moveaxis(sums, -1, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (n * sxy - sx * sy) / (n * sxx - sx * sx)
+
+    low, high = np.quantile(slope(drawn), [0.025, 0.975])
+    return Estimate(float(slope(total)), float(low), float(high), len(rows), 1)
 
 
 def shares(extracted: Extracted) -> Lines:
@@ -350,7 +375,7 @@ def prediction(extracted: Extracted) -> Lines:
     truth = extracted.memorized(largest, "standard")
     if truth is None:
         return []
-    n = steps[0] * extracted.measured.facts["batch_size"]
+    n = extracted.n_first
     text = extracted.rows["standard"].text[:n]
     predictors = [("earlier checkpoint", largest, step) for step in steps[:-1]]
     predictors += [("smaller model", size, steps[-1]) for size in params.size_list[:-1]]

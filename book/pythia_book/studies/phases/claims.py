@@ -8,6 +8,7 @@ early checkpoints are spaced that way.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,16 +33,18 @@ NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
 """The one of the 143 evenly spaced checkpoints that is an eighth into training."""
 INDUCTION_TOKENS = 2.5e9
-"""Tokens after which Olsson et al. 2022 saw induction heads form. Models that have read fewer are
-not tested for them: their absence would say nothing."""
+"""Tokens after which Olsson et al. 2022 (Argument 1) saw induction heads form. Models that have
+read fewer are not tested for them: their absence would say nothing."""
 
 Models = dict[str, "Curves | None"]
 """Maps a size to the scores of its model; None if no checkpoint could be measured."""
 INCREASING = "Belrose et al. 2024, abstract"
-INDUCTION = "Olsson et al. 2022, Argument 1"
-ABRUPTLY = (
-    "it develops abruptly in a narrow window early in training (roughly 2.5 to 5 billion tokens)"
+INDUCTION = "Olsson et al. 2022, introduction"
+TOGETHER = (
+    "During this phase change, the majority of in-context learning ability [...] is acquired, and "
+    "simultaneously induction heads form within the model"
 )
+EMBEDDING = "holds for any model that computes: before the first block there is only the embedding"
 
 
 def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
@@ -54,10 +57,12 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
         units = f"one run, {params.size_list[-1]}; {n} sequences"
         test = rises(e, unit, units)
         if e and facts["tokens_trained"] < INDUCTION_TOKENS:
-            reason = f"these models read {facts['tokens_trained']:.2g} tokens, and induction heads "
-            reason += f"were seen to form only after {INDUCTION_TOKENS:.2g}"
+            reason = (
+                f"these models read {facts['tokens_trained'] / 1e6:.1f} million tokens, and "
+                f"induction heads were seen to form only after {INDUCTION_TOKENS / 1e9:g} billion"
+            )
             test = untestable(reason, e, unit, units)
-        return Claim(text, INDUCTION, test, quote=ABRUPTLY, kind="premise")
+        return Claim(text, INDUCTION, test, quote=TOGETHER, kind="premise")
 
     return [
         *(
@@ -70,8 +75,8 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
                     "doublings of training",
                 ),
                 quote="networks automatically learn to perform well on maximum-entropy "
-                "distributions whose low-order statistics match those of the training set early "
-                "in training",
+                "distributions whose low-order statistics match those of the training set early in "
+                "training",
                 kind="premise",
             )
             for early, late in ((1, 2), (2, 3))
@@ -94,25 +99,18 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
             "The logit lens is nearer to the final prediction before the last block than before "
             "the first.",
             "Belrose et al. 2023, abstract",
-            _over_sizes([e and e.value for e in gaps], "nats", EMPTY_LENS),
+            replace(_over_sizes([e and e.value for e in gaps], "nats"), form="", reason=EMBEDDING),
             quote="model predictions are refined layer by layer",
             kind="premise",
         ),
     ]  # fmt: skip
 
 
-EMPTY_LENS = "holds for any model that computes: before the first block there is only the embedding"
-
-
-def _over_sizes(values: list[float | None], unit: str, reason: str = "") -> Test:
-    """Test whether the mean of an effect over sizes is positive; each size was trained once.
-
-    Args:
-        reason: why there is no test, only an estimate; "" for a test.
-    """
+def _over_sizes(values: list[float | None], unit: str) -> Test:
+    """Test whether the mean of an effect over sizes is positive; each size was trained once."""
     found = [value for value in values if value is not None]
-    e, units = mean_over(found) if found else None, f"{len(found)} sizes, one run each"
-    return untestable(reason, e, unit, units) if reason else rises(e, unit, units)
+    e = mean_over(found) if found else None
+    return rises(e, unit, f"{len(found)} sizes, one run each")
 
 
 def doublings(curves: Curves | None, early: int, late: int) -> float | None:

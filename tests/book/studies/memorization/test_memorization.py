@@ -12,11 +12,13 @@ from pythia_book.studies.memorization.claims import slope
 from pythia_book.studies.memorization.params import Params, nominal_parameters
 from pythia_book.studies.memorization.tables import (
     COLUMNS,
+    Rows,
     equal_compute,
     numbered,
     prediction_row,
     ratio,
     released_table,
+    repetition_slope,
 )
 from pythia_book.study import Measurements, Result
 
@@ -207,6 +209,34 @@ def test_predictions_are_judged_at_fixed_checkpoints() -> None:
     late = result_of(suite(early=False))
     assert verdict(late, "memorized after 16 %") == verdicts.NOT_TESTABLE  # nothing is predicted
     assert verdict(late, "already after 16 %") == verdicts.NOT_TESTABLE  # nor could it be
+    (claim,) = [c for c in late.claims if "already after 16 %" in c["claim"]]
+    assert "the most frequent about 10 times" in claim["ours"]["reason"]
+    assert "read 64 times or more" in claim["ours"]["reason"]
+    often = suite(early=False)
+    often.arrays["times/standard"][-1] = 500  # some text could have been memorized by then
+    assert verdict(result_of(often), "already after 16 %") == verdicts.REPRODUCED  # recall is 0
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.1])
+def test_repetition_is_seen_only_where_it_matters(effect: float) -> None:
+    """Rows of a text are memorized together, so texts are resampled."""
+    rng, seen = np.random.default_rng(3), 0
+    for _ in range(100):
+        times = np.repeat(2 ** rng.integers(0, 6, 100), 4)
+        chance = 0.2 + effect * np.log2(times[::4])
+        memorized = np.repeat(rng.random(100) < chance, 4)
+        text = np.repeat(np.arange(100), 4)
+        e = repetition_slope(memorized, Rows(times, text, times), 300)
+        seen += not e.low <= 0 <= e.high
+    assert seen < 13 if not effect else seen > 90
+
+
+def test_the_slope_of_repetition_by_hand() -> None:
+    times, memorized = np.array([1, 2, 4, 8]), np.array([False, False, True, True])
+    e = repetition_slope(memorized, Rows(times, np.arange(4), times), 20)
+    assert e.value == pytest.approx(np.polyfit(np.log2(times), memorized, 1)[0])
+    same = np.ones(4, int)
+    assert np.isnan(repetition_slope(memorized, Rows(same, np.arange(4), same), 20).value)
 
 
 def test_released_claims_take_models_as_units() -> None:

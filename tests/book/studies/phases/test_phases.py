@@ -232,10 +232,10 @@ def outcomes(measured: Measurements) -> list[str]:
 
 def test_phases_as_described_hold() -> None:
     rows = result_of(measured_suite()).claims
-    assert [claim["ours"]["verdict"] for claim in rows] == [
-        *[verdicts.HOLDS] * 5,
-        verdicts.NOT_TESTABLE,
+    assert [claim["ours"]["verdict"] for claim in rows] == [verdicts.HOLDS] * 5 + [
+        verdicts.NOT_TESTABLE  # the lens before the first block sees only the embedding
     ]
+    assert rows[5]["ours"]["value"] > 2
     assert rows[0]["ours"]["value"] == pytest.approx(np.log2(6 / 2), abs=0.4)
     assert rows[0]["ours"]["units"] == "3 sizes, one run each"
     assert rows[2]["ours"]["value"] == pytest.approx(0.5, abs=0.05)
@@ -244,10 +244,7 @@ def test_phases_as_described_hold() -> None:
 
 def test_phases_in_another_order_do_not_hold() -> None:
     measured = measured_suite(at=(14, 7, 2), gain=-0.5, spread=0.15)
-    for name, array in measured.arrays.items():
-        if name.startswith("lens/"):
-            measured.arrays[name] = array[::-1]
-    assert outcomes(measured) == [*[verdicts.FAILS] * 5, verdicts.NOT_TESTABLE]
+    assert outcomes(measured)[:5] == [verdicts.FAILS] * 5
     assert result_of(measured_suite()).values["lens_growth"]["value"] > 0.1
 
 
@@ -268,7 +265,7 @@ def test_induction_is_not_asked_of_models_that_read_little() -> None:
         result = result_of(measured_suite(gain=gain, tokens=2.3e6))
         for row in result.claims[2:5]:
             assert row["ours"]["verdict"] == verdicts.NOT_TESTABLE
-            assert row["ours"]["reason"].startswith("these models read 2.3e+06 tokens")
+            assert row["ours"]["reason"].startswith("these models read 2.3 million tokens")
             assert row["ours"]["value"] is not None
 
 
