@@ -5,9 +5,9 @@ Arms share initial weights, learning rates and number of updates; an arm of r ep
 is deduplicated, so fresh rows are not repeats. Muennighoff et al. (2023, arXiv:2305.16264) find up
 to four epochs nearly free and fit a law for the worth of repeated data. Here, that worth is
 measured with single-pass runs. Each reads the different rows of an arm once and stops, so it gives
-the loss for that amount of fresh data. The released models answer another question: whether the
-second epoch of the deduplicated half of Pythia changed its benchmark scores. Repeating only a
-small part of the data (Hernandez et al. 2022, arXiv:2205.10487) is not studied.
+the loss for that amount of fresh data. Repeating only a small part of the data (Hernandez et al.
+2022, arXiv:2205.10487) is not studied. What the released models show after they have read as many
+tokens as the deduplicated Pile has is a question of the deduplication study.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.conduct import conduct
-from pythia_book.published.tables import TASKS
 from pythia_book.studies.repetition import claims as c
 from pythia_book.studies.repetition.params import INDICES, STUDY, Params, repetition_configs
 from pythia_book.studies.repetition.tables import Arms, tables
@@ -32,7 +31,6 @@ from pythia_core.training.schedule import linear_step
 
 if TYPE_CHECKING:
     from pythia_book.measurements import Arrays
-    from pythia_book.published.results import Published
     from pythia_core.evaluation.scoring import Scorable
 
 N_READ = 320
@@ -42,36 +40,15 @@ CONTEXT = 32
 section 3.2)."""
 
 
-def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
+def run(params: Params, progress: bool = True) -> Result:
     """Find or train the arms and the single-pass runs, measure and compare them."""
-    return conduct(
-        STUDY,
-        params,
-        partial(measure, params, progress),
-        partial(analyse, params),
-        released,
-        published,
-    )
+    return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
 
 
-def analyse(params: Params, measured: Measurements, published: Tables) -> Analysis:
-    """Tables, values and claims."""
-    arms, second_epoch = Arms(params, measured), published.get("second_epoch")
-    return tables(arms), c.values(arms, second_epoch), c.claims(arms, second_epoch)
-
-
-def released(published: Published) -> Tables:
-    """Return the table second_epoch, or no table without released numbers.
-
-    It has the mean accuracy of all sixteen models on the paper's eight tasks before the second
-    epoch and at the end. Columns: model, deduped, shots, step, value.
-    """
-    scores = published.benchmarks
-    scores = scores[(scores.metric == "acc") & scores.step.isin((c.BEFORE, c.AFTER))]
-    keys = ["model", "deduped", "shots", "step"]
-    means = scores.groupby(keys).value.agg(value="mean", tasks="size").reset_index()
-    whole = means[means.tasks == len(TASKS)].drop(columns="tasks")
-    return {} if whole.empty else {"second_epoch": whole.reset_index(drop=True)}
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values and claims; the study shows no released numbers."""
+    arms = Arms(params, measured)
+    return tables(arms), c.values(arms), c.claims(arms)
 
 
 # --- runs ------------------------------------------------------------------------------------
