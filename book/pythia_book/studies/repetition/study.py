@@ -5,9 +5,9 @@ Arms share initial weights, learning rates and number of updates; an arm of r ep
 is deduplicated, so fresh rows are not repeats. Muennighoff et al. (2023, arXiv:2305.16264) find up
 to four epochs nearly free and fit a law for the worth of repeated data. Here, that worth is
 measured with single-pass runs. Each reads the different rows of an arm once and stops, so it gives
-the loss for that amount of fresh data. The released models answer another question: whether the
-second epoch of the deduplicated half of Pythia changed its benchmark scores. Repeating only a
-small part of the data (Hernandez et al. 2022, arXiv:2205.10487) is not studied.
+the loss for that amount of fresh data. Repeating only a small part of the data (Hernandez et al.
+2022, arXiv:2205.10487) is not studied. What the released models show after they have read as many
+tokens as the deduplicated Pile has is a question of the deduplication study.
 """
 
 from __future__ import annotations
@@ -42,16 +42,11 @@ section 3.2)."""
 
 def run(params: Params, progress: bool = True) -> Result:
     """Find or train the arms and the single-pass runs, measure and compare them."""
-    return conduct(
-        STUDY,
-        params,
-        partial(measure, params, progress),
-        partial(analyse, params),
-    )
+    return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
 
 
-def analyse(params: Params, measured: Measurements, _released: Tables) -> Analysis:
-    """Tables, values and claims."""
+def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values and claims; the study shows no released numbers."""
     arms = Arms(params, measured)
     return tables(arms), c.values(arms), c.claims(arms)
 

@@ -24,7 +24,7 @@ from pythia_book.studies.seeds.variance import (
     order_to_weights,
 )
 from pythia_book.verdicts import Claim, Test, falls, passes, rises, untestable, within
-from pythia_core.suite import DATA_ARMS, scale_named
+from pythia_core.suite import DATA_ARMS, scale_named, size_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +112,7 @@ def claims(
                 f"{seeds} and one run of {params.neighbour_size}; {both}",
                 ENOUGH,
                 f"difference of held-out loss; single runs have the right order 97.5 % of the time "
-                f"from {ENOUGH:.1f} on",
+                f"from {ENOUGH:.1f} on{_head_widths(params)}",
             ),
         ),
         Claim(
@@ -238,6 +238,18 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
         return None
     sign = 1 if params.size_is_smaller else -1
     return distance_in_sds(sign * values, sign * neighbour)
+
+
+def _head_widths(params: Params) -> str:
+    """Say, as the end of a note, how wide the heads of the two sizes are if this differs."""
+    sizes = (params.size, params.neighbour_size)
+    one, other = (size_named(size).d_model // size_named(size).n_heads for size in sizes)
+    if one == other:
+        return ""
+    return (
+        f"; the two sizes also differ in the width of their heads: {one} in {sizes[0]}, {other} in "
+        f"{sizes[1]}"
+    )
 
 
 # --- released --------------------------------------------------------------------------------

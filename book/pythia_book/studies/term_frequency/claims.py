@@ -25,6 +25,9 @@ BELOW_1B, BELOW_2_8B = ("160m", "410m"), ("160m", "410m", "1b", "1.4b")
 LARGE = ("2.8b", "6.9b", "12b")
 """Models with released accuracies, by the sizes that the paper names; the 70M model has none."""
 NO_COUNTS = "how often each number occurs in the Pile was never released"
+IN_SUMS = (
+    "frequency is that within the planted sums, not in the text; the paper counts the whole corpus"
+)
 OPERANDS = "100 first operands; one model of each size"
 
 
@@ -135,7 +138,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
     sizes, shots, steps = params.size_list, params.shot_list[-1], scores.steps
     small, large, first, last = smallest_comparable(sizes), sizes[-1], steps[0], steps[-1]
     units = "one run; 20 numbers"
-    confounded = "small numbers are both frequent and easy to add"
+    confounded = f"small numbers are both frequent and easy to add; {IN_SUMS}"
     alike = untestable(NO_COUNTS)
 
     def widening(one: tuple[str, int], other: tuple[str, int]) -> Estimate | None:
@@ -173,7 +176,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
             "section 3.3",
             rises(_percent(widening((small, last), (large, last))), "points", units,
                   note=f"choice of four, {large} minus {small}, the smallest size with heads as "
-                  "wide; one run of each"),
+                  f"wide; one run of each; {IN_SUMS}"),
             alike,
             quote="this correlation is an emergent property in larger models",
         ),

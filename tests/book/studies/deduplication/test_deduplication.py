@@ -136,12 +136,38 @@ def test_released_claims_come_out_both_ways() -> None:
     assert none[END][0] == "confirmed on released numbers"
     assert none[BETTER][0] == "not resolved"
     assert small[END][0] == "not resolved"  # the interval of items reaches beyond the margin
+    little = verdicts(measured(), twins(0.3, spread=0.05))
+    assert little[BETTER][0] == "not resolved"  # the errors of the items are too large
     assert small[BETTER][0] == "holds"
+    assert large[BETTER][0] == "holds"
     assert large[END][0] == "contradicted by released numbers"
     assert small[EPOCH][0] == "confirmed on released numbers"
     assert (
         verdicts(measured(), twins(3, -2 * CLEAR))[EPOCH][0] == "contradicted by released numbers"
     )
+
+
+def test_notes_tell_a_smaller_margin_and_the_interval_over_models_alone() -> None:
+    params = Params(sizes=",".join(SIZES), bootstrap=200)
+
+    def notes(benefit: float, spread: float = 0.3) -> list[str]:
+        released = twins(benefit, spread=spread)
+        rows = judge(deduplication.analyse(params, measured(), released)[2])
+        assert not any("with a margin" in str(row["released"]["note"]) for row in rows[4:5])
+        return [row["released"]["note"] for row in rows[:4]]
+
+    for benefit, verdict, end in (
+        (-0.1, "confirmed on released numbers", "]"),
+        (0.5, "not resolved", ": a small benefit"),
+        (3.0, "contradicted by released numbers", ": a benefit"),
+    ):
+        for note in notes(benefit):
+            assert "chosen when the released numbers were known" in note
+            assert f"with a margin of 1 point and Holm's correction: {verdict};" in note
+            assert note.endswith(end)
+    assert all(note.endswith("]") for note in notes(0.5, spread=3))
+    nothing = judge(deduplication.analyse(params, measured(), {})[2])[0]["released"]["note"]
+    assert "with a margin" not in nothing and "models alone" not in nothing
 
 
 def test_effects_of_released_twins_by_hand() -> None:
@@ -150,7 +176,12 @@ def test_effects_of_released_twins_by_hand() -> None:
     half = 2.364624 * 0.64 / 8**0.5  # of items: pairs differ by less
     assert effects["zero_end"].high - effects["zero_end"].value == pytest.approx(half)
     assert effects["second_epoch"].value == pytest.approx(-0.25, abs=0.03)
-    assert effects["average"].value == pytest.approx(0.5 + 0.25 * 5 / 14, abs=0.03)
+    average, alone = effects["average"], effects["average_models"]
+    assert average.value == alone.value == pytest.approx(0.5 + 0.25 * 5 / 14, abs=0.03)
+    assert average.high - average.value == pytest.approx(half)  # no item is averaged out
+    values = twins(0.5, 0.25, spread=0)["twins"].groupby("model").value.mean()
+    half = 2.364624 * values.std(ddof=1) / 8**0.5
+    assert alone.high - alone.value == pytest.approx(half, rel=1e-5)
     assert set(released_effects({}).values()) == {None}
 
 
@@ -162,10 +193,12 @@ def test_the_released_effects_and_the_margin() -> None:
     released = deduplication.released(results.load(FOLDER))
     stderr = released["twins"].stderr
     assert 1.96 * (stderr**2).mean() ** 0.5 == pytest.approx(CLEAR, abs=0.02)
-    effects = {name: e.interval() for name, e in released_effects(released).items() if e}
+    effects = {name: e.interval() for name, e in released_effects(released).items()}
     for name, expected in (
         ("zero_before", (0.70, 0.16, 1.23)), ("zero_end", (0.32, -0.21, 0.86)),
-        ("average", (0.38, -0.15, 0.92)), ("second_epoch", (0.12, -0.07, 0.30)),
+        ("average", (0.38, -0.15, 0.92)), ("average_models", (0.38, 0.17, 0.60)),
+        ("zero_before_models", (0.70, 0.33, 1.06)), ("five_before_models", (0.50, 0.16, 0.84)),
+        ("second_epoch", (0.12, -0.07, 0.30)),
     ):  # fmt: skip
         assert tuple(effects[name].values()) == pytest.approx(expected, abs=0.01)
 

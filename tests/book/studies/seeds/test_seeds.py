@@ -154,6 +154,13 @@ def test_claims_hold_or_fail_with_the_data() -> None:
     assert verdicts(planted(many, order=0.02, weights=0.02), many)["order"] == "reproduced"
 
 
+def test_the_note_on_neighbouring_sizes_tells_that_their_heads_differ() -> None:
+    for params, told in ((Params("smoke", seeds=2), True), (Params(neighbour="85k"), False)):
+        rows = study_claims(params, {}, study_tables(params, {}), None, {})
+        (note,) = (row.ours.note for row in rows if CLAIMS["sizes"] in row.text)
+        assert ("width of their heads" in note) == told
+
+
 def test_gaps_and_a_missing_neighbour_leave_claims_untested() -> None:
     params = Params("smoke", bootstrap=200)
     found = planted(params, 0.01, 0.1, 0.02, 0.02)
