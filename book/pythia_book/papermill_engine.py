@@ -162,7 +162,8 @@ def _guard(written: str, target: Path) -> None:
     """Keep papermill from overwriting a finished run with an unfinished notebook.
 
     From now on, a notebook that papermill writes to `written` goes to the path for unfinished
-    notebooks instead. A notebook that was recorded is already in place and is not written again.
+    notebooks instead. The exception is the notebook of a recorded run: the engine has already put
+    it in place, so nothing is written.
 
     Args:
         written: the output path that papermill was called with.
@@ -221,19 +222,17 @@ def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _recording_to(folder: Path | None) -> Iterator[None]:
-    """Make the kernel write its record to `folder`, or write no record if `folder` is None."""
-    from pythia_book.records import RECORD_TO
-
-    before = os.environ.get(RECORD_TO)
-    os.environ[RECORD_TO] = str(folder or "")
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable inside the block, so that the kernel inherits it."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ[RECORD_TO]
+            del os.environ[name]
         else:
-            os.environ[RECORD_TO] = before
+            os.environ[name] = before
 
 
 # --- the papermill command -------------------------------------------------------------------
@@ -315,15 +314,8 @@ def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
     cells = {"desc": study, "leave": False, "miniters": 1, "dynamic_ncols": True, "delay": 0.1}
     cells["bar_format"] = "{desc}: cell {n_fmt} of {total_fmt}, {elapsed}"
     kwargs["progress_bar"] = cells if live else False
-    before = os.environ.get(TERMINAL)
-    os.environ[TERMINAL] = os.ttyname(sys.stderr.fileno()) if live else ""
-    try:
+    with environment(TERMINAL, os.ttyname(sys.stderr.fileno()) if live else ""):
         yield
-    finally:
-        if before is None:
-            del os.environ[TERMINAL]
-        else:
-            os.environ[TERMINAL] = before
 
 
 @contextlib.contextmanager
@@ -426,7 +418,8 @@ class PythiaEngine:
         with contextlib.ExitStack() as stack:
             if recorded:
                 folder = stack.enter_context(records.staging(target.parent))
-            with _kernel_progress(study, kwargs), _stoppable(kwargs), _recording_to(folder):
+            recording = environment(records.RECORD_TO, str(folder or ""))
+            with _kernel_progress(study, kwargs), _stoppable(kwargs), recording:
                 nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
             if _in_papermill_command:  # only writing is left
                 ignore_signals()

@@ -10,7 +10,6 @@ states when and by which code it was redrawn.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,29 +112,27 @@ def _execute(folder: Path, new: Path) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
 
-    from pythia_book.papermill_engine import PythiaEngine
+    from pythia_book.papermill_engine import PythiaEngine, environment
 
     papermill_engines.register("pythia", PythiaEngine)  # an entry point, but only if installed
     source = notebooks.notebook_path(records.read_record(folder)["study"])
-    os.environ[records.REDRAW_FROM] = str(folder.absolute())
     try:
-        papermill.execute_notebook(
-            str(source).replace("{", "{{").replace("}", "}}"),
-            None,
-            parameters=_parameters(folder, source),
-            engine_name="pythia",
-            progress_bar=False,
-            cwd=str(project_root()),
-            record_to=new,
-        )
+        with environment(records.REDRAW_FROM, str(folder.absolute())):
+            papermill.execute_notebook(
+                str(source).replace("{", "{{").replace("}", "}}"),
+                None,
+                parameters=_parameters(folder, source),
+                engine_name="pythia",
+                progress_bar=False,
+                cwd=str(project_root()),
+                record_to=new,
+            )
     except papermill.PapermillExecutionError as error:
         raise PythiaError(f"a cell failed with {error.ename}: {error.evalue}") from error
     except DeadKernelError as error:
         raise PythiaError("the kernel died; was there enough memory?") from error
     except click.ClickException as error:
         raise PythiaError(error.message) from error
-    finally:
-        del os.environ[records.REDRAW_FROM]
 
 
 def _parameters(folder: Path, source: Path) -> dict[str, Any]:

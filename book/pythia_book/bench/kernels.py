@@ -1,9 +1,10 @@
 """Measures the speed of every kernel, compared with its reference implementation and libraries.
 
-The reference runs both eagerly and under torch.compile. Every implementation has a row; its time is
-that of one forward and one backward pass. After three warm-up calls, single calls are timed in
-three repeats of at least twenty calls. On a GPU, the caches are flushed before every call, which is
-timed by two CUDA events. A row has the median of the three medians, and their range.
+The reference runs eagerly and, in the GPU benchmark and dry runs, also under torch.compile. Every
+implementation has a row; its time is that of one forward and one backward pass. After three warm-up
+calls there are three repeats, each of at least twenty calls (by default) that are timed one by one.
+On a GPU, the caches are flushed before every call, and two CUDA events time it. A row has the
+median of the three repeats' medians, and the lowest and highest of these medians.
 
 Rates count the minimal work: each operand is read once, and each result is written once. For causal
 attention, only the products of queries with keys that are not masked count. Shares are relative to

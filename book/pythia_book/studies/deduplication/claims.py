@@ -263,10 +263,11 @@ def _change(
 
 
 def _accuracy(params: Params, measured: Measurements) -> Test:
-    """Test the change of zero-shot accuracy, if the models do better than guessing.
+    """Test whether deduplication raises zero-shot accuracy.
 
-    If they do not, the test is untestable. Tasks without answers to choose from have no accuracy of
-    guessing, so they do not count when the models are compared with guessing.
+    There is no verdict unless the models do better than guessing: the interval of their accuracy
+    above that of guessing must lie above 0. Tasks without answers to choose from (`chance` is 0)
+    are left out of that comparison.
     """
     e, units = _change(params, measured, "accuracy", "zero-shot items")
     above = []

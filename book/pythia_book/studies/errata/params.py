@@ -104,5 +104,5 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the checkpoints of `run` that this study reads; another study may train the run."""
+    """Return the checkpoints that this study reads from `run`, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)

@@ -93,7 +93,9 @@ def _order(extracted: Extracted, tests: pd.DataFrame) -> list[Claim]:
 def _order_test(
     extracted: Extracted, tests: pd.DataFrame, test: str, window: int, margin: float, unit: str
 ) -> Test:
-    """Test the order of rows that the largest model read once, on the standard text.
+    """Test that, in training order, memorized rows show practically no trend or excess clustering.
+
+    Only rows that the largest model on the standard text read once are counted.
 
     Args:
         tests: the table `tests` of `tables.order`.

@@ -163,7 +163,11 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
 
 
 def released(result: Result) -> Drawing:
-    """Draw released shares, precision and recall of memorization, by size, step and compute."""
+    """Draw the share of sequences that each released size memorizes, and how predictable they are.
+
+    The panels have the precision and recall of predictions from earlier checkpoints and from
+    smaller models, and recall against compute.
+    """
     table = result.tables["released"]
     note = "of the first 23,552,000 sequences; one run per size, so there is no interval"
     with style.canvas(result, 4, 3.0, note) as (figure, axes):

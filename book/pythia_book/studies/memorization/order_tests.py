@@ -130,9 +130,9 @@ def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Estimate b for a rate proportional to 1 + b * (position - mean position), float64[draws].
+    """Estimate the slope b of each draw, for a rate proportional to 1 + b * (position - mean).
 
-    The estimate is Laplace's score.
+    Returns float64[draws]. The estimate is Laplace's score divided by its information at b = 0.
     """
     centred = design.position - design.position.mean()
     return centred[ranks].mean(1) / (centred**2).mean()

@@ -82,7 +82,8 @@ class Law:
     def optimal_tokens(self, n: float) -> float:
         """Return the number of training tokens for which size n is compute-optimal.
 
-        There, the same small relative increase in size or in tokens lowers the loss equally.
+        At that number, raising either the size or the tokens by the same small factor lowers the
+        loss by the same amount.
         """
         return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
