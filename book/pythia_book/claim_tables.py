@@ -24,6 +24,8 @@ RULE = "Each verdict follows by one rule from the 95 % interval."
 RULE_LINK = "How verdicts are given"
 HEADER = ("Claim", "Released models", "Our miniature", "Verdict")
 WHOSE = {"released": "released models", "ours": "our miniature"}
+SMALLEST_P = 1e-300
+"""Smaller p-values are not given as numbers: the floats near zero round them to 0."""
 _FORMS = {"above": "above {}", "below": "below {}", "within": "between \N{MINUS SIGN}{} and {}"}
 
 
@@ -136,7 +138,8 @@ def _facts(test: Row) -> list[str]:
         bound = f"{test['bound']:g}"
         facts.append(f"tested: {_FORMS[test['form']].format(bound, bound)}")
     if test["p"] is not None:
-        facts.append(f"p = {test['p']:.2g} after Holm's correction")
+        p = f"p = {test['p']:.2g}" if test["p"] > SMALLEST_P else f"p < {SMALLEST_P:g}"
+        facts.append(f"{p} after Holm's correction")
     if test["note"]:
         facts.append(test["note"])
     return facts

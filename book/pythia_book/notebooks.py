@@ -32,6 +32,8 @@ from pythia_core.util.files import atomic_file, cache_dir, project_root, results
 Notebook = Any
 """An nbformat NotebookNode: a dict with attribute access."""
 
+NOTEBOOK = "notebook.ipynb"
+"""The name of the executed notebook in the folder of a run."""
 STAMP = "pythia"
 """Key of the stamp in the metadata of a finished notebook."""
 STOP_NOTE = "what was trained and measured is kept"
@@ -281,7 +283,7 @@ def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> di
 
 def output_path(study: str, scale: str) -> Path:
     """The path to which a run of a study writes its executed notebook."""
-    return results_dir() / study / scale / "notebook.ipynb"
+    return results_dir() / study / scale / NOTEBOOK
 
 
 def unfinished_path(output: Path) -> Path:

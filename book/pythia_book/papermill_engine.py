@@ -32,6 +32,7 @@ from pythia_book import notebooks
 from pythia_book.notebooks import STOP_NOTE
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of
 from pythia_core.suite import SCALES
+from pythia_core.util.files import results_dir
 from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
@@ -138,11 +139,29 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
 
     Args:
         written: the output path that papermill was called with.
+        study: stem of the notebook that papermill was called with.
         base: the folder to which `written` is relative.
+
+    Raises:
+        ConfigError: runs of another study, or runs to commit, are stored at this path.
     """
-    places = (notebooks.output_path(study, scale).absolute() for scale in SCALES)
     path = os.path.realpath(base / written)
-    return next((place for place in places if os.path.realpath(place) == path), None)
+    *_, owner, scale, _ = ("", "", "", *Path(path).parts)
+    if scale not in SCALES:
+        return None
+    recorded = notebooks.project_root() / "book" / "recorded"
+    for root in (results_dir(), recorded):
+        for name in dict.fromkeys((study, owner)):
+            place = root / name / scale / notebooks.NOTEBOOK
+            if os.path.realpath(place) != path:
+                continue
+            if root == recorded or name != study:
+                raise ConfigError(
+                    f"{written} is the notebook of a recorded run of {name}, which this call would "
+                    "overwrite; choose another output path"
+                )
+            return place.absolute()
+    return None
 
 
 def _working_folder() -> Path:
@@ -215,7 +234,7 @@ def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
     notebook.metadata[notebooks.STAMP] = stamp | {"record": file_sha256(record)}
     notebooks.clean_notebook(notebook)
     notebook.metadata[notebooks.STAMP]["outputs"] = notebooks.outputs_hash(notebook)
-    notebooks.write_notebook(notebook, folder / records.NOTEBOOK)
+    notebooks.write_notebook(notebook, folder / notebooks.NOTEBOOK)
     if problems := records.check_whole(folder, named=False):
         del notebook.metadata[notebooks.STAMP]
         raise DataError("; ".join(problems))
@@ -274,24 +293,37 @@ def _on_import() -> None:
     before = {number: signal.signal(number, _exit_at_once) for number in SIGNALS}
     try:
         completed = complete_arguments(sys.argv[1:])
+        _guard_output(completed)
     except PythiaError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     if len(completed) > len(sys.argv) - 1:
         sys.argv[1:] = completed
         _close_piped_stdin()
-        _guard_output(completed)
     else:  # not a notebook of this project
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _guard_output(arguments: list[str]) -> None:
-    """Guard the output path of a papermill call even with `--prepare-only`, which has no engine."""
-    words, _ = parse_arguments(arguments)
-    source, written = (word for word in words if not word.startswith("-") or word == "-")
-    written = written.replace("{{", "{").replace("}}", "}")
-    if target := _place_of_a_run(written, Path(source).stem, Path.cwd()):
+    """Guard the output path of a papermill call even with `--prepare-only`, which has no engine.
+
+    Raises:
+        ConfigError: the call would overwrite a recorded run.
+    """
+    words, options = parse_arguments(arguments)
+    paths = [word for word in words if not word.startswith("-") or word == "-"]
+    if len(paths) != 2 or _INFORMATION & set(words):
+        return
+    source, written = paths[0], paths[1].replace("{{", "{").replace("}}", "}")
+    ours = Path(source).resolve().parent == notebooks.notebooks_dir().resolve()
+    target = _place_of_a_run(written, Path(source).stem if ours else "", Path.cwd())
+    if target and options["engine"][-1:] != ("pythia",):
+        raise ConfigError(
+            f"{written} is the place of recorded runs, which only the engine pythia writes; omit "
+            "--engine or choose another output path"
+        )
+    if target:
         _guard(written, target)
 
 
@@ -407,7 +439,10 @@ class PythiaEngine:
         folder = kwargs.pop("record_to", None)
         target = None
         if written := papermill.get("output_path"):
-            target = _place_of_a_run(written, study, _working_folder())
+            try:
+                target = _place_of_a_run(written, study, _working_folder())
+            except ConfigError as error:
+                raise click.ClickException(str(error)) from None
         if target:
             _guard(written, target)
         recorded = target and target.parent.name == values.get("scale")

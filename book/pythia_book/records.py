@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.notebooks import (
+    NOTEBOOK,
     STAMP,
     conflict,
     is_finished,
@@ -72,7 +73,6 @@ MEASURED = "measured.npz"
 RELEASED = "released_{}.csv"
 RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/EleutherAI/pythia"
 """The source of the released numbers that a record contains."""
-NOTEBOOK = "notebook.ipynb"
 TEST_KEYS = frozenset({"value", "low", "high", "unit", "units", "verdict", "reason", "note"})
 CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
@@ -505,10 +505,14 @@ def staging(target: Path) -> Iterator[Path]:
 def swap_in(new: Path, target: Path) -> None:
     """Replace `target` by the folder `new` from `staging`, atomically if the system supports it.
 
+    Files that the earlier run in `target` did not write, such as a reader's notes, stay there.
     On other systems two renames are needed. If the process is killed between the two, `tidy`
     restores the earlier folder. If two processes swap at the same time, the last one wins.
     """
-    for file in new.iterdir():
+    _keep_foreign_files(target, new)
+    for file in new.rglob("*"):
+        if not file.is_file():
+            continue
         with open(file, "rb") as written:
             os.fsync(written.fileno())
     fsync_dir(new)
@@ -524,6 +528,24 @@ def swap_in(new: Path, target: Path) -> None:
                 if not target.is_dir():  # else another process was faster
                     raise
     fsync_dir(target.parent)
+
+
+def _keep_foreign_files(old: Path, new: Path) -> None:
+    """Copy files and folders in `old` that no run wrote to `new`, except where names clash."""
+    written = {NOTEBOOK, "record.json"}
+    with contextlib.suppress(FileNotFoundError):  # another process may be swapping `old`
+        entries = list(old.iterdir())
+        try:
+            written |= set(read_record(old)["files"])
+        except DataError:  # of an older schema, or damaged
+            written |= {entry.name for entry in entries if entry.suffix in (".csv", ".npz")}
+        for entry in entries:
+            if entry.name in written or (new / entry.name).exists():
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.copytree(entry, new / entry.name, symlinks=True)
+            else:
+                shutil.copy2(entry, new / entry.name, follow_symlinks=False)
 
 
 def tidy(target: Path) -> None:

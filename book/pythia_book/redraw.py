@@ -143,7 +143,7 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
     """
     accepted = notebooks.parameters_of(notebooks.read_notebook(source))
     recorded = records.read_record(folder)["parameters"]
-    executed = notebooks.read_notebook(folder / records.NOTEBOOK)
+    executed = notebooks.read_notebook(folder / notebooks.NOTEBOOK)
     given = [*executed.metadata.get("papermill", {}).get("parameters", {})]
     defaults = {name: p.default for name, p in accepted.items()}
     given += [name for name in recorded if name not in given and name in defaults]
@@ -171,7 +171,7 @@ def differences(old: Path, new: Path) -> list[str]:
     lines += _counted(values, "value", named=True)
     tables = _changed(before["files"], after["files"])
     lines += _counted([name for name in tables if name != records.MEASURED], "table", named=True)
-    lines += _cell_changes(*(notebooks.read_notebook(f / records.NOTEBOOK) for f in (old, new)))
+    lines += _cell_changes(*(notebooks.read_notebook(f / notebooks.NOTEBOOK) for f in (old, new)))
     said = {"claims", "values", "files", "notebook_sha256", "redrawn"}
     lines += [f"record: {key}" for key in _changed(before, after) if key not in said]
     mark = before.get("redrawn", {}).get("commit") or {}

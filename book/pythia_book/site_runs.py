@@ -231,14 +231,16 @@ def _text_of(path: Path) -> str:
 def all_records(root: Path) -> list[dict[str, Any]]:
     """All records under book/recorded, sorted by study and scale.
 
-    Records that cannot be read are left out and reported on stderr.
+    Raises:
+        DataError: records cannot be read; the message names all of them.
     """
-    found = []
+    found, problems = [], []
     for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
         try:
             found.append(read_record(path))
         except DataError as error:
-            print(f"a record is left out: {error}", file=sys.stderr)
+            problems.append(str(error))
+    raise_all(DataError, problems, "book/recorded")
     return found
 
 
@@ -284,8 +286,14 @@ def costs_table(recorded: list[dict[str, Any]]) -> str:
     return "\n".join(rows) if recorded else "No run has been recorded yet."
 
 
-def refresh_readme() -> Path:
-    """Write the cost table into the README's block `costs`."""
-    path = project_root() / "README.md"
-    fill_block(path, "costs", costs_table(all_records(project_root())))
-    return path
+def refresh_readme() -> None:
+    """Write the cost table into the README's block `costs`.
+
+    If a committed record cannot be read, the table stays as it is, and stderr says why.
+    """
+    try:
+        table = costs_table(all_records(project_root()))
+    except DataError as error:
+        print(f"the costs in README.md were not updated: {error}", file=sys.stderr)
+    else:
+        fill_block(project_root() / "README.md", "costs", table)

@@ -40,7 +40,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from pythia_book import claim_tables, notebooks, records, site_runs
 from pythia_book.site_runs import NOT_RUN, SelectedRun
 from pythia_book.style import Table
-from pythia_book.verdicts import HOLDS, verdicts_of
+from pythia_book.verdicts import HOLDS, SIDES, verdicts_of
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
 from pythia_core.suite import SCALES
@@ -65,17 +65,25 @@ def configure(app: Sphinx, config: Config) -> None:
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
-    """Select the run of each study to show; if one changes, Sphinx reads every page again."""
+    """Select the run of each study to show; if one changes, Sphinx reads every page again.
+
+    Raises:
+        ExtensionError: committed runs are damaged; the message names all of them.
+    """
     local = os.environ.get("PYTHIA_BOOK_RUNS") != "recorded"
     results = Path(os.environ.get("PYTHIA_RESULTS") or ROOT / "results") if local else None
     _RUNS.clear()
+    problems = []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         try:
             runs = _RUNS[path.stem] = site_runs.select_runs(ROOT, results, path.stem)
         except DataError as error:
-            raise ExtensionError(str(error)) from error
+            problems.append(str(error))
+            continue
         for text in unshown(runs[0]):
             print(f"note: {text}", file=sys.stderr)
+    if problems:
+        raise ExtensionError("\n".join(problems))
     config.pythia_shown = stable_hash(
         [
             [r.study, r.kind, r.scale, r.current, list(r.damaged), r.record]
@@ -224,12 +232,19 @@ def badge(verdict: str, text: str = "") -> nodes.inline:
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """Return a line that counts the claims per verdict, and the premises and checks that hold."""
+    """Return a line that counts the claims per verdict, and the premises and checks that hold.
+
+    The verdicts on the released models and those on our models are counted separately.
+    """
     line = nodes.paragraph(classes=["verdict-counts"])
     papers, others = claim_tables.parts(claims)
-    counts = Counter(verdict for row in papers for verdict in verdicts_of(row))
-    for verdict, count in counts.most_common():
-        line += [badge(verdict, f"{count} {verdict}"), nodes.Text(" ")]
+    for side in SIDES:
+        counts = Counter(row[side]["verdict"] for row in papers if row[side])
+        if counts:
+            line += nodes.inline("", claim_tables.WHOSE[side].capitalize(), classes=["claim-side"])
+        for verdict, count in counts.most_common():
+            line += [nodes.Text(" "), badge(verdict, f"{count} {verdict}")]
+        line += nodes.Text(" ")
     if others:
         holding = sum(set(verdicts_of(row)) == {HOLDS} for row in others)
         line += nodes.Text(

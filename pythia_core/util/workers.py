@@ -14,6 +14,8 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +37,9 @@ may start yet. Jobs are given by their numbers. See training.gpu_sharing."""
 
 MAX_JOB_NOTES = 4
 """The largest number of running jobs that the progress line describes; it only counts others."""
+
+
+SECONDS_TO_STOP = 60
 
 
 class _ProgressSlot(ctypes.Structure):
@@ -270,6 +275,9 @@ def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: in
 
     global _slot
     torch.set_num_threads(1)
+    # by default the signal would kill a worker that holds a lock of the pool's queues, and the
+    # other workers would wait for that lock forever
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with next_slot.get_lock():
         _slot = slots[next_slot.value]
         next_slot.value += 1
@@ -310,7 +318,10 @@ def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
 
 
 def _stop() -> None:
-    """Stop the workers. A worker that is training saves its state first."""
+    """Stop the workers. A worker that is training saves its state first.
+
+    Workers that have not ended after SECONDS_TO_STOP are killed.
+    """
     global _pool
     if _pool is None:
         return
@@ -320,5 +331,7 @@ def _stop() -> None:
     for process in processes:
         with contextlib.suppress(OSError):
             process.terminate()
+    until = time.monotonic() + SECONDS_TO_STOP
     for process in processes:
-        process.join(timeout=10)
+        process.join(timeout=max(0.0, until - time.monotonic()))
+        process.kill()

@@ -82,7 +82,7 @@ def make_run(
             cell["outputs"] = [nbformat.v4.new_output("display_data", data=words)]
     stamp = notebooks.make_stamp(STUDY, {}, notebook) | {"record": file_sha256(path)}
     notebook.metadata[notebooks.STAMP] = stamp
-    notebooks.write_notebook(notebook, folder / records.NOTEBOOK)
+    notebooks.write_notebook(notebook, folder / notebooks.NOTEBOOK)
     assert records.check_whole(folder) == []
     return folder
 
@@ -282,7 +282,7 @@ def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:
     root = copy_of_the_checkout(tmp_path)
     mine = make_run(root, "smoke")
     recorded = make_run(root, "laptop", under="book/recorded")
-    (mine / records.NOTEBOOK).write_text("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n")
+    (mine / notebooks.NOTEBOOK).write_text("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n")
     change_prose(root, f"The share is {{{{ {STUDY}_no_such_number }}}}.")
     done = build(root, "-W", "--keep-going", "-n")
     said = f"Your run in results/{STUDY}/smoke cannot be shown: notebook.ipynb is not a notebook: "

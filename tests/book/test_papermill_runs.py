@@ -149,6 +149,32 @@ def test_with_another_output_path_nothing_is_recorded(project: Path, finished: P
 
 
 @pytest.mark.commands
+@pytest.mark.parametrize(
+    ("notebook", "options", "target", "said"),
+    [
+        ("notebooks/tiny.ipynb", ("--engine", "nbclient"), "results/tiny/smoke", "omit --engine"),
+        ("out.ipynb", (), "results/tiny/smoke", "recorded run of tiny"),
+        ("notebooks/tiny.ipynb", (), "results/other/smoke", "recorded run of other"),
+        ("notebooks/tiny.ipynb", ("--prepare-only",), "book/recorded/tiny/laptop", "of tiny"),
+    ],
+)
+def test_no_call_overwrites_a_run_that_is_not_its_own(
+    project: Path, notebook: str, options: tuple[str, ...], target: str, said: str
+) -> None:
+    shutil.copy(project / "notebooks" / "tiny.ipynb", project / "out.ipynb")
+    written = project / target / "notebook.ipynb"
+    written.parent.mkdir(parents=True, exist_ok=True)
+    written.write_text("a run")
+    command = [sys.executable, "-m", "papermill", notebook, f"{target}/notebook.ipynb", *options]
+    code, shown = run(project, *command, "-p", "scale", "smoke")
+    try:
+        assert code == 2 and said in shown and "Traceback" not in shown, shown
+        assert written.read_text() == "a run"
+    finally:
+        shutil.rmtree(project / written.relative_to(project).parts[0])
+
+
+@pytest.mark.commands
 def test_a_notebook_without_a_record_is_no_run(project: Path, finished: Path) -> None:
     before = contents(finished)
     path = project / "notebooks" / "tiny.ipynb"

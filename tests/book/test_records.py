@@ -553,7 +553,41 @@ def test_a_damaged_run_of_yours_is_named_and_a_recorded_one_refused(
         DataError, match=f"recorded/tiny/laptop cannot be shown: record.json {said}"
     ):
         site_runs.select_runs(project, project / "results", "tiny")
-    assert site_runs.all_records(project) == []
+    with pytest.raises(DataError, match=said):
+        site_runs.all_records(project)
+
+
+def test_an_unreadable_record_keeps_its_row_in_the_costs(
+    committed: None, project: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = project / "README.md"
+    readme.write_text("<!-- costs -->\nold row\n<!-- /costs -->\n")
+    other = project / "book" / "recorded" / "other" / "laptop"
+    other.mkdir(parents=True)
+    (other / "record.json").write_text('{"schema": 1}')
+    assert site_runs.record_run("tiny", "laptop").is_dir()
+    assert "old row" in readme.read_text()
+    assert "not updated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, '{"schema": 1}'])
+def test_a_new_run_keeps_the_readers_own_files(
+    project: Path, whole: Path, content: str | None
+) -> None:
+    if content:
+        (whole / "record.json").write_text(content)
+    (whole / "my notes.txt").write_text("mine")
+    (whole / "plots").mkdir()
+    (whole / "plots" / "own.svg").write_text("<svg/>")
+    (whole / "clash.csv").write_text("a\n1\n")
+    with records.staging(whole) as new:
+        (new / "record.json").write_text("{}")
+        (new / "clash.csv").write_text("a\n2\n")
+        records.swap_in(new, whole)
+    kept = {"my notes.txt", "plots", "record.json", "clash.csv"}
+    assert {path.name for path in whole.iterdir()} == kept, "tables of the earlier run are gone"
+    assert (whole / "plots" / "own.svg").read_text() == "<svg/>"
+    assert (whole / "clash.csv").read_text() == "a\n2\n"
 
 
 def test_prose_and_captions_come_from_the_source(project: Path, whole: Path) -> None:

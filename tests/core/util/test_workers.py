@@ -104,3 +104,35 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     while any(map(alive, workers)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(alive, workers))
+
+
+@pytest.mark.timeout(120)
+def test_the_process_ends_after_an_error_while_another_job_stops(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent("""
+        import time
+        from pythia_core.util.stopping import stop_requests
+        from pythia_core.util.workers import parallel_map
+
+        def job(number):
+            if number == 0:
+                time.sleep(0.2)
+                raise ValueError
+            with stop_requests() as requested:  # busy, so that processes wait for a core
+                while not requested():
+                    pass
+
+        if __name__ == "__main__":
+            for _ in range(5):
+                try:
+                    parallel_map(job, [0, 1], progress=False)
+                except ValueError:
+                    print("raised", flush=True)
+        """)
+    )
+    environment = {**os.environ, "PYTHIA_WORKERS": "2"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "raised\n" * 5, done.stderr
