@@ -47,7 +47,10 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
 
 
 def run_tokens(config: RunConfig) -> int:
-    """Return the number of tokens that a run reads in its updates."""
+    """Return the number of tokens that a run is trained on.
+
+    A fork (a run that starts from a checkpoint of another run) counts only its own updates.
+    """
     return len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
@@ -69,7 +72,7 @@ def written_bytes(config: RunConfig) -> float:
 
 
 def kept_bytes(scale: str, config: RunConfig) -> float:
-    """Predict the bytes of weights and optimizer states that a run leaves on disk after its end."""
+    """Predict how many bytes of weights and optimizer states a finished run has on disk."""
     retained = keep(scale, config) if is_large(config) else None
     weights = sum(retained is None or s in retained.weights for s in written_steps(config))
     states = len(PAPER_FORKS) + 1 if retained is None else len(retained.states)
@@ -80,8 +83,8 @@ def sizes_table(scale: str) -> pd.DataFrame:
     """Predict the cost of the study `suite` at a scale; return one row per model size.
 
     The columns size, parameters and non_embedding describe the model. The columns tokens, flop and
-    tokens_per_s are for one run of that size. The columns seconds, written_gb and kept_gb are sums
-    over all runs of that size.
+    tokens_per_s are for one run of that size. The columns seconds (of training), written_gb (all
+    checkpoints written) and kept_gb (left on disk) are sums over all runs of that size.
     """
     import pandas as pd
 
@@ -109,9 +112,10 @@ def sizes_table(scale: str) -> pd.DataFrame:
 def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
     """Predict the cost of each study if all runs train one after another; return one row per study.
 
-    The rows are in the order of `studies`. The columns are study, runs (their number), tokens, the
-    seconds training_s, writing_s and measuring_s, and kept_gb (disk space). A run that several
-    studies share counts only for the first of these studies, except in measuring_s.
+    The rows are in the order of `studies`. The columns runs and tokens are counts. The columns
+    training_s, writing_s (writing checkpoints) and measuring_s are seconds, and kept_gb is disk
+    space. A run that several studies share counts only for the first of these studies, except in
+    measuring_s.
     """
     import pandas as pd
 

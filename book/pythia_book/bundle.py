@@ -68,12 +68,12 @@ class Bundle:
 
 
 def _by_kind(file_sizes: Mapping[str, int]) -> dict[str, int]:
-    """Map each top folder in the names of files to the total bytes of its files, largest first.
+    """Map each top folder to the total bytes of the files in it, largest first.
 
     Below cache/, each subfolder counts separately.
 
     Args:
-        file_sizes: maps each name to the bytes of the file.
+        file_sizes: maps the name of each file in the archive to the bytes of the file.
     """
     sizes: dict[str, int] = {}
     for name, n_bytes in file_sizes.items():
@@ -90,12 +90,17 @@ def make_bundle(
     progress: bool = True,
     max_size: float | None = None,
 ) -> Bundle:
-    """Prepare the data of the studies, and write the archive `out` atomically; return what it has.
+    """Write an archive with everything that a machine without a network needs to run studies.
+
+    The data of the studies are prepared first. The archive is written atomically.
 
     Args:
         out: path of the archive, *.tar or *.tar.xz. A .tar.xz is smaller, but takes minutes.
         studies: the studies that `run.sh` in the archive will run.
         max_size: limit on the size before compression, in MB. None means no limit.
+
+    Returns:
+        The path, the hash and the manifest of the archive.
 
     Raises:
         ConfigError: the scale or a study is unknown, the scale needs released models, the suffix of
@@ -144,7 +149,7 @@ def make_bundle(
 
 
 def project_files(root: Path) -> dict[str, Part]:
-    """Map each name in the archive to a file of the project, which is at `root`.
+    """Map the name of each project file in the archive to its path below `root`.
 
     Hidden files, caches of Python and the notebooks copied to book/studies/ are left out.
     """
@@ -158,10 +163,9 @@ def project_files(root: Path) -> dict[str, Part]:
 
 
 def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part]:
-    """Map each name in the archive to a file of the cache: prepared tokens and pinned wheels.
+    """Map names in the archive to the prepared tokens and pinned wheels that the studies need.
 
-    Only tokens and wheels that the studies need are packed. If they are not in the cache yet, they
-    are prepared and downloaded first.
+    Tokens and wheels that are not in the cache are prepared and downloaded first.
     """
     parts: dict[str, Part] = {}
     for data in needed_data(scale, studies):
@@ -174,7 +178,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:
-    """Map the name in the archive to the file with the tokens that `bench train` reads on a GPU.
+    """Map a name in the archive to the file of tokens that `bench train` reads on a GPU.
 
     If the 20B tokenizer is unavailable, return an empty dict and print a warning.
     """
@@ -191,7 +195,7 @@ def _bench_text(progress: bool) -> dict[str, Part]:
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
     """Return the configs of the data that the studies read, one for each different set of tokens.
 
-    Configs that only make different rows of the same tokens count once.
+    Configs that differ only in how rows are made from the tokens count once.
     """
     configs = texts_of(scale, studies)
     tokens = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in configs}
@@ -199,7 +203,9 @@ def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
 
 
 def _published() -> dict[str, Part]:
-    """Map each name in the archive to a file in PYTHIA_PUBLISHED_DIR; empty if it is not set.
+    """Map names in the archive to the released results in the folder PYTHIA_PUBLISHED_DIR.
+
+    If this environment variable is not set, return an empty dict.
 
     Raises:
         DataError: the environment variable does not name a folder.

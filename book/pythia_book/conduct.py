@@ -28,7 +28,8 @@ def conduct(
 ) -> Result:
     """Obtain the measurements of a study, analyse them, judge the claims, and return the result.
 
-    In a redraw, the measurements are read from the record; otherwise `measure` makes them.
+    In a redraw (a new analysis of an old record) the measurements are read from the record;
+    otherwise `measure` makes them.
 
     Args:
         params: the parameters of the study, a dataclass.

@@ -35,7 +35,7 @@ Notebook = Any
 STAMP = "pythia"
 """Key of the stamp in the metadata of a finished notebook."""
 STOP_NOTE = "what was trained and measured is kept"
-"""End of the message that is shown when a study was stopped."""
+"""The end of the message that is shown when a study was stopped."""
 
 _TYPES = {
     **{"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)},
@@ -70,7 +70,7 @@ def notebooks_dir() -> Path:
 
 
 def notebook_path(study: str) -> Path:
-    """Return the path of the notebook of a study, as it is before a run.
+    """Return the path of the source notebook of a study, which has no outputs.
 
     Raises:
         ConfigError: the study is unknown; the message lists the known studies.
@@ -262,9 +262,9 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 def check_values(study: str, values: dict[str, Any]) -> None:
     """Raise if a study cannot use values of its parameters, although their types are right.
 
-    The dataclass `Params` in the params.py of the study checks the values on their own. A function
-    `check` in the study.py of the study, if there is one, checks whatever needs more than the
-    parameters. Nothing is checked for a notebook without a folder under studies/.
+    The dataclass `Params` of the study checks whatever follows from the values alone. If the module
+    study.py of the study has a function `check`, that function checks the rest. A notebook without
+    a folder under studies/ is not checked.
 
     Args:
         values: maps the name of each parameter to its value.
@@ -305,7 +305,7 @@ def output_path(study: str, scale: str) -> Path:
 
 
 def unfinished_path(output: Path) -> Path:
-    """Return the path for the notebook of a run that failed or was only prepared.
+    """Return the path for the notebook of a run that failed, or was only prepared by papermill.
 
     Args:
         output: where a finished run writes its notebook (`output_path`).

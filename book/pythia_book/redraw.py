@@ -45,7 +45,9 @@ class Redrawn:
 def redraw(
     studies: Sequence[str] = (), scale: str | None = None, progress: bool = True
 ) -> list[Redrawn]:
-    """Redraw the runs in book/recorded and in the results folder, in parallel.
+    """Make verdicts, values, figures and prose of finished runs again from what they measured.
+
+    The runs in book/recorded and in the results folder are redrawn in parallel.
 
     Args:
         studies: names of studies; empty: all.
@@ -90,7 +92,13 @@ def name_of(folder: Path) -> str:
 
 
 def redraw_one(folder: Path) -> Redrawn:
-    """Redraw the run in `folder`, and return the outcome; a failure is a part of the outcome."""
+    """Make the record of a run again from its measurements; replace it if something has changed.
+
+    A failure is not raised, but returned as the problem of the outcome.
+
+    Args:
+        folder: the folder of the run.
+    """
     name = name_of(folder)
     try:
         records.tidy(folder)
@@ -267,7 +275,9 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]:
-    """Count changes in one line, e.g. "2 tables changed: rates, levels"; return [] without changes.
+    """Return a line that counts changes, e.g. "2 tables changed: rates, levels", in a list.
+
+    Without changes, the list is empty.
 
     Args:
         things: what has changed.

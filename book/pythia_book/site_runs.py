@@ -271,7 +271,7 @@ already existed."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """Return the row of a recorded run in the cost table, with the columns COSTS."""
+    """Return a row of the cost table, with the columns COSTS, for the record of a run."""
     return (
         record["study"],
         record["scale"],

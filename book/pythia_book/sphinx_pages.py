@@ -65,9 +65,9 @@ def configure(app: Sphinx, config: Config) -> None:
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
-    """Select the runs of each study, and store them in _RUNS with the run to show first.
+    """Select the runs of each study, and store them in _RUNS. The first run of each will be shown.
 
-    If a run to show has changed since the last build, Sphinx reads every page again.
+    If a selected run has changed since the last build, Sphinx reads every page again.
 
     Raises:
         ExtensionError: a committed run is damaged.
@@ -103,9 +103,10 @@ def unshown(shown: SelectedRun) -> list[str]:
 
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
-    """Write the notebook to show of each study, with a banner, to book/studies/ (ignored by git).
+    """Write the notebook that the page of each study shows to book/studies/ (ignored by git).
 
-    Notebooks of studies that no longer exist are deleted there.
+    Each notebook gets a banner about its run. Notebooks of studies that no longer exist are
+    deleted.
     """
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
@@ -492,7 +493,7 @@ class DrawingFigure(SphinxDirective):
 
 
 class Value(SphinxRole):
-    """A role that shows a number from what `values()` in a page's module returns."""
+    """A role such as {value}`rotary.base`, which shows a number that `rotary.values()` returns."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         module, name = module_of(self.text, self.env)
@@ -532,7 +533,7 @@ class Source(SphinxRole):
 
 
 def exclude_page_assets(app: Sphinx, config: Config) -> None:
-    """Stop Sphinx from loading on every page the scripts and styles that belong to one page."""
+    """Stop all pages from loading the scripts and style sheets that belong to a single page."""
     pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
     for files in (config.html_css_files, config.html_js_files):
         files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]

@@ -61,7 +61,7 @@ class Estimate:
         return float(2 * (ndtr(-ratio) if self.df == math.inf else stdtr(self.df, -ratio)))
 
     def interval(self) -> dict[str, float]:
-        """Return value, low and high as a dict, as a record stores an estimate."""
+        """Return the dict {"value", "low", "high"} that a record stores for an estimate."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:

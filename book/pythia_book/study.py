@@ -97,7 +97,7 @@ def split_list(text: str) -> list[str]:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Parse a comma-separated list of whole numbers, without duplicates and in ascending order.
+    """Parse a comma-separated list of whole numbers; return them sorted, without duplicates.
 
     If an entry is not a whole number, return an empty list.
     """
@@ -107,7 +107,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def shot_counts(text: str, most: int) -> list[int]:
-    """Parse a comma-separated list of shot counts (solved examples per prompt), in ascending order.
+    """Parse a comma-separated list of numbers of solved examples per prompt; return it sorted.
 
     Raises:
         ConfigError: the list is empty, or an entry is not a number in 0..`most`.
@@ -137,7 +137,7 @@ def kept_at(
 ) -> Keep:
     """Return the checkpoints whose weights a run keeps, depending on the text it is trained on.
 
-    The arguments are indices among the 143 evenly spaced checkpoints of a run.
+    All lists are indices among the 143 evenly spaced checkpoints of a run.
 
     Args:
         standard: the checkpoints to keep of a run on the standard text.
@@ -151,7 +151,7 @@ def kept_at(
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured for a study, for its analysis, which needs no models.
+    """The measurements of a study. Its analysis reads only these and released numbers, no models.
 
     Attributes:
         arrays: results per item, row or seed, by name, e.g. "loss/25k/standard/572". Arrays are

@@ -272,6 +272,8 @@ def size_curves(
     """Plot one curve per model size in the colour of that size, as `curve` does.
 
     Args:
+        frame: has the columns size, `x` and value, and for intervals also low and high.
+        factor: multiplies value, low and high.
         banded: sizes with intervals drawn as a band (many bands would hide each other); None: all
             sizes.
     """
@@ -296,7 +298,9 @@ def line(
     The size determines the colour of the curve, and the arm its line style and marker.
 
     Args:
+        frame: the points of the curve, in the columns `x`, value and, for intervals, low and high.
         arm: a key of ARM_STYLES.
+        factor: multiplies value, low and high.
         dense: use a thinner line and smaller markers, for many points.
     """
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
@@ -437,6 +441,8 @@ def canvas(
     result: Result, columns: int, height: float, *notes: str, **options: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Create `panels` with the footer of a study, and apply the book's style in the `with` block.
+
+    The block gets the figure and the list of its panels.
 
     Args:
         notes: texts for the footer.

@@ -43,7 +43,10 @@ _SHIFT = np.uint64(48)
 
 @dataclass(frozen=True)
 class TermCounts:
-    """How often each term occurs in the rows of each block of steps between two checkpoints."""
+    """The number of occurrences of each term in each block of training steps.
+
+    A block usually has the steps between two checkpoints.
+    """
 
     terms: tuple[str, ...]
     ends: tuple[int, ...]
@@ -180,7 +183,7 @@ class SurfaceTerms:
         )
 
     def count(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return int64[terms], the number of occurrences of each term in rows int[n, width]."""
+        """Return int64[terms], how often each term occurs in rows of token ids, int[n, width]."""
         text, stops = self._bytes(rows)
         self._grow(len(text))
         inside = self._is_word[text]
@@ -223,7 +226,7 @@ class SurfaceTerms:
         return numbers
 
     def _grow(self, size: int) -> None:
-        """Extend the tables of powers of the multiplier, and of its inverse, to `size` powers."""
+        """Extend the tables of powers of _MULTIPLIER and of its inverse to `size` powers."""
         if size > len(self._powers):
             for name, base in (
                 ("_powers", _MULTIPLIER),

@@ -156,7 +156,8 @@ class Claim:
 def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
     """Return the claims of a study with their verdicts, in the format of a record.
 
-    Holm's procedure corrects the p-values of claims, and separately those of premises and checks.
+    Holm's procedure corrects the p-values of all claims together, and the p-values of all premises
+    and checks together.
     """
     p_values: dict[tuple[int, str], float] = {}
     for i, claim in enumerate(claims):

@@ -177,7 +177,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 def _report(run: Continued, measure: bool) -> None:
     """Print the loss on unread rows of the continued control and of the source run.
 
-    If `measure`, also print the gender bias of control and swap.
+    If `measure`, also print the gender bias of the control and of the run with swapped pronouns.
     """
     from pythia_book.studies.gender_bias.continuation import continuity, effects
 

@@ -62,7 +62,7 @@ def _record(args: argparse.Namespace) -> None:
 
 
 def _redraw(args: argparse.Namespace) -> None:
-    """Redraw runs, and print what has changed.
+    """Make verdicts and figures of runs again, and print what has changed.
 
     Raises:
         DataError: a run could not be redrawn, or there is no run.

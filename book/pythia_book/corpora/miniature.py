@@ -136,7 +136,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
-    """Choose the texts to plant, and map each to how often it will occur in the corpus.
+    """Choose the texts to plant (to repeat), and map each to how often it will occur in the corpus.
 
     The texts that will occur most often come first.
 

@@ -216,7 +216,7 @@ def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, i
         row: number of the row in the stream.
 
     Returns:
-        (document, first, stop) for each document: the row has the tokens [first, stop) of it.
+        (document, first, stop) for each document. The row has its tokens first, ..., stop - 1.
     """
     first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
     lengths = np.array(sizes)[order.documents]
@@ -253,10 +253,10 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, la
 
 
 def row_to_show(example: Example) -> tuple[int, int]:
-    """Find the first row that has tokens of the largest number of documents.
+    """Find the row with tokens of the most documents; the first one, if there are several.
 
     Returns:
-        (step, index), where the row has this index in the batch of this step.
+        (step, index): the row is number `index` in the batch that the update after `step` reads.
     """
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]

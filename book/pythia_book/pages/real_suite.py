@@ -83,7 +83,7 @@ def repository(size: str, deduplicated: bool = False) -> str:
 
 
 def fidelity_table() -> pd.DataFrame:
-    """Return how each size was trained, one row per size.
+    """Return how each released size was trained, one row per size.
 
     The columns are size, precision, init, tensor_parallel, vocabulary (padded), head_dim, lr_max
     and lr_min.
@@ -157,9 +157,9 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
 def forks_table() -> pd.DataFrame:
     """Return the cost of training a pronoun swap and its control, one row per size.
 
-    They have the paper's shorter window, 10,000 updates from step 133,000. The columns weights and
-    rows are bytes to fetch, state is bytes of GPU memory, fits says whether the state fits on a GPU
-    of 80 GB, disk is bytes, and gpu_seconds is the estimated time on an H100.
+    Both are trained in the paper's shorter window, 10,000 updates from step 133,000. The columns
+    weights and rows are bytes to fetch, state is bytes of GPU memory, fits says whether the state
+    fits on a GPU of 80 GB, disk is bytes, and gpu_seconds is the estimated time on an H100.
     """
     import pandas as pd
 

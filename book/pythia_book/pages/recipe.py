@@ -26,8 +26,8 @@ _LINE = "#0072b2"
 def schedule() -> Drawing:
     """Draw the learning rate over training and the peak rate of each size.
 
-    The rate is drawn as it was used, and as it is usually described. Next to the peaks are those of
-    GPT-3.
+    The rate is drawn as it was used, and as it is usually described. The peak rates of GPT-3 are
+    drawn for comparison.
     """
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
@@ -69,7 +69,7 @@ def schedule() -> Drawing:
 
 
 def cost() -> Drawing:
-    """Draw the GPU-hours of training each size, and which share of the GPUs' peak was used."""
+    """Draw the GPU-hours of training each size, and the share of the GPUs' peak FLOP/s in use."""
     costs = recipe.cost_table().dropna()
     today = recipe.estimates().set_index("size").h100_hours
     with style():

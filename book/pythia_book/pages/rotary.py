@@ -57,7 +57,7 @@ def models_of(head_dim: int) -> list[str]:
 def inverse_frequencies(head_dim: int) -> np.ndarray:
     """Return the angle by which each rotary pair rotates per position, in radians; float32[pairs].
 
-    A pair rotates two dims of a head together. The angle is that at position 1.
+    A pair rotates two dims of a head together.
     """
     import torch
 
@@ -74,10 +74,10 @@ def wavelengths(head_dim: int) -> np.ndarray:
 
 
 def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
-    """Return the attention score of each query position (row) and key position (column).
+    """Return the attention scores float[positions, positions] of queries (rows) and keys (columns).
 
-    The score is at most 1. Query and key are the same vector, (1, 0) in each rotated pair and 0
-    elsewhere, rotated by the model's own code.
+    A score is at most 1. Every query and key is the same vector, (1, 0) in each rotated pair and 0
+    elsewhere, which the model's own code rotates by its position.
     """
     import torch
 

@@ -32,11 +32,11 @@ COLUMNS = ["model", "shots", "step", "value", "stderr"]
 
 
 def twin_differences(published: Published) -> pd.DataFrame:
-    """Compute the accuracy of each deduplicated model minus that of the standard model of its size.
+    """Compute the accuracy of each deduplicated model minus the accuracy of its standard twin.
 
-    The accuracy is averaged over the tasks SEVEN, and the difference is in percentage points. There
-    is one row for each checkpoint from step FIRST at which both models have scores on all tasks.
-    The columns are model, shots, step, value and stderr (an upper bound).
+    Twins have the same size. The accuracy is averaged over the tasks SEVEN, and the difference is
+    in percentage points. There is one row for each checkpoint from step FIRST at which both models
+    have scores on all tasks. The columns are model, shots, step, value and stderr (an upper bound).
     """
     import pandas as pd
 

