@@ -45,7 +45,8 @@ class Measurement(Protocol):
     """A callable that measures a model and returns arrays. Worker processes get a pickled copy."""
 
     name: str
-    """Letters a-z and _. The names of the cached files begin with it."""
+    """The name of the measurement, with letters a-z and _. Names of cached files begin with this
+    name."""
     digest: str
     """Stable hash of the items, settings and method, but not of the weights or the step."""
 

@@ -77,7 +77,7 @@ class RowBytes:
 CHUNK = 1 << 20
 """Number of tokens to search at a time."""
 _BREAK = b"\xff"
-"""Marks a special token and the end of a row; this byte never occurs in UTF-8."""
+"""The byte that marks a special token or the end of a row. It never occurs in UTF-8."""
 
 
 @dataclass(frozen=True)

@@ -169,9 +169,10 @@ class Measurements:
         return self.arrays.get(name_of(*key))
 
     def under(self, *key: Any) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Yield all arrays with a name that begins with the parts `key`.
+        """Yield (rest of the name, array) for each array that has a name starting with `key`.
 
-        Each comes as (the further parts of its name, array).
+        For the key ("loss", "25k"), the array "loss/25k/standard/572" comes with ["standard",
+        "572"].
         """
         prefix = name_of(*key) + "/"
         for name, array in self.arrays.items():

@@ -53,7 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--readme"),
            "cuda": ("--dry-run", "--budget", "--seconds")}  # fmt: skip
-"""Device -> options of `bench train` that apply only to this device."""
+"""Maps a device to the options of `bench train` that apply only to this device."""
 
 
 def add(command: AddCommand) -> None:

@@ -16,8 +16,8 @@ from pythia_core.config import DataConfig
 from pythia_core.data.downloads import wheel
 
 VERSIONS = {"miniature": 4, "large": 1}
-"""Corpus -> version, a part of the identity of every run on that corpus. Increase the version when
-the text of the corpus changes."""
+"""Maps a corpus to its version, which is a part of the identity of every run on that corpus.
+Increase the version when the text of the corpus changes."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:

@@ -153,4 +153,4 @@ READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "google": (("google-api-python-client",), _google),
     "code": (_CODE, _code),
 }
-"""Domain -> the wheels of the domain, and the function that yields its documents."""
+"""Maps each domain to the wheels of the domain, and to the function that yields its documents."""

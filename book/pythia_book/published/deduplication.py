@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SEVEN = tuple(task for task in TASKS if task != "wsc")
 """The paper's eight tasks without WSC. In a third of all zero-shot rows and nearly all five-shot
-rows, its score is exactly the share of the more frequent answer."""
+rows, the score on WSC is exactly the share of the more frequent answer."""
 FIRST, BEFORE, LAST = 13_000, 93_000, 143_000
 """The first checkpoint that is used; the last one in the paper's Table 9 (appendix G) before the
 deduplicated text has been read once; and the last checkpoint."""

@@ -102,7 +102,10 @@ class Published:
 
     @cached_property
     def left_out(self) -> pd.DataFrame:
-        """The checkpoints that `benchmarks` leaves out: model, deduped, shots, step, reason."""
+        """The checkpoints that `benchmarks` leaves out, one row each.
+
+        The columns are model, deduped, shots, step and reason.
+        """
         return without_misplaced(self._tables[0])[1]
 
     @property

@@ -108,6 +108,7 @@ class Task:
     fields: tuple[str, ...]
     """Names of an item's fields."""
     prompt: Callable[[Item], Any]
+    """A function that makes the Prompt or the Questions of an item."""
     source: Callable[[], list[Item]] | None
     """A function that returns the items; None: no package has any, so the user must supply them."""
     _: KW_ONLY
@@ -124,7 +125,7 @@ class ScoringTask(Task):
     """A task in which a model scores given answers by log-likelihood."""
 
     chance: float
-    """Accuracy of guessing."""
+    """Accuracy of guessing, as a fraction."""
     yaml: str
     """Path of the harness's definition in its folder of tasks; empty: the harness has none."""
     normalised: bool = True
@@ -136,10 +137,12 @@ class GenerationTask(Task):
     """A task in which a model generates the answer."""
 
     max_new: int
+    """Maximum number of tokens in an answer."""
     metrics: dict[str, dict[int, float]]
-    """Metric -> {index of a question: weight}. The value of a metric for an item is the sum of the
-    weights of the questions that are answered correctly."""
+    """Maps each metric to a weight for each question, by the index of the question. The value of a
+    metric for an item is the sum of the weights of the questions that are answered correctly."""
     until: tuple[str, ...] = ("\n",)
+    """Texts that end an answer; they are not a part of it."""
     pattern: str = ""
     """Only the first match of this regular expression is compared; empty: all words count."""
 
