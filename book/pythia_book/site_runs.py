@@ -193,8 +193,9 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
         force: record the run even if it was made by code that is not committed.
 
     Raises:
-        DataError: the run is incomplete or damaged, the notebook's code has changed since the run
-            or was not committed, or a file names this machine. The message lists every reason.
+        DataError: the run is incomplete or damaged, the notebook's code has changed since the run,
+            the run was made by code that is not committed, or a file names this machine. The
+            message lists every reason.
     """
     require_checkout("recording a run")
     source = results_dir() / study / scale

@@ -51,6 +51,7 @@ class Test:
         units: the independent units of the sample, e.g. "5 seeds" or "40 occupations".
         form: what the effect should be: "above" or "below" `bound`, or "within" `bound` of zero;
             "exact" for a check that passed or failed; "" if there is no test.
+        bound: the value that the effect is compared with, in the unit of the effect.
         reason: why there is no test; the verdict is then "not testable here".
         note: a remark for readers, e.g. the two values whose difference is the effect.
     """

@@ -170,9 +170,9 @@ class Published:
         """Return the scores of models with and without a pronoun swap on WinoBias.
 
         The columns are suite, model, intervention, prompt, side, step, value (the share of answers
-        that match exactly) and stderr. The column side is "pro" or "anti", for sentences with the
-        stereotypical or the other pronoun. A value is the mean over both types of sentences. In
-        both suites a step is an update of 2M tokens.
+        that match exactly) and stderr. The side is "pro" for sentences with the stereotypical
+        pronoun and "anti" for sentences with the other pronoun. A value is the mean over the two
+        types of WinoBias sentences. In both suites a step is an update of 2M tokens.
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
