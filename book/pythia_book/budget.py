@@ -31,7 +31,7 @@ MEASURING_SLOWDOWN = 3.0
 
 
 def gpu_runs(study: str, scale: str) -> list[RunConfig]:
-    """The runs of a study in bf16, the precision used on a GPU."""
+    """Return the runs of a study at a scale, with the precision bf16, which is used on a GPU."""
     runs = runs_of(study, scale)
     return [replace(run, train=replace(run.train, precision="bf16")) for run in runs]
 
@@ -47,29 +47,32 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
 
 
 def run_tokens(config: RunConfig) -> int:
-    """The number of tokens that a run is trained on."""
+    """Return the number of tokens that a run is trained on.
+
+    A fork (a run that starts from a checkpoint of another run) counts only its own updates.
+    """
     return len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
 def run_seconds(config: RunConfig) -> float:
-    """Predicted seconds to train a run alone on an H100, without writing checkpoints."""
+    """Predict the seconds to train a run alone on an H100, without writing checkpoints."""
     per_token = 1e-9 * ns_per_token(config.model, "compiled", config.data.seq_len)
     per_update = optimizer_seconds(config.model)
     return per_token * run_tokens(config) + per_update * len(config.updates)
 
 
 def written_steps(config: RunConfig) -> list[int]:
-    """Steps at which a run writes its weights."""
+    """Return the steps at which a run writes its weights."""
     return [s for s in checkpoint_steps(config.train.steps) if s >= config.updates.start]
 
 
 def written_bytes(config: RunConfig) -> float:
-    """Total bytes of the checkpoints that a run writes, including those deleted later."""
+    """Return the total bytes of all checkpoints that a run writes, deleted checkpoints included."""
     return float(len(written_steps(config)) * checkpoint_bytes(config))
 
 
 def kept_bytes(scale: str, config: RunConfig) -> float:
-    """Bytes of the weights and optimizer states that are left on disk when a run has ended."""
+    """Predict how many bytes of weights and optimizer states a finished run has on disk."""
     retained = keep(scale, config) if is_large(config) else None
     weights = sum(retained is None or s in retained.weights for s in written_steps(config))
     states = len(PAPER_FORKS) + 1 if retained is None else len(retained.states)
@@ -77,10 +80,11 @@ def kept_bytes(scale: str, config: RunConfig) -> float:
 
 
 def sizes_table(scale: str) -> pd.DataFrame:
-    """Return one row per model size of the study `suite`.
+    """Predict the cost of the study `suite` at a scale; return one row per model size.
 
     The columns size, parameters and non_embedding describe the model. The columns tokens, flop and
-    tokens_per_s are for one run; seconds, written_gb and kept_gb are sums over the runs of a size.
+    tokens_per_s are for one run of that size. The columns seconds (of training), written_gb (all
+    checkpoints written) and kept_gb (left on disk) are sums over all runs of that size.
     """
     import pandas as pd
 
@@ -106,10 +110,12 @@ def sizes_table(scale: str) -> pd.DataFrame:
 
 
 def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
-    """Return one row per study, in the order of `studies`, for runs that train one after another.
+    """Predict the cost of each study if all runs train one after another; return one row per study.
 
-    A run shared by several studies counts for the first of them only, except in measuring_s. The
-    columns are study, runs, tokens, training_s, writing_s, measuring_s and kept_gb.
+    The rows are in the order of `studies`. The columns runs and tokens are counts. The columns
+    training_s, writing_s (writing checkpoints) and measuring_s are seconds, and kept_gb is disk
+    space. A run that several studies share counts only for the first of these studies, except in
+    measuring_s.
     """
     import pandas as pd
 
@@ -134,7 +140,9 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
 
 
 def report(scale: str) -> str:
-    """Return `sizes_table`, `studies_table` and the total time and disk space, as text.
+    """Return the predicted cost of a scale as text.
+
+    The text has `sizes_table`, `studies_table`, and the total time and disk space.
 
     Raises:
         ConfigError: the cost model has no estimate for a head dimension of the scale.

@@ -51,7 +51,7 @@ Part = Path | bytes
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished archive."""
+    """An archive that has been written, with its hash and its list of contents."""
 
     path: Path
     sha256: str
@@ -60,11 +60,21 @@ class Bundle:
     every file."""
 
     def sizes(self) -> dict[str, int]:
-        """Uncompressed bytes per top folder (below cache/ per subfolder), largest first."""
+        """Map each top folder of the archive to the uncompressed bytes in it, largest first.
+
+        Below cache/, each subfolder counts separately.
+        """
         return _by_kind({name: entry["bytes"] for name, entry in self.manifest["files"].items()})
 
 
 def _by_kind(file_sizes: Mapping[str, int]) -> dict[str, int]:
+    """Map each top folder to the total bytes of the files in it, largest first.
+
+    Below cache/, each subfolder counts separately.
+
+    Args:
+        file_sizes: maps the name of each file in the archive to the bytes of the file.
+    """
     sizes: dict[str, int] = {}
     for name, n_bytes in file_sizes.items():
         kind = name.split("/")[0]
@@ -80,16 +90,21 @@ def make_bundle(
     progress: bool = True,
     max_size: float | None = None,
 ) -> Bundle:
-    """Prepare the data and pack it into the archive `out`, which is written atomically.
+    """Write an archive with everything that a machine without a network needs to run studies.
+
+    The data of the studies are prepared first. The archive is written atomically.
 
     Args:
-        out: path of the archive, *.tar or *.tar.xz. The latter is smaller but takes minutes.
-        studies: the studies that the bundle will run.
+        out: path of the archive, *.tar or *.tar.xz. A .tar.xz is smaller, but takes minutes.
+        studies: the studies that `run.sh` in the archive will run.
         max_size: limit on the size before compression, in MB. None means no limit.
 
+    Returns:
+        The path, the hash and the manifest of the archive.
+
     Raises:
-        ConfigError: the scale or a study is unknown, the scale needs released models, the suffix
-            of `out` is not accepted, there is no checkout to pack, or the files are larger than
+        ConfigError: the scale or a study is unknown, the scale needs released models, the suffix of
+            `out` is not accepted, there is no checkout to pack, or the files are larger than
             `max_size`. Nothing is packed.
         FetchError, DataError: a text or a wheel is not available.
     """
@@ -134,7 +149,10 @@ def make_bundle(
 
 
 def project_files(root: Path) -> dict[str, Part]:
-    """Map names in the archive to the project's files, without caches and copied notebooks."""
+    """Map the name of each project file in the archive to its path below `root`.
+
+    Hidden files, caches of Python and the notebooks copied to book/studies/ are left out.
+    """
     files = [p for name in PROJECT for p in (root / name, *(root / name).rglob("*")) if p.is_file()]
     return {
         f"project/{file.relative_to(root).as_posix()}": file
@@ -145,7 +163,10 @@ def project_files(root: Path) -> dict[str, Part]:
 
 
 def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part]:
-    """Map names in the archive to the prepared tokens and pinned wheels, named as in the cache."""
+    """Map names in the archive to the prepared tokens and pinned wheels that the studies need.
+
+    Tokens and wheels that are not in the cache are prepared and downloaded first.
+    """
     parts: dict[str, Part] = {}
     for data in needed_data(scale, studies):
         folder = prepare_tokens(data, progress)
@@ -157,7 +178,10 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:
-    """The tokens that `bench train` reads on a GPU; empty if the 20B tokenizer is unavailable."""
+    """Map a name in the archive to the file of tokens that `bench train` reads on a GPU.
+
+    If the 20B tokenizer is unavailable, return an empty dict and print a warning.
+    """
     from pythia_book.bench.train import text_file, text_tokens
 
     try:
@@ -169,14 +193,19 @@ def _bench_text(progress: bool) -> dict[str, Part]:
 
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
-    """The data that the studies read. Configs that differ only in the order of rows count once."""
+    """Return the configs of the data that the studies read, one for each different set of tokens.
+
+    Configs that differ only in how rows are made from the tokens count once.
+    """
     configs = texts_of(scale, studies)
     tokens = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in configs}
     return list(tokens.values())
 
 
 def _published() -> dict[str, Part]:
-    """Map names in the archive to the files in PYTHIA_PUBLISHED_DIR; empty if it is not set.
+    """Map names in the archive to the released results in the folder PYTHIA_PUBLISHED_DIR.
+
+    If this environment variable is not set, return an empty dict.
 
     Raises:
         DataError: the environment variable does not name a folder.
@@ -191,7 +220,10 @@ def _published() -> dict[str, Part]:
 
 
 def _commit() -> str:
-    """The commit of this checkout in the format of PYTHIA_COMMIT; empty without git."""
+    """Return the commit of this checkout as text, which `run.sh` puts into PYTHIA_COMMIT.
+
+    The text is the id of the commit, with "-modified" if files have changed, or "" without git.
+    """
     state = commit()
     return f"{state['id']}{'-modified' if state['dirty'] else ''}" if state["id"] else ""
 
@@ -200,19 +232,28 @@ def _commit() -> str:
 
 
 def _open(part: Part) -> BinaryIO:
+    """Open a file to pack for reading."""
     return io.BytesIO(part) if isinstance(part, bytes) else open(part, "rb")
 
 
 def _size(part: Part) -> int:
+    """Return the number of bytes of a file to pack."""
     return len(part) if isinstance(part, bytes) else part.stat().st_size
 
 
 def _entry(part: Part) -> dict[str, Any]:
+    """Return the entry of a file in the manifest: its bytes and its sha256."""
     with _open(part) as file:
         return {"bytes": _size(part), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _write(target: Path, parts: Mapping[str, Part], compress: bool, progress: bool) -> None:
+    """Write a tar archive, optionally compressed with xz.
+
+    Args:
+        target: path of the archive.
+        parts: maps each name in the archive to the file to pack.
+    """
     total = sum(map(_size, parts.values()))
     bar = progress_bar(progress, total=total, desc="packing", unit="B", unit_scale=True)
     xz = {"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": DICTIONARY}

@@ -26,12 +26,19 @@ def conduct(
     released: Callable[[Published], Tables] | None = None,
     published: Published | None = None,
 ) -> Result:
-    """Measure (or, in a redraw, read the measurements of the record), analyse, and judge claims.
+    """Obtain the measurements of a study, analyse them, judge the claims, and return the result.
+
+    In a redraw (a new analysis of an old record) the measurements are read from the record;
+    otherwise `measure` makes them.
 
     Args:
-        released: selects the released numbers that the study shows; None: it shows none.
-        published: the released results; default: those in `PYTHIA_PUBLISHED_DIR`. If there are
-            none, the released numbers are read from a record of the study.
+        params: the parameters of the study, a dataclass.
+        measure: trains or finds models and measures them.
+        analyse: turns measurements and released tables into tables, values and claims.
+        released: selects from the released results the tables that the study shows; None: the study
+            shows no released results.
+        published: the released results; None: the results in `PYTHIA_PUBLISHED_DIR`. If this
+            variable is not set, the released tables are read from a record of the study.
 
     Raises:
         DataError: the record to redraw is damaged, or has other parameters than `params`.

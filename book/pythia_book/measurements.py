@@ -42,10 +42,11 @@ CheckpointKey = tuple[str, int]
 
 
 class Measurement(Protocol):
-    """Something to measure on a checkpoint. It is pickled for the worker processes."""
+    """A callable that measures a model and returns arrays. Worker processes get a pickled copy."""
 
     name: str
-    """Letters a-z and _. The names of the cached files begin with it."""
+    """The name of the measurement, with letters a-z and _. Names of cached files begin with this
+    name."""
     digest: str
     """Stable hash of the items, settings and method, but not of the weights or the step."""
 
@@ -64,10 +65,16 @@ class Gap:
 def measure_all(
     checkpoints: Sequence[tuple[Run, int]], measurement: Measurement, progress: bool = True
 ) -> tuple[dict[CheckpointKey, Arrays], list[Gap]]:
-    """Apply one measurement to many checkpoints, one process per core.
+    """Apply one measurement to many checkpoints, in one process per core.
+
+    Cached results are reused.
+
+    Args:
+        checkpoints: (run, step) of each checkpoint.
 
     Returns:
-        The arrays by (run id, step), and a gap for each checkpoint that is missing or corrupt.
+        A dict that maps (run id, step) to the arrays of each measured checkpoint, and a Gap for
+        each checkpoint that is missing or corrupt.
     """
     measured, gaps = measure_each(checkpoints, [measurement], measurement.name, progress)
     return {key: arrays for key, (arrays,) in measured.items()}, gaps
@@ -79,14 +86,18 @@ def measure_each(
     title: str,
     progress: bool = True,
 ) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
-    """Apply several measurements to many checkpoints, each of which is loaded at most once.
+    """Apply several measurements to many checkpoints; load each checkpoint at most once.
+
+    Cached results are reused.
 
     Args:
+        checkpoints: (run, step) of each checkpoint.
         title: name of the measurements in the progress bar.
 
     Returns:
-        The arrays by (run id, step), in the order of `measurements`, and a gap for each checkpoint
-        that is missing or corrupt.
+        A dict that maps (run id, step) of each measured checkpoint to the arrays of every
+        measurement, in the order of `measurements`; and a Gap for each checkpoint that is missing
+        or corrupt.
     """
     measured: dict[CheckpointKey, list[Any]] = {}
     jobs: list[tuple[Run, int, list[Measurement]]] = []
@@ -119,6 +130,14 @@ def measure_each(
 
 
 def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
+    """Load a checkpoint and apply the measurements; cache and return the arrays of each.
+
+    Args:
+        job: the run, the step, and the measurements.
+
+    Returns:
+        The arrays of each measurement; or the error message if the checkpoint cannot be loaded.
+    """
     run, step, measurements = job
     try:
         model = run.model(step)
@@ -138,16 +157,19 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
 
 
 def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
+    """Return what identifies a cached result: the run, the step and the measurement."""
     identity = {"what": measurement.name, "digest": measurement.digest}
     return {"run": run.id, "step": step, **identity}
 
 
 def _file(run: Run, step: int, measurement: Measurement) -> Path:
+    """Return the path of the cached result of a measurement on one checkpoint."""
     short = stable_hash(_key(run, step, measurement))[:12]
     return run.folder / "evaluations" / f"{measurement.name}-{step:06d}-{short}.safetensors"
 
 
 def _sha256(arrays: Arrays) -> str:
+    """Hash the names, types, shapes and contents of arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -157,7 +179,11 @@ def _sha256(arrays: Arrays) -> str:
 
 
 def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
-    """Write arrays, their hash and their key to a file, atomically."""
+    """Write arrays to a file, atomically, with a hash of the arrays and with `key`.
+
+    Args:
+        key: says which measurement of which checkpoint the arrays are; in JSON types.
+    """
     from safetensors.numpy import save
 
     metadata = {"key": json.dumps(key, sort_keys=True), "sha256": _sha256(arrays)}
@@ -167,7 +193,12 @@ def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
 
 
 def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
-    """Read cached arrays; None if the file is missing or damaged, or has another key."""
+    """Read the arrays of a file written by `save_cached`.
+
+    Returns:
+        The arrays by name, or None if the file is missing or damaged, or was saved with another
+        key.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -192,11 +223,12 @@ N_PASSAGE_ROWS = 960
 
 @dataclass(frozen=True)
 class LanguageMeasurement:
-    """How well a checkpoint models held-out text.
+    """A measurement of how well a checkpoint models held-out text.
 
-    The call returns two arrays: `loss`, float64[rows], in nats per token; and `last_word`,
-    bool[passages], whether greedy decoding gives the last word of the passage. All runs of a scale
-    share the held-out documents, even if their training text is deduplicated.
+    Calling it returns two arrays. `loss`, float64[rows], is the mean loss of each held-out row, in
+    nats per token. `last_word`, bool[passages], says whether greedy decoding gives the last word of
+    each passage. All runs of a scale are measured on the same held-out documents, even if their
+    training text is deduplicated.
     """
 
     rows: np.ndarray
@@ -206,7 +238,11 @@ class LanguageMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, max_seq_len: int) -> LanguageMeasurement:
-        """Create the measurement on the held-out documents of prepared data."""
+        """Create the measurement on the held-out documents of prepared data.
+
+        Args:
+            max_seq_len: the context length of the models to measure.
+        """
         tokens, seq_len = data.heldout.tokens, data.config.seq_len
         passages = scoring.last_words(
             scoring.sample_windows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id
@@ -215,10 +251,12 @@ class LanguageMeasurement:
 
     @cached_property
     def digest(self) -> str:
+        """A hash of the held-out rows, the passages and the method."""
         passages = [(p.context, p.continuation) for p in self.passages]
         return stable_hash([scoring.VERSION, self.max_seq_len, self.rows.tolist(), passages])
 
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
+        """Measure a model; return `loss` and `last_word`. The step is not used."""
         packed = scoring.pack(self.passages, self.max_seq_len)
         return {
             "loss": scoring.row_losses(model, self.rows),

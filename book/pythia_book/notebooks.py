@@ -37,7 +37,7 @@ NOTEBOOK = "notebook.ipynb"
 STAMP = "pythia"
 """Key of the stamp in the metadata of a finished notebook."""
 STOP_NOTE = "what was trained and measured is kept"
-"""End of the message that is shown when a study was stopped."""
+"""The end of the message that is shown when a study was stopped."""
 
 _TYPES = {
     **{"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)},
@@ -47,7 +47,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """An assignment in a notebook's parameters cell."""
+    """A parameter that a notebook accepts: an assignment in its cell tagged `parameters`."""
 
     name: str
     type: str
@@ -63,13 +63,16 @@ class Parameter:
 
 
 def notebooks_dir() -> Path:
-    """The folder of the studies' notebooks: in the checkout, or their copies in a wheel."""
+    """Return the folder with the notebooks of the studies.
+
+    In a checkout this is notebooks/. An installed package contains copies of the notebooks.
+    """
     copies = Path(__file__).with_name("_notebooks")
     return copies if copies.is_dir() else project_root() / "notebooks"
 
 
 def notebook_path(study: str) -> Path:
-    """The source notebook of a study.
+    """Return the path of the source notebook of a study, which has no outputs.
 
     Raises:
         ConfigError: the study is unknown; the message lists the known studies.
@@ -99,7 +102,7 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def conflict(path: Path) -> str:
-    """Return "it has an unresolved merge conflict" if that is true of the file, else ""."""
+    """Return "it has an unresolved merge conflict" if that is true of the file `path`, else ""."""
     try:
         found = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
     except OSError:
@@ -108,7 +111,7 @@ def conflict(path: Path) -> str:
 
 
 def write_notebook(notebook: Notebook, path: Path) -> None:
-    """Write a notebook atomically; a file with the same content keeps its modification time."""
+    """Write a notebook atomically, unless the file already has the same content."""
     import nbformat
 
     content = nbformat.writes(notebook) + "\n"
@@ -119,7 +122,10 @@ def write_notebook(notebook: Notebook, path: Path) -> None:
 
 
 def source_hash(notebook: Notebook) -> str:
-    """sha256 of the code cells, without prose and without the cell of injected parameters."""
+    """Return the sha256 of the code cells of a notebook.
+
+    Prose and the cell of injected parameters do not count.
+    """
     sources = [
         cell.source.strip()
         for cell in notebook.cells
@@ -129,13 +135,13 @@ def source_hash(notebook: Notebook) -> str:
 
 
 def outputs_hash(notebook: Notebook) -> str:
-    """sha256 of the outputs of all cells, in order."""
+    """Return the sha256 of the outputs of all cells of a notebook, in order."""
     outputs = [cell.get("outputs", []) for cell in notebook.cells]
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
 
 def library_hash() -> str:
-    """sha256 over all Python files of pythia_core and pythia_book."""
+    """Return one sha256 of all Python files of pythia_core and pythia_book."""
     import pythia_core
 
     digest = hashlib.sha256()
@@ -150,7 +156,7 @@ def library_hash() -> str:
 
 
 def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
-    """Read the parameters that a notebook accepts from its cell tagged `parameters`.
+    """Read the cell tagged `parameters` of a notebook; map each name in it to a Parameter.
 
     Raises:
         DataError: the notebook does not have exactly one such cell, or a default value is not a
@@ -183,7 +189,11 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
 
 
 def _fits(value: Any, kind: ast.expr) -> bool:
-    """Whether a value matches an annotation such as `tuple[str, ...] | None`."""
+    """Return whether a value matches an annotation such as `tuple[str, ...] | None`.
+
+    An annotation of another type than str, int, float, bool, None, dict or a sequence matches every
+    value.
+    """
     if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr):
         return _fits(value, kind.left) or _fits(value, kind.right)
     name = ast.unparse(kind.value if isinstance(kind, ast.Subscript) else kind)
@@ -201,7 +211,9 @@ def _fits(value: Any, kind: ast.expr) -> bool:
 
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
-    """Parse parameters written NAME=VALUE. A value that is not a Python literal is a string.
+    """Parse words written NAME=VALUE; map each name to its value.
+
+    A value that is not a Python literal is taken as a string.
 
     Raises:
         ConfigError: a word has no "=" or no name.
@@ -220,6 +232,9 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
 
 def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[str, Any]:
     """Check the names and types of parameters against the parameters cell of a notebook.
+
+    Args:
+        parameters: maps names to values.
 
     Returns:
         All parameters of the notebook, with the default value where `parameters` has no value.
@@ -247,11 +262,14 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 
 
 def check_values(study: str, values: dict[str, Any]) -> None:
-    """Let a study reject values that have the right type but that it cannot use.
+    """Raise if a study cannot use values of its parameters, although their types are right.
 
-    The dataclass `Params` in the study's params.py checks the parameters on their own. The study's
-    study.py may have a function `check` for checks that need more than the parameters. Nothing is
-    checked for a notebook without a folder under studies/.
+    The dataclass `Params` of the study checks whatever follows from the values alone. If the module
+    study.py of the study has a function `check`, that function checks the rest. A notebook without
+    a folder under studies/ is not checked.
+
+    Args:
+        values: maps the name of each parameter to its value.
 
     Raises:
         ConfigError: the study rejects a value.
@@ -268,9 +286,11 @@ def check_values(study: str, values: dict[str, Any]) -> None:
 
 
 def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> dict[str, Any]:
-    """Return the stamp of a notebook: everything its result depends on.
+    """Return the stamp of a run, a dict of everything that determines its result.
 
-    While a stamp made now equals the stamp of an earlier run, that run is up to date.
+    It has the study, its parameters, the hashes of the code cells and of both packages, and whether
+    PYTHIA_PUBLISHED_DIR is set. A finished run is up to date while these entries of its stamp equal
+    a stamp made now.
     """
     return {
         "study": study,
@@ -282,12 +302,12 @@ def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> di
 
 
 def output_path(study: str, scale: str) -> Path:
-    """The path to which a run of a study writes its executed notebook."""
+    """Return the path to which a run of a study writes its executed notebook."""
     return results_dir() / study / scale / NOTEBOOK
 
 
 def unfinished_path(output: Path) -> Path:
-    """The path for the notebook of a run that failed or was only prepared.
+    """Return the path for the notebook of a run that failed, or was only prepared by papermill.
 
     Args:
         output: where a finished run writes its notebook (`output_path`).
@@ -296,13 +316,13 @@ def unfinished_path(output: Path) -> Path:
 
 
 def has_errors(notebook: Notebook) -> bool:
-    """Whether a cell of an executed notebook failed."""
+    """Return whether a cell of an executed notebook failed."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     return any(output.output_type == "error" for output in outputs)
 
 
 def is_finished(notebook: Notebook) -> bool:
-    """Whether the run of a notebook completed: it has a stamp, and no cell failed."""
+    """Return whether the run of a notebook completed: it has a stamp, and no cell failed."""
     return isinstance(notebook.metadata.get(STAMP), dict) and not has_errors(notebook)
 
 
@@ -315,7 +335,7 @@ _MACHINE_PATH = re.compile(
 
 
 def _substitutes() -> list[tuple[str, str]]:
-    """Pairs (folder on this machine, text to replace it with), the longest folder first."""
+    """List folders of this machine with the text that replaces each, the longest folder first."""
     substitutes = {
         str(results_dir().resolve()): "results",
         str(project_root().resolve()): ".",
@@ -331,7 +351,7 @@ def _substitutes() -> list[tuple[str, str]]:
 
 
 def _pattern(folder: str) -> str:
-    """A regex that matches the path `folder`, but not as part of a longer name."""
+    """Return a regex that matches the path `folder`, but not as part of a longer name."""
     return rf"(?<![\w.~-]){re.escape(folder)}(?![\w-])"
 
 
@@ -343,7 +363,7 @@ def without_machine_paths(text: str) -> str:
 
 
 def machine_traces(text: str) -> list[str]:
-    """List the absolute paths in a text, and the host name of this machine if it occurs."""
+    """List the parts of a text that name this machine: absolute paths and the host name."""
     traces = [text[m.start() : m.start() + 40].split()[0] for m in _MACHINE_PATH.finditer(text)]
     traces += [folder for folder, _ in _substitutes() if re.search(_pattern(folder), text)]
     host = socket.gethostname()
@@ -353,10 +373,10 @@ def machine_traces(text: str) -> list[str]:
 
 
 def clean_notebook(notebook: Notebook) -> Notebook:
-    """Make an executed notebook reproducible, in place.
+    """Make an executed notebook reproducible; change it in place and return it.
 
-    Remove papermill's paths and timings, stderr outputs, the state of widgets and versions; number
-    the cells from 1; and replace paths of this machine in textual outputs.
+    Remove versions, widget states, stderr outputs, and the paths and timings that papermill adds.
+    Number the code cells from 1. Replace paths of this machine in textual outputs.
     """
     metadata = notebook.metadata
     parameters = metadata.get("papermill", {}).get("parameters")

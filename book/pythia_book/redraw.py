@@ -45,11 +45,16 @@ class Redrawn:
 def redraw(
     studies: Sequence[str] = (), scale: str | None = None, progress: bool = True
 ) -> list[Redrawn]:
-    """Redraw the runs in book/recorded and in the results folder, in parallel.
+    """Make verdicts, values, figures and prose of finished runs again from what they measured.
+
+    The runs in book/recorded and in the results folder are redrawn in parallel.
 
     Args:
         studies: names of studies; empty: all.
         scale: redraw only the runs of this scale.
+
+    Returns:
+        The outcome of each run.
 
     Raises:
         ConfigError: a study or the scale is unknown.
@@ -72,19 +77,28 @@ def redraw(
 
 
 def runs_of(studies: Sequence[str], scales: Sequence[str]) -> list[Path]:
-    """The folders of these studies and scales that have a record, those in book/recorded first."""
+    """Return the folders of these studies and scales that have a record.
+
+    Folders in book/recorded come first, then those in the results folder.
+    """
     roots = (project_root() / "book" / "recorded", results_dir())
     folders = [root / study / scale for root in roots for study in studies for scale in scales]
     return [folder for folder in folders if (folder / "record.json").is_file()]
 
 
 def name_of(folder: Path) -> str:
-    """Name a run by the last three parts of its folder, e.g. "results/suite/smoke"."""
+    """Return the name of a run: the last three parts of its folder, e.g. "results/suite/smoke"."""
     return "/".join(folder.absolute().parts[-3:])
 
 
 def redraw_one(folder: Path) -> Redrawn:
-    """Redraw the run in `folder`; a failure is returned as the outcome's problem, not raised."""
+    """Make the record of a run again from its measurements; replace it if something has changed.
+
+    A failure is not raised, but returned as the problem of the outcome.
+
+    Args:
+        folder: the folder of the run.
+    """
     name = name_of(folder)
     try:
         records.tidy(folder)
@@ -102,7 +116,11 @@ def redraw_one(folder: Path) -> Redrawn:
 
 
 def _execute(folder: Path, new: Path) -> None:
-    """Execute the current notebook of the study recorded in `folder`; write the record to `new`.
+    """Execute the current notebook of a study with recorded measurements, and write a new record.
+
+    Args:
+        folder: the folder of the old record.
+        new: the folder for the new record.
 
     Raises:
         PythiaError: a parameter is no longer accepted, a cell failed or the kernel died.
@@ -136,10 +154,14 @@ def _execute(folder: Path, new: Path) -> None:
 
 
 def _parameters(folder: Path, source: Path) -> dict[str, Any]:
-    """The recorded parameters to inject into the notebook `source`.
+    """Return the recorded parameters to inject into the current notebook, by name.
 
     These are the parameters that were injected in the recorded run, and the parameters whose
     recorded value differs from the current default.
+
+    Args:
+        folder: the folder of the record.
+        source: the path of the current notebook.
     """
     accepted = notebooks.parameters_of(notebooks.read_notebook(source))
     recorded = records.read_record(folder)["parameters"]
@@ -162,8 +184,9 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
 def differences(old: Path, new: Path) -> list[str]:
     """Describe the changes between the folders of two runs, one line each.
 
-    The date and commit of the redraw do not count as changes, except when the last redraw used
-    code that was not committed and this one used committed code.
+    The date and commit of a redraw do not count as changes. There is one exception: if nothing else
+    has changed, a line says that the old folder was redrawn with uncommitted code and the new
+    folder with committed code.
     """
     before, after = records.read_record(old), records.read_record(new)
     lines = verdict_changes(before["claims"], after["claims"])
@@ -181,15 +204,18 @@ def differences(old: Path, new: Path) -> list[str]:
 
 
 def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """Describe the changes between two versions of the claims of a study.
+    """Describe the changes between two versions of the recorded claims of a study, one line each.
 
-    A claim that is new, was removed or has another verdict gets a line. Other changes are counted.
+    A test that is new, was removed or has another verdict gets its own line. Other changes are only
+    counted.
     """
 
     def tests(claims: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+        """Map each claim and side ("released" or "ours") to its test."""
         return {(c["claim"], side): c[side] for c in claims for side in SIDES if c[side]}
 
     def words(claims: list[dict[str, Any]]) -> dict[str, Any]:
+        """Map each claim to its kind, source and quote."""
         return {c["claim"]: [c["kind"], c["source"], c["quote"]] for c in claims}
 
     old, new = tests(before), tests(after)
@@ -206,7 +232,10 @@ def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
 
 
 def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]:
-    """Describe how the cells and outputs of two notebooks differ, one line per kind of change."""
+    """Describe how two notebooks differ in cells and outputs, one line per kind of change.
+
+    Differences in the stamp or other metadata get a line only if there are no other differences.
+    """
     stamps = [
         {k: v for k, v in notebook.metadata[notebooks.STAMP].items() if k not in UNCHANGED_BY}
         for notebook in (old, new)
@@ -228,27 +257,32 @@ def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]
 
 
 def _without_stamp(notebook: notebooks.Notebook) -> dict[str, Any]:
+    """Return a copy of a notebook in which the metadata have no stamp."""
     metadata = {k: v for k, v in notebook.metadata.items() if k != notebooks.STAMP}
     return {**notebook, "metadata": metadata}
 
 
 def _outputs(cell: Any, kind: str) -> list[str]:
+    """Return the outputs of a cell that have the MIME type `kind`."""
     return [o.data[kind] for o in cell.get("outputs", []) if kind in o.get("data", {})]
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The keys that only one of two dicts has, or whose values differ."""
+    """Return the keys that only one of two dicts has, or that have different values in them."""
     missing = object()
     keys = dict.fromkeys([*before, *after])
     return [key for key in keys if before.get(key, missing) != after.get(key, missing)]
 
 
 def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]:
-    """Return one line, e.g. "2 tables changed: rates, levels"; an empty list without `things`.
+    """Return a line that counts changes, e.g. "2 tables changed: rates, levels", in a list.
+
+    Without changes, the list is empty.
 
     Args:
+        things: what has changed.
         name: what the things are, in the singular.
-        named: whether the line names the things.
+        named: whether the line lists the things.
     """
     if not things:
         return []

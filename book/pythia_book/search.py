@@ -31,7 +31,7 @@ from pythia_core.util.progress import bar
 
 
 class RowBytes:
-    """Converts rows to bytes.
+    """A converter from rows of token ids to the bytes of their text.
 
     Args:
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
@@ -51,10 +51,11 @@ class RowBytes:
         self._has_empty = not self._lengths.all()
 
     def __call__(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Convert rows int[n, width]; return the bytes and the position after each token's bytes.
+        """Convert rows of token ids, int[n, width], to bytes.
 
-        The positions are int64[n * (width + 1)], because a separator follows each row and counts as
-        a token.
+        Returns:
+            The bytes of all rows, each row followed by a separator; and int64[n * (width + 1)], the
+            position where the bytes of each token end. The separator after a row counts as a token.
         """
         last = len(self._lengths) - 1
         ids = np.full((len(rows), rows.shape[1] + 1), last, np.int64)
@@ -76,12 +77,15 @@ class RowBytes:
 CHUNK = 1 << 20
 """Number of tokens to search at a time."""
 _BREAK = b"\xff"
-"""Marks a special token and the end of a row; this byte never occurs in UTF-8."""
+"""The byte that marks a special token or the end of a row. It never occurs in UTF-8."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One occurrence of a text, which was read in the update from `step` to `step + 1`."""
+    """An occurrence of a text in a training row.
+
+    The row was read in the update from `step` to `step + 1`.
+    """
 
     step: int
     row: int
@@ -93,13 +97,18 @@ class Hit:
 
 
 class Matcher(Protocol):
-    """Finds occurrences in rows int[n, width]; returns each as (row, first column, n_tokens)."""
+    """A function that finds the occurrences of a text in rows of token ids, int[n, width].
+
+    It returns (row, first column, number of tokens) for each occurrence.
+    """
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]: ...
 
 
 class TokenMatcher:
-    """Matches sequences of token ids; if several match at a position, only the longest counts.
+    """A matcher that finds sequences of token ids in rows.
+
+    If several sequences match at a position, only the longest counts.
 
     Raises:
         ConfigError: there is no sequence, or a sequence is empty.
@@ -117,6 +126,7 @@ class TokenMatcher:
         return cls(encoded if text else [])
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+        """Return (row, first column, number of tokens) of each match in rows int[n, width]."""
         sizes: dict[tuple[int, int], int] = {}
         for sequence in self.sequences:
             size = len(sequence)
@@ -133,7 +143,7 @@ class TokenMatcher:
 
 
 class SurfaceMatcher:
-    """Matches the bytes of a text.
+    """A matcher that finds the bytes of a text in rows, no matter how the text is tokenized.
 
     Args:
         text: the text to find.
@@ -154,6 +164,7 @@ class SurfaceMatcher:
         self._bytes = RowBytes(token_bytes, _BREAK, ignore_case)
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+        """Return (row, first column, number of tokens) of each match in rows int[n, width]."""
         width = rows.shape[1]
         row_bytes, ends = self._bytes(rows)
         text = row_bytes.tobytes()
@@ -178,10 +189,14 @@ def find_text(
     last_step: int,
     progress: bool = False,
 ) -> Iterator[Hit]:
-    """Yield the occurrences in the updates from `first_step` to `last_step` (exclusive), in order.
+    """Yield the occurrences of a text in the training rows, in training order.
 
     Args:
         read: returns the rows [start, stop) in training order, e.g. the method `rows` of `Rows`.
+        matcher: finds the occurrences in rows.
+        batch_size: rows per update.
+        first_step: the first update to search.
+        last_step: the update before which the search ends.
 
     Raises:
         DataError: the steps or the batch size are invalid, or rows cannot be read.
@@ -206,7 +221,13 @@ def find_text(
 
 
 def quote(row: NDArray, hit: Hit, decode: Callable[[list[int]], str], around: int = 12) -> str:
-    """Quote an occurrence on one line, in [[ ]], with `around` tokens of context on each side."""
+    """Return the text around an occurrence on one line, with the occurrence in [[ ]].
+
+    Args:
+        row: the token ids of the row with the occurrence.
+        decode: converts token ids to text.
+        around: number of tokens to quote on each side.
+    """
     ids = row.tolist()
     begin, end = hit.column, hit.column + hit.n_tokens
     parts = (ids[max(0, begin - around) : begin], ids[begin:end], ids[end : end + around])

@@ -68,6 +68,7 @@ class SelectedRun:
 
     @property
     def notebook(self) -> Path | None:
+        """The path of the executed notebook; None if there is no run."""
         return self.folder / NOTEBOOK if self.folder else None
 
 
@@ -77,9 +78,9 @@ def _finished_runs(
     """Find the runs of a study under `root`, largest scale first.
 
     Args:
-        root: folder with runs as <study>/<scale>/.
-        kind: kind of the runs, as in SelectedRun.
-        source: hash of the current notebook's code.
+        root: folder that has each run in <study>/<scale>/.
+        kind: "yours" or "recorded", the kind of the runs under `root`.
+        source: hash of the code in the current notebook.
 
     Returns:
         The complete runs, and for each damaged run a text that says what is wrong.
@@ -102,11 +103,13 @@ def _finished_runs(
 
 
 def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRun]:
-    """All complete runs of a study, local runs before recorded runs. The site shows the first.
+    """Return all complete runs of a study: first local runs, then recorded runs.
+
+    The site shows the first run. If there is no run, the list has a placeholder.
 
     Args:
         root: the checkout.
-        results: the folder of local runs; None: recorded runs only.
+        results: the folder of local runs; None: return only recorded runs.
 
     Raises:
         DataError: a committed run is damaged or has an older schema.
@@ -123,8 +126,9 @@ def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
     """Combine the prose and display settings of a notebook with the outputs of its run.
 
     Args:
-        source: the current notebook. executed: the notebook of the run, with the same code cells
-            and possibly a cell of injected parameters. It is changed in place.
+        source: the current notebook.
+        executed: the notebook of the run, with the same code cells and possibly a cell of injected
+            parameters. It is changed in place and returned.
     """
     injected = {"injected-parameters"}
     ran, added = [], []
@@ -144,16 +148,17 @@ def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
 
 
 def _escaped(text: str) -> str:
-    """Escape every character that Markdown could interpret."""
+    """Put a backslash before every character that Markdown could interpret, and join all lines."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
 
 
 def substitutions(run: SelectedRun) -> dict[str, str]:
-    """Map the names that prose uses as `{{ name }}` to texts, for one run.
+    """Map each name that prose can use as `{{ name }}` to its text, for one run.
 
     There is a name <study>_<value> for each value of the record, and names for the scale, device,
-    date, cost and command of the run. If a value has an interval, the value and its ends are also
-    available as <study>_<value>_value, _low and _high.
+    date, cost and command of the run. If a value has an interval, the value and the ends of the
+    interval are also available as <study>_<value>_value, _low and _high. Without a run, the result
+    is empty.
     """
     record = run.record
     if record is None:
@@ -182,12 +187,15 @@ def substitutions(run: SelectedRun) -> dict[str, str]:
 def record_run(study: str, scale: str, force: bool = False) -> Path:
     """Copy a finished local run into book/recorded/<study>/<scale>/, to be committed.
 
+    The costs in the README are updated. The result is the new folder.
+
     Args:
         force: record the run even if it was made by code that is not committed.
 
     Raises:
-        DataError: the run is incomplete or damaged, the notebook's code has changed since the run
-            or was not committed, or a file names this machine. The message lists every reason.
+        DataError: the run is incomplete or damaged, the notebook's code has changed since the run,
+            the run was made by code that is not committed, or a file names this machine. The
+            message lists every reason.
     """
     require_checkout("recording a run")
     source = results_dir() / study / scale
@@ -220,7 +228,7 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
 
 
 def _text_of(path: Path) -> str:
-    """The text of a file of a record; of an .npz file, the text in its arrays."""
+    """Return the text of a file of a record; of an .npz file, return the texts in its arrays."""
     if path.suffix != ".npz":
         return path.read_text(encoding="utf-8")
     with np.load(path, allow_pickle=False) as arrays:
@@ -229,7 +237,7 @@ def _text_of(path: Path) -> str:
 
 
 def all_records(root: Path) -> list[dict[str, Any]]:
-    """All records under book/recorded, sorted by study and scale.
+    """Read all records under book/recorded, and return them sorted by study and scale.
 
     Raises:
         DataError: records cannot be read; the message names all of them.
@@ -266,7 +274,7 @@ already existed."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """Return the row of a recorded run in the cost table, with the columns COSTS."""
+    """Return a row of the cost table, with the columns COSTS, for the record of a run."""
     return (
         record["study"],
         record["scale"],

@@ -56,7 +56,7 @@ _RUNS: dict[str, list[SelectedRun]] = {}
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Use the copied MathJax, and the table of contents at the top of the checkout.
+    """Tell Sphinx to use the copied MathJax, and the table of contents at the top of the checkout.
 
     jupyter-book itself reads the stub of a table of contents in book/.
     """
@@ -94,10 +94,10 @@ def choose_runs(app: Sphinx, config: Config) -> None:
 
 
 def unshown(shown: SelectedRun) -> list[str]:
-    """Return one sentence per local run that cannot be shown, with what the page shows instead.
+    """Return one sentence per local run that cannot be shown: why, and what is shown instead.
 
     Args:
-        shown: the run that the page shows.
+        shown: the run that the page of the study shows.
     """
     instead = {"yours": "another of your runs is shown", "recorded": "the recorded run is shown"}
     then = instead.get(shown.kind, "the notebook is shown without results")
@@ -105,7 +105,11 @@ def unshown(shown: SelectedRun) -> list[str]:
 
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
-    """Write the selected notebooks to book/studies/ (ignored by git), each with a banner."""
+    """Write the notebook that the page of each study shows to book/studies/ (ignored by git).
+
+    Each notebook gets a banner about its run. Notebooks of studies that no longer exist are
+    deleted.
+    """
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
@@ -133,7 +137,14 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
 
 
 def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> notebooks.Notebook:
-    """Add a banner about the run to a notebook and, if there are several runs, a comparison."""
+    """Prepare a study's notebook for its page, in place; return the notebook.
+
+    A banner about the run is added below the title, figures get alternative texts, and the cells of
+    parameters are hidden.
+
+    Args:
+        several: whether to add a table that compares several runs, at the end.
+    """
     import nbformat
 
     def cell(name: str, text: str) -> Any:
@@ -161,7 +172,7 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
-    """Define the numbers in prose from the selected records.
+    """Give Sphinx the numbers that prose uses as `{{ name }}`, from the runs to show.
 
     Numbers of a study without a run read NOT_RUN. If a local run lacks a number because its code
     was older, the number reads "not in this run"; it is not taken from another run.
@@ -181,7 +192,11 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
 
 
 def copy_mathjax(app: Sphinx) -> None:
-    """Copy the parts of MathJax that pages load (1.6 of 24 MB) from the installed package."""
+    """Copy the parts of MathJax that pages load (1.6 of 24 MB) from the installed package.
+
+    Raises:
+        ExtensionError: the package is not installed.
+    """
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or not spec.submodule_search_locations:
         raise ExtensionError("the site needs MathJax: pip install sphinx-mathjax-offline")
@@ -198,7 +213,7 @@ def copy_mathjax(app: Sphinx) -> None:
 def point_at_sources(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Make the buttons that open or edit a study link to notebooks/ and not to book/studies/."""
+    """Make the buttons to open or edit a study link to notebooks/ instead of book/studies/."""
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []) or [group]:
             if "url" in button:
@@ -209,11 +224,16 @@ def point_at_sources(
 
 
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:
-    """Return a docutils table of the CSS class `name`. Texts become text nodes, never markup."""
+    """Return a docutils table with the CSS class `name`.
+
+    Args:
+        rows: the cells of each row, as nodes or as texts. Texts are never read as markup.
+    """
     group = nodes.tgroup(cols=len(header))
     group += [nodes.colspec(colwidth=1) for _ in header]
 
     def row(cells: list[nodes.Node | str]) -> nodes.row:
+        """Return a docutils row with these cells."""
         entries = nodes.row()
         for content in cells:
             if isinstance(content, str):  # a number and its unit stay on one line
@@ -255,6 +275,7 @@ def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
 
 
 def shell(command: str) -> nodes.literal_block:
+    """Return a shell command as a block of code."""
     return nodes.literal_block(command, command, language="bash", classes=["command"])
 
 
@@ -267,6 +288,7 @@ class _StudyDirective(SphinxDirective):
 
     @property
     def runs(self) -> list[SelectedRun]:
+        """The complete runs of the study, the run to show first."""
         study = self.arguments[0]
         if study not in _RUNS:
             raise self.error(f"unknown study {study!r}; known: {', '.join(_RUNS)}")
@@ -274,7 +296,10 @@ class _StudyDirective(SphinxDirective):
 
 
 class RunBanner(_StudyDirective):
-    """Says which run a page shows (yours, the recorded run or none) and how to repeat the run."""
+    """A banner that says which run a page shows (yours, the recorded run or none).
+
+    It also shows the command that repeats the run.
+    """
 
     def run(self) -> list[nodes.Node]:
         run = self.runs[0]
@@ -319,6 +344,7 @@ class CompareRuns(_StudyDirective):
         ]
 
         def cell(test: dict[str, Any] | None) -> nodes.Node | str:
+            """Return a table cell with the value and the verdict of a test; "" without a test."""
             if test is None:
                 return ""
             text = f"{records.measured_text(test)} "
@@ -367,6 +393,7 @@ class Claims(SphinxDirective):
 
     @staticmethod
     def status(run: SelectedRun) -> str:
+        """Say whether the run to show is local, recorded or missing, and its scale."""
         if run.record is None:
             return f"{NOT_RUN}; to run it:"
         whose = "your run" if run.kind == "yours" else "recorded run"
@@ -404,11 +431,10 @@ class Scales(SphinxDirective):
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
-    """Split a name such as "rotary.turning" into its module and the attribute's name.
+    """Import the module in a name such as "rotary.turning"; return it and the name after the dot.
 
-    Returns:
-        The module pythia_book.pages.<page> or, if it does not exist,
-        pythia_book.studies.<page>.figures; and the name after the dot.
+    The module is pythia_book.pages.<page> or, if that does not exist,
+    pythia_book.studies.<page>.figures. If the module changes, Sphinx reads the page again.
     """
     page, _, attribute = name.partition(".")
     path = f"pythia_book.pages.{page}"
@@ -420,7 +446,7 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
 
 
 class DrawingFigure(SphinxDirective):
-    """A figure or table that a function of a page's module draws.
+    """A directive for a figure or table that a function of a page's module draws.
 
     The content of the directive is the caption of a figure. With the option `interactive` the
     page's script may replace the figure; the script receives as JSON what the module's
@@ -476,7 +502,7 @@ class DrawingFigure(SphinxDirective):
 
 
 class Value(SphinxRole):
-    """Shows a number from the `values()` of a page's module."""
+    """A role such as {value}`rotary.base`, which shows a number that `rotary.values()` returns."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         module, name = module_of(self.text, self.env)
@@ -488,7 +514,7 @@ class Value(SphinxRole):
 
 
 class Source(SphinxRole):
-    """Turns `path#text` into a link to the first line of the file that contains the text.
+    """A role that turns `path#text` into a link to the first line of a file that contains the text.
 
     The link points to the repository if the book's configuration names one, else to a copy of the
     file.
@@ -516,7 +542,7 @@ class Source(SphinxRole):
 
 
 def exclude_page_assets(app: Sphinx, config: Config) -> None:
-    """Stop every page from loading the scripts and styles that belong to one page."""
+    """Stop all pages from loading the scripts and style sheets that belong to a single page."""
     pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
     for files in (config.html_css_files, config.html_js_files):
         files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]
@@ -525,7 +551,7 @@ def exclude_page_assets(app: Sphinx, config: Config) -> None:
 def load_on_page(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Load the script and style that belong to a page."""
+    """Load the script and the style sheet that belong to a page, if they exist."""
     static = Path(app.srcdir) / "_static"
     if (static / f"{pagename}.css").is_file():
         app.add_css_file(f"{pagename}.css")
@@ -534,6 +560,7 @@ def load_on_page(
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the hooks, directives and roles of this extension with Sphinx."""
     app.add_config_value("pythia_shown", "", "env")
     # these run before priority 900, at which sphinx-external-toc reads the table of contents
     hooks = (configure, choose_runs, stage_notebooks, fill_numbers, exclude_page_assets)

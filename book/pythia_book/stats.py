@@ -25,7 +25,7 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, usually a mean over items and seeds, with its 95 % interval from low to high."""
+    """A value, usually a mean over items and seeds, with a 95 % interval from `low` to `high`."""
 
     value: float
     low: float
@@ -36,16 +36,19 @@ class Estimate:
     """Degrees of freedom of the interval; infinite for a bootstrap over many items."""
 
     def quantile(self, probability: float) -> float:
-        """Quantile of Student's t with `df` degrees of freedom, or of the normal if `df` is inf."""
+        """Return a quantile of Student's t with `df` degrees of freedom.
+
+        If `df` is infinite, this is the quantile of the standard normal distribution.
+        """
         from scipy.special import ndtri, stdtrit
 
         return float(ndtri(probability) if self.df == math.inf else stdtrit(self.df, probability))
 
     def p_value(self, null: float = 0.0) -> float:
-        """Two-sided p-value of the hypothesis that the true value is `null`.
+        """Return the two-sided p-value of the hypothesis that the true value is `null`.
 
-        The standard error follows from the end of the interval on the side of `null`, so the
-        p-value is below 1 - LEVEL exactly if the interval excludes `null`.
+        The standard error is derived from the end of the interval that is on the same side as
+        `null`. So the p-value is below 1 - LEVEL exactly if the interval excludes `null`.
         """
         from scipy.special import ndtr, stdtr
 
@@ -58,11 +61,11 @@ class Estimate:
         return float(2 * (ndtr(-ratio) if self.df == math.inf else stdtr(self.df, -ratio)))
 
     def interval(self) -> dict[str, float]:
-        """Value, low and high as a dict, as a record stores an estimate."""
+        """Return the dict {"value", "low", "high"} that a record stores for an estimate."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:
-        """The estimate in another unit, e.g. `factor` 100 for percent."""
+        """Return the estimate in another unit: value and interval are multiplied by `factor`."""
         scaled = {key: factor * number for key, number in self.interval().items()}
         return replace(self, **scaled)
 
@@ -75,7 +78,9 @@ def estimate(
     change: bool = False,
     exact: bool = False,
 ) -> Estimate:
-    """Mean of `values` and its bootstrap interval. For an effect, pass the per-item differences.
+    """Return the mean of `values` with a bootstrap interval.
+
+    For the effect of an intervention, pass the differences between two models, item by item.
 
     Args:
         values: float[seeds, items].
@@ -83,8 +88,9 @@ def estimate(
         seed: seed of the resampling.
         strata: group of each item. Each group is resampled separately and keeps its size.
         change: whether `values` are differences, so that the mean may be negative.
-        exact: for values that are 0 or 1, or differences of these. If all values are equal, the
-            bootstrap interval has no width, and the exact binomial bound is used instead.
+        exact: set this for values that are 0 or 1, or differences between such values. If all
+            values are equal, the bootstrap interval has no width, and the exact binomial bound is
+            used instead.
 
     Raises:
         DataError: there are no items, the shape is wrong, or a value is not finite.
@@ -118,9 +124,10 @@ def estimate(
 
 
 def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
-    """Mean over independent units (seeds, models, clusters) and its t-interval.
+    """Return the mean over independent units (seeds, models, clusters) with a t-interval.
 
-    For a single unit the ends of the interval are NaN.
+    Args:
+        units: float[units], the value of each unit. For a single unit the interval is NaN to NaN.
 
     Raises:
         DataError: there is no unit, or a value is not finite.
@@ -137,7 +144,10 @@ def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
 
 
 def exact_share(k: int, n: int) -> Estimate:
-    """The share k / n of independent trials and its exact (Clopper-Pearson) interval."""
+    """Return the share k / n of successes in independent trials, with the Clopper-Pearson interval.
+
+    This interval is exact: it contains the true share with a probability of at least 95 %.
+    """
     from scipy.stats import binomtest
 
     low, high = binomtest(k, n).proportion_ci(LEVEL, method="exact")
@@ -145,7 +155,7 @@ def exact_share(k: int, n: int) -> Estimate:
 
 
 def wilson(k: int, n: int) -> Estimate:
-    """The share k / n of independent trials and its Wilson interval."""
+    """Return the share k / n of successes in independent trials, with the Wilson interval."""
     from scipy.stats import binomtest
 
     test = binomtest(k, n)

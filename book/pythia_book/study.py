@@ -26,7 +26,7 @@ LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000), "limit": (5, 10
 
 @dataclass(frozen=True)
 class StudyParams:
-    """Parameters of a study. A single ConfigError reports every bad value and what is accepted.
+    """The parameters of a study. One ConfigError reports every bad value, and what is accepted.
 
     A subclass adds fields. A field whose limits are in `LIMITS` or `WHOLE` must be an integer; any
     other field must be a string.
@@ -46,6 +46,7 @@ class StudyParams:
     """Whether the study trains models of one size only."""
 
     def __post_init__(self) -> None:
+        """Raise one ConfigError that reports every bad value."""
         problems = []
         limits = LIMITS | self.WHOLE
         for name in (f.name for f in fields(self)):
@@ -67,7 +68,7 @@ class StudyParams:
         raise_all(ConfigError, problems, "parameters")
 
     def check(self) -> None:
-        """Reject values that this study cannot use. Subclasses override the method.
+        """Raise if this study cannot use the parameters. Subclasses override this method.
 
         Raises:
             ConfigError: the study cannot use a value.
@@ -75,7 +76,7 @@ class StudyParams:
 
     @property
     def size_list(self) -> tuple[str, ...]:
-        """The sizes as a tuple, smallest first.
+        """The names of the model sizes to study, as a tuple, smallest first.
 
         Raises:
             ConfigError: a size is unknown or named twice, or there are too many sizes.
@@ -91,14 +92,14 @@ class StudyParams:
 
 
 def split_list(text: str) -> list[str]:
-    """The entries of a comma-separated list."""
+    """Split a text at commas; return the entries without outer spaces, and no empty entries."""
     return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Parse a comma-separated list of whole numbers, without duplicates and in ascending order.
+    """Parse a comma-separated list of whole numbers; return them sorted, without duplicates.
 
-    The result is empty if any entry is not a whole number.
+    If an entry is not a whole number, return an empty list.
     """
     entries = split_list(text)
     whole = all(entry.isascii() and entry.isdecimal() for entry in entries)
@@ -106,7 +107,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def shot_counts(text: str, most: int) -> list[int]:
-    """Parse a comma-separated list of shot counts (solved examples per prompt), in ascending order.
+    """Parse a comma-separated list of numbers of solved examples per prompt; return it sorted.
 
     Raises:
         ConfigError: the list is empty, or an entry is not a number in 0..`most`.
@@ -119,7 +120,7 @@ def shot_counts(text: str, most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class MeasuringCost:
-    """Rough cost of measuring one run, for planning (pythia_book.budget)."""
+    """The rough cost of measuring one run, as the amount of text that the models read."""
 
     heldout: int = 0
     """Passes over the held-out text, or over items with about as many tokens, summed over all
@@ -134,13 +135,14 @@ def kept_at(
     deduplicated: Sequence[int] = (),
     repeated: Sequence[int] = (),
 ) -> Keep:
-    """Return the checkpoints to keep of a run, depending on the text it is trained on.
+    """Return the checkpoints whose weights a run keeps, depending on the text it is trained on.
+
+    All lists are indices among the 143 evenly spaced checkpoints of a run.
 
     Args:
-        standard: indices, among the 143 evenly spaced checkpoints, to keep of a run on the standard
-            text.
-        deduplicated: the indices to keep of a run on the deduplicated text.
-        repeated: the indices to keep of a run that repeats part of a text (study `repetition`).
+        standard: the checkpoints to keep of a run on the standard text.
+        deduplicated: the checkpoints to keep of a run on the deduplicated text.
+        repeated: the checkpoints to keep of a run that repeats part of a text (study `repetition`).
     """
     indices = standard if config.data.dedup == "none" else deduplicated
     indices = repeated if config.data.epoch_policy == "rows" else indices
@@ -149,7 +151,7 @@ def kept_at(
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything the analysis of a study needs besides released numbers; it has no models.
+    """The measurements of a study. Its analysis reads only these and released numbers, no models.
 
     Attributes:
         arrays: results per item, row or seed, by name, e.g. "loss/25k/standard/572". Arrays are
@@ -163,11 +165,15 @@ class Measurements:
     runs: list[Run] = field(default_factory=list)
 
     def get(self, *key: Any) -> np.ndarray | None:
-        """The array with the name `name_of(*key)`; None if there is no such array."""
+        """Return the array with the name `name_of(*key)`; None if there is no such array."""
         return self.arrays.get(name_of(*key))
 
     def under(self, *key: Any) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Yield (remaining parts of the name, array) for all names that begin with `key`."""
+        """Yield (rest of the name, array) for each array that has a name starting with `key`.
+
+        For the key ("loss", "25k"), the array "loss/25k/standard/572" comes with ["standard",
+        "572"].
+        """
         prefix = name_of(*key) + "/"
         for name, array in self.arrays.items():
             if name.startswith(prefix):
@@ -205,8 +211,10 @@ class Result:
 
     @property
     def scale(self) -> str:
+        """The scale at which the study was run, e.g. "laptop"."""
         return self.params.scale
 
     @property
     def parameters(self) -> dict[str, Any]:
+        """The parameters of the study, by name."""
         return asdict(self.params)

@@ -96,7 +96,7 @@ def style() -> Iterator[None]:
 
 
 def size_colour(size: str) -> str:
-    """The colour of a model size, the same in every figure. Smaller sizes are darker.
+    """Return the colour of a model size, the same in every figure. Smaller sizes are darker.
 
     Raises:
         ConfigError: the size is unknown.
@@ -108,14 +108,17 @@ def size_colour(size: str) -> str:
 
 
 def shade(position: float, colours: str = "viridis") -> str:
-    """The colour at a position in [0, 1] of a colour map; above 0.86, it is too pale on white."""
+    """Return the colour at a position in [0, 1] of a colour map, as "#rrggbb".
+
+    Above 0.86, the colour is too pale on white.
+    """
     import matplotlib
 
     return matplotlib.colors.to_hex(matplotlib.colormaps[colours](position))
 
 
 class Drawing:
-    """A finished figure; a notebook shows it as SVG, with its description for screen readers.
+    """A finished figure, which a notebook shows as SVG, with a description for screen readers.
 
     Args:
         numbers: the figure's main numbers, e.g. "25k 3.012", appended to the description.
@@ -141,7 +144,7 @@ class Drawing:
         return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
     def save(self, path: Path) -> None:
-        """Write the SVG atomically."""
+        """Write the figure as SVG to a file, atomically."""
         with atomic_file(Path(path)) as target:
             target.write_text(self.svg, encoding="utf-8")
 
@@ -150,7 +153,7 @@ class Drawing:
 
 
 class Note:
-    """A line of small print, e.g. the origin of a record."""
+    """A line of small print in a notebook, e.g. the origin of a record."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -195,7 +198,8 @@ def panels(
     """Create a figure of page width with a footer; return the figure and its panels, row by row.
 
     Args:
-        columns: panels per row. height: height of the figure in inches.
+        columns: panels per row.
+        height: height of the figure in inches.
         ratios: relative widths of the columns; None: equal widths.
     """
     from matplotlib.figure import Figure
@@ -224,7 +228,7 @@ def say(ax: Axes, text: str) -> None:
 
 
 def rows_where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
-    """The rows in which each named column has the given value."""
+    """Return the rows in which each named column has the given value."""
     for column, value in values.items():
         frame = frame[frame[column] == value]
     return frame
@@ -239,10 +243,10 @@ def curve(
     bars: bool = False,
     **line: Any,
 ) -> None:
-    """Plot the column `value` against the column `x`, with intervals if there are any.
+    """Plot the column `value` against the column `x`, with the intervals if there are any.
 
     Args:
-        frame: columns `x`, value and, for intervals, low and high.
+        frame: has the columns `x` and value, and for intervals also low and high.
         factor: multiplies value, low and high.
         bars: draw intervals as bars instead of a band.
     """
@@ -265,11 +269,13 @@ def size_curves(
     banded: Iterable[str] | None = None,
     **line: Any,
 ) -> None:
-    """Plot one curve per size, as `curve` does.
+    """Plot one curve per model size in the colour of that size, as `curve` does.
 
     Args:
-        banded: sizes whose intervals are drawn as a band, because many bands would hide each other;
-            None: all sizes.
+        frame: has the columns size, `x` and value, and for intervals also low and high.
+        factor: multiplies value, low and high.
+        banded: sizes with intervals drawn as a band (many bands would hide each other); None: all
+            sizes.
     """
     for size in sizes:
         points = rows_where(frame, size=size).sort_values(x)
@@ -287,9 +293,14 @@ def line(
     factor: float = 100,
     dense: bool = False,
 ) -> None:
-    """Plot the curve of one size and one arm, in their colour, line style and marker.
+    """Plot the curve of one model size and one arm: the control, or a run with swapped pronouns.
+
+    The size determines the colour of the curve, and the arm its line style and marker.
 
     Args:
+        frame: the points of the curve, in the columns `x`, value and, for intervals, low and high.
+        arm: a key of ARM_STYLES.
+        factor: multiplies value, low and high.
         dense: use a thinner line and smaller markers, for many points.
     """
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
@@ -307,7 +318,7 @@ def interval_point(
     flat: bool = False,
     **shape: Any,
 ) -> None:
-    """Draw a value with its interval.
+    """Draw a value as a point with its interval as a bar.
 
     Args:
         at: position on the x axis or, if `flat`, on the y axis.
@@ -331,10 +342,10 @@ def size_points(
     factor: float = 100,
     **shape: Any,
 ) -> None:
-    """Draw points with intervals, with the sizes on the x axis and one point per value of `column`.
+    """Draw points with intervals: sizes on the x axis, and a point per size and value of `column`.
 
     Args:
-        frame: columns size, `column`, value, low, high.
+        frame: has the columns size, `column`, value, low and high.
         marks: maps each value of `column` to its marker (`mark`). Markers that are not hollow are
             filled with the colour of the size.
     """
@@ -351,20 +362,20 @@ def size_points(
 
 
 def category_ticks(ax: Axes, names: Iterable[str], **text: Any) -> None:
-    """Label x = 0, 1, 2, ... with names, without grid lines."""
+    """Label the positions 0, 1, 2, ... of the x axis with names, without grid lines."""
     names = list(names)
     ax.set_xticks(range(len(names)), names, **text)
     ax.grid(axis="x", visible=False)
 
 
 def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
-    """Draw a thin dotted line at a reference value, e.g. chance. The caption must explain it."""
+    """Draw a thin dotted line at a value, e.g. at chance. The caption must explain the line."""
     draw, at = (ax.axhline, y) if x is None else (ax.axvline, x)
     draw(at, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
 
 
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
-    """Add a legend; unless `loc` is given, it is a single row above the panels.
+    """Add a legend to a panel or figure; unless `loc` is given, as a single row above the panels.
 
     Args:
         lines: maps each label to the properties of its line.
@@ -380,25 +391,32 @@ def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: An
 
 
 def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
-    """Line properties of a marker without a line, filled or hollow."""
+    """Return the line properties of a filled or hollow marker without a line."""
     face = "white" if hollow else MUTED
     return {"marker": marker, "linestyle": "", "markerfacecolor": face}
 
 
 def size_legend(where: Axes | Figure, sizes: Iterable[str], **options: Any) -> None:
-    """Add a legend of the colours of the sizes, to a panel or to a figure."""
+    """Add a legend with the colours of model sizes to a panel or a figure."""
     lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
     legend(where, lines, handlelength=1.4, columnspacing=1.2, **options)
 
 
 def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
-    """Add a legend of the arms' line styles and markers, above the panels."""
+    """Add a legend with the line styles and markers of arms (control and swaps), above the panels.
+
+    Args:
+        arms: keys of ARM_LABELS.
+    """
     lines = {ARM_LABELS[arm]: mark("o", arm == "control") | ARM_STYLES[arm] for arm in arms}
     legend(figure, lines, handlelength=2.6)
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
-    """Return axis limits around [low, high] with a margin, at least `least` apart."""
+    """Return axis limits around [low, high] with a margin, at least `least` apart.
+
+    If `low` or `high` is not finite, the limits are 0 and `least`.
+    """
     if not (math.isfinite(low) and math.isfinite(high)):
         return 0.0, least
     middle, half = (low + high) / 2, max(high - low, least) / 2 * 1.08
@@ -424,6 +442,8 @@ def canvas(
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Create `panels` with the footer of a study, and apply the book's style in the `with` block.
 
+    The block gets the figure and the list of its panels.
+
     Args:
         notes: texts for the footer.
         options: further arguments of `panels`.
@@ -433,7 +453,7 @@ def canvas(
 
 
 def write_record(result: Result) -> Note:
-    """Write the record of a study, and return a note with its origin and the command to repeat it.
+    """Write the record of a study; return a note with its origin and the command to repeat it.
 
     If a notebook is run by hand, no record is written, and the note names the command that records
     the run.
@@ -446,7 +466,7 @@ def write_record(result: Result) -> Note:
 
 
 class ClaimsTable:
-    """Tables of the claims of a study, with a note below."""
+    """The claims of a study with their verdicts, which a notebook shows as tables with a note."""
 
     def __init__(self, claims: list[dict[str, Any]], note: str = "") -> None:
         self.claims, self.note = claims, note
@@ -472,7 +492,8 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
     """Plot the percentage of memorized rows by model size, for standard and deduplicated text.
 
     Args:
-        frame: columns size, arm, value, low, high (as fractions).
+        frame: has the columns size, arm ("standard" or "deduplicated"), and the fractions value,
+            low and high.
     """
     marks = {"standard": mark("s"), "deduplicated": mark("o", hollow=True)}
     size_points(ax, frame, sizes, "arm", marks)
@@ -481,7 +502,7 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
 
 
 def interval(value: Any, low: float | None, high: float | None) -> str:
-    """Format a measured value, with its interval if it has one; None is "not measured"."""
+    """Format a value with its interval, if it has an interval; None becomes "not measured"."""
     if value is None:
         return "not measured"
     if low is None:

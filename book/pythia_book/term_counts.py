@@ -43,7 +43,10 @@ _SHIFT = np.uint64(48)
 
 @dataclass(frozen=True)
 class TermCounts:
-    """Number of occurrences of each term in each block of steps between two checkpoints."""
+    """The number of occurrences of each term in each block of training steps.
+
+    A block usually has the steps between two checkpoints.
+    """
 
     terms: tuple[str, ...]
     ends: tuple[int, ...]
@@ -52,7 +55,7 @@ class TermCounts:
     """int64[terms, blocks]."""
 
     def up_to(self, step: int) -> NDArray[np.int64]:
-        """Return int64[terms], the occurrences in the text read before the checkpoint at `step`.
+        """Return int64[terms], how often each term occurs in the text read before the step `step`.
 
         Raises:
             DataError: no block ends at this step.
@@ -94,10 +97,10 @@ def count_terms(
     batch_size: int,
     progress: bool = False,
 ) -> TermCounts:
-    """Count terms in the training rows, from step 0 to the last step of `ends`.
+    """Count terms in the rows that training reads from step 0 to the last step of `ends`.
 
     Args:
-        ends: the steps at which blocks end, ascending; usually those of checkpoints.
+        ends: the steps at which blocks end, ascending; usually the steps of checkpoints.
         batch_size: rows per step.
 
     Raises:
@@ -127,10 +130,10 @@ def count_terms(
 
 
 class SurfaceTerms:
-    """Counts terms in rows of tokens by comparing whole words in the bytes of the rows.
+    """A counter of terms in rows of token ids. It compares whole words in the bytes of the rows.
 
     Args:
-        terms: each has one or more words, separated by anything but letters and digits.
+        terms: the terms. Each has one or more words, separated by anything but letters and digits.
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
         ignore_case: whether to ignore the case of ASCII letters.
 
@@ -173,13 +176,14 @@ class SurfaceTerms:
         self._powers = np.zeros(0, np.uint64)
 
     def _words(self, term: bytes) -> list[bytes]:
+        """Split the bytes of a term into words."""
         letters = np.frombuffer(term, np.uint8)
         return (
             np.where(self._is_word[letters], letters, ord(" ")).astype(np.uint8).tobytes().split()
         )
 
     def count(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return int64[terms], the number of occurrences of each term in rows int[n, width]."""
+        """Return int64[terms], how often each term occurs in rows of token ids, int[n, width]."""
         text, stops = self._bytes(rows)
         self._grow(len(text))
         inside = self._is_word[text]
@@ -195,9 +199,15 @@ class SurfaceTerms:
     def _numbers(
         self, text: NDArray[np.uint8], first: NDArray[np.int64], last: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """Return the vocabulary index of each word text[first:last].
+        """Look up words in the vocabulary, i.e. the distinct words of all terms.
 
-        Words that are not in the vocabulary get the size of the vocabulary.
+        Args:
+            text: the bytes of all rows.
+            first, last: the beginning and the end of each word text[first:last].
+
+        Returns:
+            int32[words], the index of each word in the vocabulary. Words that are not in the
+            vocabulary get the size of the vocabulary.
         """
         sums = np.zeros(len(text) + 1, np.uint64)
         np.cumsum((text.astype(np.uint64) + np.uint64(1)) * self._powers[: len(text)], out=sums[1:])
@@ -216,7 +226,7 @@ class SurfaceTerms:
         return numbers
 
     def _grow(self, size: int) -> None:
-        """Extend the tables of powers, of the multiplier and of its inverse, to `size` entries."""
+        """Extend the tables of powers of _MULTIPLIER and of its inverse to `size` powers."""
         if size > len(self._powers):
             for name, base in (
                 ("_powers", _MULTIPLIER),
@@ -228,7 +238,7 @@ class SurfaceTerms:
 
 
 def _hash(word: bytes) -> int:
-    """Hash a word: a polynomial in _MULTIPLIER with the coefficients byte + 1, modulo 2**64."""
+    """Hash a word, as a polynomial in _MULTIPLIER with the coefficients byte + 1, modulo 2**64."""
     return sum((byte + 1) * pow(_MULTIPLIER, i, 2**64) for i, byte in enumerate(word)) % 2**64
 
 
@@ -236,7 +246,9 @@ def _hash(word: bytes) -> int:
 
 
 class _Trie:
-    """Counts sequences of ids in an array, at all positions at once, with one pass per trie level.
+    """A trie of sequences of ids, which counts where they occur in an array.
+
+    All positions of the array are matched at once, with one pass per level of the trie.
 
     Args:
         sequences: sequences of at least one id, all below `n_ids`.

@@ -43,7 +43,7 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Test:
-    """A measured effect and what it is tested against; made by `rises`, `within` and so on.
+    """A measured effect and what it is compared with; `rises`, `within` and others make a test.
 
     Attributes:
         estimate: the effect with its 95 % interval; None if it was not measured.
@@ -51,6 +51,7 @@ class Test:
         units: the independent units of the sample, e.g. "5 seeds" or "40 occupations".
         form: what the effect should be: "above" or "below" `bound`, or "within" `bound` of zero;
             "exact" for a check that passed or failed; "" if there is no test.
+        bound: the value that the effect is compared with, in the unit of the effect.
         reason: why there is no test; the verdict is then "not testable here".
         note: a remark for readers, e.g. the two values whose difference is the effect.
     """
@@ -77,29 +78,43 @@ class Test:
 
 
 def rises(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
-    """Test that the effect is above `bound`."""
+    """Return the test that an effect is above `bound`.
+
+    Args:
+        e: the effect; None: it was not measured, and the verdict is "not testable here".
+        unit: unit of the effect, e.g. "points".
+        units: the independent units of the sample, e.g. "5 seeds".
+    """
     return Test(e, unit, units, "above", bound, "" if e else NOT_MEASURED, note)
 
 
 def falls(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
-    """Test that the effect is below `bound`, e.g. below zero, or that a cost is marginal."""
+    """Return the test that an effect is below `bound`. The arguments are as in `rises`."""
     return Test(e, unit, units, "below", bound, "" if e else NOT_MEASURED, note)
 
 
 def within(e: Estimate | None, unit: str, units: str, margin: float, note: str = "") -> Test:
-    """Test that there is practically no effect: its absolute value is below `margin`."""
+    """Return the test that there is practically no effect: its absolute value is below `margin`.
+
+    The arguments are as in `rises`.
+    """
     return Test(e, unit, units, "within", margin, "" if e else NOT_MEASURED, note)
 
 
 def passes(passed: bool, note: str = "") -> Test:
-    """Return the test of an exact check, which has passed or failed."""
+    """Return the test of an exact check, e.g. of equal hashes, which has passed or failed."""
     return Test(form="exact", passed=passed, note=note)
 
 
 def untestable(
     reason: str, e: Estimate | None = None, unit: str = "", units: str = "", note: str = ""
 ) -> Test:
-    """Return a test with the verdict "not testable here" and a reason; the estimate is shown."""
+    """Return a test with the verdict "not testable here".
+
+    Args:
+        reason: why no verdict is possible.
+        e: the effect, which is shown without a verdict; None: nothing is shown.
+    """
     return Test(e, unit, units, reason=reason, note=note)
 
 
@@ -108,7 +123,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement with its source and its tests.
+    """A statement with its source, and with tests on our runs, on the released models, or on both.
 
     Attributes:
         text: the statement, as a sentence.
@@ -140,7 +155,11 @@ class Claim:
 
 
 def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """Return the claims of a study with their verdicts, in the format of a record."""
+    """Return the claims of a study with their verdicts, in the format of a record.
+
+    Holm's procedure corrects the p-values of all claims together, and the p-values of all premises
+    and checks together.
+    """
     p_values: dict[tuple[int, str], float] = {}
     for i, claim in enumerate(claims):
         for side in SIDES:
@@ -170,7 +189,7 @@ def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
 
 
 def holm(p_values: dict[Any, float]) -> dict[Any, float]:
-    """Return Holm's adjusted p-values for one family of tests."""
+    """Map each test to its p-value after Holm's correction for all tests in `p_values`."""
     adjusted, largest = {}, 0.0
     for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, p * (len(p_values) - rank)))
@@ -179,11 +198,12 @@ def holm(p_values: dict[Any, float]) -> dict[Any, float]:
 
 
 def p_value(test: Test) -> float:
-    """Two-sided p-value of the conclusion that the estimate suggests.
+    """Return the two-sided p-value of the conclusion that the estimate suggests.
 
-    The p-value inverts the interval: it is 0.05 exactly if an end of the interval touches the
-    bound. For the form "within", the conclusion is "inside" if the estimate lies inside the margin,
-    tested against both of its ends, and else "outside", tested against the nearer end.
+    It is 0.05 exactly if an end of the 95 % interval touches the bound. For the form "within", an
+    estimate inside the margin suggests that the effect is inside, which is tested against both ends
+    of the margin. An estimate outside suggests that the effect is outside, which is tested against
+    the nearer end.
     """
     e = test.estimate
     assert e is not None
@@ -195,11 +215,13 @@ def p_value(test: Test) -> float:
 
 
 def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
-    """The smallest effect that would have got a verdict with the probability POWER.
+    """Return the smallest effect that would have got a verdict with the probability POWER.
+
+    It is a distance from the bound, in the unit of the estimate.
 
     Args:
-        n_tests: size of the family. The effect is that of a test which Holm's procedure considers
-            first, at the level ALPHA / n_tests.
+        n_tests: number of tests that Holm's procedure corrects for. The effect is computed for the
+            test that it considers first, which has the level ALPHA / n_tests.
     """
     from scipy.optimize import brentq
     from scipy.special import nctdtr
@@ -231,9 +253,10 @@ def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> 
     """Return a test with its verdict and reason, in the format of a record.
 
     Args:
-        kind: kind of the claim. side: one of SIDES.
-        p: the adjusted p-value; None for an exact or untestable test.
-        n_tests: number of tests in the claim's family.
+        kind: the kind of the claim (one of KINDS), on which the words of the verdict depend.
+        side: "released" or "ours".
+        p: the p-value after Holm's correction; None for an exact or untestable test.
+        n_tests: number of tests that the p-value is corrected for.
     """
     e, reason = test.estimate, _untestable_reason(test)
     row: dict[str, Any] = {
@@ -266,7 +289,11 @@ def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> 
 
 
 def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
-    """Return the reason of the verdict "not resolved"."""
+    """Return the reason for the verdict "not resolved", as a text.
+
+    Args:
+        n_tests: number of tests that Holm's procedure corrects for.
+    """
     unit = f" {test.unit}" if test.unit else ""
     if p_value(test) <= ALPHA:
         return "the interval alone would decide, but not after Holm's correction for all tests"
@@ -288,5 +315,5 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
 
 
 def verdicts_of(row: dict[str, Any]) -> list[str]:
-    """The verdicts of a recorded claim, the verdict on released numbers first."""
+    """Return the verdicts of a recorded claim: first on released numbers, then on our runs."""
     return [row[side]["verdict"] for side in SIDES if row[side]]

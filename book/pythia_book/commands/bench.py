@@ -19,11 +19,12 @@ from pythia_core.errors import ConfigError
 
 
 def _names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list of names."""
     return tuple(filter(None, text.split(",")))
 
 
 def duration(text: str) -> float:
-    """Parse a duration such as 9m, 1h, 540s or 540 (seconds); return it in seconds.
+    """Parse a duration such as 9m, 1h, 540s or 540 (seconds), and return it in seconds.
 
     Raises:
         ConfigError: the text is not a duration, or the duration is zero.
@@ -52,14 +53,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--readme"),
            "cuda": ("--dry-run", "--budget", "--seconds")}  # fmt: skip
-"""Device -> options of `bench train` that apply only to this device."""
+"""Maps a device to the options of `bench train` that apply only to this device."""
 
 
 def add(command: AddCommand) -> None:
+    """Add `bench` and `gpu-check` to the command line."""
     p = command("bench", _train, "measure speed against a baseline, or check correctness")
     benchmarks = p.add_subparsers(required=True, metavar="BENCHMARK")
 
     def benchmark(name: str, run: Any, text: str, *options: str) -> argparse.ArgumentParser:
+        """Add a benchmark to the command `bench`; return its parser.
+
+        Args:
+            run: the function that runs the benchmark.
+            text: what the benchmark measures, for --help.
+            options: keys of OPTIONS.
+        """
         p = benchmarks.add_parser(
             name, help=text, description=text, argument_default=argparse.SUPPRESS
         )
@@ -104,7 +113,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> None:
-    """Measure training steps. On a CPU, also print the README's table; with --readme, update it.
+    """Run `bench train` and print its rows; on a CPU, also print the table of the README.
+
+    With --readme, update the README. With --json, write the rows to a file.
 
     Raises:
         ConfigError: an option that applies only to the other device, an unknown size, or no GPU.
@@ -124,6 +135,7 @@ def _train(args: argparse.Namespace) -> None:
         readme = require_checkout("--readme") / "README.md"
 
     def show(row: rows.Row) -> None:
+        """Print a row, and remember it for the table."""
         printed.append(row)
         print(rows.format_row(row), flush=True)
 
@@ -138,48 +150,60 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _terms(args: argparse.Namespace) -> None:
+    """Run `bench terms` and print its table."""
     from pythia_book.bench import terms
 
     _print_table(terms.bench_terms(**_options(args)), terms.markdown, args.json)
 
 
 def _generate(args: argparse.Namespace) -> None:
+    """Run `bench generate` and print its table."""
     from pythia_book.bench import generate
 
     _print_table(generate.bench_generate(**_options(args)), generate.markdown, args.json)
 
 
 def _print_table(result: dict[str, Any], markdown: Any, file: Path | None) -> None:
+    """Print the result of a benchmark as a table; also write it to `file` as JSON, if given.
+
+    Args:
+        markdown: a function that formats the result as a Markdown table.
+    """
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
 
 
 def _kernels(args: argparse.Namespace) -> None:
+    """Run `bench kernels` and print its rows as JSON."""
     from pythia_book.bench.kernels import bench_kernels
 
     _print_rows(bench_kernels(**_options(args)), args.json)
 
 
 def _attention(args: argparse.Namespace) -> None:
+    """Run `bench attention` and print its rows as JSON."""
     from pythia_book.bench.kernels import bench_attention
 
     _print_rows(bench_attention(**_options(args)), args.json)
 
 
 def _correctness(args: argparse.Namespace) -> None:
+    """Run `bench correctness` and print its rows as JSON."""
     from pythia_book.bench.correctness import check_gpu
 
     _print_rows(check_gpu(**_options(args)), args.json)
 
 
 def _print_rows(measured: Any, file: Path | None) -> None:
+    """Print each measured row as JSON as soon as it comes; also write it to `file`, if given."""
     from pythia_book.bench.rows import write_rows
 
     write_rows(measured, file, lambda row: print(json.dumps(row), flush=True))
 
 
 def _gpu_check(args: argparse.Namespace) -> None:
+    """Check and measure a GPU within a time budget, and write the results to the folder --out."""
     from pythia_book.bench.gpu_check import gpu_check
     from pythia_book.bench.rows import gpu_folder
 

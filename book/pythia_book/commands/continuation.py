@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def add(command: AddCommand) -> None:
+    """Add `continue` to the command line."""
     p = command(
         "continue", _continue, "continue training from any checkpoint, with or without a swap"
     )
@@ -87,7 +88,7 @@ def _continue(args: argparse.Namespace) -> None:
 
 
 def _continue_in(world: World, args: argparse.Namespace) -> None:
-    """Print the plan, train unless --plan is given, and print a report.
+    """Print the plan of a continuation, train it unless --plan is given, and print a report.
 
     Raises:
         ConfigError: the settings are impossible, or the run needs --yes.
@@ -174,7 +175,10 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 
 
 def _report(run: Continued, measure: bool) -> None:
-    """Compare the losses of control and source; if `measure`, also the gender bias of both arms."""
+    """Print the loss on unread rows of the continued control and of the source run.
+
+    If `measure`, also print the gender bias of the control and of the run with swapped pronouns.
+    """
     from pythia_book.studies.gender_bias.continuation import continuity, effects
 
     if run.place["control"]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def add(command: AddCommand) -> None:
+    """Add `inspect`, `find` and `terms` to the command line."""
     p = command("inspect", _inspect, "show the decoded batch of a step, from a run or token files")
     p.add_argument("run", metavar="RUN", nargs="?", help=RUN)
     p.add_argument("--step", **STEP, required=True, help="the update from K to K + 1")
@@ -74,7 +75,7 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
-    """Open the rows that --data names; return the rows with a sentence that describes them."""
+    """Open the training rows that --data names; return them, and a sentence that describes them."""
     from pythia_book.released.pile import open_rows
 
     return open_rows(
@@ -86,6 +87,7 @@ def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    """Print the batch of a step, from a run or from token files."""
     if (args.run is None) == (args.data is None):
         raise ConfigError("give either a RUN, or --data with a name, a folder or a PREFIX")
     if args.data is None:
@@ -99,9 +101,9 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _inspect_run(args: argparse.Namespace) -> None:
-    """Print a batch of a run, and compare its hash with the one in the training log.
+    """Print a batch of a run, and whether its hash equals the hash in the training log.
 
-    In a fork with swapped pronouns, the swapped tokens are marked.
+    If the run is a fork with swapped pronouns, the swapped tokens are marked.
     """
     from pythia_core.data.order import batch_hash
     from pythia_core.training.runs import find_run
@@ -123,6 +125,7 @@ def _inspect_run(args: argparse.Namespace) -> None:
         print(f"{changed} tokens are swapped, shown as [control>this run]")
 
     def decode(*ids: int) -> str:
+        """Convert token ids to text, including special tokens."""
         return run.data.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     for number, (before, now) in enumerate(zip(control, batch[: args.rows], strict=False)):
@@ -138,7 +141,10 @@ def _inspect_run(args: argparse.Namespace) -> None:
 
 
 def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
-    """Return a function that reads rows [start, stop) of a run, with the swaps of a fork."""
+    """Return a function that reads the rows [start, stop) of a run, as the run was trained on them.
+
+    If the run is a fork with swapped pronouns, the rows have the swaps.
+    """
     ledger, rows = run.ledger, run.data.rows
     if ledger is None:
         return rows.rows
@@ -179,6 +185,7 @@ def _find(args: argparse.Namespace) -> None:
     print(f"{description}\nupdates {first}..{last - 1} of {end}, {size} rows each")
 
     def decode(ids: list[int]) -> str:
+        """Convert token ids to text, including special tokens."""
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     n_hits, steps = 0, set[int]()
@@ -197,6 +204,7 @@ def _find(args: argparse.Namespace) -> None:
 
 
 def _terms(args: argparse.Namespace) -> None:
+    """Print how often each term occurs in the text that a run has read up to its checkpoints."""
     from pythia_book.term_counts import SurfaceTerms, count_terms
     from pythia_core.data.tokenizer import token_bytes
     from pythia_core.training.runs import find_run

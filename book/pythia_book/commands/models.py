@@ -12,6 +12,7 @@ MODEL = f"{RUN}; or a published model's folder or hub name"
 
 
 def add(command: AddCommand) -> None:
+    """Add `convert`, `evaluate`, `lm_eval`, `generate` and `verify` to the command line."""
     p = command("convert", _convert, "convert between the formats of this library and transformers")
     p.add_argument("source", metavar="SRC", help="a run, a folder, or a repository on the hub")
     p.add_argument("target", metavar="DST", help="a new folder")
@@ -71,6 +72,7 @@ def add(command: AddCommand) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    """Convert a model to another format, and print the new folder."""
     from pythia_book.released.convert import convert
 
     settings = {name: getattr(args, name) for name in ("revision", "step", "dtype", "size")}
@@ -78,6 +80,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    """Score checkpoints on tasks; print the table and, with --out, write it to a file."""
     from pythia_book.released.resolve import find_model
     from pythia_book.tasks import sweep
     from pythia_book.tasks.benchmarks import ALL_TASKS
@@ -96,12 +99,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _lm_eval(args: argparse.Namespace) -> None:
+    """Run the command line of lm-evaluation-harness with the model "pythia"."""
     from pythia_book.tasks.harness import command_line
 
     command_line(args.arguments)
 
 
 def _generate(args: argparse.Namespace) -> None:
+    """Print each prompt, followed by its continuation in brackets."""
     from pythia_book.released.resolve import find_model
     from pythia_core.evaluation.generate import Sampling, generate_texts
 
@@ -116,6 +121,13 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    """Verify a run, or audit the checkpoints of a published model, and print a report.
+
+    Raises:
+        CheckpointError: files of the run are missing or damaged, or the published model has
+            defects.
+        DataError: a batch differs from the one that the run was trained on.
+    """
     from pythia_book.released.download import is_published
 
     if not is_published(args.run):

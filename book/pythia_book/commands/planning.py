@@ -14,6 +14,7 @@ from pythia_core.commands import AddCommand
 
 
 def add(command: AddCommand) -> None:
+    """Add `budget` and `bundle` to the command line."""
     p = command("budget", _budget, "predict what a scale costs on one H100: time, FLOP, disk")
     p.add_argument("--scale", default="gpu", choices=["gpu"], help="scale to predict")
 
@@ -27,13 +28,14 @@ def add(command: AddCommand) -> None:
 
 
 def _budget(args: argparse.Namespace) -> None:
+    """Print the predicted cost of a scale."""
     from pythia_book.budget import report
 
     print(report(args.scale))
 
 
 def _bundle(args: argparse.Namespace) -> None:
-    """Make the archive, and print the size of each kind of content.
+    """Write a bundle, and print the bytes of each folder in it.
 
     Raises:
         ConfigError, FetchError, DataError: see pythia_book.bundle.make_bundle.

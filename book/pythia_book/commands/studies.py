@@ -14,6 +14,7 @@ from pythia_core.suite import SCALES
 
 
 def add(command: AddCommand) -> None:
+    """Add `study`, `record`, `redraw` and `errata` to the command line."""
     p = command("study", _study, "run a study's notebook, unless its results are up to date")
     p.set_defaults(resume_note=STOP_NOTE)
     p.add_argument("study", metavar="STUDY", help="name of a notebook, e.g. gender_bias")
@@ -44,6 +45,7 @@ def add(command: AddCommand) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
+    """Run a study unless its results are up to date; print the path of its notebook."""
     from pythia_book.notebooks import parse_parameters
     from pythia_book.papermill_engine import run_study
 
@@ -52,6 +54,7 @@ def _study(args: argparse.Namespace) -> None:
 
 
 def _record(args: argparse.Namespace) -> None:
+    """Copy a local run into book/recorded, and print its folder."""
     from pythia_book.site_runs import record_run
 
     folder = record_run(args.study, args.scale, args.force)
@@ -59,6 +62,12 @@ def _record(args: argparse.Namespace) -> None:
 
 
 def _redraw(args: argparse.Namespace) -> None:
+    """Make verdicts and figures of runs again, and print what has changed.
+
+    Raises:
+        DataError: a run could not be redrawn, or there is no run.
+        ConfigError: a study or the scale is unknown.
+    """
     from pythia_book.redraw import redraw
     from pythia_core.errors import DataError, raise_all
 
@@ -73,6 +82,7 @@ def _redraw(args: argparse.Namespace) -> None:
 
 
 def _errata(args: argparse.Namespace) -> None:
+    """Print the list of misstatements about Pythia, or the evidence on the named one."""
     from pythia_book.published.results import find
     from pythia_book.studies.errata.catalogue import erratum_named, erratum_text, listing
 

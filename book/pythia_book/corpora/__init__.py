@@ -16,12 +16,16 @@ from pythia_core.config import DataConfig
 from pythia_core.data.downloads import wheel
 
 VERSIONS = {"miniature": 4, "large": 1}
-"""Corpus -> version, a part of the identity of every run on that corpus. Increase the version when
-the text of the corpus changes."""
+"""Maps a corpus to its version, which is a part of the identity of every run on that corpus.
+Increase the version when the text of the corpus changes."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:
-    """Return the pinned wheels of a corpus, and its version if VERSIONS has one."""
+    """Return what identifies the text of a corpus, as lists of two texts.
+
+    There is one list for each pinned wheel, [file name, sha256]. If VERSIONS has the corpus, the
+    last list is [corpus, version].
+    """
     pins = [WHEELS[name] for name in wheels_needed(data.domains)]
     rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
     return [[pin.file, pin.sha256] for pin in pins] + rules

@@ -40,22 +40,25 @@ _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w]|[.,]\d)")
 
 
 def question(first: int, second: int) -> str:
-    """Return the paper's prompt for a sum. A space and the answer should follow it."""
+    """Return the paper's prompt for a sum. A space and the answer should follow the prompt."""
     return f"Q:What is {first} plus {second}? A:"
 
 
 def equation(first: int, second: int) -> str:
-    """Return a line with the prompt and the correct answer."""
+    """Return a line with the paper's prompt for a sum and the correct answer."""
     return f"{question(first, second)} {first + second}\n"
 
 
 def held_out(first: int, second: int) -> bool:
-    """Whether this pair of operands is never planted."""
+    """Return whether a pair of operands is left out of the planted sums, and only tested."""
     return fraction(f"pair {first} {second}") < HELD_OUT
 
 
 def natural_counts(texts: Iterable[str]) -> dict[int, int]:
-    """Count how often each number in FIRST occurs in the texts as a number of its own."""
+    """Map each number in FIRST to how often it occurs in the texts.
+
+    A longer number, a decimal or a word that contains the number does not count.
+    """
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(_NUMBER.findall(text))
@@ -63,10 +66,11 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 
 
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
-    """Pair the first operands of adjacent frequency rank, and choose one of each pair by a coin.
+    """Pair first operands of adjacent frequency rank, and choose one number of each pair by a coin.
 
-    Of each two consecutive pairs, the placebo makes the same choice as the boost in one pair, and
-    the opposite choice in the other; so the two coins are uncorrelated.
+    The coin "boost" chooses the number that is planted BOOST times as often. The coin "placebo" has
+    no effect on the corpus. In two consecutive pairs, the coins agree once and disagree once, so
+    they are uncorrelated.
 
     Args:
         natural: how often each number occurs in the rest of the corpus.
@@ -88,13 +92,17 @@ def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, in
 
 
 def weights(natural: Mapping[int, int]) -> dict[int, float]:
-    """The relative frequency of each first operand in the equations."""
+    """Map each first operand to its relative frequency in the planted sums.
+
+    Args:
+        natural: how often each number occurs in the rest of the corpus.
+    """
     boosted = {chosen for chosen, _ in pairs(natural)}
     return {n: (natural[n] + 1) * (BOOST if n in boosted else 1) for n in FIRST}
 
 
 def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
-    """Yield `count` documents of PER_DOCUMENT equations, none of which is held out.
+    """Yield `count` documents of PER_DOCUMENT sums. No sum has a held-out pair of operands.
 
     Args:
         natural: how often each number occurs in the rest of the corpus.
@@ -114,9 +122,12 @@ def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
 
 
 class _WeightedChoice:
-    """Chooses a number by a fraction in [0, 1).
+    """A function that turns a fraction in [0, 1) into a number.
 
     For uniform fractions, each number is chosen in proportion to its weight.
+
+    Args:
+        weight: maps each number to its weight.
     """
 
     def __init__(self, weight: Mapping[int, float]) -> None:
@@ -124,5 +135,6 @@ class _WeightedChoice:
         self.sums = list(accumulate(weight.values()))
 
     def __call__(self, share: float) -> int:
+        """Return the number that the fraction `share` chooses."""
         index = bisect_right(self.sums, share * self.sums[-1])
         return self.numbers[min(index, len(self.numbers) - 1)]

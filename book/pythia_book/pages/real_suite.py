@@ -68,18 +68,26 @@ _SHOWN = "70m"
 
 
 def padded_vocabulary(tensor_parallel: int) -> int:
-    """The padded vocabulary size, by the rule of GPT-NeoX."""
+    """Return the size of the padded vocabulary, by the rule of GPT-NeoX.
+
+    Args:
+        tensor_parallel: number of GPUs over which each matrix is split.
+    """
     multiple = PADDED_TO * tensor_parallel
     return -(-USABLE_VOCABULARY // multiple) * multiple
 
 
 def repository(size: str, deduplicated: bool = False) -> str:
-    """The name of a released model on the hub."""
+    """Return the name of a released model on the hub."""
     return f"EleutherAI/pythia-{size}" + ("-deduped" if deduplicated else "")
 
 
 def fidelity_table() -> pd.DataFrame:
-    """One row per size: precision, initialisation, vocabulary and learning rate in training."""
+    """Return how each released size was trained, one row per size.
+
+    The columns are size, precision, init, tensor_parallel, vocabulary (padded), head_dim, lr_max
+    and lr_min.
+    """
     import pandas as pd
 
     rows = []
@@ -101,11 +109,12 @@ def fidelity_table() -> pd.DataFrame:
 
 
 def reading_table() -> pd.DataFrame:
-    """One row per size: the cost of loading and running a released model.
+    """Return the cost of loading and running each released model, one row per size.
 
-    The columns are the bytes on the hub of one checkpoint and of all, the minutes to download one,
-    and the bytes of memory in fp32. The column row_seconds is for a forward pass over 2,048 tokens
-    on a CPU, and task_seconds for the forward passes of all tasks.
+    The column stored has the bytes of one checkpoint on the hub, stored_all the bytes of all
+    checkpoints, minutes the time to download one, and memory the bytes of the model in fp32. The
+    seconds are for forward passes on a CPU: row_seconds over 2,048 tokens, and task_seconds over
+    all tasks.
     """
     import pandas as pd
 
@@ -129,10 +138,16 @@ def reading_table() -> pd.DataFrame:
 
 
 def _forward_seconds(size: str, tokens: float) -> float:
+    """Estimate the seconds of forward passes over `tokens` tokens on a CPU, at CPU_FLOPS."""
     return flops_per_token(OFFICIAL_SIZES[size].model(), SEQ_LEN) / 3 * tokens / CPU_FLOPS
 
 
 def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
+    """Plan to continue a released deduplicated model for `steps` updates from the step `start`.
+
+    Args:
+        swap: whether to train two runs, one with swapped pronouns and its control, or only one.
+    """
     model = OFFICIAL_SIZES[size].model()
     train = published_train(model, SEQ_LEN, precision="bf16")
     rows = TokenFileData("pile-deduped", "")
@@ -140,9 +155,11 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
 
 
 def forks_table() -> pd.DataFrame:
-    """One row per size: the cost of a swap and its control in the paper's shorter window.
+    """Return the cost of training a pronoun swap and its control, one row per size.
 
-    The window has 10,000 updates from step 133,000.
+    Both are trained in the paper's shorter window, 10,000 updates from step 133,000. The columns
+    weights and rows are bytes to fetch, state is bytes of GPU memory, fits says whether the state
+    fits on a GPU of 80 GB, disk is bytes, and gpu_seconds is the estimated time on an H100.
     """
     import pandas as pd
 
@@ -164,10 +181,11 @@ def forks_table() -> pd.DataFrame:
 
 
 def commands_table() -> pd.DataFrame:
-    """One row per example command: bytes fetched, bytes of memory, and seconds.
+    """Return the cost of some example commands, one row per command.
 
-    The column machine names the device that the seconds are for. If it is empty, the seconds are
-    those of the download.
+    The columns are command, fetched (bytes), memory (bytes), seconds and machine. The column
+    machine names the device that the seconds are for. If it is empty, they are the seconds of the
+    download.
     """
     import pandas as pd
 
@@ -209,10 +227,11 @@ def commands_table() -> pd.DataFrame:
 
 
 def training_table() -> pd.DataFrame:
-    """One row per size: the cost of retraining with this library, which does not split models.
+    """Return the cost of retraining each size with this library, which does not split models.
 
-    The column state has the bytes of weights, gradients and optimizer in bf16, without activations;
-    fits, whether the state fits on a GPU of 80 GB; h100_hours, the hours by recipe.estimates.
+    There is one row per size. The column state has the bytes of weights, gradients and optimizer in
+    bf16, without activations; fits says whether the state fits on a GPU of 80 GB; h100_hours are
+    the hours by recipe.estimates.
     """
     frame = estimates()[["size", "h100_hours"]].copy()
     models = [OFFICIAL_SIZES[name].model() for name in frame["size"]]
@@ -236,6 +255,7 @@ def _bytes(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
+    """Format a time with a suitable unit, e.g. 5400 as "1.5 h"."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (2 * 86_400, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:,.2g}{SPACE}{name}"
@@ -243,7 +263,7 @@ def _time(seconds: float) -> str:
 
 
 def fidelity() -> Table:
-    """The table of how each size was trained."""
+    """Return the page's table of how each size was trained."""
     columns = {
         "size": ("Size", str),
         "precision": ("Products in", str),
@@ -262,7 +282,7 @@ def fidelity() -> Table:
 
 
 def reading() -> Table:
-    """The table of the cost of using each size."""
+    """Return the page's table of the cost of loading and running each released model."""
     columns = {
         "size": ("Size", str),
         "repository": ("Name", str),
@@ -282,7 +302,7 @@ def reading() -> Table:
 
 
 def commands() -> Table:
-    """The table of example commands with download, memory and time."""
+    """Return the page's table of example commands, with download, memory and time."""
     frame = commands_table()
     frame["time"] = [
         "seconds"
@@ -306,7 +326,7 @@ def commands() -> Table:
 
 
 def forks() -> Table:
-    """The table of the cost of repeating the last 10,000 updates with and without the swap."""
+    """Return the page's table of the cost of training a pronoun swap and its control, by size."""
     columns = {
         "size": ("Size", str),
         "weights": ("Weights to fetch", _bytes),
@@ -324,7 +344,7 @@ def forks() -> Table:
 
 
 def training() -> Table:
-    """The table of the cost of retraining each size."""
+    """Return the page's table of the cost of retraining each size."""
     columns = {
         "size": ("Size", str),
         "parameters": ("Parameters", "{:,}".format),

@@ -24,7 +24,11 @@ _LINE = "#0072b2"
 
 
 def schedule() -> Drawing:
-    """Draw the actual and the usually described learning rate, and the peak rate of each size."""
+    """Draw the learning rate over training and the peak rate of each size.
+
+    The rate is drawn as it was used, and as it is usually described. The peak rates of GPT-3 are
+    drawn for comparison.
+    """
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
     with style():
@@ -65,7 +69,7 @@ def schedule() -> Drawing:
 
 
 def cost() -> Drawing:
-    """Draw GPU-hours and utilisation against size."""
+    """Draw the GPU-hours of training each size, and the share of the GPUs' peak FLOP/s in use."""
     costs = recipe.cost_table().dropna()
     today = recipe.estimates().set_index("size").h100_hours
     with style():
@@ -110,6 +114,7 @@ def cost() -> Drawing:
 
 
 def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
+    """Return handles for a legend, from (marker, face colour, label) of each."""
     from matplotlib.lines import Line2D
 
     return [
@@ -122,7 +127,7 @@ def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
 
 
 def cost_table() -> Table:
-    """The table of the training cost of each size, with FLOP counted in two ways."""
+    """Return the page's table of the training cost of each size, with FLOP counted in two ways."""
     caption = (
         f"Work and cost of one model for {recipe.TOKENS:,} tokens; utilisation of "
         f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s"
@@ -141,7 +146,7 @@ def cost_table() -> Table:
 
 
 def layout_table() -> Table:
-    """The table of how a batch was distributed over GPUs, by size."""
+    """Return the page's table of how a batch was distributed over GPUs, by size."""
     columns = {
         "size": ("Size", str),
         "gpus": ("A100s of 40 GB", str),
@@ -157,7 +162,7 @@ def layout_table() -> Table:
 
 
 def estimates() -> Table:
-    """The table of estimated energy and H100 hours, by the formulas in the caption."""
+    """Return the page's table of estimated energy and H100 hours; its caption has the formulas."""
     caption = (
         f"Our estimates. Energy: A100-hours {TIMES} {recipe.A100_WATT} W {TIMES} {recipe.PUE}. "
         f"H100: products / ({100 * recipe.H100_UTILISATION:.0f}\N{NO-BREAK SPACE}% of "
@@ -178,7 +183,7 @@ def estimates() -> Table:
 
 
 def gpt3_table() -> Table:
-    """The table that compares Pythia's batch and peak learning rate with GPT-3's, by size."""
+    """Return the page's table that compares batch and peak learning rate with GPT-3's, by size."""
     columns = {
         "size": ("Size", str),
         "lr_max": ("Peak rate", _rate),
@@ -194,15 +199,21 @@ def gpt3_table() -> Table:
 
 
 def _percent(value: float) -> str:
+    """Format a share as a percentage, e.g. 0.42 as "42 %"."""
     return f"{100 * value:.0f} %"
 
 
 def _rate(value: float) -> str:
+    """Format a learning rate as a power of ten with two digits."""
     return _power(value, 1)
 
 
 def _power(value: float, digits: int = 2) -> str:
-    """Format a number as a power of ten, e.g. 1.27e20 as 1.27 times 10 to the power 20."""
+    """Format a number as a power of ten, e.g. 1.27e20 as 1.27 times 10 to the power 20.
+
+    Args:
+        digits: digits after the decimal point.
+    """
     mantissa, exponent = f"{value:.{digits}e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} {TIMES} 10{raised}".replace(" ", "\N{NO-BREAK SPACE}")
@@ -218,7 +229,9 @@ _TOP, _STEP, _HIGH = 4.55, 0.78, 0.46
 
 
 def block(config: ModelConfig | None = None) -> Drawing:
-    """Draw one layer as pythia_core.model runs it, with parts, widths, parameters and connections.
+    """Draw one layer of the model: its parts with widths and parameters, and their connections.
+
+    Widths, parameters and connections are observed in a forward pass of pythia_core.model.
 
     Args:
         config: the model; default: the official size DRAWN_SIZE.
@@ -276,13 +289,21 @@ def block(config: ModelConfig | None = None) -> Drawing:
 
 
 def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, int]:
-    """Return the box of a part with weights: (title, weight shape and parameters, kind, width)."""
+    """Return the box of a part with weights, for `_lane`.
+
+    Args:
+        parts: the result of `recipe.block_parts`, indexed by part.
+
+    Returns:
+        (title, shape of the weight and number of parameters, kind, output width).
+    """
     part = parts.loc[name]
     kind = "norm" if "layernorm" in name else "linear"
     return title, f"{part.weight} + bias = {part.parameters:,}", kind, part.d_out
 
 
 def _y(row: int) -> float:
+    """Return the height of the middle of box number `row` in a column, counted from the top."""
     return _TOP - _HIGH / 2 - 0.12 - row * _STEP
 
 
@@ -290,6 +311,7 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
     """Draw a column of boxes from top to bottom, with the width of the data next to each arrow.
 
     Args:
+        x: the middle of the column.
         boxes: (title, detail, kind, output width) of each box; kind is a key of _FILL.
     """
     from matplotlib.patches import Rectangle
@@ -310,10 +332,11 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
 
 
 def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
-    """Draw the residual stream between the two columns, its branches, and the additions.
+    """Draw the residual stream between the columns of attention and MLP, and its connections.
 
     Args:
         parallel: whether the MLP reads the layer's input, and not the sum with attention.
+        width: the width of the model.
         n_attention, n_mlp: number of boxes in the columns.
     """
     stream = (_ATTENTION_X + _MLP_X) / 2
@@ -343,7 +366,7 @@ def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -
 
 
 def _arrow(ax: Axes, *points: tuple[float, float]) -> None:
-    """Draw a line through the points, with an arrowhead at the last."""
+    """Draw a line through the points, with an arrowhead at the last point."""
     xs, ys = zip(*points[:-1], strict=True)
     if len(points) > 2:
         ax.plot(xs, ys, color=INK, linewidth=0.9, solid_joinstyle="miter", solid_capstyle="butt")
@@ -357,6 +380,7 @@ def _arrow(ax: Axes, *points: tuple[float, float]) -> None:
 
 
 def _plus(ax: Axes, x: float, y: float) -> None:
+    """Draw the addition of two branches, as a plus in a circle."""
     from matplotlib.patches import Circle
 
     ax.add_patch(Circle((x, y), 0.11, facecolor="white", edgecolor=INK, linewidth=0.9, zorder=3))

@@ -49,13 +49,16 @@ def head_dims() -> dict[int, ModelConfig]:
 
 
 def models_of(head_dim: int) -> list[str]:
-    """The names, like "70M", of the official sizes with this head dimension."""
+    """Return the names, like "70M", of the official sizes with this head dimension."""
     sizes = OFFICIAL_SIZES.values()
     return [size.name.upper() for size in sizes if size.model().head_dim == head_dim]
 
 
 def inverse_frequencies(head_dim: int) -> np.ndarray:
-    """The rotation of each pair in radians per position, which is its angle at position 1; fp32."""
+    """Return the angle by which each rotary pair rotates per position, in radians; float32[pairs].
+
+    A pair rotates two dims of a head together.
+    """
     import torch
 
     from pythia_core.kernels.rotary import rotary_tables
@@ -66,15 +69,15 @@ def inverse_frequencies(head_dim: int) -> np.ndarray:
 
 
 def wavelengths(head_dim: int) -> np.ndarray:
-    """The number of positions in which each pair makes a full rotation."""
+    """Return how many positions each rotary pair needs for a full rotation, float[pairs]."""
     return 2 * math.pi / inverse_frequencies(head_dim).astype(float)
 
 
 def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
-    """Return the score, at most 1, of each query position m (rows) and key position n (columns).
+    """Return the attention scores float[positions, positions] of queries (rows) and keys (columns).
 
-    Query and key are the same vector, (1, 0) in each rotated pair and 0 elsewhere, rotated by the
-    model's own code.
+    A score is at most 1. Every query and key is the same vector, (1, 0) in each rotated pair and 0
+    elsewhere, which the model's own code rotates by its position.
     """
     import torch
 
@@ -90,7 +93,7 @@ def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
 
 
 def table_errors(head_dim: int, precision: str) -> np.ndarray:
-    """Return the larger of the errors of cos and sin, float[positions, pairs].
+    """Return the larger of the errors of cos and sin at each position, float[positions, pairs].
 
     Args:
         head_dim: the head dimension of an official size.
@@ -120,7 +123,7 @@ def table_errors(head_dim: int, precision: str) -> np.ndarray:
 
 @functools.cache
 def values() -> dict[str, str]:
-    """The numbers in the page's prose, as text."""
+    """Return the numbers in the page's prose, by name, as text."""
     import torch
 
     config = head_dims()[SHOWN]
@@ -150,12 +153,15 @@ def values() -> dict[str, str]:
 
 
 def hue(pair: int, pairs: int) -> str:
-    """The colour of a pair, as in the page's script: warm for fast pairs, cold for slow pairs."""
+    """Return the colour of a rotary pair as "#rrggbb": warm for fast pairs, cold for slow pairs.
+
+    The page's script uses the same colours.
+    """
     return hls_colour(25 - 170 * pair / max(pairs - 1, 1), 0.47, 0.65)
 
 
 def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
-    """Draw a clock face at `x` with hands for query and key, and shade the angle between them.
+    """Draw a clock face at `x` with hands for query and key, and shade the angle between the hands.
 
     Args:
         query, key: angles in radians, clockwise from twelve o'clock.
@@ -173,7 +179,10 @@ def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
 
 
 def turning() -> Drawing:
-    """Draw how each pair rotates a query and a key, as clock hands, and the score by distance."""
+    """Draw how each rotary pair rotates a query and a key, and the score by their distance.
+
+    The rotations are drawn as clock hands.
+    """
     from matplotlib.figure import Figure
 
     m, n = 20, 12
@@ -213,7 +222,7 @@ def turning() -> Drawing:
 
 
 def quarter() -> Drawing:
-    """Draw which dims of a head rotate and how they are paired, by official head dimension."""
+    """Draw which dims of a head rotate, and their pairs, for each official head dimension."""
     from matplotlib.patches import Arc, Rectangle
 
     dims = head_dims()
@@ -244,7 +253,10 @@ def quarter() -> Drawing:
 
 
 def frequencies() -> Drawing:
-    """Draw the wavelengths of all pairs by official head dimension, and the context length."""
+    """Draw the wavelengths of all rotary pairs for each official head dimension.
+
+    The wavelength is the number of tokens in a full rotation. A line shows the context length.
+    """
     dims = head_dims()
     context = dims[SHOWN].max_seq_len
     with style():
@@ -271,7 +283,7 @@ def frequencies() -> Drawing:
 
 
 def precision() -> Drawing:
-    """Draw the error of cos and sin against the position, by precision of the computation."""
+    """Draw the error of cos and sin against the position, for each precision of the computation."""
     with style():
         notes = f"largest error of any pair in each stretch of {STRETCH} positions, against fp64"
         figure, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SEVEN = tuple(task for task in TASKS if task != "wsc")
 """The paper's eight tasks without WSC. In a third of all zero-shot rows and nearly all five-shot
-rows, its score is exactly the share of the more frequent answer."""
+rows, the score on WSC is exactly the share of the more frequent answer."""
 FIRST, BEFORE, LAST = 13_000, 93_000, 143_000
 """The first checkpoint that is used; the last one in the paper's Table 9 (appendix G) before the
 deduplicated text has been read once; and the last checkpoint."""
@@ -32,10 +32,11 @@ COLUMNS = ["model", "shots", "step", "value", "stderr"]
 
 
 def twin_differences(published: Published) -> pd.DataFrame:
-    """Compute deduplicated minus standard accuracy, averaged over the tasks SEVEN, in points.
+    """Compute the accuracy of each deduplicated model minus the accuracy of its standard twin.
 
-    There is one row for each checkpoint from step FIRST at which both models have scores on all
-    tasks. The columns are model, shots, step, value and stderr (an upper bound).
+    Twins have the same size. The accuracy is averaged over the tasks SEVEN, and the difference is
+    in percentage points. There is one row for each checkpoint from step FIRST at which both models
+    have scores on all tasks. The columns are model, shots, step, value and stderr (an upper bound).
     """
     import pandas as pd
 
@@ -59,11 +60,11 @@ def twin_differences(published: Published) -> pd.DataFrame:
 
 
 def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
-    """Estimate the mean difference over independent pairs, with a random-effects interval.
+    """Estimate the mean difference between the models of a pair, with a random-effects interval.
 
     The variance per pair is the observed variance between pairs, but at least the mean square of
-    the standard errors (the method of moments for pairs of equal weight). The interval is a t
-    interval with len(values) - 1 degrees of freedom.
+    the standard errors (the method of moments for independent pairs of equal weight). The interval
+    is a t interval with len(values) - 1 degrees of freedom.
 
     Args:
         values: float[pairs], the difference of each pair.

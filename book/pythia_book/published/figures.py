@@ -49,7 +49,7 @@ FAMILIES = {
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
-    """Add a legend of the sizes' colours above the panels.
+    """Add a legend with the colours of model sizes, above the panels.
 
     Args:
         arms: whether to add the line styles of standard and deduplicated models.
@@ -61,9 +61,10 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
 
 
 def _released(result: Result, name: str) -> pd.DataFrame:
-    """Return a released table with 95 % intervals, and with the column `model` renamed to `size`.
+    """Return a table of released results with 95 % intervals, for drawing.
 
-    The table has no rows if it was not released or is not available.
+    If the table has a column stderr, low and high are added. The column model is renamed to size.
+    Without released results, the table has no rows.
     """
     import pandas as pd
 
@@ -77,11 +78,16 @@ def _released(result: Result, name: str) -> pd.DataFrame:
 
 
 def _sizes(table: pd.DataFrame) -> list[str]:
-    """The sizes in a table, smallest first."""
+    """Return the model sizes that occur in a table, smallest first."""
     return [model for model in MODELS if model in set(table["size"])]
 
 
 def _label_outer(axes: list[Axes], columns: int, xlabel: str, ylabel: str = "% right") -> None:
+    """Label the x axes of the lowest row of panels, and the y axes of the first column.
+
+    Args:
+        columns: panels per row.
+    """
     for ax in axes[-columns:]:
         ax.set_xlabel(xlabel)
     for ax in axes[::columns]:
@@ -89,7 +95,7 @@ def _label_outer(axes: list[Axes], columns: int, xlabel: str, ylabel: str = "% r
 
 
 def benchmarks_over_training(result: Result) -> Drawing:
-    """Draw zero-shot accuracy of sixteen models on eight tasks over 27 checkpoints."""
+    """Draw the zero-shot accuracy of the sixteen models over training, with a panel per task."""
     curves = _released(result, "curves")
     with style.canvas(result, 4, 4.2, "zero-shot; dotted: guessing", rows=2) as (figure, axes):
         for ax, task in zip(axes, TASKS, strict=True):
@@ -112,7 +118,10 @@ def benchmarks_over_training(result: Result) -> Drawing:
 
 
 def benchmarks_by_size(result: Result) -> Drawing:
-    """Draw final zero-shot accuracy against the number of parameters, with OPT and BLOOM."""
+    """Draw zero-shot accuracy after training against the number of parameters.
+
+    The models are Pythia, OPT and BLOOM; each of eight tasks has a panel.
+    """
     final = _released(result, "final")
     notes = "final checkpoints, zero-shot; bars: 95 % intervals"
     with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
@@ -141,7 +150,11 @@ def benchmarks_by_size(result: Result) -> Drawing:
 
 
 def late_change(result: Result) -> Drawing:
-    """Draw LAMBADA for standard and deduplicated models, and the mean over seven tasks, by step."""
+    """Draw the accuracy over training, to compare the middle and the end of training.
+
+    There is a panel for standard models on LAMBADA, one for deduplicated models on LAMBADA, and one
+    for the mean over seven tasks, in which the two models of each size are averaged.
+    """
     lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
     deduped = lambada.deduped.astype(bool)
     curves = curves[curves.step >= 1000]
@@ -175,7 +188,11 @@ BATCH_PANELS = {"mean": "seven tasks", "lambada_openai": "LAMBADA", "sciq": "Sci
 
 
 def batch_size(result: Result) -> Drawing:
-    """Draw accuracy with small and full batches against tokens; sizes are columns, tasks rows."""
+    """Draw accuracy against tokens, with small and full batches in training.
+
+    Each model size has a column of panels, and each entry of BATCH_PANELS (a task or the mean) a
+    row.
+    """
     batch = _released(result, "batch")
     sizes = _sizes(batch) or list(MODELS[:5])
     mean = _mean_over_tasks(batch)
@@ -204,7 +221,13 @@ def batch_size(result: Result) -> Drawing:
 
 
 def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
-    """Average over tasks for each checkpoint with all seven tasks; their errors are independent."""
+    """Average accuracy over tasks, for each checkpoint with scores on all seven tasks.
+
+    The intervals assume that the errors of different tasks are independent.
+
+    Args:
+        batch: the released table "batch", with the column size.
+    """
     keys = ["size", "batch_tokens", "tokens"]
     grouped = batch.assign(variance=batch.stderr**2).groupby(keys)
     mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
@@ -214,7 +237,11 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_by_task(result: Result) -> Drawing:
-    """Draw the accuracy with full minus small batches at equal tokens, by task and size."""
+    """Draw the difference in accuracy between full and small batches (full minus small), by task.
+
+    Models are compared after the same number of tokens. Each task, and the mean over tasks, has a
+    panel with a curve per model size. The difference is in percentage points.
+    """
     table = result.tables["batch_difference"].rename(columns={"model": "size"})
     table = table.assign(billions=table.tokens / 1e9)
     sizes = _sizes(table)
@@ -269,7 +296,10 @@ def mmlu(result: Result) -> Drawing:
 
 
 def blimp(result: Result) -> Drawing:
-    """Draw BLiMP accuracy of the first suite (v0) over training, one panel per phenomenon."""
+    """Draw the accuracy on BLiMP over training, one panel per phenomenon of grammar.
+
+    The models are those of the first suite (v0), the only ones with scores.
+    """
     table = _released(result, "blimp")
     table = table.assign(thousands=table.step / 1000)
     sizes = _sizes(table)

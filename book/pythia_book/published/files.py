@@ -31,20 +31,21 @@ BRANCHES = ("pythia-v1", "pythia-v0", "bias-evals", "opt", "bloom")
 
 
 def has_tables(path: Path) -> bool:
-    """Whether a source is a folder of CSV tables, and not the evals tree."""
+    """Return whether released results are a folder of CSV tables, and not the evals tree."""
     return (path / "bias_evals.csv").is_file()
 
 
 def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of files of the evals tree. Links are not followed.
+    """Yield (name, content) of the wanted files of the evals tree. Links are not followed.
 
     Args:
-        path: the evals tree, a folder that contains the tree, or an archive of either folder.
-        wanted: whether to yield the file of a name.
+        path: the evals tree, a folder that contains the tree, or an archive of one of these
+            folders.
+        wanted: takes the name of a file, and says whether to yield that file.
 
     Raises:
-        DataError: a file that is not an archive, or an archive that exceeds a limit or names a path
-            outside itself.
+        DataError: `path` is a file but not an archive, or an archive that exceeds a limit or names
+            a path outside itself.
     """
     if path.is_file():
         yield from _archive_files(path, wanted)
@@ -60,6 +61,12 @@ def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
 
 
 def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of the wanted files of an archive; the arguments are as in `files_of`.
+
+    Raises:
+        DataError: the file is not an archive, is damaged, exceeds a limit, or names a path outside
+            itself.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -84,6 +91,17 @@ def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
 
 
 def _check(path: Path, name: str, count: int, total: int) -> None:
+    """Raise if a member makes an archive unsafe.
+
+    Args:
+        path: the archive.
+        name: the name of the member.
+        count: the number of members before it.
+        total: bytes of all members up to this one.
+
+    Raises:
+        DataError: the name leads outside the archive, or the archive exceeds a limit.
+    """
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise DataError(
             f"{path.name!r} has a member outside the archive, {name!r}; do not trust this archive"
@@ -96,6 +114,11 @@ def _check(path: Path, name: str, count: int, total: int) -> None:
 
 
 def _read(name: str, stream: Any) -> bytes:
+    """Read a file of at most MAX_FILE bytes from a stream.
+
+    Raises:
+        DataError: the file is larger.
+    """
     content = stream.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
         raise DataError(f"{name!r} is larger than {MAX_FILE:,} bytes; download it again")
@@ -109,11 +132,14 @@ Reader = Callable[[re.Match, dict], list]
 
 
 def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Pattern, list]:
-    """Read all files of the evals tree whose name matches a pattern; return the rows by pattern.
+    """Read all JSON files of the evals tree with a name that matches a pattern.
 
     Args:
         path: as in `files_of`.
         readers: maps each pattern to the function that turns a file into rows.
+
+    Returns:
+        A dict that maps each pattern to the rows of its files.
 
     Raises:
         DataError: as `files_of`, or a reader does not understand a file.
@@ -121,6 +147,7 @@ def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Patte
     rows: dict[re.Pattern, list] = {pattern: [] for pattern in readers}
 
     def match_of(name: str) -> re.Match | None:
+        """Return the match of the first pattern that matches the name; None if there is none."""
         return next(filter(None, (pattern.search(name) for pattern in readers)), None)
 
     for name, content in files_of(path, lambda name: match_of(name) is not None):
@@ -136,7 +163,7 @@ def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Patte
 
 
 def harness_scores(parsed: dict) -> Iterator[tuple[str, str, float, float]]:
-    """Yield (task, metric, value, standard error) from a result of the evaluation harness.
+    """Yield (task, metric, value, standard error) from a parsed result of the evaluation harness.
 
     A missing standard error is NaN.
     """

@@ -74,7 +74,7 @@ _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 
 @dataclass(frozen=True)
 class Published:
-    """The released numbers as a tidy table, and the tables that the studies use."""
+    """The released results as a tidy table, and further tables, which are read on access."""
 
     table: pd.DataFrame
     """The main table, with the columns COLUMNS. `intervention` is one of ARMS, and `step` counts
@@ -84,45 +84,59 @@ class Published:
 
     @cached_property
     def _tables(self) -> Tables:
+        """The tables of benchmarks, baselines and batch sizes, as released."""
         return benchmark_tables(self.path)
 
     @property
     def released_benchmarks(self) -> pd.DataFrame:
-        """All benchmark rows as released, including the rows that `benchmarks` leaves out."""
+        """All rows of benchmarks as released, including the rows that `benchmarks` leaves out."""
         return self._tables[0]
 
     @cached_property
     def benchmarks(self) -> pd.DataFrame:
-        """Benchmarks of all sixteen models, without misplaced rows; columns tables.BENCHMARKS."""
+        """The scores of all sixteen models as a table with the columns tables.BENCHMARKS.
+
+        Misplaced rows, which were stored with the scores of another model, are left out.
+        """
         return without_misplaced(self._tables[0])[0]
 
     @cached_property
     def left_out(self) -> pd.DataFrame:
-        """The checkpoints that `benchmarks` leaves out: model, deduped, shots, step, reason."""
+        """The checkpoints that `benchmarks` leaves out, one row each.
+
+        The columns are model, deduped, shots, step and reason.
+        """
         return without_misplaced(self._tables[0])[1]
 
     @property
     def baselines(self) -> pd.DataFrame:
-        """Zero-shot benchmarks of OPT and BLOOM; columns tables.BASELINES."""
+        """The zero-shot scores of OPT and BLOOM, as a table with the columns tables.BASELINES."""
         return self._tables[1]
 
     @property
     def batch_size(self) -> pd.DataFrame:
-        """Benchmarks of models trained with smaller batches; columns tables.BATCH_SIZE."""
+        """The scores of models trained with smaller batches; the columns are tables.BATCH_SIZE."""
         return self._tables[2]
 
     @cached_property
     def memorization(self) -> pd.DataFrame:
-        """Predictions of memorization: experiment, model, step; tp, fp, fn and tn in percent;
-        precision, recall."""
+        """The released predictions of memorization, scored for each experiment, model and step.
+
+        The columns are experiment, model, step, the rates tp, fp, fn and tn in percent, precision
+        and recall.
+        """
         return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
-        """CrowS-Pairs about gender: model, intervention, step, value (a share), stderr."""
+        """Return the scores of models with and without a pronoun swap on CrowS-Pairs about gender.
+
+        The columns are model, intervention, step, value (the share of pairs in which the more
+        stereotypical sentence is likelier) and stderr.
+        """
         return self._view("crows_pairs_english_gender", "pct_stereotype")
 
     def crows(self) -> pd.DataFrame:
-        """The table of `crows_gender` for all BIASES, with the further column `bias`."""
+        """Return the table of `crows_gender` for all BIASES, with the further column `bias`."""
         import pandas as pd
 
         views = [
@@ -132,27 +146,33 @@ class Published:
         return pd.concat(views, ignore_index=True)
 
     def crows_by_size(self) -> pd.DataFrame:
-        """CrowS-Pairs about gender after training, for all deduplicated models.
+        """Return the scores on CrowS-Pairs about gender after training, of all deduplicated models.
 
-        The columns are model, value and stderr. The scores are from the evaluation of the full
-        suite, which treated all models in the same way.
+        The columns are model, value (a share) and stderr. The scores are from the evaluation of the
+        full suite, which treated all models in the same way.
         """
         rows = self._rows("crows_pairs_english_gender", "pct_stereotype")
         final = rows[(rows.source == "zero-shot") & (rows.step == OFFICIAL_STEPS)]
         return _ordered(final)[["model", "value", "stderr"]]
 
     def lambada(self) -> pd.DataFrame:
-        """LAMBADA (OpenAI): model, intervention, step, value (the accuracy), stderr, perplexity."""
+        """Return the scores of models with and without a pronoun swap on LAMBADA (OpenAI).
+
+        The columns are model, intervention, step, value (the accuracy, a fraction), stderr and
+        perplexity.
+        """
         keys = ["model", "intervention", "step"]
         perplexity = self._view("lambada_openai", "ppl").rename(columns={"value": "perplexity"})
         accuracy = self._view("lambada_openai", "acc")
         return accuracy.merge(perplexity[[*keys, "perplexity"]], on=keys, how="left")
 
     def winobias(self) -> pd.DataFrame:
-        """WinoBias exact match: suite, model, intervention, prompt, side, step, value, stderr.
+        """Return the scores of models with and without a pronoun swap on WinoBias.
 
-        The column side is "pro" or "anti", and a value is the mean over both types of sentences. In
-        both suites a step is an update of 2M tokens.
+        The columns are suite, model, intervention, prompt, side, step, value (the share of answers
+        that match exactly) and stderr. The side is "pro" for sentences with the stereotypical
+        pronoun and "anti" for sentences with the other pronoun. A value is the mean over the two
+        types of WinoBias sentences. In both suites a step is an update of 2M tokens.
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
@@ -164,15 +184,21 @@ class Published:
         return _ordered(means.reset_index())
 
     def _view(self, task: str, metric: str) -> pd.DataFrame:
+        """Return one metric of one task, for the models in MODELS, in the order of model and step.
+
+        The columns are model, intervention, step, value and stderr.
+        """
         keys = ["model", "intervention", "step"]
         rows = self._rows(task, metric).drop_duplicates(keys)  # the first is that of the twin
         return _ordered(rows[rows.model.isin(MODELS)][[*keys, "value", "stderr"]])
 
     def _rows(self, task: str, metric: str) -> pd.DataFrame:
+        """Return the rows of the main table with this task and metric."""
         return self.table[(self.table.task == task) & (self.table.metric == metric)]
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sort a table by model (smallest first), intervention (in the order of ARMS) and step."""
     ranks = {name: i for i, name in enumerate((*ALL_MODELS, *ARMS))}
     return frame.sort_values(
         ["model", "intervention", "step"],
@@ -182,7 +208,10 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find(source: str | Path | None = None) -> Published | None:
-    """Read the published numbers; None without a source and without `PYTHIA_PUBLISHED_DIR`.
+    """Read the released results from `source` or from PYTHIA_PUBLISHED_DIR; None without a source.
+
+    Args:
+        source: a folder or archive; None: the environment variable names it.
 
     Raises:
         DataError: the source cannot be read (see `load`).
@@ -191,7 +220,7 @@ def find(source: str | Path | None = None) -> Published | None:
 
 
 def load(source: str | Path | None = None) -> Published:
-    """Read the published numbers from a folder or archive, by default `PYTHIA_PUBLISHED_DIR`.
+    """Read the released results from a folder or archive, by default `PYTHIA_PUBLISHED_DIR`.
 
     Raises:
         DataError: there is no source, the path does not exist, the archive exceeds a limit or names
@@ -229,6 +258,11 @@ def load(source: str | Path | None = None) -> Published:
 
 
 def _from_csv(path: Path) -> list[tuple]:
+    """Read the rows of the main table from bias_evals.csv, as tuples in the order of COLUMNS.
+
+    Raises:
+        DataError: a column is missing, or a line has something else where a number should be.
+    """
     needed = {"suite", "model", "intervention", "step_2M_equiv", "source_folder", "task", "prompt"}
     needed |= {"metric", "value", "stderr"}
     with open(path, newline="", encoding="utf-8") as lines:
@@ -252,7 +286,13 @@ def _from_csv(path: Path) -> list[tuple]:
 
 
 def _sizes_from_csv(folder: Path) -> list[tuple]:
-    """Read CrowS-Pairs of the deduplicated models whose size is not in MODELS."""
+    """Read the results on CrowS-Pairs of the deduplicated models with a size that is not in MODELS.
+
+    The rows are tuples in the order of COLUMNS.
+
+    Args:
+        folder: the folder of CSV tables.
+    """
     table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
     chosen = table[(table.deduped == 1) & ~table.model.isin(MODELS)]
     return [
@@ -263,6 +303,7 @@ def _sizes_from_csv(folder: Path) -> list[tuple]:
 
 
 def _wanted(task: str, suite: str = "v1") -> bool:
+    """Return whether the main table has the results of a suite ("v0" or "v1") on a task."""
     if task.startswith("wino_bias"):
         return True
     return suite == "v1" and (task == "lambada_openai" or task.startswith("crows_pairs_english"))
@@ -272,11 +313,18 @@ def _wanted(task: str, suite: str = "v1") -> bool:
 
 
 def _model(match: re.Match) -> str:
+    """Return the current name of a model, from the match of a file's name."""
     name = match["model"].lower()
     return _FORMER_NAMES.get(name, name)
 
 
 def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
+    """Turn a file of the evaluation harness into rows of the main table, in the order of COLUMNS.
+
+    Args:
+        match: the match of the file's name with _HARNESS.
+        parsed: the content of the file.
+    """
     arm = "none"
     if match["kind"] == "intervention":
         arm = "swap_last_21pct" if match["long"] else "swap_last_7pct"
@@ -289,7 +337,14 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """Return the rows of a WinoBias file, which has one of two formats."""
+    """Turn a WinoBias file into rows of the main table, in the order of COLUMNS.
+
+    A file has one of two formats.
+
+    Args:
+        match: the match of the file's name with _WINOBIAS.
+        parsed: the content of the file.
+    """
     suite, model = "v0" if match["v0"] else "v1", _model(match)
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
     step = int((parsed.get("config") or parsed)["model_args"]["iteration"])

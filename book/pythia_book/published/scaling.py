@@ -69,7 +69,7 @@ assignment is that of the field `linguistics_term` in github.com/alexwarstadt/bl
 
 
 def released_tables(published: Published) -> dict[str, pd.DataFrame]:
-    """Return the released results as tables with the columns COLUMNS.
+    """Return the released results that the study `scaling` uses, as the tables in COLUMNS.
 
     A table is empty if the source lacks its results.
     """
@@ -103,7 +103,7 @@ def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _wide(curves: pd.DataFrame) -> pd.DataFrame:
-    """Reshape to one row per checkpoint and one column per task. Missing scores are NaN."""
+    """Reshape scores to one row per checkpoint and one column per task. Missing scores are NaN."""
     keys = ["model", "deduped", "step"]
     if curves.empty:
         return curves
@@ -111,6 +111,11 @@ def _wide(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
+    """Select zero-shot scores after training, and add the scores of OPT and BLOOM.
+
+    Args:
+        rows: the benchmarks of the Pythia models.
+    """
     import pandas as pd
 
     if rows.empty:
@@ -130,6 +135,13 @@ def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
+    """Select five-shot accuracies of models trained with small batches, and with full batches.
+
+    The models are standard models of the same sizes.
+
+    Args:
+        acc: the accuracies of the Pythia models, which have full batches.
+    """
     import pandas as pd
 
     small = published.batch_size
@@ -143,7 +155,12 @@ def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average over subjects, with intervals in which each subject is one independent unit."""
+    """Average MMLU accuracy over 57 subjects and over standard and deduplicated models.
+
+    There is one row per model size, number of shots and step, with the columns COLUMNS["mmlu"]. The
+    model "small" is the mean of SMALL. The intervals are t-intervals in which each subject is one
+    independent unit.
+    """
     import pandas as pd
 
     rows = rows[rows.step > 0]
@@ -158,7 +175,7 @@ def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `phenomenon` to the rows of BLiMP."""
+    """Add the column `phenomenon`, which groups the paradigms (subtasks) of BLiMP."""
     names = {
         paradigm: phenomenon
         for paradigm in rows.subtask.unique()
@@ -169,10 +186,11 @@ def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average over the paradigms of each phenomenon and over both texts.
+    """Average BLiMP accuracy over the paradigms of each phenomenon and over both models of a size.
 
-    The items of different paradigms are independent. Both texts were scored on the same items, so
-    the standard error of their mean is taken to be that of a single text.
+    The phenomenon "all" has all paradigms. The items of different paradigms are independent. The
+    standard and the deduplicated model were scored on the same items, so the standard error of
+    their mean is taken to be the standard error of a single model.
     """
     import pandas as pd
 
@@ -186,5 +204,6 @@ def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paradigms(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average the accuracy after training on each BLiMP paradigm over all models."""
     last = rows[rows.step == LAST].rename(columns={"subtask": "paradigm"})
     return last.groupby(["phenomenon", "paradigm"]).acc.mean().rename("value").reset_index()

@@ -33,10 +33,11 @@ _FLAT = "polypythias_training_maps.tsv"
 
 
 def training_maps(published: Published) -> pd.DataFrame:
-    """Read the training maps: seed, outlier, step, state, score, score_410m.
+    """Read the training maps, with one row per seed and step.
 
-    For seed 0, the column score_410m has the score computed again from the released accuracies of
-    the standard 410M model. The table has no rows if the source lacks the file.
+    The columns are seed, outlier, step, state, score and score_410m. For seed 0, score_410m has the
+    score computed again from the released accuracies of the standard 410M model; it is NaN for
+    other seeds. The table has no rows if the source lacks the file.
 
     Raises:
         DataError: the file is not the released table.
@@ -60,7 +61,10 @@ def training_maps(published: Published) -> pd.DataFrame:
 
 
 def _score_410m(published: Published) -> pd.Series:
-    """Return, by step, the mean over four tasks of the standardised zero-shot accuracy."""
+    """Return, by step, the score of the standard 410M model computed from released accuracies.
+
+    It is the mean over SCORE_TASKS of zero-shot accuracy, standardised per task over the steps.
+    """
     rows = published.benchmarks
     rows = rows[(rows.model == "410m") & ~rows.deduped & (rows.shots == 0)]
     rows = rows[(rows.metric == "acc") & rows.task.isin(SCORE_TASKS)]
@@ -69,6 +73,7 @@ def _score_410m(published: Published) -> pd.Series:
 
 
 def _content(path: Path | None) -> bytes | None:
+    """Read the file of training maps from a source; None if the source does not have the file."""
     if path is None:
         return None
     if path.is_file():

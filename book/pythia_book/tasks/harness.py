@@ -38,7 +38,7 @@ from pythia_core.evaluation.generate import Sampling, generate_texts
 
 
 def lm_eval_package() -> Any:
-    """Import the harness and return it.
+    """Import the evaluation harness, and return the package.
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
@@ -53,7 +53,7 @@ def lm_eval_package() -> Any:
 
 
 def _tasks_folder() -> Path:
-    """The folder in which the harness has its own task definitions."""
+    """Return the folder in which the harness has its own task definitions."""
     return Path(lm_eval_package().__file__).parent / "tasks"
 
 
@@ -65,12 +65,13 @@ def adapter(model: Any, tokenizer: Any, eod_id: int, max_seq_len: int) -> Any:
 def register(trusted: Sequence[str | Path] = ()) -> None:
     """Register the model "pythia" with the harness, and make the harness refuse foreign code.
 
-    The model is used by `--model pythia --model_args run=ID,step=K`. From then on, in this process,
-    the harness renders templates in a sandbox and refuses task definitions with a Python function.
+    The options `--model pythia --model_args run=ID,step=K` select the model. From then on, in this
+    process, the harness renders templates in a sandbox and refuses task definitions with a Python
+    function.
 
     Args:
-        trusted: folders whose task definitions may have Python functions, like those of the
-            harness itself.
+        trusted: folders with task definitions that may have Python functions, like the definitions
+            of the harness itself.
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
@@ -84,7 +85,10 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
 
 
 def command_line(arguments: Sequence[str]) -> None:
-    """Run the command line of the harness, after `register`.
+    """Run the command line of the harness, in which `--model pythia` is available.
+
+    Args:
+        arguments: the words after `lm_eval`.
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
@@ -112,11 +116,11 @@ def command_line(arguments: Sequence[str]) -> None:
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
-    """Allow Python functions only in the task definitions of the harness and of `trusted` folders.
+    """Make the harness refuse Python functions in all task definitions except its own.
 
-    The harness has no option for this: as soon as it reads a definition, it imports the function
-    that a tag `!function` names. So its loader and its template environment are replaced, in a way
-    that works for the pinned version.
+    Definitions in `trusted` folders may have functions too. The harness has no option for this: as
+    soon as it reads a definition, it imports the function that a tag `!function` names. So its
+    loader and its template environment are replaced, in a way that works for the pinned version.
     """
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
@@ -130,6 +134,11 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
     _yaml_loader._load_unguarded = load
 
     def guarded(name: str, base: Path) -> Any:
+        """Import the function `name` for a definition in `base`, if `base` is in an allowed folder.
+
+        Raises:
+            DataError: the definition is not in an allowed folder.
+        """
         if not any(Path(base).resolve().is_relative_to(folder) for folder in folders):
             raise DataError(
                 f"a task definition in {base} has the tag `!function {name}`, which runs code; "
@@ -151,7 +160,7 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
 
 @cache
 def _harness_model(requests: type) -> type:
-    """Derive a class from `requests` and the base class of harness models.
+    """Return a class with the methods of `requests` and with the base class of harness models.
 
     The base class is imported only here, because lm_eval is optional.
     """
@@ -162,10 +171,10 @@ def _harness_model(requests: type) -> type:
 
 
 class CheckpointLM:
-    """Answers the requests of the harness with a model.
+    """A harness model that answers requests with one of our models.
 
-    Log-likelihoods are computed in batches of at most `token_budget` tokens. The class is combined
-    with the base class of harness models by `_harness_model`.
+    Log-likelihoods are computed in batches of at most `token_budget` tokens. `_harness_model` adds
+    the base class.
     """
 
     def __init__(
@@ -183,36 +192,52 @@ class CheckpointLM:
         self.info: dict[str, Any] = {}
 
     def get_model_info(self) -> dict[str, Any]:
+        """Return what the harness writes about the model into its results."""
         return self.info
 
     @property
     def eot_token_id(self) -> int:
+        """The id of the token that ends a document."""
         return self._eod_id
 
     @property
     def tokenizer_name(self) -> str:
+        """A short hash of the tokenizer, by which the harness tells tokenizers apart."""
         return stable_hash(self._tokenizer.to_str())[:12]
 
     @property
     def max_gen_toks(self) -> int:
-        """Maximum number of new tokens, if a request sets none."""
+        """The maximum number of new tokens for a request that sets no maximum."""
         return min(256, self.max_length // 2)
 
     def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
+        """Return the token ids of a text. Further arguments of the harness are ignored."""
         return list(self._encode(string))
 
     def _score(self, requests: list[scoring.Request], quiet: bool) -> scoring.Scores:
+        """Score the continuation of each request."""
         packed = scoring.pack(requests, self.max_length, self.token_budget)
         return scoring.score(self.model, packed, progress=not quiet)
 
     def _loglikelihood_tokens(
         self, requests: list, disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
+        """Return (log-probability in nats, whether it is the greedy choice) of each continuation.
+
+        Args:
+            requests: (texts, token ids of the context, token ids of the continuation) of each
+                request.
+        """
         pairs = [scoring.Request(tuple(c), tuple(t)) for _, c, t in requests]
         scores = self._score(pairs, disable_tqdm)
         return list(zip(scores.logprob.tolist(), scores.greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
+        """Return the log-probability of the whole text of each request, in nats.
+
+        A text is split into windows of at most the context length, and the sum over windows is
+        returned.
+        """
         from lm_eval import utils
 
         windows, request_index = [], []
@@ -229,6 +254,10 @@ class CheckpointLM:
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        """Generate a text for each request, and return the texts in the same order.
+
+        Requests with the same settings are generated together.
+        """
         from lm_eval.models.utils import normalize_gen_kwargs
 
         groups: dict[str, list[int]] = {}
@@ -255,7 +284,7 @@ class CheckpointLM:
 
 
 class NamedCheckpointLM(CheckpointLM):
-    """A checkpoint that is named on the command line of the harness (--model_args).
+    """A harness model for one of our checkpoints, named on the command line (--model_args).
 
     The harness also passes `batch_size` and `max_batch_size`, which are ignored.
     """
@@ -294,7 +323,7 @@ class NamedCheckpointLM(CheckpointLM):
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """The harness's result for one task."""
+    """The result of the harness for one task: metrics over all items, and scores of each item."""
 
     metrics: dict[str, float]
     """Metrics over all items, e.g. acc or perplexity, and standard errors, e.g. acc_stderr."""
@@ -337,7 +366,7 @@ def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, Harn
 
 
 def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessResult:
-    """Convert the samples and metrics of one task from the harness. Items get the order of ours."""
+    """Convert the samples and metrics of one task from the harness, with the items in our order."""
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     key = next(k for k in ("acc", "pct_stereotype", "exact_match") if k in samples[0])
     acc = np.array([float(s[key]) for s in samples])
@@ -351,14 +380,17 @@ def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessRe
 
 
 def _logprob(response: Any) -> float:
-    """Return the log-probability in a response: a number, or the pair (log-probability, greedy)."""
+    """Return the log-probability in a response of the harness.
+
+    A response is a number or a pair (log-probability, whether it is the greedy choice).
+    """
     return float(response[0] if isinstance(response, (tuple, list)) else response)
 
 
 def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
-    """Write the items of a task as JSONL files, and its definition for the harness.
+    """Write the items of a task as JSONL files, and a definition of the task for the harness.
 
-    If the harness has a definition of the task, the written definition includes it.
+    If the harness has its own definition of the task, the written definition includes it.
     """
     examples: Sequence[Item] = ()
     if isinstance(task, GeneratedTask):
@@ -434,7 +466,7 @@ def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, A
 
 @contextlib.contextmanager
 def _offline(folder: str) -> Iterator[None]:
-    """Inside the block, let the harness download nothing, print nothing, and cache in `folder`."""
+    """Make the harness work offline and silently inside the `with` block, and cache in `folder`."""
     import datasets
 
     config, log = datasets.config, logging.getLogger("lm_eval")

@@ -68,8 +68,8 @@ MIN_FITTING = 0.2
 class ScoredTask:
     """A task scored by log-likelihood, built for one number of shots, tokenizer and context length.
 
-    Measuring the task gives the scores of all answers (see scoring.Scores): logprob,
-    float64[requests], and greedy, bool[requests].
+    Calling it measures a model and returns the scores of all answers (see scoring.Scores): logprob,
+    float64[requests], in nats, and greedy, bool[requests].
     """
 
     name: str
@@ -89,27 +89,30 @@ class ScoredTask:
 
     @property
     def key(self) -> str:
+        """The name of the task with its number of shots, e.g. "piqa_0"."""
         return f"{self.name}_{self.shots}"
 
     @property
     def requests(self) -> list[Request]:
-        """The requests of all items, concatenated."""
+        """The requests of all items, one per answer, in one list."""
         return [request for answers in self.answers for request in answers]
 
     @cached_property
     def digest(self) -> str:
+        """A hash of everything but the model that determines the scores."""
         requests = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([scoring.VERSION, self.max_seq_len, requests])
 
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
+        """Measure a model, and return logprob and greedy of all answers. The step is not used."""
         scores = scoring.score(model, scoring.pack(self.requests, self.max_seq_len))
         return {"logprob": scores.logprob, "greedy": scores.greedy}
 
     def metrics(self, scores: Arrays) -> Arrays:
-        """Compute the metrics of the task from the scores of all answers.
+        """Compute the metrics of the task, per item, from the scores of all answers.
 
         Returns:
-            acc, acc_norm: bool[items]. logprob: float64[items], for LAMBADA only.
+            acc, acc_norm: bool[items]. logprob: float64[items], in nats, for LAMBADA only.
             likelihood_difference: float64[items]; pct_stereotype, pct_stereotype_per_token:
             bool[items]; these three are for pairs of sentences, which have no other metrics.
         """
@@ -138,10 +141,10 @@ class ScoredTask:
 
 @dataclass(frozen=True)
 class GeneratedTask:
-    """A task answered by greedy generation, built for one tokenizer and context length.
+    """A task with generated answers, built for one number of shots, tokenizer and context length.
 
-    Measuring the task gives `right`, bool[items, questions]: whether each question was answered
-    correctly.
+    Calling it measures a model and returns `right`, bool[items, questions]: whether each question
+    was answered correctly.
     """
 
     name: str
@@ -161,10 +164,12 @@ class GeneratedTask:
 
     @property
     def key(self) -> str:
+        """The name of the task with its number of shots, e.g. "triviaqa_4"."""
         return f"{self.name}_{self.shots}"
 
     @cached_property
     def digest(self) -> str:
+        """A hash of everything but the model that determines which answers are right."""
         task: GenerationTask = task_named(self.name)
         targets = [sorted(t) for t in self.targets]
         settings = [task.max_new, task.until, task.pattern, self.max_seq_len, self.eod_id]
@@ -173,6 +178,7 @@ class GeneratedTask:
         )
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
+        """Measure a model; return `right`, bool[items, questions]. The step is not used."""
         task: GenerationTask = task_named(self.name)
         texts = generate_texts(model, self.tokenizer, self.prompts, task.max_new, self.eod_id,
                                task.until, truncate=True)  # fmt: skip
@@ -181,7 +187,7 @@ class GeneratedTask:
         return {"right": right.reshape(len(self.fits), -1)}
 
     def metrics(self, scores: Arrays) -> Arrays:
-        """Compute the metrics of the task, each float64[items]."""
+        """Compute the metrics of the task from `right`; each metric is float64[items]."""
         task: GenerationTask = task_named(self.name)
         right = scores["right"].astype(float)
         return {
@@ -198,7 +204,7 @@ BuiltTask = ScoredTask | GeneratedTask
 def encode_pair(
     context: str, continuation: str, encode: Callable[[str], tuple[int, ...]], eod_id: int = 0
 ) -> Request:
-    """Encode a context and a continuation like the harness: together, then split.
+    """Encode a context and a continuation as the harness does: encode both together, then split.
 
     An empty context is replaced by the end-of-document token.
     """
@@ -219,11 +225,15 @@ def build(
     max_seq_len: int,
     eod_id: int = 0,
 ) -> BuiltTask:
-    """Tokenize a task. Before each item, the prompt has the first `shots` of the examples.
+    """Tokenize a task for one number of shots; the result can be measured on models.
+
+    Args:
+        items: the items to measure.
+        examples: the few-shot examples. The first `shots` of them precede every item.
 
     Raises:
         ConfigError: `shots` is negative or above the number of examples.
-        DataError: unknown task.
+        DataError: the task is unknown.
     """
     task = task_named(name)
     if not 0 <= shots <= len(examples):
@@ -259,7 +269,7 @@ def build_tasks(
     limit: int | None = LIMIT,
     folder: str | Path | None = None,
 ) -> list[BuiltTask]:
-    """Build every task with every number of shots.
+    """Load and tokenize every task with every number of shots.
 
     Args:
         run: the tasks are built for the tokenizer and the context length of this run, and can be
@@ -285,7 +295,7 @@ def build_tasks(
 # --- tables ----------------------------------------------------------------------------------
 
 Metrics = dict[str, Arrays]
-"""Key of a task -> the metrics of its items."""
+"""Maps the key of each task, e.g. "piqa_0", to the metrics of its items."""
 
 
 def measure_tasks(
@@ -293,11 +303,11 @@ def measure_tasks(
     tasks: Sequence[BuiltTask],
     progress: bool = True,
 ) -> tuple[dict[CheckpointKey, Metrics], list[Gap]]:
-    """Measure tasks on checkpoints.
+    """Measure tasks on checkpoints, and compute the metrics of each task.
 
     Returns:
-        The metrics of each checkpoint, by (run id, step), and the checkpoints that are missing or
-        damaged.
+        A dict that maps (run id, step) of each measured checkpoint to its Metrics, and a Gap for
+        each checkpoint that is missing or damaged.
     """
     measured, gaps = measure_each(checkpoints, tasks, "tasks", progress)
     return {
@@ -307,7 +317,10 @@ def measure_tasks(
 
 
 def share_fitting(task: BuiltTask) -> float:
-    """The share of the scored items that fit the model's context completely."""
+    """Return the share of the scored items that fit the model's context completely.
+
+    Without items, the share is 0.
+    """
     return float(task.fits.mean()) if len(task.fits) else 0.0
 
 

@@ -41,7 +41,8 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
 
     Raises:
         ConfigError: `text` is not a list of steps.
-        CheckpointError: the run has no checkpoint of a step, or none at all. Names the nearest.
+        CheckpointError: the run has no checkpoint at one of the steps (the message names the
+            nearest), or no checkpoint at all.
     """
     saved = run.steps
     if text == "all":
@@ -82,7 +83,7 @@ def sweep(
     folder: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Measure every task at every step; return a table with the columns COLUMNS.
+    """Measure every task at every step of a run; return a table with the columns COLUMNS.
 
     Args:
         shots: number of few-shot examples; None: each task's default.
@@ -90,7 +91,7 @@ def sweep(
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
 
     Raises:
-        DataError: a task is unknown, which is checked before anything is measured, or has no items.
+        DataError: a task has no items, or is unknown (checked before anything is measured).
         ConfigError: `limit` is below 1, or `shots` is above the number of examples of a task.
     """
     import pandas as pd
@@ -114,7 +115,12 @@ def sweep(
 
 
 def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
-    """Make the rows of a task at one step: one per metric or, without metrics, one with a note."""
+    """Return the table's rows for a task at one step: one row per metric.
+
+    Args:
+        metrics: the metrics of each item. If there are none, the result is one row without a value.
+        note: why there are no metrics, or "".
+    """
     share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
@@ -128,9 +134,9 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
 
 
 def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
-    """The mean of a metric over items, and the standard error of the mean.
+    """Average a metric over items: return its name, its mean and the standard error of the mean.
 
-    For logprob, return the perplexity and its standard error instead.
+    For logprob, return the perplexity and its standard error instead, with the name "ppl".
     """
     values = values.astype(float)
     mean = values.mean()
@@ -156,7 +162,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def check_suffix(path: str | Path) -> None:
-    """Check that `write_table` supports the suffix of a file.
+    """Raise if `write_table` does not support the suffix of a file.
 
     Raises:
         ConfigError: the suffix is neither .csv nor .parquet.
