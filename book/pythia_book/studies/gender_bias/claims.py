@@ -202,6 +202,7 @@ def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) ->
     verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
 
     def missing(*names: str) -> str:
+        """Return why a claim that needs these premises is not testable, or ""."""
         if params.swap != "masculine_to_feminine":
             return REVERSE
         return next((LACKING[name] for name in names if verdicts[name] != HOLDS), "")
@@ -228,16 +229,16 @@ class _Ours:
         self.params, self.final, self.sizes = params, final, params.size_list
 
     def _means(self, arm: str, measure: str) -> np.ndarray:
-        """Return the mean of a measure by seed and size, in percent."""
+        """Return the mean of a measure in percent, float[seeds, sizes]."""
         columns = [self.final[size, arm][measure].values.mean(1) for size in self.sizes]
         return 100 * np.stack(columns, axis=1)
 
     def level(self, arm: str, measure: str) -> np.ndarray:
-        """Return by how many points a measure is above 50 %, the value without any preference."""
+        """Return a measure minus 50 % (no preference), in points, float[seeds, sizes]."""
         return self._means(arm, measure) - 50
 
     def change(self, arm: str, measure: str, base: str = "control") -> np.ndarray:
-        """Return a measure of the arm minus the same measure of the arm `base`, in points."""
+        """Return a measure in `arm` minus the same in `base`, in points, float[seeds, sizes]."""
         return self._means(arm, measure) - self._means(base, measure)
 
     def test(
@@ -269,7 +270,7 @@ class _Ours:
         return make(e, "points", units, note=note)
 
     def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
-        """Map short names to what the claims take for granted about our runs, as tested claims.
+        """Return, by name, the premises: what claims take for granted about our runs, with tests.
 
         Args:
             feminine: the stereotype of each occupation, as in the function `claims`.
@@ -389,7 +390,7 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
-        """Test the mean change over models; `frame` is a result of `released_numbers.at_end`."""
+        """Test the mean change over models, like `change`, from a result of `at_end`."""
         if frame.empty:
             return untestable(f"{NO_NUMBERS} of both arms at one checkpoint")
         e = numbers.mean_of_models(frame.assign(change=sign * frame.change))
@@ -431,7 +432,10 @@ class _Released:
         )
 
     def premises(self) -> list[Claim]:
-        """Return premises with their tests: what the claims imply for other released numbers."""
+        """Return premises about the released models, with their tests.
+
+        They are what the paper's claims imply for released numbers that the paper does not use.
+        """
         tests = {
             f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '
             "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(

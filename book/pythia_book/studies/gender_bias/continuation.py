@@ -146,7 +146,7 @@ def effects(
 
 
 def _change(before: Units, after: Units, bootstrap: int) -> dict[str, Any]:
-    """Return a row of `effects` except step and note, from the units of a control and its swap."""
+    """Return a row of `effects`, without step and note, for one measure of control and swap."""
     e = after.minus(before).interval(bootstrap, change=True)
     row = {"measure": before.measure, "control": before.values.mean()}
     row |= {"swapped": after.values.mean(), "change": e.value, "low": e.low, "high": e.high}

@@ -197,7 +197,7 @@ _ALIKE = "What does p stand for"
 
 
 def released(published: Published) -> Tables:
-    """Return the scores of the released swapped models and their controls, at the steps of both.
+    """Return the scores of released swapped models and their controls at the steps that both have.
 
     The result has one table, `coupling_released`, with the columns model, window (of the swap, in
     percent of training), measure, step, control, and swap. The last two are scores. The score of
@@ -265,7 +265,7 @@ def fisher_z(r: float) -> float:
 
 
 def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
-    """Return the lag-1 autocorrelation of step-to-step changes, averaged over the two series."""
+    """Return the lag-1 autocorrelation of step-to-step changes in scores, mean of both series."""
     d = np.diff(np.stack([control, fork]).astype(np.float64))
     d -= d.mean(axis=1, keepdims=True)
     return float(np.mean((d[:, 1:] * d[:, :-1]).sum(1) / (d**2).sum(1)))
@@ -273,7 +273,9 @@ def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A fork and its control, with their scores on one measure at the steps that both have.
+    """A fork and the control from which it branches off, with their scores on one measure.
+
+    The scores are at the steps that both have.
 
     Attributes:
         source: "released" or "ours".
@@ -355,7 +357,9 @@ def _unit_z(
     windows: tuple[int, ...],
     measures: tuple[str, ...] = TESTED,
 ) -> pd.Series:
-    """Return Fisher's z by (model, seed), averaged over the given windows and measures.
+    """Return how tightly forks are coupled to their controls: mean Fisher's z by (model, seed).
+
+    The mean is over the given windows and measures.
 
     Args:
         table: the table `coupling`.

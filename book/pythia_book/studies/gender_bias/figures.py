@@ -216,7 +216,7 @@ def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _halves(ax: Axes, result: Result) -> None:
-    """Draw our largest model's accuracy on feminine and on masculine stereotypes over training."""
+    """Draw our largest model's WinoBias accuracy over training, by arm and gender of stereotype."""
     branch, size = result.tables["branch"], result.values["largest"]
     colours = {"feminine": style.size_colour(size), "masculine": style.MUTED}
     for half, colour in colours.items():

@@ -151,7 +151,7 @@ class TokenizedItems:
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """Measure a model: map each measure to one value per item, float64[items].
+        """Map each measure to the value of the model on every item, float64[items].
 
         Args:
             full: whether to apply all measures, or only the feminine share and CrowS-Pairs.

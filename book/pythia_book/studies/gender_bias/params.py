@@ -88,6 +88,8 @@ class Params(StudyParams):
 def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
     """Map (size, seed, arm) to the configs of the controls, swaps and placebos that are compared.
 
+    A placebo is a fork with swapped prepositions instead of pronouns.
+
     The map is empty at the scale `paper`, where released models are continued, and if every run is
     too large to keep all of its checkpoints.
     """

@@ -77,7 +77,7 @@ def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFr
     Args:
         table: released scores, as fractions of 1, with the columns size, arm, step, value, stderr.
         arm: "swap_7" or "swap_21".
-        by: columns that tell rows of one size, arm and step apart.
+        by: further columns by which to group rows, e.g. ("bias",).
 
     Returns:
         One row per size (and value of `by`), in the order of sizes in `table`. The columns are
