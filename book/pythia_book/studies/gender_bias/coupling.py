@@ -193,7 +193,7 @@ _RELEASED = {
     "crows": ("crows_pairs_english_gender", "likelihood_difference"),
 }
 _ALIKE = "What does p stand for"
-"""The beginning of the WinoBias prompt with scores that do not jump where the swap begins."""
+"""The WinoBias prompt with scores that do not jump where the swap begins."""
 
 
 def released(published: Published) -> Tables:
