@@ -35,10 +35,10 @@ errors of such a difference, which are 0.64 points by the released errors. The m
 when the released numbers were known, so the claims also tell the verdict with the margin NARROWER.
 """
 NARROWER = 1.0
-"""Points of mean accuracy; a smaller margin for the same claims."""
+"""A smaller margin for the same claims, in points of mean accuracy."""
 WORDS = 0.5
-"""Points. A model of this scale has to be more than twice as large to predict so many more of the
-last words."""
+"""The margin for last words, in points. To predict so many more of them, a model of this scale has
+to be more than twice as large."""
 EPOCHS = ((53_000, BEFORE), (103_000, LAST))
 """First and last checkpoint of two windows of equal length, before and after EPOCH_STEP."""
 ITEMS = "items' errors as released, as if no item were shared"
@@ -53,10 +53,11 @@ def claims(
     frames: dict[str, pd.DataFrame],
     released: dict[str, Estimate | None],
 ) -> list[Claim]:
-    """Return all claims with their tests.
+    """Return all claims of the study with their tests.
 
     Args:
-        released: the effects that `released_effects` returns.
+        frames: the tables of the study.
+        released: the result of `released_effects`.
     """
     others = _others(params, measured, frames, released)
     rows = _no_clear_benefit(released, NARROWER)
@@ -68,11 +69,14 @@ def claims(
 def _no_clear_benefit(
     released: dict[str, Estimate | None], margin: float, narrower: list[str] | None = None
 ) -> list[Claim]:
-    """Return the claims on the benefit at two steps, zero-shot and five-shot.
+    """Return the claims that the released deduplicated models are not clearly better on benchmarks.
+
+    There is one claim for each of two steps, zero-shot and five-shot.
 
     Args:
+        released: the result of `released_effects`.
         margin: the smallest clear benefit, in points.
-        narrower: the verdicts of these claims with the margin NARROWER, for their notes.
+        narrower: the verdicts of the same claims with the margin NARROWER, for their notes.
     """
     rows = []
     for effect, when, tables in (
@@ -108,7 +112,12 @@ def _others(
     frames: dict[str, pd.DataFrame],
     released: dict[str, Estimate | None],
 ) -> list[Claim]:
-    """Return the claims that do not depend on what counts as a clear benefit at a step."""
+    """Return the claims of the study except those of `_no_clear_benefit`.
+
+    Args:
+        frames: the tables of the study.
+        released: the result of `released_effects`.
+    """
     words, sentences = _change(params, measured, "last_word", "sentences")
     loss, rows_read = _change(params, measured, "loss", "held-out rows")
     return [
@@ -173,12 +182,21 @@ def _others(
 
 
 def _pairs(e: Estimate | None, items: str) -> str:
-    """Say over what a released effect varies, or return "" if there is no effect."""
+    """Say what a released effect is averaged over: how many pairs of models, and which items.
+
+    Return "" if there is no effect.
+
+    Args:
+        items: what the interval assumes about items, in words.
+    """
     return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
 
 
 def _models_alone(e: Estimate | None) -> str:
-    """Give the interval over the models alone of a released effect, as the end of a note."""
+    """Return the end of a note: the interval of a released effect over models, for fixed items.
+
+    Return "" if there is no effect.
+    """
     if e is None:
         return ""
     low, high = (number_text(end, 2) for end in (e.low, e.high))
@@ -227,10 +245,14 @@ def released_effects(released: Tables) -> dict[str, Estimate | None]:
 
 
 def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimate | None]:
-    """Estimate the mean lead, with an interval over models and items and one over models only.
+    """Estimate the mean lead of deduplicated models over their twins, in points.
+
+    Returns:
+        The mean under two names: NAME has an interval that covers models and items, NAME_models
+        an interval that covers models only.
 
     Args:
-        pairs: value and stderr of each pair of models.
+        pairs: one row per pair of models, with its lead (value) and the standard error (stderr).
     """
     values = pairs.value.to_numpy()
     return {
@@ -245,13 +267,14 @@ def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimat
 def _change(
     params: Params, measured: Measurements, measure: str, items: str
 ) -> tuple[Estimate | None, str]:
-    """Return the mean change by deduplication at the end, and the units of the mean in words.
+    """Return how deduplication changes a measure at the end, and a text on what was averaged.
 
-    The change is deduplicated minus standard, averaged over sizes and items.
+    The change is deduplicated minus standard, averaged over sizes and items, in points or, for
+    loss, in nats per token. It is None, and the text "", if no pair of models was measured.
 
     Args:
         measure: a key of FACTORS.
-        items: the name of the items of this measure, for the text.
+        items: the items of this measure in words, e.g. "held-out rows".
     """
     changes = pooled(params, measured, measure)
     if changes is None:
@@ -265,9 +288,9 @@ def _change(
 def _accuracy(params: Params, measured: Measurements) -> Test:
     """Test whether deduplication raises zero-shot accuracy.
 
-    There is no verdict unless the models do better than guessing: the interval of their accuracy
-    above that of guessing must lie above 0. Tasks without answers to choose from (`chance` is 0)
-    are left out of that comparison.
+    There is no verdict unless the models do better than guessing, i.e. unless the interval of their
+    accuracy minus the accuracy of guessing lies above 0. This comparison leaves out tasks without
+    answers to choose from (`chance` is 0).
     """
     e, units = _change(params, measured, "accuracy", "zero-shot items")
     above = []
@@ -291,7 +314,11 @@ def _accuracy(params: Params, measured: Measurements) -> Test:
 
 
 def _memorized(frame: pd.DataFrame) -> Test:
-    """Test whether deduplication lowers the share of training rows memorized; units are sizes."""
+    """Test whether deduplication lowers the share of training rows memorized, over sizes.
+
+    Args:
+        frame: the table `memorized`.
+    """
     shares = frame.pivot(index="size", columns="arm", values="value").reindex(columns=DATA_ARMS)
     shares = 100 * shares.dropna()
     if shares.empty:

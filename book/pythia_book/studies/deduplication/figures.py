@@ -31,7 +31,11 @@ RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87":
 
 
 def taken_away(result: Result) -> Drawing:
-    """Draw the share of tokens that each recipe leaves, and the share of similar pairs it finds."""
+    """Draw how much text each deduplication recipe leaves, and which similar documents it finds.
+
+    The first panel has the share of tokens, the second the share of pairs of documents found, by
+    their similarity.
+    """
     recipes, caught = result.tables["recipes"], result.tables["caught"]
     with style.canvas(result, 2, 2.7, ratios=(1, 1.1)) as (figure, (bars, curves)):
         bottom_up = recipes[recipes.recipe != "none"].iloc[::-1]
@@ -65,7 +69,7 @@ def taken_away(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Draw how twins differ over training, in held-out loss and in last words predicted."""
+    """Draw how our twins differ over training, in held-out loss and in last words predicted."""
     effects = result.tables["effects"]
     n = {m: int(g.n.max()) for m, g in effects.groupby("measure")}
     notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} sentences"
@@ -81,7 +85,12 @@ def over_training(result: Result) -> Drawing:
 
 
 def _differences(ax: Axes, effects: object, factor: float, result: Result) -> None:
-    """Draw the difference between twins of each size over training."""
+    """Draw the difference between the twins of each size over training.
+
+    Args:
+        effects: the rows of the table `effects` for one measure.
+        factor: converts the table values to the unit of the y axis.
+    """
     if effects.empty:
         style.say(ax, "no checkpoint of both twins\ncould be measured")
         return
@@ -92,7 +101,7 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
 
 
 def tasks(result: Result) -> Drawing:
-    """Draw how the final twins differ in zero-shot accuracy, task by task."""
+    """Draw how our final twins differ in zero-shot accuracy, task by task."""
     table = result.tables["tasks"]
     table = table[table.shots == 0]
     names = [t for t in dict.fromkeys(table.task) if t != "mean"] + ["mean"]
@@ -169,14 +178,14 @@ def released_over_training(result: Result) -> Drawing:
 
 
 def _twins(result: Result) -> pd.DataFrame:
-    """Return the table of released differences; it is empty if there are no released numbers."""
+    """Return the table `twins` of released differences; without released numbers it has no rows."""
     import pandas as pd
 
     return result.released.get("twins", pd.DataFrame(columns=COLUMNS, dtype=float))
 
 
 def _means(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over pairs at each step, with columns step, value, low, high."""
+    """Return the mean difference over pairs of models at each step, as step, value, low, high."""
     import pandas as pd
 
     rows = []
@@ -187,7 +196,7 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def remembered(result: Result) -> Drawing:
-    """Draw the share of training rows that the final models memorize, by size and arm."""
+    """Draw the share of training rows that our final models memorize, by size and text."""
     memorized = result.tables["memorized"]
     sizes = result.params.size_list
     with style.canvas(result, 1, 2.6, "bars: 95 % intervals") as (figure, (ax,)):
@@ -201,7 +210,7 @@ def remembered(result: Result) -> Drawing:
 
 
 def recipes_table(result: Result) -> Table:
-    """Return the table of documents and tokens before and after each recipe."""
+    """Return a table of the documents and tokens of the text before and after each recipe."""
     frame = result.tables["recipes"].copy()
     frame.columns = ["Recipe", "Documents", "Tokens", "Identical removed", "Similar removed",
                      "% of tokens removed"]  # fmt: skip

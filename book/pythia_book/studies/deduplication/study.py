@@ -34,16 +34,18 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """Find or train the suite, deduplicate the text by every recipe, and compare the twins.
 
     Args:
-        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR`, if it is set.
+        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR` or, if it is
+            not set, those of the recorded study.
     """
     measuring, analysing = partial(measure, params, progress), partial(analyse, params)
     return conduct(STUDY, params, measuring, analysing, released, published)
 
 
 def released(published: Published) -> Tables:
-    """Return the table `twins`: over training, how the accuracies of released twins differ.
+    """Return the table `twins`: how the accuracies of released twins differ over training.
 
-    A difference is deduplicated minus standard.
+    Twins are a standard and a deduplicated model of one size. A difference is deduplicated minus
+    standard, in points.
     """
     return {"twins": twin_differences(published)}
 
@@ -59,7 +61,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Train or find the twins and measure them.
+    """Find or train the twins and measure them.
 
     The arrays are, e.g. for size 25k and the standard text,
 
@@ -90,8 +92,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
     """Deduplicate the text by every recipe, and return rows of two tables.
 
-    The table of recipes has the columns TEXT_ROW. The table of clusters has the columns recipe,
-    copies (documents in a cluster) and the number of clusters with as many copies.
+    The first table is `recipes`, with the columns TEXT_ROW. The second is `clusters`, with the
+    columns recipe, copies (documents in a cluster), and clusters (how many have this size).
     """
     from pythia_core.data.prepare import prepare
 
@@ -110,7 +112,10 @@ def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[A
 
 
 def _language(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add held-out loss and last words over training to `measured`; return the number of gaps."""
+    """Add held-out loss and last words over training to `measured`.
+
+    Return the number of checkpoints that could not be measured.
+    """
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
     first = next(iter(suite.values()))
@@ -133,7 +138,7 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
     (pythia_core.evaluation.memorization). Rows that begin with the same text share one entry.
 
     Returns:
-        The number of gaps.
+        The number of final models that could not be measured.
     """
     from pythia_book.measurements import measure_all
     from pythia_core.evaluation.memorization import ExtractionMeasurement, distinct_windows
@@ -158,7 +163,10 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
 
 
 def _tasks(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add to `measured` which items each final model answers correctly; return the gap count."""
+    """Add to `measured` which items of benchmark tasks each final model answers correctly.
+
+    Return the number of final models that could not be measured.
+    """
     from pythia_book.tasks.benchmarks import TASKS
     from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 

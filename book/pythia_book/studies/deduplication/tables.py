@@ -61,7 +61,11 @@ def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
 
 
 def _caught() -> pd.DataFrame:
-    """Return the table `caught` of `tables`."""
+    """Return the table `caught`: how likely each recipe finds a pair of similar documents.
+
+    The columns are recipe, similarity (Jaccard, 0 to 1) and probability. A recipe that only
+    removes identical documents is left out.
+    """
     import pandas as pd
 
     rows = []
@@ -77,9 +81,9 @@ def _caught() -> pd.DataFrame:
 
 
 def change(measured: Measurements, measure: str, size: str, *rest: Any) -> np.ndarray | None:
-    """Return the score of the deduplicated minus the standard model on each item, float[items].
+    """Return how scores differ between twins, deduplicated minus standard, float[items].
 
-    Return None if either model was not measured.
+    Return None if one of the two models was not measured.
 
     Args:
         rest: the rest of the array's name, i.e. the step or the key of a task.
@@ -110,12 +114,12 @@ def pooled(params: Params, measured: Measurements, measure: str) -> np.ndarray |
 
 
 def zero_shot(measured: Measurements) -> list[str]:
-    """Return the keys of the zero-shot tasks."""
+    """Return the keys of the zero-shot tasks that were measured, e.g. "piqa_0"."""
     return [key for key, (_, shots) in measured.facts["tasks"].items() if shots == 0]
 
 
 def _over_training(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables `levels` and `effects` of `tables`."""
+    """Return the tables `levels` and `effects`: scores of every model and differences of twins."""
     import pandas as pd
 
     last = scale_named(params.scale).steps
@@ -141,7 +145,7 @@ def _over_training(params: Params, measured: Measurements) -> tuple[pd.DataFrame
 
 
 def _tasks(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Return the table `tasks` of `tables`."""
+    """Return the table `tasks`: how the final twins differ in accuracy, task by task."""
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -163,7 +167,7 @@ def _tasks(params: Params, measured: Measurements) -> pd.DataFrame:
 
 
 def _memorized(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Return the table `memorized` of `tables`."""
+    """Return the table `memorized`: the share of training rows that each final model memorized."""
     import pandas as pd
 
     rows = []
@@ -188,7 +192,15 @@ def values(
     frames: dict[str, pd.DataFrame],
     released: dict[str, Estimate | None],
 ) -> dict[str, Any]:
-    """Map names to the numbers in prose; a number that was not measured or not released is None."""
+    """Return the numbers that the page quotes in its text, by name.
+
+    A number is None if it was not measured or not released. Changes are deduplicated minus
+    standard, over all sizes, in points or, for loss, in nats per token.
+
+    Args:
+        frames: the tables of `tables`.
+        released: the result of `claims.released_effects`.
+    """
     recipes = frames["recipes"].set_index("recipe")
     before, after = PILE_TOKENS
     largest = params.size_list[-1]

@@ -33,7 +33,7 @@ MARGINAL = 2.0
 """A loss of LAMBADA accuracy below this counts as marginal, in points: the smallest difference
 between neighbouring sizes of the released suite (6.9B and 12B, deduplicated, differ by 2.1)."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
-"""Arm -> length of its intervention in percent of training."""
+"""Maps an arm to the length of its swap in percent of training."""
 
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 """The source of the released numbers behind premises that no paper states."""
@@ -42,7 +42,7 @@ REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
 NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
 OTHER_METRIC = f"{NO_METRIC}; the released answers, another metric, are tested below"
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
-"""Begins the reason where agreement would follow from no swap as well."""
+"""Begins the reason of a test whose result would agree with the paper even without a swap."""
 NO_NUMBERS = "no released numbers: neither in the record nor in PYTHIA_PUBLISHED_DIR"
 
 QUOTES = {
@@ -66,13 +66,13 @@ Final = Mapping[tuple[str, str], Mapping[str, Units]]
 def claims(
     params: Params, final: Final, released: Mapping[str, pd.DataFrame], feminine: np.ndarray
 ) -> list[Claim]:
-    """Return all claims with their tests.
+    """Return all claims of the study, and the premises on which they rest, with their tests.
 
     Args:
-        final: the units of our runs at the end of training.
+        final: the values of every measure of our runs at the end of training.
         released: the tables of `released_numbers.select`; empty without released numbers.
-        feminine: int[occupations of `feminine_share`], the stereotype of each: 1 feminine, 0
-            masculine, -1 unknown.
+        feminine: the stereotype of each occupation of `feminine_share`, int[occupations]: 1 is
+            feminine, 0 masculine, -1 unknown.
     """
     ours, theirs = _Ours(params, final), _Released(released)
     premises, others = ours.premises(feminine), theirs.premises()
@@ -166,15 +166,20 @@ def claims(
 
 
 def _marginal(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
+    """Test that a loss of accuracy is below MARGINAL; used like `falls`."""
     return falls(e, unit, units, MARGINAL, note)
 
 
 def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
+    """Show a loss of accuracy without a verdict; used like `falls`.
+
+    A small loss could also mean that the released models were not swapped at all.
+    """
     return untestable(f"{SWAP_NOT_SHOWN} there is no cost either", e, unit, units, note)
 
 
 def _across(values: np.ndarray) -> np.ndarray:
-    """Return the values of the largest minus those of the smallest size, float[seeds, 1].
+    """Return the values of the largest size minus those of the smallest size, float[seeds, 1].
 
     Args:
         values: float[seeds, sizes].
@@ -186,16 +191,18 @@ def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) ->
     """Return a function that says why a claim is not testable.
 
     The function takes the names of the premises that the claim needs. It returns the reason, or ""
-    if all these premises hold.
+    if all these premises hold and the swap is the one of the paper.
 
     Args:
-        premises: maps names to the premises about our runs.
-        others: more premises, which count in the correction of the verdicts for multiple tests.
+        premises: the premises about our runs, by name.
+        others: more premises, which are judged together with these, because the verdicts are
+            corrected for multiple tests.
     """
     judged = judge([*premises.values(), *others])[: len(premises)]
     verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
 
     def missing(*names: str) -> str:
+        """Return why a claim that needs these premises is not testable, or ""."""
         if params.swap != "masculine_to_feminine":
             return REVERSE
         return next((LACKING[name] for name in names if verdicts[name] != HOLDS), "")
@@ -210,26 +217,28 @@ LACKING = {
     "crows": "the controls are not shown to prefer the stereotyping sentences of CrowS-Pairs",
     "last_word": f"the controls predict too few last words to lose {MARGINAL:g} points",
 }
-"""Maps each premise to what is missing if the premise does not hold."""
+"""Maps the name of a premise to the reason why claims are not testable if it does not hold."""
 
 # --- our runs --------------------------------------------------------------------------------
 
 
 class _Ours:
-    """The effects of our runs, float[seeds, sizes] in percentage points, and their tests."""
+    """The effects on our runs, float[seeds, sizes] in percentage points, and tests of them."""
 
     def __init__(self, params: Params, final: Final) -> None:
         self.params, self.final, self.sizes = params, final, params.size_list
 
     def _means(self, arm: str, measure: str) -> np.ndarray:
+        """Return the mean of a measure in percent, float[seeds, sizes]."""
         columns = [self.final[size, arm][measure].values.mean(1) for size in self.sizes]
         return 100 * np.stack(columns, axis=1)
 
     def level(self, arm: str, measure: str) -> np.ndarray:
-        """Return by how much a measure exceeds 50 %, at which there is no preference."""
+        """Return a measure minus 50 % (no preference), in points, float[seeds, sizes]."""
         return self._means(arm, measure) - 50
 
     def change(self, arm: str, measure: str, base: str = "control") -> np.ndarray:
+        """Return a measure in `arm` minus the same in `base`, in points, float[seeds, sizes]."""
         return self._means(arm, measure) - self._means(base, measure)
 
     def test(
@@ -240,15 +249,15 @@ class _Ours:
         of: str = "",
         note: str = "",
     ) -> Test:
-        """Test the mean of effects float[seeds, sizes].
+        """Test the mean effect, with an interval over seeds.
 
-        The units are seeds, each with the mean over its sizes. A single seed gives no verdict, and
-        its interval is over sizes.
+        With one seed, the interval is over sizes, and there is no verdict.
 
         Args:
+            effects: float[seeds, sizes], in points.
             make: makes the test from the estimate, e.g. `falls`.
-            missing: why there is no verdict; "" if there is one.
-            of: describes an effect if it is not the mean over all sizes.
+            missing: the reason if the claim is not testable, else "".
+            of: what was averaged for a seed, in words; by default, the number of sizes.
         """
         seeds, n = effects.shape
         of = of or (f"{n} sizes" if n > 1 else "1 size")
@@ -261,7 +270,11 @@ class _Ours:
         return make(e, "points", units, note=note)
 
     def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
-        """Map names to the premises about our runs; `feminine` as in `claims`."""
+        """Return, by name, the premises: what claims take for granted about our runs, with tests.
+
+        Args:
+            feminine: the stereotype of each occupation, as in the function `claims`.
+        """
         raises, direction = ("raises", rises), ("lowers", falls)
         word, moves = raises if self.params.swap == "masculine_to_feminine" else direction
         seeds = "" if self.params.seeds == 1 else f", {self.params.seeds} seeds"
@@ -269,12 +282,13 @@ class _Ours:
         of = f"mean of the controls of {sizes} size{'s' if sizes > 1 else ''}{seeds}"
 
         def units(measure: str) -> Units:
-            """Return the units of a measure, averaged over the controls of all sizes and seeds."""
+            """Average each unit of a measure over the controls of all sizes and seeds."""
             cells = [self.final[size, "control"][measure] for size in self.sizes]
             values = np.mean([cell.values.mean(0) for cell in cells], axis=0)
             return Units(measure, values[None], cells[0].strata)
 
         def above(measure: str, share: float, items: str, text: str) -> Claim:
+            """Return the premise `text`: the controls' mean of a measure is above `share`."""
             chosen = units(measure)
             e = estimate(100 * (chosen.values - share), self.params.bootstrap, 0, chosen.strata)
             counts = f"{e.n_items} {items}, {of}"
@@ -318,10 +332,14 @@ class _Ours:
         }  # fmt: skip
 
     def _association(self, feminine: np.ndarray) -> Estimate | None:
-        """Return how the controls' pronouns differ between feminine and masculine occupations.
+        """Estimate how much more the controls expect feminine pronouns after feminine occupations.
 
-        The difference is that of the mean logits of the feminine share. Return None if a stereotype
-        has fewer than two occupations.
+        Return the mean logit of the feminine share after occupations with a feminine stereotype
+        minus the mean logit after those with a masculine one. Return None if either group has fewer
+        than two occupations.
+
+        Args:
+            feminine: the stereotype of each occupation, as in the function `claims`.
         """
         shares = [self.final[size, "control"]["feminine_share"].values for size in self.sizes]
         share = np.clip(np.stack(shares), 1e-6, 1 - 1e-6)
@@ -338,7 +356,7 @@ SETUP = "section 3.1, where it is taken for granted"
 
 
 class _Released:
-    """Tests on the released numbers; without released numbers, tests say what is missing."""
+    """Tests on the released models. If a table is missing, the tests say so and give no verdict."""
 
     def __init__(self, tables: Mapping[str, pd.DataFrame]) -> None:
         self.tables = {name: table for name, table in tables.items() if len(table)}
@@ -352,13 +370,13 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
-        """Test the change of the values in a table from control to swap.
+        """Test by how many points the scores in a released table change from control to swap.
 
         Args:
             name: the name of the table.
             make: makes the test from the estimate, e.g. `falls`.
             items: the items that were scored, in words.
-            sign: the change is multiplied by this.
+            sign: -1 to test the decrease instead of the change.
         """
         if name not in self.tables:
             return untestable(NO_NUMBERS)
@@ -372,6 +390,7 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
+        """Test the mean change over models, like `change`, from a result of `at_end`."""
         if frame.empty:
             return untestable(f"{NO_NUMBERS} of both arms at one checkpoint")
         e = numbers.mean_of_models(frame.assign(change=sign * frame.change))
@@ -382,7 +401,13 @@ class _Released:
         return make(e, "points", units, note="; ".join(filter(None, (by_model, note))))
 
     def slope(self, name: str, column: str, make: Callable[..., Test]) -> Test:
-        """Test how a column of `at_end` changes with the size of the models."""
+        """Test how a score depends on model size, in points per tenfold number of parameters.
+
+        Args:
+            name: the name of the released table.
+            column: a column of `at_end`, e.g. "change", the swap minus the control.
+            make: makes the test from the estimate, e.g. `falls`.
+        """
         if name not in self.tables:
             return untestable(NO_NUMBERS)
         frame = numbers.at_end(self.tables[name], "swap_7")
@@ -393,7 +418,10 @@ class _Released:
         return make(e, PER_TENFOLD, f"{len(frame)} models", note=note)
 
     def perplexity(self, arm: str) -> str:
-        """Return a note with the mean LAMBADA perplexity of both arms by model, or ""."""
+        """List, by released model, the LAMBADA perplexity of the control and of the swap `arm`.
+
+        Return "" if perplexities are not available.
+        """
         table = self.tables.get("lambada")
         if table is None or table.perplexity.isna().all():
             return ""
@@ -404,8 +432,10 @@ class _Released:
         )
 
     def premises(self) -> list[Claim]:
-        """Return premises on released numbers that the paper does not use, as its claims imply."""
+        """Return premises about the released models, with their tests.
 
+        They are what the paper's claims imply for released numbers that the paper does not use.
+        """
         tests = {
             f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '
             "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
@@ -429,16 +459,19 @@ class _Released:
         ]
 
     def _leads(self, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame | None:
+        """Return `released_numbers.leads`, or None without released WinoBias answers."""
         table = self.tables.get("winobias")
         return None if table is None else numbers.leads(table, suite, prompts)
 
     def _lead(self, suite: str, prompts: tuple[str, ...]) -> Test:
+        """Test that the swap narrows the lead of stereotypical sentences (`_leads`)."""
         leads = self._leads(suite, prompts)
         if leads is None:
             return untestable(NO_NUMBERS)
         return self._test(numbers.at_end(leads, "swap_7"), falls, "1,584 sentences", note=EXACT)
 
     def _turned(self) -> Test:
+        """Test that the swapped 6.9B model has a negative lead of stereotypical sentences."""
         leads = self._leads("v1", (numbers.COMPARABLE,))
         if leads is None:
             return untestable(NO_NUMBERS)
@@ -451,6 +484,7 @@ class _Released:
         return falls(e, "points", "1 model; 1,584 sentences as if independent", note=EXACT)
 
     def _all_sizes(self) -> Test:
+        """Test that the CrowS-Pairs gender bias of the deduplicated models grows with size."""
         table = self.tables.get("crows_sizes")
         if table is None:
             return untestable(NO_NUMBERS)
@@ -461,10 +495,10 @@ class _Released:
 
     @cached_property
     def _biases(self) -> pd.DataFrame | None:
-        """Return the changes of CrowS-Pairs scores by model, or None without released numbers.
+        """The table of how the swap changes CrowS-Pairs scores; None without released numbers.
 
-        The column `others` is the change for the other eight biases; `change` is the change for
-        gender minus `others`.
+        It has one row per model. The column `others` is the change for the eight biases other than
+        gender, and the column `change` is the change for gender minus `others`, both in points.
         """
         table = self.tables.get("crows_biases")
         if table is None:
@@ -475,6 +509,7 @@ class _Released:
         return gender.assign(others=others, change=gender.change - others)
 
     def _gender_alone(self) -> Test:
+        """Test that the swap lowers CrowS-Pairs scores more for gender than for other biases."""
         frame = self._biases
         if frame is None or len(frame) < 2:
             return untestable(NO_NUMBERS)
@@ -482,6 +517,7 @@ class _Released:
         return falls(numbers.mean_of_models(frame), "points", units, note="gender minus others")
 
     def _others(self) -> Test:
+        """Show, without a verdict, how the swap changes CrowS-Pairs scores for other biases."""
         frame = self._biases
         if frame is None or len(frame) < 2:
             return untestable(NO_NUMBERS)

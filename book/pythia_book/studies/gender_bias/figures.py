@@ -36,9 +36,13 @@ BRANCH_PERCENT = 78
 
 
 def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
-    """Return the notes under a figure.
+    """Return the notes under a figure, "" for each that does not apply.
 
-    They say what was measured, what the intervals cover, and where released numbers are from.
+    They say what was measured, what the intervals cover, and where the released numbers come from.
+
+    Args:
+        items: the items of our measurements in words, e.g. "320 pairs".
+        intervals: whether the figure shows intervals.
     """
     seeds = result.params.seeds
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
@@ -52,7 +56,7 @@ ONE_RUN = "over items of one run"
 
 
 def _forks(ax: Axes, scale: str) -> None:
-    """Mark where the two interventions begin."""
+    """Draw a vertical line where each of the two swaps begins, in percent of training."""
     setting = scale_named(scale)
     for arm, index in ARMS.items():
         if index is not None:
@@ -62,7 +66,10 @@ def _forks(ax: Axes, scale: str) -> None:
 
 
 def _released(result: Result, name: str) -> pd.DataFrame | None:
-    """Return a table of released numbers with the column `percent` of training, or None."""
+    """Return a table of released numbers, with the new column percent (of training).
+
+    Return None if the numbers are not available.
+    """
     table = result.released.get(name)
     if table is None or table.empty:
         return None
@@ -70,7 +77,12 @@ def _released(result: Result, name: str) -> pd.DataFrame | None:
 
 
 def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = False) -> None:
-    """Draw a line over training for every size and arm."""
+    """Draw a line over training for every size and arm.
+
+    Args:
+        table: size, arm, percent (of training), value, and low and high for a band.
+        dense: whether there are many checkpoints, so that lines must be thin and markers small.
+    """
     for size in sizes:
         for arm in ARMS:
             cell = style.rows_where(table, size=size, arm=arm)
@@ -79,14 +91,14 @@ def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = Fa
 
 
 def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
-    """Draw all released models and arms over training; returns the models in table order."""
+    """Draw all released models and arms over training, and return the sizes in table order."""
     sizes = list(dict.fromkeys(table["size"]))
     _lines(ax, table, sizes, dense=True)
     return sizes
 
 
 def prior_shift(result: Result) -> Drawing:
-    """The feminine share of pronouns after occupations, from the first fork on."""
+    """Draw the feminine share of pronouns after occupations, from the first fork on, by size."""
     shares = style.rows_where(result.tables["branch"], measure="feminine_share")
     shares = shares[shares.percent >= BRANCH_PERCENT]
     sizes = result.params.size_list
@@ -105,7 +117,10 @@ def prior_shift(result: Result) -> Drawing:
 
 
 def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
-    """Return a drawing whose description has the largest model's `measure` in all three arms."""
+    """Return a drawing that is described by a text and some numbers.
+
+    The numbers are the largest model's scores on `measure`, for the control and both swaps.
+    """
     texts = (
         f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
@@ -114,7 +129,7 @@ def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing
 
 
 def crows_over_training(result: Result) -> Drawing:
-    """The paper's figure 1: CrowS-Pairs gender over training, for the control and both swaps."""
+    """Draw the paper's figure 1, released and ours: CrowS-Pairs for gender over training."""
     ours = result.tables["branch"].query("measure == 'crows'")
     n = result.values["n_crows"]
     notes = _notes(result, f"{n} pairs, bands at the end only")
@@ -145,7 +160,7 @@ def crows_over_training(result: Result) -> Drawing:
 
 
 def _end_intervals(ax: Axes, result: Result, levels: pd.DataFrame) -> None:
-    """Draw the intervals of the final points next to each other, just right of 100 %."""
+    """Draw the intervals of our final scores side by side, just right of 100 % of training."""
     x = 101.5
     for size in result.params.size_list:
         for arm in ARMS:
@@ -156,7 +171,11 @@ def _end_intervals(ax: Axes, result: Result, levels: pd.DataFrame) -> None:
 
 
 def winobias_by_size(result: Result) -> Drawing:
-    """The paper's figure 2: WinoBias by size and arm; the released scores use another metric."""
+    """Draw the paper's figure 2: WinoBias by size and arm, released and ours.
+
+    The released scores are from another metric than ours. A third panel splits our largest model's
+    accuracy by the gender of the stereotype.
+    """
     levels = result.tables["levels"]
     n = result.values["n_winobias"]
     notes = _notes(result, f"{n} sentences")
@@ -184,10 +203,10 @@ def winobias_by_size(result: Result) -> Drawing:
 
 
 def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return means over the steps from LAST_WINDOW on, by size and the columns `by`.
+    """Average released scores over the steps from LAST_WINDOW on, by size and the columns `by`.
 
-    Intervals are over items. All checkpoints have the same items, so averaging over checkpoints
-    does not reduce the error.
+    Return size, the columns `by`, value, variance, low, high. Intervals are over items. All
+    checkpoints have the same items, so averaging over checkpoints does not make intervals narrower.
     """
     late = table[table.step >= numbers.LAST_WINDOW]
     late = late.assign(variance=late.stderr**2)
@@ -197,7 +216,7 @@ def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _halves(ax: Axes, result: Result) -> None:
-    """Draw the largest model's accuracy on feminine and on masculine stereotypes over training."""
+    """Draw our largest model's WinoBias accuracy over training, by arm and gender of stereotype."""
     branch, size = result.tables["branch"], result.values["largest"]
     colours = {"feminine": style.size_colour(size), "masculine": style.MUTED}
     for half, colour in colours.items():
@@ -214,7 +233,11 @@ def _halves(ax: Axes, result: Result) -> None:
 
 
 def language_cost(result: Result) -> Drawing:
-    """The cost of the swap in language modelling: the paper's figure 6 and our held-out loss."""
+    """Draw what the swap costs in language modelling.
+
+    The panels have LAMBADA of the released models (the paper's figure 6), and last words and
+    held-out loss of our models.
+    """
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
     with style.canvas(result, 3, 3.0, *_notes(result, n)) as (figure, (left, middle, right)):
@@ -245,7 +268,7 @@ def language_cost(result: Result) -> Drawing:
 
 
 def occupations(result: Result) -> Drawing:
-    """Draw the largest model's feminine share of pronouns, occupation by occupation."""
+    """Draw our largest model's feminine share of pronouns after each occupation, by arm."""
     size = result.values["largest"]
     table = result.tables["occupations"]
     wide = style.rows_where(table, size=size)
@@ -275,7 +298,7 @@ def occupations(result: Result) -> Drawing:
 
 
 def released_winobias(result: Result) -> Drawing:
-    """The released WinoBias answers: both prompts, both suites, each side, control and swap."""
+    """Draw exact matches of the released WinoBias answers by size; a panel per suite and prompt."""
     table = _released(result, "winobias")
     source = _notes(result, "")[-1]
     notes = ("intervals: 95 % over items, 792 sentences per point", source)
@@ -325,7 +348,7 @@ _SIZES = ("70m", "410m", "1.4b", "6.9b")
 
 
 def crows_biases(result: Result) -> Drawing:
-    """Draw how the swap changes the released CrowS-Pairs scores, bias by bias."""
+    """Draw how the swap changes the released CrowS-Pairs scores: a row per bias, in points."""
     table, source = _released(result, "crows_biases"), _notes(result, "")[-1]
     notes = ("large points: mean over models, 95 % Student t over models", source)
     with style.canvas(result, 1, 3.2, *notes) as (figure, (ax,)):
@@ -358,7 +381,7 @@ def crows_biases(result: Result) -> Drawing:
 
 
 def results_table(result: Result) -> Table:
-    """Return the table of every measure at the end of training, by size and arm."""
+    """Return a table of all main measures at the end of training: a row per size and arm."""
     import pandas as pd
 
     labels = {
@@ -390,9 +413,11 @@ def summary(result: Result) -> Any:
     largest = v["largest"]
 
     def percent(name: str) -> str:
+        """Format a share with its interval in percent."""
         return records.value_text({key: 100 * value for key, value in v[name].items()}) + " %"
 
     def points(name: str) -> str:
+        """Format a change of a share with its interval in points, without the unit."""
         return percent(name).removesuffix(" %")
 
     chance = v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]

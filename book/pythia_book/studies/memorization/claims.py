@@ -46,8 +46,8 @@ the rate would change by less than half of its mean."""
 DISPERSION = 0.2
 """Variances of the counts per window within this share of the binomial variance count as equal."""
 HIGH = 80.0
-"""Precision and recall are called high from this percentage on. The source gives no bound; below
-this one, every fifth prediction is wrong, or every fifth memorized text is missed."""
+"""Precision and recall are called high from this percentage on. The source gives no bound. At this
+bound, every fifth prediction is wrong, or every fifth memorized text is missed."""
 FEWEST_SIZES = 3
 """A trend over sizes needs at least this many."""
 
@@ -58,7 +58,11 @@ DECLINE = "Biderman et al. 2023b, section 3, Figures 1 and 2"
 
 
 def claims(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim]:
-    """The claims about order, size, repetition and prediction, with their tests."""
+    """Return the claims about order, size, repetition and prediction, with their tests.
+
+    Args:
+        tables: the tables of the study.
+    """
     return [
         *_order(extracted, tables["tests"]),
         *_models(extracted, tables),
@@ -70,6 +74,7 @@ def claims(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim]
 
 
 def _order(extracted: Extracted, tests: pd.DataFrame) -> list[Claim]:
+    """Return the two claims that the order of training does not matter for memorization."""
     return [
         Claim(
             "Whether a row is memorized does not depend on when in training it is read.",
@@ -93,9 +98,10 @@ def _order(extracted: Extracted, tests: pd.DataFrame) -> list[Claim]:
 def _order_test(
     extracted: Extracted, tests: pd.DataFrame, test: str, window: int, margin: float, unit: str
 ) -> Test:
-    """Test that, in training order, memorized rows show practically no trend or excess clustering.
+    """Test that memorized rows show practically no trend, or no clusters, over training.
 
-    Only rows that the largest model on the standard text read once are counted.
+    The test is about the largest model on the standard text, and about the rows with a continuation
+    that this model read only once.
 
     Args:
         tests: the table `tests` of `tables.order`.
@@ -130,6 +136,7 @@ def _order_test(
 
 
 def _models(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim]:
+    """Return the claims that larger models memorize more, and repeated text is memorized more."""
     shares, released = tables["shares"], tables["released"]
     last = shares[(shares.percent == 100) & (shares.arm == "standard")].set_index("size")
     theirs = released[(released.experiment == "smaller model") & (released.step == OFFICIAL_STEPS)]
@@ -175,7 +182,10 @@ def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
-    """Slope of the least-squares line through independent points, with its t-interval."""
+    """Estimate the slope of the least-squares line through points, with a t-interval.
+
+    The points are independent of each other, e.g. one model each.
+    """
     a, b = np.asarray(x, float), np.asarray(y, float)
     n, centred = len(a), a - a.mean()
     value = float(centred @ b / (centred @ centred))
@@ -186,10 +196,10 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
 
 
 def _size_trend(by_size: dict[str, float], nothing: str = "", note: str = "") -> Test:
-    """Test whether a measure, in percent, rises with size, per doubling of the parameters.
+    """Test that a measure rises with model size, in points per doubling of the parameters.
 
     Args:
-        by_size: maps sizes to the measure.
+        by_size: the measure of each size, in percent.
         nothing: why the trend is untestable; "" if it is testable.
     """
     unit, n = "points per doubling of size", len(by_size)
@@ -213,6 +223,12 @@ def _models_text(n: int) -> str:
 def _predictions(
     extracted: Extracted, prediction: pd.DataFrame, released: pd.DataFrame
 ) -> list[Claim]:
+    """Return the claims that earlier checkpoints and smaller models predict memorization.
+
+    Args:
+        prediction: the table of `tables.prediction`.
+        released: the table of `tables.released_table`.
+    """
     params, rows = extracted.params, []
     early = prediction[prediction.experiment == "earlier checkpoint"].set_index("step")
     theirs = released[released.experiment == "earlier checkpoint"]
@@ -287,10 +303,11 @@ def _predictions(
 
 
 def _few_readings(extracted: Extracted, percent: int) -> str:
-    """Say that no text has been read often enough to be memorized after `percent` of training.
+    """Say that after `percent` of training no text has been read often enough to be memorized.
 
-    Returns "" if the text read most often has by then been read, in expectation, at least as often
-    as the least read of the texts that the largest model has memorized at the end.
+    Return "" if this is not so. Often enough is as often as the least read text that the largest
+    model has memorized at the end. How often a text has been read by then is its number of readings
+    in the whole run, times `percent` of training.
     """
     memorized, rows = (
         extracted.memorized(extracted.params.size_list[-1], "standard"), extracted.rows["standard"]
@@ -312,11 +329,13 @@ def _few_readings(extracted: Extracted, percent: int) -> str:
 def _share(
     row: pd.Series | None, measure: str, test: Callable[..., Test], nothing: str, note: str = ""
 ) -> Test:
-    """Test precision or recall of one run against HIGH; the units are texts.
+    """Test whether a predictor's precision or recall is above (or below) HIGH percent.
 
     Args:
-        row: a row of the table of predictions; None for a gap.
-        nothing: why the test is untestable if no text counts.
+        row: a row of the table `prediction`; None if the predictor was not measured.
+        measure: "precision" or "recall".
+        test: `rises` to test that it is above HIGH, `falls` to test that it is below.
+        nothing: the reason to give if no text is predicted or memorized, so there is no measure.
     """
     if row is None:
         return test(None, "%", "", HIGH)
@@ -330,7 +349,13 @@ def _share(
 
 
 def _over_models(rows: pd.DataFrame, measure: str, test: Callable[..., Test]) -> Test:
-    """Test the mean of precision or recall over the released models against HIGH."""
+    """Test whether mean precision or recall over the released models is above (or below) HIGH.
+
+    Args:
+        rows: the rows of `tables.released_table` to average over, one per model.
+        measure: "precision" or "recall".
+        test: `rises` to test that it is above HIGH, `falls` to test that it is below.
+    """
     units = 100 * rows[measure].dropna()
     if units.empty:
         return test(None, "%", "", HIGH)

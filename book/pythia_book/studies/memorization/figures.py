@@ -24,7 +24,7 @@ FEW = "too few memorized rows"
 
 
 def shares(result: Result) -> Drawing:
-    """Draw the share of rows memorized, by size on both texts, and over training."""
+    """Draw the share of rows memorized: at the end by size on both texts, and over training."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
@@ -61,7 +61,10 @@ def exposures(result: Result) -> Drawing:
 
 
 def order(result: Result) -> Drawing:
-    """Draw the paper's Q-Q plot with a 95 % band, and the share memorized over training."""
+    """Draw the paper's Q-Q plot with a 95 % band, and the share of rows memorized over training.
+
+    Both are shown for all rows and for rows with a continuation that was read only once.
+    """
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window
     notes = f"{result.params.size_list[-1]}, standard text; bands: 95 %"
@@ -98,7 +101,10 @@ def order(result: Result) -> Drawing:
 
 
 def power(result: Result) -> Drawing:
-    """Draw the power of the test made for each alternative, by the number of memorized rows."""
+    """Draw how likely our tests find that order matters, by the number of memorized rows.
+
+    There is a line for each way in which order could matter, with the test made for it.
+    """
     table, values = result.tables["power"], result.values
     colours = (BLUE, ORANGE, GREEN, style.MUTED)
     note = f"{number_text(values['once_standard'])} rows read once; bands: 95 % intervals"
@@ -126,7 +132,7 @@ def power(result: Result) -> Drawing:
 
 
 def prediction(result: Result) -> Drawing:
-    """Draw precision and recall of predictions of the texts that our largest model memorizes."""
+    """Draw how well earlier checkpoints and smaller models predict which texts are memorized."""
     table = result.tables["prediction"]
     note = "bars: exact 95 % intervals over texts"
     with style.canvas(result, 2, 2.8, note, sharey=True) as (figure, axes):
@@ -152,7 +158,11 @@ def prediction(result: Result) -> Drawing:
 
 
 def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
-    """Draw precision and recall of `rows` at the places `x`, with bars for intervals."""
+    """Draw precision and recall of predictors at the places `x`, with bars for intervals.
+
+    Args:
+        rows: rows of the table `prediction`, one per place.
+    """
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
@@ -163,10 +173,10 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
 
 
 def released(result: Result) -> Drawing:
-    """Draw the share of sequences that each released size memorizes, and how predictable they are.
+    """Draw the released numbers on memorization in four panels.
 
-    The panels have the precision and recall of predictions from earlier checkpoints and from
-    smaller models, and recall against compute.
+    The panels have the share of sequences that each size memorizes, precision and recall of
+    predictions from earlier checkpoints and from smaller models, and recall by compute.
     """
     table = result.tables["released"]
     note = "of the first 23,552,000 sequences; one run per size, so there is no interval"
@@ -228,7 +238,7 @@ def released(result: Result) -> Drawing:
 
 
 def tests_table(result: Result) -> Table:
-    """Return the table of all tests of order, with effect size, p, and p adjusted by Holm."""
+    """Return a table of all tests of order, with effect size, p, and p adjusted by Holm."""
     import pandas as pd
 
     rows = []
@@ -249,7 +259,7 @@ def tests_table(result: Result) -> Table:
 
 
 def levels_table(result: Result) -> Table:
-    """Return the table of how often our tests and the textbook tests reject a true null."""
+    """Return a table of how often our tests and textbook tests reject a true null."""
     import pandas as pd
 
     table = result.tables["levels"]

@@ -36,10 +36,13 @@ _CHUNK = 1 << 21  # array elements at a time, to bound memory
 
 @dataclass(frozen=True)
 class Design:
-    """The eligible rows of a run, and the number of events among them."""
+    """The input of tests of order: which rows to use, and how many of them have an event.
+
+    Rows to use are called eligible, and an event is a memorized row.
+    """
 
     eligible: np.ndarray
-    """bool[rows of the run]"""
+    """bool[rows in training order]."""
     events: int
     windows: tuple[int, ...]
     """Window sizes in rows; those that give fewer than MIN_WINDOWS windows are skipped."""
@@ -54,7 +57,7 @@ class Design:
 
     @property
     def n(self) -> int:
-        """Number of eligible rows."""
+        """The number of eligible rows."""
         return int(self.eligible.sum())
 
     @property
@@ -64,24 +67,27 @@ class Design:
 
     @cached_property
     def testable_windows(self) -> tuple[int, ...]:
-        """The sizes in `windows` that give at least MIN_WINDOWS windows."""
+        """The sizes in `windows` that divide the run into at least MIN_WINDOWS windows."""
         return tuple(w for w in self.windows if len(self.eligible) // w >= MIN_WINDOWS)
 
     @property
     def test_columns(self) -> tuple[tuple[str, int], ...]:
-        """(test name, window size) of each column of `statistics`; 0 for tests without windows."""
+        """The name of the test and the window size (or 0) of each column of `statistics`."""
         dispersion = tuple(("dispersion", w) for w in self.testable_windows)
         return (("trend", 0), *dispersion, ("positions", 0), ("gaps", 0))
 
     @cached_property
     def position(self) -> np.ndarray:
-        """float64[n]: position in training, from 0 to 1, of the middle of each eligible row."""
+        """The position of each eligible row in training, from 0 to 1, float64[n]."""
         return (np.nonzero(self.eligible)[0] + 0.5) / len(self.eligible)
 
     def window_of(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """The window index of each eligible row, and the number of eligible rows in each window.
+        """Divide training into windows of `window` rows.
 
-        Rows after the last whole window share an extra index and are not counted.
+        Returns:
+            The index of the window of each eligible row, int[n], and the number of eligible rows in
+            each whole window, int[windows]. Rows after the last whole window share
+            the next index and are not counted.
         """
         whole = len(self.eligible) // window
         index = np.minimum(np.nonzero(self.eligible)[0] // window, whole)
@@ -89,15 +95,20 @@ class Design:
 
 
 def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw random events under the null, as sorted ranks among eligible rows, int64[draws, M]."""
+    """Draw events (memorized rows) at random, as if the order of training did not matter.
+
+    Return the sorted ranks of the events among the eligible rows, int64[draws, events].
+    """
     return _ranks_of_smallest(design, draws, lambda k: rng.random((k, design.n)))
 
 
 def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Return for each draw the sorted ranks of the M smallest of n keys, int64[draws, M].
+    """Draw events (memorized rows): the eligible rows with the smallest random keys.
+
+    Return the sorted ranks of the events among the eligible rows, int64[draws, events].
 
     Args:
-        keys: a function of the number k of draws that returns their keys, float[k, n].
+        keys: returns the random key of every eligible row in k draws, float[k, n].
     """
     ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
@@ -109,7 +120,13 @@ def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndar
 
 
 def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
-    """int64[draws, windows]: events in each whole window."""
+    """Count the events in each whole window of training, int64[draws, windows].
+
+    Args:
+        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
+            eligible rows, int[draws, events].
+        window: rows per window.
+    """
     index, sizes = design.window_of(window)
     n_indices = len(sizes) + 1
     flat = index[ranks] + n_indices * np.arange(len(ranks))[:, None]
@@ -119,9 +136,11 @@ def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndar
 
 
 def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Compute the statistic of every test, float64[draws, tests], from ranks int[draws, M].
+    """Compute the statistics of all tests, float64[draws, tests]; `test_columns` names them.
 
-    Each row of `ranks` has the sorted ranks of the events among the eligible rows.
+    Args:
+        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
+            eligible rows, int[draws, events].
     """
     columns = [trend_slope(design, ranks)]
     columns += [dispersion(design, ranks, window) for window in design.testable_windows]
@@ -130,18 +149,28 @@ def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Estimate the slope b of each draw, for a rate proportional to 1 + b * (position - mean).
+    """Estimate how the rate of events changes over training, float64[draws].
 
-    Returns float64[draws]. The estimate is Laplace's score divided by its information at b = 0.
+    The result is the slope b of a rate proportional to 1 + b * (position - mean position), with
+    positions from 0 to 1. The estimate is Laplace's score divided by its information at b = 0.
+
+    Args:
+        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
+            eligible rows, int[draws, events].
     """
     centred = design.position - design.position.mean()
     return centred[ranks].mean(1) / (centred**2).mean()
 
 
 def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
-    """Return Pearson's chi-square of the counts per window, divided by its degrees of freedom.
+    """Measure how unevenly events are spread over windows of `window` rows, float64[draws].
 
-    For binomial counts its mean is 1.
+    The result is Pearson's chi-square of the counts per window, divided by its degrees of freedom.
+    Its mean is 1 for binomial counts; clusters of events make it larger.
+
+    Args:
+        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
+            eligible rows, int[draws, events].
     """
     _, sizes = design.window_of(window)
     used = sizes > 0
@@ -151,7 +180,14 @@ def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
 
 
 def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Kolmogorov-Smirnov distance between the ranks of events and a uniform distribution."""
+    """Measure how far events are from being spread uniformly, float64[draws].
+
+    The result is the Kolmogorov-Smirnov distance of their ranks from a uniform distribution.
+
+    Args:
+        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
+            eligible rows, int[draws, events].
+    """
     m, n = ranks.shape[1], design.n
     i = np.arange(m)
     above = np.abs((i + 1) / m - (ranks + 1) / n)
@@ -160,7 +196,15 @@ def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Kolmogorov-Smirnov distance between the gaps and a geometric distribution."""
+    """Measure how far the gaps between neighbouring events are from chance, float64[draws].
+
+    The result is the Kolmogorov-Smirnov distance of the gaps from a geometric distribution. A gap
+    is a difference of two ranks.
+
+    Args:
+        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
+            eligible rows, int[draws, events].
+    """
     m = ranks.shape[1]
     gaps = np.sort(np.diff(ranks, prepend=-1, axis=1), axis=1)
     miss = 1 - design.events / design.n
@@ -178,15 +222,15 @@ def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NullDistribution:
-    """The simulated distribution of the statistics when order does not matter."""
+    """The simulated distribution of all test statistics, if order in training does not matter."""
 
     design: Design
     table: np.ndarray
-    """float64[draws, tests]."""
+    """The statistics of each simulated run, float64[draws, tests]."""
 
     @classmethod
     def simulate(cls, design: Design, draws: int) -> NullDistribution:
-        """Compute the statistics of `draws` random subsets.
+        """Compute the statistics of `draws` random subsets of the eligible rows.
 
         Raises:
             DataError: there are too few events, or too few rows without an event.
@@ -208,10 +252,13 @@ class NullDistribution:
         return cls(design, np.concatenate(parts))
 
     def p_values(self, observed: np.ndarray) -> np.ndarray:
-        """float64[k, tests]: p-values of observed statistics float64[k, tests].
+        """Return the p-value of each observed statistic, float64[k, tests].
 
-        Trend and dispersion are two-sided, the distances one-sided. The observation counts as one
-        of the draws, so no p-value is 0 and the level is exact.
+        Trend and dispersion are tested two-sided, the two distances one-sided. The observation
+        counts as one of the draws, so no p-value is 0 and the level is exact.
+
+        Args:
+            observed: the result of `statistics` for k runs, float64[k, tests].
         """
         draws = len(self.table)
         result = np.empty(observed.shape)
@@ -228,7 +275,7 @@ class NullDistribution:
         return result
 
     def range(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds of the central 95 % of the simulated statistics of every test."""
+        """Return low and high, the bounds of the central 95 % of each statistic, float64[tests]."""
         low, high = np.quantile(self.table, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         return low, high
 
@@ -237,10 +284,14 @@ class NullDistribution:
 
 
 def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
-    """Estimate the change of the rate per 10 % of training, in % of the mean rate.
+    """Estimate how the rate of events changes per 10 % of training, in % of the mean rate.
 
-    The binomial variance of the score is inflated by the dispersion of the counts in the smallest
-    window if that exceeds 1 (quasi-likelihood): clustered events carry less information.
+    Clustered events carry less information, so the variance of the estimate is multiplied by the
+    dispersion of the counts in the smallest windows if it exceeds 1 (quasi-likelihood).
+
+    Args:
+        ranks: the sorted ranks of the events (memorized rows) among the eligible rows, int[events]
+            or int[1, events].
     """
     ranks = ranks[None] if ranks.ndim == 1 else ranks
     slope = float(trend_slope(design, ranks)[0])
@@ -262,9 +313,15 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
 def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> dict[str, np.ndarray]:
     """Compute the Q-Q plot of counts per window against a Poisson distribution of the same mean.
 
+    Args:
+        ranks: the sorted ranks of the events (memorized rows) among the eligible rows, int[events].
+        window: rows per window.
+        draws: the number of random subsets that give the band.
+
     Returns:
-        theoretical (Poisson quantiles), observed (sorted counts), low and high, each with one entry
-        per window; 95 % of random subsets lie entirely between low and high.
+        theoretical (Poisson quantiles), observed (sorted counts), and the band from low to high,
+        each an array with one entry per window. Of the random subsets of rows, 95 % lie entirely
+        inside the band.
     """
     from scipy.stats import poisson
 
@@ -285,11 +342,17 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
 
 
 def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.ndarray]:
-    """Map the names of the textbook tests to p-values float64[draws].
+    """Map the names of two textbook tests to their p-values, float64[draws].
 
-    The p-values show how often these tests reject true nulls. "Poisson dispersion" compares the sum
-    of (count - mean)^2 / mean with chi-square, two-sided. "exponential gaps" is a
-    Kolmogorov-Smirnov test of the gaps, with the mean gap as scale.
+    The tests are not used: they reject too often when order does not matter. "Poisson dispersion"
+    compares the sum of (count - mean)^2 / mean over windows with chi-square, two-sided.
+    "exponential gaps" is a Kolmogorov-Smirnov test of the gaps between events against an
+    exponential distribution with the same mean.
+
+    Args:
+        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
+            eligible rows, int[draws, events].
+        window: rows per window.
     """
     from scipy.stats import chi2, kstwobign
 
@@ -311,13 +374,19 @@ def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.n
 # --- alternatives, for the power of the tests ------------------------------------------------
 
 Draw = Callable[[Design, int, np.random.Generator], np.ndarray]
-"""(design, draws, rng) -> sorted ranks int64[draws, M]."""
+"""A function (design, draws, rng) that draws events, and returns their sorted ranks among the
+eligible rows, int64[draws, events]."""
 BATCH = 0
 """Index in `Design.windows` of the window that is one batch."""
 
 
 def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) -> Draw:
-    """Return a Draw that draws events without replacement, by weights float[draws or 1, N]."""
+    """Return a Draw in which some rows are more likely than others to be events (memorized).
+
+    Args:
+        weights: returns the relative rate of events at each eligible row, float[draws, n], or
+            float[1, n] if it is the same in all draws.
+    """
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
         def times(k: int) -> np.ndarray:  # exponential with the weights as rates
@@ -329,22 +398,28 @@ def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) 
 
 
 def linear_trend(total: float) -> Draw:
-    """Return a Draw whose rate rises linearly over training, by `total` times the mean rate."""
+    """Return a Draw in which the rate of memorized rows rises linearly over training.
+
+    Args:
+        total: by how much it rises, divided by the mean rate.
+    """
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the relative rate at each eligible row, float[1, n]."""
         return (1 + total * (design.position - 0.5))[None]
 
     return weighted(weights)
 
 
 def batch_rates(variation: float) -> Draw:
-    """Return a Draw in which each batch has its own gamma-distributed rate.
+    """Return a Draw in which each batch has its own rate of memorized rows, gamma-distributed.
 
     Args:
         variation: the coefficient of variation of the rates.
     """
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the relative rate at each eligible row, float[draws, n]."""
         index, sizes = design.window_of(design.windows[BATCH])
         shape = 1 / variation**2
         return rng.gamma(shape, 1 / shape, (draws, len(sizes) + 1))[:, index] + 1e-9
@@ -353,9 +428,12 @@ def batch_rates(variation: float) -> Draw:
 
 
 def clusters(share: float, size: int, within: int) -> Draw:
-    """Return a Draw in which a share of the events come in clusters.
+    """Return a Draw in which some of the events (memorized rows) come in clusters.
 
-    A cluster is `size` events within `within` rows; with size = within = 2, it is an adjacent pair.
+    Args:
+        share: the fraction of events that are in clusters.
+        size: events per cluster.
+        within: the number of adjacent eligible rows that have all events of a cluster.
     """
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -380,16 +458,27 @@ ALTERNATIVES: dict[str, tuple[str, Draw]] = {
     "rates of batches vary by 30 %": ("dispersion", batch_rates(0.3)),
     "20 % of events in adjacent pairs": ("gaps", clusters(0.2, 2, 2)),
 }
-"""Maps each alternative to the name of the test made for it and to a Draw of its events."""
+"""Maps each way in which order could matter to the test made for it, and to a Draw of events."""
 
 
 def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
-    """Count how many of `draws` samples from `draw` each test rejects at 5 %, int64[tests]."""
+    """Simulate `draws` runs and count how many of them each test rejects at 5 %, int64[tests].
+
+    Args:
+        draw: draws the events of the runs.
+    """
     ranks = draw(null.design, draws, np.random.default_rng(seed))
     return (null.p_values(statistics(null.design, ranks)) <= 0.05).sum(0)
 
 
 def textbook_rejections(design: Design, window: int, draws: int) -> dict[str, int]:
-    """Count how many of `draws` samples of a true null each textbook test rejects at 5 %."""
+    """Count how often each textbook test rejects at 5 % although order does not matter.
+
+    Map the name of the test to the number of simulated runs in which it rejects.
+
+    Args:
+        window: rows per window.
+        draws: the number of simulated runs.
+    """
     p = textbook_p(design, random_subsets(design, draws, np.random.default_rng(1)), window)
     return {name: int((values <= 0.05).sum()) for name, values in p.items()}

@@ -18,24 +18,25 @@ AFTER = ("suite",)
 """Studies to run first: they train runs that this one uses."""
 MEASURING = MeasuringCost(rows=3.0)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
-"""Evenly spaced checkpoints of the standard models: the paper's 23,000, 43,000, ..."""
+"""Evenly spaced checkpoints at which models on the standard text are measured: the paper's 23,000,
+43,000, ..."""
 DEDUPLICATED_AT = (63, 103, 143)
-"""Evenly spaced checkpoints of the deduplicated models."""
+"""Evenly spaced checkpoints at which models on the deduplicated text are measured."""
 EARLY = (23, 63)
-"""Evenly spaced checkpoints from which claims predict the last: 16 % and 44 % of training, the
-first and the third of Biderman et al. 2023b."""
+"""Evenly spaced checkpoints from which the claims predict what the last one memorizes. They are at
+16 % and 44 % of training, like the first and the third of Biderman et al. 2023b."""
 WINDOWS = (32, 64, 128, 512)
-"""Rows per window in tests of dispersion: 32 is one of our batches, 512 is from the paper."""
+"""Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
 
 
 def nominal_parameters(size: str) -> float:
-    """The number of parameters that the name of a size states, e.g. 1.4e9 for "1.4b"."""
+    """Return the number of parameters that the name of a size states, e.g. 1.4e9 for "1.4b"."""
     return float(size[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[size[-1]]
 
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """The parameters of the memorization study."""
 
     context: int = 32
     continuation: int = 32
@@ -61,39 +62,46 @@ class Params(StudyParams):
             )
 
     def steps(self, arm: str) -> list[int]:
-        """Steps at which an arm is measured."""
+        """Return the steps, ascending, at which the models of a data arm are measured.
+
+        Args:
+            arm: "standard" or "deduplicated".
+        """
         scale = scale_named(self.scale)
         indices = CHECKPOINTS if arm == "standard" else DEDUPLICATED_AT
         return sorted({scale.fork_step(i) for i in indices} - {0})
 
     @property
     def early_steps(self) -> list[int]:
-        """Steps of the checkpoints EARLY."""
+        """The steps of the checkpoints EARLY."""
         return [scale_named(self.scale).fork_step(i) for i in EARLY]
 
     @property
     def early_percent(self) -> list[int]:
-        """The checkpoints EARLY in percent of training."""
+        """The places of the checkpoints EARLY in percent of training, rounded."""
         return [round(100 * i / N_LINEAR) for i in EARLY]
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Return WINDOWS and the window of the Q-Q plot, without repetition."""
+        """The numbers of rows per window: WINDOWS and that of the Q-Q plot, without duplicates."""
         return tuple(dict.fromkeys((*WINDOWS, self.window)))
 
     @property
     def tenth(self) -> str:
-        """The smaller size whose number of parameters is nearest to a tenth of the largest's."""
+        """The smaller size with the number of parameters nearest to a tenth of the largest size's.
+
+        If there is only one size, it is that size.
+        """
         largest = nominal_parameters(self.size_list[-1])
         smaller = self.size_list[:-1] or self.size_list
         return min(smaller, key=lambda s: abs(math.log(10 * nominal_parameters(s) / largest)))
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Configs of all runs that the study uses."""
+    """Return the configs of all runs that the study uses."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints of a run that the study reads, whichever study trains the run."""
+    """Return the checkpoints of `run` that this study reads; another study may train the run."""
     return kept_at(run, standard=CHECKPOINTS, deduplicated=DEDUPLICATED_AT)

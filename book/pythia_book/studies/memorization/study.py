@@ -36,8 +36,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """Find or train the suite, extract memorized rows, test their order, and predict memorization.
 
     Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or those of the
-            recorded run.
+        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR` or, if it is
+            not set, those of the recorded study.
     """
     return conduct(
         STUDY, params, partial(measure, params, progress), partial(analyse, params), released,
@@ -54,6 +54,10 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - times/<arm>: how often the row's continuation occurs in the whole run.
     - beginnings/<arm>: how often the row's context and continuation occur, in one piece.
     - text/<arm>: a number that rows with the same continuation share.
+
+    The facts are batch_size, gaps (the number of checkpoints that could not be measured), generated
+    (how many results were checked by actual generation), disagreements (how many of these were
+    wrong), and power and levels (the rows of these tables).
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.registry import train_all
@@ -104,12 +108,12 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def released(published: Published) -> Tables:
-    """The released confusion tables: memorization, with the columns of `published.tables`."""
+    """Return the table `memorization`: the released confusion tables (`published.tables`)."""
     return {"memorization": published.memorization}
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and claims from the memorized rows and the released confusion tables."""
+    """Compute tables, values and claims from memorized rows and the released confusion tables."""
     import pandas as pd
 
     extracted = Extracted.of(params, measured)
@@ -130,7 +134,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def values(
     extracted: Extracted, measured: Measurements, tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Name -> number, for prose."""
+    """Return the numbers that the page quotes in its text, by name. Shares are in percent."""
     params = extracted.params
     shares, largest = tables["shares"], params.size_list[-1]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
@@ -163,7 +167,19 @@ def values(
 
 
 def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
-    """Count rows whose continuation was read once, and rows whose beginning was read once."""
+    """Count the rows of an arm that were read once, and those that the largest model memorized.
+
+    The names of the numbers end in the arm, e.g. once_standard:
+
+    - once, once_memorized: rows with a continuation that was read once, and how many of them are
+      memorized.
+    - once_percent: the percentage of these rows that is memorized, with its interval.
+    - beginning_once, beginning_once_memorized: the same counts for rows with a beginning (context
+      and continuation) that was read once.
+    - beginning_once_read_more: how many of these memorized rows have a continuation that was read
+      more than once.
+    - beginning_once_times: how often their continuation was read, as a median.
+    """
     rows: Rows = extracted.rows[arm]
     memorized = extracted.memorized(extracted.params.size_list[-1], arm)
     once, beginning_once = rows.times == 1, rows.beginnings == 1
@@ -185,7 +201,11 @@ def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
 
 
 def _predicted(row: pd.Series, name: str) -> dict[str, Any]:
-    """Return precision and recall of a prediction with intervals, in percent of texts."""
+    """Return precision_NAME and recall_NAME of a prediction with intervals, in percent of texts.
+
+    Args:
+        row: a row of the table `prediction`.
+    """
     return {
         f"{measure}_{name}": {
             end: 100 * float(row[f"{measure}{suffix}"])

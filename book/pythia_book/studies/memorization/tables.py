@@ -56,18 +56,19 @@ COLUMNS: dict[str, list[str]] = {
                    *(f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high"))],
 }  # fmt: skip
 Lines = list[dict[str, Any]]
+"""The rows of a table; each maps the names of the columns (COLUMNS) to values."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one run, in the order of training."""
+    """What is known about the rows of one run, whichever model reads them, in training order."""
 
     times: np.ndarray
     """int[n]: how often the row's continuation was read in the whole run."""
     text: np.ndarray
     """int[n]: a number that rows with the same continuation share."""
     beginnings: np.ndarray
-    """int[n]: how often the row's first tokens, context and continuation, were read."""
+    """int[n]: how often the row's first tokens (context and continuation together) were read."""
 
     def __len__(self) -> int:
         return len(self.times)
@@ -75,7 +76,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Extracted:
-    """For each checkpoint of a suite, which of the rows it has read are memorized."""
+    """The rows of a suite of models, and which of them each checkpoint has memorized."""
 
     params: Params
     measured: Measurements
@@ -84,7 +85,7 @@ class Extracted:
 
     @classmethod
     def of(cls, params: Params, measured: Measurements) -> Extracted:
-        """The rows and extraction results among the arrays of `study.measure`."""
+        """Collect the rows and the extraction results from the arrays of `study.measure`."""
         names = ("times", "text", "beginnings")
         rows = {
             arm: Rows(*(measured.arrays[name_of(name, arm)] for name in names)) for arm in DATA_ARMS
@@ -92,7 +93,9 @@ class Extracted:
         return cls(params, measured, rows)
 
     def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
-        """Return which rows a checkpoint has memorized, bool[rows read by `step`]; None for a gap.
+        """Return which of the rows read by `step` a checkpoint has memorized, bool[rows].
+
+        Return None if the checkpoint was not measured.
 
         Args:
             step: the step of the checkpoint; by default, the last.
@@ -102,20 +105,28 @@ class Extracted:
 
     @property
     def n_first(self) -> int:
-        """The number of rows that the earliest checkpoint had read: those used for prediction."""
+        """The number of rows that the earliest checkpoint had read. Only these are predicted."""
         return self.params.steps("standard")[0] * self.measured.facts["batch_size"]
 
 
 def numbered(group: np.ndarray) -> np.ndarray:
-    """Number groups int[n] from 0 in the order in which they first appear, int[n]."""
+    """Renumber the groups of rows, int[n], from 0 in the order in which they first appear."""
     _, first, index = np.unique(group, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[index]
 
 
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum columns float[n, k] over all rows, float[k], and over resampled texts, float[draws, k].
+    """Sum columns over all rows, and over the rows of resampled texts.
 
-    Texts with equal sums are drawn as one multinomial group: the same distribution, but faster.
+    Texts with equal sums are drawn as one multinomial group, which is faster and gives the same
+    distribution.
+
+    Args:
+        columns: float[n, k].
+        text: int[n], a number that rows of the same text share.
+
+    Returns:
+        The sums over all rows, float[k], and the sums of every draw, float[draws, k].
     """
     _, text = np.unique(text, return_inverse=True)
     n_texts = int(text.max()) + 1 if len(text) else 0
@@ -132,8 +143,8 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
     The interval resamples texts; for shares of 0 and 1 it is the exact binomial bound over texts.
 
     Args:
-        part: bool[n].
-        whole: bool[n].
+        part: bool[n], one entry per row.
+        whole: bool[n], one entry per row.
         text: int[n], a number that rows with the same continuation share.
         draws: the number of resamples.
     """
@@ -152,10 +163,10 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
 
 
 def repetition_slope(memorized: np.ndarray, rows: Rows, draws: int) -> Estimate:
-    """Estimate how much the share of memorized rows rises per doubling of the readings.
+    """Estimate how much the share of memorized rows rises when rows are read twice as often.
 
-    It is the slope of the least-squares line of `memorized` over log2(times); NaN if all rows were
-    read equally often. The interval resamples texts.
+    The result, a fraction of 1, is the slope of the least-squares line of `memorized` over
+    log2(times). It is NaN if all rows were read equally often. The interval resamples texts.
 
     Args:
         memorized: bool[n].
@@ -166,6 +177,7 @@ def repetition_slope(memorized: np.ndarray, rows: Rows, draws: int) -> Estimate:
     total, drawn = resampled(columns, rows.text, draws)
 
     def slope(sums: np.ndarray) -> np.ndarray:
+        """Return slopes float[...] from the sums of the columns, float[..., 5]."""
         n, sx, sy, sxy, sxx = np.moveaxis(sums, -1, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             return (n * sxy - sx * sy) / (n * sxx - sx * sx)
@@ -175,7 +187,10 @@ def repetition_slope(memorized: np.ndarray, rows: Rows, draws: int) -> Estimate:
 
 
 def shares(extracted: Extracted) -> Lines:
-    """Return, for each checkpoint, the share of the rows read so far that it has memorized."""
+    """Return the table `shares`: the share of the rows read that each checkpoint has memorized.
+
+    Shares are fractions of 1, and the column percent is the progress of training.
+    """
     params, lines = extracted.params, []
     for size in params.size_list:
         for arm in DATA_ARMS:
@@ -193,7 +208,10 @@ def shares(extracted: Extracted) -> Lines:
 
 
 def by_exposure(extracted: Extracted) -> Lines:
-    """Return the share of rows memorized at the end, by how often their continuation was read."""
+    """Return the table `exposures`: the share of rows that each final model has memorized.
+
+    There is one line for each of BINS, i.e. by how often the continuation of a row was read.
+    """
     params, lines = extracted.params, []
     for size in params.size_list:
         for arm in DATA_ARMS:
@@ -213,7 +231,11 @@ def by_exposure(extracted: Extracted) -> Lines:
 def rate_over_training(
     memorized: np.ndarray, eligible: np.ndarray, rows: Rows, draws: int
 ) -> list[dict[str, Any]]:
-    """Return the share of eligible rows memorized in each of RATE_BINS equal parts of training."""
+    """Return the share of eligible rows memorized in each of RATE_BINS equal parts of training.
+
+    The keys of a line are percent (the middle of the part, in percent of training), n (eligible
+    rows), value, low and high.
+    """
     edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
     table = []
     for start, stop in pairwise(edges):
@@ -229,10 +251,13 @@ def rate_over_training(
 
 
 def order(extracted: Extracted) -> dict[str, Lines]:
-    """Return the tables about order, for the largest model on both texts.
+    """Return three tables on whether memorization depends on the order of training.
 
-    The table `tests` is about rows read once. The tables `rates` and `qq` are about all rows, as in
-    the paper, and about rows read once.
+    They are about the largest model on either text:
+
+    - tests: the tests of `order_tests`, on rows with a continuation that was read once.
+    - rates: the share memorized over training, of all rows and of rows read once.
+    - qq: the paper's Q-Q plot, for all rows and for rows read once.
     """
     params = extracted.params
     tests, rates, qq = [], [], []
@@ -256,12 +281,15 @@ def order(extracted: Extracted) -> dict[str, Lines]:
 def order_test_rows(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """Apply each test of order_tests to the eligible rows, and return one row per test.
+    """Apply all tests of order_tests to the eligible rows; return a line of `tests` for each.
 
-    If there are too few events, return a single row that says so.
+    If too few eligible rows are memorized, return a single line that says so.
 
     Args:
-        windows: window sizes for the tests of dispersion.
+        memorized: bool[rows in training order].
+        eligible: bool[rows], the rows to use.
+        windows: rows per window, for the tests of dispersion.
+        simulations: the number of random orders that give the p-values.
     """
     design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
     counts = {"rows": design.n, "events": design.events}
@@ -300,9 +328,15 @@ def order_test_rows(
 
 
 def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) -> Lines:
-    """Return the share of samples of each alternative in which the test made for it rejects.
+    """Return the table `power`: how likely the tests are to notice that order matters.
 
-    The tests reject the null hypothesis at 5 %; the power is given for each number of events.
+    For each number of memorized rows and each way in which order could matter (ALTERNATIVES), the
+    value is the share of REPEATS simulated runs in which the test made for it rejects at 5 %.
+
+    Args:
+        eligible: bool[rows in training order], the rows to use.
+        windows: rows per window, for the tests of dispersion.
+        simulations: the number of random orders that give the p-values.
     """
     table = []
     for events in POWER_EVENTS:
@@ -323,7 +357,16 @@ def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) 
 
 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
-    """Return how often our tests and the textbook tests reject true nulls at 5 %."""
+    """Return the table `levels`: how often tests reject at 5 % although order does not matter.
+
+    The value is the share of REPEATS simulated runs. There is a line for each of RATES (the share
+    of rows that are memorized) and each test, ours or from a textbook.
+
+    Args:
+        n: the number of rows in a run.
+        windows: rows per window, for the tests of dispersion.
+        simulations: the number of random orders that give the p-values of our tests.
+    """
     table = []
     for rate in RATES:
         design = Design(np.ones(n, bool), round(rate * n), tuple(windows))
@@ -347,7 +390,16 @@ def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[s
 def qq_table(
     memorized: np.ndarray, eligible: np.ndarray, window: int, simulations: int
 ) -> list[dict[str, Any]]:
-    """Return the points of the paper's Q-Q plot, with a 95 % band and windows per point."""
+    """Return the points of the paper's Q-Q plot, with a 95 % band; [] if nothing can be tested.
+
+    The keys of a point are window (rows per window), windows (how many windows are at this point),
+    and the names in the result of `order_tests.poisson_qq`.
+
+    Args:
+        memorized: bool[rows in training order].
+        eligible: bool[rows], the rows to use.
+        simulations: the number of random orders that give the band.
+    """
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
     if not (design.testable and design.testable_windows):
         return []
@@ -365,10 +417,12 @@ def qq_table(
 
 
 def prediction(extracted: Extracted) -> Lines:
-    """Return how well other checkpoints predict which texts the largest model finally memorizes.
+    """Return how well one can predict which texts the largest model has memorized at the end.
 
-    Predictors are earlier checkpoints of the largest model, and smaller models at the end. Only
-    rows that the earliest checkpoint had read are used, as in Biderman et al. 2023b.
+    The result is the table `prediction`, with one line per predictor. The predictors are earlier
+    checkpoints of this model and smaller models at the end; each predicts the texts that it has
+    memorized itself. Only rows that the earliest checkpoint had read are used, as in Biderman et
+    al. 2023b.
     """
     params = extracted.params
     largest, steps, lines = params.size_list[-1], params.steps("standard"), []
@@ -388,11 +442,12 @@ def prediction(extracted: Extracted) -> Lines:
 
 
 def prediction_row(predicted: np.ndarray, truth: np.ndarray, text: np.ndarray) -> dict[str, Any]:
-    """Return confusion counts, precision, recall and their difference.
+    """Return a line of `prediction`: confusion counts, precision, recall and their gap.
 
-    The units are texts; a text is memorized if any of its rows is. Precision and recall have exact
-    binomial intervals. The interval of the difference treats precision and recall as independent.
-    Both rise with the hits, so this interval is slightly too wide.
+    Texts are counted, not rows; a text is memorized if any of its rows is. Precision and recall are
+    fractions of 1 with exact binomial intervals. The gap is precision minus recall. Its interval is
+    slightly too wide, because it takes precision and recall as independent although they rise
+    together.
 
     Args:
         predicted: bool[n], rows predicted to be memorized.
@@ -426,13 +481,19 @@ NAMES = {
 
 
 def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
-    """Return the released confusion tables of predicted memorization.
+    """Return how well memorization by released models is predicted, with the columns RELEASED.
 
-    Columns: experiment (a model's earlier checkpoint predicts its last one, or a smaller model
-    predicts the 12B model at the same step), model, step, percent of training, compute as a share
-    of that of the whole 12B run (parameters times tokens), precision, recall, gap (their
-    difference), share and truth (percent of sequences that are predicted, and that are memorized).
-    Comparisons of a checkpoint with itself are left out of precision and recall.
+    - experiment: "earlier checkpoint" (of a model, predicts what its last checkpoint memorizes) or
+      "smaller model" (predicts what the 12B model memorizes at the same step).
+    - model, step, percent (of training): which checkpoint the predictor is.
+    - compute: parameters times tokens of the predictor, as a fraction of the whole 12B run.
+    - precision, recall, gap (precision minus recall): fractions of 1, NaN if a checkpoint predicts
+      itself.
+    - share, truth: the percentage of sequences that the predictor memorizes, and that are memorized
+      in truth.
+
+    Args:
+        confusion: the released confusion tables; without them, the result has no rows.
     """
     import pandas as pd
 
@@ -455,10 +516,14 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
-    """Compare the recall of 12B checkpoints with fully trained smaller models of equal compute.
+    """Compare 12B checkpoints with smaller models of equal compute, as predictors of the 12B model.
 
-    The recall of smaller models is interpolated linearly in the logarithm of compute. Checkpoints
-    outside the smaller models' range of compute are left out. Values are in percent.
+    Return recall_12b_at_P and recall_small_at_P, in percent, for each checkpoint at P percent of
+    the 12B run. The recall of fully trained smaller models is interpolated linearly in the
+    logarithm of compute. Checkpoints outside the smaller models' range of compute are left out.
+
+    Args:
+        table: the result of `released_table`.
     """
     early = table[(table.experiment == "earlier checkpoint") & (table.model == MODELS[-1])]
     small = table[(table.experiment == "smaller model") & (table.step == OFFICIAL_STEPS)]

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 ENOUGH = Z_95 * 2**0.5
-"""Distance of two sizes, in standard deviations over seeds, at which single runs of the two have
-the right order 97.5 % of the time."""
+"""The distance between two sizes, in standard deviations over seeds, at which a single run of each
+size gives the right order 97.5 % of the time."""
 SIMILAR = 3.0
 """Two standard deviations are comparable if neither is this many times the other."""
 MAPPED_FROM = 13_000
@@ -51,11 +51,12 @@ def claims(
     neighbour: float | None,
     released: Tables,
 ) -> list[Claim]:
-    """Return all claims, those of papers first.
+    """Return all claims of the study with their tests, first the claims of papers.
 
     Args:
-        tables: as seeds.tables.tables returns them.
-        neighbour: final held-out loss of the neighbouring size; None if it was not measured.
+        tables: the tables of the study.
+        neighbour: the final held-out loss of the neighbouring size; None if it was not measured.
+        released: the table `training_maps`, if it is available.
     """
     seeds = f"{params.seeds} seeds of {params.size}"
     pairs = f"{params.seeds} pairs of twins of {params.size}, a seed each"
@@ -161,22 +162,24 @@ def claims(
 
 
 def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
-    """Return the mean of deduplicated minus standard at the end, with pairs of twins as units.
+    """Return how deduplication changes a measure at the end, with an interval over seeds.
 
-    It is in percentage points, or for the loss in nats.
+    The change is deduplicated minus standard, averaged over the pairs of twins, in points or, for
+    loss, in nats per token. Return None if no pair was measured.
     """
     changes = _by_pair(tables, measure)
     return mean_over(MEASURES[measure] * changes) if len(changes) else None
 
 
 def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
+    """Return deduplicated minus standard at the end for each seed, as a fraction or in nats."""
     effects = tables["effects"]
     final = effects[(effects.measure == measure) & (effects.percent == 100)]
     return final[final.seed != "mean"].value.dropna().to_numpy(float)
 
 
 def _by_seed(tables: dict[str, pd.DataFrame], measure: str) -> str:
-    """The shares of all final runs in words, e.g. "standard 0.98, 0.92 %, deduplicated ..."."""
+    """List the twins' final shares, e.g. "standard 0.98, 0.92 %; deduplicated 0.71, 0.69 %"."""
     levels = tables["levels"]
     final = levels[(levels.measure == measure) & (levels.percent == 100)]
     final = final[final.order_seed == final.weight_seed]
@@ -190,11 +193,15 @@ def _by_seed(tables: dict[str, pd.DataFrame], measure: str) -> str:
 def _final(
     params: Params, measured: Measured, cells: list[Cell], measure: str
 ) -> np.ndarray | None:
+    """Return the final values of several runs, float[cells, items]; None if a run is missing."""
     return stacked(measured, cells, scale_named(params.scale).steps, measure)
 
 
 def _changes(params: Params, measured: Measured, measure: str) -> np.ndarray | None:
-    """Deduplicated minus standard of each item, float[seeds, items]; None if there is a gap."""
+    """Return deduplicated minus standard of each item at the end, float[seeds, items].
+
+    Return None if a run was not measured.
+    """
     arms = [
         _final(params, measured, [(s, s, arm) for s in params.seed_values], measure)
         for arm in DATA_ARMS
@@ -204,12 +211,15 @@ def _changes(params: Params, measured: Measured, measure: str) -> np.ndarray | N
 
 
 def _excess(values: np.ndarray | None) -> Estimate | None:
+    """Return `excess_over_item_noise`, or None without values."""
     return None if values is None else excess_over_item_noise(values)
 
 
 def _order_and_weights(params: Params, measured: Measured) -> Test:
-    """Test whether the standard deviation by order is between 1/SIMILAR and SIMILAR times that by
-    weights."""
+    """Test that held-out loss varies comparably by order seed and by weight seed.
+
+    Comparable means that neither standard deviation is SIMILAR times the other.
+    """
     unit, units = "natural logarithm of the ratio", f"{params.seeds} x {params.seeds} runs"
     grid = _final(params, measured, params.cells[: params.seeds**2], "loss")
     square = None if grid is None else grid.mean(1).reshape(params.seeds, params.seeds)
@@ -225,8 +235,15 @@ def _order_and_weights(params: Params, measured: Measured) -> Test:
 
 
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
-    """Return the held-out loss of the smaller size minus that of the larger one, in standard
-    deviations over seeds."""
+    """Return the final held-out loss of the smaller size minus the loss of the larger size.
+
+    The unit is a standard deviation over seeds. Return None if a run was not measured, or if all
+    seeds give the same loss.
+
+    Args:
+        levels: the table `levels`.
+        neighbour: the final held-out loss of the neighbouring size; None if it was not measured.
+    """
     diagonal = levels[
         (levels.measure == "loss")
         & (levels.percent == 100)
@@ -241,7 +258,7 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
 
 
 def _head_widths(params: Params) -> str:
-    """Say, as the end of a note, how wide the heads of the two sizes are if this differs."""
+    """Say, as the end of a note, how wide the heads of the two sizes are; "" if they are equal."""
     sizes = (params.size, params.neighbour_size)
     one, other = (size_named(size).d_model // size_named(size).n_heads for size in sizes)
     if one == other:
@@ -256,8 +273,13 @@ def _head_widths(params: Params) -> str:
 
 
 def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
-    """Return at what percentage of checkpoints two of the eight stable runs are in the same
-    state."""
+    """Return how often two of the eight stable runs are in the same state, in % of checkpoints.
+
+    Checkpoints count from step MAPPED_FROM on. Return None without training maps.
+
+    Args:
+        maps: the table `training_maps`.
+    """
     if maps is None or maps.empty:
         return None
     late = maps[~maps.outlier.astype(bool) & (maps.step >= MAPPED_FROM)]
@@ -267,6 +289,10 @@ def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
 
 
 def _same_scores(maps: pd.DataFrame | None) -> Test:
+    """Check that the scores of seed 0 in the training maps are those of the standard 410M model.
+
+    The scores must correlate by at least SAME_SCORE over checkpoints.
+    """
     known = None if maps is None else maps.dropna(subset="score_410m")
     if known is None or len(known) < 3:
         return untestable("not released, or not recorded")

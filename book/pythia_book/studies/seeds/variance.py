@@ -21,8 +21,15 @@ _QUANTILES = 1000
 
 
 def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
-    """Check that values are finite and have `ndim` axes; return the values minus the first
-    value."""
+    """Check `values`, and return them minus the first value, as float64.
+
+    Args:
+        ndim: how many axes there must be, each of length 2 or more.
+        name: what the values are, for the message.
+
+    Raises:
+        DataError: the shape is wrong, or a value is not finite.
+    """
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
         raise DataError(
@@ -36,8 +43,12 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
 
 
 def mean_over_seeds(values: np.ndarray, one_more: bool = False) -> Estimate:
-    """Mean of values[seeds] with its t interval; with `one_more`, the prediction interval of one
-    more run with other seeds."""
+    """Return the mean of one value per seed, with its t-interval.
+
+    Args:
+        values: float[seeds].
+        one_more: whether to give the prediction interval of one more run with other seeds instead.
+    """
     from scipy.stats import t
 
     shifted = _checked(values, 1, "values over seeds")
@@ -48,13 +59,18 @@ def mean_over_seeds(values: np.ndarray, one_more: bool = False) -> Estimate:
 
 
 def spread(values: np.ndarray) -> Estimate:
-    """Standard deviation of values[seeds] with its chi-square interval."""
+    """Return the standard deviation of values float[seeds], with its chi-square interval."""
     shifted = _checked(values, 1, "values over seeds")
     return _root(shifted.var(ddof=1), len(shifted) - 1, len(shifted))
 
 
 def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
-    """Square root of `mean_square / divisor` with its chi-square interval."""
+    """Return the square root of `mean_square / divisor`, with its chi-square interval.
+
+    Args:
+        df: the degrees of freedom of the mean square.
+        n: the number of runs, for the estimate.
+    """
     from scipy.stats import chi2
 
     ends = (mean_square, *(mean_square * df / chi2.ppf([HIGH, LOW], df)))
@@ -62,7 +78,11 @@ def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
 
 
 def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
-    """The mean squares of rows, columns and the rest in a two-way layout."""
+    """Return the mean squares by row, by column, and of the rest, of a two-way layout.
+
+    Args:
+        grid: float[rows, columns].
+    """
     rows, columns = grid.shape
     by_row, by_column = grid.mean(1), grid.mean(0)
     rest = grid - by_row[:, None] - by_column + grid.mean()
@@ -77,9 +97,13 @@ def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
 
 
 def components(grid: np.ndarray) -> dict[str, Estimate]:
-    """The standard deviations in grid[order, weights] due to order, to weights, and the rest.
+    """Split the variation between runs into the parts "order", "weights" and "rest".
 
-    The rest is the interaction of order and weights, plus the noise of single runs.
+    Each part is a standard deviation with an interval. The rest is the interaction of order and
+    weights, plus the noise of single runs.
+
+    Args:
+        grid: the score of each run, float[order seeds, weight seeds].
     """
     grid = _checked(grid, 2, "a grid of seeds")
     orders, weights = grid.shape
@@ -93,7 +117,15 @@ def components(grid: np.ndarray) -> dict[str, Estimate]:
 
 
 def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) -> Estimate:
-    """sqrt((ms - rest) / per), at least 0, with its Williams-Tukey interval."""
+    """Return the standard deviation due to one kind of seed, with its Williams-Tukey interval.
+
+    It is sqrt((ms - rest) / per), or 0 if the difference is negative.
+
+    Args:
+        ms: the mean square by this kind of seed, with `df` degrees of freedom.
+        rest: the mean square of the rest, with `df_rest` degrees of freedom.
+        per: runs per seed of this kind. n: runs in total.
+    """
     from scipy.stats import chi2, f
 
     ends = [ms - rest]
@@ -103,9 +135,14 @@ def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) 
 
 
 def order_to_weights(grid: np.ndarray) -> Estimate | None:
-    """Return the standard deviation of the means by order seed divided by that of the means by
-    weight seed, in grid[order, weights], with its F interval. None if the means by either do not
-    vary."""
+    """Compare how much scores vary by order seed and by weight seed.
+
+    Return the standard deviation of the means by order seed divided by the standard deviation of
+    the means by weight seed, with its F interval. Return None if one of these is 0.
+
+    Args:
+        grid: the score of each run, float[order seeds, weight seeds].
+    """
     grid = _checked(grid, 2, "a grid of seeds")
     by_order, by_weights, _ = _mean_squares(grid)
     if not by_order or not by_weights:
@@ -116,12 +153,14 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
 
 
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
-    """Return the standard deviation of run means in values[seeds, items], divided by the standard
-    deviation that item sampling alone would cause.
+    """Compare how much the means of runs vary with what the sampling of items alone would cause.
 
-    It is 1 if seeds only change single items at random. Differences between items cancel; items
-    are assumed to be independent. The result has an F interval, and is None if item sampling causes
-    no error.
+    Return the ratio of the two standard deviations, with its F interval. It is 1 if another seed
+    only changes single items at random. Items are assumed to be independent. What all seeds have in
+    common, e.g. that an item is hard, cancels. Return None if the sampling of items has no effect.
+
+    Args:
+        values: float[seeds, items].
     """
     values = _checked(values, 2, "values of seeds and items")
     by_seed, _, rest = _mean_squares(values)
@@ -130,6 +169,13 @@ def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
 
 
 def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
+    """Return the square root of a ratio of two mean squares, with its F interval.
+
+    Args:
+        df: the degrees of freedom of the upper mean square.
+        df_below: the degrees of freedom of the lower mean square.
+        n: the number of runs, for the estimate.
+    """
     from scipy.stats import f
 
     ends = (ratio, *(ratio / f.ppf([HIGH, LOW], df, df_below)))
@@ -137,18 +183,27 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
 
 
 def items_error(values: np.ndarray) -> Estimate:
-    """Return the standard deviation of a run's mean that item sampling alone would cause."""
+    """Return how much the mean of a run would vary by the sampling of items alone.
+
+    The result is a standard deviation with an interval. What all runs have in common, e.g. that an
+    item is hard, does not count.
+
+    Args:
+        values: float[runs, items].
+    """
     values = _checked(values, 2, "values of runs and items")
     runs, items = values.shape
     return _root(_mean_squares(values)[2], (runs - 1) * (items - 1), runs, items)
 
 
 def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
-    """Return (mean of values[seeds] - other) / (standard deviation of values), or None if all
-    values are equal.
+    """Return the mean of values minus `other`, in standard deviations of the values.
 
-    `other` is the value of one run, which is assumed to vary over seeds as much as `values` do. The
-    interval is exact, by the noncentral t.
+    The interval is exact, by the noncentral t. Return None if all values are equal.
+
+    Args:
+        values: float[seeds].
+        other: the value of one other run, which is assumed to vary over seeds as much as `values`.
     """
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm
@@ -171,11 +226,16 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
 
 
 def agreement(states: np.ndarray) -> Estimate:
-    """Return the share of checkpoints at which two runs are in the same state, as a mean over all
-    pairs of runs in states[runs, checkpoints].
+    """Return at which share of checkpoints two runs are in the same state, as a fraction of 1.
 
-    The t interval over runs is from jackknife pseudo-values. If all runs agree, the interval has no
-    width.
+    The share is a mean over all pairs of runs. Its t-interval over runs comes from jackknife
+    pseudo-values, and has no width if all runs agree.
+
+    Args:
+        states: the state of each run at each checkpoint, [runs, checkpoints].
+
+    Raises:
+        DataError: there are fewer than 3 runs, or the shape is wrong.
     """
     states = np.asarray(states)
     if states.ndim != 2 or len(states) < 3:
