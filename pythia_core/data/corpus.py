@@ -110,7 +110,7 @@ def open_corpus(
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:
-    """Return what identifies the text of a corpus: a list for each file with its name and hash.
+    """Return the names and hashes that identify the text of a corpus, e.g. [name, sha256] per file.
 
     The result changes whenever the text may have changed. pythia_core.data.prepare makes it part of
     the keys of its cache.
@@ -128,7 +128,7 @@ def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
 
 
 class RegisteredCorpus(Protocol):
-    """A corpus that another package registers under a name, which `DataConfig.corpus` can have."""
+    """A corpus that another package registers. `DataConfig.corpus` refers to it by its name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
         """Return lists of names and hashes that change whenever the text of the corpus changes.

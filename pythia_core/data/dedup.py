@@ -111,8 +111,8 @@ class Deduplicated:
 def s_curve(similarity: np.ndarray | float, buckets: int, hashes: int) -> np.ndarray:
     """Return the probability that two documents of this Jaccard similarity are a candidate pair.
 
-    They are if their MinHash signatures agree in at least one of `buckets` bands of `hashes` hashes
-    each. The result has the shape of `similarity`.
+    Documents are a candidate pair if their MinHash signatures agree in at least one of `buckets`
+    bands, each of `hashes` hashes. The result has the shape of `similarity`.
     """
     return 1 - (1 - np.asarray(similarity, np.float64) ** hashes) ** buckets
 
@@ -193,7 +193,7 @@ class _Corpus:
 
     @property
     def unique(self) -> np.ndarray:
-        """The indices of one document for each text; without `Recipe.exact`, of all documents."""
+        """The indices of one document per distinct text; without `Recipe.exact`, all indices."""
         return np.flatnonzero(self.same_as == np.arange(len(self.same_as)))
 
 
@@ -239,7 +239,7 @@ class WhitespaceTokenizer:
 
 
 def minhash_step(recipe: Recipe) -> Any:
-    """Make the pipeline step of datatrove that computes MinHash signatures for `signature`.
+    """Make the pipeline step of datatrove that `signature` uses to compute MinHash signatures.
 
     Raises:
         MissingDependencyError: datatrove or a dependency of it is absent, or xxhash is too new.
@@ -344,11 +344,11 @@ def _verify_candidates(
     """Link candidate documents that have a Jaccard similarity of at least `recipe.threshold`.
 
     Args:
-        candidates: document indices, in which the two documents of a candidate pair are joined.
+        candidates: a union-find of document indices that joins the documents of each candidate
+            pair.
 
     Returns:
-        Document indices, in which only similar documents are joined, and the number of pairs that
-        were compared.
+        A union-find that joins only similar documents, and the number of pairs that were compared.
     """
     from networkx.utils import UnionFind
 

@@ -291,7 +291,7 @@ def find_shards(prefix: Path) -> list[Path]:
     """Return the paths of all shards `PREFIX-00000-of-000NN.bin`, in order; there may be none.
 
     Raises:
-        DataError: a number is missing (the message gives the first one) or occurs twice.
+        DataError: a shard number is missing (the message gives the first one) or occurs twice.
     """
     shards = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
     check_shard_names(shards)
@@ -304,7 +304,7 @@ def check_shard_names(paths: Sequence[Path | str]) -> None:
     Nothing is checked unless all names end like "-00000-of-00021.bin".
 
     Raises:
-        DataError: a number is missing, repeated or out of order.
+        DataError: a shard number is missing, repeated or out of order.
     """
     matches = [_SHARD.search(str(path)) for path in paths]
     if not paths or not all(matches):

@@ -163,7 +163,7 @@ _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
 class OrderedDocuments(Protocol):
-    """A dataset that has its training rows and also the documents from which they were cut.
+    """A dataset that has training rows and also the documents from which the rows were cut.
 
     `make_ledger` needs the documents because a row can end inside a word.
     """

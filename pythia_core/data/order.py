@@ -36,7 +36,7 @@ from pythia_core.util.progress import bar
 
 
 class Rows:
-    """A source of training rows of S+1 token ids, in training order.
+    """A source of training rows, in training order. A row has seq_len + 1 token ids.
 
     Batch k of size B has the rows [k*B, (k+1)*B). Subclasses implement `_rows`.
     """
@@ -57,7 +57,7 @@ class Rows:
         return self._rows(start, stop)
 
     def _rows(self, start: int, stop: int) -> NDArray:
-        """Return what `rows` returns; the rows [start, stop) exist."""
+        """Return the same as `rows`, which has already checked that the rows exist."""
         raise NotImplementedError
 
     def missing_files(self, start: int, stop: int) -> list[Any]:
@@ -301,7 +301,7 @@ class RowOrder:
         return tokens, valid
 
     def read_counts(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """Count how often each token of the file is read as an input in the first `n_rows` rows.
+        """Count how often the first `n_rows` rows read each token of the token file as an input.
 
         The rows are also split into blocks, and the repeated reads are counted in each block.
 

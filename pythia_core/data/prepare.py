@@ -120,7 +120,7 @@ class Batches(TokenizedText, Protocol):
         The value becomes part of the identity of a run that trains on these rows.
 
         Args:
-            swap: the words that the run swaps, if any.
+            swap: name of the swap of words that the run makes, if any.
 
         Raises:
             DataError: there are too few rows, or the tokenizer does not allow the swap.
@@ -140,7 +140,7 @@ class Batches(TokenizedText, Protocol):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A prepared dataset on disk: tokens, and rows of them in training order. `prepare` makes it.
+    """A prepared dataset on disk, made by `prepare`: tokens, and rows of tokens in training order.
 
     Attributes:
         folder: folder of the rows and their manifest.

@@ -225,7 +225,7 @@ class WordSwap:
     def _split_character_kind(
         self, window: NDArray, valid: NDArray[np.bool_], column: int, forward: bool
     ) -> int:
-        """Classify the character next to a match, whose bytes are in several tokens.
+        """Classify the character next to a match if its bytes are spread over several tokens.
 
         Args:
             window: the row of the match, with its context.
@@ -275,6 +275,7 @@ def _segment(
     """
 
     def segmentations(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
+        """Yield the ids of each way to spell `rest` with n tokens, long first tokens first."""
         if n == 0 and not rest:
             yield ()
         for end in range(len(rest), 0, -1) if n else ():

@@ -41,7 +41,7 @@ def sample(
 
     Args:
         n_characters: the total length of the texts.
-        limit: the approximate total length of the selected pieces.
+        limit: the approximate total length of the pieces.
     """
     share = min(1.0, limit / max(n_characters, 1))
     count = 0
@@ -82,7 +82,7 @@ def neox_20b_json() -> str:
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Read a tokenizer.json; names of special tokens will be encoded as ordinary text.
+    """Load a tokenizer.json, and make it encode the names of special tokens as ordinary text.
 
     Raises:
         DataError: the file is absent, is not a tokenizer.json, or has no end-of-document token.
@@ -152,7 +152,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Map each character with which a byte-level BPE (GPT-2's) writes its tokens to a byte."""
+    """Map each character in the vocabulary of a byte-level BPE (GPT-2's) to the byte it encodes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {

@@ -27,9 +27,9 @@ MAX_BYTES = 1 << 28
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of every document in a file, a folder or an "hf:" dataset.
 
-    If a file is in a subfolder of the folder, the domain is the name of the topmost subfolder.
-    Otherwise it is the file's name without its suffix for .jsonl, and "text" for .txt. `_hf_texts`
-    gives the domains of an "hf:" dataset.
+    If a file is in a subfolder, its domain is the name of the topmost subfolder.
+    Otherwise, it is the file's name without the suffix for .jsonl, and "text" for .txt. See
+    `_hf_texts` for the domains of an "hf:" dataset.
 
     Raises:
         FetchError: a dataset cannot be loaded.
@@ -47,7 +47,7 @@ def texts(corpus: str) -> Iterator[tuple[str, str]]:
 
 
 def identity(corpus: str) -> list[list[str]]:
-    """Return [name, sha256] of every file; for an "hf:" dataset, [[name, its fingerprint]]."""
+    """Return [name, sha256] of each file; for an "hf:" dataset, [[corpus, dataset fingerprint]]."""
     if corpus.startswith("hf:"):
         return [[corpus, _hf_dataset(corpus)._fingerprint]]
     return [[name, file_sha256(path)] for path, name in _files(corpus)]
@@ -108,10 +108,13 @@ def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
 
 
 def _decode(path: Path, number: int, raw: bytes) -> str:
-    """Decode UTF-8 without a byte-order mark; raise DataError, with the line, if it is invalid.
+    """Decode UTF-8, and drop a byte-order mark at the beginning of the file.
 
     Args:
         number: line of the file on which `raw` begins.
+
+    Raises:
+        DataError: the bytes are not UTF-8; the message gives the line.
     """
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -220,9 +223,10 @@ def _hf_dataset(corpus: str) -> Any:
 
 
 def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of every document of an "hf:" dataset, or of the subset in its name.
+    """Yield (domain, text) of every document of an "hf:" dataset.
 
-    The domain is the document's meta.pile_set_name or, if there is none, the dataset's name.
+    If `corpus` names a subset, all other documents are skipped. The domain is the document's
+    meta.pile_set_name or, if there is none, the dataset's name.
 
     Raises:
         DataError: a text is not a string, or the subset does not exist.

@@ -36,7 +36,7 @@ Stop = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True)
 class Sampling:
-    """A rule for choosing the next token. With temperature 0, it is the most likely token."""
+    """A rule for choosing the next token. With temperature 0, the most likely token is chosen."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -128,10 +128,10 @@ class KVCache:
 
 
 def sample_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """Choose the next token of every row, and return the token ids as int64[n].
+    """Choose the next token of every row by the rule `sampling`; return the ids as int64[n].
 
     Args:
-        logits: (n, V).
+        logits: (n, V), with V the size of the vocabulary.
         uniforms: float[n], random numbers in [0, 1). They are not used if temperature is 0.
     """
     if sampling.temperature == 0:
@@ -297,5 +297,5 @@ def generate_texts(
 
 
 def cut_at(text: str, ends: Sequence[str]) -> str:
-    """Return the text before the first occurrence of any string in `ends`, or else all of it."""
+    """Cut the text before the first occurrence of any string in `ends`, if there is one."""
     return text[: min((text.index(end) for end in ends if end in text), default=len(text))]

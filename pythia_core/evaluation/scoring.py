@@ -133,7 +133,7 @@ def pack(
 def _lay_out(
     rows: list[tuple[tuple[int, ...], list[int]]], width: int, requests: Sequence[Request]
 ) -> _Batch:
-    """Make one batch.
+    """Make one padded batch of rows.
 
     Args:
         rows: for each row, the input tokens and the indices of the requests that share them.
@@ -158,7 +158,10 @@ def _lay_out(
 
 @torch.no_grad()
 def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Scores:
-    """Compute each request's log-probability under a model, and whether it is the greedy choice."""
+    """Score every request with a model.
+
+    The result has the log-probability of each continuation, and whether greedy decoding gives it.
+    """
     device = device_of(model)
     logprob = np.zeros(len(packed), np.float64)
     greedy = np.ones(len(packed), bool)

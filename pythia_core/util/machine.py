@@ -61,7 +61,7 @@ def device_info() -> dict[str, Any]:
     """Return a description of the machine, to be stored with results.
 
     Its keys are `device` (name of the GPU or else the CPU), `kind` ("cuda" or "cpu"), `cores`,
-    `threads` (those that torch uses), `python` and `torch` (versions).
+    `threads` (the number that torch uses), `python` and `torch` (versions).
     """
     import torch
 

@@ -86,14 +86,15 @@ class _Lines(tqdm):
         super().close()
 
     def __del__(self) -> None:
-        """Do nothing, so that a bar that was never closed (because of an error) prints nothing."""
+        """Do nothing. tqdm would print a line here if an error had left the bar open."""
 
 
 class _Reporting(tqdm):
-    """A progress bar that draws nothing but reports one job's progress to a line shared by jobs.
+    """A progress bar that draws nothing, because several jobs share one line.
 
-    It calls the function in `_report` with the fraction done and the position, to which the part of
-    the bar's postfix before the first comma is added.
+    The bar calls `_report` with the fraction of its job that is done, and with the position of the
+    job, e.g. "step 412/572, 61.0k tokens/s". "61.0k tokens/s" is
+    the bar's postfix, up to the first comma.
 
     Args:
         settings: arguments of tqdm.

@@ -183,7 +183,7 @@ def parallel_map(
 class _ProgressLine:
     """A progress line that shows the running jobs, their progress and the time left.
 
-    The arguments are those of `parallel_map`.
+    `parallel_map` explains the arguments.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class _ProgressLine:
 def workers_peak_mb() -> float:
     """Return the sum of the peak memory (resident set size) of all live workers, in MB.
 
-    A worker counts as 0 if the system does not tell its peak, i.e. without /proc.
+    A worker counts as 0 if the system does not report its peak, i.e. without /proc.
     """
     total = 0
     for pid in list((_pool[0]._processes or {}) if _pool else {}):
@@ -280,7 +280,7 @@ _slot: _ProgressSlot | None = None
 
 
 def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int) -> None:
-    """Set up a new worker process: one thread, a progress slot, and an end with its parent process.
+    """Set up a new worker process with one thread and a progress slot; it ends with its parent.
 
     Args:
         slots: the progress slots of all workers.
