@@ -120,6 +120,7 @@ class IndexedWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Put the `.bin` in place and write the `.idx`; after an error, delete what was written."""
         with self._stack:  # removes the temporary file if anything below fails
             self._bin.close()
             if kind is not None:

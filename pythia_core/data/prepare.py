@@ -435,6 +435,7 @@ def make_tokens(
     excluded, characters = choose_heldout(data, first_tally, progress)
 
     def training_texts() -> Iterator[str]:
+        """Yield the text of each document that is not held out."""
         documents = enumerate(open_corpus(data, progress=False))
         return (document.text for i, document in documents if i not in excluded)
 

@@ -42,7 +42,7 @@ class Sampling:
     top_k: int = 0
     """Sample from this number of most likely tokens; 0: no limit."""
     top_p: float = 1.0
-    """Sample from the smallest set of most likely tokens whose total probability reaches this."""
+    """Sample from the most likely tokens, as few as have at least this probability in total."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -287,6 +287,7 @@ def generate_texts(
     tail = max((len(end.encode()) for end in ends), default=0) + 4
 
     def stop(tokens: Sequence[int]) -> bool:
+        """Return whether the document has ended or a string of `until` has been generated."""
         if tokens[-1] == eod_id:
             return True
         text = tokenizer.decode(tokens[-tail:]) if ends else ""

@@ -92,8 +92,8 @@ def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
         fn: receives an output (B, T, width), and returns a tensor of the same shape and dtype.
 
     Raises:
-        ConfigError: the pattern matches no module; in a forward pass, if `fn` changes the shape or
-            dtype.
+        ConfigError: the pattern matches no module, or (in a forward pass) `fn` has changed the
+            shape or dtype.
     """
     with contextlib.ExitStack() as stack:
         shape = _note_shape(model, stack)
@@ -127,7 +127,7 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
         A list that each forward pass fills with one tensor (B, heads, T, T) per layer.
 
     Raises:
-        ConfigError: in the forward pass, if the model has a cache of earlier tokens.
+        ConfigError: in a forward pass, if the model uses a cache of earlier tokens.
     """
     patterns: list[Tensor] = []
     with contextlib.ExitStack() as stack:

@@ -192,6 +192,7 @@ class ExtractionMeasurement:
         return stable_hash([VERSION, self.data.fingerprint, *settings])
 
     def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
+        """Return the arrays that the class describes, for the checkpoint at `step`."""
         rows = self.data.rows.rows(0, self.batch_size * (self.steps if self.unread else step))
         extraction = extract(model, rows, self.context, self.continuation)
         checked = check_by_generation(model, rows, extraction, self.context, self.continuation)

@@ -26,7 +26,7 @@ VERSION = 1
 TOKEN_BUDGET = 4096
 """Tokens per batch, with padding; small, to fit a CPU's caches. Results do not depend on it."""
 LOGIT_ROWS = 1024
-"""Positions whose logits are computed at a time, to bound memory."""
+"""Number of positions for which logits are computed at a time, to bound the memory."""
 
 
 class Scorable(Protocol):

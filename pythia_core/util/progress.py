@@ -93,8 +93,8 @@ class _Reporting(tqdm):
     """A progress bar that draws nothing, because several jobs share one line.
 
     The bar calls `_report` with the fraction of its job that is done, and with the position of the
-    job, e.g. "step 412/572, 61.0k tokens/s". "61.0k tokens/s" is
-    the bar's postfix, up to the first comma.
+    job, e.g. "step 412/572, 61.0k tokens/s". Here, "61.0k tokens/s" is the bar's postfix up to the
+    first comma.
 
     Args:
         settings: arguments of tqdm.
