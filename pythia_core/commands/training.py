@@ -58,7 +58,7 @@ def add(command: AddCommand) -> None:
 
 
 DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
-"""The parsed arguments that set the field of the same name in DataConfig."""
+"""Names of command-line arguments that set the field of the same name in DataConfig."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:

@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 2
-"""Version of the format, part of the key of prepared tokens. Increase it with every change."""
+"""Version of the format of prepared tokens, part of their key. Increase it with every change."""
 FULL_CHECK_BYTES = 1 << 28
-"""Files of at most this total size are hashed whenever they are opened (0.5 s). If they are larger,
-only their sizes are checked."""
+"""If the files in a folder have at most this total size, they are hashed whenever they are opened
+(0.5 s). If they are larger, only their sizes are checked."""
 BATCH_CHARACTERS = 1 << 20
-"""Characters of text per call of the encoder."""
+"""Number of characters of text that are encoded in one call."""
 
 
 class SwapSource(Protocol):

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the cache key: raise it when a change of this module alters results."""
 TOKEN_BUDGET = 4096
-"""Tokens per batch."""
+"""Number of tokens in a batch."""
 SECOND_STAGE = 5
-"""Positions checked in the second stage."""
+"""Number of positions that are checked in the second of the three stages."""
 
 
 @dataclass(frozen=True)
