@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 COMMAND = "PYTHIA_COMMAND"
-"""Environment variable with the command that the user typed, e.g. "make book". The Makefile sets it,
-because then the user's command is not the one that runs this process."""
+"""Environment variable with the command that the user typed, e.g. "make book". The Makefile sets
+it, because the user then did not type the command of this process."""
 PATIENCE = 1.0
 """Seconds after a signal during which further signals are ignored. make forwards SIGTERM to a
 command that has already received it, and people press Ctrl-C twice."""
