@@ -16,16 +16,15 @@ RUN = "folder or id of a run (or the beginning of the id)"
 
 
 class AddCommand(Protocol):
-    """A function that declares a command and returns the command's parser.
+    """A function that declares a command of `python -m pythia_core` and returns its parser.
 
-    The caller adds the command's arguments to the parser.
-
-    A command that can be resumed sets `resume_note` with `set_defaults`, e.g. to "training so far
-    is saved". The note is printed if the user stops the command.
+    The caller adds the command's arguments to the parser. If the command can be resumed, the caller
+    also calls the parser's `set_defaults` with a `resume_note`, e.g. "training so far is saved".
+    This note is printed if the user stops the command.
 
     Args:
-        name: of the command.
-        function: runs the command.
+        name: the name of the command, as the user types it.
+        function: runs the command, given the parsed arguments.
         text: one line that `--help` shows.
         settings: further arguments of argparse's `add_parser`.
     """
@@ -40,5 +39,5 @@ class AddCommand(Protocol):
 
 
 def trained_scales() -> list[str]:
-    """The names of the scales at which models are trained from scratch."""
+    """Return the names of the scales at which models are trained from scratch, e.g. "laptop"."""
     return [name for name, scale in SCALES.items() if not scale.published]

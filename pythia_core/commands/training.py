@@ -58,11 +58,11 @@ def add(command: AddCommand) -> None:
 
 
 DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
-"""Options of the command line that set the field of the same name in DataConfig."""
+"""Names of command-line arguments that set the field of the same name in DataConfig."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
-    """Add the options in DATA_OPTIONS to a command."""
+    """Add the options --corpus, --tokenizer, --epochs and --heldout to a command's parser."""
     p.add_argument(
         "--corpus",
         metavar="PATH",
@@ -85,7 +85,10 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
 
 
 def _scale(args: argparse.Namespace) -> Scale:
-    """The scale that `--scale` names, with its data changed by the data options."""
+    """Return the scale that `--scale` names, with the user's data options applied to its data.
+
+    If the user names another corpus, `domains` is reset to the default of DataConfig.
+    """
     scale = scale_named(args.scale)
     changes = {
         name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None
@@ -96,7 +99,7 @@ def _scale(args: argparse.Namespace) -> Scale:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """Run the command `prepare`, and print the manifest of the prepared data."""
+    """Run the command `prepare`: prepare data, then print their manifest, size and folder."""
     from pythia_core.data.prepare import prepare
 
     data = prepare(_scale(args).data)
@@ -105,7 +108,11 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
-    """The settings of the run that the arguments of `train` ask for."""
+    """Return the settings of the run that the arguments of the command `train` ask for.
+
+    Raises:
+        ConfigError: the settings are invalid, e.g. `--start` or `--stop` without `--swap`.
+    """
     from pythia_core.util.machine import best_precision
 
     scale = _scale(args)
@@ -128,7 +135,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _train(args: argparse.Namespace) -> None:
-    """Run the command `train`, and print where the run is."""
+    """Run the command `train`: train the run or find it, then print its results and its folder."""
     from pythia_core.training.runs import find_or_train
 
     execution = Execution.parse(args.execution) if args.execution else None

@@ -22,7 +22,7 @@ from pythia_core.util.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Document:
-    """One text of one domain."""
+    """A text and the name of the domain (a part of the corpus, e.g. "news") that it belongs to."""
 
     domain: str
     text: str
@@ -30,22 +30,25 @@ class Document:
 
 @dataclass
 class DomainTally:
-    """Counts and a sha256 of the documents read from one domain."""
+    """The counts and the sha256 of the documents that have been read from one domain."""
 
     documents: int = 0
     n_bytes: int = 0
+    """Total length of the documents in UTF-8."""
     empty: int = 0
-    """Documents of nothing but white space, which are dropped."""
+    """Number of documents of nothing but white space, which are dropped and not counted above."""
     digest: Any = field(default_factory=hashlib.sha256)
-    """sha256 of all documents; each enters it with its length (u64) and its UTF-8 bytes."""
+    """sha256 of the documents in order: for each, its number of bytes (u64), then the bytes."""
 
     def add(self, raw: bytes) -> None:
+        """Count a document, given as UTF-8."""
         self.documents += 1
         self.n_bytes += len(raw)
         self.digest.update(len(raw).to_bytes(8, "little"))
         self.digest.update(raw)
 
     def summary(self) -> dict[str, int | str]:
+        """Return the counts and the digest (in hex) under the names that manifests use."""
         return {
             "documents": self.documents,
             "bytes": self.n_bytes,
@@ -62,16 +65,20 @@ def open_corpus(
 ) -> Iterator[Document]:
     """Yield the documents of a corpus, in a fixed order.
 
+    Line endings become "\\n", and documents of nothing but white space are left out.
+
     Args:
         data: `data.corpus` is a registered name, a .jsonl or .txt file (perhaps with .gz), a folder
             of such files, which are read in the order of their names, or
             "hf:NAME[:config][:split][:subset]".
         progress: on a terminal, show a progress bar and pip's output during downloads.
-        tally: filled with counts and digests per domain while the documents are read.
+        tally: if given, an empty dict. While the documents are read, it is filled with a
+            DomainTally for each domain.
 
     Raises:
         FetchError: a download failed.
-        DataError: a text is malformed (the message says where), or there are no documents.
+        DataError: the corpus cannot be read, a text is malformed (the message says where), or there
+            are no documents.
     """
     counts = {} if tally is None else tally
     total = 0
@@ -103,10 +110,10 @@ def open_corpus(
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:
-    """Return names and hashes of the corpus's files, which identify its text.
+    """Return the names and hashes that identify the text of a corpus, e.g. [name, sha256] per file.
 
-    They change whenever the text may have changed. pythia_core.data.prepare puts them into the keys
-    of its cache.
+    The result changes whenever the text may have changed. pythia_core.data.prepare makes it part of
+    the keys of its cache.
     """
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).identity(data)
@@ -114,30 +121,41 @@ def corpus_identity(data: DataConfig) -> list[list[str]]:
 
 
 def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of every document of the corpus, as stored."""
+    """Return an iterator over (domain, text) of every document, with the text exactly as stored."""
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).texts(data, progress)
     return user_files.texts(data.corpus)
 
 
 class RegisteredCorpus(Protocol):
-    """A corpus that another package registers by name."""
+    """A corpus that another package registers. `DataConfig.corpus` refers to it by its name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
-        """Return names and hashes that change when the text changes, without reading the text."""
+        """Return lists of names and hashes that change whenever the text of the corpus changes.
+
+        The text itself is not read.
+        """
         ...
 
     def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-        """Yield (domain, text) of every document, in a fixed order."""
+        """Yield (domain, text) of every document in the domains of `data`, in a fixed order."""
         ...
 
 
 def is_registered(corpus: str) -> bool:
-    """Whether `corpus` is a registered name, or a name that pythia_book would register."""
+    """Return whether `corpus` is the name of a registered corpus, rather than a path or "hf:...".
+
+    The names of pythia_book's corpora count even if pythia_book is not installed.
+    """
     return corpus in DOMAINS_OF or corpus in registered("corpora")
 
 
 def _registered_corpus(name: str) -> RegisteredCorpus:
+    """Load the corpus that is registered under this name.
+
+    Raises:
+        DataError: the corpus belongs to pythia_book, which is not installed.
+    """
     point = registered("corpora").get(name)
     if point is None:
         raise DataError(

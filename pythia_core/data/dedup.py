@@ -41,21 +41,23 @@ _SHINGLES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which documents count as copies of each other, and which of them to keep."""
+    """A rule that says which documents count as copies of each other, and which copy to keep."""
 
     name: str
     threshold: float = 1.0
     """Minimum Jaccard similarity of near-duplicates; has no effect without `verify`."""
     ngram: int = 5
+    """Number of words in an n-gram. Two texts are compared by their sets of n-grams."""
     buckets: int = 0
-    """Number of bands of a signature; 0 means that near-duplicates are not searched."""
+    """Number of bands of a MinHash signature; 0 means that near-duplicates are not searched."""
     hashes_per_bucket: int = 1
     verify: bool = True
-    """Link candidates only if their exact similarity is at least `threshold`; otherwise, one equal
-    band is enough."""
+    """Whether documents with an equal band are copies only if their exact Jaccard similarity is at
+    least `threshold`. If false, one equal band is enough."""
     keep: str = "first"
+    """Which of several copies to keep, in the order of the corpus: "first" or "last"."""
     exact: bool = True
-    """Also link identical texts, however short."""
+    """Whether identical texts are copies even if they are too short for an n-gram."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -91,28 +93,32 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """The result of `deduplicate`, per document in corpus order."""
+    """The result of `deduplicate`. Each array has one entry per document, in corpus order."""
 
     keep: np.ndarray
     """bool: whether the document is kept."""
     cluster: np.ndarray
-    """int64: index of the document that is kept in place of this one; a kept document has its own
-    index."""
+    """int64: index of the document that is kept in place of this one. A document that is itself
+    kept has its own index."""
     reason: np.ndarray
-    """uint8: KEPT; EXACT or NEAR if the document is removed because the same text or a similar one
-    is kept."""
+    """uint8: KEPT, EXACT or NEAR. A removed document is EXACT if the same text occurs earlier (with
+    keep="last": later) in the corpus; otherwise, it is NEAR."""
     report: dict[str, Any]
-    """Counts before and after, the number of clusters by size, the numbers of candidate, compared
-    and linked pairs, the recipe, and its S-curve (see `s_curve`)."""
+    """The recipe; numbers of documents, words and bytes before and after; numbers of clusters by
+    size and of candidate, compared and linked pairs; and `s_curve` at each of SIMILARITIES."""
 
 
 def s_curve(similarity: np.ndarray | float, buckets: int, hashes: int) -> np.ndarray:
-    """Return the probability that documents of this Jaccard similarity are a candidate pair."""
+    """Return the probability that two documents of this Jaccard similarity are a candidate pair.
+
+    Documents are a candidate pair if their MinHash signatures agree in at least one of `buckets`
+    bands, each of `hashes` hashes. The result has the shape of `similarity`.
+    """
     return 1 - (1 - np.asarray(similarity, np.float64) ** hashes) ** buckets
 
 
 def shingles(text: str, ngram: int = 5) -> frozenset[str]:
-    """Return the word n-grams of a text; a text of fewer than `ngram` words has none."""
+    """Return the set of word n-grams of a text; a text of fewer than `ngram` words has none."""
     words = text.split()
     return frozenset(" ".join(words[i : i + ngram]) for i in range(len(words) - ngram + 1))
 
@@ -126,26 +132,27 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 def deduplicate(
     texts: Sequence[str], recipe: str | Recipe, *, progress: bool = True
 ) -> Deduplicated:
-    """Group the documents into clusters of copies and keep one document of each cluster.
+    """Group the documents into clusters of copies, and choose the first or last of each to keep.
 
-    The recipe says whether it is the first or the last. Two documents are linked if their texts are
-    equal (with `recipe.exact`) or if they are a candidate pair. With `recipe.verify`, candidates
-    are only linked if they are similar enough. A cluster is a connected component of links.
-    Verification compares all pairs within a component of candidate pairs, except those that are
-    already linked, so a large component of dissimilar candidates, e.g. filled-in forms, takes
-    quadratic time.
+    Two documents are linked if their texts are equal (with `recipe.exact`) or if they are a
+    candidate pair, i.e. their MinHash signatures have an equal band. With `recipe.verify`,
+    candidates are only linked if they are similar enough. A cluster is a connected component of
+    links. Verification compares all pairs in a connected component of candidate pairs, except those
+    already in one cluster. So a large component of dissimilar documents, e.g. filled-in forms,
+    takes quadratic time.
 
     The code that EleutherAI most likely used looks up documents one by one and removes each hit
     from the index, which keeps the last document. With one band, as in `eleutherai-0.87`, the
-    result is the same. Documents too short for an n-gram are only compared for equality here,
-    whereas that code takes all such documents for copies of each other.
+    result is the same, except for documents too short for an n-gram. EleutherAI's code takes all of
+    them for copies of each other, whereas this function only compares them for equality.
 
     Args:
         texts: the documents.
         recipe: a Recipe, or the name of one in RECIPES.
 
     Raises:
-        ConfigError: the recipe is unknown. DataError: a document is not text.
+        ConfigError: the recipe is unknown.
+        DataError: a document is not text.
         MissingDependencyError: datatrove is not installed or not usable.
     """
     from networkx.utils import UnionFind
@@ -181,15 +188,21 @@ class _Corpus:
     words: np.ndarray
     bytes: np.ndarray
     same_as: np.ndarray
-    """For each document, the index of the document with the same text that the recipe keeps; its
-    own index if there is none or the recipe does not compare texts for equality."""
+    """For each document, the index of the first (with keep="last": the last) document with the same
+    text. Without `Recipe.exact`, it is the document's own index."""
 
     @property
     def unique(self) -> np.ndarray:
+        """The indices of one document per distinct text; without `Recipe.exact`, all indices."""
         return np.flatnonzero(self.same_as == np.arange(len(self.same_as)))
 
 
 def _measure_documents(texts: Sequence[str], recipe: Recipe) -> _Corpus:
+    """Count the words and bytes of each text, and find identical texts.
+
+    Raises:
+        DataError: `texts` is a single string, or a document is not valid text.
+    """
     if isinstance(texts, str):
         raise DataError("texts is a single string; pass a sequence of documents")
     words, sizes = np.zeros((2, len(texts)), np.int64)
@@ -217,7 +230,7 @@ def _measure_documents(texts: Sequence[str], recipe: Recipe) -> _Corpus:
 
 
 class WhitespaceTokenizer:
-    """A word tokenizer for datatrove that splits at white space."""
+    """A word tokenizer for datatrove that splits a text at white space."""
 
     language = None
 
@@ -226,7 +239,7 @@ class WhitespaceTokenizer:
 
 
 def minhash_step(recipe: Recipe) -> Any:
-    """Make datatrove's pipeline step that computes MinHash signatures; pass it to `signature`.
+    """Make the pipeline step of datatrove that `signature` uses to compute MinHash signatures.
 
     Raises:
         MissingDependencyError: datatrove or a dependency of it is absent, or xxhash is too new.
@@ -272,10 +285,11 @@ def minhash_step(recipe: Recipe) -> Any:
 
 
 def signature(step: Any, text: str) -> NDArray[np.uint64]:
-    """Compute the MinHash signature, [buckets, hashes], of a text with at least one n-gram.
+    """Return the MinHash signature of a text, uint64[buckets, hashes_per_bucket].
 
     Args:
         step: the result of `minhash_step`.
+        text: must have at least one n-gram.
     """
     hashed = step.get_shingles(text)
     # in chunks, because all hashes of all n-grams of a book would need too much memory
@@ -287,14 +301,18 @@ def signature(step: Any, text: str) -> NDArray[np.uint64]:
 def candidate_pairs(
     texts: Sequence[str], indices: np.ndarray, recipe: Recipe, progress: bool = True
 ) -> NDArray[np.int64]:
-    """Find the pairs of documents with an equal band: int64[n, 2], with the smaller index first.
+    """Find pairs of documents that have an equal band in their MinHash signatures.
 
     k documents with an equal band give a chain of k - 1 pairs instead of all k * (k - 1) / 2 pairs,
     which is enough to put the k documents into one cluster.
 
     Args:
-        texts: the corpus.
-        indices: documents to compare, ascending; each has at least `ngram` words.
+        texts: all documents of the corpus.
+        indices: indices of the documents to compare, ascending. Each must have at least `ngram`
+            words.
+
+    Returns:
+        int64[n, 2], the indices of each pair, with the smaller index first.
 
     Raises:
         MissingDependencyError: see `minhash_step`.
@@ -323,10 +341,14 @@ def candidate_pairs(
 def _verify_candidates(
     candidates: UnionFind, texts: Sequence[str], recipe: Recipe, progress: bool
 ) -> tuple[UnionFind, int]:
-    """Link the candidates that are similar enough; return the links and the number of comparisons.
+    """Link candidate documents that have a Jaccard similarity of at least `recipe.threshold`.
 
     Args:
-        candidates: components of candidate pairs.
+        candidates: a union-find of document indices that joins the documents of each candidate
+            pair.
+
+    Returns:
+        A union-find that joins only similar documents, and the number of pairs that were compared.
     """
     from networkx.utils import UnionFind
 
@@ -351,6 +373,11 @@ def _verify_candidates(
 def _summarize(
     links: UnionFind, corpus: _Corpus, recipe: Recipe, pairs: dict[str, int]
 ) -> Deduplicated:
+    """Choose the document to keep in each cluster of linked documents, and make the report.
+
+    Args:
+        pairs: the numbers of candidate, compared and linked pairs, for the report.
+    """
     pick, indices = min if recipe.keep == "first" else max, np.arange(len(corpus.words))
     survivor, sizes = indices.copy(), Counter[int]()
     for cluster in links.to_sets():

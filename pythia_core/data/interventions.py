@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every token that an intervention changes, sorted by row of the training order.
+    """A list of every token that an intervention (a swap of words) changes in the training data.
 
-    `counts` maps each spelling of a word to its number of occurrences in the rows of the updates
-    [start, stop). A token shared by two rows counts in both. `unmapped` is the part of `counts` for
-    the spellings that cannot be swapped.
+    Token i of the list is `old[i]`. It is in column `column[i]` of the row `row[i]` of the training
+    order, and is replaced by `new[i]`. The list is sorted by row and column.
     """
 
     row: NDArray[np.int64]
@@ -49,19 +48,22 @@ class Ledger:
     n_tokens: int = 0
     """Number of tokens in the rows of the updates [start, stop)."""
     counts: dict[str, int] = field(default_factory=dict)
+    """Maps each spelling of a word to its number of occurrences in the rows of the updates [start,
+    stop). An occurrence that is in two rows counts twice."""
     unmapped: dict[str, int] = field(default_factory=dict)
+    """The entries of `counts` for spellings that cannot be swapped."""
 
     recorded: ClassVar[bool] = True
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """Return a copy of `batch` with the swap applied.
+        """Return a copy of `batch` in which the tokens of the ledger are changed.
 
         Args:
-            batch: rows first_row, first_row + 1, ... of the training order.
+            batch: int[n, tokens], the rows first_row, first_row + 1, ... of the training order.
 
         Raises:
-            DataError: a token is not the one that the ledger expects, so the ledger was made for
-                other data.
+            DataError: a token of the batch is not the one that the ledger expects there, so the
+                ledger was made for other data.
         """
         changed = np.array(batch)
         low, high = np.searchsorted(self.row, [first_row, first_row + len(changed)])
@@ -83,7 +85,11 @@ class Ledger:
         return changed
 
     def summary(self) -> dict[str, Any]:
-        """Return, as JSON, counts of changed tokens and of words by spelling."""
+        """Return the settings of the swap and what it changes, as a dict of plain JSON types.
+
+        The keys include `tokens` and `tokens_changed` (numbers), `share_changed` (a fraction of
+        the tokens), `words` (number of occurrences) and `by_form` (the same by spelling).
+        """
         return {
             "swap": self.swap,
             "start": self.start,
@@ -98,7 +104,7 @@ class Ledger:
         }
 
     def save(self, path: Path | str) -> None:
-        """Write the ledger to a safetensors file (four arrays and JSON metadata), atomically."""
+        """Write the ledger atomically to a safetensors file, as four arrays and JSON metadata."""
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
@@ -109,7 +115,7 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path | str) -> Ledger:
-        """Read a file that `save` wrote.
+        """Read a ledger from a file that `save` wrote.
 
         Raises:
             DataError: the file is absent, damaged, or not a ledger.
@@ -129,6 +135,7 @@ class Ledger:
         return ledger
 
     def _digest(self) -> str:
+        """Return the sha256 of all fields of the ledger, in hex."""
         values = {k: v for k, v in asdict(self).items() if k not in _ARRAYS}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for name in _ARRAYS:
@@ -136,6 +143,7 @@ class Ledger:
         return digest.hexdigest()
 
     def _check(self) -> None:
+        """Raise ValueError if the arrays have wrong lengths, dtypes, order or row numbers."""
         sizes = {len(getattr(self, name)) for name in _ARRAYS}
         types = {name: getattr(self, name).dtype.name for name in _ARRAYS}
         if len(sizes) != 1 or types != _ARRAYS:
@@ -155,7 +163,7 @@ _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
 class OrderedDocuments(Protocol):
-    """Training rows and the documents from which they were cut.
+    """A dataset that has training rows and also the documents from which the rows were cut.
 
     `make_ledger` needs the documents because a row can end inside a word.
     """
@@ -184,13 +192,14 @@ class OrderedDocuments(Protocol):
 def make_ledger(
     data: OrderedDocuments, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
 ) -> Ledger:
-    """List every token that `intervention` changes in its updates [start, stop).
+    """Make the ledger of every token that an intervention changes in its updates [start, stop).
 
     Args:
+        batch_size: rows per update.
         chunk: number of rows that are searched at a time, to bound the memory.
 
     Raises:
-        DataError: the data have too few rows, or the rows are not in the order of their manifest.
+        DataError: there are too few rows, or the stored rows are not in the order `data.order`.
     """
     swap = WordSwap.from_tokenizer(data.tokenizer, intervention.swap)
     first, last = intervention.start * batch_size, intervention.stop * batch_size

@@ -5,7 +5,7 @@ A row contains S inputs and, shifted by one, S labels. Batch k of size B has the
 token counts of D documents, a seed, S = seq_len and E epochs (paper section 2.3, which promises a
 reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
 
-1. one `RandomState(seed)` is used first for the shuffle of step 2, then for that of step 4;
+1. one `RandomState(seed)` is made, which shuffles first in step 2 and then in step 4;
 2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
 3. the documents in that order form one stream; row i is its tokens i*S to i*S + S, the last of
    which is also the first of row i+1; rows may cross the ends of documents;
@@ -36,9 +36,9 @@ from pythia_core.util.progress import bar
 
 
 class Rows:
-    """Gives the rows of S+1 ids in training order; batch k of size B has the rows [k*B, (k+1)*B).
+    """A source of training rows, in training order. A row has seq_len + 1 token ids.
 
-    Subclasses implement `_rows`.
+    Batch k of size B has the rows [k*B, (k+1)*B). Subclasses implement `_rows`.
     """
 
     seq_len: int
@@ -47,7 +47,7 @@ class Rows:
     """Whether one read gives several consecutive rows; otherwise each row takes several reads."""
 
     def rows(self, start: int, stop: int) -> NDArray:
-        """Return the rows [start, stop) as a new array (stop - start, seq_len + 1).
+        """Return the token ids of the rows [start, stop), a new array (stop - start, seq_len + 1).
 
         Raises:
             DataError: [start, stop) is outside 0..n_rows.
@@ -57,20 +57,26 @@ class Rows:
         return self._rows(start, stop)
 
     def _rows(self, start: int, stop: int) -> NDArray:
+        """Return the same as `rows`, which has already checked that the rows exist."""
         raise NotImplementedError
 
     def missing_files(self, start: int, stop: int) -> list[Any]:
-        """List the files that are absent but needed to read the rows [start, stop).
+        """Return the files that are needed to read the rows [start, stop) but are absent.
 
-        The list is empty for rows whose files were all checked when they were opened.
+        The base class returns an empty list, because most subclasses check all files when they open
+        them.
         """
         return []
 
     def batch(self, step: int, batch_size: int) -> NDArray:
-        """Return the batch (batch_size, seq_len + 1) of the update from `step` to `step + 1`.
+        """Return the token ids that the update from `step` to `step + 1` trains on.
+
+        Returns:
+            int[batch_size, seq_len + 1]
 
         Raises:
-            DataError: there are too few rows for this step; starting over would repeat data.
+            DataError: `step` or `batch_size` is too small, or there are too few rows (starting over
+                with the first row would repeat data).
         """
         if step < 0 or batch_size < 1:
             raise DataError(f"need step >= 0 and batch_size >= 1, got {step}, {batch_size}")
@@ -86,15 +92,18 @@ class Rows:
 
 
 class FixedRows(Rows):
-    """Reads rows that are stored back to back in training order; row i begins at id (S+1) * i.
+    """Rows that are stored back to back in training order; row i begins at id (S+1) * i.
 
-    Subclasses implement `_read`.
+    The ids may be split into shards at any byte. Subclasses implement `_read`.
 
     Args:
-        name: file name for error messages. sizes: number of bytes of each shard.
+        name: file name for error messages.
+        sizes: number of bytes of each shard.
+        seq_len: S; a row has S + 1 ids.
+        dtype: dtype of the ids.
 
     Raises:
-        DataError: the shards together do not have a whole number of rows.
+        DataError: the shards together do not have a whole number of rows, or there are none.
     """
 
     def __init__(
@@ -124,7 +133,7 @@ class FixedRows(Rows):
         return joined.view(self.dtype).reshape(stop - start, self.seq_len + 1)
 
     def _read(self, shard: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return the bytes [start, stop) of one shard."""
+        """Return the bytes [start, stop) of the shard with the index `shard`."""
         raise NotImplementedError
 
 
@@ -134,9 +143,9 @@ POLICIES = ("joint", "separate", "rows")
 
 
 def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
-    """Return the smallest number of epochs that have at least `n_samples` rows.
+    """Return the smallest number of epochs that together have at least `n_samples` rows.
 
-    E epochs of T tokens have (E*T - 1) // S rows.
+    E epochs of T = `tokens_per_epoch` tokens have (E*T - 1) // S rows, with S = `seq_len`.
 
     Raises:
         DataError: an epoch has no tokens.
@@ -149,27 +158,30 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
 def samples_requested(steps: int, batch_size: int) -> int:
     """Return the number of rows that GPT-NeoX requests for `steps` updates: 0.5 % more than needed.
 
-    The number determines how many epochs there are (`epochs_needed`).
+    This number determines how many epochs GPT-NeoX prepares (`epochs_needed`).
     """
     return -(-steps * batch_size * 1005 // 1000)
 
 
 class RowOrder:
-    """Knows in which documents the tokens of every training row are.
+    """The order of training: for every training row, which tokens of which documents are in it.
 
     The order is a pure function of the arguments.
 
     Args:
-        sizes: int[n_documents], tokens of each document (0 is allowed).
-        seq_len: S; a row has S + 1 tokens: inputs are the first S, labels the last S.
-        seed: seed of the RandomState. epochs: copies of the document list.
-        policy: "joint": as in GPT-NeoX v1.0, all epochs are shuffled together. "separate":
-            documents and rows are shuffled within each epoch, one epoch after the other; no row
-            crosses epochs, and the first epoch is the same as with `epochs=1`. "rows": the first
-            `unique_rows` rows of one shuffled epoch are read `epochs` times, the first time in
-            that order and then reshuffled each time. So the rows for a smaller `unique_rows` are
-            a subset of those for a larger one.
-        unique_rows: number of different rows for the policy "rows"; 0 with any other policy.
+        sizes: int[n_documents], number of tokens of each document (0 is allowed).
+        seq_len: S; a row has S + 1 tokens, of which the first S are inputs and the last S labels.
+        seed: seed of the RandomState.
+        epochs: number of times that every document (with the policy "rows": every row) is read.
+        policy: how to shuffle.
+            "joint": as in GPT-NeoX v1.0, all epochs are shuffled together.
+            "separate": documents and rows are shuffled within each epoch, and the epochs are read
+            one after the other. No row crosses the end of an epoch. The first epoch is the same as
+            with `epochs=1`.
+            "rows": one epoch is shuffled, and only its first `unique_rows` rows are used. They are
+            read `epochs` times, first in this order and then reshuffled each time. So a smaller
+            `unique_rows` uses a subset of the rows that a larger one uses.
+        unique_rows: number of different rows with the policy "rows"; 0 with any other policy.
 
     Raises:
         DataError: the documents have too few tokens for one row, or too few rows for `unique_rows`.
@@ -231,7 +243,7 @@ class RowOrder:
             shuffles = [first, *(rng.permutation(first) for _ in range(epochs - 1))]
             self.n_rows = epochs * unique_rows
         self.documents: NDArray[np.int32] = np.concatenate(documents)
-        """Document indices in stream order."""
+        """Indices of the documents in the order in which they form the stream of tokens."""
         self.shuffle: NDArray[np.integer] = np.concatenate(shuffles)
         """shuffle[r]: index, in the stream, of the row that is read r-th in training."""
 
@@ -250,17 +262,19 @@ class RowOrder:
         before: int = 0,
         after: int = 0,
     ) -> tuple[NDArray, NDArray[np.bool_]]:
-        """Return rows of the training order, with context from the stream of shuffled documents.
+        """Return the tokens of some training rows, with context on both sides of each row.
+
+        The context is taken from the stream of shuffled documents that was cut into rows.
 
         Args:
             data: the token file that this order was made for.
-            rows: int[n], indices of rows in training order.
+            rows: int[n], positions of the rows in training order.
             before, after: number of tokens of the stream to add before and after each row.
 
         Returns:
-            tokens[n, before + seq_len + 1 + after] in the file's dtype, and a mask of the same
-            shape. Before the beginning and after the end of the stream, the mask is False and the
-            token is 0; with the policy "separate", every epoch is a stream of its own.
+            The tokens, [n, before + seq_len + 1 + after] in the file's dtype, and a mask of the
+            same shape. Before the beginning and after the end of the stream, the mask is False and
+            the token is 0. With the policy "separate", every epoch is a stream of its own.
 
         Raises:
             DataError: there is no row with such an index, or `data` is another token file.
@@ -287,14 +301,16 @@ class RowOrder:
         return tokens, valid
 
     def read_counts(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """Count how often each token of the file is read as an input in the first `n_rows` rows.
+        """Count how often the first `n_rows` rows read each token of the token file as an input.
+
+        The rows are also split into blocks, and the repeated reads are counted in each block.
 
         Args:
-            block: number of consecutive rows in a block, e.g. those of several batches.
+            block: number of consecutive rows in a block.
 
         Returns:
-            counts[tokens_per_epoch] by position in the token file; and for each block, the number
-            of its inputs that had already been read before, in any earlier row.
+            The number of reads of each token, [tokens_per_epoch], by position in the token file;
+            and for each block, the number of inputs that an earlier row had already read.
 
         Raises:
             DataError: the order has fewer than `n_rows` rows.
@@ -322,9 +338,10 @@ def write_rows(
     progress: bool = False,
     chunk: int = 8192,
 ) -> None:
-    """Write all rows in training order, each with S+1 ids in the dtype of `data`, without a header.
+    """Write all rows to the file `path`, in training order and without a header.
 
-    The released pre-shuffled datasets have the same format.
+    Each row has S+1 ids in the dtype of `data`. The released pre-shuffled datasets have the same
+    format.
 
     Args:
         chunk: number of rows that are in memory at a time.
@@ -354,10 +371,13 @@ class PreshuffledRows(FixedRows):
     The released pre-shuffled datasets (600 GB) have 21 such shards, which are read in place.
 
     Args:
-        paths: the shards in order. seq_len: S; a row has S + 1 ids. dtype: dtype of the ids.
+        paths: the shards in order.
+        seq_len: S; a row has S + 1 ids.
+        dtype: dtype of the ids.
 
     Raises:
-        DataError: a shard is missing, the order is wrong, or the rows are not a whole number.
+        DataError: a shard is missing, the shards are not in order, or together they do not have a
+            whole number of rows.
     """
 
     def __init__(
@@ -382,7 +402,7 @@ class PreshuffledRows(FixedRows):
 
 
 def batch_hash(rows: NDArray[np.integer]) -> str:
-    """Hash a batch: the first 32 hex digits of the sha256 of its shape and its ids as uint32.
+    """Return 32 hex digits that identify a batch: half of the sha256 of its shape and token ids.
 
     The hash depends on neither the dtype of the ids nor the byte order of the machine.
 

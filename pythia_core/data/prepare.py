@@ -50,20 +50,20 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 2
-"""Part of the key of prepared tokens: raise it when the format of the files changes."""
+"""Version of the format of prepared tokens, part of their key. Increase it with every change."""
 FULL_CHECK_BYTES = 1 << 28
-"""Files of at most this total size are hashed whenever they are opened (0.5 s). If they are larger,
-only their sizes are checked."""
+"""If the files in a folder have at most this total size, they are hashed whenever they are opened
+(0.5 s). If they are larger, only their sizes are checked."""
 BATCH_CHARACTERS = 1 << 20
-"""Characters of text per call of the encoder."""
+"""Number of characters of text that are encoded in one call."""
 
 
 class SwapSource(Protocol):
-    """The changes that an intervention makes to the batches of the updates [start, stop)."""
+    """The changes that a swap of words makes to the batches of the updates [start, stop)."""
 
     @property
     def recorded(self) -> bool:
-        """Whether the changes are on disk; otherwise they are computed whenever rows are read."""
+        """Whether the changes are on disk. If not, they are computed whenever rows are read."""
 
     @property
     def swap(self) -> str: ...
@@ -78,11 +78,15 @@ class SwapSource(Protocol):
     def batch_size(self) -> int: ...
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """Return a copy of `batch`, rows first_row, first_row + 1, ..., with the swap applied."""
+        """Return a copy of `batch` with the swap applied.
+
+        Args:
+            batch: int[n, tokens], the rows first_row, first_row + 1, ... of the training order.
+        """
 
 
 class TokenizedText(Protocol):
-    """The tokenizer of a model's text, and the id that ends a document."""
+    """An object with a model's tokenizer and the id of the token that ends every document."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -92,7 +96,7 @@ class TokenizedText(Protocol):
 
 
 class Batches(TokenizedText, Protocol):
-    """The data of a run: rows in training order and their tokenizer."""
+    """The training data of a run: rows of token ids in training order, and their tokenizer."""
 
     @property
     def config(self) -> DataConfig: ...
@@ -102,37 +106,46 @@ class Batches(TokenizedText, Protocol):
 
     @property
     def tokenizer_name(self) -> str:
-        """Path of a tokenizer.json or "neox-20b"; "" if the rows have no tokenizer."""
+        """The path of a tokenizer.json, or "neox-20b"; "" if the rows have no tokenizer."""
 
     @property
     def rows(self) -> Rows: ...
 
     def batch(self, step: int, batch_size: int) -> NDArray:
-        """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
+        """Return the ids [batch_size, seq_len + 1] for the update from `step` to `step` + 1."""
 
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> Any:
         """Return a JSON value that identifies the rows of the updates [start, stop).
 
-        It is part of a run's identity.
+        The value becomes part of the identity of a run that trains on these rows.
+
+        Args:
+            swap: name of the swap of words that the run makes, if any.
 
         Raises:
             DataError: there are too few rows, or the tokenizer does not allow the swap.
         """
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> SwapSource:
-        """Return the changes that the intervention makes; they may be recorded in `folder`."""
+        """Return the changes that an intervention makes to the batches.
+
+        Args:
+            window: the intervention: which words are swapped in which updates.
+            folder: may be used to save the changes.
+        """
 
     def with_heldout(self) -> PreparedData:
-        """Return data with held-out documents: this dataset, or another of the same tokenizer."""
+        """Return a dataset with held-out documents: this one, or another with its tokenizer."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Tokens in training order, made by `prepare`.
+    """A prepared dataset on disk, made by `prepare`: tokens, and rows of tokens in training order.
 
     Attributes:
-        folder: folder of the rows and their manifest. config: the argument of `prepare`.
-        manifest: counts, hashes and settings, without paths and times.
+        folder: folder of the rows and their manifest.
+        config: the argument of `prepare`.
+        manifest: counts, hashes and settings, without absolute paths and times.
     """
 
     folder: Path
@@ -140,26 +153,31 @@ class PreparedData:
     manifest: dict[str, Any]
 
     def __reduce__(self) -> tuple:
-        """Pickle without open files, so that it is cheap to send to another process."""
+        """Pickle without open files, so that the dataset is cheap to send to another process."""
         return PreparedData, (self.folder, self.config, self.manifest)
 
     @property
     def tokens_folder(self) -> Path:
-        """Folder of the tokenizer and the token files."""
+        """The folder of the tokenizer and the token files."""
         return self.folder.parent / self.manifest["tokens"]["folder"]
 
     @property
     def tokenizer_name(self) -> str:
+        """The path of the dataset's tokenizer.json."""
         return str(self.tokens_folder / "tokenizer.json")
 
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> str:
-        """Return the fingerprint; raise DataError if there are too few rows for `stop` updates."""
+        """Return `fingerprint`, which identifies all rows of the dataset.
+
+        Raises:
+            DataError: there are too few rows for `stop` updates of `batch_size` rows each.
+        """
         self.batch(stop - 1, batch_size)  # its error says how many rows there are
         return self.fingerprint
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything that determines the batches: corpus, tokenizer, tokens, order."""
+        """The sha256 of all that determines the batches: corpus, tokenizer, tokens and order."""
         return _fingerprint(self.manifest)
 
     @cached_property
@@ -168,7 +186,7 @@ class PreparedData:
 
     @property
     def eod_id(self) -> int:
-        """Id of the token that ends every document (0)."""
+        """The id of the token that ends every document."""
         return self.manifest["tokens"]["eod_id"]
 
     @property
@@ -178,16 +196,17 @@ class PreparedData:
 
     @cached_property
     def tokens(self) -> MegatronIndexed:
-        """The training documents."""
+        """The token ids of the training documents."""
         return MegatronIndexed(self.tokens_folder / "train")
 
     @cached_property
     def heldout(self) -> MegatronIndexed:
-        """The held-out documents; there are none if heldout_fraction is 0."""
+        """The token ids of the held-out documents; there are none if heldout_fraction is 0."""
         return MegatronIndexed(self.tokens_folder / "heldout")
 
     @cached_property
     def order(self) -> RowOrder:
+        """The order of training, computed again from the sizes of the training documents."""
         c = self.config
         return RowOrder(
             self.tokens.sizes, c.seq_len, c.order_seed, c.epochs, c.epoch_policy, c.unique_rows
@@ -195,18 +214,25 @@ class PreparedData:
 
     @cached_property
     def rows(self) -> PreshuffledRows:
+        """The training rows as stored on disk, in training order."""
         dtype = self.tokens.dtype
         return PreshuffledRows([self.folder / "rows.bin"], self.config.seq_len, dtype)
 
     def batch(self, step: int, batch_size: int) -> NDArray:
-        """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
+        """Return the ids [batch_size, seq_len + 1] for the update from `step` to `step` + 1."""
         return self.rows.batch(step, batch_size)
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
-        """Return the ledger of an intervention; the first call computes and saves it in `folder`.
+        """Return the ledger of an intervention, i.e. a list of all tokens that it changes.
+
+        The first call computes the ledger and saves it in `folder`; later calls read it.
+
+        Args:
+            window: the intervention: which words are swapped in which updates.
 
         Raises:
-            DataError: the ledger in `folder` belongs to another intervention.
+            DataError: the ledger in `folder` belongs to another intervention or cannot be read, or
+                there are too few rows.
         """
         path = folder / "ledger.safetensors"
         if not path.exists():
@@ -218,16 +244,17 @@ class PreparedData:
         return ledger
 
     def with_heldout(self) -> PreparedData:
-        """Return this dataset; the dataset itself has held-out documents."""
+        """Return this dataset, because it has held-out documents itself."""
         return self
 
     def verify(self, full: bool = True) -> None:
-        """Check the files against the manifests.
+        """Check the files of the dataset against its manifest.
 
-        Sizes are always checked; sha256 with `full`, or if the files are small.
+        The size of every file is checked. The sha256 is checked as well with `full`, or if the
+        files in a folder have at most FULL_CHECK_BYTES in total.
 
         Raises:
-            DataError: a file has changed; the message names the first such file.
+            DataError: a file is absent or has changed; the message names the first such file.
         """
         for folder, part in ((self.tokens_folder, "tokens"), (self.folder, "rows")):
             files = self.manifest[part]["files"]
@@ -242,7 +269,7 @@ class PreparedData:
 
 
 def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
-    """Prepare the tokens and rows that `data` describes, or find them in the cache.
+    """Return the dataset that `data` describes, from the cache or else newly prepared.
 
     Raises:
         FetchError: the corpus or the tokenizer cannot be downloaded.
@@ -281,10 +308,10 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
 
 
 def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
-    """Return the folder with the tokens of `data`; create it if it does not exist.
+    """Return the folder with the tokenizer and token files of `data`; make it if it is absent.
 
     Raises:
-        The errors of `prepare`.
+        FetchError, DataError: for the same reasons as in `prepare`.
     """
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
@@ -303,7 +330,7 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    """Return everything that determines the tokens; the key of their folder is its hash."""
+    """Return all settings that determine the tokens; a hash of them names the tokens' folder."""
     return {
         "format": FORMAT,
         "corpus": corpus_identity(data),
@@ -318,6 +345,12 @@ def _settings(data: DataConfig) -> dict[str, Any]:
 
 
 def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
+    """Write the rows in training order to rows.bin in `folder`, and return the rows' manifest.
+
+    Args:
+        tokens: folder of the token files.
+        order: arguments of RowOrder, apart from the sizes of the documents.
+    """
     data = MegatronIndexed(tokens / "train")
     rows = RowOrder(data.sizes, **order)
     write_rows(folder / "rows.bin", rows, data, progress)
@@ -325,6 +358,7 @@ def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
+    """Return the sha256 of those parts of a manifest that determine the batches, in hex."""
     tokens = manifest["tokens"]
     return stable_hash(
         {
@@ -338,6 +372,7 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _translate_errors(root: Path) -> Iterator[None]:
+    """Raise DataError instead of OSError if there is no space left inside the block."""
     try:
         yield
     except OSError as error:
@@ -355,15 +390,16 @@ def _translate_errors(root: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """A tokenizer's identity, for cache keys, and a function that makes it."""
+    """A way to make a tokenizer, and the tokenizer's identity, which is part of cache keys."""
 
     identity: list[str]
     make: Callable[[Iterator[str], int], str]
-    """Makes a tokenizer.json from the texts and their total length; only "bpe-N" reads them."""
+    """Returns the content of a tokenizer.json, given the training texts and their total number of
+    characters. Only "bpe-N" reads the texts."""
 
 
 def tokenizer_source(data: DataConfig) -> TokenizerSource:
-    """Return the source of the tokenizer that `data.tokenizer` names.
+    """Return how to identify and make the tokenizer that `data.tokenizer` names.
 
     Raises:
         DataError: the name is a path, but there is no usable tokenizer at that path.
@@ -387,11 +423,19 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
 def make_tokens(
     data: DataConfig, source: TokenizerSource, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Write tokenizer.json, train.* and heldout.* into `folder`; return their manifest."""
+    """Encode a corpus: write tokenizer.json, train.* and heldout.* into `folder`.
+
+    Returns:
+        The manifest of these files.
+
+    Raises:
+        FetchError, DataError: for the same reasons as in `prepare`.
+    """
     first_tally: Tally = {}
     excluded, characters = choose_heldout(data, first_tally, progress)
 
     def training_texts() -> Iterator[str]:
+        """Yield the text of each document that is not held out."""
         documents = enumerate(open_corpus(data, progress=False))
         return (document.text for i, document in documents if i not in excluded)
 
@@ -441,7 +485,18 @@ def make_tokens(
 def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Copy the tokens in `whole` to `folder` without duplicates; return their new manifest."""
+    """Copy prepared tokens without the duplicates that the recipe `data.dedup` removes.
+
+    Args:
+        whole: folder of the tokens of the whole corpus.
+        folder: where to write the remaining tokens.
+
+    Returns:
+        The manifest of the files in `folder`.
+
+    Raises:
+        DataError: the corpus has changed since it was encoded.
+    """
     manifest = read_manifest(whole)
     first_tally: Tally = {}
     excluded, _ = choose_heldout(data, first_tally, progress)
@@ -469,6 +524,12 @@ def remove_duplicates(
 
 
 def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:
+    """Raise DataError if a corpus has changed.
+
+    Args:
+        now: the tally of each domain in one reading of the corpus.
+        before: the summary of each domain's tally in another reading.
+    """
     if {name: tally.summary() for name, tally in now.items()} != before:
         raise DataError(f"the corpus {data.corpus!r} changed while it was being read; run again")
 
@@ -484,7 +545,15 @@ _NO_TOKENS = {
 def _find_duplicates(
     data: DataConfig, excluded: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
-    """Return the indices of the training documents that `data.dedup` removes, and its report."""
+    """Search the training documents for duplicates with the recipe `data.dedup`.
+
+    Args:
+        excluded: indices of the held-out documents, which are not searched.
+
+    Returns:
+        The indices of the documents to remove, and the report of `deduplicate`. Indices count all
+        documents of the corpus.
+    """
     from pythia_core.data.dedup import deduplicate
 
     numbers, texts = [], []
@@ -498,7 +567,11 @@ def _find_duplicates(
 
 
 def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
-    """Yield lists of (domain, text), each with about BATCH_CHARACTERS characters of text."""
+    """Yield lists of (domain, text), each list with about BATCH_CHARACTERS characters of text.
+
+    Args:
+        tally: an empty dict, filled with a DomainTally for each domain.
+    """
     batch: list[tuple[str, str]] = []
     size = 0
     for document in open_corpus(data, progress=False, tally=tally):
@@ -515,7 +588,7 @@ def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Map the name of each file in `folder` to its size and sha256."""
+    """Map the name of each file in `folder` to its size (`bytes`) and `sha256`."""
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
@@ -523,12 +596,12 @@ def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `folder`/manifest.json."""
+    """Write the manifest to manifest.json in `folder`."""
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read `folder`/manifest.json.
+    """Return the content of manifest.json in `folder`.
 
     Raises:
         DataError: the manifest is absent or is not a JSON object.
@@ -543,7 +616,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, reason: str) -> DataError:
-    """Make the error to raise when prepared data do not match their manifest."""
+    """Return the error to raise when the prepared data in `folder` are damaged."""
     return DataError(
         f"the prepared data in {folder} are damaged: {reason}. Delete that folder; it will be "
         "prepared again from the corpus"
@@ -554,10 +627,20 @@ def damaged(folder: Path, reason: str) -> DataError:
 
 
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
-    """Return the indices of the held-out documents and the number of characters in the others.
+    """Choose the documents to hold out from training.
 
     A document is held out if the hash of its text, scaled to [0, 1), is below heldout_fraction. If
-    no document is (in a small corpus), the one with the smallest hash is held out.
+    this holds for no document (of a small corpus), the document with the smallest hash is held out,
+    unless heldout_fraction is 0.
+
+    Args:
+        tally: an empty dict, filled with a DomainTally for each domain.
+
+    Returns:
+        The indices of the held-out documents, and the number of characters in all others.
+
+    Raises:
+        DataError: every document would be held out.
     """
     limit = data.heldout_fraction
     fractions: list[float] = []

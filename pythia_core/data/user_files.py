@@ -27,8 +27,14 @@ MAX_BYTES = 1 << 28
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of every document in a file, a folder or an "hf:" dataset.
 
-    For a file in a subfolder, the domain is the subfolder's name; otherwise, it is the file's name
-    for .jsonl, and "text" for .txt.
+    If a file is in a subfolder, its domain is the name of the topmost subfolder.
+    Otherwise, it is the file's name without the suffix for .jsonl, and "text" for .txt. See
+    `_hf_texts` for the domains of an "hf:" dataset.
+
+    Raises:
+        FetchError: a dataset cannot be loaded.
+        DataError: a file or dataset is absent, damaged or malformed; the message says where.
+        MissingDependencyError: a dataset needs the package `datasets`.
     """
     if corpus.startswith("hf:"):
         yield from _hf_texts(corpus)
@@ -41,14 +47,20 @@ def texts(corpus: str) -> Iterator[tuple[str, str]]:
 
 
 def identity(corpus: str) -> list[list[str]]:
-    """Return [name, sha256] of every file; for "hf:", the name and the dataset's fingerprint."""
+    """Return [name, sha256] of each file; for an "hf:" dataset, [[corpus, dataset fingerprint]]."""
     if corpus.startswith("hf:"):
         return [[corpus, _hf_dataset(corpus)._fingerprint]]
     return [[name, file_sha256(path)] for path, name in _files(corpus)]
 
 
 def _files(corpus: str) -> list[tuple[Path, str]]:
-    """Return (path, name relative to the folder) of the corpus's files, sorted by name."""
+    """Return (path, name relative to the folder) of a corpus's text files, sorted by name.
+
+    Hidden files are left out.
+
+    Raises:
+        DataError: there is no such file or folder, or no file with a suffix in SUFFIXES.
+    """
     root = Path(corpus).expanduser()
     if root.is_file():
         files = [(root, root.name)]
@@ -68,11 +80,17 @@ def _files(corpus: str) -> list[tuple[Path, str]]:
 
 
 def _open(path: Path) -> BinaryIO:
+    """Open a file to read its bytes, decompressed if its name ends with .gz."""
     return gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")  # type: ignore
 
 
 def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number, bytes) of each line, or (1, bytes) of the whole file."""
+    """Yield (line number, bytes) of each line of a file, or (1, bytes) for the whole file.
+
+    Raises:
+        DataError: the file cannot be read, is a damaged gzip file, or is (or has a line) longer
+            than MAX_BYTES.
+    """
     number = 0
     try:
         with _open(path) as file:
@@ -90,6 +108,14 @@ def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
 
 
 def _decode(path: Path, number: int, raw: bytes) -> str:
+    """Decode UTF-8, and drop a byte-order mark at the beginning of the file.
+
+    Args:
+        number: line of the file on which `raw` begins.
+
+    Raises:
+        DataError: the bytes are not UTF-8; the message gives the line.
+    """
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -101,11 +127,17 @@ def _decode(path: Path, number: int, raw: bytes) -> str:
 
 
 def _plain(path: Path) -> Iterator[str]:
+    """Yield the text of a .txt file; yield nothing if the file is empty."""
     for number, raw in _chunks(path, by_line=False):
         yield _decode(path, number, raw)
 
 
 def _jsonl(path: Path) -> Iterator[str]:
+    """Yield the string under "text" of each line of a .jsonl file; skip blank lines.
+
+    Raises:
+        DataError: a line is not a JSON object with such a string; the message gives its number.
+    """
     for number, raw in _chunks(path, by_line=True):
         line = _decode(path, number, raw)
         if not line.strip():
@@ -133,7 +165,11 @@ def _jsonl(path: Path) -> Iterator[str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of a JSON object's pairs; refuse repeated keys, which json.loads would accept."""
+    """Return the (key, value) pairs of a JSON object as a dict.
+
+    Raises:
+        ValueError: a key is repeated. json.loads alone would keep its last value.
+    """
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [key for key, _ in pairs]
@@ -146,7 +182,11 @@ FORM = "hf:NAME[:config][:split][:subset]"
 
 
 def _hf_parts(corpus: str) -> list[str]:
-    """Split "hf:NAME:..." into [name, config, split, subset]; "" stands for an omitted part."""
+    """Split "hf:NAME:..." into [name, config, split, subset]; "" stands for an omitted part.
+
+    Raises:
+        DataError: the name is empty, or there are more than four parts.
+    """
     parts = corpus.removeprefix("hf:").split(":")
     if not parts[0] or len(parts) > 4:
         raise DataError(f"corpus {corpus!r} does not have the form {FORM}")
@@ -154,7 +194,13 @@ def _hf_parts(corpus: str) -> list[str]:
 
 
 def _hf_dataset(corpus: str) -> Any:
-    """Load the dataset that an "hf:" name describes, without selecting a subset."""
+    """Load the Hugging Face dataset that an "hf:" name describes; ignore the name's subset.
+
+    Raises:
+        MissingDependencyError: the package `datasets` is not installed.
+        FetchError: the dataset cannot be loaded.
+        DataError: the dataset has no column "text", or no column "meta" to select a subset by.
+    """
     name, config, split, subset = _hf_parts(corpus)
     try:
         import datasets
@@ -177,9 +223,13 @@ def _hf_dataset(corpus: str) -> Any:
 
 
 def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of every document of the dataset, or of its subset.
+    """Yield (domain, text) of every document of an "hf:" dataset.
 
-    The domain is meta.pile_set_name; without it, the name of the dataset.
+    If `corpus` names a subset, all other documents are skipped. The domain is the document's
+    meta.pile_set_name or, if there is none, the dataset's name.
+
+    Raises:
+        DataError: a text is not a string, or the subset does not exist.
     """
     name, _, _, subset = _hf_parts(corpus)
     data, default = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]

@@ -31,18 +31,18 @@ SLOT_BUDGET = 8192
 """Maximum number of cache slots of a batch, with padding. Results do not depend on it."""
 
 Stop = Callable[[Sequence[int]], bool]
-"""Tells, from all new tokens of a prompt so far, whether to stop."""
+"""A function that receives all new tokens of a prompt so far, and returns whether to stop."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is sampled; with temperature 0, decoding is greedy."""
+    """A rule for choosing the next token. With temperature 0, the most likely token is chosen."""
 
     temperature: float = 0.0
     top_k: int = 0
     """Sample from this number of most likely tokens; 0: no limit."""
     top_p: float = 1.0
-    """Sample from the smallest set of most likely tokens whose total probability reaches this."""
+    """Sample from the most likely tokens, as few as have at least this probability in total."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,9 +57,13 @@ GREEDY = Sampling()
 
 
 class KVCache:
-    """Keys (after rotary) and values of every layer, for rows of different lengths.
+    """A cache of the keys (after rotary) and values of every layer, for rows of different lengths.
 
-    The first forward pass reads whole prompts; every later one adds one token per row.
+    The first forward pass reads whole prompts. Every later pass adds one token to each row.
+
+    Args:
+        lengths: number of tokens of each prompt, without padding.
+        n_slots: number of tokens for which every row has space.
     """
 
     def __init__(self, lengths: Sequence[int], n_slots: int) -> None:
@@ -70,7 +74,7 @@ class KVCache:
         self._mask: Tensor | None = None  # (rows, 1, 1, slots); None: rows attend to all slots
 
     def next_token(self, device: torch.device) -> None:
-        """Prepare for a forward pass that adds one token per row."""
+        """Prepare the cache for a forward pass that adds one token to each row."""
         self._slots = torch.tensor(self._lengths, device=device)
         self._lengths = [n + 1 for n in self._lengths]
         self._rows = torch.arange(len(self._lengths), device=device)
@@ -81,17 +85,21 @@ class KVCache:
             self._mask = (slots <= self._slots[:, None])[:, None, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows of the cache except `rows`."""
+        """Drop all rows of the cache except those with the indices `rows`."""
         self._lengths = [self._lengths[row] for row in rows]
         index = torch.tensor(rows, device=self._layers[0].device)
         self._layers = [layer.index_select(1, index) for layer in self._layers]
 
     def attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Add the new tokens' keys and values to the cache; return the attention of the new tokens.
+        """Add the keys and values of new tokens to one layer's cache, and compute attention.
 
         Args:
-            qkv: as in kernels.attention, for the new tokens.
-            cos, sin: rotary tables for every slot.
+            qkv: (rows, new tokens, heads, 3, head_dim), with queries and keys that are not yet
+                rotated.
+            cos, sin: rotary tables, (slots, rotary_dims / 2).
+
+        Returns:
+            The attention output of the new tokens, (rows, new tokens, heads * head_dim).
         """
         if self._slots is None:
             return self._read_prompts(qkv, cos, sin)
@@ -107,6 +115,7 @@ class KVCache:
         return out.transpose(1, 2).flatten(2)
 
     def _read_prompts(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Do the work of `attend` in the first pass, in which the new tokens are whole prompts."""
         rows, width, heads, _, dim = qkv.shape
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
         angles = cos[:width], sin[:width]
@@ -119,10 +128,11 @@ class KVCache:
 
 
 def sample_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """Choose the next token of every row: int64[n].
+    """Choose the next token of every row by the rule `sampling`; return the ids as int64[n].
 
     Args:
-        logits: (n, V). uniforms: float[n], random numbers in [0, 1); unused if greedy.
+        logits: (n, V), with V the size of the vocabulary.
+        uniforms: float[n], random numbers in [0, 1). They are not used if temperature is 0.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -151,14 +161,21 @@ def generate(
     slot_budget: int = SLOT_BUDGET,
     progress: bool = False,
 ) -> list[list[int]]:
-    """The continuation of every prompt, up to `max_new` tokens, in the order of the prompts.
+    """Generate a continuation of at most `max_new` tokens for every prompt.
 
     Args:
-        stop: called after each new token; the last token is part of the continuation.
-        truncate: drop the beginning of prompts that are too long.
+        prompts: the token ids of each prompt.
+        stop: called after each new token with all new tokens of the prompt. If it returns True, the
+            continuation ends with this token.
+        truncate: drop the beginning of a prompt that is too long.
+        slot_budget: maximum number of tokens in a batch, with padding; it limits the memory.
+
+    Returns:
+        The token ids of each continuation, in the order of the prompts.
 
     Raises:
-        DataError: a prompt is empty, or too long (without `truncate`).
+        DataError: a prompt is empty, or too long to fit into the model's context together with
+            `max_new` tokens (without `truncate`).
         ConfigError: the model's context is too short for `max_new` tokens.
     """
     longest = model.config.max_seq_len - max_new
@@ -197,7 +214,12 @@ def _batch(
     sampling: Sampling,
     stop: Stop | None,
 ) -> list[list[int]]:
-    """Continue a batch of prompts, sorted by descending length; `indices` seed the sampling."""
+    """Generate the new tokens of each prompt in one batch; see `generate`.
+
+    Args:
+        prompts: the prompts of the batch, sorted by descending length.
+        indices: position of each prompt in the whole list. It seeds the prompt's random numbers.
+    """
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
     ids = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
@@ -243,13 +265,16 @@ def generate_texts(
     truncate: bool = False,
     progress: bool = False,
 ) -> list[str]:
-    """The continuation of each prompt as text, cut before EOD or the first string of `until`.
+    """Generate a continuation of each prompt, and return it as text.
+
+    A continuation ends before the end-of-document token, before the first occurrence of any string
+    in `until`, or after `max_new` tokens.
 
     Args:
         prompts: texts or token ids; an empty text means the beginning of a document.
 
     Raises:
-        The errors of `generate`.
+        DataError, ConfigError: for the same reasons as in `generate`.
     """
     ids = [
         tokenizer.encode(prompt, add_special_tokens=False).ids or [eod_id]
@@ -262,6 +287,7 @@ def generate_texts(
     tail = max((len(end.encode()) for end in ends), default=0) + 4
 
     def stop(tokens: Sequence[int]) -> bool:
+        """Return whether the document has ended or a string of `until` has been generated."""
         if tokens[-1] == eod_id:
             return True
         text = tokenizer.decode(tokens[-tail:]) if ends else ""
@@ -272,5 +298,5 @@ def generate_texts(
 
 
 def cut_at(text: str, ends: Sequence[str]) -> str:
-    """Return the text before the earliest occurrence of any string in `ends`."""
+    """Cut the text before the first occurrence of any string in `ends`, if there is one."""
     return text[: min((text.index(end) for end in ends if end in text), default=len(text))]

@@ -31,7 +31,9 @@ PatchFunction = Callable[[Tensor], Tensor]
 
 
 def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of modules that match any of the patterns, in the order of the model.
+    """Return the names of the modules that match any of the patterns, in the model's order.
+
+    In a pattern, `*` matches within one part of a name, e.g. "layers.*.mlp".
 
     Raises:
         ConfigError: a pattern matches no module.
@@ -51,16 +53,21 @@ def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
+    """Return whether a module's name matches a pattern, part by part between the dots."""
     parts, patterns = name.split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 @contextlib.contextmanager
 def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Yield {module name: its output (B, T, width) in the latest pass, with its autograd graph}.
+    """Record the outputs of the modules that match the patterns, inside a `with` block.
+
+    Yields:
+        A dict that each forward pass fills. It maps the name of each module to its output in the
+        latest pass, (B, T, width), with the autograd graph.
 
     Raises:
-        ConfigError: see `match_modules`.
+        ConfigError: a pattern matches no module.
     """
     outputs: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
@@ -79,8 +86,14 @@ def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor
 def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
     """Replace the output of every module that matches the pattern with `fn(output)`.
 
+    The outputs are replaced in all forward passes inside the `with` block.
+
+    Args:
+        fn: receives an output (B, T, width), and returns a tensor of the same shape and dtype.
+
     Raises:
-        ConfigError: see `match_modules`; in the forward pass, if `fn` changes shape or dtype.
+        ConfigError: the pattern matches no module, or (in a forward pass) `fn` has changed the
+            shape or dtype.
     """
     with contextlib.ExitStack() as stack:
         shape = _note_shape(model, stack)
@@ -105,13 +118,16 @@ def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
 
 @contextlib.contextmanager
 def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
-    """Yield a list of the latest forward pass's attention patterns, (B, heads, T, T) per layer.
+    """Record the attention probabilities of every layer, inside a `with` block.
 
-    The model's kernels never materialise them, so they are recomputed from each layer's input.
-    Memory grows with the square of the row length: use few, short rows.
+    The model's kernels never store these probabilities, so they are recomputed from each layer's
+    input. Memory grows with the square of the row length: use few, short rows.
+
+    Yields:
+        A list that each forward pass fills with one tensor (B, heads, T, T) per layer.
 
     Raises:
-        ConfigError: in the forward pass, if the model has a cache of earlier tokens.
+        ConfigError: in a forward pass, if the model uses a cache of earlier tokens.
     """
     patterns: list[Tensor] = []
     with contextlib.ExitStack() as stack:
@@ -135,7 +151,12 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
 
 
 def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
-    """Attention probabilities (B, heads, T, T), computed as in kernels.attention_reference."""
+    """Compute attention probabilities (B, heads, T, T) as kernels.attention_reference does.
+
+    Args:
+        qkv: (B, T, heads, 3, head_dim), with queries and keys that are not yet rotated.
+        rotary: the tables cos and sin.
+    """
     q, k, _ = (part.transpose(1, 2).float() for part in qkv.unbind(3))
     q, k = rotary_reference(q, *rotary), rotary_reference(k, *rotary)
     scores = q @ k.transpose(-1, -2) * qkv.shape[-1] ** -0.5
@@ -147,7 +168,13 @@ def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
-    """Return a list that every forward pass sets to [B, T]; modules only see (B*T, width)."""
+    """Return a list that every forward pass of the model sets to [B, T], the shape of its input.
+
+    The modules inside the model only see tensors (B*T, width), so `_by_row` needs this shape.
+
+    Args:
+        stack: removes the hook when it is closed.
+    """
     shape: list[int] = []
 
     def note(_: nn.Module, args: tuple) -> None:
@@ -158,6 +185,10 @@ def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
 
 
 def _by_row(out: Tensor, shape: Sequence[int]) -> Tensor:
-    """Reshape an output (B*T, width) to (B, T, width); return other shapes unchanged."""
+    """Reshape an output (B*T, width) to (B, T, width); return an output of another shape as it is.
+
+    Args:
+        shape: [B, T].
+    """
     flat = out.dim() == 2 and out.shape[0] == shape[0] * shape[1]
     return out.unflatten(0, tuple(shape)) if flat else out

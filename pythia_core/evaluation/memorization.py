@@ -3,8 +3,8 @@
 A row is (k, l)-memorized if greedy decoding from its first k tokens gives its next l; the paper
 uses k = l = 32 and tests every row read so far. No generation is needed: a row is memorized if and
 only if, given its *own* earlier tokens, the correct token is the most likely one at each of the l
-positions, because until the first wrong token both read the same. Most rows fail at the first
-position, so rows are tested in three stages: at one position, at a few, at all. Weights and
+positions, because generation reads the same tokens until its first wrong one. Most rows fail at the
+first position, so rows are tested in three stages: at one position, at a few, at all. Weights and
 activations are fp32 (the released numbers: fp16), so ties are rare; for every memorized row the
 smallest margin of the correct token is stored.
 
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the cache key: raise it when a change of this module alters results."""
 TOKEN_BUDGET = 4096
-"""Tokens per batch."""
+"""Number of tokens in a batch."""
 SECOND_STAGE = 5
-"""Positions checked in the second stage."""
+"""Number of positions that are checked in the second of the three stages."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """Result of `extract`, one entry per row."""
+    """The result of `extract`. Each array has one entry per row."""
 
     memorized: np.ndarray
-    """bool[n]."""
+    """bool[n]: whether the row is memorized."""
     margin: np.ndarray
     """float32[n]: the logit of the correct token minus the largest other logit, at the position
     where this difference is smallest; NaN for rows that are not memorized."""
@@ -60,7 +60,14 @@ def extract(
     continuation: int = 32,
     token_budget: int = TOKEN_BUDGET,
 ) -> Extraction:
-    """Test which of the rows int[n, width] are memorized; equal rows are tested once.
+    """Test which rows the model has memorized.
+
+    A row is memorized if greedy decoding from its first `context` tokens gives its next
+    `continuation` tokens. If these tokens are the same in several rows, they are tested only once.
+
+    Args:
+        rows: int[n, width], token ids.
+        token_budget: number of tokens in a batch.
 
     Raises:
         ConfigError: `context` or `continuation` is below 1, or their sum exceeds the row length.
@@ -85,7 +92,11 @@ def extract(
 
 
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
-    """Return the smallest margin of each row's tokens after `context`; < 0 if one is not best."""
+    """Return each row's smallest margin over the `positions` tokens after its context, float32[n].
+
+    The margin of a token is its logit minus the largest other logit. It is negative if the token is
+    not the most likely one.
+    """
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]
@@ -96,7 +107,14 @@ def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: i
 
 @torch.no_grad()
 def generate_uncached(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """Continue contexts int[n, k] greedily, without a cache; return int64[n, n_tokens]."""
+    """Generate `n_tokens` tokens after each context by greedy decoding, without a cache.
+
+    Args:
+        contexts: int[n, k], token ids.
+
+    Returns:
+        int64[n, n_tokens], the new tokens only.
+    """
     ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
     for _ in range(n_tokens):
         best = model.logits(model.hidden(ids)[:, -1]).argmax(-1, keepdim=True)
@@ -112,12 +130,21 @@ def check_by_generation(
     continuation: int = 32,
     sample: int = 64,
 ) -> tuple[int, int]:
-    """Compare `extract` with actual generation on a sample.
+    """Check the result of `extract` on a sample of the rows, by generating their continuations.
 
-    Half of the sampled rows are memorized, if there are enough; both halves are spread evenly.
+    Half of the sampled rows are memorized according to `extract`, if there are enough such rows.
+    The sample is spread evenly over the memorized and over the other rows.
+
+    Args:
+        extraction: the result of `extract` for `rows`.
+        sample: number of rows to check.
 
     Returns:
-        The number of sampled rows, and the number of those where generation and `extract` disagree.
+        The number of rows checked, and the number of them on which generation and `extract`
+        disagree.
+
+    Raises:
+        DataError: `rows` and `extraction` do not have the same length.
     """
     memorized = extraction.memorized
     if len(rows) != len(memorized):
@@ -139,10 +166,10 @@ def check_by_generation(
 
 @dataclass(frozen=True)
 class ExtractionMeasurement:
-    """A measurement: which of the rows that a checkpoint has read are memorized.
+    """A measurement of which training rows a checkpoint has memorized, among the rows it has read.
 
-    Arrays: memorized bool[n], margin float32[n] (see Extraction), checked int64[2] (see
-    `check_by_generation`).
+    It is called with a model and its step, and returns three arrays: `memorized` bool[n] and
+    `margin` float32[n] (see Extraction), and `checked` int64[2] (see `check_by_generation`).
     """
 
     data: PreparedData
@@ -151,19 +178,21 @@ class ExtractionMeasurement:
     context: int = 32
     continuation: int = 32
     unread: bool = False
-    """Also test rows that come later in the run."""
+    """Whether to test also the rows that the run reads after the checkpoint."""
 
     @property
     def name(self) -> str:
+        """The name under which the arrays are stored."""
         return "extraction_of_all" if self.unread else "extraction"
 
     @property
     def digest(self) -> str:
-        """Hash of everything that determines the result, except weights and step."""
+        """A hash of everything that determines the result, except the weights and the step."""
         settings = [self.batch_size, self.steps, self.context, self.continuation, self.unread]
         return stable_hash([VERSION, self.data.fingerprint, *settings])
 
     def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
+        """Return the arrays that the class describes, for the checkpoint at `step`."""
         rows = self.data.rows.rows(0, self.batch_size * (self.steps if self.unread else step))
         extraction = extract(model, rows, self.context, self.continuation)
         checked = check_by_generation(model, rows, extraction, self.context, self.continuation)
@@ -181,10 +210,14 @@ _CHUNK = 1 << 16
 
 
 def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """Count how often each of the windows int[n, width] occurs in the rows, at any offset.
+    """Count how often each window (a sequence of tokens) occurs in the rows, at any offset.
 
     Args:
-        rows: int[rows, tokens], the rows that were read.
+        rows: int[rows, tokens], the rows that were read in training.
+        windows: int[n, width].
+
+    Returns:
+        int64[n], one count per window.
 
     Raises:
         ConfigError: the windows are longer than the rows.
@@ -221,7 +254,12 @@ def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
 
 
 def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct beginnings of rows, int[d, window], and each row's index into them."""
+    """Find the distinct beginnings (the first `window` tokens) of rows.
+
+    Returns:
+        The distinct beginnings, int[d, window], and for each row the index of its beginning in this
+        array, int64[n].
+    """
     begin = np.ascontiguousarray(_checked(rows, window)[:, :window])
     if not len(begin):
         return begin, np.zeros(0, np.int64)
@@ -231,9 +269,16 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 
 
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
-    """Hash every window of the rows: uint64[n, width - window + 1], polynomial, modulo 2**64.
+    """Hash every sequence of `window` tokens in the rows, with a polynomial modulo 2**64.
 
-    Hashes of longer windows are combined from those of shorter ones, in about log2(window) passes.
+    The hashes of long windows are combined from the hashes of shorter ones, in about log2(window)
+    passes.
+
+    Args:
+        rows: int[n, width], token ids.
+
+    Returns:
+        uint64[n, width - window + 1]
     """
     tokens = _checked(rows, window).astype(np.uint64) + np.uint64(1)
     hashes, length = tokens, 1
@@ -248,6 +293,12 @@ def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
 
 
 def _checked(rows: np.ndarray, window: int) -> np.ndarray:
+    """Return `rows` as an array, after a check that it is 2-d and that `window` fits into a row.
+
+    Raises:
+        DataError: the array is not 2-d.
+        ConfigError: `window` is below 1 or longer than the rows.
+    """
     rows = np.asarray(rows)
     if rows.ndim != 2:
         raise DataError(f"rows have shape {rows.shape}; pass an array (rows, tokens)")

@@ -26,11 +26,11 @@ VERSION = 1
 TOKEN_BUDGET = 4096
 """Tokens per batch, with padding; small, to fit a CPU's caches. Results do not depend on it."""
 LOGIT_ROWS = 1024
-"""Positions whose logits are computed at a time, to bound memory."""
+"""Number of positions for which logits are computed at a time, to bound the memory."""
 
 
 class Scorable(Protocol):
-    """The methods of a model that scoring needs."""
+    """A model with the methods that scoring needs."""
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor: ...  # [B, T] -> [B, T, d]
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [..., d] -> [..., V]
@@ -38,7 +38,10 @@ class Scorable(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """Score `continuation` given `context`; both are token ids, neither is empty."""
+    """A request for the log-probability of a continuation after a context.
+
+    Context and continuation are token ids, and neither may be empty.
+    """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -46,23 +49,28 @@ class Request:
 
 @dataclass(frozen=True)
 class Scores:
-    """The result of `score`: one entry per request, in their order."""
+    """The result of `score`. Each array has one entry per request, in the order of the requests."""
 
     logprob: np.ndarray
-    """float64[n], nats: sum over the tokens of the continuation."""
+    """float64[n], nats: the log-probability of the continuation, summed over its tokens."""
     n_tokens: np.ndarray
     """int64[n]: number of tokens in the continuation."""
     greedy: np.ndarray
-    """bool[n]: every token of the continuation is the most likely one at its position."""
+    """bool[n]: whether every token of the continuation is the most likely one at its position."""
 
     @property
     def per_token(self) -> np.ndarray:
-        """float64[n], nats per token: the negative logarithm of perplexity, the paper's measure."""
+        """The mean log-probability per token of each continuation, float64[n] in nats per token.
+
+        This is minus the logarithm of the perplexity, by which the paper compares sentences.
+        """
         return self.logprob / self.n_tokens
 
 
 @dataclass(frozen=True)
 class _Batch:
+    """A padded batch of requests: its inputs, and which positions predict which target tokens."""
+
     ids: np.ndarray  # int64[B, T], padded on the right with 0
     slots: np.ndarray  # int64[p]: distinct flat positions in `ids` at which to compute logits
     slot_of: np.ndarray  # int64[q]: index into `slots` for every target
@@ -72,10 +80,11 @@ class _Batch:
 
 @dataclass(frozen=True)
 class PackedRequests:
-    """Requests in padded batches, longest first; made by `pack`."""
+    """A list of requests, packed into padded batches with the longest first. `pack` makes it."""
 
     batches: tuple[_Batch, ...]
     n_tokens: np.ndarray
+    """int64[n]: number of tokens in the continuation of each request, in the original order."""
 
     def __len__(self) -> int:
         return len(self.n_tokens)
@@ -86,11 +95,13 @@ def pack(
 ) -> PackedRequests:
     """Sort requests by length and pack them into padded batches of at most `token_budget` tokens.
 
-    Requests with the same inputs (one context, several one-token continuations) share a row. If a
-    request is too long, the beginning of its context is dropped.
+    Requests with the same inputs, e.g. one context with several one-token continuations, share a
+    row. If a request is longer than `max_seq_len`, the beginning of its context is dropped. A row
+    longer than `token_budget` has a batch of its own.
 
     Raises:
-        DataError: an empty context or continuation, or a continuation longer than `max_seq_len`.
+        DataError: a context or continuation is empty, or a continuation is longer than
+            `max_seq_len`.
         ConfigError: `token_budget` is below 1.
     """
     if token_budget < 1:
@@ -122,6 +133,13 @@ def pack(
 def _lay_out(
     rows: list[tuple[tuple[int, ...], list[int]]], width: int, requests: Sequence[Request]
 ) -> _Batch:
+    """Make one padded batch of rows.
+
+    Args:
+        rows: for each row, the input tokens and the indices of the requests that share them.
+        width: length to which the rows are padded.
+        requests: all requests.
+    """
     ids = np.zeros((len(rows), width), np.int64)
     positions: list[int] = []
     targets: list[int] = []
@@ -140,7 +158,10 @@ def _lay_out(
 
 @torch.no_grad()
 def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Scores:
-    """Score every request with `model`."""
+    """Score every request with a model.
+
+    The result has the log-probability of each continuation, and whether greedy decoding gives it.
+    """
     device = device_of(model)
     logprob = np.zeros(len(packed), np.float64)
     greedy = np.ones(len(packed), bool)
@@ -166,7 +187,7 @@ def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Sc
 
 
 def device_of(model: Any) -> torch.device:
-    """The device of a model's parameters; the CPU if it has none."""
+    """Return the device of a model's parameters; the CPU if the model has no parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
@@ -174,14 +195,19 @@ def device_of(model: Any) -> torch.device:
 
 
 def encoder(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
-    """Make a function that encodes a text with `tokenizer`, without special tokens."""
+    """Make a function that returns the token ids of a text, without special tokens."""
     return lambda text: tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def text_requests(
     texts: Sequence[str], encode: Callable[[str], tuple[int, ...]], eod_id: int
 ) -> list[Request]:
-    """Make requests that score whole texts, each after one EOD, as in the harness's CrowS-Pairs.
+    """Make one request per text, which scores the whole text after one end-of-document token.
+
+    The evaluation harness scores CrowS-Pairs in this way.
+
+    Args:
+        encode: returns the token ids of a text.
 
     Raises:
         DataError: a text has no tokens.
@@ -201,9 +227,13 @@ def continuation_requests(
     encode: Callable[[str], tuple[int, ...]],
     eod_id: int,
 ) -> list[Request]:
-    """Make requests that score every candidate after every context, ordered by context.
+    """Make a request for every candidate after every context, ordered by context, then candidate.
 
-    Candidates include their leading space.
+    An end-of-document token precedes each context.
+
+    Args:
+        candidates: the possible continuations, with their leading space.
+        encode: returns the token ids of a text.
 
     Raises:
         DataError: a context ends in white space (which belongs to the candidate).
@@ -222,12 +252,18 @@ def continuation_requests(
 
 
 def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
-    """Select up to `n_rows` windows, [n, seq_len+1], spread evenly over a stream of tokens.
+    """Select up to `n_rows` rows of seq_len + 1 tokens, spread evenly over a stream of tokens.
 
-    No token is a target in two windows; adjacent windows share one token, as in training.
+    No token is a target in two rows. Adjacent rows share one token, as in training.
+
+    Args:
+        tokens: one flat array of token ids.
+
+    Returns:
+        The rows, [n, seq_len + 1], in the order of the stream.
 
     Raises:
-        DataError: the stream is shorter than one window.
+        DataError: the stream is shorter than one row.
     """
     available = (len(tokens) - 1) // seq_len
     if available < 1:
@@ -241,7 +277,12 @@ def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
 
 @torch.no_grad()
 def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> np.ndarray:
-    """Return the mean loss of each row of int[n, S+1], in nats per token, as float64[n]."""
+    """Return the mean loss of each row over its S predicted tokens, float64[n] in nats per token.
+
+    Args:
+        rows: int[n, S + 1], token ids.
+        token_budget: number of tokens in a batch.
+    """
     device = device_of(model)
     rows = np.asarray(rows).astype(np.int64)
     step = max(1, token_budget // (rows.shape[1] - 1))
@@ -261,14 +302,17 @@ def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDG
 def last_words(
     rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24
 ) -> list[Request]:
-    """LAMBADA-like requests: the last word of the last complete sentence in each held-out row.
+    """Make requests to predict the last word of the last complete sentence of each held-out row.
 
-    The continuation is the last word of a row of S+1 tokens that is directly followed by a token
+    The task is like LAMBADA, but words need not depend on a long context, and names and function
+    words are included. The word is the last one in the row that is directly followed by a token
     starting with ".", "!" or "?". A word is a token of a space and letters, plus the letters-only
-    tokens after it. The context is one EOD and everything before the word in the same row and
-    document. Rows without such a word, or with fewer than `min_context` tokens before it, give no
-    request. Unlike in LAMBADA, words need not depend on a long context, and names and function
-    words are included.
+    tokens after it. The context is one end-of-document token and everything before the word in the
+    same row and document. A row gives no request if it has no such word, or if fewer than
+    `min_context` tokens of the same document precede the word.
+
+    Args:
+        rows: int[n, S + 1], token ids.
     """
     texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
     begins = np.array([bool(re.fullmatch(r" [^\W\d_]+", t)) for t in texts])

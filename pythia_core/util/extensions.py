@@ -28,7 +28,7 @@ def registered(group: str) -> dict[str, EntryPoint]:
 
 
 def _book_table() -> dict[str, dict[str, str]]:
-    """Import the book and return its table of extensions; empty if the book is not installed.
+    """Import the book (pythia_book) and return its table EXTENSIONS; empty if there is no book.
 
     A checkout and its child processes use the checkout's own book even if another version of the
     book is installed, because the library and the book of one checkout belong together.

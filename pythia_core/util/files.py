@@ -20,13 +20,13 @@ from pythia_core.errors import ConfigError
 
 
 def checkout() -> Path | None:
-    """The root folder of the checkout that this package runs from; None if it runs from a wheel."""
+    """Return the root folder of the checkout with this package; None if it runs from a wheel."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "notebooks").is_dir() else None
 
 
 def require_checkout(feature: str) -> Path:
-    """The root folder of the checkout; an error if this package does not run from a checkout.
+    """Return the root folder of the checkout that this package runs from.
 
     Args:
         feature: what needs the checkout; the error message begins with it.
@@ -44,23 +44,24 @@ def require_checkout(feature: str) -> Path:
 
 
 def project_root() -> Path:
-    """The root folder of the checkout, or the working folder if there is no checkout."""
+    """Return the root folder of the checkout, or the working folder if there is no checkout."""
     return checkout() or Path.cwd()
 
 
 def results_dir() -> Path:
-    """The folder of runs and of the outputs of studies.
+    """Return the folder of runs and of the outputs of studies.
 
-    This is `PYTHIA_RESULTS` if the variable is set, else the folder results/ of `project_root`.
+    The environment variable PYTHIA_RESULTS sets the folder. Its default is results/ in
+    `project_root`.
     """
     return Path(os.environ.get("PYTHIA_RESULTS") or project_root() / "results")
 
 
 def cache_dir() -> Path:
-    """The user's cache folder.
+    """Return the user's cache folder.
 
-    This is `PYTHIA_CACHE` if the variable is set, else the folder pythia-book/ in `XDG_CACHE_HOME`
-    or in ~/.cache.
+    The environment variable PYTHIA_CACHE sets the folder. Its default is pythia-book/ in
+    XDG_CACHE_HOME or, if that variable is not set, in ~/.cache.
     """
     if explicit := os.environ.get("PYTHIA_CACHE"):
         return Path(explicit)
@@ -78,11 +79,11 @@ def fsync_dir(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write the file `target` atomically.
+    """Write the file `target` atomically, in a `with` block.
 
     Yields:
-        The path of a temporary file, which the caller writes and which is renamed to `target` when
-        the block ends without an exception.
+        The path of a temporary file, which the caller writes. When the block ends without an
+        exception, the file is synced to disk and renamed to `target`; otherwise it is deleted.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
@@ -101,14 +102,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_dir(target: Path) -> Iterator[Path]:
-    """Create the folder `target` atomically.
+    """Create the folder `target` atomically, in a `with` block.
 
     If `target` exists when the block ends, e.g. because another process has created it, the
     existing folder is kept, unless it is empty.
 
     Yields:
-        A temporary folder, which the caller fills. When the block ends without an exception, its
-        files are synced to disk and the folder is renamed to `target`.
+        The path of a temporary folder, which the caller fills. When the block ends without an
+        exception, its files are synced to disk and the folder is renamed to `target`; otherwise it
+        is deleted.
     """
     import shutil
 
@@ -133,13 +135,13 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 def file_sha256(path: Path | str) -> str:
-    """sha256 of a file's bytes, in hex. The file need not fit in memory."""
+    """Return the sha256 of a file's bytes, in hex. The file need not fit in memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fraction(text: str, salt: bytes = b"") -> float:
-    """A reproducible pseudo-random number in [0, 1), from the sha256 of `salt` and `text`."""
+    """Return a pseudo-random number in [0, 1) that depends only on `salt` and `text`."""
     digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
-    """The fields of the first processor in /proc/cpuinfo; empty if there is no such file."""
+    """Map each field of the first processor in /proc/cpuinfo to its value; {} without the file."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
     except OSError:
@@ -32,32 +32,37 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's model name."""
+    """Return the processor's model name, or its architecture if the name is unknown."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> str:
-    """The processor's instruction sets as one string; empty if they cannot be read."""
+    """Return the processor's instruction sets as one string; empty if they cannot be read."""
     return _cpuinfo().get("flags", "")
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies matrices faster in bf16 than in fp32, i.e. has AMX.
+    """Return whether the CPU multiplies matrices faster in bf16 than in fp32, i.e. has AMX.
 
-    AVX512-BF16 alone does not suffice: with it, we measured 155 GFLOP/s in bf16 and 332 in fp32.
+    AVX512-BF16 alone does not suffice. On a CPU that has only this, we measured 155 GFLOP/s in bf16
+    and 332 GFLOP/s in fp32.
     """
     return "amx_bf16" in cpu_flags()
 
 
 def best_precision() -> str:
-    """ "bf16" if there is a CUDA device or the CPU is fast in bf16, else "fp32"."""
+    """Return "bf16" if there is a CUDA device or the CPU is fast in bf16, else "fp32"."""
     import torch
 
     return "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
 
 
 def device_info() -> dict[str, Any]:
-    """Describe the machine for a record: device, cores, threads, versions of Python and torch."""
+    """Return a description of the machine, to be stored with results.
+
+    Its keys are `device` (name of the GPU or else the CPU), `kind` ("cuda" or "cpu"), `cores`,
+    `threads` (the number that torch uses), `python` and `torch` (versions).
+    """
     import torch
 
     cuda = torch.cuda.is_available()
@@ -73,10 +78,11 @@ def device_info() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Move an fp32 model to the GPU if there is one, and yield it.
+    """Move an fp32 model to the GPU if there is one, and yield the model.
 
     On a GPU, fp32 matrix products inside the block round their factors to TF32, which is several
     times as fast as fp32 and has three mantissa bits more than bf16, the precision of training.
+    After the block, the model stays on the GPU.
     """
     import torch
 
@@ -93,11 +99,11 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool = True) -> Iterator[None]:
-    """Refuse nondeterministic CUDA kernels inside the block, or allow them.
+    """Make torch refuse nondeterministic CUDA kernels inside the block, or allow them.
 
-    Such kernels compute sums whose order depends on the scheduling of threads. The setting applies
-    to the whole process; the previous setting is restored on exit. A refused kernel raises a
-    RuntimeError. A warning would not suffice: torch's attention would then still use a
+    Such kernels add numbers in an order that depends on the scheduling of threads. The setting
+    applies to the whole process; the previous setting is restored on exit. A refused kernel raises
+    a RuntimeError. A warning would not suffice, because torch's attention would then still use a
     nondeterministic kernel.
 
     Args:
@@ -119,10 +125,10 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc reuse freed memory instead of returning it to the system.
+    """Make glibc reuse freed memory in this process instead of returning it to the system.
 
-    Otherwise page faults take a third of the time of a small model's training step. Without glibc,
-    this function does nothing.
+    Otherwise, page faults take a third of the time of a small model's training step. Nothing
+    happens if the system does not use glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -39,9 +39,12 @@ warnings.filterwarnings("ignore", "IProgress not found")
 
 
 class _Lines(tqdm):
-    """A bar that prints plain lines to a log.
+    """A progress bar that prints plain lines to a log.
 
     With `gui=True`, tqdm itself draws nothing and leaves the output to this class.
+
+    Args:
+        settings: arguments of tqdm.
     """
 
     desc: str
@@ -59,21 +62,23 @@ class _Lines(tqdm):
         self._print(self._title)
 
     def _print(self, line: str) -> None:
+        """Write a line to the log immediately."""
         self.fp.write(f"{line}\n")  # in one piece: print could be interrupted before the newline
         self.fp.flush()
 
     def display(self, *_: Any, **__: Any) -> None:
+        """Print the current state of the bar; tqdm calls this."""
         self._print(str(self))
 
     def clear(self, *_: Any, **__: Any) -> None:
-        """No-op: this bar never redraws."""
+        """Do nothing, because there is no bar on the screen to erase."""
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         self._interrupted = kind is not None
         super().__exit__(kind, *rest)
 
     def close(self) -> None:
-        """Show the final state of the bar, completed or not, and close it."""
+        """Print "done", or the current state if the stage did not finish, and close the bar."""
         if not getattr(self, "disable", True):
             if not self._interrupted and (self.total is None or self.n >= self.total):
                 self.desc, self.bar_format = self._title, DONE
@@ -81,13 +86,18 @@ class _Lines(tqdm):
         super().close()
 
     def __del__(self) -> None:
-        """Print nothing for a bar that was never closed because its stage was interrupted."""
+        """Do nothing. tqdm would print a line here if an error had left the bar open."""
 
 
 class _Reporting(tqdm):
-    """The bar of one job, which draws nothing.
+    """A progress bar that draws nothing, because several jobs share one line.
 
-    It passes the job's progress and the first part of the bar's postfix to `_report`.
+    The bar calls `_report` with the fraction of its job that is done, and with the position of the
+    job, e.g. "step 412/572, 61.0k tokens/s". Here, "61.0k tokens/s" is the bar's postfix up to the
+    first comma.
+
+    Args:
+        settings: arguments of tqdm.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -95,18 +105,22 @@ class _Reporting(tqdm):
         self.display()
 
     def display(self, *_: Any, **__: Any) -> None:
+        """Report the current state of the bar; tqdm calls this."""
         if _report is not None and self.total:
             share = (self.n - self.initial) / max(1, self.total - self.initial)
             first = str(self.postfix or "").partition(", ")[0]
             _report(share, ", ".join(filter(None, (f"{self.unit} {self.n}/{self.total}", first))))
 
     def clear(self, *_: Any, **__: Any) -> None:
-        """No-op: this bar never redraws."""
+        """Do nothing, because there is no bar on the screen to erase."""
 
 
 @contextlib.contextmanager
 def reporting(report: Report) -> Iterator[None]:
-    """Make bars created inside the block draw nothing and call `report`, about twice per second."""
+    """Make progress bars that are created inside the block call `report` instead of drawing.
+
+    Each bar calls it about twice per second.
+    """
     global _report
     before, _report = _report, report
     try:
@@ -116,7 +130,7 @@ def reporting(report: Report) -> Iterator[None]:
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether a stream is a terminal of known width, on which a line can be redrawn."""
+    """Return whether a stream is a terminal of known width, on which a line can be redrawn."""
     try:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:
@@ -124,7 +138,7 @@ def is_live(stream: TextIO) -> bool:
 
 
 def _terminal() -> TextIO | None:
-    """The stream on which a live line can be drawn; None if there is none.
+    """Return the terminal on which a progress bar can be drawn and redrawn; None without one.
 
     It is the error stream or, inside a kernel, the terminal of the command that runs the notebook.
     """
@@ -139,11 +153,14 @@ def _terminal() -> TextIO | None:
 
 
 def bar(show: bool = True, **settings: Any) -> tqdm:
-    """Create a bar that shows progress where the code runs (see the module's docstring).
+    """Create a progress bar in the form that suits the place where the code runs.
+
+    At a terminal and in a notebook, the bar is redrawn in place; in a log, it prints plain lines.
+    The module's docstring lists all forms.
 
     Args:
-        show: if false, the bar is silent.
-        settings: arguments of tqdm. A bar without `desc` is silent in a log.
+        show: if false, the bar shows nothing.
+        settings: arguments of tqdm. A bar without `desc` shows nothing in a log.
     """
     if not show:
         return tqdm(disable=True, **settings)

@@ -18,15 +18,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 COMMAND = "PYTHIA_COMMAND"
-"""Environment variable with the command that the user typed, if another program started this
-process; set by the Makefile, e.g. to "make book"."""
+"""Environment variable with the command that the user typed, e.g. "make book". The Makefile sets
+it, because the user then did not type the command of this process."""
 PATIENCE = 1.0
 """Seconds after a signal during which further signals are ignored. make forwards SIGTERM to a
 command that has already received it, and people press Ctrl-C twice."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The user or a scheduler requested a stop; `number` is the signal number."""
+    """The exception that is raised when the user or a scheduler requests a stop.
+
+    Args:
+        number: the signal's number, which determines the exit code.
+    """
 
     def __init__(self, message: str = "stopped", number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -40,9 +44,10 @@ _shared_record: list[int] | None = None
 
 @contextlib.contextmanager
 def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
-    """Inside the block, pass SIGINT and SIGTERM to `handler`.
+    """Call `handler` with the signal number when SIGINT or SIGTERM arrives inside the block.
 
-    Signals within PATIENCE seconds of the last one that was passed on are ignored.
+    A signal is ignored if it arrives within PATIENCE seconds of the last signal that was handled.
+    In any thread but the main one, the signals are handled as before.
     """
     previous: dict[signal.Signals, Any] = {}
 
@@ -68,8 +73,8 @@ def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
 def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable[[], int]]:
     """Record the first SIGINT or SIGTERM inside the block instead of stopping at once.
 
-    A second signal, more than PATIENCE seconds later, raises `Stopped`. Nested blocks share one
-    record.
+    A second signal, more than PATIENCE seconds later, raises `Stopped`. If blocks are nested, a
+    signal that one of them has recorded counts in all of them.
 
     Args:
         notify: called when the first signal arrives.
@@ -108,10 +113,10 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted_children() -> Iterator[None]:
-    """Block SIGINT for processes that are started inside the block; their parent stops them.
+    """Block SIGINT in processes that are started inside the block; only their parent stops them.
 
-    On Ctrl-C a terminal sends SIGINT to the whole process group. Without this block, every child
-    process would print a traceback.
+    On Ctrl-C, a terminal sends SIGINT to the whole process group. If the children received it too,
+    each of them would print a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -130,12 +135,12 @@ def ignore_signals() -> None:
 def report_stop(stop: KeyboardInterrupt, resume_note: str | None = "") -> int:
     """Print to the error stream that the command was stopped, and how to continue.
 
-    From now on, signals are ignored and nothing is logged.
+    After this call, signals are ignored and nothing is logged, because the process should exit.
 
     Args:
         stop: the exception that ended the command; its message begins the line.
-        resume_note: what was saved, e.g. "training so far is saved"; empty if nothing was saved, so
-            the command would start over; None if nothing had been done yet.
+        resume_note: what was saved, e.g. "training so far is saved". Empty if nothing was saved, so
+            that the command would start over; None if nothing had been done yet.
 
     Returns:
         The code with which the process should exit.

@@ -32,20 +32,21 @@ VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Gate = Callable[[Sequence[int], Sequence[int]], int | None]
-"""A function (waiting jobs, running jobs) -> the waiting job that may start now, or None if no job
-may start yet. Jobs are given by their numbers. See training.gpu_sharing."""
+"""A function that receives the numbers of the waiting and of the running jobs. It returns the
+number of the job that may start now, or None if no job may start yet. See training.gpu_sharing."""
 
 MAX_JOB_NOTES = 4
-"""The largest number of running jobs that the progress line describes; it only counts others."""
+"""Maximum number of running jobs that the progress line describes; others are only counted."""
 
 
 SECONDS_TO_STOP = 60
 
 
 class _ProgressSlot(ctypes.Structure):
-    """Shared memory for the progress of a worker's job.
+    """A piece of shared memory in which a worker writes the progress of its job.
 
-    It has no lock, because its contents are only displayed.
+    `job` is the number of the job (-1 without one), `share` the fraction of it that is done, and
+    `note` its position, e.g. "step 4/9". There is no lock, because the values are only displayed.
     """
 
     _fields_: ClassVar = [
@@ -59,7 +60,7 @@ _pool: tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]] | None = None
 
 
 def process_count_from(variable: str) -> int | None:
-    """Read a number of processes from an environment variable; None if the variable is not set.
+    """Return the number of processes that an environment variable sets; None if it is not set.
 
     Raises:
         ConfigError: the variable is set, but not to a positive whole number.
@@ -73,10 +74,13 @@ def process_count_from(variable: str) -> int | None:
 
 
 def n_workers() -> int:
-    """The number of worker processes.
+    """Return the number of worker processes to use.
 
-    This is `PYTHIA_WORKERS` if the variable is set, else the number of cores available to this
-    process.
+    The environment variable PYTHIA_WORKERS sets this number. Its default is the number of cores
+    available to this process.
+
+    Raises:
+        ConfigError: the variable is not a positive whole number.
     """
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
@@ -108,7 +112,7 @@ def parallel_map(
     in_process: bool = False,
     gate: Gate | None = None,
 ) -> list[Result]:
-    """Compute `[function(job) for job in jobs]`, spread over the workers.
+    """Return `[function(job) for job in jobs]`, computed in parallel by the worker processes.
 
     Each job has one thread. A progress line shows the running jobs and their progress, which the
     jobs report through their own bars. If a job raises an error, the other jobs are stopped (those
@@ -116,7 +120,8 @@ def parallel_map(
 
     Args:
         function: must be importable by name, because workers receive it pickled.
-        jobs: arguments of `function`, which are pickled like its results. Jobs start in order.
+        jobs: the argument of each call of `function`. Arguments and results are pickled. Jobs start
+            in this order, unless `gate` picks others first.
         progress: whether to show the progress line.
         desc: a verb that begins the progress line, e.g. "training"; if it is empty, nothing is
             written to a log.
@@ -124,7 +129,7 @@ def parallel_map(
         names: names of the jobs in the progress line; default: no names.
         work: amount of work of each job, in any unit, from which the time left is estimated;
             default: the same for every job.
-        in_process: run the jobs in this process, e.g. because starting workers takes longer.
+        in_process: run the jobs in this process, e.g. because starting workers would take longer.
         gate: picks the waiting job that may start next; default: the first waiting job.
 
     Raises:
@@ -181,7 +186,10 @@ def parallel_map(
 
 
 class _ProgressLine:
-    """A progress line that shows the running jobs, their progress and the time left."""
+    """A progress line that shows the running jobs, their progress and the time left.
+
+    `parallel_map` explains the arguments.
+    """
 
     def __init__(
         self, progress: bool, desc: str, unit: str, names: Sequence[str], work: Sequence[float]
@@ -209,11 +217,12 @@ class _ProgressLine:
         self._bar.close()
 
     def _title(self) -> str:
+        """Return the title of the whole line, e.g. "training 9 runs"; empty without `desc`."""
         total = len(self._parts)
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
 
     def show(self, running: dict[int, tuple[float, str]]) -> None:
-        """Draw the line.
+        """Update the line with the progress of the running jobs.
 
         Args:
             running: maps the number of each running job to the fraction of the job that is done and
@@ -239,7 +248,10 @@ class _ProgressLine:
 
 
 def workers_peak_mb() -> float:
-    """Sum of the peak resident set sizes of all live workers, in MB; 0 if they are unknown."""
+    """Return the sum of the peak memory (resident set size) of all live workers, in MB.
+
+    A worker counts as 0 if the system does not report its peak, i.e. without /proc.
+    """
     total = 0
     for pid in list((_pool[0]._processes or {}) if _pool else {}):
         with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -252,7 +264,10 @@ def workers_peak_mb() -> float:
 
 
 def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]]:
-    """The pool of workers and their slots for progress, created by the first call."""
+    """Return the pool of workers and an array with a progress slot for each worker.
+
+    The first call creates the pool.
+    """
     global _pool
     if _pool is None:
         context = multiprocessing.get_context("spawn")
@@ -270,7 +285,13 @@ _slot: _ProgressSlot | None = None
 
 
 def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int) -> None:
-    """Set up a new worker: one thread, a slot of its own, and an end together with its parent."""
+    """Set up a new worker process with one thread and a progress slot; it ends with its parent.
+
+    Args:
+        slots: the progress slots of all workers.
+        next_slot: shared counter of the slots that are taken.
+        parent: id of the parent process.
+    """
     import torch
 
     global _slot
@@ -286,7 +307,10 @@ def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: in
 
 
 def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
-    """Run a job in a worker; the job's bars write its progress to the worker's slot."""
+    """Run job `number` in this worker, and return its result.
+
+    The job's progress bars write its progress to the worker's slot.
+    """
     slot = _slot
     assert slot is not None
 
@@ -318,7 +342,7 @@ def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
 
 
 def _stop() -> None:
-    """Stop the workers. A worker that is training saves its state first.
+    """Stop all workers and wait for them. A worker that is training saves its state first.
 
     Workers that have not ended after SECONDS_TO_STOP are killed.
     """
