@@ -190,7 +190,10 @@ class AsTrainedRotary(GPTNeoX):
     """A model whose rotary phases are computed in fp16, as GPT-NeoX v1.0 does in fp16 training."""
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
-        """Return the cosines and sines of the rotary angles for the first `seq_len` positions."""
+        """Return the cosines and sines of the rotary angles for the first `seq_len` positions.
+
+        The angles are rounded to fp16; the results are in fp32.
+        """
         dims = self.config.rotary_dims
         powers = torch.arange(0, dims, 2, device=device).float() / dims
         frequencies = (1.0 / self.config.rotary_base**powers).half()

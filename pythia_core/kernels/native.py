@@ -43,9 +43,9 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled library; None if it is switched off or cannot be compiled.
+    """Return the library that is compiled from native.c.
 
-    A failure to compile is logged once.
+    Return None if it is switched off or cannot be compiled. A failure to compile is logged once.
     """
     if os.environ.get("PYTHIA_NATIVE") == "0":
         return None
@@ -77,7 +77,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def available(tensor: Tensor) -> bool:
-    """Return whether the compiled functions can take this tensor.
+    """Return whether the compiled functions of native.c can take this tensor.
 
     The answer is False while torch.compile traces.
     """
@@ -88,7 +88,7 @@ def available(tensor: Tensor) -> bool:
 
 @functools.cache
 def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """Return the compiled function with this name for tensors of a dtype.
+    """Return the compiled function of native.c with this name, for tensors of a dtype.
 
     The caller must have checked that `available` is true for the tensors.
     """
@@ -103,7 +103,7 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 
 def _argument(value: Tensor | int | float) -> ctypes._SimpleCData:
-    """Convert an argument of a compiled function to its C type; a tensor becomes a pointer."""
+    """Convert an argument of a compiled function to its C type. A tensor becomes a pointer."""
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         return ctypes.c_void_p(value.data_ptr())

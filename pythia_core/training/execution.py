@@ -49,10 +49,11 @@ class Execution:
             )
 
     def backend(self, kernels: str, device_kind: str) -> str:
-        """Return a label of the kernels and of the settings here that change results bitwise.
+        """Return a label that extends `kernels` by the settings that change results bitwise.
 
         Args:
-            kernels: the beginning of the label, e.g. "native" or "triton".
+            kernels: a label of the kernels, e.g. "native" or "triton".
+            device_kind: "cpu" or "cuda".
 
         Returns:
             The label, e.g. "triton+compiled+nondeterministic".
