@@ -88,7 +88,7 @@ def layer_norm_pair_reference(
 
     Args:
         x: (n, d), fp32 or fp64.
-        branches: two tensors (n, d). If it is empty, the LayerNorms are applied to `x`.
+        branches: two tensors (n, d), or an empty sequence to apply the LayerNorms to `x` itself.
         norms: weight1, bias1, weight2, bias2, each (d,) in the dtype of `x`.
         dtype: dtype of the results of the LayerNorms.
 
@@ -194,7 +194,7 @@ def layer_norm_pair(
 
     Args:
         x: (n, d), fp32.
-        branches: two tensors (n, d). If it is empty, the LayerNorms are applied to `x`.
+        branches: two tensors (n, d), or an empty sequence to apply the LayerNorms to `x` itself.
         norms: weight1, bias1, weight2, bias2, each (d,), fp32.
         dtype: dtype of the results of the LayerNorms.
 

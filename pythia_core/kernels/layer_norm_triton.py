@@ -245,13 +245,14 @@ def pair_backward(
     """Run the backward kernel.
 
     Args:
-        z: the tensor that the LayerNorms were applied to, i.e. `x` plus the branches.
+        z: the tensor that the LayerNorms were applied to: the residual stream x, plus the branches
+            if there were any.
         dz: gradient of `z` as a result of the forward; None if the forward had no branches.
         dy1, dy2: gradients of the results of the two LayerNorms.
         mean, rstd: the results of `pair_forward`.
 
     Returns:
-        The gradient of `x`; the gradient of each branch, which is the same for the two branches, in
+        The gradient of x; the gradient of each branch, which is the same for the two branches, in
         `branch_dtype` (empty without branches); and the gradients of weight1, bias1, weight2 and
         bias2, (4, d) in fp32.
     """

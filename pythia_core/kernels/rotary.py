@@ -74,7 +74,7 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 @torch.library.custom_op("pythia::pack_rotated_back", mutates_args=())
 def _pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate dq and dk back, and pack them and dv into one tensor, with the Triton kernel.
+    """Rotate the gradients dq and dk back, and pack dq, dk and dv, with the Triton kernel.
 
     Returns:
         The gradient of qkv, (batch, seq, heads, 3, head_dim).

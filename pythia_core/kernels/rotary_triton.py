@@ -120,7 +120,7 @@ def pack_kernel(
     REST_LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Rotate dq and dk back, and pack them and dv, for ROWS rows. A row is a head of a token."""
+    """Rotate dq and dk back, and pack dq, dk and dv, for ROWS rows. A row is a head of a token."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n_rows
     head = row % heads
@@ -164,7 +164,7 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 
 def pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate dq and dk back, and pack them and dv into one tensor.
+    """Rotate the gradients dq and dk back, and pack dq, dk and dv into one tensor.
 
     Returns:
         The gradient of qkv, (batch, seq, heads, 3, head_dim).

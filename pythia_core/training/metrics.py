@@ -53,7 +53,7 @@ class MetricsLog:
         self._file = open(path, "a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row and flush it."""
+        """Append a row, and flush the file."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
@@ -62,6 +62,7 @@ class MetricsLog:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

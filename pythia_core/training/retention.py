@@ -96,6 +96,7 @@ def prune_during_training(
     dropped = set(checkpoint_steps(config.train.steps)) - kept.weights
 
     def batch(step: int) -> np.ndarray:
+        """Return the batch of a step; first delete weights that the run need not keep."""
         if step in dropped:  # its weights have been saved by now
             _prune_weights(folder, kept.weights)
         return batch_at(step)

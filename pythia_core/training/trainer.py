@@ -50,8 +50,8 @@ class MicroStep:
     Args:
         total: 0-dim fp64 sum of the losses.
         scale: 0-dim factor of the loss in the backward pass (the loss scale); None: 1.
-        capture: a function that records another function and returns a third function, which
-            replays it on the same memory; default: `capture_cuda`.
+        capture: records a function, and returns another one that replays the recording on the same
+            memory; default: `capture_cuda`.
     """
 
     def __init__(
@@ -91,7 +91,11 @@ class MicroStep:
                 self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
-        """Add the loss and gradient of `rows` (n, S+1), a part of a batch of `n_rows` rows."""
+        """Add the loss and gradient of `rows` to the running sums.
+
+        Args:
+            rows: (n, S+1), a part of a batch of `n_rows` rows.
+        """
         if self._graphs is None:
             self._run(rows, n_rows)
             return
@@ -292,7 +296,7 @@ class Trainer:
     def wait_for_copy(self, copied: torch.cuda.Event | None) -> None:
         """Make the next update wait for the event `copied`, after which the state may change.
 
-        Do nothing if it is None.
+        Do nothing if `copied` is None.
         """
         if copied is not None:
             self._copies.append(copied)
@@ -401,7 +405,7 @@ class Trainer:
         return state
 
     def load_state(self, step: int, state: State) -> None:
-        """Restore the `state` of this or another trainer, which was saved at `step`.
+        """Set the model and the optimizer to a saved `state`, and the trainer's step to `step`.
 
         Raises:
             CheckpointError: the tensors belong to another architecture.

@@ -159,7 +159,7 @@ class Implementation:
         instead of several.
 
         Returns:
-            The model, and a function that computes its loss on rows.
+            The model, and a function that computes the loss of the model on rows.
         """
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -251,7 +251,7 @@ def _plain(config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
     """Create our model with PyTorch's own operations.
 
     Returns:
-        The model, and a function that computes its loss on rows.
+        The model, and a function that computes the loss of the model on rows.
     """
     with torch.device(device):
         model = GPTNeoX(config.model, PLAIN, _init)
@@ -398,7 +398,7 @@ def groups(job: Job, rows: int, total_bytes: float) -> list[list[Implementation]
 
     Args:
         rows: rows per update.
-        total_bytes: memory of the device.
+        total_bytes: memory of the device, in bytes.
     """
     model, tokens = job.model, rows * job.seq_len
     result: list[list[Implementation]] = []
@@ -601,7 +601,7 @@ DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
 
 
 def text_file() -> Path:
-    """Return the path of the file with the tokens of the text.
+    """Return the path of the file with the tokens of the text that is read on a GPU.
 
     The file is small enough to copy to a machine without a network.
     """
