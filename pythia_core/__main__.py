@@ -24,7 +24,7 @@ from pythia_core.util.extensions import registered
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the argument parser with all commands: the library's and those of other packages."""
+    """Build the argument parser with all commands: those of the library and of other packages."""
     script = Path(sys.argv[0]).name == "pythia-book"
     top = argparse.ArgumentParser(
         prog="pythia-book" if script else "python -m pythia_core",
@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     def command(
         name: str, function: Callable, text: str, **settings: Any
     ) -> argparse.ArgumentParser:
+        """Add a command that calls `function` with the parsed arguments; return its parser."""
         sub = commands.add_parser(name, help=text, description=text, **settings)
         sub.set_defaults(function=function)
         return sub
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    A `PythiaError` prints one message without a traceback.
+    For a `PythiaError`, print its message without a traceback and return 1.
     """
     resume_note = None
     with stopping.interruptible():

@@ -50,7 +50,7 @@ DOMAINS_OF = {"pocket-pile": DOMAINS, "miniature": DOMAINS, "large": LARGE_DOMAI
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a GPT-NeoX model (paper section 2.1; GPT-NeoX v1.0)."""
+    """The architecture of a GPT-NeoX model (paper section 2.1; GPT-NeoX v1.0)."""
 
     n_layers: int
     d_model: int
@@ -123,9 +123,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which tokens are trained on, and in which order.
+    """The settings that say which tokens are trained on, and in which order.
 
-    Together with the bytes of the corpus, these settings determine every batch.
+    Together with the bytes of the corpus, these settings determine every row of the training order.
     """
 
     corpus: str = "pocket-pile"
@@ -188,7 +188,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of the optimisation.
+    """The settings of the optimisation.
 
     The defaults are those of Pythia's configs: AdamW, warm-up, cosine decay, and gradients clipped
     to a norm of at most 1.
@@ -298,7 +298,7 @@ class RunConfig:
 
     @property
     def parent(self) -> RunConfig | None:
-        """The control run that this run forks from; None for a run from scratch."""
+        """The config of the control run that this run forks from; None for a run from scratch."""
         return replace(self, intervention=None) if self.intervention else None
 
     @property
@@ -310,7 +310,9 @@ class RunConfig:
         return range(self.intervention.start if self.intervention else 0, self.train.steps)
 
     def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
-        """A fork of this run: the data of the updates start, ..., stop - 1 are swapped.
+        """Return the config of a fork of this run: a run that branches off at step `start`.
+
+        Words are swapped in the fork's training data of the updates start, ..., stop - 1.
 
         Args:
             swap: one of SWAPS.
@@ -326,12 +328,15 @@ class RunConfig:
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """Convert a config dataclass to plain JSON types."""
+    """Convert a config dataclass to a dict of plain JSON types."""
     return json.loads(json.dumps(asdict(config)))
 
 
 def stable_hash(value: Any) -> str:
-    """sha256 of a value's canonical JSON. It is the same on every machine and Python version."""
+    """Return the sha256 of a value's canonical JSON.
+
+    It is the same on every machine and in every Python version.
+    """
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -344,6 +349,11 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
     """
 
     def build(kind: type, part: Any, where: str) -> Any:
+        """Make a config of class `kind` from the dict `part`, which error messages call `where`.
+
+        Raises:
+            ConfigError: `part` is not a dict, a key is unknown or missing, or a value is invalid.
+        """
         if not isinstance(part, dict):
             raise ConfigError(f"{where} must be a JSON object, got {type(part).__name__}")
         names = {f.name for f in fields(kind)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class PythiaError(Exception):
-    """Base class of all deliberate errors."""
+    """The base class of all errors that this library raises deliberately."""
 
 
 class ConfigError(PythiaError):
@@ -44,7 +44,7 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
     Args:
         error: the class of the error.
         problems: a sentence for each problem.
-        subject: what has the problems, e.g. "ModelConfig"; the message begins with it.
+        subject: what has the problems, e.g. "ModelConfig"; the message begins with this.
     """
     if len(problems) == 1:
         raise error(f"{subject}: {problems[0]}")
@@ -55,7 +55,7 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
 
 
 def one_of(value: object, accepted: list | tuple | dict, kind: str) -> str:
-    """Write the error message for an unknown name, e.g. of a scale.
+    """Return the error message for an unknown name, e.g. of a scale.
 
     The message lists the accepted names and suggests the most similar one, if one is similar.
 

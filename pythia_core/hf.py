@@ -59,14 +59,14 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Weights(Mapping[str, Tensor]):
-    """Map our names of tensors to the tensors in a folder's safetensors files.
+    """A mapping from our names of tensors to the tensors in a folder's safetensors files.
 
     A tensor is read when it is accessed. Stored tensors that the model computes from its config are
     left out.
 
     Attributes:
         problems: a sentence for each file or tensor that is missing, damaged or not expected.
-        shards: our name of each tensor -> the file that has the tensor.
+        shards: maps our name of each tensor to the name of the file that has the tensor.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +84,9 @@ class Weights(Mapping[str, Tensor]):
                 self.problems += [f"{file} lacks {key}, which {INDEX} lists" for key in absent]
 
     def _read_index(self, folder: Path) -> dict[str, str]:
-        """Map each stored name to its shard file; empty if the weights are in a single file.
+        """Map each stored name of a tensor to the file that has the tensor, as the index says.
+
+        The result is empty if the weights are in a single file.
 
         Raises:
             CheckpointError: the index is damaged, or the folder has no weights that can be read.
@@ -106,7 +108,10 @@ class Weights(Mapping[str, Tensor]):
         return index
 
     def _open_shard(self, path: Path) -> bool:
-        """Open a file and return whether this succeeded; otherwise add a problem."""
+        """Open a safetensors file and return whether this succeeded.
+
+        Otherwise, add a sentence to `problems`.
+        """
         if not path.is_file():
             self.problems.append(f"{path.name} is missing")
         elif lfs_pointer(path):
@@ -122,7 +127,10 @@ class Weights(Mapping[str, Tensor]):
         return False
 
     def _add(self, stored_name: str, file: str) -> None:
-        """Register a stored tensor under our name, or add a problem."""
+        """Register a stored tensor under our name for it.
+
+        If the name is unknown or registered already, add a sentence to `problems` instead.
+        """
         try:
             name = our_name(stored_name)
         except KeyError:
@@ -134,7 +142,7 @@ class Weights(Mapping[str, Tensor]):
             self.shards[name], self._stored_names[name] = file, stored_name
 
     def header(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Shape and stored dtype (e.g. "F16") of a tensor, without reading the tensor."""
+        """Return the shape and the stored dtype (e.g. "F16") of a tensor, without reading it."""
         part = self._open[self.shards[name]].get_slice(self._stored_names[name])
         return tuple(part.get_shape()), part.get_dtype()
 
@@ -148,10 +156,10 @@ class Weights(Mapping[str, Tensor]):
         return len(self.shards)
 
     def mismatches(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Describe how the tensors differ from those that a model needs, a sentence per difference.
+        """Return a sentence for each difference between the stored tensors and those a model needs.
 
         Args:
-            shapes: our name of each tensor that the model needs -> shape.
+            shapes: maps our name of each tensor that the model needs to its shape.
         """
         headers = {name: self.header(name) for name in self.shards}
         return mismatches({name: shape for name, (shape, _) in headers.items()}, shapes) + [
@@ -164,10 +172,10 @@ class Weights(Mapping[str, Tensor]):
 def mismatches(
     stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Describe how stored tensors differ from needed ones, a sentence per difference.
+    """Return a sentence for each difference between stored tensors and those a model needs.
 
     Args:
-        stored, needed: name -> shape.
+        stored, needed: map the name of each tensor to its shape.
     """
     problems = [f"{name} is missing" for name in needed if name not in stored]
     for name, shape in stored.items():
@@ -182,6 +190,10 @@ class AsTrainedRotary(GPTNeoX):
     """A model whose rotary phases are computed in fp16, as GPT-NeoX v1.0 does in fp16 training."""
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
+        """Return the cosines and sines of the rotary angles for the first `seq_len` positions.
+
+        The angles are rounded to fp16; the results are in fp32.
+        """
         dims = self.config.rotary_dims
         powers = torch.arange(0, dims, 2, device=device).float() / dims
         frequencies = (1.0 / self.config.rotary_base**powers).half()
@@ -191,7 +203,7 @@ class AsTrainedRotary(GPTNeoX):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a loaded model comes from, and what its files declare."""
+    """A record of where a loaded model comes from, and of what its files declare."""
 
     source: str
     revision: str
@@ -206,12 +218,12 @@ class ModelSource:
     """The contents of config.json."""
 
     def sha256(self) -> str:
-        """Hash the stored tensors under our names, with `checkpoint.sha256_tensors`."""
+        """Return a hash of the stored tensors under our names (see `checkpoint.sha256_tensors`)."""
         return sha256_tensors(Weights(self.folder))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a folder's config.json.
+    """Return the contents of a folder's config.json.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -240,11 +252,14 @@ def load(
         source: a folder with config.json and safetensors, or a folder that has such a subfolder for
             each revision.
         revision: e.g. "step3000".
-        locate: finds the folder of another kind of source, from (source, revision); default:
+        locate: a function (source, revision) -> ModelFolder, for other kinds of sources; default:
             `locate_folder`.
         dtype: dtype of the parameters; None: as stored. A model in half precision can be saved and
             hashed, but the forward pass needs fp32.
         gelu, rotary: see the module's docstring.
+
+    Returns:
+        The model, and a record of where it comes from.
 
     Raises:
         ConfigError: an unknown value of `gelu` or `rotary`.
@@ -298,6 +313,9 @@ def save(
         tokenizer: is written to the folder too; its end-of-document token becomes the model's BOS
             and EOS.
 
+    Returns:
+        The folder.
+
     Raises:
         CheckpointError: the folder exists, or a weight exceeds the range of `dtype`.
     """
@@ -334,7 +352,7 @@ def save(
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Convert a tensor to `dtype` (None: keep its dtype), on the CPU and contiguous.
+    """Return a tensor converted to `dtype` (None: keep its dtype), on the CPU and contiguous.
 
     Args:
         name: the tensor's name, for the error message.
@@ -349,10 +367,12 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the dtype of the first tensor."""
     return next(iter(state.values())).dtype
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    """Return the bytes of a tensor that is stored in `dtype` (None: in its own dtype)."""
     return tensor.numel() * (dtype or tensor.dtype).itemsize
 
 
@@ -360,6 +380,9 @@ def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) 
     """Split the names of the tensors, in order, into groups of at most `limit` bytes.
 
     A tensor larger than `limit` has a group of its own.
+
+    Args:
+        dtype: dtype of the stored tensors; None: their own dtypes.
     """
     shards: list[list[str]] = [[]]
     size = 0
@@ -373,6 +396,7 @@ def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) 
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
+    """Write a dict as a JSON file."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
@@ -406,9 +430,9 @@ _LAYER = re.compile(r"(?<=\blayers\.)\d+")
 
 
 def our_name(hf_name: str) -> str | None:
-    """Our name for a tensor of GPTNeoXForCausalLM.
+    """Return our name for a tensor of GPTNeoXForCausalLM.
 
-    It is None if our model computes the tensor from its config instead of reading it.
+    Return None if our model computes the tensor from its config instead of reading it.
 
     Raises:
         KeyError: GPTNeoXForCausalLM has no tensor of this name.
@@ -417,7 +441,7 @@ def our_name(hf_name: str) -> str | None:
 
 
 def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") -> dict[str, Any]:
-    """Rename the tensors of our state dict as in `transformers`.
+    """Rename the tensors of our state dict as in `transformers`, and return the new state dict.
 
     Args:
         head_name: the name of the unembedding matrix, which differs between models in memory
@@ -430,6 +454,14 @@ def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") 
 
 
 def _rename(name: str, names: Mapping[str, str | None]) -> str | None:
+    """Return the new name of a tensor, or None if `names` gives None.
+
+    Args:
+        names: maps old names to new ones, with {} for the number of the layer.
+
+    Raises:
+        KeyError: `names` does not have the name.
+    """
     layer = _LAYER.search(name)
     pattern = names[_LAYER.sub("{}", name)]
     return pattern.format(layer[0]) if pattern and layer else pattern
@@ -447,7 +479,7 @@ GELU_FORMS = {
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments of `transformers.GPTNeoXConfig` for the same architecture."""
+    """Return keyword arguments of `transformers.GPTNeoXConfig` for the same architecture."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -469,13 +501,13 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelConfig:
-    """The ModelConfig for the contents of a config.json.
+    """Return the ModelConfig for the contents of a config.json.
 
     Args:
         declared: the contents.
-        gelu: "as_declared" takes the form of GELU from `hidden_act`. "as_trained" gives the form
-            used in training: for the exact form in `hidden_act`, it takes the form from
-            "trained_gelu", which `save` writes, or the tanh form if there is no such entry.
+        gelu: "as_declared" takes the form of GELU from the entry "hidden_act". "as_trained" takes
+            the form used in training. It differs only if "hidden_act" is the exact form: then it is
+            the entry "trained_gelu", which `save` writes, or the tanh form without such an entry.
 
     Raises:
         CheckpointError: config.json declares another architecture or an unsupported setting.
@@ -540,9 +572,9 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
 
 
 def declared_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The contents of a model's config.json.
+    """Return the contents of a model's config.json.
 
-    They are those of `hf_config`, and entries for settings that only matter in training.
+    They are the entries of `hf_config`, and entries for settings that only matter in training.
 
     Args:
         dtype: dtype of the stored tensors.
@@ -565,13 +597,13 @@ _POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha25
 
 
 def step_of(name: str) -> int | None:
-    """The step that a name like "step3000" or "step-003000" gives; None for other names."""
+    """Return the step in a name like "step3000" or "step-003000"; None for other names."""
     match = _STEP.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def lfs_pointer(path: Path) -> str | None:
-    """The sha256 in a git-lfs pointer; None if the file is not a git-lfs pointer."""
+    """Return the sha256 in a git-lfs pointer; None if the file is not a git-lfs pointer."""
     with open(path, "rb") as file:
         match = _POINTER.match(file.read(200))
     return match[1].decode() if match else None
@@ -582,7 +614,7 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
 
     Args:
         where: the folder or repository of the model.
-        names: the names of its files.
+        names: the names of the files there.
 
     Raises:
         CheckpointError: always. If there are pickled weights, the message says how to convert them.
@@ -612,7 +644,7 @@ class ModelFolder:
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """The local folder with this path; None if no such folder exists."""
+    """Return the local folder with this path; None if no such folder exists."""
     folder = Path(source).expanduser()
     return folder if folder.is_dir() else None
 
@@ -620,8 +652,8 @@ def local_folder(source: str | Path) -> Path | None:
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     """Find the folder of a model on this machine.
 
-    It is the subfolder of `source` that has the revision's name or, if there is no such subfolder
-    and the revision is "main" or the name of the folder `source`, `source` itself.
+    This is the subfolder of `source` with the name of the revision. If there is no such subfolder,
+    it is `source` itself, provided that the revision is "main" or the name of that folder.
 
     Raises:
         CheckpointError: there is no such folder or revision.

@@ -47,7 +47,7 @@ class Cache(Protocol):
 
 
 class Linear(nn.Module):
-    """A linear map with bias, computed with copies of its parameters in the compute dtype.
+    """A linear map with bias that computes with copies of its parameters in the compute dtype.
 
     The copies are `weight_c` and `bias_c`. In fp32 they are the parameters themselves; an optimizer
     in half precision sets them (pythia_core.training.optimizer.FlatParameters).
@@ -84,13 +84,23 @@ class Attention(nn.Module):
         self.dense = Linear(config.d_model, config.d_model, ops)
 
     def forward(self, x: Tensor, rotary: Rotary, batch: int, attend: Attend) -> Tensor:
+        """Compute attention and the projections before and after it.
+
+        Args:
+            x: the block's input after LayerNorm, (B*T, d).
+            batch: the batch size B.
+            attend: computes attention between the projections.
+
+        Returns:
+            The output of the second projection, (B*T, d).
+        """
         qkv = self.query_key_value(x)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
         return self.dense(attend(qkv, *rotary).flatten(0, 1))  # (B*T, d)
 
 
 class MLP(nn.Module):
-    """The MLP of a block: linear map, GELU, linear map."""
+    """The MLP of a block: a linear map, GELU, and another linear map."""
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
@@ -105,7 +115,7 @@ class MLP(nn.Module):
     def fused(self, x: Tensor) -> Tensor:
         """Compute the same as `forward`, with bias and GELU in one kernel.
 
-        The module `dense_h_to_4h` is not called, so its hooks would not run.
+        The module `dense_h_to_4h` is not called, so its hooks do not run.
         """
         up = self.dense_h_to_4h
         product = self.ops.linear(x, up.weight, None, up.weight_c, None)
@@ -148,6 +158,13 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rotary: Rotary, batch: int, dtype: torch.dtype, attend: Attend
     ) -> Tensor:
+        """Return the block's output (B*T, d) for the residual stream `x` (B*T, d).
+
+        Args:
+            batch: the batch size B.
+            dtype: dtype of the LayerNorms' results.
+            attend: computes attention, see `Attention.forward`.
+        """
         attended = self.attention(self.input_layernorm(x, dtype), rotary, batch, attend)
         if self.parallel:
             return x + (attended + self.mlp(self.post_attention_layernorm(x, dtype)))
@@ -165,7 +182,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Branches]:
         """Compute a parallel block in fewer kernels than `forward`.
 
-        The kernel of its two LayerNorms also adds the branches of the previous block to the
+        The kernel of the block's two LayerNorms also adds the branches of the previous block to the
         residual stream. The branches of this block are returned, to be added later.
 
         Args:
@@ -186,14 +203,14 @@ SHAPE_6_9B = (4096, 32)
 
 
 def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
-    """Standard deviations of the initial weights, which `pythia_init` explains.
+    """Return two standard deviations of the initial weights, which `pythia_init` explains.
 
     Args:
         rule: a value of ModelConfig.init.
         d: width of the model.
 
     Returns:
-        The deviation of most matrices, and that of the output maps of attention and MLP.
+        The deviation of most matrices, and the deviation of the output maps of attention and MLP.
     """
     if rule == "normal_scaled":
         return 0.02, 0.02 / math.sqrt(2 * n_layers)
@@ -205,7 +222,7 @@ def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
 
 
 def pythia_init(config: ModelConfig) -> Initialiser:
-    """The initialiser for the rule `config.init`.
+    """Return the initialiser for the rule `config.init`.
 
     All rules set biases to 0, LayerNorm weights to 1, and matrices to normal values of mean 0. The
     standard deviation of the output maps (attention output, MLP down) differs from that of the
@@ -220,6 +237,7 @@ def pythia_init(config: ModelConfig) -> Initialiser:
     std, std_output = init_deviations(config.init, config.d_model, config.n_layers)
 
     def init(name: str, p: Tensor, generator: torch.Generator) -> None:
+        """Fill the parameter `p`, which is called `name`, with its initial values in place."""
         if name.endswith("bias"):
             p.zero_()
         elif "layernorm" in name or "layer_norm" in name:
@@ -262,7 +280,10 @@ class GPTNeoX(nn.Module):
             self.init(name, p, generator)
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
-        """The rotary tables of the first `seq_len` positions. The last tables are cached."""
+        """Return the cosines and sines of the rotary angles for the first `seq_len` positions.
+
+        Only the tables of the last call are cached.
+        """
         key = (seq_len, device)
         if key not in self._tables:
             c = self.config
@@ -270,7 +291,7 @@ class GPTNeoX(nn.Module):
         return self._tables[key]
 
     def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """The hidden states after the final norm, (B, T, d), for token ids (B, T).
+        """Return the hidden states after the final LayerNorm, (B, T, d), for token ids (B, T).
 
         Args:
             cache: keys and values of the preceding tokens; the keys and values of `ids` are added
@@ -304,7 +325,7 @@ class GPTNeoX(nn.Module):
         return self.final_layer_norm(_residual_add(x, branches)).view(batch, seq_len, -1)
 
     def _fused(self, x: Tensor) -> bool:
-        """Whether to compute the blocks with `Block.fused`.
+        """Return whether to compute the blocks with `Block.fused`.
 
         This needs operations that are fused for `x`, parallel blocks and modules without hooks,
         because fused blocks do not call all of their modules.
@@ -313,18 +334,18 @@ class GPTNeoX(nn.Module):
         return self.ops.fuses(x) and self.config.parallel_residual and not hooked
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The logits (..., vocab_size), in fp32, for hidden states (..., d)."""
+        """Return the logits (..., vocab_size), in fp32, for hidden states (..., d)."""
         return self.embed_out(hidden).float()
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The logits (B, T, vocab_size) for token ids (B, T)."""
+        """Return the logits (B, T, vocab_size), in fp32, for token ids (B, T)."""
         return self.logits(self.hidden(ids))
 
     def loss(self, rows: Tensor) -> Tensor:
-        """Mean cross-entropy of the next token, in nats, over all positions of `rows`.
+        """Return the mean cross-entropy of the next token, in nats, over all positions of `rows`.
 
         Args:
-            rows: (B, T + 1) int64; the last token of a row is only a target.
+            rows: token ids, (B, T + 1) int64; the last token of a row is only a target.
         """
         hidden = self.hidden(rows[:, :-1]).flatten(0, 1).to(self.compute_dtype)
         weight = self.embed_out.weight
@@ -333,10 +354,14 @@ class GPTNeoX(nn.Module):
 
 
 def _residual_add(x: Tensor, branches: Branches) -> Tensor:
-    """Add a block's branches, if there are any, to `x` in fp32, as `layer_norm_pair` does."""
+    """Return `x` plus a block's branches, if there are any, in fp32, as `layer_norm_pair` does."""
     return x + (branches[0].float() + branches[1]) if branches else x
 
 
 def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
-    """Run `Block.fused` on input `x`, and return the block's output."""
+    """Run `Block.fused` on input `x`, and return the block's output.
+
+    Args:
+        rest: the arguments of `Block.fused` after `branches`.
+    """
     return _residual_add(*layer.fused(x, (), *rest))

@@ -34,7 +34,7 @@ class Size:
     init: str = "small_wang"
 
     def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
-        """The ModelConfig of this size.
+        """Return the ModelConfig of this size.
 
         Args:
             vocab_size: required unless the size fixes the vocabulary, in which case it is ignored.
@@ -106,7 +106,7 @@ SIZES = {**LAPTOP_SIZES, **GPU_SIZES, **OFFICIAL_SIZES}
 
 
 def size_named(name: str) -> Size:
-    """The size with this name.
+    """Return the size with this name.
 
     Raises:
         ConfigError: no size has this name.
@@ -117,14 +117,20 @@ def size_named(name: str) -> Size:
 
 
 def size_of(model: ModelConfig, sizes: Mapping[str, Size] = SIZES) -> Size | None:
-    """The first of `sizes` with the model's numbers of layers and heads and its width, or None."""
+    """Return the first of `sizes` with the model's width and its numbers of layers and heads.
+
+    Return None if there is no such size.
+    """
     shape = (model.n_layers, model.d_model, model.n_heads)
     matches = (s for s in sizes.values() if (s.n_layers, s.d_model, s.n_heads) == shape)
     return next(matches, None)
 
 
 def size_name(model: ModelConfig) -> str:
-    """The name of a model's size, or e.g. "2x16x2" (layers x width x heads) if no size matches."""
+    """Return the name of a model's size.
+
+    If no size matches, return "LAYERSxWIDTHxHEADS", e.g. "2x16x2".
+    """
     size = size_of(model)
     return size.name if size else f"{model.n_layers}x{model.d_model}x{model.n_heads}"
 
@@ -138,9 +144,9 @@ DEDUP = "jaccard-0.87"
 
 @dataclass(frozen=True)
 class Scale:
-    """A value of the book-wide setting `scale`, which sets how much a study trains.
+    """A value of the book-wide setting `scale`, which says how much a study trains.
 
-    It fixes the number of updates, their batch size, the data and the sizes.
+    It fixes the number of updates, their batch size, the data and the model sizes.
     """
 
     name: str
@@ -155,7 +161,7 @@ class Scale:
     """Whether studies use and continue the released models instead of training from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
-        """Parse a comma-separated list of sizes, and return their names sorted, smallest first.
+        """Parse a comma-separated list of sizes; return their names, the smallest size first.
 
         Args:
             text: the list; if it is empty, `default` is parsed instead.
@@ -183,7 +189,7 @@ class Scale:
         deduplicated: bool = False,
         **train: Any,
     ) -> RunConfig:
-        """The settings of a control run (one without intervention) of one size at this scale.
+        """Return the config of a control run (one without intervention) of one size at this scale.
 
         As in Pythia, the deduplicated corpus is read about one and a half times, so the training
         order has two copies of it. The vocabulary is that of the scale's tokenizer, padded to a
@@ -222,7 +228,10 @@ class Scale:
         )
 
     def fork_step(self, index: int) -> int:
-        """The step of a run at this scale that corresponds to the official step 1000 * `index`."""
+        """Return the step of a run at this scale for the official step 1000 * `index`.
+
+        The two steps are the same fraction of their runs.
+        """
         return linear_step(index, self.steps)
 
 
@@ -267,7 +276,7 @@ SCALES = {
 
 
 def scale_named(name: str) -> Scale:
-    """The scale with this name.
+    """Return the scale with this name.
 
     Raises:
         ConfigError: no scale has this name.
@@ -288,10 +297,11 @@ Cell = tuple[str, str]
 def suite_configs(
     scale: str, sizes: Sequence[str], arms: Sequence[str] = DATA_ARMS, seed: int = 1234
 ) -> dict[Cell, RunConfig]:
-    """The settings of a suite's runs, one for each size and data arm.
+    """Map each pair (size, data arm) to the config of its run.
 
     Args:
-        seed: seed of the initial weights and of the data order. Pythia too uses one for both.
+        arms: the corpora to train on, each a name in DATA_ARMS.
+        seed: seed of the initial weights and of the data order. Pythia too uses one seed for both.
 
     Raises:
         ConfigError: unknown scale, size or arm.

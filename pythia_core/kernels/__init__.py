@@ -46,11 +46,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Ops:
-    """The operations of a model, with the signatures of this package's functions of the same name.
+    """A set of functions that a model computes with.
+
+    Each function has the signature of the function of the same name in this package.
 
     Attributes:
-        fuses: from a parallel block's input, whether the block uses `layer_norm_pair` and
-            `bias_gelu` (fused) instead of `layer_norm` and `gelu`.
+        fuses: a function that takes the input of a parallel block and returns whether the block
+            calls the fused operations `layer_norm_pair` and `bias_gelu` instead of `layer_norm` and
+            `gelu`.
     """
 
     linear: Callable[..., Tensor] = linear
@@ -66,22 +69,26 @@ class Ops:
 def _plain_linear(
     x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor
 ) -> Tensor:
+    """Compute `linear` in plain torch. The copies `weight_c` and `bias_c` are not used."""
     return linear_reference(x, weight, bias)
 
 
 def _plain_layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: dtype = float32
 ) -> Tensor:
+    """Compute `layer_norm` with torch's own operation, and return the result in `dtype`."""
     return nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
 
 
 def _plain_gelu(x: Tensor, form: str) -> Tensor:
+    """Compute `gelu` with torch's own operation; `form` is "tanh" or "erf"."""
     return nn.functional.gelu(x, approximate="none" if form == "erf" else "tanh")
 
 
 def _plain_linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> Tensor:
+    """Compute `linear_cross_entropy` in plain torch. The copy `weight_c` is not used."""
     return linear_cross_entropy_reference(hidden, weight, targets)
 
 

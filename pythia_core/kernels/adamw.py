@@ -23,10 +23,11 @@ from pythia_core.kernels import dispatch
 
 @dataclass(frozen=True)
 class AdamWBuffers:
-    """The buffers of an update, which are flat, contiguous tensors of equal length.
+    """The tensors that an AdamW update reads and writes, all flat, contiguous and of equal length.
 
     Attributes:
-        params, grad, exp_avg, exp_avg_sq: parameters, gradient and the two moments, in fp32.
+        params, grad: the parameters and their gradient, in fp32.
+        exp_avg, exp_avg_sq: the two moments of Adam, in fp32.
         copy: the parameters in the compute dtype; None if the compute dtype is fp32.
         n_decayed: weight decay applies only to the first `n_decayed` parameters.
     """
@@ -41,7 +42,7 @@ class AdamWBuffers:
 
 @dataclass(frozen=True)
 class AdamWHyperparameters:
-    """The hyperparameters that are constant over a run, i.e. all but the learning rate."""
+    """The hyperparameters of AdamW that are constant over a run: all but the learning rate."""
 
     beta1: float
     beta2: float
@@ -49,10 +50,10 @@ class AdamWHyperparameters:
     weight_decay: float
 
     def corrections(self, update: int) -> tuple[float, float]:
-        """The bias corrections, by which the two moments are divided.
+        """Return Adam's two bias corrections, the divisors of the first and the second moment.
 
         Args:
-            update: 1 for the first update.
+            update: the number of the update, counted from 1.
         """
         return 1 - self.beta1**update, 1 - self.beta2**update
 
@@ -60,11 +61,11 @@ class AdamWHyperparameters:
 def adamw_reference_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """Apply decoupled weight decay and then Adam, with every step written out in torch.
+    """Apply decoupled weight decay and then Adam, in place, with every step written out in torch.
 
     Args:
-        b: the buffers to update in place.
-        update: 1 for the first update after the moments were zero.
+        b: the buffers to update.
+        update: the number of this update, counted from 1 since the moments were zero.
         factor: 0-dim tensor that multiplies the gradient.
         skip: 0-dim tensor; 1 leaves everything unchanged, 0 applies the update.
     """
@@ -86,8 +87,8 @@ def adamw_(
 ) -> None:
     """Apply one AdamW update in place, in the fastest way on this device.
 
-    The arguments are those of `adamw_reference_`. Whether `b.grad` is multiplied by `factor` or
-    unchanged afterwards depends on the device, so the caller must not use it again.
+    The arguments are those of `adamw_reference_`. The caller must not use `b.grad` afterwards,
+    because on some devices it is multiplied by `factor` here, and on others it is unchanged.
     """
     device = b.params.device
     dtype = torch.float32 if b.copy is None else b.copy.dtype
@@ -99,6 +100,7 @@ def adamw_(
 
 @dispatch.probe("adamw")
 def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
+    """Try the Triton kernel on eight parameters (see `dispatch.probe`)."""
     p, g, m, v = torch.zeros(4, 8, device=device).unbind(0)
     copy = None if dtype == torch.float32 else p.to(dtype)
     buffers, h = AdamWBuffers(p, g, m, v, copy, 4), AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1)
@@ -108,9 +110,9 @@ def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
 def adamw_torch_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """Do the same as `adamw_`, with torch's fused kernel and a pass before and after it.
+    """Apply the update of `adamw_` with torch's fused kernel.
 
-    The first pass scales the gradient, the last one refreshes the copy.
+    An extra pass before the kernel scales the gradient, and one after it refreshes the copy.
     """
     if factor.device.type != "cpu" or factor != 1:  # comparing on a GPU would synchronize
         b.grad.mul_(factor)
@@ -142,7 +144,7 @@ def adamw_torch_(
 def adamw_triton_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """Do the same as `adamw_`, in one pass of the Triton kernel."""
+    """Apply the update of `adamw_` with our Triton kernel, in one pass over memory."""
     from pythia_core.kernels.adamw_triton import BLOCK, WARPS, adamw_kernel
 
     for tensor in (b.params, b.grad, b.exp_avg, b.exp_avg_sq):

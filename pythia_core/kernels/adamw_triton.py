@@ -32,7 +32,7 @@ def adamw_kernel(
     COPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Update one block of parameters and their moments, unless the skip flag is set."""
+    """Update one block of parameters, moments and copies, or nothing if the skip flag is 1."""
     if tl.load(skip_ptr) == 0.0:
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         mask = at < n

@@ -36,14 +36,14 @@ MAX_SHORT_SEQ = 512
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Causal attention in plain torch, with every step written out.
+    """Compute causal attention with rotary embedding in plain torch, with every step written out.
 
     Args:
         qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
-        cos, sin: (seq, rotary_dims / 2), of the rotary angles.
+        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2).
 
     Returns:
-        (batch, seq, heads * head_dim)
+        The output of attention, (batch, seq, heads * head_dim).
     """
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # each (batch, heads, seq, head_dim)
     q, k = rotary_reference(q, cos, sin), rotary_reference(k, cos, sin)
@@ -54,7 +54,7 @@ def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Compute `attention` with torch's scaled_dot_product_attention, under autograd."""
+    """Compute the result of `attention` with torch's scaled_dot_product_attention and autograd."""
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
     q, k = rotary_reference(q, cos, sin), rotary_reference(k, cos, sin)
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -65,7 +65,14 @@ def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Copy qkv (batch, seq, heads, 3, dim) to (3, batch * heads, seq, dim), and rotate q and k."""
+    """Copy qkv into one tensor in which q, k and v are separate, and rotate q and k there.
+
+    Args:
+        qkv: (batch, seq, heads, 3, dim).
+
+    Returns:
+        The rotated q, the rotated k, and v, in one tensor (3, batch * heads, seq, dim).
+    """
     batch, seq, heads, _, dim = qkv.shape
     if native.available(qkv):
         pack = native.function("pack_rotated", qkv.dtype)
@@ -78,13 +85,15 @@ def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """The backward of `_pack_rotated`: rotate the gradients of q and k back, and unpack them all.
+    """Compute the backward pass of `_pack_rotated`.
+
+    The gradients of q and k are rotated back, and all gradients get the layout of qkv.
 
     Args:
         packed: gradients of q, k and v, (3, batch * heads, seq, dim); may be overwritten.
 
     Returns:
-        (batch, seq, heads, 3, dim)
+        The gradient of qkv, (batch, seq, heads, 3, dim).
     """
     _, rows, seq, dim = packed.shape
     if native.available(packed):
@@ -97,7 +106,7 @@ def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Ten
 
 
 def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
-    """The causal softmax of scale * scores (n, seq, seq). The scores are overwritten."""
+    """Return the causal softmax of scale * scores, (n, seq, seq). The scores are overwritten."""
     n, seq, _ = scores.shape
     if native.available(scores):
         softmax = native.function("causal_softmax", scores.dtype)
@@ -108,7 +117,7 @@ def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
 
 
 def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float) -> Tensor:
-    """The gradient of the scores in `_causal_softmax_`, (n, seq, seq).
+    """Return the gradient of the scores that `_causal_softmax_` was given, (n, seq, seq).
 
     Args:
         probabilities: result of `_causal_softmax_`.
@@ -123,10 +132,10 @@ def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float)
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Attention by batched matrix products, with the probabilities saved for the backward.
+    """An autograd function for attention on short rows, by batched matrix products.
 
-    q, k and v are in one buffer (3, batch * heads, seq, head_dim). Their gradients are in another
-    such buffer.
+    The forward saves the probabilities for the backward. Queries, keys and values are in one buffer
+    (3, batch * heads, seq, head_dim), and their gradients are in another buffer of this shape.
     """
 
     @staticmethod
@@ -159,10 +168,10 @@ class _ShortAttention(torch.autograd.Function):
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Our Triton attention on a packed qkv.
+    """An autograd function for our Triton attention on a packed qkv.
 
     The forward rotates the queries and keys of qkv in place. The backward rotates their gradients
-    back. kernels.rotary explains how autograd copes with the change in place.
+    back. `kernels.rotary._SplitRotated` explains how autograd copes with the change in place.
     """
 
     @staticmethod
@@ -181,7 +190,7 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def attention_with_backend(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
-    """Compute `attention` with a given backend, on a CUDA device with Triton.
+    """Compute the result of `attention` with a given backend, on a CUDA device with Triton.
 
     Args:
         backend: one of `attention_backends.BACKENDS`.
@@ -198,16 +207,16 @@ def attention_with_backend(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) 
 
 
 def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Causal attention with rotary embedding, in the fastest way on this device.
+    """Compute causal attention with rotary embedding, in the fastest way on this device.
 
     On a CUDA device with Triton, `qkv` may be overwritten (see `kernels.rotary.split_rotated`).
 
     Args:
         qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
-        cos, sin: (seq, rotary_dims / 2), of the rotary angles, fp32.
+        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32.
 
     Returns:
-        (batch, seq, heads * head_dim)
+        The output of attention, (batch, seq, heads * head_dim).
     """
     device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
     if dispatch.use_triton(qkv) and dispatch.is_supported("rotation", device, dtype, head_dim):

@@ -45,9 +45,9 @@ _unavailable: dict[str, str] = {}
 
 @torch.compiler.assume_constant_result
 def unavailable_reason(backend: str) -> str:
-    """Explain why a backend cannot be used here, and what to do; "" if the backend can be used.
+    """Say why a backend cannot be used here, and what to do; return "" if it can be used.
 
-    The package flash-attn is imported to find out.
+    For the backend "flash_attn", this imports the package flash-attn.
 
     Raises:
         ConfigError: no backend has this name.
@@ -60,7 +60,7 @@ def unavailable_reason(backend: str) -> str:
 
 
 def _find_reason(backend: str) -> str:
-    """Compute the result of `unavailable_reason` for the name of a backend."""
+    """Find the text that `unavailable_reason` returns for a backend."""
     if backend == "triton" and not dispatch.TRITON_FOUND:
         return "Triton is not installed: pip install triton, in the version that torch requires"
     if backend != "flash_attn":
@@ -84,13 +84,13 @@ def _find_reason(backend: str) -> str:
 
 @torch.compiler.assume_constant_result
 def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
-    """Choose the backend for a head dim and dtype.
+    """Return the name of the attention backend to use for a head dim and dtype.
 
-    It is the backend in FASTEST. If FASTEST has no entry, or the dtype is fp32, it is DEFAULT. If
-    the chosen backend does not work here, a warning is logged and DEFAULT is used.
+    This is the backend in FASTEST, or DEFAULT if FASTEST has no entry for the head dim or the dtype
+    is fp32. If that backend does not work here, a warning is logged and DEFAULT is returned.
 
     Raises:
-        ConfigError: the chosen backend does not work here, inside `dispatch.no_fallback`.
+        ConfigError: that backend does not work here, and a `dispatch.no_fallback` block is active.
     """
     backend = FASTEST.get(head_dim, DEFAULT) if dtype != torch.float32 else DEFAULT
     if reason := unavailable_reason(backend):
@@ -110,8 +110,12 @@ def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> s
 def packed_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Run the forward of our attention kernel.
 
+    Args:
+        q, k, v: (batch, seq, heads, head_dim), with q and k rotated already.
+
     Returns:
-        The output, and the log-sum-exp (batch, heads, seq), which the backward needs.
+        The output in the shape of q, and the log-sum-exp of the scores of each query, (batch,
+        heads, seq), which the backward needs.
     """
     from pythia_core.kernels.attention_triton import attention_forward
 
@@ -130,6 +134,10 @@ def packed_backward(
 ) -> Tensor:
     """Run the backward of our attention kernel.
 
+    Args:
+        dout: gradient of `out`.
+        q, k, v, out, lse: inputs and results of `packed_forward`.
+
     Returns:
         The gradients of q, k and v, packed into one tensor (batch, seq, heads, 3, head_dim).
     """
@@ -144,11 +152,13 @@ def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    """Save the inputs and results of `packed_forward` for the backward pass."""
     ctx.save_for_backward(*inputs, *output)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the gradients of q, k and v, given the gradient of the output."""
     return packed_backward(dout, *ctx.saved_tensors).unbind(3)
 
 
@@ -157,13 +167,14 @@ packed_forward.register_autograd(_backward, setup_context=_setup)
 
 @dispatch.probe("attention")
 def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """Try our attention kernel on one head of 16 tokens (see `dispatch.probe`)."""
     q, k, v = torch.zeros(1, 16, 1, 3, head_dim, device=device, dtype=dtype).unbind(3)
     out, lse = packed_forward(q, k, v)
     packed_backward(out, q, k, v, out, lse)
 
 
 def check_packed(q: Tensor) -> None:
-    """Raise an error if our kernel cannot take queries like `q` (batch, seq, heads, head_dim).
+    """Raise an error if our kernel cannot take queries like `q`, (batch, seq, heads, head_dim).
 
     Raises:
         ConfigError: Triton is not installed, `q` is not on a CUDA device, or its dtype or shape is
@@ -183,14 +194,14 @@ def check_packed(q: Tensor) -> None:
 
 
 def backend_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    """Causal attention of q, k and v with a given backend.
+    """Compute causal attention of q, k and v with a given backend.
 
     Args:
-        q, k, v: (batch, seq, heads, head_dim), with any strides; rotated already.
+        q, k, v: (batch, seq, heads, head_dim), with any strides. q and k are rotated already.
         backend: one of BACKENDS.
 
     Returns:
-        (batch, seq, heads, head_dim)
+        The output of attention, (batch, seq, heads, head_dim).
 
     Raises:
         ConfigError: the backend is unknown or unavailable, or our kernel cannot take the tensors.

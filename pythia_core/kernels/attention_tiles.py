@@ -15,7 +15,10 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """The tile of a kernel: its numbers of queries and keys, and the kernel's warps and stages."""
+    """The launch settings of an attention kernel.
+
+    They are the queries and keys per tile, and the numbers of warps and pipeline stages.
+    """
 
     queries: int
     keys: int
@@ -25,10 +28,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of the forward kernel, the dq kernel and the kernel of dk and dv.
+    """The tiles of the forward kernel, the dq kernel, and the kernel that computes dk and dv.
 
-    The last kernel is launched once for dk and dv together if `dv` is None. Otherwise it is
-    launched twice, with the tile `dk` for dk and the tile `dv` for dv.
+    If `dv` is None, the last kernel is launched once, with the tile `dk`, for dk and dv together.
+    Otherwise it is launched twice, with the tile `dk` for dk and the tile `dv` for dv.
     """
 
     forward: Tile
@@ -53,21 +56,27 @@ comparison."""
 
 
 def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
-    """The tiles for a head dim, which must be at most 256, and the dtype of q, k and v."""
+    """Return the tiles for a head dim, which must be at most 256, and the dtype of q, k and v."""
     if dtype == torch.float32:
         return TILES_FP32
     return TILES[next(d for d in TILES if d >= head_dim)]
 
 
 def lanes(head_dim: int) -> tuple[int, int]:
-    """The widths of a head's two runs of lanes: powers of two, at least 16; the second may be 0."""
+    """Return the widths of the two runs of lanes into which a head is split.
+
+    A width is a power of two and at least 16. The second width is 0 if the first run is enough.
+    """
     first = max(16, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - first
     return first, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
 
 
 def constants(head_dim: int, dtype: torch.dtype) -> dict[str, int | str]:
-    """The compile-time constants of the attention kernels, except for their tile sizes."""
+    """Map the name of each compile-time constant of the attention kernels to its value.
+
+    The tile sizes are left out.
+    """
     first, second = lanes(head_dim)
     precision = "ieee" if dtype == torch.float32 else "tf32"  # the latter has no effect in 16 bits
     return {"DIM": head_dim, "LANES1": first, "LANES2": second, "PRECISION": precision}

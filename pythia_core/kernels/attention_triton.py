@@ -30,14 +30,20 @@ from pythia_core.kernels.attention_tiles import Tile, constants, tiles
 
 @triton.jit
 def head_of(index, heads, stride_batch, stride_head):
-    """Turn an index over batch * heads into the batch, the head and the offset of its first row."""
+    """Split an index over batch * heads.
+
+    Returns the batch, the head, and the offset of the first row of that head in elements.
+    """
     batch, head = (index // heads).to(tl.int64), index % heads
     return batch, head, batch * stride_batch + head * stride_head
 
 
 @triton.jit
 def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Load LANES lanes of some rows, from `lane_start` on; 0 outside the head or the sequence."""
+    """Load LANES lanes of the rows at `offsets`, from the lane `lane_start` on.
+
+    Lanes outside the head, and rows for which `inside` is false, are 0.
+    """
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -47,7 +53,10 @@ def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.con
 
 @triton.jit
 def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Store `x` to LANES lanes of some rows, from `lane_start` on, inside the head and sequence."""
+    """Store `x` in LANES lanes of the rows at `offsets`, from the lane `lane_start` on.
+
+    Lanes outside the head, and rows for which `inside` is false, are not written.
+    """
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -58,7 +67,7 @@ def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl
 def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
     """Return q, k and v with equal strides, the last of them 1, as the kernels require.
 
-    The tensors are copied only if their strides are not of this kind.
+    The tensors are copied only if they do not have such strides already.
     """
     if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
         return [q, k, v]
@@ -74,6 +83,10 @@ def _forward_tiles(
     DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """Add the keys start, ..., end - 1 to the running output, sum and maximum of a tile of queries.
+
+    With DIAGONAL, keys after a query are masked. Returns the new out1, out2, row_sum and row_max.
+    """
     for first in range(start, end, KEYS):
         key = first + tl.arange(0, KEYS)
         at = key * stride_seq
@@ -119,7 +132,7 @@ def forward_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """Compute the output for a tile of queries of one head.
+    """Compute the output and the log-sum-exp for a tile of queries of one head.
 
     The last tiles of a row start first, because they have the most work.
     """
@@ -158,7 +171,7 @@ def forward_kernel(
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the forward kernel.
+    """Compute causal attention with the forward kernel.
 
     Args:
         q, k, v: (batch, seq, heads, head_dim); copied if their strides differ.
@@ -196,7 +209,7 @@ def delta_kernel(
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Compute delta, the sum of out * dout over a head, which the backward kernels need."""
+    """Compute delta, the sum of out * dout over each head of a token, for the backward kernels."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n_rows
     at = row.to(tl.int64) * DIM
@@ -214,6 +227,11 @@ def _dkv_tiles(
     DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
     QUERIES: tl.constexpr, PRECISION: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
+    """Add the terms of the queries start, ..., end - 1 to dk and dv of a tile of keys.
+
+    DK and DV say which of the two to compute. With DIAGONAL, queries before a key are masked.
+    Returns the new dk1, dk2, dv1 and dv2.
+    """
     for first in range(start, end, QUERIES):
         query = first + tl.arange(0, QUERIES)
         inside = query < seq
@@ -270,7 +288,7 @@ def dkv_kernel(
     DK: tl.constexpr,  # whether this launch writes dk
     DV: tl.constexpr,
 ):
-    """Compute dk and dv for a tile of keys of one head."""
+    """Compute dk (with DK) and dv (with DV) for a tile of keys of one head."""
     n_tiles = tl.cdiv(seq, KEYS)
     index = tl.program_id(0) // n_tiles
     first = tl.program_id(0) % n_tiles * KEYS
@@ -321,6 +339,10 @@ def _dq_tiles(
     end, DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """Add the terms of the keys start, ..., end - 1 to dq of a tile of queries.
+
+    With DIAGONAL, keys after a query are masked. Returns the new dq1 and dq2.
+    """
     for first in range(start, end, KEYS):
         key = first + tl.arange(0, KEYS)
         at = key * stride_seq
@@ -408,10 +430,10 @@ def dq_kernel(
 def attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """Run the backward kernels.
+    """Compute the gradients of `attention_forward` with the backward kernels.
 
     Args:
-        dout: gradient of the output, (batch, seq, heads, head_dim).
+        dout: gradient of `out`, (batch, seq, heads, head_dim).
         q, k, v, out, lse: inputs and results of `attention_forward`.
 
     Returns:
@@ -431,6 +453,7 @@ def attention_backward(
     sizes = tiles(dim, q.dtype)
 
     def launch(kernel: triton.JITFunction, tile: Tile, rows: int, **more: bool) -> None:
+        """Run a kernel with one program for every `rows` tokens of every head."""
         kernel[(batch * heads * triton.cdiv(seq, rows),)](
             q, k, v, dout, lse, delta, dqkv, seq, heads, *q.stride()[:3],
             math.log2(math.e) / dim**0.5, **constants(dim, q.dtype), **more,

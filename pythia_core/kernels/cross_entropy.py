@@ -28,17 +28,17 @@ CHUNK_ELEMENTS_CUDA = 1 << 28
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, of the logits hidden (n, d) @ weight (vocab, d)^T.
+    """Return the mean cross-entropy, in nats, of the logits hidden (n, d) @ weight (vocab, d)^T.
 
     Args:
-        targets: (n,) int64.
+        targets: the correct id of each row, (n,) int64.
     """
     logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype))
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a^T b to `total`, in place. The product is in the dtype of `a` and `b`."""
+    """Add a^T b to `total`, in place. The product is computed in the dtype of `a` and `b`."""
     if a.dtype == torch.float32:
         total.addmm_(a.t(), b)
     else:
@@ -46,13 +46,13 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Replace logits (n, vocab) by the gradients of their losses, and write the losses.
+    """Replace each row of `logits` (n, vocab) by the gradient of its loss, and write its loss.
 
     The gradient of a row is softmax(logits) - onehot(target).
 
     Args:
-        targets: (n,) int64.
-        losses: (n,) fp32, written.
+        targets: the correct id of each row, (n,) int64.
+        losses: receives the loss of each row, (n,) fp32.
     """
     if native.available(logits):
         cross_entropy = native.function("cross_entropy", logits.dtype)
@@ -74,9 +74,10 @@ def _loss_and_gradients(
     to_gradient_: Callable[[Tensor, Tensor, Tensor], None],
     add_product_: Callable[[Tensor, Tensor, Tensor], object],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the loss and its gradients, in chunks of rows.
+    """Compute the mean cross-entropy and the gradients of its sum, in chunks of rows.
 
     Args:
+        weight_c: the unembedding matrix in the dtype of `hidden`, (vocab, d).
         chunk: rows per chunk of logits.
         to_gradient_: a function (logits, targets, losses) that does the same as `_to_gradient_`.
         add_product_: a function (total, a, b) that adds a^T b to the fp32 `total`.
@@ -102,6 +103,11 @@ def _loss_and_gradients(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """An autograd function for `linear_cross_entropy` without Triton.
+
+    The forward also computes the gradients, which the backward only scales.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
@@ -163,6 +169,7 @@ def _(
 
 
 def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    """Save the gradients that the forward has computed, which the backward only scales."""
     ctx.save_for_backward(*output[1:])
 
 
@@ -173,6 +180,7 @@ _fused.register_autograd(
 
 @dispatch.probe("linear_cross_entropy")
 def _probe(device: torch.device, dtype: torch.dtype, vocab: int) -> None:
+    """Try the Triton kernel on two rows of logits (see `dispatch.probe`)."""
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
     logits, targets = torch.zeros(2, vocab, device=device, dtype=dtype), torch.zeros(2).long()
@@ -182,12 +190,16 @@ def _probe(device: torch.device, dtype: torch.dtype, vocab: int) -> None:
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> Tensor:
-    """Mean cross-entropy, in nats, of the logits hidden (n, d) @ weight_c (vocab, d)^T.
+    """Return the mean cross-entropy, in nats, of the logits hidden (n, d) @ weight_c (vocab, d)^T.
 
     Args:
         weight: the fp32 parameter, which receives the gradient.
-        targets: (n,) int64. In the Triton kernel, a target outside [0, vocab) makes the loss NaN.
-        weight_c: copy of `weight` in the dtype of `hidden`, which is computed with.
+        targets: the correct id of each row, (n,) int64. In the Triton kernel, an id outside
+            [0, vocab) makes the loss NaN.
+        weight_c: copy of `weight` in the dtype of `hidden`, used in the matrix products.
+
+    Raises:
+        ConfigError: the Triton kernel cannot take a dtype.
     """
     weight_c = weight_c.detach()  # see kernels.linear
     if dispatch.use_triton(hidden):

@@ -24,9 +24,9 @@ def cross_entropy_kernel(
     vocab,
     BLOCK: tl.constexpr,
 ):
-    """Compute the loss of one row, log(sum exp x) - x[target], and the gradient of the row.
+    """Compute the loss of one row of logits, and overwrite the row with the gradient of the loss.
 
-    The loss is NaN if the target is not in [0, vocab).
+    The loss is log(sum exp x) - x[target], or NaN if the target is not in [0, vocab).
     """
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
@@ -53,14 +53,14 @@ def cross_entropy_kernel(
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Replace logits (n, vocab) by the gradients of their losses, and write the losses.
+    """Replace each row of `logits` (n, vocab) by the gradient of its loss, and write its loss.
 
     The gradient of a row is softmax(logits) - onehot(target).
 
     Args:
         logits: the last stride must be 1.
-        targets: (n,) int64, contiguous.
-        losses: (n,) fp32, contiguous, written.
+        targets: the correct id of each row, (n,) int64, contiguous.
+        losses: receives the loss of each row, (n,) fp32, contiguous.
     """
     n, vocab = logits.shape
     assert logits.stride(1) == 1 and targets.is_contiguous() and losses.is_contiguous()

@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether operations on this tensor should run as Triton kernels.
+    """Return whether operations on this tensor should run as Triton kernels.
 
-    A warning is logged, once, if the tensor is on a CUDA device but Triton is not installed.
+    If the tensor is on a CUDA device but Triton is not installed, a warning is logged once.
     """
     if os.environ.get("PYTHIA_TRITON") == "0":
         return False
@@ -57,7 +57,7 @@ def use_triton(tensor: Tensor) -> bool:
 
 
 def warn_once(message: str) -> None:
-    """Log a warning, but only the first time that it has this message.
+    """Log a warning, unless the same message has been logged before.
 
     Under torch.compile, which cannot trace logging, nothing is logged.
     """
@@ -68,9 +68,10 @@ def warn_once(message: str) -> None:
 
 @contextlib.contextmanager
 def no_fallback() -> Iterator[None]:
-    """Make the failure of a kernel or attention backend an error inside the block.
+    """Raise an error, inside the block, if a kernel or attention backend does not work.
 
-    Benchmarks need this: otherwise they could time the torch path, which replaces a failed kernel.
+    Outside such a block, a slower torch operation replaces the kernel. A benchmark must not time
+    that operation by mistake.
     """
     global _strict
     before, _strict = _strict, True
@@ -81,12 +82,12 @@ def no_fallback() -> Iterator[None]:
 
 
 def strict() -> bool:
-    """Whether a `no_fallback` block is active."""
+    """Return whether a `no_fallback` block is active."""
     return _strict
 
 
 def version_problem() -> str:
-    """Explain why torch and Triton are incompatible, and what to do; "" if no problem is known.
+    """Say why torch and Triton are incompatible, and what to do; return "" if no problem is known.
 
     The metadata of a CUDA build of torch names the version of Triton that torch needs. The metadata
     of a CPU build names no version, so no problem is known.
@@ -109,8 +110,9 @@ def version_problem() -> str:
 
 
 def probe(operation: str) -> Callable[[Probe], Probe]:
-    """Decorate a function (device, dtype, width) that runs an operation's kernels on a few rows.
+    """Return a decorator that registers a function as the probe of an operation.
 
+    The function (device, dtype, width) must run the operation's kernels on a few rows.
     `is_supported` calls it to find out whether the kernels work.
     """
 
@@ -123,16 +125,17 @@ def probe(operation: str) -> Callable[[Probe], Probe]:
 
 @torch.compiler.assume_constant_result
 def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether an operation's kernels work on the device.
+    """Return whether an operation's Triton kernels work on the device.
 
-    They are tried once for each dtype and width, and a failure is logged once.
+    On a GPU, the kernels are tried once for each dtype and width, and a failure is logged once. On
+    other devices, where Triton interprets the kernels, the answer is always True.
 
     Args:
         width: the size that the kernels are compiled for, e.g. the head dim of attention.
 
     Raises:
-        ConfigError: the kernels fail inside `no_fallback`.
-        torch.OutOfMemoryError: the device has no memory left to try them.
+        ConfigError: the kernels fail while a `no_fallback` block is active.
+        torch.OutOfMemoryError: the device has no memory left to try the kernels.
     """
     key = (operation, device, dtype, width)
     if device.type != "cuda":
@@ -162,11 +165,12 @@ def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str
 
     Args:
         operation: the name that begins the error message.
-        dtypes: name of an argument -> dtype of the argument, which must be one of `DTYPES`.
+        dtypes: maps the name of each argument to its dtype, which must be one of DTYPES.
         problems: other problems that the caller has found, a sentence for each.
 
     Raises:
-        ConfigError: a dtype is not accepted, or there are other problems; lists all of them.
+        ConfigError: a dtype is not accepted, or there are other problems. The message lists all
+            problems.
     """
     accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
     wrong_types = [

@@ -21,13 +21,15 @@ from pythia_core.kernels import dispatch, native
 
 
 def gelu_reference(x: Tensor, form: str) -> Tensor:
-    """The GELU of a tensor, with every step written out; `form` is "tanh" or "erf"."""
+    """Return the GELU of a tensor, with every step written out; `form` is "tanh" or "erf"."""
     if form == "erf":
         return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
     return x * 0.5 * (1 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
 
 
 class _NativeGelu(torch.autograd.Function):
+    """An autograd function for the tanh form of GELU, computed by the C functions of native.c."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -45,19 +47,23 @@ class _NativeGelu(torch.autograd.Function):
 
 
 def gelu(x: Tensor, form: str) -> Tensor:
-    """The GELU of a tensor, in the fastest way on this device; `form` is "tanh" or "erf"."""
+    """Return the GELU of a tensor, in the fastest way on this device; `form` is "tanh" or "erf"."""
     if form == "tanh" and native.available(x):
         return _NativeGelu.apply(x)
     return torch.nn.functional.gelu(x, approximate="tanh" if form == "tanh" else "none")
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor, form: str) -> Tensor:
-    """The GELU of x (n, d) + bias (d,), in the dtype of `x`; `form` is "tanh" or "erf"."""
+    """Return the GELU of x (n, d) + bias (d,), in the dtype of `x`; `form` is "tanh" or "erf"."""
     return gelu_reference(x + bias.to(x.dtype), form)
 
 
 @torch.library.custom_op("pythia::bias_gelu", mutates_args=())
 def _bias_gelu(x: Tensor, bias: Tensor, bias_c: Tensor, tanh: bool) -> Tensor:
+    """Return the GELU of x (n, d) + bias_c (d,), computed by the Triton kernel.
+
+    `bias` is the parameter that receives the gradient of the bias.
+    """
     from pythia_core.kernels.gelu_triton import bias_gelu_forward
 
     return bias_gelu_forward(x, bias_c, tanh)
@@ -70,6 +76,11 @@ def _(x: Tensor, bias: Tensor, bias_c: Tensor, tanh: bool) -> Tensor:
 
 @torch.library.custom_op("pythia::bias_gelu_backward", mutates_args=())
 def _bias_gelu_backward(x: Tensor, bias_c: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `x` and of the bias, computed by the Triton kernel.
+
+    Args:
+        dy: gradient of the result of `_bias_gelu`.
+    """
     from pythia_core.kernels.gelu_triton import bias_gelu_backward
 
     return bias_gelu_backward(x, bias_c, dy, tanh)
@@ -81,12 +92,14 @@ def _(x: Tensor, bias_c: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    """Save `x` and the copy of the bias for the backward pass."""
     x, bias, bias_c, ctx.tanh = inputs
     ctx.dtype = bias.dtype
     ctx.save_for_backward(x, bias_c)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    """Return the gradients of `x` and of the bias; the other two arguments have none."""
     x, bias_c = ctx.saved_tensors
     dx, dbias = _bias_gelu_backward(x, bias_c, dy, ctx.tanh)
     return dx, dbias.to(ctx.dtype), None, None
@@ -97,13 +110,16 @@ _bias_gelu.register_autograd(_backward, setup_context=_setup)
 
 @dispatch.probe("bias_gelu")
 def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
+    """Try the two Triton kernels on 16 rows of `d` elements (see `dispatch.probe`)."""
     x, bias = torch.zeros(16, d, device=device, dtype=dtype), torch.zeros(d, device=device)
     for tanh in (True, False):
         _bias_gelu_backward(x, bias, _bias_gelu(x, bias, bias, tanh), tanh)
 
 
 def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) -> Tensor:
-    """The GELU of x (n, d) + bias (d,), in the dtype of `x`, in the fastest way on this device.
+    """Return the GELU of x (n, d) + bias (d,), in the fastest way on this device.
+
+    The result is in the dtype of `x`.
 
     Args:
         bias: the parameter that receives the gradient.

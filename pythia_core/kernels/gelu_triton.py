@@ -18,7 +18,7 @@ ROWS, LANES, WARPS = 16, 256, 4
 
 @triton.jit
 def _gelu(x, TANH: tl.constexpr):
-    """The GELU of x, in the tanh form or else the exact form."""
+    """Return the GELU of x, in the tanh form if TANH, else in the exact form."""
     if TANH:  # (1 + tanh(u)) / 2 = sigmoid(2u), without the cancellation at negative u
         return x * tl.sigmoid(1.59576912 * x * (1.0 + 0.044715 * x * x))
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
@@ -26,7 +26,7 @@ def _gelu(x, TANH: tl.constexpr):
 
 @triton.jit
 def _gelu_derivative(x, TANH: tl.constexpr):
-    """The derivative of `_gelu` at x."""
+    """Return the derivative of `_gelu` at x."""
     if TANH:
         s = tl.sigmoid(1.59576912 * x * (1.0 + 0.044715 * x * x))
         return s + x * s * (1.0 - s) * 1.59576912 * (1.0 + 0.134145 * x * x)
@@ -45,6 +45,7 @@ def bias_gelu_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
+    """Compute y, the GELU of x plus the bias, for ROWS rows and LANES columns."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
@@ -68,9 +69,9 @@ def bias_gelu_backward_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Compute the gradients of x and, as partial sums, of the bias.
+    """Compute the gradient of x, and partial sums of the gradient of the bias.
 
-    Program (i, j) processes the tiles of rows i, i + PARTIALS, ... in block j of the columns.
+    Program (i, j) processes block j of the columns, in the tiles of rows i, i + PARTIALS, ...
     """
     program = tl.program_id(0)
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
@@ -90,7 +91,11 @@ def bias_gelu_backward_kernel(
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
-    """The GELU of x (n, d) + bias (d,), in the dtype of x; `tanh` chooses the form of GELU."""
+    """Return the GELU of x (n, d) + bias (d,), in the dtype of `x`.
+
+    Args:
+        tanh: whether to use the tanh form of GELU instead of the exact form.
+    """
     x = x.contiguous()
     n, d = x.shape
     y = torch.empty_like(x)
@@ -102,11 +107,11 @@ def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
 
 
 def bias_gelu_backward(x: Tensor, bias: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of `x`, in the dtype of `x`, and of `bias`, in fp32.
+    """Return the gradients of `x`, in the dtype of `x`, and of `bias`, in fp32.
 
     Args:
         x, bias, tanh: the arguments of `bias_gelu_forward`.
-        dy: gradient of its result.
+        dy: gradient of the result of `bias_gelu_forward`.
     """
     x, dy = x.contiguous(), dy.contiguous()
     n, d = x.shape

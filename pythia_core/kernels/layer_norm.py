@@ -26,9 +26,9 @@ WIDTH_MAX = 8192
 def layer_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """Compute (x - mean) / sqrt(variance + eps) * weight + bias, and round the result to `dtype`.
+    """Return (x - mean) / sqrt(variance + eps) * weight + bias, rounded to `dtype`.
 
-    Mean and variance are those of each row of x.
+    The mean and the variance are computed for each row of `x`.
 
     Args:
         x: (n, d), fp32 or fp64.
@@ -40,6 +40,8 @@ def layer_norm_reference(
 
 
 class _NativeLayerNorm(torch.autograd.Function):
+    """An autograd function for LayerNorm, computed by the C functions of native.c."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
@@ -65,7 +67,12 @@ class _NativeLayerNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """LayerNorm of x (n, d) with weight and bias (d,), all in fp32. The result is in `dtype`."""
+    """Return the LayerNorm of x (n, d), in `dtype`, in the fastest way on this device.
+
+    Args:
+        x: (n, d), fp32.
+        weight, bias: (d,), fp32.
+    """
     if x.dtype == torch.float32 and dtype != torch.float16 and native.available(x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
@@ -77,16 +84,17 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
 def layer_norm_pair_reference(
     x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add two branches to `x`, and apply two LayerNorms to the sum.
+    """Add two branches to `x`, and apply two LayerNorms to the sum, in plain torch.
 
     Args:
         x: (n, d), fp32 or fp64.
-        branches: two tensors (n, d); or none, and then the LayerNorms are applied to `x`.
+        branches: two tensors (n, d), or an empty sequence to apply the LayerNorms to `x` itself.
         norms: weight1, bias1, weight2, bias2, each (d,) in the dtype of `x`.
         dtype: dtype of the results of the LayerNorms.
 
     Returns:
-        The sum x + (branches[0] + branches[1]), and the results of the two LayerNorms.
+        The sum x + (branches[0] + branches[1]), or `x` without branches, and the results of the two
+        LayerNorms, each (n, d).
     """
     z = x + (branches[0] + branches[1]) if branches else x
     weight1, bias1, weight2, bias2 = norms
@@ -101,6 +109,7 @@ Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def _pair(
     x: Tensor, branches: list[Tensor], norms: list[Tensor], eps: float, dtype: torch.dtype
 ) -> Forward:
+    """Run the forward Triton kernel; see `layer_norm_triton.pair_forward`."""
     from pythia_core.kernels.layer_norm_triton import pair_forward
 
     return pair_forward(x, branches, norms, eps, dtype)
@@ -122,6 +131,7 @@ def _pair_backward(
     z: Tensor, dz: Tensor | None, dy1: Tensor, dy2: Tensor, weight1: Tensor, weight2: Tensor,
     mean: Tensor, rstd: Tensor, branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Run the backward Triton kernel; see `layer_norm_triton.pair_backward`."""
     from pythia_core.kernels.layer_norm_triton import pair_backward
 
     return pair_backward(z, dz, dy1, dy2, weight1, weight2, mean, rstd, branch_dtype)
@@ -137,6 +147,7 @@ def _(
 
 
 def _setup_pair(ctx: Any, inputs: tuple, output: Forward) -> None:
+    """Save the input, weights and row statistics of the LayerNorms for the backward pass."""
     x, branches, norms, _, _ = inputs
     z, _, _, mean, rstd = output
     ctx.branch_dtypes = [b.dtype for b in branches]
@@ -147,6 +158,7 @@ def _setup_pair(ctx: Any, inputs: tuple, output: Forward) -> None:
 def _backward_pair(
     ctx: Any, dz: Tensor, dy1: Tensor, dy2: Tensor, *_: Tensor
 ) -> tuple[Tensor | list[Tensor] | None, ...]:
+    """Return the gradients of x, of each branch, and of the weights and biases."""
     z, weight1, weight2, mean, rstd = ctx.saved_tensors
     dtypes = ctx.branch_dtypes
     dx, dbranch, dnorms = _pair_backward(
@@ -167,6 +179,7 @@ _pair.register_autograd(_backward_pair, setup_context=_setup_pair)
 
 @dispatch.probe("layer_norm_pair")
 def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
+    """Try the two Triton kernels on 16 rows of `d` elements (see `dispatch.probe`)."""
     x, low = torch.zeros(16, d, device=device), torch.zeros(16, d, device=device, dtype=dtype)
     z, y1, y2, mean, rstd = _pair(x, [low, low], [x[0]] * 4, 1e-5, dtype)
     _pair_backward(z, z, y1, y2, x[0], x[0], mean, rstd, dtype)
@@ -177,14 +190,17 @@ def layer_norm_pair(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add two branches to `x`, and apply two LayerNorms to the sum.
 
+    This is done in the fastest way on this device.
+
     Args:
         x: (n, d), fp32.
-        branches: two tensors (n, d); or none, and then the LayerNorms are applied to `x`.
+        branches: two tensors (n, d), or an empty sequence to apply the LayerNorms to `x` itself.
         norms: weight1, bias1, weight2, bias2, each (d,), fp32.
         dtype: dtype of the results of the LayerNorms.
 
     Returns:
-        The sum x + (branches[0] + branches[1]), and the results of the two LayerNorms.
+        The sum x + (branches[0] + branches[1]), or `x` without branches, and the results of the two
+        LayerNorms, each (n, d).
 
     Raises:
         ConfigError: the Triton kernel cannot take a dtype, or rows of this width.

@@ -20,7 +20,7 @@ PARTIALS = 256
 
 
 def tile(d: int) -> tuple[int, int, int]:
-    """(rows, lanes, warps) per program for width `d`.
+    """Return the rows, lanes and warps of a program, for rows of `d` elements.
 
     A program has about 2,048 elements, but at least one row.
     """
@@ -30,9 +30,10 @@ def tile(d: int) -> tuple[int, int, int]:
 
 
 def backward_tile(d: int) -> tuple[int, int, int, int]:
-    """(rows, lanes of the first run, lanes of the second run, warps) per program for width `d`.
+    """Return the size of a backward program, for rows of `d` elements.
 
-    Runs of lanes have powers of two as lengths; the second run may have 0 lanes.
+    The four numbers are its rows, the lanes of the first and of the second run, and its warps. The
+    length of a run is a power of two; the second run may have 0 lanes.
     """
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0
@@ -61,7 +62,10 @@ def pair_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Compute y1 and y2, the LayerNorms of z with each pair of weight and bias, for some rows."""
+    """Compute y1 and y2, the LayerNorms of z with each pair of weight and bias, for ROWS rows.
+
+    With RESIDUAL, z is x + (a + b) and is written too. Otherwise z is x.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
@@ -95,7 +99,8 @@ def _read_part(
 ):  # fmt: skip
     """Read one run of lanes of a tile of rows, and add its terms to the parameter gradients.
 
-    Returns the normalised rows, their gradient, and the four parameter gradients.
+    Returns the normalised rows, the gradient with respect to these rows, and the new sums of the
+    four parameter gradients.
     """
     lane = first + tl.arange(0, LANES)
     inside = lane < d
@@ -163,7 +168,7 @@ def pair_backward_kernel(
     LANES1: tl.constexpr,
     LANES2: tl.constexpr,  # 0: the row is one run of lanes
 ):
-    """Compute the gradients of x and the branches and, as partial sums, of the parameters.
+    """Compute the gradients of x and of the branches, and partial sums of the parameter gradients.
 
     Program i processes the tiles of rows i, i + PARTIALS, ...
     """
@@ -212,11 +217,11 @@ def pair_backward_kernel(
 def pair_forward(
     x: Tensor, branches: list[Tensor], norms: list[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the forward kernel; the arguments are those of `layer_norm.layer_norm_pair`.
+    """Run the forward kernel. The arguments are those of `layer_norm.layer_norm_pair`.
 
     Returns:
         The sum of `x` and the branches (empty without branches); the results of the two LayerNorms;
-        the mean and the reciprocal of the standard deviation of each row of the sum.
+        and the mean and the reciprocal of the standard deviation of each normalised row.
     """
     x = x.contiguous()
     branches = [b.contiguous() for b in branches]
@@ -240,14 +245,16 @@ def pair_backward(
     """Run the backward kernel.
 
     Args:
-        z: the sum of the residual stream and the branches, which the LayerNorms were applied to.
+        z: the tensor that the LayerNorms were applied to: the residual stream x, plus the branches
+            if there were any.
         dz: gradient of `z` as a result of the forward; None if the forward had no branches.
         dy1, dy2: gradients of the results of the two LayerNorms.
-        mean, rstd: as returned by `pair_forward`.
+        mean, rstd: the results of `pair_forward`.
 
     Returns:
-        The gradient of `x`; the gradient of each branch, which is the same for the two branches, in
-        `branch_dtype` (empty without branches); the gradients of the four parameters, (4, d).
+        The gradient of x; the gradient of each branch, which is the same for the two branches, in
+        `branch_dtype` (empty without branches); and the gradients of weight1, bias1, weight2 and
+        bias2, (4, d) in fp32.
     """
     n, d = z.shape
     dy1, dy2 = dy1.contiguous(), dy2.contiguous()

@@ -14,12 +14,14 @@ from torch import Tensor
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute x (..., in) @ weight (out, in)^T + bias (out,) in the dtype of `x`."""
+    """Return x (..., in) @ weight (out, in)^T + bias (out,), computed in the dtype of `x`."""
     bias = bias if bias is None else bias.to(x.dtype)
     return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
 
 
 class _Linear(torch.autograd.Function):
+    """An autograd function for `linear`. The gradients of the parameters are in fp32."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -47,11 +49,11 @@ class _Linear(torch.autograd.Function):
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, weight_c: Tensor, bias_c: Tensor | None
 ) -> Tensor:
-    """Compute x (n, in) @ weight_c (out, in)^T + bias_c (out,).
+    """Return x (n, in) @ weight_c (out, in)^T + bias_c (out,).
 
     Args:
         weight, bias: the fp32 parameters, which receive the gradients.
-        weight_c, bias_c: copies of the parameters in the dtype of `x`, which are computed with.
+        weight_c, bias_c: copies of the parameters in the dtype of `x`, used in the computation.
             `bias` and `bias_c` are None if the next operation adds the bias.
     """
     # detached: in fp32, copy and master are one tensor, which torch.compile refuses as two inputs

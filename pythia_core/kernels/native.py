@@ -43,9 +43,9 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library; None if it is switched off or cannot be compiled.
+    """Return the library that is compiled from native.c.
 
-    A failure to compile is logged once.
+    Return None if it is switched off or cannot be compiled. A failure to compile is logged once.
     """
     if os.environ.get("PYTHIA_NATIVE") == "0":
         return None
@@ -77,7 +77,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def available(tensor: Tensor) -> bool:
-    """Whether the compiled functions can take this tensor; false while torch.compile traces."""
+    """Return whether the compiled functions of native.c can take this tensor.
+
+    The answer is False while torch.compile traces.
+    """
     if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIX or torch.compiler.is_compiling():
         return False
     return library() is not None
@@ -85,7 +88,7 @@ def available(tensor: Tensor) -> bool:
 
 @functools.cache
 def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The compiled function with this name for a dtype.
+    """Return the compiled function of native.c with this name, for tensors of a dtype.
 
     The caller must have checked that `available` is true for the tensors.
     """
@@ -93,13 +96,14 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
     native.restype = None
 
     def call(*arguments: Tensor | int | float) -> None:
+        """Call the compiled function with these arguments, converted to C types."""
         native(*(_argument(value) for value in arguments))
 
     return call
 
 
 def _argument(value: Tensor | int | float) -> ctypes._SimpleCData:
-    """Convert an argument of a compiled function to its C type; a tensor becomes a pointer."""
+    """Convert an argument of a compiled function to its C type. A tensor becomes a pointer."""
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         return ctypes.c_void_p(value.data_ptr())

@@ -21,7 +21,10 @@ from pythia_core.kernels import dispatch
 def rotary_tables(
     seq_len: int, rotary_dims: int, base: float, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute cos and sin of every rotary angle in fp32, each (seq_len, rotary_dims / 2)."""
+    """Return the cosines and the sines of the rotary angles.
+
+    Each table is (seq_len, rotary_dims / 2) in fp32.
+    """
     lanes = torch.arange(0, rotary_dims, 2, dtype=torch.float32, device=device)
     inverse_frequency = base ** (-lanes / max(rotary_dims, 1))
     positions = torch.arange(seq_len, dtype=torch.float32, device=device)
@@ -30,10 +33,10 @@ def rotary_tables(
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the leading lanes of x (..., seq, head_dim), and return the result.
+    """Return x (..., seq, head_dim) with the leading lanes rotated.
 
     Args:
-        cos, sin: (seq, rotary_dims / 2), of the rotary angles.
+        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2).
     """
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -42,7 +45,7 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-    """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
+    """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys, in plain torch.
 
     Returns:
         Rotated queries, rotated keys, and values, each (batch, seq, heads, head_dim).
@@ -71,6 +74,11 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 @torch.library.custom_op("pythia::pack_rotated_back", mutates_args=())
 def _pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the gradients dq and dk back, and pack dq, dk and dv, with the Triton kernel.
+
+    Returns:
+        The gradient of qkv, (batch, seq, heads, 3, head_dim).
+    """
     from pythia_core.kernels.rotary_triton import pack_rotated_back
 
     return pack_rotated_back(dq, dk, dv, cos, sin)
@@ -84,6 +92,7 @@ def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dispatch.probe("rotation")
 def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """Try the two Triton kernels on one head of 16 tokens (see `dispatch.probe`)."""
     qkv = torch.zeros(1, 16, 1, 3, head_dim, device=device, dtype=dtype)
     cos = torch.ones(16, head_dim // 8, device=device)
     rotate_(qkv, cos, cos, False)
@@ -91,11 +100,12 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 class _SplitRotated(torch.autograd.Function):
-    """Rotate the queries and keys of qkv in place, and return views of queries, keys and values.
+    """An autograd function for `split_rotated`, which rotates queries and keys in place.
 
-    Autograd cannot express a change in place that returns three views, so the change is not
-    declared to autograd. But it increases qkv's version counter. A backward that needs the values
-    before the rotation therefore fails, rather than use the rotated values.
+    It returns views of the queries, keys and values in qkv. Autograd cannot express a change in
+    place that returns three views, so the change is not declared to autograd. But the change
+    increases qkv's version counter. A backward that needs the values before the rotation therefore
+    fails, rather than use the rotated values.
     """
 
     @staticmethod
@@ -112,18 +122,19 @@ class _SplitRotated(torch.autograd.Function):
 def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
 
-    On a CUDA device with Triton, qkv is overwritten and the results are views of it. Under no_grad
+    On a CUDA device with Triton, qkv is overwritten and the results are views of qkv. Under no_grad
     a copy of qkv is used instead, because autograd would not notice there that the caller uses qkv
     again after it was overwritten.
 
     Args:
-        cos, sin: (seq, rotary_dims / 2), of the rotary angles, fp32.
+        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32.
 
     Returns:
         Rotated queries, rotated keys, and values, each (batch, seq, heads, head_dim).
 
     Raises:
-        ConfigError: the kernel cannot take the dtype, the head dim or the number of rotary lanes.
+        ConfigError: the Triton kernel cannot take the dtype, the head dim or the number of rotary
+            lanes.
     """
     if not dispatch.use_triton(qkv):
         return split_rotated_reference(qkv, cos, sin)

@@ -16,14 +16,17 @@ WARPS = 4
 
 
 def tile(half: int) -> tuple[int, int]:
-    """(rows, lanes) per program, for `half` pairs of lanes; about eight elements per thread."""
+    """Return the rows and lanes of a program, for `half` pairs of lanes per row.
+
+    A thread has about eight elements.
+    """
     lanes = triton.next_power_of_2(max(half, 1))
     return max(1, 32 * WARPS * 8 // lanes), lanes
 
 
 @triton.jit
 def _rotated(first, second, cos, sin, BACK: tl.constexpr):
-    """Rotate pairs of lanes by the rotary angles, or by their negatives if BACK."""
+    """Rotate pairs of lanes by the rotary angles, or by the negative angles if BACK."""
     if BACK:
         return first * cos + second * sin, second * cos - first * sin
     return first * cos - second * sin, second * cos + first * sin
@@ -46,7 +49,7 @@ def rotate_kernel(
     LANES: tl.constexpr,  # HALF up to a power of two
     ROWS: tl.constexpr,
 ):
-    """Rotate some rows in place. A row has the rotated lanes of a query or key head of a token."""
+    """Rotate ROWS rows in place. A row has the rotated lanes of a query or key head of a token."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     mask = (row < n_rows)[:, None] & (lane < HALF)[None, :]
@@ -69,7 +72,7 @@ def rotate_kernel(
 
 @triton.jit
 def _copy(from_ptr, to_ptr, inside, WIDTH: tl.constexpr, LANES: tl.constexpr):
-    """Copy WIDTH lanes of some rows unchanged."""
+    """Copy WIDTH lanes of each row for which `inside` is true, unchanged."""
     lane = tl.arange(0, LANES)
     mask = inside[:, None] & (lane < WIDTH)[None, :]
     x = tl.load(from_ptr[:, None] + lane[None, :], mask=mask, other=0.0)
@@ -81,6 +84,7 @@ def _copy_rotated_back(
     from_ptr, to_ptr, cos, sin, mask, inside, HALF: tl.constexpr, LANES: tl.constexpr,
     REST: tl.constexpr, REST_LANES: tl.constexpr,
 ):  # fmt: skip
+    """Copy rows of a gradient, with the first 2 * HALF lanes rotated back."""
     if HALF > 0:
         lane = tl.arange(0, LANES)
         first_ptr = from_ptr[:, None] + lane[None, :]
@@ -116,7 +120,7 @@ def pack_kernel(
     REST_LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Rotate dq and dk back, and pack them and dv, for some rows. A row is a head of a token."""
+    """Rotate dq and dk back, and pack dq, dk and dv, for ROWS rows. A row is a head of a token."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n_rows
     head = row % heads
@@ -142,7 +146,8 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
     """Rotate q and k of qkv (batch, seq, heads, 3, head_dim) in place.
 
     Args:
-        cos, sin: (seq, rotary_dims / 2), of the rotary angles, fp32, contiguous.
+        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32,
+            contiguous.
         back: rotate by the negative angles, which undoes the rotation.
     """
     batch, seq, heads, _, _ = qkv.shape
@@ -159,7 +164,11 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 
 def pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate dq and dk back, and pack them and dv into one (batch, seq, heads, 3, head_dim)."""
+    """Rotate the gradients dq and dk back, and pack dq, dk and dv into one tensor.
+
+    Returns:
+        The gradient of qkv, (batch, seq, heads, 3, head_dim).
+    """
     dq, dk, dv = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk, dv))
     batch, seq, heads, dim = dq.shape
     half = cos.shape[-1]

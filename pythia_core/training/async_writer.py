@@ -27,13 +27,13 @@ Files = dict[str, dict[str, Tensor]]
 
 
 class CheckpointWriter:
-    """Saves checkpoints; a context manager that leaves only when everything is on disk.
+    """A context manager that saves checkpoints and exits only when all of them are on disk.
 
     Args:
-        asynchronous: write in a thread; otherwise `save` returns when the checkpoint is on disk.
+        asynchronous: write in a thread. Otherwise `save` returns when the checkpoint is on disk.
 
     Attributes:
-        seconds: duration of the last finished write, including the snapshot.
+        seconds: duration of the last finished save, including the copying of the tensors.
     """
 
     def __init__(self, asynchronous: bool) -> None:
@@ -49,13 +49,17 @@ class CheckpointWriter:
         meta: dict[str, Any],
         then: Callable[[], object] = lambda: None,
     ) -> torch.cuda.Event | None:
-        """Save `files` as they are now (checkpoint.save_checkpoint), then call `then`.
+        """Save tensors, as they are now, with `checkpoint.save_checkpoint`; then call `then`.
+
+        The arguments other than `then` are those of `save_checkpoint`.
 
         Returns:
-            For CUDA tensors, the event after which the tensors may change; otherwise None.
+            A CUDA event; once it has occurred, the caller may change the tensors. None if the
+            caller may change them at once.
 
         Raises:
-            TrainingError: this checkpoint or the previous one could not be written.
+            TrainingError: the previous checkpoint could not be written or, without a thread, this
+                checkpoint. An error in the thread is raised by the next call of a method.
         """
         self.wait()
         started = time.monotonic()
@@ -65,6 +69,7 @@ class CheckpointWriter:
         copies, copied = snapshot(files)
 
         def write() -> None:
+            """Wait until the tensors have been copied, then write the copies."""
             if copied is not None:
                 copied.synchronize()
             self._write(parent, step, copies, meta, then, started)
@@ -81,6 +86,11 @@ class CheckpointWriter:
         then: Callable[[], object],
         started: float,
     ) -> None:
+        """Write a checkpoint, call `then`, and set `seconds` to the time since `started`.
+
+        Args:
+            started: the time.monotonic() value when `save` was called.
+        """
         save_checkpoint(parent, step, files, meta)
         then()
         self.seconds = time.monotonic() - started
@@ -91,12 +101,12 @@ class CheckpointWriter:
         return self._pending is not None and not self._pending.done()
 
     def check(self) -> None:
-        """Raise the error of a failed write, if there is one; never waits."""
+        """Raise the error of the last write if it has failed. This never waits."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the write in progress; raise its error if it fails."""
+        """Wait for the write in progress, if there is one, and raise its error if it fails."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -121,9 +131,13 @@ class CheckpointWriter:
 
 
 def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
-    """Copy all tensors to host memory; for CUDA tensors, also return the event of completion.
+    """Copy all tensors to host memory.
 
-    All CUDA tensors must be on one device.
+    CUDA tensors, which must all be on one device, are copied in the background.
+
+    Returns:
+        The copies, and a CUDA event that occurs when they are complete; None instead of the event
+        if there are no CUDA tensors.
     """
     on_device = [t for tensors in files.values() for t in tensors.values() if t.is_cuda]
     if not on_device:
@@ -140,12 +154,14 @@ def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:
+    """Start to copy a tensor to pinned host memory; return the copy, which may be incomplete."""
     tensor = tensor.detach()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 
 
 def _map(files: Files, function: Callable[[Tensor], Any]) -> dict[str, dict[str, Any]]:
+    """Apply a function to every tensor; return the results under the same file and tensor names."""
     return {
         stem: {name: function(t) for name, t in tensors.items()} for stem, tensors in files.items()
     }

@@ -36,12 +36,12 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 
 def step_folder(parent: Path, step: int) -> Path:
-    """The folder of a checkpoint."""
+    """Return the folder under `parent` for the checkpoint of a step."""
     return parent / f"step-{step:06d}"
 
 
 def saved_steps(parent: Path) -> list[int]:
-    """Steps with a complete checkpoint under `parent`, ascending."""
+    """Return the steps that have a complete checkpoint under `parent`, ascending."""
     if not parent.is_dir():
         return []
     matches = (_NAME.fullmatch(p.name) for p in parent.iterdir() if (p / MANIFEST).is_file())
@@ -49,7 +49,10 @@ def saved_steps(parent: Path) -> list[int]:
 
 
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of names, dtypes, shapes and bytes: equal if and only if all tensors are equal."""
+    """Return one sha256 of the names, dtypes, shapes and bytes of tensors.
+
+    It is equal for two sets of tensors if and only if all tensors are equal.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
@@ -59,11 +62,18 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def steps_with_weights(parent: Path) -> list[int]:
-    """Steps under `parent` whose weights have not been dropped (see `drop_weights`)."""
+    """Return the steps whose weights are saved under `parent`, ascending.
+
+    Steps whose weights `drop_weights` has deleted are left out.
+    """
     return [s for s in saved_steps(parent) if not _is_dropped(step_folder(parent, s))]
 
 
 def _is_dropped(folder: Path) -> bool:
+    """Return whether `drop_weights` has deleted the files of a checkpoint.
+
+    The answer is False if the manifest is absent or damaged.
+    """
     try:
         return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
     except (OSError, ValueError, AttributeError):
@@ -71,7 +81,7 @@ def _is_dropped(folder: Path) -> bool:
 
 
 def drop_weights(folder: Path) -> None:
-    """Delete a checkpoint's files but not its manifest, which still has their hashes.
+    """Delete the files of a checkpoint except its manifest, which still has their hashes.
 
     Raises:
         CheckpointError: the manifest is damaged.
@@ -85,6 +95,7 @@ def drop_weights(folder: Path) -> None:
 
 
 def _self_hash(manifest: dict[str, Any]) -> str:
+    """Return the sha256 of a manifest without the entry that stores this hash."""
     body = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -96,10 +107,14 @@ def save_checkpoint(
 
     Args:
         files: maps the stem of each file to its named tensors, e.g. {"model": {...}}.
-        meta: JSON values stored in the manifest.
+        meta: JSON values to store in the manifest.
+
+    Returns:
+        The folder.
 
     Raises:
-        TrainingError: the folder cannot be written, e.g. for lack of space; others are untouched.
+        TrainingError: the folder cannot be written, e.g. for lack of space. Earlier checkpoints are
+            untouched.
     """
     target = step_folder(parent, step)
     if _is_dropped(target):
@@ -137,7 +152,13 @@ def save_checkpoint(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest; checks its own hash and the names and sizes of the files.
+    """Read a checkpoint's manifest, and check its own hash and the names and sizes of the files.
+
+    The files are not checked if `drop_weights` has deleted them.
+
+    Returns:
+        A dict with the keys "step", "meta", "manifest_sha256", "files" (maps each file name to the
+        "bytes" and "sha256" of the file) and, if the files were deleted, "dropped".
 
     Raises:
         CheckpointError: the manifest is absent or malformed, or does not match the files.
@@ -168,10 +189,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Check every hash, then return all tensors, by file stem and name, and the metadata.
+    """Check all hashes of a checkpoint, then load it.
+
+    Returns:
+        The tensors, as a dict of file stems to dicts of tensor names to tensors; and the metadata
+        that `save_checkpoint` was given.
 
     Raises:
-        CheckpointError: the checkpoint is absent or corrupt.
+        CheckpointError: the checkpoint is absent or corrupt, or its weights were deleted.
     """
     manifest = read_manifest(folder)
     if manifest.get("dropped"):
@@ -196,10 +221,17 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 def newest_loadable(
     parent: Path, at_most: int | None = None
 ) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """The newest intact checkpoint under `parent`, as (step, files, meta); None if there is none.
+    """Load the newest intact checkpoint under `parent`.
 
     A corrupt checkpoint is renamed to `*.corrupt` with a warning, and the next older checkpoint is
-    tried. Steps after `at_most` are ignored.
+    tried.
+
+    Args:
+        at_most: checkpoints of later steps are ignored; default: none are.
+
+    Returns:
+        The step of the checkpoint, then its tensors and metadata as from `load_checkpoint`. None if
+        there is no intact checkpoint.
     """
     for step in reversed(saved_steps(parent)):
         if at_most is not None and step > at_most:
@@ -221,7 +253,10 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
-    """Delete checkpoints under `parent`, except the steps in `keep` and the `newest` latest."""
+    """Delete checkpoints under `parent`.
+
+    The `newest` latest checkpoints and those of the steps in `keep` are not deleted.
+    """
     steps = saved_steps(parent)
     for step in steps[:-newest] if newest else steps:
         if step not in keep:
@@ -229,13 +264,18 @@ def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
 
 
 def delete_temporaries(parent: Path) -> None:
-    """Delete temporary folders of saves that were killed. Only call this with the run locked."""
+    """Delete the temporary folders that killed processes left under `parent` when saving.
+
+    Only call this while the run is locked.
+    """
     for leftover in parent.glob(".*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def weight_hashes(parent: Path) -> dict[int, str]:
-    """Map each step to one hash of all files of its checkpoint, using the manifests alone.
+    """Map each saved step under `parent` to one hash of all files of its checkpoint.
+
+    Only the manifests are read.
 
     Raises:
         CheckpointError: a manifest is damaged.
@@ -249,7 +289,10 @@ def weight_hashes(parent: Path) -> dict[int, str]:
 
 
 def duplicate_steps(hashes: dict[int, str]) -> list[list[int]]:
-    """Groups of steps with equal hashes, like the repeated checkpoints on the Hugging Face hub."""
+    """Return the groups of steps with equal hashes, given the hash of each step.
+
+    The released models on the Hugging Face hub have such repeated checkpoints.
+    """
     groups = defaultdict(list)
     for step, sha256 in hashes.items():
         groups[sha256].append(step)

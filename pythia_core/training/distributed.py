@@ -25,18 +25,18 @@ from pythia_core.errors import ConfigError, TrainingError
 
 @dataclass(frozen=True)
 class World:
-    """The number of processes that train together, and the rank of this one."""
+    """The processes that train together: their number (`size`) and the rank of this process."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes files and prints."""
+        """Whether this is the first process, the only one that writes files and prints."""
         return self.rank == 0
 
     def shard(self, rows: Tensor) -> Tensor:
-        """Return the rows of a batch (B, ...) that this process trains on.
+        """Return the part of a batch of rows (B, ...) that this process trains on.
 
         Raises:
             ConfigError: B is not a multiple of the number of processes.
@@ -55,7 +55,7 @@ class World:
                 dist.all_reduce(tensor)
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set in any process.
+        """Return whether `flag` is set in any process.
 
         Flags are exchanged on the CPU, so no process waits for its GPU.
         """
@@ -66,7 +66,10 @@ class World:
         return bool(flags)
 
     def check_same(self, value: int, name: str) -> None:
-        """Check that all processes have the same value.
+        """Raise an error if the processes have different values.
+
+        Args:
+            name: what the value is, for the error message.
 
         Raises:
             TrainingError: the values differ; every process raises the error.
@@ -92,7 +95,10 @@ ALONE = World()
 
 @contextlib.contextmanager
 def init_world() -> Iterator[World]:
-    """Connect the processes that torchrun started; yields ALONE without torchrun."""
+    """Connect the processes that torchrun started, and yield the World of this process.
+
+    Without torchrun, or with a single process, yield ALONE.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE

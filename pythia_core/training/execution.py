@@ -21,25 +21,26 @@ VARIABLE = "PYTHIA_EXECUTION"
 
 @dataclass(frozen=True)
 class Execution:
-    """Execution settings of a `Trainer`; the defaults work on every device."""
+    """The settings for how a `Trainer` executes its updates. The defaults work on every device."""
 
     mode: str = "eager"
-    """"graph": a CUDA graph of forward and backward, replayed; "compile": torch.compile."""
+    """"eager": one operation after another; "graph": a recorded CUDA graph of forward and backward,
+    which is replayed; "compile": torch.compile."""
     recompute: bool = False
-    """Store only each block's input and recompute the block in the backward pass."""
+    """Whether to store only each block's input and recompute the block in the backward pass."""
     deterministic: bool = True
-    """Raise an error if an update calls a CUDA kernel whose sums depend on the order of threads. On
-    CPUs, no operation used here has such a kernel."""
+    """Whether to raise an error if an update calls a CUDA kernel whose sums depend on the order of
+    threads. On CPUs, no operation used here has such a kernel."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"Execution: {one_of(self.mode, MODES, 'mode')}")
 
     def check(self, device_kind: str) -> None:
-        """Check that a kind of device ("cpu", "cuda") supports the mode.
+        """Raise an error if a kind of device ("cpu", "cuda") does not support the mode.
 
         Raises:
-            ConfigError: "graph" without a CUDA device.
+            ConfigError: the mode is "graph" and the device is not a CUDA device.
         """
         if self.mode == "graph" and device_kind != "cuda":
             raise ConfigError(
@@ -48,7 +49,15 @@ class Execution:
             )
 
     def backend(self, kernels: str, device_kind: str) -> str:
-        """`kernels` (e.g. "native", "triton") plus the settings that change results bitwise."""
+        """Return a label that extends `kernels` by the settings that change results bitwise.
+
+        Args:
+            kernels: a label of the kernels, e.g. "native" or "triton".
+            device_kind: "cpu" or "cuda".
+
+        Returns:
+            The label, e.g. "triton+compiled+nondeterministic".
+        """
         added = ["compiled"] if self.mode == "compile" else []
         if device_kind == "cuda" and not self.deterministic:
             added.append("nondeterministic")
@@ -56,7 +65,9 @@ class Execution:
 
     @classmethod
     def parse(cls, text: str) -> Execution:
-        """Parse "MODE" or "MODE+recompute", where MODE is in MODES.
+        """Return the execution that a text names.
+
+        The text is "MODE" or "MODE+recompute", where MODE is in MODES.
 
         Raises:
             ConfigError: the text has another form, or the mode is unknown.
@@ -68,10 +79,12 @@ class Execution:
 
     @classmethod
     def from_environment(cls) -> Execution:
-        """Return the execution that `PYTHIA_EXECUTION` names; without that variable, the default.
+        """Return the execution that the environment variable PYTHIA_EXECUTION names.
+
+        If the variable is not set, return the default execution.
 
         Raises:
-            ConfigError: see `parse`.
+            ConfigError: the value of the variable is invalid (see `parse`).
         """
         return cls.parse(os.environ.get(VARIABLE) or "eager")
 

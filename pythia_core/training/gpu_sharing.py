@@ -31,11 +31,17 @@ def next_admissible(
     capacity: float,
     most: int,
 ) -> int | None:
-    """The first waiting job that may start now, because its memory fits or no other job runs.
+    """Return the first waiting job that may start now, or None if no job may start.
+
+    A job may start if fewer than `most` jobs run and its memory fits next to theirs. If no job
+    runs, it may start even if its memory does not fit.
 
     Args:
-        waiting: jobs in the order in which they should start. running: the running jobs.
-        needs: bytes of each job. capacity: bytes of the device. most: maximum number of jobs.
+        waiting: numbers of the waiting jobs, in the order in which they should start.
+        running: numbers of the running jobs.
+        needs: bytes that each job needs.
+        capacity: bytes of the device that jobs can use.
+        most: maximum number of running jobs.
     """
     if len(running) >= most:
         return None
@@ -44,7 +50,13 @@ def next_admissible(
 
 
 def admission_gate(needs: Sequence[float]) -> Gate | None:
-    """Make a gate for jobs of `needs` bytes on this machine's GPU; None without a GPU."""
+    """Return a gate (see util.workers) that lets a job start only when its memory fits on the GPU.
+
+    Without a GPU, return None.
+
+    Args:
+        needs: bytes of GPU memory that each job needs.
+    """
     capacity = device_bytes()
     if capacity is None:
         return None
@@ -54,7 +66,7 @@ def admission_gate(needs: Sequence[float]) -> Gate | None:
 
 
 def device_bytes() -> float | None:
-    """Total memory of the GPU in use; None without one."""
+    """Return the total memory of the GPU in use, in bytes; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -64,9 +76,9 @@ def device_bytes() -> float | None:
 
 @contextlib.contextmanager
 def limit_memory(n_bytes: float) -> Iterator[None]:
-    """Limit this process to SLACK * `n_bytes` of GPU memory inside the `with` block.
+    """Limit this process to SLACK * `n_bytes` of GPU memory inside the block.
 
-    Afterwards, free the GPU memory that the block used. Without a GPU this does nothing.
+    When the block ends, free the GPU memory that it used. Without a GPU this does nothing.
     """
     total = device_bytes()
     if total is None:

@@ -23,18 +23,19 @@ MINIMUM = 1.0
 
 @dataclass
 class LossScale:
-    """The scale, and the counters that decide when it changes."""
+    """The loss scale of a run in fp16, and the counters that decide when it changes."""
 
     scale: float = INITIAL
     good: int = 0
-    """Updates since the last overflow or the start."""
+    """Number of updates since the last overflow, or since the start."""
     hysteresis: int = HYSTERESIS
-    """At 1, the next overflow halves the scale; above 1, it only lowers this number."""
+    """How many overflows it takes to halve the scale. At 1, the next overflow halves it."""
     skipped: int = 0
-    """Overflows so far. The learning rate lags behind by this number of steps."""
+    """Number of overflows so far, and so of skipped updates. The learning rate lags behind the step
+    by this number."""
 
     def update(self, overflow: bool) -> None:
-        """Adapt the scale after an update.
+        """Adapt the scale and the counters after an update, given whether the update overflowed.
 
         Raises:
             TrainingError: the update overflowed at the minimum scale.

@@ -26,19 +26,23 @@ INFERENCE_LOGIT_ROWS = 8192
 
 
 def state_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes of masters, moments, gradients and compute copies: 18 per parameter, 16 in fp32."""
+    """Return the bytes of a model's training state: 18 per parameter, or 16 in fp32.
+
+    The state has fp32 master weights, two moments and gradients and, except in fp32, copies of the
+    weights in the compute dtype.
+    """
     return model.n_params * (16 if precision == "fp32" else 18)
 
 
 def saved_activation_bytes(model: ModelConfig, execution: Execution, precision: str) -> int:
-    """Bytes per token that the blocks save for the backward pass."""
+    """Return the bytes per token that all blocks together save for the backward pass."""
     stream = RESIDUAL_BYTES * model.d_model
     layer = stream if execution.recompute else stream + _block_bytes(model, precision)
     return model.n_layers * layer
 
 
 def _block_bytes(model: ModelConfig, precision: str) -> int:
-    """Return the bytes per token that a block saves.
+    """Return the bytes per token that a block saves for the backward pass, besides its input.
 
     It saves the outputs of two norms, q, k, v, the attention output, and two values of the MLP's
     hidden layer.
@@ -47,11 +51,15 @@ def _block_bytes(model: ModelConfig, precision: str) -> int:
 
 
 def _size(precision: str) -> int:
+    """Return the bytes per element of a tensor in the compute dtype."""
     return 4 if precision == "fp32" else 2
 
 
 def activation_bytes_per_token(model: ModelConfig, execution: Execution, precision: str) -> int:
-    """Return the bytes per token of a micro-batch at the peak, early in a block's backward pass."""
+    """Return the bytes of activations and their gradients at the peak, per token of a micro-batch.
+
+    The peak is early in the backward pass of a block.
+    """
     size, d = _size(precision), model.d_model
     again = _block_bytes(model, precision) if execution.recompute else 0
     # gradients of the residual stream, of the branches, and of the MLP's hidden layer before and
@@ -61,7 +69,11 @@ def activation_bytes_per_token(model: ModelConfig, execution: Execution, precisi
 
 
 def training_bytes(model: ModelConfig, tokens: int, execution: Execution, precision: str) -> int:
-    """Total bytes of training with micro-batches of `tokens` tokens."""
+    """Return the estimated device memory of training, in bytes.
+
+    Args:
+        tokens: tokens per micro-batch.
+    """
     unembedding = 4 * model.vocab_size * model.d_model  # its gradient before it is added
     activations = tokens * activation_bytes_per_token(model, execution, precision)
     return RESERVE + state_bytes(model, precision) + unembedding + activations
@@ -70,22 +82,26 @@ def training_bytes(model: ModelConfig, tokens: int, execution: Execution, precis
 def largest_micro_batch(
     model: ModelConfig, seq_len: int, bytes_free: int, execution: Execution, precision: str
 ) -> int:
-    """Largest number of rows of `seq_len` tokens that can be trained at once; 0 if none fits.
+    """Return how many rows of `seq_len` tokens fit into one micro-batch; 0 if not even one fits.
 
-    `bytes_free` is the memory that is free before the model is allocated.
+    Args:
+        bytes_free: device memory that is free before the model is allocated.
     """
     left = bytes_free - training_bytes(model, 0, execution, precision)
     return max(0, left // (seq_len * activation_bytes_per_token(model, execution, precision)))
 
 
 def run_bytes(config: RunConfig, execution: Execution) -> int:
-    """Total bytes of training a run."""
+    """Return the estimated device memory of training a run, in bytes."""
     rows = config.train.micro_batch or config.train.batch_size
     tokens = rows * config.data.seq_len
     return training_bytes(config.model, tokens, execution, config.train.precision)
 
 
 def inference_bytes(model: ModelConfig) -> float:
-    """Total bytes of evaluating a checkpoint: fp32 weights twice, logits, activations."""
+    """Return the estimated device memory of evaluating a checkpoint, in bytes.
+
+    It has the fp32 weights twice, logits, activations, and the CUDA context.
+    """
     logits = 12 * INFERENCE_LOGIT_ROWS * model.vocab_size
     return CONTEXT_BYTES + 8 * model.n_params + logits + INFERENCE_BYTES

@@ -17,7 +17,9 @@ from pythia_core.util.files import atomic_file
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; a partial last line is dropped.
+    """Return the rows of a metrics.jsonl, a dict for each update; [] if the file does not exist.
+
+    A partial last line is dropped.
 
     Raises:
         DataError: a complete line is malformed; the message has the number of the line.
@@ -39,7 +41,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends rows to a metrics.jsonl, after deleting the rows of steps after `last_step`."""
+    """A metrics.jsonl that is open for appending rows.
+
+    Opening it deletes the rows of steps after `last_step`.
+    """
 
     def __init__(self, path: Path, last_step: int) -> None:
         rows = [row for row in read_metrics(path) if row["step"] <= last_step]
@@ -48,14 +53,16 @@ class MetricsLog:
         self._file = open(path, "a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
+        """Append a row, and flush the file."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Make all written rows durable."""
+        """Wait until all written rows are on the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -63,8 +70,8 @@ def flops_per_token(model: ModelConfig, seq_len: int, causal: bool = True) -> fl
     """Return the FLOP of training per token, forward and backward, without recomputation.
 
     Matrix products take 6 FLOP per parameter, including those of the unembedding but not those of
-    the embedding, which is a look-up.
-    Attention adds 6 d (S+1) L if `causal` (half of the score matrix), else 12 d S L.
+    the embedding, which is a look-up. Attention adds 6 d (S+1) L if `causal` (half of the score
+    matrix), else 12 d S L, for width d, rows of S tokens and L layers.
     """
     d, n_layers = model.d_model, model.n_layers
     products = 6 * (12 * d * d * n_layers + model.vocab_size * d)

@@ -19,16 +19,18 @@ from pythia_core.model import GPTNeoX, Linear
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies to the parameter called `name`."""
+    """Return whether weight decay applies to the parameter called `name`."""
     return name.endswith("weight") and "layernorm" not in name and "layer_norm" not in name
 
 
 class FlatParameters:
-    """Moves a model's parameters into flat buffers; the model then works on views of them.
+    """The parameters of a model, moved into flat buffers; the model then works on views of these.
 
     Attributes:
-        flat, grad: all masters and all gradients, fp32. names: parameter names in buffer order.
-        copy: the masters in the compute dtype; None if that is fp32. copies: its views by name.
+        flat, grad: all master weights and all gradients, in fp32.
+        names: names of the parameters in the order of the buffers.
+        copy: the master weights in the compute dtype; None if the compute dtype is fp32.
+        copies: maps the name of each parameter to its view of `copy`; empty without `copy`.
         n_decayed: number of elements with weight decay, which come first.
     """
 
@@ -54,6 +56,10 @@ class FlatParameters:
 
     @staticmethod
     def _attach_copy(model: GPTNeoX, name: str, copy: Tensor) -> None:
+        """Give a parameter's copy to the module that computes with it.
+
+        Only Linear modules and the unembedding compute with copies.
+        """
         if name == "embed_out.weight":
             model.embed_out_copy = copy
             return
@@ -63,23 +69,23 @@ class FlatParameters:
             module.copies[leaf] = copy
 
     def refresh_copies(self) -> None:
-        """Round the masters into the compute copies; call it after changing the masters."""
+        """Round the master weights into the copies. Call this after changing the master weights."""
         if self.copy is not None:
             self.copy.copy_(self.flat)
 
     def norm(self) -> Tensor:
-        """Global norm of the gradient, 0-dim fp32 on the device."""
+        """Return the global norm of the gradient, as a 0-dim fp32 tensor on the device."""
         return torch.linalg.vector_norm(self.grad)
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """Return the factor that clips a gradient of this norm to `max_norm`, as 0-dim fp64."""
+    """Return the factor that clips a gradient with this norm to `max_norm`, as 0-dim fp64."""
     norm = norm.double()
     return torch.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
 
 
 class FlatAdamW:
-    """AdamW on FlatParameters, with and without weight decay; also updates the compute copies.
+    """An AdamW optimizer for FlatParameters, which also updates the copies in the compute dtype.
 
     Attributes:
         exp_avg, exp_avg_sq: flat fp32 moments in the order of the parameters.
@@ -100,12 +106,13 @@ class FlatAdamW:
     def step(
         self, lr: float, update: int, factor: Tensor | None = None, skip: Tensor | None = None
     ) -> None:
-        """Make one update in place (see kernels.adamw), without waiting for the device.
+        """Update the parameters once, in place, without waiting for the device (see kernels.adamw).
 
         Args:
-            update: number of this update, counted from 1 since the moments were zero.
-            factor: 0-dim; the gradient is multiplied by it (default 1).
-            skip: 0-dim; if it is 1, nothing changes (default 0).
+            lr: learning rate.
+            update: the number of this update, counted from 1 since the moments were zero.
+            factor: 0-dim tensor that multiplies the gradient; default: 1.
+            skip: 0-dim tensor; 1 leaves everything unchanged; default: 0.
         """
         factor = self._one if factor is None else factor.float()
         skip = self._no if skip is None else skip.float()

@@ -28,41 +28,47 @@ KEEP_ALL_BYTES = 1e9
 
 @dataclass(frozen=True)
 class Keep:
-    """The checkpoints that a large run keeps; `a | b` is the union."""
+    """The steps whose checkpoints a large run keeps; `a | b` is the union."""
 
     weights: frozenset[int] = frozenset()
-    """Steps whose weights are kept, in addition to the last."""
+    """Steps whose weights are kept, in addition to the last step of the run."""
     states: frozenset[int] = frozenset()
-    """Steps whose full state is kept, so that a fork can start from it exactly."""
+    """Steps whose full training state is kept, so that a fork can start from exactly that state."""
 
     def __or__(self, other: Keep) -> Keep:
         return Keep(self.weights | other.weights, self.states | other.states)
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Bytes of the weights in one checkpoint (LayerNorms are fp32, but counted like the rest)."""
+    """Return the bytes of the weights in one checkpoint.
+
+    LayerNorms are counted like the other weights, although they are always stored in fp32.
+    """
     return config.model.n_params * (4 if config.train.precision == "fp32" else 2)
 
 
 def saved_state_bytes(config: RunConfig) -> int:
-    """Bytes of one saved state: weights and two moments in fp32."""
+    """Return the bytes of one saved training state: weights and two moments in fp32."""
     return 12 * config.model.n_params
 
 
 def is_large(config: RunConfig) -> bool:
-    """Whether all checkpoints of a run would take more than KEEP_ALL_BYTES."""
+    """Return whether all checkpoints of a run would together take more than KEEP_ALL_BYTES."""
     return N_CHECKPOINTS * checkpoint_bytes(config) > KEEP_ALL_BYTES
 
 
 def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
-    """Return `keep` and the last step's weights, or None if the run keeps everything."""
+    """Return what a run must keep: `keep` and the weights of the last step.
+
+    Return None if the run keeps everything.
+    """
     if keep is None or not is_large(config) or os.environ.get("PYTHIA_KEEP_ALL") == "1":
         return None
     return keep | Keep(frozenset({config.train.steps}))
 
 
 def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
-    """Delete the weights saved so far, except those of the steps in `kept`."""
+    """Delete the saved weights of the run in `folder`, except those of the steps in `kept`."""
     # imported here because studies declare what they keep without torch
     from pythia_core.training.checkpoint import drop_weights, step_folder, steps_with_weights
 
@@ -74,13 +80,23 @@ def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
 def prune_during_training(
     batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None
 ) -> BatchAt:
-    """Wrap `batch_at` so that fetching a batch deletes weights that a large run need not keep."""
+    """Wrap `batch_at` so that fetching a batch also deletes weights that the run need not keep.
+
+    Args:
+        batch_at: returns the batch of a step.
+        folder: the run's folder.
+        keep: what to keep if the run is large; None: everything.
+
+    Returns:
+        The wrapped function, or `batch_at` itself if the run keeps everything.
+    """
     kept = _effective_keep(config, keep)
     if kept is None:
         return batch_at
     dropped = set(checkpoint_steps(config.train.steps)) - kept.weights
 
     def batch(step: int) -> np.ndarray:
+        """Return the batch of a step; first delete weights that the run need not keep."""
         if step in dropped:  # its weights have been saved by now
             _prune_weights(folder, kept.weights)
         return batch_at(step)
@@ -89,7 +105,12 @@ def prune_during_training(
 
 
 def prune_run(folder: Path, config: RunConfig, keep: Keep | None) -> None:
-    """Delete the weights and states that a finished run need not keep, if it is large."""
+    """Delete the weights and states that a finished run need not keep.
+
+    Args:
+        folder: the run's folder.
+        keep: what to keep if the run is large; None: everything.
+    """
     from pythia_core.training.checkpoint import saved_steps, step_folder
 
     kept = _effective_keep(config, keep)

@@ -62,7 +62,9 @@ TRAJECTORY_VERSION = 2
 
 
 def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
-    """Return, as JSON, everything that determines a run's weights.
+    """Return everything that determines a run's weights, as a JSON object.
+
+    Its keys are "config", "data" and "code" (see `code_identity`).
 
     Args:
         data: fingerprint of the data.
@@ -71,7 +73,10 @@ def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> 
 
 
 def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
-    """Return the part of the identity that depends on code and machine: versions, kernels, device.
+    """Return the part of a run's identity that depends on the code and the machine.
+
+    Its keys are "trajectory" (TRAJECTORY_VERSION), "torch" (major and minor version), "device"
+    (kind of device) and "kernels" (see `Execution.backend`).
 
     Raises:
         ConfigError: this machine's device does not support the execution mode.
@@ -110,11 +115,11 @@ class CheckpointSource(Protocol):
 
     @property
     def name(self) -> str:
-        """The name in messages."""
+        """The name of the model in messages."""
 
     @property
     def label(self) -> str:
-        """The name in tables."""
+        """The name of the model in tables."""
 
     @property
     def deduped(self) -> bool:
@@ -132,18 +137,18 @@ class CheckpointSource(Protocol):
 
     @property
     def steps(self) -> list[int]:
-        """Steps whose weights exist."""
+        """The steps whose weights exist."""
 
     @property
     def scheduled_steps(self) -> list[int]:
-        """Steps whose weights are saved when training is complete."""
+        """The steps whose weights are saved when training is complete."""
 
     def model(self, step: int | None = None) -> GPTNeoX: ...
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run on disk."""
+    """A run in its folder on disk, whether finished, unfinished or not yet started."""
 
     folder: Path
     config: RunConfig
@@ -155,7 +160,10 @@ class Run:
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of the hash of the run's identity; does not depend on the folder."""
+        """The first 12 hex digits of the hash of the run's identity.
+
+        They do not depend on where the folder is.
+        """
         return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
 
     @property
@@ -168,19 +176,22 @@ class Run:
 
     @property
     def deduped(self) -> bool:
+        """Whether the run trains on deduplicated text."""
         return self.config.data.dedup != "none"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the run's saved weights."""
         return self.folder / "checkpoints"
 
     @property
     def states(self) -> Path:
+        """The folder of the run's saved states, from which training can resume."""
         return self.folder / "states"
 
     @property
     def steps(self) -> list[int]:
-        """Steps with saved weights; in a fork, from its branching step on."""
+        """The steps with saved weights; in a fork, from the branching step on."""
         return steps_with_weights(self.checkpoints)
 
     @property
@@ -190,12 +201,12 @@ class Run:
 
     @property
     def scheduled_steps(self) -> list[int]:
-        """Steps at which weights are saved."""
+        """The steps whose weights the run saves until it is finished."""
         return [s for s in checkpoint_steps(self.config.train.steps) if s >= self.updates.start]
 
     @cached_property
     def ledger(self) -> Ledger | None:
-        """The tokens that the intervention changes; None for a control."""
+        """The record of all tokens that the intervention changes; None without an intervention."""
         window = self.config.intervention
         if window is None:
             return None
@@ -203,11 +214,18 @@ class Run:
 
     @property
     def tokens_changed(self) -> int:
-        """Number of tokens that the intervention changed; 0 for a control."""
+        """The number of tokens that the intervention changes; 0 without an intervention."""
         return len(self.ledger.row) if self.ledger is not None else 0
 
     def batch(self, step: int) -> np.ndarray:
-        """The rows (batch_size, S+1) of the update that leads from `step` to `step + 1`."""
+        """Return the batch of the update from `step` to `step + 1`, with the intervention applied.
+
+        Returns:
+            Rows of token ids, (batch_size, S+1).
+
+        Raises:
+            DataError: the run has no such update.
+        """
         size = self.config.train.batch_size
         if not 0 <= step < self.config.train.steps:
             raise DataError(
@@ -217,7 +235,7 @@ class Run:
         return batch if self.ledger is None else self.ledger.apply(batch, step * size)
 
     def model(self, step: int | None = None) -> GPTNeoX:
-        """The model at a saved step (default: the last), in fp32, ready to evaluate.
+        """Load the model at a saved step (default: the last), in fp32, ready to evaluate.
 
         Raises:
             CheckpointError: the checkpoint does not exist or is corrupt.
@@ -237,20 +255,30 @@ class Run:
         return model.eval().requires_grad_(False)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl: step, loss, lr, grad_norm, batch_hash, tokens_per_s."""
+        """Return the rows of the run's log, a dict for each update.
+
+        The keys are step, loss, lr, grad_norm, batch_hash and tokens_per_s and, in fp16, loss_scale
+        and skipped.
+        """
         return read_metrics(self.folder / "metrics.jsonl")
 
     @property
     def _done(self) -> Path:
+        """The file that exists if the run is finished."""
         return self.folder / "done.json"
 
     @property
     def finished(self) -> bool:
+        """Whether the run was trained to its end."""
         return self._done.exists()
 
     @property
     def final_sha256(self) -> str:
-        """Hash of the final fp32 weights."""
+        """The hash of the final fp32 weights.
+
+        Raises:
+            CheckpointError: the run is not finished, or the file that stores the hash is damaged.
+        """
         try:
             return json.loads(self._done.read_text())["final_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -261,23 +289,32 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent in updates, except those that were lost in a crash and repeated."""
+        """The time spent in the updates of the log, in seconds.
+
+        An update that was lost in a crash and then repeated counts only once.
+        """
         tokens = self.config.train.batch_size * self.config.data.seq_len
         return sum(tokens / row["tokens_per_s"] for row in self.metrics())
 
 
 def arm_label(config: RunConfig) -> str:
-    """Name the arm of an experiment to which a run belongs: "control" or the swap and steps."""
+    """Return a label for the arm of an experiment to which a run belongs.
+
+    It is "SWAP-START-STOP" for a run with an intervention, otherwise "control".
+    """
     window = config.intervention
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
 
 
 def _describe(config: RunConfig) -> str:
+    """Return the text for a run in the progress bar, e.g. "57,312 parameters, control"."""
     return f"{config.model.n_params_non_embedding:,} parameters, {arm_label(config)}"
 
 
 def locate(config: RunConfig, progress: bool = True, execution: Execution | None = None) -> Run:
-    """Prepare the data of the run that `config` describes; return the run, trained or not.
+    """Prepare the data of a run and return the run, trained or not.
+
+    The run's folder is created if it does not exist.
 
     Args:
         execution: default: Execution.from_environment(). Settings that do not change results
@@ -285,7 +322,8 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.
-        CheckpointError: the folder has another identity (the message lists the differing keys).
+        CheckpointError: the folder belongs to a run with another identity (the message lists the
+            differences), or the file with the identity is corrupt.
     """
     data = prepare(config.data, progress=progress)
     if data.vocab_size > config.model.vocab_size:
@@ -325,7 +363,8 @@ def open_run(folder: Path) -> Run:
     """Open the run in a folder.
 
     Raises:
-        CheckpointError: the folder is not that of a run, or the corpus of the run has changed.
+        CheckpointError: the folder does not hold a run, or the corpus has changed since the run was
+            trained.
     """
     try:
         identity = json.loads((Path(folder) / "identity.json").read_text())
@@ -348,7 +387,7 @@ def open_run(folder: Path) -> Run:
 
 
 def find_run(name: str) -> Run:
-    """Open a run by its folder, the folder's name, or its id (or the beginning of the id).
+    """Open a run, given its folder, the name of its folder, or its id (or the beginning of the id).
 
     Raises:
         CheckpointError: no run or several runs match; the message lists the existing runs.
@@ -364,9 +403,10 @@ def find_run(name: str) -> Run:
 
 
 def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> Start:
-    """Return the control's exact state at the branching step of the fork `config`.
+    """Return the control's exact training state at the branching step of the fork `config`.
 
-    If that state was not kept, the control is trained again up to the branching step.
+    The control is found or trained. If it has not kept that state, it is trained again up to the
+    branching step.
     """
     assert config.parent and config.intervention
     parent = find_or_train(config.parent, progress, execution=execution)
@@ -401,11 +441,12 @@ def find_or_train(
 ) -> Run:
     """Return the finished run that `config` describes; train it to its end if necessary.
 
-    Its full state is kept at the branching steps of the paper and at the steps in `keep`.
+    Its full state is kept at the branching steps of the paper and at the steps in `keep.states`.
 
     Args:
-        keep: the checkpoints that a large run keeps (pythia_core.training.retention); default: all.
-            A control that is only trained for its fork keeps all.
+        keep: what to keep if the run is large (see pythia_core.training.retention); default:
+            everything. If this is a fork and its control must be trained, the control keeps
+            everything.
         execution: default: Execution.from_environment().
 
     Raises:
@@ -437,17 +478,21 @@ def find_or_train_all(
     progress: bool = True,
     keep: Callable[[RunConfig], Keep | None] | None = None,
 ) -> dict[Key, Run]:
-    """`find_or_train` for several runs in parallel, the longest first.
+    """Do the same as `find_or_train` for several runs in parallel, the longest first.
 
     On CPUs, each core trains one run at a time; on a GPU, as many train as fit into its memory
     (pythia_core.training.gpu_sharing). The controls of forks are trained first, even if they are
     not in `configs`. Finished runs are not trained again; a stopped run resumes.
 
     Args:
-        keep: gives the checkpoints that the run of a config keeps; default: all.
+        configs: maps a key of any kind to the config of each run.
+        keep: a function that returns what the run of a config keeps; default: everything.
+
+    Returns:
+        The same keys, mapped to the finished runs.
 
     Raises:
-        The errors of `find_or_train`, for the first run that fails.
+        PythiaError: the error of `find_or_train` for the first run that fails.
     """
     for data in dict.fromkeys(config.data for config in configs.values()):
         prepare(data, progress)
@@ -474,10 +519,14 @@ def find_or_train_all(
 
 
 def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
-    """Make names for the progress bar from the keys, without numbers that all keys share."""
+    """Map each run's config to its name in the progress bar, which is made from the run's key.
+
+    Numbers that all keys share are left out.
+    """
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
     def distinctive(index: int, part: Any) -> bool:
+        """Return whether names include a part of the keys: a text, or a number that differs."""
         return isinstance(part, str) or len({k[index] for k in keys if len(k) > index}) > 1
 
     return {
@@ -487,13 +536,20 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
 
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
+    """Find or train the run of a job (config, what to keep).
+
+    The run can use only its estimated share of the GPU's memory.
+    """
     config, keep = job
     with limit_memory(run_bytes(config, Execution.from_environment())):
         find_or_train(config, keep=keep)
 
 
 def _warn_if_long(configs: list[RunConfig]) -> None:
-    """Without a GPU, warn before training that would take longer than LONG_HOURS."""
+    """Warn if training these runs without a GPU would take longer than LONG_HOURS.
+
+    With a GPU, do nothing.
+    """
     if torch.cuda.is_available():
         return
     hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600
@@ -520,7 +576,7 @@ def verify(run: Run) -> list[str]:
 
     Raises:
         CheckpointError: files of a finished run are missing or corrupt.
-        DataError: a batch differs from the one that was trained on.
+        DataError: a batch differs from the batch that was trained on.
     """
     first, last, scheduled = run.updates.start, run.updates.stop, run.scheduled_steps
     logged = [row["step"] for row in run.metrics()]

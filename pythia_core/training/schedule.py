@@ -25,12 +25,12 @@ PAPER_FORKS = (113, 133)
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
-    """Return the steps at which a run of `total_steps` updates is saved.
+    """Return the steps at which a run of `total_steps` updates saves its weights.
 
     As in the paper, these are 0, the powers of two to 512, and 143 evenly spaced steps up to the
-    last one, 154 in all. In a short run, some of these steps are equal; then the widest gaps,
-    earliest first, are halved until there are 154 steps. Runs of fewer than 154 updates save every
-    step.
+    last one, 154 in all. In a short run, some of these steps are equal; then the widest gaps
+    between steps, earliest first, are halved until there are 154 steps. Runs of fewer than 154
+    updates save every step.
 
     Raises:
         ConfigError: `total_steps` is not positive.
@@ -49,7 +49,12 @@ def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
 
 
 def linear_step(index: int, total_steps: int) -> int:
-    """Return the step of the `index`-th evenly spaced checkpoint of 143; officially, 1000 * index.
+    """Return the step of the `index`-th of the 143 evenly spaced checkpoints.
+
+    In the released models' training, this is 1000 * index.
+
+    Raises:
+        ConfigError: `index` is not in 0..143.
 
     >>> linear_step(133, 572)  # where the paper's 7 % intervention starts, in a run of 572
     532
@@ -60,7 +65,7 @@ def linear_step(index: int, total_steps: int) -> int:
 
 
 def linear_steps(indices: Iterable[int], total_steps: int) -> frozenset[int]:
-    """Return `linear_step` of several indices."""
+    """Return the steps that `linear_step` gives for several indices."""
     return frozenset(linear_step(index, total_steps) for index in indices)
 
 
@@ -72,19 +77,22 @@ def learning_rate(
     warmup_fraction: float = 0.01,
     form: str = "neox",
 ) -> float:
-    """Learning rate of the update from step `update` to the next.
+    """Return the learning rate of the update from step `update` to the next.
 
     Args:
         update: index of the update, from 0.
         total_steps: number of updates N of the run.
-        lr_max, lr_min: peak and minimum.
-        warmup_fraction: share of the run with a linear warm-up: w = warmup_fraction * N updates.
-        form: "neox", as in the released models: with n = min(update, N - w) - w,
-            max(lr_min, lr_max/2 * (1 + cos(pi n / N))); or "paper", the cosine from lr_max at the
-            end of the warm-up to lr_min at the end of the run, as usually described.
+        lr_max, lr_min: maximum and minimum of the learning rate.
+        warmup_fraction: share of the run with a linear warm-up, which thus has
+            w = warmup_fraction * N updates.
+        form: the form of the decay after the warm-up.
+            "neox", as in the released models: max(lr_min, lr_max/2 * (1 + cos(pi n / N))), with
+            n = min(update, N - w) - w.
+            "paper", as usually described: the cosine from lr_max at the end of the warm-up to
+            lr_min at the end of the run.
 
     Raises:
-        ConfigError: unknown form or a negative update.
+        ConfigError: the form is unknown, or `update` is negative.
     """
     if form not in LR_FORMS:
         raise ConfigError(one_of(form, LR_FORMS, "learning-rate form"))
@@ -103,6 +111,9 @@ def learning_rate(
 def lr_floor_step(
     total_steps: int, lr_min_ratio: float = 0.1, warmup_fraction: float = 0.01
 ) -> int:
-    """Return the first update with the minimum learning rate (form "neox"; officially 115,139)."""
+    """Return the first update that has the minimum learning rate, in the form "neox".
+
+    For the released models it is 115,139.
+    """
     n = math.acos(2 * lr_min_ratio - 1) * total_steps / math.pi
     return math.ceil(n + warmup_fraction * total_steps)

@@ -51,12 +51,13 @@ STATE_SHARE = 0.02
 LOCK_SECONDS = 3.0
 """How long to wait for another process to unlock a run."""
 LAG = {"cpu": 0, "cuda": 2}
-"""Kind of device -> number of updates in flight before the result of the oldest is read."""
+"""Map each kind of device to the number of updates that stay in flight: launched, but with a result
+that is not read yet."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The state to start from, e.g. of a control at the branching step of its fork."""
+    """A training state and its step, e.g. those of a control where its fork branches off."""
 
     step: int
     state: State
@@ -64,21 +65,25 @@ class Start:
 
 @dataclass(frozen=True)
 class Saving:
-    """What a run saves in addition to its two newest states, from which it can resume."""
+    """The choice of what a run saves, besides the two newest states, from which it can resume."""
 
     weights: frozenset[int] | None = None
-    """Steps whose weights are saved; None: the schedule's 154 (schedule.checkpoint_steps)."""
+    """Steps whose weights are saved; None: those of schedule.checkpoint_steps, usually 154."""
     states: frozenset[int] = frozenset()
-    """Steps whose full state is saved and never pruned, in addition to the last step."""
+    """Steps whose full state is saved and never deleted, in addition to the last step."""
     asynchronous: bool | None = None
-    """Write in a background thread; None: only on CUDA devices."""
+    """Whether to write in a background thread; None: only on CUDA devices."""
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock the run's folder; however the process ends, the kernel releases the lock.
+    """Lock the run's folder inside the block, so that no other process trains the run.
 
-    Waits up to LOCK_SECONDS, because a worker whose parent was killed ends a little later.
+    However the process ends, the kernel releases the lock. If another process has locked the
+    folder, wait up to LOCK_SECONDS, because a worker whose parent was killed ends a little later.
+
+    Raises:
+        TrainingError: the other process still has the lock.
     """
     # Not filelock.SoftFileLock: its marker file outlives a killed process. If a scheduler restarts
     # the job on another node, or the killed process was never reaped, nobody would delete the file.
@@ -96,7 +101,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 class _InFlight:
-    """Updates that were launched but whose results are not yet logged, oldest first."""
+    """The updates that were launched but are not logged yet, oldest first."""
 
     def __init__(self, log: MetricsLog, bar: Any, config: RunConfig, lag: int) -> None:
         self._log, self._bar, self._lag = log, bar, lag
@@ -105,15 +110,15 @@ class _InFlight:
         self._last = 0.0
 
     def add(self, started: float, pending: PendingUpdate) -> None:
-        """Add an update launched at `started` (perf_counter).
+        """Add an update that was launched at the time.perf_counter() value `started`.
 
-        Log the oldest updates so that at most `lag` stay in flight.
+        Then log the oldest updates so that at most `lag` stay in flight.
         """
         self._entries.append((started, pending))
         self.drain(self._lag)
 
     def drain(self, remaining: int = 0) -> None:
-        """Wait for results and log them until only `remaining` updates are in flight.
+        """Wait for the oldest updates and log them, until only `remaining` updates are in flight.
 
         Raises:
             TrainingError: an update was not finite; that update and later ones are not logged.
@@ -149,7 +154,18 @@ def _resume(
     start: Start | None,
     machine: dict[str, Any],
 ) -> None:
-    """Load the newest saved state up to step `end`; if there is none, load `start`, if given."""
+    """Set the trainer to the newest saved state up to step `end`.
+
+    If there is no such state, set the trainer to `start` or, without `start`, leave it at its
+    initial weights.
+
+    Args:
+        states: the folder of the saved states.
+        machine: description of this machine; if the state was saved on another machine, warn.
+
+    Raises:
+        TrainingError: the processes that train together would resume from different steps.
+    """
     saved = newest_loadable(states, at_most=end)
     if saved:
         step, state, meta = saved
@@ -173,8 +189,15 @@ def _train_worker(
 ) -> str:
     """Train in a process other than the first: make the same updates, but write no files.
 
+    Args:
+        end: the step at which to stop.
+        stop_requested: returns the number of the signal that asks this process to stop, or 0.
+
     Returns:
         sha256 of the fp32 weights at the last step.
+
+    Raises:
+        Stopped: some process was asked to stop.
     """
     in_flight: deque[PendingUpdate] = deque()
     while trainer.step < end:
@@ -207,12 +230,13 @@ def train(
     """Train a run to its end (or to `stop_at`), starting from its newest state if it has one.
 
     Args:
-        batch_at: step -> (batch_size, S+1) token ids; must be a pure function.
+        batch_at: returns the batch (batch_size, S+1) of token ids for the update after a step. It
+            must be a pure function.
         folder: the run's folder, for checkpoints/, states/ and metrics.jsonl.
-        start: the state to start from if the folder has none yet.
-        stop_at: last step of this call, whose state is kept.
+        start: the state to start from if the folder has no saved state yet.
+        stop_at: last step of this call; its state is kept.
         make_trainer: constructor of the trainer, e.g. with another optimizer or learning rate.
-        device: default: the CUDA device if there is one.
+        device: default: the CUDA device if there is one, otherwise the CPU.
         world: the processes that share each update. All of them call `train`; only the first one
             writes files.
         label: text of the progress bar.
@@ -222,7 +246,7 @@ def train(
 
     Raises:
         TrainingError: the loss is not finite, no space is left, or another process trains the run.
-        Stopped: after SIGINT or SIGTERM, once the state is saved; call again to resume.
+        Stopped: SIGINT or SIGTERM arrived. The state has been saved; call again to resume.
     """
     keep_freed_memory()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -238,6 +262,7 @@ def train(
     machine = device_info() | ({"processes": world.size} if world.size > 1 else {})
 
     def resume() -> Trainer:
+        """Create the trainer, and load the state to resume or start from."""
         trainer = make_trainer(config, device, execution)
         trainer.world = world
         _resume(trainer, states, end, start, machine)
@@ -263,6 +288,7 @@ def train(
             in_flight = _InFlight(log, bar, config, LAG[device.type])
 
             def save_state() -> None:
+                """Log all updates in flight, then save the full training state."""
                 in_flight.drain()
                 log.sync()  # the log is never behind the state
                 step, state = trainer.step, trainer.state()
@@ -273,6 +299,11 @@ def train(
                 )
 
             def save_weights() -> None:
+                """Log all updates in flight, then save the weights.
+
+                Raises:
+                    TrainingError: the weights are not finite.
+                """
                 in_flight.drain()
                 if not torch.isfinite(trainer.flat.flat).all():
                     raise TrainingError(

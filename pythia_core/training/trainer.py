@@ -45,11 +45,13 @@ WARM_UP = 3
 
 
 class MicroStep:
-    """Adds the loss and gradient of micro-batches to running sums.
+    """A callable that adds the loss and gradient of a micro-batch to running sums.
 
     Args:
-        total: 0-dim fp64 sum of the losses. scale: 0-dim loss scale for the backward pass, or None.
-        capture: records a function and returns another that replays it on the same memory.
+        total: 0-dim fp64 sum of the losses.
+        scale: 0-dim factor of the loss in the backward pass (the loss scale); None: 1.
+        capture: records a function, and returns another one that replays the recording on the same
+            memory; default: `capture_cuda`.
     """
 
     def __init__(
@@ -74,6 +76,10 @@ class MicroStep:
         """Build what the passes over `parts` need: rotary tables and, in mode "graph", CUDA graphs.
 
         A graph is recorded for every new shape. This overwrites the gradient and the loss sum.
+
+        Args:
+            parts: the micro-batches of a batch, each (n, S+1).
+            n_rows: rows of the whole batch.
         """
         for rows in parts:
             # built here, outside the compiled or recorded function; a graph keeps reading them
@@ -85,7 +91,11 @@ class MicroStep:
                 self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
-        """Add the loss and gradient of `rows` (n, S+1), a part of a batch of `n_rows` rows."""
+        """Add the loss and gradient of `rows` to the running sums.
+
+        Args:
+            rows: (n, S+1), a part of a batch of `n_rows` rows.
+        """
         if self._graphs is None:
             self._run(rows, n_rows)
             return
@@ -94,13 +104,17 @@ class MicroStep:
         repeat()
 
     def _run(self, rows: Tensor, n_rows: int) -> None:
+        """Run forward and backward on `rows`; add the gradient and the loss to the running sums.
+
+        Each row counts 1 / n_rows.
+        """
         loss = self._loss(rows) * (len(rows) / n_rows)
         self._total.add_(loss.detach())
         (loss if self._scale is None else loss * self._scale).backward()
 
 
 def capture_cuda(function: Replay) -> Replay:
-    """Record `function` as a CUDA graph; returns a function that replays it.
+    """Record `function` as a CUDA graph; return a function that replays the graph.
 
     `function` must not synchronise with the device.
     """
@@ -125,7 +139,7 @@ State = dict[str, dict[str, Tensor]]
 
 
 def update_lr(config: RunConfig, step: int) -> float:
-    """Learning rate of the update that leads from step `step` to `step + 1`."""
+    """Return the learning rate of the update that leads from `step` to `step + 1`."""
     t = config.train
     update = step if t.first_update_at_lr_zero else step + 1
     lr_min = t.lr_max * t.lr_min_ratio
@@ -137,7 +151,10 @@ class PendingUpdate:
     """An update that was launched and may not have finished.
 
     Attributes:
-        step: step before the update. lr: learning rate. loss_scale: None except in fp16.
+        step: the step before the update.
+        lr: learning rate.
+        loss_scale: None except in fp16.
+        batch: the rows of token ids, (batch_size, S+1).
         skipped: whether the weights did not change; known after `result`.
     """
 
@@ -155,9 +172,9 @@ class PendingUpdate:
         """Wait for the update; return its loss, learning rate and gradient norm.
 
         Raises:
-            TrainingError: the loss or gradient is not finite (in fp16: at the minimum loss scale).
-                Weights and step are then those before this update, even if later updates were
-                launched.
+            TrainingError: the loss or the gradient is not finite (in fp16: at the minimum loss
+                scale). Weights and step are then those before this update, even if later updates
+                were launched.
         """
         if self._result is None:
             if self._arrived is not None:
@@ -210,25 +227,32 @@ class Trainer:
         self._copies: list[torch.cuda.Event] = []
 
     def update(self, batch: np.ndarray) -> tuple[float, float, float]:
-        """One optimizer step on rows of S+1 tokens (batch, S+1); returns loss, lr, gradient norm.
+        """Make one optimizer step on rows of S+1 tokens, (batch, S+1).
+
+        Returns:
+            The mean loss in nats, the learning rate, and the norm of the gradient before clipping.
 
         Raises:
-            TrainingError: loss or gradient is not finite; the weights are left untouched.
+            TrainingError: the loss or the gradient is not finite; the weights are left untouched.
             DataError: no rows, or an id outside the model's vocabulary.
         """
         return self.launch(batch).result()
 
     def launch(self, batch: np.ndarray) -> PendingUpdate:
-        """Like `update`, but without waiting; `PendingUpdate.result` raises its errors.
+        """Launch an update without waiting for it.
+
+        The method `result` of the returned object waits; it returns what `update` returns, or
+        raises a TrainingError if the loss or the gradient is not finite.
 
         Raises:
             TrainingError: out of memory; the message recommends a size of the micro-batch.
-            DataError: see `update`.
+            DataError: no rows, or an id outside the model's vocabulary.
         """
         with self._kernels():
             return self._launch(batch)
 
     def _launch(self, batch: np.ndarray) -> PendingUpdate:
+        """Do the work of `launch`, with the CUDA kernels that the execution settings allow."""
         rows = self.world.shard(self._on_device(batch))
         parts = rows.split(self.config.train.micro_batch or len(rows))
         if self.scaler:
@@ -270,11 +294,19 @@ class Trainer:
         return pending
 
     def wait_for_copy(self, copied: torch.cuda.Event | None) -> None:
-        """Let the next update wait until the event `copied`, when the state has been copied."""
+        """Make the next update wait for the event `copied`, after which the state may change.
+
+        Do nothing if `copied` is None.
+        """
         if copied is not None:
             self._copies.append(copied)
 
     def _on_device(self, batch: np.ndarray) -> Tensor:
+        """Check the token ids of a batch, and copy them to the device as int64.
+
+        Raises:
+            DataError: no rows, or an id outside the model's vocabulary.
+        """
         vocab_size = self.config.model.vocab_size
         if not batch.size or batch.min() < 0 or batch.max() >= vocab_size:
             content = f"ids {batch.min()}..{batch.max()}" if batch.size else "no rows"
@@ -288,6 +320,7 @@ class Trainer:
         return rows.to(self.device, non_blocking=True)
 
     def _out_of_memory(self, micro_batch: int) -> str:
+        """Return the message of an out-of-memory error, with the micro-batch that should fit."""
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
         fits = largest_micro_batch(
             self.config.model,
@@ -305,7 +338,10 @@ class Trainer:
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
-        """Adapt the loss scale (fp16), or fail as the update was not finite (other precisions).
+        """React to the result of an update.
+
+        In fp16, the loss scale is adapted. In other precisions, the update was not finite, so an
+        error is raised.
 
         Raises:
             TrainingError: the update was not finite; in fp16, only at the minimum loss scale. The
@@ -328,31 +364,34 @@ class Trainer:
 
     @property
     def updates_made(self) -> int:
-        """Number of updates that were not skipped; it determines the learning rate."""
+        """The number of updates that were not skipped; it determines the learning rate."""
         return self.step - (self.scaler.skipped if self.scaler else 0)
 
     @property
     def moments_age(self) -> int:
-        """Number of updates that Adam's moments include."""
+        """The number of updates that Adam's moments include."""
         return self.updates_made
 
     def lr(self) -> float:
-        """Learning rate of the next update."""
+        """Return the learning rate of the next update."""
         return update_lr(self.config, self.updates_made)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights as the forward pass reads them.
+        """Map the name of each parameter to its weights as the forward pass reads them.
 
-        LayerNorms are in fp32, all other weights in the compute dtype.
-
-        The tensors are not copies, so the next update changes them.
+        LayerNorms are in fp32, all other weights in the compute dtype. The tensors are not copies,
+        so the next update changes them.
         """
         norms = {n for n, m in self.model.named_modules() if isinstance(m, LayerNorm)}
         rounded = {n: c for n, c in self.flat.copies.items() if n.rsplit(".", 1)[0] not in norms}
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
 
     def state(self) -> State:
-        """Return all tensors that exact resumption needs, by file and tensor name; not copies."""
+        """Return all tensors that exact resumption needs, first by file stem and then by name.
+
+        The stems are "model", "optimizer" and, in fp16, "scaler". The tensors of the first two are
+        not copies, so the next update changes them.
+        """
         state = {
             "model": {name: p.detach() for name, p in self.model.named_parameters()},
             "optimizer": {
@@ -366,7 +405,7 @@ class Trainer:
         return state
 
     def load_state(self, step: int, state: State) -> None:
-        """Restore a saved `state()`.
+        """Set the model and the optimizer to a saved `state`, and the trainer's step to `step`.
 
         Raises:
             CheckpointError: the tensors belong to another architecture.

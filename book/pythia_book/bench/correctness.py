@@ -45,7 +45,8 @@ UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
 """Number of updates, vocabulary size and row length of the training check. A row is long enough for
 several tiles of an attention kernel."""
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
-"""Precision -> largest allowed difference, in nats, of a loss from plain PyTorch's in fp32."""
+"""Map each precision to the largest allowed difference, in nats, of a loss from plain PyTorch's in
+fp32."""
 
 
 def check_gpu(
@@ -55,12 +56,13 @@ def check_gpu(
 
     Args:
         sizes: official sizes (default: one for each head dim).
+        dry_run: check tiny CPU tensors instead, to test that everything runs.
         budget: seconds after which no check starts; each skipped check has a row that says so.
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size.
-        PythiaError: some checks failed. It names the failed checks and is raised after the last
-            row.
+        PythiaError: some checks failed. The error names the failed checks and is raised after the
+            last row.
     """
     deadline = time.monotonic() + budget
     sizes = check_can_run("correctness", sizes, dry_run)
@@ -86,7 +88,10 @@ def check_gpu(
 
 
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the name of every check and a function that returns the problem, or "" if none."""
+    """Yield the name of every check, and a function that runs the check.
+
+    The function returns a description of the problem, or "" if there is none.
+    """
     first = sorted(sizes, key=lambda size: size != "160m")
     yield from _kernel_checks(first[0], "bf16", device)
     modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
@@ -108,7 +113,7 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
 def _kernel_checks(
     size: str, precision: str, device: str
 ) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the checks of all kernels at one size, as in `_checks`.
+    """Yield the checks of all kernels at one size, as (name, function) like `_checks`.
 
     If Triton is available, its attention kernel has a check of its own.
     """
@@ -123,7 +128,7 @@ def _kernel_checks(
 
 
 def _kernel_problem(case: Case, ours: Implementation) -> str:
-    """Compare a kernel with fp64; return the problem, or "" if there is none."""
+    """Compare a kernel with fp64 (see `problem`); return the problem, or "" if there is none."""
     inputs, exact = exact_results(case)
     # a mean over many tokens can be exact by chance, so allow the error of one rounding
     least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
@@ -138,14 +143,17 @@ def problem(
     differentiated: bool = True,
     least: float = 1e-6,
 ) -> str:
-    """Apply the tolerance rule to a kernel; return the problem, or "" if the kernel follows it.
+    """Check a kernel against the tolerance rule; return the problem, or "" if there is none.
 
     The error of every output and gradient, compared with fp64, must be at most twice the error of
     the reference in the same dtype, or at most `least` if that is larger. A second call must give
     the same bits. Every element must be written.
 
     Args:
+        ours: the kernel.
+        reference: the same operation in plain PyTorch.
         exact: the outputs and the gradients in fp64.
+        differentiated: whether to check gradients too.
         least: a relative error that is always allowed.
     """
     plain = results(reference, inputs, differentiated)
@@ -168,7 +176,11 @@ def problem(
 
 
 def _training_problem(mode: str, precision: str, device: str) -> str:
-    """Train in one mode, compare with plain PyTorch; return the problem, or "" if there is none."""
+    """Train a tiny model in one mode; return the problem, or "" if there is none.
+
+    The losses must be close to those of plain PyTorch in fp32. Except in the mode "compile", a
+    second run, in eager mode, must give the same bits.
+    """
     seq_len = 32 if device == "cpu" else SEQ_LEN
     losses, weights = _train_tiny_model(precision, device, Execution(mode), seq_len)
     expected = _plain_losses(seq_len)
@@ -188,13 +200,18 @@ def _training_problem(mode: str, precision: str, device: str) -> str:
 
 @functools.cache
 def _plain_losses(seq_len: int) -> list[float]:
+    """Return the losses, in nats, of the tiny model with plain PyTorch in fp32 on the CPU."""
     return _train_tiny_model("fp32", "cpu", EAGER, seq_len, PLAIN)[0]
 
 
 def _train_tiny_model(
     precision: str, device: str, execution: Execution, seq_len: int, ops: Ops | None = None
 ) -> tuple[list[float], Tensor]:
-    """Train a tiny model on the `_rows`; return the loss of each update and the final weights."""
+    """Train a tiny model on the `_rows`.
+
+    Returns:
+        The loss of each update, in nats, and the final fp32 weights.
+    """
     run = RunConfig(
         ModelConfig(n_layers=2, d_model=128, n_heads=2, vocab_size=VOCAB, max_seq_len=seq_len),
         DataConfig(seq_len=seq_len),
@@ -207,7 +224,10 @@ def _train_tiny_model(
 
 
 def _rows(step: int, seq_len: int) -> np.ndarray:
-    """Four training rows, which count up from a random number by one and occasionally by two."""
+    """Return four training rows, (4, seq_len + 1), for the update of a step.
+
+    Each row counts up, modulo VOCAB, from a random number by one and occasionally by two.
+    """
     random = np.random.default_rng(step)
     strides = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))
     return ((random.integers(VOCAB, size=(4, 1)) + strides.cumsum(1)) % VOCAB).astype(np.uint16)

@@ -31,18 +31,19 @@ PEAKS = (
     ("H200", 989.4),
     ("A100", 312.0),
 )
-"""Part of a device's name, and the dense bf16 TFLOP/s from the data sheet of that device. The first
-entry that matches a name counts."""
+"""Pairs of a part of a device's name and the dense bf16 TFLOP/s in the device's data sheet. The
+first pair that matches a name counts."""
 EFFICIENCY = {
     128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 2560: 0.88, 4096: 0.92,
 }  # fmt: skip
-"""Width -> fraction of MATMUL that single matrix products attain [estimates]; interpolated for the
-widths between."""
+"""Map the width of a model to the fraction of MATMUL that its matrix products attain [estimates].
+Values for other widths are interpolated."""
 
 # --- execution profiles ----------------------------------------------------------------------
 
 Rates = dict[int, tuple[float, float]]
-"""Head dim -> (forward, backward) TFLOP/s of causal attention at 2,048 tokens [estimates]."""
+"""Maps head dims to the TFLOP/s of the forward and the backward pass of causal attention at 2,048
+tokens [estimates]."""
 
 LIBRARY: Rates = {
     32: (200, 130),
@@ -62,11 +63,11 @@ BEST_LIBRARY: Rates = {
 
 @dataclass(frozen=True)
 class Profile:
-    """The assumptions about one implementation of the training step.
+    """A set of assumptions about one implementation of the training step.
 
     Attributes:
         passes: how often a layer reads or writes a bf16 tensor of shape (tokens, width).
-        bandwidth: TB/s of the memory passes.
+        bandwidth: TB/s of these passes over memory.
         attention: rates of attention.
         loss_bytes: bytes per logit that the loss reads and writes.
         loss_bandwidth: TB/s of the loss.
@@ -95,7 +96,7 @@ PROFILES = {
 
 
 def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str, float]:
-    """Predict the nanoseconds per token of each part of a step, without the optimizer.
+    """Predict the nanoseconds per token of each part of a training step, without the optimizer.
 
     Args:
         profile: a name in PROFILES.
@@ -103,10 +104,8 @@ def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str,
             factor of sqrt(SEQ_LEN / seq_len) [a guess].
 
     Returns:
-        gemm: matrix products of the layers.
-        logits: matrix products with the vocabulary.
-        elementwise: memory-bound passes of the layers.
-        attention, loss: the parts with these names.
+        A dict with the keys gemm (matrix products of the layers), logits (matrix products with the
+        vocabulary), attention, elementwise (memory-bound passes of the layers) and loss.
 
     Raises:
         ConfigError: there is no estimate for the head dim of the model.
@@ -137,7 +136,7 @@ def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str,
 
 
 def ns_per_token(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> float:
-    """Predict the nanoseconds per token of a step, without the optimizer."""
+    """Predict the nanoseconds per token of a training step, without the optimizer."""
     return sum(parts(model, profile, seq_len).values())
 
 
@@ -147,13 +146,20 @@ def optimizer_seconds(model: ModelConfig) -> float:
 
 
 def predicted_tokens_per_s(model: ModelConfig, profile: str, tokens_per_update: int) -> float:
-    """Predict the tokens per second of training, including the optimizer."""
+    """Predict the tokens per second of training, including the optimizer.
+
+    Args:
+        profile: a name in PROFILES.
+    """
     seconds = ns_per_token(model, profile) / 1e9
     return 1 / (seconds + optimizer_seconds(model) / tokens_per_update)
 
 
 def peak_tflops(device: str) -> float | None:
-    """The dense bf16 TFLOP/s in a device's data sheet; None if PEAKS does not have the device."""
+    """Return the dense bf16 TFLOP/s in the data sheet of a device, given the device's name.
+
+    Return None if PEAKS does not have the device.
+    """
     return next((peak for name, peak in PEAKS if name in device), None)
 
 

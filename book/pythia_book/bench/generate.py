@@ -36,6 +36,7 @@ ATTENTION = ("eager", "sdpa")
 
 
 def _model(config: ModelConfig) -> GPTNeoX:
+    """Make a model with random weights and sharp predictions, ready to evaluate."""
     model = GPTNeoX(config)
     model.init_weights(0)
     with torch.no_grad():
@@ -44,7 +45,13 @@ def _model(config: ModelConfig) -> GPTNeoX:
 
 
 def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
-    """Return a function that continues prompts with `transformers`, as its users would."""
+    """Return a function that continues prompts with `transformers`, as its users would.
+
+    The function maps a list of prompts (token ids) to the lists of new token ids.
+
+    Args:
+        attention: an attention implementation of `transformers`, "eager" or "sdpa".
+    """
     from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
     settings = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation=attention)
@@ -56,6 +63,7 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
     )
 
     def continue_all(prompts: list[list[int]]) -> list[list[int]]:
+        """Continue every prompt by NEW tokens, and return the new tokens."""
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -69,7 +77,7 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
 def time_alternately(
     calls: dict[str, Callable[[], Any]], rounds: Iterable[Any]
 ) -> dict[str, float]:
-    """In every round, make each of the calls once; return the median seconds of each call."""
+    """Make each of the calls once in every round; return the median seconds of each call."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in rounds:
         for name, call in calls.items():
@@ -82,7 +90,12 @@ def time_alternately(
 def bench_size(
     config: ModelConfig, batch: int, rounds: int, progress: bool = True
 ) -> dict[str, Any]:
-    """Measure one model at one batch size; return a row of the table."""
+    """Measure how fast one model continues `batch` prompts.
+
+    Returns:
+        A row of the table: the speeds in tokens per second of our implementation and of the fastest
+        `transformers` implementation (the peer), their ratio, and the number of equal texts.
+    """
     model = _model(config)
     rng = np.random.default_rng(batch)
     lengths = rng.integers(PROMPT[0], PROMPT[1] + 1, batch)
@@ -110,10 +123,15 @@ def bench_size(
 def bench_generate(
     sizes: tuple[str, ...] = (), rounds: int = 5, progress: bool = True
 ) -> dict[str, Any]:
-    """Measure each size at each batch size in BATCHES.
+    """Measure text generation for each size, at each batch size in BATCHES.
 
     Args:
         sizes: sizes of the scale `laptop` (default: the smallest, the middle and the largest).
+        rounds: how often each implementation is timed.
+
+    Returns:
+        A dict with the keys machine, new_tokens, prompt_tokens (minimum and maximum) and rows (see
+        `bench_size`).
 
     Raises:
         ConfigError: fewer than 1 round.
@@ -132,7 +150,7 @@ def bench_generate(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Format the result as a Markdown table."""
+    """Format the result of `bench_generate` as a Markdown table."""
     machine = result["machine"]
     low, high = result["prompt_tokens"]
     lines = [

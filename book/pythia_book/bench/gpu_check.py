@@ -49,12 +49,12 @@ EXIT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Step:
-    """One process of the check.
+    """One process of gpu-check, which runs a `bench` or `study` command.
 
     Attributes:
         command: a module and its arguments. The text {budget} in an argument is replaced by the
             number of seconds in which the step may start measurements.
-        file: the file in the results folder to which the step adds rows; "" if none.
+        file: name of the file in the results folder to which the step adds rows; "" if none.
         seconds: estimated duration.
         extra: whether the step is optional: skipping it for lack of time is not a failure.
     """
@@ -91,6 +91,13 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     dry = ("--dry-run",) if dry_run else ()
 
     def bench(benchmark: str, size: str, seconds: float, *more: str) -> Step:
+        """Make the step that runs one benchmark.
+
+        Args:
+            size: the size to measure; if it is empty, the benchmark chooses the sizes.
+            seconds: estimated duration.
+            more: further arguments of the command.
+        """
         command = ("pythia_core", "bench", benchmark, *more, *dry, "--budget", "{budget}", "--json")
         command = (*command, str(out / f"{benchmark}.jsonl"), *(("--sizes", size) if size else ()))
         extra = bool(size) and not sizes and size != FIRST_SIZE
@@ -138,7 +145,7 @@ def gpu_check(
         ConfigError: no CUDA device (outside a dry run); an unknown part or size; or `out` has
             results of a dry run and this call is not a dry run, or the other way round.
         PythiaError: a step failed or was stopped at its limit, or a step that is not optional was
-            skipped. It names all these steps.
+            skipped. The error names all these steps.
         KeyboardInterrupt: the user stopped the command; the table is printed first.
     """
     deadline = time.monotonic() + budget - EXIT_SECONDS
@@ -169,13 +176,15 @@ def gpu_check(
 
 
 def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) -> Iterator[Row]:
-    """Run the steps. After each step, append its outcome to steps.jsonl and yield it.
+    """Run the steps, and yield a row with the outcome of each step when it ends.
+
+    The row is also appended to steps.jsonl.
 
     Args:
         deadline: the time.monotonic() value by which all steps must end.
 
     Raises:
-        Stopped: the user interrupted a step, whose processes have been ended.
+        Stopped: the user interrupted a step; its processes have been ended.
     """
     for step in steps:
         left = deadline - time.monotonic()
@@ -245,7 +254,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
 
 
 def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
-    """Start a step in its own session, so that all its processes can be ended together.
+    """Start a step in its own session, so that all processes of the step can be ended together.
 
     Args:
         budget: seconds in which the step may start measurements.
@@ -288,13 +297,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _log(out: Path, text: str) -> None:
+    """Print a text, and append it to check.log in the results folder."""
     print(text, flush=True)
     with open(out / "check.log", "a", encoding="utf-8") as file:
         file.write(text + "\n")
 
 
 def _last_line(log: Path, offset: int) -> str:
-    """The last line of the log that is not blank, or "" if there is none after `offset` (bytes)."""
+    """Return the last line of the log that is not blank, or "" if there is none.
+
+    Args:
+        offset: number of bytes at the beginning of the log that are ignored.
+    """
     with open(log, "rb") as file:
         file.seek(offset)
         lines = file.read().decode(errors="replace").splitlines()
@@ -305,7 +319,7 @@ def _last_line(log: Path, offset: int) -> str:
 
 
 def results(out: Path) -> dict[str, list[Row]]:
-    """Map each name in FILES to the rows of that file.
+    """Map each name in FILES to the rows of that file in a results folder.
 
     A folder has rows of dry runs or of real runs, never both.
     """
@@ -368,6 +382,7 @@ def table(out: Path) -> list[str]:
 
 
 def _outcome_text(row: Row) -> str:
+    """Format the outcome of a step as one line of text."""
     took = f", {row['seconds']:.0f} s" if row["seconds"] else ""
     why = f": {row['why']}" if row["why"] else ""
     return f"{row['name']}: {row['outcome']}{took}{why}"

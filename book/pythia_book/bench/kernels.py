@@ -56,16 +56,18 @@ Implementation = Callable[..., Tensor | Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """An operation at one shape.
+    """An operation at one shape, with the implementations to measure.
 
     Attributes:
+        kernel: name of the operation.
+        shape: maps the name of each dimension to its size.
         inputs: creates the tensors to differentiate or, for an optimizer, to update.
         ours: our kernel.
         reference: the same operation in plain PyTorch, in the dtype of `ours`.
         exact: the reference in fp64, which takes the inputs in fp64.
         unit: unit of the rate, "GB/s" or "TFLOP/s".
         work: the minimal number of bytes or operations, and the formula of that number.
-        others: further implementations by name.
+        others: maps names to further implementations.
         differentiated: whether the operation has a backward pass.
     """
 
@@ -82,13 +84,21 @@ class Case:
 
 
 def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
-    """An AdamW step on n fp32 parameters, which also writes their copy in `dtype`."""
+    """Return the case of an AdamW step on n fp32 parameters, which writes a copy in `dtype` too."""
     constants, decayed = AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1), n // 2
     factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
 
     def implementation(
         update: Callable[..., None], copy: Tensor | None, skip: Tensor | bool
     ) -> Implementation:
+        """Return a function that applies one update to (p, g, m, v) and returns [p, m, v].
+
+        Args:
+            update: `adamw_` or a function with the same arguments.
+            copy: receives the copy of the parameters; None: there is no copy.
+            skip: the argument `skip` of `update`.
+        """
+
         def step(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
             buffers = AdamWBuffers(p, g, m, v, copy, decayed)
             update(buffers, constants, 1e-3, 10, factor.to(p), skip)
@@ -244,7 +254,11 @@ REPEATS, CALLS = 3, 20
 def _timed_calls(
     function: Callable[[], Any], device: str, seconds: float, calls: int
 ) -> list[float]:
-    """Make at least `calls` calls in at least `seconds`; return the milliseconds of each."""
+    """Call a function at least `calls` times and for at least `seconds`.
+
+    Returns:
+        The milliseconds of each call.
+    """
     cuda = device == "cuda"
     flush_buffer = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
     times: list[float] = []
@@ -268,16 +282,16 @@ def _timed_calls(
 def timing(
     function: Callable[[], Any], device: str, seconds: float, calls: int = CALLS
 ) -> dict[str, Any]:
-    """Time a function in REPEATS repeats.
+    """Time a function in REPEATS repeats, after three calls to warm up.
 
     Args:
         seconds: minimum duration of all repeats together.
         calls: minimum number of calls in each repeat.
 
     Returns:
-        ms: the median of the medians of the repeats, in milliseconds.
-        ms_low, ms_high: the lowest and highest of these medians.
-        calls: the number of timed calls.
+        A dict with the keys ms (the median of the medians of the repeats, in milliseconds), ms_low
+        and ms_high (the lowest and highest of these medians), and calls (the number of timed
+        calls).
     """
     for _ in range(3):
         function()
@@ -296,9 +310,12 @@ def peak_rates(
 ) -> dict[str, float]:
     """Measure the rates of a copy and of square matrix products.
 
+    Args:
+        seconds: minimum duration of each measurement.
+
     Returns:
-        copy: GB/s that a copy reads and writes, counted together.
-        fp32, bf16, ...: TFLOP/s of matrix products in each of the dtypes.
+        A dict with the keys copy (GB/s that a copy reads and writes, counted together) and fp32,
+        bf16, ... (TFLOP/s of matrix products in each of the dtypes).
     """
     cuda = device.type == "cuda"
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)
@@ -313,12 +330,12 @@ def peak_rates(
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The name of a dtype in a run's config: "fp32", "bf16" or "fp16"."""
+    """Return the name of a dtype in a run's config: "fp32", "bf16" or "fp16"."""
     return next(name for name, value in DTYPES.items() if value == dtype)
 
 
 def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
-    """The row that describes the machine: its device, its versions, and its `peak_rates`."""
+    """Return the row that describes the machine: its device, its versions, and its `peak_rates`."""
     rates = {name: value for name, value in peaks.items() if name != "copy"}
     return {
         **device_info(),
@@ -332,6 +349,7 @@ def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
 
 
 def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tensor]:
+    """Return the outputs of an implementation as a list, even if there is only one output."""
     outputs = implementation(*leaves)
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
@@ -342,6 +360,7 @@ def results(
     """Run an implementation; return its outputs and the gradients of its inputs, in fp64.
 
     The upstream gradients are the same random numbers in every call, rounded to the output's dtype.
+    If `differentiated` is false, the list of gradients is empty.
     """
     if not differentiated:
         return [o.double() for o in _outputs(implementation, [x.clone() for x in inputs])], []
@@ -355,7 +374,7 @@ def results(
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
-    """The norm of the difference, divided by the norm of the exact tensor."""
+    """Return the norm of the difference, divided by the norm of the exact tensor."""
     return ((actual.to(exact.device) - exact).norm() / exact.norm().clamp_min(1e-30)).item()
 
 
@@ -373,7 +392,7 @@ def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Te
 
 
 def error_of(case: Case, implementation: Implementation) -> float:
-    """The largest `relative_error` of any output or gradient, compared with fp64."""
+    """Return the largest `relative_error` of any output or gradient, compared with fp64."""
     inputs, exact = exact_results(case)
     actual = results(implementation, inputs, case.differentiated)
     pairs = zip((*actual[0], *actual[1]), (*exact[0], *exact[1]), strict=True)
@@ -381,7 +400,10 @@ def error_of(case: Case, implementation: Implementation) -> float:
 
 
 def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
-    """Return a function to be timed, which runs forward and backward once."""
+    """Return a function to be timed, which runs forward and backward once.
+
+    For a case that is not differentiated, it runs only forward.
+    """
     inputs = case.inputs()
     if not case.differentiated:
         return lambda: implementation(*inputs)
@@ -391,7 +413,10 @@ def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
 
 
 def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
-    """The bytes that a call allocates at its peak, beyond those allocated before; None on a CPU."""
+    """Return the bytes that a call allocates at its peak, beyond those allocated before.
+
+    On a CPU, return None.
+    """
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -478,7 +503,10 @@ def reason(error: Exception) -> str:
 
 
 def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
-    """Check that a benchmark can run; return the sizes to measure: `sizes`, or SIZES if empty.
+    """Raise an error if a benchmark cannot run.
+
+    Returns:
+        The sizes to measure: `sizes`, or SIZES if it is empty.
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size.
@@ -509,6 +537,7 @@ def bench_kernels(
     Args:
         sizes: on a GPU, official sizes (default: one per head dim); on a CPU, sizes of the scale
             `laptop`, whose batch size and row length are used.
+        dry_run: measure tiny CPU tensors instead, to test that everything runs.
         seconds: minimum seconds of timed calls per measurement.
         only: on a GPU, a subset of KERNELS (default: all).
         budget: on a GPU, the seconds after which no measurement starts; each skipped measurement
@@ -545,7 +574,10 @@ def bench_kernels(
 def _bench_on_cpu(
     sizes: Sequence[str], precisions: Sequence[str], seconds: float, calls: int
 ) -> Iterator[Row]:
-    """Measure the CPU kernels, without torch.compile, at the shapes of the scale `laptop`."""
+    """Measure the CPU kernels, without torch.compile, at the shapes of the scale `laptop`.
+
+    Yields a row for the machine, then a row for each measurement.
+    """
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
     vocab, peaks = scale.run(sizes[0]).model.vocab_size, peak_rates(device, dtypes, seconds)
@@ -561,10 +593,13 @@ def _bench_on_cpu(
 
 
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
-    """The shape at which to measure a size: rows, tokens per row, width, heads and vocabulary.
+    """Return the shape at which to measure a size.
 
     In a dry run there are 8 tokens and 2 heads. Otherwise, there are 300 tokens if `few`, as for
     comparisons with fp64, and 32,768 tokens if not.
+
+    Returns:
+        The number of rows, tokens per row, width, heads, and size of the vocabulary.
     """
     if dry_run:
         return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
@@ -595,10 +630,11 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
     tensor.
 
     Args:
+        dry_run: measure tiny CPU tensors instead, to test that everything runs.
         budget: seconds after which no measurement starts; each skipped measurement has a row that
             says so.
 
-    Returns:
+    Yields:
         A row for the machine, then a row for each library, shape and kind of kernels.
 
     Raises:
@@ -627,7 +663,12 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
 
 
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
-    """Time forward and backward together at one shape; compare the bits of repeated gradients."""
+    """Time forward and backward together at one shape; compare the bits of repeated gradients.
+
+    Returns:
+        The columns of `timing`, and the columns bits_repeat, tflops (TFLOP/s) and, for the library
+        "torch", chosen (the backend that torch chooses).
+    """
     device, tokens = ("cpu", seq_len) if dry_run else ("cuda", TOKENS)
     heads = 1 if dry_run else WIDTH // head_dim
     shape = (tokens // seq_len, seq_len, heads)
@@ -638,6 +679,7 @@ def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) ->
     upstream = torch.randn(*shape, head_dim, **options)
 
     def forward_backward() -> tuple[Tensor, ...]:
+        """Run the forward and backward pass; return the gradients of q, k and v."""
         return torch.autograd.grad(backend_attention(*leaves, library), leaves, upstream)
 
     first = forward_backward()

@@ -35,7 +35,10 @@ DRY_RUN = "[dry run: not a result] "
 
 
 def require_cuda(command: str) -> None:
-    """Check that there is a GPU to measure.
+    """Raise an error if there is no GPU to measure.
+
+    Args:
+        command: the command that needs the GPU, for the message.
 
     Raises:
         ConfigError: torch finds no CUDA device.
@@ -50,12 +53,16 @@ def require_cuda(command: str) -> None:
 
 
 def gpu_folder() -> Path:
-    """The default results folder of the command gpu-check."""
+    """Return the default results folder of the command gpu-check."""
     return results_dir() / "gpu-check"
 
 
 def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], None]) -> None:
-    """Append each row to `path` (if given) as soon as it arrives, then call `show` on it."""
+    """Append each row to the file `path` as soon as it arrives, and call `show` on the row.
+
+    Args:
+        path: the file; None: only call `show`.
+    """
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _terminate_last_line(path)
@@ -76,7 +83,10 @@ def _terminate_last_line(path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a file. Skips damaged lines with a warning; without a file, returns []."""
+    """Read the rows of a file; return [] if the file does not exist.
+
+    Damaged lines are skipped with a warning.
+    """
     rows, unreadable = [], []
     for number, text in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
         try:
@@ -95,7 +105,7 @@ def read_rows(path: Path) -> list[Row]:
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Log a warning, but only once: the same file is read again and again while it grows."""
+    """Log a warning, but each message only once, because a growing file is read again and again."""
     log.warning(message)
 
 
@@ -104,8 +114,8 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
 
     Args:
         kind: the kind of rows, e.g. "train".
-        keys: names of columns. Of the rows that are equal in these columns, the newest with a speed
-            counts, or the newest if none has a speed.
+        keys: names of columns. Of the rows that are equal in these columns, the newest row with a
+            speed counts, or the newest row if none has a speed.
 
     Returns:
         The row that describes the machine, then the measurements. Empty if no row has a speed.
@@ -126,7 +136,11 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
 
 
 def format_row(row: Row) -> str:
-    """Format a row of the training benchmark as one line for a terminal."""
+    """Format a row of the training benchmark as one line for a terminal.
+
+    Args:
+        row: a row of the kind "train" or "machine".
+    """
     mark = DRY_RUN if row["dry_run"] else ""
     if row["kind"] == "machine":
         rates = ", ".join(f"{v:.3g} {name}" for name, v in row["matmul_tflop_per_s"].items())

@@ -29,8 +29,13 @@ _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
     """Measure the tokens per second of SurfaceTerms and of the baseline, in alternating rounds.
 
+    Returns:
+        A dict with the keys machine, terms (their number), tokens, rounds, tokens_per_s (by name of
+        the implementation) and ratio (SurfaceTerms to the baseline).
+
     Raises:
         ConfigError: fewer than 10 terms or 1 round.
+        DataError: SurfaceTerms and the baseline give different counts.
     """
     from pythia_core.data.prepare import prepare
 
@@ -43,6 +48,7 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     pieces = token_bytes(data.tokenizer)
 
     def words(row: np.ndarray) -> list[bytes]:
+        """Decode a row of token ids and split it into words."""
         return _WORD.findall(b"".join(pieces[i] or b"\n" for i in row.tolist()))
 
     frequent: Counter[tuple[bytes, ...]] = Counter()
@@ -58,6 +64,7 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     parts = np.split(rows, range(CHUNK // rows.shape[1], len(rows), CHUNK // rows.shape[1]))
 
     def count_by_splitting() -> list[int]:
+        """Return the count of each term in all rows, from the words of the decoded rows."""
         counts: Counter[tuple[bytes, ...]] = Counter()
         for row in rows:
             split = words(row)
@@ -84,7 +91,7 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Format the result as a Markdown table."""
+    """Format the result of `bench_terms` as a Markdown table."""
     lines = [
         f"{result['machine']['device']}, one thread; {result['terms']:,} terms in "
         f"{result['tokens']:,} tokens, median of {result['rounds']}.",

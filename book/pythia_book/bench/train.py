@@ -61,14 +61,14 @@ Step = Callable[[np.ndarray], Any]
 """Makes one update on rows of S+1 tokens."""
 LEARNING_RATE = 1e-4
 SAVED_BYTES = {"compile": (34, 8), "eager": (60, 14)}
-"""Mode -> (a, b). For the backward pass, a baseline saves about a * width bytes per token in each
-layer, and b * vocabulary bytes per token in the loss. These numbers were counted by hand; the
-search for a batch that fits starts from them."""
+"""Map each mode to two numbers (a, b), which were counted by hand. For the backward pass, a
+baseline saves about a * width bytes per token in each layer, and b * vocabulary bytes per token in
+the loss. The search for a batch that fits starts from these numbers."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One implementation of an update.
+    """One implementation of a training step.
 
     Attributes:
         family: "ours", "plain" or "transformers".
@@ -86,12 +86,14 @@ class Implementation:
 
     @property
     def label(self) -> str:
+        """The name without the precision, e.g. "ours graph, recompute"."""
         options = ["sdpa"] * (self.family == "transformers" and self.attention == "sdpa")
         options += ["recompute"] * self.recompute + ["deterministic"] * self.deterministic
         return ", ".join([f"{self.family} {self.mode}", *options])
 
     @property
     def name(self) -> str:
+        """The name of the implementation, e.g. "ours graph, recompute, bf16"."""
         return f"{self.label}, {self.precision}"
 
     @property
@@ -107,10 +109,14 @@ class Implementation:
 
     @property
     def execution(self) -> Execution:
+        """The execution settings of a `Trainer`, for "ours"."""
         return Execution(self.mode, self.recompute, self.deterministic)
 
     def activation_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes of an update on `tokens`, beyond the weights and optimizer state."""
+        """Estimate the bytes of an update on `tokens` tokens.
+
+        The weights and the optimizer state are not included.
+        """
         if self.family == "ours":
             per_token = memory.activation_bytes_per_token(model, self.execution, self.precision)
         else:
@@ -122,7 +128,7 @@ class Implementation:
         """Estimate the bytes that stay allocated while other implementations run.
 
         These are the weights and optimizer state and, with a CUDA graph, the intermediate tensors
-        of an update on `tokens`.
+        of an update on `tokens` tokens.
         """
         graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
         return memory.state_bytes(model, self.precision) + graph
@@ -147,10 +153,13 @@ class Implementation:
         return partial(_update, config, device, model, optimizer, forward)
 
     def _transformers(self, config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
-        """GPT-NeoX as a user of `transformers` would train it.
+        """Make GPT-NeoX as a user of `transformers` would train it.
 
         The activation "gelu_new" is replaced by "gelu_pytorch_tanh", the same function in one pass
         instead of several.
+
+        Returns:
+            The model, and a function that computes the loss of the model on rows.
         """
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -163,6 +172,7 @@ class Implementation:
         run = torch.compile(model) if compiled else model
 
         def forward(rows: Tensor) -> Tensor:
+            """Return the loss of the model on rows (batch, S+1)."""
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 return run(input_ids=rows[:, :-1], labels=rows[:, :-1]).loss
 
@@ -194,7 +204,7 @@ costs of determinism, of recomputation, and of plain PyTorch without a compiler.
 def implementations_on_cpu(
     precisions: Sequence[str], compiled: Sequence[str]
 ) -> tuple[Implementation, ...]:
-    """Return our implementation and those of `transformers`, in each precision.
+    """Return the implementations to measure on a CPU: ours and `transformers`, in each precision.
 
     Args:
         compiled: precisions in which to include torch.compile, which takes half a minute.
@@ -231,14 +241,18 @@ def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> 
 
 
 def _launch(trainer: Trainer, in_flight: deque[PendingUpdate], lag: int, batch: np.ndarray) -> None:
-    """Launch an update; wait for the oldest ones so that at most `lag` stay in flight."""
+    """Launch an update; wait for the oldest ones in flight so that at most `lag` remain."""
     in_flight.append(trainer.launch(batch))
     while len(in_flight) > lag:
         in_flight.popleft().result()
 
 
 def _plain(config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
-    """Create our model with PyTorch's own operations."""
+    """Create our model with PyTorch's own operations.
+
+    Returns:
+        The model, and a function that computes the loss of the model on rows.
+    """
     with torch.device(device):
         model = GPTNeoX(config.model, PLAIN, _init)
         model.init_weights(0)
@@ -255,7 +269,12 @@ def _update(
     forward: Callable[[Tensor], Tensor],
     batch: np.ndarray,
 ) -> None:
-    """Make one update of a baseline, without synchronization."""
+    """Make one update of a baseline, without waiting for the device.
+
+    Args:
+        forward: computes the loss of the model on rows.
+        batch: rows of token ids, (batch, S+1).
+    """
     rows = torch.from_numpy(batch.astype(np.int64)).to(device)
     optimizer.zero_grad(set_to_none=True)
     forward(rows).backward()
@@ -274,12 +293,13 @@ ROUNDS, MIN_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
 """Rounds per implementation, and minimum updates per round. By default, at least 20 updates of an
 implementation are timed."""
 TIME_ALLOWANCE = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
-"""Mode -> seconds reserved for an implementation, which is skipped if less time is left."""
+"""Map each mode to the seconds reserved for an implementation, which is skipped if less time is
+left."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Implementations to be compared at one size."""
+    """A comparison of several implementations at one model size."""
 
     size: str
     implementations: tuple[Implementation, ...]
@@ -297,10 +317,12 @@ class Job:
 
     @property
     def device(self) -> torch.device:
+        """The device to measure; the CPU in a dry run."""
         return torch.device("cpu" if self.dry_run else self.kind)
 
     @property
     def model(self) -> ModelConfig:
+        """The config of the model; a tiny model in a dry run."""
         if self.dry_run:
             return ModelConfig(1, 16, 2, 128, max_seq_len=self.seq_len)
         if self.kind == "cpu":
@@ -314,7 +336,7 @@ class Job:
         return {"kind": "train", "size": self.size, "rows": rows, "seq_len": self.seq_len}
 
     def config(self, rows: int) -> RunConfig:
-        """The config of a training run with `rows` rows per update."""
+        """Return the config of a training run with `rows` rows per update."""
         train = TrainConfig(steps=100_000, batch_size=rows, lr_max=LEARNING_RATE)
         return RunConfig(self.model, DataConfig(seq_len=self.seq_len), train)
 
@@ -328,7 +350,7 @@ class Job:
 
 
 def rows_to_try(job: Job, total_bytes: float) -> list[int]:
-    """Numbers of rows per update to try, largest first.
+    """Return the numbers of rows per update to try, largest first.
 
     They are powers of two and start at twice the estimate of what fits into `total_bytes`. If the
     job sets the number of rows, only that number is returned.
@@ -345,10 +367,10 @@ def rows_to_try(job: Job, total_bytes: float) -> list[int]:
 
 
 def fitting_rows(job: Job) -> int:
-    """The number of rows per update: that of the job, or else as many as fit into memory.
+    """Return the number of rows per update: that of the job, or else as many as fit into memory.
 
-    To find out, updates of SIZING_IMPLEMENTATION are tried with the numbers in `rows_to_try`. A dry
-    run has 2 rows.
+    To find out what fits, updates of SIZING_IMPLEMENTATION are tried with the numbers in
+    `rows_to_try`. A dry run has 2 rows.
     """
     if job.rows or job.device.type != "cuda":
         return job.rows or 2
@@ -372,7 +394,12 @@ def _try_update(job: Job, rows: int) -> Exception | None:
 
 
 def groups(job: Job, rows: int, total_bytes: float) -> list[list[Implementation]]:
-    """Divide the implementations of a job, in order, into groups that should fit into memory."""
+    """Divide the implementations of a job, in order, into groups that should fit into memory.
+
+    Args:
+        rows: rows per update.
+        total_bytes: memory of the device, in bytes.
+    """
     model, tokens = job.model, rows * job.seq_len
     result: list[list[Implementation]] = []
     total_resident = peak = 0
@@ -467,7 +494,10 @@ def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iter
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Yield a list that collects the warnings of pythia_core, e.g. about a slow fallback."""
+    """Yield a list that collects the warnings that pythia_core logs inside the block.
+
+    An example is a warning about a slow fallback.
+    """
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -507,12 +537,13 @@ def _seconds(step: Step, batches: list[np.ndarray], n: int, device: torch.device
 
 
 def _wait(device: torch.device) -> None:
+    """Wait until a GPU has finished its work; do nothing for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def _allocated(device: torch.device) -> int:
-    """The bytes that are allocated on a GPU (0 on a CPU). Resets the recorded peak."""
+    """Return the bytes that are allocated on a GPU (0 on a CPU), and reset the recorded peak."""
     if device.type != "cuda":
         return 0
     _wait(device)
@@ -521,7 +552,7 @@ def _allocated(device: torch.device) -> int:
 
 
 def _total_bytes(device: torch.device) -> float:
-    """The memory of a GPU in bytes; on a CPU, that of a GPU with 80 GB."""
+    """Return the memory of a GPU in bytes. On a CPU, return that of a GPU with 80 GB."""
     return torch.cuda.mem_get_info()[1] if device.type == "cuda" else 80e9
 
 
@@ -533,7 +564,11 @@ def _release(device: torch.device) -> None:
 
 
 def _result(entry: _WarmedUp, job: Job, rows: int) -> Row:
-    """The columns of a row that describe the speed and memory of an implementation."""
+    """Return the columns of a row that describe the speed and memory of an implementation.
+
+    Args:
+        rows: rows per update.
+    """
     tokens = rows * job.seq_len
     median = statistics.median(entry.seconds)
     flops = tokens / median * flops_per_token(job.model, job.seq_len)
@@ -566,12 +601,15 @@ DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
 
 
 def text_file() -> Path:
-    """The file with the tokens of the text, small enough to copy to a machine without a network."""
+    """Return the path of the file with the tokens of the text that is read on a GPU.
+
+    The file is small enough to copy to a machine without a network.
+    """
     return results_dir() / "bench" / "tokens.npy"
 
 
 def text_tokens(progress: bool = True) -> np.ndarray:
-    """Return the tokens of a real text as uint16[n], to be cut into rows.
+    """Return the tokens of a real text, to be cut into rows, as a uint16 array of one dimension.
 
     The text is prepared once and saved in `text_file`.
 
@@ -697,7 +735,11 @@ def bench_train(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Format measurements on a CPU as the table in the README."""
+    """Format measurements on a CPU as the table in the README.
+
+    Args:
+        rows: the rows of `bench_train`: the machine first, then the measurements.
+    """
     machine = rows[0]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
     rates = ", ".join(f"{1e3 * v:.0f} {name}" for name, v in machine["matmul_tflop_per_s"].items())
