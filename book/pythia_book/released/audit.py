@@ -177,7 +177,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _by_kind(files: Iterable[str]) -> dict[str, list[str]]:
-    """Map "safetensors" and "pickles" to the sorted names of such files, if there are any."""
+    """Map each kind of weight file, "safetensors" or "pickles", to the names of its files."""
     files = sorted(files)
     kinds = {
         "safetensors": [name for name in files if name.endswith(".safetensors")],
@@ -195,9 +195,9 @@ def _file_entry(revision: str, kind: str, parts: dict[str, str]) -> Entry:
 
 
 def _remote_entries(repo: str, revision: str) -> list[Entry]:
-    """Return an entry for each kind of weight files, or one entry with the problem ABSENT.
+    """Return an entry for each kind of weight file, with the hashes that the hub stores.
 
-    The hashes are those that the hub stores.
+    Without such files, return one entry which says that there are no weights.
     """
     _, files = download.listing(repo, revision)
     return [
@@ -207,9 +207,10 @@ def _remote_entries(repo: str, revision: str) -> list[Entry]:
 
 
 def _local_entries(folder: Path) -> list[Entry]:
-    """Return an entry for each kind of weight files, or one entry with the problem ABSENT.
+    """Return an entry for each kind of weight file in the folder of a step.
 
-    One of our own checkpoints gives a single entry with the hash of its tensors.
+    Without such files, return one entry which says that there are no weights. One of our own
+    checkpoints gives one entry with the hash of its tensors.
     """
     revision = f"step{step}" if (step := step_of(folder.name)) is not None else folder.name
     if (folder / MANIFEST).is_file():
@@ -229,7 +230,7 @@ def _local_entries(folder: Path) -> list[Entry]:
 def _tensor_entry(folder: Path, revision: str) -> Entry:
     """Hash the tensors of one of our checkpoints or of the safetensors files in a folder.
 
-    If they cannot be read, the entry has the problem instead of hashes.
+    If the tensors cannot be read, the entry has the problem instead of hashes.
     """
     try:
         if (folder / MANIFEST).is_file():

@@ -41,7 +41,7 @@ WEIGHTS_ONLY = "weights only"
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was read from any of the formats, and where it comes from."""
+    """A model that `read` has read from one of the formats, and where it comes from."""
 
     kind: str
     """The format: "pythia" (ours), "hf" (transformers) or "native" (GPT-NeoX)."""
@@ -103,8 +103,8 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
         source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of
             native GPT-NeoX files, or a repository on the hub.
         revision: for a transformers folder or a repository, the revision, e.g. "step3000".
-        step: for a run, the step to read (default: the last). For other sources, the step of the
-            model if its name does not contain the step.
+        step: for a run, the step to read (default: the last). For a transformers folder, native
+            files or a repository, the step to record (default: the step in the name).
         size: for native files, the size of the model if the shapes do not determine the size.
 
     Raises:

@@ -168,7 +168,7 @@ def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFil
 
 
 def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None) -> ModelFolder:
-    """Download files of a revision to the local cache, unless they are there; verify the hashes.
+    """Download files of a revision to the local cache, unless they are there; verify their hashes.
 
     If the hub cannot be reached, the files in the cache are used.
 
@@ -271,7 +271,11 @@ def _cached_refs(repo: str) -> list[str]:
 
 
 def _check(path: Path, sha256: str) -> None:
-    """Delete a file and raise a FetchError unless it has this sha256; do nothing if that is ""."""
+    """Delete a file and raise a FetchError if its sha256 is wrong.
+
+    Args:
+        sha256: the right hash; "" if it is unknown, and then nothing is checked.
+    """
     if sha256 and (actual := file_sha256(path)) != sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ class NpyArray:
 
 
 class Documents:
-    """The documents in a token file (`.bin`), found with the index file (`.idx`) next to it.
+    """The documents in a token file (`.bin`), which are located with its index file (`.idx`).
 
     Only the tokens that are asked for are read.
 
@@ -163,7 +163,7 @@ class MappedRows(Rows):
         return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
-        """Return row `number` of the stream, before rows are shuffled: S + 1 ids.
+        """Return the S + 1 ids of row `number`, as rows are numbered before they are shuffled.
 
         Raises:
             DataError: the maps contradict each other or the documents.
@@ -182,7 +182,7 @@ class MappedRows(Rows):
         return np.concatenate(parts)
 
     def _contradiction(self, number: int, problem: str) -> DataError:
-        """Return an error saying what is wrong with row `number` of the stream."""
+        """Return an error saying what the maps get wrong about row `number` (before shuffling)."""
         return DataError(
             f"the index maps give row {number} of the stream {problem}; do they belong to "
             f"{self._documents.tokens.name} and seq_len={self.seq_len}?"
@@ -190,7 +190,7 @@ class MappedRows(Rows):
 
 
 def find_maps(folder: Path) -> Path | None:
-    """Return the path STEM of the index maps STEM_doc_idx.npy and so on in a folder.
+    """Find the index maps STEM_doc_idx.npy and so on in a folder, and return the path STEM.
 
     Return None if the folder has no index maps.
 

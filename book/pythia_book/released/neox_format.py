@@ -33,22 +33,22 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """Join the ranks' parts as rows: for layers that split their output, and for embeddings."""
+    """Concatenate the ranks' parts by rows, as for embeddings and layers with split outputs."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """Join the ranks' parts as columns: for the weights of layers that split their input."""
+    """Concatenate the ranks' parts by columns, as for layers with split inputs."""
     return torch.cat(parts, 1)
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Sum the ranks' biases: for layers that split their input and sum the outputs of the ranks."""
+    """Sum the ranks' biases, as for layers with split inputs, which sum the ranks' outputs."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
 def mean(parts: list[Tensor]) -> Tensor:
-    """Average the ranks' copies of a parameter: for LayerNorms, which are on every rank."""
+    """Average the ranks' copies of a parameter, as for LayerNorms, which are on every rank."""
     return torch.stack(parts).float().mean(0).to(parts[0].dtype)
 
 

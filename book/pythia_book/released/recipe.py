@@ -36,7 +36,7 @@ PUE = 1.1
 
 @dataclass(frozen=True)
 class Hardware:
-    """The hardware on which one size was trained, A100 GPUs with 40 GB, and how it was used."""
+    """The hardware on which one size was trained (A100 GPUs with 40 GB), and how it was used."""
 
     gpus: int
     micro_batch: int

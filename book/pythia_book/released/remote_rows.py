@@ -52,7 +52,7 @@ class ByteFile(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> bytes:
-        """Read exactly the bytes [start, stop)."""
+        """Return exactly the bytes [start, stop)."""
         ...
 
 
@@ -176,7 +176,7 @@ class HttpFile:
     async def _check(self, response: ClientResponse) -> None:
         """Reject a response that is not exactly the requested range, before its body is read.
 
-        Of an accepted response, the size of the file is remembered.
+        An accepted response gives the size of the file, which is kept.
 
         Raises:
             ConnectionError: the status may be transient.
@@ -246,7 +246,7 @@ class JoinedFile:
 class RemoteRows(FixedRows):
     """Rows of uint16 ids, stored in training order in shards that may be behind URLs.
 
-    Only the bytes of rows that are read are fetched. Reading raises the errors of the shards.
+    Only the bytes of rows that are read are fetched. Reading a row raises any error of its shard.
 
     Raises:
         DataError: the shards are incomplete or out of order, or do not have a whole number of rows.

@@ -52,13 +52,13 @@ class PublishedModel:
 
     @property
     def _name(self) -> str:
-        """The last part of the source, or, if that names a step, the part before it."""
+        """The last part of `source`, or, if that is the name of a step, the part before it."""
         *_, above, last = "/", *self.source.rstrip("/").split("/")
         return last if step_of(last) is None else above
 
     @cached_property
     def _revisions(self) -> dict[int, str]:
-        """Maps each step that is available to the revision with its weights."""
+        """A map from each available step to the revision with its weights."""
         folder = hf.local_folder(self.source)
         if folder is None:
             names = download.revisions(self.source, or_cached=True)

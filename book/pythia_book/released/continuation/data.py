@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenFileData:
-    """Training rows in token files, with their tokenizer, in the role of PreparedData.
+    """Training rows in token files, with their tokenizer.
+
+    A continued run uses this class where an ordinary run uses PreparedData.
 
     Attributes:
         where: a released name, a folder (the needed shards suffice) or a PREFIX, as in
@@ -113,8 +115,8 @@ class TokenFileData:
     def with_heldout(self) -> PreparedData:
         """Return the prepared corpus `miniature`, because the rows have no held-out text.
 
-        A published model may have been trained on the held-out text of `miniature`, but then so
-        were the starting points of both the swap and its control.
+        A published model may have been trained on that text. This affects a swap and its control
+        alike, because both start from the same model.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
@@ -191,7 +193,8 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
 class RowSwap:
     """A pronoun swap in updates [start, stop) that treats each row separately.
 
-    It is used like a Ledger, but computes the changes from the rows instead of storing them.
+    It is used like a Ledger, which stores all changes of a swap, but it computes the changes from
+    the rows.
     """
 
     recorded = False
@@ -250,9 +253,10 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
 
 
 def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sum the lines of a swap's log (see `swap_row`) over its updates.
+    """Return the totals over all lines of a swap's log.
 
-    The result also has the key share_changed, the fraction of tokens that were changed.
+    The keys are those of `swap_row` without step, and share_changed, the fraction of tokens that
+    were changed.
     """
     totals: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")

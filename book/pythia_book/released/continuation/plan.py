@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """FLOP (6 N D) of all arms together; 0 if the model is unknown."""
+        """6 * parameters * tokens, the FLOP of all arms together; 0 if the model is unknown."""
         return 6.0 * self.model.n_params * self.tokens * self.arms if self.model else 0.0
 
     @property
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def disk(self) -> float:
-        """Bytes of all checkpoints and kept optimizer states, for all arms; 0 if unknown."""
+        """Bytes of the saved weights and optimizer states of all arms; 0 if the size is unknown."""
         if not self.model or not self.train:
             return 0.0
         data = DataConfig(seq_len=self.model.max_seq_len)
@@ -155,8 +155,8 @@ def make_plan(
 
     Args:
         source: the folder or repository of the model, or a local run.
-        model: default: the config of the size in the name of the source.
-        train: default: the settings with which Pythia's size was trained.
+        model: the model's config; None: the config of the size in the name of the source.
+        train: the training settings; None: those with which this size of Pythia was trained.
         start: the step to start from.
         steps: number of updates.
         rows: the training rows; None for the rows of a local run, which have `seq_len` tokens.

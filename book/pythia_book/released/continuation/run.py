@@ -64,7 +64,8 @@ RULES = ("linear", "none", "constant")
 class Rewarm:
     """A rule for the learning rate of a run that starts without an optimizer state.
 
-    The rules are explained in the module's docstring.
+    "linear" raises the rate from 0 to the schedule, "none" follows the schedule at once, and
+    "constant" keeps the scheduled rate of the first update.
     """
 
     rule: str = "linear"
@@ -169,7 +170,7 @@ class Continued(Run):
 
     @property
     def scheduled_steps(self) -> list[int]:
-        """The steps at which weights are saved: as in a full run, and at the start and the end."""
+        """The steps at which weights are saved: as in a full run, and the first and last step."""
         scheduled = checkpoint_steps(self.config.train.steps)
         inside = {s for s in scheduled if self.continuation.start <= s <= self.continuation.stop}
         return sorted(inside | {self.continuation.start, self.continuation.stop})
@@ -377,9 +378,10 @@ def locate_continued(
 def _is_its_control(
     start: Start, data: Batches, continuation: Continuation, config: TrainConfig
 ) -> bool:
-    """Whether the local run that `start` is from can serve as the control of the continued run.
+    """Whether the local run that saved `start` can serve as the control of a continued run.
 
-    This is so if the control would repeat the rest of that run bit by bit.
+    It can if the control would only repeat it bit by bit: it has the same data, training settings
+    and last step, and no swap.
     """
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:
@@ -412,7 +414,7 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
 
 
 def _read_identity(folder: Path) -> dict[str, Any]:
-    """Read identity.json, all that determines the result of a run, from the run's folder."""
+    """Read identity.json from the folder of a run: all that determines the run's result."""
     return json.loads((folder / "identity.json").read_text())
 
 

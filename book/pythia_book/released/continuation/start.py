@@ -100,7 +100,7 @@ def find_source(name: Path | str) -> Source:
 
 
 def check_start(step: int, state: str) -> None:
-    """Raise a ConfigError if the step is negative or the state is unknown."""
+    """Raise a ConfigError if the step is negative or `state` is not one of STATES."""
     if state not in STATES:
         raise ConfigError(one_of(state, STATES, "state"))
     if step < 0:

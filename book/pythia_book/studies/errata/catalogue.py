@@ -90,7 +90,7 @@ class Erratum:
 
 
 def _read() -> tuple[tuple[Erratum, ...], str]:
-    """Read the errata from catalogue.toml, and the day on which their sources were read."""
+    """Return the errata in catalogue.toml, and the day on which their sources were read."""
     content = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     one_line = (
         {
@@ -124,7 +124,7 @@ def listing() -> str:
 
 
 def erratum_text(erratum: Erratum, released: Published | None = None) -> str:
-    """Compute the evidence for an erratum, and return the erratum with it as plain text."""
+    """Return an erratum as plain text, with evidence that is computed now."""
     lines = [erratum.title]
     for heading, text in erratum.sections(erratum.compute(released)).items():
         lines.append(f"\n{heading}: {text}")

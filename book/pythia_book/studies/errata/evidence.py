@@ -55,11 +55,11 @@ class Evidence:
 
 
 def lr_floor() -> Values:
-    """Compare the official learning rate by the training code ("neox") and by the paper.
+    """Compare the official learning rate by the training code ("neox") with that by the paper.
 
-    The values give the mean rate by either schedule, the first step at which the code's schedule is
-    at its floor of a tenth of the peak, whether all later steps are, and the rate by the paper's
-    schedule at that step. Rates are in percent of the peak.
+    The values give the mean rate by each schedule; the first step at which the rate by the code is
+    a tenth of the peak, its floor; whether the rate stays there ("all" or "not all" later steps);
+    and the rate by the paper at that step. Rates are in percent of the peak.
     """
     rates = {
         form: [
@@ -85,7 +85,7 @@ def first_update() -> Values:
 
     The values give the learning rates of the first and the second update, and the number of tensors
     that are unchanged after each, for a run in which the first update has learning rate 0. Values
-    that end in _with_switch are for the first update of a run without that peculiarity.
+    that end in _with_switch are for the first update of a run that does not start at rate 0.
     """
     import torch
 
@@ -114,7 +114,7 @@ def first_update() -> Values:
 
 
 def adamw() -> Values:
-    """Count the tensors of the 70M model that weight decay changes; compare AdamW with Adam.
+    """Count the tensors of the 70M model that weight decay changes, and compare AdamW with Adam.
 
     The comparison is one step of each optimizer, in which all weights are 0.5 and all gradients 0,
     so that only weight decay acts. The values give by what percentage AdamW shrinks the decayed
@@ -153,7 +153,7 @@ def adamw() -> Values:
 
 
 def _key(size: str) -> str:
-    """Replace the dot in a size such as "6.9b" by "_", so that the name of a value can have it."""
+    """Replace the dot in a size such as "6.9b" by "_", for use in the name of a value."""
     return size.replace(".", "_")
 
 
@@ -241,7 +241,11 @@ def vocabulary() -> Values:
 
 
 def names() -> Values:
-    """Return each size's parameters, in millions, and the percentage outside the embeddings."""
+    """Count the parameters of each official size.
+
+    The values million_SIZE are in millions. The values inner_percent_SIZE are the percentages of
+    parameters that are not in embeddings.
+    """
     values = {}
     for name, size in OFFICIAL_SIZES.items():
         model = size.model()
@@ -345,7 +349,7 @@ def released_tables(released: Published) -> Tables:
 
 
 def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
-    """Compare the scores of each model with those of the same size on the deduplicated Pile.
+    """Compare the scores of each model with those of its size trained on the deduplicated Pile.
 
     Args:
         raw: the released benchmark scores of all models and steps, or None.
@@ -448,7 +452,7 @@ def released_tasks(tables: Tables) -> Values | None:
 
 
 def released_2_8b(tables: Tables) -> Values | None:
-    """Say at how many steps a model has the same scores as that size on the deduplicated Pile.
+    """Say at how many steps a model and its twin on the deduplicated Pile agree in every score.
 
     Returns:
         The texts zero_shot and five_shot for 2.8B, and others for all other sizes together. None

@@ -62,7 +62,7 @@ def _links(erratum: Erratum) -> str:
 
 
 def effect(result: Result, erratum: Erratum) -> str:
-    """Say how much the setting of an erratum changes our held-out loss; "" if not measured."""
+    """Say how much the setting of an erratum changes the held-out loss; "" if not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
         change = result.values[f"{name}_loss_change"] if name in LABELS else None
@@ -121,7 +121,7 @@ def effects(result: Result) -> Drawing:
 def schedule_and_passes(result: Result) -> Drawing:
     """Draw the official learning rate, and how often the deduplicated Pile's tokens are read.
 
-    Each is drawn by the training code and as it is usually described.
+    Each is drawn twice, as the training code does it and as it is usually described.
     """
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)

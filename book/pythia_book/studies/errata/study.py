@@ -89,7 +89,12 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
-    """Map the name of each erratum to its evidence, from the numbers in a record's facts."""
+    """Map the name of each erratum to its evidence.
+
+    Args:
+        facts: the facts of the measurements, which have the computed numbers.
+        released: the tables of released scores; may be empty.
+    """
     computed = facts["evidence"]
     return {e.name: e.from_values(computed.get(e.name, {}), released) for e in ERRATA}
 
@@ -203,7 +208,7 @@ def passes_table() -> pd.DataFrame:
 def claims(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> list[Claim]:
-    """Return, for each changed setting, the claim that it hardly changes the final held-out loss.
+    """Return, for each changed setting, the claim that it hardly affects the final held-out loss.
 
     Args:
         last: the rows of `effects_table` at the last step.

@@ -48,7 +48,7 @@ EMBEDDING = "holds for any model that computes: before the first block there is 
 
 
 def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
-    """Return the premises of earlier work about early training, with their tests."""
+    """Return the claims of earlier work about early training, each with its test."""
     n, chance = facts["n_sequences"], facts["prefix_chance"]
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
@@ -119,7 +119,7 @@ def _over_sizes(values: list[float | None], unit: str) -> Test:
 
 
 def doublings(curves: Curves | None, early: int, late: int) -> float | None:
-    """Return how often training doubles from one step to another (negative if it comes before).
+    """Return how often training doubles from one step to another; negative if the other is earlier.
 
     The steps are those at which the model is nearest, in KL, to the n-grams of order `early`, and
     to the n-grams of order `late`. Step 0 counts as 1. Return None if there are no scores.
@@ -135,7 +135,7 @@ def doublings(curves: Curves | None, early: int, late: int) -> float | None:
 def at_the_end(
     params: Params, models: Models, size: str, measure: str, minus: float = 0
 ) -> Estimate | None:
-    """Estimate a measure of one size's model at the last step of training, minus a constant.
+    """Estimate one of MEASURES for one size at the last step of training, minus a constant.
 
     Return None if that checkpoint could not be measured.
     """
@@ -145,9 +145,9 @@ def at_the_end(
 
 
 def late_growth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
-    """Estimate how much a measure of one size's model grows after an eighth of training.
+    """Estimate how much one of MEASURES grows, for one size, in the last 7/8 of training.
 
-    Return None if a checkpoint, at that step or at the end, could not be measured.
+    Return None if the checkpoint at either end could not be measured.
     """
     end, curves = scale_named(params.scale).steps, models[size]
     if curves is None:

@@ -78,9 +78,9 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep | None:
-    """Return which checkpoints of `run` the study reads: if it uses the run, all (None).
+    """Return which checkpoints of `run` this study reads.
 
-    Of any other run it reads no checkpoint.
+    For a run of the study, the result is None, which means all; for any other run, it is empty.
     """
     precision = run.train.precision  # compare at the precision of the machine that is planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}

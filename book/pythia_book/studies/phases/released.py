@@ -72,7 +72,7 @@ class ReleasedText:
 
 
 def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> ReleasedText:
-    """Return a text with the rows of the first `batches` updates; held out are rows of the last.
+    """Return a text with the rows of the first `batches` updates and held-out rows of the last.
 
     The rows are copied to a file in the cache folder.
 

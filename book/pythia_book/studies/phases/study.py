@@ -123,9 +123,11 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource]
 
 
 def _steps(model: CheckpointSource, text: str) -> list[int]:
-    """Return the steps of a model to measure, from a list as text.
+    """Return which steps of a model to measure.
 
-    "all" includes scheduled steps whose checkpoint is missing; they are then counted as gaps.
+    Args:
+        text: a list of steps, or "all", which includes scheduled steps without a checkpoint. Such
+            steps are then counted as gaps.
     """
     from pythia_book.tasks.sweep import steps_of
 

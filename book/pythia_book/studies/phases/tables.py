@@ -48,7 +48,7 @@ class Curves:
 
     @classmethod
     def of(cls, measured: Measurements, size: str) -> Curves | None:
-        """Read the scores of one size from the measurements; None if it has no checkpoint."""
+        """Read the scores of one size from the measurements; None if no checkpoint was measured."""
         steps = measured.get("steps", size)
         if steps is None or not len(steps):
             return None

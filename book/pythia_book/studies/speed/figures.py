@@ -33,7 +33,7 @@ def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    """Return the ratio in a row with its range over repeats, as text, or why there is none."""
+    """Return the ratio in a row and its range over repeats, or why there is none, as text."""
     if row["ratio"] is None or row["ratio"] != row["ratio"]:
         return f"({row['failed']})" if row.get("failed") else DASH
     return f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
@@ -165,7 +165,7 @@ def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
 
 
 def _measured(result: Result) -> str:
-    """Return a sentence that says which GPU was measured."""
+    """Return a sentence that names the GPU that was measured, or says that none was."""
     gpu = result.values["gpu"]
     return f"Measured: {'not yet' if gpu == NOT_MEASURED else gpu}."
 

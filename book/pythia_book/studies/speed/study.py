@@ -395,10 +395,11 @@ def least_ratio(frame: pd.DataFrame) -> Estimate | None:
 
 
 def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
-    """Return the check `text`, that others take at least `bound` times as long as our code.
+    """Return a check that other code takes at least `bound` times as long as ours.
 
     Args:
-        e: the smallest ratio of their time to ours, with its range over repeats; None if nothing
+        text: the check in words.
+        e: the smallest measured ratio of the times, with its range over repeats; None if nothing
             was measured.
     """
     secures = "what this page says of our kernels"
@@ -416,7 +417,7 @@ def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
 
 
 def claims(tables: Tables) -> list[Claim]:
-    """Return the checks that our code is fast, each judged by the worst case measured."""
+    """Return the checks that our code is fast, and as fast as predicted, by the worst cases."""
     steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
     libraries = steps[steps.family == "transformers"]
     compiled = gpu[(gpu.implementation == COMPILED) & (gpu.kernel != "attention")]
