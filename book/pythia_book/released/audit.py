@@ -170,7 +170,7 @@ def audit(source: str, progress: bool = True) -> Audit:
 
 
 def _list(names: Iterable[str]) -> str:
-    """Join names with commas. Of more than SHOWN names, the rest is only counted."""
+    """Join names with commas. If there are more than SHOWN names, the others are only counted."""
     listed = list(names)
     rest = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -41,7 +41,7 @@ WEIGHTS_ONLY = "weights only"
 
 @dataclass(frozen=True)
 class Source:
-    """A model that `read` has read from one of the formats, and where it comes from."""
+    """A model that `read` has loaded, and where the model comes from."""
 
     kind: str
     """The format: "pythia" (ours), "hf" (transformers) or "native" (GPT-NeoX)."""

@@ -233,7 +233,7 @@ def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
 
 
 def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder | None:
-    """Find the folder of a revision in the cache, for when the hub cannot be reached.
+    """Return the folder of a revision in the cache, for use when the hub cannot be reached.
 
     Args:
         wanted: names of the files that are needed; None: the config and the weights.

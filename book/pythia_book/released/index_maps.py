@@ -163,7 +163,7 @@ class MappedRows(Rows):
         return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
-        """Return the S + 1 ids of row `number`, as rows are numbered before they are shuffled.
+        """Return the S + 1 token ids of a row; `number` counts rows before they are shuffled.
 
         Raises:
             DataError: the maps contradict each other or the documents.
@@ -182,7 +182,7 @@ class MappedRows(Rows):
         return np.concatenate(parts)
 
     def _contradiction(self, number: int, problem: str) -> DataError:
-        """Return an error saying what the maps get wrong about row `number` (before shuffling)."""
+        """Return an error that says what is wrong with row `number` by the index maps."""
         return DataError(
             f"the index maps give row {number} of the stream {problem}; do they belong to "
             f"{self._documents.tokens.name} and seq_len={self.seq_len}?"

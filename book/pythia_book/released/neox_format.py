@@ -33,22 +33,22 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """Concatenate the ranks' parts by rows, as for embeddings and layers with split outputs."""
+    """Concatenate the rows on all ranks, if each has a part of the outputs or the vocabulary."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """Concatenate the ranks' parts by columns, as for layers with split inputs."""
+    """Concatenate the columns on all ranks, if each has a part of a layer's inputs."""
     return torch.cat(parts, 1)
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Sum the ranks' biases, as for layers with split inputs, which sum the ranks' outputs."""
+    """Sum the biases on all ranks, if the layer's output was summed over ranks in training."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
 def mean(parts: list[Tensor]) -> Tensor:
-    """Average the ranks' copies of a parameter, as for LayerNorms, which are on every rank."""
+    """Average the copies of a LayerNorm parameter, one of which is on every rank."""
     return torch.stack(parts).float().mean(0).to(parts[0].dtype)
 
 

@@ -217,7 +217,7 @@ def _only_prefix(folder: Path) -> Path:
 
 
 class MissingShard:
-    """A placeholder, with name and size, for a released shard that a folder lacks."""
+    """A placeholder for a released shard that is missing in a folder."""
 
     present = False
 

@@ -114,7 +114,7 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
     outputs: list[tuple[str, torch.Tensor]] = []  # keep tensors alive, so that `is` is reliable
 
     def recorder(name: str) -> Any:
-        """Return a forward hook that adds the row of the part `name`."""
+        """Return a forward hook that records the part `name` as a row of the table."""
 
         def hook(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
             shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
@@ -152,8 +152,8 @@ def cost_table() -> pd.DataFrame:
 
     Returns:
         One row per size: size, parameters, tokens_per_parameter, flop_6nt, flop_exact, gpu_hours,
-        and utilisation_6nt and utilisation_exact, the fractions of the A100s' peak that these
-        counts imply. Hours and utilisation are missing for sizes without known GPU-hours.
+        and utilisation_6nt and utilisation_exact, the fractions of the A100s' peak speed by each
+        count. Hours and utilisation are missing for sizes without known GPU-hours.
     """
     import pandas as pd
 

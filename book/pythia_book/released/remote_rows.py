@@ -176,7 +176,7 @@ class HttpFile:
     async def _check(self, response: ClientResponse) -> None:
         """Reject a response that is not exactly the requested range, before its body is read.
 
-        An accepted response gives the size of the file, which is kept.
+        If the response is accepted, store the size of the file that it states.
 
         Raises:
             ConnectionError: the status may be transient.
@@ -258,7 +258,7 @@ class RemoteRows(FixedRows):
         super().__init__(joined.name, [file.size for file in self.files], seq_len, "<u2")
 
     def missing_files(self, start: int, stop: int) -> list[ByteFile]:
-        """List the absent files that are needed to read the rows [start, stop)."""
+        """Return the absent files that are needed to read the rows [start, stop)."""
         bounds = itertools.accumulate((file.size for file in self.files), initial=0)
         first, last = start * self._row_bytes, stop * self._row_bytes
         return [

@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """6 * parameters * tokens, the FLOP of all arms together; 0 if the model is unknown."""
+        """FLOP of all arms together, 6 * parameters * tokens; 0 if the model is unknown."""
         return 6.0 * self.model.n_params * self.tokens * self.arms if self.model else 0.0
 
     @property

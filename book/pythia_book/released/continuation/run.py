@@ -179,7 +179,7 @@ class Continued(Run):
     def ledger(self) -> Ledger | RowSwap | None:
         """The pronoun swap of this run; None for a control.
 
-        It is a RowSwap, which computes its changes from the rows, if the rows are token files.
+        If the rows are in token files, it is a RowSwap, which computes its changes from the rows.
         """
         if not self.continuation.swap:
             return None
@@ -203,7 +203,7 @@ class Continued(Run):
     def swaps(self) -> list[dict[str, Any]]:
         """The log of the pronoun swap, one entry per update (see `swap_row`).
 
-        It is empty unless the rows are token files.
+        The log is empty unless the rows are in token files.
         """
         return read_metrics(self.folder / "swaps.jsonl")
 
@@ -241,8 +241,8 @@ class Continued(Run):
     def _training_batches(self, logged: bool) -> Callable[[int], np.ndarray]:
         """Return a function that gives the batch of a step, as `batch` does.
 
-        If `logged` is True and the rows are token files, the function also writes the changes that
-        the swap makes to swaps.jsonl.
+        If `logged` is True and the rows are in token files, the function also logs the changes that
+        the swap makes, in swaps.jsonl.
         """
         if not logged or self.ledger is None or self.ledger.recorded:
             return self.batch

@@ -137,7 +137,7 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
 
 
 def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
-    """Return the percentage of its training rows that each final model has memorized.
+    """Return what percentage of its training rows each final model has memorized.
 
     Columns: variant, control (percentage of the variant's control), share (percentage of the
     variant), n (rows that the variant has read). There are no intervals, because rows with the same

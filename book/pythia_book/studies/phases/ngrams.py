@@ -55,10 +55,10 @@ class Ngrams:
         return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
 
     def tuned(self, rows: np.ndarray) -> Ngrams:
-        """Return a copy with the back-off strengths that are best for `rows`, int[n, S+1].
+        """Return a copy with the back-off strengths that predict `rows`, int[n, S+1], best.
 
-        The best strength is that one of STRENGTHS with the lowest loss. It is chosen for order 2
-        first, then for order 3.
+        The strength with the lowest loss is chosen from STRENGTHS, first for order 2, then for
+        order 3.
         """
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, np.arange(1, rows.shape[1] - 1))

@@ -183,10 +183,10 @@ def half_losses(
 
 
 def prefix_matching(pattern: Tensor, length: int) -> Tensor:
-    """Return the prefix matching of each head, (B, heads).
+    """Return the prefix matching of each attention head, (B, heads).
 
-    This is a head's attention from the second occurrence of a token to the token that followed the
-    first occurrence, averaged over tokens.
+    This is the head's attention from the second occurrence of a token to the token that followed
+    the first occurrence, averaged over tokens.
 
     Args:
         pattern: attention (B, heads, T, T) on rows that repeat after `length` tokens.
