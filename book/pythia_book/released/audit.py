@@ -38,16 +38,17 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Entry:
-    """The weights of one revision in one kind of file."""
+    """The hashes of one revision's weights (say, of "step3000"), as stored in one kind of file."""
 
     revision: str
     kind: str
-    """What was hashed: "tensors", "safetensors" files or "pickles" files. Only hashes of the same
-    kind are compared."""
+    """What was hashed: "tensors", "safetensors" files or "pickles" files; "" if there are no
+    weights. Only hashes of the same kind are compared."""
     parts: dict[str, str] = field(default_factory=dict)
-    """Maps file names to hashes (sha256)."""
+    """Maps the name of each file to its sha256, or, for "tensors", to that of the tensors in it."""
     whole: str = ""
-    """sha256 of all tensors, of the only file, or of the list of file names and hashes."""
+    """One sha256 for all weights: of all tensors, of the only file, or, if there are several files,
+    of the list of their names and hashes."""
     problem: str = ""
     """Why there is no hash; empty if there is one."""
 
@@ -61,19 +62,21 @@ class Audit:
 
     @property
     def sound(self) -> list[Entry]:
-        """The entries that could be hashed."""
+        """The entries that have a hash; the other entries have a problem instead."""
         return [entry for entry in self.entries if not entry.problem]
 
     @property
     def missing(self) -> list[int]:
-        """The official steps, of 154, that have no weights."""
+        """The steps without a hash, out of the 154 at which Pythia models were published."""
         present = {step_of(entry.revision) for entry in self.sound}
         return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in present]
 
     def duplicates(self) -> list[tuple[list[str], str]]:
-        """Groups of revisions with equal weights, each with the reason if equality is expected.
+        """Find groups of revisions that have equal weights.
 
-        The reason is "" if the weights should differ.
+        Returns:
+            A pair for each group: the names of the revisions, and the reason why equal weights are
+            expected. The reason is "" if the weights should differ.
         """
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for entry in self.sound:
@@ -85,7 +88,11 @@ class Audit:
         ]
 
     def shared_parts(self) -> list[tuple[str, list[str]]]:
-        """Files that are equal in several revisions whose other files differ: (name, revisions)."""
+        """Find weight files that are equal in several revisions with different weights.
+
+        Returns:
+            A pair for each such file: its name, and the names of the revisions.
+        """
         groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.sound:
             for name, digest in entry.parts.items():
@@ -97,7 +104,7 @@ class Audit:
         ]
 
     def defects(self) -> list[str]:
-        """The defects, one sentence each."""
+        """Return a sentence for each problem, duplicate or shared file, and for missing steps."""
         defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
         defects += [
             f"{len(names)} revisions have the same weights, so at least one of the revisions "
@@ -115,7 +122,7 @@ class Audit:
         return defects
 
     def report(self) -> str:
-        """A text with the hash of every revision and all defects."""
+        """Return a text with all hashes, the revisions that should be equal, and all defects."""
         lines = [f"{self.source}: sha256 of {len(self.sound)} sets of weights"]
         width = max((len(entry.revision) for entry in self.entries), default=0)
         lines += [
@@ -135,7 +142,9 @@ class Audit:
 
 
 def audit(source: str, progress: bool = True) -> Audit:
-    """Audit a folder of `stepN` folders, or a repository on the hub.
+    """Hash all checkpoints in a folder of `stepN` folders or in a repository on the hub.
+
+    For a repository, the hashes are those that the hub stores, so nothing is downloaded.
 
     Raises:
         CheckpointError: the source has no steps.
@@ -161,12 +170,14 @@ def audit(source: str, progress: bool = True) -> Audit:
 
 
 def _list(names: Iterable[str]) -> str:
+    """Join names with commas. If there are more than SHOWN names, the others are only counted."""
     listed = list(names)
     rest = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _by_kind(files: Iterable[str]) -> dict[str, list[str]]:
+    """Map each kind of weight file, "safetensors" or "pickles", to the names of its files."""
     files = sorted(files)
     kinds = {
         "safetensors": [name for name in files if name.endswith(".safetensors")],
@@ -176,6 +187,7 @@ def _by_kind(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _file_entry(revision: str, kind: str, parts: dict[str, str]) -> Entry:
+    """Return the entry of a revision from `parts`, which maps the names of its files to hashes."""
     whole = next(iter(parts.values()))
     if len(parts) > 1:
         whole = sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
@@ -183,6 +195,10 @@ def _file_entry(revision: str, kind: str, parts: dict[str, str]) -> Entry:
 
 
 def _remote_entries(repo: str, revision: str) -> list[Entry]:
+    """Return an entry for each kind of weight file, with the hashes that the hub stores.
+
+    Without such files, return one entry which says that there are no weights.
+    """
     _, files = download.listing(repo, revision)
     return [
         _file_entry(revision, kind, {name: files[name].blob for name in names})
@@ -191,6 +207,11 @@ def _remote_entries(repo: str, revision: str) -> list[Entry]:
 
 
 def _local_entries(folder: Path) -> list[Entry]:
+    """Return an entry for each kind of weight file in the folder of a step.
+
+    Without such files, return one entry which says that there are no weights. One of our own
+    checkpoints gives one entry with the hash of its tensors.
+    """
     revision = f"step{step}" if (step := step_of(folder.name)) is not None else folder.name
     if (folder / MANIFEST).is_file():
         return [_tensor_entry(folder, revision)]
@@ -207,7 +228,10 @@ def _local_entries(folder: Path) -> list[Entry]:
 
 
 def _tensor_entry(folder: Path, revision: str) -> Entry:
-    """Hash the tensors of one of our checkpoints or of safetensors files."""
+    """Hash the tensors of one of our checkpoints or of the safetensors files in a folder.
+
+    If the tensors cannot be read, the entry has the problem instead of hashes.
+    """
     try:
         if (folder / MANIFEST).is_file():
             whole = sha256_tensors(load_checkpoint(folder)[0]["model"])

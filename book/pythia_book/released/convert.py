@@ -41,19 +41,24 @@ WEIGHTS_ONLY = "weights only"
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was read from any of the formats."""
+    """A model that `read` has loaded, and where the model comes from."""
 
     kind: str
-    """ "pythia", "hf" or "native"."""
+    """The format: "pythia" (ours), "hf" (transformers) or "native" (GPT-NeoX)."""
     model: GPTNeoX
     step: int | None
+    """The step of training; None if unknown."""
     about: dict[str, Any]
     """The origin of the model, as the manifest of a converted checkpoint stores it."""
     tokenizer: Tokenizer | None = None
 
 
 def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
-    """Load a converted checkpoint; return the model in the stored dtype, and the metadata.
+    """Load a checkpoint that `convert` wrote in our format.
+
+    Returns:
+        model: the model, in the stored dtype.
+        meta: the metadata of the checkpoint, with the keys "kind", "source" and "model".
 
     Raises:
         CheckpointError: the checkpoint is corrupt, or belongs to a run.
@@ -67,6 +72,7 @@ def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
 
 
 def _model(config: ModelConfig, state: dict[str, torch.Tensor]) -> GPTNeoX:
+    """Build a model that uses the tensors in `state` as its parameters, without gradients."""
     with torch.device("meta"):
         model = GPTNeoX(config)
     model.load_state_dict(state, assign=True)
@@ -74,6 +80,11 @@ def _model(config: ModelConfig, state: dict[str, torch.Tensor]) -> GPTNeoX:
 
 
 def _from_run(name: str, step: int | None) -> Source:
+    """Read the model of a local run at a step (default: the last).
+
+    Raises:
+        CheckpointError: there is no such run, or the run has no weights of the step.
+    """
     from pythia_core.training.runs import find_run
 
     run = find_run(name)
@@ -86,17 +97,18 @@ def _from_run(name: str, step: int | None) -> Source:
 
 
 def read(source: str, revision: str = "main", step: int | None = None, size: str = "") -> Source:
-    """Read a model in any of the formats.
+    """Read a model from any source, and recognize its format.
 
     Args:
         source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of
             native GPT-NeoX files, or a repository on the hub.
-        revision: revision of a transformers folder or a repository.
-        step: for a run, the step to read (default: the last). For other sources, the step of the
-            model if its name does not contain the step.
+        revision: for a transformers folder or a repository, the revision, e.g. "step3000".
+        step: for a run, the step to read (default: the last). For a transformers folder, native
+            files or a repository, the step to record (default: the step in the name).
         size: for native files, the size of the model if the shapes do not determine the size.
 
     Raises:
+        ConfigError: there is no size of this name.
         CheckpointError, FetchError: the source is none of these, is damaged, or is not available.
     """
     folder = Path(source).expanduser()
@@ -121,6 +133,7 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
 
 
 def _tokenizer(path: Path) -> Tokenizer | None:
+    """Load a tokenizer.json; return None if the file does not exist."""
     return load_tokenizer(path) if path.is_file() else None
 
 
@@ -145,7 +158,8 @@ def convert(
         dtype: "fp32", "fp16" or "bf16"; default: the stored dtype.
 
     Raises:
-        CheckpointError, FetchError: as `read`, or the new folder exists already.
+        CheckpointError, FetchError: the model cannot be read (see `read`), a weight exceeds the
+            range of `dtype`, or the new folder exists already.
         ConfigError: an argument is unknown or does not fit the source.
     """
     if to and to not in FORMATS:

@@ -54,34 +54,39 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name has the form of a repository on the hub: owner/name."""
+    """Whether a name has the form owner/name, like a repository on the hub."""
     return _REPOSITORY.fullmatch(name) is not None
 
 
 def is_published(source: str) -> bool:
-    """Whether a name is a published model (a folder or a repository) and not a local run."""
+    """Whether `source` names a published model: any folder but that of a local run, or owner/name.
+
+    The hub is not asked whether the repository exists.
+    """
     folder = local_folder(source)
     return not (folder / "identity.json").exists() if folder else is_repository(source)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository at a revision."""
+    """The size and the hashes of a file in a repository, as the hub states them."""
 
     size: int | None
     sha256: str
-    """sha256 of the content if the hub has one, as for large files; otherwise empty."""
+    """sha256 of the content. The hub has it only for large files; empty for other files."""
     blob: str
-    """Identifies the content: the sha256 if there is one, else the git blob id."""
+    """An identifier of the content: the sha256 if there is one, else the git blob id."""
 
 
 def locate(
     source: str | Path, revision: str = "main", files: Iterable[str] | None = None
 ) -> ModelFolder:
-    """Find the folder with the files of a model, and download the files if necessary.
+    """Return the local folder that has the files of a model, and download missing files first.
 
     Args:
-        source: a folder with the model or with one subfolder per revision, or a repository.
+        source: a folder with the model or with one subfolder per revision, or a repository on the
+            hub.
+        revision: e.g. "step3000".
         files: names of the files to download from a repository; see `fetch`.
 
     Raises:
@@ -102,6 +107,9 @@ def load(
 ) -> tuple[GPTNeoX, ModelSource]:
     """Load a model as `pythia_core.hf.load` does, from a folder or from a repository on the hub.
 
+    Args:
+        settings: passed on to `pythia_core.hf.load`.
+
     Raises:
         CheckpointError: the source is not a model of this architecture, or is damaged.
         FetchError: see `fetch`.
@@ -110,15 +118,16 @@ def load(
 
 
 def endpoint() -> str:
-    """The address of the hub: HF_ENDPOINT if set, else the default of huggingface_hub."""
+    """Return the address of the hub: HF_ENDPOINT if set, else the default of huggingface_hub."""
     return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
 
 
 def revisions(repo: str, or_cached: bool = False) -> list[str]:
-    """List the branches and tags of a repository.
+    """Return the names of all branches and tags of a repository on the hub.
 
     Args:
-        or_cached: if the hub cannot be reached, warn and return the revisions in the cache.
+        or_cached: if the hub cannot be reached but some revisions are in the cache, warn and return
+            their names instead of raising an error.
 
     Raises:
         FetchError: the repository does not exist, or the hub cannot be reached.
@@ -139,7 +148,10 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
 
 
 def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFile]]:
-    """Return the commit of a revision and its files with sizes and hashes. No file is downloaded.
+    """Ask the hub which files a revision has, without downloading them.
+
+    Returns:
+        The commit of the revision, and a dict that maps the name of each file to a RemoteFile.
 
     Raises:
         FetchError: the repository or revision does not exist, or there is no network.
@@ -156,14 +168,19 @@ def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFil
 
 
 def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None) -> ModelFolder:
-    """Download the files of a revision to the hub's cache if they are not there; verify the hashes.
+    """Download files of a revision to the local cache, unless they are there; verify their hashes.
+
+    If the hub cannot be reached, the files in the cache are used.
 
     Args:
         files: names of the files; default: config, tokenizer and safetensors.
 
+    Returns:
+        The folder in the cache, and the commit.
+
     Raises:
-        FetchError: the repository, the revision or a file does not exist, a download fails, or a
-            file does not match the hub's hash.
+        FetchError: the repository, the revision or a file does not exist, a file is neither *.json
+            nor *.safetensors, a download fails, or a file does not match the hub's hash.
         CheckpointError: the revision has weights only as pickles.
     """
     wanted = None if files is None else list(files)
@@ -195,6 +212,15 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
 
 
 def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
+    """Choose the files that a model needs: config, tokenizer, and safetensors with their index.
+
+    Args:
+        where: names the model in an error message.
+        available: the files of the repository, by name.
+
+    Raises:
+        CheckpointError: there are no safetensors.
+    """
     plain = [name for name in available if PLAIN_NAME.fullmatch(name)]
     weights = [name for name in plain if name.endswith(".safetensors")]
     if WEIGHTS in weights:
@@ -207,7 +233,17 @@ def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
 
 
 def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder | None:
-    """The cached folder of a revision, for use without a network; None if files are missing."""
+    """Return the folder of a revision in the cache, for use when the hub cannot be reached.
+
+    Args:
+        wanted: names of the files that are needed; None: the config and the weights.
+
+    Returns:
+        None if the revision or a needed file is not in the cache.
+
+    Raises:
+        FetchError: a cached file does not match its hash.
+    """
     try:
         folder = Path(
             snapshot_download(
@@ -226,6 +262,7 @@ def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder |
 
 
 def _cached_refs(repo: str) -> list[str]:
+    """Return the names of the revisions of a repository that are in the cache."""
     try:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except errors.CacheNotFound:
@@ -234,6 +271,11 @@ def _cached_refs(repo: str) -> list[str]:
 
 
 def _check(path: Path, sha256: str) -> None:
+    """Delete a file and raise a FetchError if its sha256 is wrong.
+
+    Args:
+        sha256: the right hash; "" if it is unknown, and then nothing is checked.
+    """
     if sha256 and (actual := file_sha256(path)) != sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
@@ -244,21 +286,23 @@ def _check(path: Path, sha256: str) -> None:
 
 
 def _api() -> HfApi:
+    """Return a client of the hub that sends no token."""
     return HfApi(endpoint=endpoint(), token=False)
 
 
 def _no_answer(error: FetchError) -> bool:
-    """Whether a fetch failed for another reason than that the repository or revision is unknown."""
+    """Whether a fetch failed for any reason but an unknown repository or revision."""
     answers = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     return not isinstance(error.__cause__, answers)
 
 
 @contextlib.contextmanager
 def translate_errors(repo: str, revision: str, name: str = "") -> Iterator[None]:
-    """Turn errors of huggingface_hub into FetchErrors that say what to do.
+    """Turn errors of huggingface_hub, raised in the `with` block, into helpful FetchErrors.
 
     Args:
-        repo, revision, name: what is being fetched, for the message; `name` is that of a file.
+        repo, revision: what the block fetches, for the message; `revision` may be "".
+        name: the file that the block fetches; "" if it does not fetch a file.
     """
     target = f"{repo}{f' ({revision})' if revision else ''}{f': {name}' if name else ''}"
     try:
@@ -283,6 +327,7 @@ def translate_errors(repo: str, revision: str, name: str = "") -> Iterator[None]
 
 
 def _known(repo: str) -> list[str]:
+    """Return the revisions of a repository; an empty list if they cannot be fetched."""
     try:
         return revisions(repo)
     except FetchError:

@@ -30,7 +30,10 @@ _HEAD = 4096
 
 
 class NpyArray:
-    """Random access to the entries of an array of integers in a `.npy` file.
+    """An array of integers in a `.npy` file. Only the entries that are asked for are read.
+
+    Args:
+        ndim: the number of dimensions that the array should have.
 
     Raises:
         DataError: the file is not a `.npy` file, is truncated, or has the wrong kind of array.
@@ -66,7 +69,7 @@ class NpyArray:
         return self.shape[0]
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Read the entries [start, stop) of the first dimension.
+        """Return the entries [start, stop) along the first dimension.
 
         Raises:
             DataError: the array does not have these entries.
@@ -80,10 +83,12 @@ class NpyArray:
 
 
 class Documents:
-    """Random access to the documents in a token file (`.bin`) by means of its index (`.idx`).
+    """The documents in a token file (`.bin`), which are located with its index file (`.idx`).
+
+    Only the tokens that are asked for are read.
 
     Raises:
-        DataError: the index is not that of a token file, or its length contradicts its header.
+        DataError: `index` is not the index of a token file, or its length contradicts its header.
     """
 
     def __init__(self, index: ByteFile, tokens: ByteFile) -> None:
@@ -104,7 +109,11 @@ class Documents:
             )
 
     def extent(self, number: int) -> tuple[int, int]:
-        """Return the range [low, high) of a document's tokens in the token file."""
+        """Return which tokens [low, high) of the token file belong to document `number`.
+
+        Raises:
+            DataError: there is no document with this number.
+        """
         if not 0 <= number < self._count:
             raise DataError(f"{self._index.name} has no document {number}")
         start = HEADER.size + 4 * self._count + 8 * number
@@ -113,13 +122,13 @@ class Documents:
         return low // self.dtype.itemsize, high // self.dtype.itemsize
 
     def read(self, low: int, high: int) -> NDArray:
-        """Read the tokens [low, high) of the token file."""
+        """Return the ids of the tokens [low, high) of the token file."""
         width = self.dtype.itemsize
         return np.frombuffer(self.tokens.read(low * width, high * width), self.dtype)
 
 
 class MappedRows(Rows):
-    """Rows of documents in the order of GPT-NeoX's index maps.
+    """Training rows that are cut from documents in the order of GPT-NeoX's index maps.
 
     Args:
         maps: the files doc_idx, sample_idx and shuffle_idx, in this order.
@@ -154,7 +163,11 @@ class MappedRows(Rows):
         return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
-        """Row `number` of the stream: S tokens and the first token of the next row."""
+        """Return the S + 1 token ids of a row; `number` counts rows before they are shuffled.
+
+        Raises:
+            DataError: the maps contradict each other or the documents.
+        """
         (first, offset), (last, end) = self._samples.read(number, number + 2).tolist()
         parts = []
         for entry, document in enumerate(self._order.read(first, last + 1).tolist(), first):
@@ -169,6 +182,7 @@ class MappedRows(Rows):
         return np.concatenate(parts)
 
     def _contradiction(self, number: int, problem: str) -> DataError:
+        """Return an error that says what is wrong with row `number` by the index maps."""
         return DataError(
             f"the index maps give row {number} of the stream {problem}; do they belong to "
             f"{self._documents.tokens.name} and seq_len={self.seq_len}?"
@@ -176,7 +190,9 @@ class MappedRows(Rows):
 
 
 def find_maps(folder: Path) -> Path | None:
-    """Find the common prefix of the paths of the three maps in a folder; None without maps.
+    """Find the index maps STEM_doc_idx.npy and so on in a folder, and return the path STEM.
+
+    Return None if the folder has no index maps.
 
     Raises:
         DataError: the folder has several sets of maps, or an incomplete set.
@@ -193,30 +209,37 @@ def find_maps(folder: Path) -> Path | None:
 
 
 def open_maps(stem: Path, seq_len: int) -> MappedRows:
-    """Open the three maps whose paths begin with `stem`, and their documents.
+    """Open the index maps STEM_doc_idx.npy and so on, and the documents that they belong to.
 
-    The documents are in PREFIX.idx and PREFIX.bin (or its shards), where PREFIX is the first part
-    of the name of the maps. They are in the folder of the maps or in its parent folder.
+    The documents are PREFIX.idx and PREFIX.bin (or its shards), where PREFIX is the first part of
+    the name of the maps. Both are in the folder of the maps, or both in its parent folder.
+
+    Args:
+        seq_len: tokens per row.
 
     Raises:
-        DataError: the documents are missing or do not belong to the maps.
+        DataError: the documents are missing, or the maps are for other documents or another
+            `seq_len`.
     """
     named = _NAME.match(stem.name)
     if named and int(named["seq_len"]) != seq_len:
         raise DataError(f"{stem.name} is for seq_len={named['seq_len']}, not {seq_len}")
     base = re.sub(r"_(train|valid|test)_\d+$", "", named["prefix"]) if named else stem.name
+    incomplete = []
     for folder in (stem.parent, stem.parent.parent):
-        prefix = folder / base
-        if prefix.with_name(base + ".idx").is_file():
-            whole = prefix.with_name(base + ".bin")
-            paths = [whole] if whole.is_file() else find_shards(prefix)
+        index, whole = folder / f"{base}.idx", folder / f"{base}.bin"
+        tokens = [whole] if whole.is_file() else find_shards(folder / base)
+        found = {index.name: index.is_file(), whole.name: bool(tokens)}
+        missing = [name for name, here in found.items() if not here]
+        if not missing:
             return MappedRows(
                 list(LocalFile(stem.with_name(f"{stem.name}_{part}.npy")) for part in PARTS),
-                LocalFile(prefix.with_name(base + ".idx")),
-                JoinedFile([LocalFile(path) for path in paths]),
+                LocalFile(index),
+                JoinedFile([LocalFile(path) for path in tokens]),
                 seq_len,
             )
+        incomplete.append(f"{folder} lacks {' and '.join(missing)}")
     raise DataError(
-        f"the maps {stem.name} belong to {base}.idx and {base}.bin, which are missing; put both "
-        "files next to the maps"
+        f"the maps {stem.name} belong to {base}.idx and {base}.bin (or its shards), but "
+        f"{', and '.join(incomplete)}; put both in the folder of the maps or in its parent folder"
     )

@@ -33,22 +33,22 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """Concatenate rows, for layers whose output is split over ranks and for the vocabulary."""
+    """Concatenate the rows on all ranks, if each has a part of the outputs or the vocabulary."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """Concatenate columns, for layers whose input is split over ranks."""
+    """Concatenate the columns on all ranks, if each has a part of a layer's inputs."""
     return torch.cat(parts, 1)
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Add the biases of layers whose input is split, because the outputs of ranks were summed."""
+    """Sum the biases on all ranks, if the layer's output was summed over ranks in training."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
 def mean(parts: list[Tensor]) -> Tensor:
-    """Average the parameters of LayerNorms, which exist on every rank."""
+    """Average the copies of a LayerNorm parameter, one of which is on every rank."""
     return torch.stack(parts).float().mean(0).to(parts[0].dtype)
 
 
@@ -87,12 +87,17 @@ def is_native(folder: Path) -> bool:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in a folder name of DeepSpeed's form global_step143000; None for other names."""
+    """Return the step in a folder name like global_step143000; None for other names."""
     match = re.fullmatch(r"global_step(\d+)", folder.resolve().name)
     return int(match[1]) if match else None
 
 
 def _layer_tensors(path: Path) -> dict[str, Any]:
+    """Map names to tensors, as stored in one layer file. No code in the file is run.
+
+    Raises:
+        CheckpointError: the file is damaged, or has anything but a dictionary of tensors.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
@@ -109,7 +114,11 @@ def _layer_tensors(path: Path) -> dict[str, Any]:
 
 
 def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
-    """Read all layer files; return a list with one dict of tensors per rank, for each layer.
+    """Read all layer files in a folder.
+
+    Returns:
+        A list over layers, in order. Each entry is a list over ranks of dicts that map names to
+        tensors.
 
     Raises:
         CheckpointError: there are no layer files, or a file is missing or cannot be opened.
@@ -132,7 +141,7 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
 
 
 def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
-    """Load the model in a folder of layer files, in the stored dtype, and merge the ranks.
+    """Load a model from a folder of layer files, in the stored dtype, and merge the ranks' parts.
 
     Args:
         config: the model's config; default: the config of the official size with the same shapes.
@@ -184,9 +193,15 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
 
 
 def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:
-    """Find the config by the official size with the same shapes.
+    """Return the config of the official size that has these shapes.
 
-    Only official sizes can be found, because the shapes do not determine the number of heads.
+    Shapes do not determine the number of heads, so the config of another size cannot be inferred.
+
+    Args:
+        merged: maps our names of tensors to the tensors.
+
+    Raises:
+        CheckpointError: no official size has these shapes.
     """
     vocab, width = merged["embed_in.weight"].shape if "embed_in.weight" in merged else (0, 0)
     for size in OFFICIAL_SIZES.values():

@@ -45,24 +45,30 @@ _DOCUMENTS = "pile_20B_tokenizer_text_document"
 
 @dataclass(frozen=True)
 class Shards:
-    """The names and sizes of the parts of a file that is split by bytes."""
+    """A file in a dataset repository that is split by bytes into `count` parts, the shards."""
 
     repository: str
     name: str
+    """What the names of all shards begin with."""
     count: int
     bytes_each: int
+    """Size of every shard but the last."""
     total: int
+    """Size of all shards together."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """The sizes of the shards in bytes, in order."""
         full = self.count - 1
         return (*(self.bytes_each,) * full, self.total - full * self.bytes_each)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The file names of the shards, in order."""
         return tuple(f"{self.name}-{i:05d}-of-{self.count - 1:05d}.bin" for i in range(self.count))
 
     def files(self) -> list[HttpFile]:
+        """Return the shards as files behind URLs. Nothing is fetched yet."""
         pairs = zip(self.names, self.sizes, strict=True)
         return [HttpFile(url_of(self.repository, name), size) for name, size in pairs]
 
@@ -74,16 +80,18 @@ class ReleasedOrder:
     name: str
     description: str
     shards: Shards
+    """The pre-shuffled rows, or the documents."""
     seed: int = SEED
     maps: str = ""
     """Repository of the index maps; empty if the rows are pre-shuffled."""
 
     @property
     def sentence(self) -> str:
+        """A phrase that describes the rows, for messages."""
         return f"{self.name}: {self.description}, read over the network"
 
     def open(self) -> Rows:
-        """Open the rows. They are read over HTTP when they are accessed."""
+        """Return the training rows. They are read over HTTP when they are accessed."""
         if not self.maps:
             return RemoteRows(self.shards.files(), SEQ_LEN)
         n_rows = samples_requested(STEPS, BATCH)
@@ -95,12 +103,13 @@ class ReleasedOrder:
 
 
 def url_of(repository: str, name: str) -> str:
-    """The URL of a file in a dataset repository on the hub."""
+    """Return the URL of a file in a dataset repository on the hub."""
     server = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     return f"{server}/datasets/{repository}/resolve/main/{name}"
 
 
 def _preshuffled(text: str) -> Shards:
+    """Return the shards of the pre-shuffled "standard" or "deduped" Pile."""
     repository = f"EleutherAI/pile-{text}-pythia-preshuffled"
     return Shards(repository, "document", 21, 30_000_000_000, N_ROWS * (SEQ_LEN + 1) * 2)
 
@@ -149,6 +158,7 @@ def open_rows(
 
     Args:
         where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or the PREFIX of such files.
+        seq_len: tokens per row; a row has one more id, the last label.
         seed: seed of GPT-NeoX's order of the documents.
         epochs: how many times the documents are repeated; default: as many times as `steps` updates
             of `batch_size` rows need.
@@ -192,7 +202,11 @@ def open_rows(
 
 
 def _only_prefix(folder: Path) -> Path:
-    """The prefix of the only token file in a folder; the file may be split into shards."""
+    """Return the path of the only token file in a folder, without `.bin` and shard number.
+
+    Raises:
+        DataError: the folder does not have exactly one token file, whole or in shards.
+    """
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
         several = f"several ({', '.join(sorted(prefixes))})" if prefixes else "none"
@@ -203,7 +217,7 @@ def _only_prefix(folder: Path) -> Path:
 
 
 class MissingShard:
-    """A placeholder for a released shard that is not in the folder; it has a name and a size."""
+    """A placeholder for a released shard that is missing in a folder."""
 
     present = False
 
@@ -211,6 +225,7 @@ class MissingShard:
         self.name, self.size = name, size
 
     def read(self, start: int, stop: int) -> bytes:
+        """Raise a DataError that names the shard."""
         raise DataError(
             f"these rows need the shard {self.name} ({self.size / 1e9:.1f} GB), which is not in "
             "the folder; put it there"
@@ -218,7 +233,9 @@ class MissingShard:
 
 
 def partial_shards(folder: Path) -> RemoteRows | None:
-    """Open a folder that has only some shards of a released set; None for any other folder.
+    """Open the rows in a folder that has some, but not all, shards of a released set.
+
+    Return None for any other folder. Rows of missing shards raise a DataError when they are read.
 
     Raises:
         DataError: a shard in the folder has another size than the released shard.
@@ -243,7 +260,12 @@ def partial_shards(folder: Path) -> RemoteRows | None:
 
 
 def tokenizer_at(name: str) -> Tokenizer:
-    """Load a tokenizer: "neox-20b" for the released data (fetched once), or a tokenizer.json."""
+    """Load a tokenizer.
+
+    Args:
+        name: "neox-20b", the tokenizer of the released data (downloaded once), or the path of a
+            tokenizer.json.
+    """
     from pythia_core.data.tokenizer import disable_special_tokens, load_tokenizer, neox_20b_json
 
     if name != "neox-20b":
@@ -258,14 +280,14 @@ def describe_batch(
 ) -> str:
     """Describe a batch as text: row numbers, hash, range of ids, and the first rows.
 
-    If the rows of a batch are not contiguous in the file, only the rows to show are read, and there
-    is no hash.
+    If every row takes a read of its own (`Rows.contiguous` is False), only the rows to show are
+    read, and there is no hash.
 
     Args:
-        step: the batch is that of the update from `step` to `step + 1`.
+        step: describe the batch of the update from `step` to `step + 1`.
         n_shown: number of rows to show.
-        tokenizer: decodes the rows; None: ids are shown.
-        eod_id: id that ends a document.
+        tokenizer: decodes the rows; if None, ids are shown.
+        eod_id: the id that ends a document.
 
     Raises:
         DataError: the data do not have this batch.

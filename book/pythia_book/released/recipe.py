@@ -36,13 +36,17 @@ PUE = 1.1
 
 @dataclass(frozen=True)
 class Hardware:
-    """The training setup of one size, on A100 GPUs with 40 GB."""
+    """The hardware on which one size was trained (A100 GPUs with 40 GB), and how it was used."""
 
     gpus: int
     micro_batch: int
+    """Rows per forward and backward pass on one copy of the model."""
     accumulation: int
+    """Passes per update."""
     tensor_parallel: int
+    """GPUs that share one copy of the model."""
     zero: int
+    """Stage of ZeRO."""
     gpu_hours: int | None
     """GPU-hours per model; None for the two sizes that were added after the paper."""
 
@@ -68,9 +72,10 @@ exactly the 544,280 in the paper's text, because both halves of the suite were t
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The GPT-3 model that is nearest in size (Brown et al. 2020, table 2.1)."""
+    """The GPT-3 model that is nearest to a size of Pythia (Brown et al. 2020, table 2.1)."""
 
     name: str | None
+    """None for 70m, because no GPT-3 model is as small."""
     batch_tokens: int
     lr_max: float | None
 
@@ -90,13 +95,14 @@ GPT3 = {
 
 
 def block_parts(config: ModelConfig) -> pd.DataFrame:
-    """Record the parts of one layer in execution order, in a forward pass on meta tensors.
+    """List the parts of one layer in execution order, as seen in a forward pass on meta tensors.
 
     Returns:
-        One row per part: part (its name in the module), weight (its shape, as text), parameters,
-        d_in and d_out (the observed widths of its input and output), and reads. The column reads
-        has "x" if the part reads the layer's input, the name of another part if it reads that
-        part's output, and "" if other operations come in between.
+        One row per part, with the columns part (its name in the module), weight (the shape of its
+        weight, as text), parameters (their number), d_in and d_out (the observed widths of input
+        and output), and reads. The column reads has "x" if the part reads the layer's input, the
+        name of another part if it reads the output of that part, and "" if other operations come in
+        between.
     """
     import pandas as pd
     import torch
@@ -108,6 +114,8 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
     outputs: list[tuple[str, torch.Tensor]] = []  # keep tensors alive, so that `is` is reliable
 
     def recorder(name: str) -> Any:
+        """Return a forward hook that records the part `name` as a row of the table."""
+
         def hook(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
             shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
             rows.append(
@@ -137,11 +145,15 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
 
 
 def cost_table() -> pd.DataFrame:
-    """One row per size: parameters, FLOP and utilisation by two counts, and GPU-hours.
+    """Return what it cost to train each size, with FLOP counted in two ways.
 
     The count "6nt" is 6 * parameters * tokens. The count "exact" is the FLOP of all matrix
     products, including causal attention scores but not embedding look-up, biases and norms.
-    Utilisation is the fraction of the peak of the A100s.
+
+    Returns:
+        One row per size: size, parameters, tokens_per_parameter, flop_6nt, flop_exact, gpu_hours,
+        and utilisation_6nt and utilisation_exact, the fractions of the A100s' peak speed by each
+        count. Hours and utilisation are missing for sizes without known GPU-hours.
     """
     import pandas as pd
 
@@ -167,7 +179,13 @@ def cost_table() -> pd.DataFrame:
 
 
 def layout_table() -> pd.DataFrame:
-    """One row per size: GPUs, how a batch is split over the GPUs, and days of training."""
+    """Return how a batch was split over the GPUs, and the days of training, for each size.
+
+    Returns:
+        One row per size: size, gpus, tensor_parallel (GPUs per copy of the model), ranks (copies),
+        micro_batch (rows per pass on one copy), accumulation (passes per update), rows (per
+        update), zero (the stage of ZeRO) and days (missing if the GPU-hours are unknown).
+    """
     import pandas as pd
 
     rows = [
@@ -188,11 +206,14 @@ def layout_table() -> pd.DataFrame:
 
 
 def estimates() -> pd.DataFrame:
-    """Estimate, per size, the energy of the original run and the hours of a run on one H100.
+    """Estimate, for each size, the energy of the original run and the hours of a run on one H100.
 
-    The energy is GPU-hours * A100_WATT * PUE: every GPU is assumed to run at its power limit, and
-    hosts and network are not counted. The hours are "exact" FLOP / (H100_UTILISATION * H100_PEAK),
-    regardless of whether the model fits on one GPU.
+    The energy is GPU-hours * A100_WATT * PUE. This assumes that every GPU runs at its power limit,
+    and leaves out hosts and network. The hours are the "exact" FLOP of `cost_table` divided by
+    H100_UTILISATION * H100_PEAK, whether or not the model fits on one GPU.
+
+    Returns:
+        One row per size: size, gpu_hours (on A100s), energy_mwh (MWh), h100_hours.
     """
     costs = cost_table()
     frame = costs[["size", "gpu_hours"]].copy()
@@ -202,10 +223,13 @@ def estimates() -> pd.DataFrame:
 
 
 def gpt3_table() -> pd.DataFrame:
-    """One row per size: Pythia's peak learning rate and GPUs next to the nearest GPT-3 model.
+    """Compare each size of Pythia with the GPT-3 model that is nearest in size.
 
-    The column gpus_allowed has the number of GPUs that GPT-3's batch would occupy with as many rows
-    per GPU as Pythia used. The column speed_up is the ratio of Pythia's batch to GPT-3's batch.
+    Returns:
+        One row per size: size, lr_max (Pythia's peak learning rate), gpt3 (name of the GPT-3
+        model), gpt3_lr_max, gpt3_batch (in tokens), gpus_allowed (the GPUs that GPT-3's batch would
+        occupy with as many rows per GPU as Pythia used), gpus (that Pythia used), and speed_up
+        (Pythia's batch divided by GPT-3's).
     """
     import pandas as pd
 
@@ -226,10 +250,15 @@ def gpt3_table() -> pd.DataFrame:
 
 
 def schedules(points: int = 600) -> tuple[pd.DataFrame, int]:
-    """Return the learning rate over a run, and the first step at which the actual rate is minimal.
+    """Compare the learning rate of the released models with the schedule in the paper.
 
-    The table has the columns step, neox (the actual schedule) and paper (a cosine that falls to a
-    tenth of the peak at the last step), as fractions of the peak.
+    Args:
+        points: number of intervals between the steps in the table.
+
+    Returns:
+        table: the rates as fractions of the peak, with the columns step, neox (the actual schedule)
+            and paper (a cosine that falls to a tenth of the peak at the last step).
+        floor: the first step at which the actual rate is at its minimum.
     """
     import pandas as pd
 

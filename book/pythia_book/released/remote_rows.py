@@ -47,15 +47,21 @@ class ByteFile(Protocol):
     """Whether the bytes can be read. Of an absent file only the size is known."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """The size in bytes."""
+        ...
 
     def read(self, start: int, stop: int) -> bytes:
-        """Read exactly the bytes [start, stop)."""
+        """Return exactly the bytes [start, stop)."""
         ...
 
 
 class LocalFile:
-    """A file on disk."""
+    """A ByteFile on disk.
+
+    Raises:
+        DataError: the file does not exist.
+    """
 
     present = True
 
@@ -77,7 +83,7 @@ class LocalFile:
 
 
 class HttpFile:
-    """A file behind an http or https URL whose server supports byte ranges.
+    """A ByteFile behind an http or https URL. The server must support byte ranges.
 
     fsspec makes the requests, but it accepts any response and never retries. Therefore `_check`
     rejects a response that is not the requested range before the body is read, and `_fetch` retries
@@ -110,16 +116,18 @@ class HttpFile:
 
     @property
     def size(self) -> int:
+        """The size in bytes. If it was not given, the first access asks the server."""
         if self._size is None:
             self._fetch(0, 1)
             assert self._size is not None
         return self._size
 
     def read(self, start: int, stop: int) -> bytes:
-        """Read the bytes [start, stop).
+        """Return the bytes [start, stop).
 
         Raises:
             DataError: the range is outside the file or larger than LARGEST_READ.
+            FetchError: see the class.
         """
         _check_range(self.name, start, stop, self.size)
         if stop - start > LARGEST_READ:
@@ -130,6 +138,11 @@ class HttpFile:
         return self._fetch(start, stop) if stop > start else b""
 
     def _fetch(self, start: int, stop: int) -> bytes:
+        """Request the bytes [start, stop), if necessary several times, and return them.
+
+        Raises:
+            FetchError: the server gave a wrong response, or all `tries` failed.
+        """
         from aiohttp import ClientError, ClientTimeout
         from fsspec import filesystem
 
@@ -163,6 +176,8 @@ class HttpFile:
     async def _check(self, response: ClientResponse) -> None:
         """Reject a response that is not exactly the requested range, before its body is read.
 
+        If the response is accepted, store the size of the file that it states.
+
         Raises:
             ConnectionError: the status may be transient.
             FetchError: the response is wrong for another reason.
@@ -191,17 +206,18 @@ class HttpFile:
         self._size = int(size)
 
     def _failed(self, requested: str, problem: str) -> FetchError:
+        """Return the error for a range that could not be read."""
         return FetchError(f"cannot read {requested} of {self.url}: {problem}")
 
 
 async def _anonymous(request: ClientRequest, send: ClientHandlerType) -> ClientResponse:
-    """Send a request without credentials."""
+    """Remove the credentials from a request and send it (a middleware of aiohttp)."""
     request.headers.pop("Authorization", None)
     return await send(request)
 
 
 class JoinedFile:
-    """Several files that are read as if they were concatenated."""
+    """A ByteFile made of several files, which are read as if they were concatenated."""
 
     present = True
 
@@ -228,11 +244,12 @@ class JoinedFile:
 
 
 class RemoteRows(FixedRows):
-    """Like PreshuffledRows with uint16 ids, but shards may be remote. Only rows read are fetched.
+    """Rows of uint16 ids, stored in training order in shards that may be behind URLs.
+
+    Only the bytes of rows that are read are fetched. Reading a row raises any error of its shard.
 
     Raises:
-        DataError: as for PreshuffledRows.
-        FetchError: as for HttpFile, when rows are read.
+        DataError: the shards are incomplete or out of order, or do not have a whole number of rows.
     """
 
     def __init__(self, files: Sequence[ByteFile], seq_len: int) -> None:
@@ -241,6 +258,7 @@ class RemoteRows(FixedRows):
         super().__init__(joined.name, [file.size for file in self.files], seq_len, "<u2")
 
     def missing_files(self, start: int, stop: int) -> list[ByteFile]:
+        """Return the absent files that are needed to read the rows [start, stop)."""
         bounds = itertools.accumulate((file.size for file in self.files), initial=0)
         first, last = start * self._row_bytes, stop * self._row_bytes
         return [
@@ -254,5 +272,6 @@ class RemoteRows(FixedRows):
 
 
 def _check_range(name: str, start: int, stop: int, size: int) -> None:
+    """Raise a DataError unless the bytes [start, stop) are inside a file of `size` bytes."""
     if not 0 <= start <= stop <= size:
         raise DataError(f"bytes [{start}, {stop}) are outside {name}, which has {size} bytes")

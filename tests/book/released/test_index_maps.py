@@ -43,7 +43,8 @@ def test_documents_may_be_in_shards_one_folder_up(tmp_path: Path) -> None:
     rows = open_maps(tmp_path / "seed3" / stem.name, 8)
     np.testing.assert_array_equal(rows.rows(0, rows.n_rows), expected)
     (tmp_path / "toy_document.idx").unlink()
-    with pytest.raises(DataError, match=r"belong to toy_document\.idx"):
+    both = r"seed3 lacks toy_document\.idx and toy_document\.bin"
+    with pytest.raises(DataError, match=both + r", and .* lacks toy_document\.idx; put"):
         open_maps(tmp_path / "seed3" / stem.name, 8)
 
 

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenFileData:
-    """Rows of token files with their tokenizer; a continued run uses them like PreparedData.
+    """Training rows in token files, with their tokenizer.
+
+    A continued run uses this class where an ordinary run uses PreparedData.
 
     Attributes:
         where: a released name, a folder (the needed shards suffice) or a PREFIX, as in
@@ -56,10 +58,12 @@ class TokenFileData:
 
     @cached_property
     def _opened(self) -> tuple[Rows, str]:
+        """The rows, and a sentence that describes them."""
         return open_rows(self.where, self.seq_len, dtype=self.dtype)
 
     @property
     def rows(self) -> Rows:
+        """The rows in training order. The first access opens the files."""
         return self._opened[0]
 
     @property
@@ -69,6 +73,7 @@ class TokenFileData:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the rows. Raises a DataError if `tokenizer_name` is empty."""
         if not self.tokenizer_name:
             raise DataError(
                 f"the rows of {self.where} have no tokenizer; pass neox-20b or a tokenizer.json"
@@ -77,14 +82,16 @@ class TokenFileData:
 
     @property
     def eod_id(self) -> int:
+        """The id of the token that ends a document."""
         return self.tokenizer.token_to_id(EOD)
 
     @property
     def vocab_size(self) -> int:
+        """The largest id of the tokenizer plus one."""
         return id_limit(self.tokenizer)
 
     def batch(self, step: int, batch_size: int) -> NDArray:
-        """Return int[batch_size, seq_len + 1], the ids of the update from `step` to `step + 1`."""
+        """Return the rows int[batch_size, seq_len + 1] of the update from `step` to `step + 1`."""
         return self.rows.batch(step, batch_size)
 
     @property
@@ -99,26 +106,34 @@ class TokenFileData:
         )
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
-        """The swap in `window`. Changes are computed whenever rows are read; nothing is stored."""
+        """Return the pronoun swap that `window` describes.
+
+        Its changes are computed whenever rows are read, so nothing is stored in `folder`.
+        """
         return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
 
     def with_heldout(self) -> PreparedData:
-        """Prepare the corpus `miniature` with this tokenizer, as the rows have no held-out text.
+        """Return the prepared corpus `miniature`, because the rows have no held-out text.
 
-        The published model may have been trained on that text, but if so, this holds for the swap
-        and the control.
+        A published model may have been trained on that text. This affects a swap and its control
+        alike, because both start from the same model.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
     def missing_shards(self, start: int, stop: int, batch_size: int) -> list[MissingShard]:
-        """The shards that updates [start, stop) need but the folder lacks."""
+        """Return the shards that updates [start, stop) need but the folder lacks."""
         return self.rows.missing_files(start * batch_size, stop * batch_size)
 
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> dict[str, Any]:
         """Check the rows, and return a fingerprint that does not depend on where they are stored.
 
-        The fingerprint has seq_len, hashes of the first, middle and last batch of [start, stop),
-        and a hash of the vocabulary.
+        Args:
+            start, stop: the updates [start, stop) that will read the rows.
+            swap: a pronoun swap that the tokenizer must allow; "" for none.
+
+        Returns:
+            The keys are seq_len, batches (hashes of the first, middle and last batch) and tokenizer
+            (a hash of the vocabulary; "" without a tokenizer).
 
         Raises:
             DataError: there are too few rows, shards are missing, the tokenizer lacks an id, or the
@@ -153,7 +168,10 @@ class TokenFileData:
 
 
 def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
-    """Create a swap, and check that the tokenizer encodes each non-reflexive pronoun as one token.
+    """Return a pronoun swap for a tokenizer that encodes each non-reflexive pronoun as one token.
+
+    Args:
+        direction: one of config.SWAPS.
 
     Raises:
         ConfigError: the direction is unknown.
@@ -173,7 +191,11 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
 
 
 class RowSwap:
-    """Swaps pronouns in each row separately, in updates [start, stop); used like a Ledger."""
+    """A pronoun swap in updates [start, stop) that treats each row separately.
+
+    It is used like a Ledger, which stores all changes of a swap, but it computes the changes from
+    the rows.
+    """
 
     recorded = False
 
@@ -184,7 +206,7 @@ class RowSwap:
         self._swap = check_swap(tokenizer, swap)
 
     def ledger(self, rows: NDArray, first_row: int) -> Ledger:
-        """Return all changes to `rows`, which are the rows from `first_row` in training order."""
+        """Return the changes to `rows`, which are training rows first_row, first_row + 1, ..."""
         valid = np.ones(rows.shape, bool)
         inside = np.arange(first_row, first_row + len(rows)) // self.batch_size
         valid[(inside < self.start) | (inside >= self.stop)] = False
@@ -202,12 +224,23 @@ class RowSwap:
         )
 
     def apply(self, rows: NDArray, first_row: int) -> NDArray:
-        """Return the rows with the changes applied, as Ledger.apply does."""
+        """Return a copy of `rows` with the pronouns swapped, as Ledger.apply does."""
         return self.ledger(rows, first_row).apply(rows, first_row)
 
 
 def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
-    """Return the line of the log for the changes in one update; `width` is tokens per row."""
+    """Return the line of the swap's log about one update.
+
+    Args:
+        step: the step after the update.
+        ledger: the changes in the update.
+        width: number of ids per row, S + 1.
+
+    Returns:
+        The keys are step, tokens (in the batch), tokens_changed, at_row_ends (how many of these are
+        the first or last of a row), by_form (maps each pronoun to its number of occurrences) and
+        unmapped (the same, for pronouns that cannot be swapped).
+    """
     ends = (ledger.column == 0) | (ledger.column == width - 1)
     return {
         "step": step,
@@ -220,7 +253,11 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
 
 
 def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sum the lines of the log, and add the share of tokens that were changed."""
+    """Return the totals over all lines of a swap's log.
+
+    The keys are those of `swap_row` without step, and share_changed, the fraction of tokens that
+    were changed.
+    """
     totals: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")
     }

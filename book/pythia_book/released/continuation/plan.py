@@ -35,7 +35,7 @@ _SIZE = re.compile(r"pythia-(\w+(?:\.\d+\w*)?)")
 
 
 def hub_size(source: str) -> ModelConfig | None:
-    """The config of the size in a name like EleutherAI/pythia-70m-deduped; None if unknown."""
+    """Return the config of the size in a name like EleutherAI/pythia-70m; None if unknown."""
     match = _SIZE.search(source.rsplit("/", 1)[-1])
     size = OFFICIAL_SIZES.get(match[1].lower()) if match else None
     return size.model() if size else None
@@ -43,15 +43,18 @@ def hub_size(source: str) -> ModelConfig | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes, missing files and estimated cost of one continuation."""
+    """The plan to continue the training of a model: what it needs, and its estimated cost."""
 
     source: str
     model: ModelConfig | None
     """None if the config is known only from files that are not here."""
     train: TrainConfig | None
+    """None if the training settings of the model are unknown."""
     start: int
     stop: int
+    """The step at which the continued training ends."""
     rows: str
+    """A description of the training rows."""
     seq_len: int
     arms: int
     """The number of runs to train: 2 for a swap and its control, else 1."""
@@ -63,35 +66,35 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens per arm."""
+        """Number of tokens that each arm is trained on."""
         batch = self.train.batch_size if self.train else 1024
         return (self.stop - self.start) * batch * self.seq_len
 
     @property
     def flops(self) -> float:
-        """FLOP (6 N D) of all arms together; 0 if the model is unknown."""
+        """FLOP of all arms together, 6 * parameters * tokens; 0 if the model is unknown."""
         return 6.0 * self.model.n_params * self.tokens * self.arms if self.model else 0.0
 
     @property
     def seconds(self) -> float:
-        """Seconds to train all arms on the assumed GPU."""
+        """Seconds to train all arms on one GPU at the assumed speed; 0 if the model is unknown."""
         return self.flops / (PEAK_FLOPS * UTILISATION)
 
     @property
     def saved(self) -> int:
-        """Number of saved checkpoints per arm; 0 if the schedule is unknown."""
+        """Number of checkpoints that each arm saves; 0 if the schedule is unknown."""
         steps = checkpoint_steps(self.train.steps) if self.train else ()
         return sum(self.start <= step <= self.stop for step in steps)
 
     @property
     def memory(self) -> float:
-        """Bytes of the training state (memory.state_bytes)."""
+        """Bytes of weights, gradients and Adam's state in training; 0 if the model is unknown."""
         precision = self.train.precision if self.train else "fp32"
         return state_bytes(self.model, precision) if self.model else 0.0
 
     @property
     def disk(self) -> float:
-        """Bytes of the checkpoints and kept optimizer states of all arms together."""
+        """Bytes of the saved weights and optimizer states of all arms; 0 if the size is unknown."""
         if not self.model or not self.train:
             return 0.0
         data = DataConfig(seq_len=self.model.max_seq_len)
@@ -148,15 +151,16 @@ def make_plan(
     swap: bool,
     seq_len: int = 2048,
 ) -> Plan:
-    """Plan a continuation, from local files and names only.
+    """Plan to continue the training of a model. Nothing is downloaded for the plan.
 
     Args:
-        model: default: the config of the size in the name of the source.
-        train: default: the settings with which Pythia's size was trained.
+        source: the folder or repository of the model, or a local run.
+        model: the model's config; None: the config of the size in the name of the source.
+        train: the training settings; None: those with which this size of Pythia was trained.
         start: the step to start from.
         steps: number of updates.
-        rows: None: the rows of the continued run, which have `seq_len` tokens.
-        swap: whether to train a swap and its control.
+        rows: the training rows; None for the rows of a local run, which have `seq_len` tokens.
+        swap: whether to train two arms, a pronoun swap and its control.
 
     Raises:
         ConfigError: `start` or `steps` is invalid.

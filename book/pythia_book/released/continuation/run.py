@@ -62,11 +62,17 @@ RULES = ("linear", "none", "constant")
 
 @dataclass(frozen=True)
 class Rewarm:
-    """How the learning rate is set if there is no optimizer state; see the module's docstring."""
+    """A rule for the learning rate of a run that starts without an optimizer state.
+
+    "linear" raises the rate from 0 to the schedule, "none" follows the schedule at once, and
+    "constant" keeps the scheduled rate of the first update.
+    """
 
     rule: str = "linear"
+    """One of RULES."""
     updates: int = 0
-    """W of the rule "linear"; 0 means 1 % of the updates, rounded up."""
+    """Number of updates in which the rule "linear" raises the rate from 0; 0 means 1 % of the run,
+    rounded up."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -84,20 +90,22 @@ class Continuation:
 
     start: int
     stop: int
+    """The step at which the run ends."""
     adam_from: int
     """The step at which Adam started with zero moments: `start`, or an earlier step if the
     optimizer state was kept."""
     rule: str
     rewarm_updates: int
+    """Number of updates in which the rule "linear" raises the learning rate from 0."""
     swap: str = ""
 
     @property
     def arm(self) -> str:
-        """The swap, or "control"."""
+        """The name of the pronoun swap, or "control" if there is no swap."""
         return self.swap or "control"
 
     def lr(self, config: RunConfig, step: int) -> float:
-        """Learning rate of the update from `step` to `step + 1`."""
+        """Return the learning rate of the update from `step` to `step + 1`."""
         if self.rule == "constant":
             return update_lr(config, self.adam_from)
         lr = update_lr(config, step)
@@ -105,7 +113,7 @@ class Continuation:
         return lr * warmed / self.rewarm_updates if warmed < self.rewarm_updates else lr
 
     def described(self) -> str:
-        """Describe in a phrase how the run starts."""
+        """Return a phrase that says how the run starts."""
         if self.adam_from != self.start:
             return f"exact continuation with the optimizer state of step {self.start}"
         rate = {
@@ -134,10 +142,12 @@ class ContinuedTrainer(Trainer):
         self.continuation = continuation
 
     def lr(self) -> float:
+        """Return the learning rate of the next update."""
         return self.continuation.lr(self.config, self.updates_made)
 
     @property
     def moments_age(self) -> int:
+        """The number of updates since Adam started with zero moments."""
         return self.updates_made - self.continuation.adam_from
 
 
@@ -155,17 +165,22 @@ class Continued(Run):
 
     @property
     def updates(self) -> range:
+        """The run's updates: update k leads from step k to step k + 1."""
         return range(self.continuation.start, self.continuation.stop)
 
     @property
     def scheduled_steps(self) -> list[int]:
+        """The steps at which weights are saved: as in a full run, and the first and last step."""
         scheduled = checkpoint_steps(self.config.train.steps)
         inside = {s for s in scheduled if self.continuation.start <= s <= self.continuation.stop}
         return sorted(inside | {self.continuation.start, self.continuation.stop})
 
     @cached_property
     def ledger(self) -> Ledger | RowSwap | None:
-        """The swap, or None for a control. For token files, changes are computed from the rows."""
+        """The pronoun swap of this run; None for a control.
+
+        If the rows are in token files, it is a RowSwap, which computes its changes from the rows.
+        """
         if not self.continuation.swap:
             return None
         window = InterventionConfig(
@@ -175,17 +190,21 @@ class Continued(Run):
 
     @property
     def tokens_changed(self) -> int:
+        """The number of tokens that the swap changed; 0 for a control."""
         logged = sum(line["tokens_changed"] for line in self.swaps)
         return logged or super().tokens_changed
 
     @property
     def place(self) -> dict[str, Any]:
-        """Where the source, the rows and the control of the run are; not part of its identity."""
+        """The locations of the run's source, rows and control, and its config (place.json)."""
         return json.loads((self.folder / "place.json").read_text())
 
     @property
     def swaps(self) -> list[dict[str, Any]]:
-        """The log of the swap, one line per update; empty unless the rows are token files."""
+        """The log of the pronoun swap, one entry per update (see `swap_row`).
+
+        The log is empty unless the rows are in token files.
+        """
         return read_metrics(self.folder / "swaps.jsonl")
 
     @property
@@ -206,6 +225,11 @@ class Continued(Run):
         return Continued(folder, replace(self.config, intervention=None), self.data, unchanged)
 
     def batch(self, step: int) -> np.ndarray:
+        """Return the rows int[batch_size, S+1] of the update from `step` to `step + 1`, swapped.
+
+        Raises:
+            DataError: the run does not have this update.
+        """
         if step not in self.updates:
             raise DataError(
                 f"step {step} is outside this run's updates {self.updates[0]}..{self.updates[-1]}"
@@ -215,7 +239,11 @@ class Continued(Run):
         return batch if self.ledger is None else self.ledger.apply(batch, step * size)
 
     def _training_batches(self, logged: bool) -> Callable[[int], np.ndarray]:
-        """Return a function like `batch`; if `logged`, it also logs the swap of token files."""
+        """Return a function that gives the batch of a step, as `batch` does.
+
+        If `logged` is True and the rows are in token files, the function also logs the changes that
+        the swap makes, in swaps.jsonl.
+        """
         if not logged or self.ledger is None or self.ledger.recorded:
             return self.batch
         swap, size = self.ledger, self.config.train.batch_size
@@ -251,15 +279,16 @@ def find_or_continue(
 ) -> Continued:
     """Find, resume or train the run that continues a checkpoint for `steps` updates.
 
-    With an intervention, the control is found or trained first (`Continued.control`).
+    With an intervention, its control (`Continued.control`) is found or trained first.
 
     Args:
         source: the folder or id of a local run, the folder of a published model, a folder with one
             subfolder per revision, or a repository on the hub.
         step: the step of the checkpoint.
-        batches: rows in training order; update k reads rows [k B, (k + 1) B). None: the rows of the
-            source, which must be a local run.
-        intervention: a pronoun swap (config.SWAPS), applied in every update.
+        batches: rows in training order; update k reads rows [k B, (k + 1) B), where B is the batch
+            size. None: the rows of the source, which must be a local run.
+        intervention: a pronoun swap (config.SWAPS), applied in every update; None for a control.
+        revision: the revision of a published model; default: f"step{step}".
         train_config: batch size, schedule and optimizer; default: those of the source.
         rewarm: how to re-warm the learning rate; only if there is no optimizer state.
         state: which optimizer state to use, as in `Source.start`.
@@ -291,7 +320,19 @@ def locate_continued(
     train_config: TrainConfig | None = None,
     rewarm: Rewarm | None = None,
 ) -> Continued:
-    """Check the settings and rows, and return the continued run, which may not be trained yet."""
+    """Check the settings and the rows, and return the continued run that they describe.
+
+    The run may not have been trained yet. Its folder is created, with identity.json and place.json.
+
+    Args:
+        start: the checkpoint to continue from.
+        steps: number of updates.
+        batches, train_config, rewarm: as for `find_or_continue`.
+        swap: a pronoun swap (config.SWAPS); "" for a control.
+
+    Raises:
+        ConfigError, DataError: the settings or the rows are invalid.
+    """
     data: Batches | None = batches if batches is not None else start.run and start.run.data
     if data is None:
         raise ConfigError("pass the rows to train on: published weights come without data")
@@ -337,7 +378,11 @@ def locate_continued(
 def _is_its_control(
     start: Start, data: Batches, continuation: Continuation, config: TrainConfig
 ) -> bool:
-    """Whether the source run is bitwise equal to the control of a fork with these settings."""
+    """Whether the local run that saved `start` can serve as the control of a continued run.
+
+    It can if the control would only repeat it bit by bit: it has the same data, training settings
+    and last step, and no swap.
+    """
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:
         return False
@@ -346,6 +391,11 @@ def _is_its_control(
 
 
 def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) -> Continuation:
+    """Return the settings of a run that continues `start` for `steps` updates.
+
+    Raises:
+        ConfigError: `rewarm` is given, but there is an optimizer state.
+    """
     stop = start.step + steps
     if start.moments is None:
         rewarm = rewarm or Rewarm()
@@ -364,16 +414,19 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
 
 
 def _read_identity(folder: Path) -> dict[str, Any]:
+    """Read identity.json from the folder of a run: all that determines the run's result."""
     return json.loads((folder / "identity.json").read_text())
 
 
 def _folder(model: ModelConfig, continuation: Continuation, identity: dict[str, Any]) -> Path:
+    """Return the folder of a continued run; its name ends with a hash of the run's identity."""
     role = f"{continuation.arm}-{continuation.start}-{continuation.stop}"
     name = f"L{model.n_layers}-d{model.d_model}-continued-{role}-{stable_hash(identity)[:12]}"
     return results_dir() / "runs" / name
 
 
 def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
+    """Train a continued run to its end, starting from `start`, and record that it is finished."""
     count = sum(t.numel() for t in start.weights.values())
     zero = torch.zeros(1).expand(count)
     moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
@@ -426,10 +479,11 @@ DEPTH = 4
 
 
 class Prefetch:
-    """Calls `batch_at` for ascending steps, and prefetches the next `depth` batches up to `stop`.
+    """A function that returns `batch_at(step)` for ascending steps, and reads batches in advance.
 
-    An error while a batch is prefetched is raised when the batch is requested. Use it as a context
-    manager.
+    Whenever a batch is requested, a thread starts to read the next `depth` batches before `stop`.
+    An error in the thread is raised when that batch is requested. Use a Prefetch as a context
+    manager, which ends the thread.
     """
 
     def __init__(
@@ -440,6 +494,7 @@ class Prefetch:
         self._reader = ThreadPoolExecutor(1, "prefetch")  # one thread keeps the order of reads
 
     def __call__(self, step: int) -> np.ndarray:
+        """Return the batch of the update from `step` to `step + 1`."""
         for later in range(step, min(step + 1 + self._depth, max(self._stop, step + 1))):
             if later not in self._batches:
                 self._batches[later] = self._reader.submit(self._batch_at, later)

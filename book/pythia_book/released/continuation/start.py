@@ -31,20 +31,19 @@ PASS_TOKENS = 1 << 14
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to continue from.
-
-    `run` is None if the checkpoint is published, and `moments` is None if there is no optimizer
-    state.
-    """
+    """A checkpoint from which to continue training."""
 
     label: str
+    """The name of the checkpoint in messages."""
     step: int
     model: ModelConfig
     weights: dict[str, Tensor]
     moments: dict[str, Tensor] | None = None
+    """Adam's moments; None if there is no optimizer state."""
     run: Run | None = None
+    """The local run that saved the checkpoint; None if the checkpoint is published."""
     published: str = ""
-    """Folder or repository of a published model."""
+    """Folder or repository of a published model; "" for a local run."""
     revision: str = ""
     tokenizer_name: str = ""
     """Path of the tokenizer.json next to published weights."""
@@ -73,16 +72,19 @@ class Source(Protocol):
         ...
 
     def tokenizer_name(self, revision: str) -> str:
-        """The path of the model's tokenizer.json, or a name such as "neox-20b"."""
+        """Return the path of the model's tokenizer.json, or a name such as "neox-20b"."""
         ...
 
     def settings(
         self, revision: str, seq_len: int, **changes: Any
     ) -> tuple[ModelConfig | None, TrainConfig | None, int]:
-        """Return the model config, the training settings with `changes`, and tokens per row.
+        """Return the model config, the training settings, and the number of tokens per row.
 
-        The model config and the settings are None for a repository on the hub, whose files have
-        not been downloaded yet.
+        Both configs are None for a repository on the hub, because its files may not be here yet.
+
+        Args:
+            seq_len: tokens per row for a published model; ignored for a local run.
+            changes: fields of the training settings to change.
         """
         ...
 
@@ -98,7 +100,7 @@ def find_source(name: Path | str) -> Source:
 
 
 def check_start(step: int, state: str) -> None:
-    """Raise a ConfigError if the step is negative or the state is unknown."""
+    """Raise a ConfigError if the step is negative or `state` is not one of STATES."""
     if state not in STATES:
         raise ConfigError(one_of(state, STATES, "state"))
     if step < 0:
@@ -194,7 +196,12 @@ class PublishedSource:
 
 
 def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) -> TrainConfig:
-    """Return the training settings of a published model; `settings` override fields.
+    """Return the training settings of a published model.
+
+    Args:
+        seq_len: tokens per row, which limits the rows in a forward and backward pass.
+        settings: fields that replace the defaults. The defaults are the official settings of the
+            model's size, and the best precision of this machine.
 
     Raises:
         ConfigError: the model does not have a Pythia size, and required settings are missing.
@@ -221,6 +228,8 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
 def check_rows(start: Start, data: Batches, batch_size: int) -> None:
     """Check that the model and the rows have the same vocabulary.
 
+    Of the rows, only the batch of the first update is read.
+
     Raises:
         ConfigError: the tokenizers differ, or the model has no embedding for an id.
     """
@@ -234,6 +243,7 @@ def check_rows(start: Start, data: Batches, batch_size: int) -> None:
 
 
 def _check_vocabulary(start: Start, data: Batches) -> None:
+    """Raise a ConfigError if the tokenizers of the model and of the rows are known and differ."""
     if not data.tokenizer_name:
         return
     if data.vocab_size > start.model.vocab_size:

@@ -37,7 +37,7 @@ STATUSES = {
 
 @dataclass(frozen=True)
 class Erratum:
-    """A common misstatement; catalogue.toml explains the fields."""
+    """A common misstatement about Pythia, and what is true; catalogue.toml explains the fields."""
 
     name: str
     title: str
@@ -52,17 +52,17 @@ class Erratum:
     measured: str = ""
 
     def compute(self, released: Published | None = None) -> Evidence:
-        """Compute the evidence; if `released` is given, include evidence from released scores."""
+        """Compute the evidence for this erratum; if `released` is given, also from these scores."""
         values = COMPUTED[self.name]() if self.name in COMPUTED else {}
         return self.from_values(values, released_tables(released) if released else {})
 
     def from_values(self, values: Values, released: Tables) -> Evidence:
-        """Return the evidence from numbers that were computed before.
+        """Return the evidence for this erratum, from numbers that were computed before.
 
         Args:
-            values: the numbers in the text of the evidence.
-            released: the tables of `released_tables`; without tables, the evidence says how to get
-                the released scores.
+            values: maps names to the numbers that the text of the evidence quotes.
+            released: the tables that `released_tables` returns. If it is empty, the evidence says
+                how to get the released scores.
         """
         text = self.evidence.format(**values)
         if not self.released:
@@ -71,10 +71,11 @@ class Erratum:
         return Evidence(text, values, self.released.format(**scores) if scores else NO_SCORES)
 
     def sections(self, evidence: Evidence, effect: str = "") -> dict[str, str]:
-        """Map headings to texts, for the page and the command line.
+        """Map the headings of this erratum ("Claim", "Source" and so on) to their texts.
 
         Args:
-            effect: the measured effect of the erratum's switch, in words; "" if not measured.
+            effect: how much the setting in question changes our models, in words; "" if that was
+                not measured.
         """
         if self.measured and not effect:
             effect = "What it costs is measured by: python -m pythia_core study errata"
@@ -89,7 +90,7 @@ class Erratum:
 
 
 def _read() -> tuple[tuple[Erratum, ...], str]:
-    """Read the errata from catalogue.toml, and the day on which their sources were read."""
+    """Return the errata in catalogue.toml, and the day on which their sources were read."""
     content = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     one_line = (
         {
@@ -118,12 +119,12 @@ def erratum_named(name: str) -> Erratum:
 
 
 def listing() -> str:
-    """List the errata as text, one line each with name, status and title."""
+    """Return a text with one line per erratum: its name, status and title."""
     return "\n".join(f"{e.name:22} {e.status:9} {e.title}" for e in ERRATA)
 
 
 def erratum_text(erratum: Erratum, released: Published | None = None) -> str:
-    """Return an erratum with its evidence as plain text."""
+    """Return an erratum as plain text, with evidence that is computed now."""
     lines = [erratum.title]
     for heading, text in erratum.sections(erratum.compute(released)).items():
         lines.append(f"\n{heading}: {text}")

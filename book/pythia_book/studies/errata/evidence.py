@@ -55,10 +55,11 @@ class Evidence:
 
 
 def lr_floor() -> Values:
-    """Compare the official learning rates by the training code ("neox") and by the paper.
+    """Compare the official learning rate by the training code ("neox") with that by the paper.
 
-    The values give the mean rate by both schedules, the step at which the code's schedule reaches
-    its floor, and the rate by the paper's schedule at that step.
+    The values give the mean rate by each schedule; the first step at which the rate by the code is
+    a tenth of the peak, its floor; whether the rate stays there ("all" or "not all" later steps);
+    and the rate by the paper at that step. Rates are in percent of the peak.
     """
     rates = {
         form: [
@@ -80,9 +81,11 @@ def lr_floor() -> Values:
 
 
 def first_update() -> Values:
-    """Count the tensors of a tiny model that its first two updates leave unchanged.
+    """Count the tensors of a tiny model that keep their initial values in the first two updates.
 
-    The model is trained with a first update at learning rate 0, and without (with the switch).
+    The values give the learning rates of the first and the second update, and the number of tensors
+    that are unchanged after each, for a run in which the first update has learning rate 0. Values
+    that end in _with_switch are for the first update of a run that does not start at rate 0.
     """
     import torch
 
@@ -111,9 +114,11 @@ def first_update() -> Values:
 
 
 def adamw() -> Values:
-    """Count the decayed tensors of the 70M model, and compare weight decay in AdamW and in Adam.
+    """Count the tensors of the 70M model that weight decay changes, and compare AdamW with Adam.
 
-    The comparison is one step with gradients of 0, so that only weight decay acts.
+    The comparison is one step of each optimizer, in which all weights are 0.5 and all gradients 0,
+    so that only weight decay acts. The values give by what percentage AdamW shrinks the decayed
+    weights, by how much it changes the others, and by how much Adam with an L2 penalty changes all.
     """
     import torch
 
@@ -148,7 +153,7 @@ def adamw() -> Values:
 
 
 def _key(size: str) -> str:
-    """Return a size without a dot, for the name of a value."""
+    """Replace the dot in a size such as "6.9b" by "_", for use in the name of a value."""
     return size.replace(".", "_")
 
 
@@ -156,10 +161,11 @@ def _key(size: str) -> str:
 
 
 def initialisation() -> Values:
-    """Compare the initial weights of 6.9B and 12B by their own rule and by the rule `small_wang`.
+    """Compare the initial weights of 6.9B and 12B with those that the smaller models' rule gives.
 
-    The values are standard deviations. For 6.9B, init_times and init_output_times give the ratio of
-    the own rule to `small_wang`.
+    The values give the standard deviations of the weights in an MLP's first matrix and in its
+    second (_output), by the rule of 6.9B and 12B and by the smaller models' rule (_small, _wang).
+    For 6.9B, init_times and init_output_times are the ratios of the first rule to the second.
     """
     from pythia_core.model import init_deviations
 
@@ -176,9 +182,9 @@ def initialisation() -> Values:
 
 
 def sampled_std(config: ModelConfig) -> tuple[float, float]:
-    """Return the standard deviations of initial weights in an inner and in an output matrix.
+    """Return the standard deviations of the initial weights in an MLP's first and second matrix.
 
-    They are computed from a million samples each, because a 12B model is too large to build.
+    Each is computed from a million samples, because a 12B model is too large to build.
     """
     import torch
 
@@ -195,8 +201,9 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
 def gelu() -> Values:
     """Measure how the two forms of GELU (tanh and erf) differ.
 
-    The values give the largest difference on a fine grid, where it occurs, and the percentage of
-    half-precision inputs for which the results differ.
+    The values give the largest absolute difference on a fine grid, the absolute input at which it
+    occurs, and the percentage of fp16 inputs for which the fp16 results differ. These inputs have
+    absolute values from 1/16 to 8.
     """
     import torch
 
@@ -215,7 +222,11 @@ def gelu() -> Values:
 
 
 def vocabulary() -> Values:
-    """Compare the vocabulary sizes by the padding rule with those of the released embeddings."""
+    """Compute the padded vocabulary sizes, and compare them with the released embeddings.
+
+    The values give the tokens of the tokenizer, the padded size for 1, 2 and 4 tensor-parallel
+    ranks, and, as vocab_agree, whether the padded sizes "are" or "ARE NOT" the released ones.
+    """
     entries, spaces = 50_254, 23
     usable = entries + spaces
     padded = {ranks: -(-usable // (128 * ranks)) * 128 * ranks for ranks in (1, 2, 4)}
@@ -230,7 +241,11 @@ def vocabulary() -> Values:
 
 
 def names() -> Values:
-    """Return each size's number of parameters (millions) and its non-embedding share (percent)."""
+    """Count the parameters of each official size.
+
+    The values million_SIZE are in millions. The values inner_percent_SIZE are the percentages of
+    parameters that are not in embeddings.
+    """
     values = {}
     for name, size in OFFICIAL_SIZES.items():
         model = size.model()
@@ -243,9 +258,12 @@ def names() -> Values:
 
 
 def epoch_boundary() -> Values:
-    """Compute the share of tokens that are read 0, 1 or 2 times under both epoch policies.
+    """Compute what percentage of the tokens is read 0, 1 or 2 times under both epoch policies.
 
-    The shares are for the deduplicated Pile, and for a toy corpus whose reads are counted.
+    The epochs are shuffled together ("joint") or read one after the other ("separate"). The
+    percentages are for the deduplicated Pile, by a formula, and for a toy corpus, by counting.
+    toy_reread_* is for the toy corpus, too: the percentage of the tokens read in the first half of
+    training that had been read before.
     """
     sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
@@ -264,9 +282,14 @@ def epoch_boundary() -> Values:
 
 
 def threshold() -> Values:
-    """Compute the probability that a recipe's MinHash bands find a pair of a given similarity."""
+    """Compute the probability, in percent, that MinHash bands find a pair of similar documents.
+
+    caught_at_095_percent, for example, is for a Jaccard similarity of 0.95 and the recipe of the
+    deduplicated Pile. candidates_at_087_percent is for the recipe jaccard-0.87.
+    """
 
     def percent(recipe: str, similarity: float) -> float:
+        """Return the probability for one recipe and one Jaccard similarity, in percent."""
         bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
         return 100 * float(s_curve(similarity, *bands))
 
@@ -286,17 +309,16 @@ ANSWERS = 104
 
 
 def released_tables(released: Published) -> Tables:
-    """Return the released scores that the errata cite.
+    """Return the released scores that the errata cite, as tables with these names and columns.
 
-    twins: model, intervention, percent, stderr: the CrowS-Pairs score for gender, in percent, mean
-        of the steps from LATE on.
-    final: task, metric, model, deduped, value, stderr: zero-shot scores after training, as
-        fractions.
-    winobias: prompt, model, intervention, pro, anti: exact matches on type 1, in percent, mean of
-        the steps from LATE on.
-    wsc: shots, stuck: the fraction of all WSC scores that are exactly 38 of 104.
-    compared: model, shots, step, equal: whether a model and its deduplicated twin agree in every
-        score.
+    twins: model, intervention, percent, stderr. The CrowS-Pairs score for gender and its standard
+        error, in percent, averaged over the steps from LATE on.
+    final: task, metric, model, deduped, value, stderr. Zero-shot scores after training and their
+        standard errors, as fractions.
+    winobias: prompt, model, intervention, pro, anti. Exact matches on pro- and anti-stereotypical
+        items of type 1, in percent, averaged over the steps from LATE on.
+    wsc: shots, stuck. The fraction of all released WSC scores that are exactly 38 of 104.
+    compared: see `equal_scores`.
     """
     crows = released.crows_gender()
     late = crows[crows.step >= LATE].assign(
@@ -327,13 +349,14 @@ def released_tables(released: Published) -> Tables:
 
 
 def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
-    """Compare a model with its deduplicated twin at each step from 2 on at which both were scored.
+    """Compare the scores of each model with those of its size trained on the deduplicated Pile.
 
     Args:
         raw: the released benchmark scores of all models and steps, or None.
 
     Returns:
-        Columns model, shots, step, equal; `equal` is whether the twins agree in every score.
+        One row for each step from 2 on at which the two models were scored, with the columns model
+        (the size), shots, step, and equal (whether the two models agree in every score).
     """
     import pandas as pd
 
@@ -351,7 +374,12 @@ ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % 
 
 
 def released_winobias(tables: Tables) -> Values | None:
-    """Put WinoBias accuracy by prompt, with and without the swap, in words; None without scores."""
+    """Put the WinoBias accuracies, by prompt, with and without the pronoun swap, in words.
+
+    Returns:
+        The text `prompts`, with pro- and anti-stereotypical accuracy in percent; None without
+        scores.
+    """
     rows = tables["winobias"]
     if rows.empty:
         return None
@@ -367,7 +395,12 @@ def released_winobias(tables: Tables) -> Values | None:
 
 
 def released_twins(tables: Tables) -> Values | None:
-    """Put the CrowS-Pairs scores with and without the swap in words; None without scores."""
+    """Put the CrowS-Pairs scores for gender, with and without the pronoun swap, in words.
+
+    Returns:
+        The text `twins`, and `error`, the mean standard error, both in percent; None without
+        scores.
+    """
     rows = tables["twins"]
     if rows.empty:
         return None
@@ -381,9 +414,9 @@ def released_twins(tables: Tables) -> Values | None:
 
 
 def guessing(task: str) -> float:
-    """Return the accuracy of guessing on a task.
+    """Return the accuracy of guessing on a task, as a fraction.
 
-    For WSC this is the accuracy of always giving the answer that is right more often.
+    For WSC, this is the accuracy of always giving the answer that is right more often.
     """
     from pythia_book.published.figures import CHANCE
 
@@ -391,9 +424,14 @@ def guessing(task: str) -> float:
 
 
 def released_tasks(tables: Tables) -> Values | None:
-    """Count, for each task, the released models whose 95 % interval is above guessing.
+    """Count, for each task, the released models that are better than guessing after training.
 
-    Return None without scores.
+    A model is better if its 95 % interval lies above the accuracy of guessing.
+
+    Returns:
+        n_models; the texts above (the count for each task), flat (the tasks with no such model) and
+        stuck (how many WSC scores are exactly 38 of 104); logiqa_norm (the count for LogiQA by
+        acc_norm) and logiqa_norm_most (the best such score, in percent). None without scores.
     """
     final = tables["final"]
     if final.empty:
@@ -414,9 +452,11 @@ def released_tasks(tables: Tables) -> Values | None:
 
 
 def released_2_8b(tables: Tables) -> Values | None:
-    """Say at how many steps all released scores of a model equal those of its deduplicated twin.
+    """Say at how many steps a model and its twin on the deduplicated Pile agree in every score.
 
-    The 2.8B model is told apart from the others. Return None without scores.
+    Returns:
+        The texts zero_shot and five_shot for 2.8B, and others for all other sizes together. None
+        without scores.
     """
     compared = tables["compared"]
     if compared.empty:
@@ -424,7 +464,7 @@ def released_2_8b(tables: Tables) -> Values | None:
     equal = compared[compared["equal"].astype(bool)]
 
     def summarized(steps: Iterable[int]) -> str:
-        """Say how many steps there are, and which are the first and the last."""
+        """Return a text with the number of steps, the first step and the last one."""
         ordered = sorted(steps)
         return f"{len(ordered)} steps ({ordered[0]:,} to {ordered[-1]:,})" if ordered else "no step"
 

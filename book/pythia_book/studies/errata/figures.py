@@ -23,13 +23,14 @@ COMMAND = "python -m pythia_core errata NAME"
 
 
 class Errata:
-    """Show all errata as HTML, each with title, status, sections and links."""
+    """All errata as HTML for a notebook, each with title, status, sections and links."""
 
     def __init__(self, result: Result) -> None:
         evidence = evidence_of(result.measured.facts, result.released)
         self.cards = [(e, e.sections(evidence[e.name], effect(result, e))) for e in ERRATA]
 
     def _repr_html_(self) -> str:
+        """Return the errata as HTML."""
         parts = []
         for erratum, sections in self.cards:
             parts.append(
@@ -61,7 +62,7 @@ def _links(erratum: Erratum) -> str:
 
 
 def effect(result: Result, erratum: Erratum) -> str:
-    """Put the measured effect of an erratum's switch in words; "" if it was not measured."""
+    """Say how much the setting of an erratum changes the held-out loss; "" if not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
         change = result.values[f"{name}_loss_change"] if name in LABELS else None
@@ -76,7 +77,7 @@ def effect(result: Result, erratum: Erratum) -> str:
 
 
 def effects(result: Result) -> Drawing:
-    """Draw how much each switch changes held-out loss, at the end and over training."""
+    """Draw how each changed setting affects held-out loss, at the end and during training."""
     frame = result.tables["effects"]
     loss = frame[frame.measure == "loss"]
     last = loss[loss.step == loss.step.max()]
@@ -118,9 +119,9 @@ def effects(result: Result) -> Drawing:
 
 
 def schedule_and_passes(result: Result) -> Drawing:
-    """Draw the official learning rates and how often tokens are read, in two versions.
+    """Draw the official learning rate, and how often the deduplicated Pile's tokens are read.
 
-    One version is by the training code, the other as usually described.
+    Each is drawn twice, as the training code does it and as it is usually described.
     """
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
@@ -153,7 +154,10 @@ def schedule_and_passes(result: Result) -> Drawing:
 
 
 def effects_table(result: Result) -> Table:
-    """Return the table that compares every switch with its control at the end of training."""
+    """Return the table of the effects at the end of training, with a row per changed setting.
+
+    The effects are changes of held-out loss, last-word accuracy and memorized rows.
+    """
     import pandas as pd
 
     measures = {"loss": "Held-out loss, nats per token", "last_word": "Last words, points"}

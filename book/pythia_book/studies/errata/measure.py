@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OtherGeluMeasurement:
-    """Measure a trained model with another form of GELU, as `transformers` would run the model."""
+    """A measurement of trained models with another form of GELU, as `transformers` runs them."""
 
     language: LanguageMeasurement
     gelu: str
@@ -32,9 +32,11 @@ class OtherGeluMeasurement:
 
     @property
     def digest(self) -> str:
+        """A hash of the settings, the key of cached results."""
         return stable_hash([self.language.digest, self.gelu])
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
+        """Return what `language` measures on a copy of `model` with the other GELU."""
         other = GPTNeoX(replace(model.config, gelu=self.gelu))
         other.load_state_dict(model.state_dict())
         other.to(device_of(model))
@@ -46,7 +48,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     The arrays, where NAME is a key of params.run_configs or GELU_AFTER_TRAINING, are
 
-    - loss/NAME/STEP: float32[rows], held-out loss in nats per token.
+    - loss/NAME/STEP: float32[rows], held-out loss of each row in nats per token.
     - last_word/NAME/STEP: bool[passages], whether the last word was predicted.
 
     The facts are "evidence" (which maps each erratum in COMPUTED to its numbers), "memorized" (see
@@ -82,13 +84,14 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 def memorized_rows(
     runs: dict[str, Run], last: int, progress: bool
 ) -> tuple[dict[str, list[int]], int]:
-    """Count the rows that the last checkpoint of each run has memorized.
+    """Count the training rows that the last checkpoint of each run has memorized.
 
     Args:
-        last: the last step.
+        runs: maps names to runs.
+        last: the last step of all runs.
 
     Returns:
-        counts: maps the name of a run to [rows memorized, rows read].
+        counts: maps the name of each measured run to [rows memorized, rows read].
         n_gaps: the number of last checkpoints that could not be measured.
     """
     counts: dict[str, list[int]] = {}

@@ -29,6 +29,7 @@ class Switch:
     value: Any
     label: str
     arm: str = "standard"
+    """The training text of the changed run and its control: "standard" or "deduplicated"."""
 
     def apply(self, config: RunConfig) -> RunConfig:
         """Return a copy of `config` with only this field changed."""
@@ -56,7 +57,7 @@ LABELS = {name: switch.label for name, switch in SWITCHES.items()} | {
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """Parameters of the errata study."""
 
     switches: str = ""
     """Comma-separated names in SWITCHES; each changes one field in one run. If empty, all."""
@@ -67,11 +68,12 @@ class Params(StudyParams):
     DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
     def check(self) -> None:
+        """Raise a ConfigError if `switches` has an unknown name."""
         _ = self.switch_list
 
     @property
     def switch_list(self) -> tuple[Switch, ...]:
-        """Return the selected switches in the order of SWITCHES."""
+        """The selected switches, in the order of SWITCHES."""
         names = split_list(self.switches)
         unknown = [one_of(name, SWITCHES, "switch") for name in names if name not in SWITCHES]
         raise_all(ConfigError, unknown, "switches")
@@ -79,15 +81,15 @@ class Params(StudyParams):
 
     @property
     def other_seed(self) -> int:
-        """Return the seed of the run that shows how much a change of seed matters."""
+        """The seed of the run that shows how much a change of seed matters."""
         return 1 if self.seed != 1 else 2
 
 
 def run_configs(params: Params) -> dict[str, RunConfig]:
-    """Map names to configs.
+    """Map the name of each run of the study to its config.
 
-    There is a control for each arm (named as the arm), a run with another seed (OTHER_SEED), and a
-    run for each switch (named as the switch).
+    There is a control for each training text that is needed ("standard", "deduplicated"), a run
+    with another seed (OTHER_SEED), and a run for each switch (named like the switch).
     """
     (size,) = params.size_list
     arms = dict.fromkeys(["standard", *(s.arm for s in params.switch_list)])

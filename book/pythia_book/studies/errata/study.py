@@ -89,7 +89,12 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
-    """Map the name of each erratum to its evidence, from the numbers in a record's facts."""
+    """Map the name of each erratum to its evidence.
+
+    Args:
+        facts: the facts of the measurements, which have the computed numbers.
+        released: the tables of released scores; may be empty.
+    """
     computed = facts["evidence"]
     return {e.name: e.from_values(computed.get(e.name, {}), released) for e in ERRATA}
 
@@ -98,12 +103,14 @@ def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
 
 
 def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Compare every variant with its control, step by step.
+    """Compare every variant (a model with one changed setting) with its control, step by step.
 
     Returns:
-        The paired differences, variant minus control, with columns variant, measure ("loss" in nats
-        per token, or "last_word" in percentage points), step, percent (of training), value, low,
-        high, n; and a map from the arm of each control to the control's final loss.
+        effects: the mean paired difference, variant minus control, with the columns variant,
+            measure ("loss" in nats per token, or "last_word" in percentage points), step, percent
+            (of training), value, low, high, n (rows or passages).
+        losses: maps the training text of each control ("standard", "deduplicated") to the final
+            loss of that control.
     """
     import pandas as pd
 
@@ -130,7 +137,7 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
 
 
 def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
-    """Return the percentage of the rows read that each final model has memorized.
+    """Return what percentage of its training rows each final model has memorized.
 
     Columns: variant, control (percentage of the variant's control), share (percentage of the
     variant), n (rows that the variant has read). There are no intervals, because rows with the same
@@ -151,7 +158,7 @@ def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFram
 
 
 def _controls(params: Params) -> dict[str, str]:
-    """Map each variant to the arm of its control."""
+    """Map each variant to the training text of its control: "standard" or "deduplicated"."""
     arms = {s.name: s.arm for s in params.switch_list}
     return (
         arms
@@ -183,7 +190,7 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
 def passes_table() -> pd.DataFrame:
     """Return the percentage of the deduplicated Pile's tokens that are read 0, 1 or 2 times.
 
-    Columns: policy (of epochs), times, percent.
+    Columns: policy ("joint" or "separate" epochs), times, percent.
     """
     import pandas as pd
 
@@ -201,11 +208,11 @@ def passes_table() -> pd.DataFrame:
 def claims(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> list[Claim]:
-    """Return, for each variant, the claim that it hardly changes the final held-out loss.
+    """Return, for each changed setting, the claim that it hardly affects the final held-out loss.
 
     Args:
         last: the rows of `effects_table` at the last step.
-        losses: maps an arm to the final loss of its control.
+        losses: maps the training text of each control to its final loss.
         memorized: the table of `memorized_table`.
     """
     loss = last[last.measure == "loss"].set_index("variant")
@@ -239,7 +246,10 @@ def claims(
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
-    """Map names to the numbers in prose; a number may be the text NOT_MEASURED."""
+    """Map names to the numbers that the page quotes; those not measured are NOT_MEASURED.
+
+    The arguments are as for `claims`.
+    """
     (size,) = params.size_list
     numbers: dict[str, Any] = {
         "size": size,
@@ -268,7 +278,7 @@ def values(
 
 
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:
-    """Return the estimate in a table of one row, or NOT_MEASURED if the table is empty."""
+    """Return value, low and high of a table of one row, or NOT_MEASURED if the table is empty."""
     if row.empty:
         return NOT_MEASURED
     return {key: float(row[key].iloc[0]) for key in INTERVAL}

@@ -48,11 +48,12 @@ EMBEDDING = "holds for any model that computes: before the first block there is 
 
 
 def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
-    """Return the premises of earlier work about early training, with their tests."""
+    """Return the claims of earlier work about early training, each with its test."""
     n, chance = facts["n_sequences"], facts["prefix_chance"]
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
     def induction(text: str, measure: str, unit: str, minus: float = 0) -> Claim:
+        """Return the claim that `measure` of the largest model exceeds `minus` after training."""
         e = at_the_end(params, models, params.size_list[-1], measure, minus)
         units = f"one run, {params.size_list[-1]}; {n} sequences"
         test = rises(e, unit, units)
@@ -107,17 +108,21 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
 
 
 def _over_sizes(values: list[float | None], unit: str) -> Test:
-    """Test whether the mean of an effect over sizes is positive; each size was trained once."""
+    """Return the test that the mean of an effect over model sizes is positive.
+
+    Args:
+        values: the effect for each size; None where it was not measured.
+    """
     found = [value for value in values if value is not None]
     e = mean_over(found) if found else None
     return rises(e, unit, f"{len(found)} sizes, one run each")
 
 
 def doublings(curves: Curves | None, early: int, late: int) -> float | None:
-    """Return how often training doubles from being nearest to one order of n-grams to another.
+    """Return how often training doubles from one step to another; negative if the other is earlier.
 
-    The steps that are compared are those at which the model is nearest to the n-grams of the order
-    `early`, and of the order `late`. Step 0 counts as 1. Return None without scores.
+    The steps are those at which the model is nearest, in KL, to the n-grams of order `early`, and
+    to the n-grams of order `late`. Step 0 counts as 1. Return None if there are no scores.
     """
     if curves is None:
         return None
@@ -130,14 +135,20 @@ def doublings(curves: Curves | None, early: int, late: int) -> float | None:
 def at_the_end(
     params: Params, models: Models, size: str, measure: str, minus: float = 0
 ) -> Estimate | None:
-    """Estimate a measure at the last step of training, minus a constant; None for a gap."""
+    """Estimate one of MEASURES for one size at the last step of training, minus a constant.
+
+    Return None if that checkpoint could not be measured.
+    """
     curves = models[size]
     last = curves and curves.at(scale_named(params.scale).steps, measure)
     return None if last is None else estimate(last[None] - minus, params.bootstrap, change=True)
 
 
 def late_growth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
-    """Estimate how much a measure grows from an eighth of training to the end; None for a gap."""
+    """Estimate how much one of MEASURES grows, for one size, in the last 7/8 of training.
+
+    Return None if the checkpoint at either end could not be measured.
+    """
     end, curves = scale_named(params.scale).steps, models[size]
     if curves is None:
         return None
@@ -148,7 +159,7 @@ def late_growth(params: Params, models: Models, size: str, measure: str) -> Esti
 
 
 def values(params: Params, models: Models, measured: Measurements) -> dict[str, Any]:
-    """Map names to the numbers in prose; many are for the smallest and the largest size."""
+    """Map names to the numbers that the page quotes, many for the smallest and the largest size."""
     smallest, largest = params.size_list[0], params.size_list[-1]
     facts = measured.facts
     numbers: dict[str, Any] = {
@@ -186,11 +197,14 @@ def values(params: Params, models: Models, measured: Measurements) -> dict[str, 
 
 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:
-    """Return the step of a milestone with its interval, or "not reached".
+    """Return the step of a milestone with its interval, or the text "not reached".
 
     Args:
         steps: the steps of the checkpoints, then None for "not reached".
-        indices: the result of `milestones` for one milestone.
+        indices: int[1 + draws], which of `steps` the milestone is, as `milestones` returns them.
+
+    Returns:
+        The keys are value, low and high; low and high may be None.
     """
     value, low, high = (steps[i] for i in interval_of(indices))
     return "not reached" if value is None else {"value": value, "low": low, "high": high}

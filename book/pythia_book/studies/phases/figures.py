@@ -23,7 +23,7 @@ LENS_PANELS = 3
 
 
 def distances(result: Result) -> Drawing:
-    """Draw how far predictions are from n-grams of each order; mark the nearest checkpoint."""
+    """Draw the KL between n-grams and models over training, and mark the nearest checkpoints."""
     levels, milestones = result.tables["levels"], result.tables["milestones"]
     with style.canvas(result, 3, 2.8, _rows_note(result), sharey=True) as (figure, axes):
         numbers = []
@@ -44,7 +44,7 @@ def distances(result: Result) -> Drawing:
 
 
 def losses(result: Result) -> Drawing:
-    """Draw held-out losses of models and n-grams, and when n-grams are nearest and are beaten."""
+    """Draw held-out losses, and the steps at which models are nearest to n-grams and beat them."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     with style.canvas(result, 2, 3.0, _rows_note(result)) as (figure, (loss, steps)):
@@ -79,7 +79,11 @@ def losses(result: Result) -> Drawing:
 
 
 def induction(result: Result) -> Drawing:
-    """Draw the gain from reading a sequence again, its part due to order, and the best head."""
+    """Draw three measures of induction over training.
+
+    They are the gain from reading a random sequence again, the part of the gain that depends on the
+    order of its tokens, and the prefix matching of the best head.
+    """
     levels, values = result.tables["levels"], result.values
     note = f"{values['n_sequences']} sequences; bands: 95 % intervals"
     with style.canvas(result, 3, 2.8, note) as (figure, axes):
@@ -105,7 +109,7 @@ def induction(result: Result) -> Drawing:
 
 
 def lens(result: Result) -> Drawing:
-    """Draw the KL between the final prediction and each layer's (the logit lens), over training."""
+    """Draw the KL between a model's prediction and the logit lens of each layer, over training."""
     frame, sizes = result.tables["lens"], result.params.size_list[-LENS_PANELS:]
     with style.canvas(result, len(sizes), 2.9, _rows_note(result), sharey=True) as (figure, axes):
         numbers = []
@@ -128,15 +132,16 @@ def lens(result: Result) -> Drawing:
 
 
 def ngrams_table(result: Result) -> Table:
-    """Return the table of n-grams: their loss, and when the largest model meets and beats it.
+    """Return the table of unigrams, bigrams and trigrams, with their held-out losses.
 
-    "Meets" is the step at which the model's predictions are nearest to those of the n-grams.
+    It also has the steps at which the largest model is nearest to them and begins to beat them.
     """
     import pandas as pd
 
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]
 
     def step(event: str, order: int) -> str:
+        """Return the step of a milestone of the largest model, with its interval, as text."""
         reached = style.rows_where(milestones, size=largest, what=event, which=order)
         if reached.empty:
             return "not measured"
@@ -164,7 +169,7 @@ def ngrams_table(result: Result) -> Table:
 
 
 def _rows_note(result: Result) -> str:
-    """Return the note under figures of held-out rows."""
+    """Return the note under a figure: numbers of checkpoints and rows, and what bands mean."""
     values = result.values
     return (
         f"{values['n_checkpoints']} checkpoints; {number_text(values['n_places'])} places in "
@@ -173,7 +178,7 @@ def _rows_note(result: Result) -> str:
 
 
 def _size_curves(ax: Axes, frame: pd.DataFrame, sizes: Sequence[str]) -> bool:
-    """Draw a curve over steps for each size; returns whether there was anything to draw."""
+    """Draw a curve over steps for each size, and return whether there was anything to draw."""
     if not _step_axis(ax, frame):
         return False
     style.size_curves(ax, frame[frame.step > 0], "step", sizes, marker="")
@@ -181,9 +186,10 @@ def _size_curves(ax: Axes, frame: pd.DataFrame, sizes: Sequence[str]) -> bool:
 
 
 def _step_axis(ax: Axes, frame: pd.DataFrame) -> bool:
-    """Make a logarithmic axis of steps; returns False if there are no rows.
+    """Make the x axis a logarithmic axis of steps, and return True.
 
-    It starts at step 1, whose weights are still the initial ones.
+    If the table `frame` has no rows, write that into the panel instead, and return False. Step 0
+    cannot be on the axis, but at step 1 the weights are still the initial ones.
     """
     if frame.empty:
         style.say(ax, NOTHING)

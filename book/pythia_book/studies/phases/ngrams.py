@@ -20,7 +20,7 @@ STRENGTHS = tuple(2.0**k for k in range(-4, 13))
 
 @dataclass(frozen=True)
 class Ngrams:
-    """Counts of unigrams, bigrams and trigrams, with the strengths a_2 and a_3."""
+    """Counts of unigrams, bigrams and trigrams, with the back-off strengths a_2 and a_3."""
 
     vocab_size: int
     unigrams: np.ndarray
@@ -33,7 +33,7 @@ class Ngrams:
 
     @classmethod
     def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
-        """Count n-grams in rows int[n, S+1]; the first token of a row is no unigram.
+        """Count the n-grams in rows int[n, S+1] of ids; the first id of a row is not a unigram.
 
         Raises:
             DataError: rows have fewer than three tokens, or an id is outside the vocabulary.
@@ -55,7 +55,11 @@ class Ngrams:
         return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
 
     def tuned(self, rows: np.ndarray) -> Ngrams:
-        """Return a copy with those STRENGTHS that give `rows`, int[n, S+1], the lowest loss."""
+        """Return a copy with the back-off strengths that predict `rows`, int[n, S+1], best.
+
+        The strength with the lowest loss is chosen from STRENGTHS, first for order 2, then for
+        order 3.
+        """
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, np.arange(1, rows.shape[1] - 1))
         best = self
@@ -66,7 +70,7 @@ class Ngrams:
         return best
 
     def _with(self, order: int, strength: float) -> Ngrams:
-        """Return a copy with another back-off strength for one order."""
+        """Return a copy with another back-off strength for the n-grams of one order (2 or 3)."""
         changed = list(self.strengths)
         changed[order - 2] = strength
         return replace(self, strengths=tuple(changed))
@@ -77,7 +81,13 @@ class Ngrams:
         return (self.unigrams + 1) / (self.unigrams.sum() + self.vocab_size)
 
     def probability(self, order: int, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Return the probability of targets int[n] after contexts int[n, 2], float64[n]."""
+        """Return the probability of each target after its context, float64[n].
+
+        Args:
+            order: use n-grams up to this order.
+            contexts: int[n, 2], the two tokens before each target.
+            targets: int[n].
+        """
         p = self._first[targets]
         for n in range(2, order + 1):
             keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
@@ -90,7 +100,12 @@ class Ngrams:
         return p
 
     def distribution(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """Return the probabilities of all tokens after contexts int[n, 2], float64[n, V]."""
+        """Return the probabilities of all tokens after each context, float64[n, V].
+
+        Args:
+            order: use n-grams up to this order.
+            contexts: int[n, 2], pairs of tokens.
+        """
         p = np.tile(self._first, (len(contexts), 1))
         for n in range(2, order + 1):
             keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
@@ -106,18 +121,26 @@ class Ngrams:
         return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
 
     def _range(self, order: int, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where in `keys` the n-grams that begin with each context start and stop."""
+        """Return the range of `keys` that holds the n-grams beginning with each context.
+
+        Returns:
+            int[n] and int[n], where the range of each context starts and stops.
+        """
         begin = self._number(order, contexts) * self.vocab_size
         keys = self.keys[order - 2]
         return np.searchsorted(keys, begin), np.searchsorted(keys, begin + self.vocab_size)
 
     def _totals(self, order: int) -> np.ndarray:
-        """Return the cumulative counts of the n-grams of an order, starting with 0."""
+        """Return the cumulative counts of the n-grams of one order, starting with 0."""
         return np.concatenate([[0], np.cumsum(self.counts[order - 2])])
 
 
 def windows(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut contexts and targets out of rows.
+    """Cut pairs of tokens (contexts) and the tokens that follow them (targets) out of rows.
+
+    Args:
+        rows: int[n, S+1].
+        positions: int[p], positions in every row, from 1 to S - 1.
 
     Returns:
         contexts: int[n * p, 2], the token at each position and the token before it.

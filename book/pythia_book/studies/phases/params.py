@@ -17,7 +17,7 @@ MEASURING = MeasuringCost(heldout=154)
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """Parameters of the phases study."""
 
     seed: int = 1234
     bootstrap: int = 2000
@@ -63,6 +63,7 @@ class Params(StudyParams):
 
     @property
     def size_list(self) -> tuple[str, ...]:
+        """The sizes of the models, smallest first. At the scale `paper`, `source` gives them."""
         if self.released and self.source:
             from pythia_book.studies.phases.released import released_models
 
@@ -71,13 +72,16 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Configs of all runs that the study uses."""
+    """Return the configs of all runs that the study uses."""
     sizes = params.size_list
     return list(suite_configs(params.scale, sizes, ("standard",), params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep | None:
-    """Return None, i.e. keep all checkpoints, for this study's runs; keep none of other runs."""
+    """Return which checkpoints of `run` this study reads.
+
+    For a run of the study, the result is None, which means all; for any other run, it is empty.
+    """
     precision = run.train.precision  # compare at the precision of the machine that is planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
     return None if run in own else Keep()

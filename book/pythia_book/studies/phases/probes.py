@@ -51,7 +51,7 @@ LONGEST_COPY = 64
 
 @dataclass(frozen=True)
 class Probe:
-    """The test data, the same for all checkpoints."""
+    """The data on which checkpoints are tested: held-out rows, n-grams and random sequences."""
 
     rows: np.ndarray
     """int64[n, S+1]: held-out rows."""
@@ -71,7 +71,10 @@ class Probe:
     @classmethod
     def of(cls, ngrams: Ngrams, rows: np.ndarray, positions: np.ndarray, copies: np.ndarray,
            shuffled: np.ndarray) -> Probe:  # fmt: skip
-        """Build a probe on rows int[n, S+1], with the predictions of the n-grams."""
+        """Build a probe, with n-gram predictions of the tokens after `positions` in `rows`.
+
+        The other arguments are the fields of the same names.
+        """
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, positions)
         shape = (len(rows), len(positions))
@@ -89,10 +92,16 @@ class Probe:
 def repeated_sequences(
     unigrams: np.ndarray, length: int, n: int, seed: int, without: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `n` random sequences of `length` different tokens; return `copies` and `shuffled`.
+    """Draw `n` random sequences of `length` different tokens each.
 
-    Probe explains these two arrays. Tokens are drawn by frequency, but never the token `without`,
-    e.g. the end-of-document token.
+    Args:
+        unigrams: the count of each token. More frequent tokens are drawn more often.
+        without: a token that is never drawn, e.g. the end-of-document token.
+
+    Returns:
+        copies: int[n, 2 * length], each sequence twice.
+        shuffled: int[n, 2 * length], the tokens of each sequence in another order, then the
+            sequence.
 
     Raises:
         DataError: the text has fewer different tokens than `length`.
@@ -111,10 +120,12 @@ def repeated_sequences(
 
 @torch.no_grad()
 def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
-    """Scores of each row, means over its positions.
+    """Measure the loss, the distance to n-grams and the logit lens on held-out rows.
 
-    loss float64[n]; kl float64[orders, n], KL(n-grams || model); lens float64[layers, n],
-    KL(model || logit lens before each block).
+    Returns:
+        Means over positions in each row, in nats: loss, float64[n]; kl, float64[orders, n], which
+        is KL(n-grams || model); and lens, float64[layers, n], which is KL(model || logit lens
+        before each block).
     """
     device = scoring.device_of(model)
     ids, positions = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.positions))
@@ -143,6 +154,7 @@ def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
 
 
 def _log_probabilities(model: scoring.Scorable, hidden: Tensor) -> Tensor:
+    """Return the log-probabilities (..., V) of the next token, from states after the final norm."""
     return torch.log_softmax(model.logits(hidden).float(), -1)
 
 
@@ -150,9 +162,12 @@ def _log_probabilities(model: scoring.Scorable, hidden: Tensor) -> Tensor:
 def half_losses(
     model: scoring.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
 ) -> np.ndarray:
-    """Return the mean loss on each half of rows int[n, 2 L], float64[halves, n].
+    """Return the mean loss on halves of rows int[n, 2 L], float64[halves, n], in nats per token.
 
     The first token of a half does not count.
+
+    Args:
+        halves: which halves to score: 0 is the first, 1 the second.
     """
     ids = torch.from_numpy(rows).to(scoring.device_of(model))
     length = rows.shape[1] // 2
@@ -168,10 +183,10 @@ def half_losses(
 
 
 def prefix_matching(pattern: Tensor, length: int) -> Tensor:
-    """Return how much each head attends to the token after an earlier occurrence, (B, heads).
+    """Return the prefix matching of each attention head, (B, heads).
 
-    This is the attention from the second occurrence of a token to the token that followed its first
-    occurrence, averaged over tokens.
+    This is the head's attention from the second occurrence of a token to the token that followed
+    the first occurrence, averaged over tokens.
 
     Args:
         pattern: attention (B, heads, T, T) on rows that repeat after `length` tokens.
@@ -182,10 +197,12 @@ def prefix_matching(pattern: Tensor, length: int) -> Tensor:
 
 @torch.no_grad()
 def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
-    """Scores of each random sequence.
+    """Measure how well a model continues random sequences that it has read before.
 
-    copies float64[3, sequences]: loss the first time, the second time, and after the same tokens in
-    another order; prefix float64[layers, heads, sequences]: prefix matching.
+    Returns:
+        copies: float64[3, sequences], the loss in nats per token when a sequence is read the first
+            time, the second time, and after the same tokens in another order.
+        prefix: float64[layers, heads, sequences], prefix matching.
     """
     with hooks.record_attention(model) as patterns:
         twice = half_losses(model, probe.copies)
@@ -204,7 +221,7 @@ def prefix_chance(length: int) -> float:
 
 
 class ProbeText(Protocol):
-    """The text on which n-grams are counted and models tested; pickled for worker processes."""
+    """A text on which n-grams are counted and models are tested. It can be pickled."""
 
     fingerprint: str
     n_read: int
@@ -213,17 +230,17 @@ class ProbeText(Protocol):
     eod_id: int
 
     def read(self) -> np.ndarray:
-        """int[n_read, S+1]: training rows."""
+        """Return the training rows, int[n_read, S+1]."""
         ...
 
     def heldout(self, n: int) -> np.ndarray:
-        """int[<= n, S+1]: held-out rows."""
+        """Return at most `n` held-out rows, int[<= n, S+1]."""
         ...
 
 
 @dataclass(frozen=True)
 class RunText:
-    """The text of our own runs: all rows that they read, and held-out rows."""
+    """The text of our own runs: all rows on which they are trained, and held-out rows."""
 
     data: PreparedData
     n_read: int
@@ -249,7 +266,7 @@ class RunText:
 
 @dataclass(frozen=True)
 class PhasesMeasurement:
-    """`text_scores` and `induction_scores` as a pythia_book.measurements.Measurement."""
+    """A measurement that scores a checkpoint by `text_scores` and `induction_scores`."""
 
     text: ProbeText
     vocab_size: int
@@ -258,19 +275,21 @@ class PhasesMeasurement:
 
     @property
     def digest(self) -> str:
+        """A hash of the text and the settings, the key of cached results."""
         settings = [ORDERS, STRENGTHS, N_ROWS, N_POSITIONS, LENS_EVERY, N_SEQUENCES, LONGEST_COPY]
         text = [self.text.fingerprint, self.vocab_size, self.text.n_read]
         return stable_hash([VERSION, *text, *settings])
 
     def ngrams(self) -> Ngrams:
-        """Return n-grams counted on training rows, tuned on held-out rows not used in the probe."""
+        """Return n-grams counted on training rows, and tuned on held-out rows outside the probe."""
         return _prepared(self)[0]
 
     def probe(self) -> Probe:
-        """The test data."""
+        """Return the data on which all checkpoints are tested."""
         return _prepared(self)[1]
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
+        """Return the arrays of `text_scores` and `induction_scores`."""
         return text_scores(model, self.probe()) | induction_scores(model, self.probe())
 
 

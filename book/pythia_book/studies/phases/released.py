@@ -24,7 +24,7 @@ from pythia_core.util.files import atomic_file, cache_dir
 
 
 def released_models(source: str) -> dict[str, PublishedModel]:
-    """Map sizes to models, smallest first.
+    """Map the size of each released model to the model, smallest first.
 
     Args:
         source: a comma-separated list of repositories and folders.
@@ -51,7 +51,7 @@ def released_models(source: str) -> dict[str, PublishedModel]:
 
 @dataclass(frozen=True)
 class ReleasedText:
-    """A phases.probes.ProbeText that reads training rows from a file."""
+    """A ProbeText in a `.npy` file of training rows, the last of which are held out."""
 
     path: Path
     fingerprint: str
@@ -61,6 +61,7 @@ class ReleasedText:
     eod_id: int
 
     def _rows(self) -> np.ndarray:
+        """Map the rows in the file into memory, int[rows, S+1]."""
         return np.load(self.path, mmap_mode="r", allow_pickle=False)
 
     def read(self) -> np.ndarray:
@@ -71,10 +72,14 @@ class ReleasedText:
 
 
 def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> ReleasedText:
-    """The rows of the first `batches` updates, and some rows of the last update.
+    """Return a text with the rows of the first `batches` updates and held-out rows of the last.
+
+    The rows are copied to a file in the cache folder.
 
     Args:
         data: as for `inspect --data`, or a folder with the needed shards.
+        scale: gives the batch size, the tokens per row and the last update.
+        eod_id: the id that ends a document.
 
     Raises:
         DataError: there are no such rows, or a shard is missing; the message names the shard.

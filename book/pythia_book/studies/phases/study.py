@@ -35,15 +35,15 @@ MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Find or train the models, or find released ones, and measure every checkpoint."""
+    """Find or train the models, or find released ones; measure their checkpoints, and analyse."""
     return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Measure every checkpoint; scores have one value per held-out row or per random sequence.
+    """Measure every checkpoint of every model, with a value for each row or random sequence.
 
-    The arrays, where c is the number of checkpoints, are ngram_loss[orders, rows], and for each
-    size steps/<size>[c], lens/<size>[layers, c, rows] and <measure>/<size>[c, n] for the other
+    The arrays are ngram_loss[orders, rows] and, for each size with c measured checkpoints,
+    steps/<size>[c], lens/<size>[layers, c, rows], and <measure>/<size>[c, n] for the other
     measures of `tables.reduced`.
     """
     from pythia_book.measurements import measure_all
@@ -94,7 +94,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and claims from the scores; there are no released numbers."""
+    """Compute tables, values and claims from the measurements; `released` is not used."""
     import pandas as pd
 
     curves = {size: tables_of.Curves.of(measured, size) for size in params.size_list}
@@ -105,7 +105,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], ProbeText]:
-    """Size -> model, and the text that the models were trained on."""
+    """Return a map from sizes to models, and the text on which the models were trained."""
     from pythia_book.studies.phases.probes import RunText
     from pythia_book.studies.phases.released import released_models, released_text
     from pythia_book.studies.registry import train_all
@@ -123,7 +123,12 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource]
 
 
 def _steps(model: CheckpointSource, text: str) -> list[int]:
-    """Return the steps to measure; "all" includes missing checkpoints, which become gaps."""
+    """Return which steps of a model to measure.
+
+    Args:
+        text: a list of steps, or "all", which includes scheduled steps without a checkpoint. Such
+            steps are then counted as gaps.
+    """
     from pythia_book.tasks.sweep import steps_of
 
     return model.scheduled_steps if text == "all" else steps_of(model, text)
@@ -134,7 +139,7 @@ def _released_rows(
 ) -> list[list[Any]]:
     """Return a row with the columns MODELS for each released model.
 
-    The column sha256 is the hash of the last step's weights as stored.
+    The column sha256 has the hash of the stored weights at the last measured step.
     """
     return [
         [size, model.deduped, len(steps[size]), steps[size][-1], model.sha256(steps[size][-1])]

@@ -37,18 +37,18 @@ lens before the first and before the last block. lens_gap: their difference.
 
 @dataclass(frozen=True)
 class Curves:
-    """The scores of one model over training."""
+    """The scores of one model at its measured checkpoints."""
 
     steps: list[int]
-    """Ascending."""
+    """The steps of the checkpoints, in ascending order."""
     lens: np.ndarray
     """float[layers, checkpoints, rows]: KL of the logit lens before each block."""
     values: dict[str, np.ndarray]
-    """Measure -> float[checkpoints, n]."""
+    """Maps each of MEASURES to float[checkpoints, n], a value per row or sequence."""
 
     @classmethod
     def of(cls, measured: Measurements, size: str) -> Curves | None:
-        """The curves of a size among the arrays of `study.measure`; None without a checkpoint."""
+        """Read the scores of one size from the measurements; None if no checkpoint was measured."""
         steps = measured.get("steps", size)
         if steps is None or not len(steps):
             return None
@@ -62,20 +62,22 @@ class Curves:
         return cls(steps.tolist(), lens, values)
 
     def at(self, step: int, measure: str) -> np.ndarray | None:
-        """Return a measure at a step, float[n], or None for a gap."""
+        """Return one of MEASURES at a step, float[n]; None if that checkpoint was not measured."""
         return self.values[measure][self.steps.index(step)] if step in self.steps else None
 
 
 def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
-    """Stack over checkpoints what the analysis needs of the arrays of `probes.PhasesMeasurement`.
+    """Reduce the arrays that `probes.PhasesMeasurement` returned for each checkpoint of a model.
 
     Returns:
-        `lens`, and those MEASURES that do not follow from `lens`.
+        `lens`, float[layers, checkpoints, rows], and, as float[checkpoints, n], those MEASURES that
+        do not follow from `lens`. Empty without checkpoints.
     """
     if not checkpoints:
         return {}
 
     def stack(reduce: Callable[[Arrays], np.ndarray]) -> np.ndarray:
+        """Apply `reduce` to the arrays of each checkpoint, and stack the results."""
         return np.stack([reduce(arrays) for arrays in checkpoints])
 
     return {
@@ -92,10 +94,13 @@ def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
 
 
 def best_head(prefix: np.ndarray) -> np.ndarray:
-    """Return the prefix matching of the best head, float[n], from all, float[layers, heads, n].
+    """Return the prefix matching of the best head on each sequence, float[n].
 
     Picking the best of many heads is biased upwards, so each half of the sequences is scored with
     the head that is best on the other half.
+
+    Args:
+        prefix: float[layers, heads, n], the prefix matching of all heads.
     """
     flat = prefix.reshape(-1, prefix.shape[-1])
     best = np.empty(flat.shape[1])
@@ -106,21 +111,28 @@ def best_head(prefix: np.ndarray) -> np.ndarray:
 
 
 def first_below(means: np.ndarray) -> np.ndarray:
-    """Return the index of the first checkpoint with a mean below 0, int[m].
+    """Return, for each row of `means`, the index of the first checkpoint with a mean below 0.
 
     If no mean is below 0, the index is the number of checkpoints.
 
     Args:
         means: float[m, checkpoints].
+
+    Returns:
+        int[m].
     """
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
 
 
 def resampled(values: np.ndarray, draws: int) -> np.ndarray:
-    """float[1 + draws, checkpoints]: means of values float[checkpoints, n] over rows.
+    """Return the mean of every checkpoint over rows, and the means over bootstrap resamples.
 
-    Entry 0 is from the original rows, each other entry from a bootstrap resample. All checkpoints
-    and measures use the same resamples.
+    Args:
+        values: float[checkpoints, n], a value per held-out row or per random sequence.
+
+    Returns:
+        float[1 + draws, checkpoints]. Entry 0 is from the original rows, each other entry from a
+        resample. All checkpoints and measures use the same resamples.
     """
     n = values.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
@@ -128,15 +140,20 @@ def resampled(values: np.ndarray, draws: int) -> np.ndarray:
 
 
 def interval_of(indices: np.ndarray) -> tuple[int, int, int]:
-    """Return the index of a milestone and both ends of its interval, from int[1 + draws]."""
+    """Return the index of a milestone's checkpoint, and both ends of its 95 % interval.
+
+    Args:
+        indices: int[1 + draws], the index on the original rows, then on each resample.
+    """
     low, high = np.quantile(indices[1:], TAILS, method="inverted_cdf")
     return int(indices[0]), int(low), int(high)
 
 
 def nearest_checkpoint(curves: Curves, order: int, draws: int) -> np.ndarray:
-    """int[1 + draws]: index of the checkpoint nearest to the n-grams of this order, in KL.
+    """Return the index of the checkpoint that is nearest, in KL, to the n-grams of an order.
 
-    Entry 0 is from the original rows, each other entry from a bootstrap resample.
+    Returns:
+        int[1 + draws]. Entry 0 is from the original rows, each other entry from a resample.
     """
     return resampled(curves.values[KL[order]], draws).argmin(1)
 
@@ -147,15 +164,21 @@ def nearest_checkpoint(curves: Curves, order: int, draws: int) -> np.ndarray:
 def tables(
     draws: int, models: dict[str, Curves | None], measured: Measurements
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables of the study.
+    """Return the tables of the study, with these names and columns.
 
-    ngrams: order, different (number of n-grams), strength, value, low, high, n. The value is the
-        held-out loss.
-    levels: size, step, measure (of MEASURES), value, low, high, n.
-    lens: size, step, layer (number of blocks before the lens), value, low, high, n.
-    milestones: size, what, which, step, low, high. what: "nearest" (to n-grams of order `which`) or
-        "beaten" (the model's loss falls below that of these n-grams). A step that was not reached
-        is missing.
+    ngrams: order, different (number of different n-grams), strength (of backing off), value, low,
+        high, n. The value is the held-out loss in nats per token.
+    levels: size, step, measure (one of MEASURES), value, low, high, n.
+    lens: size, step, layer (number of blocks before the lens), value, low, high, n. The value is
+        the KL between the final prediction and the logit lens, in nats.
+    milestones: size, what, which, step, low, high. In the rows "nearest", `step` is the one at
+        which the model is nearest to n-grams of order `which`; in the rows "beaten", the first at
+        which its loss is below theirs. A step that was not reached is missing.
+
+    Args:
+        draws: number of bootstrap resamples for the intervals.
+        models: maps sizes to scores.
+        measured: the measurements of the study.
     """
     import pandas as pd
 
@@ -191,7 +214,11 @@ def tables(
 
 
 def _bands(values: np.ndarray, draws: int) -> list[tuple[float, float, float, int]]:
-    """(value, low, high, n) of every checkpoint of values float[checkpoints, n]."""
+    """Return (mean, low, high, n) for every checkpoint, with a 95 % interval from low to high.
+
+    Args:
+        values: float[checkpoints, n], a value per held-out row or per random sequence.
+    """
     means = resampled(values, draws)
     low, high = np.quantile(means[1:], TAILS, axis=0)
     n = values.shape[1]
@@ -201,9 +228,16 @@ def _bands(values: np.ndarray, draws: int) -> list[tuple[float, float, float, in
 def milestones(
     curves: Curves, ngram_loss: np.ndarray, draws: int
 ) -> list[tuple[str, int, np.ndarray]]:
-    """(event, order, checkpoint indices int[1 + draws]) of all milestones of a size.
+    """Find when a model is nearest to the n-grams of each order, and when it first beats them.
 
-    Entry 0 is from the original rows, each other entry from a bootstrap resample.
+    Args:
+        curves: the scores of the model.
+        ngram_loss: float[orders, n], the held-out losses of the n-grams.
+
+    Returns:
+        For each milestone: "nearest" or "beaten"; the order; and the index of the checkpoint,
+        int[1 + draws]. Entry 0 is from the original rows, each other entry from a resample. If
+        n-grams are never beaten, the index is the number of checkpoints.
     """
     loss = curves.values["loss"]
     return [

@@ -23,20 +23,24 @@ PALETTE = (BASELINE, TRANSFORMERS, "#cc79a7", "#e69f00", INK, MUTED)
 
 
 def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 1) -> str:
-    """Return a number as text, or a dash if there is no number."""
+    """Return `factor` times a number as text; a dash if there is no number.
+
+    With `percent`, a fraction becomes a percentage.
+    """
     if value is None or value != value:
         return DASH
     return number_text(factor * (100 if percent else 1) * float(value), decimals) + " %" * percent
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    """Return a ratio with its range over the repeats as text, or the reason why there is none."""
+    """Return the ratio in a row and its range over repeats, or why there is none, as text."""
     if row["ratio"] is None or row["ratio"] != row["ratio"]:
         return f"({row['failed']})" if row.get("failed") else DASH
     return f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Make a table of the rows, with a dash in every empty cell."""
     import pandas as pd
 
     return pd.DataFrame(rows).astype(object).fillna(DASH)
@@ -46,8 +50,10 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def steps(result: Result) -> Table:
-    """Speed of our training step by size and precision, and the time of other implementations
-    divided by ours."""
+    """Return the table of the speed of our training step on the CPU, by size and precision.
+
+    It also has the time of other implementations divided by ours.
+    """
     rows = []
     for (size, precision), steps in result.tables["steps"].groupby(
         ["size", "precision"], sort=False
@@ -74,7 +80,7 @@ def steps(result: Result) -> Table:
 
 
 def operations(result: Result) -> Table:
-    """Every operation of a step on the CPU, and the time of plain torch relative to ours."""
+    """Return the table of our operations on the CPU, with the time of plain torch over ours."""
     rows = []
     keys = ["size", "kernel", "dtype"]
     for (size, kernel, dtype), group in result.tables["operations"].groupby(keys, sort=False):
@@ -102,7 +108,7 @@ def operations(result: Result) -> Table:
 
 
 def ratios(result: Result) -> Drawing:
-    """Time of other implementations relative to ours on the CPU, for steps and operations."""
+    """Draw the time of other implementations over ours on the CPU, for steps and operations."""
     tables = result.tables
     other_steps = tables["steps"][tables["steps"].family == "transformers"].assign(
         group=lambda f: f["size"] + "\n" + f.precision,
@@ -128,7 +134,11 @@ def ratios(result: Result) -> Drawing:
 
 
 def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
-    """Draw one mark per measurement, side by side within a group; return the values as text."""
+    """Draw a mark for each measurement, side by side within a group; return the values as text.
+
+    Args:
+        frame: a row per measurement, with group, series (the implementation), ratio, low, high.
+    """
     groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
     words = []
     for j, name in enumerate(series):
@@ -155,12 +165,13 @@ def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
 
 
 def _measured(result: Result) -> str:
+    """Return a sentence that names the GPU that was measured, or says that none was."""
     gpu = result.values["gpu"]
     return f"Measured: {'not yet' if gpu == NOT_MEASURED else gpu}."
 
 
 def gpu_sizes(result: Result) -> Table:
-    """Predicted and measured speed by size."""
+    """Return the table of the speed of training on one GPU, by size, predicted and measured."""
     rows = [
         {
             "size": row["size"],
@@ -187,7 +198,7 @@ def gpu_sizes(result: Result) -> Table:
 
 
 def gpu_rates(result: Result) -> Drawing:
-    """Speed, utilisation and memory by size, predicted and measured."""
+    """Draw speed, utilisation and memory on one GPU by size, predicted and measured."""
     frame = result.tables["gpu_sizes"]
     sizes, x = list(frame["size"]), range(len(frame))
     dashed, mark = {"linestyle": (0, (4, 1.5)), "linewidth": 1.2}, {"linestyle": "", "marker": "o"}
@@ -221,7 +232,7 @@ def gpu_rates(result: Result) -> Drawing:
 
 
 def gpu_kernels(result: Result) -> Table:
-    """What each kernel fuses, and the time that it saves, predicted and measured."""
+    """Return the table of what each kernel of ours fuses, and the time that it saves on a GPU."""
     frame = result.tables["gpu_kernels"]
     timed = result.tables["gpu_operations"]
     timed = timed[timed.implementation == "ours"].set_index(["size", "kernel"])
@@ -253,7 +264,7 @@ def gpu_kernels(result: Result) -> Table:
 
 
 def attention(result: Result) -> Table:
-    """For each head dim, the attention library that is used and the fastest library measured."""
+    """Return the table of the attention library in use and the fastest one, by head dim."""
     rows = [
         {
             "head dim": str(row.head_dim),
@@ -273,4 +284,5 @@ def attention(result: Result) -> Table:
 
 
 def _rate(backend: str | None, tflops: float | None) -> str:
+    """Return an attention library and its TFLOP/s as text; a dash without a library."""
     return f"{backend} {_text(tflops)}" if backend else DASH

@@ -14,14 +14,16 @@ DEFAULT_SIZES = {"smoke": "7k"}
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study; `sizes` are those measured on the CPU."""
+    """Parameters of the speed study. The parameter `sizes` is for the measurements on the CPU."""
 
     @property
     def size_list(self) -> tuple[str, ...]:
+        """The sizes to measure on the CPU, which are sizes of the scale `laptop`."""
         default = DEFAULT_SIZES.get(self.scale, "7k,600k")
         return scale_named("laptop").size_list(self.sizes, default)
 
     def check(self) -> None:
+        """Raise a ConfigError if the scale `laptop` does not have a size."""
         accepted = scale_named("laptop").sizes
         unknown = [
             one_of(name, accepted, "size") for name in self.size_list if name not in accepted

@@ -49,16 +49,17 @@ WITHIN = 15.0
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Measure the CPU, read the GPU measurements, predict and compare."""
+    """Measure the CPU, read what was measured on a GPU, and compare that with predictions."""
     return conduct(STUDY, params, partial(measure, params, progress), analyse)
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Time the CPU on one thread, and read the newest measurements of a GPU.
+    """Time training steps and operations on one CPU thread, and read what a GPU measured last.
 
-    Facts: steps and operations (of the CPU), gpu_steps, gpu_operations and gpu_attention are lists
-    of rows of pythia_book.bench, the first of which describes the machine. device is what the
-    record of this study says of the CPU.
+    Returns:
+        No arrays, and these facts: steps and operations (on the CPU), gpu_steps, gpu_operations and
+        gpu_attention are lists of rows of pythia_book.bench, of which the first describes the
+        machine. device says how many CPU threads were used.
     """
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
@@ -95,7 +96,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def analyse(measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and checks from the measured rows; there are no released numbers."""
+    """Compute tables, values and checks from the measurements; `released` is not used."""
     facts = measured.facts
     gpu_steps, gpu_operations = facts["gpu_steps"], facts["gpu_operations"]
     steps, operations = steps_table(facts["steps"]), operations_table(facts["operations"])
@@ -136,21 +137,35 @@ TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
 
 
 def steps_table(rows: list[Row]) -> pd.DataFrame:
-    """One row per measured implementation of a training step; matmul_share is the speed
-    of the step as a share of the matrix-product rate that was measured in the same run."""
+    """Return a table with a row for each implementation of a training step that was timed.
+
+    The columns are STEPS and TIMES (see `_compared`). matmul_share is the speed of the step as a
+    fraction of the speed of matrix products in the same measurement.
+
+    Args:
+        rows: a row that describes the machine, then the measurements.
+    """
     return _compared(rows[1:], ("size", "precision"), STEPS)
 
 
 def operations_table(rows: list[Row]) -> pd.DataFrame:
-    """One row per measured implementation of an operation, forward and backward together."""
+    """Return a table with a row for each implementation of an operation that was timed.
+
+    Times are of forward and backward together. The columns are OPERATIONS and TIMES (see
+    `_compared`).
+
+    Args:
+        rows: a row that describes the machine, then the measurements.
+    """
     return _compared(rows[1:], ("size", "kernel", "dtype"), OPERATIONS)
 
 
 def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Return the rows as a table with ratios.
+    """Return measurements as a table with the given columns and TIMES.
 
-    `ratio` is the time of a row divided by the time of our fastest implementation with the same
-    keys. `low` and `high` follow from the ranges of the repeats.
+    `ratio` is the time of an implementation divided by the time of our fastest implementation with
+    the same values in the columns `keys`. `low` and `high` are the least and the largest ratio that
+    the ranges of the repeats allow. The row of our fastest implementation has no ratio.
     """
     import pandas as pd
 
@@ -183,12 +198,18 @@ GPU_COLUMNS = (
 
 
 def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """One row per official size.
+    """Compare predicted and measured speeds of training on one GPU, with a row for each size.
 
-    Predicted for one H100, whatever the tokens per update: tokens/s (`compiled`, `ours`), mfu,
-    predicted_ratio. Computed: state_gib. From the paper's GPU-hours: paper_*. Measured: our fastest
-    `implementation`, the `baseline` (the same model under torch.compile), the fastest of
-    `transformers`, and error_percent, the measured speed relative to the prediction.
+    Predicted for one H100, whatever the tokens per update: tokens/s of torch.compile (`compiled`)
+    and of our code (`ours`), mfu (of ours, a fraction), predicted_ratio (ours over compiled).
+    Computed: state_gib, the memory for weights, gradients and Adam. From the paper's GPU-hours:
+    paper_tokens_per_s and paper_mfu, per A100. Measured, in tokens/s: `measured`, by our fastest
+    `implementation`; `baseline`, the same model under torch.compile; and `transformers`, at its
+    fastest. Also measured: measured_mfu, peak_gib, and ratio with low and high, the baseline's time
+    over ours. error_percent is by how much ours is faster than predicted.
+
+    Args:
+        measured: the table of `steps_table` for a GPU.
     """
     import pandas as pd
 
@@ -249,8 +270,9 @@ class Prediction:
 
     kernel: str
     fuses: str
+    """What the kernel fuses, in words."""
     cannot: str
-    """Fusion that the compiler does not find."""
+    """Fusion that the compiler does not find, in words."""
     compiled: Callable[[ModelConfig], float]
     ours: Callable[[ModelConfig], float]
 
@@ -290,12 +312,16 @@ KERNEL_SIZES = ("160m", "2.8b")
 
 
 def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """Savings of our kernels per token, predicted and measured.
+    """Compare each kernel of ours with torch.compile: memory traffic and time, over all layers.
 
-    Columns: size, kernel, compiled_bytes, ours_bytes, saved_ns, share_of_step, measured_ns.
-    saved_ns is the predicted saving at the attainable copy rate; share_of_step relates it to the
-    causal FLOP of a step at the attainable rate of matrix products. measured_ns is how much slower
-    torch.compile was, over all layers.
+    Columns, with bytes and nanoseconds per token: size, kernel, compiled_bytes and ours_bytes (the
+    predicted memory traffic of torch.compile and of ours), saved_ns (the time that the difference
+    takes at the attainable copy rate), share_of_step (saved_ns as a fraction of the least time of a
+    training step, i.e. its matrix products at their attainable rate), and measured_ns (how much
+    slower torch.compile was; missing if not measured).
+
+    Args:
+        measured: the table of `operations_table` for a GPU.
     """
     import pandas as pd
 
@@ -328,9 +354,16 @@ TOKENS = 32_768
 
 
 def attention_table(rows: list[Row]) -> pd.DataFrame:
-    """One row per head dim of the official sizes: the library in use, the TFLOP/s that the
-    predictions assume, the fastest library measured, and the fastest of those whose results repeat
-    bit for bit."""
+    """Compare attention libraries on a GPU, with a row for each head dim of the official sizes.
+
+    Columns: head_dim; taken (the library in use) and taken_tflops; forward and backward (the
+    TFLOP/s that the predictions assume); fastest and fastest_tflops (the fastest library);
+    repeatable and repeatable_tflops (the fastest library that gives the same bits every time).
+    Values that were not measured are missing.
+
+    Args:
+        rows: a row that describes the machine, then the measurements.
+    """
     import pandas as pd
 
     timed = [r for r in rows[1:] if "ms" in r and r["seq_len"] == cost_model.SEQ_LEN]
@@ -353,7 +386,7 @@ def attention_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def least_ratio(frame: pd.DataFrame) -> Estimate | None:
-    """Return the smallest ratio of a table with the range of its repeats; None without ratios."""
+    """Return the smallest ratio in a table, with its range over repeats; None without ratios."""
     timed = frame.dropna(subset="ratio")
     if timed.empty:
         return None
@@ -362,10 +395,12 @@ def least_ratio(frame: pd.DataFrame) -> Estimate | None:
 
 
 def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
-    """Return a check that every ratio is at least `bound`.
+    """Return a check that other code takes at least `bound` times as long as ours.
 
     Args:
-        e: the smallest ratio with the range of its repeats; None if nothing was measured.
+        text: the check in words.
+        e: the smallest measured ratio of the times, with its range over repeats; None if nothing
+            was measured.
     """
     secures = "what this page says of our kernels"
     if e is None:
@@ -382,7 +417,7 @@ def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
 
 
 def claims(tables: Tables) -> list[Claim]:
-    """Return the checks of speed, each judged by its worst measured case. None is from a paper."""
+    """Return the checks that our code is fast, and as fast as predicted, by the worst cases."""
     steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
     libraries = steps[steps.family == "transformers"]
     compiled = gpu[(gpu.implementation == COMPILED) & (gpu.kernel != "attention")]
@@ -421,7 +456,13 @@ def claims(tables: Tables) -> list[Claim]:
 
 
 def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Names and numbers quoted in the page's text."""
+    """Map names to the numbers that the page quotes.
+
+    Args:
+        machine: the row that describes the CPU.
+        gpu: rows that were measured on a GPU, the first of which describes it; may be empty.
+        tables: the tables of the study.
+    """
     libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")
     ratios, sizes = libraries.ratio.astype(float), tables["gpu_sizes"]
     return {
