@@ -16,7 +16,7 @@ MEASURING = MeasuringCost()
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """The parameters of the study of the suite."""
 
     seed: int = 1234
     resume_steps: int = 24
@@ -27,7 +27,7 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Return the configs of all runs that the study trains or finds."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
