@@ -113,7 +113,7 @@ def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
 
 
 def _means(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean zero-shot accuracy of each released checkpoint over the seven tasks.
+    """Return the mean zero-shot accuracy of each released checkpoint over the tasks without WSC.
 
     Columns: model, deduped, step, value (in percent). Checkpoints that lack a task are left out.
 
@@ -146,7 +146,7 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
     """Compare the final accuracy of OPT and BLOOM models with Pythia models of similar size.
 
     Columns: family ("opt" or "bloom"), model (the Pythia size), twin (the OPT or BLOOM model), task
-    ("mean" for the mean over the seven tasks), value (the twin's accuracy minus Pythia's, in
+    ("mean" for the mean over all tasks but WSC), value (the twin's accuracy minus Pythia's, in
     points), error (standard error of value).
 
     The accuracy of a Pythia size is the mean over the models trained on its two texts. Both were
