@@ -153,7 +153,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
     alike = untestable(NO_COUNTS)
 
     def widening(one: tuple[str, int], other: tuple[str, int]) -> Estimate | None:
-        """Return how much larger the zero-shot gap is in `other` than in `one`, each (size, step)."""
+        """Return how much larger the gap is in `other` than in `one`; each is a (size, step)."""
         return None if one == other else scores.gap_change((one, other), 0, "choice")
 
     return [
