@@ -167,9 +167,9 @@ def start(hub: FakeHub) -> ThreadingHTTPServer:
 
 
 def serving(hub: FakeHub, monkeypatch, cache: Path):
-    """Serve `hub`, and make huggingface_hub use it with an empty cache; a generator for fixtures.
+    """Serve `hub`, and make huggingface_hub use it, with a new cache, instead of the real hub.
 
-    The server stops when the generator resumes after its one yield, of `hub`.
+    The function is a generator for fixtures. It yields `hub` once, and stops the server afterwards.
 
     Args:
         cache: the folder for the cache.

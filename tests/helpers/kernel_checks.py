@@ -12,7 +12,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    """Return normally distributed random numbers in fp64, on the CPU."""
+    """Return normally distributed random numbers in fp64, made on the CPU for all devices."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

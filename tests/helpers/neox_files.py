@@ -15,9 +15,9 @@ from pythia_core.model import GPTNeoX
 def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
     """Write the weights of a model as GPT-NeoX does on several ranks, a file per layer and rank.
 
-    The code follows the rules of GPT-NeoX, not the table that the tests check. When a model is
-    merged, some biases are summed over ranks: their parts differ here. LayerNorms are averaged, and
-    also differ a little.
+    The code follows the rules of GPT-NeoX, not the table that the tests check. Some biases must be
+    summed over ranks, so their parts are unequal here. LayerNorms must be averaged, so their copies
+    differ a little.
     """
     folder.mkdir()
     c, state = model.config, model.state_dict()
@@ -101,8 +101,8 @@ def write_maps(
         kind: dtype of the map sample_idx.
 
     Returns:
-        The path of the maps without its ending, e.g. "_doc_idx.npy"; the order that they encode;
-        and the corpus.
+        The common beginning of the paths of the maps, before endings such as "_doc_idx.npy"; the
+        order that the maps encode; and the corpus.
     """
     rng = np.random.RandomState(1)
     sizes = [0, *rng.randint(0, 30, 40).tolist(), 0]

@@ -23,11 +23,14 @@ class Server:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            """A handler that passes requests on to the server."""
+
             def do_GET(self) -> None:
+                """Answer a GET request."""
                 outer.answer(self)
 
             def log_message(self, *args: object) -> None:
-                pass
+                """Print nothing."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True

@@ -109,9 +109,10 @@ def _scope(arms: Arms) -> str:
 
 
 def _law(arms: Arms, units: str) -> Test:
-    """Return an untestable test of the law, with the measured worth of four epochs.
+    """Return the test of the claim that repeated data are worth what the law says.
 
-    The reason names the models that the law was fitted to, which are not ours.
+    It shows the measured worth of four epochs, but it is untestable, because the law was fitted to
+    models of other sizes than ours.
 
     Args:
         units: the units of the test, in words.

@@ -35,9 +35,9 @@ def _decayed(unique: float, repetitions: float, constant: float) -> float:
 
 
 def data_share(epochs: float, constant: float = R_DATA) -> float:
-    """Return how many fresh tokens `epochs` passes over the same data are worth.
+    """Return what `epochs` passes over the same data are worth by the data term of the law alone.
 
-    The result is a fraction of all tokens read. It follows from the data term of the law alone.
+    The result is a fraction of the worth of as much fresh data.
     """
     return _decayed(1, epochs - 1, constant) / epochs
 
@@ -71,10 +71,12 @@ def excess(parameters: float, tokens: float, epochs: float) -> float:
 
 
 def whole_share(parameters: float, tokens: float, epochs: float) -> float:
-    """Return how many fresh tokens `epochs` passes over the same data are worth, by the whole law.
+    """Return what `epochs` passes over the same data are worth by both terms of the law.
 
-    The result is a fraction of `tokens`, the number of tokens read in all passes: so much fresh
-    data gives the same predicted loss.
+    The result is a fraction of `tokens`. With so much fresh data, the law predicts the same loss.
+
+    Args:
+        tokens: number of tokens read in all passes.
     """
     target = loss(parameters, tokens, tokens / epochs)
     low, high = 1 / epochs, 1.0  # repeating never hurts by this law, nor does fresh data

@@ -28,7 +28,7 @@ Cell = tuple[str, int]
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """The parameters of the study of repetition."""
+    """The notebook parameters of the study `repetition`."""
 
     epochs: str = "1,2,4,8,16"
     """Comma-separated numbers of passes over the same rows, one for each arm. They include 1."""
@@ -40,7 +40,10 @@ class Params(StudyParams):
     WHOLE: ClassVar = {"steps": (0, 10_000_000)}
 
     def check(self) -> None:
-        """Raise ConfigError if `epochs` is not usable, or does not divide the number of updates."""
+        """Raise ConfigError unless every number of epochs divides the number of updates.
+
+        Also raise it if `epochs` is not such a list as `epoch_list` needs.
+        """
         passes, steps = self.epoch_list, self.n_steps
         if bad := [r for r in passes if steps % r]:
             every = math.lcm(*passes)
@@ -59,7 +62,11 @@ class Params(StudyParams):
 
     @property
     def epoch_list(self) -> tuple[int, ...]:
-        """The numbers of epochs, ascending. The first is 1, for the arm that reads no row twice."""
+        """The numbers of epochs, ascending. The first is 1, for the arm that reads no row twice.
+
+        Raises:
+            ConfigError: `epochs` does not list 1 and at least one more number up to MOST_EPOCHS.
+        """
         passes = whole_numbers(self.epochs)
         if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:
             raise ConfigError(
@@ -103,7 +110,7 @@ def repetition_configs(
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Return the configs of all runs that the study trains or finds."""
+    """Return the configs of the training runs that the study measures."""
     arms, once = repetition_configs(params)
     return [*arms.values(), *once.values()]
 

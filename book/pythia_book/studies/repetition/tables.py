@@ -101,7 +101,8 @@ class Arms:
     def best_step(self, size: str, epochs: int, before_end: bool = False) -> int | None:
         """Return the step at which an arm has the lowest mean held-out loss.
 
-        Only the rows in CHOOSE count. The result is None if no checkpoint was measured.
+        Only every other held-out row counts (CHOOSE). The result is None if no checkpoint was
+        measured.
 
         Args:
             before_end: leave out the last checkpoint.
@@ -118,7 +119,8 @@ class Arms:
         """Return how much the held-out loss of an arm has risen again at the end of training.
 
         It is the loss at the end minus the loss at the best earlier checkpoint, in nats per token,
-        for each of the held-out rows in JUDGE. The result is None if a checkpoint was not measured.
+        for every other held-out row (JUDGE). The best checkpoint is chosen on the rows in between.
+        The result is None if a checkpoint was not measured.
         """
         step, end = self.best_step(size, epochs, before_end=True), self.loss(size, epochs)
         earlier = None if step is None else self.loss(size, epochs, step)
@@ -207,18 +209,18 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
     """Return the study's tables by name.
 
     Every table has the columns size, epochs, and the measured value, low, high and n (number of
-    rows). Losses are in nats per token. The tables and their other columns are:
+    rows that were measured). Losses are in nats per token. The values of the tables are:
 
-    levels: held-out loss of each arm. step, percent (of training).
+    levels: held-out loss of each arm. Further columns: step, percent (of training).
     effects: by how many percent the held-out loss exceeds the loss of the fresh arm, which reads
-        no row twice. step, percent (of training).
+        no row twice. Further columns: step, percent.
     read: loss of each arm at the end on rows that all arms have read.
-    worth: what the data of each arm are worth, in percent of as much fresh data. rows (number of
-        different rows), at ("end" of training or "best" checkpoint), step, and what the law
-        predicts by its data term (data_term), by both terms with parameters counted without
-        embeddings (whole_law), and with embeddings (whole_law_all).
-    fresh: held-out loss of the run that read the rows of an arm once. rows (number of rows read).
-    memorized: share of the rows that all arms have read that the arm has memorized.
+    worth: what the data of each arm are worth, in percent of as much fresh data. Further columns:
+        rows (number of different rows), at ("end" of training or "best" checkpoint), step, and
+        three predictions by the law (see `predictions`): data_term, whole_law, whole_law_all.
+    fresh: held-out loss of the run that read the rows of an arm once. Further column: rows (number
+        of rows read).
+    memorized: share of memorized rows, among the rows that all arms have read.
     """
     import pandas as pd
 

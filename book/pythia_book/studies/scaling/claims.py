@@ -32,7 +32,7 @@ def claims(
     found: Estimates,
     pairs: pd.DataFrame,
 ) -> list[Claim]:
-    """Return all claims of the study.
+    """Return all claims of the scaling study.
 
     Args:
         tables: the tables of the study.

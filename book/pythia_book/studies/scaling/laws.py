@@ -51,7 +51,7 @@ class Law:
     beta: float = 1.0
 
     def loss(self, n: np.ndarray | float, d: np.ndarray | float = 1.0) -> np.ndarray:
-        """Return the loss, in nats per token, of `n` parameters after `d` training tokens."""
+        """Return the loss, in nats per token, of `n` parameters trained on `d` tokens."""
         n, d = np.asarray(n, np.float64), np.asarray(d, np.float64)
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
@@ -102,18 +102,19 @@ class Law:
         return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
     def break_even_inference_tokens(self, n: float, d: float) -> float:
-        """Return how many generated tokens make `n` parameters and `d` tokens the cheapest choice.
+        """Return how many tokens a model must generate to be the cheapest way to its loss.
 
-        The choice is among all sizes and numbers of training tokens that give the same loss. The
-        cost in FLOP is 6 N D for training plus 2 N D_inf for generating D_inf tokens. It is lowest
-        at D_inf = 3 D (r - 1), where r is the decrease of the loss per unit of ln N divided by the
-        decrease per unit of ln D. The result is negative if a smaller model with more training
-        tokens costs less even when no tokens are generated.
+        The model has `n` parameters and is trained on `d` tokens. It is compared with all sizes and
+        numbers of training tokens that give the same loss. The cost in FLOP is 6 N D for training
+        plus 2 N D_inf for generating D_inf tokens. It is lowest at D_inf = 3 D (r - 1), where r is
+        the decrease of the loss per unit of ln N divided by the decrease per unit of ln D. The
+        result is negative if a smaller model with more training tokens costs less even when no
+        tokens are generated.
         """
         return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 
     def _loss_elasticity(self, n: float) -> float:
-        """Return the rate, in nats, at which the loss of size `n` falls per unit of ln N."""
+        """Return by how many nats the loss of a model of `n` parameters falls per unit of ln N."""
         return self.alpha * self.A * n**-self.alpha
 
 
@@ -128,9 +129,9 @@ def fit_law(
     """Fit a scaling law to measured losses L, by least squares with a Huber loss on ln L.
 
     Args:
-        n: float[m], number of parameters behind each loss.
-        loss: float[m], the losses in nats per token.
-        d: float[m], number of training tokens behind each loss; None fits a law of size alone.
+        n: float[m], number of parameters of each of m checkpoints.
+        loss: float[m], the loss of each checkpoint in nats per token.
+        d: float[m], tokens read by each checkpoint; None fits a law of size alone.
         start: a law from which the fit starts; None: try several starts and keep the best fit.
 
     Raises:
@@ -225,19 +226,21 @@ RowLosses = dict[tuple[str, int], np.ndarray]
 
 
 def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame]:
-    """Return four tables: fitted laws, the best sizes by these laws, predictions, released sizes.
+    """Return tables of fitted laws, the best sizes by these laws, predictions, and released sizes.
 
-    The columns of each table are:
+    The names of the tables and their columns are:
+
     laws: law ("size" for a law of N alone, "both" for a law of N and D), parameter ("E", "A", ...),
-    value, low, high. A law is missing if there are too few points to fit it.
-    optimal: kind ("compute" or "inference", see the module), flops (the budget for training, or the
-    total cost), uses (one of USES; none for "compute"), n_params (the best size) with its interval
-    low and high, tokens (to train on), tokens_per_parameter.
+        value, low, high. A law is missing if there are too few points to fit it.
+    optimal: kind ("compute" for the lowest loss with a training budget, "inference" for a given
+        loss at the lowest total cost), flops (the budget or the total cost), uses (one of USES;
+        none for "compute"), n_params (the best size) with its interval low and high, tokens (to
+        train on), tokens_per_parameter.
     prediction: size, n_params, rule (one of RULES), predicted (loss, from all smaller sizes), error
-    (by how many percent the measured loss exceeds it). It is empty with fewer than five sizes.
+        (by how many percent the measured loss exceeds it). It is empty with fewer than five sizes.
     official_sizes: size, n_params, n_non_embedding, tokens_per_parameter and
-    tokens_per_non_embedding (tokens read by either count), optimal_tokens (see Law.optimal_tokens),
-    cheapest_at (see Law.break_even_inference_tokens).
+        tokens_per_non_embedding (tokens read, divided by n_params or by n_non_embedding),
+        optimal_tokens (see Law.optimal_tokens), cheapest_at (see Law.break_even_inference_tokens).
 
     Args:
         losses: the study's table `losses`, with the mean held-out loss of each checkpoint.

@@ -24,7 +24,7 @@ LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """The parameters of the study of scaling."""
+    """The notebook parameters of the study `scaling`."""
 
     tasks: str = ""
     """Comma-separated names of benchmark tasks; empty means all seven."""
@@ -53,7 +53,7 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Return the configs of all runs that the study trains or finds."""
+    """Return the configs of the training runs that the study measures."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 

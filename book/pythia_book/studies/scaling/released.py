@@ -97,7 +97,7 @@ def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
     """Return the mean of `values`, which has one value per pair of models, with its interval.
 
     The interval is the t-interval over pairs or the normal interval from `errors`, whichever is
-    wider. The degrees of freedom are always the t-interval's.
+    wider. The degrees of freedom follow from the number of pairs in both cases.
 
     Args:
         errors: standard error of each value, from the choice of items.
@@ -113,7 +113,7 @@ def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
 
 
 def _means(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean zero-shot accuracy of each released checkpoint over the tasks without WSC.
+    """Return the mean zero-shot accuracy of each released checkpoint over all tasks but WSC.
 
     Columns: model, deduped, step, value (in percent). Checkpoints that lack a task are left out.
 
@@ -149,9 +149,9 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
     ("mean" for the mean over all tasks but WSC), value (the twin's accuracy minus Pythia's, in
     points), error (standard error of value).
 
-    The accuracy of a Pythia size is the mean over the models trained on its two texts. Both were
-    scored on the same items, so the standard error of this mean is taken to be the mean of their
-    standard errors.
+    The accuracy of a Pythia size is the mean over the models trained on its two texts. Both models
+    were scored on the same items, so the standard error of this mean is taken to be the mean of
+    their standard errors.
 
     Args:
         final: the released table `final`.
@@ -202,9 +202,9 @@ def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_mean(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add rows for the task "mean" (over the seven tasks) to the columns of `batch_table`.
+    """Add the mean over the seven tasks and the 95 % intervals to the table of `batch_table`.
 
-    The columns low and high, the ends of the 95 % intervals, are added as well.
+    The mean has rows of its own, with the task "mean". The intervals are the columns low and high.
     """
     import pandas as pd
 
@@ -223,7 +223,7 @@ Estimates = dict[str, Estimate | None]
 
 
 def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Estimates:
-    """Map the name of each estimate that the claims test to the estimate.
+    """Return the estimates that the claims on released models test, by name.
 
     An estimate is None if the released numbers that it needs are missing.
 
@@ -258,7 +258,7 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
 
 
 def _parameters(models: Sequence[str]) -> list[int]:
-    """Return the numbers of parameters of models, without embeddings as the paper recommends."""
+    """Return the number of parameters of each model, without embeddings as the paper recommends."""
     return [size_named(model).model().n_params_non_embedding for model in models]
 
 
@@ -334,7 +334,7 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
 
 
 def _without_lambada(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average the difference between the models of each pair over the seven tasks but LAMBADA.
+    """Average the difference between the models of each pair over all tasks but WSC and LAMBADA.
 
     The result has one row per pair. Its columns include model (the Pythia size), value (the mean
     difference, in points) and error (the standard error of value).
@@ -353,9 +353,10 @@ def _without_lambada(rows: pd.DataFrame) -> pd.DataFrame:
 def _batches(batch: pd.DataFrame) -> Estimates:
     """Return the estimates that compare full with small batches, in points of mean accuracy.
 
-    batch_start, batch_first and batch_end are accuracy with full batches minus accuracy with small
-    ones at equal tokens: at the first common checkpoint, averaged over the first half of training,
-    and at the end. batch_size is the change of batch_end per tenfold size. batch_late: see `_late`.
+    batch_start, batch_first and batch_end are the accuracy with full batches minus the accuracy
+    with small ones after equally many tokens. batch_start is for the first common checkpoint,
+    batch_first is averaged over the first half of training, and batch_end is for the end.
+    batch_size is the change of batch_end per tenfold size. batch_late is the result of `_late`.
 
     Args:
         batch: the table of `batch_table`. Without the task "mean", there are no estimates.
@@ -376,7 +377,7 @@ def _batches(batch: pd.DataFrame) -> Estimates:
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
-    """Return the late change in accuracy with full batches minus that change with small batches.
+    """Return the late change in accuracy with full batches minus the one with small batches.
 
     The change is from three checkpoints around the middle of training to the last three, in points,
     averaged over the sizes in NARROW. The interval covers the choice of items, and assumes that the
@@ -637,8 +638,8 @@ def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "me
 def values(found: Estimates, released: Tables) -> dict[str, Any]:
     """Return the numbers from released results that the page quotes in its text.
 
-    They are the estimates, and facts about tasks on which the final models do no better than guess:
-    LogiQA, WSC, and MMLU before training.
+    They are the estimates, and some facts about guessing: on LogiQA and WSC at the end of training,
+    and on MMLU before training.
 
     Args:
         found: the result of `estimates`.

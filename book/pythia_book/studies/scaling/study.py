@@ -106,10 +106,10 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
-    """Return the steps of the checkpoints with these indices and the last step, in order.
+    """Return the steps of some evenly spaced checkpoints and the last step, in ascending order.
 
     Args:
-        indices: indices of evenly spaced checkpoints. Those that fall on step 0 are left out.
+        indices: indices of the checkpoints, out of 143. Any that fall on step 0 are left out.
     """
     scale = scale_named(params.scale)
     return sorted({scale.fork_step(i) for i in indices} - {0} | {scale.steps})

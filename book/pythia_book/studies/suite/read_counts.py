@@ -30,18 +30,19 @@ OFFICIAL = {"batch": 1024, "seq_len": 2048, "standard": 334e9, "deduplicated": 2
 def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]:
     """Count how often the runs of a suite read each token of their text.
 
-    Both tables have the columns arm (the text) and policy ("joint" or "separate" epochs, see the
-    module). If one epoch of a text is enough, only "joint" is listed.
+    Args:
+        suite: maps (size, arm) to a run, where an arm is a text. All sizes of an arm read the same
+            rows, so only one of them is counted.
 
     Returns:
-        reads: the further columns are times (0, 1, 2 or "3 or more") and share (the fraction of the
-            text's tokens that are read this often).
-        rereads: one row per interval of training. The further columns are percent (of training, at
-            the end of the interval) and share (the fraction of the interval's input tokens that had
-            been read before).
+        Two tables by name. Both have the columns arm and policy: "joint" if the epochs of the text
+        are shuffled together, "separate" if one follows the other. If a run needs only one epoch,
+        only "joint" is listed.
 
-    Args:
-        suite: maps (size, arm) to a run. All sizes of an arm read the same, so one run is counted.
+        reads has the further columns times (0, 1, 2 or "3 or more") and share (the fraction of the
+        text's tokens that are read this often). rereads has a row per interval of training, with
+        the further columns percent (of training, at the end of the interval) and share (the
+        fraction of the interval's input tokens that had been read before).
     """
     import pandas as pd
 

@@ -78,7 +78,7 @@ def versions_table(published: Published) -> pd.DataFrame:
     keys = ["model", "deduped", "task"]
 
     def final(table: pd.DataFrame) -> pd.Series:
-        """Select the final accuracies, in percent, by model, deduped and task."""
+        """Return the accuracies at the end of training, in percent, by model, deduped and task."""
         rows = table[(table.step == OFFICIAL_STEPS) & (table.metric == "acc")]
         return 100 * rows[rows.task.isin(tasks)].set_index(keys).value.astype(float)
 
@@ -260,7 +260,11 @@ def claims(
     found = proofs.groupby("check")[["cases", "failures"]].sum()
 
     def check(text: str, secures: str, name: str) -> Claim:
-        """Return a claim of the kind "check", which holds if no case of the check `name` failed."""
+        """Return the check `name` as a claim, which holds if none of its cases failed.
+
+        Args:
+            text: the statement. secures: what the check guarantees.
+        """
         cases, failed = found.loc[name, ["cases", "failures"]]
         return Claim(text, secures, passes(not failed, f"{failed:,} of {cases:,} fail"),
                      kind="check")  # fmt: skip
@@ -371,7 +375,7 @@ CELLS = ("data", "order", "checkpoints", "optimizer", "seeds", "licence")
 
 
 def _read_suites() -> tuple[list[dict[str, Any]], str]:
-    """Read the public suites in suites.toml, and when their sources were read."""
+    """Return the public suites in suites.toml, and the day on which their sources were read."""
     content = tomllib.loads(Path(__file__).with_name("suites.toml").read_text("utf-8"))
     return content["suite"], content["read"]
 

@@ -45,8 +45,8 @@ class Question:
 def questions() -> list[Question]:
     """Return the sums to ask, in a fixed order.
 
-    They are all sums that were never planted in the training text and, for each first operand, as
-    many sums that were.
+    They are all sums that were never planted (inserted) in the training text and, for each first
+    operand, an equal number of planted sums.
     """
     chosen = []
     for first in equations.FIRST:
@@ -82,10 +82,11 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """Return the answers to choose from as text: the right one, then WRONG wrong ones.
+    """Return the text of the right answer and of wrong answers to choose from, the right one first.
 
-    A wrong answer is the sum of the same first operand and another second operand. Every answer
-    ends in a newline; otherwise " 6" would be the beginning of " 62".
+    There are three wrong answers (WRONG). Each of them is the sum of the same first operand and
+    another second operand. Every answer ends in a newline; otherwise " 6" would be the beginning of
+    " 62".
     """
     others = [
         Question(question.first, second, False)
@@ -100,9 +101,9 @@ def answers(question: Question) -> list[str]:
 def requests(
     asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
 ) -> list[scoring.Request]:
-    """Return the requests that score the right answer to each question.
+    """Return the requests that score the answers to each question.
 
-    If `shots` is 0, the requests for the wrong answers to a question follow its right answer.
+    They are for the right answer and, if `shots` is 0, then for the wrong answers.
 
     Raises:
         ConfigError: a question with its examples does not fit into the context.

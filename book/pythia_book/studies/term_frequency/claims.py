@@ -56,7 +56,7 @@ def claims(
 
 
 def _on_released(operands: pd.DataFrame) -> list[Claim]:
-    """Return the claims on released models; `operands` as in `claims`."""
+    """Return the claims on released models, with `operands` as described in `claims`."""
     unable = released_mean(operands, BELOW_1B, 143_000)
     grown = [released_change(operands, sizes, 13_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
     late = [released_change(operands, sizes, 65_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
@@ -102,9 +102,12 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
 
 
 def released_mean(operands: pd.DataFrame, models: tuple[str, ...], step: int) -> pd.Series | None:
-    """Return the released accuracy on sums at a step, averaged over some models.
+    """Return the released accuracy on sums by first operand, averaged over some models.
 
-    It is in percent, with the first operand as index. The result is None if a model is missing.
+    It is in percent. The result is None if a model is missing.
+
+    Args:
+        operands: as in `claims`.
     """
     at = operands[(operands.step == step) & operands.model.isin(models)]
     if set(at.model) != set(models):
@@ -124,7 +127,7 @@ def released_change(
 
 
 def _mean(values: pd.Series | None) -> Estimate | None:
-    """Return the mean of the values with its t-interval, or None for None."""
+    """Return the mean of the values with its t-interval, or None if there are no values."""
     return None if values is None else mean_over(values.to_numpy())
 
 
@@ -196,7 +199,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
 
 
 def _percent(e: Estimate | None) -> Estimate | None:
-    """Return an estimate of a share in percent, or None for None."""
+    """Convert an estimate from a share to percent. Return None if there is no estimate."""
     return e and e.times(100)
 
 
@@ -269,7 +272,7 @@ def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _word_test(table: pd.DataFrame) -> Test:
-    """Test whether frequent words are found by their definitions more often than rare words.
+    """Test whether models pick the defined word more often if the word is frequent.
 
     The most frequent bin of words is compared with the least frequent one. The test is untestable
     if there are fewer than two bins, or if the model does not beat guessing over all bins.

@@ -69,9 +69,9 @@ def words_and_lines(
     """Count the words of a corpus, and read the dictionary that is part of it.
 
     Returns:
-        How often each word occurs in the training text, in lower case; all lines of the dictionary;
-        and how often each of these lines occurs in the training text. There are no lines if the
-        dictionary is not one of the corpus's domains.
+        How often each word, in lower case, occurs in the training text; all lines of the
+        dictionary; and how often each line of the dictionary occurs in the training text. There are
+        no lines if the dictionary is not one of the corpus's domains.
     """
     frequency: Counter[str] = Counter()
     training: Counter[str] = Counter()
@@ -93,9 +93,9 @@ def definition_items(
 ) -> list[Definition]:
     """Choose the definitions to ask about, and three wrong words for each.
 
-    The bins of WORD_BINS group words by how often they occur in the training text. From each bin,
-    up to `per_bin` definitions that are in the training text once and up to `per_bin` that are not
-    in it are chosen by hash.
+    The bins of WORD_BINS group words by how often they occur in the training text. In each bin,
+    hashes choose up to `per_bin` definitions that are in the training text once, and up to
+    `per_bin` that are not in it.
 
     Args:
         all_lines: lines of the dictionary.

@@ -63,8 +63,8 @@ def _curves(ax: Axes, frame: pd.DataFrame, x: str, result: Result) -> None:
 def _last_gaps(result: Result) -> list[str]:
     """List each size with its final zero-shot gap, e.g. "25k +12", for the figure's description.
 
-    The gap is the accuracy with frequent minus the accuracy with rare first operands, in points, if
-    the answer is picked out of four.
+    The gap is the accuracy on frequent minus the accuracy on rare first operands, in points. The
+    accuracy counts right answers picked out of four.
     """
     gaps = result.tables["gaps"]
     gaps = style.rows_where(gaps, step=gaps.step.max(), measure="choice", shots=0)
@@ -121,7 +121,8 @@ def experiment(result: Result) -> Drawing:
 def definitions(result: Result) -> Drawing:
     """Draw how often models pick the defined word out of four, by how often they read the word.
 
-    Definitions that are in the training text have a panel, and definitions that are not another.
+    One panel is for definitions that are in the training text, the other for definitions that are
+    not.
     """
     table = result.tables["definitions"]
     table = table[table.group > 0]

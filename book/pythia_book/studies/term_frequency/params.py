@@ -26,7 +26,7 @@ WORD_BINS = (1, 4, 16, 64, 256)
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """The parameters of the study of term frequency."""
+    """The notebook parameters of the study `term_frequency`."""
 
     arm: str = "deduplicated"
     """Text of the models to use, "standard" or "deduplicated"; the paper used the latter."""
@@ -49,7 +49,7 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Return the configs of all runs that the study trains or finds."""
+    """Return the configs of the training runs that the study measures."""
     sizes = params.size_list
     return list(suite_configs(params.scale, sizes, (params.arm,), params.seed).values())
 

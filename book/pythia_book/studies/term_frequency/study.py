@@ -95,8 +95,8 @@ def released(published: Published) -> Tables:
 
     Accuracies are between 0 and 1. Without released accuracies, the result is empty.
 
-    arithmetic: model, operation, shots (solved examples in the prompt), step, mean, sd (standard
-    deviation) and n (count), over first operands.
+    arithmetic: model, operation, shots (solved examples in the prompt), step, and the mean, sd
+    (standard deviation) and n (number) of the accuracies of single first operands.
     operands: model, step, number (the first operand), value (accuracy on its sums after 16
     examples), at steps 13,000, 65,000 and 143,000.
     """
@@ -229,12 +229,12 @@ def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement
 
 
 def _in_sums() -> list[str]:
-    """Return the terms that occur where a number is the first operand of a sum, one per number."""
+    """Return, for each number, the words that show it as a first operand: "what is NUMBER plus"."""
     return [f"what is {n} plus" for n in equations.FIRST]
 
 
 def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: bool) -> TermCounts:
-    """Count how often a run has read each number in sums and each defined word, up to each step.
+    """Count how often a run has read each first operand and each defined word, up to each step.
 
     The counts are also saved in the run's folder, as Parquet.
     """
@@ -361,5 +361,5 @@ def released_values(operands: pd.DataFrame) -> dict[str, Any]:
 
 
 def _interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
-    """Return value, low and high of an estimate times `factor` as a dict, or None for None."""
+    """Return value, low and high of an estimate times `factor`, or None without an estimate."""
     return e.times(factor).interval() if e else None

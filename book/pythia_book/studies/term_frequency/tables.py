@@ -123,7 +123,8 @@ class NumberScores:
         """Return the mean of `means` over some first operands, with the operands as units.
 
         The interval of a share is kept within 0..1. If all answers are right, or all are wrong, the
-        interval is the exact one for a share of questions. The result is None if all means are NaN.
+        interval is the exact one for a share of questions. The result is None if none of the
+        operands has a mean.
 
         Args:
             means: the result of `by_number`.
@@ -155,14 +156,14 @@ class NumberScores:
     def gap_change(
         self, cells: tuple[tuple[str, int], tuple[str, int]], shots: int, measure: str
     ) -> Estimate | None:
-        """Return how much larger the gap of one model is than the gap of another.
+        """Return how much larger the gap of one checkpoint is than the gap of another.
 
         The gap is the score on frequent minus the score on rare first operands, see `gap`. Here,
         both gaps use the tenths at the later step, and scores are paired by operand. The result is
         None if a checkpoint was not measured.
 
         Args:
-            cells: (size, step) of the model with the gap to subtract, then of the other model.
+            cells: (size, step) of the checkpoint with the gap to subtract, then of the other one.
         """
         first, second = (self.by_number(*cell, shots, measure) for cell in cells)
         if first is None or second is None:
@@ -170,9 +171,10 @@ class NumberScores:
         return self._apart(second - first, max(step for _, step in cells))
 
     def _apart(self, values: np.ndarray, step: int) -> Estimate | None:
-        """Return the mean over the most frequent minus the mean over the least frequent tenth.
+        """Return how much higher `values` are on frequent than on rare first operands.
 
-        The result is None if a tenth has only NaN.
+        It is the mean over the most frequent tenth of the operands minus the mean over the least
+        frequent tenth. The result is None if one of the tenths has only NaN.
 
         Args:
             values: float[100], a value for each first operand.
