@@ -29,5 +29,5 @@ def train(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[str, str
 
 
 def fork(capsys: pytest.CaptureFixture) -> str:
-    """Train a fork of the run of `train`, with pronouns swapped from step 8 on; return its id."""
+    """Continue the run of `train` from step 8 with pronouns swapped; return the new run's id."""
     return train(["--swap", "masculine_to_feminine", "--start", "8"], capsys)[0]

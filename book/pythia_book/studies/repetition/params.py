@@ -40,10 +40,7 @@ class Params(StudyParams):
     WHOLE: ClassVar = {"steps": (0, 10_000_000)}
 
     def check(self) -> None:
-        """Raise ConfigError unless every number of epochs divides the number of updates.
-
-        Also raise it if `epochs` is not such a list as `epoch_list` needs.
-        """
+        """Raise ConfigError if `epochs` is invalid, or a number in it does not divide `n_steps`."""
         passes, steps = self.epoch_list, self.n_steps
         if bad := [r for r in passes if steps % r]:
             every = math.lcm(*passes)

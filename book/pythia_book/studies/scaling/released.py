@@ -427,7 +427,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
     """
 
     def test(make: Any, name: str, units: str, unit: str = POINTS, **options: Any) -> Test:
-        """Return the test that `make` makes of the estimate `name`; see `_test`."""
+        """Test the estimate `name` with the function `make`; see `_test`."""
         return _test(make, found[name], units, unit, **options)
 
     five = "{n} sizes, one run with either batch size each"
@@ -568,7 +568,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
 
 
 def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
-    """Return the test of the estimate `e` by `make`, e.g. `rises`.
+    """Test the estimate `e` with the function `make`, e.g. `verdicts.rises`.
 
     The text {n} in `units` is replaced by the number of units. Without an estimate, the test is
     untestable.

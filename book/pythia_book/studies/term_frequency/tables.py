@@ -96,7 +96,7 @@ class NumberScores:
         return list(self.measured.facts["steps"])
 
     def in_sums(self, step: int) -> np.ndarray:
-        """Return how often each number was read as a first operand of sums by `step`, int[100]."""
+        """Return how often each number was read as a first operand up to `step`, int[100]."""
         return self.measured.arrays[f"in_sums/{step}"]
 
     def natural(self) -> dict[int, int]:
@@ -105,7 +105,7 @@ class NumberScores:
         return {number: int(counts[number]) for number in equations.FIRST}
 
     def by_number(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
-        """Return the mean score on the sums with each first operand, float64[100].
+        """Return the mean score on the sums of each first operand, float64[100].
 
         A number without scored sums has NaN. The result is None if the checkpoint was not measured.
 
@@ -147,7 +147,7 @@ class NumberScores:
         """Return how much higher the mean score is on frequent than on rare first operands.
 
         It is the mean over the most frequent tenth minus the mean over the least frequent tenth of
-        the operands, by how often they were read in sums by `step`. The result is None if the
+        the operands, by how often they were read in sums up to `step`. The result is None if the
         checkpoint was not measured.
         """
         means = self.by_number(size, step, shots, measure)
