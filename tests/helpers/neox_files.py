@@ -24,7 +24,7 @@ def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
     for rank in range(ranks):
 
         def split(t: torch.Tensor, dim: int, rank: int = rank) -> torch.Tensor:
-            """Return the part of a tensor that the rank has, cut along a dimension."""
+            """Return the rank's part of a tensor that is cut along the dimension `dim`."""
             return t.chunk(ranks, dim)[rank].clone()
 
         def share(t: torch.Tensor, rank: int = rank) -> torch.Tensor:
@@ -33,7 +33,7 @@ def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
             return t * weight
 
         def norm(t: torch.Tensor, rank: int = rank) -> torch.Tensor:
-            """Return the rank's copy of a LayerNorm tensor. All copies average to the tensor."""
+            """Return the rank's copy of a LayerNorm tensor. The mean of all copies is exact."""
             return t + 0.01 * (rank - (ranks - 1) / 2)
 
         files = {0: {"word_embeddings.weight": split(state["embed_in.weight"], 0)}}

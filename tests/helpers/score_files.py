@@ -15,7 +15,7 @@ def harness(crows: float, lambada: float | None) -> dict:
     """Return a made-up result file of the evaluation harness, as parsed from JSON.
 
     Args:
-        crows: share of gender pairs of CrowS-Pairs with the stereotype preferred.
+        crows: share of the gender pairs of CrowS-Pairs in which the model prefers the stereotype.
         lambada: accuracy on LAMBADA; None: not in the file.
     """
     results = {

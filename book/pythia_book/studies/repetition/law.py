@@ -43,15 +43,16 @@ def data_share(epochs: float, constant: float = R_DATA) -> float:
 
 
 def warranted(unique_tokens: float) -> float:
-    """Return the number of parameters that the law finds optimal for tokens that are read once."""
+    """Return the optimal number of parameters, by the law, for tokens that are each read once."""
     g = (A / B) ** (1 / (2 * EXPONENT))
     return unique_tokens * g * g
 
 
 def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
-    """Return the loss that the law predicts after training on `tokens`, in nats per token.
+    """Return the loss that the law predicts for a trained model, in nats per token.
 
     Args:
+        parameters: number of parameters of the model.
         tokens: number of tokens read, counting repeated tokens each time.
         unique_tokens: how many of them are different.
     """
