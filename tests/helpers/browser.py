@@ -18,7 +18,12 @@ needed = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
 
 def in_node(script: Path, expression: str, **values: Any) -> Any:
-    """The value of a JavaScript expression in which `page` is what the script exports."""
+    """Evaluate a JavaScript expression in node, and return its value. Skip the test without node.
+
+    Args:
+        script: the script of a page. In the expression, `page` has what the script exports.
+        values: further names for the expression, with their values.
+    """
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     names = {"page": f"require({json.dumps(str(script))})"}
@@ -36,7 +41,7 @@ def in_node(script: Path, expression: str, **values: Any) -> Any:
 
 
 def assert_self_contained(*paths: Path) -> None:
-    """A page's script and style are short, load nothing and draw no random numbers."""
+    """Assert that a page's scripts and styles are short, load nothing and use no random numbers."""
     for path in paths:
         text = path.read_text(encoding="utf-8")
         assert not re.search(
@@ -46,11 +51,16 @@ def assert_self_contained(*paths: Path) -> None:
 
 
 def run_page(script: Path, style: Path, body: str, then: str, folder: Path) -> dict[str, Any]:
-    """The object `result` after the statements `then`, once the script has run on a narrow page.
+    """Run a page's script in a headless browser at a phone's width, and return what it found.
+
+    Also assert that the page has no errors, no NaN or undefined values, no unlabelled inputs and no
+    figure wider than the page, and that it hides its static images.
 
     Args:
-        body: the page's content when the script starts, at a phone's width.
-        then: JavaScript; `result.errors` has the page's errors so far.
+        body: HTML of the page when the script starts.
+        then: JavaScript statements to run after the script. They can set attributes of the object
+            `result`, which is returned.
+        folder: where the page and the browser's profile are written.
     """
     driver = f"""
       document.body.innerHTML = "<div style='width: 343px'>" + {_literal(body)} + "</div>";
@@ -98,5 +108,5 @@ def run_page(script: Path, style: Path, body: str, then: str, folder: Path) -> d
 
 
 def _literal(text: str) -> str:
-    """JSON that is safe inside a script element."""
+    """Return `text` as a JavaScript string literal that is safe inside a script element."""
     return json.dumps(text).replace("</", "<\\/")

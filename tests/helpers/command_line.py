@@ -10,7 +10,7 @@ TRAIN = ["train", "7k", "--scale", "smoke", "--steps", "12"]
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
-    """The one message with which a command fails."""
+    """Run a command that must fail with one error message, and return this message."""
     assert main(arguments) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: ") and "Traceback" not in message
@@ -18,12 +18,16 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
 
 
 def train(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[str, str]:
-    """The id of a run of twelve updates, and what the command printed."""
+    """Train a run of twelve updates by command; return its id and what the command printed.
+
+    Args:
+        arguments: further arguments of the command.
+    """
     assert main([*TRAIN, *arguments]) == 0
     printed = capsys.readouterr().out
     return printed.split()[1].rstrip(":"), printed
 
 
 def fork(capsys: pytest.CaptureFixture) -> str:
-    """The id of that run's fork from step 8 on."""
+    """Continue the run of `train` from step 8 with pronouns swapped; return the new run's id."""
     return train(["--swap", "masculine_to_feminine", "--start", "8"], capsys)[0]

@@ -22,29 +22,35 @@ SENTENCES = (
 )
 STEPS, BATCH, SEQ = 60, 4, 64
 SHARD = 11_111
-"""Bytes: no whole number of rows, nor of ids."""
+"""Bytes per shard. They are no whole number of rows, nor of token ids."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """The run behind it, the folder of revisions, and the folder of shards."""
+    """A made-up published model."""
 
     run: Run
+    """The run that was published."""
     models: Path
+    """The folder of revisions, one folder of weights per step."""
     shards: Path
+    """The folder of the shards with the training rows."""
     tokenizer: Path
+    """The file tokenizer.json."""
 
     @property
     def rows(self) -> TokenFileData:
+        """The published training rows."""
         return TokenFileData(str(self.shards), str(self.tokenizer), SEQ)
 
     @property
     def train(self) -> TrainConfig:
-        """What a user says of a model that is none of Pythia's sizes."""
+        """The training settings that a user must give if a model has none of Pythia's sizes."""
         return TrainConfig(steps=STEPS, batch_size=BATCH, lr_max=1e-2)
 
 
 def write_shards(folder: Path, raw: bytes, size: int) -> None:
+    """Write `raw` in files of `size` bytes, with names like document-00000-of-00002.bin."""
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
     folder.mkdir()
     for i, piece in enumerate(pieces):
@@ -52,7 +58,12 @@ def write_shards(folder: Path, raw: bytes, size: int) -> None:
 
 
 def publish(root: Path, patch: pytest.MonkeyPatch) -> Published:
-    """Train a tiny run and release it as Pythia was: fp32 weights by step, rows in order."""
+    """Train a tiny run and publish it as Pythia was: fp32 weights by step, training rows in order.
+
+    Args:
+        root: the folder for everything that is written.
+        patch: sets the environment variables for results and cache.
+    """
     patch.setenv("PYTHIA_RESULTS", str(root / "results"))
     patch.setenv("PYTHIA_CACHE", str(root / "cache"))
     random = np.random.default_rng(0)

@@ -25,7 +25,7 @@ SENTENCES = [
 
 
 def tokenizer() -> Tokenizer:
-    """A byte-level BPE with every pronoun as one token; id 0 is EOD."""
+    """Train a byte-level BPE tokenizer. Every pronoun is one token, and id 0 ends documents."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -40,9 +40,14 @@ def tokenizer() -> Tokenizer:
 
 
 class ToyModel(torch.nn.Module):
-    """Causal and tiny: a running mean of embeddings, plus the present token, unembedded.
+    """A tiny causal language model with random weights.
 
-    `bonus` is added to the logits of the feminine pronouns: a planted shift.
+    Its hidden state is the mean of the embeddings so far plus half the embedding of the present
+    token.
+
+    Args:
+        vocab: number of tokens. width: dimensions of an embedding.
+        bonus: what `plant` adds to the logits of chosen tokens.
     """
 
     def __init__(self, vocab: int, width: int = 12, seed: int = 0, bonus: float = 0.0) -> None:
@@ -54,40 +59,50 @@ class ToyModel(torch.nn.Module):
         self.bonus = bonus
 
     def plant(self, ids: list[int]) -> ToyModel:
+        """Make tokens likelier: add `bonus` to their logits from now on. Return the model."""
         self.bias[ids] = self.bonus
         return self
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states of token ids, float[batch, tokens, width]."""
         x = self.embed[ids]
         count = torch.arange(1, ids.shape[1] + 1).view(1, -1, 1)
         return x.cumsum(1) / count + 0.5 * x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the next token for hidden states, float[..., vocab]."""
         return hidden @ self.unembed.T + self.bias
 
 
 @dataclass
 class FakeRun:
+    """A stand-in for a training run. It makes a toy model for a step instead of loading one."""
+
     config: RunConfig
     folder: Path
     data: SimpleNamespace
     seconds: float = 1.0
     calls: list[int] = field(default_factory=list)
+    """The steps of the models that were asked for."""
 
     @property
     def id(self) -> str:
+        """A hash of the config."""
         return stable_hash(repr(self.config))[:12]
 
     @property
     def final_sha256(self) -> str:
+        """A made-up hash of the last weights, different for every config."""
         return hashlib.sha256(self.id.encode()).hexdigest()
 
     @property
     def steps(self) -> list[int]:
+        """The steps of the checkpoints: all steps of the run."""
         return list(range(self.config.train.steps + 1))
 
     @property
     def ledger(self) -> SimpleNamespace | None:
+        """A record of seven changed tokens per update of the intervention; None without one."""
         window = self.config.intervention
         if window is None:
             return None
@@ -97,9 +112,11 @@ class FakeRun:
 
     @property
     def tokens_changed(self) -> int:
+        """The number of tokens that the intervention changed."""
         return len(self.ledger.row)
 
     def model(self, step: int | None = None) -> ToyModel:
+        """Return the model at a step. During an intervention, feminine pronouns become likelier."""
         self.calls.append(step)
         window, bonus = self.config.intervention, 0.0
         if window is not None:
@@ -110,13 +127,15 @@ class FakeRun:
 
 
 class FakeData(SimpleNamespace):
-    """Data that hold their own held-out text."""
+    """A stand-in for prepared data that includes the held-out text."""
 
     def with_heldout(self) -> FakeData:
+        """Return the data themselves, because they have held-out text already."""
         return self
 
 
 def fake_data(seq_len: int) -> FakeData:
+    """Return data with SENTENCES as held-out text, eight sentences per document."""
     made = tokenizer()
     documents = [" ".join(SENTENCES[i : i + 8]) for i in range(0, len(SENTENCES), 8)]
     stream = [i for text in documents for i in (*made.encode(text).ids, 0)]
@@ -130,11 +149,18 @@ def fake_data(seq_len: int) -> FakeData:
 
 
 def fake_find_or_train(folder: Path):
-    """`find_or_train_all` that makes FakeRuns at once; the list of them is its attribute `made`."""
+    """Return a stand-in for `find_or_train_all` that makes fake runs at once.
+
+    Its attribute `made` is the list of all runs that it has made so far.
+
+    Args:
+        folder: the parent of the folders of the runs.
+    """
     data = fake_data(64)
     made: list[FakeRun] = []
 
     def find_or_train(configs: dict[Any, RunConfig], progress: bool = True) -> dict[Any, FakeRun]:
+        """Make a fake run for each config, and return the runs by the same keys."""
         runs = {key: FakeRun(config, folder, data) for key, config in configs.items()}
         for run in runs.values():
             run.folder = folder / run.id
@@ -146,7 +172,10 @@ def fake_find_or_train(folder: Path):
 
 
 def fake_items() -> Items:
+    """Return made-up items of all kinds that the gender-bias study measures."""
+
     def pronoun(job: str, pro: str, anti: str) -> SimpleNamespace:
+        """Return a WinoBias item with a pro- and an anti-stereotypical pronoun for a job."""
         frame = f"The {job} said that {{}} would help the chief."
         return SimpleNamespace(
             sentence_pro=frame.format(pro),
@@ -157,6 +186,7 @@ def fake_items() -> Items:
         )
 
     def pair(job: str) -> SimpleNamespace:
+        """Return a CrowS-Pairs item: the sentence with "she" and the sentence with "he"."""
         return SimpleNamespace(more=f"The {job} said she was late.", less=f"The {job} said he was.")
 
     winobias = [pronoun("nurse", "she", "he"), pronoun("driver", "he", "she")] * 6

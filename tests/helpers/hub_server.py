@@ -12,32 +12,38 @@ from urllib.parse import unquote, urlsplit
 
 
 def commit_of(repo: str, revision: str) -> str:
+    """Return a made-up commit hash for a revision of a repository."""
     return hashlib.sha1(f"{repo}@{revision}".encode()).hexdigest()
 
 
 @dataclass
 class FakeHub:
-    """Repositories: name -> revision -> file -> content."""
+    """A stand-in for the Hugging Face hub: its repositories, and what should go wrong."""
 
     repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
+    """Maps repository -> revision -> file name to the content of the file."""
     stall: threading.Event = field(default_factory=threading.Event)
+    """When set, slow requests are answered."""
     slow: set[str] = field(default_factory=set)
-    """Parts of "METHOD /path" that are answered only when `stall` is set."""
+    """A request with one of these in its "METHOD /path" waits for `stall`, for 20 s at most."""
     wrong: dict[str, bytes] = field(default_factory=dict)
-    """File -> what is sent in its place, under the right length and hash."""
+    """Maps a file name to content that is sent instead, with the length and hash of the file."""
     short: set[str] = field(default_factory=set)
-    """Files of which the second half never comes."""
+    """Names of files of which only the first half is sent."""
     broken: set[str] = field(default_factory=set)
-    """Parts of paths that are answered with status 500."""
+    """A request with one of these in its path gets status 500."""
     requests: list[str] = field(default_factory=list)
     """Method and path of every request."""
     url: str = ""
+    """The address of the server, once it runs."""
 
     def add(self, repo: str, revision: str, folder: Path) -> None:
+        """Add the files of `folder` as a revision of a repository."""
         files = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
         self.repos.setdefault(repo, {})[revision] = files
 
     def revision(self, repo: str, name: str) -> dict[str, bytes] | None:
+        """Return the files of a branch or commit, or None if the repository does not have it."""
         for branch, files in self.repos[repo].items():
             if name in (branch, commit_of(repo, branch)):
                 return files
@@ -45,20 +51,25 @@ class FakeHub:
 
 
 class Handler(BaseHTTPRequestHandler):
+    """A handler that answers requests for the files and listings of a fake hub."""
+
     hub: FakeHub
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16  # head and body in one packet: a second one waits 40 ms
 
     def log_message(self, *_: object) -> None:
-        pass
+        """Print nothing."""
 
     def do_HEAD(self) -> None:
+        """Answer a HEAD request."""
         self.answer(False)
 
     def do_GET(self) -> None:
+        """Answer a GET request."""
         self.answer(True)
 
     def reply(self, status: int, body: bytes, with_body: bool = True, **headers: str) -> None:
+        """Send a response. In the names of headers, "_" stands for "-"."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -69,9 +80,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def missing(self, what: str) -> None:
+        """Send status 404, with `what` as the hub's error code, e.g. "RepoNotFound"."""
         self.reply(404, b"{}", self.command == "GET", X_Error_Code=what)
 
     def answer(self, with_body: bool) -> None:
+        """Answer a request for a listing of branches or files, or for a file, or fail as told."""
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         if any(part in self.hub.requests[-1] for part in self.hub.slow):
@@ -109,9 +122,11 @@ class Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def large(name: str) -> bool:
+        """Return whether the hub would store this file with Git LFS."""
         return not name.endswith(".json")
 
     def sibling(self, name: str, content: bytes) -> dict:
+        """Return a file's entry in the listing of a revision."""
         entry = {
             "rfilename": name,
             "size": len(content),
@@ -123,6 +138,11 @@ class Handler(BaseHTTPRequestHandler):
         return entry
 
     def file(self, repo: str, revision: str, name: str, content: bytes, with_body: bool) -> None:
+        """Send a file with its hash and commit, or, if the hub says so, less or other content.
+
+        Args:
+            revision: branch or commit.
+        """
         known = revision in self.hub.repos[repo]
         commit = commit_of(repo, revision) if known else revision
         kind = hashlib.sha256 if self.large(name) else hashlib.sha1
@@ -138,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def start(hub: FakeHub) -> ThreadingHTTPServer:
-    """Serve `hub` from a thread; its address is in hub.url."""
+    """Start a server for `hub` in a thread, set `hub.url` to its address, and return the server."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -147,7 +167,13 @@ def start(hub: FakeHub) -> ThreadingHTTPServer:
 
 
 def serving(hub: FakeHub, monkeypatch, cache: Path):
-    """Serve `hub` as HF_ENDPOINT with a cache of its own, until the generator is closed."""
+    """Serve `hub`, and make huggingface_hub use it, with a new cache, instead of the real hub.
+
+    The function is a generator for fixtures. It yields `hub` once, and stops the server afterwards.
+
+    Args:
+        cache: the folder for the cache.
+    """
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -12,7 +12,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    """The same numbers on every device, fp64."""
+    """Return normally distributed random numbers in fp64, made on the CPU for all devices."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -22,11 +22,14 @@ def check(
     inputs: list[Tensor],
     exact: Implementation | None = None,
 ) -> None:
-    """Twice the error of the reference in the same dtype at most (fp32: or 1e-6), bits repeat.
+    """Assert that a kernel is as accurate as it should be, and that a second call gives equal bits.
+
+    The relative error of every output and gradient, compared with fp64, may be at most twice the
+    error of `reference` in the same dtype. In fp32, an error of 1e-6 is allowed as well.
 
     Args:
         inputs: in the dtypes and on the device under test.
-        exact: the reference where it can take fp64, if `reference` cannot.
+        exact: computes the same as `reference` and accepts fp64; None: `reference` itself does.
     """
     truth = results(exact or reference, [x.double().cpu() for x in inputs])
     least = 1e-6 if all(x.dtype == torch.float32 for x in inputs) else 1e-12

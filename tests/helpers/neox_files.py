@@ -13,22 +13,27 @@ from pythia_core.model import GPTNeoX
 
 
 def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
-    """Cut a model as GPT-NeoX does: written from its rules, not from the table under test.
+    """Write the weights of a model as GPT-NeoX does on several ranks, a file per layer and rank.
 
-    Biases that are summed are unequal on the ranks, and LayerNorms differ a little.
+    The code follows the rules of GPT-NeoX, not the table that the tests check. Some biases must be
+    summed over ranks, so their parts are unequal here. LayerNorms must be averaged, so their copies
+    differ a little.
     """
     folder.mkdir()
     c, state = model.config, model.state_dict()
     for rank in range(ranks):
 
         def split(t: torch.Tensor, dim: int, rank: int = rank) -> torch.Tensor:
+            """Return the rank's part of a tensor that is cut along the dimension `dim`."""
             return t.chunk(ranks, dim)[rank].clone()
 
         def share(t: torch.Tensor, rank: int = rank) -> torch.Tensor:
+            """Return the rank's share of a bias. The shares of all ranks sum to the bias."""
             weight = 2.0 * (rank + 1) / (ranks * (ranks + 1))
             return t * weight
 
         def norm(t: torch.Tensor, rank: int = rank) -> torch.Tensor:
+            """Return the rank's copy of a LayerNorm tensor. The mean of all copies is exact."""
             return t + 0.01 * (rank - (ranks - 1) / 2)
 
         files = {0: {"word_embeddings.weight": split(state["embed_in.weight"], 0)}}
@@ -61,7 +66,16 @@ def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
 
 
 def sample_index(sizes: list[int], order: list[int], seq_len: int, n: int) -> list[list[int]]:
-    """GPT-NeoX's sample_idx, token by token: where each row begins, and one more at the end."""
+    """Compute GPT-NeoX's map sample_idx token by token: where each of `n` rows begins.
+
+    Args:
+        sizes: number of tokens of each document.
+        order: the documents in the order in which they are read.
+
+    Returns:
+        [index in `order`, offset in the document] of the first token of each row, and of the row
+        that would follow.
+    """
     found = [[0, 0]]
     place = offset = 0
     for _ in range(n):
@@ -81,7 +95,15 @@ def sample_index(sizes: list[int], order: list[int], seq_len: int, n: int) -> li
 def write_maps(
     folder: Path, seed: int = 3, seq_len: int = 8, epochs: int = 1, kind: str = "<i4"
 ) -> tuple[Path, RowOrder, MegatronIndexed]:
-    """A toy corpus with the three maps that GPT-NeoX would keep beside it."""
+    """Write a toy corpus, and the three index maps that GPT-NeoX would write beside it.
+
+    Args:
+        kind: dtype of the map sample_idx.
+
+    Returns:
+        The common beginning of the paths of the maps, before endings such as "_doc_idx.npy"; the
+        order that the maps encode; and the corpus.
+    """
     rng = np.random.RandomState(1)
     sizes = [0, *rng.randint(0, 30, 40).tolist(), 0]
     with IndexedWriter(folder / "toy_document", 60_000) as out:

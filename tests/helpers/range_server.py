@@ -9,22 +9,28 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """A file server with byte ranges that can be told to fail."""
+    """A file server that answers requests for byte ranges, and fails when told to."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        """Maps file names to contents."""
         self.faults: list[str] = []
-        """What goes wrong with the next requests, first come first served; "" is nothing."""
+        """What goes wrong with each of the next requests, see `answer`; "" means nothing."""
         self.ranges: list[tuple[str, str]] = []
+        """File name and header "Range" of every request."""
         self.headers: list[dict[str, str]] = []
+        """All headers of every request."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            """A handler that passes requests on to the server."""
+
             def do_GET(self) -> None:
+                """Answer a GET request."""
                 outer.answer(self)
 
             def log_message(self, *args: object) -> None:
-                pass
+                """Print nothing."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
@@ -33,11 +39,17 @@ class Server:
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def close(self) -> None:
+        """Stop the server."""
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
 
     def answer(self, to: BaseHTTPRequestHandler) -> None:
+        """Answer a GET request for a range of a file, with the next of `faults` if there is one.
+
+        A fault is a status such as "503" or one of the phrases in the code, e.g. "drops". A name
+        that begins with "moved/" is redirected to the rest of the name.
+        """
         fault = self.faults.pop(0) if self.faults else ""
         name, asked = to.path.lstrip("/"), to.headers.get("Range", "")
         self.ranges.append((name, asked))
@@ -83,6 +95,7 @@ class Server:
             self.write(to, body[at : at + (1 if fault == "slow" else len(body))])
 
     def write(self, to: BaseHTTPRequestHandler, data: bytes) -> None:
+        """Send bytes. It is no error if the client has left."""
         try:
             to.wfile.write(data)
             to.wfile.flush()

@@ -12,6 +12,12 @@ PROMPTS = ("What does p stand for", "refers_to")
 
 
 def harness(crows: float, lambada: float | None) -> dict:
+    """Return a made-up result file of the evaluation harness, as parsed from JSON.
+
+    Args:
+        crows: share of the gender pairs of CrowS-Pairs in which the model prefers the stereotype.
+        lambada: accuracy on LAMBADA; None: not in the file.
+    """
     results = {
         "crows_pairs_english_gender": {
             "likelihood_difference": 4.0,
@@ -27,6 +33,11 @@ def harness(crows: float, lambada: float | None) -> dict:
 
 
 def winobias(pro: float, anti: float) -> dict:
+    """Return made-up scores on WinoBias for all tasks and prompts, as parsed from JSON.
+
+    Args:
+        pro: exact match on the pro-stereotypical tasks. anti: on the anti-stereotypical tasks.
+    """
     return {
         f"{task}+{prompt}": {
             "task_name": task,
@@ -70,6 +81,7 @@ TREE = {
 
 
 def as_folder(root: Path, tree: dict = TREE) -> Path:
+    """Write `tree`, which maps paths to contents, as JSON files below `root`; return `root`."""
     for name, content in tree.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +90,11 @@ def as_folder(root: Path, tree: dict = TREE) -> Path:
 
 
 def as_csv(root: Path) -> Path:
-    """The same numbers in the flat table."""
+    """Write the numbers of TREE to `root` as CSV tables, and return `root`."""
     rows = []
 
     def add(model, arm, step, source, task, prompt, metric, value, suite="v1"):
+        """Add a row to the table of bias scores."""
         row = dict(suite=suite, model=model, intervention=arm, step=step)
         row["step_2M_equiv"] = 2 * step if suite == "v0" else step
         row |= dict(source_folder=source, task=task, prompt=prompt, metric=metric, value=value)

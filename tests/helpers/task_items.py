@@ -39,7 +39,7 @@ ITEMS: dict[str, dict] = {
 
 
 def fake_items(task: str, n: int) -> list[dict]:
-    """Items of one task that differ from each other."""
+    """Return `n` made-up items of a task, all of them different."""
     items = []
     for i in range(n):
         item = json.loads(json.dumps(ITEMS[task]))

@@ -11,11 +11,13 @@ from pythia_core.model import GPTNeoX
 
 
 def tiny(**overrides) -> ModelConfig:
+    """Return the config of a tiny model, with some fields replaced."""
     shape = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 97, "max_seq_len": 32}
     return ModelConfig(**{**shape, **overrides})
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> GPTNeoX:
+    """Return a model with random weights, including biases and LayerNorms, without gradients."""
     model = GPTNeoX(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -25,6 +27,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> GPTNeoX:
 
 
 def assert_equal(ours: GPTNeoX, theirs: GPTNeoX) -> None:
+    """Assert that two models have the same tensors, bit for bit."""
     expected = ours.state_dict()
     assert expected.keys() == theirs.state_dict().keys()
     for name, tensor in theirs.state_dict().items():
@@ -32,6 +35,7 @@ def assert_equal(ours: GPTNeoX, theirs: GPTNeoX) -> None:
 
 
 def peer_of(model: GPTNeoX) -> GPTNeoXForCausalLM:
+    """Return the same model, with the same weights, as implemented by transformers."""
     config = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation="eager")
     peer = GPTNeoXForCausalLM(config)
     missing, unexpected = peer.load_state_dict(hf.to_hf_state(model.state_dict()), strict=False)

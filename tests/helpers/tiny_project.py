@@ -12,12 +12,16 @@ import pythia_core
 
 
 def record_cell(parameters: str, values: str = "{}", work: str = "", claims: str = "[]") -> str:
-    """A cell that conducts a study without a folder, and records it.
+    """Return the code of a notebook cell that conducts the study "tiny" and records it.
+
+    The study is defined in the cell, so it needs no folder under studies/.
 
     Args:
-        parameters: the arguments of `Params`, e.g. "scale=scale, seeds=seeds".
-        values: a dict of values, as code; `numbers` are the measurements.
-        work: statements that measure; a redraw skips them. claims: a list of claims, as code.
+        parameters: arguments for the study's parameters as code, e.g. "scale=scale, seeds=seeds".
+        values: the values for prose as code, a dict. It can use the array `numbers` (0 to 4), which
+            the study pretends to measure.
+        work: statements that run when the study measures. A redraw skips them.
+        claims: the claims as code, a list.
     """
     measuring = textwrap.indent(work.strip() or "pass", "    ")
     return f"""
@@ -44,7 +48,12 @@ style.write_record(conduct("tiny", params, measure, analyse))
 
 
 def make_project(root: Path, parameters: str, work: str) -> Path:
-    """Write the copy and the notebook with these two code cells; returns `root`."""
+    """Write a copy of pythia_core and the notebook "tiny" into `root`, and return `root`.
+
+    Args:
+        parameters: code of the cell with the tag "parameters".
+        work: code of the cell after it.
+    """
     shutil.copytree(
         Path(pythia_core.__file__).parent,
         root / "pythia_core",

@@ -18,7 +18,10 @@ SENTENCES = (
 
 
 def control(folder: Path) -> RunConfig:
-    """Writes its corpus into the folder; the caller points results and cache somewhere else."""
+    """Write a made-up corpus into a folder, and return the config of a tiny run on this corpus.
+
+    The run has no intervention. The caller must set the folders for results and cache.
+    """
     random = np.random.default_rng(0)
     corpus = folder / "corpus.jsonl"
     texts = [" ".join(random.choice(SENTENCES, 12)) for _ in range(60)]

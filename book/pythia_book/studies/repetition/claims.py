@@ -23,7 +23,7 @@ STATED = "models of 2.8 to 8.7 billion parameters"
 
 
 def claims(arms: Arms) -> list[Claim]:
-    """Return the claims of the repetition study."""
+    """Return the claims of the repetition study, all of which are tested on our runs only."""
     params = arms.params
     sizes, most = params.size_list, params.epoch_list[-1]
     fresh = arms.loss(sizes[-1], 1)
@@ -94,8 +94,11 @@ def claims(arms: Arms) -> list[Claim]:
 
 
 def _scope(arms: Arms) -> str:
-    """Say how much smaller our runs are than those that the law was fitted to, and what excess loss
-    the law predicts for four epochs at our size."""
+    """Return a note for the claim on four epochs.
+
+    It states the size of our runs and of the models that the law was fitted to, and by how many
+    percent the law expects four epochs to raise the loss of our largest size.
+    """
     counts, tokens = arms.measured.facts["parameters"][arms.params.size_list[-1]], tokens_read(arms)
     by_law = [law.excess(counts[kind], tokens, 4) for kind in ("non_embedding", "all")]
     return (
@@ -106,6 +109,14 @@ def _scope(arms: Arms) -> str:
 
 
 def _law(arms: Arms, units: str) -> Test:
+    """Return the test of the claim that repeated data are worth what the law says.
+
+    It shows the measured worth of four epochs, but it is untestable, because the law was fitted to
+    models of other sizes than ours.
+
+    Args:
+        units: the units of the test, in words.
+    """
     size = arms.params.size_list[-1]
     counts, fresh = arms.measured.facts["parameters"][size], arms.loss(size, 1)
     reason = f"the law was fitted to {law.FITTED}"
@@ -121,6 +132,10 @@ def _law(arms: Arms, units: str) -> Test:
 
 
 def _memorized(arms: Arms, units: str) -> Test:
+    """Test whether the arm with the most epochs memorizes more rows than the fresh arm does.
+
+    The test is untestable if no arm has memorized any row.
+    """
     most = arms.params.epoch_list[-1]
     e = arms.memorized_change(most)
     if e is None:
@@ -132,15 +147,16 @@ def _memorized(arms: Arms, units: str) -> Test:
 
 
 def values(arms: Arms) -> dict[str, Any]:
-    """Return the numbers that the page quotes in its text, for the largest size.
+    """Return the names and numbers that the page quotes in its text, most for the largest size.
 
-    A number is None if an arm that it needs was not measured.
+    A number is None if a run that it needs was not measured.
     """
     params = arms.params
     size, most = params.size_list[-1], params.epoch_list[-1]
     counts, tokens = arms.measured.facts["parameters"][size], tokens_read(arms)
 
     def interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
+        """Return value, low and high of an estimate times `factor`, or None for None."""
         return e.times(factor).interval() if e else None
 
     fresh = arms.loss(size, 1)

@@ -23,13 +23,20 @@ NOTHING = "no last checkpoint\ncould be measured"
 
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
-    """Return the colour of an arm. Arms of fewer epochs are darker."""
+    """Return the colour of a run with `epochs` passes over its data. Fewer passes are darker.
+
+    Args:
+        passes: the numbers of passes of all runs, ascending.
+    """
     return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
 
 
 def cost_and_worth(result: Result) -> Drawing:
-    """Held-out loss above fresh data by number of epochs; and what repeated data are worth, as
-    measured and as predicted by the law."""
+    """Draw what repeated data cost and what they are worth, by number of epochs.
+
+    The first panel has the held-out loss, in percent above the loss with fresh data. The second has
+    the worth in percent of as much fresh data, as measured and as predicted by the law.
+    """
     params = result.params
     excess, worth = _last(result, "effects"), result.tables["worth"]
     notes = f"bars: 95 % intervals over {number_text(result.values['n_rows'])} held-out rows"
@@ -75,8 +82,11 @@ def cost_and_worth(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Held-out loss of every arm over training, in nats and in % above the loss of the fresh
-    arm."""
+    """Draw the held-out loss over training for each number of epochs, at the largest size.
+
+    It is in nats per token in one panel, and in percent above the loss with fresh data in the
+    other.
+    """
     params, size = result.params, result.params.size_list[-1]
     with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
         for ax, name in ((levels, "levels"), (above, "effects")):
@@ -101,8 +111,10 @@ def over_training(result: Result) -> Drawing:
 
 
 def read_rows(result: Result) -> Drawing:
-    """Loss on held-out rows and on rows that every arm has read, and the share of the read rows
-    that is memorized."""
+    """Draw final loss on held-out rows and on rows that every run has read, by number of epochs.
+
+    The second panel has the share of the read rows that is memorized.
+    """
     params, memorized = result.params, result.tables["memorized"]
     heldout, read = _last(result, "levels"), result.tables["read"]
     n = int(memorized.n.max()) if len(memorized) else 0
@@ -131,7 +143,11 @@ def read_rows(result: Result) -> Drawing:
 
 
 def arms_table(result: Result) -> Table:
-    """One row per arm of the largest size: epochs, different rows, loss, and worth of the data."""
+    """Return a table of the runs of the largest size, with one row per number of epochs.
+
+    It has the number of different rows read, the held-out loss, and what the data are worth, as
+    measured and by the law.
+    """
     import pandas as pd
 
     params, size = result.params, result.params.size_list[-1]
@@ -165,11 +181,12 @@ def arms_table(result: Result) -> Table:
 
 
 def _last(result: Result, table: str) -> pd.DataFrame:
-    """Return the rows of a result's table that are about the last step."""
+    """Return the rows of one of the result's tables that are about the last step."""
     return style.rows_where(result.tables[table], step=result.params.n_steps)
 
 
 def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
+    """Format the value and interval of one size and number of epochs, or return "not measured"."""
     for row in style.rows_where(frame, size=size, epochs=epochs).itertuples():
         return style.interval(row.value, row.low, row.high)
     return "not measured"
@@ -178,6 +195,13 @@ def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
 def _points(
     ax: Axes, frame: pd.DataFrame, size: str, factor: float = 1, hollow: bool = False
 ) -> None:
+    """Draw the values of one size against the number of epochs, joined by a line.
+
+    Args:
+        frame: columns size, epochs, value, low, high.
+        factor: multiplies the values.
+        hollow: draw hollow points and a dashed line.
+    """
     points, colour = style.rows_where(frame, size=size), style.size_colour(size)
     dashes, face = ("--", "white") if hollow else ("-", colour)
     shape = {"marker": "o", "linewidth": 1.1, "linestyle": dashes, "markerfacecolor": face}
@@ -185,6 +209,7 @@ def _points(
 
 
 def _epochs_axis(ax: Axes, passes: tuple[int, ...]) -> None:
+    """Make the x axis a logarithmic axis of epochs, with a tick for each number in `passes`."""
     ax.set_xscale("log", base=2)
     ax.set_xlim(passes[0] / 1.15, passes[-1] * 1.15)
     ax.set_xticks(passes, [str(r) for r in passes])

@@ -24,23 +24,38 @@ FITTED = "models of 7 million to 9 billion parameters"
 
 
 def _decayed(unique: float, repetitions: float, constant: float) -> float:
+    """Return how many fresh tokens (or parameters) repeated ones are worth, by the law.
+
+    Args:
+        unique: number of different ones.
+        repetitions: how often each is repeated after its first use.
+        constant: R_DATA for tokens, R_PARAMETERS for parameters.
+    """
     return unique * (1 + constant * (1 - math.exp(-repetitions / constant)))
 
 
 def data_share(epochs: float, constant: float = R_DATA) -> float:
-    """Return the worth of `epochs` passes over the same data as a share of as much fresh data, by
-    the data term of the law alone."""
+    """Return what `epochs` passes over the same data are worth by the data term of the law alone.
+
+    The result is a fraction of the worth of as much fresh data.
+    """
     return _decayed(1, epochs - 1, constant) / epochs
 
 
 def warranted(unique_tokens: float) -> float:
-    """Return the number of parameters that is optimal for this many tokens if each is read once."""
+    """Return the optimal number of parameters, by the law, for tokens that are each read once."""
     g = (A / B) ** (1 / (2 * EXPONENT))
     return unique_tokens * g * g
 
 
 def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
-    """The predicted loss of a model trained on `tokens`, of which `unique_tokens` are different."""
+    """Return the loss that the law predicts for a trained model, in nats per token.
+
+    Args:
+        parameters: number of parameters of the model.
+        tokens: number of tokens read, counting repeated tokens each time.
+        unique_tokens: how many of them are different.
+    """
     base = min(parameters, warranted(unique_tokens))
     effective = _decayed(base, parameters / base - 1, R_PARAMETERS)
     data = _decayed(unique_tokens, tokens / unique_tokens - 1, R_DATA)
@@ -48,14 +63,22 @@ def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
 
 
 def excess(parameters: float, tokens: float, epochs: float) -> float:
-    """Return by how many percent the predicted loss after `epochs` passes exceeds the predicted
-    loss after as many fresh tokens."""
+    """Return by how many percent repeating data raises the loss, as the law predicts.
+
+    The loss after `epochs` passes over the same data is compared with the loss after reading as
+    many `tokens` that are all different.
+    """
     return 100 * (loss(parameters, tokens, tokens / epochs) / loss(parameters, tokens, tokens) - 1)
 
 
 def whole_share(parameters: float, tokens: float, epochs: float) -> float:
-    """Return the worth of `epochs` passes by both terms of the law: the share of `tokens` that
-    gives the same predicted loss if these tokens are all different."""
+    """Return what `epochs` passes over the same data are worth by both terms of the law.
+
+    The result is a fraction of `tokens`. With so much fresh data, the law predicts the same loss.
+
+    Args:
+        tokens: number of tokens read in all passes.
+    """
     target = loss(parameters, tokens, tokens / epochs)
     low, high = 1 / epochs, 1.0  # repeating never hurts by this law, nor does fresh data
     for _ in range(60):

@@ -23,22 +23,24 @@ INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
 MOST_EPOCHS = 256
 
 Cell = tuple[str, int]
-"""(size, epochs)."""
+"""A pair (size, epochs)."""
 
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """The notebook parameters of the study `repetition`."""
 
     epochs: str = "1,2,4,8,16"
+    """Comma-separated numbers of passes over the same rows, one for each arm. They include 1."""
     steps: int = 0
-    """Updates of every arm; 0: the default of the scale."""
+    """Number of updates of every arm; 0: the default of the scale."""
     seed: int = 1234
     bootstrap: int = 2000
 
     WHOLE: ClassVar = {"steps": (0, 10_000_000)}
 
     def check(self) -> None:
+        """Raise ConfigError if `epochs` is invalid, or a number in it does not divide `n_steps`."""
         passes, steps = self.epoch_list, self.n_steps
         if bad := [r for r in passes if steps % r]:
             every = math.lcm(*passes)
@@ -51,12 +53,17 @@ class Params(StudyParams):
 
     @property
     def size_list(self) -> tuple[str, ...]:
+        """The sizes, smallest first; if `sizes` is empty, only the default size of the scale."""
         scale = scale_named(self.scale)
         return scale.size_list(self.sizes, DEFAULTS.get(self.scale, (scale.sizes[-1], 0))[0])
 
     @property
     def epoch_list(self) -> tuple[int, ...]:
-        """Numbers of epochs of the arms, ascending. The first is 1, that of the fresh arm."""
+        """The numbers of epochs, ascending. The first is 1, for the arm that reads no row twice.
+
+        Raises:
+            ConfigError: `epochs` does not list 1 and at least one more number up to MOST_EPOCHS.
+        """
         passes = whole_numbers(self.epochs)
         if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:
             raise ConfigError(
@@ -67,21 +74,23 @@ class Params(StudyParams):
 
     @property
     def n_steps(self) -> int:
+        """The number of updates of every arm."""
         scale = scale_named(self.scale)
         return self.steps or DEFAULTS.get(self.scale, ("", scale.steps))[1]
 
     def rows(self, epochs: int = 1) -> int:
-        """Return the number of different rows that the arm of `epochs` epochs reads."""
+        """Return how many different rows a run reads if it passes over them `epochs` times."""
         return self.n_steps * scale_named(self.scale).batch_size // epochs
 
 
 def repetition_configs(
     params: Params,
 ) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
-    """Return the configs of the arms and of the single-pass runs, each by (size, epochs).
+    """Return the configs of the arms and of the single-pass runs, as two dicts by (size, epochs).
 
-    The single-pass run of an arm reads the different rows of this arm once and stops. The
-    learning-rate schedule fits the length of each run. For one epoch, the two runs are the same.
+    An arm passes over the same rows `epochs` times. Its single-pass run reads these rows once and
+    stops. The learning-rate schedule fits the length of each run. For one epoch, both runs are the
+    same.
     """
     scale, arms, once = scale_named(params.scale), {}, {}
     for size in params.size_list:
@@ -98,11 +107,11 @@ def repetition_configs(
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Return the configs of the training runs that the study measures."""
     arms, once = repetition_configs(params)
     return [*arms.values(), *once.values()]
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints that this study reads from a run, whichever study trains it."""
+    """Return the checkpoints that this study reads from `run`, whichever study trains it."""
     return kept_at(run, repeated=INDICES)

@@ -41,12 +41,15 @@ section 3.2)."""
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Find or train the arms and the single-pass runs, measure and compare them."""
+    """Find or train runs that repeat their data and runs that do not, and compare their losses."""
     return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and claims; the study shows no released numbers."""
+    """Turn the measurements into the study's tables, the values for its page, and its claims.
+
+    `released` is not used, because the study shows no released numbers.
+    """
     arms = Arms(params, measured)
     return tables(arms), c.values(arms), c.claims(arms)
 
@@ -55,10 +58,11 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def check_rows(params: Params, progress: bool = True) -> None:
-    """Check, before anything is trained, that there is enough text for the fresh arm.
+    """Check, before anything is trained, that there is enough text for runs that repeat nothing.
 
     Raises:
-        DataError: there are too few rows. The message says for how many updates they suffice.
+        DataError: the deduplicated text has too few rows. The message says for how many updates
+            they suffice.
     """
     from pythia_core.data.prepare import prepare
 
@@ -77,34 +81,42 @@ def check_rows(params: Params, progress: bool = True) -> None:
 
 @dataclass(frozen=True)
 class ReadRowsMeasurement:
-    """Measures read_loss, the loss of each training row in nats per token, float64[rows]."""
+    """A measurement of the loss on given rows of the training text.
+
+    Calling it with a model returns read_loss, float64[rows], in nats per token.
+    """
 
     rows: np.ndarray
     name: str = "read_rows"
 
     @cached_property
     def digest(self) -> str:
+        """A hash of everything that determines the result, except weights and step."""
         from pythia_core.evaluation import scoring
 
         return stable_hash([scoring.VERSION, self.rows.tolist()])
 
     def __call__(self, model: Scorable, step: int) -> Arrays:
+        """Measure `model`, and return the array that the class describes."""
         from pythia_core.evaluation import scoring
 
         return {"read_loss": scoring.row_losses(model, self.rows)}
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Find or train the arms and the single-pass runs, and measure them.
+    """Find or train the runs of the study, and measure them.
+
+    An arm passes over the same rows EPOCHS times. Its single-pass run reads these rows once.
 
     Arrays, with losses in nats per token:
-    loss/SIZE/EPOCHS/STEP float32[rows], held-out loss of an arm;
-    once/SIZE/EPOCHS float32[rows], held-out loss of the run that read the arm's rows once;
+    loss/SIZE/EPOCHS/STEP float32[rows], loss of an arm on held-out rows;
+    once/SIZE/EPOCHS float32[rows], loss of the single-pass run on held-out rows;
     read_loss/SIZE/EPOCHS float32[rows], loss of an arm at the end on rows that all arms have read;
-    memorized/SIZE/EPOCHS bool[rows], which rows that all arms have read the arm has memorized.
+    memorized/SIZE/EPOCHS bool[rows], whether an arm has memorized each row that all have read.
 
-    Facts: steps; tokens_per_row; parameters by size; gaps, the number of measurements that are
-    missing because their checkpoint is.
+    Facts: steps (of the checkpoints); tokens_per_row; parameters (maps each size to a dict with
+    non_embedding and all); gaps (number of measurements that failed because a checkpoint is missing
+    or corrupt).
 
     Raises:
         DataError: the text has too few rows. Nothing has been trained then.

@@ -26,35 +26,54 @@ CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
 
 @dataclass(frozen=True)
 class Arms:
-    """Compares arms row by row. A result is None if an arm that it needs was not measured."""
+    """The measurements of the study, with comparisons of arms row by row.
+
+    An arm is a run that passes over the same rows a number of times, its epochs; the fresh arm has
+    one epoch. All arms read equally many tokens. The result of a method is None if a run that it
+    needs was not measured.
+    """
 
     params: Params
     measured: Measurements
 
     @property
     def steps(self) -> list[int]:
+        """The steps of the checkpoints, ascending."""
         return list(self.measured.facts["steps"])
 
     @property
     def last(self) -> int:
+        """The last step of every arm."""
         return self.params.n_steps
 
     def loss(self, size: str, epochs: int, step: int | None = None) -> np.ndarray | None:
-        """Return held-out losses float64[rows] in nats per token at `step`, by default the last."""
+        """Return an arm's losses on held-out rows, float64[rows], in nats per token.
+
+        The result is None if the checkpoint was not measured.
+
+        Args:
+            step: the step of the checkpoint; None: the last one.
+        """
         losses = self.measured.get("loss", size, epochs, self.last if step is None else step)
         return None if losses is None else losses.astype(float)
 
     def estimate(self, values: np.ndarray | None, exact: bool = False) -> Estimate | None:
-        """Return the mean of `values`, which has one value per row, with a bootstrap interval."""
+        """Return the mean of `values` with a bootstrap interval over rows, or None for None.
+
+        Args:
+            values: float[rows].
+            exact: whether the values are 0 or 1, or differences of these; see `stats.estimate`.
+        """
         if values is None:
             return None
         return estimate(values[None], self.params.bootstrap, change=True, exact=exact)
 
     def pooled(self, each: list[np.ndarray | None], exact: bool = False) -> Estimate | None:
-        """Average values per row over sizes, then estimate their mean over rows.
+        """Average values over sizes, and return the mean over rows with a bootstrap interval.
 
         Args:
-            each: one array of values per row for each size; if any is None, so is the result.
+            each: float[rows] for each size. If an array is None, the result is None.
+            exact: as in `estimate`.
         """
         present = [values for values in each if values is not None]
         if len(present) < len(each) or not each:
@@ -64,10 +83,15 @@ class Arms:
     def cost(
         self, size: str, epochs: int, base: int = 1, step: int | None = None, percent: bool = False
     ) -> np.ndarray | None:
-        """Return the loss per row minus the loss of the arm of `base` epochs, in nats per token.
+        """Return what repeating costs: the loss of one arm minus the loss of another, float[rows].
+
+        Both losses are on held-out rows, in nats per token. The result is None if a checkpoint was
+        not measured.
 
         Args:
-            percent: give it in % of the mean loss of the arm of `base` epochs instead.
+            epochs: the epochs of the first arm. base: the epochs of the arm that is subtracted.
+            step: the step of both checkpoints; None: the last one.
+            percent: return percent of the mean loss of the arm of `base` epochs instead of nats.
         """
         one, other = (self.loss(size, r, step) for r in (epochs, base))
         if one is None or other is None:
@@ -75,7 +99,10 @@ class Arms:
         return (one - other) * (100 / other.mean() if percent else 1)
 
     def best_step(self, size: str, epochs: int, before_end: bool = False) -> int | None:
-        """Return the step of the checkpoint with the lowest mean loss on the rows in CHOOSE.
+        """Return the step at which an arm has the lowest mean held-out loss.
+
+        Only every other held-out row counts (CHOOSE). The result is None if no checkpoint was
+        measured.
 
         Args:
             before_end: leave out the last checkpoint.
@@ -89,34 +116,54 @@ class Arms:
         return min(means, key=means.__getitem__) if means else None
 
     def turn(self, size: str, epochs: int) -> np.ndarray | None:
-        """Return the loss at the end minus the loss at the best earlier checkpoint, per row in
-        JUDGE."""
+        """Return how much the held-out loss of an arm has risen again at the end of training.
+
+        It is the loss at the end minus the loss at the best earlier checkpoint, in nats per token,
+        for every other held-out row (JUDGE). The best checkpoint is chosen on the rows in between.
+        The result is None if a checkpoint was not measured.
+        """
         step, end = self.best_step(size, epochs, before_end=True), self.loss(size, epochs)
         earlier = None if step is None else self.loss(size, epochs, step)
         return None if end is None or earlier is None else (end - earlier)[JUDGE]
 
     def gap_growth(self, epochs: int) -> Estimate | None:
-        """How much larger the gap in loss between held-out rows and read rows is than in the fresh
-        arm, at the end."""
+        """Return how much more an arm overfits than the fresh arm does, in nats per token.
+
+        Overfitting is the loss on held-out rows minus the loss on rows that all arms have read, at
+        the end of training and averaged over sizes. The result is None if an arm was not measured.
+        """
         heldout = self.pooled([self.cost(size, epochs) for size in self.params.size_list])
         read = self.pooled([self._change("read_loss", s, epochs) for s in self.params.size_list])
         return None if heldout is None or read is None else difference(heldout, read)
 
     def memorized_change(self, epochs: int) -> Estimate | None:
-        """Return the share of rows that the arm has memorized minus the share of the fresh arm."""
+        """Return the share of rows that an arm has memorized minus the share of the fresh arm.
+
+        The rows are those that all arms have read. The shares are averaged over sizes. The result
+        is None if an arm was not measured.
+        """
         each = [self._change("memorized", size, epochs) for size in self.params.size_list]
         return self.pooled(each, exact=True)
 
     def memorizes(self) -> bool:
-        """Whether any arm has memorized a row."""
+        """Return whether any arm of any size has memorized a row."""
         return any(hits.any() for _, hits in self.measured.under("memorized"))
 
     def _change(self, measure: str, size: str, epochs: int) -> np.ndarray | None:
+        """Return a measure of one arm minus the same measure of the fresh arm, float[rows].
+
+        The result is None if one of the two arms was not measured.
+
+        Args:
+            measure: "read_loss" or "memorized".
+        """
         one, other = (self.measured.get(measure, size, r) for r in (epochs, 1))
         return None if one is None or other is None else one.astype(float) - other
 
     def worth(self, size: str, epochs: int, best: bool = False) -> Estimate | None:
-        """What the tokens that an arm reads are worth, in % of as much fresh data.
+        """Return what the data that an arm reads are worth, in percent of as much fresh data.
+
+        The result is None if the arm or a single-pass run of this size was not measured.
 
         Args:
             best: judge the arm at its best checkpoint instead of at the end.
@@ -134,13 +181,16 @@ class Arms:
 
 
 def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: int) -> Estimate:
-    """Return the share of an arm's number of tokens that, as fresh data, gives the arm's mean loss.
+    """Return how much fresh data gives the same mean loss as an arm that repeats its data.
+
+    The result is a fraction of the tokens that the arm reads. Between the single-pass runs, the
+    mean loss is interpolated linearly in the logarithm of the number of tokens. It is never
+    extrapolated.
 
     Args:
         loss: float[rows], losses of the arm.
-        single_pass: maps r to the losses of the run that read 1/r as many tokens, each once. The
-            mean loss is interpolated linearly in the logarithm of the number of tokens, and never
-            extrapolated.
+        single_pass: maps r to float[rows], losses of a run that read 1/r as many tokens as the arm,
+            all of them different.
         draws: number of bootstrap resamples of the rows.
     """
     passes = sorted(single_pass)  # most data first, so losses rise
@@ -156,17 +206,21 @@ def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: 
 
 
 def tables(arms: Arms) -> dict[str, pd.DataFrame]:
-    """Return the study's tables by name. `result` stands for the columns value, low, high, n.
+    """Return the study's tables by name.
 
-    levels has the held-out loss. Columns: size, epochs, step, percent, result.
-    effects has the held-out loss in % above the fresh arm's, paired by row. Columns: as in levels.
-    read has the loss at the end on rows that all arms have read. Columns: size, epochs, result.
-    worth has what the data are worth in % of as much fresh data, as measured (result), by the law's
-    data term (data_term), and by both terms with parameters counted without embeddings (whole_law)
-    or with them (whole_law_all). Columns: size, epochs, rows (number of different rows), at ("end"
-    or "best"), step, data_term, whole_law, whole_law_all, result.
-    fresh has the loss of the run that read an arm's rows once. Columns: size, epochs, rows, result.
-    memorized has the share of rows that are memorized. Columns: size, epochs, result.
+    Every table has the columns size, epochs, and the measured value, low, high and n (number of
+    rows that were measured). Losses are in nats per token. The values of the tables are:
+
+    levels: held-out loss of each arm. Further columns: step, percent (of training).
+    effects: by how many percent the held-out loss exceeds the loss of the fresh arm, which reads
+        no row twice. Further columns: step, percent.
+    read: loss of each arm at the end on rows that all arms have read.
+    worth: what the data of each arm are worth, in percent of as much fresh data. Further columns:
+        rows (number of different rows), at ("end" of training or "best" checkpoint), step, and
+        three predictions by the law (see `predictions`): data_term, whole_law, whole_law_all.
+    fresh: held-out loss of the run that read the rows of an arm once. Further column: rows (number
+        of rows read).
+    memorized: share of memorized rows, among the rows that all arms have read.
     """
     import pandas as pd
 
@@ -175,6 +229,7 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
     result = ["value", "low", "high", "n"]
 
     def add(rows: list, where: tuple, e: Estimate | None) -> None:
+        """Append a row with the values `where` and the estimate to `rows`, unless it is None."""
         if e is not None:
             rows.append((*where, e.value, e.low, e.high, e.n_items))
 
@@ -208,10 +263,10 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
 
 
 def predictions(arms: Arms, size: str, epochs: float) -> tuple[float, float, float]:
-    """Return three predictions of what an arm's data are worth, in % of as much fresh data.
+    """Return three predictions of what an arm's data are worth, in percent of as much fresh data.
 
-    They come from the law's data term alone; from both terms, with parameters counted without
-    embeddings; and from both terms, with all parameters.
+    They come from the law's data term alone; from the whole law, with parameters counted without
+    embeddings; and from the whole law, with all parameters.
     """
     tokens = tokens_read(arms)
     counts = arms.measured.facts["parameters"][size]

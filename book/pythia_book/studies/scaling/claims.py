@@ -32,11 +32,12 @@ def claims(
     found: Estimates,
     pairs: pd.DataFrame,
 ) -> list[Claim]:
-    """All claims of the study.
+    """Return all claims of the scaling study.
 
     Args:
-        found: the estimates from released numbers.
-        pairs: the table of pairs_table, which some of these estimates are computed from.
+        tables: the tables of the study.
+        found: the estimates from released numbers, by name.
+        pairs: the table of `released.pairs_table`, which compares Pythia with OPT and BLOOM.
     """
     size = found["size"]
     statements = [
@@ -77,9 +78,11 @@ def claims(
 
 
 def _ability(params: Params, measured: Measurements) -> Test:
-    """Test whether the mean accuracy on the choice tasks at the end rises with size.
+    """Test whether the final accuracy of our models rises with size.
 
-    The accuracy has the fewest shots (by default zero) and is averaged over both texts.
+    It is the mean accuracy over the tasks with answers to choose from and over both texts, with the
+    fewest shots (by default zero). The test is untestable if fewer than three sizes were scored on
+    every task, or if the largest size does not beat guessing.
     """
     shots, step = str(min(params.shot_list)), str(measured.facts["steps"])
     hits: dict[str, dict[str, list[np.ndarray]]] = {}  # task -> size -> bool[items] per text
@@ -110,9 +113,13 @@ RIVALS = {"power": "a power law without a floor", "line": "a straight line in lo
 
 
 def _prediction(prediction: pd.DataFrame) -> Test:
-    """Test how much smaller the law's error is than that of the best of the simpler rules.
+    """Test whether a power law with a floor predicts losses better than the best simpler rule.
 
-    The best rule is chosen by the same errors, which counts against the law.
+    The best simpler rule is the one with the smallest mean error in `prediction`. It is chosen by
+    the same errors that the test compares, which counts against the law.
+
+    Args:
+        prediction: the table `prediction` of `laws.laws_tables`.
     """
     if prediction.empty:
         return untestable("too few sizes to predict any from the smaller ones")

@@ -32,7 +32,13 @@ MARKERS = "os^D"
 def _task_panels(
     result: Result, titles: list[str], note: str
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a figure and its titled panels for accuracies, at most four panels in a row."""
+    """Create a figure with one panel per title, at most four in a row; yield the figure and panels.
+
+    The y axes are labelled "% right".
+
+    Args:
+        note: text for the figure's footer.
+    """
     columns = min(4, len(titles))
     rows = -(-len(titles) // columns)
     with style.canvas(result, columns, 1.9 * rows + 0.5, note, rows=rows) as (figure, axes):
@@ -46,7 +52,7 @@ def _task_panels(
 
 
 def tasks_by_size(result: Result) -> Drawing:
-    """Final accuracy of our models on every task, zero-shot and few-shot."""
+    """Draw the final accuracy of our models on the standard text, by task, size and shots."""
     table = style.rows_where(result.tables["accuracy"], percent=100, arm="standard")
     scored = table[table.status == "scored"]
     tasks, sizes = result.params.task_list, result.params.size_list
@@ -76,7 +82,10 @@ def tasks_by_size(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Zero-shot accuracy on tasks and on last words over training, for the standard half."""
+    """Draw the accuracy of our models on the standard text over training, zero-shot by default.
+
+    There is one panel per task and one for the last words of held-out passages.
+    """
     first, sizes = min(result.params.shot_list), result.params.size_list
     selection = {"arm": "standard", "shots": first, "status": "scored"}
     accuracy = style.rows_where(result.tables["accuracy"], **selection)
@@ -96,7 +105,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def losses(result: Result) -> Drawing:
-    """Held-out loss against size, with the fitted law, and against training FLOP."""
+    """Draw final held-out loss by size, with the fitted law, and held-out loss by training FLOP."""
     table, laws = result.tables["losses"], result.tables["laws"]
     sizes = result.params.size_list
     last = style.rows_where(table, step=table.step.max())
@@ -122,8 +131,12 @@ def losses(result: Result) -> Drawing:
 
 
 def optimal_sizes(result: Result) -> Drawing:
-    """The best size by training budget and by how much the model is used afterwards; and the tokens
-    per parameter of the released sizes."""
+    """Draw the best size by the fitted law, and the tokens per parameter of the released sizes.
+
+    The first panel has the best size for each training budget. The second has the size that reaches
+    one given loss at the lowest cost, by how many tokens will be generated with the model. The
+    third has the released sizes.
+    """
     optimal, official = result.tables["optimal"], result.tables["official_sizes"]
     optimal = optimal.assign(value=optimal.n_params)
     compute = style.rows_where(optimal, kind="compute")
@@ -156,7 +169,7 @@ def optimal_sizes(result: Result) -> Drawing:
 
 
 def laws_table(result: Result) -> Table:
-    """The parameters of the fitted laws."""
+    """Return a table of the parameters of the fitted scaling laws, with their intervals."""
     import pandas as pd
 
     names = {"size": "E + A / N^alpha, end of training",

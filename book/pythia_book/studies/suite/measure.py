@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Find or train the suite; collect its losses, run all checks, and count how often tokens are
-    read.
+    """Find or train the suite, run all checks, and count how often tokens are read.
 
-    Arrays: loss/SIZE/ARM (float32[updates], nats per token). Facts: models (maps a size to its
-    shape and training parameters), tokens (number in each text), heldout (see heldout_share),
-    checkpoints (the smallest number that a run has), and the rows of the tables proofs, reads and
-    rereads.
+    Arrays: loss/SIZE/ARM, float32[updates], the training loss in nats per token; ARM is the text,
+    "standard" or "deduplicated".
+
+    Facts: models (maps each size to its shape and training parameters), tokens (maps each arm to
+    the number of tokens of its text), heldout (see `heldout_share`), checkpoints (how many the run
+    with the fewest has), and proofs, reads and rereads (the rows of the tables of `proofs_table`
+    and `reading_tables`).
     """
     suite = train_all(
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
@@ -56,7 +58,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def heldout_share(data: PreparedData) -> dict[str, float]:
-    """Return the number of held-out documents, and their percentage of all documents and tokens."""
+    """Return how much text is held out from training.
+
+    The keys are documents (number of held-out documents), documents_percent (their percentage of
+    all documents) and tokens_percent (the percentage of all tokens that is held out).
+    """
     out, rest = data.heldout, data.tokens
     return {
         "documents": out.n_documents,

@@ -16,7 +16,7 @@ MEASURING = MeasuringCost()
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """The notebook parameters of the study `suite`."""
 
     seed: int = 1234
     resume_steps: int = 24
@@ -27,10 +27,13 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Return the configs of the training runs that the study measures."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Keep no checkpoints: the study reads only hashes and logs, which are never deleted."""
+    """Return a Keep without checkpoints, because this study reads none.
+
+    It reads only hashes and logs, which are never deleted.
+    """
     return Keep()

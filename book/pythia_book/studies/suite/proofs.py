@@ -25,11 +25,18 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 Suite = dict[tuple[str, str], "Run"]
-"""(size, arm) -> run."""
+"""Maps (size, arm) to a run; an arm is one of DATA_ARMS, the two texts."""
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """Run all checks, and return how often each failed. Columns: check, what, cases, failures."""
+    """Run all checks of the suite, and return how often each failed.
+
+    Columns: check (short name), what (what is checked, in words), cases (how many were checked) and
+    failures (how many of them failed).
+
+    Args:
+        resume_steps: number of updates of the run that is stopped halfway and resumed.
+    """
     import pandas as pd
 
     hashes = {cell: weight_hashes(run.checkpoints) for cell, run in suite.items()}
@@ -69,10 +76,11 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
 
 
 def retrain_interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
-    """Retrain a run's first updates with a stop in the middle.
+    """Repeat the first `steps` updates of a run twice: without a stop, and with a stop halfway.
 
-    Returns the number of updates, the number of batches that differ from the log, and whether the
-    weights equal those without a stop.
+    Returns:
+        The number of updates; how many batches of the stopped training differ from the batches that
+        the run logged; and whether both trainings end in the same weights.
     """
     steps = min(steps, run.config.train.steps)
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:

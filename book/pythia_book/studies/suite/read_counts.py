@@ -28,11 +28,21 @@ OFFICIAL = {"batch": 1024, "seq_len": 2048, "standard": 334e9, "deduplicated": 2
 
 
 def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]:
-    """Return the tables `reads` and `rereads`.
+    """Count how often the runs of a suite read each token of their text.
 
-    reads: arm, policy, times, share (fraction of the corpus's tokens that are read `times` times).
-    rereads: arm, policy, percent (of training), share (fraction of the interval's input tokens
-    that had been read before).
+    Args:
+        suite: maps (size, arm) to a run, where an arm is a text. All sizes of an arm read the same
+            rows, so only one of them is counted.
+
+    Returns:
+        Two tables by name. Both have the columns arm and policy: "joint" if the epochs of the text
+        are shuffled together, "separate" if one follows the other. If a run needs only one epoch,
+        only "joint" is listed.
+
+        reads has the further columns times (0, 1, 2 or "3 or more") and share (the fraction of the
+        text's tokens that are read this often). rereads has a row per interval of training, with
+        the further columns percent (of training, at the end of the interval) and share (the
+        fraction of the interval's input tokens that had been read before).
     """
     import pandas as pd
 
@@ -65,12 +75,17 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
 
 
 def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
-    """Return the shares of the Pile's tokens that Pythia read 0, 1, 2, and 3 or more times, as
-    computed from the sizes of the corpora alone.
+    """Return the fractions of the Pile's tokens that Pythia read 0, 1, 2, and 3 or more times.
 
-    With E copies shuffled together and a share f of all rows read, each copy of a token is read
-    with probability f: a binomial. With separate epochs, all tokens are read E - 1 times, and once
-    more with a probability equal to the fraction of the last epoch that was completed.
+    They are computed from the sizes of the corpora alone. GPT-NeoX makes E copies (here 1 or 2) of
+    the document list, as many as training needs, and training reads a fraction f of all their rows.
+    With the policy "joint", the copies are shuffled together, and each copy of a token is read with
+    probability f, so the number of reads is binomial. With "separate" epochs, every token is read
+    E - 1 times, and once more with a probability equal to the fraction of the last epoch that was
+    completed.
+
+    Args:
+        arm: the text, "standard" or "deduplicated".
     """
     rows = OFFICIAL_STEPS * OFFICIAL["batch"]
     wanted = math.ceil(rows * 1.005)  # GPT-NeoX builds its index for a little more

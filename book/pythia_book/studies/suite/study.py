@@ -43,13 +43,15 @@ smallest difference between neighbouring sizes of the suite (6.9B and 12B differ
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, then count and compare.
+    """Find or train the suite, check its guarantees, and compare it with other public suites.
 
     Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or as recorded.
+        published: the released numbers; None: those in `PYTHIA_PUBLISHED_DIR`, or else those in a
+            record of the study.
     """
 
     def measured() -> Measurements:
+        """Measure the suite. The import is here because it loads torch, which a redraw spares."""
         from pythia_book.studies.suite.measure import measure
 
         return measure(params, progress)
@@ -58,26 +60,25 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 def released_tables(published: Published) -> Tables:
-    """Return two tables on the released scores.
+    """Return the tables `step_0` and `versions` of released benchmark scores.
 
-    step_0 compares the twins at step 0. Columns: model, scores (how many were compared), equal
-        (how many are the same for the twins).
-    versions: see `versions_table`.
+    See `step_0_table` and `versions_table`.
     """
     return {"step_0": step_0_table(published), "versions": versions_table(published)}
 
 
 def versions_table(published: Published) -> pd.DataFrame:
-    """Compare the suite (v1) with the first one (v0) after training.
+    """Compare the final accuracy of the released suite (v1) with the suite it replaced (v0).
 
-    Columns: model; v0, v1: zero-shot accuracy in percent, the mean over both texts and the tasks of
-    the paper without WSC, at which no model of any size beats guessing. Models that lack a score
-    are left out.
+    Columns: model, v0 and v1. v0 and v1 are zero-shot accuracies in percent, averaged over both
+    texts and over the paper's tasks without WSC, at which no model of any size beats guessing.
+    Models that lack a score are left out.
     """
     tasks = [task for task in TASKS if task != "wsc"]
     keys = ["model", "deduped", "task"]
 
     def final(table: pd.DataFrame) -> pd.Series:
+        """Return the accuracies at the end of training, in percent, by model, deduped and task."""
         rows = table[(table.step == OFFICIAL_STEPS) & (table.metric == "acc")]
         return 100 * rows[rows.task.isin(tasks)].set_index(keys).value.astype(float)
 
@@ -90,7 +91,11 @@ def versions_table(published: Published) -> pd.DataFrame:
 
 
 def step_0_table(published: Published) -> pd.DataFrame:
-    """Return the table step_0 of `released_tables`."""
+    """Compare the released scores of twins (the models of one size on both texts) at step 0.
+
+    Columns: model, scores (how many scores were compared) and equal (how many of them are the same
+    for both twins). The table is empty if there are no released scores.
+    """
     import pandas as pd
 
     columns = ["model", "scores", "equal"]
@@ -107,7 +112,7 @@ def step_0_table(published: Published) -> pd.DataFrame:
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and claims from the logs, the checks and the counts."""
+    """Turn the measurements into the study's tables, the values for its page, and its claims."""
     import pandas as pd
 
     facts = measured.facts
@@ -131,8 +136,11 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def models_table(measured: Measurements) -> pd.DataFrame:
-    """One row per size: its shape, and for each data arm the mean loss over the last 7 % of
-    steps."""
+    """Return a table of our sizes: shape, training parameters and losses.
+
+    The columns loss_standard and loss_deduplicated have the mean training loss over the last 7 % of
+    the updates, in nats per token.
+    """
     import pandas as pd
 
     rows = []
@@ -150,7 +158,7 @@ def models_table(measured: Measurements) -> pd.DataFrame:
 
 
 def official_table() -> pd.DataFrame:
-    """One row per released size, from its config, in the columns of models_table without losses."""
+    """Return a table of the released sizes: the columns of `models_table` without the losses."""
     import pandas as pd
 
     batch_tokens = OFFICIAL["batch"] * OFFICIAL["seq_len"]
@@ -169,9 +177,10 @@ def official_table() -> pd.DataFrame:
 
 
 def losses_table(measured: Measurements) -> pd.DataFrame:
-    """Training losses, averaged within each of at most 143 intervals of training.
+    """Return the training losses, averaged within each of at most 143 intervals of training.
 
-    Columns: size, arm, step, tokens, loss.
+    Columns: size, arm (the text), step and tokens (updates done and tokens read by the end of the
+    interval), loss (nats per token).
     """
     import pandas as pd
 
@@ -188,7 +197,10 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """Return, for every row of the table `reads`, the corresponding share of the Pile's tokens."""
+    """Return, for each row of the table `reads`, the matching fraction of the Pile's tokens.
+
+    It is the fraction of the tokens that Pythia read as often as the row's `times` says.
+    """
     times = {"3 or more": 3}
     return [
         pile_reads(row["arm"], row["policy"])[times.get(row["times"], row["times"])]
@@ -200,7 +212,7 @@ def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
 
 
 def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
-    """Names and numbers quoted in the page's text."""
+    """Return the names and numbers that the page quotes in its text."""
     sizes, reads, proofs = params.size_list, tables["reads"], tables["proofs"]
     shape = facts["models"][sizes[-1]]
     tokens = shape["steps"] * shape["batch_tokens"]
@@ -235,15 +247,24 @@ def claims(
     released: Tables,
     whole: bool,
 ) -> list[Claim]:
-    """Return claims on what the paper promises of its suite, and checks that our suite keeps them.
+    """Return the claims about what the paper promises of its suite, and the checks of our suite.
 
     Args:
-        whole: whether runs are long enough to read their texts as often as Pythia did; if not, the
-            check of how often texts are read is left untested.
+        facts: the facts of `measure`.
+        proofs: the table of all checks, from `proofs_table`.
+        numbers: the result of `values`.
+        released: the tables of `released_tables`.
+        whole: whether runs are long enough to read their texts as often as Pythia did. If not, how
+            often texts are read is not tested.
     """
     found = proofs.groupby("check")[["cases", "failures"]].sum()
 
     def check(text: str, secures: str, name: str) -> Claim:
+        """Return the check `name` as a claim, which holds if none of its cases failed.
+
+        Args:
+            text: the statement. secures: what the check guarantees.
+        """
         cases, failed = found.loc[name, ["cases", "failures"]]
         return Claim(text, secures, passes(not failed, f"{failed:,} of {cases:,} fail"),
                      kind="check")  # fmt: skip
@@ -331,7 +352,12 @@ NO_SCORES = "needs the released scores"
 
 
 def versions_test(versions: pd.DataFrame | None) -> Test:
-    """Test whether the mean score of v1 is that of v0; the units are sizes."""
+    """Test whether the mean score of the suite (v1) is practically that of the first suite (v0).
+
+    Args:
+        versions: the table of `versions_table`, with one unit of the test per model size. With
+            None or fewer than two sizes, the test is untestable.
+    """
     if versions is None or len(versions) < 2:
         return untestable(NO_SCORES)
     changes = (versions.v1 - versions.v0).to_numpy(float)
@@ -349,6 +375,7 @@ CELLS = ("data", "order", "checkpoints", "optimizer", "seeds", "licence")
 
 
 def _read_suites() -> tuple[list[dict[str, Any]], str]:
+    """Return the public suites in suites.toml, and the day on which their sources were read."""
     content = tomllib.loads(Path(__file__).with_name("suites.toml").read_text("utf-8"))
     return content["suite"], content["read"]
 
@@ -358,12 +385,11 @@ SUITES, READ = _read_suites()
 
 
 def suites_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the table of suites and the table of their sources.
+    """Return a table of public suites of models, and a table of the sources of its cells.
 
-    Columns of the suites: suite, year, sizes, models, and CELLS. Of the sources: suite, cell, url,
-    quote.
-
-    The cell of a source is one of CELLS, or "about" for year, sizes and models.
+    The first table has the columns suite, year, sizes, models, and CELLS. The second has the
+    columns suite, cell, url and quote, where cell is the column of the first table that the source
+    supports: one of CELLS, or "about" for year, sizes and models together.
     """
     import pandas as pd
 

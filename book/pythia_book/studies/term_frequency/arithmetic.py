@@ -34,16 +34,20 @@ Encode = Callable[[str], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Question:
-    """A sum to solve."""
+    """A sum of two numbers that a model is asked to solve."""
 
     first: int
     second: int
     held_out: bool
-    """Whether its pair of operands was never planted."""
+    """Whether this sum was never planted in the training text."""
 
 
 def questions() -> list[Question]:
-    """All held-out pairs and, for each first operand, as many planted ones, in a fixed order."""
+    """Return the sums to ask, in a fixed order.
+
+    They are all sums that were never planted (inserted) in the training text and, for each first
+    operand, an equal number of planted sums.
+    """
     chosen = []
     for first in equations.FIRST:
         pairs = [Question(first, b, equations.held_out(first, b)) for b in equations.SECOND]
@@ -54,13 +58,16 @@ def questions() -> list[Question]:
 
 
 def _rank(question: Question, salt: str = "ask") -> str:
+    """Return a hash of a question, to sort questions in an order that looks random."""
     text = f"{salt} {question.first} {question.second}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def prompt(question: Question, shots: int) -> str:
-    """Return `shots` solved examples of planted pairs with other first operands, then the
-    question."""
+    """Return the text of a prompt: `shots` solved examples, then the question.
+
+    The examples have other first operands, and none of them is a sum that models are tested on.
+    """
     lines = []
     while len(lines) < shots:
         text = f"example {question.first} {question.second} {len(lines)} "
@@ -75,10 +82,11 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """Return the right answer and WRONG wrong ones, in this order.
+    """Return the text of the right answer and of wrong answers to choose from, the right one first.
 
-    A wrong answer is right for the same first operand and another second operand. Every answer ends
-    in a newline, because " 62" begins with " 6".
+    There are three wrong answers (WRONG). Each of them is the sum of the same first operand and
+    another second operand. Every answer ends in a newline; otherwise " 6" would be the beginning of
+    " 62".
     """
     others = [
         Question(question.first, second, False)
@@ -93,7 +101,9 @@ def answers(question: Question) -> list[str]:
 def requests(
     asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
 ) -> list[scoring.Request]:
-    """Requests that score each question's right answer and, if zero-shot, its wrong ones.
+    """Return the requests that score the answers to each question.
+
+    They are for the right answer and, if `shots` is 0, then for the wrong answers.
 
     Raises:
         ConfigError: a question with its examples does not fit into the context.
@@ -115,9 +125,13 @@ def requests(
 
 @dataclass(frozen=True)
 class ArithmeticMeasurement:
-    """Measures n questions: exact bool[n], whether greedy decoding gives the right answer; logprob
-    float32[n] of the right answer in nats; and, if zero-shot, choice bool[n], whether the right
-    answer is likelier than all wrong ones."""
+    """A measurement of how well a model solves n sums.
+
+    Calling it with a model returns these arrays:
+    exact bool[n], whether greedy decoding gives the right answer;
+    logprob float32[n], the log-probability of the right answer in nats;
+    choice bool[n], only zero-shot, whether the right answer is likelier than all wrong ones.
+    """
 
     questions: tuple[Question, ...]
     requests: tuple[scoring.Request, ...]
@@ -126,8 +140,10 @@ class ArithmeticMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
-        """Ask all `questions` zero-shot, but only the held-out ones with examples, which take
-        longer.
+        """Create the measurement for one number of solved examples before each sum.
+
+        Zero-shot, it asks all `questions`. With examples, which take longer, it asks only the sums
+        that were never planted in the training text.
 
         Raises:
             ConfigError: a question with its examples does not fit into the context.
@@ -139,15 +155,17 @@ class ArithmeticMeasurement:
 
     @property
     def name(self) -> str:
+        """The name of the measurement in the cache, e.g. "arithmetic_4_shot"."""
         return f"arithmetic_{self.shots}_shot"
 
     @cached_property
     def digest(self) -> str:
-        """Stable hash of everything that determines the result besides weights and step."""
+        """A hash of everything that determines the result, except weights and step."""
         texts = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([scoring.VERSION, self.max_seq_len, texts])
 
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
+        """Measure `model`, and return the arrays that the class describes."""
         result = scoring.score(model, scoring.pack(self.requests, self.max_seq_len))
         each = 1 if self.shots else 1 + WRONG
         logprob = result.logprob.reshape(-1, each)

@@ -40,7 +40,9 @@ def claims(
     examples, unless the claim says otherwise.
 
     Args:
-        operands: released accuracies on sums after 16 examples, by model, step and number.
+        tables: the tables of the study.
+        operands: released accuracies on sums after 16 examples, with the columns model, step,
+            number (the first operand) and value (0 to 1).
     """
     return [
         *_on_released(operands),
@@ -54,6 +56,7 @@ def claims(
 
 
 def _on_released(operands: pd.DataFrame) -> list[Claim]:
+    """Return the claims on released models, with `operands` as described in `claims`."""
     unable = released_mean(operands, BELOW_1B, 143_000)
     grown = [released_change(operands, sizes, 13_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
     late = [released_change(operands, sizes, 65_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
@@ -99,9 +102,12 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
 
 
 def released_mean(operands: pd.DataFrame, models: tuple[str, ...], step: int) -> pd.Series | None:
-    """Return the released accuracy in % by first operand, averaged over models.
+    """Return the released accuracy on sums by first operand, averaged over some models.
 
-    It is None if a model is missing.
+    It is in percent. The result is None if a model is missing.
+
+    Args:
+        operands: as in `claims`.
     """
     at = operands[(operands.step == step) & operands.model.isin(models)]
     if set(at.model) != set(models):
@@ -112,13 +118,16 @@ def released_mean(operands: pd.DataFrame, models: tuple[str, ...], step: int) ->
 def released_change(
     operands: pd.DataFrame, models: tuple[str, ...], first: int, last: int
 ) -> pd.Series | None:
-    """Return how much released_mean changes from step `first` to step `last`; None if a model is
-    missing."""
+    """Return how much `released_mean` changes from step `first` to step `last`, in points.
+
+    The index is the first operand. The result is None if a model is missing.
+    """
     before, after = (released_mean(operands, models, step) for step in (first, last))
     return None if before is None or after is None else after - before
 
 
 def _mean(values: pd.Series | None) -> Estimate | None:
+    """Return the mean of the values with its t-interval, or None if there are no values."""
     return None if values is None else mean_over(values.to_numpy())
 
 
@@ -126,15 +135,20 @@ def _mean(values: pd.Series | None) -> Estimate | None:
 
 
 def smallest_comparable(sizes: tuple[str, ...]) -> str:
-    """Return the smallest size whose heads are as wide as those of the largest size.
+    """Return the smallest size with attention heads as wide as the heads of the largest size.
 
-    Rotary embeddings and attention depend on the width of heads, so other sizes do not compare.
+    Attention and rotary embeddings depend on the width of heads, so it would not be fair to compare
+    the largest size with a size that has other heads.
+
+    Args:
+        sizes: smallest first.
     """
     wide = [size_named(size).d_model // size_named(size).n_heads for size in sizes]
     return next(size for size, width in zip(sizes, wide, strict=True) if width == wide[-1])
 
 
 def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
+    """Return the claims that compare sums with frequent and with rare first operands."""
     sizes, shots, steps = params.size_list, params.shot_list[-1], scores.steps
     small, large, first, last = smallest_comparable(sizes), sizes[-1], steps[0], steps[-1]
     units = "one run; 20 numbers"
@@ -142,6 +156,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
     alike = untestable(NO_COUNTS)
 
     def widening(one: tuple[str, int], other: tuple[str, int]) -> Estimate | None:
+        """Return how much larger the gap is in `other` than in `one`; each is a (size, step)."""
         return None if one == other else scores.gap_change((one, other), 0, "choice")
 
     return [
@@ -184,6 +199,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
 
 
 def _percent(e: Estimate | None) -> Estimate | None:
+    """Convert an estimate from a share to percent. Return None if there is no estimate."""
     return e and e.times(100)
 
 
@@ -191,12 +207,15 @@ def _percent(e: Estimate | None) -> Estimate | None:
 
 
 def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the sizes over which the coins' effects are averaged, chosen before any
-    measurement."""
+    """Return the larger half of the sizes; with an odd number of sizes, the middle one is included.
+
+    The coins' effects are averaged over these sizes, as was decided before any measurement.
+    """
     return sizes[len(sizes) // 2 :]
 
 
 def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
+    """Return the claims on numbers that a coin made more frequent; see `NumberScores.coins`."""
     shots, sizes = params.shot_list[-1], larger_half(params.size_list)
     units = f"couples of numbers; one run of each of {len(sizes)} sizes"
     rows = []
@@ -239,6 +258,7 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
 
 
 def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
+    """Return the claims on words of definitions, with `table` from `definitions_table`."""
     size = params.size_list[-1]
     return [
         Claim(
@@ -252,8 +272,14 @@ def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _word_test(table: pd.DataFrame) -> Test:
-    """Test whether accuracy is higher on the most frequent group of words than on the least
-    frequent group."""
+    """Test whether models pick the defined word more often if the word is frequent.
+
+    The most frequent bin of words is compared with the least frequent one. The test is untestable
+    if there are fewer than two bins, or if the model does not beat guessing over all bins.
+
+    Args:
+        table: the rows of `definitions_table` for one size and one value of `read`.
+    """
     groups = table[table.group >= WORD_BINS[0]].sort_values("group")
     if len(groups) < 2:
         return untestable("no definitions in this corpus")

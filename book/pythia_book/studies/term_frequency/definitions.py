@@ -42,16 +42,20 @@ _ENTRY = re.compile(r"([a-z]+): ([^;]+)")
 
 @dataclass(frozen=True)
 class Definition:
-    """A definition and four words, the right one first."""
+    """A dictionary definition, with four words to choose from."""
 
     text: str
     words: tuple[str, ...]
+    """The defined word, then three wrong ones."""
     read: bool
     """Whether the definition occurs in the training text."""
 
 
 def entries(lines: Iterable[str]) -> dict[str, str]:
-    """Map lines to their headwords, if the headword is one word and the definition several."""
+    """Map each usable line of the dictionary to the word that it defines.
+
+    A line is usable if it defines a single lower-case word in four or more words.
+    """
     return {
         line: match[1]
         for line in lines
@@ -62,10 +66,12 @@ def entries(lines: Iterable[str]) -> dict[str, str]:
 def words_and_lines(
     data: DataConfig, progress: bool = False
 ) -> tuple[Counter[str], list[str], Counter[str]]:
-    """Three things about a corpus: how often each lower-case word occurs in the training text, all
-    lines of the dictionary, and how often each line occurs in the training text.
+    """Count the words of a corpus, and read the dictionary that is part of it.
 
-    There are no lines if the dictionary is not one of the domains.
+    Returns:
+        How often each word, in lower case, occurs in the training text; all lines of the
+        dictionary; and how often each line of the dictionary occurs in the training text. There are
+        no lines if the dictionary is not one of the corpus's domains.
     """
     frequency: Counter[str] = Counter()
     training: Counter[str] = Counter()
@@ -85,8 +91,11 @@ def definition_items(
     frequency: Mapping[str, int],
     per_bin: int = PER_BIN,
 ) -> list[Definition]:
-    """Choose by hash, in each bin of word frequency, up to `per_bin` definitions that are in the
-    training text and up to `per_bin` that are not.
+    """Choose the definitions to ask about, and three wrong words for each.
+
+    The bins of WORD_BINS group words by how often they occur in the training text. In each bin,
+    hashes choose up to `per_bin` definitions that are in the training text once, and up to
+    `per_bin` that are not in it.
 
     Args:
         all_lines: lines of the dictionary.
@@ -129,7 +138,13 @@ def definition_items(
 def _distractors(
     ranked: Sequence[tuple[int, str, str]], words: Mapping[str, str], index: int
 ) -> list[str]:
-    """Choose three other words by hash from the entries that are nearest in frequency."""
+    """Choose three wrong words by hash, from the entries that are nearest in word frequency.
+
+    Args:
+        ranked: (count of the word, hash, line) of each dictionary entry, by ascending count.
+        words: maps each line to the word that it defines.
+        index: index in `ranked` of the right word's entry.
+    """
     own = words[ranked[index][2]]
     span = NEIGHBOURS
     while True:
@@ -142,14 +157,19 @@ def _distractors(
 
 
 def _hash(text: str) -> str:
+    """Return the SHA-256 of `text` in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class DefinitionMeasurement:
-    """Measures choice bool[items], whether the right word makes the definition likelier than the
-    other words do; and logprob float32[items], the log-probability of the definition after the
-    right word, in nats."""
+    """A measurement of whether a model finds the defined word among four.
+
+    Calling it with a model returns these arrays:
+    choice bool[items], whether the definition is likelier after the right word than after each
+    wrong word;
+    logprob float32[items], the log-probability of the definition after the right word, in nats.
+    """
 
     items: tuple[Definition, ...]
     requests: tuple[Request, ...]
@@ -160,7 +180,7 @@ class DefinitionMeasurement:
     def of(
         cls, items: Sequence[Definition], data: PreparedData, max_seq_len: int
     ) -> DefinitionMeasurement:
-        """Make a measurement of the items that fit into the context."""
+        """Create the measurement on those items that fit into `max_seq_len` tokens."""
         encode = encoder(data.tokenizer)
         fitting, requests = [], []
         for item in items:
@@ -173,11 +193,12 @@ class DefinitionMeasurement:
 
     @cached_property
     def digest(self) -> str:
-        """Stable hash of everything that determines the result besides weights and step."""
+        """A hash of everything that determines the result, except weights and step."""
         texts = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([VERSION, self.max_seq_len, texts])
 
     def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
+        """Measure `model`, and return the arrays that the class describes."""
         if not self.requests:
             return {"choice": np.zeros(0, bool), "logprob": np.zeros(0, np.float32)}
         logprob = score(model, pack(self.requests, self.max_seq_len)).logprob.reshape(-1, CHOICES)

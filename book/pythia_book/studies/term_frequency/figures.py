@@ -21,8 +21,11 @@ GUESS = 25
 
 
 def by_frequency(result: Result) -> Drawing:
-    """How often each first operand was read in sums, against how often it occurs in the text; and
-    accuracy by how often an operand was read in sums."""
+    """Draw how often first operands were read in sums, and accuracy on sums by that frequency.
+
+    The first panel compares how often each operand was read in sums with how often it occurs in the
+    text. The other two have accuracy at the end of training, picked out of four and written.
+    """
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)
     accuracy = style.rows_where(result.tables["curves"], step=step)
@@ -49,19 +52,31 @@ def by_frequency(result: Result) -> Drawing:
 
 
 def _curves(ax: Axes, frame: pd.DataFrame, x: str, result: Result) -> None:
+    """Plot `value` in percent against the column `x`, with a curve per size.
+
+    Only the largest size gets a band for its intervals.
+    """
     sizes = result.params.size_list
     style.size_curves(ax, frame, x, sizes, 100, banded=sizes[-1:], markersize=3)
 
 
 def _last_gaps(result: Result) -> list[str]:
+    """List each size with its final zero-shot gap, e.g. "25k +12", for the figure's description.
+
+    The gap is the accuracy on frequent minus the accuracy on rare first operands, in points. The
+    accuracy counts right answers picked out of four.
+    """
     gaps = result.tables["gaps"]
     gaps = style.rows_where(gaps, step=gaps.step.max(), measure="choice", shots=0)
     return [f"{row.size} {100 * row.value:+.0f}" for row in gaps.itertuples()]
 
 
 def over_training(result: Result) -> Drawing:
-    """The accuracy gap between the most and the least frequent tenth of first operands, over
-    training, as in the paper's Table 4."""
+    """Draw how the accuracy gap between frequent and rare operands changes over training.
+
+    The gap is the accuracy on the most frequent tenth of first operands minus the accuracy on the
+    least frequent tenth, as in the paper's Table 4.
+    """
     gaps = result.tables["gaps"]
     gaps = gaps.assign(percent=100 * gaps.step / gaps.step.max())
     shots = result.params.shot_list[-1]
@@ -80,8 +95,11 @@ def over_training(result: Result) -> Drawing:
 
 
 def experiment(result: Result) -> Drawing:
-    """Effects of the coins: the score on numbers that the coin, or its placebo, chose, minus the
-    score on the other numbers of the pairs, which had a similar frequency."""
+    """Draw how much better models add with numbers that a coin made more frequent in planted sums.
+
+    The coin chose one number of each pair of similar frequency. The effect is the score on chosen
+    numbers minus the score on the others. It is also drawn for a placebo coin that changed nothing.
+    """
     shots, sizes = result.params.shot_list[-1], result.params.size_list
     table = style.rows_where(result.tables["experiment"], shots=shots)
     note = f"{shots}-shot, 50 pairs of numbers; bars: 95 % intervals over pairs"
@@ -101,7 +119,11 @@ def experiment(result: Result) -> Drawing:
 
 
 def definitions(result: Result) -> Drawing:
-    """Accuracy in finding the word of a definition, by how often the word was read."""
+    """Draw how often models pick the defined word out of four, by how often they read the word.
+
+    One panel is for definitions that are in the training text, the other for definitions that are
+    not.
+    """
     table = result.tables["definitions"]
     table = table[table.group > 0]
     notes = "band: 95 % interval, largest size"
@@ -126,8 +148,11 @@ def definitions(result: Result) -> Drawing:
 
 
 def measures(result: Result) -> Drawing:
-    """Three measures of the same answers over training: written right, chosen right, and the
-    log-probability of the right answer."""
+    """Draw three measures of the same zero-shot sums over training.
+
+    They are the share of answers that are written right, the share of answers that are picked
+    right out of four, and the log-probability of the right answer.
+    """
     accuracy = style.rows_where(result.tables["accuracy"], shots=0)
     accuracy = accuracy.assign(percent=100 * accuracy.step / accuracy.step.max())
     sizes = result.params.size_list
@@ -150,7 +175,11 @@ def measures(result: Result) -> Drawing:
 
 
 def released(result: Result) -> Drawing:
-    """The released accuracies over training, by the number of examples and by first operand."""
+    """Draw the released accuracies on sums and products.
+
+    Two panels have accuracy over training. The others have accuracy on sums at the end of training,
+    by the number of examples in the prompt and by first operand.
+    """
     table = result.tables["arithmetic"]
     table = table.assign(size=table.model, percent=100 * table.step / table.step.max())
     operands = result.released.get("operands")
@@ -189,10 +218,10 @@ def released(result: Result) -> Drawing:
 
 
 def gaps_table(result: Result) -> Table:
-    """Our counterpart of the paper's Table 4: the accuracy gap after training, by size and shots.
+    """Return our counterpart of the paper's Table 4: the final accuracy gap, by size and shots.
 
-    The gap is the accuracy on the most frequent tenth of first operands minus that on the least
-    frequent tenth, in percentage points.
+    The gap is the accuracy on the most frequent tenth of first operands minus the accuracy on the
+    least frequent tenth, in percentage points.
     """
     import pandas as pd
 

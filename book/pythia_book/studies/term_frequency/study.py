@@ -52,7 +52,12 @@ RELEASED_SHOTS = 16
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train one half of the suite, count terms, and score sums and definitions."""
+    """Find or train the suite on one text, count terms in it, and score sums and definitions.
+
+    Args:
+        published: the released numbers; None: those in `PYTHIA_PUBLISHED_DIR`, or else those in a
+            record of the study.
+    """
     return conduct(
         STUDY,
         params,
@@ -64,7 +69,10 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 def analyse(params: Params, measured: Measurements, published: Tables) -> Analysis:
-    """Tables, values and claims."""
+    """Turn the measurements and the released numbers into the study's tables, values and claims.
+
+    The values are numbers and names that the page quotes in its text.
+    """
     scores = NumberScores(measured)
     sizes, shots = params.size_list, params.shot_list
     tables = {
@@ -83,10 +91,14 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
 
 
 def released(published: Published) -> Tables:
-    """Return the released accuracies on sums and products as two tables; none if none are found.
+    """Return the tables `arithmetic` and `operands` of released accuracies on sums and products.
 
-    arithmetic: mean, standard deviation and count over first operands, by model, operation, shots
-    and step. operands: the accuracy of every first operand in sums after 16 examples.
+    Accuracies are between 0 and 1. Without released accuracies, the result is empty.
+
+    arithmetic: model, operation, shots (solved examples in the prompt), step, and the mean, sd
+    (standard deviation) and n (number) of the accuracies of single first operands.
+    operands: model, step, number (the first operand), value (accuracy on its sums after 16
+    examples), at steps 13,000, 65,000 and 143,000.
     """
     table = arithmetic_table(published.path)
     if table.empty:
@@ -103,25 +115,31 @@ def released(published: Published) -> Tables:
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Find or train the models, count what they read and ask the questions.
+    """Find or train the models, count what they read, and ask them sums and definitions.
 
-    Arrays on sums:
-    first int8[questions], the first operand of each held-out sum;
-    natural int32[numbers], how often each number occurs in the text before sums are planted;
-    in_sums/STEP int32[numbers], how often each number was read as a first operand up to STEP;
-    exact/SIZE/STEP/SHOTS bool[questions], whether the answer was right;
-    choice/SIZE/STEP/SHOTS bool[questions], zero-shot only;
-    logprob/SIZE/STEP/SHOTS float32[questions], with examples only at the last step.
+    Arrays on the numbers 0 to 99:
+    natural int32[numbers], how often each number occurs in the text before sums are planted in it;
+    in_sums/STEP int32[numbers], how often models have read each number as the first operand of a
+    sum up to STEP.
+
+    Arrays on the sums that were never planted:
+    first int8[sums], the first operand;
+    exact/SIZE/STEP/SHOTS bool[sums], whether the model writes the right answer (after SHOTS
+    examples);
+    choice/SIZE/STEP/0 bool[sums], whether the right answer is likelier than three wrong ones;
+    logprob/SIZE/STEP/SHOTS float32[sums], log-probability of the right answer in nats; if SHOTS is
+    not 0, at the last step only.
 
     Arrays on definitions, the last two at the last step only:
     definition_read bool[items], whether the definition is in the training text;
-    word_read/STEP int32[items], how often the word was read;
-    definition/SIZE/STEP bool[items], whether the word was found.
+    word_read/STEP int32[items], how often models have read the defined word;
+    definition/SIZE/STEP bool[items], whether the model picks the defined word out of four.
 
-    Facts: steps, and gaps (the number of checkpoints that could not be measured).
+    Facts: steps (of the checkpoints), and gaps (number of checkpoints that are missing or corrupt).
 
     Raises:
-        ConfigError: the examples do not fit the context. Nothing has been trained then.
+        ConfigError: a sum with its examples does not fit the context. Nothing has been trained
+            then.
     """
     from pythia_book.corpora.miniature import sampled
     from pythia_book.measurements import measure_all
@@ -166,7 +184,15 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 def _recorded(
     asked: ArithmeticMeasurement, scores: dict[str, np.ndarray], last: bool
 ) -> list[tuple[str, np.ndarray]]:
-    """Return the scores that the analysis reads, those of held-out questions, by measure."""
+    """Select the scores that the analysis reads, as pairs of a measure's name and its scores.
+
+    Only scores of sums that were never planted are read, and log-probabilities after examples only
+    at the last checkpoint.
+
+    Args:
+        scores: the arrays that `asked` returned for one checkpoint.
+        last: whether this is the last checkpoint.
+    """
     held_out = np.array([q.held_out for q in asked.questions])
     return [
         (measure, values[held_out])
@@ -176,6 +202,13 @@ def _recorded(
 
 
 def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement:
+    """Create the measurement of definitions, with items from the corpus that `run` was trained on.
+
+    It has no items if the corpus has no dictionary or is too small.
+
+    Args:
+        length: context of the models, in tokens.
+    """
     from pythia_book.studies.term_frequency.definitions import (
         DefinitionMeasurement,
         definition_items,
@@ -196,12 +229,15 @@ def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement
 
 
 def _in_sums() -> list[str]:
-    """Return the terms to count, one per number: the number as the first operand of a sum."""
+    """Return, for each number, the words that show it as a first operand: "what is NUMBER plus"."""
     return [f"what is {n} plus" for n in equations.FIRST]
 
 
 def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: bool) -> TermCounts:
-    """Count terms in the rows that a run has read, and save the counts as Parquet in its folder."""
+    """Count how often a run has read each first operand and each defined word, up to each step.
+
+    The counts are also saved in the run's folder, as Parquet.
+    """
     from pythia_book.term_counts import SurfaceTerms, count_terms
     from pythia_core.data.tokenizer import token_bytes
 
@@ -215,7 +251,13 @@ def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: b
 def _counted(
     natural: dict[int, int], counts: TermCounts, words: DefinitionMeasurement, steps: list[int]
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of `measure` that are counts, and definition_read."""
+    """Return the arrays `natural`, `in_sums`, `word_read` and `definition_read` of `measure`.
+
+    Args:
+        natural: maps each number to its count in the text before sums are planted in it.
+        counts: counts of the terms that models have read.
+        words: the measurement of definitions.
+    """
     at = {term: i for i, term in enumerate(counts.terms)}
     numbers = [at[term] for term in _in_sums()]
     items = np.array([at[item.words[0]] for item in words.items], int)
@@ -233,8 +275,10 @@ def _counted(
 
 
 def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the numbers that the page quotes in its text, mostly for the largest size at the
-    end."""
+    """Return the names and numbers that the page quotes in its text.
+
+    Most are about the largest size at the end of training.
+    """
     size, steps, shots = params.size_list[-1], scores.steps, params.shot_list[-1]
     times = scores.in_sums(steps[-1])
     top, bottom = tenths(times)
@@ -270,10 +314,14 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 
 
 def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
-    """Return the coins' effects on log-probability, for the page's text.
+    """Return the effects of the coins on log-probability in nats, for the page's text.
 
-    They are pooled over the larger sizes, and given for the largest size. The names of the sizes
-    with a significant positive effect follow, with Holm's correction over the larger sizes.
+    `NumberScores.coins` defines the effects. NAME is the effect averaged over the larger half of
+    the sizes, NAME_largest is the effect at the largest size, and NAME_seen lists the sizes of the
+    larger half with a significant positive effect, after Holm's correction over these sizes.
+
+    Args:
+        experiment: the table of `experiment_table`.
     """
     shots, sizes = params.shot_list[-1], c.larger_half(params.size_list)
     pooled = scores.coins(sizes, shots, "logprob")
@@ -291,9 +339,13 @@ def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame)
 
 
 def released_values(operands: pd.DataFrame) -> dict[str, Any]:
-    """Return released accuracies on sums after 16 examples, in %, for the page's text.
+    """Return mean released accuracies on sums after 16 examples, for the page's text.
 
-    They are means over the groups of models in the claims; None if a model is missing.
+    Each is in percent, or a change in points, and averaged over one of the groups of models that
+    the claims compare. It is None if a model of the group is missing.
+
+    Args:
+        operands: the table `operands` of `released`.
     """
     numbers: dict[str, Any] = {}
     for name, models in (("unable", c.BELOW_1B), ("small", c.BELOW_2_8B), ("large", c.LARGE)):
@@ -309,4 +361,5 @@ def released_values(operands: pd.DataFrame) -> dict[str, Any]:
 
 
 def _interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
+    """Return value, low and high of an estimate times `factor`, or None without an estimate."""
     return e.times(factor).interval() if e else None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TENTH = len(equations.FIRST) // 10
-"""How many numbers are in the most frequent tenth, and in the least frequent tenth."""
+"""How many first operands are in the most frequent tenth, and in the least frequent tenth."""
 NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
 """Lower ends of the bins by which numbers are grouped: how often a number was read in sums."""
 MIN_NUMBERS = 5
@@ -43,7 +43,11 @@ def selected(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
 
 
 def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
-    """Return the first selected row as an estimate, or None if no row is selected."""
+    """Return the first row with the given values as an estimate, or None if there is no such row.
+
+    Args:
+        table: columns value, low, high, those named in `where`, and optionally n.
+    """
     rows = selected(table, **where)
     if rows.empty:
         return None
@@ -54,8 +58,8 @@ def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
 def welch(one: np.ndarray, other: np.ndarray) -> Estimate:
     """Return the mean of `one` minus the mean of `other`, with Welch's t-interval.
 
-    The values are independent units. If both groups have no variation, the interval has no width.
-    If a group has only one unit, the ends of the interval are NaN.
+    The interval assumes that all values are independent. It has no width if neither group varies.
+    If a group has only one value, the ends of the interval are NaN.
     """
     value, n = float(one.mean() - other.mean()), len(one) + len(other)
     if min(len(one), len(other)) < 2:
@@ -72,33 +76,41 @@ def welch(one: np.ndarray, other: np.ndarray) -> Estimate:
 
 @dataclass(frozen=True)
 class NumberScores:
-    """Scores of the held-out sums by first operand, for every size, step and number of shots."""
+    """The scores of our models on sums that were never planted, grouped by first operand.
+
+    There are scores for every size, step, number of shots (solved examples) and measure: "exact"
+    (the right answer is written), "choice" (it is picked out of four) or "logprob" (its
+    log-probability in nats).
+    """
 
     measured: Measurements
 
     @cached_property
     def first(self) -> np.ndarray:
-        """The first operand of each held-out question, int[questions]."""
+        """The first operand of each sum, int[sums]."""
         return self.measured.arrays["first"].astype(int)
 
     @property
     def steps(self) -> list[int]:
+        """The steps of the checkpoints, ascending."""
         return list(self.measured.facts["steps"])
 
     def in_sums(self, step: int) -> np.ndarray:
-        """How often each number was read as the first operand of a sum, int[100]."""
+        """Return how often each number was read as a first operand up to `step`, int[100]."""
         return self.measured.arrays[f"in_sums/{step}"]
 
     def natural(self) -> dict[int, int]:
-        """How often each number occurs in the text before sums are planted."""
+        """Map each number to its count in the training text before sums are planted in it."""
         counts = self.measured.arrays["natural"]
         return {number: int(counts[number]) for number in equations.FIRST}
 
     def by_number(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
-        """Return the mean score by first operand, float64[100].
+        """Return the mean score on the sums of each first operand, float64[100].
 
-        It is NaN for a number without held-out sums. None is returned if the checkpoint was not
-        measured.
+        A number without scored sums has NaN. The result is None if the checkpoint was not measured.
+
+        Args:
+            measure: "exact", "choice" or "logprob".
         """
         scores = self.measured.get(measure, size, step, shots)
         if scores is None:
@@ -108,8 +120,15 @@ class NumberScores:
             return total / np.bincount(self.first, minlength=len(equations.FIRST))
 
     def group(self, means: np.ndarray, numbers: Iterable[int]) -> Estimate | None:
-        """Return the mean of `means` over some numbers. The interval of a share is kept within
-        0..1."""
+        """Return the mean of `means` over some first operands, with the operands as units.
+
+        The interval of a share is kept within 0..1. If all answers are right, or all are wrong, the
+        interval is the exact one for a share of questions. The result is None if none of the
+        operands has a mean.
+
+        Args:
+            means: the result of `by_number`.
+        """
         members = list(numbers)
         values = means[members]
         values = values[np.isfinite(values)]
@@ -125,18 +144,26 @@ class NumberScores:
         return e
 
     def gap(self, size: str, step: int, shots: int, measure: str) -> Estimate | None:
-        """Return the mean score on the most frequent tenth of first operands minus that on the
-        least frequent tenth."""
+        """Return how much higher the mean score is on frequent than on rare first operands.
+
+        It is the mean over the most frequent tenth minus the mean over the least frequent tenth of
+        the operands, by how often they were read in sums up to `step`. The result is None if the
+        checkpoint was not measured.
+        """
         means = self.by_number(size, step, shots, measure)
         return None if means is None else self._apart(means, step)
 
     def gap_change(
         self, cells: tuple[tuple[str, int], tuple[str, int]], shots: int, measure: str
     ) -> Estimate | None:
-        """Return how much larger the gap is in the second (size, step) of `cells` than in the
-        first.
+        """Return how much larger the gap of one checkpoint is than the gap of another.
 
-        The scores are paired by number. The tenths in the gap are those of the later step.
+        The gap is the score on frequent minus the score on rare first operands, see `gap`. Here,
+        both gaps use the tenths at the later step, and scores are paired by operand. The result is
+        None if a checkpoint was not measured.
+
+        Args:
+            cells: (size, step) of the checkpoint with the gap to subtract, then of the other one.
         """
         first, second = (self.by_number(*cell, shots, measure) for cell in cells)
         if first is None or second is None:
@@ -144,21 +171,31 @@ class NumberScores:
         return self._apart(second - first, max(step for _, step in cells))
 
     def _apart(self, values: np.ndarray, step: int) -> Estimate | None:
+        """Return how much higher `values` are on frequent than on rare first operands.
+
+        It is the mean over the most frequent tenth of the operands minus the mean over the least
+        frequent tenth. The result is None if one of the tenths has only NaN.
+
+        Args:
+            values: float[100], a value for each first operand.
+            step: the checkpoint up to which the operands are counted.
+        """
         groups = [values[numbers] for numbers in tenths(self.in_sums(step))]
         top, bottom = (group[np.isfinite(group)] for group in groups)
         return welch(top, bottom) if len(top) and len(bottom) else None
 
     def coins(self, sizes: Sequence[str], shots: int, measure: str) -> dict[str, Estimate]:
-        """Return the effect of each coin, and the difference of the two effects (boost minus
-        placebo).
+        """Return the effects on the final score of making a number more frequent in planted sums.
 
-        The effect of a coin is the score at the end on the number that it chose minus the score on
-        the other number of the couple, averaged over sizes, with couples as units. The result is
-        empty if a size was not measured.
+        The numbers 0 to 99 form couples of similar frequency. The coin "boost" chose one number of
+        each couple, and this number was made more frequent. The coin "placebo" also chose a number
+        of each couple, but nothing was done to it. The effect of a coin is the score on the chosen
+        number minus the score on the other number, averaged over `sizes`, with couples as units.
 
-        Both coins choose from the same couples of numbers of similar frequency. For a couple on
-        which they agree, the difference is zero by construction. So only couples on which they
-        differ are units of the difference.
+        The result maps "boost", "placebo" and "boost minus placebo" (the difference of the two
+        effects) to estimates. On couples where both coins chose the same number, the difference is
+        zero by construction, so only the other couples, half of all, are units of the difference.
+        The result is empty if a size was not measured.
         """
         step = self.steps[-1]
         means = [self.by_number(size, step, shots, measure) for size in sizes]
@@ -174,20 +211,23 @@ class NumberScores:
 
 
 def tenths(in_sums: np.ndarray) -> tuple[list[int], list[int]]:
-    """Return the most and the least frequent tenth of the numbers.
+    """Return the most frequent and the least frequent tenth of the first operands, as two lists.
 
-    Of two numbers that were read equally often, the smaller one counts as more frequent.
+    Of two operands that were read equally often, the smaller one counts as more frequent.
+
+    Args:
+        in_sums: how often each operand was read in sums, int[100].
     """
     ranked = sorted(equations.FIRST, key=lambda number: (-in_sums[number], number))
     return ranked[:TENTH], ranked[-TENTH:]
 
 
 def frequency_table(scores: NumberScores) -> pd.DataFrame:
-    """Return the table of how often each number occurs.
+    """Return the table of how often each first operand occurs, with a row per operand and step.
 
-    Columns: number; natural (occurrences in the text before sums are planted); boosted and placebo
-    (whether the coin of this name chose the number); step; in_sums (how often the number was read
-    as the first operand of a sum up to this step).
+    Columns: number (the operand); natural (its count in the text before sums are planted); boosted
+    and placebo (whether the coin that makes numbers more frequent, or the coin that changes
+    nothing, chose it); step; in_sums (how often it was read as a first operand up to this step).
     """
     import pandas as pd
 
@@ -205,9 +245,11 @@ def frequency_table(scores: NumberScores) -> pd.DataFrame:
 def accuracy_table(
     scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]
 ) -> pd.DataFrame:
-    """Return the table of scores on held-out sums.
+    """Return the table of mean scores on the sums that were never planted in the training text.
 
-    Columns: size, step, shots, measure, value, low, high, n (count of first operands).
+    Columns: size, step, shots, measure, value, low, high, n (number of first operands). For the
+    measures "exact" and "choice", value is the share of right answers; for "logprob", it is in
+    nats.
     """
     import pandas as pd
 
@@ -223,10 +265,11 @@ def accuracy_table(
 
 
 def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> pd.DataFrame:
-    """Return the table of accuracy at the end, by how often numbers were read in sums.
+    """Return the table of final accuracy by how often first operands were read in sums.
 
-    Columns: size, step, shots, measure, count (geometric mean of how often the numbers of a bin
-    were read in sums), numbers (how many are in the bin), value, low, high.
+    The operands are grouped into bins, see NUMBER_BINS. Columns: size, step, shots, measure, count
+    (geometric mean of how often the operands of a bin were read in sums), numbers (how many
+    operands are in the bin), value (share of right answers), low, high.
     """
     import pandas as pd
 
@@ -247,10 +290,12 @@ def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int
 
 
 def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> pd.DataFrame:
-    """Return our counterpart of the paper's Table 4, with accuracies as shares.
+    """Return the table of accuracy gaps between frequent and rare operands.
 
-    Columns: size, step, shots, measure, most and least (mean accuracies on the most and the least
-    frequent tenth of first operands), value (most minus least), low, high.
+    It is our counterpart of the paper's Table 4.
+
+    Columns: size, step, shots, measure, most and least (share of right answers on the most and on
+    the least frequent tenth of first operands), value (most minus least), low, high.
     """
     import pandas as pd
 
@@ -268,12 +313,12 @@ def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int])
 def experiment_table(
     scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]
 ) -> pd.DataFrame:
-    """Return the table of the coins' effects at the end.
+    """Return the table of the coins' effects on final scores; see `NumberScores.coins`.
 
-    An effect is the score on the chosen number minus the score on the other number of a couple of
-    similar natural frequency. Columns: coin ("boost", "placebo" or "boost minus placebo"), size,
-    shots, measure, ratio (geometric mean of the chosen number's frequency over the other's; none
-    for the difference), value, low, high, n (couples).
+    Columns: coin ("boost", "placebo" or "boost minus placebo"), size, shots, measure, ratio (how
+    many times as often the chosen number was read in sums as the other number of its couple, as a
+    geometric mean; none for the difference), value (the effect, as a share of right answers or in
+    nats), low, high, n (number of couples).
     """
     import pandas as pd
 
@@ -291,10 +336,11 @@ def experiment_table(
 
 
 def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFrame:
-    """Return the table of accuracy on definitions at the end.
+    """Return the table of how often final models pick the defined word out of four.
 
     Columns: size, step, read (whether the definition is in the training text), group (lower end of
-    the bin of how often the word was read; 0 if it was not read), value, low, high, n.
+    the bin of how often the word was read; 0 if it was not read), value (share of right words),
+    low, high, n (number of definitions).
     """
     import pandas as pd
 
@@ -316,14 +362,14 @@ def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFr
 
 
 def released_table(arithmetic: pd.DataFrame | None) -> pd.DataFrame:
-    """Return the released accuracies with t-intervals over first operands.
+    """Return the mean released accuracies on sums and products, with t-intervals.
 
-    Columns: model, operation, shots, step, value, low, high, n. Without released accuracies, the
-    table is empty.
+    Columns: model, operation, shots, step, value (share of right answers), low, high, n (number of
+    first operands, the units of the interval). Without released accuracies, the table is empty.
 
     Args:
-        arithmetic: mean, sd and n (count of first operands) by model, operation, shots and step;
-            None without released accuracies.
+        arithmetic: columns model, operation, shots, step, mean, sd and n, of accuracies by first
+            operand; None without released accuracies.
     """
     import pandas as pd
 
