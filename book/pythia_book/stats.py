@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from pythia_core.errors import ConfigError, DataError
 LEVEL = 0.95
 Z_95 = 1.959963984540054
 """Half the width of a normal 95 % interval, in standard errors."""
+FEWEST_ITEMS = 5
+"""A bootstrap over fewer items gets no interval, because it would be far too narrow."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Estimate:
     n_seeds: int
     df: float = math.inf
     """Degrees of freedom of the interval; infinite for a bootstrap over many items."""
+    exact_p: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
+    """For an interval that is not from Student's t, e.g. of a share or a ratio: the function that
+    maps a hypothetical true value to its two-sided p-value."""
 
     def quantile(self, probability: float) -> float:
         """Return a quantile of Student's t with `df` degrees of freedom.
@@ -47,11 +52,14 @@ class Estimate:
     def p_value(self, null: float = 0.0) -> float:
         """Return the two-sided p-value of the hypothesis that the true value is `null`.
 
-        The standard error is derived from the end of the interval that is on the same side as
-        `null`. So the p-value is below 1 - LEVEL exactly if the interval excludes `null`.
+        Without `exact_p` it comes from Student's t, with the standard error that follows from the
+        end of the interval on the same side as `null`. In either case the p-value is below
+        1 - LEVEL exactly if the interval excludes `null`.
         """
         from scipy.special import ndtr, stdtr
 
+        if self.exact_p:
+            return self.exact_p(null)
         half = self.value - self.low if null < self.value else self.high - self.value
         if null == self.value:
             return 1.0
@@ -65,9 +73,18 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:
-        """Return the estimate in another unit: value and interval are multiplied by `factor`."""
-        scaled = {key: factor * number for key, number in self.interval().items()}
-        return replace(self, **scaled)
+        """Return the estimate in another unit: value and ends times `factor`, which is positive."""
+        return self.mapped(lambda number: factor * number, lambda number: number / factor)
+
+    def mapped(
+        self, function: Callable[[float], float], inverse: Callable[[float], float]
+    ) -> Estimate:
+        """Return the estimate of an increasing `function` of the value, e.g. its logarithm.
+
+        P-values are those of the original estimate: `inverse` maps a hypothetical value back.
+        """
+        numbers = {key: function(number) for key, number in self.interval().items()}
+        return replace(self, **numbers, exact_p=lambda null: self.p_value(inverse(null)))
 
 
 def estimate(
@@ -84,7 +101,8 @@ def estimate(
 
     Args:
         values: float[seeds, items].
-        draws: number of bootstrap resamples.
+        draws: number of bootstrap resamples. With fewer than FEWEST_ITEMS items there is no
+            interval: its ends are NaN.
         seed: seed of the resampling.
         strata: group of each item. Each group is resampled separately and keeps its size.
         change: whether `values` are differences, so that the mean may be negative.
@@ -110,6 +128,8 @@ def estimate(
         raise ConfigError(f"bootstrap must be at least 100 draws, got {draws}")
     seeds, items = values.shape
     groups = None if strata is None else np.asarray(strata, np.uint8).tobytes()
+    if items < FEWEST_ITEMS:
+        return Estimate(float(values.mean()), math.nan, math.nan, items, seeds)
     means = _counts(items, draws, seed, groups) @ values.T / items  # (draws, seeds)
     if seeds > 1:
         picks = np.random.default_rng([seed, 1]).integers(seeds, size=(draws, seeds))
@@ -146,12 +166,38 @@ def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
 def exact_share(k: int, n: int) -> Estimate:
     """Return the share k / n of successes in independent trials, with the Clopper-Pearson interval.
 
-    This interval is exact: it contains the true share with a probability of at least 95 %.
+    This interval is exact: it contains the true share with a probability of at least 95 %. Its
+    p-values are twice the smaller tail of the binomial distribution.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import binom, binomtest
+
+    def p_value(share: float) -> float:
+        if not 0 <= share <= 1:
+            return 0.0
+        return float(min(1, 2 * min(binom.cdf(k, n, share), binom.sf(k - 1, n, share))))
 
     low, high = binomtest(k, n).proportion_ci(LEVEL, method="exact")
-    return Estimate(k / n, float(low), float(high), n, 1)
+    return Estimate(k / n, float(low), float(high), n, 1, exact_p=p_value)
+
+
+def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Estimate | None:
+    """Return the slope of the least-squares line through independent points, with a t-interval.
+
+    The interval has n - 2 degrees of freedom. Return None for fewer than three points, because the
+    slope then has no interval.
+
+    Args:
+        x: float[n]. y: float[n].
+    """
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    n, a = len(a), a - a.mean()
+    if n < 3:
+        return None
+    value = float(a @ b / (a @ a))
+    rest = b - b.mean() - value * a
+    e = Estimate(value, value, value, n, n, n - 2)
+    half = e.quantile((1 + LEVEL) / 2) * float(rest @ rest / (n - 2) / (a @ a)) ** 0.5
+    return replace(e, low=value - half, high=value + half)
 
 
 def wilson(k: int, n: int) -> Estimate:

@@ -8,7 +8,8 @@ verdict follows from the 95 % interval of the effect:
 
     reproduced         the interval lies on the claimed side of the bound, or inside the margin
     contradicted       the interval lies on the other side of the bound, or outside the margin
-    not resolved       neither; the reason usually states the smallest effect that would have shown
+    not resolved       neither; the reason states the smallest effect, or the smallest margin for
+                       no effect, that would have shown
     not testable here  the test cannot fail, has no independent units, or lacks a measurement
 
 On released numbers the first two verdicts read "confirmed on released numbers" and "contradicted by
@@ -230,7 +231,39 @@ def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
     effect = critical + e.quantile(POWER)  # in standard errors; exact for a known error
     if math.isfinite(e.df):
         effect = brentq(lambda nc: nctdtr(e.df, nc, critical) - (1 - POWER), 0, 4 * effect)
-    return (e.high - e.low) / 2 * effect / e.quantile(1 - ALPHA / 2)
+    return _standard_error(e) * effect
+
+
+def smallest_margin(e: Estimate, n_tests: int = 1) -> float:
+    """Return the smallest margin within which no effect would have been shown.
+
+    If the true effect is zero, an interval as wide as that of `e` lies within this margin with the
+    probability POWER.
+
+    Args:
+        n_tests: as in `smallest_seen`.
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+    from scipy.special import chdtri, ndtr
+
+    critical = e.quantile(1 - ALPHA / 2 / n_tests)
+    errors = np.ones(
+        1
+    )  # the estimated standard error as a multiple of the true one, 1000 quantiles
+    if math.isfinite(e.df):
+        errors = np.sqrt(chdtri(e.df, (np.arange(1000) + 0.5) / 1000) / e.df)
+
+    def shown(margin: float) -> float:
+        return float(np.mean(2 * ndtr(np.maximum(margin - critical * errors, 0)) - 1))
+
+    largest = critical * float(errors.max()) + 9
+    return _standard_error(e) * brentq(lambda margin: shown(margin) - POWER, 0, largest)
+
+
+def _standard_error(e: Estimate) -> float:
+    """Return the standard error that follows from the width of the interval."""
+    return (e.high - e.low) / 2 / e.quantile(1 - ALPHA / 2)
 
 
 def _untestable_reason(test: Test) -> str:
@@ -246,6 +279,8 @@ def _untestable_reason(test: Test) -> str:
         return "the interval cannot be computed"
     if not e.low < e.high:
         return "the interval has no width: the values do not vary"
+    if not e.low <= e.value <= e.high:
+        return "the estimate lies outside its own interval"
     return ""
 
 
@@ -295,23 +330,21 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
         n_tests: number of tests that Holm's procedure corrects for.
     """
     unit = f" {test.unit}" if test.unit else ""
-    if p_value(test) <= ALPHA:
-        return "the interval alone would decide, but not after Holm's correction for all tests"
+    cases = f"in {100 * POWER:.0f} % of cases"
     if test.form == "within":
+        why = f"the interval crosses the margin of {test.bound:g}{unit}"
         if e.low > 0 or e.high < 0:
-            return (
-                f"there is an effect, but its interval crosses the margin of {test.bound:g}{unit}"
-            )
-        return (
-            f"the interval crosses the margin of {test.bound:g}{unit}; its half-width is "
-            f"{(e.high - e.low) / 2:.2g}{unit}"
-        )
-    away = f" away from {test.bound:g}" if test.bound else ""
-    effect = f"{smallest_seen(e, n_tests):.2g}{unit}{away}"
-    return (
-        f"the interval includes {test.bound:g}; an effect of {effect} "
-        f"would have been seen in {100 * POWER:.0f} % of cases"
-    )
+            why = f"there is an effect, but {why.replace('the', 'its', 1)}"
+        margin = f"{smallest_margin(e, n_tests):.2g}{unit}"
+        needed = f"that there is no effect would have been shown {cases} with a margin of {margin}"
+    else:
+        why = f"the interval includes {test.bound:g}"
+        away = f" away from {test.bound:g}" if test.bound else ""
+        effect = f"{smallest_seen(e, n_tests):.2g}{unit}{away}"
+        needed = f"an effect of {effect} would have been seen {cases}"
+    if p_value(test) <= ALPHA:
+        why = "the interval alone would decide, but not after Holm's correction for all tests"
+    return f"{why}; {needed}"
 
 
 def verdicts_of(row: dict[str, Any]) -> list[str]:

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pythia_book import verdicts
-from pythia_book.stats import Estimate, estimate, mean_over
+from pythia_book.stats import Estimate, estimate, exact_share, mean_over
+from pythia_book.studies.seeds.variance import (
+    distance_in_sds,
+    excess_over_item_noise,
+    order_to_weights,
+)
 from pythia_book.verdicts import (
     Claim,
     Test,
@@ -18,6 +23,7 @@ from pythia_book.verdicts import (
     judge,
     passes,
     rises,
+    smallest_margin,
     smallest_seen,
     untestable,
     within,
@@ -59,6 +65,8 @@ def e(value: float, half: float, df: float = math.inf) -> Estimate:
         (rises(mean_over([2.0]), "points", "one seed"), "not testable here"),
         (rises(mean_over([2.0, 2.0, 2.0]), "points", "seeds"), "not testable here"),  # no width
         (rises(Estimate(2, math.nan, 3, 5, 1), "points", "seeds"), "not testable here"),
+        (rises(Estimate(4, 2, 3, 5, 1), "points", "seeds"), "not testable here"),  # outside
+        (rises(estimate(np.array([[1.0, 2.0]]), 100), "points", "items"), "not testable here"),
     ],
 )
 def test_paths(test, expected):
@@ -82,7 +90,10 @@ def test_open_intervals_say_what_would_have_been_seen():
     many = [claim(rises(e(0.5, 1.0), "points", "seeds")) for _ in range(10)]
     assert "1.9 points" in judge(many)[0]["ours"]["reason"]  # ten tests need a larger effect
     row = judge([claim(within(e(0.5, 0.3), "points", "seeds", 0.6))])[0]["ours"]
-    assert "there is an effect" in row["reason"] and "0.6 points" in row["reason"]
+    assert row["reason"].startswith(
+        "there is an effect, but its interval crosses the margin of 0.6 points; that there is no "
+        "effect would have been shown in 80 % of cases with a margin of 0.5 points"
+    )
     row = judge([claim(rises(mean_over([1.0]), "points", "one seed"))])[0]["ours"]
     assert row["reason"] == "a single unit has no interval"
 
@@ -93,7 +104,8 @@ def test_one_clear_effect_among_many_is_kept_and_a_weak_one_is_not():
     assert verdict(weak[0]) == "reproduced"
     rows = judge([claim(test) for test in weak])
     assert {row["ours"]["verdict"] for row in rows} == {"not resolved"}
-    assert "Holm" in rows[0]["ours"]["reason"]
+    reason = rows[0]["ours"]["reason"]
+    assert "Holm" in reason and "an effect of 1.8 points would have been seen" in reason
     strong = judge([claim(rises(e(1.0, 0.3), "points", "seeds")), *map(claim, weak)])
     assert strong[0]["ours"]["verdict"] == "reproduced"
     checks = judge([claim(weak[0]), *(claim(test, "check") for test in weak)])
@@ -144,6 +156,65 @@ def test_error_rates_of_directions(interval):
     stated = smallest_seen(Estimate(0, -half, half, n, 1, drawn.df))
     assert rate(make, lambda rng: rng.normal(stated, 1, n), "reproduced") >= 0.77
     assert rate(make, lambda rng: rng.normal(-stated, 1, n), "contradicted") >= 0.77
+
+
+def f_ratio(rng: np.random.Generator, sd: float, runs: int = 4, items: int = 50) -> Estimate:
+    """How much more runs differ than their items would make them; `sd`: between runs."""
+    scores = rng.normal(0, 1, (runs, items)) + rng.normal(0, sd, (runs, 1))
+    return excess_over_item_noise(scores)
+
+
+def log_ratio(rng: np.random.Generator) -> Estimate:
+    orders, weights, rest = (rng.normal(size=shape) for shape in ((3, 1), (1, 3), (3, 3)))
+    ratio = order_to_weights(orders + weights + 0.1 * rest)
+    return ratio.mapped(math.log, math.exp)
+
+
+@pytest.mark.parametrize(
+    ("bound", "draw"),
+    [
+        (0.3, lambda rng: exact_share(int(rng.binomial(30, 0.3)), 30)),
+        (30, lambda rng: exact_share(int(rng.binomial(30, 0.3)), 30).times(100)),
+        (1, lambda rng: f_ratio(rng, 0)),
+        (0, log_ratio),
+        (2, lambda rng: distance_in_sds(rng.normal(0, 1, 5), rng.normal(-2, 1))),
+    ],
+)
+@pytest.mark.parametrize("n_tests", [1, 5])
+def test_error_rates_of_skewed_intervals(bound, draw, n_tests):
+    """No wrong verdict more often than 5 % + 3, with one test and as one of five."""
+    rng = np.random.default_rng(3)
+    others = [claim(rises(e(0, 1), "", "")) for _ in range(n_tests - 1)]
+    wrong = [
+        judge([claim(rises(draw(rng), "", "", bound)), *others])[0]["ours"]["verdict"]
+        for _ in range(TRIALS)
+    ]
+    assert np.mean([v not in ("not resolved", "not testable here") for v in wrong]) <= 0.08
+    for _ in range(50):  # p-value and interval agree
+        x = draw(rng)
+        assert (x.p_value(bound) < 0.05) == (not x.low <= bound <= x.high)
+
+
+def test_skewed_intervals_find_what_is_there():
+    rng = np.random.default_rng(4)
+    strong = [rises(f_ratio(rng, 1), "", "", 1) for _ in range(TRIALS)]
+    others = [claim(rises(e(0, 1), "", "")) for _ in range(5)]
+    rows = [judge([claim(test), *others])[0]["ours"]["verdict"] for test in strong]
+    assert np.mean([row == "reproduced" for row in rows]) >= 0.8
+
+
+@pytest.mark.parametrize("df", [3, 7, math.inf])
+def test_the_stated_margin_shows_that_there_is_no_effect(df):
+    half = Estimate(0, 0, 0, 1, 1, df).quantile(0.975)  # of an interval with standard error 1
+    stated = smallest_margin(Estimate(0, -half, half, 1, 1, df), n_tests=4)
+    rng, shown = np.random.default_rng(5), 0
+    for _ in range(TRIALS):
+        error = 1.0 if math.isinf(df) else (rng.chisquare(df) / df) ** 0.5
+        seen = rng.normal(0, 1)
+        interval = Estimate(seen, seen - half * error, seen + half * error, 1, 1, df)
+        others = [rises(Estimate(0, -half, half, 1, 1, df), "", "") for _ in range(3)]
+        shown += verdict(within(interval, "", "", stated), *others) == "reproduced"
+    assert 0.75 <= shown / TRIALS <= 0.86
 
 
 def test_error_rates_of_equivalence():

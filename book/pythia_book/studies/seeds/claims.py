@@ -226,12 +226,11 @@ def _order_and_weights(params: Params, measured: Measured) -> Test:
     ratio = None if square is None else order_to_weights(square)
     if ratio is None or not ratio.low > 0:
         return within(None, unit, units, math.log(SIMILAR))
-    logs = {end: math.log(value) for end, value in ratio.interval().items()}
     note = (
         f"standard deviation of the held-out loss by order over that by weights: {ratio.value:.2f} "
         f"[{ratio.low:.2f}, {ratio.high:.2f}]; comparable: neither is {SIMILAR:g} times the other"
     )
-    return within(replace(ratio, **logs), unit, units, math.log(SIMILAR), note)
+    return within(ratio.mapped(math.log, math.exp), unit, units, math.log(SIMILAR), note)
 
 
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:

@@ -178,8 +178,14 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
     """
     from scipy.stats import f
 
+    def p_value(root: float) -> float:
+        if root <= 0:
+            return 0.0
+        tails = f.cdf(ratio / root**2, df, df_below), f.sf(ratio / root**2, df, df_below)
+        return float(2 * min(tails))
+
     ends = (ratio, *(ratio / f.ppf([HIGH, LOW], df, df_below)))
-    return Estimate(*(float(math.sqrt(end)) for end in ends), 1, n, df)
+    return Estimate(*(float(math.sqrt(end)) for end in ends), 1, n, df, p_value)
 
 
 def items_error(values: np.ndarray) -> Estimate:
@@ -218,11 +224,17 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
     # P(T < t) as a mean over quantiles of chi: scipy's nct gives NaN for some arguments needed.
     chi = np.sqrt(chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1) / (n - 1))
     bound = 9 + 5 * abs(t)
-    low, high = (
-        brentq(lambda shift, q=q: norm.cdf(t * chi - shift).mean() - q, -bound, bound)
-        for q in (HIGH, LOW)
-    )
-    return Estimate(distance, low * unit, high * unit, 1, n, n - 1)
+
+    def below(shift: float) -> float:
+        """Return the probability of a value below `t` if the true distance is `shift` units."""
+        return float(norm.cdf(t * chi - shift).mean())
+
+    def p_value(true: float) -> float:
+        tail = below(true / unit)
+        return 2 * min(tail, 1 - tail)
+
+    low, high = (brentq(lambda shift, q=q: below(shift) - q, -bound, bound) for q in (HIGH, LOW))
+    return Estimate(distance, low * unit, high * unit, 1, n, n - 1, p_value)
 
 
 def agreement(states: np.ndarray) -> Estimate:
