@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records
-from pythia_book.claim_tables import RULE, claims_frame, claims_html
+from pythia_book.claim_tables import claims_frame, claims_html
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
 from pythia_core.util.files import atomic_file
@@ -424,9 +424,6 @@ def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
 
 
 # --- shared by all studies -------------------------------------------------------------------
-
-VERDICTS = RULE
-"""The sentence below a table of claims. book/method.md explains the rule."""
 
 
 def footer(result: Result, *notes: str) -> str:

@@ -8,6 +8,7 @@ can put the file into the cache by hand.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pythia_core.errors import DataError, FetchError
 from pythia_core.util.files import cache_dir, file_sha256
@@ -116,6 +118,12 @@ def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
         raise FetchError(
             f"{path} has sha256 {actual}, expected {pin.sha256}: not the pinned file. {advice}"
         )
+
+
+def wheel_jsonl(pin: Wheel, member: str) -> list[dict[str, Any]]:
+    """Read the objects in the JSONL file `member` of a wheel. Errors are those of `wheel_bytes`."""
+    text = wheel_bytes(pin, member).decode("utf-8")
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def wheel_bytes(pin: Wheel, member: str) -> bytes:

@@ -41,7 +41,7 @@ def texts(corpus: str) -> Iterator[tuple[str, str]]:
         return
     for path, name in _files(corpus):
         parts = Path(name).parts
-        jsonl = ".jsonl" in name
+        jsonl = ".jsonl" in parts[-1]
         domain = parts[0] if len(parts) > 1 else name.split(".jsonl")[0] if jsonl else "text"
         yield from ((domain, text) for text in (_jsonl(path) if jsonl else _plain(path)))
 

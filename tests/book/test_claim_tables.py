@@ -10,7 +10,7 @@ from places import ROOT
 from pythia_book import claim_tables, verdicts
 from pythia_book.records import measured_text
 from pythia_book.stats import Estimate
-from pythia_book.style import VERDICTS, ClaimsTable
+from pythia_book.style import ClaimsTable
 from pythia_book.verdicts import Claim
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'too'"
@@ -85,7 +85,7 @@ def test_details_are_one_click_behind_and_checks_apart() -> None:
     assert "from 1 to 2" in folded[0]
     first, second = text.split('<details class="claims-of"><summary>1 check</summary>')
     assert "The hashes agree." not in first and "The hashes agree." in second
-    assert VERDICTS in second and 'href="method.html#verdicts"' in second
+    assert claim_tables.RULE in second and 'href="method.html#verdicts"' in second
     label = (ROOT / "book" / "method.md").read_text(encoding="utf-8")
     assert "\n(verdicts)=\n## How verdicts are given\n" in label
 

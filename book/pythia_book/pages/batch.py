@@ -165,10 +165,12 @@ def script_data(name: str) -> dict[str, Any]:
 @functools.cache
 def values() -> dict[str, str]:
     """Return the numbers in the page's prose, by name, as text."""
-    from pythia_book.released.pile import BATCH, N_ROWS, RELEASED, SEQ_LEN, STEPS
+    from pythia_book.released.pile import N_ROWS, RELEASED
+    from pythia_book.released.recipe import BATCH_ROWS, SEQ_LEN
+    from pythia_core.training.schedule import OFFICIAL_STEPS
 
     example, shards = real(), RELEASED["pile-standard"].shards
-    n_rows = samples_requested(STEPS, BATCH)
+    n_rows = samples_requested(OFFICIAL_STEPS, BATCH_ROWS)
     tokens = {"standard": RELEASED["pile-seed0"].shards.total // 2, "deduped": DEDUPED_TOKENS}
     numbers = {
         "example": example.name,
@@ -178,7 +180,7 @@ def values() -> dict[str, str]:
         "batch_size": f"{example.batch_size}",
         "stream_rows": f"{example.order.n_rows:,}",
         "row_bytes": f"{(SEQ_LEN + 1) * 2:,}",
-        "batch_bytes": f"{(SEQ_LEN + 1) * 2 * BATCH:,}",
+        "batch_bytes": f"{(SEQ_LEN + 1) * 2 * BATCH_ROWS:,}",
         "shards": f"{len(shards.sizes)}",
         "all_rows": f"{N_ROWS:,}",
         "all_gigabytes": f"{shards.total / 1e9:,.0f}",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.released.index_maps import PARTS, MappedRows, find_maps, open_maps
+from pythia_book.released.recipe import BATCH_ROWS, SEQ_LEN
 from pythia_book.released.remote_rows import ByteFile, HttpFile, JoinedFile, LocalFile, RemoteRows
 from pythia_core.data.indexed_dataset import MegatronIndexed, find_shards
 from pythia_core.data.order import (
@@ -31,13 +32,14 @@ from pythia_core.data.order import (
     samples_requested,
 )
 from pythia_core.errors import DataError, one_of
+from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-STEPS, BATCH, SEQ_LEN, SEED = 143_000, 1024, 2048, 1234
-"""Pythia's number of updates, rows per batch, tokens per row, and order seed."""
-N_ROWS = STEPS * BATCH
+SEED = 1234
+"""Pythia's order seed."""
+N_ROWS = OFFICIAL_STEPS * BATCH_ROWS
 HUB = "https://huggingface.co"
 """The server of the data, unless HF_ENDPOINT names another."""
 _DOCUMENTS = "pile_20B_tokenizer_text_document"
@@ -94,7 +96,7 @@ class ReleasedOrder:
         """Return the training rows. They are read over HTTP when they are accessed."""
         if not self.maps:
             return RemoteRows(self.shards.files(), SEQ_LEN)
-        n_rows = samples_requested(STEPS, BATCH)
+        n_rows = samples_requested(OFFICIAL_STEPS, BATCH_ROWS)
         stem = f"{_DOCUMENTS}_train_0_indexmap_{n_rows}ns_{SEQ_LEN}sl_{self.seed}s"
         folder = f"seed{0 if self.seed == SEED else self.seed}"
         maps = [HttpFile(url_of(self.maps, f"{folder}/{stem}_{part}.npy")) for part in PARTS]
@@ -145,7 +147,7 @@ def open_rows(
     seed: int = SEED,
     epochs: int | None = None,
     steps: int | None = None,
-    batch_size: int = BATCH,
+    batch_size: int = BATCH_ROWS,
     dtype: str = "<u2",
 ) -> tuple[Rows, str]:
     """Open training rows, and return them with a sentence that describes them.

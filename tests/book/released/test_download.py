@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hub_server import FakeHub, commit_of, serving
 from pythia_book.released import download
+from tiny_models import assert_equal
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
@@ -44,11 +44,6 @@ def server(
         fake.repos[REPO][name]["modeling.py"] = b"raise SystemExit('this ran')"
         fake.repos[REPO][name]["pytorch_model.bin"] = b"not wanted"
     yield from serving(fake, monkeypatch, tmp_path / "cache")
-
-
-def assert_equal(ours: GPTNeoX, theirs: GPTNeoX) -> None:
-    for name, tensor in ours.state_dict().items():
-        assert torch.equal(tensor, theirs.state_dict()[name]), name
 
 
 def test_a_model_by_name_and_revision(server: FakeHub) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_book.released.pile import RELEASED, SEQ_LEN, MissingShard, open_rows, tokenizer_at
+from pythia_book.released.pile import RELEASED, MissingShard, open_rows, tokenizer_at
+from pythia_book.released.recipe import SEQ_LEN
 from pythia_core.config import SWAPS, DataConfig, InterventionConfig, stable_hash
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import Rows, batch_hash

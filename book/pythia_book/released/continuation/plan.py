@@ -15,6 +15,7 @@ from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.download import is_repository
 from pythia_book.released.pile import RELEASED, MissingShard
+from pythia_book.released.recipe import H100_PEAK
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.hf import local_folder
@@ -23,7 +24,7 @@ from pythia_core.training.memory import state_bytes
 from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
 
-GPU, PEAK_FLOPS, UTILISATION = "H100", 989e12, 0.25
+GPU, UTILISATION = "H100", 0.25
 """One H100 in bf16 without sparsity, and the fraction of the peak that training is assumed to
 reach. By the GPU-hours in the paper, the released 70M to 410M models reached 22 to 26 % of the peak
 of their A100s."""
@@ -78,7 +79,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Seconds to train all arms on one GPU at the assumed speed; 0 if the model is unknown."""
-        return self.flops / (PEAK_FLOPS * UTILISATION)
+        return self.flops / (H100_PEAK * UTILISATION)
 
     @property
     def saved(self) -> int:
@@ -134,7 +135,7 @@ class Plan:
                 f"gradients and Adam, plus activations; about {self.disk / 1e9:.1f} GB of disk "
                 f"for {self.saved} checkpoints per arm",
                 f"6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one {GPU} at an "
-                f"assumed {UTILISATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s",
+                f"assumed {UTILISATION:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s",
                 "this uses one GPU; to split every batch over N GPUs: "
                 "torchrun --nproc-per-node N -m pythia_core continue ...",
             ]
