@@ -143,10 +143,12 @@ def fit_law(
     names = NAMES[1 if d is None else 2]
     sizes, lengths = len(np.unique(n)), 3 if d is None else len(np.unique(d))
     if len(loss) < len(names) or min(sizes, lengths) < 3:
+        tokens = "" if d is None else f" and {lengths} different numbers of tokens"
+        needed = "" if d is None else " and three different numbers of tokens"
         raise DataError(
-            f"{len(loss)} points of {sizes} sizes cannot determine the parameters "
-            f"{', '.join(names)}; give at least as many points as parameters, "
-            f"and three different sizes{'' if d is None else ' and numbers of tokens'}"
+            f"{len(loss)} points with {sizes} different sizes{tokens} cannot determine the "
+            f"parameters {', '.join(names)}; give at least as many points as parameters, with at "
+            f"least three different sizes{needed}"
         )
     logs = np.log(loss)
 
