@@ -30,8 +30,8 @@ from pythia_core.training.runs import find_or_train_all
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"seeds": 1}, "a band needs at least two seeds"),
-        ({"seeds": 0}, "a band needs at least two seeds"),
+        ({"seeds": 1}, "one seed shows no variation"),
+        ({"seeds": 0}, "one seed shows no variation"),
         ({"seeds": 11}, r"seeds must be a whole number in 0\.\.10, got 11"),
         ({"sizes": "7k,25k"}, "names 2 sizes"),
         ({"sizes": "7m"}, "unknown size"),
