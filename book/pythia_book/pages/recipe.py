@@ -192,9 +192,12 @@ def gpt3_table() -> Table:
         "gpt3_batch": ("Its batch, tokens", "{:,}".format),
         "gpus_allowed": ("GPUs that would fill", str),
         "gpus": ("GPUs used", str),
-        "speed_up": ("Times faster", "{:.0f}".format),
+        "speed_up": ("Times faster, at most", "{:.0f}".format),
     }
-    caption = f"Compared with GPT-3; Pythia's batch is {recipe.BATCH_TOKENS:,} tokens at every size"
+    caption = (
+        f"Compared with GPT-3; Pythia's batch is {recipe.BATCH_TOKENS:,} tokens at every size. "
+        "Last column: if twice the GPUs take half the time"
+    )
     return Table(formatted(recipe.gpt3_table(), columns), caption)
 
 
