@@ -1,9 +1,10 @@
 """Continues training from a local or released checkpoint, with or without a pronoun swap.
 
 The paper's interventions (section 3.1) start from step 133,000 with the optimizer state, and replay
-the following batches. The released revisions have weights only; the optimizer state was kept only
-for the last step. Therefore a continuation of released weights restarts Adam with zero moments and
-new bias correction, and one of these rules sets the learning rate:
+the following batches. The released revisions have weights only, and we know of no released
+optimizer state for the steps at which the paper forked. Therefore a continuation of released
+weights restarts Adam with zero moments and new bias correction, and one of these rules sets the
+learning rate:
 
     linear    the rate of the schedule, times i / W in the first W updates (i counts from 0); W is
               1 % of the updates by default

@@ -410,7 +410,10 @@ def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
         f"{e.high:.2f}"
     )
     if e.low < bound <= e.high:
-        test = untestable(f"the range of the repeats includes {bound:g}", note=note)
+        test = untestable(
+            f"the range of the repeats includes {bound:g}, and a range is no confidence interval",
+            note=note,
+        )
     else:
         test = passes(e.low >= bound, note)
     return Claim(text, secures, test, kind="check")
