@@ -1,9 +1,9 @@
 """Turns a measurement into a verdict, by the same rule for every study.
 
-A *claim* is a statement of a paper, the Pythia paper or another one that is cited. A *premise* is an
-assumption, of ours or of a claim, that no paper states as a finding. A *check* verifies our own
-code and data. Claims, premises and checks are tested on our runs, on the released
-models, or on both. A test states what counts as agreement: an effect above or below a
+A *claim* is a statement of a paper: the Pythia paper, or another one that is cited. A *premise* is
+an assumption, of ours or of a claim, that no paper states as a finding. A *check* verifies our own
+code and data. Claims, premises and checks are tested on our runs, on the released models, or on
+both. A test states what counts as agreement: an effect above or below a
 bound, usually zero (`rises`, `falls`), or an effect inside a margin around zero (`within`). The
 verdict follows from the 95 % interval of the effect:
 
