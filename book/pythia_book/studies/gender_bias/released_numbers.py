@@ -109,7 +109,8 @@ def crows_standard(path: Path | None) -> pd.DataFrame:
     else:
         rows = [] if path is None else read_results(path, {_STANDARD: scores})[_STANDARD]
         table = pd.DataFrame(rows, columns=["model", "task", "metric", "value", "stderr"])
-    chosen = table[(table.task == task) & (table.metric == metric)].set_index("model")
+    chosen = table[(table.task == task) & (table.metric == metric)]
+    chosen = chosen.drop_duplicates("model").set_index("model")
     chosen = chosen.reindex([model for model in MODELS if model in chosen.index])
     return chosen.rename_axis("size").reset_index()[["size", "value", "stderr"]]
 

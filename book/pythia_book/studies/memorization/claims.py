@@ -384,7 +384,7 @@ def _share(
     bound: float,
     first: str,
     nothing: str,
-    note: str = "",
+    note: str,
 ) -> Test:
     """Test whether a predictor's precision or recall is above (or below) a bound.
 
