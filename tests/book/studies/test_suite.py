@@ -15,7 +15,7 @@ from pythia_book.published import results
 from pythia_book.published.tables import MODELS
 from pythia_book.studies.suite import figures
 from pythia_book.studies.suite import study as suite
-from pythia_book.studies.suite.proofs import proofs_table
+from pythia_book.studies.suite.proofs import proofs_table, start_equal
 from pythia_book.studies.suite.read_counts import pile_reads
 from pythia_book.study import Result
 from pythia_book.verdicts import Claim, judge
@@ -223,6 +223,13 @@ def test_checks_find_planted_errors(smoke: Result) -> None:
         original.rename(copied)
         lost.with_name("elsewhere").rename(lost)
         log.write_text("".join(lines))
+
+
+def test_twins_without_their_first_checkpoint_are_not_shown_to_start_equal() -> None:
+    assert start_equal([{0: "a", 1: "b"}, {0: "a", 1: "c"}])
+    for other in ({0: "b"}, {1: "a"}):
+        assert not start_equal([{0: "a"}, other])
+    assert not start_equal([{1: "a"}, {1: "a"}]), "nothing was compared"
 
 
 def _claim_another_step(manifest: Path, step: int) -> None:

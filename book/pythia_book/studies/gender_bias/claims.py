@@ -22,6 +22,7 @@ import numpy as np
 from pythia_book.stats import Estimate, difference, estimate, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
 from pythia_book.studies.gender_bias.estimates import Units
+from pythia_book.studies.gender_bias.params import PAPER_SWAP
 from pythia_book.verdicts import HOLDS, Claim, Test, falls, judge, rises, untestable
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ ONE_SEED = "one seed: training again with another one was not measured"
 REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
 NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
 OTHER_METRIC = f"{NO_METRIC}; the released answers, another metric, are tested below"
+CONTROLS_TAKEN = (
+    '"these results" are those of the swapped models, and the statement is about models in '
+    "general: the controls are taken here"
+)
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
 """Begins the reason of a test whose result would agree with the paper even without a swap."""
 NO_NUMBERS = "no released numbers: neither in the record nor in PYTHIA_PUBLISHED_DIR"
@@ -49,8 +54,11 @@ QUOTES = {
     "winobias": "a decrease in stereotypical accuracy for each intervention and across model scale",
     "turned": "successfully changes the model throughout training on the intervention from a "
     "pro-stereotypical bias to an anti-stereotypical one",
-    "winobias_by_size": "larger capacity models show less pro-stereotypical bias",
-    "winobias_contrast": "the intervention effect size increases across scale",
+    "winobias_by_size": "We hypothesize that these results indicate that larger capacity models "
+    "show less pro-stereotypical bias due to their ability to learn more complex relationships "
+    "between occupation and pronouns",
+    "winobias_contrast": "We hypothesize that these results indicate [...] that the intervention "
+    "effect size increases across scale for similar reasons",
     "crows": "a reduction in the bias as a result of swapping the gendered pronouns in the last 7% "
     "or 21% of the training for all model sizes",
     "contrast": "but most prominently for the larger ones",
@@ -103,16 +111,18 @@ def claims(
             QUOTES["turned"],
         ),
         Claim(
-            "The larger models are less pro-stereotypical on WinoBias.",
+            "The larger models are less pro-stereotypical on WinoBias (a hypothesis of the paper).",
             "section 3.1",
             ours.test(
-                _across(ours.level("control", "winobias")), falls, winobias or one_size, ACROSS
+                _across(ours.level("control", "winobias")), falls, winobias or one_size, ACROSS,
+                CONTROLS_TAKEN,
             ),
             untestable(NO_METRIC),
             QUOTES["winobias_by_size"],
         ),
         Claim(
-            "The swap lowers stereotype accuracy on WinoBias most in the larger models.",
+            "The swap lowers stereotype accuracy on WinoBias most in the larger models (a "
+            "hypothesis of the paper).",
             "section 3.1",
             ours.test(
                 _across(ours.change("swap_7", "winobias")), falls, winobias or one_size, ACROSS
@@ -120,7 +130,7 @@ def claims(
             untestable(NO_METRIC),
             QUOTES["winobias_contrast"],
         ),
-    ]
+    ]  # fmt: skip
     for arm, window in WINDOWS.items():
         rows.append(
             Claim(
@@ -143,7 +153,7 @@ def claims(
             "The larger models have more CrowS-Pairs gender bias before the swap.",
             "section 3.1, Figure 1",
             ours.test(_across(ours.level("control", "crows")), rises, crows or one_size, ACROSS),
-            theirs.slope("crows", "control", rises),
+            theirs.slope("crows", "control", rises, theirs.over_all_sizes()),
             QUOTES["by_size"],
         ),
     ]
@@ -203,7 +213,7 @@ def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) ->
 
     def missing(*names: str) -> str:
         """Return why a claim that needs these premises is not testable, or ""."""
-        if params.swap != "masculine_to_feminine":
+        if params.swap != PAPER_SWAP:
             return REVERSE
         return next((LACKING[name] for name in names if verdicts[name] != HOLDS), "")
 
@@ -276,7 +286,7 @@ class _Ours:
             feminine: the stereotype of each occupation, as in the function `claims`.
         """
         raises, direction = ("raises", rises), ("lowers", falls)
-        word, moves = raises if self.params.swap == "masculine_to_feminine" else direction
+        word, moves = raises if self.params.swap == PAPER_SWAP else direction
         seeds = "" if self.params.seeds == 1 else f", {self.params.seeds} seeds"
         sizes = len(self.sizes)
         of = f"mean of the controls of {sizes} size{'s' if sizes > 1 else ''}{seeds}"
@@ -400,13 +410,14 @@ class _Released:
         units = numbers.units_of_models(frame, items)
         return make(e, "points", units, note="; ".join(filter(None, (by_model, note))))
 
-    def slope(self, name: str, column: str, make: Callable[..., Test]) -> Test:
+    def slope(self, name: str, column: str, make: Callable[..., Test], more: str = "") -> Test:
         """Test how a score depends on model size, in points per tenfold number of parameters.
 
         Args:
             name: the name of the released table.
             column: a column of `at_end`, e.g. "change", the swap minus the control.
             make: makes the test from the estimate, e.g. `falls`.
+            more: ends the note.
         """
         if name not in self.tables:
             return untestable(NO_NUMBERS)
@@ -415,7 +426,25 @@ class _Released:
             f"{size} {value:.1f}" for size, value in zip(frame["size"], frame[column], strict=True)
         )
         e = numbers.per_tenfold(frame["size"], frame[column])
+        note = "; ".join(filter(None, (note, more)))
         return make(e, PER_TENFOLD, f"{len(frame)} models", note=note)
+
+    def over_all_sizes(self) -> str:
+        """Say how much the CrowS-Pairs gender bias grows over all sizes, in each half of the suite.
+
+        Return "" without released numbers.
+        """
+        found = ", ".join(
+            f"{e.value:.1f} [{e.low:.1f}, {e.high:.1f}] over the {e.n_items} {half} models"
+            for half, name in AFTER_TRAINING.items()
+            if (e := self._growth(name))
+        )
+        return found and f"{PER_TENFOLD} after training: {found}"
+
+    def _growth(self, name: str) -> Estimate | None:
+        """Estimate how much a score grows per tenfold size; None without the released table."""
+        table = self.tables.get(name)
+        return None if table is None else numbers.per_tenfold(table["size"], 100 * table.value)
 
     def perplexity(self, arm: str) -> str:
         """List, by released model, the LAMBADA perplexity of the control and of the swap `arm`.
@@ -490,7 +519,7 @@ class _Released:
             return untestable(NO_NUMBERS)
         shares = 100 * table.value
         note = ", ".join(f"{s} {v:.1f}" for s, v in zip(table["size"], shares, strict=True))
-        e = numbers.per_tenfold(table["size"], shares)
+        e = self._growth("crows_sizes")
         return rises(e, PER_TENFOLD, f"{len(table)} models after training", note=note)
 
     @cached_property
@@ -528,4 +557,6 @@ class _Released:
 
 ACROSS = "largest minus smallest size"
 PER_TENFOLD = "points per tenfold size"
+AFTER_TRAINING = {"deduplicated": "crows_sizes", "standard": "crows_standard"}
+"""Maps each half of the suite to its released table of CrowS-Pairs scores after training."""
 EXACT = "exact match of the generated answer, another metric than the paper's"

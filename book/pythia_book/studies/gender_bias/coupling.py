@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import Z_95, Estimate, difference, mean_over
-from pythia_book.studies.gender_bias.params import WINDOWS, Cell, coupled_runs
+from pythia_book.studies.gender_bias.params import PAPER_SWAP, WINDOWS, Cell, coupled_runs
+from pythia_book.studies.gender_bias.released_numbers import COMPARABLE
 from pythia_book.study import Measurements, name_of
 from pythia_book.verdicts import Claim, Test, falls, rises, untestable
 from pythia_core.suite import scale_named
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 LAST = 143
 """The last of the evenly spaced checkpoints."""
-PAPER_SWAP = "masculine_to_feminine"
 KINDS = {"swap": "pronouns", "placebo": "prepositions"}
 """Maps the kinds of our forks to what they swap."""
 
@@ -68,6 +68,9 @@ INFLATION = 1.5
 """How many times larger the variance of Fisher's z is for two series with a lag-1 autocorrelation
 of -1/2 than for independent pairs: 1 + 2 (1/2)^2."""
 LARGEST_R = 1 - 1e-6
+UNCOUPLED = "70m"
+"""The released swapped model that does not follow its control. It is shown apart, as a contrast;
+means of the released models are over the others."""
 
 
 def steps(scale: str, window: int) -> list[int]:
@@ -192,8 +195,6 @@ _RELEASED = {
     "last_word_accuracy": ("lambada_openai", "acc"),
     "crows": ("crows_pairs_english_gender", "likelihood_difference"),
 }
-_ALIKE = "What does p stand for"
-"""The WinoBias prompt with scores that do not jump where the swap begins."""
 
 
 def released(published: Published) -> Tables:
@@ -217,7 +218,7 @@ def released(published: Published) -> Tables:
         rows = table[(table.task == task) & (table.metric == metric)]
         value = np.log(rows.value) if metric == "ppl" else rows.value
         parts.append(rows.assign(measure=measure, value=value))
-    asked = table[(table.metric == "em") & (table.prompt == _ALIKE)]
+    asked = table[(table.metric == "em") & (table.prompt == COMPARABLE)]
     sign = np.where(asked.task.str.endswith("_pro"), 0.5, -0.5)  # the mean over types 1 and 2
     net = asked.assign(value=asked.value * sign, measure="winobias")
     parts.append(net)
@@ -356,6 +357,7 @@ def _unit_z(
     kind: str,
     windows: tuple[int, ...],
     measures: tuple[str, ...] = TESTED,
+    left_out: str = UNCOUPLED,
 ) -> pd.Series:
     """Return how tightly forks are coupled to their controls: mean Fisher's z by (model, seed).
 
@@ -366,12 +368,14 @@ def _unit_z(
         source: "released" or "ours".
         kind: one of KINDS.
         windows: lengths of forks in percent of training.
+        left_out: a model to leave out; "" for none.
     """
     chosen = table[
         (table.source == source)
         & (table.kind == kind)
         & table.window.isin(windows)
         & table.measure.isin(measures)
+        & (table.model != left_out)
     ]
     return chosen.groupby(["model", "seed"]).z.mean()
 
@@ -382,9 +386,9 @@ def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
     loosened = (placebos - swaps).dropna()
     return [
         Claim(
-            "The released swapped models differ from their baselines as a real swap of this "
-            "share would.",
-            "section 3.1",
+            "The released swapped models are not more tightly coupled to their controls than our "
+            "real swaps are to theirs.",
+            "section 3.1, where the swap is taken for granted",
             kind="premise",
             released=_excess_coupling(params, table),
         ),
@@ -406,10 +410,10 @@ def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
-    """Test whether released swapped models follow their controls as loosely as our real swaps do.
+    """Test that released swapped models follow their controls no more tightly than our swaps do.
 
-    If the released models follow their controls more tightly, the claim fails. If they follow them
-    more loosely, this decides nothing, and the test is reported as untestable.
+    The test is one-sided. If they follow them more tightly, this is evidence against the swap. If
+    they do not, the swap is not shown either.
     """
     theirs, ours = (_unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:
@@ -425,15 +429,22 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
         f"released r = {math.tanh(theirs.mean()):.2f}, our real swaps r = "
         f"{math.tanh(ours.mean()):.2f}, each from the mean Fisher's z over three scores in the "
         "last 7 % of training; our models are far smaller, and far fewer updates lie between "
-        "their checkpoints"
+        f"their checkpoints; that the statement holds would not show a swap{_contrast(table)}"
     )
-    if e.high < 0:
-        reason = (
-            "a real swap leaves our models more tightly coupled than the released ones are, so "
-            "coupling cannot tell a swap from none"
-        )
-        return untestable(reason, e, *shown, note)
     return falls(e, *shown, note=note)
+
+
+def _contrast(table: pd.DataFrame) -> str:
+    """Say how the released model UNCOUPLED correlates with its control, by score; "" without it."""
+    alone = table[(table.model == UNCOUPLED) & table.measure.isin(TESTED)]
+    if alone.empty:
+        return ""
+    found = ", ".join(f"{TITLES[row.measure]} {row.r:.2f}" for row in alone.itertuples())
+    every = math.tanh(_unit_z(table, "released", "swap", (TESTED_WINDOW,), left_out="").mean())
+    return (
+        f"; left out, as it does not follow its control: {UNCOUPLED} (r: {found}; with it, the "
+        f"mean would be {every:.2f})"
+    )
 
 
 def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
@@ -442,7 +453,7 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
     For each X of "released", "swap" (our pronoun swaps) and "placebo" (our other forks):
 
     - coupling_X: mean correlation over the scores TESTED, in the last 7 % of training. (All mean
-      correlations are computed from the mean of Fisher's z.)
+      correlations are computed from the mean of Fisher's z, and without the model UNCOUPLED.)
     - coupling_X_words, coupling_X_gender: mean correlation of the scores of last words and of
       gender, over both windows.
     - coupling_X_autocorrelation: mean lag-1 autocorrelation of step-to-step changes.

@@ -87,13 +87,9 @@ class Units:
 def units_of(measure: str, values: np.ndarray, sentences: Sentences) -> Iterator[Units]:
     """Yield the `Units` of a measure and, for "winobias", then also of its two HALVES.
 
-    Yield nothing if `measure` is a half itself, because the halves follow from "winobias".
-
     Args:
         values: the value of every item, [seeds, items].
     """
-    if measure in HALVES:  # of older evaluations; the halves follow from the whole
-        return
     if not measure.startswith(BY_OCCUPATION):
         yield Units(measure, values.astype(np.float64))
         return

@@ -126,7 +126,7 @@ class TokenizedItems:
         )
         feminine = np.array([is_feminine(i.pronoun_pro) for i in items.winobias])
         names = [item.occupation for item in items.winobias]
-        self.winobias_jobs, occupation = np.unique(names, return_inverse=True)
+        _, occupation = np.unique(names, return_inverse=True)
         self.sentences = Sentences(occupation[fits], feminine[fits])
         self.crows, _ = pairs(
             [p.more for p in items.crows], [p.less for p in items.crows], "CrowS-Pairs"

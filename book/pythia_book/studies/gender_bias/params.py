@@ -27,6 +27,7 @@ WINDOWS = {7: 133, 21: 113}
 fork begins."""
 PLACEBO = "prepositions"
 """The swap of forks whose coupling with their control is compared with that of pronoun swaps."""
+PAPER_SWAP = "masculine_to_feminine"
 N_SIZES = 2
 """How many sizes are compared by coupling: the smallest ones that keep all their checkpoints."""
 N_SEEDS = 2
@@ -41,7 +42,7 @@ class Params(StudyParams):
     """The parameters of the gender-bias study."""
 
     seeds: int = 1
-    swap: str = "masculine_to_feminine"
+    swap: str = PAPER_SWAP
     bootstrap: int = 2000
 
     WHOLE: ClassVar = {"seeds": (1, 100)}

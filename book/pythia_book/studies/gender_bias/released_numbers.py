@@ -12,11 +12,19 @@ the same items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.stats import LEVEL, Z_95, Estimate, mean_over
+from pythia_book.published.files import harness_scores, has_tables, read_results
+from pythia_book.published.tables import BENCHMARKS, MODELS, read_csv
+from pythia_book.stats import Z_95, Estimate, mean_over, slope
+from pythia_book.studies.memorization.params import nominal_parameters
+from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +39,11 @@ PROMPTS = ("What does p stand for", "refers_to")
 """The two prompts of the released WinoBias answers."""
 COMPARABLE = PROMPTS[0]
 """The prompt to use: with the other, the scores of both sides jump where the swap begins."""
+_STANDARD = re.compile(
+    r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])(?:-bf16)?/zero-shot/[^/]*"
+    rf"_step{OFFICIAL_STEPS}\.json$"
+)
+"""The file with the scores of a standard model of the current suite after training."""
 SIDES = ("pro", "anti")
 """Stereotypical and anti-stereotypical sentences."""
 PAIRS = {
@@ -48,6 +61,7 @@ def select(published: Published) -> Tables:
     - crows_biases: the columns of crows, and bias, from LAST_WINDOW on.
     - crows_sizes: size, value, stderr: CrowS-Pairs for gender of all deduplicated models after
       training.
+    - crows_standard: the columns of crows_sizes, of all standard models after training.
     - winobias: suite, size, arm, prompt, side, step, value, stderr, from the first step of a model
       at which an arm is swapped.
     - lambada: the columns of crows, and perplexity, over training.
@@ -66,9 +80,39 @@ def select(published: Published) -> Tables:
         "crows": named(published.crows_gender()),
         "crows_biases": named(crows[crows.step >= LAST_WINDOW]),
         "crows_sizes": published.crows_by_size().rename(columns={"model": "size"}),
+        "crows_standard": crows_standard(published.path),
         "winobias": named(winobias[winobias.step >= winobias["first"]].drop(columns="first")),
         "lambada": named(published.lambada()),
     }
+
+
+def crows_standard(path: Path | None) -> pd.DataFrame:
+    """Read the CrowS-Pairs scores for gender of all standard models after training.
+
+    Args:
+        path: the source of the released numbers, as in `published.results.load`; None: no source.
+
+    Returns:
+        The columns size, value (a fraction of 1) and stderr, with the smallest model first.
+    """
+    import pandas as pd
+
+    task, metric = "crows_pairs_english_gender", "pct_stereotype"
+
+    def scores(match: re.Match, parsed: dict) -> list[tuple]:
+        """Turn a file of the evaluation harness into rows (model, task, metric, value, stderr)."""
+        return [(match["model"], *score) for score in harness_scores(parsed)]
+
+    if path is not None and has_tables(path):
+        table = read_csv(path / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
+        table = table[(table.deduped == 0) & (table.step == OFFICIAL_STEPS)]
+    else:
+        rows = [] if path is None else read_results(path, {_STANDARD: scores})[_STANDARD]
+        table = pd.DataFrame(rows, columns=["model", "task", "metric", "value", "stderr"])
+    chosen = table[(table.task == task) & (table.metric == metric)]
+    chosen = chosen.drop_duplicates("model").set_index("model")
+    chosen = chosen.reindex([model for model in MODELS if model in chosen.index])
+    return chosen.rename_axis("size").reset_index()[["size", "value", "stderr"]]
 
 
 def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -197,28 +241,13 @@ def units_of_models(frame: pd.DataFrame, items: str) -> str:
     return f"{len(frame)} models ({count} checkpoints each), both arms on the same {items}"
 
 
-def per_tenfold(sizes: Any, values: Any) -> Estimate | None:
+def per_tenfold(sizes: Iterable[str], values: Sequence[float]) -> Estimate | None:
     """Fit how much a value changes per tenfold number of parameters, with a t-interval over models.
 
-    Return None for fewer than three models, because the slope then has no interval.
+    Return None for fewer than three models.
 
     Args:
         sizes: the names of the models, e.g. "1.4b".
         values: one value per model.
     """
-    sizes, values = list(sizes), np.asarray(values, np.float64)
-    if len(sizes) < 3:
-        return None
-    x = np.log10([parameters(size) for size in sizes])
-    x = x - x.mean()
-    slope = float(x @ values / (x @ x))
-    rest = values - values.mean() - slope * x
-    df = len(sizes) - 2
-    e = Estimate(slope, slope, slope, len(sizes), len(sizes), df)
-    half = e.quantile((1 + LEVEL) / 2) * float(np.sqrt(rest @ rest / df / (x @ x)))
-    return Estimate(slope, slope - half, slope + half, len(sizes), len(sizes), df)
-
-
-def parameters(size: str) -> float:
-    """Return the number of parameters that a name such as "1.4b" states, here 1.4e9."""
-    return float(size[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[size[-1]]
+    return slope([math.log10(nominal_parameters(size)) for size in sizes], values)

@@ -20,7 +20,7 @@ import numpy as np
 from pythia_book.conduct import conduct
 from pythia_book.studies.gender_bias import coupling, released_numbers
 from pythia_book.studies.gender_bias.claims import claims
-from pythia_book.studies.gender_bias.estimates import HALVES, Sentences, Units, is_choice, units_of
+from pythia_book.studies.gender_bias.estimates import Sentences, Units, is_choice, units_of
 from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params, coupled_runs
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import CheckpointError
@@ -180,7 +180,7 @@ def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.n
     """Map each measure that is kept at `step` to the results of all seeds, [seeds, items]."""
     scale = scale_named(params.scale)
     kept = OVER_BRANCH if step >= scale.fork_step(BRANCH[0]) else OVER_TRAINING
-    names = kept if step != scale.steps else [name for name in seeds[0] if name not in HALVES]
+    names = kept if step != scale.steps else seeds[0]
     return {
         name: np.stack([seed[name] for seed in seeds]).astype(
             bool if is_choice(name) else np.float32

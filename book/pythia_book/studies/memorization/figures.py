@@ -172,6 +172,17 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
         style.curve(ax, points, "x", colour, 100, bars=True, marker=mark, markersize=3.5)
 
 
+def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, colour: str = "") -> None:
+    """Draw precision and recall of released predictors at the places `x`.
+
+    Args:
+        rows: rows of the table `released`, one per place.
+        colour: the colour of both lines; "" for those in MEASURES.
+    """
+    for name, own, mark in MEASURES:
+        ax.plot(x, 100 * rows[name], color=colour or own, marker=mark, markersize=3, linewidth=1)
+
+
 def released(result: Result) -> Drawing:
     """Draw the released numbers on memorization in four panels.
 
@@ -197,18 +208,9 @@ def released(result: Result) -> Drawing:
         style.category_ticks(axes[0], small.model, rotation=60, fontsize=7)
         for model in MODELS:
             rows = style.rows_where(early, model=model)
-            for name, _, mark in MEASURES:
-                axes[1].plot(
-                    rows.percent,
-                    100 * rows[name],
-                    color=style.size_colour(model),
-                    marker=mark,
-                    markersize=3,
-                    linewidth=1,
-                )
+            _both_measures(axes[1], rows.percent, rows, style.size_colour(model))
         axes[1].set_xlabel("% of training")
-        for name, colour, mark in MEASURES:
-            axes[2].plot(places, 100 * small[name], color=colour, marker=mark, markersize=3.5)
+        _both_measures(axes[2], places, small)
         style.category_ticks(axes[2], small.model, rotation=60, fontsize=7)
         partial = style.rows_where(early, model=MODELS[-1])
         for rows, colour, label in ((partial, BLUE, "12B itself"), (small, ORANGE, "smaller")):

@@ -1,9 +1,8 @@
-"""Premises of earlier work about early training, and numbers for prose.
+"""Claims of other work about early training, and numbers for prose.
 
-No premise is from the Pythia paper, whose checkpoints made such work possible, so the verdict on a
-premise is that it holds or does not hold here. Where a statement is about models in general, the
-models are the units. The time between two milestones is measured in doublings of training, because
-early checkpoints are spaced that way.
+No claim is from the Pythia paper, whose checkpoints made such work possible. Where a statement is
+about models in general, the models are the units. The time between two milestones is measured in
+doublings of training, because early checkpoints are spaced that way.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ EMBEDDING = "holds for any model that computes: before the first block there is 
 
 
 def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
-    """Return the claims of earlier work about early training, each with its test."""
+    """Return the claims of other work about early training, each with its test."""
     n, chance = facts["n_sequences"], facts["prefix_chance"]
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
@@ -63,7 +62,7 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
                 f"induction heads were seen to form only after {INDUCTION_TOKENS / 1e9:g} billion"
             )
             test = untestable(reason, e, unit, units)
-        return Claim(text, INDUCTION, test, quote=TOGETHER, kind="premise")
+        return Claim(text, INDUCTION, test, quote=TOGETHER)
 
     return [
         *(
@@ -75,10 +74,12 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
                     [doublings(models[size], early, late) for size in params.size_list],
                     "doublings of training",
                 ),
-                quote="networks automatically learn to perform well on maximum-entropy "
-                "distributions whose low-order statistics match those of the training set early in "
-                "training",
-                kind="premise",
+                quote="The distributional simplicity bias (DSB) posits that neural networks learn "
+                "low-order moments of the data distribution first, before moving on to "
+                "higher-order correlations. [...] We also extend the DSB to "
+                "discrete domains by proving an equivalence between token n-gram frequencies and "
+                "the moments of embedding vectors, and by finding empirical evidence for the bias "
+                "in LLMs.",
             )
             for early, late in ((1, 2), (2, 3))
         ),
@@ -101,8 +102,7 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
             "the first.",
             "Belrose et al. 2023, abstract",
             replace(_over_sizes([e and e.value for e in gaps], "nats"), form="", reason=EMBEDDING),
-            quote="model predictions are refined layer by layer",
-            kind="premise",
+            quote="seeking to understand how model predictions are refined layer by layer",
         ),
     ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from pythia_book.published.results import Published
 from pythia_book.studies.gender_bias import coupling
 from pythia_book.studies.gender_bias import params as gender
 from pythia_book.studies.gender_bias.params import PLACEBO, WINDOWS, Params, coupled_runs
-from pythia_book.verdicts import FAILS, NOT_RESOLVED, NOT_TESTABLE, judge
+from pythia_book.verdicts import FAILS, HOLDS, NOT_RESOLVED, NOT_TESTABLE, judge
 
 from pythia_core.config import PRONOUN_SWAPS
 from pythia_core.training.schedule import checkpoint_steps
@@ -122,7 +122,7 @@ def published(rng: np.random.Generator, rho: float) -> dict[str, pd.DataFrame]:
     return {"coupling_released": pd.DataFrame(rows, columns=columns)}
 
 
-def test_only_an_excess_of_coupling_decides() -> None:
+def test_coupling_is_compared_with_that_of_a_real_swap() -> None:
     verdicts = {}
     for name, released, ours in (
         ("more", 0.9999, 0.3),
@@ -137,8 +137,8 @@ def test_only_an_excess_of_coupling_decides() -> None:
         assert values["coupling_released"] == pytest.approx(released, abs=0.2)
     assert verdicts["more"]["verdict"] == FAILS
     assert verdicts["alike"]["verdict"] == NOT_RESOLVED
-    assert verdicts["less"]["verdict"] == NOT_TESTABLE
-    assert "cannot tell" in verdicts["less"]["reason"]
+    assert verdicts["less"]["verdict"] == HOLDS
+    assert "would not show a swap" in verdicts["less"]["note"]
     mirror = Params("laptop", "25k,150k", swap="feminine_to_masculine", seeds=2)
     *_, claims = coupling.analyse(mirror, arrays(rng, 0.3, 0.9), {}, published(rng, 0.9999))
     assert judge(claims)[0]["released"]["verdict"] == NOT_TESTABLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from pythia_book.studies.gender_bias import study as gender_bias
 from pythia_book.studies.gender_bias.estimates import Sentences, Units, units_of
 from pythia_book.studies.gender_bias.measures import TokenizedItems
 from pythia_book.studies.gender_bias.study import ARMS, OVER_BRANCH, OVER_TRAINING, Params
+from pythia_book.studies.memorization.params import nominal_parameters
 from pythia_book.verdicts import judge
 from score_files import as_folder, harness
 
@@ -282,7 +284,6 @@ def test_winobias_has_its_halves_and_other_measures_keep_their_items():
     assert (masculine.measure, masculine.values.mean()) == ("winobias_masculine", 0)
     (crows,) = units_of("crows", values.astype(bool), which)
     assert crows.values.shape == (1, 20)
-    assert not list(units_of("winobias_feminine", values, which)), "follows from the whole"
 
 
 @pytest.mark.parametrize("effect", [0.0, -4.0], ids=["null", "planted"])
@@ -298,7 +299,7 @@ def test_a_mean_over_models_covers(effect):
 @pytest.mark.parametrize("slope", [0.0, 5.0], ids=["null", "planted"])
 def test_a_slope_over_sizes_covers(slope):
     rng, sizes, inside = np.random.default_rng(9), ["70m", "410m", "1.4b", "6.9b"], 0
-    x = np.log10([numbers.parameters(size) for size in sizes])
+    x = np.log10([nominal_parameters(size) for size in sizes])
     for _ in range(400):
         e = numbers.per_tenfold(sizes, 3 + slope * x + rng.normal(0, 1, 4))
         inside += e.low <= slope <= e.high
@@ -306,6 +307,22 @@ def test_a_slope_over_sizes_covers(slope):
     exact = numbers.per_tenfold(sizes, slope * x)
     assert exact.value == pytest.approx(slope) and exact.df == 2
     assert numbers.per_tenfold(sizes[:2], x[:2]) is None, "a line through two points is no test"
+
+
+def test_the_standard_models_are_read_from_either_source(tmp_path):
+    v1 = "evals/pythia-v1/pythia"
+    tree = {
+        f"{v1}-1b-bf16/zero-shot/1b-5shot_step143000.json": harness(0.7, None),
+        f"{v1}-70m/zero-shot/70m_step143000.json": harness(0.5, None),
+        f"{v1}-70m/zero-shot/70m_step13000.json": harness(0.1, None),
+        f"{v1}-70m-deduped/zero-shot/70m-deduped_step143000.json": harness(0.2, None),
+        f"{v1}-160m-1MtokBS/zero-shot/160m_step143000.json": harness(0.3, None),
+    }
+    found = numbers.crows_standard(as_folder(tmp_path / "tree", tree))
+    assert found[["size", "value"]].values.tolist() == [["70m", 0.5], ["1b", 0.7]]
+    assert numbers.crows_standard(None).empty
+    if source := os.environ.get("PYTHIA_PUBLISHED_DIR"):
+        assert len(numbers.crows_standard(Path(source))) == 8
 
 
 # --- claims ----------------------------------------------------------------------------------
@@ -461,6 +478,8 @@ def test_the_released_models(monkeypatch):
         assert test["verdict"] == "not testable here" and "without a swap" in test["reason"]
         assert test["low"] < test["value"] < test["high"]
     assert gender_bias.released_values(tables)["crows_rise_70m"] == "2.3"
+    note = the(tests, "before the swap")["note"]
+    assert "2.7 [-2.2, 7.5] over the 8 dedup" in note and "7.0 [3.3, 10.7] over the 8 stan" in note
     lead = the(tests, "stand for", "narrows the lead")
     assert "6.9b 16.6 to 16.5" in lead["note"] and "3 models" in lead["units"]
     first = the(tests, "first suite")

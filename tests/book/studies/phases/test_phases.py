@@ -230,21 +230,21 @@ def outcomes(measured: Measurements) -> list[str]:
     return [claim["ours"]["verdict"] for claim in result_of(measured).claims]
 
 
-def test_phases_as_described_hold() -> None:
+def test_phases_as_described_are_reproduced() -> None:
     rows = result_of(measured_suite()).claims
-    assert [claim["ours"]["verdict"] for claim in rows] == [verdicts.HOLDS] * 5 + [
+    assert [claim["ours"]["verdict"] for claim in rows] == [verdicts.REPRODUCED] * 5 + [
         verdicts.NOT_TESTABLE  # the lens before the first block sees only the embedding
     ]
     assert rows[5]["ours"]["value"] > 2
     assert rows[0]["ours"]["value"] == pytest.approx(np.log2(6 / 2), abs=0.4)
     assert rows[0]["ours"]["units"] == "3 sizes, one run each"
     assert rows[2]["ours"]["value"] == pytest.approx(0.5, abs=0.05)
-    assert {claim["kind"] for claim in rows} == {"premise"}  # none is from the Pythia paper
+    assert {claim["kind"] for claim in rows} == {"claim"}  # of other papers than Pythia's
 
 
-def test_phases_in_another_order_do_not_hold() -> None:
+def test_phases_in_another_order_contradict() -> None:
     measured = measured_suite(at=(14, 7, 2), gain=-0.5, spread=0.15)
-    assert outcomes(measured)[:5] == [verdicts.FAILS] * 5
+    assert outcomes(measured)[:5] == [verdicts.CONTRADICTED] * 5
     assert result_of(measured_suite()).values["lens_growth"]["value"] > 0.1
 
 
