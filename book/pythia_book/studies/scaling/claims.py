@@ -45,7 +45,6 @@ def claims(
             "section 1, of the literature",
             quote="there are regular and predictable patterns in the behavior of trained language "
             "models as they scale",
-            kind="premise",
             released=rises(
                 size, PER_TENFOLD, "8 sizes, mean of both texts",
                 note="zero-shot at the end, mean over seven tasks; size in parameters without "
