@@ -309,15 +309,16 @@ def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> 
     if reason:
         return row | {"verdict": NOT_TESTABLE, "reason": reason}
     if test.form == "exact":
-        return row | {"verdict": HOLDS if test.passed else FAILS, "reason": None}
-    assert e is not None and p is not None
-    if p > ALPHA:
-        return row | {"verdict": NOT_RESOLVED, "reason": _why_open(test, e, n_tests)}
-    agrees = {
-        "above": e.value > test.bound,
-        "below": e.value < test.bound,
-        "within": abs(e.value) < test.bound,
-    }[test.form]
+        agrees = bool(test.passed)
+    else:
+        assert e is not None and p is not None
+        if p > ALPHA:
+            return row | {"verdict": NOT_RESOLVED, "reason": _why_open(test, e, n_tests)}
+        agrees = {
+            "above": e.value > test.bound,
+            "below": e.value < test.bound,
+            "within": abs(e.value) < test.bound,
+        }[test.form]
     yes, no = (HOLDS, FAILS) if kind != "claim" else (REPRODUCED, CONTRADICTED)
     if side == "released" and kind == "claim":
         yes, no = CONFIRMED, REFUTED

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.published.tables import MODELS, TASKS
+from pythia_book.published.tables import SEVEN, in_order
 from pythia_book.stats import LEVEL, Estimate, mean_over
 
 if TYPE_CHECKING:
@@ -20,12 +20,9 @@ if TYPE_CHECKING:
 
     from pythia_book.published.results import Published
 
-SEVEN = tuple(task for task in TASKS if task != "wsc")
-"""The paper's eight tasks without WSC. In a third of all zero-shot rows and nearly all five-shot
-rows, the score on WSC is exactly the share of the more frequent answer."""
-FIRST, BEFORE, LAST = 13_000, 93_000, 143_000
-"""The first checkpoint that is used; the last one in the paper's Table 9 (appendix G) before the
-deduplicated text has been read once; and the last checkpoint."""
+FIRST, BEFORE = 13_000, 93_000
+"""The first checkpoint that is used, and the last one in the paper's Table 9 (appendix G) before
+the deduplicated text has been read once."""
 EPOCH_STEP = 98_700
 """The update after which 207B tokens, the size of the deduplicated Pile, have been read."""
 COLUMNS = ["model", "shots", "step", "value", "stderr"]
@@ -54,9 +51,7 @@ def twin_differences(published: Published) -> pd.DataFrame:
                         n=("difference", "size")).reset_index()  # fmt: skip
     frame = frame[frame.n == len(SEVEN)]
     frame["stderr"] = frame.variance**0.5 / len(SEVEN)
-    rank = {model: i for i, model in enumerate(MODELS)}
-    order = {"key": lambda column: column.map(rank) if column.name == "model" else column}
-    return frame.sort_values(["shots", "step", "model"], ignore_index=True, **order)[COLUMNS]
+    return in_order(frame, ["shots", "step", "model"])[COLUMNS]
 
 
 def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from pythia_book import style
 from pythia_book.published.scaling import (
     COLUMNS,
-    INFORMATIVE,
     LAST_STEPS,
     MIDDLE_STEPS,
     PHENOMENA,
 )
-from pythia_book.published.tables import CHANCE, MODELS, TASKS
+from pythia_book.published.tables import CHANCE, MODELS, SEVEN, TASKS
 from pythia_book.stats import Z_95
 from pythia_book.style import BLUE, GREEN, MUTED, ORANGE, Drawing, size_colour
 
@@ -158,7 +157,7 @@ def late_change(result: Result) -> Drawing:
     lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
     deduped = lambada.deduped.astype(bool)
     curves = curves[curves.step >= 1000]
-    tasks = curves[list(INFORMATIVE)].mean(axis=1, skipna=False)
+    tasks = curves[list(SEVEN)].mean(axis=1, skipna=False)
     mean = curves.assign(value=tasks).groupby(["size", "step"], as_index=False).value.mean()
     shown = {
         "LAMBADA, standard": lambada[~deduped],
@@ -231,7 +230,7 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
     keys = ["size", "batch_tokens", "tokens"]
     grouped = batch.assign(variance=batch.stderr**2).groupby(keys)
     mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
-    mean = mean[mean.n == len(INFORMATIVE)].reset_index()
+    mean = mean[mean.n == len(SEVEN)].reset_index()
     half = Z_95 * mean.variance**0.5 / mean.n
     return mean.assign(low=mean.value - half, high=mean.value + half)
 
@@ -247,7 +246,7 @@ def batch_by_task(result: Result) -> Drawing:
     sizes = _sizes(table)
     note = "five-shot; bands: 95 % intervals of items, for the two smallest sizes"
     with style.canvas(result, 4, 4.2, note, rows=2, sharey=True) as (figure, axes):
-        for ax, task in zip(axes, ("mean", *INFORMATIVE), strict=True):
+        for ax, task in zip(axes, ("mean", *SEVEN), strict=True):
             ax.set_title("mean of the seven" if task == "mean" else TITLES[task])
             rows = table[table.task == task]
             if rows.empty:

@@ -36,6 +36,7 @@ from pythia_book.published.tables import (
     BENCHMARKS,
     Tables,
     benchmark_tables,
+    in_order,
     memorization_table,
     read_csv,
     without_misplaced,
@@ -199,12 +200,7 @@ class Published:
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """Sort a table by model (smallest first), intervention (in the order of ARMS) and step."""
-    ranks = {name: i for i, name in enumerate((*ALL_MODELS, *ARMS))}
-    return frame.sort_values(
-        ["model", "intervention", "step"],
-        key=lambda column: column.map(ranks) if column.name != "step" else column,
-        ignore_index=True,
-    )
+    return in_order(frame, ["model", "intervention", "step"], (*ALL_MODELS, *ARMS))
 
 
 def find(source: str | Path | None = None) -> Published | None:

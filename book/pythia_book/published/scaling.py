@@ -2,7 +2,7 @@
 
 Every value is a share, with the standard error that the evaluation harness reported, if any. OPT
 and BLOOM were scored by the authors of the Pythia paper with the same harness. Means over tasks
-leave out WSC, because in a third of all rows its score equals the share of the more frequent label.
+leave out WSC (tables.SEVEN).
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.published.tables import MODELS, TASKS, TOKENS_PER_STEP, blimp_table, mmlu_table
+from pythia_book.published.tables import (
+    SEVEN,
+    TASKS,
+    TOKENS_PER_STEP,
+    blimp_table,
+    in_order,
+    mmlu_table,
+)
 from pythia_book.stats import mean_over
 from pythia_core.suite import OFFICIAL_SIZES, size_named
+from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
 
-INFORMATIVE = tuple(task for task in TASKS if task != "wsc")
-LAST = 143_000
 MIDDLE_STEPS, LAST_STEPS = (63_000, 73_000, 83_000), (123_000, 133_000, 143_000)
 """Three evaluated checkpoints around the middle of training, and the last three."""
 COLUMNS = {
@@ -81,7 +87,7 @@ def released_tables(published: Published) -> dict[str, pd.DataFrame]:
     paradigms = _phenomena(blimp_table(published.path))
     tables = {
         "curves": _wide(curves),
-        "lambada": _sorted(lambada, ["model", "deduped", "step"]),
+        "lambada": in_order(lambada, ["model", "deduped", "step"]),
         "final": _final(published, rows),
         "batch": _batch(published, acc),
         "mmlu": _mmlu(mmlu),
@@ -94,20 +100,12 @@ def released_tables(published: Published) -> dict[str, pd.DataFrame]:
     }
 
 
-def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Sort a frame by the columns `by`, with models sorted by size."""
-    rank = {name: i for i, name in enumerate(MODELS)}
-    return frame.sort_values(
-        by, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
-    )
-
-
 def _wide(curves: pd.DataFrame) -> pd.DataFrame:
     """Reshape scores to one row per checkpoint and one column per task. Missing scores are NaN."""
     keys = ["model", "deduped", "step"]
     if curves.empty:
         return curves
-    return _sorted(curves.pivot(index=keys, columns="task", values="value").reset_index(), keys)
+    return in_order(curves.pivot(index=keys, columns="task", values="value").reset_index(), keys)
 
 
 def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
@@ -121,7 +119,9 @@ def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         return rows
     normalised = (rows.task == "logiqa") & (rows.metric == "acc_norm")
-    ours = rows[((rows.metric == "acc") | normalised) & (rows.shots == 0) & (rows.step == LAST)]
+    ours = rows[
+        ((rows.metric == "acc") | normalised) & (rows.shots == 0) & (rows.step == OFFICIAL_STEPS)
+    ]
     ours = ours.assign(
         name=ours.model + np.where(ours.deduped, "-deduped", ""),
         family=np.where(ours.deduped, "pythia-deduped", "pythia"),
@@ -151,7 +151,7 @@ def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
     full = acc[(acc.shots == 5) & ~acc.deduped & acc.model.isin(small.model.unique())]
     full = full.assign(batch_tokens=TOKENS_PER_STEP, tokens=full.step * TOKENS_PER_STEP)
     rows = pd.concat([small, full])
-    return _sorted(rows[rows.task.isin(INFORMATIVE)], ["model", "batch_tokens", "tokens", "task"])
+    return in_order(rows[rows.task.isin(SEVEN)], ["model", "batch_tokens", "tokens", "task"])
 
 
 def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
@@ -171,7 +171,7 @@ def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
         (*key, *mean_over(values.to_numpy()).interval().values())
         for key, values in means.groupby(level=keys)
     ]
-    return _sorted(pd.DataFrame(table, columns=COLUMNS["mmlu"]), ["shots", "model", "step"])
+    return in_order(pd.DataFrame(table, columns=COLUMNS["mmlu"]), ["shots", "model", "step"])
 
 
 def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
@@ -200,10 +200,10 @@ def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
     grouped = mean.assign(variance=mean.stderr**2).groupby(level=keys)
     table = grouped.agg(value=("acc", "mean"), variance=("variance", "sum"), n=("acc", "size"))
     table["stderr"] = table.variance**0.5 / table.n
-    return _sorted(table.reset_index(), keys)
+    return in_order(table.reset_index(), keys)
 
 
 def _paradigms(rows: pd.DataFrame) -> pd.DataFrame:
     """Average the accuracy after training on each BLiMP paradigm over all models."""
-    last = rows[rows.step == LAST].rename(columns={"subtask": "paradigm"})
+    last = rows[rows.step == OFFICIAL_STEPS].rename(columns={"subtask": "paradigm"})
     return last.groupby(["phenomenon", "paradigm"]).acc.mean().rename("value").reset_index()

@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pythia_book.published.files import files_of, harness_scores, has_tables, read_results
+from pythia_book.published.files import Reader, files_of, harness_scores, has_tables, read_results
 from pythia_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,6 +36,17 @@ TASKS = (
     "logiqa",
 )
 """The eight tasks of the paper."""
+SEVEN = tuple(task for task in TASKS if task != "wsc")
+"""The tasks without WSC, on which accuracies are averaged. In a third of all zero-shot rows and
+nearly all five-shot rows, the score on WSC is exactly the share of the more frequent answer."""
+SAME = 1.0
+"""Mean accuracies that differ by less than this count as the same, in points. It is smaller than
+the smallest difference between neighbouring sizes (6.9B and 12B, mean of both texts: 1.3 points). A
+difference that counts as none is worth less than any step in size."""
+SAME_WHY = (
+    f"the margin of {SAME:g} point is less than any step to the next size is worth (1.3 points or "
+    "more), and was chosen when the released numbers were known"
+)
 CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
           "logiqa": 25, "hellaswag": 25, "lambada_openai": 0}  # fmt: skip
 """Maps each task to the accuracy of guessing, in percent."""
@@ -94,6 +105,19 @@ def benchmark_tables(path: Path | None) -> Tables:
     return benchmarks, baselines, batch_size.sort_values(order, ignore_index=True)
 
 
+def in_order(frame: pd.DataFrame, by: list[str], names: tuple[str, ...] = MODELS) -> pd.DataFrame:
+    """Return a frame sorted by the columns `by`.
+
+    Args:
+        names: the order of the names in the columns model and intervention.
+    """
+    rank = {name: i for i, name in enumerate(names)}
+    named = ("model", "intervention")
+    return frame.sort_values(
+        by, key=lambda c: c.map(rank) if c.name in named else c, ignore_index=True
+    )
+
+
 def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the benchmarks sorted and without misplaced rows, and the checkpoints left out."""
     if frame.empty:
@@ -101,10 +125,7 @@ def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     frame = frame.assign(deduped=frame.deduped.astype(bool))
     wrong = misplaced(frame)
     order = ["shots", "model", "deduped", "step", "task", "metric"]
-    rank = {name: i for i, name in enumerate(MODELS)}
-    right = frame[~wrong].sort_values(
-        order, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
-    )
+    right = in_order(frame[~wrong], order)
     left_out = frame[wrong].assign(reason="stored with the scores of the deduplicated model")
     left_out = left_out[LEFT_OUT].drop_duplicates().sort_values(["shots", "step"])
     return right, left_out.reset_index(drop=True)
@@ -245,31 +266,7 @@ def blimp_table(path: Path | None) -> pd.DataFrame:
     Raises:
         DataError: JSON or CSV is malformed, or the archive exceeds a limit.
     """
-    import pandas as pd
-
-    if path is None:
-        return pd.DataFrame(columns=BLIMP)
-    if has_tables(path):
-        needed = [column if column != "step" else "step_2M_equiv" for column in BLIMP]
-        table = read_csv(path / "evals_v0_blimp.csv", needed)
-        table = table[needed].rename(columns={"step_2M_equiv": "step"})
-    else:
-        table = pd.DataFrame(read_results(path, {_V0: _blimp_rows})[_V0], columns=BLIMP)
-        table = table.drop_duplicates(BLIMP[:4])  # one checkpoint was scored twice
-    return table.assign(deduped=table.deduped.astype(bool))
-
-
-def _blimp_rows(match: re.Match, parsed: dict) -> list[dict]:
-    return [
-        {
-            **_v0_keys(match),
-            "subtask": task.removeprefix(_BLIMP_PREFIX),
-            "acc": value,
-            "stderr": error,
-        }
-        for task, metric, value, error in harness_scores(parsed)
-        if metric == "acc" and task.startswith(_BLIMP_PREFIX)
-    ]
+    return _first_suite(path, BLIMP, "evals_v0_blimp.csv", _blimp_rows)
 
 
 def first_suite_table(path: Path | None) -> pd.DataFrame:
@@ -280,24 +277,53 @@ def first_suite_table(path: Path | None) -> pd.DataFrame:
     Raises:
         DataError: JSON or CSV is malformed, or the archive exceeds a limit.
     """
+    return _first_suite(path, FIRST_SUITE, "evals_v0.csv", _v0_rows, ("folder_shots",))
+
+
+def _first_suite(
+    path: Path | None,
+    columns: list[str],
+    name: str,
+    reader: Reader,
+    also: tuple[str, ...] = (),
+) -> pd.DataFrame:
+    """Read zero-shot results of the first suite.
+
+    Args:
+        name: the file in a folder of CSV tables.
+        reader: reads a file of the evals tree.
+        also: further columns of this file, by which its rows are selected.
+    """
     import pandas as pd
 
     if path is None:
-        return pd.DataFrame(columns=FIRST_SUITE)
+        return pd.DataFrame(columns=columns)
     if has_tables(path):
-        needed = [column if column != "step" else "step_2M_equiv" for column in FIRST_SUITE]
-        table = read_csv(path / "evals_v0.csv", [*needed, "folder_shots"])
-        table = table[(table.folder_shots == "zero") & table.task.isin(TASKS)]
-        table = table[needed].rename(columns={"step_2M_equiv": "step"})
+        needed = ["step_2M_equiv" if column == "step" else column for column in columns]
+        table = read_csv(path / name, [*needed, *also])
+        if also:
+            table = table[(table.folder_shots == "zero") & table.task.isin(TASKS)]
+        table = table[needed].set_axis(columns, axis=1)
     else:
-        table = pd.DataFrame(read_results(path, {_V0: _v0_rows})[_V0], columns=FIRST_SUITE)
-        table = table.drop_duplicates(FIRST_SUITE[:5])  # one checkpoint was scored twice
+        table = pd.DataFrame(read_results(path, {_V0: reader})[_V0], columns=columns)
+        scores = ("acc", "value", "stderr")
+        table = table.drop_duplicates([c for c in columns if c not in scores])  # scored twice
     return table.assign(deduped=table.deduped.astype(bool)).reset_index(drop=True)
 
 
-def _v0_rows(match: re.Match, parsed: dict) -> list[dict]:
+def _blimp_rows(match: re.Match, parsed: dict) -> list[dict]:
+    keys = _v0_keys(match)
     return [
-        {**_v0_keys(match), "task": task, "metric": metric, "value": value}
+        {**keys, "subtask": task.removeprefix(_BLIMP_PREFIX), "acc": value, "stderr": error}
+        for task, metric, value, error in harness_scores(parsed)
+        if metric == "acc" and task.startswith(_BLIMP_PREFIX)
+    ]
+
+
+def _v0_rows(match: re.Match, parsed: dict) -> list[dict]:
+    keys = _v0_keys(match)
+    return [
+        {**keys, "task": task, "metric": metric, "value": value}
         for task, metric, value, _ in harness_scores(parsed)
         if task in TASKS
     ]

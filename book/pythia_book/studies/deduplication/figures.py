@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pythia_book import style
@@ -9,13 +10,13 @@ from pythia_book.published.deduplication import (
     BEFORE,
     COLUMNS,
     EPOCH_STEP,
-    LAST,
     mean_over_pairs,
 )
 from pythia_book.published.figures import TITLES
 from pythia_book.records import number_text
 from pythia_book.stats import Z_95
 from pythia_book.style import BLUE, ORANGE, Drawing, Table
+from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,21 +129,14 @@ def tasks(result: Result) -> Drawing:
 def released(result: Result) -> Drawing:
     """Draw how the released twins differ in accuracy, by size, zero-shot and five-shot."""
     frame = _twins(result)
-    frame = frame[frame.step.isin([BEFORE, LAST])]
+    frame = frame[frame.step.isin([BEFORE, OFFICIAL_STEPS])]
     half = Z_95 * frame.stderr
     frame = frame.assign(size=frame.model, low=frame.value - half, high=frame.value + half)
-    marks = {BEFORE: style.mark("o", hollow=True), LAST: style.mark("s")}
+    marks = {BEFORE: style.mark("o", hollow=True), OFFICIAL_STEPS: style.mark("s")}
     notes = "bars: 95 % intervals over items, upper bounds"
     with style.canvas(result, 2, 2.5, notes, sharey=True) as (figure, axes):
-        for ax, (title, shots) in zip(axes, SHOTS.items(), strict=True):
-            ax.set_title(title)
-            points = style.rows_where(frame, shots=shots)
-            if points.empty:
-                style.say(ax, NOT_RELEASED)
-                continue
+        for ax, points in _by_shots(axes, frame):
             style.size_points(ax, points, dict.fromkeys(points.model), "step", marks, 1)
-            style.reference(ax, 0)
-        axes[0].set_ylabel(LEAD)
         if not frame.empty:
             style.legend(figure, {f"step {step:,}": mark for step, mark in marks.items()})
         means = frame.groupby(["shots", "step"]).value.mean()
@@ -155,26 +149,35 @@ def released_over_training(result: Result) -> Drawing:
     frame = _twins(result)
     notes = f"band: 95 % interval over pairs and items; dotted: {EPOCH_STEP:,} updates, 207B tokens"
     with style.canvas(result, 2, 2.6, notes, sharey=True) as (figure, axes):
-        for ax, (title, shots) in zip(axes, SHOTS.items(), strict=True):
-            ax.set_title(title)
-            points = style.rows_where(frame, shots=shots)
-            if points.empty:
-                style.say(ax, NOT_RELEASED)
-                continue
+        for ax, points in _by_shots(axes, frame):
             for model, pair in points.groupby("model", sort=False):
                 colour = style.size_colour(model)
                 ax.plot(pair.step / 1000, pair.value, color=colour, linewidth=0.7, alpha=0.55)
             means = _means(points)
             style.curve(ax, means.assign(step=means.step / 1000), "step", style.INK, **style.THIN)
-            style.reference(ax, 0)
             style.reference(ax, x=EPOCH_STEP / 1000)
             ax.set_xlabel("thousands of updates")
-        axes[0].set_ylabel(LEAD)
         if not frame.empty:
             style.size_legend(figure, dict.fromkeys(frame.model))
         averages = frame.groupby("shots").value.mean()
         numbers = (f"{shots}-shot {value:+.2f} points" for shots, value in averages.items())
         return Drawing(figure, "Released models, change by deduplication over training", numbers)
+
+
+def _by_shots(axes: list[Axes], frame: pd.DataFrame) -> Iterator[tuple[Axes, pd.DataFrame]]:
+    """Yield the panels zero-shot and five-shot with their rows of `frame`.
+
+    A panel without rows says that there are no released numbers and is not yielded.
+    """
+    axes[0].set_ylabel(LEAD)
+    for ax, (title, shots) in zip(axes, SHOTS.items(), strict=True):
+        ax.set_title(title)
+        points = style.rows_where(frame, shots=shots)
+        if points.empty:
+            style.say(ax, NOT_RELEASED)
+        else:
+            style.reference(ax, 0)
+            yield ax, points
 
 
 def _twins(result: Result) -> pd.DataFrame:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.stats import estimate, mean_over
-from pythia_book.studies.scaling.released import MISSING, POINTS, Estimates, slope
+from pythia_book.stats import estimate, mean_over, slope
+from pythia_book.studies.scaling.released import MISSING, POINTS, Estimates
 from pythia_book.studies.scaling.released import claims as released_claims
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.verdicts import Claim, Test, passes, rises, untestable
@@ -46,7 +46,6 @@ def claims(
             "section 1, of the literature",
             quote="there are regular and predictable patterns in the behavior of trained language "
             "models as they scale",
-            kind="premise",
             released=rises(
                 size, PER_TENFOLD, "8 sizes, mean of both texts",
                 note="zero-shot at the end, mean over seven tasks; size in parameters without "
@@ -105,7 +104,7 @@ def _ability(params: Params, measured: Measurements) -> Test:
     means = [100 * np.mean([np.mean(each[size]) for each in hits.values()]) for size in sizes]
     numbers = [measured.facts["n_params"][size] for size in sizes]
     units = f"{len(sizes)} sizes, one run per text"
-    return rises(slope(numbers, means), PER_TENFOLD, units, note=f"mean over {tasks}")
+    return rises(slope(np.log10(numbers), means), PER_TENFOLD, units, note=f"mean over {tasks}")
 
 
 RIVALS = {"power": "a power law without a floor", "line": "a straight line in log size",

@@ -285,7 +285,6 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
     numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": size,
-        "comparable": c.smallest_comparable(params.size_list),
         "arm": params.arm,
         "shots": shots,
         "sums_read": int(times.sum()),

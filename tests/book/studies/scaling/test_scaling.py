@@ -106,8 +106,8 @@ def test_a_rise_counts_only_where_the_largest_beats_guessing() -> None:
     def rise(accuracy: list[float]) -> dict:
         return judged(measured(accuracy))["Accuracy rises with size."]["ours"]
 
-    assert rise(list(np.linspace(0.5, 0.8, 8)))["verdict"] == "holds"
-    assert rise(list(np.linspace(0.9, 0.6, 8)))["verdict"] == "does not hold"
+    assert rise(list(np.linspace(0.5, 0.8, 8)))["verdict"] == "reproduced"
+    assert rise(list(np.linspace(0.9, 0.6, 8)))["verdict"] == "contradicted"
     assert rise([0.7, 0.72, 0.68, 0.7, 0.71, 0.69, 0.7, 0.7])["verdict"] == "not resolved"
     chance = rise(list(np.linspace(0.1, 0.375, 8)))  # a rise to guessing is none: 50 and 25 %
     assert chance["verdict"] == "not testable here"

@@ -95,8 +95,10 @@ def verdicts(rows: list[dict], start: str, side: str = "ours") -> list[str]:
 def test_planted_effects_of_frequency_are_found() -> None:
     rows = judged(measurements(0.2, words=0.1))
     assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["reproduced"] * 2
-    assert verdicts(rows, "The gap between frequent and rare") == ["reproduced"] * 2
-    assert verdicts(rows, "The right answer is") == ["holds"] * 2
+    widens, wider = (row["ours"] for row in rows if row["claim"].startswith("The gap"))
+    assert widens["verdict"] == "reproduced" and "20 numbers" in widens["units"]
+    assert wider["value"] > 0 and wider["units"] == "3 sizes, one run each"
+    assert verdicts(rows, "The right answer is") == ["reproduced"] * 2
     assert verdicts(rows, "With a coin that changes nothing")[1] == "holds"
     assert verdicts(rows, "The defined word") == ["holds"] * 2
     assert set(verdicts(rows, "The gap", "released")) == {"not testable here"}
@@ -106,7 +108,7 @@ def test_effects_of_the_other_sign_contradict() -> None:
     rows = judged(measurements(-0.2, words=-0.1))
     assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["contradicted"] * 2
     assert verdicts(rows, "The gap between frequent and rare") == ["contradicted"] * 2
-    assert verdicts(rows, "The right answer is") == ["does not hold"] * 2
+    assert verdicts(rows, "The right answer is") == ["contradicted"] * 2
     assert verdicts(rows, "The defined word") == ["does not hold"] * 2
 
 
@@ -234,8 +236,8 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
 
 
 def test_sizes_are_compared_only_if_their_heads_are_as_wide() -> None:
-    assert c.smallest_comparable(("7k", "14k", "25k", "600k")) == "25k"
-    assert c.smallest_comparable(("600k",)) == "600k"
+    assert c.comparable_sizes(("7k", "14k", "25k", "600k")) == ["25k", "600k"]
+    assert c.comparable_sizes(("600k",)) == ["600k"]
     assert c.larger_half(("7k", "14k", "25k", "600k")) == ("25k", "600k")
     assert c.larger_half(("7k",)) == ("7k",)
 
@@ -335,15 +337,15 @@ def test_every_figure_can_be_drawn(smoke: Result) -> None:
 
 
 def test_claims_on_released_accuracies() -> None:
-    starts = ("Models of less", "In training", "After 65,000")
+    starts = ("The released 160M", "In training", "After 65,000")
     found = judged(measurements(0.0), released())
     assert [verdicts(found, s, "released")[0] for s in starts] == [
         "confirmed on released numbers", "confirmed on released numbers", "not testable here",
     ]  # fmt: skip
     other = judged(measurements(0.0), released(late=0.02, small=0.5))
-    assert verdicts(other, "Models of less", "released") == ["confirmed on released numbers"]
+    assert verdicts(other, "The released 160M", "released") == ["confirmed on released numbers"]
     equal = judged(measurements(0.0), released(late=0.5, small=0.5))
-    assert verdicts(equal, "Models of less", "released") == ["contradicted by released numbers"]
+    assert verdicts(equal, "The released 160M", "released") == ["contradicted by released numbers"]
     assert verdicts(equal, "In training", "released") == ["not resolved"]
     none = judged(measurements(0.0))
     assert {verdicts(none, s, "released")[0] for s in starts} == {"not testable here"}
