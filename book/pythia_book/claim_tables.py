@@ -135,7 +135,7 @@ def _facts(test: Row) -> list[str]:
     if test["units"]:
         facts.append(test["units"])
     if test["form"] in _FORMS and test["bound"] is not None:
-        bound = f"{test['bound']:g}"
+        bound = f"{test['bound']:.4g}"
         facts.append(f"tested: {_FORMS[test['form']].format(bound, bound)}")
     if test["p"] is not None:
         p = f"p = {test['p']:.2g}" if test["p"] > SMALLEST_P else f"p < {SMALLEST_P:g}"

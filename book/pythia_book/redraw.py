@@ -246,7 +246,7 @@ def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]
     code = [b for a, b in pairs if a.source != b.source and b.cell_type == "code"]
     prose = [b for a, b in pairs if a.source != b.source and b.cell_type == "markdown"]
     lines = _counted(figures, "figure") + _counted(outputs, "other output")
-    lines += _counted(code, "code cell") + _counted(prose, "paragraph of prose")
+    lines += _counted(code, "code cell") + _counted(prose, "paragraph")
     if len(old.cells) != len(new.cells):
         lines.append(f"{len(old.cells)} cells -> {len(new.cells)}")
     if stamps[0] != stamps[1] and not lines:

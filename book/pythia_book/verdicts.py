@@ -331,22 +331,29 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
     Args:
         n_tests: number of tests that Holm's procedure corrects for.
     """
-    unit = f" {test.unit}" if test.unit else ""
     cases = f"in {100 * POWER:.0f} % of cases"
     if test.form == "within":
-        why = f"the interval crosses the margin of {test.bound:g}{unit}"
+        why = f"the interval crosses the margin of {_amount(test.bound, test.unit, 4)}"
         if e.low > 0 or e.high < 0:
             why = f"there is an effect, but {why.replace('the', 'its', 1)}"
-        margin = f"{smallest_margin(e, n_tests):.2g}{unit}"
+        margin = _amount(smallest_margin(e, n_tests), test.unit)
         needed = f"that there is no effect would have been shown {cases} with a margin of {margin}"
     else:
-        why = f"the interval includes {test.bound:g}"
-        away = f" away from {test.bound:g}" if test.bound else ""
-        effect = f"{smallest_seen(e, n_tests):.2g}{unit}{away}"
-        needed = f"an effect of {effect} would have been seen {cases}"
+        bound = _amount(test.bound, "", 4)
+        why = f"the interval includes {bound}"
+        away = f" away from {bound}" if test.bound else ""
+        effect = _amount(smallest_seen(e, n_tests), test.unit)
+        needed = f"an effect of {effect}{away} would have been seen {cases}"
     if p_value(test) <= ALPHA:
         why = "the interval alone would decide, but not after Holm's correction for all tests"
     return f"{why}; {needed}"
+
+
+def _amount(value: float, unit: str, digits: int = 2) -> str:
+    """Return a value rounded to `digits` significant digits, with its unit, e.g. "1 point"."""
+    number = f"{float(f'{value:.{digits}g}'):g}"
+    unit = unit.replace("points", "point", 1) if number == "1" else unit
+    return f"{number} {unit}".strip()
 
 
 def verdicts_of(row: dict[str, Any]) -> list[str]:

@@ -399,7 +399,7 @@ def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
             kind="premise",
             ours=rises(
                 mean_over(loosened),
-                "Fisher's z",
+                "in Fisher's z",
                 f"{len(loosened)} pairs of forks (sizes and seeds)",
                 note="mean over both windows and three scores; positive: less coupled",
             )
@@ -422,7 +422,7 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
         return untestable(TOO_FEW if ours.empty else "our forks have another swap than the paper's")
     e = difference(mean_over(theirs), mean_over(ours))
     shown = (
-        "Fisher's z",
+        "in Fisher's z",
         f"{len(theirs)} released models, {len(ours)} of our forks",
     )
     note = (

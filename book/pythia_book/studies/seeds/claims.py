@@ -119,7 +119,6 @@ def claims(
         Claim(
             "Models trained on deduplicated text memorize less of it.",
             LEE,
-            kind="premise",
             quote=BETTER,
             ours=falls(
                 effect(tables, "memorized"),

@@ -16,7 +16,7 @@ from pythia_book.studies.term_frequency.tables import (
     selected,
     welch,
 )
-from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
+from pythia_book.verdicts import Claim, Test, rises, untestable, within
 from pythia_core.suite import size_named
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from pythia_book.studies.term_frequency.params import Params
 
-UNABLE = 10.0
-"""A model that solves less than this percentage of sums is "unable to perform well". The released
-accuracies were known when this bound was chosen."""
 PLACEBO_MARGINS = {"exact": 2.0, "logprob": 0.25}
 """The effect of the placebo, a coin that changes nothing, must be smaller than these margins: two
 points of accuracy, or a quarter of a nat, which changes the probability of an answer by a factor of
@@ -78,14 +75,13 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
         )
     return [
         Claim(
-            "The released 160M and 410M models solve fewer than one sum in ten after 16 examples.",
+            "Models below a billion parameters are unable to do well on sums after 16 examples.",
             "section 3.3 and Figure 7",
-            released=falls(
+            released=untestable(
+                'the paper does not say what "well" is; its own numbers are shown',
                 None if unable is None else mean_over(unable.to_numpy()),
                 "% right",
-                "100 first operands; these two models only, averaged",
-                UNABLE,
-                "the paper names no bound; one in ten was chosen when the numbers were known",
+                "100 first operands; the 160M and 410M models only, averaged",
             ),
             quote="models at sizes below 1 billion are unable to perform well even in later "
             "stages of training",
