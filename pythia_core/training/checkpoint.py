@@ -166,7 +166,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["manifest_sha256"] != _self_hash(manifest):
-            raise ValueError("its own hash does not match")
+            raise ValueError(
+                "it does not match the hash that it records of itself (manifest_sha256)"
+            )
         files = manifest["files"]
         sizes = {name: entry["bytes"] for name, entry in files.items()}
     except FileNotFoundError as error:

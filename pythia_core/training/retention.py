@@ -69,7 +69,7 @@ def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
 
 def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
     """Delete the saved weights of the run in `folder`, except those of the steps in `kept`."""
-    # imported here because studies declare what they keep without torch
+    # imported here so that studies can declare what they keep without importing torch
     from pythia_core.training.checkpoint import drop_weights, step_folder, steps_with_weights
 
     for step in steps_with_weights(folder / "checkpoints"):

@@ -1,9 +1,9 @@
 """Stop on Ctrl-C (SIGINT) and SIGTERM, at a terminal and under a scheduler.
 
-Work that can save its state checks for signals with `stop_requests`, saves, and raises `Stopped`.
-Other work is interrupted immediately, which is safe because files are written atomically. A stopped
-command prints one line that says what was saved (`report_stop`), and exits with 128 plus the signal
-number.
+Work that can save its state uses `stop_requests` to check for signals; after one, it saves and
+raises `Stopped`. Other work is interrupted immediately, which is safe because files are written
+atomically. A stopped command prints one line that says what was saved (`report_stop`), and exits
+with 128 plus the signal number.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class MappedRows(Rows):
         return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
-        """Return the S + 1 token ids of a row; `number` counts rows before they are shuffled.
+        """Return the S + 1 token ids of a row; `number` is its index before the rows are shuffled.
 
         Raises:
             DataError: the maps contradict each other or the documents.

@@ -1,7 +1,8 @@
-"""Finds the local or published checkpoint from which a continued run starts; checks the rows.
+"""Finds the local or published checkpoint from which a continued run starts.
 
-Published revisions have weights only; a local run may have kept its optimizer state at the step.
-The files of a published model lack its training schedule, which is known only for Pythia's sizes.
+It also checks that the rows to train on fit the model's vocabulary and tokenizer. Published
+revisions have weights only; a local run may also have kept the optimizer state of that step. The
+files of a published model lack its training schedule, which is known only for Pythia's sizes.
 """
 
 from __future__ import annotations

@@ -144,9 +144,11 @@ def fit_law(
     sizes, lengths = len(np.unique(n)), 3 if d is None else len(np.unique(d))
     if len(loss) < len(names) or min(sizes, lengths) < 3:
         raise DataError(
-            f"{len(loss)} points of {sizes} sizes cannot determine the parameters "
-            f"{', '.join(names)}; give at least as many points as parameters, "
-            f"and three different sizes{'' if d is None else ' and numbers of tokens'}"
+            f"{len(loss)} points with {sizes} different sizes"
+            f"{'' if d is None else f' and {lengths} different numbers of tokens'} cannot determine "
+            f"the parameters {', '.join(names)}; give at least as many points as parameters, with at "
+            "least three different sizes"
+            f"{'' if d is None else ' and at least three different numbers of tokens'}"
         )
     logs = np.log(loss)
 

@@ -45,8 +45,7 @@ class Params(StudyParams):
     def check(self) -> None:
         if self.seeds < 2:
             raise ConfigError(
-                f"seeds={self.seeds} must be 2..10: a band needs at least two seeds "
-                f"(the number of runs grows with the square of the number of seeds)"
+                f"seeds must be 2..10, got {self.seeds}: the variation between seeds needs at least two"
             )
         _ = self.neighbour_size
 
