@@ -303,7 +303,8 @@ class GPTNeoX(nn.Module):
         batch, seq_len = ids.shape
         if seq_len > self.config.max_seq_len:
             raise ConfigError(
-                f"rows of {seq_len} tokens exceed the model's max_seq_len={self.config.max_seq_len}"
+                f"rows of {seq_len} tokens are too long for this model: they may have at most "
+                f"max_seq_len={self.config.max_seq_len} tokens"
             )
         rotary = self.rotary(cache.n_slots if cache else seq_len, ids.device)
         x = self.embed_in(ids).flatten(0, 1).to(self.compute_dtype).float()

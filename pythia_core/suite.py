@@ -45,7 +45,9 @@ class Size:
         """
         vocab = self.vocab_size or vocab_size
         if vocab is None:
-            raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
+            raise ConfigError(
+                f"the size {self.name!r} has no fixed vocabulary; pass a vocab_size, e.g. 4096"
+            )
         shape = {"n_layers": self.n_layers, "d_model": self.d_model, "n_heads": self.n_heads}
         return ModelConfig(**{**shape, "vocab_size": vocab, "init": self.init, **overrides})
 
@@ -172,11 +174,14 @@ class Scale:
         """
         names = [name.strip() for name in (text or default).split(",") if name.strip()]
         if (text or default) and not names:
-            raise ConfigError(f"no sizes in {text!r}; expected e.g. {','.join(self.sizes[-2:])}")
+            raise ConfigError(
+                f"there are no sizes in the list {text!r}; write e.g. {','.join(self.sizes[-2:])}"
+            )
         names = names or list(self.sizes)
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ConfigError(
-                f"sizes lists {', '.join(sorted(repeated))} more than once; list each size once"
+                f"the list of sizes {text or default!r} has {', '.join(sorted(repeated))} more "
+                "than once; name each size once"
             )
         sizes = [size_named(name) for name in names]
         return tuple(s.name for s in sorted(sizes, key=lambda s: s.n_layers * s.d_model**2))
@@ -204,8 +209,8 @@ class Scale:
         """
         if self.published:
             raise ConfigError(
-                f"scale {self.name!r} trains no model from scratch; only studies that use the "
-                "released models can have this scale"
+                f"at the scale {self.name!r}, no model is trained from scratch; choose another "
+                "scale, or a study of the released models"
             )
         shape = size_named(size)
         vocab = 50_304

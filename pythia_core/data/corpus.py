@@ -94,8 +94,9 @@ def open_corpus(
                 raw = text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise DataError(
-                    f"document {count.documents} of {domain} has an unpaired surrogate at "
-                    f"character {error.start}, which is not valid text; repair the source"
+                    f"document {count.documents} of the domain {domain!r} has an unpaired "
+                    f"surrogate at character {error.start}, which is not valid text; repair the "
+                    "source"
                 ) from error
             count.add(raw)
             total += 1
@@ -105,7 +106,7 @@ def open_corpus(
         empty = sum(count.empty for count in counts.values())
         raise DataError(
             f"the corpus {data.corpus!r} has no documents"
-            + (f" ({empty} are nothing but white space)" if empty else "")
+            + (f" with text; {empty} have nothing but white space" if empty else "")
         )
 
 

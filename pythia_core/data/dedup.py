@@ -70,7 +70,9 @@ class Recipe:
         if self.keep not in ("first", "last"):
             problems.append(one_of(self.keep, ("first", "last"), "keep"))
         if not self.exact and not self.buckets:
-            problems.append("this recipe would find nothing: set exact=True or buckets > 0")
+            problems.append(
+                "this recipe would find no copies; set exact=True, or buckets to at least 1"
+            )
         raise_all(ConfigError, problems, f"Recipe {self.name!r}")
 
 
@@ -248,11 +250,13 @@ def minhash_step(recipe: Recipe) -> Any:
         _, xxhash = map(importlib.metadata.version, ("datatrove", "xxhash"))
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingDependencyError(
-            f"near-deduplication needs {error.name}: pip install -e .[dedup]"
+            f"near-deduplication needs the package {error.name}; install it with "
+            "`pip install -e .[dedup]`"
         ) from error
     if int(xxhash.split(".")[0]) >= 4:
         raise MissingDependencyError(
-            f"datatrove does not support xxhash {xxhash}; run: pip install 'xxhash<4'"
+            f"datatrove does not support xxhash {xxhash}; install an older version with "
+            "`pip install 'xxhash<4'`"
         )
     try:
         from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
@@ -280,7 +284,8 @@ def minhash_step(recipe: Recipe) -> Any:
         return MinhashDedupSignature("unused", config, language=WhitespaceTokenizer())
     except ImportError as error:
         raise MissingDependencyError(
-            f"near-deduplication needs datatrove ({error}): pip install -e .[dedup]"
+            f"near-deduplication cannot import datatrove ({error}); install it with "
+            "`pip install -e .[dedup]`"
         ) from error
 
 

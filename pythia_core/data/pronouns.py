@@ -155,8 +155,8 @@ class WordSwap:
             )
         if windows.size and (windows.min() < 0 or windows.max() >= len(self._bytes)):
             raise DataError(
-                f"ids {windows.min()}..{windows.max()} are outside the tokenizer's "
-                f"0..{len(self._bytes) - 1}; the rows were made with another tokenizer"
+                f"the rows have ids {windows.min()}..{windows.max()}, but the tokenizer's ids are "
+                f"0..{len(self._bytes) - 1}; use the tokenizer with which the rows were made"
             )
         width = windows.shape[1]
         rows, columns = np.nonzero(self._is_first[windows] & valid)

@@ -48,8 +48,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise ConfigError(
-                f"{self}: expected temperature >= 0 (0: greedy), top_k >= 0 (0: no limit) and "
-                "0 < top_p <= 1"
+                f"{self} is invalid: temperature must be at least 0 (0: greedy), top_k at least 0 "
+                "(0: no limit), and top_p above 0 and at most 1"
             )
 
 
@@ -181,16 +181,20 @@ def generate(
     longest = model.config.max_seq_len - max_new
     if max_new < 1 or longest < 1:
         raise ConfigError(
-            f"max_new={max_new} is not between 1 and {model.config.max_seq_len - 1}: prompt and "
-            f"continuation together may have at most {model.config.max_seq_len} tokens"
+            f"max_new={max_new} is not between 1 and {model.config.max_seq_len - 1}: with this "
+            "model, a prompt and its continuation may together have at most "
+            f"{model.config.max_seq_len} tokens"
         )
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise DataError(f"prompt {number} is empty; for text without a prompt, pass [eod_id]")
+            raise DataError(
+                f"prompt {number} is empty; to generate text without a prompt, pass the list with "
+                "only the end-of-document token, [eod_id]"
+            )
         if len(prompt) > longest and not truncate:
             raise DataError(
-                f"prompt {number} has {len(prompt)} tokens, but with {max_new} new tokens it may "
-                f"have at most {longest}: shorten it, lower max_new, or pass truncate=True"
+                f"prompt {number} has {len(prompt)} tokens, but may have at most {longest} if "
+                f"max_new={max_new}; shorten the prompt, lower max_new, or pass truncate=True"
             )
     rows = [list(prompt)[-longest:] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

@@ -73,7 +73,10 @@ def extract(
         ConfigError: `context` or `continuation` is below 1, or their sum exceeds the row length.
     """
     if context < 1 or continuation < 1:
-        raise ConfigError(f"context={context} and continuation={continuation} must be at least 1")
+        raise ConfigError(
+            f"context and continuation must each be at least 1, got context={context} and "
+            f"continuation={continuation}"
+        )
     distinct, group = distinct_windows(rows, context + continuation)
     distinct = distinct.astype(np.int64)
     margins = np.full(len(distinct), np.nan, np.float32)
@@ -149,7 +152,8 @@ def check_by_generation(
     memorized = extraction.memorized
     if len(rows) != len(memorized):
         raise DataError(
-            f"{len(rows)} rows, but {len(memorized)} results; pass the rows that were tested"
+            f"there are {len(rows)} rows, but extraction has the results of {len(memorized)}; "
+            "pass the same rows as to `extract`"
         )
     (yes,), (no,) = np.nonzero(memorized), np.nonzero(~memorized)
     yes = yes[np.unique(np.linspace(0, len(yes) - 1, min(sample // 2, len(yes))).astype(int))]
@@ -301,10 +305,12 @@ def _checked(rows: np.ndarray, window: int) -> np.ndarray:
     """
     rows = np.asarray(rows)
     if rows.ndim != 2:
-        raise DataError(f"rows have shape {rows.shape}; pass an array (rows, tokens)")
+        raise DataError(
+            f"rows must be an array of two dimensions (rows, tokens), got shape {rows.shape}"
+        )
     if not 1 <= window <= rows.shape[1]:
         raise ConfigError(
-            f"a window of {window} tokens does not fit rows of {rows.shape[1]} tokens; use 1 to "
-            f"{rows.shape[1]}, or longer rows"
+            f"a window of {window} tokens does not fit in rows of {rows.shape[1]} tokens; choose "
+            f"a window of 1 to {rows.shape[1]} tokens, or pass longer rows"
         )
     return rows

@@ -110,12 +110,16 @@ def pack(
     for index, request in enumerate(requests):
         size = len(request.continuation)
         if not request.context or not size:
-            part = "context; use the EOD token" if size else "continuation; leave it out"
-            raise DataError(f"request {index} has an empty {part}")
+            problem = (
+                "context; pass the end-of-document token as its context"
+                if size
+                else "continuation; leave this request out"
+            )
+            raise DataError(f"request {index} has an empty {problem}")
         if size > max_seq_len:
             raise DataError(
-                f"the continuation of request {index} has {size} tokens, but the model reads at "
-                f"most {max_seq_len}; shorten the text or use a larger max_seq_len"
+                f"the continuation of request {index} has {size} tokens, but may have at most "
+                f"max_seq_len={max_seq_len}; shorten the continuation or raise max_seq_len"
             )
         inputs = (request.context + request.continuation)[:-1][-max_seq_len:]
         rows.setdefault(inputs, []).append(index)
@@ -241,7 +245,8 @@ def continuation_requests(
     for context in contexts:
         if context != context.rstrip():
             raise DataError(
-                f"the context {context!r} ends in white space; move it to the candidates"
+                f"the context {context!r} ends in white space; move the white space to the "
+                "beginning of the candidates"
             )
     heads = [(eod_id, *encode(context)) for context in contexts]
     tails = [encode(candidate) for candidate in candidates]
@@ -268,7 +273,7 @@ def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
     available = (len(tokens) - 1) // seq_len
     if available < 1:
         raise DataError(
-            f"{len(tokens)} held-out tokens do not fill one row of {seq_len + 1}; "
+            f"{len(tokens)} held-out tokens do not fill one row of {seq_len + 1} tokens; "
             "raise heldout_fraction or lower seq_len"
         )
     picks = np.linspace(0, available - 1, min(n_rows, available)).round().astype(int)

@@ -52,7 +52,7 @@ def use_triton(tensor: Tensor) -> bool:
     if tensor.device.type != "cuda":
         return False
     if not TRITON_FOUND:
-        warn_once("Triton is not installed: the slower torch operations are used")
+        warn_once("Triton is not installed, so slower torch operations are used")
     return TRITON_FOUND
 
 
@@ -104,8 +104,8 @@ def version_problem() -> str:
     if not required or installed in required:
         return ""
     return (
-        f"torch {torch.__version__} was built for Triton {required[0]}, but {installed} is "
-        f"installed: pip install triton=={required[0]}"
+        f"torch {torch.__version__} was built for Triton {required[0]}, but Triton {installed} is "
+        f"installed; run `pip install triton=={required[0]}`"
     )
 
 
@@ -150,13 +150,13 @@ def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width
         except Exception as error:  # of Triton, ptxas, the driver or a C compiler
             _supported[key] = False
             lines = str(error).strip().splitlines() or [""]
-            reason = f"{operation}: the kernel of width {width} fails on this GPU with "
+            reason = f"the Triton kernel of {operation} fails on this GPU at width {width} with "
             reason += f"{type(error).__name__}: {lines[-1][:200]}"
             if advice := version_problem():
                 reason += f" ({advice})"
             if strict():
                 raise ConfigError(reason) from error
-            warn_once(f"{reason}; the slower torch operations are used")
+            warn_once(f"{reason}. Slower torch operations are used instead")
     return _supported[key]
 
 
@@ -174,12 +174,13 @@ def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str
     """
     accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
     wrong_types = [
-        f"{name} is {str(dtype).removeprefix('torch.')}, the kernel takes {accepted}"
+        f"{name} is {str(dtype).removeprefix('torch.')}, but the kernel takes only {accepted}"
         for name, dtype in dtypes.items()
         if dtype not in DTYPES
     ]
     problems = [*wrong_types, *problems]
     if problems:
         raise ConfigError(
-            f"{operation}: {'; '.join(problems)}. Set PYTHIA_TRITON=0 to use torch instead"
+            f"the Triton kernel of {operation} cannot take these inputs: {'; '.join(problems)}. "
+            "Set the environment variable PYTHIA_TRITON=0 to use torch operations instead"
         )

@@ -51,7 +51,9 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        log.warning("no C compiler was found; the slower torch operations are used")
+        log.warning(
+            "no C compiler was found, so slower torch operations are used; install one, e.g. gcc"
+        )
         return None
     try:
         version = subprocess.run(
@@ -69,7 +71,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", b"") or b""
         log.warning(
-            "compiling native.c failed (%s %s); the slower torch operations are used",
+            "native.c could not be compiled (%s %s), so slower torch operations are used",
             error,
             detail.decode(errors="replace")[-500:],
         )

@@ -43,8 +43,8 @@ class World:
         """
         if len(rows) % self.size:
             raise ConfigError(
-                f"a batch of {len(rows)} rows cannot be split over {self.size} processes; use a "
-                "number of processes that divides it"
+                f"a batch of {len(rows)} rows cannot be split evenly over {self.size} processes; "
+                f"use a number of processes that divides {len(rows)}"
             )
         return rows.chunk(self.size)[self.rank]
 
@@ -81,8 +81,8 @@ class World:
         values = [int(each) for each in gathered]
         if len(set(values)) > 1:
             raise TrainingError(
-                f"the {self.size} processes have different values of {name}: {values}. All "
-                "processes must see the same results folder (PYTHIA_RESULTS)"
+                f"the {self.size} processes disagree about {name}: {values}. All processes must "
+                "use the same results folder, which the variable PYTHIA_RESULTS sets"
             )
 
     def barrier(self) -> None:

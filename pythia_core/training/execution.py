@@ -34,7 +34,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ConfigError(f"Execution: {one_of(self.mode, MODES, 'mode')}")
+            raise ConfigError(one_of(self.mode, MODES, "mode of execution"))
 
     def check(self, device_kind: str) -> None:
         """Raise an error if a kind of device ("cpu", "cuda") does not support the mode.
@@ -44,8 +44,8 @@ class Execution:
         """
         if self.mode == "graph" and device_kind != "cuda":
             raise ConfigError(
-                f"mode 'graph' records CUDA kernels, but the device is {device_kind!r}; use "
-                "'eager' or 'compile'"
+                f"the execution mode 'graph' needs a CUDA device, but the device is "
+                f"{device_kind!r}; choose 'eager' or 'compile'"
             )
 
     def backend(self, kernels: str, device_kind: str) -> str:
@@ -74,7 +74,10 @@ class Execution:
         """
         mode, plus, more = text.partition("+")
         if plus and more != "recompute":
-            raise ConfigError(f"execution {text!r}: only 'recompute' may follow the +")
+            raise ConfigError(
+                f"the execution {text!r} is invalid: only 'recompute' may follow a +, as in "
+                "'eager+recompute'"
+            )
         return cls(mode, recompute=bool(plus))
 
     @classmethod

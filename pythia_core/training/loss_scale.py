@@ -50,8 +50,8 @@ class LossScale:
             self.hysteresis -= 1
         elif self.scale <= MINIMUM:
             raise TrainingError(
-                f"fp16 overflows even at a loss scale of {self.scale:g}; {self.skipped} updates "
-                "were skipped before this one. Train in bf16, or with a lower lr_max"
+                f"the gradient overflows fp16 even at the minimum loss scale, {self.scale:g}, "
+                f"after {self.skipped} skipped updates. Train in bf16, or with a lower lr_max"
             )
         else:
             self.scale = max(self.scale / 2, MINIMUM)

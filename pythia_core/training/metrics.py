@@ -36,7 +36,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):  # without a newline: an interrupted write
                 break
-            raise DataError(f"{path}:{number} is not JSON ({error}); delete the run") from error
+            raise DataError(
+                f"line {number} of {path} is not JSON ({error}); delete the run's folder and "
+                "train the run again"
+            ) from error
     return rows
 
 

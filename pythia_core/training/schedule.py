@@ -60,7 +60,7 @@ def linear_step(index: int, total_steps: int) -> int:
     532
     """
     if not 0 <= index <= N_LINEAR:
-        raise ConfigError(f"checkpoint index {index} is outside 0..{N_LINEAR}")
+        raise ConfigError(f"the index of a checkpoint must be in 0..{N_LINEAR}, got {index}")
     return round(index * total_steps / N_LINEAR)
 
 
@@ -97,7 +97,7 @@ def learning_rate(
     if form not in LR_FORMS:
         raise ConfigError(one_of(form, LR_FORMS, "learning-rate form"))
     if update < 0:
-        raise ConfigError(f"updates are counted from 0, got {update}")
+        raise ConfigError(f"update must be at least 0, got {update}")
     warmup = warmup_fraction * total_steps
     if update <= warmup and warmup > 0:
         return lr_max * update / warmup

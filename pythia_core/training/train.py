@@ -172,8 +172,9 @@ def _resume(
         trainer.load_state(step, state)
         if meta.get("machine") != machine:
             warnings.warn(
-                f"step {step} was saved on another machine, with another number of processes or "
-                "other versions; the run continues, but perhaps not bit-identically",
+                f"training resumes from step {step}, which was saved on another machine, with "
+                "another number of processes or with other versions; the result may differ in the "
+                "last bits",
                 stacklevel=3,
             )
     elif start:
@@ -307,8 +308,8 @@ def train(
                 in_flight.drain()
                 if not torch.isfinite(trainer.flat.flat).all():
                     raise TrainingError(
-                        f"the update to step {trainer.step} gave weights that are not finite; "
-                        "they were not saved. Try a lower lr_max (now "
+                        f"the update to step {trainer.step} gave weights that are not finite, so "
+                        "the weights were not saved. Try a lower lr_max (now "
                         f"{config.train.lr_max})."
                     )
                 trainer.wait_for_copy(

@@ -309,11 +309,13 @@ class Trainer:
         """
         vocab_size = self.config.model.vocab_size
         if not batch.size or batch.min() < 0 or batch.max() >= vocab_size:
-            content = f"ids {batch.min()}..{batch.max()}" if batch.size else "no rows"
-            raise DataError(
-                f"the batch of update {self.step} has {content}; the model's vocabulary is "
-                f"0..{vocab_size - 1}: data and model do not match"
+            problem = (
+                f"ids {batch.min()}..{batch.max()}, but the model's vocabulary is "
+                f"0..{vocab_size - 1}; use data that was made with the model's tokenizer"
+                if batch.size
+                else "no rows"
             )
+            raise DataError(f"the batch of update {self.step} has {problem}")
         rows = torch.from_numpy(batch.astype(np.int64))
         if self.device.type == "cuda":
             rows = rows.pin_memory()
@@ -329,12 +331,12 @@ class Trainer:
             self.execution,
             self.config.train.precision,
         )
-        advice = f"micro_batch={fits} should fit" if fits else "not even one row should fit"
-        more = "" if self.execution.recompute else "; recompute=True needs less"
+        advice = f"micro_batch={fits} should fit." if fits else "Not even one row should fit."
+        more = "" if self.execution.recompute else " recompute=True needs less memory."
         return (
-            f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time on "
-            f"a device with {free / 2**30:.1f} GiB for this process; {advice}{more}. The weights "
-            f"are those of step {self.step}."
+            f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time do "
+            f"not fit the {free / 2**30:.1f} GiB that this process can use on the device. "
+            f"{advice}{more} The weights are those of step {self.step}."
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
@@ -352,10 +354,10 @@ class Trainer:
                 self.scaler.update(pending.skipped)
                 return
             raise TrainingError(
-                f"loss {loss}, gradient norm {norm} at update {pending.step} (batch "
-                f"{batch_hash(pending.batch)}): no optimizer step was taken, the weights are "
-                f"those of step {pending.step}. Try a lower lr_max (now "
-                f"{self.config.train.lr_max}) or fp32."
+                f"update {pending.step} is not finite: its loss is {loss}, its gradient norm is "
+                f"{norm}, and its batch has the hash {batch_hash(pending.batch)}. The update was "
+                f"not applied, so the weights are those of step {pending.step}. Try a lower "
+                f"lr_max (now {self.config.train.lr_max}) or the precision fp32."
             )
         except TrainingError:
             self.step = min(self.step, pending.step)
@@ -417,8 +419,8 @@ class Trainer:
             names = sorted(shapes.keys() | saved_shapes.keys())
             differing = [n for n in names if shapes.get(n) != saved_shapes.get(n)]
             raise CheckpointError(
-                f"the state of step {step} has another architecture than the config; it differs "
-                f"in {', '.join(differing[:4])} …"
+                f"the saved state of step {step} belongs to another architecture than the config: "
+                f"tensors are missing or have other shapes ({', '.join(differing[:4])} …)"
             )
         with torch.no_grad():
             for name, p in parameters.items():

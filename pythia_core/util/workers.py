@@ -69,7 +69,9 @@ def process_count_from(variable: str) -> int | None:
     if value is None:
         return None
     if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{variable} must be a positive whole number, got {value!r}")
+        raise ConfigError(
+            f"the environment variable {variable} must be a positive whole number, got {value!r}"
+        )
     return int(value)
 
 
@@ -177,8 +179,8 @@ def parallel_map(
             _stop()
             raise PythiaError(
                 "a worker process died, perhaps because memory ran out. Finished jobs are saved. "
-                "Run the same command again to continue; if a worker dies again, use fewer workers "
-                f"(e.g. {VARIABLE}=1)"
+                "Run the same command again to continue. If a worker dies again, use fewer "
+                f"workers: set the environment variable {VARIABLE}, e.g. to 1"
             ) from error
         except BaseException:
             _stop()

@@ -112,9 +112,8 @@ def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str,
     """
     if model.head_dim not in LIBRARY:
         raise ConfigError(
-            f"no speed estimate for head_dim {model.head_dim}; there are estimates for "
-            f"{', '.join(map(str, LIBRARY))}, the head dims of the scale `gpu` and of the official "
-            "sizes"
+            f"there is no speed estimate for heads of {model.head_dim} dims; there are estimates "
+            f"for {', '.join(map(str, LIBRARY))} dims, as in the scale `gpu` and the official sizes"
         )
     way, d, n_layers, vocab = PROFILES[profile], model.d_model, model.n_layers, model.vocab_size
     efficiency = float(np.interp(d, list(EFFICIENCY), list(EFFICIENCY.values())))

@@ -516,8 +516,8 @@ def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequen
     unknown = [s for s in sizes if s not in OFFICIAL_SIZES]
     if unknown:
         raise ConfigError(
-            f"bench {benchmark} takes official sizes ({', '.join(OFFICIAL_SIZES)}), got "
-            f"{', '.join(unknown)}"
+            f"unknown sizes {', '.join(unknown)}; bench {benchmark} --sizes accepts the official "
+            f"sizes: {', '.join(OFFICIAL_SIZES)}"
         )
     return sizes or SIZES
 

@@ -47,8 +47,8 @@ def require_cuda(command: str) -> None:
 
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"{command} needs a GPU, but torch finds no CUDA device; --dry-run runs everything at "
-            "a tiny size on the CPU"
+            f"{command} needs a GPU, but torch finds no CUDA device; to try the command at a tiny "
+            "size on the CPU, add --dry-run"
         )
 
 
@@ -99,7 +99,8 @@ def read_rows(path: Path) -> list[Row]:
             unreadable.append(number)
     if unreadable:
         plural = "s" if len(unreadable) > 1 else ""
-        _warn(f"{path}: skipped damaged line{plural} {', '.join(map(str, unreadable))}")
+        lines = ", ".join(map(str, unreadable))
+        _warn(f"{path} has damaged lines, which were skipped: line{plural} {lines}")
     return rows
 
 

@@ -635,11 +635,11 @@ def text_tokens(progress: bool = True) -> np.ndarray:
     try:
         tokens = np.load(path, allow_pickle=False)
     except (ValueError, OSError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and run again") from error
+        raise DataError(f"{path} is damaged ({error}); delete the file and run again") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1 or len(tokens) <= SEQ_LEN:
         raise DataError(
             f"{path} has dtype {tokens.dtype} and shape {tokens.shape}, but must have dtype uint16 "
-            f"and one dimension of more than {SEQ_LEN}; delete it and run again"
+            f"and one dimension of more than {SEQ_LEN}; delete the file and run again"
         )
     return tokens
 

@@ -68,10 +68,10 @@ def test_files_and_folders(tmp_path: Path) -> None:
             b'{"text": "\\ud83d"}\n',
             r"x\.jsonl:1: the text has an unpaired surrogate at character 0",
         ),
-        (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: not a JSON object"),
-        (b"[" * 100_000, r"x\.jsonl:1: not a JSON object"),
+        (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: this line is not a JSON object"),
+        (b"[" * 100_000, r"x\.jsonl:1: this line is not a JSON object"),
         (b"", r"x\.jsonl' has no documents$"),
-        (b'{"text": "  \\n"}\n', r"no documents \(1 are nothing but white space\)"),
+        (b'{"text": "  \\n"}\n', r"no documents with text; 1 have nothing but"),
     ],
 )
 def test_bad_jsonl_is_named_by_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -101,7 +101,7 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_no_such_corpus(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"neither an existing file .*\(large, miniature, pocket-pile"
+        DataError, match=r"does not exist: .*\(known are large, miniature, pocket-pile"
     ):
         texts(tmp_path / "none")
     with pytest.raises(DataError, match=r"has no file that ends with \.jsonl"):
