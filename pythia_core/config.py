@@ -1,8 +1,8 @@
-"""The settings of a run, as frozen dataclasses that reject invalid values, and their stable hash.
+"""Define the settings of a run, as frozen dataclasses that reject invalid values, and hash them.
 
-A setting that changes results is a field of one of these dataclasses, and so part of a run's
-identity. Any other setting (progress bars, folders, which checkpoints are kept) is an argument of
-the function that needs it.
+A setting that changes results is a field of one of these dataclasses. It is thus part of the
+identity of a run. Any other setting, such as a folder or whether to show a progress bar, is an
+argument of the function that needs it.
 """
 
 from __future__ import annotations

@@ -5,17 +5,17 @@ Pickled weights are rejected. A model that is saved and loaded in fp32 is unchan
 
 The released models were trained differently from what their config.json declares, in two ways:
 
-- GELU. config.json declares the exact form, but training used the tanh form. `gelu="as_trained"`,
-  the default here, gives the model that was trained; "as_declared" gives the model that
+- GELU. config.json declares the exact form, but training used the tanh form. The default,
+  `gelu="as_trained"`, gives the model that was trained. `gelu="as_declared"` gives the model that
   `transformers` evaluates.
-- Rotary phases. The version of GPT-NeoX that trained the models computes the phases in the training
-  precision (EleutherAI/gpt-neox#1003). In fp16, phases are off by 0.1 to 0.8 radian at late
-  positions, more for larger heads. `rotary="as_trained"` reproduces this. That the released runs
-  had this error is inferred from the code and not measured. The default is therefore "fp32", as in
-  `transformers`.
+- Rotary phases. The version of GPT-NeoX that trained the models computes the phases in the
+  precision of training (EleutherAI/gpt-neox#1003). In fp16, this makes phases at late positions
+  wrong by 0.1 to 0.8 radian; the error is larger in larger heads. `rotary="as_trained"` reproduces
+  the error. The default is `rotary="fp32"`, as in `transformers`, because it is only inferred from
+  the code, and not measured, that the released runs had this error.
 
-Tensors have the same layout in our format and in that of `transformers`, even QKV, which is grouped
-per head. No tensor is therefore permuted.
+Tensors have the same layout here and in `transformers`. In both, even QKV is grouped per head. So
+no tensor has to be permuted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Model sizes, the book-wide setting `scale`, and the suite of sixteen runs.
+"""Define the model sizes, the book-wide setting `scale`, and the suite of sixteen runs.
 
-Shapes and learning rates of the official sizes are those of the released configs
-(EleutherAI/pythia, models/*/*.yml), not of the paper's table where the two differ (1B: 2.5e-4, not
-3.0e-4). Pythia's sixteen models are eight sizes, each trained on two corpora. Models of one size
-start from the same weights. Models on one corpus read the same batches in the same order.
+The official sizes have the shapes and learning rates of the released configs (EleutherAI/pythia,
+models/*/*.yml). Where the paper's table differs, the configs count. For example, the learning rate
+of 1B is 2.5e-4 in its config and 3.0e-4 in the table.
+
+The suite trains eight sizes on two corpora each, as Pythia does. Models of one size start from the
+same weights. Models on one corpus read the same batches in the same order.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Read the documents of a corpus: a user's files, a Hugging Face dataset, or a registered corpus.
 
-A package registers a corpus with an entry point in the group `pythia_core.corpora` that names a
-module or object with the methods of `RegisteredCorpus`. Texts are yielded exactly as stored, with
-two exceptions: line endings become "\\n", and documents of nothing but white space are dropped (and
-counted). The order of the documents is fixed.
+A package registers a corpus with an entry point in the group `pythia_core.corpora`, which names a
+module or object with the methods of `RegisteredCorpus`. The documents of a corpus have a fixed
+order. Texts are yielded exactly as stored, with two exceptions. Line endings become "\\n".
+Documents of nothing but white space are dropped and only counted.
 """
 
 from __future__ import annotations

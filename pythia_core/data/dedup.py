@@ -1,19 +1,21 @@
 """Near-deduplication: find copies among the documents of a corpus, and choose which to keep.
 
-The paper trains every size a second time, on a Pile near-deduplicated by MinHash LSH with threshold
-0.87, and gives no more detail. Most likely (the authors have not confirmed it), the signatures had
-one band of 10 hashes of word 5-grams, candidates were not verified, and the last of several copies
-was kept. Then a pair of similarity J is found with probability J^10, which is only 25 % at
-J = 0.87, so 0.87 is hardly a threshold. The recipe `eleutherai-0.87` does the same with three
-differences: words are separated by white space, the hash functions are others, and texts are not
-split into slices first.
+The paper trains every size a second time, on a Pile that was near-deduplicated by MinHash LSH with
+threshold 0.87. It gives no more detail. Most likely (the authors have not confirmed it), a MinHash
+signature had one band of 10 hashes of word 5-grams, candidate pairs were not verified, and the last
+of several copies was kept. If so, a pair of documents with Jaccard similarity J was found with
+probability J^10. At J = 0.87 this is only 25 %, so 0.87 is hardly a threshold.
+
+The recipe `eleutherai-0.87` works in the same way, with three differences: words are separated by
+white space, the hash functions are others, and texts are not split into slices first.
 
 The recipe `jaccard-0.87` verifies candidates: it finds them with 14 bands of 8 hashes and accepts
 only pairs whose exact Jaccard similarity is at least 0.87.
 
-datatrove computes the MinHash signatures. Two of its defaults are switched off: the normalisation,
-which replaces all numbers by the same one and so merges different tables, and the English
-tokenizer, which needs spaCy. So texts that differ in case or in numbers count as different.
+The package datatrove computes the MinHash signatures. Two of its defaults are switched off. One is
+the normalisation of texts, which replaces all numbers by the same one, so that different tables
+would count as copies. The other is the English tokenizer, which needs spaCy. Texts that differ in
+case or in numbers therefore count as different.
 """
 
 from __future__ import annotations

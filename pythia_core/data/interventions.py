@@ -1,9 +1,10 @@
-"""Interventions on the training data: which tokens change during a window of updates.
+"""Intervene in the training data: list which tokens change during a window of updates.
 
 The paper (section 3.1) repeats the end of training with changed pronouns and everything else equal.
-Here, all changes are computed before a fork (a run with an intervention) is trained, and are listed
-in a ledger. Each batch of the fork is its control's batch with the ledger applied, so nothing else
-differs. A token that is the last of one row and the first of another is changed in both rows.
+A run with such an intervention is a fork, and the run without it is its control. All changes are
+computed before the fork is trained, and are listed in a ledger. Each batch of the fork is the batch
+of the control with the ledger applied, so nothing else differs. A token that is the last of one row
+and the first of another is changed in both rows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The order of training: from documents to rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
+"""Put documents in training order, as rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
 
-A row contains S inputs and, shifted by one, S labels. Batch k of size B has the rows
-[k*B, (k+1)*B); it is the batch of the update from step k to step k+1. The order depends only on the
-token counts of D documents, a seed, S = seq_len and E epochs (paper section 2.3, which promises a
-reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
+The first S tokens of a row are inputs, and the last S tokens are labels. Batch k of B rows has the
+rows [k*B, (k+1)*B). The update from step k to step k+1 trains on it.
+
+The paper (section 2.3) promises an order that can be reconstructed. The order depends only on the
+numbers of tokens of D documents, a seed, S = seq_len and E epochs. It is made in four steps
+(`megatron/data/gpt2_dataset.py` at v1.0):
 
 1. one `RandomState(seed)` is made, which shuffles first in step 2 and then in step 4;
 2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
@@ -11,9 +13,9 @@ reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
    which is also the first of row i+1; rows may cross the ends of documents;
 4. the rows are shuffled.
 
-NumPy will not change RandomState, so the result does not depend on the version of NumPy. "separate"
-epochs, as the paper describes them, are also supported. Rows are read from files (PreshuffledRows)
-or gathered from documents (OrderedRows).
+NumPy will not change RandomState, so the result does not depend on the version of NumPy. In another
+policy, "separate", each epoch is shuffled on its own, as the paper describes it. Rows are read from
+files (PreshuffledRows) or gathered from documents (OrderedRows).
 """
 
 from __future__ import annotations

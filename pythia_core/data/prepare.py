@@ -1,16 +1,18 @@
 """Turn text into tokens and rows: prepare everything that a training run reads, and cache it.
 
 Each document is encoded and followed by the end-of-document token, as in the Pile's token files
-(paper section 2.2). Some documents are held out, chosen by the hash of the text, so two copies of a
-text are never in different parts. Duplicates may be removed from the training documents
-(pythia_core.data.dedup). The rows of S+1 tokens are written in training order
-(pythia_core.data.order), so a batch is a slice of a file.
+(paper section 2.2). Some documents are held out from training. A hash of the text decides which, so
+two copies of a text are always both held out or both trained on. Duplicates may be removed from the
+training documents (pythia_core.data.dedup). The rows of S+1 tokens are written in training order
+(pythia_core.data.order), so that a batch is a slice of a file.
 
-The cache has two kinds of folders, each complete or absent: `tokens-KEY` (tokenizer.json, `train.*`
-and `heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and
-`rows-KEY`. Each has a manifest with the sha256 of every file. Text is streamed, except in the
-search for duplicates, which needs all text in memory. A corpus is encoded only once: the tokens of
-the corpus without duplicates are copied from those of the whole corpus.
+The cache has two kinds of folders. A folder `tokens-KEY` has the tokenizer and the token files
+`train.*` and `heldout.*` (pairs of .bin and .idx, as in Megatron). A folder `rows-KEY` has the rows
+in one training order. All orders of the same tokens share a `tokens-KEY`. A folder is complete or
+absent, and its manifest has the sha256 of every file.
+
+Text is streamed, except in the search for duplicates, which needs all text in memory. A corpus is
+encoded only once. If duplicates are removed, the tokens of the remaining documents are copied.
 """
 
 from __future__ import annotations

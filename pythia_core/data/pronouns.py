@@ -1,4 +1,4 @@
-"""Swap words in a token stream, for the gender-bias intervention of the paper and its placebo.
+"""Find the words to swap in token ids, for the paper's gender-bias intervention and a placebo.
 
 The paper (section 3.1) repeats the last 7 % or 21 % of training with masculine pronouns replaced by
 feminine ones. Which code did this is not documented: case-studies/README.md in EleutherAI/pythia

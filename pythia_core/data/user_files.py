@@ -1,9 +1,9 @@
 """Read the user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
-JSONL has one object per line with a string under "text"; a .txt file is one document. Files may be
-gzipped. Reading is strict: a malformed line is an error that names file and line number, because
-skipping the line would silently change the data. Only "\\n" ends a line (other Unicode line
-separators may occur inside JSON strings).
+A line of a .jsonl file is an object with a string under "text", which is one document. A .txt file
+is one document. Files may be gzipped. A malformed line is an error that names the file and the line
+number, because skipping the line would silently change the data. Only "\\n" ends a line (other
+Unicode line separators may occur inside JSON strings).
 """
 
 from __future__ import annotations

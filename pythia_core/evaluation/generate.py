@@ -1,12 +1,14 @@
-"""Generation, token by token, with a cache of keys and values.
+"""Generate text token by token, with a cache of keys and values.
 
-Prompts are padded on the right, so a cache slot's index is the token's position: each new token
-overwrites a slot of padding and attends only to slots up to its own. Decoding is greedy by
-default; otherwise tokens are sampled with temperature, top-k and top-p, applied in this order. The
-random numbers depend only on the seed and the prompt's index, never on the batch.
+Prompts in a batch are padded on the right, so the index of a slot in the cache is the position of
+its token. A new token overwrites a slot of padding, and attends only to the slots up to its own.
 
-Prompt and continuation together must fit into the model's context. A longer prompt is an error,
-unless `truncate` drops its beginning, as in the evaluation harness.
+Decoding is greedy by default. Otherwise, tokens are sampled with temperature, top-k and top-p,
+which are applied in this order. The random numbers depend only on the seed and on the index of the
+prompt, not on the other prompts in the batch.
+
+A prompt and its continuation must together fit into the model's context. If they do not, this is an
+error, or `truncate` drops the beginning of the prompt, as the evaluation harness does.
 """
 
 from __future__ import annotations

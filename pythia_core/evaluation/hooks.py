@@ -4,10 +4,10 @@
         model.hidden(ids)
     outputs["layers.2"]                     # the residual stream after the third block, (B, T, d)
 
-Outputs are named after modules of pythia_core.model: `embed_in` and `layers.3` are the residual
-stream before the first and after the fourth block, `layers.3.attention` and `layers.3.mlp` what the
-fourth block adds to it. `*` matches one part of a name. The model itself does not change, and the
-hooks are removed at the end of the `with` block.
+Outputs are named after the modules of pythia_core.model. `embed_in` is the residual stream before
+the first block, and `layers.3` is the residual stream after the fourth block. `layers.3.attention`
+and `layers.3.mlp` are what the fourth block adds to the residual stream. In a pattern, `*` matches
+one part of a name. The hooks are removed at the end of the `with` block.
 
 TransformerLens and nnsight can read a model that was saved with pythia_core.hf.save.
 """

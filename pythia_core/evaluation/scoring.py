@@ -1,10 +1,14 @@
-"""Log-likelihoods, held-out loss and last-word accuracy.
+"""Compute log-likelihoods of continuations and texts, held-out loss, and last-word accuracy.
 
-The scorer follows the evaluation harness behind the released numbers: the log-probability of a
-continuation is the *sum* of its tokens' log-probabilities, a text without context is scored after
-one EOD, and "greedy" means that every token of the continuation is the most likely one. Requests
-are tokenised and packed only once (`pack`) for all checkpoints. Logits are computed in fp32, and
-only at positions that predict a continuation token.
+Scores are defined as in the evaluation harness that computed the published scores of the released
+models:
+
+- The log-probability of a continuation is the *sum* of the log-probabilities of its tokens.
+- A text without context is scored after one end-of-document token.
+- A continuation is "greedy" if each of its tokens is the most likely one.
+
+Requests are tokenised and packed into batches (`pack`) only once, for all checkpoints. Logits are
+computed in fp32, and only at positions that predict a token of a continuation.
 """
 
 from __future__ import annotations

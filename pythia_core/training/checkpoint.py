@@ -1,13 +1,15 @@
 """Save and load checkpoints: folders that are complete or absent, checked by hash when loaded.
 
-A folder `step-000123` has safetensors files and, written last, a manifest with the size and sha256
-of each file and a hash of itself. The folder is written under a temporary name, synced and renamed
-(pythia_core.util.files.atomic_dir), so a crash at any moment leaves either the whole folder or
-none. Nothing is pickled, and nothing is loaded before its hashes are checked: neither safetensors
-nor JSON would notice a flipped bit.
+The checkpoint of step 123 is the folder `step-000123`. It has safetensors files and a manifest
+(manifest.json). The manifest has the size and sha256 of each file, and a hash of its own entries.
+The folder is written under a temporary name, synced and renamed
+(pythia_core.util.files.atomic_dir). So a crash at any moment leaves either the whole folder or
+none. Nothing is pickled. All hashes are checked before anything is loaded, because neither
+safetensors nor JSON would notice a flipped bit.
 
-There are two kinds: *weights* (as the forward pass used them, so bf16 in bf16 runs) and *state*
-(fp32 masters, Adam moments and everything else that exact resumption needs).
+There are two kinds of checkpoints. *Weights* are saved as the forward pass used them, i.e. in bf16
+if a run trains in bf16. A *state* has the fp32 master weights, Adam's moments and everything else
+that exact resumption needs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-"""How a training step is executed: settings that are not part of a run's config.
+"""Choose how a training step is executed, with settings that are not part of a run's config.
 
-The same run can be executed operation by operation (eager), as one recorded CUDA graph per
-micro-step, or through torch.compile; activations can be stored or recomputed in the backward pass.
-Settings that change results bitwise are part of the run's identity (`Execution.backend`).
-torch.compile does, because it fuses operations; a graph replays the same kernels and recomputation
-repeats them, so these two do not. `PYTHIA_EXECUTION` sets the execution of all runs, e.g. "graph"
-or "compile+recompute". pythia_core.training.trainer implements the modes.
+There are three modes. "eager" executes one operation after another. "graph" records the operations
+of a micro-batch as a CUDA graph and replays it. "compile" uses torch.compile. In each mode,
+activations can either be stored or be recomputed in the backward pass.
+
+The environment variable `PYTHIA_EXECUTION` sets the execution of all runs, e.g. "graph" or
+"compile+recompute". pythia_core.training.trainer implements the modes.
+
+A setting that changes results bitwise is part of a run's identity (`Execution.backend`). The mode
+"compile" is such a setting, because it fuses operations. The mode "graph" and recomputation are
+not, because they run the same kernels.
 """
 
 from __future__ import annotations

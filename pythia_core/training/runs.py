@@ -1,10 +1,13 @@
 """Find a run by its identity, or train it. Runs are stored in results/runs.
 
-A run's identity is everything on which its weights depend bitwise: its config, the data's
-fingerprint, and the versions, kernels and kind of device. Its hash is part of the folder's name. A
-finished run is loaded, an unfinished one is continued. A fork (a run with an intervention) first
-finds or trains its control, starts from the control's exact state at the branching step, and then
-reads the control's batches with the swap applied.
+The identity of a run is everything on which its weights depend bitwise: the config, the fingerprint
+of the data, the versions of torch and of this code, the kernels and the kind of device. A hash of
+the identity is part of the name of the run's folder. If the folder has a finished run, the run is
+loaded. If training was stopped, it is continued.
+
+A fork is a run with an intervention (a swap of words). Its control is the same run without the
+intervention, and is found or trained first. The fork starts from the exact state of the control at
+the branching step. It then reads the batches of the control, with words swapped.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""One update of a run, and the state between two updates.
+"""Make one update of a run, and keep the state of training between two updates.
 
 `MicroStep` runs the forward and backward pass of one micro-batch in one of the modes of
 pythia_core.training.execution. Every mode adds the gradient to the parameters' `.grad` and the loss
-to a 0-dim fp64 sum. For every shape of rows, one CUDA graph is recorded: call `prepare` with each
-shape before gradient and sum are zeroed, because recording overwrites them.
+to a 0-dim fp64 sum. In the mode "graph", one CUDA graph is recorded for every shape of rows. The
+method `prepare` records them. Call it before gradient and sum are zeroed, because recording
+overwrites both.
 
 `Trainer.launch` enqueues an update and immediately returns a `PendingUpdate`, whose result is read
-later. Host and CUDA device do not wait for each other: loss, norm and clipping factor stay on the
-device, as does the check that they are finite. If they are not, the device skips this and every
-later update until the result is read, so the weights are always those of the last good step.
-In fp16 every result is read at once, because the learning rate and loss scale of the next update
-depend on it (DeepSpeed waits for its overflow flag at the same point).
+later. Host and CUDA device do not wait for each other, because the loss, the gradient norm, the
+clipping factor and the check that they are finite stay on the device. If a value is not finite, the
+device skips this update and every later one until the result is read. So the weights are always
+those of the last good step. In fp16, every result is read at once, because the learning rate and
+loss scale of the next update depend on it. (DeepSpeed waits at the same point.)
 """
 
 from __future__ import annotations

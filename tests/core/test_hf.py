@@ -273,7 +273,9 @@ def test_an_index_with_a_tensor_that_is_not_in_its_shard(tmp_path: Path) -> None
         iter(index["weight_map"].values())
     )
     path.write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"lacks gpt_neox\.layers\.0\.attention\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks the tensor gpt_neox\.layers\.0\.attention\.bias"
+    ):
         hf.load(folder)
 
 

@@ -2,10 +2,10 @@
 
 A step has five parts: the matrix products of the layers, the matrix products with the vocabulary,
 attention, memory-bound passes, and the loss. The operations and bytes of each part follow from the
-architecture. The rates are *estimates* from published kernels and data sheets, made before this
-project measured anything. Each estimate is a named constant, so that it can be checked. The
-optimizer has a model of its own (`optimizer_seconds`); gaps between kernel launches and power
-limits are ignored.
+architecture of the model. The rates at which a GPU performs them are *estimates* from published
+kernels and data sheets, made before this project measured anything. Each estimate is a named
+constant, so that it can be checked. The optimizer has a model of its own (`optimizer_seconds`).
+Gaps between kernel launches and limits of power are ignored.
 """
 
 from __future__ import annotations

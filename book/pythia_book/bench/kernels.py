@@ -1,10 +1,10 @@
 """Measures the speed of every kernel, compared with its reference implementation and libraries.
 
-The reference runs eagerly and, in the GPU benchmark and dry runs, also under torch.compile. Every
-implementation has a row; its time is that of one forward and one backward pass. After three warm-up
-calls there are three repeats, each of at least twenty calls (by default) that are timed one by one.
-On a GPU, the caches are flushed before every call, and two CUDA events time it. A row has the
-median of the three repeats' medians, and the lowest and highest of these medians.
+The reference runs eagerly and, on a GPU and in dry runs, also under torch.compile. Every
+implementation has a row with the time of one forward and one backward pass. After three calls to
+warm up, there are three repeats, each of at least twenty calls (by default) that are timed one by
+one. On a GPU, the caches are flushed before every call, and two CUDA events time the call. Each
+repeat has a median time. The row has the median, the lowest and the highest of these three medians.
 
 Rates count the minimal work: each operand is read once, and each result is written once. For causal
 attention, only the products of queries with keys that are not masked count. Shares are relative to

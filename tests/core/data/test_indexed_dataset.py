@@ -298,7 +298,7 @@ def test_shards_are_read_in_place(tmp_path: Path, shard: int) -> None:
         MegatronIndexed(tmp_path / "a.b")
     if len(paths) > 2:
         paths[1].unlink()
-        with pytest.raises(DataError, match="number 1 is missing"):
+        with pytest.raises(DataError, match="shard 1 is missing"):
             MegatronIndexed(tmp_path / "a.b")
 
 
