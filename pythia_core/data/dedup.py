@@ -1,4 +1,4 @@
-"""Near-deduplication: find copies among the documents of a corpus, and choose which to keep.
+"""Find copies and near-copies among the documents of a corpus, and choose which to keep.
 
 The paper trains every size a second time, on a Pile that was near-deduplicated by MinHash LSH with
 threshold 0.87. It gives no more detail. Most likely (the authors have not confirmed it), a MinHash

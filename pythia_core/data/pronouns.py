@@ -1,10 +1,10 @@
 """Find the words to swap in token ids, for the paper's gender-bias intervention and a placebo.
 
 The paper (section 3.1) repeats the last 7 % or 21 % of training with masculine pronouns replaced by
-feminine ones. Which code did this is not documented: case-studies/README.md in EleutherAI/pythia
-(commit 4d0c901) leaves the branch to be named. Here, only whole words are replaced, and only by
-words with the same number of tokens, so every row keeps its length and all other tokens are
-unchanged. The words are
+feminine ones. It is not documented which code did this, because case-studies/README.md in
+EleutherAI/pythia (commit 4d0c901) does not yet name the branch. Here, only whole words are
+replaced, and only by words with the same number of tokens. So every row keeps its length, and all
+other tokens are unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself

@@ -1,4 +1,4 @@
-"""Data parallelism: several processes, one per GPU, each with its shard of every batch.
+"""Train with several processes, one per GPU, each on its shard (part) of every batch.
 
 Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch of B rows, as the ranks of
 GPT-NeoX did. Every process divides its loss by the size of the whole batch, and the gradients of

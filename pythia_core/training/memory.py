@@ -1,4 +1,4 @@
-"""Estimates of the device memory of training and evaluation, and the largest micro-batch that fits.
+"""Estimate the device memory of training and evaluation, and the largest micro-batch that fits.
 
 Each parameter takes memory for its master weight, two moments and a gradient in fp32, and for a
 copy in the compute dtype. Each token takes memory for the activations that autograd saves in every

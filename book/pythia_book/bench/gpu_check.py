@@ -1,12 +1,12 @@
-"""The command gpu-check: checks the kernels on a GPU and measures speed, in limited time.
+"""Checks the kernels on a GPU and measures speed, in limited time (the command gpu-check).
 
-The steps are `bench` and `study` commands. Each runs in a process of its own with a time limit, so
-that a step that fails or hangs does not affect the others. A step starts only if its estimated
-duration is not above the remaining time.
+The check has several steps, each of which is a `bench` or `study` command. A step runs in a process
+of its own with a time limit, so that a step that fails or hangs does not affect the others. A step
+starts only if its estimated duration is not above the remaining time.
 
 Everything is written to one folder as soon as it is known, so that results survive if the machine
-disappears: measurements and the outcomes of steps go to FILES, and the output of the steps goes to
-check.log. A later call, e.g. with other sizes, adds to the same files.
+disappears. FILES lists the files of the measurements and of the outcomes of steps. The output of
+the steps is in check.log. A later call, e.g. with other sizes, adds to the same files.
 """
 
 from __future__ import annotations

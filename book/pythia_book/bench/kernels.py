@@ -11,7 +11,7 @@ attention, only the products of queries with keys that are not masked count. Sha
 the measured rate of a copy or of a matrix product in the same run. Errors are differences from an
 fp64 result, on fewer tokens. If an implementation cannot run, its row has the reason.
 
-A dry run does everything on tiny CPU tensors; its times are meaningless.
+A dry run does everything on tiny CPU tensors, so its times are meaningless.
 """
 
 from __future__ import annotations

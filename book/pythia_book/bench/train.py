@@ -15,7 +15,7 @@ clock rate affect all of them.
 On a CPU, the sizes and batches of the scale `laptop` are measured. On a GPU, official sizes are
 measured, with as many rows of 2,048 tokens as fit with the implementation that needs the most
 memory. The most useful comparisons come first, because the time budget may end before the last. A
-dry run does the same with tiny models on the CPU; its numbers are meaningless.
+dry run does the same with tiny models on the CPU, so its numbers are meaningless.
 """
 
 from __future__ import annotations
