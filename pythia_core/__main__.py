@@ -1,7 +1,7 @@
 """Train, inspect and study Pythia models (`python -m pythia_core`, or `pythia-book` if installed).
 
-The commands that train are in pythia_core.commands; the book registers its own
-(pythia_book.commands).
+The commands `prepare` and `train` are in pythia_core.commands. The book registers all other
+commands, which are in pythia_book.commands.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
         try:
             point.load()(command)
         except (ImportError, AttributeError, argparse.ArgumentError) as error:
-            print(f"warning: cannot load the commands of {point.value!r}: {error}", file=sys.stderr)
+            print(
+                f"warning: the commands in {point.value!r} are missing, because they cannot be "
+                f"loaded: {error}",
+                file=sys.stderr,
+            )
     return top
 
 
@@ -76,7 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.close()
             return 0
         except OSError as error:
-            print(f"error: {error}. Check free disk space and permissions.", file=sys.stderr)
+            print(
+                f"error: {error}. Check the path, its permissions and the free disk space.",
+                file=sys.stderr,
+            )
             return 1
         except KeyboardInterrupt as stop:
             return stopping.report_stop(stop, resume_note)

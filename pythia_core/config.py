@@ -1,8 +1,8 @@
-"""The settings of a run, as frozen dataclasses that reject invalid values, and their stable hash.
+"""Define the settings of a run, as frozen dataclasses that reject invalid values, and hash them.
 
-A setting that changes results is a field of one of these dataclasses, and so part of a run's
-identity. Any other setting (progress bars, folders, which checkpoints are kept) is an argument of
-the function that needs it.
+A setting that changes results is a field of one of these dataclasses. It is thus part of the
+identity of a run. Any other setting, such as a folder or whether to show a progress bar, is an
+argument of the function that needs it.
 """
 
 from __future__ import annotations
@@ -79,15 +79,16 @@ class ModelConfig:
         ]
         if not problems and self.d_model % self.n_heads:
             problems.append(
-                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; choose a divisor"
+                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; choose a divisor "
+                "of d_model"
             )
         elif not problems and 0 <= self.rotary_fraction <= 1 and self.rotary_dims % 2:
             problems.append(
-                f"rotary_fraction={self.rotary_fraction} of head dim {self.head_dim} gives "
-                f"{self.rotary_dims} rotary dims; an even number is needed"
+                f"rotary_fraction={self.rotary_fraction} gives {self.rotary_dims} rotary dims in "
+                f"a head of {self.head_dim} dims; choose a fraction that gives an even number"
             )
         if not 0 <= self.rotary_fraction <= 1:
-            problems.append(f"rotary_fraction must be in 0..1, got {self.rotary_fraction}")
+            problems.append(f"rotary_fraction must be in [0, 1], got {self.rotary_fraction}")
         if self.gelu not in GELUS:
             problems.append(one_of(self.gelu, GELUS, "gelu"))
         if self.init not in INITS:
@@ -167,7 +168,7 @@ class DataConfig:
         if self.unique_rows < 0 or (self.unique_rows > 0) != (self.epoch_policy == "rows"):
             problems.append(
                 f"unique_rows={self.unique_rows} with epoch_policy={self.epoch_policy!r}: "
-                'unique_rows must be positive for the policy "rows" and 0 for the others'
+                'unique_rows must be positive if epoch_policy is "rows", and 0 otherwise'
             )
         if not 0 <= self.heldout_fraction < 1:
             problems.append(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
@@ -182,7 +183,10 @@ class DataConfig:
         if self.tokenizer.startswith("bpe-"):
             size = self.tokenizer.removeprefix("bpe-")
             if not size.isdecimal() or not 260 <= int(size) <= 65_500:
-                problems.append(f"tokenizer {self.tokenizer!r}: N of bpe-N must be in 260..65500")
+                problems.append(
+                    f"tokenizer {self.tokenizer!r} is not possible: in a name bpe-N, N must be a "
+                    "whole number in 260..65500"
+                )
         raise_all(ConfigError, problems, "DataConfig")
 
 
@@ -225,7 +229,8 @@ class TrainConfig:
         ]
         if self.micro_batch < 0 or (self.micro_batch and self.batch_size % self.micro_batch):
             problems.append(
-                f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}"
+                f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}; "
+                "choose a divisor of batch_size, or 0 for the whole batch"
             )
         if not 0 < self.lr_max < math.inf:
             problems.append(f"lr_max must be positive and finite, got {self.lr_max}")
@@ -238,7 +243,7 @@ class TrainConfig:
         if not 0 <= self.weight_seed < 2**63:
             problems.append(f"weight_seed must be in 0..2^63-1, got {self.weight_seed}")
         if not 0 <= self.lr_min_ratio <= 1:
-            problems.append(f"lr_min_ratio must be in 0..1, got {self.lr_min_ratio}")
+            problems.append(f"lr_min_ratio must be in [0, 1], got {self.lr_min_ratio}")
         if not 0 <= self.warmup_fraction < 1:
             problems.append(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
         if not self.grad_clip > 0:
@@ -287,12 +292,13 @@ class RunConfig:
         problems = []
         if self.data.seq_len > self.model.max_seq_len:
             problems.append(
-                f"seq_len={self.data.seq_len} exceeds max_seq_len={self.model.max_seq_len}"
+                f"seq_len={self.data.seq_len} exceeds max_seq_len={self.model.max_seq_len}; lower "
+                "seq_len or raise max_seq_len"
             )
         if self.intervention and self.intervention.stop > self.train.steps:
             problems.append(
-                f"the intervention ends at step {self.intervention.stop}, "
-                f"after the run's last step {self.train.steps}"
+                f"the intervention has stop={self.intervention.stop}, but the last step of the "
+                f"run is {self.train.steps}; lower stop"
             )
         raise_all(ConfigError, problems, "RunConfig")
 
@@ -322,7 +328,10 @@ class RunConfig:
             ConfigError: this run is a fork, or an argument is invalid.
         """
         if self.intervention:
-            raise ConfigError("a fork of a fork is not supported; fork the control run instead")
+            raise ConfigError(
+                "this run is a fork (it has an intervention), and a fork cannot be forked; fork "
+                "its control run instead"
+            )
         window = InterventionConfig(swap, start, self.train.steps if stop is None else stop)
         return replace(self, intervention=window)
 
@@ -355,7 +364,9 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
             ConfigError: `part` is not a dict, a key is unknown or missing, or a value is invalid.
         """
         if not isinstance(part, dict):
-            raise ConfigError(f"{where} must be a JSON object, got {type(part).__name__}")
+            raise ConfigError(
+                f'the entry "{where}" must be a JSON object, got {type(part).__name__}'
+            )
         names = {f.name for f in fields(kind)}
         problems = [one_of(key, sorted(names), f"key in {where}") for key in part.keys() - names]
         try:

@@ -1,7 +1,7 @@
 """The errors that this library raises deliberately.
 
-Each message says what was wrong, which value was found, what is accepted, and what to do. Any other
-exception that a user sees (a TypeError, an IndexError) is a bug in this library.
+The message of such an error says what was wrong, which value was found, what is accepted, and what
+to do. If a user sees an exception of another class, e.g. a TypeError, the library has a bug.
 """
 
 from __future__ import annotations

@@ -5,17 +5,17 @@ Pickled weights are rejected. A model that is saved and loaded in fp32 is unchan
 
 The released models were trained differently from what their config.json declares, in two ways:
 
-- GELU. config.json declares the exact form, but training used the tanh form. `gelu="as_trained"`,
-  the default here, gives the model that was trained; "as_declared" gives the model that
+- GELU. config.json declares the exact form, but training used the tanh form. The default,
+  `gelu="as_trained"`, gives the model that was trained. `gelu="as_declared"` gives the model that
   `transformers` evaluates.
-- Rotary phases. The version of GPT-NeoX that trained the models computes the phases in the training
-  precision (EleutherAI/gpt-neox#1003). In fp16, phases are off by 0.1 to 0.8 radian at late
-  positions, more for larger heads. `rotary="as_trained"` reproduces this. That the released runs
-  had this error is inferred from the code and not measured. The default is therefore "fp32", as in
-  `transformers`.
+- Rotary phases. The version of GPT-NeoX that trained the models computes the phases in the
+  precision of training (EleutherAI/gpt-neox#1003). In fp16, this makes phases at late positions
+  wrong by 0.1 to 0.8 radian; the error is larger in larger heads. `rotary="as_trained"` reproduces
+  the error. The default is `rotary="fp32"`, as in `transformers`, because it is only inferred from
+  the code, and not measured, that the released runs had this error.
 
-Tensors have the same layout in our format and in that of `transformers`, even QKV, which is grouped
-per head. No tensor is therefore permuted.
+Tensors have the same layout here and in `transformers`. In both, even QKV is grouped per head. So
+no tensor has to be permuted.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class Weights(Mapping[str, Tensor]):
                 for key in keys:
                     self._add(key, file)
                 absent = [k for k, shard in index.items() if shard == file and k not in keys]
-                self.problems += [f"{file} lacks {key}, which {INDEX} lists" for key in absent]
+                self.problems += [
+                    f"{file} lacks the tensor {key}, which {INDEX} lists" for key in absent
+                ]
 
     def _read_index(self, folder: Path) -> dict[str, str]:
         """Map each stored name of a tensor to the file that has the tensor, as the index says.
@@ -98,7 +100,9 @@ class Weights(Mapping[str, Tensor]):
         try:
             index = dict(json.loads((folder / INDEX).read_text())["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / INDEX} is damaged: {error!r}") from error
+            raise CheckpointError(
+                f"{folder / INDEX} is damaged ({error!r}); get the file again from its source"
+            ) from error
         invalid = sorted({f for f in index.values() if not PLAIN_NAME.fullmatch(str(f))})
         if invalid or not index:
             raise CheckpointError(
@@ -134,10 +138,12 @@ class Weights(Mapping[str, Tensor]):
         try:
             name = our_name(stored_name)
         except KeyError:
-            self.problems.append(f"{file} has the unknown key {stored_name}")
+            self.problems.append(f"{file} has the tensor {stored_name}, which no GPT-NeoX has")
             return
         if name in self.shards:
-            self.problems.append(f"{stored_name} is in {self.shards[name]} and again in {file}")
+            self.problems.append(
+                f"the tensor {stored_name} is in {self.shards[name]} and again in {file}"
+            )
         elif name is not None:
             self.shards[name], self._stored_names[name] = file, stored_name
 
@@ -163,7 +169,7 @@ class Weights(Mapping[str, Tensor]):
         """
         headers = {name: self.header(name) for name in self.shards}
         return mismatches({name: shape for name, (shape, _) in headers.items()}, shapes) + [
-            f"{name} is stored as {dtype}, expected F16, BF16, F32 or F64"
+            f"the tensor {name} is stored as {dtype}, expected F16, BF16, F32 or F64"
             for name, (_, dtype) in headers.items()
             if dtype not in ("F16", "BF16", "F32", "F64")
         ]
@@ -177,12 +183,14 @@ def mismatches(
     Args:
         stored, needed: map the name of each tensor to its shape.
     """
-    problems = [f"{name} is missing" for name in needed if name not in stored]
+    problems = [f"the tensor {name} is missing" for name in needed if name not in stored]
     for name, shape in stored.items():
         if name not in needed:
-            problems.append(f"{name} belongs to no layer of the model in the config")
+            problems.append(f"the tensor {name} belongs to no layer of the configured model")
         elif shape != needed[name]:
-            problems.append(f"{name} has shape {shape}, but the config needs {needed[name]}")
+            problems.append(
+                f"the tensor {name} has shape {shape}, but the config needs {needed[name]}"
+            )
     return problems
 
 
@@ -281,7 +289,8 @@ def load(
         ids = id_limit(load_tokenizer(located.folder / TOKENIZER))
         if ids > config.vocab_size:
             problems.append(
-                f"{TOKENIZER} has ids up to {ids - 1}, but vocab_size is {config.vocab_size}"
+                f"{TOKENIZER} has ids up to {ids - 1}, but vocab_size in {CONFIG} is only "
+                f"{config.vocab_size}"
             )
     raise_all(CheckpointError, problems, f"{source} ({revision})")
     state = {name: weights[name].to(dtype, copy=True) for name in shapes}
@@ -362,7 +371,9 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """
     stored = tensor.detach().to("cpu", dtype).contiguous()
     if not stored.isfinite().equal(tensor.isfinite().cpu()):
-        raise CheckpointError(f"{name} has values beyond the range of {dtype}; save it in fp32")
+        raise CheckpointError(
+            f"the tensor {name} has values beyond the range of {dtype}; save the model in fp32"
+        )
     return stored
 
 
@@ -518,9 +529,9 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     kind = declared.get("model_type")
     if kind != "gpt_neox" or "GPTNeoXForCausalLM" not in declared.get("architectures", ()):
         raise CheckpointError(
-            f"this is a {kind!r} model with architectures {declared.get('architectures')}, "
-            "expected 'gpt_neox' with GPTNeoXForCausalLM: only models of Pythia's architecture can "
-            "be read"
+            f"{CONFIG} declares model_type {kind!r} and architectures "
+            f"{declared.get('architectures')}; only models of Pythia's architecture can be read: "
+            "model_type 'gpt_neox' and architectures ['GPTNeoXForCausalLM']"
         )
     rope = declared.get("rope_parameters") or {}
     problems = [
@@ -538,18 +549,16 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     act = declared.get("hidden_act", "gelu")
     if act not in GELU_FORMS:
         problems.append(one_of(act, GELU_FORMS, "hidden_act"))
-    shape: dict[str, Any] = {
-        ours: declared.get(key)
-        for ours, key in {
-            "n_layers": "num_hidden_layers",
-            "d_model": "hidden_size",
-            "n_heads": "num_attention_heads",
-            "vocab_size": "vocab_size",
-            "max_seq_len": "max_position_embeddings",
-        }.items()
+    keys = {
+        "n_layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "vocab_size": "vocab_size",
+        "max_seq_len": "max_position_embeddings",
     }
+    shape: dict[str, Any] = {ours: declared.get(key) for ours, key in keys.items()}
     problems += [
-        f"{n} must be an integer, got {v!r}" for n, v in shape.items() if type(v) is not int
+        f"{keys[n]} must be an integer, got {v!r}" for n, v in shape.items() if type(v) is not int
     ]
     raise_all(CheckpointError, problems, CONFIG)
     form = GELU_FORMS[act]
@@ -626,11 +635,12 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
         )
     raise CheckpointError(
         f"{where} has only pickled weights ({', '.join(pickled[:3])}), which can run code "
-        "when opened, so they are not read here. Convert them once:"
+        "when opened, so they are not read here. Convert the weights once, with your SOURCE, "
+        "REVISION and new FOLDER:"
         '\n  python -c "from transformers import AutoModelForCausalLM as M; '
         "M.from_pretrained('SOURCE', revision='REVISION', dtype='auto')"
-        ".save_pretrained('FOLDER')\"\nand pass FOLDER; transformers opens pickles with "
-        "weights_only=True and writes safetensors."
+        ".save_pretrained('FOLDER')\"\nThen load FOLDER here. (transformers opens pickles with "
+        "weights_only=True and writes safetensors.)"
     )
 
 
@@ -660,17 +670,16 @@ def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     """
     folder = local_folder(source)
     if folder is None:
-        raise CheckpointError(f"{source} is not a folder; give the folder of a model")
+        raise CheckpointError(f"{source} is not an existing folder; name the folder of a model")
     if (folder / revision / CONFIG).is_file():
         return ModelFolder(folder / revision)
     if (folder / CONFIG).is_file() and revision in ("main", folder.resolve().name):
         return ModelFolder(folder)
     revisions = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
-    raise CheckpointError(
-        f"{folder} has no {CONFIG} for revision {revision!r}; "
-        + (
-            f"existing revisions: {', '.join(revisions[:8])}"
-            if revisions
-            else "it is not a model folder"
-        )
-    )
+    if revisions:
+        advice = f"choose one of the existing revisions: {', '.join(revisions[:8])}"
+    elif (folder / CONFIG).is_file():
+        advice = "this folder has a single model; choose the revision 'main'"
+    else:
+        advice = "this is not a model folder"
+    raise CheckpointError(f"{folder} has no {CONFIG} for revision {revision!r}; {advice}")

@@ -1,6 +1,6 @@
-"""GPT-NeoX, the architecture of Pythia, in one file (paper section 2.1; GPT-NeoX v1.0).
+"""Define the model: GPT-NeoX, the architecture of Pythia (paper section 2.1; GPT-NeoX v1.0).
 
-It differs from a plain GPT in five ways:
+GPT-NeoX differs from a plain GPT in five ways:
 
 - Attention and MLP read the same residual stream in parallel, each through its own LayerNorm.
 - The first quarter of each query and key head has a rotary position embedding.
@@ -8,8 +8,9 @@ It differs from a plain GPT in five ways:
 - There is no dropout.
 - Attention crosses the ends of documents.
 
-The operations (pythia_core.kernels) and the initialiser (`pythia_init`) are arguments of the model.
-In shapes, B is the batch size, T the number of tokens per row and d the width of the model.
+A caller can replace the model's operations (pythia_core.kernels) and its initial weights
+(`pythia_init`) by others. In shapes, B is the batch size, T the number of tokens per row and d the
+width of the model.
 """
 
 from __future__ import annotations
@@ -303,7 +304,8 @@ class GPTNeoX(nn.Module):
         batch, seq_len = ids.shape
         if seq_len > self.config.max_seq_len:
             raise ConfigError(
-                f"rows of {seq_len} tokens exceed the model's max_seq_len={self.config.max_seq_len}"
+                f"rows of {seq_len} tokens are too long for this model: they may have at most "
+                f"max_seq_len={self.config.max_seq_len} tokens"
             )
         rotary = self.rotary(cache.n_slots if cache else seq_len, ids.device)
         x = self.embed_in(ids).flatten(0, 1).to(self.compute_dtype).float()

@@ -1,9 +1,11 @@
-"""Model sizes, the book-wide setting `scale`, and the suite of sixteen runs.
+"""Define the model sizes, the book-wide setting `scale`, and the suite of sixteen runs.
 
-Shapes and learning rates of the official sizes are those of the released configs
-(EleutherAI/pythia, models/*/*.yml), not of the paper's table where the two differ (1B: 2.5e-4, not
-3.0e-4). Pythia's sixteen models are eight sizes, each trained on two corpora. Models of one size
-start from the same weights. Models on one corpus read the same batches in the same order.
+The official sizes have the shapes and learning rates of the released configs (EleutherAI/pythia,
+models/*/*.yml). Where the paper's table differs, the configs count. For example, the learning rate
+of 1B is 2.5e-4 in its config and 3.0e-4 in the table.
+
+The suite trains eight sizes on two corpora each, as Pythia does. Models of one size start from the
+same weights. Models on one corpus read the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Size:
         """
         vocab = self.vocab_size or vocab_size
         if vocab is None:
-            raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
+            raise ConfigError(
+                f"the size {self.name!r} has no fixed vocabulary; pass a vocab_size, e.g. 4096"
+            )
         shape = {"n_layers": self.n_layers, "d_model": self.d_model, "n_heads": self.n_heads}
         return ModelConfig(**{**shape, "vocab_size": vocab, "init": self.init, **overrides})
 
@@ -172,11 +176,14 @@ class Scale:
         """
         names = [name.strip() for name in (text or default).split(",") if name.strip()]
         if (text or default) and not names:
-            raise ConfigError(f"no sizes in {text!r}; expected e.g. {','.join(self.sizes[-2:])}")
+            raise ConfigError(
+                f"there are no sizes in the list {text!r}; write e.g. {','.join(self.sizes[-2:])}"
+            )
         names = names or list(self.sizes)
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ConfigError(
-                f"sizes lists {', '.join(sorted(repeated))} more than once; list each size once"
+                f"the list of sizes {text or default!r} has {', '.join(sorted(repeated))} more "
+                "than once; name each size once"
             )
         sizes = [size_named(name) for name in names]
         return tuple(s.name for s in sorted(sizes, key=lambda s: s.n_layers * s.d_model**2))
@@ -204,8 +211,8 @@ class Scale:
         """
         if self.published:
             raise ConfigError(
-                f"scale {self.name!r} trains no model from scratch; only studies that use the "
-                "released models can have this scale"
+                f"at the scale {self.name!r}, no model is trained from scratch; choose another "
+                "scale, or a study of the released models"
             )
         shape = size_named(size)
         vocab = 50_304

@@ -1,7 +1,8 @@
-"""The library's own commands of `python -m pythia_core`; `pythia_core.__main__` runs them.
+"""The library's own commands of `python -m pythia_core`, which pythia_core.__main__ runs.
 
-Each module has a function `add`, which declares the module's commands. The other functions run a
-command by calling the library. They import heavy modules when they run, so `--help` is fast.
+Each module in this package has a function `add`, which declares the commands of the module. Its
+other functions run one command each, by calling the library. They import heavy modules only when
+they run, so that `--help` is fast.
 """
 
 from __future__ import annotations

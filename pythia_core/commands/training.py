@@ -19,7 +19,7 @@ def add(command: AddCommand) -> None:
     """Declare the commands `prepare` and `train`."""
     p = command("prepare", _prepare, "download a corpus, train a tokenizer on it and tokenize it")
     p.set_defaults(resume_note="finished parts are saved")
-    text = "scale whose corpus to prepare (default: laptop)"
+    text = "prepare the corpus of this scale (default: laptop)"
     p.add_argument("--scale", default="laptop", choices=trained_scales(), help=text)
     _add_data_options(p)
 
@@ -49,11 +49,11 @@ def add(command: AddCommand) -> None:
     option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "seed of the initial weights (default: 1234)"
     option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
-    text = "train a fork with swapped words in the updates from --start until before --stop"
+    text = "train a fork: a run that swaps these words in the updates --start to --stop - 1"
     option("--swap", choices=SWAPS, help=text)
-    text = "first swapped update (default: swap the last 7 %% of the updates)"
+    text = "first update with swapped words (default: swap in the last 7 %% of the updates)"
     option("--start", type=int, metavar="STEP", help=text)
-    text = "first update after the swap (default: swap until the end of the run)"
+    text = "first update without swapped words again (default: swap until the end of the run)"
     option("--stop", type=int, metavar="STEP", help=text)
 
 
@@ -80,7 +80,7 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         dest="heldout_fraction",
-        help="share of documents held out from training (default: the scale's)",
+        help="fraction of the documents to hold out from training (default: the scale's)",
     )
 
 
@@ -127,7 +127,9 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
         overrides["micro_batch"] = args.micro_batch
     config = scale.run(args.size, args.order_seed, args.weight_seed, **overrides)
     if not args.swap and (args.start is not None or args.stop is not None):
-        raise ConfigError("--start and --stop need --swap, which is missing; choose a swap")
+        raise ConfigError(
+            f"--start and --stop need the option --swap; choose one of {', '.join(SWAPS)}"
+        )
     if args.swap:
         start = scale.fork_step(PAPER_FORKS[1]) if args.start is None else args.start
         config = config.fork(args.swap, start, args.stop)

@@ -1,1 +1,1 @@
-"""From text to tokens, to the order of training, to the batch of step k."""
+"""Turn text into tokens, put the tokens in training order, and make the batch of each update."""

@@ -1,9 +1,9 @@
 """Read the documents of a corpus: a user's files, a Hugging Face dataset, or a registered corpus.
 
-A package registers a corpus with an entry point in the group `pythia_core.corpora` that names a
-module or object with the methods of `RegisteredCorpus`. Texts are yielded exactly as stored, with
-two exceptions: line endings become "\\n", and documents of nothing but white space are dropped (and
-counted). The order of the documents is fixed.
+A package registers a corpus with an entry point in the group `pythia_core.corpora`, which names a
+module or object with the methods of `RegisteredCorpus`. The documents of a corpus have a fixed
+order. Texts are yielded exactly as stored, with two exceptions. Line endings become "\\n".
+Documents of nothing but white space are dropped and only counted.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def open_corpus(
                 raw = text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise DataError(
-                    f"document {count.documents} of {domain} has an unpaired surrogate at "
-                    f"character {error.start}, which is not valid text; repair the source"
+                    f"document {count.documents} of the domain {domain!r} has an unpaired "
+                    f"surrogate at character {error.start}, which is not valid text; repair the "
+                    "source"
                 ) from error
             count.add(raw)
             total += 1
@@ -105,7 +106,7 @@ def open_corpus(
         empty = sum(count.empty for count in counts.values())
         raise DataError(
             f"the corpus {data.corpus!r} has no documents"
-            + (f" ({empty} are nothing but white space)" if empty else "")
+            + (f" with text; {empty} have nothing but white space" if empty else "")
         )
 
 

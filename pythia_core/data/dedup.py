@@ -1,19 +1,21 @@
-"""Near-deduplication: find copies among the documents of a corpus, and choose which to keep.
+"""Find copies and near-copies among the documents of a corpus, and choose which to keep.
 
-The paper trains every size a second time, on a Pile near-deduplicated by MinHash LSH with threshold
-0.87, and gives no more detail. Most likely (the authors have not confirmed it), the signatures had
-one band of 10 hashes of word 5-grams, candidates were not verified, and the last of several copies
-was kept. Then a pair of similarity J is found with probability J^10, which is only 25 % at
-J = 0.87, so 0.87 is hardly a threshold. The recipe `eleutherai-0.87` does the same with three
-differences: words are separated by white space, the hash functions are others, and texts are not
-split into slices first.
+The paper trains every size a second time, on a Pile that was near-deduplicated by MinHash LSH with
+threshold 0.87. It gives no more detail. Most likely (the authors have not confirmed it), a MinHash
+signature had one band of 10 hashes of word 5-grams, candidate pairs were not verified, and the last
+of several copies was kept. If so, a pair of documents with Jaccard similarity J was found with
+probability J^10. At J = 0.87 this is only 25 %, so 0.87 is hardly a threshold.
+
+The recipe `eleutherai-0.87` works in the same way, with three differences: words are separated by
+white space, the hash functions are others, and texts are not split into slices first.
 
 The recipe `jaccard-0.87` verifies candidates: it finds them with 14 bands of 8 hashes and accepts
 only pairs whose exact Jaccard similarity is at least 0.87.
 
-datatrove computes the MinHash signatures. Two of its defaults are switched off: the normalisation,
-which replaces all numbers by the same one and so merges different tables, and the English
-tokenizer, which needs spaCy. So texts that differ in case or in numbers count as different.
+The package datatrove computes the MinHash signatures. Two of its defaults are switched off. One is
+the normalisation of texts, which replaces all numbers by the same one, so that different tables
+would count as copies. The other is the English tokenizer, which needs spaCy. Texts that differ in
+case or in numbers therefore count as different.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ class Recipe:
         if self.keep not in ("first", "last"):
             problems.append(one_of(self.keep, ("first", "last"), "keep"))
         if not self.exact and not self.buckets:
-            problems.append("this recipe would find nothing: set exact=True or buckets > 0")
+            problems.append(
+                "this recipe would find no copies; set exact=True, or buckets to at least 1"
+            )
         raise_all(ConfigError, problems, f"Recipe {self.name!r}")
 
 
@@ -248,11 +252,13 @@ def minhash_step(recipe: Recipe) -> Any:
         _, xxhash = map(importlib.metadata.version, ("datatrove", "xxhash"))
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingDependencyError(
-            f"near-deduplication needs {error.name}: pip install -e .[dedup]"
+            f"near-deduplication needs the package {error.name}; install it with "
+            "`pip install -e .[dedup]`"
         ) from error
     if int(xxhash.split(".")[0]) >= 4:
         raise MissingDependencyError(
-            f"datatrove does not support xxhash {xxhash}; run: pip install 'xxhash<4'"
+            f"datatrove does not support xxhash {xxhash}; install an older version with "
+            "`pip install 'xxhash<4'`"
         )
     try:
         from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
@@ -280,7 +286,8 @@ def minhash_step(recipe: Recipe) -> Any:
         return MinhashDedupSignature("unused", config, language=WhitespaceTokenizer())
     except ImportError as error:
         raise MissingDependencyError(
-            f"near-deduplication needs datatrove ({error}): pip install -e .[dedup]"
+            f"near-deduplication cannot import datatrove ({error}); install it with "
+            "`pip install -e .[dedup]`"
         ) from error
 
 

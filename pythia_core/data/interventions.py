@@ -1,9 +1,10 @@
-"""Interventions on the training data: which tokens change during a window of updates.
+"""Intervene in the training data: list which tokens change during a window of updates.
 
 The paper (section 3.1) repeats the end of training with changed pronouns and everything else equal.
-Here, all changes are computed before a fork (a run with an intervention) is trained, and are listed
-in a ledger. Each batch of the fork is its control's batch with the ledger applied, so nothing else
-differs. A token that is the last of one row and the first of another is changed in both rows.
+A run with such an intervention is a fork, and the run without it is its control. All changes are
+computed before the fork is trained, and are listed in a ledger. Each batch of the fork is the batch
+of the control with the ledger applied, so nothing else differs. A token that is the last of one row
+and the first of another is changed in both rows.
 """
 
 from __future__ import annotations
@@ -70,16 +71,16 @@ class Ledger:
         index = self.row[low:high] - first_row, self.column[low:high]
         if low < high and int(index[1].max()) >= changed.shape[1]:
             raise DataError(
-                f"the ledger changes column {index[1].max()}, but the rows have only "
-                f"{changed.shape[1]} tokens: the ledger belongs to other data"
+                f"the intervention's ledger changes column {index[1].max()}, but rows have only "
+                f"{changed.shape[1]} tokens, so the ledger was made for other data"
             )
         wrong = np.flatnonzero(changed[index] != self.old[low:high])
         if wrong.size:
             i = int(wrong[0])
             raise DataError(
-                f"row {self.row[low + i]}, column {self.column[low + i]} has token "
-                f"{changed[index][i]}, but the ledger expects {self.old[low + i]}: the ledger "
-                "belongs to other data or to another order"
+                f"the intervention's ledger expects token {self.old[low + i]} in row "
+                f"{self.row[low + i]}, column {self.column[low + i]}, but the data has token "
+                f"{changed[index][i]} there, so the ledger was made for other data or another order"
             )
         changed[index] = self.new[low:high].astype(changed.dtype)
         return changed
@@ -129,9 +130,12 @@ class Ledger:
                 ledger = cls(**{name: file.get_tensor(name) for name in _ARRAYS}, **values)
             ledger._check()
             if metadata["sha256"] != ledger._digest():
-                raise ValueError("its content does not match its hash; delete it and run again")
+                raise ValueError("its contents do not have the sha256 in its metadata")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a readable ledger: {error}") from error
+            detail = f"no entry {error}" if isinstance(error, KeyError) else error
+            raise DataError(
+                f"{path} is not a readable ledger: {detail}. Delete the file and run again"
+            ) from error
         return ledger
 
     def _digest(self) -> str:
@@ -214,7 +218,8 @@ def make_ledger(
         unchanged = data.rows.rows(start, start + len(rows))
         if not np.array_equal(windows[:, context:-context], unchanged):
             raise DataError(
-                f"the rows in {data.folder} are not in the order that their manifest describes"
+                f"the rows in {data.folder} are not in the order that their manifest describes; "
+                "delete this folder and run again"
             )
         row, *others, occurrences = swap.find(windows, valid, context, context)
         parts.append((row + start, *others))

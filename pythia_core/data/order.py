@@ -1,9 +1,11 @@
-"""The order of training: from documents to rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
+"""Put documents in training order, as rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
 
-A row contains S inputs and, shifted by one, S labels. Batch k of size B has the rows
-[k*B, (k+1)*B); it is the batch of the update from step k to step k+1. The order depends only on the
-token counts of D documents, a seed, S = seq_len and E epochs (paper section 2.3, which promises a
-reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
+The first S tokens of a row are inputs, and the last S tokens are labels. Batch k of B rows has the
+rows [k*B, (k+1)*B). The update from step k to step k+1 trains on it.
+
+The paper (section 2.3) promises an order that can be reconstructed. The order depends only on the
+numbers of tokens of D documents, a seed, S = seq_len and E epochs. It is made in four steps
+(`megatron/data/gpt2_dataset.py` at v1.0):
 
 1. one `RandomState(seed)` is made, which shuffles first in step 2 and then in step 4;
 2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
@@ -11,9 +13,9 @@ reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
    which is also the first of row i+1; rows may cross the ends of documents;
 4. the rows are shuffled.
 
-NumPy will not change RandomState, so the result does not depend on the version of NumPy. "separate"
-epochs, as the paper describes them, are also supported. Rows are read from files (PreshuffledRows)
-or gathered from documents (OrderedRows).
+NumPy will not change RandomState, so the result does not depend on the version of NumPy. In another
+policy, "separate", each epoch is shuffled on its own, as the paper describes it. Rows are read from
+files (PreshuffledRows) or gathered from documents (OrderedRows).
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ class Rows:
             DataError: [start, stop) is outside 0..n_rows.
         """
         if not 0 <= start <= stop <= self.n_rows:
-            raise DataError(f"rows [{start}, {stop}) are outside 0..{self.n_rows}")
+            raise DataError(
+                f"rows start={start} to stop={stop} do not exist; there are {self.n_rows} rows, "
+                f"so 0 <= start <= stop <= {self.n_rows} must hold"
+            )
         return self._rows(start, stop)
 
     def _rows(self, start: int, stop: int) -> NDArray:
@@ -79,14 +84,17 @@ class Rows:
                 with the first row would repeat data).
         """
         if step < 0 or batch_size < 1:
-            raise DataError(f"need step >= 0 and batch_size >= 1, got {step}, {batch_size}")
+            raise DataError(
+                f"step must be at least 0 and batch_size at least 1, got step={step} and "
+                f"batch_size={batch_size}"
+            )
         if (step + 1) * batch_size > self.n_rows:
             n_steps = self.n_rows // batch_size
             raise DataError(
-                f"step {step} needs rows up to {(step + 1) * batch_size}, but there are "
-                f"{self.n_rows}: the last full batch of {batch_size} is "
+                f"step {step} needs {(step + 1) * batch_size} rows, but there are only "
+                f"{self.n_rows}, so the last full batch of {batch_size} is "
                 + (f"step {n_steps - 1}" if n_steps else "none")
-                + "; use fewer steps, a smaller batch, more epochs or more text"
+                + ". Use fewer steps, a smaller batch, more epochs or more text"
             )
         return self.rows(step * batch_size, (step + 1) * batch_size)
 
@@ -115,9 +123,10 @@ class FixedRows(Rows):
         self._row_bytes = (seq_len + 1) * self.dtype.itemsize
         if not sum(sizes) or sum(sizes) % self._row_bytes:
             raise DataError(
-                f"{name} (+{len(sizes) - 1} more): {sum(sizes)} bytes are not a whole number of "
-                f"rows, each of {seq_len + 1} ids of {self.dtype.itemsize} bytes; a shard is "
-                f"truncated or missing, or seq_len={seq_len} is wrong"
+                f"{name}{f' and {len(sizes) - 1} more shards' if len(sizes) > 1 else ''} should "
+                f"have a whole number of rows, each of {seq_len + 1} ids of {self.dtype.itemsize} "
+                f"bytes, but there are {sum(sizes)} bytes; a shard is truncated or missing, or "
+                f"seq_len={seq_len} is wrong"
             )
         self.n_rows = sum(sizes) // self._row_bytes
         self._bounds = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist()
@@ -151,7 +160,9 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
         DataError: an epoch has no tokens.
     """
     if tokens_per_epoch < 1:
-        raise DataError(f"an epoch has {tokens_per_epoch} tokens; the corpus is empty")
+        raise DataError(
+            f"the corpus is empty (tokens_per_epoch={tokens_per_epoch}); use another corpus"
+        )
     return max(1, -(-(n_samples * seq_len + 1) // tokens_per_epoch))
 
 
@@ -206,7 +217,9 @@ class RowOrder:
                 'with the policy "rows" and leave it at 0 otherwise'
             )
         if epochs < 1 or seq_len < 1:
-            raise ConfigError(f"epochs and seq_len must be at least 1, got {epochs}, {seq_len}")
+            raise ConfigError(
+                f"epochs and seq_len must be at least 1, got epochs={epochs} and seq_len={seq_len}"
+            )
         lengths = np.asarray(sizes, dtype=np.int64)
         if lengths.ndim != 1 or (lengths.size and lengths.min() < 0):
             raise DataError("document sizes must be a flat list of non-negative integers")
@@ -218,8 +231,8 @@ class RowOrder:
         self._part_rows = (self._part_tokens - 1) // seq_len
         if self._part_rows < 1:
             raise DataError(
-                f"{self._part_tokens} tokens are less than one row of seq_len + 1 = {seq_len + 1}; "
-                "use more text or a smaller seq_len"
+                f"the text has only {self._part_tokens} tokens, but a row needs seq_len + 1 = "
+                f"{seq_len + 1}; use more text or a smaller seq_len"
             )
         self.n_rows = parts * self._part_rows
 
@@ -282,12 +295,12 @@ class RowOrder:
         indices = np.asarray(rows, dtype=np.int64).reshape(-1)
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_rows):
             bad = int(indices[(indices < 0) | (indices >= self.n_rows)][0])
-            raise DataError(f"no row {bad}; this order has rows 0..{self.n_rows - 1}")
+            raise DataError(f"there is no row {bad}; this order has the rows 0..{self.n_rows - 1}")
         if (data.n_documents, data.n_tokens) != (self.n_documents, self.tokens_per_epoch):
             raise DataError(
                 f"{data.prefix} has {data.n_documents} documents and {data.n_tokens} tokens, but "
-                f"the order was made for {self.n_documents} documents and "
-                f"{self.tokens_per_epoch} tokens"
+                f"this order was made for a file with {self.n_documents} documents and "
+                f"{self.tokens_per_epoch} tokens; pass that file"
             )
         part, row = np.divmod(self.shuffle[indices].astype(np.int64), self._part_rows)
         offsets = np.arange(-before, self.seq_len + 1 + after)
@@ -316,7 +329,10 @@ class RowOrder:
             DataError: the order has fewer than `n_rows` rows.
         """
         if not 0 <= n_rows <= self.n_rows:
-            raise DataError(f"n_rows={n_rows} is outside 0..{self.n_rows}, the rows of this order")
+            raise DataError(
+                f"n_rows must be in 0..{self.n_rows}, the number of rows of this order, got "
+                f"{n_rows}"
+            )
         counts = np.zeros(self.tokens_per_epoch, np.uint16)
         repeats = []
         for start in range(0, n_rows, block):
@@ -385,7 +401,7 @@ class PreshuffledRows(FixedRows):
     ) -> None:
         self.paths = [Path(path) for path in paths]
         if not self.paths:
-            raise DataError("no files of rows; pass at least one")
+            raise DataError("the list of files with rows is empty; pass at least one file")
         for path in self.paths:
             if not path.is_file():
                 raise DataError(f"{path} does not exist; pass all shards, in order")
@@ -413,7 +429,9 @@ def batch_hash(rows: NDArray[np.integer]) -> str:
     if array.dtype.kind not in "iu":
         raise DataError(f"a batch must have integer ids, got {array.dtype}")
     if array.size and (array.min() < 0 or array.max() >= 2**32):
-        raise DataError(f"ids {array.min()}..{array.max()} of a batch are not all in 0..2^32-1")
+        raise DataError(
+            f"the ids of a batch must be in 0..2^32-1, got ids from {array.min()} to {array.max()}"
+        )
     digest = hashlib.sha256(np.asarray([array.ndim, *array.shape], dtype="<u8").tobytes())
     digest.update(np.ascontiguousarray(array, dtype="<u4").tobytes())
     return digest.hexdigest()[:32]

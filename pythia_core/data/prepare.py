@@ -1,16 +1,18 @@
 """Turn text into tokens and rows: prepare everything that a training run reads, and cache it.
 
 Each document is encoded and followed by the end-of-document token, as in the Pile's token files
-(paper section 2.2). Some documents are held out, chosen by the hash of the text, so two copies of a
-text are never in different parts. Duplicates may be removed from the training documents
-(pythia_core.data.dedup). The rows of S+1 tokens are written in training order
-(pythia_core.data.order), so a batch is a slice of a file.
+(paper section 2.2). Some documents are held out from training. A hash of the text decides which, so
+two copies of a text are always both held out or both trained on. Duplicates may be removed from the
+training documents (pythia_core.data.dedup). The rows of S+1 tokens are written in training order
+(pythia_core.data.order), so that a batch is a slice of a file.
 
-The cache has two kinds of folders, each complete or absent: `tokens-KEY` (tokenizer.json, `train.*`
-and `heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and
-`rows-KEY`. Each has a manifest with the sha256 of every file. Text is streamed, except in the
-search for duplicates, which needs all text in memory. A corpus is encoded only once: the tokens of
-the corpus without duplicates are copied from those of the whole corpus.
+The cache has two kinds of folders. A folder `tokens-KEY` has the tokenizer and the token files
+`train.*` and `heldout.*` (pairs of .bin and .idx, as in Megatron). A folder `rows-KEY` has the rows
+in one training order. All orders of the same tokens share a `tokens-KEY`. A folder is complete or
+absent, and its manifest has the sha256 of every file.
+
+Text is streamed, except in the search for duplicates, which needs all text in memory. A corpus is
+encoded only once. If duplicates are removed, the tokens of the remaining documents are copied.
 """
 
 from __future__ import annotations
@@ -240,7 +242,9 @@ class PreparedData:
         ledger = Ledger.load(path)
         expected = (window.swap, window.start, window.stop, batch_size)
         if (ledger.swap, ledger.start, ledger.stop, ledger.batch_size) != expected:
-            raise DataError(f"{path} belongs to another run; delete it and run again")
+            raise DataError(
+                f"the ledger {path} belongs to another intervention; delete the file and run again"
+            )
         return ledger
 
     def with_heldout(self) -> PreparedData:
@@ -263,9 +267,12 @@ class PreparedData:
                 path = folder / name
                 size = path.stat().st_size if path.is_file() else None
                 if size != entry["bytes"]:
-                    raise damaged(folder, f"{name} has {size} bytes, not {entry['bytes']}")
+                    found = "is missing" if size is None else f"has {size} bytes"
+                    raise damaged(folder, f"{name} {found}, expected {entry['bytes']} bytes")
                 if (full or total <= FULL_CHECK_BYTES) and file_sha256(path) != entry["sha256"]:
-                    raise damaged(folder, f"{name} does not have sha256 {entry['sha256']}")
+                    raise damaged(
+                        folder, f"the sha256 of {name} is not {entry['sha256']} as recorded"
+                    )
 
 
 def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
@@ -299,9 +306,9 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
             same = same and prepared.manifest["rows"]["order"] == order
             prepared.verify(full=False)
         except (KeyError, TypeError, AttributeError) as error:
-            raise damaged(rows, f"its manifest lacks {error}") from error
+            raise damaged(rows, f"manifest.json is incomplete ({error!r})") from error
         if not same:
-            raise damaged(rows, "its manifest contradicts itself")
+            raise damaged(rows, "entries of manifest.json contradict each other")
         # opening the files checks their structure too
         _ = prepared.tokens, prepared.heldout, prepared.rows
     return prepared
@@ -531,7 +538,9 @@ def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> No
         before: the summary of each domain's tally in another reading.
     """
     if {name: tally.summary() for name, tally in now.items()} != before:
-        raise DataError(f"the corpus {data.corpus!r} changed while it was being read; run again")
+        raise DataError(
+            f"the corpus {data.corpus!r} changed while its tokens were being prepared; run again"
+        )
 
 
 _NO_TOKENS = {
@@ -609,17 +618,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         value = json.loads((folder / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise damaged(folder, f"its manifest cannot be read ({error})") from error
+        raise damaged(folder, f"manifest.json cannot be read ({error})") from error
     if not isinstance(value, dict):
-        raise damaged(folder, "its manifest is not an object")
+        raise damaged(folder, "manifest.json is not a JSON object")
     return value
 
 
 def damaged(folder: Path, reason: str) -> DataError:
     """Return the error to raise when the prepared data in `folder` are damaged."""
     return DataError(
-        f"the prepared data in {folder} are damaged: {reason}. Delete that folder; it will be "
-        "prepared again from the corpus"
+        f"the prepared data in {folder} are damaged: {reason}. Delete this folder and run again; "
+        "the data will then be prepared again from the corpus"
     )
 
 
@@ -655,7 +664,7 @@ def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[
     if len(excluded) == len(fractions):
         raise DataError(
             f"heldout_fraction={limit} would hold out all {len(fractions)} document(s) of "
-            f"{data.corpus!r} (copies of a text count as one); use 0, a smaller fraction or more "
-            "text"
+            f"{data.corpus!r} (copies of a text are held out together); use 0, a smaller fraction "
+            "or more text"
         )
     return excluded, sum(size for number, size in enumerate(lengths) if number not in excluded)

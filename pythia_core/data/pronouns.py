@@ -1,10 +1,10 @@
-"""Swap words in a token stream, for the gender-bias intervention of the paper and its placebo.
+"""Find the words to swap in token ids, for the paper's gender-bias intervention and a placebo.
 
 The paper (section 3.1) repeats the last 7 % or 21 % of training with masculine pronouns replaced by
-feminine ones. Which code did this is not documented: case-studies/README.md in EleutherAI/pythia
-(commit 4d0c901) leaves the branch to be named. Here, only whole words are replaced, and only by
-words with the same number of tokens, so every row keeps its length and all other tokens are
-unchanged. The words are
+feminine ones. It is not documented which code did this, because case-studies/README.md in
+EleutherAI/pythia (commit 4d0c901) does not yet name the branch. Here, only whole words are
+replaced, and only by words with the same number of tokens. So every row keeps its length, and all
+other tokens are unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
@@ -155,8 +155,8 @@ class WordSwap:
             )
         if windows.size and (windows.min() < 0 or windows.max() >= len(self._bytes)):
             raise DataError(
-                f"ids {windows.min()}..{windows.max()} are outside the tokenizer's "
-                f"0..{len(self._bytes) - 1}; the rows were made with another tokenizer"
+                f"the rows have ids {windows.min()}..{windows.max()}, but the tokenizer's ids are "
+                f"0..{len(self._bytes) - 1}; use the tokenizer with which the rows were made"
             )
         width = windows.shape[1]
         rows, columns = np.nonzero(self._is_first[windows] & valid)

@@ -92,15 +92,18 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     path = Path(path).expanduser()
     if not path.is_file():
         raise DataError(
-            f"no tokenizer at {path}; accepted: 'bpe-N' (trained on the corpus), 'neox-20b' (the "
-            "official one), or the path of a tokenizer.json"
+            f"there is no tokenizer at {path}; accepted: 'bpe-N' (trained on the corpus), "
+            "'neox-20b' (Pythia's own), or the path of a tokenizer.json"
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise DataError(f"{path} is not a tokenizer.json: {error}") from error
     if tokenizer.token_to_id(EOD) is None:
-        raise DataError(f"the tokenizer {path} has no token {EOD!r} to end documents with")
+        raise DataError(
+            f"the tokenizer {path} has no token {EOD!r}, which must end every document; use "
+            "another tokenizer"
+        )
     return disable_special_tokens(tokenizer)
 
 

@@ -1,9 +1,9 @@
 """Read the user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
-JSONL has one object per line with a string under "text"; a .txt file is one document. Files may be
-gzipped. Reading is strict: a malformed line is an error that names file and line number, because
-skipping the line would silently change the data. Only "\\n" ends a line (other Unicode line
-separators may occur inside JSON strings).
+A line of a .jsonl file is an object with a string under "text", which is one document. A .txt file
+is one document. Files may be gzipped. A malformed line is an error that names the file and the line
+number, because skipping the line would silently change the data. Only "\\n" ends a line (other
+Unicode line separators may occur inside JSON strings).
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def _files(corpus: str) -> list[tuple[Path, str]]:
         files = [(path, name) for path, name in files if "/." not in f"/{name}"]
     else:
         raise DataError(
-            f"corpus {corpus!r} is neither an existing file or folder, nor 'hf:NAME', nor a "
-            f"registered name ({', '.join(sorted(registered('corpora'))) or 'there are none'})"
+            f"corpus {corpus!r} does not exist: name an existing file or folder, a Hugging Face "
+            "dataset as 'hf:NAME', or a registered corpus (known are "
+            f"{', '.join(sorted(registered('corpora'))) or 'none'})"
         )
     matches = sorted((p for p in files if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
     if not matches:
@@ -98,13 +99,16 @@ def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 if len(raw) > MAX_BYTES:
                     raise DataError(
-                        f"{path}:{number}: this document is longer than {MAX_BYTES} bytes; split it"
+                        f"{path}:{number}: this document is longer than {MAX_BYTES} bytes; split "
+                        "the document"
                     )
                 yield number, raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip after line {number}: {error}") from error
+        raise DataError(
+            f"{path}: the gzip data is damaged after line {number} ({error}); get the file again"
+        ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _decode(path: Path, number: int, raw: bytes) -> str:
@@ -121,8 +125,8 @@ def _decode(path: Path, number: int, raw: bytes) -> str:
     except UnicodeDecodeError as error:
         line = number + raw[: error.start].count(b"\n")
         raise DataError(
-            f"{path}:{line}: not UTF-8 (byte {raw[error.start]:#04x} at offset {error.start}); "
-            "convert the file to UTF-8 first"
+            f"{path}:{line}: this text is not UTF-8 (byte {raw[error.start]:#04x} at offset "
+            f"{error.start}); convert the file to UTF-8"
         ) from error
 
 
@@ -145,7 +149,7 @@ def _jsonl(path: Path) -> Iterator[str]:
         try:
             value = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not a JSON object: {error}") from error
+            raise DataError(f"{path}:{number}: this line is not a JSON object: {error}") from error
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             content = f"keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
             if isinstance(value, dict) and "text" in value:

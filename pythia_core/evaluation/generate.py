@@ -1,12 +1,14 @@
-"""Generation, token by token, with a cache of keys and values.
+"""Generate text token by token, with a cache of keys and values.
 
-Prompts are padded on the right, so a cache slot's index is the token's position: each new token
-overwrites a slot of padding and attends only to slots up to its own. Decoding is greedy by
-default; otherwise tokens are sampled with temperature, top-k and top-p, applied in this order. The
-random numbers depend only on the seed and the prompt's index, never on the batch.
+Prompts in a batch are padded on the right, so the index of a slot in the cache is the position of
+its token. A new token overwrites a slot of padding, and attends only to the slots up to its own.
 
-Prompt and continuation together must fit into the model's context. A longer prompt is an error,
-unless `truncate` drops its beginning, as in the evaluation harness.
+Decoding is greedy by default. Otherwise, tokens are sampled with temperature, top-k and top-p,
+which are applied in this order. The random numbers depend only on the seed and on the index of the
+prompt, not on the other prompts in the batch.
+
+A prompt and its continuation must together fit into the model's context. If they do not, this is an
+error, or `truncate` drops the beginning of the prompt, as the evaluation harness does.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise ConfigError(
-                f"{self}: expected temperature >= 0 (0: greedy), top_k >= 0 (0: no limit) and "
-                "0 < top_p <= 1"
+                f"{self} is invalid: temperature must be at least 0 (0: greedy), top_k at least 0 "
+                "(0: no limit), and top_p above 0 and at most 1"
             )
 
 
@@ -181,16 +183,20 @@ def generate(
     longest = model.config.max_seq_len - max_new
     if max_new < 1 or longest < 1:
         raise ConfigError(
-            f"max_new={max_new} is not between 1 and {model.config.max_seq_len - 1}: prompt and "
-            f"continuation together may have at most {model.config.max_seq_len} tokens"
+            f"max_new={max_new} is not between 1 and {model.config.max_seq_len - 1}: with this "
+            "model, a prompt and its continuation may together have at most "
+            f"{model.config.max_seq_len} tokens"
         )
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise DataError(f"prompt {number} is empty; for text without a prompt, pass [eod_id]")
+            raise DataError(
+                f"prompt {number} is empty; to generate text without a prompt, pass the list with "
+                "only the end-of-document token, [eod_id]"
+            )
         if len(prompt) > longest and not truncate:
             raise DataError(
-                f"prompt {number} has {len(prompt)} tokens, but with {max_new} new tokens it may "
-                f"have at most {longest}: shorten it, lower max_new, or pass truncate=True"
+                f"prompt {number} has {len(prompt)} tokens, but may have at most {longest} if "
+                f"max_new={max_new}; shorten the prompt, lower max_new, or pass truncate=True"
             )
     rows = [list(prompt)[-longest:] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

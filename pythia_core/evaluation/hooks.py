@@ -4,10 +4,10 @@
         model.hidden(ids)
     outputs["layers.2"]                     # the residual stream after the third block, (B, T, d)
 
-Outputs are named after modules of pythia_core.model: `embed_in` and `layers.3` are the residual
-stream before the first and after the fourth block, `layers.3.attention` and `layers.3.mlp` what the
-fourth block adds to it. `*` matches one part of a name. The model itself does not change, and the
-hooks are removed at the end of the `with` block.
+Outputs are named after the modules of pythia_core.model. `embed_in` is the residual stream before
+the first block, and `layers.3` is the residual stream after the fourth block. `layers.3.attention`
+and `layers.3.mlp` are what the fourth block adds to the residual stream. In a pattern, `*` matches
+one part of a name. The hooks are removed at the end of the `with` block.
 
 TransformerLens and nnsight can read a model that was saved with pythia_core.hf.save.
 """
@@ -47,7 +47,8 @@ def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
                 ".".join("*" if part.isdecimal() else part for part in name.split("."))
                 for name in names
             )
-            raise ConfigError(one_of(pattern, kinds, "module"))
+            known = one_of(pattern, kinds, "module")
+            raise ConfigError(f"{known} Each * stands for the number of a layer of this model.")
         selected |= matches
     return [name for name in names if name in selected]
 
@@ -104,8 +105,9 @@ def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
                 new = fn(old)
                 if new.shape != old.shape or new.dtype != old.dtype:
                     raise ConfigError(
-                        f"the function at {name} returned {tuple(new.shape)} {new.dtype} for an "
-                        f"output of {tuple(old.shape)} {old.dtype}; return the same shape and dtype"
+                        f"fn returned a tensor {tuple(new.shape)} of {new.dtype} for {name}, whose "
+                        f"output is {tuple(old.shape)} of {old.dtype}; return a tensor of the same "
+                        "shape and dtype"
                     )
                 return new.reshape(out.shape)
 
@@ -137,7 +139,8 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
                 x, rotary, batch, attend = args
                 if attend is not model.ops.attention:
                     raise ConfigError(
-                        "attention patterns need whole rows; run the model without a cache"
+                        "record_attention needs whole rows, but the model was called with a cache "
+                        "of earlier tokens; call the model without a cache"
                     )
                 if layer == 0:
                     patterns.clear()

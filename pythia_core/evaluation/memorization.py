@@ -1,20 +1,22 @@
 """Find the training rows that a model has memorized, and count repetitions (paper section 3.2).
 
-A row is (k, l)-memorized if greedy decoding from its first k tokens gives its next l; the paper
-uses k = l = 32 and tests every row read so far. No generation is needed: a row is memorized if and
-only if, given its *own* earlier tokens, the correct token is the most likely one at each of the l
-positions, because generation reads the same tokens until its first wrong one. Most rows fail at the
-first position, so rows are tested in three stages: at one position, at a few, at all. Weights and
-activations are fp32 (the released numbers: fp16), so ties are rare; for every memorized row the
-smallest margin of the correct token is stored.
+A row is (k, l)-memorized if greedy decoding from its first k tokens gives its next l tokens. The
+paper uses k = l = 32 and tests every row that training has read so far.
 
-The *repetition count* of a row is the number of times that a window of its tokens occurs, at any
-offset, in the rows read up to a step. How often a row's continuation was read is counted by the
-continuation alone: a copy of a text may begin at another place, be cut, or differ in an earlier
-token, and still teach the same continuation, so counting whole beginnings takes such rows for rows
-read once. Occurrences across the end of a row were never read whole and do not count; neither do
-near-duplicates of the window. Windows are found by a rolling hash and then compared token by token,
-so a hash collision cannot give a false match.
+No text needs to be generated for this test. Greedy decoding reads the same tokens as the row until
+its first wrong token. So a row is memorized if and only if the model, given the row's *own* earlier
+tokens, finds the correct token most likely at each of the l positions. Most rows fail at the first
+position. Rows are therefore tested in three stages: at one position, at a few, and at all. Weights
+and activations are in fp32, so that ties are rare. (In the paper, they were in fp16.) For every
+memorized row, the smallest margin of a correct token is stored.
+
+`repetition_counts` counts how often given windows of tokens, e.g. the continuations of rows, occur
+in the rows that training has read, at any offset. Only the continuation of a row should be counted,
+without the context before it. A copy of a text can teach the same continuation even if it begins at
+another place, is cut, or differs in an earlier token. An occurrence that crosses the end of a row
+does not count, because training never read it whole. Near-duplicates of a window do not count
+either. Windows are found by a rolling hash and then compared token by token, so that a collision of
+hashes cannot give a false match.
 """
 
 from __future__ import annotations
@@ -73,7 +75,10 @@ def extract(
         ConfigError: `context` or `continuation` is below 1, or their sum exceeds the row length.
     """
     if context < 1 or continuation < 1:
-        raise ConfigError(f"context={context} and continuation={continuation} must be at least 1")
+        raise ConfigError(
+            f"context and continuation must each be at least 1, got context={context} and "
+            f"continuation={continuation}"
+        )
     distinct, group = distinct_windows(rows, context + continuation)
     distinct = distinct.astype(np.int64)
     margins = np.full(len(distinct), np.nan, np.float32)
@@ -149,7 +154,8 @@ def check_by_generation(
     memorized = extraction.memorized
     if len(rows) != len(memorized):
         raise DataError(
-            f"{len(rows)} rows, but {len(memorized)} results; pass the rows that were tested"
+            f"there are {len(rows)} rows, but extraction has the results of {len(memorized)}; "
+            "pass the same rows as to `extract`"
         )
     (yes,), (no,) = np.nonzero(memorized), np.nonzero(~memorized)
     yes = yes[np.unique(np.linspace(0, len(yes) - 1, min(sample // 2, len(yes))).astype(int))]
@@ -301,10 +307,12 @@ def _checked(rows: np.ndarray, window: int) -> np.ndarray:
     """
     rows = np.asarray(rows)
     if rows.ndim != 2:
-        raise DataError(f"rows have shape {rows.shape}; pass an array (rows, tokens)")
+        raise DataError(
+            f"rows must be an array of two dimensions (rows, tokens), got shape {rows.shape}"
+        )
     if not 1 <= window <= rows.shape[1]:
         raise ConfigError(
-            f"a window of {window} tokens does not fit rows of {rows.shape[1]} tokens; use 1 to "
-            f"{rows.shape[1]}, or longer rows"
+            f"a window of {window} tokens does not fit in rows of {rows.shape[1]} tokens; choose "
+            f"a window of 1 to {rows.shape[1]} tokens, or pass longer rows"
         )
     return rows

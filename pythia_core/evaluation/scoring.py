@@ -1,10 +1,14 @@
-"""Log-likelihoods, held-out loss and last-word accuracy.
+"""Compute log-likelihoods of continuations and texts, held-out loss, and last-word accuracy.
 
-The scorer follows the evaluation harness behind the released numbers: the log-probability of a
-continuation is the *sum* of its tokens' log-probabilities, a text without context is scored after
-one EOD, and "greedy" means that every token of the continuation is the most likely one. Requests
-are tokenised and packed only once (`pack`) for all checkpoints. Logits are computed in fp32, and
-only at positions that predict a continuation token.
+Scores are defined as in the evaluation harness that computed the published scores of the released
+models:
+
+- The log-probability of a continuation is the *sum* of the log-probabilities of its tokens.
+- A text without context is scored after one end-of-document token.
+- A continuation is "greedy" if each of its tokens is the most likely one.
+
+Requests are tokenised and packed into batches (`pack`) only once, for all checkpoints. Logits are
+computed in fp32, and only at positions that predict a token of a continuation.
 """
 
 from __future__ import annotations
@@ -110,12 +114,16 @@ def pack(
     for index, request in enumerate(requests):
         size = len(request.continuation)
         if not request.context or not size:
-            part = "context; use the EOD token" if size else "continuation; leave it out"
-            raise DataError(f"request {index} has an empty {part}")
+            problem = (
+                "context; pass the end-of-document token as its context"
+                if size
+                else "continuation; leave this request out"
+            )
+            raise DataError(f"request {index} has an empty {problem}")
         if size > max_seq_len:
             raise DataError(
-                f"the continuation of request {index} has {size} tokens, but the model reads at "
-                f"most {max_seq_len}; shorten the text or use a larger max_seq_len"
+                f"the continuation of request {index} has {size} tokens, but may have at most "
+                f"max_seq_len={max_seq_len}; shorten the continuation or raise max_seq_len"
             )
         inputs = (request.context + request.continuation)[:-1][-max_seq_len:]
         rows.setdefault(inputs, []).append(index)
@@ -241,7 +249,8 @@ def continuation_requests(
     for context in contexts:
         if context != context.rstrip():
             raise DataError(
-                f"the context {context!r} ends in white space; move it to the candidates"
+                f"the context {context!r} ends in white space; move the white space to the "
+                "beginning of the candidates"
             )
     heads = [(eod_id, *encode(context)) for context in contexts]
     tails = [encode(candidate) for candidate in candidates]
@@ -268,7 +277,7 @@ def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
     available = (len(tokens) - 1) // seq_len
     if available < 1:
         raise DataError(
-            f"{len(tokens)} held-out tokens do not fill one row of {seq_len + 1}; "
+            f"{len(tokens)} held-out tokens do not fill one row of {seq_len + 1} tokens; "
             "raise heldout_fraction or lower seq_len"
         )
     picks = np.linspace(0, available - 1, min(n_rows, available)).round().astype(int)

@@ -18,6 +18,7 @@ pythia_core bench attention` times every backend, and the notebook `speed` shows
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import torch
@@ -62,7 +63,10 @@ def unavailable_reason(backend: str) -> str:
 def _find_reason(backend: str) -> str:
     """Find the text that `unavailable_reason` returns for a backend."""
     if backend == "triton" and not dispatch.TRITON_FOUND:
-        return "Triton is not installed: pip install triton, in the version that torch requires"
+        return (
+            "Triton is not installed; install it with `pip install triton`, in the version that "
+            "torch requires"
+        )
     if backend != "flash_attn":
         return ""
     install = "pip install --no-build-isolation -r requirements-gpu.txt"
@@ -72,12 +76,12 @@ def _find_reason(backend: str) -> str:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "flash_attn"
         # FlashAttention-4 alone installs an empty package of this name
         if missing or "cannot import name 'flash_attn_func'" in str(error):
-            return f"flash_attn is not installed: {install}"
+            return f"flash_attn is not installed; install it with `{install}`"
         reason = str(error).split("\n")[0]
         return (
             f"flash_attn does not load with torch {torch.__version__} ({reason}), perhaps because "
-            "it was built for another version; reinstall it: "
-            f"{install} --force-reinstall --no-deps"
+            "it was built for another version; reinstall it with "
+            f"`{install} --force-reinstall --no-deps`"
         )
     return ""
 
@@ -173,6 +177,12 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
     packed_backward(out, q, k, v, out, lse)
 
 
+def _with_alternatives(reason: str, backend: str) -> str:
+    """Extend the `unavailable_reason` of a backend by the names of the other backends."""
+    others = ", ".join(name for name in BACKENDS if name != backend)
+    return f"{reason}. Or choose another attention backend: {others}"
+
+
 def check_packed(q: Tensor) -> None:
     """Raise an error if our kernel cannot take queries like `q`, (batch, seq, heads, head_dim).
 
@@ -181,15 +191,20 @@ def check_packed(q: Tensor) -> None:
             not accepted.
     """
     if reason := unavailable_reason("triton"):
-        raise ConfigError(f"{reason}, or choose another of {', '.join(BACKENDS)}")
+        raise ConfigError(_with_alternatives(reason, "triton"))
     if not dispatch.use_triton(q):
-        raise ConfigError(f"the backend triton needs a CUDA device, but q is on {q.device!s}")
+        raise ConfigError(
+            "the attention backend triton needs a CUDA device and a PYTHIA_TRITON that is not 0, "
+            f"but q is on {q.device!s} and PYTHIA_TRITON={os.environ.get('PYTHIA_TRITON', '')}"
+        )
     _, seq, heads, dim = q.shape
     problems = []
     if dim > dispatch.HEAD_DIM_MAX:
-        problems.append(f"head_dim is {dim}, the kernel takes up to {dispatch.HEAD_DIM_MAX}")
+        problems.append(f"head_dim is {dim}, but the kernel takes at most {dispatch.HEAD_DIM_MAX}")
     if seq * 3 * heads * dim >= 2**31:
-        problems.append(f"a row of {seq} tokens x {heads} heads does not fit 32-bit offsets")
+        problems.append(
+            f"a row of {seq} tokens and {heads} heads is too long for the kernel's 32-bit offsets"
+        )
     dispatch.check("attention by triton", {"q": q.dtype}, problems)
 
 
@@ -210,7 +225,7 @@ def backend_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
         check_packed(q)
         return packed_forward(q, k, v)[0]
     if reason := unavailable_reason(backend):
-        raise ConfigError(f"{reason}, or choose another of {', '.join(BACKENDS)}")
+        raise ConfigError(_with_alternatives(reason, backend))
     if backend == "flash_attn":
         from flash_attn import flash_attn_func
 

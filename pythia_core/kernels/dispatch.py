@@ -6,9 +6,9 @@ imported by the first call that needs it. Triton comes with torch's CUDA builds.
 with the variable `PYTHIA_TRITON=0`, every operation runs in torch.
 
 Before a kernel is first used with a dtype and width on a GPU, `is_supported` tries the kernel on a
-few rows. If it fails (because of a compile error, or a version of Triton that torch was not built
-for), one warning is logged and the operation runs in torch. Inside `no_fallback`, which benchmarks
-use, the failure is an error.
+few rows. If the kernel fails, e.g. because torch was built for another version of Triton, one
+warning is logged and the operation runs in torch. Inside `no_fallback`, which benchmarks use, the
+failure is an error.
 
 With Triton's own variable `TRITON_INTERPRET=1` the kernels run on CPU tensors. This is slow, but
 tests the kernels without a GPU. Their speed on a GPU has not been measured yet.
@@ -52,7 +52,7 @@ def use_triton(tensor: Tensor) -> bool:
     if tensor.device.type != "cuda":
         return False
     if not TRITON_FOUND:
-        warn_once("Triton is not installed: the slower torch operations are used")
+        warn_once("Triton is not installed, so slower torch operations are used")
     return TRITON_FOUND
 
 
@@ -104,8 +104,8 @@ def version_problem() -> str:
     if not required or installed in required:
         return ""
     return (
-        f"torch {torch.__version__} was built for Triton {required[0]}, but {installed} is "
-        f"installed: pip install triton=={required[0]}"
+        f"torch {torch.__version__} was built for Triton {required[0]}, but Triton {installed} is "
+        f"installed; run `pip install triton=={required[0]}`"
     )
 
 
@@ -150,13 +150,13 @@ def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width
         except Exception as error:  # of Triton, ptxas, the driver or a C compiler
             _supported[key] = False
             lines = str(error).strip().splitlines() or [""]
-            reason = f"{operation}: the kernel of width {width} fails on this GPU with "
+            reason = f"the Triton kernel of {operation} fails on this GPU at width {width} with "
             reason += f"{type(error).__name__}: {lines[-1][:200]}"
             if advice := version_problem():
                 reason += f" ({advice})"
             if strict():
                 raise ConfigError(reason) from error
-            warn_once(f"{reason}; the slower torch operations are used")
+            warn_once(f"{reason}. Slower torch operations are used instead")
     return _supported[key]
 
 
@@ -174,12 +174,13 @@ def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str
     """
     accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
     wrong_types = [
-        f"{name} is {str(dtype).removeprefix('torch.')}, the kernel takes {accepted}"
+        f"{name} is {str(dtype).removeprefix('torch.')}, but the kernel takes only {accepted}"
         for name, dtype in dtypes.items()
         if dtype not in DTYPES
     ]
     problems = [*wrong_types, *problems]
     if problems:
         raise ConfigError(
-            f"{operation}: {'; '.join(problems)}. Set PYTHIA_TRITON=0 to use torch instead"
+            f"the Triton kernel of {operation} cannot take these inputs: {'; '.join(problems)}. "
+            "Set the environment variable PYTHIA_TRITON=0 to use torch operations instead"
         )

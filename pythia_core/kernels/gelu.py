@@ -4,9 +4,9 @@ Training used GPT-NeoX's fused bias-GELU, which has the tanh form with the const
 0.044715. The converted models on the hub declare the exact (erf) form. The two forms differ by up
 to 4.7e-4.
 
-`bias_gelu` also adds the bias of the preceding matrix product. On a CUDA device with Triton it is
-one kernel for the forward and one for the backward, which also sums the gradient of the bias
-(gelu_triton).
+`bias_gelu` also adds the bias of the preceding matrix product. On a CUDA device with Triton, it has
+one kernel for the forward and one for the backward (gelu_triton). The kernel for the backward also
+sums the gradient of the bias.
 """
 
 from __future__ import annotations

@@ -210,7 +210,9 @@ def layer_norm_pair(
         dtypes |= {f"branch {i + 1}": b.dtype for i, b in enumerate(branches)}
         d = x.shape[1]
         wide = (
-            [f"rows of {d} elements, the kernel takes up to {WIDTH_MAX}"] if d > WIDTH_MAX else []
+            [f"rows have {d} elements, but the kernel takes at most {WIDTH_MAX}"]
+            if d > WIDTH_MAX
+            else []
         )
         dispatch.check("layer_norm_pair", dtypes, wide)
         if dispatch.is_supported("layer_norm_pair", x.device, dtype, d):

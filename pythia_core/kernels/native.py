@@ -1,10 +1,10 @@
 """Compile native.c with the system's C compiler, and call its functions on torch tensors.
 
-Callers use the compiled functions where `available(tensor)` is true, and torch operations
-elsewhere: without a C compiler, with the variable `PYTHIA_NATIVE=0`, and for tensors that are not
-on the CPU or neither fp32 nor bf16. The compiled library uses the OpenMP runtime that torch has
-loaded, so it shares torch's threads. It is compiled once, and cached under a hash of its source
-code, the compiler and its flags, and the processor.
+Callers use the compiled functions if `available(tensor)` is true, and torch operations otherwise.
+It is false if there is no C compiler, if the environment variable `PYTHIA_NATIVE` is 0, and for a
+tensor that is not on the CPU, or that is neither fp32 nor bf16. The compiled library uses the
+OpenMP runtime that torch has loaded, so it shares torch's threads. It is compiled once, and cached
+under a hash of its source code, the compiler and its flags, and the processor.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        log.warning("no C compiler was found; the slower torch operations are used")
+        log.warning(
+            "no C compiler was found, so slower torch operations are used; install one, e.g. gcc"
+        )
         return None
     try:
         version = subprocess.run(
@@ -69,7 +71,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", b"") or b""
         log.warning(
-            "compiling native.c failed (%s %s); the slower torch operations are used",
+            "native.c could not be compiled (%s %s), so slower torch operations are used",
             error,
             detail.decode(errors="replace")[-500:],
         )

@@ -141,9 +141,9 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     dim, half = qkv.shape[-1], cos.shape[-1]
     problems = []
     if dim > dispatch.HEAD_DIM_MAX:
-        problems.append(f"head_dim is {dim}, the kernel takes up to {dispatch.HEAD_DIM_MAX}")
+        problems.append(f"head_dim is {dim}, but the kernel takes at most {dispatch.HEAD_DIM_MAX}")
     if 2 * half > dim:
-        problems.append(f"there are {2 * half} rotary lanes in a head of {dim}")
+        problems.append(f"there are {2 * half} rotary lanes, but a head has only {dim} lanes")
     dispatch.check("split_rotated", {"qkv": qkv.dtype}, problems)
     if not dispatch.is_supported("rotation", qkv.device, qkv.dtype, dim):
         return split_rotated_reference(qkv, cos, sin)

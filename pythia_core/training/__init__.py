@@ -1,1 +1,1 @@
-"""Training: an exactly resumable loop, and the runs that it leaves on disk."""
+"""Train runs in a loop that can be resumed exactly, and find the runs on disk."""

@@ -1,11 +1,12 @@
-"""Asynchronous checkpoints: tensors are copied at once and written by another thread.
+"""Write checkpoints in a background thread, while training continues.
 
-`save` copies the tensors (on a CUDA device to pinned memory on a separate stream) and returns;
-later updates cannot change the copy. At most one checkpoint is written at a time: the next `save`
-waits for it. An error in the thread is raised by the next call, at the latest when the writer is
-closed. As always (pythia_core.training.checkpoint), a crash leaves a complete folder or none.
+`save` copies the tensors and returns. Later updates cannot change the copies, which the thread then
+writes to disk. On a CUDA device, the tensors are copied to pinned memory on a separate stream. Only
+one checkpoint is written at a time, so the next `save` waits for the previous one. If the thread
+fails, the next call of a method raises its error, at the latest when the writer is closed. A crash
+leaves a complete folder or none (pythia_core.training.checkpoint).
 
-On a CPU checkpoints are written synchronously by default: saving takes little time
+On a CPU, training by default writes checkpoints without a thread. Saving takes little time there
 (train.STATE_SHARE), and if several runs train at once, they already use every core.
 """
 

@@ -1,13 +1,15 @@
 """Save and load checkpoints: folders that are complete or absent, checked by hash when loaded.
 
-A folder `step-000123` has safetensors files and, written last, a manifest with the size and sha256
-of each file and a hash of itself. The folder is written under a temporary name, synced and renamed
-(pythia_core.util.files.atomic_dir), so a crash at any moment leaves either the whole folder or
-none. Nothing is pickled, and nothing is loaded before its hashes are checked: neither safetensors
-nor JSON would notice a flipped bit.
+The checkpoint of step 123 is the folder `step-000123`. It has safetensors files and a manifest
+(manifest.json). The manifest has the size and sha256 of each file, and a hash of its own entries.
+The folder is written under a temporary name, synced and renamed
+(pythia_core.util.files.atomic_dir). So a crash at any moment leaves either the whole folder or
+none. Nothing is pickled. All hashes are checked before anything is loaded, because neither
+safetensors nor JSON would notice a flipped bit.
 
-There are two kinds: *weights* (as the forward pass used them, so bf16 in bf16 runs) and *state*
-(fp32 masters, Adam moments and everything else that exact resumption needs).
+There are two kinds of checkpoints. *Weights* are saved as the forward pass used them, i.e. in bf16
+if a run trains in bf16. A *state* has the fp32 master weights, Adam's moments and everything else
+that exact resumption needs.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ _NAME = re.compile(r"step-(\d{6,})")
 def step_folder(parent: Path, step: int) -> Path:
     """Return the folder under `parent` for the checkpoint of a step."""
     return parent / f"step-{step:06d}"
+
+
+REPAIR = "If this checkpoint is needed, delete the run's folder and train the run again."
+"""Advice that ends the messages about corrupt checkpoints."""
 
 
 def saved_steps(parent: Path) -> list[int]:
@@ -144,9 +150,10 @@ def save_checkpoint(
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "no space left" if full or "os error 28" in str(error).lower() else str(error)
         raise TrainingError(
-            f"could not save step {step} under {parent}: {reason}. Earlier checkpoints are intact; "
-            f"{shutil.disk_usage(parent).free / 1e6:.0f} MB are free there. Free some space or set "
-            "PYTHIA_RESULTS to another disk, then run again: training resumes from the last state."
+            f"could not save step {step} in {parent}: {reason} "
+            f"({shutil.disk_usage(parent).free / 1e6:.0f} MB are free). Earlier checkpoints are "
+            "intact. Free some space, or move the results folder to another disk and set "
+            "PYTHIA_RESULTS to its new path. Then run again: training resumes from the last state."
         ) from error
     return target
 
@@ -166,26 +173,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["manifest_sha256"] != _self_hash(manifest):
-            raise ValueError(
-                "it does not match the hash that it records of itself (manifest_sha256)"
-            )
+            raise ValueError("its entries do not have the sha256 stored in manifest_sha256")
         files = manifest["files"]
         sizes = {name: entry["bytes"] for name, entry in files.items()}
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is not a complete checkpoint: no {MANIFEST}") from error
+        raise CheckpointError(
+            f"{folder} is not a complete checkpoint: its {MANIFEST} is missing"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is corrupt: {error}") from error
+        detail = str(error) if isinstance(error, ValueError) else f"malformed ({error!r})"
+        raise CheckpointError(f"{folder / MANIFEST} is corrupt: {detail}. {REPAIR}") from error
     actual = {p.name: p.stat().st_size for p in folder.iterdir() if p.name != MANIFEST}
     if actual != sizes and not manifest.get("dropped"):
         wrong = sorted(n for n in actual.keys() | sizes.keys() if actual.get(n) != sizes.get(n))
         raise CheckpointError(
-            f"{folder} is corrupt: files that are missing, extra or of the wrong size: "
-            f"{', '.join(wrong)}"
+            f"{folder} is corrupt: these files are missing, extra or of the wrong size: "
+            f"{', '.join(wrong)}. {REPAIR}"
         )
     expected = _NAME.fullmatch(folder.name)
     if expected and int(expected[1]) != manifest["step"]:
         raise CheckpointError(
-            f"{folder} contains step {manifest['step']}: the folder was renamed or swapped"
+            f"{folder} contains the checkpoint of step {manifest['step']}, so the folder must have "
+            "been renamed; undo this"
         )
     return manifest
 
@@ -204,15 +213,15 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     if manifest.get("dropped"):
         raise CheckpointError(
             f"the weights of {folder} were deleted during training, to save space "
-            "(pythia_core.training.retention); to get them, delete the run's folder and train "
-            "it again with PYTHIA_KEEP_ALL=1"
+            "(pythia_core.training.retention); to get the weights, delete the run's folder and "
+            "train the run again with the environment variable PYTHIA_KEEP_ALL=1"
         )
     for name, entry in manifest["files"].items():
         actual = file_sha256(folder / name)
         if actual != entry["sha256"]:
             raise CheckpointError(
-                f"{folder / name} is corrupt: sha256 {actual[:16]}…, the manifest says "
-                f"{entry['sha256'][:16]}…. Delete the run's folder and train it again."
+                f"{folder / name} is corrupt: its sha256 is {actual[:16]}…, but {MANIFEST} has "
+                f"{entry['sha256'][:16]}…. {REPAIR}"
             )
     files = {
         name.removesuffix(".safetensors"): load_file(folder / name) for name in manifest["files"]
@@ -251,7 +260,7 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
     aside = folder.with_name(folder.name + ".corrupt")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
-    warnings.warn(f"{folder.name} was renamed to {aside.name}: {error}", stacklevel=3)
+    warnings.warn(f"the folder {folder.name} was renamed to {aside.name}: {error}", stacklevel=3)
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:

@@ -1,10 +1,11 @@
-"""Data parallelism: several processes, one per GPU, each with its shard of every batch.
+"""Train with several processes, one per GPU, each on its shard (part) of every batch.
 
-Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch, as GPT-NeoX's ranks did.
-Every process divides its loss by the size of the whole batch, and the gradients are summed. So the
-batch of a step, its hash and the log do not depend on W; the last bits of the weights do, because
-the order of summation does. Only the first process writes files. Every process has the whole model
-and optimizer state, which must fit on one GPU. torchrun starts the processes:
+Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch of B rows, as the ranks of
+GPT-NeoX did. Every process divides its loss by the size of the whole batch, and the gradients of
+all processes are summed. So the batch of a step and its hash do not depend on W. The last bits of
+the weights depend on W, because the order of summation does. Only the first process writes files.
+Every process has the whole model and optimizer state, which must fit on one GPU. torchrun starts
+the processes:
 
     torchrun --nproc-per-node 8 -m pythia_core continue EleutherAI/pythia-70m-deduped ...
 """
@@ -43,8 +44,8 @@ class World:
         """
         if len(rows) % self.size:
             raise ConfigError(
-                f"a batch of {len(rows)} rows cannot be split over {self.size} processes; use a "
-                "number of processes that divides it"
+                f"a batch of {len(rows)} rows cannot be split evenly over {self.size} processes; "
+                f"use a number of processes that divides {len(rows)}"
             )
         return rows.chunk(self.size)[self.rank]
 
@@ -81,8 +82,8 @@ class World:
         values = [int(each) for each in gathered]
         if len(set(values)) > 1:
             raise TrainingError(
-                f"the {self.size} processes have different values of {name}: {values}. All "
-                "processes must see the same results folder (PYTHIA_RESULTS)"
+                f"the {self.size} processes disagree about {name}: {values}. All processes must "
+                "use the same results folder, which the variable PYTHIA_RESULTS sets"
             )
 
     def barrier(self) -> None:

@@ -1,11 +1,15 @@
-"""How a training step is executed: settings that are not part of a run's config.
+"""Choose how a training step is executed, with settings that are not part of a run's config.
 
-The same run can be executed operation by operation (eager), as one recorded CUDA graph per
-micro-step, or through torch.compile; activations can be stored or recomputed in the backward pass.
-Settings that change results bitwise are part of the run's identity (`Execution.backend`).
-torch.compile does, because it fuses operations; a graph replays the same kernels and recomputation
-repeats them, so these two do not. `PYTHIA_EXECUTION` sets the execution of all runs, e.g. "graph"
-or "compile+recompute". pythia_core.training.trainer implements the modes.
+There are three modes. "eager" executes one operation after another. "graph" records the operations
+of a micro-batch as a CUDA graph and replays it. "compile" uses torch.compile. In each mode,
+activations can either be stored or be recomputed in the backward pass.
+
+The environment variable `PYTHIA_EXECUTION` sets the execution of all runs, e.g. "graph" or
+"compile+recompute". pythia_core.training.trainer implements the modes.
+
+A setting that changes results bitwise is part of a run's identity (`Execution.backend`). The mode
+"compile" is such a setting, because it fuses operations. The mode "graph" and recomputation are
+not, because they run the same kernels.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ConfigError(f"Execution: {one_of(self.mode, MODES, 'mode')}")
+            raise ConfigError(one_of(self.mode, MODES, "mode of execution"))
 
     def check(self, device_kind: str) -> None:
         """Raise an error if a kind of device ("cpu", "cuda") does not support the mode.
@@ -44,8 +48,8 @@ class Execution:
         """
         if self.mode == "graph" and device_kind != "cuda":
             raise ConfigError(
-                f"mode 'graph' records CUDA kernels, but the device is {device_kind!r}; use "
-                "'eager' or 'compile'"
+                f"the execution mode 'graph' needs a CUDA device, but the device is "
+                f"{device_kind!r}; choose 'eager' or 'compile'"
             )
 
     def backend(self, kernels: str, device_kind: str) -> str:
@@ -74,7 +78,10 @@ class Execution:
         """
         mode, plus, more = text.partition("+")
         if plus and more != "recompute":
-            raise ConfigError(f"execution {text!r}: only 'recompute' may follow the +")
+            raise ConfigError(
+                f"the execution {text!r} is invalid: only 'recompute' may follow a +, as in "
+                "'eager+recompute'"
+            )
         return cls(mode, recompute=bool(plus))
 
     @classmethod

@@ -1,9 +1,10 @@
 """Train several small models on one GPU at the same time without exceeding its memory.
 
-A model of a million parameters keeps a large GPU busy for only a fraction of each step; several
-processes use it better. Jobs start in order, each as soon as its estimated memory
-(pythia_core.training.memory) fits alongside the running jobs; one that needs the whole device runs
-alone. `PYTHIA_GPU_JOBS` limits how many run at a time. The gain has not been measured yet.
+A model of a million parameters keeps a large GPU busy for only a fraction of each step, so several
+processes use the GPU better. A job starts as soon as its estimated memory
+(pythia_core.training.memory) fits on the GPU next to the running jobs. Of the jobs that fit, the
+first in the given order starts. A job that needs the whole GPU runs alone. The environment variable
+`PYTHIA_GPU_JOBS` limits how many jobs run at a time. The gain has not been measured yet.
 """
 
 from __future__ import annotations

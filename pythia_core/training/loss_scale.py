@@ -1,12 +1,14 @@
-"""Dynamic loss scaling as DeepSpeed did it for the fp16 models of Pythia.
+"""Scale the loss dynamically, as DeepSpeed did for those models of Pythia that train in fp16.
 
-The loss is multiplied by `scale` to keep gradients above the smallest fp16 number. If a gradient
-exceeds the largest one, the update "overflows" and is skipped: weights, moments, their age and the
-learning rate do not change. The first overflow leaves the scale as it is, every further one halves
-it. After `WINDOW` updates without an overflow the scale doubles, and one overflow is free again
-(hysteresis 2). The values are those of Pythia's configs.
+The loss is multiplied by `scale`, so that small gradients do not vanish in fp16. If a gradient then
+exceeds the largest fp16 number, the update "overflows" and is skipped. A skipped update changes
+neither the weights nor Adam's moments, and the learning rate stays as it is.
 
-The trainer detects overflows and skips updates, on the device (pythia_core.training.trainer).
+The first overflow does not change the scale. Each further overflow halves it. After `WINDOW`
+updates without an overflow, the scale doubles, and the next overflow is free again (hysteresis 2).
+The constants are those of Pythia's configs.
+
+The trainer detects overflows and skips updates on the device (pythia_core.training.trainer).
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class LossScale:
             self.hysteresis -= 1
         elif self.scale <= MINIMUM:
             raise TrainingError(
-                f"fp16 overflows even at a loss scale of {self.scale:g}; {self.skipped} updates "
-                "were skipped before this one. Train in bf16, or with a lower lr_max"
+                f"the gradient overflows fp16 even at the minimum loss scale, {self.scale:g}, "
+                f"after {self.skipped} skipped updates. Train in bf16, or with a lower lr_max"
             )
         else:
             self.scale = max(self.scale / 2, MINIMUM)

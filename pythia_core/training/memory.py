@@ -1,9 +1,11 @@
-"""Estimates of the device memory of training and evaluation, and the largest micro-batch that fits.
+"""Estimate the device memory of training and evaluation, and the largest micro-batch that fits.
 
-Counted per parameter: master, two moments and gradient in fp32, and a copy in the compute dtype.
-Counted per token: the activations that autograd saves in every block, and the working memory of the
-block that is being differentiated. All logits are never in memory at once (kernels.cross_entropy).
-The counts are those of the fused kernels on a CUDA device. They were compared with the tensors that
+Each parameter takes memory for its master weight, two moments and a gradient in fp32, and for a
+copy in the compute dtype. Each token takes memory for the activations that autograd saves in every
+block, and for the block that is being differentiated. The logits of a batch are never in memory all
+at once (kernels.cross_entropy).
+
+The estimates assume the fused kernels on a CUDA device. They were compared with the tensors that
 autograd saves (tests/core/kernels/triton_bodies/model.py), but not yet measured on a GPU.
 """
 

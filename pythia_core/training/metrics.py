@@ -1,7 +1,7 @@
-"""Write and read the log of a run, one JSON object per update; count the FLOP of training.
+"""Write and read the log of a run, and count the FLOP of training.
 
-`metrics.jsonl` is append-only and flushed after every row. If the process was killed during a
-write, the reader drops the partial last line.
+The log is `metrics.jsonl`, with one JSON object (row) per update. The file is flushed after every
+row. If the process was killed while it wrote a row, the reader drops the partial last line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):  # without a newline: an interrupted write
                 break
-            raise DataError(f"{path}:{number} is not JSON ({error}); delete the run") from error
+            raise DataError(
+                f"line {number} of {path} is not JSON ({error}); delete the run's folder and "
+                "train the run again"
+            ) from error
     return rows
 
 

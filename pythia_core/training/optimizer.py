@@ -1,11 +1,13 @@
 """AdamW as Pythia used it, on parameters that live in one flat buffer.
 
-All fp32 master weights are views of one tensor, all gradients of another, and in half precision
-all compute copies of a third. So zeroing, the gradient norm, clipping, the update and refreshing
-the copies each take at most one pass over contiguous memory, whatever the number of tensors.
+All fp32 master weights are views of one tensor, and all gradients are views of another. In half
+precision, the copies with which the model computes are views of a third tensor. So each operation
+of the optimizer (zeroing and clipping gradients, their norm, the update, refreshing the copies)
+takes at most one pass over contiguous memory, however many parameters the model has.
 
-As in GPT-NeoX v1.0, weight decay applies to everything but biases and LayerNorm parameters, so also
-to both embeddings. It is decoupled (AdamW), although paper and code say "Adam".
+As in GPT-NeoX v1.0, weight decay applies to everything but biases and the parameters of LayerNorm.
+It thus applies to both embeddings. Weight decay is decoupled (AdamW), although the paper and the
+code of GPT-NeoX say "Adam".
 """
 
 from __future__ import annotations

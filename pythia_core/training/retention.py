@@ -1,10 +1,12 @@
-"""Retention: which checkpoints a run keeps when all 154 would fill the disk.
+"""Delete the checkpoints that a large run need not keep, so that they do not fill the disk.
 
-154 checkpoints of an 85-million-parameter model take 30 GB in bf16, and a suite has sixteen models.
-So a run may list the steps to keep in a `Keep`. If all checkpoints would take more than
-KEEP_ALL_BYTES, the weights of other steps are deleted during training, unless PYTHIA_KEEP_ALL=1.
-Their manifests remain, with the hash of the weights, which still proves that all 154 existed and
-that no two are equal; training again restores the weights bit for bit.
+A run saves 154 checkpoints. For a model of 85 million parameters, they take 30 GB in bf16, and a
+suite has sixteen models. So a study can say in a `Keep` which steps it needs. If all checkpoints of
+the run would take more than KEEP_ALL_BYTES, the weights of all other steps are deleted during
+training. If the environment variable PYTHIA_KEEP_ALL is 1, nothing is deleted.
+
+The manifests of deleted checkpoints remain. Their hashes show which of the 154 checkpoints had
+equal weights. Training the run again gives the deleted weights again, bit for bit.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """Find a run by its identity, or train it. Runs are stored in results/runs.
 
-A run's identity is everything on which its weights depend bitwise: its config, the data's
-fingerprint, and the versions, kernels and kind of device. Its hash is part of the folder's name. A
-finished run is loaded, an unfinished one is continued. A fork (a run with an intervention) first
-finds or trains its control, starts from the control's exact state at the branching step, and then
-reads the control's batches with the swap applied.
+The identity of a run is everything on which its weights depend bitwise: the config, the fingerprint
+of the data, the versions of torch and of this code, the kernels and the kind of device. A hash of
+the identity is part of the name of the run's folder. If the folder has a finished run, the run is
+loaded. If training was stopped, it is continued.
+
+A fork is a run with an intervention (a swap of words). Its control is the same run without the
+intervention, and is found or trained first. The fork starts from the exact state of the control at
+the branching step. It then reads the batches of the control, with words swapped.
 """
 
 from __future__ import annotations
@@ -229,7 +232,8 @@ class Run:
         size = self.config.train.batch_size
         if not 0 <= step < self.config.train.steps:
             raise DataError(
-                f"step {step} is outside this run's updates 0..{self.config.train.steps - 1}"
+                f"there is no update from step {step}; this run has the updates "
+                f"0..{self.config.train.steps - 1}"
             )
         batch = self.data.batch(step, size)
         return batch if self.ledger is None else self.ledger.apply(batch, step * size)
@@ -243,10 +247,14 @@ class Run:
         steps = self.steps
         step = self.updates.stop if step is None else step
         if step not in steps:
-            near = sorted(steps, key=lambda s: abs(s - step))[:4]
+            near = sorted(sorted(steps, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
-                f"run {self.id} has no checkpoint of step {step}; of its {len(steps)} checkpoints, "
-                f"the nearest are {sorted(near)}"
+                f"run {self.id} has no checkpoint of step {step}; "
+                + (
+                    f"the nearest of its {len(steps)} checkpoints are at the steps {near}"
+                    if near
+                    else "it has no checkpoint with weights yet"
+                )
             )
         keep_freed_memory()
         files, _ = load_checkpoint(step_folder(self.checkpoints, step))
@@ -284,7 +292,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"run {self.id} is not finished, or {self._done} is damaged ({error!r}); delete "
-                "that file and train the run again"
+                f"{self._done.name} if it exists, and train the run again"
             ) from error
 
     @property
@@ -328,15 +336,15 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     data = prepare(config.data, progress=progress)
     if data.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
-            f"{data.vocab_size} entries, so some ids have no embedding; raise it"
+            f"vocab_size={config.model.vocab_size} is too small for the tokenizer, which has "
+            f"{data.vocab_size} entries; raise vocab_size to at least {data.vocab_size}"
         )
     available = data.rows.n_rows // config.train.batch_size
     if config.train.steps > available:
         raise ConfigError(
-            f"{config.train.steps} steps of {config.train.batch_size} rows need more data: "
-            f"the order has {data.rows.n_rows} rows, enough for {available} "
-            "steps. Use fewer steps, more epochs (--epochs, DataConfig.epochs) or more text."
+            f"the data has only {data.rows.n_rows} rows, enough for {available} steps of "
+            f"{config.train.batch_size} rows, but the run has {config.train.steps} steps. Use "
+            "fewer steps, more epochs (--epochs, DataConfig.epochs) or more text."
         )
     identity = run_identity(config, data.fingerprint, execution or Execution.from_environment())
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"
@@ -346,12 +354,14 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
         try:
             recorded = json.loads(record.read_text())
         except ValueError as error:
-            raise CheckpointError(f"{record} is corrupt ({error}); delete the folder") from error
+            raise CheckpointError(
+                f"{record} is corrupt ({error}); delete its folder and train the run again"
+            ) from error
         if recorded != identity:
             differing = "; ".join(config_differences(identity, recorded))
             raise CheckpointError(
-                f"{folder} belongs to another run: {differing}. Move the folder away or open that "
-                "run."
+                f"{folder} belongs to a run with other settings (requested != recorded): "
+                f"{differing}. Move the folder away, or request the recorded settings."
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -374,14 +384,15 @@ def open_run(folder: Path) -> Run:
         config = run_config_from_dict(identity["config"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
-            f"{folder} is not a run: no readable identity.json ({error}). Runs are in "
-            f"{results_dir() / 'runs'}."
+            f"{folder} is not the folder of a run, because its identity.json cannot be read "
+            f"({error}). The folders of runs are in {results_dir() / 'runs'}."
         ) from error
     data = prepare(config.data, progress=False)
     if data.fingerprint != identity["data"]:
         raise CheckpointError(
-            f"{folder} was trained on data {identity['data'][:12]}, but {config.data.corpus!r} now "
-            f"gives {data.fingerprint[:12]}: the corpus has changed; restore it"
+            f"the corpus {config.data.corpus!r} has changed since the run in {folder} was trained: "
+            f"the fingerprint of the data was {identity['data'][:12]} and is now "
+            f"{data.fingerprint[:12]}. Restore the corpus, or train a new run."
         )
     return Run(Path(folder), config, data)
 
@@ -398,7 +409,10 @@ def find_run(name: str) -> Run:
     matches = [r for r in runs if r.name == name or r.name.rsplit("-", 1)[-1].startswith(name)]
     if len(matches) != 1:
         listing = "\n  ".join(r.name for r in runs) or "none yet"
-        raise CheckpointError(f"{len(matches)} runs match {name!r}; existing runs:\n  {listing}")
+        raise CheckpointError(
+            f"{len(matches)} runs match {name!r}, but exactly one must match; existing runs:\n"
+            f"  {listing}"
+        )
     return open_run(matches[0])
 
 
@@ -555,9 +569,9 @@ def _warn_if_long(configs: list[RunConfig]) -> None:
     hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600
     if hours > LONG_HOURS:
         warnings.warn(
-            f"training {len(configs)} runs will take about {hours:,.0f} hours here, without a GPU; "
-            "a smaller scale (laptop) or fewer sizes take less time. You can stop and resume it at "
-            "any time",
+            f"training {len(configs)} runs will take about {hours:,.0f} hours on this machine, "
+            "which has no GPU. A smaller scale (e.g. laptop) or fewer sizes would take less time. "
+            "You can stop and resume training at any time",
             stacklevel=3,
         )
 
@@ -583,17 +597,23 @@ def verify(run: Run) -> list[str]:
     saved = saved_steps(run.checkpoints)  # in a large run, some without their weights
     if run.finished and (saved != scheduled or logged != list(range(first + 1, last + 1))):
         missing = sorted(set(scheduled) - set(saved))
+        steps = ", ".join(map(str, missing[:5])) + " …" * (len(missing) > 5)
+        problem = (
+            f"{len(missing)} of its {len(scheduled)} checkpoints are missing (steps {steps})"
+            if missing
+            else "its checkpoints or the rows of its metrics.jsonl are not those of its updates"
+        )
         raise CheckpointError(
-            f"run {run.id} is finished, but {len(missing)} of its {len(scheduled)} checkpoints "
-            f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and train "
-            "it again"
+            f"run {run.id} is finished, but {problem}; delete the run's folder and train the run "
+            "again"
         )
     for step in run.steps:
         load_checkpoint(step_folder(run.checkpoints, step))
     for row in run.metrics():
         if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
             raise DataError(
-                f"the batch of update {row['step'] - 1} does not have the hash in the run's log"
+                f"the data has changed since run {run.id} was trained: the hash of the batch of "
+                f"update {row['step'] - 1} is not the one in the run's log. Restore the data"
             )
     lines = [
         f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "

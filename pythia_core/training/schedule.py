@@ -1,9 +1,10 @@
-"""When to save checkpoints, and the learning rate, as pure functions of the step.
+"""Define when checkpoints are saved, and the learning rate, as pure functions of the step.
 
-Sources: GPT-NeoX v1.0 `learning_rates.py` and Pythia's configs. The released models did *not* use
-the textbook cosine: theirs decays towards zero over the whole run, without subtracting the warm-up,
-and is clipped at the minimum, which it reaches at update 115,139 of 143,000. Updates are counted
-from 0, so update 0 has learning rate 0, and the weights of steps 0 and 1 are equal.
+The sources are `learning_rates.py` of GPT-NeoX v1.0 and Pythia's configs. The released models did
+*not* use the textbook cosine, which ends at the minimum learning rate. Their cosine would end near
+zero, but the learning rate never falls below the minimum, which is reached at update 115,139 of
+143,000. Updates are counted from 0. Update 0 has learning rate 0, so the weights of steps 0 and 1
+are equal.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def linear_step(index: int, total_steps: int) -> int:
     532
     """
     if not 0 <= index <= N_LINEAR:
-        raise ConfigError(f"checkpoint index {index} is outside 0..{N_LINEAR}")
+        raise ConfigError(f"the index of a checkpoint must be in 0..{N_LINEAR}, got {index}")
     return round(index * total_steps / N_LINEAR)
 
 
@@ -97,7 +98,7 @@ def learning_rate(
     if form not in LR_FORMS:
         raise ConfigError(one_of(form, LR_FORMS, "learning-rate form"))
     if update < 0:
-        raise ConfigError(f"updates are counted from 0, got {update}")
+        raise ConfigError(f"update must be at least 0, got {update}")
     warmup = warmup_fraction * total_steps
     if update <= warmup and warmup > 0:
         return lr_max * update / warmup

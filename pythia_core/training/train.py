@@ -1,10 +1,13 @@
-"""The training loop, in one function that can be read from top to bottom.
+"""Train a run, in one loop that can be read from top to bottom (`train`).
 
-Batch, learning rate and saving are pure functions of the step, so the only state is the weights,
-the Adam moments and the step (in fp16 also the loss scale). Resumption is bit-exact on the same
-kind of machine and library versions. Nothing is random after initialisation. On a CPU a run uses
-one thread, so its results do not depend on the number of cores; several runs use several cores. On
-a CUDA device, LAG further updates are launched before the result of an update is read.
+The batch, the learning rate and the steps that are saved are pure functions of the step, and
+nothing is random after initialisation. So the state of training is only the weights, Adam's
+moments, the step and, in fp16, the loss scale. A resumed run gives the same bits as an
+uninterrupted one on the same kind of machine with the same versions of libraries.
+
+On a CPU, a run uses one thread, so its results do not depend on the number of cores. On a CUDA
+device, LAG further updates are launched before the result of an update is read, so that the GPU
+does not wait.
 """
 
 from __future__ import annotations
@@ -172,8 +175,9 @@ def _resume(
         trainer.load_state(step, state)
         if meta.get("machine") != machine:
             warnings.warn(
-                f"step {step} was saved on another machine, with another number of processes or "
-                "other versions; the run continues, but perhaps not bit-identically",
+                f"training resumes from step {step}, which was saved on another machine, with "
+                "another number of processes or with other versions; the result may differ in the "
+                "last bits",
                 stacklevel=3,
             )
     elif start:
@@ -307,8 +311,8 @@ def train(
                 in_flight.drain()
                 if not torch.isfinite(trainer.flat.flat).all():
                     raise TrainingError(
-                        f"the update to step {trainer.step} gave weights that are not finite; "
-                        "they were not saved. Try a lower lr_max (now "
+                        f"the update to step {trainer.step} gave weights that are not finite, so "
+                        "the weights were not saved. Try a lower lr_max (now "
                         f"{config.train.lr_max})."
                     )
                 trainer.wait_for_copy(

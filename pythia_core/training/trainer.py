@@ -1,16 +1,17 @@
-"""One update of a run, and the state between two updates.
+"""Make one update of a run, and keep the state of training between two updates.
 
 `MicroStep` runs the forward and backward pass of one micro-batch in one of the modes of
 pythia_core.training.execution. Every mode adds the gradient to the parameters' `.grad` and the loss
-to a 0-dim fp64 sum. For every shape of rows, one CUDA graph is recorded: call `prepare` with each
-shape before gradient and sum are zeroed, because recording overwrites them.
+to a 0-dim fp64 sum. In the mode "graph", one CUDA graph is recorded for every shape of rows. The
+method `prepare` records them. Call it before gradient and sum are zeroed, because recording
+overwrites both.
 
 `Trainer.launch` enqueues an update and immediately returns a `PendingUpdate`, whose result is read
-later. Host and CUDA device do not wait for each other: loss, norm and clipping factor stay on the
-device, as does the check that they are finite. If they are not, the device skips this and every
-later update until the result is read, so the weights are always those of the last good step.
-In fp16 every result is read at once, because the learning rate and loss scale of the next update
-depend on it (DeepSpeed waits for its overflow flag at the same point).
+later. Host and CUDA device do not wait for each other, because the loss, the gradient norm, the
+clipping factor and the check that they are finite stay on the device. If a value is not finite, the
+device skips this update and every later one until the result is read. So the weights are always
+those of the last good step. In fp16, every result is read at once, because the learning rate and
+loss scale of the next update depend on it. (DeepSpeed waits at the same point.)
 """
 
 from __future__ import annotations
@@ -309,11 +310,13 @@ class Trainer:
         """
         vocab_size = self.config.model.vocab_size
         if not batch.size or batch.min() < 0 or batch.max() >= vocab_size:
-            content = f"ids {batch.min()}..{batch.max()}" if batch.size else "no rows"
-            raise DataError(
-                f"the batch of update {self.step} has {content}; the model's vocabulary is "
-                f"0..{vocab_size - 1}: data and model do not match"
+            problem = (
+                f"ids {batch.min()}..{batch.max()}, but the model's vocabulary is "
+                f"0..{vocab_size - 1}; use data that was made with the model's tokenizer"
+                if batch.size
+                else "no rows"
             )
+            raise DataError(f"the batch of update {self.step} has {problem}")
         rows = torch.from_numpy(batch.astype(np.int64))
         if self.device.type == "cuda":
             rows = rows.pin_memory()
@@ -329,12 +332,12 @@ class Trainer:
             self.execution,
             self.config.train.precision,
         )
-        advice = f"micro_batch={fits} should fit" if fits else "not even one row should fit"
-        more = "" if self.execution.recompute else "; recompute=True needs less"
+        advice = f"micro_batch={fits} should fit." if fits else "Not even one row should fit."
+        more = "" if self.execution.recompute else " recompute=True needs less memory."
         return (
-            f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time on "
-            f"a device with {free / 2**30:.1f} GiB for this process; {advice}{more}. The weights "
-            f"are those of step {self.step}."
+            f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time do "
+            f"not fit the {free / 2**30:.1f} GiB that this process can use on the device. "
+            f"{advice}{more} The weights are those of step {self.step}."
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
@@ -352,10 +355,10 @@ class Trainer:
                 self.scaler.update(pending.skipped)
                 return
             raise TrainingError(
-                f"loss {loss}, gradient norm {norm} at update {pending.step} (batch "
-                f"{batch_hash(pending.batch)}): no optimizer step was taken, the weights are "
-                f"those of step {pending.step}. Try a lower lr_max (now "
-                f"{self.config.train.lr_max}) or fp32."
+                f"update {pending.step} is not finite: its loss is {loss}, its gradient norm is "
+                f"{norm}, and its batch has the hash {batch_hash(pending.batch)}. The update was "
+                f"not applied, so the weights are those of step {pending.step}. Try a lower "
+                f"lr_max (now {self.config.train.lr_max}) or the precision fp32."
             )
         except TrainingError:
             self.step = min(self.step, pending.step)
@@ -417,8 +420,8 @@ class Trainer:
             names = sorted(shapes.keys() | saved_shapes.keys())
             differing = [n for n in names if shapes.get(n) != saved_shapes.get(n)]
             raise CheckpointError(
-                f"the state of step {step} has another architecture than the config; it differs "
-                f"in {', '.join(differing[:4])} …"
+                f"the saved state of step {step} belongs to another architecture than the config: "
+                f"tensors are missing or have other shapes ({', '.join(differing[:4])} …)"
             )
         with torch.no_grad():
             for name, p in parameters.items():

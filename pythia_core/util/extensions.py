@@ -1,8 +1,9 @@
-"""Find the commands, corpora and kinds of runs that other packages add; load them on demand.
+"""Find the commands, corpora and kinds of runs that other packages add to the library.
 
-A package registers them as entry points in the groups `pythia_core.commands`, `pythia_core.corpora`
-and `pythia_core.runs`. The book lists its own in a table instead (`pythia_book.EXTENSIONS`), so
-that a checkout works without being installed.
+A package registers its additions as entry points in the groups `pythia_core.commands`,
+`pythia_core.corpora` and `pythia_core.runs`. The book lists its own additions in a table instead
+(`pythia_book.EXTENSIONS`), so that they are found in a checkout that is not installed. An addition
+is imported only when it is used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Files: where they are stored, atomic writes, and hashes.
+"""Say where files are stored, write files and folders atomically, and hash files.
 
-`results/` belongs to a checkout and holds runs and the outputs of studies. The cache belongs to a
-user and holds files that can be downloaded or recomputed from pinned inputs: wheels, tokenizers,
-token files. The environment variables PYTHIA_RESULTS and PYTHIA_CACHE move the two folders.
+There are two places. The folder `results/` of a checkout holds runs and the outputs of studies. The
+user's cache holds what can be downloaded or computed again, such as wheels and token files. The
+environment variables PYTHIA_RESULTS and PYTHIA_CACHE set other folders for the two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The machine: processor, GPU, supported precisions, memory settings.
+"""Describe the machine that the code runs on, and change settings of torch and of its memory.
 
-No function here returns the host's name. The functions that need torch import it, so that importing
-this module does not load torch.
+The description has the processor, the GPU and the precisions in which they are fast. It never has
+the name of the host, because it is stored with results. The functions that need torch import it
+themselves, so that importing this module does not load torch.
 """
 
 from __future__ import annotations

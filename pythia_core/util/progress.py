@@ -6,8 +6,8 @@ code runs:
     at a terminal                     tqdm's bar, on the error stream
     with output to a pipe or file     a line when a stage begins, every LOG_SECONDS, and at its end
     in a notebook opened by a person  tqdm's bar as text in the cell's output, redrawn in place
-    in a notebook run by papermill    on the terminal of the papermill command (`PYTHIA_TERMINAL`)
-    in one of many parallel jobs      on the line that all jobs share (pythia_core.util.workers)
+    in a notebook run by papermill    tqdm's bar, on the terminal in which papermill was started
+    in one of many parallel jobs      part of a line that all jobs share (pythia_core.util.workers)
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""Stop on Ctrl-C (SIGINT) and SIGTERM, at a terminal and under a scheduler.
+"""Stop a command cleanly on Ctrl-C (SIGINT) and SIGTERM, at a terminal and under a scheduler.
 
-Work that can save its state uses `stop_requests` to check for signals; after one, it saves and
-raises `Stopped`. Other work is interrupted immediately, which is safe because files are written
-atomically. A stopped command prints one line that says what was saved (`report_stop`), and exits
-with 128 plus the signal number.
+There are two kinds of work. Work that can save its state runs inside `stop_requests`, which only
+records the signal. The work then saves its state and raises `Stopped`. All other work runs inside
+`interruptible`, in which the signal raises `Stopped` at once. This is safe, because files are
+written atomically.
+
+A stopped command prints one line that says what was saved (`report_stop`). Its exit code is 128
+plus the number of the signal.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Run many independent jobs on all cores, with one worker process per core.
 
-A small model is hardly faster with a second thread, but several models in parallel scale almost
-perfectly. A worker has one thread, so sums are never split and results do not depend on the number
-of cores. Workers are started once and end with this process, however this process ends.
-`PYTHIA_WORKERS` sets the number of workers (default: the number of cores available to this
-process). With 1, jobs run in this process.
+A small model trains hardly faster with a second thread, but n models train almost n times as fast
+on n cores as on one. Each worker has one thread, so that sums are never split and results do not
+depend on the number of cores. The first call that needs workers starts them. They end when the main
+process ends, even if that process is killed.
+
+The environment variable `PYTHIA_WORKERS` sets the number of workers. Its default is the number of
+cores available to the main process. If it is 1, jobs run in the main process.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ def process_count_from(variable: str) -> int | None:
     if value is None:
         return None
     if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{variable} must be a positive whole number, got {value!r}")
+        raise ConfigError(
+            f"the environment variable {variable} must be a positive whole number, got {value!r}"
+        )
     return int(value)
 
 
@@ -177,8 +181,8 @@ def parallel_map(
             _stop()
             raise PythiaError(
                 "a worker process died, perhaps because memory ran out. Finished jobs are saved. "
-                "Run the same command again to continue; if a worker dies again, use fewer workers "
-                f"(e.g. {VARIABLE}=1)"
+                "Run the same command again to continue. If a worker dies again, use fewer "
+                f"workers: set the environment variable {VARIABLE}, e.g. to 1"
             ) from error
         except BaseException:
             _stop()

@@ -59,19 +59,19 @@ def test_every_problem_is_named_at_once() -> None:
     ("make", "message"),
     [
         (lambda: ModelConfig(2, 64, 5, 97), "n_heads=5 does not divide d_model=64"),
-        (lambda: ModelConfig(2, 12, 2, 97, rotary_fraction=0.5), "3 rotary dims; an even number"),
+        (lambda: ModelConfig(2, 12, 2, 97, rotary_fraction=0.5), "3 rotary dims in a head"),
         (lambda: ModelConfig(0, 64, 4, 97), "n_layers must be at least 1, got 0"),
-        (lambda: ModelConfig(2, 64, 4, 97, rotary_fraction=2), "rotary_fraction must be in 0..1"),
+        (lambda: ModelConfig(2, 64, 4, 97, rotary_fraction=2), "rotary_fraction must be in .0, 1."),
         (lambda: DataConfig(domains=("book",)), "unknown domain 'book'.*Did you mean 'books'"),
         (lambda: DataConfig(domains=()), "domains is empty; accepted: books"),
-        (lambda: DataConfig(tokenizer="bpe-10"), "N of bpe-N must be in 260..65500"),
+        (lambda: DataConfig(tokenizer="bpe-10"), "N must be a whole number in 260..65500"),
         (lambda: DataConfig(epochs=0), "epochs must be at least 1"),
         (lambda: InterventionConfig("he", 1, 2), "unknown swap 'he'; accepted: masculine"),
         (lambda: run().fork("masculine_to_feminine", 572), "less than stop, got start=572"),
-        (lambda: run().fork("masculine_to_feminine", 5, 900), "after the run's last step 572"),
+        (lambda: run().fork("masculine_to_feminine", 5, 900), "the last step of the run is 572"),
         (lambda: size_named("600"), "unknown size '600'.*Did you mean '600k'"),
         (lambda: scale_named("laptob"), "unknown scale 'laptob'.*Did you mean 'laptop'"),
-        (lambda: LAPTOP_SIZES["7k"].model(), "needs a vocab_size"),
+        (lambda: LAPTOP_SIZES["7k"].model(), "pass a vocab_size"),
     ],
 )
 def test_refusals(make, message: str) -> None:
@@ -85,7 +85,7 @@ def test_rows_must_fit_the_model() -> None:
 
 
 def test_a_fork_of_a_fork_is_refused() -> None:
-    with pytest.raises(ConfigError, match="fork the control run instead"):
+    with pytest.raises(ConfigError, match="fork its control run instead"):
         run().fork("masculine_to_feminine", 5).fork("masculine_to_feminine", 6)
 
 
@@ -121,7 +121,7 @@ def test_scales_use_known_sizes_and_fork_where_the_paper_did() -> None:
             assert (size in OFFICIAL_SIZES) == scale.published
             if not scale.published:
                 scale.run(size)
-    with pytest.raises(ConfigError, match="trains no model from scratch"):
+    with pytest.raises(ConfigError, match="no model is trained from scratch"):
         scale_named("paper").run("70m")
     assert [scale_named("paper").fork_step(i) for i in (113, 133)] == [113_000, 133_000]
     assert [SCALES["laptop"].fork_step(i) for i in (113, 133, 143)] == [452, 532, 572]

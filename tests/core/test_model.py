@@ -172,5 +172,5 @@ def test_errors_name_what_is_wrong() -> None:
         tiny(n_heads=5)
     with pytest.raises(ConfigError, match="2 problems"):
         tiny(gelu="relu", init="zeros")
-    with pytest.raises(ConfigError, match="exceed the model's max_seq_len=32"):
+    with pytest.raises(ConfigError, match="at most max_seq_len=32"):
         random_model(tiny())(torch.zeros(1, 33, dtype=torch.int64))

@@ -84,7 +84,7 @@ def check_gpu(
             done += 1
         yield {**row, "dry_run": dry_run}
     if failed:
-        raise PythiaError(f"{len(failed)} of {done} checks failed: {', '.join(failed)}")
+        raise PythiaError(f"{len(failed)} of {done} GPU checks failed: {', '.join(failed)}")
 
 
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:

@@ -2,10 +2,10 @@
 
 A step has five parts: the matrix products of the layers, the matrix products with the vocabulary,
 attention, memory-bound passes, and the loss. The operations and bytes of each part follow from the
-architecture. The rates are *estimates* from published kernels and data sheets, made before this
-project measured anything. Each estimate is a named constant, so that it can be checked. The
-optimizer has a model of its own (`optimizer_seconds`); gaps between kernel launches and power
-limits are ignored.
+architecture of the model. The rates at which a GPU performs them are *estimates* from published
+kernels and data sheets, made before this project measured anything. Each estimate is a named
+constant, so that it can be checked. The optimizer has a model of its own (`optimizer_seconds`).
+Gaps between kernel launches and limits of power are ignored.
 """
 
 from __future__ import annotations
@@ -112,9 +112,8 @@ def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str,
     """
     if model.head_dim not in LIBRARY:
         raise ConfigError(
-            f"no speed estimate for head_dim {model.head_dim}; there are estimates for "
-            f"{', '.join(map(str, LIBRARY))}, the head dims of the scale `gpu` and of the official "
-            "sizes"
+            f"there is no speed estimate for heads of {model.head_dim} dims; there are estimates "
+            f"for {', '.join(map(str, LIBRARY))} dims, as in the scale `gpu` and the official sizes"
         )
     way, d, n_layers, vocab = PROFILES[profile], model.d_model, model.n_layers, model.vocab_size
     efficiency = float(np.interp(d, list(EFFICIENCY), list(EFFICIENCY.values())))

@@ -2,10 +2,10 @@
 
 Both implementations have the same weights and are timed alternately in the same process. Both
 continue the same batch of prompts greedily in fp32, always by NEW tokens. The prompts differ in
-length, so they are padded on the left for `transformers`. It is timed with each of its attention
-implementations (ATTENTION), and the faster one counts. The unembedding of the random model is
-enlarged to give sharp predictions, so that both implementations should write equal texts; the
-number of equal texts is reported.
+length, so they are padded on the left for `transformers`. `transformers` is timed with each of its
+attention implementations (ATTENTION), and the faster one counts. The model has random weights. Its
+unembedding is enlarged, which makes its predictions sharp, so that both implementations should
+write equal texts. The number of equal texts is reported.
 """
 
 from __future__ import annotations

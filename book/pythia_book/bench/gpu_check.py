@@ -1,12 +1,12 @@
-"""The command gpu-check: checks the kernels on a GPU and measures speed, in limited time.
+"""Checks the kernels on a GPU and measures speed, in limited time (the command gpu-check).
 
-The steps are `bench` and `study` commands. Each runs in a process of its own with a time limit, so
-that a step that fails or hangs does not affect the others. A step starts only if its estimated
-duration is not above the remaining time.
+The check has several steps, each of which is a `bench` or `study` command. A step runs in a process
+of its own with a time limit, so that a step that fails or hangs does not affect the others. A step
+starts only if its estimated duration is not above the remaining time.
 
 Everything is written to one folder as soon as it is known, so that results survive if the machine
-disappears: measurements and the outcomes of steps go to FILES, and the output of the steps goes to
-check.log. A later call, e.g. with other sizes, adds to the same files.
+disappears. FILES lists the files of the measurements and of the outcomes of steps. The output of
+the steps is in check.log. A later call, e.g. with other sizes, adds to the same files.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def gpu_check(
     if any(row.get("dry_run") is not dry_run for rows in results(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(
-            f"{out} already holds the results of {kind}; name another folder with --out"
+            f"{out} already has the results of {kind}, which must not be mixed with "
+            f"{'a dry run' if dry_run else 'measurements'}; name another folder with --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     unavailable = (OSError, subprocess.TimeoutExpired)
@@ -171,7 +172,7 @@ def gpu_check(
     if problems:
         raise PythiaError(
             f"{len(problems)} of {len(steps)} steps failed or did not finish: "
-            f"{', '.join(problems)}; their output is in {out / 'check.log'}"
+            f"{', '.join(problems)}. The output of all steps is in {out / 'check.log'}"
         )
 
 
@@ -190,7 +191,7 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
         left = deadline - time.monotonic()
         row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
         if left < step.seconds:
-            why = f"it needs about {step.seconds:.0f} s, but {max(0.0, left):.0f} s were left"
+            why = f"about {step.seconds:.0f} s are needed, but {max(0.0, left):.0f} s were left"
             row |= {"outcome": "no time", "why": why}
         else:
             row |= _run(step, left, out, dry_run)
@@ -214,7 +215,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     """
     limit = left if dry_run else min(OVERTIME * step.seconds, left)
     budget = left if dry_run else max(1.0, min(step.seconds, limit - CLOSING_SECONDS))
-    _log(out, f"== {step.name}: at most {limit:.0f} s of the {left:.0f} s left")
+    _log(out, f"== {step.name}: may take {limit:.0f} s of the {left:.0f} s that are left")
     log, file = out / "check.log", out / (step.file or "none")
     log_start, rows_before, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
     process = _start(step, budget, log)
@@ -232,7 +233,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
             elif not outcome:
                 used, rows = time.monotonic() - began, len(read_rows(file)) - rows_before
                 line = _last_line(log, log_start)[:90]
-                print(f"   {used:.0f} s, {rows} rows: {line}", flush=True)
+                print(f"   {used:.0f} s used, {rows} rows so far; last output: {line}", flush=True)
     except KeyboardInterrupt as stop:
         outcome, stopped_by = "interrupted", {"signal": getattr(stop, "number", signal.SIGINT)}
     finally:
@@ -337,7 +338,7 @@ def table(out: Path) -> list[str]:
     counts += [f"{row['name']}: {row['why']}"[:200] for row in failed]
     machines = [row for row in rows["correctness"] if "triton" in row]
     if machines and not machines[-1]["triton"]:
-        counts.append("without Triton, so its kernels were not checked")
+        counts.append("Triton was not available, so its kernels were not checked")
 
     tflops: dict[tuple[int, int, str], dict[bool, str]] = {}
     for row in rows["attention"]:

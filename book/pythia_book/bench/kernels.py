@@ -1,17 +1,17 @@
 """Measures the speed of every kernel, compared with its reference implementation and libraries.
 
-The reference runs eagerly and, in the GPU benchmark and dry runs, also under torch.compile. Every
-implementation has a row; its time is that of one forward and one backward pass. After three warm-up
-calls there are three repeats, each of at least twenty calls (by default) that are timed one by one.
-On a GPU, the caches are flushed before every call, and two CUDA events time it. A row has the
-median of the three repeats' medians, and the lowest and highest of these medians.
+The reference runs eagerly and, on a GPU and in dry runs, also under torch.compile. Every
+implementation has a row with the time of one forward and one backward pass. After three calls to
+warm up, there are three repeats, each of at least twenty calls (by default) that are timed one by
+one. On a GPU, the caches are flushed before every call, and two CUDA events time the call. Each
+repeat has a median time. The row has the median, the lowest and the highest of these three medians.
 
 Rates count the minimal work: each operand is read once, and each result is written once. For causal
 attention, only the products of queries with keys that are not masked count. Shares are relative to
 the measured rate of a copy or of a matrix product in the same run. Errors are differences from an
 fp64 result, on fewer tokens. If an implementation cannot run, its row has the reason.
 
-A dry run does everything on tiny CPU tensors; its times are meaningless.
+A dry run does everything on tiny CPU tensors, so its times are meaningless.
 """
 
 from __future__ import annotations
@@ -516,8 +516,8 @@ def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequen
     unknown = [s for s in sizes if s not in OFFICIAL_SIZES]
     if unknown:
         raise ConfigError(
-            f"bench {benchmark} takes official sizes ({', '.join(OFFICIAL_SIZES)}), got "
-            f"{', '.join(unknown)}"
+            f"unknown sizes {', '.join(unknown)}; bench {benchmark} --sizes accepts the official "
+            f"sizes: {', '.join(OFFICIAL_SIZES)}"
         )
     return sizes or SIZES
 

@@ -1,9 +1,10 @@
 """Reads and writes files of measurements, in which every line (row) is a JSON object.
 
-A row is written as soon as it is measured. An interrupted write can leave a partial last line; the
-next write puts a line end after it, and reading skips it. The column `dry_run` says whether a row
-comes from a dry run, whose numbers are meaningless and never used by a page. If there is no
-measurement, the column `failed` has the reason. The kinds of rows are:
+A row is written as soon as it is measured. An interrupted write can leave a partial last line. The
+next write then puts a line end after the partial line, and reading skips it. The column `dry_run`
+says whether a row comes from a dry run. The numbers of a dry run are meaningless and never used by
+a page of the book. If a measurement failed, the column `failed` has the reason. The kinds of rows
+are:
 
     machine    device, versions, measured rates of a copy and of matrix products
     train      one implementation of a training step at one size
@@ -47,8 +48,8 @@ def require_cuda(command: str) -> None:
 
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"{command} needs a GPU, but torch finds no CUDA device; --dry-run runs everything at "
-            "a tiny size on the CPU"
+            f"{command} needs a GPU, but torch finds no CUDA device; to try the command at a tiny "
+            "size on the CPU, add --dry-run"
         )
 
 
@@ -99,7 +100,8 @@ def read_rows(path: Path) -> list[Row]:
             unreadable.append(number)
     if unreadable:
         plural = "s" if len(unreadable) > 1 else ""
-        _warn(f"{path}: skipped damaged line{plural} {', '.join(map(str, unreadable))}")
+        lines = ", ".join(map(str, unreadable))
+        _warn(f"{path} has damaged lines, which were skipped: line{plural} {lines}")
     return rows
 
 

@@ -41,7 +41,7 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
 
     if n_terms < 10 or rounds < 1:
         raise ConfigError(
-            f"need at least 10 terms and 1 round, got {n_terms} terms and {rounds} rounds"
+            f"there must be at least 10 terms and 1 round, got {n_terms} terms and {rounds} rounds"
         )
     data = prepare(scale_named("laptop").data, progress)
     rows = data.rows.rows(0, min(data.rows.n_rows, 4096))[:, :-1]

@@ -15,7 +15,7 @@ clock rate affect all of them.
 On a CPU, the sizes and batches of the scale `laptop` are measured. On a GPU, official sizes are
 measured, with as many rows of 2,048 tokens as fit with the implementation that needs the most
 memory. The most useful comparisons come first, because the time budget may end before the last. A
-dry run does the same with tiny models on the CPU; its numbers are meaningless.
+dry run does the same with tiny models on the CPU, so its numbers are meaningless.
 """
 
 from __future__ import annotations
@@ -635,11 +635,11 @@ def text_tokens(progress: bool = True) -> np.ndarray:
     try:
         tokens = np.load(path, allow_pickle=False)
     except (ValueError, OSError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and run again") from error
+        raise DataError(f"{path} is damaged ({error}); delete the file and run again") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1 or len(tokens) <= SEQ_LEN:
         raise DataError(
             f"{path} has dtype {tokens.dtype} and shape {tokens.shape}, but must have dtype uint16 "
-            f"and one dimension of more than {SEQ_LEN}; delete it and run again"
+            f"and one dimension of more than {SEQ_LEN}; delete the file and run again"
         )
     return tokens
 

@@ -120,10 +120,10 @@ def test_checks_after_the_budget_are_skipped() -> None:
 
 
 def test_unknown_sizes_and_a_missing_gpu_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"bench correctness takes official sizes \(14m, .*7k"):
+    with pytest.raises(ConfigError, match=r"unknown sizes 7k; bench correctness .*: 14m, 31m"):
         next(check_gpu(("7k",), dry_run=True))
     if not torch.cuda.is_available():
         with pytest.raises(
-            PythiaError, match="bench correctness needs a GPU, but torch finds no CUDA device; --d"
+            PythiaError, match="bench correctness needs a GPU, but torch finds no CUDA device; to"
         ):
             next(check_gpu())

@@ -140,7 +140,7 @@ def test_steps_that_fail_or_hang_do_not_affect_the_others(
     assert [row["name"] for row in rows if row["problem"]] == ["fails", "hangs", "takes long"]
     assert read_rows(tmp_path / "steps.jsonl") == rows
     output = capsys.readouterr().out
-    assert "== hangs: at most 6 s of the " in output and " s left" in output
+    assert "== hangs: may take 6 s of the " in output and " s that are left" in output
     assert "asleep" in (tmp_path / "check.log").read_text()
     assert not processes("asleep")
 
@@ -194,7 +194,7 @@ def test_failures_are_named_at_the_end(
     write_rows([{"kind": "attention", "dry_run": True}], tmp_path / "attention.jsonl", print)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main([word for word in words if word != "--dry-run"]) == 1
-    assert "holds the results of a dry run; name another folder" in capsys.readouterr().err
+    assert "has the results of a dry run, which must not be mixed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -260,7 +260,7 @@ def test_damaged_lines_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert read_rows(path) == [{"a": 1}, {"a": 2}]
     write_rows([{"a": 4}, {"a": 5}], path, lambda _: None)
     assert read_rows(path) == [{"a": 1}, {"a": 2}, {"a": 4}, {"a": 5}]
-    assert caplog.messages == [f"{path}: skipped damaged line 3"], "once"
+    assert caplog.messages == [f"{path} has damaged lines, which were skipped: line 3"], "once"
     path.write_bytes(b'{"a": 1}\n[2]\n\xff\x00\n\n')
     assert read_rows(path) == [{"a": 1}] and "lines 2, 3" in caplog.messages[-1]
 
@@ -299,7 +299,7 @@ def test_the_table_has_the_newest_measurements(tmp_path: Path, mark: str) -> Non
         f"  {mark}1 failed",
         f"  {mark}1 passed",
         f"  {mark}attention 1b bf16: outputs differ from fp64 by 1",
-        f"  {mark}without Triton, so its kernels were not checked",
+        f"  {mark}Triton was not available, so its kernels were not checked",
         "attention, TFLOP/s forward and backward (with deterministic kernels):",
         f"  {mark} 2048 tokens, head dim  64, flash        400, bits differ (250)",
         "kernels, ms forward and backward:",

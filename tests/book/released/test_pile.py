@@ -154,7 +154,7 @@ def test_folders_and_prefixes_are_understood(tmp_path: Path) -> None:
     many = open_rows(str(prefix), 8, steps=order.n_rows, batch_size=2)[0]
     assert many.order.epochs == 3 and many.n_rows >= 2 * order.n_rows
     paths[1].unlink()
-    with pytest.raises(DataError, match="number 1 is missing"):
+    with pytest.raises(DataError, match="shard 1 is missing"):
         open_rows(str(tmp_path / "shards"), 8)
     paths[1].write_bytes(raw[333:665])
     with pytest.raises(DataError, match="truncated or missing"):

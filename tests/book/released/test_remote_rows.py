@@ -175,7 +175,7 @@ def test_local_files_join_like_remote_ones(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         rows.rows(0, rows.n_rows), PreshuffledRows(paths, 8).rows(0, rows.n_rows)
     )
-    with pytest.raises(DataError, match="number 1 is missing"):
+    with pytest.raises(DataError, match="shard 1 is missing"):
         RemoteRows([LocalFile(path) for path in (paths[0], *paths[2:])], 8)
     with pytest.raises(DataError, match="at least one file"):
         RemoteRows([], 8)

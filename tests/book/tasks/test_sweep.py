@@ -165,4 +165,4 @@ def test_the_generate_command_continues_prompts(run: Run, capsys: pytest.Capture
     assert main([*command, "--step", "3", "--temperature", "1"]) == 0
     assert capsys.readouterr().out == first
     assert main(["generate", run.id, "--prompt", "a " * 80]) == 1
-    assert "new tokens it may have at most" in capsys.readouterr().err
+    assert "tokens, but may have at most" in capsys.readouterr().err

@@ -57,8 +57,11 @@ def test_files_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"text": "caf\xe9"}\n', r"x\.jsonl:2: not UTF-8 \(byte 0xe9"),
-        (b'{"text": "a"}\n\n{"text": "b"\n', r"x\.jsonl:3: not a JSON object"),
+        (
+            b'{"text": "a"}\n{"text": "caf\xe9"}\n',
+            r"x\.jsonl:2: this text is not UTF-8 \(byte 0xe9",
+        ),
+        (b'{"text": "a"}\n\n{"text": "b"\n', r"x\.jsonl:3: this line is not a JSON object"),
         (b'{"text": "a"}\n["text"]\n', r"x\.jsonl:2: .* got list"),
         (b'{"body": "a"}\n', r"x\.jsonl:1: .* got keys \['body'\]"),
         (b'{"text": 5}\n', r'x\.jsonl:1: .* got "text" of type int'),
@@ -68,10 +71,10 @@ def test_files_and_folders(tmp_path: Path) -> None:
             b'{"text": "\\ud83d"}\n',
             r"x\.jsonl:1: the text has an unpaired surrogate at character 0",
         ),
-        (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: not a JSON object"),
-        (b"[" * 100_000, r"x\.jsonl:1: not a JSON object"),
+        (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: this line is not a JSON object"),
+        (b"[" * 100_000, r"x\.jsonl:1: this line is not a JSON object"),
         (b"", r"x\.jsonl' has no documents$"),
-        (b'{"text": "  \\n"}\n', r"no documents \(1 are nothing but white space\)"),
+        (b'{"text": "  \\n"}\n', r"no documents with text; 1 have nothing but"),
     ],
 )
 def test_bad_jsonl_is_named_by_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -82,7 +85,9 @@ def test_bad_jsonl_is_named_by_file_and_line(tmp_path: Path, content: bytes, mes
 
 def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.txt").write_bytes(b"fine\nfine\nnot \xff fine")
-    with pytest.raises(DataError, match=r"x\.txt:3: not UTF-8 \(byte 0xff at offset 14\)"):
+    with pytest.raises(
+        DataError, match=r"x\.txt:3: this text is not UTF-8 \(byte 0xff at offset 14\)"
+    ):
         texts(tmp_path / "x.txt")
     whole = gzip.compress(b'{"text": "a"}\n' * 5000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -101,7 +106,7 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_no_such_corpus(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"neither an existing file .*\(large, miniature, pocket-pile"
+        DataError, match=r"does not exist: .*\(known are large, miniature, pocket-pile"
     ):
         texts(tmp_path / "none")
     with pytest.raises(DataError, match=r"has no file that ends with \.jsonl"):

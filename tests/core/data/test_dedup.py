@@ -362,7 +362,7 @@ def test_bad_input_is_refused(texts, recipe, error, words):
         ({"ngram": 0}, "ngram"),
         ({"buckets": 1.5}, "buckets"),
         ({"keep": "frist"}, "Did you mean 'first'"),
-        ({"exact": False}, "would find nothing"),
+        ({"exact": False}, "would find no copies"),
         ({"ngram": 0, "keep": "none"}, "2 problems"),
     ],
 )
@@ -375,14 +375,12 @@ def test_a_missing_or_unusable_datatrove_is_named(monkeypatch):
     texts = texts_copied_from_each_other(0, n=8)
     versions = {"datatrove": "0.10.1", "xxhash": "4.0.0"}
     monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
-    with pytest.raises(
-        MissingDependencyError, match=r"xxhash 4\.0\.0; run: pip install 'xxhash<4'"
-    ):
+    with pytest.raises(MissingDependencyError, match=r"xxhash 4\.0\.0; .*pip install 'xxhash<4'"):
         deduplicate(texts)
 
     def absent(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
-    with pytest.raises(MissingDependencyError, match=r"datatrove: pip install -e \.\[dedup\]"):
+    with pytest.raises(MissingDependencyError, match=r"datatrove; .*pip install -e \.\[dedup\]"):
         deduplicate(texts)

@@ -144,11 +144,11 @@ def test_a_ledger_of_other_data_is_refused(data: PreparedData, ledger: Ledger) -
     r, c = int(ledger.row[0]), int(ledger.column[0])
     spoiled = data.rows.rows(r, r + 1)
     spoiled[0, c] ^= 1
-    with pytest.raises(DataError, match=rf"row {r}, column {c} has token"):
+    with pytest.raises(DataError, match=rf"in row {r}, column {c}, but the data"):
         ledger.apply(spoiled, r)
-    with pytest.raises(DataError, match="other data or to another order"):
+    with pytest.raises(DataError, match="other data or another order"):
         ledger.apply(batch, 4 * BATCH + 1)
-    with pytest.raises(DataError, match="the ledger changes column"):
+    with pytest.raises(DataError, match="ledger changes column"):
         ledger.apply(data.rows.rows(15, 35)[:, :2], 15)
 
 

@@ -110,7 +110,7 @@ def test_at_least_one_document_is_held_out_or_none(make: Maker) -> None:
 
 
 def test_too_little_text_is_refused(make: Maker, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="less than one row"):
+    with pytest.raises(DataError, match="but a row needs"):
         prepare(make(["a", "b"], seq_len=64))
     with pytest.raises(DataError, match="no documents"):
         prepare(make([" "]))
@@ -208,14 +208,14 @@ def test_damaged_files_are_reported(make: Maker) -> None:
             try:
                 again = prepare(config)
             except DataError as error:
-                assert "Delete that folder" in str(error)
+                assert "Delete this folder" in str(error)
             else:  # white space, or a count that nothing depends on
                 assert file.name == "manifest.json"
                 assert again.batch(1, 4).tolist() == p.batch(1, 4).tolist()
         file.write_bytes(good)
         file.rename(file.with_suffix(".away"))
         if file != p.tokens_folder / "manifest.json":
-            with pytest.raises(DataError, match="Delete that folder"):
+            with pytest.raises(DataError, match="Delete this folder"):
                 prepare(config)
         file.with_suffix(".away").rename(file)
     prepare(config).verify()
@@ -229,7 +229,7 @@ def test_large_files_are_checked_by_size_and_on_demand(
     monkeypatch.setattr(module, "FULL_CHECK_BYTES", 10)
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     p = prepare(config)
-    with pytest.raises(DataError, match=r"rows\.bin does not have sha256"):
+    with pytest.raises(DataError, match=r"the sha256 of rows\.bin is not"):
         p.verify()
 
 
@@ -256,5 +256,5 @@ def test_corpus_that_changes_while_read(make: Maker, monkeypatch: pytest.MonkeyP
         return opened(make([text(i + len(calls)) for i in range(30)]), *args[1:], **kwargs)
 
     monkeypatch.setattr(module, "open_corpus", changing)
-    with pytest.raises(DataError, match="changed while it was being read"):
+    with pytest.raises(DataError, match="changed while its tokens"):
         prepare(config)

@@ -189,7 +189,7 @@ def test_bad_arguments_are_refused(small: Tokenizer) -> None:
     with pytest.raises(ConfigError, match=r"accepted: masculine_to_feminine"):
         WordSwap.from_tokenizer(small, "feminine")
     swap = WordSwap.from_tokenizer(small, "masculine_to_feminine")
-    with pytest.raises(DataError, match=r"outside the tokenizer's 0\.\."):
+    with pytest.raises(DataError, match=r"but the tokenizer's ids are 0\.\."):
         swap.find(np.array([[50_000]]), np.array([[True]]), 0, 0)
     with pytest.raises(DataError, match="mask of the same shape"):
         swap.find(np.array([1, 2]), np.array([True]), 0, 0)

@@ -151,6 +151,6 @@ def test_rows_with_equal_beginnings_share_a_window(rows: list) -> None:
 
 def test_windows_that_do_not_fit_are_refused() -> None:
     rows = np.zeros((3, 8), np.uint16)
-    with pytest.raises(ConfigError, match="does not fit rows of 8"):
+    with pytest.raises(ConfigError, match="does not fit in rows of 8"):
         repetition_counts(rows, np.zeros((2, 9), np.uint16))
     assert repetition_counts(rows, np.zeros((0, 3), np.uint16)).tolist() == []

@@ -64,7 +64,7 @@ def test_missing_triton_is_reported_once(
         assert not dispatch.use_triton(GPU_TENSOR) and not dispatch.use_triton(GPU_TENSOR)
         assert not dispatch.use_triton(torch.zeros(1))
     assert [r.message for r in caplog.records] == [
-        "Triton is not installed: the slower torch operations are used"
+        "Triton is not installed, so slower torch operations are used"
     ]
 
 
@@ -127,7 +127,7 @@ def test_a_missing_package_comes_with_install_instructions() -> None:
     if importlib.util.find_spec("flash_attn"):
         pytest.skip("flash_attn is installed")
     with pytest.raises(
-        ConfigError, match=r"flash_attn is not installed: .*requirements-gpu.txt, or choose anoth"
+        ConfigError, match=r"flash_attn is not installed; .*requirements-gpu.txt`. Or choose anoth"
     ):
         attention_backends.backend_attention(q, q, q, "flash_attn")
 
@@ -203,8 +203,8 @@ def test_a_failing_kernel_warns_once_and_raises_in_benchmarks(
             assert not dispatch.is_supported("op", GPU_TENSOR.device, torch.bfloat16, 64)
     assert tried == [(torch.bfloat16, 64)], "tried again"
     assert [r.message for r in caplog.records] == [
-        "op: the kernel of width 64 fails on this GPU with RuntimeError: ptxas: out of registers "
-        "(install another Triton); the slower torch operations are used"
+        "the Triton kernel of op fails on this GPU at width 64 with RuntimeError: ptxas: out of "
+        "registers (install another Triton). Slower torch operations are used instead"
     ]
     with dispatch.no_fallback(), pytest.raises(ConfigError, match="ptxas: out of registers"):
         dispatch.is_supported("op", GPU_TENSOR.device, torch.bfloat16, 64)
@@ -279,7 +279,7 @@ def test_an_incompatible_triton_is_reported(
     problem = dispatch.version_problem()
     assert bool(problem) is incompatible
     assert not incompatible or problem.endswith(
-        "was built for Triton 3.7.1, but 3.6.0 is installed: pip install triton==3.7.1"
+        "was built for Triton 3.7.1, but Triton 3.6.0 is installed; run `pip install triton==3.7.1`"
     )
 
 

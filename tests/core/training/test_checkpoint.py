@@ -109,7 +109,7 @@ def test_missing_extra_and_swapped_files_are_noticed(tmp_path: Path) -> None:
     (a / "extra").unlink()
     a.rename(tmp_path / "x")
     b.rename(a)
-    with pytest.raises(CheckpointError, match="contains step 2: the folder was renamed or swapped"):
+    with pytest.raises(CheckpointError, match="contains the checkpoint of step 2, so"):
         load_checkpoint(a)
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         load_checkpoint(step_folder(tmp_path, 7))

@@ -40,7 +40,7 @@ def test_shards_are_contiguous_and_cover_the_batch() -> None:
     rows = torch.arange(24).view(12, 2)
     parts = [World(rank, 4).shard(rows) for rank in range(4)]
     assert torch.equal(torch.cat(parts), rows) and {len(p) for p in parts} == {3}
-    with pytest.raises(ConfigError, match="12 rows cannot be split over 5 processes"):
+    with pytest.raises(ConfigError, match="12 rows cannot be split evenly over 5 processes"):
         World(0, 5).shard(rows)
 
 

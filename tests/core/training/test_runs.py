@@ -58,7 +58,7 @@ def test_a_model_is_loaded_at_any_saved_step(config: RunConfig) -> None:
     first, second, last = (run.model(step).state_dict() for step in (0, 1, None))
     assert all(torch.equal(first[name], second[name]) for name in first)  # update 0 ran at LR 0
     assert not torch.equal(first["embed_in.weight"], last["embed_in.weight"])
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 99; .* the nearest are"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 99; the nearest of its"):
         run.model(99)
 
 
@@ -169,7 +169,7 @@ def test_a_folder_of_another_run_is_refused_and_the_differing_keys_named(config:
 
 def test_a_vocabulary_smaller_than_the_data_is_refused(config: RunConfig) -> None:
     small = replace(config, model=replace(config.model, vocab_size=300))
-    with pytest.raises(ConfigError, match=r"vocab_size=300 is smaller than the tokenizer's"):
+    with pytest.raises(ConfigError, match=r"vocab_size=300 is too small for the tokenizer"):
         locate(small, progress=False)
 
 
@@ -183,10 +183,12 @@ def test_missing_runs_and_steps_are_named(config: RunConfig) -> None:
     with pytest.raises(CheckpointError, match="0 runs match 'nothing'"):
         find_run("nothing")
     run = train(config)
-    with pytest.raises(DataError, match=r"step 20 is outside this run's updates 0\.\.19"):
+    with pytest.raises(
+        DataError, match=r"no update from step 20; this run has the updates 0\.\.19"
+    ):
         run.batch(20)
     (run.folder / "identity.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not a run"):
+    with pytest.raises(CheckpointError, match="not the folder of a run"):
         find_run(str(run.folder))
 
 
@@ -199,7 +201,7 @@ def test_a_corrupt_ledger_or_done_file_is_a_named_error(config: RunConfig) -> No
     with pytest.raises(DataError, match="not a readable ledger"):
         _ = find_run(str(fork.folder)).ledger
     (fork.folder / "done.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="delete that file"):
+    with pytest.raises(CheckpointError, match=r"done\.json if it"):
         _ = fork.final_sha256
 
 
@@ -221,7 +223,7 @@ def test_a_renamed_folder_is_still_the_run(config: RunConfig) -> None:
 def test_long_training_on_a_cpu_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     large, small = scale_named("gpu").run("85m"), scale_named("smoke").run("7k")
-    with pytest.warns(UserWarning, match=r"2 runs will take about [\d,]+ hours here, without"):
+    with pytest.warns(UserWarning, match=r"2 runs will take about [\d,]+ hours on this machine"):
         runs._warn_if_long([large, small])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

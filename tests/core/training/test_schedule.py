@@ -73,7 +73,7 @@ def test_the_textbook_form_reaches_the_minimum_only_at_the_end() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown learning-rate form 'papper'.*Did you mean"):
         learning_rate(1, N, MAX, MIN, form="papper")
-    with pytest.raises(ConfigError, match="counted from 0"):
+    with pytest.raises(ConfigError, match="update must be at least 0"):
         learning_rate(-1, N, MAX, MIN)
     with pytest.raises(ConfigError, match="at least 1 update"):
         checkpoint_steps(0)

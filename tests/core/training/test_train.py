@@ -113,7 +113,7 @@ def test_nan_never_reaches_the_weights(tmp_path: Path) -> None:
         trainer.flat.refresh_copies()
     before = sha256_tensors(trainer.state()["model"])
     moments = sha256_tensors(trainer.state()["optimizer"])
-    with pytest.raises(TrainingError, match="no optimizer step was taken"):
+    with pytest.raises(TrainingError, match="The update was not applied"):
         trainer.update(batch_at(1))
     assert sha256_tensors(trainer.state()["model"]) == before
     assert sha256_tensors(trainer.state()["optimizer"]) == moments

@@ -99,9 +99,9 @@ def test_attention_rotates_the_same_way(dtype: torch.dtype, device: str) -> None
 
 def test_unsupported_inputs_are_refused(device: str) -> None:
     cos, sin = tables(2, 4, device)
-    with pytest.raises(ConfigError, match="head_dim is 512, the kernel takes up to 256"):
+    with pytest.raises(ConfigError, match="head_dim is 512, but the kernel takes at most 256"):
         split_rotated(torch.zeros(1, 2, 1, 3, 512, device=device), cos, sin)
-    with pytest.raises(ConfigError, match="4 rotary lanes in a head of 2"):
+    with pytest.raises(ConfigError, match="4 rotary lanes, but a head has only 2"):
         split_rotated(torch.zeros(1, 2, 1, 3, 2, device=device), cos, sin)
     with pytest.raises(ConfigError, match="qkv is float64"):
         split_rotated(torch.zeros(1, 2, 1, 3, 8, device=device).double(), cos, sin)
