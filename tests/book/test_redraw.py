@@ -187,4 +187,4 @@ def test_changes_of_claims_in_words() -> None:
     ]
     cited = [before[0] | {"quote": "words"}, before[1]]
     assert redraw.verdict_changes(before, cited) == ["1 source or quote changed"]
-    assert redraw.verdict_changes(before, before[::-1]) == ["claims, but no verdict"]
+    assert redraw.verdict_changes(before, before[::-1]) == ["claims changed, but no verdict"]

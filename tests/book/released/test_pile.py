@@ -209,13 +209,16 @@ def test_a_batch_as_text(tmp_path: Path) -> None:
     assert "<|endoftext|>" in said and "--- row 2 ---" not in said
     ends = int((rows.batch(1, 4)[:, :-1] == 0).sum())
     assert f"; {ends} document ends (id 0)" in said and ends > 0
-    assert "NOT FROM THIS" not in said
+    assert "WRONG TOKENIZER" not in said
     ids = describe_batch(rows, 1, 4, n_shown=1)
     assert " ".join(map(str, rows.rows(4, 5)[0].tolist())) in ids
     raw = np.full((4, 11), 900, "<u2")
     raw.tofile(tmp_path / "r.bin")
     said = describe_batch(open_rows(str(tmp_path / "r.bin"), 10)[0], 0, 4, 0, tokenizer)
-    assert "no document ends in this batch" in said and "NOT FROM THIS TOKENIZER" in said
+    assert (
+        "no row of this batch has the token that ends a document" in said
+        and "WRONG TOKENIZER" in said
+    )
     with pytest.raises(DataError, match="last full batch"):
         describe_batch(rows, 10**6, 4)
 

@@ -96,7 +96,7 @@ def test_a_repository_is_swept_and_only_the_requested_steps_are_fetched(
         assert offline.steps == [0, 3000]
     assert offline.data.eod_id == 0
     assert offline.model(0).config == offline.config.model
-    with pytest.raises(CheckpointError, match="pass the folder instead of the name"):
+    with pytest.raises(CheckpointError, match="pass this folder instead of"):
         offline.model(3000)
     server.close()
 

@@ -64,7 +64,7 @@ def test_items_are_read_from_a_folder(task: str, tmp_path: Path) -> None:
         ("{", "not an item of piqa"),
         ("[1]", "not a JSON object"),
         ('{"goal": "x"}', "missing fields: label, sol1, sol2"),
-        ('{"goal": "x", "sol1": "", "sol2": "b", "label": 0}', "an empty text"),
+        ('{"goal": "x", "sol1": "", "sol2": "b", "label": 0}', "a text is empty"),
         ('{"goal": "x", "sol1": "a", "sol2": "b", "label": 7}', "no answer number 7"),
         ('{"goal": "x", "sol1": 3, "sol2": "b", "label": 0}', "not an item of piqa"),
     ],
@@ -180,7 +180,7 @@ def test_items_of_more_tasks_are_read_from_a_folder(task: str, tmp_path: Path) -
     items, examples = load_items(task, 5, tmp_path)
     assert (len(items), len(examples)) == (5, task_named(task).n_examples)
     path.write_text(path.read_text() + "{}\n")
-    with pytest.raises(DataError, match=rf"{task}\.jsonl:25: not an item of {task}: missing"):
+    with pytest.raises(DataError, match=rf"{task}\.jsonl:25 is not an item of {task}: missing"):
         load_items(task, 5, tmp_path)
 
 

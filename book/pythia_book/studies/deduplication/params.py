@@ -1,4 +1,4 @@
-"""Parameters of the deduplication study, the runs it trains and the checkpoints it reads."""
+"""Defines the parameters, training runs and kept checkpoints of the deduplication study."""
 
 from __future__ import annotations
 

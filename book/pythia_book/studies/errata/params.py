@@ -1,4 +1,4 @@
-"""Parameters of the errata study, the runs it trains and the checkpoints it reads."""
+"""Defines the parameters, training runs and kept checkpoints of the errata study."""
 
 from __future__ import annotations
 

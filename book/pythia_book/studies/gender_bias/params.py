@@ -1,4 +1,4 @@
-"""Parameters of the gender-bias study, the runs it trains and the checkpoints it reads."""
+"""Defines the parameters, training runs and kept checkpoints of the gender-bias study."""
 
 from __future__ import annotations
 

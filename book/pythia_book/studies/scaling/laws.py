@@ -145,9 +145,9 @@ def fit_law(
     if len(loss) < len(names) or min(sizes, lengths) < 3:
         raise DataError(
             f"{len(loss)} points with {sizes} different sizes"
-            f"{'' if d is None else f' and {lengths} different numbers of tokens'} cannot determine "
-            f"the parameters {', '.join(names)}; give at least as many points as parameters, with at "
-            "least three different sizes"
+            f"{'' if d is None else f' and {lengths} different numbers of tokens'} cannot "
+            f"determine the parameters {', '.join(names)}; give at least as many points as "
+            "parameters, with at least three different sizes"
             f"{'' if d is None else ' and at least three different numbers of tokens'}"
         )
     logs = np.log(loss)

@@ -1,4 +1,4 @@
-"""Parameters of the study of scaling, the runs it trains and what it reads from them."""
+"""Defines the parameters, training runs and kept checkpoints of the scaling study."""
 
 from __future__ import annotations
 

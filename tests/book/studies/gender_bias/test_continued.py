@@ -106,7 +106,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     for wrong, why in (
         (["--revision", "step41"], "existing revisions: step0"),
         (["--steps", "21"], "enough for 60 updates"),
-        (["--step", "47"], "does not belong to step 47"),
+        (["--step", "47"], "is not of step 47"),
         (["--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
     ):
         assert main(arguments(published, *wrong)) == 1
@@ -120,7 +120,7 @@ def test_long_training_needs_confirmation(capsys: pytest.CaptureFixture) -> None
     said = capsys.readouterr()
     assert "pass --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
     assert main([*hub, "10000"]) == 1
-    assert "name it with --data" in capsys.readouterr().err
+    assert "pass --data pile-deduped" in capsys.readouterr().err
 
 
 # --- the study -------------------------------------------------------------------------------
