@@ -1,4 +1,4 @@
-"""Runs the notebook of a study with papermill, and lets the command work without an output path.
+"""Runs the notebook of a study with papermill, and lets `papermill` work without an output path.
 
 Papermill loads this module through the entry point `papermill.engine` before it parses its command
 line. If the command line has one path only, and the path is a notebook of this project, the module

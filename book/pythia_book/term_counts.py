@@ -159,8 +159,13 @@ class SurfaceTerms:
                     f"the term {term!r} has no letter or digit; pass a term of one or more words"
                 )
         if len({*map(tuple, split)}) < len(split):
-            duplicate = next(t for t, w in zip(terms, split, strict=True) if split.count(w) > 1)
-            raise ConfigError(f"the term {duplicate!r} was passed twice; pass each term once")
+            repeated = next(words for words in split if split.count(words) > 1)
+            same = [
+                repr(term) for term, words in zip(terms, split, strict=True) if words == repeated
+            ]
+            raise ConfigError(
+                f"the terms {', '.join(same)} have the same words; pass only one of these terms"
+            )
         vocabulary = sorted({word for words in split for word in words})
         number = {word: i for i, word in enumerate(vocabulary)}
         self._trie = _Trie([[number[word] for word in words] for words in split], len(vocabulary))

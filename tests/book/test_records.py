@@ -167,7 +167,7 @@ def test_what_was_measured_and_released_is_read_back(project: Path) -> None:
     assert measured.arrays["loss/7k"].dtype == np.float32 and measured.facts == {"n": 4}
     assert records.read_released(folder)["crows"].value.tolist() == [0.5]
     assert records.read_released(None) == {}
-    with pytest.raises(DataError, match="has a record of tiny"):
+    with pytest.raises(DataError, match="is of the study tiny"):
         records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 3})
     (folder / records.MEASURED).write_bytes(b"PK")
     with pytest.raises(DataError, match=r"is not the sha256 in record\.json"):
@@ -212,10 +212,10 @@ def test_not_a_number_becomes_null(project: Path) -> None:
         ({"scale": "labtop"}, "Did you mean 'laptop'"),
         ({"claims": [CLAIM | {"ours": TEST | {"verdict": "proven"}}]}, "unknown verdict 'proven'"),
         ({"claims": [CLAIM | {"kind": "guess"}]}, "unknown kind 'guess'; accepted: claim"),
-        ({"claims": [{"claim": "x"}]}, "claim 'x' must have the keys kind, claim"),
-        ({"tables": {"../x": pd.DataFrame()}}, "table name '../x'"),
-        ({"values": {"a b": 1}}, "value name 'a b'"),
-        ({"values": {"a": object()}}, "a record can store only numbers and text, got object"),
+        ({"claims": [{"claim": "x"}]}, "claim 'x' must be a dict with the keys kind, claim"),
+        ({"tables": {"../x": pd.DataFrame()}}, "the name '../x' of a table"),
+        ({"values": {"a b": 1}}, "the name 'a b' of a value"),
+        ({"values": {"a": object()}}, "a record cannot store .* of type object"),
     ],
 )
 def test_invalid_records_are_refused(project: Path, changes: dict, message: str) -> None:
@@ -230,7 +230,7 @@ def test_invalid_records_are_refused(project: Path, changes: dict, message: str)
         ("{", "is not a record"),
         ("[]", "instead of a JSON object"),
         ("{}", "has schema None, but"),
-        ('{"schema": 2}', "it lacks study, scale"),
+        ('{"schema": 2}', "missing keys: study, scale"),
         ("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n", "unresolved merge conflict"),
     ],
 )
@@ -336,11 +336,11 @@ def test_good_parameters_are_merged_with_the_defaults(project: Path, given: dict
         ({"scael": "smoke"}, "unknown parameter 'scael'.*Did you mean 'scale'"),
         ({"scale": "huge"}, "unknown scale 'huge'; accepted: smoke, laptop"),
         ({"scale": 3}, "'scale' must have the type str, got 3; with papermill, -r instead of -p"),
-        ({"seeds": "x"}, "'seeds' must be int, got 'x'"),
-        ({"seeds": True}, "'seeds' must be int, got True"),
-        ({"rate": "fast"}, r"'rate' must be float \| None"),
-        ({"sizes": [1]}, "'sizes' must be tuple"),
-        ({"quick": 1}, "'quick' must be bool"),
+        ({"seeds": "x"}, "'seeds' must have the type int, got 'x'"),
+        ({"seeds": True}, "'seeds' must have the type int, got True"),
+        ({"rate": "fast"}, r"'rate' must have the type float \| None"),
+        ({"sizes": [1]}, "'sizes' must have the type tuple"),
+        ({"quick": 1}, "'quick' must have the type bool"),
     ],
 )
 def test_bad_parameters_are_refused_with_the_accepted_ones(
@@ -408,9 +408,9 @@ def test_a_run_is_current_until_anything_it_depends_on_changes(whole: Path) -> N
     [
         ("record.json", "{", "is not a record"),
         ("record.json", None, "no record at"),
-        ("levels.csv", "size\n", "levels.csv is not the sha256 in record.json"),
+        ("levels.csv", "size\n", "levels.csv was changed or damaged"),
         ("levels.csv", None, "levels.csv is missing"),
-        (records.MEASURED, "x", "measured.npz does not match"),
+        (records.MEASURED, "x", "measured.npz was changed or damaged"),
         ("released_crows.csv", None, "released_crows.csv is missing"),
         ("notebook.ipynb", None, "no notebook at"),
         ("notebook.ipynb", "<<<<<<< HEAD\n{}\n>>>>>>> x\n", "unresolved merge conflict"),
@@ -644,7 +644,7 @@ def test_recording_refuses_code_that_is_not_committed(
     write(project)
     finish(project)
     (whole / "levels.csv").write_text("")
-    with pytest.raises(DataError, match=r"(?s)2 problems.*levels\.csv does not.*not committed"):
+    with pytest.raises(DataError, match=r"(?s)2 problems.*levels\.csv was changed.*not committed"):
         site_runs.record_run("tiny", "laptop")
     write(project)
     finish(project)

@@ -251,7 +251,7 @@ def _problem(task: Any, item: Any) -> str:
     If a field has a wrong type, this can raise errors of several types.
     """
     if not isinstance(item, dict):
-        return "it is not a JSON object"
+        return "a JSON object was expected"
     if missing := set(task.fields) - set(item):
         return f"missing fields: {', '.join(sorted(missing))}"
     prompt = task.prompt(item)

@@ -94,7 +94,7 @@ def test_missing_steps_and_steps_without_weights(server: FakeHub) -> None:
     found = audit(REPO, progress=False)
     assert found.missing == [512, 4000, 32000]
     first, second = found.defects()
-    assert first == "step32000: no weights there"
+    assert first == "step32000: there are no files with weights"
     assert second == "3 of the 154 steps of a Pythia model are missing: 512, 4000, 32000"
 
 
@@ -170,7 +170,7 @@ def test_damaged_folders_pointers_and_our_checkpoints(tmp_path: Path) -> None:
     assert {e.revision: e.whole for e in found.entries}["step1000"] == digest
     assert (["step2000", "step3000"], "") in found.duplicates()
     assert "truncated or damaged" in found.defects()[0]
-    assert found.defects()[1] == "step7: no weights there"
+    assert found.defects()[1] == "step7: there are no files with weights"
 
 
 def test_a_folder_without_steps(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

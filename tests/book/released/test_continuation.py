@@ -245,7 +245,7 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
     refused(ConfigError, "steps must be at least 1, got -5", lambda: go_on(p, 40, -5))
     refused(ConfigError, "step must be at least 0, got -1", lambda: go_on(p, -1, 5))
     refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 59, 2))
-    refused(ConfigError, "weights only", lambda: go_on(p, 40, 4, state="kept"))
+    refused(ConfigError, "has only weights", lambda: go_on(p, 40, 4, state="kept"))
     refused(ConfigError, "unknown swap 'sideways'", lambda: go_on(p, 40, 4, "sideways"))
     refused(ConfigError, "has no Pythia size", lambda: go_on(p, 40, 4, train_config=None))
     rows = p.rows
@@ -383,8 +383,8 @@ def test_the_paper_is_planned_before_anything_is_fetched(
         file.truncate(last.sizes[19])  # sparse
     lacking = make_plan(hub, None, None, 133_000, 10_000, TokenFileData(str(tmp_path)), True)
     assert [file.name for file in lacking.missing_shards] == [last.names[18], last.names[20]]
-    assert "MISSING: document-00018-of-00020.bin, 30.0 GB" in "\n".join(lacking.lines)
-    with pytest.raises(DataError, match="enough for 143,000 updates"):
+    assert "MISSING SHARD: document-00018-of-00020.bin, 30.0 GB" in "\n".join(lacking.lines)
+    with pytest.raises(DataError, match="enough for only the first 143,000 updates"):
         make_plan(hub, None, None, 133_000, 10_001, TokenFileData(str(tmp_path)), True)
 
 
@@ -397,6 +397,6 @@ def test_published_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
         8,
     )
     small = ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384)
-    with pytest.raises(ConfigError, match="specify how the model was trained: batch_size, lr_max"):
+    with pytest.raises(ConfigError, match=r"training are unknown; pass batch_size .*, lr_max"):
         published_train(small, steps=10)
     assert published_train(small, 16, steps=10, lr_max=0.1, batch_size=6).micro_batch == 0

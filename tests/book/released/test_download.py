@@ -119,7 +119,7 @@ def test_files_that_do_not_match_their_hash_are_deleted(server: FakeHub) -> None
     sound = server.repos[REPO]["main"]["model.safetensors"]
     server.wrong["model.safetensors"] = sound[:-1] + bytes([sound[-1] ^ 1])
     with pytest.raises(
-        FetchError, match=r"model\.safetensors has sha256 .*the hub states .*deleted"
+        FetchError, match=r"model\.safetensors has the sha256 .*the hub states .*deleted"
     ):
         download.fetch(REPO)
     server.wrong.clear()

@@ -51,7 +51,7 @@ def test_documents_may_be_in_shards_one_folder_up(tmp_path: Path) -> None:
 def test_missing_and_ambiguous_maps(tmp_path: Path) -> None:
     assert find_maps(tmp_path) is None
     stem, *_ = write_maps(tmp_path)
-    with pytest.raises(DataError, match="seq_len=8, not 16"):
+    with pytest.raises(DataError, match="seq_len=8, not for seq_len=16"):
         open_maps(stem, 16)
     np.save(tmp_path / "other_doc_idx.npy", [1])
     with pytest.raises(DataError, match="one set per folder"):
@@ -110,7 +110,7 @@ def test_invalid_maps_are_refused(tmp_path: Path) -> None:
     for raw, message in (
         (index.read_bytes()[:-1], "copy the file again"),
         (index.read_bytes()[:20], "fewer than the"),
-        (b"X" + index.read_bytes()[1:], "not the index"),
+        (b"X" + index.read_bytes()[1:], "is not an index"),
     ):
         kept = index.read_bytes()
         index.write_bytes(raw)

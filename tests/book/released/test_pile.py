@@ -88,10 +88,10 @@ def test_a_batch_by_name_over_the_network(
     np.testing.assert_array_equal(rows.batch(5, 4), expected)
     assert [asked for _, asked in server.ranges] == ["bytes=360-399", "bytes=0-31"]
     server.files.popitem()
-    with pytest.raises(FetchError, match="no such file"):
+    with pytest.raises(FetchError, match="does not have this file"):
         rows.batch(rows.n_rows // 4 - 1, 4)
     server.files[next(iter(server.files))] = raw[:399]
-    with pytest.raises(FetchError, match="has 399 bytes, not 400"):
+    with pytest.raises(FetchError, match="has 399 bytes instead of 400"):
         rows.batch(0, 4)
 
 
@@ -178,7 +178,9 @@ def test_an_index_of_pre_shuffled_rows_is_not_shuffled_again(tmp_path: Path) -> 
 
 
 def test_errors_name_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"unknown data 'pile-standart'.*Did you mean 'pile-stand"):
+    with pytest.raises(
+        DataError, match=r"unknown training data 'pile-standart'.*Did you mean 'pile-stand"
+    ):
         open_rows("pile-standart")
     with pytest.raises(DataError, match="or the PREFIX of a"):
         open_rows(str(tmp_path / "nothing"))

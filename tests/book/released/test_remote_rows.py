@@ -114,7 +114,7 @@ def test_no_credentials_are_sent(
         ("403", "403 .*has no access"),
         ("401", "401 .*login"),
         ("416", "416 .*shorter"),
-        ("ignores ranges", r"ignores the Range.*whole file \(600078336000 bytes\)"),
+        ("ignores ranges", r"ignores the Range.*whole file \(600078336000 bytes"),
         ("another range", "sends the wrong range"),
         ("another size", "has 99,999 bytes instead of 100,000"),
         ("compresses", "sends compressed content"),
@@ -160,7 +160,7 @@ def test_an_unreachable_server() -> None:
 
 
 def test_too_large_a_read_is_refused(server: Server) -> None:
-    with pytest.raises(DataError, match="at most 268,435,456 are read"):
+    with pytest.raises(DataError, match="at most 268,435,456 bytes"):
         file(server, size=LARGEST_READ + 2).read(0, LARGEST_READ + 1)
     assert server.ranges == []
 

@@ -136,12 +136,12 @@ def test_bad_input_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
         sweep(run, ["piqa"], [0], limit=0, progress=False)
     with pytest.raises(
         ConfigError,
-        match="shots must be in 0\.\.16, the number of few-shot examples of piqa; got 17",
+        match=r"shots must be in 0\.\.16, the number of few-shot examples of piqa; got 17",
     ):
         sweep(run, ["piqa"], [0], 17, folder=str(folder), progress=False)
     with pytest.raises(
         ConfigError,
-        match="shots must be in 0\.\.0, the number of few-shot examples of crows_pairs_english",
+        match=r"shots must be in 0\.\.0, the number of few-shot examples of crows_pairs_english",
     ):
         sweep(run, ["crows_pairs_english"], [0], 1, folder=str(folder), progress=False)
     with pytest.raises(ConfigError, match=r"t\.xls.*\.csv or \.parquet"):

@@ -122,8 +122,9 @@ class RunSource:
         if run.ledger is not None and step < run.ledger.stop:
             raise ConfigError(
                 f"run {run.id} reads swapped text ({run.ledger.swap}) until step "
-                f"{run.ledger.stop}, so it cannot be continued from step {step}. Continue from "
-                f"step {run.ledger.stop} or later, or continue the control of this run instead"
+                f"{run.ledger.stop}, so this run cannot be continued from step {step}. Continue "
+                f"from step {run.ledger.stop} or later, or continue the control of this run "
+                "instead"
             )
         kept = saved_steps(run.states)
         if state == "kept" and step not in kept:

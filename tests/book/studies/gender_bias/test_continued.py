@@ -93,7 +93,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     assert main(arguments(published)) == 0
     said = capsys.readouterr().out
     assert said.startswith(plan) and "re-warmed from 0 in 1 updates" in said
-    assert "tokens changed" in said and "loss on unread rows" in said
+    assert "tokens changed" in said and "that neither has read" in said
     (name,) = {line.split("run ")[1][:12] for line in said.splitlines() if line.startswith(SWAP)}
     run = find_run(name)
     for command in (["verify", name], ["inspect", name, "--step", "41", "--rows", "1"]):
