@@ -4,7 +4,8 @@ The notebook of a study, notebooks/<study>.ipynb, has no outputs, and one of its
 `parameters`. Running the study (pythia_book.papermill_engine) writes an executed notebook to
 results/<study>/<scale>/notebook.ipynb. A stamp in the metadata of the executed notebook has the
 parameters, and hashes of the code cells, of both packages and of the record in the same folder.
-While the stamp matches, the run is up to date.
+As long as a new run would have the same parameters and the same hashes of code, the old run is up
+to date.
 
 Papermill only warns about an unknown parameter. This module rejects it before anything runs.
 Cleaning removes paths, host name, timings and versions, so that notebooks are reproducible.
@@ -252,7 +253,7 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
             problems.append(one_of(name, accepted, "parameter"))
         elif not _fits(value, ast.parse(accepted[name].type, mode="eval").body):
             kind = accepted[name].type
-            hint = "; with papermill, -r instead of -p passes text" if kind == "str" else ""
+            hint = "; to pass text with papermill, use -r instead of -p" if kind == "str" else ""
             problems.append(f"parameter {name!r} must have the type {kind}, got {value!r}{hint}")
         elif name == "scale" and value not in SCALES:
             problems.append(one_of(value, SCALES, "scale"))

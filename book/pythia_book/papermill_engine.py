@@ -518,7 +518,7 @@ def run_study(
         return target, False
     if folder.exists() and (problems := records.check_whole(folder)):
         print(
-            f"the run in {folder} will be replaced, because it is damaged: {'; '.join(problems)}",
+            f"the run in {folder} cannot be used and will be replaced: {'; '.join(problems)}",
             file=sys.stderr,
             flush=True,
         )

@@ -153,7 +153,8 @@ def _execute(folder: Path, new: Path) -> None:
         ) from error
     except DeadKernelError as error:
         raise PythiaError(
-            f"the kernel that ran {source.name} died, perhaps for lack of memory; redraw again"
+            f"the kernel that ran {source.name} died, perhaps for lack of memory; run the redraw "
+            "again"
         ) from error
     except click.ClickException as error:
         raise PythiaError(error.message) from error
@@ -233,7 +234,7 @@ def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
     same = [key for key in old if key in new and old[key]["verdict"] == new[key]["verdict"]]
     lines += _counted([key for key in same if old[key] != new[key]], "test")
     sources = [name for name in _changed(words(before), words(after)) if name in words(before)]
-    lines += _counted([name for name in sources if name in words(after)], "source or quote")
+    lines += _counted([name for name in sources if name in words(after)], "claim description")
     return lines or (["claims changed, but no verdict"] if before != after else [])
 
 
@@ -252,7 +253,7 @@ def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]
     code = [b for a, b in pairs if a.source != b.source and b.cell_type == "code"]
     prose = [b for a, b in pairs if a.source != b.source and b.cell_type == "markdown"]
     lines = _counted(figures, "figure") + _counted(outputs, "other output")
-    lines += _counted(code, "code cell") + _counted(prose, "paragraph of prose")
+    lines += _counted(code, "code cell") + _counted(prose, "prose paragraph")
     if len(old.cells) != len(new.cells):
         lines.append(f"number of cells: {len(old.cells)} -> {len(new.cells)}")
     if stamps[0] != stamps[1] and not lines:

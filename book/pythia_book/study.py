@@ -1,8 +1,8 @@
 """Defines what all studies share: classes for parameters, measurements, results and measuring cost.
 
-Each study subclasses `StudyParams`. A study measures models (`Measurements`), and its analysis
-turns the measurements into a `Result`, which is drawn and recorded. `kept_at` selects the
-checkpoints that a run keeps.
+Each study subclasses `StudyParams`. A study measures models, and the measurements are stored as
+`Measurements`. The outcome of a study is a `Result`, which is drawn and recorded. `kept_at` selects
+the checkpoints that a run keeps.
 """
 
 from __future__ import annotations
@@ -91,8 +91,7 @@ class StudyParams:
         if self.ONE_SIZE and len(sizes) != 1:
             raise ConfigError(
                 f"sizes={self.sizes!r} means {len(sizes)} sizes, but this study trains models of "
-                "only "
-                f'one size; pass one size, e.g. "{sizes[0]}"'
+                f'only one size; pass one size, e.g. "{sizes[0]}"'
             )
         return sizes
 

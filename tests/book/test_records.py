@@ -335,7 +335,10 @@ def test_good_parameters_are_merged_with_the_defaults(project: Path, given: dict
     [
         ({"scael": "smoke"}, "unknown parameter 'scael'.*Did you mean 'scale'"),
         ({"scale": "huge"}, "unknown scale 'huge'; accepted: smoke, laptop"),
-        ({"scale": 3}, "'scale' must have the type str, got 3; with papermill, -r instead of -p"),
+        (
+            {"scale": 3},
+            "'scale' must have the type str, got 3; to pass text with papermill, use -r",
+        ),
         ({"seeds": "x"}, "'seeds' must have the type int, got 'x'"),
         ({"seeds": True}, "'seeds' must have the type int, got True"),
         ({"rate": "fast"}, r"'rate' must have the type float \| None"),

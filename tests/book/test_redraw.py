@@ -186,5 +186,5 @@ def test_changes_of_claims_in_words() -> None:
         "1 test changed",
     ]
     cited = [before[0] | {"quote": "words"}, before[1]]
-    assert redraw.verdict_changes(before, cited) == ["1 source or quote changed"]
+    assert redraw.verdict_changes(before, cited) == ["1 claim description changed"]
     assert redraw.verdict_changes(before, before[::-1]) == ["claims changed, but no verdict"]

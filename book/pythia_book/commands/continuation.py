@@ -103,7 +103,9 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     from pythia_core.hf import step_of
 
     if args.measure and not args.swap:
-        raise ConfigError("--measure compares the two arms of a swap, so it needs --swap")
+        raise ConfigError(
+            "--measure compares the two arms of a swap; pass --swap too, or omit --measure"
+        )
     step = step_of(args.revision) if args.step is None else args.step
     if step is None:
         raise ConfigError("the step to start from is unknown; pass --step N or --revision stepN")

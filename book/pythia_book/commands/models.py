@@ -23,7 +23,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--step", **STEP, help=text)
     dtypes = ("fp32", "fp16", "bf16")
     p.add_argument("--dtype", default="", choices=dtypes, help="number format (default: unchanged)")
-    p.add_argument("--size", default="", help="model size of native GPT-NeoX files")
+    p.add_argument("--size", default="", help="model size of native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.set_defaults(resume_note="what was measured is kept")

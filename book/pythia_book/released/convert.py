@@ -178,8 +178,8 @@ def convert(
         )
     if origin.step is None:
         raise ConfigError(
-            f"neither the name {source} nor the revision {revision} has the step of the model; "
-            "pass --step"
+            f"the step of the model is neither in the name {source} nor in the revision "
+            f"{revision}; pass --step"
         )
     parent = Path(target)
     folder = step_folder(parent, origin.step)

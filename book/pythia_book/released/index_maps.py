@@ -190,8 +190,8 @@ class MappedRows(Rows):
     def _contradiction(self, number: int, problem: str) -> DataError:
         """Return an error that says what is wrong with row `number` by the index maps."""
         return DataError(
-            f"for row {number} (before the rows are shuffled), the index maps {problem}; use the "
-            f"index maps of {self._documents.tokens.name} and seq_len={self.seq_len}"
+            f"for row {number} (before the rows are shuffled), the index maps {problem}; use index "
+            f"maps that were made for {self._documents.tokens.name} with seq_len={self.seq_len}"
         )
 
 

@@ -112,8 +112,8 @@ def _layer_tensors(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(
-            f"{path} is not a layer file of GPT-NeoX, because it does not have exactly one "
-            "dictionary of tensors"
+            f"{path} is not a layer file of GPT-NeoX, because it does not contain a dictionary "
+            "that has only tensors"
         )
     return state
 

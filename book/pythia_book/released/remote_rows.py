@@ -171,7 +171,8 @@ class HttpFile:
         raise self._failed(
             f"bytes {start}-{stop - 1}",
             f"{reason} (tried {self.tries} times). Run the command again to continue. Without a "
-            f"network, put {self.name} in a folder, and pass this folder as the data",
+            f"network, put {self.name} in a folder, and pass this folder as the training data "
+            "(--data)",
         )
 
     async def _check(self, response: ClientResponse) -> None:
@@ -195,18 +196,20 @@ class HttpFile:
             length = headers.get("Content-Length", "unknown")
             problem = (
                 f"the server ignores the Range header and would send the whole file ({length} "
+                f"bytes, status {status}). Nothing was downloaded; use another server"
             )
-            problem += f"bytes, status {status}). Nothing was downloaded; use another server"
         elif sent != requested or not size.isdigit():
             problem = f"the server sends the wrong range {sent!r}; use another server"
         elif headers.get("Content-Encoding", "identity") != "identity":
-            problem = "the server sends compressed content, although it was asked not to; use "
-            problem += "another server"
+            problem = (
+                "the server sends compressed content, although uncompressed content was requested; "
+                "use another server"
+            )
         elif self._size not in (None, int(size)):
             problem = (
                 f"the file on the server has {int(size):,} bytes instead of {self._size:,}, so "
+                "the file is truncated or is another file; use another server"
             )
-            problem += "the file is truncated or is another file; use another server"
         if problem:
             raise self._failed(requested, problem)
         self._size = int(size)

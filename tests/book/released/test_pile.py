@@ -184,11 +184,11 @@ def test_errors_name_what_is_missing(tmp_path: Path) -> None:
         open_rows("pile-standart")
     with pytest.raises(DataError, match="or the PREFIX of a"):
         open_rows(str(tmp_path / "nothing"))
-    with pytest.raises(DataError, match="but has none"):
+    with pytest.raises(DataError, match="has no token file"):
         open_rows(str(tmp_path))
     for name in ("a", "b"):
         (tmp_path / f"{name}.bin").write_bytes(b"\0" * 10)
-    with pytest.raises(DataError, match=r"several \(a, b\)"):
+    with pytest.raises(DataError, match=r"several token files \(a, b\)"):
         open_rows(str(tmp_path))
     with pytest.raises(DataError, match="whole number of rows"):
         open_rows(str(tmp_path / "a.bin"), seq_len=3)

@@ -79,8 +79,8 @@ class TokenFileData:
         """The tokenizer of the rows. Raises a DataError if `tokenizer_name` is empty."""
         if not self.tokenizer_name:
             raise DataError(
-                f"the tokenizer of the rows in {self.where} is unknown; pass neox-20b or the path "
-                "of a tokenizer.json as tokenizer"
+                f"the tokenizer of the rows in {self.where} is unknown; set the tokenizer "
+                "(--tokenizer) to neox-20b or to the path of a tokenizer.json"
             )
         return tokenizer_at(self.tokenizer_name)
 
@@ -190,7 +190,8 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
     if split := [f"' {w}' ({n} tokens)" for w, n in pieces.items() if n != 1]:
         raise DataError(
             f"the swap {direction} works only if the tokenizer encodes every swapped word as one "
-            f"token, but this tokenizer splits {', '.join(split)}; use rows with another tokenizer"
+            f"token, but this tokenizer splits {', '.join(split)}; pass the tokenizer of the "
+            "rows, or use other rows"
         )
     return swap
 

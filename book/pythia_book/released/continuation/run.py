@@ -1,10 +1,10 @@
 """Continues training from a local or released checkpoint, with or without a pronoun swap.
 
 The paper's interventions (section 3.1) start from step 133,000 with the optimizer state, and read
-the same batches that followed in the original training. Released checkpoints have only weights,
-because the authors kept no optimizer state but that of the last step. Therefore a continuation of
-released weights restarts Adam with zero moments and a new bias correction. One of these rules then
-sets the learning rate:
+the same batches that followed in the original training. Released checkpoints have only weights. The
+authors kept only the optimizer state of the last step. Therefore a continuation of released weights
+restarts Adam with zero moments and a new bias correction. One of these rules then sets the learning
+rate:
 
     linear    the rate of the schedule, times i / W in the first W updates (i counts from 0); W is
               1 % of the updates by default
@@ -81,12 +81,13 @@ class Rewarm:
             raise ConfigError(one_of(self.rule, RULES, "re-warming rule"))
         if self.updates < 0:
             raise ConfigError(
-                f"the number of re-warming updates must be at least 0, got {self.updates}"
+                "the number of re-warming updates (--rewarm-updates) must be at least 0, got "
+                f"{self.updates}"
             )
         if self.updates and self.rule != "linear":
             raise ConfigError(
-                "a number of re-warming updates is only for the re-warming rule 'linear'; got "
-                f"{self.updates} updates with the rule {self.rule!r}"
+                "only the re-warming rule 'linear' takes a number of updates (--rewarm-updates); "
+                f"got {self.updates} updates with the rule {self.rule!r} (--rewarm)"
             )
 
 
@@ -413,8 +414,8 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
     if rewarm is not None:
         raise ConfigError(
             f"{start.label} has kept its optimizer state of step {start.step}, so the learning "
-            "rate cannot be re-warmed. Omit the re-warming rule, or set state to 'weights' to "
-            "continue from the weights alone"
+            "rate cannot be re-warmed. Omit the re-warming rule (--rewarm), or set state (--state) "
+            "to 'weights' to continue from the weights alone"
         )
     assert start.run is not None  # only a local run keeps its optimizer state
     earlier = _read_identity(start.run.folder).get("continued")

@@ -1,9 +1,9 @@
 """Finds the local or published checkpoint from which a continued run starts.
 
-For this checkpoint, a local run may also have saved the state of the optimizer. A published model
-has only weights, and its files do not state how it was trained. `published_train` knows the
-training settings of models that have a Pythia size. `check_rows` checks that the rows to train on
-fit the vocabulary and the tokenizer of the model.
+A local run may have saved both the weights and the optimizer state of this checkpoint. A published
+model has only weights, and its files do not state how the model was trained. `published_train`
+knows the training settings of models that have a Pythia size. `check_rows` checks that the rows to
+train on fit the vocabulary and the tokenizer of the model.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class RunSource:
             raise CheckpointError(
                 f"run {run.id} kept no optimizer state of step {step}. The steps with an optimizer "
                 f"state are: {', '.join(map(str, kept)) or 'none'}. Continue from one of these "
-                "steps, or set state to 'weights' to continue from the weights alone"
+                "steps, or set state (--state) to 'weights' to continue from the weights alone"
             )
         label, model = f"run {run.id}", run.config.model
         if step in kept and state != "weights":
@@ -161,7 +161,7 @@ class PublishedSource:
         if state == "kept":
             raise ConfigError(
                 f"state 'kept' requires an optimizer state, but {self.name} is a published model, "
-                "which has only weights; set state to 'auto' or 'weights'"
+                "which has only weights; set state (--state) to 'auto' or 'weights'"
             )
         revision = revision or f"step{step}"
         if step_of(revision) not in (None, step):

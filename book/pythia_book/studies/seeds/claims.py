@@ -2,8 +2,8 @@
 
 Runs with several seeds have one size, so almost all of these claims are about differences between
 runs of that size. One claim is about the distance to a neighbouring size. With few seeds, most
-intervals of spreads are wide, and claims about spreads stay open. The verdict then names the effect
-that would have been seen.
+intervals of spreads are wide, and claims about spreads stay open. The verdict on an open claim
+names the effect that would have been seen.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
         assert main(command) == 0
     seen = capsys.readouterr().out
     assert "7 checkpoints match their hashes, 6 batches match the log" in seen
-    assert "equals the hash that training logged" in seen and "[ his> her]" in seen
+    assert "this hash equals the hash in the training log" in seen and "[ his> her]" in seen
     assert main(["continue", run.id, "--step", "46", "--steps", "2", "--state", "weights"]) == 0
     assert "only the weights of step 46" in capsys.readouterr().out
     for wrong, why in (
