@@ -1,4 +1,9 @@
-"""Adds the commands for existing models: `convert`, `evaluate`, `lm_eval`, `generate`, `verify`."""
+"""Adds the commands `convert`, `evaluate`, `lm_eval`, `generate` and `verify`, for existing models.
+
+`convert` writes a model in another format. `evaluate` scores checkpoints on the paper's tasks, and
+`lm_eval` runs the evaluation harness on them. `generate` continues a text. `verify` checks the
+files of a run against their hashes, or audits the checkpoints of a published model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defines the parameters, training runs and kept checkpoints of the repetition study."""
+"""Defines the parameters of the repetition study, its runs, and the checkpoints that it reads."""
 
 from __future__ import annotations
 

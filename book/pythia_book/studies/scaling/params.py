@@ -1,4 +1,4 @@
-"""Defines the parameters, training runs and kept checkpoints of the scaling study."""
+"""Defines the parameters of the scaling study, the runs it trains, and the checkpoints it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defines the parameters, training runs and kept checkpoints of the term-frequency study."""
+"""Defines the parameters of the term-frequency study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
