@@ -1,4 +1,4 @@
-"""Defines the parameters of the repetition study, its runs, and the checkpoints that it reads."""
+"""Defines the parameters of the repetition study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 

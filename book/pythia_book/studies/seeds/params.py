@@ -1,4 +1,4 @@
-"""Defines the parameters of the seeds study, the runs it trains, and the checkpoints it reads."""
+"""Defines the parameters of the seeds study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
