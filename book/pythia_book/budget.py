@@ -1,8 +1,8 @@
 """Predicts what a scale costs on one GPU: tokens, FLOP, seconds and bytes.
 
-Training times come from pythia_book.bench.cost_model and assume torch.compile. Its rates are
-estimates, so every number here is a prediction; `python -m pythia_core gpu-check` measures the
-rates on a GPU.
+Training times come from pythia_book.bench.cost_model and assume torch.compile. The rates in that
+model are estimates, so every number here is a prediction. `python -m pythia_core gpu-check`
+measures the rates on a GPU.
 """
 
 from __future__ import annotations

@@ -110,9 +110,12 @@ def make_bundle(
     """
     problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
     if scale_named(scale).published:
-        problems.append(f"scale {scale!r} needs the released models, which do not fit in a bundle")
+        problems.append(
+            f"scale {scale!r} needs the released models, which do not fit in a bundle; choose "
+            "another scale"
+        )
     if not out.name.endswith((".tar", ".tar.xz")):
-        problems.append(f"{out.name}: the archive's name must end with .tar or .tar.xz")
+        problems.append(f"the archive's name must end with .tar or .tar.xz, got {out.name!r}")
     raise_all(ConfigError, problems, "bundle")
     parts: dict[str, Part] = project_files(require_checkout("packing a bundle"))
     parts |= _cache(scale, studies, progress)
@@ -127,8 +130,8 @@ def make_bundle(
     if max_size is not None and sum(sizes.values()) > max_size * 1e6:
         largest = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sizes.items())
         raise ConfigError(
-            f"the files of this bundle take {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
-            f"than --max-size {max_size:g}; choose fewer --studies or a smaller --scale"
+            f"the files of this bundle have {sum(sizes.values()) / 1e6:.0f} MB ({largest}), which "
+            f"is more than --max-size {max_size:g}; choose fewer --studies or a smaller --scale"
         )
     manifest = {
         "scale": scale,
@@ -187,7 +190,10 @@ def _bench_text(progress: bool) -> dict[str, Part]:
     try:
         text_tokens(progress)
     except FetchError as error:
-        print(f"the bundle lacks the text of the training benchmark: {error}", file=sys.stderr)
+        print(
+            f"the bundle will lack the text that `bench train` reads on a GPU, because {error}",
+            file=sys.stderr,
+        )
         return {}
     return {"results/bench/tokens.npy": text_file()}
 
@@ -214,7 +220,9 @@ def _published() -> dict[str, Part]:
         return {}
     folder = Path(released)
     if not folder.is_dir():
-        raise DataError(f"PYTHIA_PUBLISHED_DIR={released} is not a folder; correct or unset it")
+        raise DataError(
+            f"PYTHIA_PUBLISHED_DIR={released} is not a folder; correct or unset this variable"
+        )
     files = (p for p in folder.rglob("*") if p.is_file())
     return {f"published/{p.relative_to(folder).as_posix()}": p for p in files}
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the studies of this bundle without a network: ./run.sh [STUDY ...]
-# Everything is written inside this folder; take records/ home. After a stop, the next call resumes.
+# Everything is written inside this folder; copy records/ from it when done. After a stop, run this
+# script again to resume.
 set -u
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 cd "$here" || exit 1
@@ -41,15 +42,15 @@ study() { # NAME [MORE ...]: run it and copy its results
 for name in ${*:-@STUDIES@}; do
   study "$name"
 done
-echo "$((SECONDS - begin)) s for the studies"
+echo "the studies took $((SECONDS - begin)) s"
 if [ $# -eq 0 ] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   "$python" -m pythia_core gpu-check --budget 1h --only train,kernels,attention \
     > records/gpu-check.txt 2>&1 || failed="$failed gpu-check"
   cp -r "$PYTHIA_RESULTS/gpu-check" records/ || true
   study speed
 fi
-echo "$((SECONDS - begin)) s in all; take records/ home"
+echo "everything took $((SECONDS - begin)) s; copy the folder records/ to your own machine"
 if [ -n "$failed" ]; then
-  echo "failed:$failed" >&2
+  echo "error: failed:$failed (see the messages above; those of gpu-check are in records/gpu-check.txt)" >&2
   exit 1
 fi

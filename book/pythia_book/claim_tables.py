@@ -1,8 +1,9 @@
-"""Shows the claims of a study as a table: HTML for pages and notebooks, a frame for the terminal.
+"""Shows the claims of a study as a table, in HTML or as a pandas frame.
 
-Each row has the claim with its source, the results on the released models and on our models, and
-the verdict with one reason. In HTML, a click on a row's "Details" shows the paper's words, exact
-numbers, tests and notes; premises and checks are in a second table that can be unfolded.
+Pages and notebooks show the HTML, and the terminal shows the frame. Each row has the claim with its
+source, the results on the released models and on our models, and the verdict with one reason. In
+HTML, a click on "Details" in a row shows the paper's words, exact numbers, tests and notes. A
+second table, which can be unfolded, has the premises and checks.
 """
 
 from __future__ import annotations

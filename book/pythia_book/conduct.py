@@ -1,9 +1,9 @@
-"""Conducts a study: obtains its measurements, by measuring or from a record, and analyses them.
+"""Conducts a study: obtains its measurements and analyses them.
 
-A study has two functions. `measure` trains or finds models and returns `Measurements`, which can be
-read without any model. `analyse` turns the measurements and the released numbers into tables,
-values and claims. A record contains the input of `analyse`, so verdicts, values and figures can be
-changed without training again (pythia_book.redraw).
+A study has two functions. `measure` trains or finds models and returns `Measurements`. `analyse`
+turns the measurements and the released numbers into tables, values and claims, and needs no model.
+A record contains the measurements and the released numbers. So verdicts, values and figures can be
+computed again from a record, without training or measuring (pythia_book.redraw).
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Reads the notebooks of studies and checks their parameters; stamps and cleans executed notebooks.
+"""Reads and checks the notebooks of studies, and stamps and cleans executed notebooks.
 
-A study is one notebook, notebooks/<study>.ipynb, without outputs and with one cell tagged
+The notebook of a study, notebooks/<study>.ipynb, has no outputs, and one of its cells is tagged
 `parameters`. Running the study (pythia_book.papermill_engine) writes an executed notebook to
-results/<study>/<scale>/notebook.ipynb. The metadata of that notebook have a stamp: the parameters,
-and hashes of the code cells, of both packages and of the record in the same folder. While the stamp
-matches, the run is up to date.
+results/<study>/<scale>/notebook.ipynb. A stamp in the metadata of the executed notebook has the
+parameters, and hashes of the code cells, of both packages and of the record in the same folder.
+As long as a new run would have the same parameters and the same hashes of code, the old run is up
+to date.
 
-Papermill only warns about an unknown parameter; this module rejects it before anything runs.
+Papermill only warns about an unknown parameter. This module rejects it before anything runs.
 Cleaning removes paths, host name, timings and versions, so that notebooks are reproducible.
 """
 
@@ -94,20 +95,20 @@ def read_notebook(path: Path) -> Notebook:
     try:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError as error:
-        raise DataError(f"no notebook at {path}") from error
+        raise DataError(f"there is no notebook at {path}") from error
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError,
     ) as error:  # fmt: skip
-        raise DataError(f"{path} is not a notebook: {conflict(path) or error}") from error
+        raise DataError(f"{path} is not a notebook ({conflict(path) or error})") from error
 
 
 def conflict(path: Path) -> str:
-    """Return "it has an unresolved merge conflict" if that is true of the file `path`, else ""."""
+    """Return "unresolved merge conflict" if there is one in the file `path`, else ""."""
     try:
         found = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
     except OSError:
         return ""
-    return "it has an unresolved merge conflict" if found else ""
+    return "unresolved merge conflict" if found else ""
 
 
 def write_notebook(notebook: Notebook, path: Path) -> None:
@@ -165,7 +166,8 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise DataError(
-            f"a study's notebook must have one cell tagged 'parameters', got {len(cells)}"
+            "the notebook of a study must have exactly one cell with the tag 'parameters', but "
+            f"{len(cells)} cells have this tag"
         )
     lines = cells[0].source.splitlines()
     parameters = {}
@@ -180,7 +182,8 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
             default = ast.literal_eval(node.value)
         except ValueError as error:
             raise DataError(
-                f"the default of parameter {target.id!r} must be a literal, like 1 or 'laptop'"
+                f"in the parameters cell, the default of {target.id!r} must be a literal such as "
+                f"1 or 'laptop', got {ast.unparse(node.value)}"
             ) from error
         kind = ast.unparse(node.annotation) if annotated else type(default).__name__
         _, _, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")
@@ -250,8 +253,8 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
             problems.append(one_of(name, accepted, "parameter"))
         elif not _fits(value, ast.parse(accepted[name].type, mode="eval").body):
             kind = accepted[name].type
-            hint = "; to pass it as a string, use -r instead of -p" if kind == "str" else ""
-            problems.append(f"parameter {name!r} must be {kind}, got {value!r}{hint}")
+            hint = "; to pass text with papermill, use -r instead of -p" if kind == "str" else ""
+            problems.append(f"parameter {name!r} must have the type {kind}, got {value!r}{hint}")
         elif name == "scale" and value not in SCALES:
             problems.append(one_of(value, SCALES, "scale"))
     if problems:

@@ -1,4 +1,4 @@
-"""Runs the notebook of a study with papermill, and lets the command work without an output path.
+"""Runs the notebook of a study with papermill, and lets `papermill` work without an output path.
 
 Papermill loads this module through the entry point `papermill.engine` before it parses its command
 line. If the command line has one path only, and the path is a notebook of this project, the module
@@ -157,8 +157,8 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
                 continue
             if root == recorded or name != study:
                 raise ConfigError(
-                    f"{written} is the notebook of a recorded run of {name}, which this call would "
-                    "overwrite; choose another output path"
+                    f"this call would overwrite {written}, the notebook of a recorded run of "
+                    f"{name}; choose another output path"
                 )
             return place.absolute()
     return None
@@ -213,7 +213,7 @@ def keep_unfinished(notebook: Any, target: Path) -> Path:
         what = "The run was not recorded"
     else:
         what = "The notebook was not run to its end"
-    print(f"{what}: it is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
+    print(f"{what}; the notebook is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
     return path
 
 
@@ -229,7 +229,8 @@ def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
     record = folder / "record.json"
     if not record.is_file():
         raise DataError(
-            "the notebook wrote no record; its last cell must be style.write_record(result)"
+            "the notebook wrote no record; the last cell of a study must be "
+            "style.write_record(result)"
         )
     notebook.metadata[notebooks.STAMP] = stamp | {"record": file_sha256(record)}
     notebooks.clean_notebook(notebook)
@@ -320,8 +321,8 @@ def _guard_output(arguments: list[str]) -> None:
     target = _place_of_a_run(written, Path(source).stem if ours else "", Path.cwd())
     if target and options["engine"][-1:] != ("pythia",):
         raise ConfigError(
-            f"{written} is the place of recorded runs, which only the engine pythia writes; omit "
-            "--engine or choose another output path"
+            f"only the engine `pythia` may write {written}, because runs are recorded there; omit "
+            "--engine, or choose another output path"
         )
     if target:
         _guard(written, target)
@@ -517,7 +518,7 @@ def run_study(
         return target, False
     if folder.exists() and (problems := records.check_whole(folder)):
         print(
-            f"the run in {folder} will be replaced: {'; '.join(problems)}",
+            f"the run in {folder} cannot be used and will be replaced: {'; '.join(problems)}",
             file=sys.stderr,
             flush=True,
         )
@@ -544,13 +545,13 @@ def run_study(
     except papermill.PapermillExecutionError as error:
         message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
         where = notebooks.unfinished_path(target)
-        raise PythiaError(f"{message}\nwhere: see {where}") from error
+        raise PythiaError(f"{message}\nthe notebook with the error is {where}") from error
     except click.ClickException as error:
         raise PythiaError(error.message) from error
     except DeadKernelError as error:
-        message = f"the kernel running {source.name} died; was there enough memory?"
         raise PythiaError(
-            f"{message} Checkpoints are kept: run the study again to resume training."
+            f"the kernel that ran {source.name} died, perhaps for lack of memory. Checkpoints are "
+            "kept; run the study again to resume training"
         ) from error
     return target, True
 

@@ -1,13 +1,14 @@
-"""Writes and reads records, the files with the results of a study, and formats their numbers.
+"""Writes and reads records, and formats the numbers in them. A record holds the results of a study.
 
-A record is a folder with record.json, one CSV per table, the measurements from which the tables
-follow (measured.npz), the released numbers shown next to them (released_*.csv), and the executed
-notebook. record.json has the hashes of the CSV files and of measured.npz, and the stamp of the
-notebook has the hash of record.json; `check_whole` verifies the hashes. A new record is written to
-a temporary folder (`staging`), which then replaces the old record as a whole (`swap_in`).
+A record is a folder with these files: record.json, one CSV file per table, the measurements from
+which the tables are computed (measured.npz), the released numbers that are shown next to them
+(released_*.csv), and the executed notebook. record.json contains the hashes of the CSV files and of
+measured.npz. The metadata of the notebook contain the hash of record.json. `check_whole` verifies
+these hashes. A new record is written to a temporary folder (`staging`), which then replaces the old
+record as a whole (`swap_in`).
 
 A record states its origin: parameters, data fingerprint, runs with the sha256 of their final
-weights, commit, versions, device, duration and memory, but never a path or a host name.
+weights, commit, versions, device, duration and memory. It never contains a path or a host name.
 pythia_book.site_runs selects the record that the site shows.
 """
 
@@ -101,7 +102,8 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise ConfigError(
-        f"a record can store only numbers and text, got {type(value).__name__}: {value!r}"
+        f"a record cannot store {value!r} of type {type(value).__name__}; use numbers and text, or "
+        "lists and dicts of numbers and text"
     )
 
 
@@ -119,10 +121,16 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
     for claim in claims:
         name = claim.get("claim", "?") if isinstance(claim, dict) else "?"
         if not isinstance(claim, dict) or set(claim) != set(CLAIM_KEYS):
-            problems.append(f"claim {name!r} must have the keys {', '.join(CLAIM_KEYS)}")
+            got = f"the keys {', '.join(claim)}" if isinstance(claim, dict) else repr(claim)
+            problems.append(
+                f"claim {name!r} must be a dict with the keys {', '.join(CLAIM_KEYS)}; got {got}"
+            )
             continue
         if not all(claim[s] is None or TEST_KEYS <= set(claim[s]) for s in SIDES):
-            problems.append(f"claim {name!r}: a test must have {', '.join(sorted(TEST_KEYS))}")
+            problems.append(
+                f"claim {name!r}: each of {' and '.join(SIDES)} must be None or a dict with at "
+                f"least the keys {', '.join(sorted(TEST_KEYS))}"
+            )
             continue
         if claim["kind"] not in KINDS:
             problems.append(f"claim {name!r}: " + one_of(claim["kind"], KINDS, "kind"))
@@ -273,7 +281,7 @@ def save_record(result: Result, folder: Path) -> Path:
         ("table", result.tables), ("released table", result.released), ("value", result.values)
     ):  # fmt: skip
         problems += [
-            f"{kind} name {n!r} must start with a-z and have only a-z, 0-9 and _"
+            f"the name {n!r} of a {kind} must start with a-z and have only a-z, 0-9 and _"
             for n in names
             if not _NAME.fullmatch(n)
         ]
@@ -362,17 +370,22 @@ def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> M
     stated = {name: parameters.get(name) for name in record["parameters"]}
     if record["study"] != study or stated != record["parameters"]:
         raise DataError(
-            f"{folder} has a record of {record['study']} with the parameters "
-            f"{record['parameters']}; expected {study} with {stated}"
+            f"the record in {folder} is of the study {record['study']} with the parameters "
+            f"{record['parameters']}; expected the study {study} with the parameters {stated}"
         )
     path = folder / MEASURED
     try:
         if file_sha256(path) != record["files"][MEASURED]["sha256"]:
-            raise DataError(f"{path} does not match the hash in the record; run the study again")
+            raise DataError(f"{_differs(path)}; run the study again")
         with np.load(path, allow_pickle=False) as arrays:
             return Measurements(dict(arrays), record["facts"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}; run the study again") from error
+
+
+def _differs(name: object) -> str:
+    """Return the message about a file of a record that was changed after the record was written."""
+    return f"{name} was changed or damaged: its sha256 is not the sha256 in record.json"
 
 
 def read_released(folder: Path | None) -> Tables:
@@ -388,7 +401,7 @@ def read_released(folder: Path | None) -> Tables:
     names = [n for n in record["files"] if n.startswith(prefix) and n.endswith(suffix)]
     for name in names:
         if file_sha256(folder / name) != record["files"][name]["sha256"]:
-            raise DataError(f"{folder / name} does not match the hash in the record")
+            raise DataError(f"{_differs(folder / name)}; run the study again")
     return {n.removeprefix(prefix).removesuffix(suffix): _read_csv(folder / n) for n in names}
 
 
@@ -407,22 +420,26 @@ def check_whole(folder: Path, named: bool = True) -> list[str]:
         return [str(error)]
     owner = record["study"], record["scale"]
     if named and folder.absolute().parts[-2:] != owner:
-        problems.append(f"the record is of {owner[0]} at scale {owner[1]}, not of this folder")
+        place = "/".join(folder.absolute().parts[-2:])
+        problems.append(
+            f"record.json is of the study {owner[0]} at scale {owner[1]}, but is in a folder "
+            f"{place}"
+        )
     for name, entry in record["files"].items():
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
         elif file_sha256(folder / name) != entry["sha256"]:
-            problems.append(f"{name} does not match the hash in the record")
+            problems.append(_differs(name))
     try:
         notebook = read_notebook(folder / NOTEBOOK)
     except DataError as error:
         return [*problems, str(error)]
     if not is_finished(notebook):
-        problems.append("the notebook did not run to the end without errors")
+        problems.append(f"{NOTEBOOK} did not run to its end, or a cell in it failed")
     elif notebook.metadata[STAMP].get("record") != file_sha256(folder / "record.json"):
         problems.append(f"{NOTEBOOK} and record.json are from different runs")
     elif notebook.metadata[STAMP].get("outputs", "") not in ("", outputs_hash(notebook)):
-        problems.append(f"the outputs of {NOTEBOOK} were edited")
+        problems.append(f"the outputs in {NOTEBOOK} were edited after the run")
     return problems
 
 
@@ -444,25 +461,29 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"no record at {path}; run the study first") from error
+        raise DataError(f"there is no record at {path}; run the study first") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = conflict(path) or str(error)
-        raise DataError(f"{path} is not a record: {reason}; run the study again") from error
+        raise DataError(f"{path} is not a record ({reason}); run the study again") from error
     if not isinstance(record, dict):
-        raise DataError(f"{path} is not a record: it has no JSON object; run the study again")
+        raise DataError(
+            f"{path} is not a record (it has a JSON {type(record).__name__} instead of a JSON "
+            "object); run the study again"
+        )
     if record.get("schema") != SCHEMA:
         raise DataError(
-            f"{path} has schema {record.get('schema')}, but this version reads schema {SCHEMA}; "
-            "run the study again"
+            f"{path} has schema {record.get('schema')}, but this version of pythia_book reads only "
+            f"schema {SCHEMA}; run the study again"
         )
     if missing := [key for key in _REQUIRED if key not in record]:
         raise DataError(
-            f"{path} is not a record: it lacks {', '.join(missing)}; run the study again"
+            f"{path} is not a record (missing keys: {', '.join(missing)}); run the study again"
         )
     types = {"claims": list, "values": dict, "parameters": dict, "facts": dict}
     if wrong := [key for key, kind in types.items() if not isinstance(record[key], kind)]:
         raise DataError(
-            f"{path} is not a record: {', '.join(wrong)} has the wrong type; run the study again"
+            f"{path} is not a record (values of the wrong type under the keys: "
+            f"{', '.join(wrong)}); run the study again"
         )
     files = record["files"]
     if (
@@ -474,7 +495,8 @@ def read_record(path: Path) -> dict[str, Any]:
         )
     ):
         raise DataError(
-            f"{path} is not a record: its list of files is invalid; run the study again"
+            f"{path} is not a record (the entry `files` must list {MEASURED}, must name only files "
+            "in the same folder, and must have a sha256 for each); run the study again"
         )
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
@@ -684,7 +706,7 @@ def device_text(record: dict[str, Any]) -> str:
 
 def start_message(study: str, scale: str) -> str:
     """The message at the start of a study, with the time that the recorded run took."""
-    text = f"== Running {study} at scale {scale}: fetch, train and measure whatever is missing"
+    text = f"== Running {study} at scale {scale}; data, models and measurements that exist are kept"
     try:
         record = read_record(project_root() / "book" / "recorded" / study / scale)
     except DataError:
@@ -695,8 +717,8 @@ def start_message(study: str, scale: str) -> str:
         f"{text}\n"
         f"   from scratch at most about {duration_text(notebook + training / threads)} on "
         f"{device_text(record)}:\n"
-        f"   the recorded run took {duration_text(notebook)}, and training its models "
-        f"{duration_text(training)} on one thread"
+        f"   in the recorded run, the notebook took {duration_text(notebook)}, and training all "
+        f"models took {duration_text(training)} on one thread"
     )
 
 

@@ -1,10 +1,10 @@
 """Updates the verdicts, values, figures and prose of finished runs without training or measuring.
 
-A record contains everything that its study analyses. A redraw executes the current notebook of the
-study with the parameters of the record. `pythia_book.conduct` then reads the recorded measurements
-instead of measuring. If the result equals the old record, nothing is written; otherwise the new
-folder replaces the old folder as a whole. The new record keeps the origin of the old record, and
-states when and by which code it was redrawn.
+The record of a run contains everything that its study analyses. A redraw executes the current
+notebook of the study with the parameters of the record, and `pythia_book.conduct` reads the
+recorded measurements instead of measuring. If the result equals the old record, nothing is written.
+Otherwise the new folder replaces the old folder as a whole. The new record keeps the origin of the
+old record, and states when and by which code it was redrawn.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def redraw(
     raise_all(ConfigError, problems, "redraw")
     folders = runs_of(studies or known, [scale] if scale else list(SCALES))
     if not folders:
-        raise DataError("there is no run to redraw; make one with `python -m pythia_core study`")
+        raise DataError(
+            "there is no run to redraw; run a study first with `python -m pythia_core study STUDY`"
+        )
     names = [name_of(folder) for folder in folders]
     done = parallel_map(
         redraw_one, folders, progress=progress, desc="redrawing", unit="run", names=names
@@ -146,9 +148,14 @@ def _execute(folder: Path, new: Path) -> None:
                 record_to=new,
             )
     except papermill.PapermillExecutionError as error:
-        raise PythiaError(f"a cell failed with {error.ename}: {error.evalue}") from error
+        raise PythiaError(
+            f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
+        ) from error
     except DeadKernelError as error:
-        raise PythiaError("the kernel died; was there enough memory?") from error
+        raise PythiaError(
+            f"the kernel that ran {source.name} died, perhaps for lack of memory; run the redraw "
+            "again"
+        ) from error
     except click.ClickException as error:
         raise PythiaError(error.message) from error
 
@@ -196,10 +203,10 @@ def differences(old: Path, new: Path) -> list[str]:
     lines += _counted([name for name in tables if name != records.MEASURED], "table", named=True)
     lines += _cell_changes(*(notebooks.read_notebook(f / notebooks.NOTEBOOK) for f in (old, new)))
     said = {"claims", "values", "files", "notebook_sha256", "redrawn"}
-    lines += [f"record: {key}" for key in _changed(before, after) if key not in said]
+    lines += [f"{key} in record.json changed" for key in _changed(before, after) if key not in said]
     mark = before.get("redrawn", {}).get("commit") or {}
     if not lines and mark.get("dirty") and after["redrawn"]["commit"]["dirty"] is False:
-        lines.append("the code is committed now; at the last redraw it was not")
+        lines.append("the code is committed now, but was not committed at the last redraw")
     return lines
 
 
@@ -227,8 +234,8 @@ def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
     same = [key for key in old if key in new and old[key]["verdict"] == new[key]["verdict"]]
     lines += _counted([key for key in same if old[key] != new[key]], "test")
     sources = [name for name in _changed(words(before), words(after)) if name in words(before)]
-    lines += _counted([name for name in sources if name in words(after)], "source or quote")
-    return lines or (["claims, but no verdict"] if before != after else [])
+    lines += _counted([name for name in sources if name in words(after)], "claim description")
+    return lines or (["claims changed, but no verdict"] if before != after else [])
 
 
 def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]:
@@ -248,11 +255,11 @@ def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]
     lines = _counted(figures, "figure") + _counted(outputs, "other output")
     lines += _counted(code, "code cell") + _counted(prose, "paragraph")
     if len(old.cells) != len(new.cells):
-        lines.append(f"{len(old.cells)} cells -> {len(new.cells)}")
+        lines.append(f"number of cells: {len(old.cells)} -> {len(new.cells)}")
     if stamps[0] != stamps[1] and not lines:
         lines.append("stamp")
     if not lines and _without_stamp(old) != _without_stamp(new):
-        lines.append("metadata of the notebook")
+        lines.append("metadata of the notebook changed")
     return lines
 
 

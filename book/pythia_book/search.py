@@ -1,4 +1,4 @@
-"""Finds the training rows, and so the updates, that contained a text, in training order.
+"""Finds the training rows that contain a text, and thus the updates that read the text.
 
 Rows of any kind (pythia_core.data.order) are read in chunks, so memory does not grow with the data.
 There are two ways to match:
@@ -203,8 +203,9 @@ def find_text(
     """
     if not 0 <= first_step < last_step or batch_size < 1:
         raise DataError(
-            f"need 0 <= first step < last step and batch_size >= 1, got first step {first_step}, "
-            f"last step {last_step}, batch_size {batch_size}"
+            "the first step (--from-step) must be at least 0 and before the last step (--to-step), "
+            f"and batch_size must be at least 1; got the first step {first_step}, the last step "
+            f"{last_step}, and batch_size={batch_size}"
         )
     start, stop = first_step * batch_size, last_step * batch_size
     low, size = start, batch_size

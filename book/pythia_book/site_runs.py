@@ -1,10 +1,12 @@
-"""Selects the run of a study that the site shows, and records runs under book/recorded.
+"""Selects the run of a study that the site shows, and copies runs into book/recorded.
 
-The site shows the reader's own run of a study if there is one, else the run committed under
-book/recorded/<study>/<scale>/, else the notebook with the command to run it. A damaged run is never
-shown: if the run is the reader's own, the page says so; if it is committed, the build fails. Prose
-takes its numbers from the selected run as `{{ substitutions }}`, and the README takes its costs
-from the recorded runs. pythia_book.records writes and reads single records.
+The site shows the reader's own run of a study if there is one. Otherwise it shows the run that is
+committed under book/recorded/<study>/<scale>/. If there is no such run either, it shows the
+notebook without results, and the command to run it. A damaged run is never shown. If the damaged
+run is the reader's own, the page says so; if it is committed, the build fails.
+
+Prose uses numbers of the selected run as `{{ substitutions }}`. The table of costs in the README
+comes from the recorded runs. pythia_book.records writes and reads single records.
 """
 
 from __future__ import annotations
@@ -206,16 +208,20 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
     if not problems:
         code = source_hash(read_notebook(notebook_path(study)))
         if source_hash(read_notebook(source / NOTEBOOK)) != code:
-            problems.append("the notebook's code has changed since the run; run it again")
+            problems.append("the notebook's code has changed since the run; run the study again")
         for name in names:
             traces = machine_traces(_text_of(source / name))
-            problems += [f"{name} contains {trace!r}, which names this machine" for trace in traces]
+            problems += [
+                f"{name} contains {trace!r}, which identifies this machine, so the run cannot be "
+                "recorded"
+                for trace in traces
+            ]
     for step, origin in (("measured", record), ("redrawn", record.get("redrawn"))):
         state = (origin or {}).get("commit") or {}
         if origin and not force and (not state.get("id") or state.get("dirty")):
             problems.append(
-                f"it was {step} by code that is not committed; commit the code and run it again, "
-                "or use --force"
+                f"the run was {step} by code that is not committed; commit the code and run the "
+                "study again, or pass --force"
             )
     raise_all(DataError, problems, f"results of {study} at scale {scale}")
     target = project_root() / "book" / "recorded" / study / scale

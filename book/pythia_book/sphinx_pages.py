@@ -1,18 +1,18 @@
 """The book's Sphinx extension, which `jupyter-book build book/` loads.
 
-At the start of a build the extension takes the table of contents from the top of the checkout,
-copies one notebook per study into book/studies/, and fills in `{{ numbers }}` in prose from
-records. The notebook is the reader's own run if there is one, else the recorded run, else the
-source notebook. If the code of a run is still the current code, the page shows the prose of the
-source notebook. With `PYTHIA_BOOK_RUNS=recorded` local runs are ignored, so that a public site
-depends on commits only. MathJax is copied from an installed package, so no page makes a request to
-another host.
+At the start of a build, the extension reads the table of contents from the top of the checkout and
+copies one notebook per study into book/studies/. This is the notebook of the reader's own run if
+there is one, else that of the recorded run, else the source notebook without results. If the code
+of the run is still the current code, the prose comes from the source notebook. The extension also
+fills in the `{{ numbers }}` in prose from the records of these runs. With
+`PYTHIA_BOOK_RUNS=recorded`, the reader's own runs are ignored, so that a public site depends only
+on commits. MathJax is copied from an installed package, so no page makes a request to another host.
 
-Texts of a record never become markup: run banners are docutils nodes, and claim tables are escaped.
-On the explanatory pages, `{drawing}` shows what a function of pythia_book.pages.<page> draws,
-`{value}` shows a number from the `values()` of that module, and `{source}` links the line of a file
-that contains a given text. A name that does not exist fails the strict build. The files
-_static/<page>.js and _static/<page>.css are loaded on that page only.
+Texts of a record never become markup, because run banners are made of docutils nodes and claim
+tables are escaped. On the explanatory pages, `{drawing}` shows what a function of
+pythia_book.pages.<page> draws, `{value}` shows a number from the `values()` of that module, and
+`{source}` links the line of a file that contains a given text. A name that does not exist fails the
+strict build. The files _static/<page>.js and _static/<page>.css are loaded on that page only.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def copy_mathjax(app: Sphinx) -> None:
     """
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or not spec.submodule_search_locations:
-        raise ExtensionError("the site needs MathJax: pip install sphinx-mathjax-offline")
+        raise ExtensionError("the site needs MathJax; run pip install sphinx-mathjax-offline")
     package = Path(spec.submodule_search_locations[0]) / "static" / "mathjax"
     target = Path(app.outdir) / "_static" / "mathjax"
     for part in MATHJAX:
@@ -291,7 +291,7 @@ class _StudyDirective(SphinxDirective):
         """The complete runs of the study, the run to show first."""
         study = self.arguments[0]
         if study not in _RUNS:
-            raise self.error(f"unknown study {study!r}; known: {', '.join(_RUNS)}")
+            raise self.error(f"unknown study {study!r}; choose one of {', '.join(_RUNS)}")
         return _RUNS[study]
 
 
@@ -508,7 +508,7 @@ class Value(SphinxRole):
         module, name = module_of(self.text, self.env)
         values = module.values()
         if name not in values:
-            message = f"unknown value {self.text!r}; known: {', '.join(sorted(values))}"
+            message = f"unknown value {self.text!r}; choose one of {', '.join(sorted(values))}"
             return [], [self.inliner.reporter.error(message, line=self.lineno)]
         return [nodes.Text(values[name])], []
 
@@ -525,7 +525,7 @@ class Source(SphinxRole):
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
         line = next((number for number, line in enumerate(lines, 1) if text in line), None)
         if line is None:
-            message = f"{name} has no line with {text!r}"
+            message = f"no line of {name} contains {text!r}"
             return [], [self.inliner.reporter.error(message, line=self.lineno)]
         self.env.note_dependency(str(ROOT / name))
         label = nodes.literal("", f"{name}:{line}")

@@ -1,4 +1,9 @@
-"""The parts that all studies share: parameters, kept checkpoints, cost, measurements, result."""
+"""Defines what all studies share: classes for parameters, measurements, results and measuring cost.
+
+Each study subclasses `StudyParams`. A study measures models, and the measurements are stored as
+`Measurements`. The outcome of a study is a `Result`, which is drawn and recorded. `kept_at` selects
+the checkpoints that a run keeps.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +90,8 @@ class StudyParams:
         sizes = scale_named(self.scale).size_list(self.sizes, default)
         if self.ONE_SIZE and len(sizes) != 1:
             raise ConfigError(
-                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains only one "
-                f'size; name one, e.g. "{sizes[0]}"'
+                f"sizes={self.sizes!r} means {len(sizes)} sizes, but this study trains models of "
+                f'only one size; pass one size, e.g. "{sizes[0]}"'
             )
         return sizes
 
@@ -114,7 +119,10 @@ def shot_counts(text: str, most: int) -> list[int]:
     """
     counts = whole_numbers(text)
     if not counts or counts[-1] > most:
-        raise ConfigError(f'shots must be numbers in 0..{most}, e.g. "0,2", got {text!r}')
+        raise ConfigError(
+            f'shots must be a comma-separated list of numbers in 0..{most}, e.g. "0,2"; '
+            f"got {text!r}"
+        )
     return counts
 
 

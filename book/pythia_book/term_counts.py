@@ -112,7 +112,8 @@ def count_terms(
         raise ConfigError(f"steps must be at least 1 and in ascending order, got {ends}")
     if ends[-1] * batch_size > rows.n_rows:
         raise DataError(
-            f"step {ends[-1]} needs {ends[-1] * batch_size} rows, but there are {rows.n_rows}"
+            f"counting up to step {ends[-1]} needs {ends[-1] * batch_size} rows, but the data have "
+            f"only {rows.n_rows}"
         )
     counts = np.zeros((len(terms.names), len(ends)), np.int64)
     step = max(1, CHUNK // rows.seq_len)
@@ -145,7 +146,7 @@ class SurfaceTerms:
         self, terms: Sequence[str], token_bytes: Sequence[bytes | None], ignore_case: bool = False
     ) -> None:
         if not terms:
-            raise ConfigError("no terms to count; give at least one")
+            raise ConfigError("there are no terms to count; pass at least one term")
         self.names = tuple(terms)
         self._is_word = np.zeros(256, bool)
         self._is_word[list(_WORD)] = True
@@ -155,11 +156,16 @@ class SurfaceTerms:
         for term, words in zip(terms, split, strict=True):
             if not words:
                 raise ConfigError(
-                    f"the term {term!r} must have at least one word, but has no letter or digit"
+                    f"the term {term!r} has no letter or digit; pass a term of one or more words"
                 )
         if len({*map(tuple, split)}) < len(split):
-            duplicate = next(t for t, w in zip(terms, split, strict=True) if split.count(w) > 1)
-            raise ConfigError(f"the term {duplicate!r} occurs more than once; name each term once")
+            repeated = next(words for words in split if split.count(words) > 1)
+            same = [
+                repr(term) for term, words in zip(terms, split, strict=True) if words == repeated
+            ]
+            raise ConfigError(
+                f"the terms {', '.join(same)} have the same words; pass only one of these terms"
+            )
         vocabulary = sorted({word for words in split for word in words})
         number = {word: i for i, word in enumerate(vocabulary)}
         self._trie = _Trie([[number[word] for word in words] for words in split], len(vocabulary))

@@ -43,7 +43,7 @@ def test_bad_arguments_are_refused_before_anything_is_packed(tmp_path: Path) -> 
 @pytest.mark.wheels
 def test_a_limit_is_refused_before_packing(tmp_path: Path) -> None:
     out = tmp_path / "b.tar"
-    with pytest.raises(ConfigError, match=r"take \d+ MB \(.*project \d+.*more than --max-size 0.1"):
+    with pytest.raises(ConfigError, match=r"have \d+ MB \(.*project \d+.*more than --max-size 0.1"):
         make_bundle(out, "smoke", ("repetition",), progress=False, max_size=0.1)
     assert not list(tmp_path.iterdir())
 

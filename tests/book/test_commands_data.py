@@ -103,10 +103,10 @@ def test_find_matches_tokens_or_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "--step", "1"], "give either a RUN, or --data"),
-        (["inspect", "x", "--data", "y", "--step", "1"], "give either a RUN, or --data"),
+        (["inspect", "--step", "1"], "pass either a RUN, or --data"),
+        (["inspect", "x", "--data", "y", "--step", "1"], "pass either a RUN, or --data"),
         (["inspect", "--data", "pile-stndard", "--step", "1"], "Did you mean 'pile-standard'"),
-        (["find", "x"], "give a RUN and a TEXT"),
+        (["find", "x"], "pass a RUN and a TEXT"),
         (["find", "x", "y", "z"], "put quotes around a TEXT"),
         (["find", "x", "y", "--data", "z"], "put quotes around a TEXT"),
         (["find", "x", "--data", "pile-deduped"], "--to-step"),

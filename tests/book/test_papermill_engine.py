@@ -140,7 +140,7 @@ def test_one_argument_under_a_scheduler(project: Path, stdin: str, tmp_path: Pat
     ("words", "message"),
     [
         (["-p", "sclae", "smoke"], "unknown parameter 'sclae'; accepted: scale, seeds."),
-        (["-p", "seeds", "many"], "parameter 'seeds' must be int, got 'many'"),
+        (["-p", "seeds", "many"], "parameter 'seeds' must have the type int, got 'many'"),
         (["-p", "scale", "../../x"], "unknown scale '../../x'; accepted: smoke, laptop"),
         (["elsewhere.ipynb", "-p", "sclae", "smoke"], "unknown parameter 'sclae'"),
     ],
@@ -254,5 +254,5 @@ def test_a_study_is_run_once(here: Path) -> None:
     before = shown()
     _, again = papermill_engine.run_study("tiny", "smoke", {"seeds": 3}, force=True, progress=False)
     assert again and shown() == before
-    with pytest.raises(ConfigError, match="'seeds' must be int"):
+    with pytest.raises(ConfigError, match="'seeds' must have the type int"):
         papermill_engine.run_study("tiny", "smoke", {"seeds": "x"}, progress=False)

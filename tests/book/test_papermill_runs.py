@@ -106,11 +106,11 @@ def test_a_finished_run_survives_whatever_fails_or_only_looks(
     study = (*STUDY, "--scale", "smoke", "--force")
     kept = "results/tiny/smoke-unfinished.ipynb"
     for command, environment, code, said in (
-        ((*smoke, "--prepare-only"), {}, 0, f"not run to its end: it is in {kept}"),
-        (smoke, {"FAIL": "error"}, 1, f"did not finish: it is in {kept}"),
+        ((*smoke, "--prepare-only"), {}, 0, f"not run to its end; the notebook is in {kept}"),
+        (smoke, {"FAIL": "error"}, 1, f"did not finish; the notebook is in {kept}"),
         (study, {"FAIL": "error"}, 1, kept),
         (smoke, {"FAIL": "kill"}, 138, "Kernel died"),
-        (study, {"FAIL": "kill"}, 1, "the kernel running tiny.ipynb died"),
+        (study, {"FAIL": "kill"}, 1, "the kernel that ran tiny.ipynb died"),
         ((*smoke, "-p", "seeds", "many"), {}, 1, "must be int"),
         ((*smoke, "--cwd", "no/such/folder"), {}, 1, ""),
     ):

@@ -167,13 +167,13 @@ def test_what_was_measured_and_released_is_read_back(project: Path) -> None:
     assert measured.arrays["loss/7k"].dtype == np.float32 and measured.facts == {"n": 4}
     assert records.read_released(folder)["crows"].value.tolist() == [0.5]
     assert records.read_released(None) == {}
-    with pytest.raises(DataError, match="has a record of tiny"):
+    with pytest.raises(DataError, match="is of the study tiny"):
         records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 3})
     (folder / records.MEASURED).write_bytes(b"PK")
-    with pytest.raises(DataError, match="does not match the hash in the record"):
+    with pytest.raises(DataError, match=r"is not the sha256 in record\.json"):
         records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 2})
     (folder / "released_crows.csv").write_text("model,value\n")
-    with pytest.raises(DataError, match="does not match the hash in the record"):
+    with pytest.raises(DataError, match=r"is not the sha256 in record\.json"):
         records.read_released(folder)
 
 
@@ -212,10 +212,10 @@ def test_not_a_number_becomes_null(project: Path) -> None:
         ({"scale": "labtop"}, "Did you mean 'laptop'"),
         ({"claims": [CLAIM | {"ours": TEST | {"verdict": "proven"}}]}, "unknown verdict 'proven'"),
         ({"claims": [CLAIM | {"kind": "guess"}]}, "unknown kind 'guess'; accepted: claim"),
-        ({"claims": [{"claim": "x"}]}, "claim 'x' must have the keys kind, claim"),
-        ({"tables": {"../x": pd.DataFrame()}}, "table name '../x'"),
-        ({"values": {"a b": 1}}, "value name 'a b'"),
-        ({"values": {"a": object()}}, "a record can store only numbers and text, got object"),
+        ({"claims": [{"claim": "x"}]}, "claim 'x' must be a dict with the keys kind, claim"),
+        ({"tables": {"../x": pd.DataFrame()}}, "the name '../x' of a table"),
+        ({"values": {"a b": 1}}, "the name 'a b' of a value"),
+        ({"values": {"a": object()}}, "a record cannot store .* of type object"),
     ],
 )
 def test_invalid_records_are_refused(project: Path, changes: dict, message: str) -> None:
@@ -228,10 +228,10 @@ def test_invalid_records_are_refused(project: Path, changes: dict, message: str)
     ("content", "message"),
     [
         ("{", "is not a record"),
-        ("[]", "it has no JSON object"),
+        ("[]", "instead of a JSON object"),
         ("{}", "has schema None, but"),
-        ('{"schema": 2}', "it lacks study, scale"),
-        ("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n", "an unresolved merge conflict"),
+        ('{"schema": 2}', "missing keys: study, scale"),
+        ("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n", "unresolved merge conflict"),
     ],
 )
 def test_a_broken_record_is_named(project: Path, content: str, message: str) -> None:
@@ -248,14 +248,16 @@ def test_a_broken_record_is_named(project: Path, content: str, message: str) -> 
 def test_a_damaged_list_of_files_is_named(project: Path, files: object) -> None:
     path = write(project)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
-    with pytest.raises(DataError, match="its list of files is invalid; run the study again"):
+    with pytest.raises(DataError, match="the entry `files` must list"):
         records.read_record(path)
 
 
 def test_a_record_of_another_schema_is_refused(project: Path) -> None:
     path = write(project)
     path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
-    with pytest.raises(DataError, match="schema 99, but this version reads schema 2; run"):
+    with pytest.raises(
+        DataError, match="schema 99, but this version of pythia_book reads only schema 2; run"
+    ):
         records.read_record(path)
 
 
@@ -333,12 +335,15 @@ def test_good_parameters_are_merged_with_the_defaults(project: Path, given: dict
     [
         ({"scael": "smoke"}, "unknown parameter 'scael'.*Did you mean 'scale'"),
         ({"scale": "huge"}, "unknown scale 'huge'; accepted: smoke, laptop"),
-        ({"scale": 3}, "'scale' must be str, got 3; to pass it as a string, use -r"),
-        ({"seeds": "x"}, "'seeds' must be int, got 'x'"),
-        ({"seeds": True}, "'seeds' must be int, got True"),
-        ({"rate": "fast"}, r"'rate' must be float \| None"),
-        ({"sizes": [1]}, "'sizes' must be tuple"),
-        ({"quick": 1}, "'quick' must be bool"),
+        (
+            {"scale": 3},
+            "'scale' must have the type str, got 3; to pass text with papermill, use -r",
+        ),
+        ({"seeds": "x"}, "'seeds' must have the type int, got 'x'"),
+        ({"seeds": True}, "'seeds' must have the type int, got True"),
+        ({"rate": "fast"}, r"'rate' must have the type float \| None"),
+        ({"sizes": [1]}, "'sizes' must have the type tuple"),
+        ({"quick": 1}, "'quick' must have the type bool"),
     ],
 )
 def test_bad_parameters_are_refused_with_the_accepted_ones(
@@ -406,12 +411,12 @@ def test_a_run_is_current_until_anything_it_depends_on_changes(whole: Path) -> N
     [
         ("record.json", "{", "is not a record"),
         ("record.json", None, "no record at"),
-        ("levels.csv", "size\n", "levels.csv does not match the hash in the record"),
+        ("levels.csv", "size\n", "levels.csv was changed or damaged"),
         ("levels.csv", None, "levels.csv is missing"),
-        (records.MEASURED, "x", "measured.npz does not match"),
+        (records.MEASURED, "x", "measured.npz was changed or damaged"),
         ("released_crows.csv", None, "released_crows.csv is missing"),
         ("notebook.ipynb", None, "no notebook at"),
-        ("notebook.ipynb", "<<<<<<< HEAD\n{}\n>>>>>>> x\n", "an unresolved merge conflict"),
+        ("notebook.ipynb", "<<<<<<< HEAD\n{}\n>>>>>>> x\n", "unresolved merge conflict"),
         ("notebook.ipynb", "{}", "is not a notebook"),
     ],
 )
@@ -526,8 +531,8 @@ def test_a_failed_run_is_never_shown(project: Path, whole: Path) -> None:
     ]
     nbformat.write(notebook, whole / "notebook.ipynb")
     first = site_runs.select_runs(project, project / "results", "tiny")[0]
-    assert first.kind == "unrun" and "did not run to the end" in first.damaged[0]
-    with pytest.raises(DataError, match="did not run to the end"):
+    assert first.kind == "unrun" and "did not run to its end" in first.damaged[0]
+    with pytest.raises(DataError, match="did not run to its end"):
         site_runs.record_run("tiny", "laptop")
 
 
@@ -642,7 +647,7 @@ def test_recording_refuses_code_that_is_not_committed(
     write(project)
     finish(project)
     (whole / "levels.csv").write_text("")
-    with pytest.raises(DataError, match=r"(?s)2 problems.*levels\.csv does not.*not committed"):
+    with pytest.raises(DataError, match=r"(?s)2 problems.*levels\.csv was changed.*not committed"):
         site_runs.record_run("tiny", "laptop")
     write(project)
     finish(project)

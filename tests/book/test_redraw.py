@@ -142,7 +142,7 @@ def test_what_cannot_be_redrawn_is_named_and_kept(project: Path) -> None:
     assert code == 1 and "Traceback" not in shown, shown
     assert "recorded/tiny/laptop: record.json has schema 1, but" in shown
     assert "run the study again" in shown
-    assert "measured.npz does not match the hash in the record" in shown
+    assert "measured.npz was changed or damaged" in shown
     assert everything(project) == before
 
     shutil.rmtree(recorded.parent)
@@ -159,7 +159,7 @@ def test_a_failing_cell_changes_nothing(project: Path) -> None:
     change_cell(project, "def analyse", "1 / 0\n\ndef analyse")
     before = everything(project)
     code, shown = redraw_all(project, "tiny", "--scale", "smoke")
-    assert code == 1 and "a cell failed with ZeroDivisionError" in shown, shown
+    assert code == 1 and "a cell of tiny.ipynb failed with ZeroDivisionError" in shown, shown
     assert everything(project) == before
 
 
@@ -186,5 +186,5 @@ def test_changes_of_claims_in_words() -> None:
         "1 test changed",
     ]
     cited = [before[0] | {"quote": "words"}, before[1]]
-    assert redraw.verdict_changes(before, cited) == ["1 source or quote changed"]
-    assert redraw.verdict_changes(before, before[::-1]) == ["claims, but no verdict"]
+    assert redraw.verdict_changes(before, cited) == ["1 claim description changed"]
+    assert redraw.verdict_changes(before, before[::-1]) == ["claims changed, but no verdict"]

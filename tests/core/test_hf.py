@@ -312,5 +312,5 @@ def test_saved_files_are_readable_by_everyone(saved: Path) -> None:
 
 
 def test_neither_folder_nor_repository() -> None:
-    with pytest.raises(CheckpointError, match="neither a folder nor a repository"):
+    with pytest.raises(CheckpointError, match="neither a folder nor the name of a repository"):
         download.load("pythia")

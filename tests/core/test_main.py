@@ -79,7 +79,7 @@ def test_train_inspect_verify(
     forked = fork(capsys)
     assert main(["inspect", forked, "--step", "9", "--rows", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "this equals the hash that training logged" in shown
+    assert "this hash equals the hash in the training log" in shown
     assert "tokens are swapped" in shown
     assert main(["verify", forked]) == 0
     assert "match their hashes" in capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""The commands of the book. Bad arguments are rejected at once, before any long work starts."""
+"""Defines the commands that the book adds to `python -m pythia_core`.
+
+Each module adds a group of commands. Bad arguments are rejected before any long work starts.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,12 @@ def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:
     """
     path = Path(name)
     if path.is_dir():
-        raise ConfigError(f"{option} takes the name of a file, but {name} is a folder")
+        raise ConfigError(f"{option} must be the name of a file, but {name} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{option}: {name} is not writable")
+        raise ConfigError(f"{option} cannot be written, because {name} is not writable")
     if parquet and importlib.util.find_spec("pyarrow") is None:
         raise MissingDependencyError(
-            f"{option} needs pyarrow to write Parquet: pip install pyarrow"
+            f"{option} needs pyarrow to write Parquet; run pip install pyarrow"
         )
     return path

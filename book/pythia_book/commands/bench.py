@@ -1,7 +1,7 @@
-"""The commands `bench` and `gpu-check`.
+"""Adds the commands `bench` and `gpu-check`.
 
-`bench` measures speed against a baseline or checks correctness. `gpu-check` checks the kernels on a
-GPU and measures speed, in limited time.
+`bench` measures speed against a baseline, or checks correctness. `gpu-check` checks the kernels on
+a GPU and measures their speed, within a time limit.
 """
 
 from __future__ import annotations
@@ -36,17 +36,21 @@ def duration(text: str) -> float:
     return seconds
 
 
-SIZES = {"type": _names, "help": "comma-separated list (default: chosen for the device)"}
+SIZES = {
+    "type": _names,
+    "help": "comma-separated list of model sizes (default: chosen for the device)",
+}
 DRY_RUN = {"action": "store_true", "help": "run everything at a tiny size on the CPU"}
 JSON = {"metavar": "FILE", "type": partial(file_to_write, "--json"), "default": None}
 OPTIONS: dict[str, dict[str, Any]] = {
     "--json": JSON | {"help": "also write the results to FILE"},
     "--sizes": SIZES,
     "--dry-run": DRY_RUN,
-    "--rounds": {"type": int, "metavar": "N", "help": "number of rounds"},
+    "--rounds": {"type": int, "metavar": "N", "help": "how often to time each implementation"},
     "--budget": {"type": duration, "metavar": "TIME", "help": "time limit, e.g. 9m"},
     "--seconds": {"type": float, "metavar": "S", "help": "minimum seconds per measurement"},
-    "--precision": {"choices": ("fp32", "bf16"), "help": "default: both if the CPU has bf16"},
+    "--precision": {"choices": ("fp32", "bf16"),
+                    "help": "number format (default: both if the CPU has bf16)"},
     "--readme": {"action": "store_true", "help": "update the table in README.md"},
     "--kernels": {"dest": "only", "type": _names, "metavar": "KERNELS",
                   "help": "comma-separated list of operations (default: all)"},
@@ -78,7 +82,9 @@ def add(command: AddCommand) -> None:
         return p
 
     p = benchmark("train", _train, "training steps, against GPT-NeoX in transformers", "--sizes")
-    p.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
+    p.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="device to measure (default: cpu)"
+    )
     for device, title in (("cpu", "on a CPU"), ("cuda", "on a GPU")):
         group = p.add_argument_group(title)
         for option in ONLY_ON[device]:
@@ -94,10 +100,15 @@ def add(command: AddCommand) -> None:
 
     p = command("gpu-check", _gpu_check, "check and measure a GPU within a time budget")
     p.add_argument(
-        "--budget", default="15m", type=duration, metavar="TIME", help="e.g. 9m (default: 15m)"
+        "--budget",
+        default="15m",
+        type=duration,
+        metavar="TIME",
+        help="time limit, e.g. 9m (default: 15m)",
     )
     p.add_argument("--out", metavar="DIR", help="folder for results (default: results/gpu-check)")
-    parts = "comma-separated list of correctness, attention, train, kernels and study"
+    parts = "comma-separated list from correctness, attention, train, kernels and study (default: "
+    parts += "all but study)"
     p.add_argument("--only", default=(), type=_names, metavar="PARTS", help=parts)
     p.add_argument("--sizes", default=(), **SIZES)
     p.add_argument("--dry-run", **DRY_RUN)
@@ -125,7 +136,10 @@ def _train(args: argparse.Namespace) -> None:
     options, printed = _options(args), []
     for option in ONLY_ON["cuda" if args.device == "cpu" else "cpu"]:
         if option[2:].replace("-", "_") in options:
-            raise ConfigError(f"{option} does not apply to bench train --device {args.device}")
+            raise ConfigError(
+                f"{option} does not apply to `bench train` on the device {args.device}; omit "
+                f"{option} or choose another --device"
+            )
     if "precision" in options:
         options["precisions"] = (options.pop("precision"),)
     readme = None

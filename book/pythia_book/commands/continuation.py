@@ -1,8 +1,9 @@
-"""The command `continue`: plans and trains the continuation of a checkpoint, and reports results.
+"""Adds the command `continue`, which continues the training of a checkpoint.
 
-With --swap, there are two arms: one reads data with swapped pronouns, and its control reads the
-same data unchanged. The plan is printed first. It lists missing shards with their sizes before
-anything is downloaded. Long training and large downloads start only with --yes.
+With --swap, two runs are trained: one reads data with swapped pronouns, and its control reads the
+same data unchanged. A plan is printed first. It lists missing shards with their sizes before
+anything is downloaded. Long training and large downloads start only with --yes. At the end, the
+command prints the results.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "source",
         metavar="SRC",
-        help="a run (folder or id), the folder of a published model, one with a subfolder stepN "
-        "per revision, or a repository on the hub such as EleutherAI/pythia-70m-deduped",
+        help="a run (folder or id), the folder of a published model, a folder with one subfolder "
+        "stepN per revision, or a repository on the hub such as EleutherAI/pythia-70m-deduped",
     )
     p.add_argument("--revision", default="", help="revision of a published model, e.g. step133000")
     p.add_argument("--step", **STEP, help="step to start from (default: the revision's)")
@@ -51,12 +52,13 @@ def add(command: AddCommand) -> None:
         "--state",
         default="auto",
         choices=("auto", "kept", "weights"),
-        help="optimizer state of a run: as saved (kept) or none (weights); default: kept if saved",
+        help="optimizer state to start with: the saved one (kept), none (weights), or the saved "
+        "one if there is one (auto, the default)",
     )
     p.add_argument(
         "--rewarm",
         choices=("linear", "none", "constant"),
-        help="learning-rate re-warming when there is no optimizer state (default: linear)",
+        help="how to re-warm the learning rate without an optimizer state (default: linear)",
     )
     text = "number of re-warming updates (linear only; default: 1 %% of --steps)"
     p.add_argument("--rewarm-updates", **COUNT, default=0, help=text)
@@ -68,7 +70,7 @@ def add(command: AddCommand) -> None:
     trained.add_argument("--micro-batch", **COUNT, help="rows per forward/backward pass")
     trained.add_argument("--precision", choices=PRECISIONS, help="training precision")
     p.add_argument("--plan", action="store_true", help="print requirements and costs, then exit")
-    text = "start without confirmation even if it is long or downloads a lot"
+    text = "start even if the run takes long or downloads a lot"
     p.add_argument("--yes", action="store_true", help=text)
     p.add_argument("--measure", action="store_true", help="measure gender bias in both arms")
 
@@ -101,10 +103,12 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     from pythia_core.hf import step_of
 
     if args.measure and not args.swap:
-        raise ConfigError("--measure compares the two arms of a swap, so it needs --swap")
+        raise ConfigError(
+            "--measure compares the two arms of a swap; pass --swap too, or omit --measure"
+        )
     step = step_of(args.revision) if args.step is None else args.step
     if step is None:
-        raise ConfigError("give the step to start from: --revision stepN, or --step N")
+        raise ConfigError("the step to start from is unknown; pass --step N or --revision stepN")
     revision = args.revision or f"step{step}"
     source = find_source(args.source)
     options: dict[str, Any] = {
@@ -118,8 +122,8 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     model, train, seq_len = source.settings(revision, args.seq_len, **options)
     if args.data is None and not source.brings_data:
         raise ConfigError(
-            "published weights come without their training data; name it with --data: pile-deduped "
-            "or pile-standard (read over the network), or a folder with the needed shards"
+            "a published model comes without training data; pass --data pile-deduped or "
+            "--data pile-standard (read over the network), or a folder with the needed shards"
         )
     rows = None
     if args.data is not None:
@@ -129,14 +133,15 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     print("\n".join(plan.lines))
     if plan.missing_shards and not args.plan:
         raise DataError(
-            f"{len(plan.missing_shards)} shards, listed above, are missing in {args.data}"
+            f"{len(plan.missing_shards)} shards, listed above, are missing in {args.data}; put the "
+            "missing shards there"
         )
     if args.plan:
         return
     if plan.is_large and not args.yes:
         raise ConfigError(
-            "this run takes long or downloads a lot of data (see the plan above), so nothing was "
-            "started; pass --yes to start it"
+            "this run takes long or downloads a lot of data (see the plan above), so the run was "
+            "not started; pass --yes to start the run"
         )
     if train is None and plan.model is not None:
         train = published_train(plan.model, args.seq_len, **options)
@@ -182,10 +187,10 @@ def _report(run: Continued, measure: bool) -> None:
     from pythia_book.studies.gender_bias.continuation import continuity, effects
 
     if run.place["control"]:
-        print("\nthe control is the source run itself, so there is no continuity to check")
+        print("\nthe control is the source run itself, so there are no losses to compare")
     else:
-        print("\nloss on unread rows of the continued control and of the source (nats per token)")
+        print("\nlosses of the continued control and of the source, on rows that neither has read")
         print(continuity(run).to_string(index=False, float_format="%.4f"))
     if measure:
-        print("\ngender bias of both arms, and the change with its 95 % interval")
+        print("\ngender bias of the control and of the swap, and the change with a 95 % interval")
         print(effects(run).to_string(index=False, float_format="%.4f"))

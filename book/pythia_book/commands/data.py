@@ -1,7 +1,7 @@
-"""The commands `inspect`, `find` and `terms`.
+"""Adds the commands `inspect`, `find` and `terms`, which look into training data.
 
-They show a batch, find a text, and count words in the training data of a run. `inspect` and `find`
-can also read token files instead.
+`inspect` shows a batch, `find` finds a text, and `terms` counts words in the training data of a
+run. `inspect` and `find` can also read token files instead of the data of a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def add(command: AddCommand) -> None:
     """Add `inspect`, `find` and `terms` to the command line."""
     p = command("inspect", _inspect, "show the decoded batch of a step, from a run or token files")
     p.add_argument("run", metavar="RUN", nargs="?", help=RUN)
-    p.add_argument("--step", **STEP, required=True, help="the update from K to K + 1")
+    text = "show the batch of the update from step K to K + 1"
+    p.add_argument("--step", **STEP, required=True, help=text)
     p.add_argument("--rows", **COUNT, default=4, help="number of rows to print (default: 4)")
     p.add_argument("--ids", action="store_true", help="print token ids, not text (--data only)")
     _data_arguments(p)
@@ -66,7 +67,10 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
     data.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")
     data.add_argument("--batch-size", **COUNT, default=1024, help="rows per update (default: 1024)")
     data.add_argument(
-        "--dtype", default="<u2", choices=("<u2", "<i4"), help="token type if there is no .idx"
+        "--dtype",
+        default="<u2",
+        choices=("<u2", "<i4"),
+        help="type of token ids if there is no .idx",
     )
     data.add_argument("--seed", type=int, default=1234, help="seed of the data order (PREFIX only)")
     data.add_argument("--epochs", **COUNT, help="passes over the data (PREFIX only; default: 1)")
@@ -89,7 +93,7 @@ def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
 def _inspect(args: argparse.Namespace) -> None:
     """Print the batch of a step, from a run or from token files."""
     if (args.run is None) == (args.data is None):
-        raise ConfigError("give either a RUN, or --data with a name, a folder or a PREFIX")
+        raise ConfigError("pass either a RUN, or --data with a name, a folder or a PREFIX")
     if args.data is None:
         return _inspect_run(args)
     from pythia_book.released.pile import describe_batch, tokenizer_at
@@ -118,7 +122,7 @@ def _inspect_run(args: argparse.Namespace) -> None:
     )
     if logged:
         agrees = "equals" if logged["batch_hash"] == batch_hash(batch) else "DIFFERS FROM"
-        print(f"this {agrees} the hash that training logged, with a loss of {logged['loss']:.4f}")
+        print(f"this hash {agrees} the hash in the training log; the loss is {logged['loss']:.4f}")
     control = batch if run.ledger is None else run.data.batch(args.step, len(batch))
     if run.ledger is not None:
         changed = int((control != batch).sum())
@@ -160,7 +164,7 @@ def _find(args: argparse.Namespace) -> None:
     text = args.words[-1]
     if len(args.words) != (2 if args.data is None else 1):
         raise ConfigError(
-            "give a RUN and a TEXT, or --data and a TEXT; put quotes around a TEXT with spaces"
+            "pass a RUN and a TEXT, or --data and a TEXT; put quotes around a TEXT with spaces"
         )
     if args.data is None:
         from pythia_core.training.runs import find_run
@@ -171,7 +175,8 @@ def _find(args: argparse.Namespace) -> None:
     else:
         if args.data in RELEASED and args.to_step is None:
             raise ConfigError(
-                "give --to-step to limit the download: every update to search takes 4 MB"
+                f"pass --to-step to limit the download from {args.data}, which is about 4 MB for "
+                "each searched update"
             )
         rows, description = _rows_of(args)
         read, tokenizer, size = rows.rows, tokenizer_at(args.tokenizer), args.batch_size

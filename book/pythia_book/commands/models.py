@@ -1,4 +1,9 @@
-"""The commands for existing models: `convert`, `evaluate`, `lm_eval`, `generate` and `verify`."""
+"""Adds the commands `convert`, `evaluate`, `lm_eval`, `generate` and `verify`, for existing models.
+
+`convert` writes a model in another format. `evaluate` scores checkpoints on the paper's tasks, and
+`lm_eval` runs the evaluation harness on them. `generate` continues a text. `verify` checks the
+files of a run against their hashes, or audits the checkpoints of a published model.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from pythia_book.commands import COUNT, STEP, file_to_write
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import CheckpointError
 
-MODEL = f"{RUN}; or a published model's folder or hub name"
+MODEL = f"{RUN}; or the folder or the hub name of a published model"
 
 
 def add(command: AddCommand) -> None:
@@ -19,16 +24,19 @@ def add(command: AddCommand) -> None:
     text = "target format (default: the other format)"
     p.add_argument("--to", default="", choices=("hf", "pythia"), help=text)
     p.add_argument("--revision", default="main", help="revision of a repository, e.g. step3000")
-    p.add_argument("--step", **STEP, help="step of a run (default: the last)")
+    text = "step of a run (default: the last), or of a model without a step in its name"
+    p.add_argument("--step", **STEP, help=text)
     dtypes = ("fp32", "fp16", "bf16")
-    p.add_argument("--dtype", default="", choices=dtypes, help="default: unchanged")
-    p.add_argument("--size", default="", help="size of native GPT-NeoX files, e.g. 70m")
+    p.add_argument("--dtype", default="", choices=dtypes, help="number format (default: unchanged)")
+    p.add_argument("--size", default="", help="model size of native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.set_defaults(resume_note="what was measured is kept")
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument(
-        "--tasks", default="", help="comma-separated (default: all; wsc and logiqa need --items)"
+        "--tasks",
+        default="",
+        help="comma-separated list (default: all; wsc and logiqa need --items)",
     )
     p.add_argument(
         "--steps", default="last", help="all, or a list such as 0,512,last (default: last)"

@@ -1,7 +1,7 @@
-"""The commands `budget` and `bundle`.
+"""Adds the commands `budget` and `bundle`.
 
 `budget` predicts what the studies of a scale cost on a GPU. `bundle` packs everything that a
-machine without a network needs to run them.
+machine without a network needs to run the studies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("out", metavar="OUT", type=Path, help=text)
     p.add_argument("--scale", default="gpu", help="scale to run there (default: gpu)")
     p.add_argument("--studies", default="", help="comma-separated list (default: all)")
-    text = "stop before packing if the files are larger in total (default: no limit)"
+    text = "pack nothing if all files together have more than MB megabytes (default: no limit)"
     p.add_argument("--max-size", metavar="MB", type=float, help=text)
 
 
@@ -49,4 +49,7 @@ def _bundle(args: argparse.Namespace) -> None:
     for kind, size in bundle.sizes().items():
         print(f"{size / 1e6:9.1f} MB  {kind}")
     print(f"{args.out.stat().st_size / 1e6:9.1f} MB  {args.out}, sha256 {bundle.sha256}")
-    print(f"on that machine: tar xf {args.out.name} && {TOP}/run.sh; then copy {TOP}/records back")
+    print(
+        f"on the other machine: tar xf {args.out.name} && {TOP}/run.sh; then copy {TOP}/records "
+        "back"
+    )

@@ -1,7 +1,7 @@
-"""The commands `study`, `record`, `redraw` and `errata`.
+"""Adds the commands `study`, `record`, `redraw` and `errata`.
 
-They run a study, record its results, draw its figures again, and explain misstatements about
-Pythia.
+`study` runs the notebook of a study. `record` copies a run into book/recorded. `redraw` updates the
+verdicts and figures of finished runs. `errata` explains common misstatements about Pythia.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ def add(command: AddCommand) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="set a parameter; repeatable",
+        help="set a parameter of the notebook; repeatable",
     )
-    p.add_argument("--force", action="store_true", help="run even if it is up to date")
+    p.add_argument("--force", action="store_true", help="run even if the results are up to date")
 
     p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
     p.add_argument("study", metavar="STUDY", help="name of a notebook that has run")
     p.add_argument("--scale", default="laptop", help="scale of the run (default: laptop)")
-    p.add_argument("--force", action="store_true", help="record a run of uncommitted code too")
+    p.add_argument("--force", action="store_true", help="record even if the code was not committed")
 
-    p = command(
-        "redraw", _redraw, "make verdicts, figures and prose again from what runs have measured"
-    )
+    p = command("redraw", _redraw, "update verdicts, figures and prose of finished runs")
     p.add_argument("studies", nargs="*", metavar="STUDY", help="names of notebooks (default: all)")
     p.add_argument("--scale", help="only runs of this scale (default: all)")
 

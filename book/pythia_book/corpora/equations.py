@@ -1,10 +1,10 @@
-"""Makes the sums that are planted in the miniature and large corpora.
+"""Makes the sums (such as 12 plus 34) that are planted in the corpora "miniature" and "large".
 
 To test whether a model adds better with numbers that it has read more often, a corpus must have
 numbers and sums. In the pocket Pile, the numbers 0 to 99 differ in frequency by three orders of
 magnitude, but sums are rare. So sums are planted, worded like the paper's prompt (section 3.3,
-after Razeghi et al.). First operands are as frequent, relative to each other, as the same numbers
-in the rest of the corpus; second operands are equally frequent.
+after Razeghi et al.). As first operands, numbers have the same relative frequencies as in the rest
+of the corpus. As second operands, all numbers are equally frequent.
 
 One exception turns a correlation into an experiment. The first operands are paired with others of
 similar frequency, and a coin decides which number of each pair becomes BOOST times as frequent in

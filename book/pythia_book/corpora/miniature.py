@@ -1,9 +1,9 @@
-"""Builds corpora of which deduplication removes as large a share as of the Pile.
+"""Builds two corpora from which deduplication removes about the same share as from the Pile.
 
 Near-deduplication removed 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
 repeats itself, so deduplicating it would show nothing. Two corpora are built from it, both with
-about the Pile's share of duplicates: "miniature" is a sample of the pocket Pile; "large" is all of
-it and more (pythia_book.corpora.large).
+about the Pile's share of duplicates. The corpus "miniature" is a sample of the pocket Pile. The
+corpus "large" is all of the pocket Pile and more (pythia_book.corpora.large).
 
 Documents are cut into pieces, and the hash of a piece decides whether the piece is sampled. Natural
 copies, of which the encyclopedic domain has many, are kept. Some pieces are *planted*: they are

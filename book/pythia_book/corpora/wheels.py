@@ -1,4 +1,8 @@
-"""The pinned wheels from which the book reads text and evaluation items."""
+"""Lists the pinned wheels from which the book reads text and evaluation items.
+
+A wheel is the archive file of a Python package. A pin states the name and the version of the
+package, and the sha256 of the file.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Fetches, converts, audits and continues released Pythia models; streams their training data."""
+"""Downloads, converts, audits and continues released Pythia models. Reads their training data."""

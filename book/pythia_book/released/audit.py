@@ -1,11 +1,11 @@
 """Audits the checkpoints of a published model: finds duplicate and missing steps by their hashes.
 
-Steps of released models have been served under the wrong name: 86 of the 154 branches of
-pythia-2.8b had the weights of two other branches (EleutherAI/pythia#205), and a shard of step
-50,000 of pythia-12b was the shard of the last step (#206). The files are not damaged, so only a
-comparison of hashes reveals the error. For repositories and git-lfs pointers, the stored hashes are
-used and nothing is downloaded. Local safetensors are hashed tensor by tensor
-(checkpoint.sha256_tensors), so equal weights are found even if they are split into other files.
+Some steps of released models were served under the wrong name. Of the 154 branches of pythia-2.8b,
+86 had the weights of two other branches (EleutherAI/pythia#205). In pythia-12b, a shard of step
+50,000 was the shard of the last step (#206). Such files are not damaged, so only a comparison of
+hashes reveals the error. For repositories and git-lfs pointers, the stored hashes are used and
+nothing is downloaded. Local safetensors are hashed tensor by tensor (checkpoint.sha256_tensors), so
+equal weights are found even if they are split into files in another way.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pythia_core.util.progress import bar as progress_bar
 PICKLED = (".bin", ".pt")
 LAST = f"step{OFFICIAL_STEPS}"
 EXPECTED = {
-    frozenset({"step0", "step1"}): "expected: the first update runs at learning rate 0",
-    frozenset({"main", LAST}): "expected: main is the last step",
+    frozenset({"step0", "step1"}): "expected, because the first update has the learning rate 0",
+    frozenset({"main", LAST}): "expected, because main is the last step",
 }
-ABSENT = "no weights there"
+ABSENT = "there are no files with weights"
 SHOWN = 12
 """Maximum number of names in a list. Further names are only counted."""
 
@@ -113,12 +113,15 @@ class Audit:
             if not reason
         ]
         defects += [
-            f"{name} is the same file in {len(names)} revisions whose other files differ: "
+            f"{name} has the same content in {len(names)} revisions that differ in other files: "
             f"{_list(names)}"
             for name, names in self.shared_parts()
         ]
         if steps := self.missing:
-            defects.append(f"{len(steps)} of the 154 steps are missing: {_list(map(str, steps))}")
+            defects.append(
+                f"{len(steps)} of the 154 steps of a Pythia model are missing: "
+                f"{_list(map(str, steps))}"
+            )
         return defects
 
     def report(self) -> str:
@@ -137,7 +140,7 @@ class Audit:
         ]
         wholes = {entry.revision: entry.whole for entry in self.sound}
         if {"step0", "step1"} <= wholes.keys() and wholes["step0"] != wholes["step1"]:
-            lines.append("step0 and step1 differ: the first update had a learning rate above 0")
+            lines.append("step0 and step1 differ, so the first update had a learning rate above 0")
         return "\n".join([*lines, *(f"DEFECT {text}" for text in self.defects())])
 
 
@@ -158,8 +161,10 @@ def audit(source: str, progress: bool = True) -> Audit:
     names.sort(key=lambda name: (name == "main", step_of(name) or 0, name))
     if not names:
         raise CheckpointError(
-            f"{source} has no revision named like step3000"
-            + ("; pass the parent folder of the steps" if folder else "")
+            f"{source} has no subfolder named like step3000; pass the folder that contains the "
+            "folders of the steps"
+            if folder
+            else f"the repository {source} has no revision named like step3000"
         )
     entries: list[Entry] = []
     with progress_bar(progress, total=len(names), desc="hashing", unit="step") as bar:

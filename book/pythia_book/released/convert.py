@@ -1,8 +1,8 @@
-"""Converts models between our checkpoints, transformers folders and GPT-NeoX's native files.
+"""Converts models between the formats of this library, of transformers and of GPT-NeoX.
 
-A model converted to our format is a checkpoint without an optimizer state. The manifest of the
-checkpoint has the kind "weights only", the source and the model's config, so that the checkpoint
-can be loaded without a run.
+A model that is converted to the format of this library becomes a checkpoint without an optimizer
+state. The manifest of this checkpoint contains the kind "weights only", the source and the config
+of the model, so the checkpoint can be loaded without a run.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
     files, meta = load_checkpoint(folder)
     if meta.get("kind") != WEIGHTS_ONLY:
         raise CheckpointError(
-            f"the checkpoint {folder} belongs to a run; pass the folder of the run and the step"
+            f"the checkpoint {folder} belongs to a run; pass the folder of the run and --step "
+            "instead"
         )
     return _model(ModelConfig(**meta["model"]), files["model"]), meta
 
@@ -171,9 +172,15 @@ def convert(
     if (to or ("pythia" if origin.kind == "hf" else "hf")) == "hf":
         return hf.save(origin.model, target, dtype=cast_to, tokenizer=origin.tokenizer)
     if origin.kind == "pythia":
-        raise ConfigError(f"{source} is already a pythia checkpoint; to export it, use --to hf")
+        raise ConfigError(
+            f"{source} is already in the format pythia; pass --to hf to write the format of "
+            "transformers"
+        )
     if origin.step is None:
-        raise ConfigError(f"{source} ({revision}) has no step in its name; pass --step")
+        raise ConfigError(
+            f"the step of the model is neither in the name {source} nor in the revision "
+            f"{revision}; pass --step"
+        )
     parent = Path(target)
     folder = step_folder(parent, origin.step)
     if folder.exists():

@@ -98,7 +98,8 @@ def locate(
     if is_repository(str(source)):
         return fetch(str(source), revision, files)
     raise CheckpointError(
-        f"{source} is neither a folder nor a repository on the hub such as EleutherAI/pythia-70m"
+        f"{source} is neither a folder nor the name of a repository on the hub, such as "
+        "EleutherAI/pythia-70m"
     )
 
 
@@ -186,7 +187,7 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
     wanted = None if files is None else list(files)
     if odd := [name for name in wanted or () if not PLAIN_NAME.fullmatch(name)]:
         raise FetchError(
-            f"{', '.join(odd)} may not be fetched; only *.json and *.safetensors files may"
+            f"cannot download {', '.join(odd)}: only *.json and *.safetensors files are downloaded"
         )
     try:
         commit, available = listing(repo, revision)
@@ -280,8 +281,8 @@ def _check(path: Path, sha256: str) -> None:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise FetchError(
-            f"{path.name} has sha256 {actual}, but the hub states {sha256}: it was corrupted in "
-            "transit or in the cache. The file was deleted; run the command again"
+            f"{path.name} has the sha256 {actual}, but the hub states {sha256}, so the file was "
+            "corrupted in transit or in the cache. The file was deleted; run the command again"
         )
 
 
@@ -315,14 +316,14 @@ def translate_errors(repo: str, revision: str, name: str = "") -> Iterator[None]
     except errors.RevisionNotFoundError as error:
         raise FetchError(f"{repo}: {one_of(revision, _known(repo), 'revision')}") from error
     except errors.HfHubHTTPError as error:
-        raise FetchError(f"{target}: {endpoint()} answered {error}") from error
+        raise FetchError(f"cannot fetch {target}: {endpoint()} answered {error}") from error
     except (OSError, errors.HTTPError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise FetchError(
             f"{target} could not be fetched from {endpoint()} ({reason}). "
             "Run the command again to continue. Without a network, put the files "
-            f"{CONFIG}, {TOKENIZER} and {WEIGHTS} (or {INDEX} and its shards) in a folder and "
-            "pass the folder instead of the name"
+            f"{CONFIG}, {TOKENIZER} and {WEIGHTS} (or {INDEX} and its shards) in a folder, and "
+            f"pass this folder instead of {repo}"
         ) from error
 
 

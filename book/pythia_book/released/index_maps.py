@@ -1,11 +1,12 @@
-"""Reads rows in the training order of GPT-NeoX's index maps, three `.npy` files.
+"""Reads training rows in the order that GPT-NeoX's index maps give.
 
-GPT-NeoX stores what `order.RowOrder` computes: `doc_idx` (the shuffled documents of all epochs),
-`sample_idx` (where each row of the stream begins: the entry of doc_idx and the token within that
-document) and `shuffle_idx` (which row of the stream is the r-th row of training). The training
-orders of the PolyPythias seeds are released in this form. Reading a row takes only a few bytes of
-each map, so maps and documents may be behind URLs as well as on disk. Shapes, lengths and every
-offset are validated.
+The maps are three `.npy` files. `doc_idx` lists the shuffled documents of all epochs. Joined in
+this order, the documents are cut into rows. `sample_idx` says where each of these rows begins: at
+which entry of doc_idx, and at which token of that document. `shuffle_idx` says which of these rows
+is the r-th row of training. pythia_core.data.order.RowOrder computes the same three arrays. The
+training orders of the PolyPythias seeds are released as index maps. Reading a row takes only a few
+bytes of each map, so maps and documents may be behind URLs as well as on disk. Shapes, lengths and
+every offset are validated.
 """
 
 from __future__ import annotations
@@ -53,16 +54,16 @@ class NpyArray:
             raise DataError(f"{file.name} is not a readable .npy file ({error})") from error
         if self.dtype.kind not in "iu" or len(self.shape) != ndim or (fortran and ndim > 1):
             raise DataError(
-                f"{file.name} has an array of {self.dtype} with shape {self.shape}; expected "
-                f"integers in {ndim} dimension(s), in C order"
+                f"{file.name} has an array of {self.dtype} with shape {self.shape}; expected an "
+                f"array of integers with {ndim} dimension(s), in C order"
             )
         self._start = head.tell()
         self._row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         expected = self._start + self.shape[0] * self._row
         if file.size != expected:
             raise DataError(
-                f"{file.name} has {file.size} bytes, but by its header it should have {expected}; "
-                "copy it again from the source"
+                f"{file.name} has {file.size} bytes, but its header announces {expected} bytes; "
+                "copy the file again from its source"
             )
 
     def __len__(self) -> int:
@@ -76,7 +77,8 @@ class NpyArray:
         """
         if not 0 <= start <= stop <= len(self):
             raise DataError(
-                f"{self.file.name} has {len(self)} entries; [{start}, {stop}) is out of range"
+                f"{self.file.name} has {len(self)} entries, so the entries [{start}, {stop}) "
+                "cannot be read"
             )
         raw = self.file.read(self._start + start * self._row, self._start + stop * self._row)
         return np.frombuffer(raw, self.dtype).astype(np.int64).reshape(-1, *self.shape[1:])
@@ -95,17 +97,17 @@ class Documents:
         self.tokens, self._index = tokens, index
         if index.size < HEADER.size:
             raise DataError(
-                f"{index.name} has {index.size} bytes, too few for an index; copy it again from "
-                "the source"
+                f"{index.name} has {index.size} bytes, fewer than the {HEADER.size} bytes of the "
+                "header of an index; copy the file again from its source"
             )
         magic, version, code, self._count, d = HEADER.unpack(index.read(0, HEADER.size))
         if magic != MAGIC or version != VERSION or code not in DTYPES or DTYPES[code].kind == "f":
-            raise DataError(f"{index.name} is not the index of a token file")
+            raise DataError(f"{index.name} is not an index (.idx) in the format of Megatron")
         self.dtype = DTYPES[code]
         if index.size != (length := HEADER.size + 12 * self._count + 8 * d):
             raise DataError(
-                f"{index.name} has {index.size} bytes, but {self._count} documents need {length}; "
-                "copy it again from the source"
+                f"{index.name} has {index.size} bytes, but an index of {self._count} documents has "
+                f"{length} bytes; copy the file again from its source"
             )
 
     def extent(self, number: int) -> tuple[int, int]:
@@ -115,7 +117,10 @@ class Documents:
             DataError: there is no document with this number.
         """
         if not 0 <= number < self._count:
-            raise DataError(f"{self._index.name} has no document {number}")
+            raise DataError(
+                f"{self._index.name} has {self._count} documents, numbered from 0, so there is no "
+                f"document {number}"
+            )
         start = HEADER.size + 4 * self._count + 8 * number
         raw = self._index.read(start, start + (16 if number < self._count - 1 else 8))
         low, high, *_ = [*np.frombuffer(raw, "<i8").tolist(), self.tokens.size]
@@ -153,8 +158,9 @@ class MappedRows(Rows):
         self.seq_len, self.n_rows, self.contiguous = seq_len, len(self._shuffle), not remote
         if self._samples.shape != (self.n_rows + 1, 2):
             raise DataError(
-                f"{maps[1].name} has shape {self._samples.shape}, but the {self.n_rows} entries of "
-                f"{maps[2].name} need {(self.n_rows + 1, 2)}: the files come from different sets"
+                f"{maps[1].name} has the shape {self._samples.shape}, but {maps[2].name}, with "
+                f"{self.n_rows} entries, requires the shape {(self.n_rows + 1, 2)}; use the maps "
+                "of one set"
             )
         self._documents = Documents(index, tokens)
 
@@ -175,17 +181,17 @@ class MappedRows(Rows):
             start = low + (offset if entry == first else 0)
             stop = low + end + 1 if entry == last else high
             if not low <= start <= stop <= high:
-                raise self._contradiction(number, f"tokens outside document {document}")
+                raise self._contradiction(number, f"refer to tokens outside document {document}")
             parts.append(self._documents.read(start, stop))
         if (length := sum(map(len, parts))) != self.seq_len + 1:
-            raise self._contradiction(number, f"{length} tokens instead of {self.seq_len + 1}")
+            raise self._contradiction(number, f"give {length} tokens, not {self.seq_len + 1}")
         return np.concatenate(parts)
 
     def _contradiction(self, number: int, problem: str) -> DataError:
         """Return an error that says what is wrong with row `number` by the index maps."""
         return DataError(
-            f"the index maps give row {number} of the stream {problem}; do they belong to "
-            f"{self._documents.tokens.name} and seq_len={self.seq_len}?"
+            f"for row {number} (before the rows are shuffled), the index maps {problem}; use index "
+            f"maps that were made for {self._documents.tokens.name} with seq_len={self.seq_len}"
         )
 
 
@@ -201,7 +207,9 @@ def find_maps(folder: Path) -> Path | None:
     if not stems:
         return None
     if len(stems) > 1:
-        raise DataError(f"{folder} has the index maps {', '.join(stems)}; keep one set per folder")
+        raise DataError(
+            f"{folder} has several sets of index maps ({', '.join(stems)}); keep one set per folder"
+        )
     for part in PARTS:
         if not (folder / f"{stems[0]}_{part}.npy").is_file():
             raise DataError(f"{folder} lacks {stems[0]}_{part}.npy")
@@ -223,7 +231,10 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
     """
     named = _NAME.match(stem.name)
     if named and int(named["seq_len"]) != seq_len:
-        raise DataError(f"{stem.name} is for seq_len={named['seq_len']}, not {seq_len}")
+        raise DataError(
+            f"the index maps {stem.name} are for seq_len={named['seq_len']}, not for "
+            f"seq_len={seq_len}; pass seq_len={named['seq_len']}"
+        )
     base = re.sub(r"_(train|valid|test)_\d+$", "", named["prefix"]) if named else stem.name
     incomplete = []
     for folder in (stem.parent, stem.parent.parent):
@@ -241,5 +252,5 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
         incomplete.append(f"{folder} lacks {' and '.join(missing)}")
     raise DataError(
         f"the maps {stem.name} belong to {base}.idx and {base}.bin (or its shards), but "
-        f"{', and '.join(incomplete)}; put both in the folder of the maps or in its parent folder"
+        f"{', and '.join(incomplete)}; put both files into one of these two folders"
     )

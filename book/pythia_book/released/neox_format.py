@@ -1,16 +1,16 @@
-"""Loads models from GPT-NeoX's native files, one per layer and tensor-parallel rank.
+"""Loads models from GPT-NeoX's native files, one file per layer and tensor-parallel rank.
 
 `layer_XX-model_YY-model_states.pt` has layer XX of the pipeline on rank YY. Layer 00 is the
-embedding, the layers from 02 are the transformer layers, and after skipping one number come the
-final norm and the unembedding.
+embedding, and the transformer layers begin at 02. After the last transformer layer, one number is
+unused. The next two numbers are the final norm and the unembedding.
 
-The parts of all ranks are merged by the rules of the training code's own converter. If the output
-of a linear layer is split over ranks, each file has some rows of the weight and of the bias (of
-QKV, whole heads). If the input is split, each file has some columns of the weight, and the biases
-of all ranks are *summed*. LayerNorms exist on every rank and are averaged.
+The parts on all ranks are merged by the rules of the training code's own converter. If the output
+of a linear layer is split over ranks, each file has some rows of the weight and some entries of the
+bias (for QKV, those of whole heads). If the input is split, each file has some columns of the
+weight, and the biases of all ranks are *summed*. LayerNorms exist on every rank and are averaged.
 
-The files are pickles; `torch.load(weights_only=True)` refuses anything that would run code.
-Optimizer states are not read.
+The files are pickles. They are loaded with `torch.load(weights_only=True)`, which refuses anything
+that would run code. Optimizer states are not read.
 """
 
 from __future__ import annotations
@@ -103,13 +103,18 @@ def _layer_tensors(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises half a dozen kinds for damaged files
         if "weights_only" in str(error):
             raise CheckpointError(
-                f"{path} was not opened: it is a pickle that asks to run code or has more than "
-                "tensors. Layer files of GPT-NeoX have only tensors; do not open the file by other "
-                f"means unless you trust its author. ({str(error).splitlines()[-1]})"
+                f"{path} was not opened, because it is a pickle that has more than tensors and may "
+                "run code. Layer files of GPT-NeoX have only tensors. Do not open this file by "
+                f"other means unless you trust its author. ({str(error).splitlines()[-1]})"
             ) from error
-        raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}); copy the file again from its source"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{path} is not a layer file: it has no dictionary of tensors")
+        raise CheckpointError(
+            f"{path} is not a layer file of GPT-NeoX, because it does not contain a dictionary "
+            "that has only tensors"
+        )
     return state
 
 
@@ -128,7 +133,10 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
         if match := _FILE.fullmatch(path.name):
             layers.setdefault(int(match[1]), {})[int(match[2])] = path
     if not layers:
-        raise CheckpointError(f"{folder} has no file named layer_XX-model_YY-model_states.pt")
+        raise CheckpointError(
+            f"{folder} has no layer files (layer_XX-model_YY-model_states.pt); pass the folder of "
+            "a GPT-NeoX checkpoint, e.g. global_step143000"
+        )
     ranks = 1 + max(rank for paths in layers.values() for rank in paths)
     missing = [
         f"layer_{layer:02}-model_{rank:02}-model_states.pt is missing"
@@ -161,16 +169,21 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
             if key == ROTARY:
                 rotary.add(2 * parts[0].numel())
             elif key not in NATIVE:
-                problems.append(f"unknown key {key}")
+                problems.append(f"the layer files have a tensor with the unknown name {key}")
             elif len(parts) < len(states):
-                problems.append(f"{NATIVE[key][0].format(number)} is not on every rank")
+                problems.append(
+                    f"the files of some ranks lack the tensor {NATIVE[key][0].format(number)}"
+                )
             else:
                 name, merge = NATIVE[key]
                 try:
                     tensor = merge(parts)
                 except RuntimeError:
                     shapes = [tuple(p.shape) for p in parts]
-                    problems.append(f"{key}: the shapes on the ranks do not match: {shapes}")
+                    problems.append(
+                        f"the parts of {key} cannot be merged, because their shapes on the ranks "
+                        f"are {shapes}"
+                    )
                     continue
                 merged[name.format(number)] = tensor
         number += _QKV in states[0]
@@ -185,7 +198,8 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
     problems = mismatches(stored, needed)
     if rotary - {config.rotary_dims}:
         problems.append(
-            f"the files have {sorted(rotary)} rotary dims, but the config has {config.rotary_dims}"
+            f"the layer files have rotary dimensions of {', '.join(map(str, sorted(rotary)))}, but "
+            f"the config has {config.rotary_dims}"
         )
     raise_all(CheckpointError, sorted(problems), f"{folder} does not match the config")
     model.load_state_dict(merged, assign=True)
@@ -208,7 +222,7 @@ def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> 
         if (size.n_layers, size.d_model, size.vocab_size) == (n_layers, width, vocab):
             return size.model()
     raise CheckpointError(
-        f"{folder}: {n_layers} layers of width {width} and a vocabulary of {vocab} match no "
-        "official size, and the files do not have the number of heads; pass the model's config or "
-        "size"
+        f"the model in {folder} has {n_layers} layers, width {width} and a vocabulary of {vocab}, "
+        "which is no official size. The files do not state the number of heads, so pass the config "
+        "of the model or its size (--size)"
     )

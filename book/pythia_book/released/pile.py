@@ -1,13 +1,13 @@
 """Opens the released training data of Pythia by name, on disk or on the hub.
 
 `pile-standard` and `pile-deduped` are the pre-shuffled sets: 146,432,000 rows of 2,049 uint16 ids
-in training order. Each set is one file, split by bytes into 21 shards; batch k (1,024 rows) is at
-the bytes [4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are the training orders of
-PolyPythias for the same documents, given by GPT-NeoX's index maps
-(pythia_book.released.index_maps); `pile-seed0` is Pythia's own order.
+in training order. Each set is one file, split into 21 shards at byte offsets. Batch k (1,024 rows)
+has the bytes [4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are the training orders
+of PolyPythias for the same documents, given by GPT-NeoX's index maps
+(pythia_book.released.index_maps). `pile-seed0` is Pythia's own order.
 
-Sizes are checked at every read, so a truncated or different file is an error. Hashes cannot be
-checked, because none were released for the pre-shuffled shards.
+The size of a file is checked at every read, so a truncated or different file is an error. Hashes
+cannot be checked, because none were released for the pre-shuffled shards.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def open_rows(
     whole, index = (path.with_name(path.name + kind) for kind in (".bin", ".idx"))
     if not shards and not whole.is_file():
         raise DataError(
-            f"{one_of(where, RELEASED, 'data')} Or pass a folder with the pre-shuffled shards, or "
-            "the PREFIX of a .bin/.idx pair"
+            f"{one_of(where, RELEASED, 'training data')} Or pass a folder with the pre-shuffled "
+            "shards, or the PREFIX of a .bin/.idx pair"
         )
     data = MegatronIndexed(path) if index.is_file() else None
     if data is None or (data.n_documents and (data.sizes == seq_len + 1).all()):
@@ -211,9 +211,10 @@ def _only_prefix(folder: Path) -> Path:
     """
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
-        several = f"several ({', '.join(sorted(prefixes))})" if prefixes else "none"
+        found = f"several token files ({', '.join(sorted(prefixes))})"
         raise DataError(
-            f"{folder} must have one token file (.bin), whole or in shards, but has {several}"
+            f"{folder} has {found if prefixes else 'no token file'}; pass a folder with one token "
+            "file (a .bin, or all shards of a .bin), or the PREFIX of one token file"
         )
     return folder / prefixes.pop()
 
@@ -229,8 +230,8 @@ class MissingShard:
     def read(self, start: int, stop: int) -> bytes:
         """Raise a DataError that names the shard."""
         raise DataError(
-            f"these rows need the shard {self.name} ({self.size / 1e9:.1f} GB), which is not in "
-            "the folder; put it there"
+            f"the requested rows are in the shard {self.name} ({self.size / 1e9:.1f} GB), which is "
+            "missing; put this shard into the folder of the other shards"
         )
 
 
@@ -253,7 +254,7 @@ def partial_shards(folder: Path) -> RemoteRows | None:
         if files[-1].size != size:
             raise DataError(
                 f"{folder / name} has {files[-1].size:,} bytes, but the released shard has "
-                f"{size:,}; fetch it again"
+                f"{size:,} bytes; download the shard again"
             )
     return RemoteRows(files, SEQ_LEN)
 
@@ -313,10 +314,14 @@ def describe_batch(
     ]
     if not ends.any():
         lines.append(
-            "no document ends in this batch; end tokens may have been lost when the file was made"
+            f"no row of this batch has the token that ends a document (id {eod_id}); such tokens "
+            "may have been lost when the file was made"
         )
     if tokenizer is not None and batch.max() >= id_limit(tokenizer):
-        lines.append(f"NOT FROM THIS TOKENIZER, which has ids below {id_limit(tokenizer)} only")
+        lines.append(
+            f"WRONG TOKENIZER: the batch has the id {batch.max()}, but the tokenizer has only ids "
+            f"below {id_limit(tokenizer)}"
+        )
     for number, row in enumerate(batch[:n_shown].tolist()):
         text = " ".join(map(str, row))
         if tokenizer is not None:

@@ -1,8 +1,8 @@
-"""Tables about the recipe of the released models: parts of a layer, hardware and cost of training.
+"""Makes tables about the released models: parts of a layer, hardware, and cost of training.
 
-`HARDWARE` and `GPT3` are facts with sources; everything else is computed from the configs of the
-sizes. Energy and hours on later hardware are our estimates (see `estimates`); the paper does not
-report energy.
+`HARDWARE` and `GPT3` contain published facts, with their sources. Everything else is computed from
+the model configs. The paper reports no energy, and no hours on a newer GPU (H100). `estimates`
+computes both, from assumptions that it states.
 """
 
 from __future__ import annotations

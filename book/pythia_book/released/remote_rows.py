@@ -32,10 +32,10 @@ LARGEST_READ = 1 << 28
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 """Status codes of errors that may be transient, so the request is retried."""
 HINTS = {
-    401: "; it requires a login, which the released data do not need",
-    403: "; it denies access to this machine",
-    404: "; there is no such file: check the name and the mirror",
-    416: "; the file is shorter than it should be",
+    401: "; released data need no login, so use another server",
+    403: "; this machine has no access, so use another server",
+    404: "; the server does not have this file, so check the URL",
+    416: "; the file on the server is shorter than expected",
 }
 
 
@@ -132,8 +132,9 @@ class HttpFile:
         _check_range(self.name, start, stop, self.size)
         if stop - start > LARGEST_READ:
             raise DataError(
-                f"cannot read {stop - start:,} bytes of {self.name} at once; at most "
-                f"{LARGEST_READ:,} are read from a URL. Read fewer rows, or download the file"
+                f"cannot read {stop - start:,} bytes of {self.name} at once, because one read "
+                f"from a URL has at most {LARGEST_READ:,} bytes. Read fewer rows, or download the "
+                "file"
             )
         return self._fetch(start, stop) if stop > start else b""
 
@@ -170,7 +171,8 @@ class HttpFile:
         raise self._failed(
             f"bytes {start}-{stop - 1}",
             f"{reason} (tried {self.tries} times). Run the command again to continue. Without a "
-            f"network, put {self.name} in a folder and pass the folder instead of the name",
+            f"network, put {self.name} in a folder, and pass this folder as the training data "
+            "(--data)",
         )
 
     async def _check(self, response: ClientResponse) -> None:
@@ -192,15 +194,22 @@ class HttpFile:
             problem = f"the server answered {status} {response.reason}{HINTS.get(status, '')}"
         elif status != 206:
             length = headers.get("Content-Length", "unknown")
-            problem = f"the server ignores Range: it answered {status} and would send the whole "
-            problem += f"file ({length} bytes). Nothing was downloaded; use another server"
+            problem = (
+                f"the server ignores the Range header and would send the whole file ({length} "
+                f"bytes, status {status}). Nothing was downloaded; use another server"
+            )
         elif sent != requested or not size.isdigit():
-            problem = f"the server sends the wrong range: {sent!r}"
+            problem = f"the server sends the wrong range {sent!r}; use another server"
         elif headers.get("Content-Encoding", "identity") != "identity":
-            problem = "the server sends compressed content, which was not requested"
+            problem = (
+                "the server sends compressed content, although uncompressed content was requested; "
+                "use another server"
+            )
         elif self._size not in (None, int(size)):
-            problem = f"the file on the server has {int(size):,} bytes, not {self._size:,}: it is "
-            problem += "truncated or a different file"
+            problem = (
+                f"the file on the server has {int(size):,} bytes instead of {self._size:,}, so "
+                "the file is truncated or is another file; use another server"
+            )
         if problem:
             raise self._failed(requested, problem)
         self._size = int(size)

@@ -119,7 +119,8 @@ class PublishedModel:
         if step not in self._revisions:
             near = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
-                f"{self.source} has no checkpoint of step {step}; the nearest steps are {near}"
+                f"{self.source} has no checkpoint of step {step}; the nearest steps with a "
+                f"checkpoint are {', '.join(map(str, near))}"
             )
         return self._revisions[step]
 
@@ -164,6 +165,6 @@ def find_model(name: str) -> CheckpointSource:
         return find_run(name)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}\nIt is not a released model either; pass the folder of a model or its name "
-            "on the hub, e.g. EleutherAI/pythia-70m"
+            f"{error}\n{name!r} is not a released model either; pass the folder of a model or its "
+            "name on the hub, e.g. EleutherAI/pythia-70m"
         ) from error

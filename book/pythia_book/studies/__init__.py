@@ -1,1 +1,1 @@
-"""One folder per study, with its parameters, measurements, claims and figures."""
+"""Has one folder per study, with the study's parameters, measurements, claims and figures."""

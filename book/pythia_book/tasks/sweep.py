@@ -64,8 +64,8 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
         if step not in saved:
             near = sorted(sorted(saved, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
-                f"{run.name} has no checkpoint of step {step}; the nearest of its {len(saved)} "
-                f"checkpoints are {near}"
+                f"{run.name} has no checkpoint of step {step}; of the {len(saved)} checkpoints, "
+                f"the nearest are those of the steps {', '.join(map(str, near))}"
             )
     if not chosen:
         raise ConfigError(

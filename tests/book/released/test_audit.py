@@ -46,8 +46,8 @@ def test_a_sound_model(server: FakeHub, capsys: pytest.CaptureFixture) -> None:
     assert len(found.sound) == 155
     assert main(["verify", REPO]) == 0
     shown = capsys.readouterr().out
-    assert "equal weights in step0, step1 (expected: the first update runs at" in shown
-    assert f"equal weights in {LAST}, main (expected: main is the last step)" in shown
+    assert "equal weights in step0, step1 (expected, because the first update has" in shown
+    assert f"equal weights in {LAST}, main (expected, because main is the last step)" in shown
     assert hashlib.sha256(blob(3000)).hexdigest() in shown
     assert not [line for line in server.requests if "/resolve/" in line], "nothing is downloaded"
 
@@ -94,8 +94,8 @@ def test_missing_steps_and_steps_without_weights(server: FakeHub) -> None:
     found = audit(REPO, progress=False)
     assert found.missing == [512, 4000, 32000]
     first, second = found.defects()
-    assert first == "step32000: no weights there"
-    assert second == "3 of the 154 steps are missing: 512, 4000, 32000"
+    assert first == "step32000: there are no files with weights"
+    assert second == "3 of the 154 steps of a Pythia model are missing: 512, 4000, 32000"
 
 
 def test_pickles_on_the_hub_are_compared_too(server: FakeHub) -> None:
@@ -140,7 +140,7 @@ def test_folders_are_compared_by_their_tensors(tmp_path: Path) -> None:
         "step0", "step1", "step2", "step1000", "step2000", "step4000",
     ]  # fmt: skip
     assert found.duplicates() == [
-        (["step0", "step1"], "expected: the first update runs at learning rate 0"),
+        (["step0", "step1"], "expected, because the first update has the learning rate 0"),
         (["step2000", "step4000"], ""),
     ]
     assert found.entries[-1].whole == sha256_tensors(model.state_dict())
@@ -170,9 +170,9 @@ def test_damaged_folders_pointers_and_our_checkpoints(tmp_path: Path) -> None:
     assert {e.revision: e.whole for e in found.entries}["step1000"] == digest
     assert (["step2000", "step3000"], "") in found.duplicates()
     assert "truncated or damaged" in found.defects()[0]
-    assert found.defects()[1] == "step7: no weights there"
+    assert found.defects()[1] == "step7: there are no files with weights"
 
 
 def test_a_folder_without_steps(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["verify", str(tmp_path)]) == 1
-    assert "pass the parent folder of the steps" in capsys.readouterr().err
+    assert "pass the folder that contains the folders of the steps" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_documents_may_be_in_shards_one_folder_up(tmp_path: Path) -> None:
 def test_missing_and_ambiguous_maps(tmp_path: Path) -> None:
     assert find_maps(tmp_path) is None
     stem, *_ = write_maps(tmp_path)
-    with pytest.raises(DataError, match="seq_len=8, not 16"):
+    with pytest.raises(DataError, match="seq_len=8, not for seq_len=16"):
         open_maps(stem, 16)
     np.save(tmp_path / "other_doc_idx.npy", [1])
     with pytest.raises(DataError, match="one set per folder"):
@@ -89,28 +89,28 @@ def test_invalid_maps_are_refused(tmp_path: Path) -> None:
     shuffle = Path(f"{stem}_shuffle_idx.npy")
     good = shuffle.read_bytes()
     for wrong, message in (
-        (order.shuffle[:-1], "the files come from different sets"),
-        (order.shuffle.astype(float), "expected integers"),
-        (order.shuffle[:, None], "expected integers"),
-        (np.full_like(order.shuffle, order.n_rows), "is out of range"),
+        (order.shuffle[:-1], "use the maps of one set"),
+        (order.shuffle.astype(float), "expected an array of integers"),
+        (order.shuffle[:, None], "expected an array of integers"),
+        (np.full_like(order.shuffle, order.n_rows), "cannot be read"),
     ):
         np.save(shuffle, wrong)
         with pytest.raises(DataError, match=message):
             open_maps(stem, 8).rows(0, 1)
     for raw in (b"", b"\x93NUMPY", good[:-1], good + b"\0", b"x" * 200):
         shuffle.write_bytes(raw)
-        with pytest.raises(DataError, match=r"not a readable \.npy file|copy it again"):
+        with pytest.raises(DataError, match=r"not a readable \.npy file|copy the file again"):
             open_maps(stem, 8)
     objects = np.array([{"a": 1}], dtype=object)
     np.save(shuffle, objects)
-    with pytest.raises(DataError, match="expected integers"):
+    with pytest.raises(DataError, match="expected an array of integers"):
         NpyArray(LocalFile(shuffle), 1)
     shuffle.write_bytes(good)
     index = tmp_path / "toy_document.idx"
     for raw, message in (
-        (index.read_bytes()[:-1], "copy it again"),
-        (index.read_bytes()[:20], "too few for an index"),
-        (b"X" + index.read_bytes()[1:], "not the index"),
+        (index.read_bytes()[:-1], "copy the file again"),
+        (index.read_bytes()[:20], "fewer than the"),
+        (b"X" + index.read_bytes()[1:], "is not an index"),
     ):
         kept = index.read_bytes()
         index.write_bytes(raw)

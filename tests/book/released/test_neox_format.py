@@ -50,7 +50,8 @@ def test_official_sizes_are_known_by_their_shapes(tmp_path: Path) -> None:
     assert neox_format._official_config(tmp_path, shapes, 6).n_heads == 8
     write_native(random_model(CONFIG), tmp_path / "native", 1)
     with pytest.raises(
-        CheckpointError, match="2 layers of width 64 and a vocabulary of 128 match no official size"
+        CheckpointError,
+        match="2 layers, width 64 and a vocabulary of 128, which is no official size",
     ):
         neox_format.load(tmp_path / "native")
 
@@ -70,7 +71,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
     trap = tmp_path / "ran"
     file = tmp_path / "native" / "layer_03-model_00-model_states.pt"
     torch.save({"input_layernorm.weight": Evil(trap)}, file)
-    with pytest.raises(CheckpointError, match=r"was not opened.*asks to run code"):
+    with pytest.raises(CheckpointError, match=r"was not opened.*may run code"):
         neox_format.load(tmp_path / "native", CONFIG)
     assert not trap.exists()
     run, arguments = Evil(trap).__reduce__()
@@ -90,19 +91,19 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         neox_format.load(folder, CONFIG)
     torch.save([1, 2], file)
-    with pytest.raises(CheckpointError, match="no dictionary of tensors"):
+    with pytest.raises(CheckpointError, match="a dictionary that has only tensors"):
         neox_format.load(folder, CONFIG)
     torch.save({"input_layernorm.weight": torch.ones(64), "attention.alibi": torch.ones(1)}, file)
-    with pytest.raises(CheckpointError, match="unknown key attention"):
+    with pytest.raises(CheckpointError, match="unknown name attention"):
         neox_format.load(folder, CONFIG)
-    with pytest.raises(CheckpointError, match="has no file named layer_XX"):
+    with pytest.raises(CheckpointError, match=r"has no layer files .layer_XX"):
         neox_format.load(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (tiny(n_heads=2, vocab_size=128), r"\[4\] rotary dims, but the config has 8"),
+        (tiny(n_heads=2, vocab_size=128), r"rotary dimensions of 4, but the config has 8"),
         (
             tiny(n_heads=4, vocab_size=129),
             r"embed_in\.weight has shape \(128, 64\), .* needs \(129, 64",

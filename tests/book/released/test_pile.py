@@ -88,10 +88,10 @@ def test_a_batch_by_name_over_the_network(
     np.testing.assert_array_equal(rows.batch(5, 4), expected)
     assert [asked for _, asked in server.ranges] == ["bytes=360-399", "bytes=0-31"]
     server.files.popitem()
-    with pytest.raises(FetchError, match="no such file"):
+    with pytest.raises(FetchError, match="does not have this file"):
         rows.batch(rows.n_rows // 4 - 1, 4)
     server.files[next(iter(server.files))] = raw[:399]
-    with pytest.raises(FetchError, match="has 399 bytes, not 400"):
+    with pytest.raises(FetchError, match="has 399 bytes instead of 400"):
         rows.batch(0, 4)
 
 
@@ -178,15 +178,17 @@ def test_an_index_of_pre_shuffled_rows_is_not_shuffled_again(tmp_path: Path) -> 
 
 
 def test_errors_name_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"unknown data 'pile-standart'.*Did you mean 'pile-stand"):
+    with pytest.raises(
+        DataError, match=r"unknown training data 'pile-standart'.*Did you mean 'pile-stand"
+    ):
         open_rows("pile-standart")
     with pytest.raises(DataError, match="or the PREFIX of a"):
         open_rows(str(tmp_path / "nothing"))
-    with pytest.raises(DataError, match="but has none"):
+    with pytest.raises(DataError, match="has no token file"):
         open_rows(str(tmp_path))
     for name in ("a", "b"):
         (tmp_path / f"{name}.bin").write_bytes(b"\0" * 10)
-    with pytest.raises(DataError, match=r"several \(a, b\)"):
+    with pytest.raises(DataError, match=r"several token files \(a, b\)"):
         open_rows(str(tmp_path))
     with pytest.raises(DataError, match="whole number of rows"):
         open_rows(str(tmp_path / "a.bin"), seq_len=3)
@@ -209,13 +211,16 @@ def test_a_batch_as_text(tmp_path: Path) -> None:
     assert "<|endoftext|>" in said and "--- row 2 ---" not in said
     ends = int((rows.batch(1, 4)[:, :-1] == 0).sum())
     assert f"; {ends} document ends (id 0)" in said and ends > 0
-    assert "NOT FROM THIS" not in said
+    assert "WRONG TOKENIZER" not in said
     ids = describe_batch(rows, 1, 4, n_shown=1)
     assert " ".join(map(str, rows.rows(4, 5)[0].tolist())) in ids
     raw = np.full((4, 11), 900, "<u2")
     raw.tofile(tmp_path / "r.bin")
     said = describe_batch(open_rows(str(tmp_path / "r.bin"), 10)[0], 0, 4, 0, tokenizer)
-    assert "no document ends in this batch" in said and "NOT FROM THIS TOKENIZER" in said
+    assert (
+        "no row of this batch has the token that ends a document" in said
+        and "WRONG TOKENIZER" in said
+    )
     with pytest.raises(DataError, match="last full batch"):
         describe_batch(rows, 10**6, 4)
 

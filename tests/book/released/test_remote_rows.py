@@ -110,13 +110,13 @@ def test_no_credentials_are_sent(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("404", "404 .*there is no such file"),
-        ("403", "403 .*denies access"),
+        ("404", "404 .*does not have this file"),
+        ("403", "403 .*has no access"),
         ("401", "401 .*login"),
         ("416", "416 .*shorter"),
-        ("ignores ranges", r"ignores Range.*whole file \(600078336000 bytes\)"),
+        ("ignores ranges", r"ignores the Range.*whole file \(600078336000 bytes"),
         ("another range", "sends the wrong range"),
-        ("another size", "has 99999 bytes, not 100000|has 99,999 bytes, not 100,000"),
+        ("another size", "has 99,999 bytes instead of 100,000"),
         ("compresses", "sends compressed content"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_server_that_ignores_ranges_is_rejected_unread(server: Server) -> None
     server.faults = ["ignores ranges"] * 2
     with pytest.raises(FetchError, match="Nothing was downloaded"):
         file(server, size=50_000_000).read(0, 10)
-    with pytest.raises(FetchError, match="ignores Range"):
+    with pytest.raises(FetchError, match="ignores the Range"):
         _ = file(server).size
 
 
@@ -160,7 +160,7 @@ def test_an_unreachable_server() -> None:
 
 
 def test_too_large_a_read_is_refused(server: Server) -> None:
-    with pytest.raises(DataError, match="at most 268,435,456 are read"):
+    with pytest.raises(DataError, match="at most 268,435,456 bytes"):
         file(server, size=LARGEST_READ + 2).read(0, LARGEST_READ + 1)
     assert server.ranges == []
 

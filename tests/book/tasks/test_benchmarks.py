@@ -62,9 +62,9 @@ def test_items_are_read_from_a_folder(task: str, tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("{", "not an item of piqa"),
-        ("[1]", "not a JSON object"),
+        ("[1]", "a JSON object was expected"),
         ('{"goal": "x"}', "missing fields: label, sol1, sol2"),
-        ('{"goal": "x", "sol1": "", "sol2": "b", "label": 0}', "an empty text"),
+        ('{"goal": "x", "sol1": "", "sol2": "b", "label": 0}', "a text is empty"),
         ('{"goal": "x", "sol1": "a", "sol2": "b", "label": 7}', "no answer number 7"),
         ('{"goal": "x", "sol1": 3, "sol2": "b", "label": 0}', "not an item of piqa"),
     ],
@@ -73,17 +73,21 @@ def test_a_broken_line_is_reported_with_its_number(line: str, words: str, tmp_pa
     path = write(tmp_path, "piqa")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:6], line, *lines[6:]]))
-    with pytest.raises(DataError, match=rf"piqa\.jsonl:7: .*{words}"):
+    with pytest.raises(DataError, match=rf"piqa\.jsonl:7 is .*{words}"):
         load_items("piqa", 5, tmp_path)
 
 
 def test_unknown_tasks_and_missing_items_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown task 'pica'.*Did you mean 'piqa'"):
         task_named("pica")
-    with pytest.raises(DataError, match=r"no items of sciq: .*sciq\.jsonl does not exist"):
+    with pytest.raises(
+        DataError, match=r"the items of sciq are missing, because .*sciq\.jsonl does not exist"
+    ):
         load_items("sciq", 5, tmp_path)
     write(tmp_path, "sciq", N_EXAMPLES)
-    with pytest.raises(DataError, match=r"has only 16 sciq items; more than 16 are needed"):
+    with pytest.raises(
+        DataError, match=r"has only 16 items of sciq; more than 16 items are needed"
+    ):
         load_items("sciq", 5, tmp_path)
 
 
@@ -180,7 +184,7 @@ def test_items_of_more_tasks_are_read_from_a_folder(task: str, tmp_path: Path) -
     items, examples = load_items(task, 5, tmp_path)
     assert (len(items), len(examples)) == (5, task_named(task).n_examples)
     path.write_text(path.read_text() + "{}\n")
-    with pytest.raises(DataError, match=rf"{task}\.jsonl:25: not an item of {task}: missing"):
+    with pytest.raises(DataError, match=rf"{task}\.jsonl:25 is not an item of {task}: missing"):
         load_items(task, 5, tmp_path)
 
 
@@ -202,5 +206,5 @@ def test_every_item_of_more_tasks_is_valid() -> None:
 
 @pytest.mark.parametrize("task", ["wsc", "logiqa"])
 def test_items_that_no_package_has_must_be_supplied(task: str) -> None:
-    with pytest.raises(DataError, match=rf"--items.*{task}\.jsonl.*lm_eval --tasks {task}"):
+    with pytest.raises(DataError, match=rf"{task}\.jsonl as --items.*lm_eval --tasks {task}"):
         load_items(task, 5)

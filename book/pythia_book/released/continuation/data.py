@@ -1,8 +1,10 @@
-"""The data of a continued run: rows of token files with their tokenizer, and the pronoun swap.
+"""Reads the training rows of a continued run from token files, and swaps pronouns in the rows.
 
-Rows in training order lack the text before and after, so the swap treats the ends of a row as ends
-of the text. The log counts the tokens that are changed at the ends of rows. A swapped row depends
-only on the row, so nothing is prepared in advance, and the log can be reproduced at any time.
+The rows are stored in training order, where the next row is usually from another document. So
+nothing is known about the text before and after a row, and the swap treats the ends of a row as
+ends of the text. The log of the swap counts the tokens that are changed at the ends of rows. How a
+row is changed depends only on the row. Therefore nothing is prepared in advance, and the log can be
+reproduced at any time.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ class TokenFileData:
         """The tokenizer of the rows. Raises a DataError if `tokenizer_name` is empty."""
         if not self.tokenizer_name:
             raise DataError(
-                f"the rows of {self.where} have no tokenizer; pass neox-20b or a tokenizer.json"
+                f"the tokenizer of the rows in {self.where} is unknown; set the tokenizer "
+                "(--tokenizer) to neox-20b or to the path of a tokenizer.json"
             )
         return tokenizer_at(self.tokenizer_name)
 
@@ -145,7 +148,8 @@ class TokenFileData:
                 f"{file.name} ({file.size / 1e9:.1f} GB)" for file in missing_shards
             )
             raise DataError(
-                f"{self.where} lacks shards that updates {start}..{stop - 1} need: {lacking}"
+                f"the updates {start}..{stop - 1} read shards that are missing in {self.where}; "
+                f"put the missing shards there: {lacking}"
             )
         last = self.batch(stop - 1, batch_size)  # first: its error says where the rows end
         probes = [self.batch(k, batch_size) for k in (start, (start + stop) // 2)] + [last]
@@ -155,9 +159,9 @@ class TokenFileData:
             largest = max(int(rows.max()) for rows in probes)
             if largest >= self.vocab_size:
                 raise DataError(
-                    f"the rows of {self.where} have the id {largest}, but the tokenizer "
+                    f"the rows of {self.where} have the token id {largest}, but the tokenizer "
                     f"{self.tokenizer_name} has only ids below {self.vocab_size}; pass the "
-                    "tokenizer of the rows"
+                    "tokenizer with which the rows were made"
                 )
         if swap:
             check_swap(self.tokenizer, swap)
@@ -185,8 +189,9 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
     pieces = {w: len(tokenizer.encode(f" {w}", add_special_tokens=False).ids) for w in words}
     if split := [f"' {w}' ({n} tokens)" for w, n in pieces.items() if n != 1]:
         raise DataError(
-            f"the swap {direction} needs a tokenizer in which pronouns are single tokens, but this "
-            f"tokenizer splits {', '.join(split)}; pass the tokenizer of the rows"
+            f"the swap {direction} works only if the tokenizer encodes every swapped word as one "
+            f"token, but this tokenizer splits {', '.join(split)}; pass the tokenizer of the "
+            "rows, or use other rows"
         )
     return swap
 

@@ -1,7 +1,8 @@
-"""Estimates the requirements and cost of a continuation before anything is downloaded or trained.
+"""Estimates what a continuation needs and costs, before anything is downloaded or trained.
 
-FLOP are 6 N D, where N counts all parameters, as in the compute tables of papers. Hours assume that
-one GPU reaches a certain fraction of its peak, which was not measured.
+The FLOP are 6 N D, where N is the number of all parameters, as in the compute tables of papers, and
+D is the number of tokens. The hours assume that one GPU reaches a fixed fraction of its peak. This
+fraction was not measured.
 """
 
 from __future__ import annotations
@@ -119,24 +120,26 @@ class Plan:
             f"rows: {self.rows}",
         ]
         if self.weight_bytes:
-            lines.append(f"weights to fetch: {self.weight_bytes / 1e9:.2f} GB from the hub")
+            lines.append(f"weights to download from the hub: {self.weight_bytes / 1e9:.2f} GB")
         if self.row_bytes:
             hours = self.row_bytes / NETWORK / 3600
             lines.append(
-                f"rows to fetch while training: {self.row_bytes / 1e9:.1f} GB, {hours:.1f} h at an "
-                f"assumed {NETWORK / 1e6:.0f} MB/s"
+                f"rows to download during training: {self.row_bytes / 1e9:.1f} GB, {hours:.1f} h "
+                f"at an assumed {NETWORK / 1e6:.0f} MB/s"
             )
         lines += [
-            f"MISSING: {shard.name}, {shard.size / 1e9:.1f} GB" for shard in self.missing_shards
+            f"MISSING SHARD: {shard.name}, {shard.size / 1e9:.1f} GB"
+            for shard in self.missing_shards
         ]
         if self.model and self.train:
             lines += [
-                f"{self.model.n_params:,} parameters: {self.memory / 1e9:.1f} GB for weights, "
-                f"gradients and Adam, plus activations; about {self.disk / 1e9:.1f} GB of disk "
-                f"for {self.saved} checkpoints per arm",
-                f"6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one {GPU} at an "
-                f"assumed {UTILISATION:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s",
-                "this uses one GPU; to split every batch over N GPUs: "
+                f"memory: {self.memory / 1e9:.1f} GB for the weights, gradients and Adam's state "
+                f"of {self.model.n_params:,} parameters, plus activations",
+                f"disk: about {self.disk / 1e9:.1f} GB for optimizer states and for {self.saved} "
+                "checkpoints per arm",
+                f"training: 6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one "
+                f"{GPU} at an assumed {UTILISATION:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s",
+                "this plan is for one GPU; to split every batch over N GPUs, run "
                 "torchrun --nproc-per-node N -m pythia_core continue ...",
             ]
         return lines
@@ -183,8 +186,9 @@ def make_plan(
         missing_shards = rows.missing_shards(start, stop, batch)
         if rows.rows.n_rows < stop * batch:
             raise DataError(
-                f"updates {start}..{stop - 1} need {stop * batch:,} rows, but {rows.where} has "
-                f"{rows.rows.n_rows:,} rows, enough for {rows.rows.n_rows // batch:,} updates"
+                f"updates up to {stop - 1} need {stop * batch:,} rows from the start of the data, "
+                f"but {rows.where} has {rows.rows.n_rows:,} rows, enough for only the first "
+                f"{rows.rows.n_rows // batch:,} updates; pass more rows or fewer steps"
             )
     remote = is_repository(source) and local_folder(source) is None
     return Plan(

@@ -1,19 +1,20 @@
 """Continues training from a local or released checkpoint, with or without a pronoun swap.
 
-The paper's interventions (section 3.1) start from step 133,000 with the optimizer state, and replay
-the following batches. The released revisions have weights only, and we know of no released
-optimizer state for the steps at which the paper forked. Therefore a continuation of released
-weights restarts Adam with zero moments and new bias correction, and one of these rules sets the
-learning rate:
+The paper's interventions (section 3.1) start from step 133,000 with the optimizer state, and read
+the same batches that followed in the original training. Released checkpoints have only weights, and
+we know of no released optimizer state for the steps at which the paper forked. Therefore a
+continuation of released weights restarts Adam with zero moments and a new bias correction. One of
+these rules then sets the learning rate:
 
     linear    the rate of the schedule, times i / W in the first W updates (i counts from 0); W is
               1 % of the updates by default
     none      the rate of the schedule, without re-warming
     constant  the rate of the schedule at the first update, in all updates
 
-The rule is part of the run's identity. For every swap, a control that starts in the same way is
-trained on unchanged batches, so swap and control differ only in the data. If a local run has kept
-its optimizer state at the step, the continuation is exact, as if training had never stopped.
+The rule is part of what identifies the run. For every swap, a control is trained too. It starts in
+the same way but reads unchanged batches, so swap and control differ only in the data. If a local
+run has saved its optimizer state at the starting step, the continuation is exact, as if training
+had never stopped.
 """
 
 from __future__ import annotations
@@ -78,10 +79,15 @@ class Rewarm:
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ConfigError(one_of(self.rule, RULES, "re-warming rule"))
-        if self.updates < 0 or (self.updates and self.rule != "linear"):
+        if self.updates < 0:
             raise ConfigError(
-                "re-warming updates must be at least 0, and 0 unless the rule is 'linear'; got "
-                f"{self.updates} with the rule {self.rule!r}"
+                "the number of re-warming updates (--rewarm-updates) must be at least 0, got "
+                f"{self.updates}"
+            )
+        if self.updates and self.rule != "linear":
+            raise ConfigError(
+                "only the re-warming rule 'linear' takes a number of updates (--rewarm-updates); "
+                f"got {self.updates} updates with the rule {self.rule!r} (--rewarm)"
             )
 
 
@@ -116,15 +122,15 @@ class Continuation:
     def described(self) -> str:
         """Return a phrase that says how the run starts."""
         if self.adam_from != self.start:
-            return f"exact continuation with the optimizer state of step {self.start}"
+            return f"exact continuation from the weights and optimizer state of step {self.start}"
         rate = {
             "linear": f"re-warmed from 0 in {self.rewarm_updates} updates",
             "none": "as scheduled, without re-warming",
             "constant": f"constant, as scheduled for step {self.start}",
         }[self.rule]
         return (
-            f"only the weights of step {self.start}; Adam starts with zero moments, learning rate "
-            f"{rate}"
+            f"continuation from only the weights of step {self.start}: Adam's moments start at "
+            f"zero, and the learning rate is {rate}"
         )
 
 
@@ -233,7 +239,8 @@ class Continued(Run):
         """
         if step not in self.updates:
             raise DataError(
-                f"step {step} is outside this run's updates {self.updates[0]}..{self.updates[-1]}"
+                f"run {self.id} has the updates {self.updates[0]}..{self.updates[-1]}, but not the "
+                f"requested update {step}"
             )
         size = self.config.train.batch_size
         batch = self.data.batch(step, size)
@@ -336,7 +343,9 @@ def locate_continued(
     """
     data: Batches | None = batches if batches is not None else start.run and start.run.data
     if data is None:
-        raise ConfigError("pass the rows to train on: published weights come without data")
+        raise ConfigError(
+            "a published model comes without training data; pass the rows to train on as `batches`"
+        )
     continuation = _continuation(start, steps, swap, rewarm)
     if train_config is None and start.run is not None:
         train_config = start.run.config.train
@@ -404,8 +413,9 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
         return Continuation(start.step, stop, start.step, rewarm.rule, updates, swap)
     if rewarm is not None:
         raise ConfigError(
-            f"{start.label} has kept its optimizer state of step {start.step}, so re-warming does "
-            "not apply. To continue from the weights alone, set state to 'weights'"
+            f"{start.label} has kept its optimizer state of step {start.step}, so the learning "
+            "rate cannot be re-warmed. Omit the re-warming rule (--rewarm), or set state (--state) "
+            "to 'weights' to continue from the weights alone"
         )
     assert start.run is not None  # only a local run keeps its optimizer state
     earlier = _read_identity(start.run.folder).get("continued")
@@ -446,7 +456,7 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             ),
             make_trainer=functools.partial(ContinuedTrainer, continuation=run.continuation),
             progress=progress,
-            label=f"continuing {start.label} from {run.updates.start}, {run.continuation.arm}",
+            label=f"continuing {start.label} from step {run.updates.start}, {run.continuation.arm}",
             world=world,
         )
     if world.is_rank_zero:

@@ -1,8 +1,9 @@
 """Finds the local or published checkpoint from which a continued run starts.
 
-It also checks that the rows to train on fit the model's vocabulary and tokenizer. Published
-revisions have weights only; a local run may also have kept the optimizer state of that step. The
-files of a published model lack its training schedule, which is known only for Pythia's sizes.
+A local run may have saved both the weights and the optimizer state of this checkpoint. A published
+model has only weights, and its files do not state how the model was trained. `published_train`
+knows the training settings of models that have a Pythia size. `check_rows` checks that the rows to
+train on fit the vocabulary and the tokenizer of the model.
 """
 
 from __future__ import annotations
@@ -120,15 +121,17 @@ class RunSource:
         run = self.run
         if run.ledger is not None and step < run.ledger.stop:
             raise ConfigError(
-                f"step {step} of run {run.id} is before the end of its swap {run.ledger.swap} "
-                f"(step {run.ledger.stop}): continue from step {run.ledger.stop} or later, or "
-                "continue the run's control instead"
+                f"run {run.id} reads swapped text ({run.ledger.swap}) until step "
+                f"{run.ledger.stop}, so this run cannot be continued from step {step}. Continue "
+                f"from step {run.ledger.stop} or later, or continue the control of this run "
+                "instead"
             )
         kept = saved_steps(run.states)
         if state == "kept" and step not in kept:
             raise CheckpointError(
-                f"run {run.id} kept no optimizer state of step {step}, only of the steps {kept}. "
-                "Continue from one of these steps, or from the weights alone (state 'weights')"
+                f"run {run.id} kept no optimizer state of step {step}. The steps with an optimizer "
+                f"state are: {', '.join(map(str, kept)) or 'none'}. Continue from one of these "
+                "steps, or set state (--state) to 'weights' to continue from the weights alone"
             )
         label, model = f"run {run.id}", run.config.model
         if step in kept and state != "weights":
@@ -157,18 +160,21 @@ class PublishedSource:
         check_start(step, state)
         if state == "kept":
             raise ConfigError(
-                f"{self.name} has weights only: published revisions have no optimizer state. "
-                "Leave state at 'auto' and choose a rule for re-warming the learning rate"
+                f"state 'kept' requires an optimizer state, but {self.name} is a published model, "
+                "which has only weights; set state (--state) to 'auto' or 'weights'"
             )
         revision = revision or f"step{step}"
         if step_of(revision) not in (None, step):
             raise ConfigError(
-                f"revision {revision} does not belong to step {step}; pass only the revision or "
-                "only the step"
+                f"the revision {revision} is not of step {step}; pass only the revision, or only "
+                "the step"
             )
         model, info = download.load(self.name, revision)
         if info.step not in (None, step):
-            raise ConfigError(f"{self.name} ({revision}) belongs to step {info.step}, not {step}")
+            raise ConfigError(
+                f"the revision {revision} of {self.name} is of step {info.step}, not of step "
+                f"{step}; pass another revision or another step"
+            )
         tokenizer = info.folder / TOKENIZER
         return Start(
             f"{self.name} ({revision})",
@@ -210,9 +216,12 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
     official = size_of(model, OFFICIAL_SIZES)
     missing = {"lr_max", "steps", "batch_size"} - settings.keys()
     if official is None and missing:
+        options = {"steps": "--schedule-steps", "batch_size": "--batch-size", "lr_max": "--lr"}
+        needed = (f"{name} ({options[name]})" for name in sorted(missing))
         raise ConfigError(
-            f"{model.n_layers} layers of width {model.d_model} with {model.n_heads} heads are not "
-            f"a Pythia size; specify how the model was trained: {', '.join(sorted(missing))}"
+            f"a model of {model.n_layers} layers, width {model.d_model} and {model.n_heads} heads "
+            "has no Pythia size, so the settings of its training are unknown; pass "
+            f"{', '.join(needed)}"
         )
     known: dict[str, Any] = {"steps": OFFICIAL_STEPS, "batch_size": 1024}
     known |= {"precision": best_precision(), "lr_max": official and official.lr_max} | settings
@@ -238,8 +247,8 @@ def check_rows(start: Start, data: Batches, batch_size: int) -> None:
     largest = int(data.batch(start.step, batch_size).max())
     if largest >= start.model.vocab_size:
         raise ConfigError(
-            f"the rows have the id {largest}, but {start.label} has embeddings only for ids below "
-            f"{start.model.vocab_size}: model and rows do not match"
+            f"the rows have the token id {largest}, but {start.label} has embeddings only for ids "
+            f"below {start.model.vocab_size}; pass rows that were tokenized for this model"
         )
 
 
@@ -250,8 +259,8 @@ def _check_vocabulary(start: Start, data: Batches) -> None:
     if data.vocab_size > start.model.vocab_size:
         raise ConfigError(
             f"the tokenizer {data.tokenizer_name} of the rows has {data.vocab_size} ids, but "
-            f"{start.label} has embeddings for only {start.model.vocab_size}: model and rows do "
-            "not match"
+            f"{start.label} has embeddings for only {start.model.vocab_size} ids; pass rows that "
+            "were tokenized for this model, and their tokenizer"
         )
     if start.run is not None:
         tokenizer = start.run.data.tokenizer
@@ -263,8 +272,9 @@ def _check_vocabulary(start: Start, data: Batches) -> None:
     of_model = tokenizer.get_vocab(with_added_tokens=True)
     other = sorted((i, token) for token, i in of_model.items() if of_rows.get(token, i) != i)
     if other or len(of_rows.keys() & of_model.keys()) < len(of_rows) / 2:
-        shown = ", ".join(repr(token) for _, token in other[:3]) or "few tokens in common"
+        differing = ", ".join(repr(token) for _, token in other[:3])
+        reason = f"different ids of {differing}" if differing else "few tokens in common"
         raise ConfigError(
-            f"{start.label} and the rows have different tokenizers ({shown}): the same ids would "
-            "mean different tokens"
+            f"{start.label} and the rows have different tokenizers ({reason}), so the model would "
+            "misread the rows; pass rows that were tokenized for this model, and their tokenizer"
         )

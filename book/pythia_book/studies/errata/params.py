@@ -1,4 +1,4 @@
-"""Parameters of the errata study, the runs it trains and the checkpoints it reads."""
+"""Defines the parameters of the errata study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters of the memorization study, the runs it trains and the checkpoints it reads."""
+"""Defines the parameters of the memorization study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Params(StudyParams):
         if self.context + self.continuation > width:
             raise ConfigError(
                 f"context={self.context} and continuation={self.continuation} add up to more than "
-                f"the {width} tokens of a row"
+                f"the {width} tokens of a row; lower context or continuation"
             )
 
     def steps(self, arm: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Parameters of the phases study, the runs it trains and the checkpoints it reads."""
+"""Defines the parameters of the phases study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -50,16 +50,22 @@ class Params(StudyParams):
         """
         if self.released and not (self.source and self.data):
             raise ConfigError(
-                "with --scale paper, the study reads released models: name them with source, e.g. "
-                "EleutherAI/pythia-70m or a folder of its steps, and the rows they were trained on "
-                "with data, e.g. pile-standard (over the network) or a folder with its shards"
+                f"--scale {self.scale} requires source and data, got source={self.source!r} and "
+                f"data={self.data!r}. Set source to released models, e.g. EleutherAI/pythia-70m "
+                "or a folder with its steps. Set data to the rows on which these models were "
+                "trained, e.g. pile-standard (read over the network) or a folder with its shards"
             )
         if self.released and self.sizes:
             raise ConfigError(
-                f"sizes={self.sizes!r}: leave it empty with --scale paper; source names the models"
+                f"sizes must be empty with --scale {self.scale}, where source names the models; "
+                f"got {self.sizes!r}"
             )
         if not self.released and (self.source or self.data):
-            raise ConfigError("source and data name released models, so they need --scale paper")
+            raise ConfigError(
+                "source and data are only for --scale paper. With --scale "
+                f"{self.scale}, both must be empty, got source={self.source!r} and "
+                f"data={self.data!r}"
+            )
 
     @property
     def size_list(self) -> tuple[str, ...]:

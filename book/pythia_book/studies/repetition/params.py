@@ -1,4 +1,4 @@
-"""Parameters of the study of repetition, the runs it trains and what it reads from them."""
+"""Defines the parameters of the repetition study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ class Params(StudyParams):
             every = math.lcm(*passes)
             divisors = [r for r in range(1, min(steps, MOST_EPOCHS) + 1) if steps % r == 0]
             raise ConfigError(
-                f"steps={steps} is not divisible by epochs {', '.join(map(str, bad))}; set steps "
-                f"to a multiple of {every}, e.g. {max(1, steps // every) * every}, or choose "
-                f"epochs among {', '.join(map(str, divisors))}"
+                f"every number in epochs={self.epochs!r} must divide the number of steps, {steps}, "
+                f"but {', '.join(map(str, bad))} cannot. Set steps to a multiple of {every}, e.g. "
+                f"{max(1, steps // every) * every}, or choose the numbers in epochs from "
+                f"{', '.join(map(str, divisors))}"
             )
 
     @property
@@ -67,8 +68,8 @@ class Params(StudyParams):
         passes = whole_numbers(self.epochs)
         if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:
             raise ConfigError(
-                f"epochs={self.epochs!r} must list 1 (the fresh arm, which all others are compared "
-                f'with) and at least one other whole number up to {MOST_EPOCHS}, e.g. "1,2,4"'
+                "epochs must be a comma-separated list with 1 and at least one other whole number "
+                f'up to {MOST_EPOCHS}, e.g. "1,2,4", got {self.epochs!r}'
             )
         return tuple(passes)
 

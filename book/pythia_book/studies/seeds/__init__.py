@@ -1,1 +1,1 @@
-"""How much results vary between training seeds (after PolyPythias)."""
+"""The study of how much results vary between training seeds (after PolyPythias)."""

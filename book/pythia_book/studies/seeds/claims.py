@@ -1,9 +1,9 @@
-"""The claims of the seeds study, each with an interval over seeds.
+"""Tests the claims of the seeds study, each with an interval over seeds.
 
-Runs with several seeds are of one size, so these claims are about differences between runs of that
-size. One claim is about the distance to a neighbouring size. With few seeds most intervals of
-spreads are wide, and the claims on them stay open; the verdict then names the effect that would
-have been seen.
+Runs with several seeds have one size, so almost all of these claims are about differences between
+runs of that size. One claim is about the distance to a neighbouring size. With few seeds, most
+intervals of spreads are wide, and claims about spreads stay open. The verdict on an open claim
+names the effect that would have been seen.
 """
 
 from __future__ import annotations

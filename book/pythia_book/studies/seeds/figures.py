@@ -1,4 +1,4 @@
-"""Figures of the seeds study: curves, spreads over training, components, and effects."""
+"""Draws the figures of the seeds study: curves, spreads over training, components, and effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters of the study of seeds, the runs it trains and what it reads from them."""
+"""Defines the parameters of the seeds study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -38,15 +38,11 @@ class Params(StudyParams):
     sizes. Empty means the next larger size, or for the largest, the next smaller."""
     bootstrap: int = 2000
 
-    WHOLE: ClassVar = {"seeds": (0, 10)}
+    WHOLE: ClassVar = {"seeds": (2, 10)}
     ONE_SIZE: ClassVar = True
     DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
     def check(self) -> None:
-        if self.seeds < 2:
-            raise ConfigError(
-                f"seeds must be 2..10, got {self.seeds}: one seed shows no variation between seeds"
-            )
         _ = self.neighbour_size
 
     @property
@@ -67,14 +63,15 @@ class Params(StudyParams):
             sizes = scale.size_list(self.neighbour)
             if len(sizes) != 1 or sizes[0] == self.size:
                 raise ConfigError(
-                    f"neighbour={self.neighbour!r} must be one size, and not the studied size "
-                    f"{self.size!r}"
+                    f"neighbour must be one size other than {self.size!r}, the size that is "
+                    f"trained with several seeds; got {self.neighbour!r}"
                 )
             return sizes[0]
         if self.size not in scale.sizes:
             raise ConfigError(
-                f"{self.size!r} is not among the sizes of scale {self.scale!r} "
-                f"({', '.join(scale.sizes)}), so it has no next size; set neighbour"
+                f"the size {self.size!r} is not among the sizes of scale {self.scale!r} "
+                f"({', '.join(scale.sizes)}), so there is no default for neighbour; set neighbour "
+                "to another size"
             )
         at = scale.sizes.index(self.size)
         return scale.sizes[at + 1 if at + 1 < len(scale.sizes) else at - 1]

@@ -1,11 +1,12 @@
-"""Seeds (after PolyPythias, arXiv:2503.09543): variation between repeated training runs.
+"""Measures how much results vary between training runs with different seeds.
 
-PolyPythias trains five sizes with nine more seeds, each of which sets initial weights and data
-order at once, and 160M six more times with only one of the two varied. Here one size is trained on
-the standard text with every pair of an order seed and a weight seed, which separates the two, and
-on the deduplicated text with both varied together. The
-runs of the suite are among these runs and are not trained again. All runs are measured on the same
-held-out rows and items. seeds.variance computes the intervals over seeds.
+The study follows PolyPythias (arXiv:2503.09543). PolyPythias trains five sizes with nine more
+seeds, each of which sets both the initial weights and the data order. It also trains the size 160M
+six more times, with only one of the two varied. Here, models of one size are trained on the
+standard text with every pair of an order seed and a weight seed, which separates the two effects.
+On the deduplicated text, both seeds vary together. Runs that also belong to the suite are not
+trained again. All runs are measured on the same held-out rows and items. seeds.variance computes
+the intervals over seeds.
 """
 
 from __future__ import annotations

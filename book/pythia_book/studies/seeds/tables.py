@@ -1,9 +1,9 @@
-"""Tables of the seeds study: levels, bands, spreads over training, components, effects.
+"""Makes the tables of the seeds study: levels, bands, spreads over training, components, effects.
 
-A missing measurement is a row without a value in `levels`. Statistics that need the measurement are
-omitted or are computed from fewer runs, as `n` tells. If runs do not differ at all, e.g. because
-no model gets a last word right, there is no interval: a few equal values say little about the next
-run.
+A measurement that is missing is a row without a value in `levels`. Statistics that need the missing
+measurement are omitted, or are computed from fewer runs; the column `n` has the number of runs. If
+the runs do not differ at all, e.g. because no model gets a last word right, there is no interval,
+because a few equal values say little about the next run.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Variation over training seeds: spreads, their components, and intervals.
+"""Computes how much values vary over training seeds: spreads, their components, and intervals.
 
-Values over seeds are assumed to be normally distributed. Runs of every order seed with every
-weight seed form a two-way layout without replication, x = mean + order + weights + rest. The
-components have Williams-Tukey intervals (nearly exact, slightly wide), ratios of mean squares have
-F intervals, distances in standard deviations have intervals from the noncentral t. All are 95 %
-intervals and wide with few seeds: the sd of three runs is known only to within a factor of twelve.
+Values over seeds are assumed to be normally distributed. The runs with every pair of an order seed
+and a weight seed form a two-way layout without replication, x = mean + order + weights + rest. The
+intervals of the components are Williams-Tukey intervals (nearly exact, slightly wide). Ratios of
+mean squares have F intervals. Distances in standard deviations have intervals from the noncentral
+t. All intervals are 95 % intervals and are wide with few seeds. For example, the standard deviation
+of three runs is known only to within a factor of twelve.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
         raise DataError(
-            f"{name}: got shape {values.shape}, expected {ndim} dimension(s) of length 2 or more"
+            f"{name}: expected an array with {ndim} dimension(s), each of length 2 or more, got "
+            f"the shape {values.shape}"
         )
     if not np.isfinite(values).all():
         n_bad = (~np.isfinite(values)).sum()
@@ -252,7 +254,8 @@ def agreement(states: np.ndarray) -> Estimate:
     states = np.asarray(states)
     if states.ndim != 2 or len(states) < 3:
         raise DataError(
-            f"states of shape {states.shape}: give [runs, checkpoints] with at least 3 runs"
+            "states must be an array [runs, checkpoints] with at least 3 runs, got the shape "
+            f"{states.shape}"
         )
     same = (states[:, None] == states[None]).mean(2)
     n = len(same)

@@ -1,5 +1,8 @@
-"""Tables and figures of the page on speed. In figures of GPUs, lines are predictions, dots are
-measurements, and crosses follow from the GPU-hours in the paper."""
+"""Draws the tables and figures of the page on speed.
+
+In figures about GPUs, lines are predictions, dots are measurements, and crosses are computed from
+the GPU-hours in the paper.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters of the study of speed, which trains nothing."""
+"""Defines the parameters of the speed study, which trains no models."""
 
 from __future__ import annotations
 

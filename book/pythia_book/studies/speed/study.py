@@ -1,12 +1,14 @@
-"""Training speed: measured on this machine's CPU; predicted for a GPU and compared with gpu-check.
+"""Measures training speed on the CPU, and compares predictions for a GPU with GPU measurements.
 
-On the CPU, with one thread as in every run of the book, the study times a training step and its
-operations (pythia_book.bench). The study never measures a GPU. It reads the measurements that the
-command `gpu-check` wrote to results/gpu-check, and ignores those of dry runs. There are two kinds
-of GPU predictions. For a training step, they come from pythia_book.bench.cost_model. For each
-kernel, memory traffic per token over all layers is counted by hand, for our kernel and for the
-code that torch.compile generates; the difference is due to fusion that the compiler does not find.
-None of this is a claim of the Pythia paper.
+On the CPU, the study times a training step and its operations (pythia_book.bench), with one thread,
+as in every run of the book. The study itself never measures a GPU. It reads the measurements that
+the command `gpu-check` wrote to results/gpu-check, and ignores those of dry runs.
+
+There are two kinds of GPU predictions. Those for a whole training step come from
+pythia_book.bench.cost_model. Those for a kernel come from memory traffic per token over all layers,
+which was counted by hand, both for our kernel and for the code that torch.compile generates. The
+difference is due to fusion that the compiler does not find. None of this is a claim of the Pythia
+paper.
 """
 
 from __future__ import annotations

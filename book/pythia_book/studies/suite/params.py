@@ -1,4 +1,4 @@
-"""Parameters of the study of the suite, and the runs it trains."""
+"""Defines the parameters of the study of the suite, and the runs that it trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters of the study of term frequency, the runs it trains and what it reads from them."""
+"""Defines the parameters of the term-frequency study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 

@@ -95,20 +95,20 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     assert main(arguments(published)) == 0
     said = capsys.readouterr().out
     assert said.startswith(plan) and "re-warmed from 0 in 1 updates" in said
-    assert "tokens changed" in said and "loss on unread rows" in said
+    assert "tokens changed" in said and "that neither has read" in said
     (name,) = {line.split("run ")[1][:12] for line in said.splitlines() if line.startswith(SWAP)}
     run = find_run(name)
     for command in (["verify", name], ["inspect", name, "--step", "41", "--rows", "1"]):
         assert main(command) == 0
     seen = capsys.readouterr().out
     assert "7 checkpoints match their hashes, 6 batches match the log" in seen
-    assert "equals the hash that training logged" in seen and "[ his> her]" in seen
+    assert "this hash equals the hash in the training log" in seen and "[ his> her]" in seen
     assert main(["continue", run.id, "--step", "46", "--steps", "2", "--state", "weights"]) == 0
     assert "only the weights of step 46" in capsys.readouterr().out
     for wrong, why in (
         (["--revision", "step41"], "existing revisions: step0"),
         (["--steps", "21"], "enough for 60 updates"),
-        (["--step", "47"], "does not belong to step 47"),
+        (["--step", "47"], "is not of step 47"),
         (["--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
     ):
         assert main(arguments(published, *wrong)) == 1
@@ -122,7 +122,7 @@ def test_long_training_needs_confirmation(capsys: pytest.CaptureFixture) -> None
     said = capsys.readouterr()
     assert "pass --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
     assert main([*hub, "10000"]) == 1
-    assert "name it with --data" in capsys.readouterr().err
+    assert "pass --data pile-deduped" in capsys.readouterr().err
 
 
 # --- the study -------------------------------------------------------------------------------

@@ -279,9 +279,12 @@ def test_induction_is_not_asked_of_models_that_read_little() -> None:
         ({"scale": "huge"}, "unknown scale"),
         ({"seed": -1}, "seed must be"),
         ({"bootstrap": 3}, "bootstrap must be"),
-        ({"source": "EleutherAI/pythia-70m"}, "they need --scale paper"),
-        ({"scale": "paper"}, "name them with source"),
-        ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows they were trained on"),
+        ({"source": "EleutherAI/pythia-70m"}, "are only for --scale paper"),
+        ({"scale": "paper"}, "requires source and data"),
+        (
+            {"scale": "paper", "source": "EleutherAI/pythia-70m"},
+            "rows on which these models were trained",
+        ),
         ({"scale": "paper", "source": "EleutherAI/gpt-neox-20b"}, "does not end in a size"),
         ({"scale": "paper", "source": "a/pythia-70m,b/pythia-70m-deduped"}, "have the same size"),
         (
@@ -297,7 +300,7 @@ def test_bad_parameters_are_refused(params: dict, message: str) -> None:
 
 def test_the_command_reports_missing_parameters(capsys: pytest.CaptureFixture) -> None:
     assert main(["study", "phases", "--scale", "paper"]) == 1
-    assert "name them with source" in capsys.readouterr().err
+    assert "requires source and data" in capsys.readouterr().err
 
 
 def test_sizes_have_a_default() -> None:

@@ -35,7 +35,7 @@ DRAWINGS = (
     [
         ({"tasks": "piqa,arc"}, "unknown task 'arc'; accepted: .*arc_easy"),
         ({"sizes": "7m"}, "unknown size"),
-        ({"shots": "0,two"}, "shots must be numbers in 0..16.*'0,two'"),
+        ({"shots": "0,two"}, "shots must be a comma-separated list of numbers in 0..16.*'0,two'"),
         ({"shots": "17"}, "0..16"),
         ({"limit": 0}, "limit must be"),
         ({"bootstrap": 3}, "bootstrap must be"),

@@ -30,12 +30,11 @@ from pythia_core.training.runs import find_or_train_all
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"seeds": 1}, "one seed shows no variation"),
-        ({"seeds": 0}, "one seed shows no variation"),
-        ({"seeds": 11}, r"seeds must be a whole number in 0\.\.10, got 11"),
-        ({"sizes": "7k,25k"}, "names 2 sizes"),
+        ({"seeds": 1}, r"seeds must be a whole number in 2\.\.10, got 1"),
+        ({"seeds": 11}, r"seeds must be a whole number in 2\.\.10, got 11"),
+        ({"sizes": "7k,25k"}, "means 2 sizes"),
         ({"sizes": "7m"}, "unknown size"),
-        ({"neighbour": "25k"}, "not the studied size '25k'"),
+        ({"neighbour": "25k"}, "one size other than '25k'"),
         ({"neighbour": "7k,14k"}, "must be one size"),
         ({"sizes": "70m"}, "not among the sizes.*set neighbour"),
         ({"bootstrap": 3}, "bootstrap must be"),

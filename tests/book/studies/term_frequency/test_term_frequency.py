@@ -257,7 +257,7 @@ def as_result(measured: Measurements, published: dict[str, pd.DataFrame]) -> Res
     ("given", "message"),
     [
         ({"arm": "both"}, "unknown arm 'both'.*standard, deduplicated"),
-        ({"shots": "0,x"}, "shots must be numbers in 0..64.*got '0,x'"),
+        ({"shots": "0,x"}, "shots must be a comma-separated list of numbers in 0..64.*got '0,x'"),
         ({"shots": "-1"}, "shots must be .*got '-1'"),
         ({"sizes": "9q"}, "unknown size '9q'"),
     ],
