@@ -45,7 +45,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> 
         (["study", "gender_bias", "-p", "seed=1"], "unknown parameter 'seed'"),
         (
             ["inspect", "nothing", "--step", "3"],
-            "0 runs match 'nothing'; existing runs:\n  none yet",
+            "0 runs match 'nothing', but exactly one must match; existing runs:\n  none yet",
         ),
         (["bench", "train", "--sizes", "9k"], "unknown size '9k'"),
     ],

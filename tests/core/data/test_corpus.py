@@ -91,10 +91,10 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         texts(tmp_path / "x.txt")
     whole = gzip.compress(b'{"text": "a"}\n' * 5000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: damaged gzip"):
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: the gzip data is damaged"):
         texts(tmp_path / "cut.jsonl.gz")
     (tmp_path / "not.jsonl.gz").write_bytes(b"plainly not gzip")
-    with pytest.raises(DataError, match=r"not\.jsonl\.gz: damaged gzip"):
+    with pytest.raises(DataError, match=r"not\.jsonl\.gz: the gzip data is damaged"):
         texts(tmp_path / "not.jsonl.gz")
     from pythia_core.data import user_files
 

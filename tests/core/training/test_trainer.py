@@ -243,7 +243,7 @@ def test_out_of_memory_recommends_a_micro_batch(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(trainer, "_micro", SimpleNamespace(prepare=full))
     monkeypatch.setattr("pythia_core.training.trainer.torch.cuda", card)
     with pytest.raises(
-        TrainingError, match=r"4 rows of 16 .*micro_batch=\d+ should fit; recompute"
+        TrainingError, match=r"4 rows of 16 .*micro_batch=\d+ should fit\. recompute"
     ):
         trainer.update(batch_at(0))
     card.mem_get_info = lambda device: (0, 2**35)

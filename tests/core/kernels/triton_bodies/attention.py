@@ -131,7 +131,7 @@ def test_unsupported_inputs_are_refused(device: str) -> None:
     with pytest.raises(ConfigError, match="head_dim is 264, but the kernel takes at most 256"):
         ours(q, q, q)
     q = torch.zeros(1, 2, 1, 16, device=device, dtype=torch.float64)
-    with pytest.raises(ConfigError, match="q is float64, the kernel takes float32"):
+    with pytest.raises(ConfigError, match="q is float64, but the kernel takes only float32"):
         ours(q, q, q)
     long = torch.zeros(1, 1, 1, 256, device=device).expand(1, 2**22, 1, 256)
     with pytest.raises(ConfigError, match="4194304 tokens and 1 heads is too long"):
