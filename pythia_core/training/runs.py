@@ -619,7 +619,7 @@ def verify(run: Run) -> list[str]:
         f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
         f"{len(run.metrics())} batches match the log"
     ]
-    for steps in duplicate_steps(weight_hashes(run.checkpoints)):
-        reason = " (expected: the first update runs at learning rate 0)" if steps == [0, 1] else ""
-        lines.append(f"equal weights at steps {', '.join(map(str, steps))}{reason}")
+    for equal in duplicate_steps(weight_hashes(run.checkpoints)):
+        reason = " (expected: the first update runs at learning rate 0)" if equal == [0, 1] else ""
+        lines.append(f"equal weights at steps {', '.join(map(str, equal))}{reason}")
     return lines
