@@ -111,7 +111,7 @@ def test_a_finished_run_survives_whatever_fails_or_only_looks(
         (study, {"FAIL": "error"}, 1, kept),
         (smoke, {"FAIL": "kill"}, 138, "Kernel died"),
         (study, {"FAIL": "kill"}, 1, "the kernel that ran tiny.ipynb died"),
-        ((*smoke, "-p", "seeds", "many"), {}, 1, "must be int"),
+        ((*smoke, "-p", "seeds", "many"), {}, 1, "must have the type int"),
         ((*smoke, "--cwd", "no/such/folder"), {}, 1, ""),
     ):
         shutil.rmtree(project / kept, ignore_errors=True)

@@ -123,7 +123,7 @@ def test_steps_of_a_text(run: Run) -> None:
         with pytest.raises(ConfigError, match='expected "all"'):
             steps_of(run, text)
     with pytest.raises(
-        CheckpointError, match=r"no checkpoint of step 9; .* 7 checkpoints are \[3, 4, 5, 6"
+        CheckpointError, match=r"no checkpoint of step 9; .* 7 checkpoints, .* steps 3, 4, 5, 6"
     ):
         steps_of(run, "9")
 

@@ -107,7 +107,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     assert "only the weights of step 46" in capsys.readouterr().out
     for wrong, why in (
         (["--revision", "step41"], "existing revisions: step0"),
-        (["--steps", "21"], "enough for 60 updates"),
+        (["--steps", "21"], "enough for only the first 60 updates"),
         (["--step", "47"], "is not of step 47"),
         (["--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
     ):
