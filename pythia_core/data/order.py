@@ -56,8 +56,8 @@ class Rows:
         """
         if not 0 <= start <= stop <= self.n_rows:
             raise DataError(
-                f"rows start={start} to stop={stop} do not exist; there are {self.n_rows} rows, "
-                f"so 0 <= start <= stop <= {self.n_rows} must hold"
+                f"the range of rows from start={start} to stop={stop} is outside "
+                f"0..{self.n_rows}; this source has {self.n_rows} rows"
             )
         return self._rows(start, stop)
 

@@ -101,7 +101,7 @@ def test_an_added_vector_changes_only_later_layers() -> None:
 
 def test_hooks_are_removed_even_after_an_error() -> None:
     model = model_of()
-    with pytest.raises(ConfigError, match=r"layers.0.mlp returned \(4, 20, 1\)"):
+    with pytest.raises(ConfigError, match=r"a tensor \(4, 20, 1\) .* for layers\.0\.mlp"):
         with hooks.patch(model, "layers.0.mlp", lambda out: out[..., :1]):
             model(IDS)
     with hooks.record(model, ["layers.*"]), hooks.record_attention(model):

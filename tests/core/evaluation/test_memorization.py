@@ -71,7 +71,7 @@ def test_the_check_finds_a_wrong_result(model: GPTNeoX, rows: np.ndarray) -> Non
     wrong = type(found)(~found.memorized, found.margin)
     n, differing = check_by_generation(model, rows, wrong, K, K, 20)
     assert n == differing == 20
-    with pytest.raises(DataError, match="40 rows, but .* results of 39"):
+    with pytest.raises(DataError, match=r"40 rows, but .* results of 39"):
         check_by_generation(model, rows, type(found)(found.memorized[1:], found.margin[1:]), K, K)
 
 

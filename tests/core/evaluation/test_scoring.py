@@ -174,8 +174,8 @@ def test_sampled_windows_share_one_token_and_spread_over_the_stream():
     ("make", "error", "words"),
     [
         (lambda: scoring.pack([Request((1,), ())], 8), DataError, "empty continuation"),
-        (lambda: scoring.pack([Request((), (1,))], 8), DataError, "EOD"),
-        (lambda: scoring.pack([Request((1,), (2,) * 9)], 8), DataError, "at most 8"),
+        (lambda: scoring.pack([Request((), (1,))], 8), DataError, "end-of-document"),
+        (lambda: scoring.pack([Request((1,), (2,) * 9)], 8), DataError, "at most max_seq_len=8"),
         (lambda: scoring.pack([], 8, token_budget=0), ConfigError, "at least 1"),
         (lambda: scoring.sample_windows(np.arange(5), 10, 3), DataError, "held-out tokens"),
         (lambda: scoring.text_requests([""], lambda t: (), 0), DataError, "no tokens"),
