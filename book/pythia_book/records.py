@@ -438,7 +438,7 @@ def check_whole(folder: Path, named: bool = True) -> list[str]:
         problems.append(f"{NOTEBOOK} did not run to its end, or a cell in it failed")
     elif notebook.metadata[STAMP].get("record") != file_sha256(folder / "record.json"):
         problems.append(f"{NOTEBOOK} and record.json are from different runs")
-    elif notebook.metadata[STAMP].get("outputs", "") not in ("", outputs_hash(notebook)):
+    elif notebook.metadata[STAMP].get("outputs") != outputs_hash(notebook):
         problems.append(f"the outputs in {NOTEBOOK} were edited after the run")
     return problems
 

