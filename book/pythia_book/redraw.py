@@ -191,9 +191,9 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
 def differences(old: Path, new: Path) -> list[str]:
     """Describe the changes between the folders of two runs, one line each.
 
-    The date and commit of a redraw do not count as changes. There is one exception: if nothing else
-    has changed, a line says that the old folder was redrawn with uncommitted code and the new
-    folder with committed code.
+    The date and commit of a redraw do not count as changes, with one exception: if the old folder
+    was redrawn by uncommitted code, the new one by committed code, and nothing else has changed, a
+    line says so.
     """
     before, after = records.read_record(old), records.read_record(new)
     lines = verdict_changes(before["claims"], after["claims"])

@@ -420,7 +420,7 @@ class Trainer:
             names = sorted(shapes.keys() | saved_shapes.keys())
             differing = [n for n in names if shapes.get(n) != saved_shapes.get(n)]
             raise CheckpointError(
-                f"the saved state of step {step} belongs to another architecture than the config: "
+                f"the saved state of step {step} has another architecture than the config: "
                 f"tensors are missing or have other shapes ({', '.join(differing[:4])} …)"
             )
         with torch.no_grad():

@@ -34,7 +34,7 @@ def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:
         raise ConfigError(f"{option} must be the name of a file, but {name} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{option} cannot be written, because {name} is not writable")
+        raise ConfigError(f"the file {name} of {option} cannot be written: no permission")
     if parquet and importlib.util.find_spec("pyarrow") is None:
         raise MissingDependencyError(
             f"{option} needs pyarrow to write Parquet; run pip install pyarrow"

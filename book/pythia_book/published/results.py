@@ -1,18 +1,18 @@
 """Reads the released evaluation results of EleutherAI/pythia from the user's copy.
 
-The results are shown next to our own numbers. A source is a folder of CSV tables with a
-`bias_evals.csv`, a clone of the public repository, its `evals` folder, or an archive of either
-folder (pythia_book.published.files). The main table has the results about bias, and LAMBADA, of the
-deduplicated models. Of the first suite, v0, the table has only WinoBias, because the other files of
-v0 mix two versions of the CrowS-Pairs metric. Other results are read when they are accessed
-(pythia_book.published.tables).
+The results are shown next to our own numbers. A source is one of: a folder of CSV tables that
+includes `bias_evals.csv`; a clone of the public repository; the `evals` folder of the clone; an
+archive of the clone or of `evals` (pythia_book.published.files). The main table has the bias and
+LAMBADA results of the deduplicated models. Of the first suite, v0, the table has only WinoBias,
+because the other files of v0 mix two versions of the CrowS-Pairs metric. Other results are read
+when they are accessed (pythia_book.published.tables).
 
 CrowS-Pairs (English) is scored by total log-likelihood after one EOD (1,677 pairs, 320 of them
 about gender), LAMBADA (OpenAI) by greedy match, and WinoBias by exact match of the generated
-referent, with two prompts and 396 sentences of each type and side. There is no released raw file
-of the paper's two-pronoun WinoBias metric. The WinoBias files of the controls, and all of v0, have
-the settings of gpt-neox's evaluate.py; those of the swapped models come from another script and
-have another format.
+referent, with two prompts, and 396 sentences for each type (1, 2) and side (pro, anti). There is no
+released raw file of the paper's two-pronoun WinoBias metric. The WinoBias files of the controls,
+and all of v0, have the settings of gpt-neox's evaluate.py; those of the swapped models come from
+another script and have another format.
 """
 
 from __future__ import annotations

@@ -190,8 +190,8 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
     if split := [f"' {w}' ({n} tokens)" for w, n in pieces.items() if n != 1]:
         raise DataError(
             f"the swap {direction} works only if the tokenizer encodes every swapped word as one "
-            f"token, but this tokenizer splits {', '.join(split)}; pass the tokenizer of the "
-            "rows, or use other rows"
+            f"token, but this tokenizer splits {', '.join(split)}; pass the tokenizer that "
+            "encoded the training data, or use data that was encoded with another tokenizer"
         )
     return swap
 

@@ -146,7 +146,10 @@ def effects(
 
 
 def _change(before: Units, after: Units, bootstrap: int) -> dict[str, Any]:
-    """Return a row of `effects`, without step and note, for one measure of control and swap."""
+    """Compare the control (`before`) and the swapped run (`after`) on one measure.
+
+    Return the row of the table `effects`, without its columns `step` and `note`.
+    """
     e = after.minus(before).interval(bootstrap, change=True)
     row = {"measure": before.measure, "control": before.values.mean()}
     row |= {"swapped": after.values.mean(), "change": e.value, "low": e.low, "high": e.high}

@@ -268,7 +268,9 @@ def language_cost(result: Result) -> Drawing:
 
 
 def occupations(result: Result) -> Drawing:
-    """Draw our largest model's feminine share of pronouns after each occupation, by arm."""
+    """Draw what share of the pronouns after each occupation our largest model makes feminine, by
+    arm.
+    """
     size = result.values["largest"]
     table = result.tables["occupations"]
     wide = style.rows_where(table, size=size)
