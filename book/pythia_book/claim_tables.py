@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """A claim as a record stores it (pythia_book.verdicts.judge)."""
 
-RULE = "Each verdict follows by one rule from the 95 % interval."
+RULE = "All verdicts follow one rule: the 95 % interval, with Holm's correction for all tests."
 RULE_LINK = "How verdicts are given"
 HEADER = ("Claim", "Released models", "Our miniature", "Verdict")
 WHOSE = {"released": "released models", "ours": "our miniature"}
-SMALLEST_P = 1e-300
-"""Smaller p-values are not given as numbers: the floats near zero round them to 0."""
 _FORMS = {"above": "above {}", "below": "below {}", "within": "between \N{MINUS SIGN}{} and {}"}
 
 
@@ -139,8 +137,8 @@ def _facts(test: Row) -> list[str]:
         bound = f"{test['bound']:.4g}"
         facts.append(f"tested: {_FORMS[test['form']].format(bound, bound)}")
     if test["p"] is not None:
-        p = f"p = {test['p']:.2g}" if test["p"] > SMALLEST_P else f"p < {SMALLEST_P:g}"
-        facts.append(f"{p} after Holm's correction")
+        p = "< 0.001" if test["p"] < 0.001 else f"= {test['p']:.2g}"
+        facts.append(f"Holm-adjusted p {p}")
     if test["note"]:
         facts.append(test["note"])
     return facts

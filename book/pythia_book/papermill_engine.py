@@ -523,37 +523,57 @@ def run_study(
             flush=True,
         )
 
+    with stop_requests() as stop_requested:  # the engine stops the notebook
+        execute(
+            source,
+            target,
+            failed=f"\nthe notebook with the error is {notebooks.unfinished_path(target)}",
+            died="Checkpoints are kept; run the study again to resume training",
+            parameters=parameters,
+            progress_bar=progress,
+        )
+        if number := stop_requested():
+            raise Stopped(number=number)
+    return target, True
+
+
+def execute(
+    source: Path, target: Path | None, failed: str = "", died: str = "", **settings: Any
+) -> None:
+    """Execute a notebook with papermill and the engine defined here, in the project's folder.
+
+    Args:
+        source: the notebook.
+        target: the output path; None: papermill writes no notebook.
+        failed: text to add to the message if a cell failed.
+        died: text to add to the message if the kernel died.
+        settings: further arguments of papermill's `execute_notebook`.
+
+    Raises:
+        PythiaError: a parameter is not accepted, a cell failed or the kernel died.
+    """
     import click
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
 
     papermill_engines.register("pythia", PythiaEngine)  # an entry point, but only if installed
-
     try:
-        with stop_requests() as stop_requested:  # the engine stops the notebook
-            papermill.execute_notebook(
-                str(source),
-                _escaped(target),
-                parameters=parameters,
-                engine_name="pythia",
-                progress_bar=progress,
-                cwd=str(notebooks.project_root()),
-            )
-            if number := stop_requested():
-                raise Stopped(number=number)
+        papermill.execute_notebook(
+            _escaped(source),
+            target and _escaped(target),
+            engine_name="pythia",
+            cwd=str(notebooks.project_root()),
+            **settings,
+        )
     except papermill.PapermillExecutionError as error:
         message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
-        where = notebooks.unfinished_path(target)
-        raise PythiaError(f"{message}\nthe notebook with the error is {where}") from error
+        raise PythiaError(message + failed) from error
     except click.ClickException as error:
         raise PythiaError(error.message) from error
     except DeadKernelError as error:
-        raise PythiaError(
-            f"the kernel that ran {source.name} died, perhaps for lack of memory. Checkpoints are "
-            "kept; run the study again to resume training"
-        ) from error
-    return target, True
+        message = f"the kernel that ran {source.name} died, perhaps for lack of memory. "
+        raise PythiaError(message + died) from error
 
 
 _on_import()

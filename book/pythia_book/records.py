@@ -50,7 +50,7 @@ from pythia_book.notebooks import (
     source_hash,
 )
 from pythia_book.study import Measurements
-from pythia_book.verdicts import KINDS, SIDES, VERDICTS
+from pythia_book.verdicts import KINDS, SIDES, TEST_KEYS, VERDICTS
 from pythia_core import __version__
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
@@ -74,7 +74,6 @@ MEASURED = "measured.npz"
 RELEASED = "released_{}.csv"
 RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/EleutherAI/pythia"
 """The source of the released numbers that a record contains."""
-TEST_KEYS = frozenset({"value", "low", "high", "unit", "units", "verdict", "reason", "note"})
 CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
@@ -651,28 +650,17 @@ def value_text(value: Any) -> str:
     """Format a value of a record for prose, with its interval if it has one."""
     if not isinstance(value, dict):
         return number_text(value)
-    return interval_text(*(value.get(k) for k in ("value", "low", "high")))
+    middle, low, high = _interval_texts(*(value.get(k) for k in ("value", "low", "high")))
+    return f"{middle} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
-def interval_text(middle: Any, low: Any, high: Any, spec: str = "") -> str:
-    """Format a value with its interval, e.g. "0.70 [0.68, 0.72]".
-
-    Args:
-        spec: format of the three numbers, e.g. ".2f", which also gives the value a sign, as in
-            "+0.70 [0.68, 0.72]". By default the width of the interval determines the decimals.
-    """
-    if spec:
-        return f"{middle:+{spec}} [{low:{spec}}, {high:{spec}}]"
-    decimals = None
-    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and high > low:
-        decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
-        low, high = float(low), float(high)
-        middle = float(middle) if isinstance(middle, (int, float)) else middle
-
-    def text(number: Any) -> str:
-        return number_text(number, decimals if isinstance(number, float) else None)
-
-    return f"{text(middle)} [{text(low)},\N{NO-BREAK SPACE}{text(high)}]"
+def _interval_texts(*numbers: Any) -> list[str]:
+    """Format a value, the low and the high end of its interval; its width gives the decimals."""
+    _, low, high = numbers
+    if low is None or high is None or not low < high:
+        return [number_text(number) for number in numbers]
+    decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
+    return [number_text(n if n is None else float(n), decimals) for n in numbers]
 
 
 def measured_text(test: dict[str, Any] | None) -> str:
@@ -689,8 +677,7 @@ def measured_text(test: dict[str, Any] | None) -> str:
     unit = f"{gap}{test['unit']}" if test["unit"] else ""
     if low is None or high is None or not low < high:
         return number_text(value) + unit
-    decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
-    middle, low, high = (number_text(float(number), decimals) for number in (value, low, high))
+    middle, low, high = _interval_texts(value, low, high)
     return f"{middle}{unit} (95{gap}% CI{gap}{low} to{gap}{high})"
 
 

@@ -127,37 +127,18 @@ def _execute(folder: Path, new: Path) -> None:
     Raises:
         PythiaError: a parameter is no longer accepted, a cell failed or the kernel died.
     """
-    import click
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.engines import papermill_engines
+    from pythia_book.papermill_engine import environment, execute
 
-    from pythia_book.papermill_engine import PythiaEngine, environment
-
-    papermill_engines.register("pythia", PythiaEngine)  # an entry point, but only if installed
     source = notebooks.notebook_path(records.read_record(folder)["study"])
-    try:
-        with environment(records.REDRAW_FROM, str(folder.absolute())):
-            papermill.execute_notebook(
-                str(source).replace("{", "{{").replace("}", "}}"),
-                None,
-                parameters=_parameters(folder, source),
-                engine_name="pythia",
-                progress_bar=False,
-                cwd=str(project_root()),
-                record_to=new,
-            )
-    except papermill.PapermillExecutionError as error:
-        raise PythiaError(
-            f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
-        ) from error
-    except DeadKernelError as error:
-        raise PythiaError(
-            f"the kernel that ran {source.name} died, perhaps for lack of memory; run the redraw "
-            "again"
-        ) from error
-    except click.ClickException as error:
-        raise PythiaError(error.message) from error
+    with environment(records.REDRAW_FROM, str(folder.absolute())):
+        execute(
+            source,
+            None,
+            died="Run the redraw again",
+            parameters=_parameters(folder, source),
+            progress_bar=False,
+            record_to=new,
+        )
 
 
 def _parameters(folder: Path, source: Path) -> dict[str, Any]:
@@ -173,16 +154,14 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
     accepted = notebooks.parameters_of(notebooks.read_notebook(source))
     recorded = records.read_record(folder)["parameters"]
     executed = notebooks.read_notebook(folder / notebooks.NOTEBOOK)
-    given = [*executed.metadata.get("papermill", {}).get("parameters", {})]
-    defaults = {name: p.default for name, p in accepted.items()}
-    given += [name for name in recorded if name not in given and name in defaults]
-    changed = {
-        name
-        for name, value in recorded.items()
-        if name not in defaults or json.loads(json.dumps(defaults[name])) != value
+    injected = executed.metadata.get("papermill", {}).get("parameters", {})
+    defaults = {name: json.loads(json.dumps(p.default)) for name, p in accepted.items()}
+    return {
+        name: recorded[name]
+        for name in dict.fromkeys([*injected, *recorded])
+        if name in recorded
+        and (name in injected or (name in defaults and defaults[name] != recorded[name]))
     }
-    before = set(executed.metadata.get("papermill", {}).get("parameters", {}))
-    return {name: recorded[name] for name in given if name in recorded and name in changed | before}
 
 
 # --- comparing -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ an assumption, of ours or of a claim, that no paper states as a finding. A *chec
 code and data. Claims, premises and checks are tested on our runs, on the released models, or on
 both. A test states what counts as agreement: an effect above or below a
 bound, usually zero (`rises`, `falls`), or an effect inside a margin around zero (`within`). The
-verdict follows from the 95 % interval of the effect:
+verdict follows from the 95 % interval of the effect and Holm's correction:
 
     reproduced         the interval lies on the claimed side of the bound, or inside the margin
     contradicted       the interval lies on the other side of the bound, or outside the margin
@@ -285,6 +285,12 @@ def _untestable_reason(test: Test) -> str:
     return ""
 
 
+TEST_KEYS = frozenset(
+    "value low high unit units bound form df p_value p note verdict reason".split()
+)
+"""The keys of a test in a record, as `_judged` writes them."""
+
+
 def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> dict[str, Any]:
     """Return a test with its verdict and reason, in the format of a record.
 
@@ -331,29 +337,29 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
     Args:
         n_tests: number of tests that Holm's procedure corrects for.
     """
-    cases = f"in {100 * POWER:.0f} % of cases"
+    power = f"with {100 * POWER:.0f} % power"
     if test.form == "within":
-        why = f"the interval crosses the margin of {_amount(test.bound, test.unit, 4)}"
-        if e.low > 0 or e.high < 0:
-            why = f"there is an effect, but {why.replace('the', 'its', 1)}"
+        why = f"the interval extends beyond ±{_amount(test.bound, test.unit, 4)}"
         margin = _amount(smallest_margin(e, n_tests), test.unit)
-        needed = f"that there is no effect would have been shown {cases} with a margin of {margin}"
+        needed = f"{power}, equivalence could be shown only within ±{margin}"
     else:
-        bound = _amount(test.bound, "", 4)
-        why = f"the interval includes {bound}"
-        away = f" away from {bound}" if test.bound else ""
-        effect = _amount(smallest_seen(e, n_tests), test.unit)
-        needed = f"an effect of {effect}{away} would have been seen {cases}"
+        why = f"the interval includes {_amount(test.bound, test.unit, 4) if test.bound else 0}"
+        distance = test.unit.replace("%", "points", 1) if test.unit.startswith("%") else test.unit
+        effect = smallest_seen(e, n_tests)
+        away = f" away from {_amount(test.bound, '', 4)}" if test.bound else ""
+        needed = f"an effect of {_amount(effect, distance)}{away} would be detected {power}"
+        if distance.startswith("point") and effect > 100:
+            needed = f"no possible effect would be detected {power}"
     if p_value(test) <= ALPHA:
-        why = "the interval alone would decide, but not after Holm's correction for all tests"
+        why = "significant alone, but not after Holm's correction"
     return f"{why}; {needed}"
 
 
 def _amount(value: float, unit: str, digits: int = 2) -> str:
     """Return a value rounded to `digits` significant digits, with its unit, e.g. "1 point"."""
     number = f"{float(f'{value:.{digits}g}'):g}"
-    unit = unit.replace("points", "point", 1) if number == "1" else unit
-    return f"{number} {unit}".strip()
+    unit = unit.replace("points", "point", 1) if number in ("1", "-1") else unit
+    return f"{number} {unit}".strip().replace("-", "\N{MINUS SIGN}", number.startswith("-"))
 
 
 def verdicts_of(row: dict[str, Any]) -> list[str]:

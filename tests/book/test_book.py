@@ -55,7 +55,7 @@ def make_run(
 ) -> Path:
     """A whole run of the study with one claim about two kinds of models, and one check."""
     given = {"value": 0.5, "low": 0.4, "high": 0.6, "unit": "points", "units": text, "bound": 0.0}
-    given |= {"form": "above", "p": 0.01, "note": text}
+    given |= {"form": "above", "p": 0.01, "p_value": 0.01, "df": None, "note": text}
     ours = given | {"verdict": verdicts.REPRODUCED, "reason": None}
     released = given | {"verdict": verdicts.NOT_RESOLVED, "reason": f"Why: {text}"}
     texts = {"claim": text, "source": text, "quote": text}
@@ -81,6 +81,7 @@ def make_run(
             words = {"text/plain": text}
             cell["outputs"] = [nbformat.v4.new_output("display_data", data=words)]
     stamp = notebooks.make_stamp(STUDY, {}, notebook) | {"record": file_sha256(path)}
+    stamp["outputs"] = notebooks.outputs_hash(notebook)
     notebook.metadata[notebooks.STAMP] = stamp
     notebooks.write_notebook(notebook, folder / notebooks.NOTEBOOK)
     assert records.check_whole(folder) == []
@@ -285,8 +286,8 @@ def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:
     (mine / notebooks.NOTEBOOK).write_text("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n")
     change_prose(root, f"The share is {{{{ {STUDY}_no_such_number }}}}.")
     done = build(root, "-W", "--keep-going", "-n")
-    said = f"Your run in results/{STUDY}/smoke cannot be shown: notebook.ipynb is not a notebook: "
-    said += "it has an unresolved merge conflict; the recorded run is shown."
+    said = f"Your run in results/{STUDY}/smoke cannot be shown: notebook.ipynb is not a notebook "
+    said += "(unresolved merge conflict); the recorded run is shown."
     assert f"note: {said}" in done.stderr, done.stderr
     assert "no_such_number" in done.stdout + done.stderr and done.returncode != 0
     page = pages(root / "_build" / "html")[f"studies/{STUDY}.html"]

@@ -15,26 +15,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book import notebooks, papermill_engine, records, site_runs
+from pythia_book.stats import Estimate
 from pythia_book.study import Measurements, Result
+from pythia_book.verdicts import Claim, judge, rises
 
 from pythia_core.config import InterventionConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.suite import scale_named
 from pythia_core.util.files import file_sha256
 
-TEST = {
-    "value": 0.4,
-    "low": 0.3,
-    "high": 0.5,
-    "unit": "points",
-    "units": "5 seeds",
-    "bound": 0.0,
-    "form": "above",
-    "p": 0.01,
-    "note": None,
-    "verdict": "reproduced",
-    "reason": None,
-}
+TEST = judge([Claim("x", "y", rises(Estimate(0.4, 0.3, 0.5, 10, 1), "points", "10 seeds"))])[0][
+    "ours"
+]
 CLAIM = {
     "kind": "claim",
     "claim": "The swap moves pronouns",
@@ -123,6 +115,7 @@ def finish(project: Path, scale: str = "laptop", output: str = "2") -> Path:
     stamp = notebooks.make_stamp("tiny", {"scale": scale}, notebook)
     folder = project / "results" / "tiny" / scale
     stamp["record"] = file_sha256(folder / "record.json")
+    stamp["outputs"] = notebooks.outputs_hash(notebook)
     notebook.metadata[notebooks.STAMP] = stamp
     notebooks.write_notebook(notebook, folder / "notebook.ipynb")
     return folder / "notebook.ipynb"

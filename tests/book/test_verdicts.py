@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -86,14 +87,25 @@ def test_words_by_kind_and_side():
 
 def test_open_intervals_say_what_would_have_been_seen():
     row = judge([claim(rises(e(0.5, 1.0), "points", "seeds"))])[0]["ours"]
-    assert "1.4 points" in row["reason"] and "80 %" in row["reason"]
+    assert row["reason"] == (
+        "the interval includes 0; an effect of 1.4 points would be detected with 80 % power"
+    )
     many = [claim(rises(e(0.5, 1.0), "points", "seeds")) for _ in range(10)]
     assert "1.9 points" in judge(many)[0]["ours"]["reason"]  # ten tests need a larger effect
     row = judge([claim(within(e(0.5, 0.3), "points", "seeds", 0.6))])[0]["ours"]
-    assert row["reason"].startswith(
-        "there is an effect, but its interval crosses the margin of 0.6 points; that there is no "
-        "effect would have been shown in 80 % of cases with a margin of 0.5 points"
+    assert row["reason"] == (
+        "the interval extends beyond ±0.6 points; with 80 % power, equivalence could be shown only "
+        "within ±0.5 points"
     )
+    row = judge([claim(falls(e(90.5, 2), "%", "items", 91))])[0]["ours"]
+    assert row["reason"] == (
+        "the interval includes 91 %; an effect of 2.9 points away from 91 would be detected with "
+        "80 % power"
+    )
+    row = judge([claim(rises(e(0.5, 3), "points", "items", -1))])[0]["ours"]
+    assert row["reason"].startswith("the interval includes \N{MINUS SIGN}1 point; an effect of")
+    row = judge([claim(rises(e(0.5, 80), "points", "items"))])[0]["ours"]
+    assert "no possible effect would be detected" in row["reason"]
     row = judge([claim(rises(mean_over([1.0]), "points", "one seed"))])[0]["ours"]
     assert row["reason"] == "a single unit has no interval"
 
@@ -105,7 +117,7 @@ def test_one_clear_effect_among_many_is_kept_and_a_weak_one_is_not():
     rows = judge([claim(test) for test in weak])
     assert {row["ours"]["verdict"] for row in rows} == {"not resolved"}
     reason = rows[0]["ours"]["reason"]
-    assert "Holm" in reason and "an effect of 1.8 points would have been seen" in reason
+    assert "Holm" in reason and "an effect of 1.8 points would be detected" in reason
     strong = judge([claim(rises(e(1.0, 0.3), "points", "seeds")), *map(claim, weak)])
     assert strong[0]["ours"]["verdict"] == "reproduced"
     checks = judge([claim(weak[0]), *(claim(test, "check") for test in weak)])
@@ -291,6 +303,8 @@ def test_recorded_form_is_plain():
     rows = judge(
         [claim(rises(e(2, 1), "points", "seeds", note="from 1 to 3")), claim(passes(True))]
     )
+    json.dumps(rows, allow_nan=False)
+    assert set(rows[0]["ours"]) == verdicts.TEST_KEYS
     assert rows[0]["ours"]["p"] < 0.05 and rows[0]["released"] is None
     assert verdicts.verdicts_of(rows[0]) == ["reproduced"]
     assert all(v in verdicts.VERDICTS for row in rows for v in verdicts.verdicts_of(row))
