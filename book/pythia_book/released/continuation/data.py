@@ -261,8 +261,8 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
 def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the totals over all lines of a swap's log.
 
-    The keys are those of `swap_row` without step, and share_changed, the fraction of tokens that
-    were changed.
+    The result has the keys of `swap_row` except step. It also has the key share_changed, the
+    fraction of tokens that were changed.
     """
     totals: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")

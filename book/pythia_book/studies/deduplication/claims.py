@@ -206,8 +206,9 @@ def released_effects(released: Tables) -> dict[str, Estimate | None]:
 
     - zero_end, five_end, zero_before, five_before: the mean lead, zero-shot or five-shot, at the
       last step (LAST) or at step BEFORE; the interval covers models and items.
-    - average: the mean lead over all checkpoints; the interval covers models and items. The items
-      are the same throughout, so the error of a pair is the mean of its errors, an upper bound.
+    - average: the mean lead over all checkpoints; the interval covers models and items. All
+      checkpoints have the same items, so the standard error of a pair of models is taken as the
+      mean of its standard errors over checkpoints, which is an upper bound.
     - zero_end_models, ..., average_models: the same five, but the interval covers models only.
     - late: the mean lead in the second window of EPOCHS; the interval covers models, not items.
     - second_epoch: the mean lead in the first window minus that in the second; the interval covers

@@ -116,7 +116,7 @@ class Ngrams:
         return p
 
     def _number(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """Return the last order - 1 tokens of each context as one number in base V."""
+        """Encode the last `order` - 1 tokens of each context as one number in base `vocab_size`."""
         last = contexts[:, 1].astype(np.int64)
         return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
 

@@ -91,7 +91,8 @@ class Arms:
         Args:
             epochs: the epochs of the first arm. base: the epochs of the arm that is subtracted.
             step: the step of both checkpoints; None: the last one.
-            percent: return percent of the mean loss of the arm of `base` epochs instead of nats.
+            percent: return the difference in percent of the mean loss of the arm that is
+                subtracted, instead of in nats.
         """
         one, other = (self.loss(size, r, step) for r in (epochs, base))
         if one is None or other is None:

@@ -174,7 +174,7 @@ def _measured(result: Result) -> str:
 
 
 def gpu_sizes(result: Result) -> Table:
-    """Return the table of the speed of training on one GPU, by size, predicted and measured."""
+    """Return a table of predicted and measured training speeds on one GPU, with a row per size."""
     rows = [
         {
             "size": row["size"],
