@@ -45,7 +45,9 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Test:
-    """A measured effect and what it is compared with; `rises`, `within` and others make a test.
+    """A measured effect, and what it is compared with.
+
+    Functions such as `rises` and `within` create tests.
 
     Attributes:
         estimate: the effect with its 95 % interval; None if it was not measured.

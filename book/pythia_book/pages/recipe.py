@@ -311,7 +311,9 @@ def _y(row: int) -> float:
 
 
 def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """Draw a column of boxes from top to bottom, with the width of the data next to each arrow.
+    """Draw a column of boxes, with an arrow from each box to the next one below it.
+
+    The text next to an arrow is the shape of the data that the upper box gives out.
 
     Args:
         x: the middle of the column.

@@ -117,10 +117,11 @@ class TokenFileData:
         return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
 
     def with_heldout(self) -> PreparedData:
-        """Return the prepared corpus `miniature`, because the rows have no held-out text.
+        """Return data with held-out text: the prepared corpus `miniature`.
 
-        A published model may have been trained on that text. This affects a swap and its control
-        alike, because both start from the same model.
+        The rows of the continued run have no held-out text. A published model may have been
+        trained on the text of `miniature`. This affects a swap and its control alike, because they
+        start from the same model.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 

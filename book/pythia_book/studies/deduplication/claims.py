@@ -170,12 +170,12 @@ def _second_epoch(late: Estimate | None, lost: Estimate | None) -> Test:
 
 
 def _pairs(e: Estimate | None, items: str) -> str:
-    """Say what a released effect is averaged over: how many pairs of models, and which items.
+    """Say how many pairs of models a released effect is averaged over, followed by `items`.
 
     Return "" if there is no effect.
 
     Args:
-        items: what the interval assumes about items, in words.
+        items: what the interval of the effect assumes about items, in words.
     """
     return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
 

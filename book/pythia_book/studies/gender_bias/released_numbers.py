@@ -177,10 +177,11 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 
 
 def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
-    """Say how exact matches change from control to swap, at the first swapped checkpoint.
+    """Say how the share of exact matches changes from control to swap.
 
-    An example is "410m 2.2 to 19.3", in percent of all sentences. There is one text for each model
-    of the current suite (v1) and each length of the swap; "(last 21 %)" marks the long swap.
+    An example is "410m 2.2 to 19.3", in percent of all sentences. Control and swap are compared at
+    the first checkpoint of the swap. There is one text for each model of the current suite (v1) and
+    each length of the swap; "(last 21 %)" marks the long swap.
 
     Args:
         winobias: the table winobias of `select`.

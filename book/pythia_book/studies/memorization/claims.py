@@ -215,7 +215,7 @@ def _models(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim
 
 
 def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
-    """Test whether the largest model memorizes a larger share of rows the more often it read them.
+    """Test whether the largest model memorizes rows more often if it has read them more often.
 
     Args:
         exposures: the table of `tables.by_exposure`.

@@ -93,9 +93,10 @@ class Extracted:
         return cls(params, measured, rows)
 
     def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
-        """Return which of the rows read by `step` a checkpoint has memorized, bool[rows].
+        """Return which rows a checkpoint has memorized, bool[rows].
 
-        Return None if the checkpoint was not measured.
+        The rows are those that training has read up to the checkpoint. Return None if the
+        checkpoint was not measured.
 
         Args:
             step: the step of the checkpoint; by default, the last.

@@ -33,7 +33,9 @@ class Ngrams:
 
     @classmethod
     def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
-        """Count the n-grams in rows int[n, S+1] of ids; the first id of a row is not a unigram.
+        """Count the n-grams in rows of ids, int[n, S+1].
+
+        The first id of a row does not count as a unigram.
 
         Raises:
             DataError: rows have fewer than three tokens, or an id is outside the vocabulary.

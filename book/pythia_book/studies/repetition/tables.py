@@ -162,9 +162,10 @@ class Arms:
         return None if one is None or other is None else one.astype(float) - other
 
     def worth(self, size: str, epochs: int, best: bool = False) -> Estimate | None:
-        """Return what the data that an arm reads are worth, in percent of as much fresh data.
+        """Return how much the data that an arm reads are worth, in percent.
 
-        The result is None if the arm or a single-pass run of this size was not measured.
+        100 percent is the worth of an equal number of tokens that are all different. The result is
+        None if the arm or a single-pass run of this size was not measured.
 
         Args:
             best: judge the arm at its best checkpoint instead of at the end.
