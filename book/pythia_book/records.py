@@ -347,7 +347,10 @@ def _origin(result: Result) -> dict[str, Any]:
 
 
 def _origin_of(folder: Path) -> dict[str, Any]:
-    """Return the origin of the record in `folder`, with today's date and commit as its redraw."""
+    """Return the origin of the record in `folder`, to be stored with the redrawn record.
+
+    The entry `redrawn` has today's date and the current commit.
+    """
     record = read_record(folder)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     redrawn = {"created": today, "commit": commit()}

@@ -148,9 +148,10 @@ def kept_at(
     All lists are indices among the 143 evenly spaced checkpoints of a run.
 
     Args:
-        standard: the checkpoints to keep of a run on the standard text.
-        deduplicated: the checkpoints to keep of a run on the deduplicated text.
-        repeated: the checkpoints to keep of a run that repeats part of a text (study `repetition`).
+        standard: the checkpoints that a run on the standard text keeps.
+        deduplicated: the checkpoints that a run on the deduplicated text keeps.
+        repeated: the checkpoints that a run keeps if it repeats a part of its text (study
+            `repetition`).
     """
     indices = standard if config.data.dedup == "none" else deduplicated
     indices = repeated if config.data.epoch_policy == "rows" else indices

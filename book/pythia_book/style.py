@@ -413,9 +413,9 @@ def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
-    """Return axis limits around [low, high] with a margin, at least `least` apart.
+    """Return the ends (lower, upper) of an axis that shows [low, high] with a margin.
 
-    If `low` or `high` is not finite, the limits are 0 and `least`.
+    The ends are at least `least` apart. If `low` or `high` is not finite, they are 0 and `least`.
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         return 0.0, least

@@ -3,14 +3,14 @@
 A *claim* is a statement of a paper: the Pythia paper, or another one that is cited. A *premise* is
 an assumption, of ours or of a claim, that no paper states as a finding. A *check* verifies our own
 code and data. Claims, premises and checks are tested on our runs, on the released models, or on
-both. A test states what counts as agreement: an effect above or below a
-bound, usually zero (`rises`, `falls`), or an effect inside a margin around zero (`within`). The
-verdict follows from the 95 % interval of the effect and Holm's correction:
+both. A test states what counts as agreement: an effect above or below a bound, usually zero
+(`rises`, `falls`), or an effect inside a margin around zero (`within`). The verdict follows from
+the 95 % interval of the effect, with Holm's correction:
 
     reproduced         the interval lies on the claimed side of the bound, or inside the margin
     contradicted       the interval lies on the other side of the bound, or outside the margin
-    not resolved       neither; the reason states the smallest effect, or the smallest margin for
-                       no effect, that would have shown
+    not resolved       neither; the reason states the smallest effect that the test would have
+                       detected or, for `within`, the smallest margin it could have confirmed
     not testable here  the test cannot fail, has no independent units, or lacks a measurement
 
 On released numbers the first two verdicts read "confirmed on released numbers" and "contradicted by
@@ -45,7 +45,9 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Test:
-    """A measured effect and what it is compared with; `rises`, `within` and others make a test.
+    """A measured effect, and what it is compared with.
+
+    Functions such as `rises` and `within` create tests.
 
     Attributes:
         estimate: the effect with its 95 % interval; None if it was not measured.
@@ -236,10 +238,10 @@ def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
 
 
 def smallest_margin(e: Estimate, n_tests: int = 1) -> float:
-    """Return the smallest margin within which no effect would have been shown.
+    """Return the smallest margin around zero for which the test `within` has the power POWER.
 
-    If the true effect is zero, an interval as wide as that of `e` lies within this margin with the
-    probability POWER.
+    That is: if the true effect is zero, an interval as wide as the interval of `e` lies inside this
+    margin with the probability POWER. The margin is in the unit of the estimate.
 
     Args:
         n_tests: as in `smallest_seen`.

@@ -16,9 +16,12 @@ WARPS = 4
 
 
 def tile(half: int) -> tuple[int, int]:
-    """Return the rows and lanes of a program, for `half` pairs of lanes per row.
+    """Return how many rows and how many lanes one program handles.
 
-    A thread has about eight elements.
+    The numbers are chosen so that a thread has about eight elements.
+
+    Args:
+        half: the number of pairs of lanes in a row.
     """
     lanes = triton.next_power_of_2(max(half, 1))
     return max(1, 32 * WARPS * 8 // lanes), lanes

@@ -3,8 +3,8 @@
 `save` copies the tensors and returns. Later updates cannot change the copies, which the thread then
 writes to disk. On a CUDA device, the tensors are copied to pinned memory on a separate stream. Only
 one checkpoint is written at a time, so the next `save` waits for the previous one. If the thread
-fails, the next call of a method raises its error, at the latest when the writer is closed. A crash
-leaves a complete folder or none (pythia_core.training.checkpoint).
+fails, the writer raises the thread's error at the next call of one of its methods, at the latest
+when it is closed. A crash leaves a complete folder or none (pythia_core.training.checkpoint).
 
 On a CPU, training by default writes checkpoints without a thread. Saving takes little time there
 (train.STATE_SHARE), and if several runs train at once, they already use every core.

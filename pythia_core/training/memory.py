@@ -101,9 +101,9 @@ def run_bytes(config: RunConfig, execution: Execution) -> int:
 
 
 def inference_bytes(model: ModelConfig) -> float:
-    """Return the estimated device memory of evaluating a checkpoint, in bytes.
+    """Estimate the device memory that evaluating a checkpoint needs, in bytes.
 
-    It has the fp32 weights twice, logits, activations, and the CUDA context.
+    The sum counts the fp32 weights twice, the logits, the activations, and the CUDA context.
     """
     logits = 12 * INFERENCE_LOGIT_ROWS * model.vocab_size
     return CONTEXT_BYTES + 8 * model.n_params + logits + INFERENCE_BYTES

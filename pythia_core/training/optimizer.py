@@ -32,7 +32,7 @@ class FlatParameters:
         flat, grad: all master weights and all gradients, in fp32.
         names: names of the parameters in the order of the buffers.
         copy: the master weights in the compute dtype; None if the compute dtype is fp32.
-        copies: maps the name of each parameter to its view of `copy`; empty without `copy`.
+        copies: maps the name of each parameter to its view of `copy`; empty if `copy` is None.
         n_decayed: number of elements with weight decay, which come first.
     """
 

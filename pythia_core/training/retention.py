@@ -42,7 +42,7 @@ class Keep:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Return the bytes of the weights in one checkpoint.
+    """Return how many bytes the weights of one checkpoint take.
 
     LayerNorms are counted like the other weights, although they are always stored in fp32.
     """

@@ -84,7 +84,7 @@ def learning_rate(
         update: index of the update, from 0.
         total_steps: number of updates N of the run.
         lr_max, lr_min: maximum and minimum of the learning rate.
-        warmup_fraction: share of the run with a linear warm-up, which thus has
+        warmup_fraction: the fraction of the run that is a linear warm-up. The warm-up has
             w = warmup_fraction * N updates.
         form: the form of the decay after the warm-up.
             "neox", as in the released models: max(lr_min, lr_max/2 * (1 + cos(pi n / N))), with

@@ -341,10 +341,10 @@ class Trainer:
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
-        """React to the result of an update.
+        """Handle the result of an update: adapt the loss scale, or raise an error.
 
-        In fp16, the loss scale is adapted. In other precisions, the update was not finite, so an
-        error is raised.
+        In fp16, this is called for every update, and the loss scale is adapted. In the other
+        precisions, this is called only for an update that was not finite, and an error is raised.
 
         Raises:
             TrainingError: the update was not finite; in fp16, only at the minimum loss scale. The

@@ -84,7 +84,10 @@ class Case:
 
 
 def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
-    """Return the case of an AdamW step on n fp32 parameters, which writes a copy in `dtype` too."""
+    """Return the case of an AdamW step on `n` fp32 parameters.
+
+    The step also writes a copy of the parameters in `dtype`.
+    """
     constants, decayed = AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1), n // 2
     factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
 

@@ -129,7 +129,7 @@ def _train(args: argparse.Namespace) -> None:
     With --readme, update the README. With --json, write the rows to a file.
 
     Raises:
-        ConfigError: an option that applies only to the other device, an unknown size, or no GPU.
+        ConfigError: an option does not apply to this device, a size is unknown, or there is no GPU.
     """
     from pythia_book.bench import rows, train
 

@@ -112,7 +112,7 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
 def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
     """Yield (domain, text) for each sampled piece of the documents.
 
-    If the documents repeat a sampled piece, it is yielded as often.
+    If a sampled piece occurs several times in the documents, it is yielded each time.
     """
     proportions = PROPORTIONS[corpus]
     for domain, text in raw_texts(domains):

@@ -326,7 +326,7 @@ def commands() -> Table:
 
 
 def forks() -> Table:
-    """Return the page's table of the cost of training a pronoun swap and its control, by size."""
+    """Return a table of what a pronoun swap and its control cost to train, with a row per size."""
     columns = {
         "size": ("Size", str),
         "weights": ("Weights to fetch", _bytes),

@@ -24,10 +24,10 @@ _LINE = "#0072b2"
 
 
 def schedule() -> Drawing:
-    """Draw the learning rate over training and the peak rate of each size.
+    """Draw how the learning rate changes during training, and the peak rate of each size.
 
-    The rate is drawn as it was used, and as it is usually described. The peak rates of GPT-3 are
-    drawn for comparison.
+    The left panel has two schedules: the one that was used, and the one that is usually described.
+    The right panel has the peak rates of Pythia and, for comparison, those of GPT-3.
     """
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
@@ -311,7 +311,9 @@ def _y(row: int) -> float:
 
 
 def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """Draw a column of boxes from top to bottom, with the width of the data next to each arrow.
+    """Draw a column of boxes, with an arrow from each box to the next one below it.
+
+    The text next to an arrow is the shape of the data that the upper box gives out.
 
     Args:
         x: the middle of the column.

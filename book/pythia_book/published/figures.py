@@ -187,10 +187,10 @@ BATCH_PANELS = {"mean": "seven tasks", "lambada_openai": "LAMBADA", "sciq": "Sci
 
 
 def batch_size(result: Result) -> Drawing:
-    """Draw accuracy against tokens, with small and full batches in training.
+    """Draw accuracy against tokens read, for models trained with small and with full batches.
 
-    Each model size has a column of panels, and each entry of BATCH_PANELS (a task or the mean) a
-    row.
+    There is one column of panels for each model size, and one row for each entry of BATCH_PANELS (a
+    task, or the mean over tasks).
     """
     batch = _released(result, "batch")
     sizes = _sizes(batch) or list(MODELS[:5])

@@ -1,4 +1,4 @@
-"""Reads the released results other than gender bias as tidy tables.
+"""Reads the released results as tidy tables, except the results on gender bias.
 
 A table is empty if the source lacks its results.
 
@@ -9,7 +9,7 @@ on 57 subjects. BLiMP was scored only on the first, superseded suite (v0).
 
 Arithmetic (paper section 3.3) has accuracies of seven deduplicated models (not 70M) over fifty
 second operands. The frequencies of numbers in the Pile were never released, so accuracy can be
-drawn only by size and step. The files use former names of the models, the tables current names.
+drawn only by size and step. The files use the models' former names; the tables use current names.
 """
 
 from __future__ import annotations

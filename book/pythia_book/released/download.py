@@ -59,9 +59,10 @@ def is_repository(name: str) -> bool:
 
 
 def is_published(source: str) -> bool:
-    """Whether `source` names a published model: any folder but that of a local run, or owner/name.
+    """Return whether `source` names a published model rather than a local run.
 
-    The hub is not asked whether the repository exists.
+    A published model is a folder without identity.json (a local run has this file), or a name like
+    owner/name. The hub is not asked whether the repository exists.
     """
     folder = local_folder(source)
     return not (folder / "identity.json").exists() if folder else is_repository(source)
@@ -272,7 +273,7 @@ def _cached_refs(repo: str) -> list[str]:
 
 
 def _check(path: Path, sha256: str) -> None:
-    """Delete a file and raise a FetchError if its sha256 is wrong.
+    """If the sha256 of a file is wrong, delete the file and raise a FetchError.
 
     Args:
         sha256: the right hash; "" if it is unknown, and then nothing is checked.

@@ -33,12 +33,12 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """Concatenate the rows on all ranks, if each has a part of the outputs or the vocabulary."""
+    """Merge the parts of a weight whose rows (outputs, or the vocabulary) are split over ranks."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """Concatenate the columns on all ranks, if each has a part of a layer's inputs."""
+    """Merge the parts of a weight whose columns (the inputs of the layer) are split over ranks."""
     return torch.cat(parts, 1)
 
 

@@ -442,9 +442,9 @@ def _choice_definition(task: ScoredTask) -> tuple[list[Item], dict[str, Any]]:
 
 
 def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, Any]]:
-    """Return the items and the definition of a task with generated answers.
+    """Convert a task with generated answers to items and a task definition of the harness.
 
-    Each question becomes an item, with the few-shot examples as a part of its context.
+    Each question becomes an item. The few-shot examples are a part of the item's context.
     """
     settings = task_named(task.name)
     items = [

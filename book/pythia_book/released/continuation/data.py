@@ -117,10 +117,11 @@ class TokenFileData:
         return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
 
     def with_heldout(self) -> PreparedData:
-        """Return the prepared corpus `miniature`, because the rows have no held-out text.
+        """Return data with held-out text: the prepared corpus `miniature`.
 
-        A published model may have been trained on that text. This affects a swap and its control
-        alike, because both start from the same model.
+        The rows of the continued run have no held-out text. A published model may have been
+        trained on the text of `miniature`. This affects a swap and its control alike, because they
+        start from the same model.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
@@ -261,8 +262,8 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
 def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the totals over all lines of a swap's log.
 
-    The keys are those of `swap_row` without step, and share_changed, the fraction of tokens that
-    were changed.
+    The result has the keys of `swap_row` except step. It also has the key share_changed, the
+    fraction of tokens that were changed.
     """
     totals: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")

@@ -170,12 +170,12 @@ def _second_epoch(late: Estimate | None, lost: Estimate | None) -> Test:
 
 
 def _pairs(e: Estimate | None, items: str) -> str:
-    """Say what a released effect is averaged over: how many pairs of models, and which items.
+    """Say how many pairs of models a released effect is averaged over, followed by `items`.
 
     Return "" if there is no effect.
 
     Args:
-        items: what the interval assumes about items, in words.
+        items: what the interval of the effect assumes about items, in words.
     """
     return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
 
@@ -206,8 +206,9 @@ def released_effects(released: Tables) -> dict[str, Estimate | None]:
 
     - zero_end, five_end, zero_before, five_before: the mean lead, zero-shot or five-shot, at the
       last step (LAST) or at step BEFORE; the interval covers models and items.
-    - average: the mean lead over all checkpoints; the interval covers models and items. The items
-      are the same throughout, so the error of a pair is the mean of its errors, an upper bound.
+    - average: the mean lead over all checkpoints; the interval covers models and items. All
+      checkpoints have the same items, so the standard error of a pair of models is taken as the
+      mean of its standard errors over checkpoints, which is an upper bound.
     - zero_end_models, ..., average_models: the same five, but the interval covers models only.
     - late: the mean lead in the second window of EPOCHS; the interval covers models, not items.
     - second_epoch: the mean lead in the first window minus that in the second; the interval covers

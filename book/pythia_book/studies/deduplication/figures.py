@@ -165,9 +165,10 @@ def released_over_training(result: Result) -> Drawing:
 
 
 def _by_shots(axes: list[Axes], frame: pd.DataFrame) -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """Yield the panels zero-shot and five-shot with their rows of `frame`.
+    """Prepare a zero-shot and a five-shot panel; yield each panel with its rows of `frame`.
 
-    A panel without rows says that there are no released numbers and is not yielded.
+    If `frame` has no rows for a panel, the panel says that there are no released numbers, and it is
+    not yielded.
     """
     axes[0].set_ylabel(LEAD)
     for ax, (title, shots) in zip(axes, SHOTS.items(), strict=True):

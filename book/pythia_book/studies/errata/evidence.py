@@ -395,11 +395,11 @@ def released_winobias(tables: Tables) -> Values | None:
 
 
 def released_twins(tables: Tables) -> Values | None:
-    """Put the CrowS-Pairs scores for gender, with and without the pronoun swap, in words.
+    """List the gender scores on CrowS-Pairs of models with and without the pronoun swap.
 
     Returns:
-        The text `twins`, and `error`, the mean standard error, both in percent; None without
-        scores.
+        A dict with the keys twins (the scores in percent, as text) and error (their mean standard
+        error, in percentage points); None if there are no scores.
     """
     rows = tables["twins"]
     if rows.empty:
@@ -426,12 +426,17 @@ def guessing(task: str) -> float:
 def released_tasks(tables: Tables) -> Values | None:
     """Count, for each task, the released models that are better than guessing after training.
 
-    A model is better if its 95 % interval lies above the accuracy of guessing.
+    A model is better than guessing if its 95 % interval lies above the accuracy of guessing.
 
     Returns:
-        n_models; the texts above (the count for each task), flat (the tasks with no such model) and
-        stuck (how many WSC scores are exactly 38 of 104); logiqa_norm (the count for LogiQA by
-        acc_norm) and logiqa_norm_most (the best such score, in percent). None without scores.
+        A dict with these keys; None if there are no scores.
+
+        - n_models: the number of released models.
+        - above: for each task, how many models are better than guessing, as text.
+        - flat: the tasks on which no model is better than guessing, as text.
+        - stuck: what percentage of the WSC scores are exactly 38 of 104, as text.
+        - logiqa_norm: how many models are better than guessing on LogiQA by acc_norm.
+        - logiqa_norm_most: the highest acc_norm on LogiQA, in percent.
     """
     final = tables["final"]
     if final.empty:

@@ -174,7 +174,8 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
     """Return the table of the errata with their evidence.
 
     Columns: name, title, told (the claim as usually made), status, source, links (separated by
-    spaces), evidence, released (what released scores show), switch.
+    spaces), evidence, released (what released scores show), switch (the setting of this library
+    that reproduces or corrects the error).
     """
     import pandas as pd
 

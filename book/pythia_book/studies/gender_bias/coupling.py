@@ -266,7 +266,10 @@ def fisher_z(r: float) -> float:
 
 
 def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
-    """Return the lag-1 autocorrelation of step-to-step changes in scores, mean of both series."""
+    """Return the lag-1 autocorrelation of the changes in score between successive steps.
+
+    The result is the mean of the autocorrelations of `control` and `fork`.
+    """
     d = np.diff(np.stack([control, fork]).astype(np.float64))
     d -= d.mean(axis=1, keepdims=True)
     return float(np.mean((d[:, 1:] * d[:, :-1]).sum(1) / (d**2).sum(1)))

@@ -71,8 +71,8 @@ class Units:
         Args:
             draws: the number of bootstrap resamples of the units.
             change: whether the values are differences between two models.
-            exact: whether to use the exact binomial bound if all values of a choice are equal; a
-                bootstrap interval would then have no width.
+            exact: if the measure is a choice (see `is_choice`) and all values are equal, whether
+                to use the exact binomial bound; a bootstrap interval would then have no width.
         """
         if len(self.values) > 1:
             return mean_over(self.values.mean(1))

@@ -205,8 +205,9 @@ def winobias_by_size(result: Result) -> Drawing:
 def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Average released scores over the steps from LAST_WINDOW on, by size and the columns `by`.
 
-    Return size, the columns `by`, value, variance, low, high. Intervals are over items. All
-    checkpoints have the same items, so averaging over checkpoints does not make intervals narrower.
+    Return the columns size, those in `by`, value, variance, low and high. Intervals are over items.
+    All checkpoints have the same items, so averaging over checkpoints does not make intervals
+    narrower.
     """
     late = table[table.step >= numbers.LAST_WINDOW]
     late = late.assign(variance=late.stderr**2)
@@ -419,7 +420,7 @@ def summary(result: Result) -> Any:
         return records.value_text({key: 100 * value for key, value in v[name].items()}) + " %"
 
     def points(name: str) -> str:
-        """Format a change of a share with its interval in points, without the unit."""
+        """Format a change of a share, and its interval, as percentage points without a unit."""
         return percent(name).removesuffix(" %")
 
     chance = v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]

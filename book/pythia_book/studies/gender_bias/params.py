@@ -91,8 +91,8 @@ def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
 
     A placebo is a fork with swapped prepositions instead of pronouns.
 
-    The map is empty at the scale `paper`, where released models are continued, and if every run is
-    too large to keep all of its checkpoints.
+    The map is empty at the scale `paper`, because released models are continued there. It is also
+    empty if every run is too large to keep all of its checkpoints.
     """
     scale = scale_named(params.scale)
     made: dict[Cell, RunConfig] = {}

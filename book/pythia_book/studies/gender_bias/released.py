@@ -5,9 +5,9 @@ optimizer state (pythia_book.released.continuation.run explains the re-warming).
 forks from our control at step 133,000, where Adam's moments have had 20,000 updates to recover. So
 both swaps have the same control, as at the study's other scales.
 
-Two environment variables name the models and the data: PYTHIA_PAPER_MODELS is "hub" or a folder
-with pythia-SIZE-deduped/step113000, PYTHIA_PAPER_DATA is "pile-deduped" (over the network) or a
-folder with the needed shards. Anything missing is reported before any download.
+Two environment variables name the models and the data. PYTHIA_PAPER_MODELS is "hub", or a folder
+that contains pythia-SIZE-deduped/step113000. PYTHIA_PAPER_DATA is "pile-deduped" (read over the
+network), or a folder with the needed shards. Anything missing is reported before any download.
 """
 
 from __future__ import annotations

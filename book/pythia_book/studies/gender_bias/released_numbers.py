@@ -1,13 +1,13 @@
 """The released numbers that the study shows, and what they say about the swap.
 
 For every model there are scores of the control and of the swapped model at the same checkpoints,
-with standard errors over items, but not the choices on single items. What can vary is therefore the
-model: an effect is a mean over models with its t-interval, where each model's value is the mean
-over the checkpoints from step 134,000 on that both arms have. Checkpoints of one run are no
-independent replicates, and all have the same items, so averaging over them does not reduce the
-error of the items. Where only one model has both arms, the interval comes from the standard errors
-of its items. The two arms then count as independent, which is an upper limit: they were scored on
-the same items.
+with standard errors over items. The choices on single items were not released, so the independent
+units are the models: an effect is a mean over models, with its t-interval. The value of a model is
+the mean over all checkpoints from step 134,000 on for which there are scores of both arms. The
+checkpoints of one run are not independent and have the same items, so averaging over them does not
+reduce the error that the choice of items causes. If only one model has both arms, the interval
+comes from the standard errors over its items. The two arms are then treated as independent, which
+overestimates the error, because they were scored on the same items.
 """
 
 from __future__ import annotations
@@ -177,10 +177,11 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 
 
 def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
-    """Say how exact matches change from control to swap, at the first swapped checkpoint.
+    """Say how the share of exact matches changes from control to swap.
 
-    An example is "410m 2.2 to 19.3", in percent of all sentences. There is one text for each model
-    of the current suite (v1) and each length of the swap; "(last 21 %)" marks the long swap.
+    An example is "410m 2.2 to 19.3", in percent of all sentences. Control and swap are compared at
+    the first checkpoint of the swap. There is one text for each model of the current suite (v1) and
+    each length of the swap; "(last 21 %)" marks the long swap.
 
     Args:
         winobias: the table winobias of `select`.

@@ -1,19 +1,21 @@
 """The claims of the memorization study.
 
-Those about order are from section 3.2 of the paper. It says nothing about memorization by size or
-about prediction: these claims are from Biderman et al. 2023b ("Emergent and Predictable
-Memorization", arXiv 2304.11158) and Carlini et al. 2022 (arXiv 2202.07646). Whether deduplicated
-text is memorized less is asked, over several seeds, by other studies.
+The claims about order are from section 3.2 of the Pythia paper. The claims about model size and
+about predicting memorization are from other papers: Biderman et al. 2023b ("Emergent and
+Predictable Memorization", arXiv 2304.11158) and Carlini et al. 2022 (arXiv 2202.07646). Other
+studies of the book test, with several seeds, whether deduplicated text is memorized less.
 
-The released confusion tables are percentages of the first 23,552,000 sequences. Sampling error is
-tiny at that number, but many sequences are duplicates of each other, so they are no independent
-units, and each size was trained once. What varies independently are the models: tests on released
-numbers treat the sizes as units, and so do ours where a claim is about a trend over sizes. Where
-one run is asked about its own rows, the units are different continuations. Several of them may be
-from one planted text, which makes these intervals somewhat too narrow.
+The released confusion tables are percentages of the first 23,552,000 sequences. With this number
+of sequences, the sampling error is tiny, but sequences are not independent units, because many of
+them are duplicates. Each size was trained once. The independent units are therefore the models:
+tests on released numbers treat the sizes as units, and so do tests on our runs if a claim is about
+a trend over sizes. If a claim is about the rows of a single run, the units are different
+continuations. Several continuations may be from one planted text, which makes these intervals
+somewhat too narrow.
 
-Biderman et al. 2023b call precision high and recall low without a bound. Their own numbers are
-therefore shown without a verdict, and ours are compared with the numbers that they call so.
+Biderman et al. 2023b call precision high and recall low, but give no bound for either. Their own
+numbers are therefore shown without a verdict. Our precision is compared with numbers that they call
+high, and our recall with numbers that they call low.
 """
 
 from __future__ import annotations
@@ -213,7 +215,7 @@ def _models(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim
 
 
 def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
-    """Test whether the largest model memorizes a larger share of rows the more often it read them.
+    """Test whether the largest model memorizes rows more often if it has read them more often.
 
     Args:
         exposures: the table of `tables.by_exposure`.

@@ -101,9 +101,10 @@ def order(result: Result) -> Drawing:
 
 
 def power(result: Result) -> Drawing:
-    """Draw how likely our tests find that order matters, by the number of memorized rows.
+    """Draw the power of our tests for an effect of order, against the number of memorized rows.
 
-    There is a line for each way in which order could matter, with the test made for it.
+    There is one line for each way in which order could matter. The line shows the test that was
+    made to detect this way.
     """
     table, values = result.tables["power"], result.values
     colours = (BLUE, ORANGE, GREEN, style.MUTED)

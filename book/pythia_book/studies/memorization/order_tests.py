@@ -412,7 +412,9 @@ def linear_trend(total: float) -> Draw:
 
 
 def batch_rates(variation: float) -> Draw:
-    """Return a Draw in which each batch has its own rate of memorized rows, gamma-distributed.
+    """Return a Draw in which the rate of memorized rows differs from batch to batch.
+
+    The rates of the batches are gamma-distributed.
 
     Args:
         variation: the coefficient of variation of the rates.
@@ -465,7 +467,7 @@ def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) ->
     """Simulate `draws` runs and count how many of them each test rejects at 5 %, int64[tests].
 
     Args:
-        draw: draws the events of the runs.
+        draw: the function that draws the events of the simulated runs.
     """
     ranks = draw(null.design, draws, np.random.default_rng(seed))
     return (null.p_values(statistics(null.design, ranks)) <= 0.05).sum(0)

@@ -2,10 +2,11 @@
 
 For every row that a checkpoint has read, extraction (pythia_core.evaluation.memorization) tells
 whether the checkpoint has memorized it: by size, over training, on both texts, and by how often
-its continuation was read. Whether a row's position in training matters is asked of rows whose
-continuation was read only once (order_tests): copies are scattered by the shuffle, so that the
-position of one copy says nothing about when a text was read. Finally, earlier checkpoints and
-smaller models predict which rows the last checkpoint has memorized, as in Biderman et al. 2023b.
+its continuation was read. Only rows with a continuation that was read once serve to test whether
+the position of a row in training matters (order_tests). Other texts have copies, which the shuffle
+scatters, so the position of one copy does not tell when the text was read. Finally, earlier
+checkpoints and smaller models predict which rows the last checkpoint has memorized, as in Biderman
+et al. 2023b.
 """
 
 from __future__ import annotations

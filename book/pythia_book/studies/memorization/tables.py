@@ -1,9 +1,9 @@
 """Compute the tables of the memorization study from extraction results and repetition counts.
 
-Rows with the same continuation ("texts") are mostly memorized together, so intervals come from
-resampling texts, each with all its rows (`resampled`), or count each text once. Copies that start
-at another place of a document, or differ in one token, count as different texts, which makes
-intervals too narrow.
+A *text* here is a group of rows with the same continuation. The rows of a text are mostly memorized
+together. Intervals therefore come from resampling texts, each with all its rows (`resampled`), or
+from counting each text once. Two copies that start at different places of a document, or differ in
+one token, count as different texts, which makes intervals too narrow.
 """
 
 from __future__ import annotations
@@ -93,9 +93,10 @@ class Extracted:
         return cls(params, measured, rows)
 
     def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
-        """Return which of the rows read by `step` a checkpoint has memorized, bool[rows].
+        """Return which rows a checkpoint has memorized, bool[rows].
 
-        Return None if the checkpoint was not measured.
+        The rows are those that training has read up to the checkpoint. Return None if the
+        checkpoint was not measured.
 
         Args:
             step: the step of the checkpoint; by default, the last.
@@ -177,7 +178,7 @@ def repetition_slope(memorized: np.ndarray, rows: Rows, draws: int) -> Estimate:
     total, drawn = resampled(columns, rows.text, draws)
 
     def slope(sums: np.ndarray) -> np.ndarray:
-        """Return slopes float[...] from the sums of the columns, float[..., 5]."""
+        """Return slopes float[...] from the sums of 1, x, y, xy and x^2, float[..., 5]."""
         n, sx, sy, sxy, sxx = np.moveaxis(sums, -1, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             return (n * sxy - sx * sy) / (n * sxx - sx * sx)
@@ -489,8 +490,8 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
     - compute: parameters times tokens of the predictor, as a fraction of the whole 12B run.
     - precision, recall, gap (precision minus recall): fractions of 1, NaN if a checkpoint predicts
       itself.
-    - share, truth: the percentage of sequences that the predictor memorizes, and that are memorized
-      in truth.
+    - share: the percentage of sequences that the predictor memorizes.
+    - truth: the percentage of sequences that the predicted model memorizes.
 
     Args:
         confusion: the released confusion tables; without them, the result has no rows.

@@ -33,7 +33,9 @@ class Ngrams:
 
     @classmethod
     def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
-        """Count the n-grams in rows int[n, S+1] of ids; the first id of a row is not a unigram.
+        """Count the n-grams in rows of ids, int[n, S+1].
+
+        The first id of a row does not count as a unigram.
 
         Raises:
             DataError: rows have fewer than three tokens, or an id is outside the vocabulary.
@@ -116,7 +118,7 @@ class Ngrams:
         return p
 
     def _number(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """Return the last order - 1 tokens of each context as one number in base V."""
+        """Encode the last `order` - 1 tokens of each context as one number in base `vocab_size`."""
         last = contexts[:, 1].astype(np.int64)
         return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
 

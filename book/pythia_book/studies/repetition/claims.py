@@ -100,7 +100,10 @@ def _tested_at(arms: Arms) -> str:
 
 
 def _scope(arms: Arms) -> str:
-    """Say how large our models are, and what excess loss the law predicts for four epochs there."""
+    """Say how large our largest model is, and what excess loss the law predicts for it.
+
+    The excess loss is the loss after four epochs compared with fresh data, in percent.
+    """
     counts, tokens = arms.measured.facts["parameters"][arms.params.size_list[-1]], tokens_read(arms)
     by_law = [law.excess(counts[kind], tokens, 4) for kind in ("non_embedding", "all")]
     return (

@@ -35,9 +35,9 @@ def _decayed(unique: float, repetitions: float, constant: float) -> float:
 
 
 def data_share(epochs: float, constant: float = R_DATA) -> float:
-    """Return what `epochs` passes over the same data are worth by the data term of the law alone.
+    """Return the worth of `epochs` passes over the same data, by the data term of the law alone.
 
-    The result is a fraction of the worth of as much fresh data.
+    The result is a fraction of what an equal number of fresh tokens would be worth.
     """
     return _decayed(1, epochs - 1, constant) / epochs
 

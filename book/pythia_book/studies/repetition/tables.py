@@ -91,7 +91,8 @@ class Arms:
         Args:
             epochs: the epochs of the first arm. base: the epochs of the arm that is subtracted.
             step: the step of both checkpoints; None: the last one.
-            percent: return percent of the mean loss of the arm of `base` epochs instead of nats.
+            percent: return the difference in percent of the mean loss of the arm that is
+                subtracted, instead of in nats.
         """
         one, other = (self.loss(size, r, step) for r in (epochs, base))
         if one is None or other is None:
@@ -161,9 +162,10 @@ class Arms:
         return None if one is None or other is None else one.astype(float) - other
 
     def worth(self, size: str, epochs: int, best: bool = False) -> Estimate | None:
-        """Return what the data that an arm reads are worth, in percent of as much fresh data.
+        """Return how much the data that an arm reads are worth, in percent.
 
-        The result is None if the arm or a single-pass run of this size was not measured.
+        100 percent is the worth of an equal number of tokens that are all different. The result is
+        None if the arm or a single-pass run of this size was not measured.
 
         Args:
             best: judge the arm at its best checkpoint instead of at the end.

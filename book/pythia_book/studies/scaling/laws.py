@@ -153,7 +153,10 @@ def fit_law(
     logs = np.log(loss)
 
     def residual(p: np.ndarray) -> np.ndarray:
-        """Return ln of predicted minus ln of measured losses, float[m], with parameters exp(p)."""
+        """Return ln(predicted loss) - ln(measured loss) for each checkpoint, float[m].
+
+        The parameters of the law are exp(p).
+        """
         # p holds logarithms, so every factor and exponent is positive
         parts = [p[0], p[1] - np.exp(p[2]) * np.log(n)]
         if d is not None:

@@ -67,12 +67,13 @@ TOGETHER = "batch size, number of updates and learning rates move together; one 
 
 
 def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
-    """Return the mean of `values`, which has one value per pair of models, with its interval.
+    """Return the mean over pairs of models, with an interval.
 
     The interval is the t-interval over pairs or the normal interval from `errors`, whichever is
     wider. The normal interval has infinite degrees of freedom.
 
     Args:
+        values: one value per pair of models.
         errors: standard error of each value, from the choice of items.
     """
     e = mean_over(values)

@@ -150,7 +150,7 @@ def _hits(
 
 
 def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, np.ndarray], int]:
-    """Measure the models trained on the standard text on held-out text, over training.
+    """Measure how the models trained on the standard text learn to predict held-out text.
 
     Returns:
         The arrays `loss` and `words` of `measure`, and how many checkpoints are missing or corrupt.

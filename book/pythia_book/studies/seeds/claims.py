@@ -215,9 +215,10 @@ def _excess(values: np.ndarray | None) -> Estimate | None:
 
 
 def _order_and_weights(params: Params, measured: Measured) -> Test:
-    """Test that held-out loss varies comparably by order seed and by weight seed.
+    """Test that held-out loss varies about as much with the order seed as with the weight seed.
 
-    Comparable means that neither standard deviation is SIMILAR times the other.
+    The two standard deviations count as comparable if neither is SIMILAR times as large as the
+    other.
     """
     unit, units = "natural logarithm of the ratio", f"{params.seeds} x {params.seeds} runs"
     grid = _final(params, measured, params.cells[: params.seeds**2], "loss")
@@ -271,9 +272,10 @@ def _head_widths(params: Params) -> str:
 
 
 def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
-    """Return how often two of the eight stable runs are in the same state, in % of checkpoints.
+    """Return at what percentage of checkpoints two runs are in the same state.
 
-    Checkpoints count from step MAPPED_FROM on. Return None without training maps.
+    This is a mean over all pairs of the eight stable runs. Only the checkpoints from step
+    MAPPED_FROM on count. Return None if there are no training maps.
 
     Args:
         maps: the table `training_maps`.

@@ -48,8 +48,10 @@ def _notes(result: Result, *notes: str) -> str:
 def curves(result: Result) -> Drawing:
     """Draw held-out loss over training, and how far runs with other seeds are from the mean run.
 
-    The first panel has the loss, with a band. The other three have runs minus the mean of all runs,
-    by which seed varies. They share one y axis, so that their spreads can be compared.
+    The first panel has the loss of the runs that vary in both seeds, with a band. In each other
+    panel, a different seed varies: the order seed, the weight seed, or both. These three panels
+    have each run's loss minus the mean of all runs. They share one y axis, so that their spreads
+    can be compared.
     """
     loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
     wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")

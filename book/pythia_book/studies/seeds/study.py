@@ -117,7 +117,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     n_gaps = 0
 
     def add(measurement: Measurement, cells: list[Cell], steps: list[int], *names: str) -> None:
-        """Measure the runs `cells` at the given steps, and keep the arrays with these names."""
+        """Measure the runs `cells` at `steps`, and keep only the arrays that `names` lists."""
         nonlocal n_gaps
         checkpoints = [(runs[cell], step) for cell in cells for step in steps]
         found, gaps = measure_all(checkpoints, measurement, progress)

@@ -117,6 +117,9 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
 def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
     """Return mean, low, high, min, max and n of a row of the table `bands`.
 
+    `low` and `high` are the ends of the prediction interval for one more run. They are NaN if all
+    values are equal.
+
     Args:
         values: the mean score of each run.
     """

@@ -228,7 +228,7 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
     bound = 9 + 5 * abs(t)
 
     def below(shift: float) -> float:
-        """Return the probability of a value below `t` if the true distance is `shift` units."""
+        """Return P(T < t) if the true distance is `shift` times `unit` standard deviations."""
         return float(norm.cdf(t * chi - shift).mean())
 
     def p_value(true: float) -> float:

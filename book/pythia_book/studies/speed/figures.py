@@ -36,7 +36,7 @@ def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    """Return the ratio in a row and its range over repeats, or why there is none, as text."""
+    """Format the ratio in a row, with its range over repeats. If there is no ratio, say why."""
     if row["ratio"] is None or row["ratio"] != row["ratio"]:
         return f"({row['failed']})" if row.get("failed") else DASH
     return f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
@@ -174,7 +174,7 @@ def _measured(result: Result) -> str:
 
 
 def gpu_sizes(result: Result) -> Table:
-    """Return the table of the speed of training on one GPU, by size, predicted and measured."""
+    """Return a table of predicted and measured training speeds on one GPU, with a row per size."""
     rows = [
         {
             "size": row["size"],

@@ -23,7 +23,7 @@ class Params(StudyParams):
         return scale_named("laptop").size_list(self.sizes, default)
 
     def check(self) -> None:
-        """Raise a ConfigError if the scale `laptop` does not have a size."""
+        """Raise a ConfigError if one of the sizes does not exist at the scale `laptop`."""
         accepted = scale_named("laptop").sizes
         unknown = [
             one_of(name, accepted, "size") for name in self.size_list if name not in accepted

@@ -202,13 +202,19 @@ GPU_COLUMNS = (
 def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
     """Compare predicted and measured speeds of training on one GPU, with a row for each size.
 
-    Predicted for one H100, whatever the tokens per update: tokens/s of torch.compile (`compiled`)
-    and of our code (`ours`), mfu (of ours, a fraction), predicted_ratio (ours over compiled).
-    Computed: state_gib, the memory for weights, gradients and Adam. From the paper's GPU-hours:
-    paper_tokens_per_s and paper_mfu, per A100. Measured, in tokens/s: `measured`, by our fastest
-    `implementation`; `baseline`, the same model under torch.compile; and `transformers`, at its
-    fastest. Also measured: measured_mfu, peak_gib, and ratio with low and high, the baseline's time
-    over ours. error_percent is by how much ours is faster than predicted.
+    Columns, besides size and parameters:
+
+    - Predicted for one H100, for any number of tokens per update: `compiled` and `ours` (tokens/s
+      of torch.compile and of our code), mfu (of our code, a fraction), predicted_ratio (ours
+      divided by compiled).
+    - Computed: state_gib (the memory for weights, gradients and Adam's moments, in GiB);
+      paper_tokens_per_s and paper_mfu (per A100, from the paper's GPU-hours).
+    - Measured: `implementation` (which of ours is the fastest), with its speed `measured`
+      (tokens/s), measured_mfu and peak_gib; `baseline` (tokens/s of the same model under
+      torch.compile); `transformers` (tokens/s of its fastest variant); ratio (the time of
+      `baseline` divided by our time) and its range, low to high.
+    - error_percent: by how many percent `measured` exceeds the speed predicted for the tokens per
+      update that were measured.
 
     Args:
         measured: the table of `steps_table` for a GPU.

@@ -78,7 +78,6 @@ def versions_table(published: Published) -> pd.DataFrame:
 
     Columns: model, v0 and v1. v0 and v1 are zero-shot accuracies in percent, averaged over both
     texts and over the tasks SEVEN. Models that lack a score are left out.
-
     """
     keys = ["model", "deduped", "task"]
 

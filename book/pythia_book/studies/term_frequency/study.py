@@ -186,8 +186,8 @@ def _recorded(
 ) -> list[tuple[str, np.ndarray]]:
     """Select the scores that the analysis reads, as pairs of a measure's name and its scores.
 
-    Only scores of sums that were never planted are read, and log-probabilities after examples only
-    at the last checkpoint.
+    Only the scores of sums that were never planted are selected. Log-probabilities of answers after
+    examples (few-shot) are selected only at the last checkpoint.
 
     Args:
         scores: the arrays that `asked` returned for one checkpoint.
