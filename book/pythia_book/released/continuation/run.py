@@ -492,9 +492,9 @@ DEPTH = 4
 class Prefetch:
     """A function that returns `batch_at(step)` for ascending steps, and reads batches in advance.
 
-    Whenever a batch is requested, a thread starts to read the next `depth` batches before `stop`.
-    An error in the thread is raised when that batch is requested. Use a Prefetch as a context
-    manager, which ends the thread.
+    Whenever a batch is requested, a thread starts to read the `depth` batches after it, but none
+    from step `stop` on. If a batch cannot be read, the error is raised when that batch is
+    requested. Use a Prefetch in a `with` statement, at whose end the thread ends.
     """
 
     def __init__(

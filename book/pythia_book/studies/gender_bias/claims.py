@@ -176,7 +176,7 @@ def claims(
 
 
 def _marginal(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
-    """Test that a loss of accuracy is below MARGINAL; used like `falls`."""
+    """Return the test that a loss of accuracy is below MARGINAL. Arguments are as in `falls`."""
     return falls(e, unit, units, MARGINAL, note)
 
 

@@ -53,11 +53,10 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
 
 
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
-    """Compare the losses of a continued control and of its source on rows not read so far.
+    """Compare a continued control with its source, by their losses on rows that neither has read.
 
     The source is the local run or released model that was continued. The two are compared at three
-    steps: the first that the control saved, the first after re-warming, and the last before the
-    end.
+    saved steps of the control: the first, the first after re-warming, and the last before the end.
 
     Args:
         run: the control, or a swapped run with this control.

@@ -325,8 +325,8 @@ def analyse(
     The table has one row per pair of a fork and its control and per measure. Its columns are
 
     - source, model, seed, kind, window, measure: as in `_Pair`.
-    - n: the number of step-to-step changes.
-    - r, low, high: their correlation between fork and control, with its interval.
+    - n: the number of step-to-step changes of the score.
+    - r, low, high: the correlation of the fork's changes with the control's, and its interval.
     - z: Fisher's z of r.
     - autocorrelation: see `autocorrelation`.
     - shift: the mean of fork minus control, in standard deviations of the control's changes.
@@ -435,7 +435,10 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
 
 
 def _contrast(table: pd.DataFrame) -> str:
-    """Say how the released model UNCOUPLED correlates with its control, by score; "" without it."""
+    """Say how the changes of the released model UNCOUPLED correlate with those of its control.
+
+    The text, the end of a note, has one correlation per score. It is "" if `table` lacks the model.
+    """
     alone = table[(table.model == UNCOUPLED) & table.measure.isin(TESTED)]
     if alone.empty:
         return ""

@@ -54,7 +54,7 @@ def _rows(scale: Scale, size: str) -> TokenFileData:
 
 
 def plans(params: Params) -> list[Plan]:
-    """Plan the continuations of every size: the control with the long swap, then the short swap.
+    """Return two plans per size: first for the control and the long swap, then for the short swap.
 
     Raises:
         CheckpointError: a released model is missing.

@@ -281,9 +281,10 @@ def order(extracted: Extracted) -> dict[str, Lines]:
 def order_test_rows(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """Apply all tests of order_tests to the eligible rows; return a line of `tests` for each.
+    """Apply all tests of order_tests to the eligible rows.
 
-    If too few eligible rows are memorized, return a single line that says so.
+    Return one line of the table `tests` for each test. If there are too few eligible rows that are
+    memorized, or too few that are not, return a single line that says so.
 
     Args:
         memorized: bool[rows in training order].

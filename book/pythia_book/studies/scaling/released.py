@@ -294,7 +294,7 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
     """
 
     def over(rows: pd.DataFrame, sign: int) -> Estimate | None:
-        """Return the mean of the differences in `rows` times `sign`, or None without rows."""
+        """Multiply the differences in `rows` by `sign`, and return their mean; None if no rows."""
         return (
             over_pairs(sign * rows.value.to_numpy(), rows.error.to_numpy()) if len(rows) else None
         )

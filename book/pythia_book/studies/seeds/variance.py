@@ -191,7 +191,7 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
 
 
 def items_error(values: np.ndarray) -> Estimate:
-    """Return how much the mean of a run would vary by the sampling of items alone.
+    """Return the part of the variation of a run's mean that is due to the choice of items alone.
 
     The result is a standard deviation with an interval. What all runs have in common, e.g. that an
     item is hard, does not count.

@@ -202,9 +202,9 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """Return, for each row of the table `reads`, the matching fraction of the Pile's tokens.
+    """Return a fraction of the Pile's tokens for each row of the table `reads`.
 
-    It is the fraction of the tokens that Pythia read as often as the row's `times` says.
+    It is the fraction that Pythia read as often as the column `times` says in that row.
     """
     times = {"3 or more": 3}
     return [
