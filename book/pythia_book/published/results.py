@@ -284,7 +284,8 @@ def _from_csv(path: Path) -> list[tuple]:
 def _sizes_from_csv(folder: Path) -> list[tuple]:
     """Read the CrowS-Pairs results of some deduplicated models from a folder of CSV tables.
 
-    They are the models of the sizes that are not in MODELS. The rows are tuples in the order of COLUMNS.
+    The models are those of the sizes that are not in MODELS. The rows are tuples in the order of
+    COLUMNS.
     """
     table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
     chosen = table[(table.deduped == 1) & ~table.model.isin(MODELS)]

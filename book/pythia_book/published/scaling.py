@@ -206,6 +206,6 @@ def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paradigms(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average the accuracy after training on each BLiMP paradigm over all models."""
+    """Average the final accuracy over all models, separately for each paradigm of BLiMP."""
     last = rows[rows.step == OFFICIAL_STEPS].rename(columns={"subtask": "paradigm"})
     return last.groupby(["phenomenon", "paradigm"]).acc.mean().rename("value").reset_index()

@@ -177,7 +177,11 @@ class Continued(Run):
 
     @property
     def scheduled_steps(self) -> list[int]:
-        """The steps at which weights are saved: as in a full run, and the first and last step."""
+        """The steps at which weights are saved.
+
+        They are the first and last step of the continuation, and all steps between at which a full
+        run saves weights.
+        """
         scheduled = checkpoint_steps(self.config.train.steps)
         inside = {s for s in scheduled if self.continuation.start <= s <= self.continuation.stop}
         return sorted(inside | {self.continuation.start, self.continuation.stop})

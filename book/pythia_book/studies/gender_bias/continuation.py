@@ -1,9 +1,9 @@
 """Check the continued training of a released model in two ways.
 
-`continuity` compares the loss of the continued control on unread rows with that of the source's
-checkpoint at the same step (or at the starting step). `effects` compares the gender study's
-measures of swap and control, which began in the same way and read the same rows except for swapped
-tokens. All differences are paired and have intervals.
+`continuity` compares, on unread rows, the loss of the continued control with the loss of the
+source's checkpoint at the same step (or at the starting step). `effects` compares the swapped run
+with its control on the measures of the gender-bias study. These two runs began in the same way and
+read the same rows, except for swapped tokens. All differences are paired and have intervals.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ independently about a trend, their differences have a lag-1 autocorrelation of -
 Fisher's interval by `INFLATION`. A model's coupling is the mean of Fisher's z over `TESTED`.
 
 What can be concluded is one-sided. If a fork is coupled more tightly than forks with a real swap
-are, this is evidence against the swap. If it is coupled less tightly, this is evidence of nothing,
-because other hardware loosens the coupling too.
+are, this is evidence that it had no real swap. If it is coupled less tightly, this is evidence of
+nothing, because other hardware loosens the coupling too.
 """
 
 from __future__ import annotations

@@ -253,11 +253,12 @@ def rate_over_training(
 def order(extracted: Extracted) -> dict[str, Lines]:
     """Return three tables on whether memorization depends on the order of training.
 
-    They are about the largest model on either text:
+    They are about the largest model that was trained on each text:
 
-    - tests: the tests of `order_tests`, on rows with a continuation that was read once.
-    - rates: the share memorized over training, of all rows and of rows read once.
-    - qq: the paper's Q-Q plot, for all rows and for rows read once.
+    - tests: the tests of `order_tests`, on the rows whose text was read only once.
+    - rates: what share of the rows is memorized, by when in training they were read; for all rows,
+      and for rows whose text was read only once.
+    - qq: the paper's Q-Q plot, for the same two sets of rows.
     """
     params = extracted.params
     tests, rates, qq = [], [], []

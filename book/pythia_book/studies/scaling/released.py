@@ -239,8 +239,9 @@ def _parameters(models: Sequence[str]) -> list[int]:
 def _over_training(means: pd.DataFrame) -> Estimates:
     """Return the estimates on mean zero-shot accuracy over training, in points.
 
-    size is the change of final accuracy per tenfold size. narrow and wide are the late changes of
-    accuracy (see `_changes`) of models with fewer and with at least 1,000 hidden dimensions.
+    size is the change of final accuracy per tenfold size. narrow is the mean late change of
+    accuracy (see `_changes`) of models with fewer than 1,000 hidden dimensions, and wide is the
+    mean late change of the other models.
 
     Args:
         means: the result of `_means`.

@@ -57,7 +57,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """
 
     def measured() -> Measurements:
-        """Measure the suite. The import is here because it loads torch, which a redraw spares."""
+        """Measure the suite. The import is here because it loads torch, unneeded for a redraw."""
         from pythia_book.studies.suite.measure import measure
 
         return measure(params, progress)
