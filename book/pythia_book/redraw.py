@@ -191,9 +191,9 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
 def differences(old: Path, new: Path) -> list[str]:
     """Describe the changes between the folders of two runs, one line each.
 
-    The date and commit of a redraw do not count as changes, with one exception. If the
-    old folder was redrawn by uncommitted code and the new folder by committed code, and nothing
-    else has changed, then the only line says that the code is committed now.
+    The date and commit of a redraw do not count as changes, with one exception. If the old folder
+    was redrawn by uncommitted code and the new folder by committed code, and nothing else has
+    changed, then there is one line, which says that the code is committed now.
     """
     before, after = records.read_record(old), records.read_record(new)
     lines = verdict_changes(before["claims"], after["claims"])

@@ -71,7 +71,8 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
     """Yield (domain, text) for every text of a corpus: sampled pieces, planted copies, and sums.
 
     Copies follow directly after the text they copy; the sums come last. The corpus is read twice.
-    The first pass chooses the texts to plant, and keeps only texts with LENGTHS in memory.
+    The first pass chooses the texts to plant. So only the texts that may be planted, i.e. that have
+    a number of words within LENGTHS, are kept in memory.
     """
     copies, words, natural = _survey(domains, corpus)
     copies = dict(copies)

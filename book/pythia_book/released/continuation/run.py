@@ -179,8 +179,8 @@ class Continued(Run):
     def scheduled_steps(self) -> list[int]:
         """The steps at which weights are saved.
 
-        They are the first and last step of the continuation, and all steps between at which a full
-        run saves weights.
+        They are the first and last step of the continuation and, between them, every step at which
+        a full run saves weights.
         """
         scheduled = checkpoint_steps(self.config.train.steps)
         inside = {s for s in scheduled if self.continuation.start <= s <= self.continuation.stop}

@@ -254,8 +254,9 @@ class NullDistribution:
     def p_values(self, observed: np.ndarray) -> np.ndarray:
         """Return the p-value of each observed statistic, float64[k, tests].
 
-        Trend and dispersion are tested two-sided, the two distances one-sided. The observation
-        counts as one of the draws, so no p-value is 0 and the level is exact.
+        The tests of trend and dispersion are two-sided. Those of positions and gaps, whose
+        statistics are distances, are one-sided. The observation counts as one of the draws, so no
+        p-value is 0 and the level is exact.
 
         Args:
             observed: the result of `statistics` for k runs, float64[k, tests].

@@ -255,9 +255,9 @@ def order(extracted: Extracted) -> dict[str, Lines]:
 
     They are about the largest model that was trained on each text:
 
-    - tests: the tests of `order_tests`, on the rows whose text was read only once.
-    - rates: what share of the rows is memorized, by when in training they were read; for all rows,
-      and for rows whose text was read only once.
+    - tests: the tests of `order_tests`, on the rows whose continuation was read only once.
+    - rates: the share of memorized rows in each part of training; of all rows, and of rows whose
+      continuation was read only once.
     - qq: the paper's Q-Q plot, for the same two sets of rows.
     """
     params = extracted.params

@@ -609,7 +609,8 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
 def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
     """Return a note with the difference of each pair of BLOOM and Pythia models, in points.
 
-    If they were scored, the note also has the mean difference on each task that the paper excepts.
+    It also has the mean difference on LAMBADA and on PIQA, if both were scored: the paper makes an
+    exception for these tasks.
     """
     note = "BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
     lambada, piqa = found["bloom_lambada_openai"], found["bloom_piqa"]

@@ -57,7 +57,10 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """
 
     def measured() -> Measurements:
-        """Measure the suite. The import is here because it loads torch, unneeded for a redraw."""
+        """Measure the suite.
+
+        The import is inside this function because it loads torch, which a redraw does not need.
+        """
         from pythia_book.studies.suite.measure import measure
 
         return measure(params, progress)
