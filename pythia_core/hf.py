@@ -517,8 +517,9 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     Args:
         declared: the contents.
         gelu: "as_declared" takes the form of GELU from the entry "hidden_act". "as_trained" takes
-            the form used in training. It differs only if "hidden_act" is the exact form: then it is
-            the entry "trained_gelu", which `save` writes, or the tanh form without such an entry.
+            the form used in training. If "hidden_act" is the tanh form, the two are the same. If it
+            is the exact form, "as_trained" takes the entry "trained_gelu", which `save` writes; if
+            this entry is absent, it takes the tanh form.
 
     Raises:
         CheckpointError: config.json declares another architecture or an unsupported setting.

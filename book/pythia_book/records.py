@@ -193,9 +193,9 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Peak memory in MB: the maximum of this process and its largest child, plus all workers.
+    """Return the peak memory of this process or its largest child, plus that of all workers, in MB.
 
-    Returns None on Windows.
+    Of the process and its child, the one with the higher peak counts. Return None on Windows.
     """
     try:
         import resource

@@ -96,7 +96,7 @@ def name_of(folder: Path) -> str:
 def redraw_one(folder: Path) -> Redrawn:
     """Make the record of a run again from its measurements; replace it if something has changed.
 
-    A failure is not raised, but returned as the problem of the outcome.
+    If this fails, no error is raised: the field `problem` of the returned Redrawn says what failed.
 
     Args:
         folder: the folder of the run.
@@ -170,9 +170,9 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
 def differences(old: Path, new: Path) -> list[str]:
     """Describe the changes between the folders of two runs, one line each.
 
-    The date and commit of a redraw do not count as changes, with one exception: if the old folder
-    was redrawn by uncommitted code, the new one by committed code, and nothing else has changed, a
-    line says so.
+    The date and commit of a redraw do not count as changes, with one exception. If the old folder
+    was redrawn by uncommitted code and the new folder by committed code, and nothing else has
+    changed, then there is one line, which says that the code is committed now.
     """
     before, after = records.read_record(old), records.read_record(new)
     lines = verdict_changes(before["claims"], after["claims"])
@@ -261,9 +261,9 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]:
-    """Return a line that counts changes, e.g. "2 tables changed: rates, levels", in a list.
+    """Return a list with one line that counts changes, e.g. "2 tables changed: rates, levels".
 
-    Without changes, the list is empty.
+    If nothing has changed, the list is empty.
 
     Args:
         things: what has changed.

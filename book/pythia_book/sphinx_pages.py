@@ -65,7 +65,9 @@ def configure(app: Sphinx, config: Config) -> None:
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
-    """Select the run of each study to show; if one changes, Sphinx reads every page again.
+    """Select, for each study, the run to show.
+
+    If this selection has changed since the last build, Sphinx reads every page again.
 
     Raises:
         ExtensionError: committed runs are damaged; the message names all of them.
@@ -105,10 +107,10 @@ def unshown(shown: SelectedRun) -> list[str]:
 
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
-    """Write the notebook that the page of each study shows to book/studies/ (ignored by git).
+    """Write one notebook per study into book/studies/, for the page of the study to show.
 
-    Each notebook gets a banner about its run. Notebooks of studies that no longer exist are
-    deleted.
+    Git ignores this folder. Each notebook gets a banner about its run. Notebooks of studies that no
+    longer exist are deleted.
     """
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
@@ -333,7 +335,10 @@ class RunBanner(_StudyDirective):
 
 
 class CompareRuns(_StudyDirective):
-    """A table of the verdicts on our models in all runs of a study, local and recorded."""
+    """A table that compares the verdicts on our models between all runs of a study.
+
+    There is a row per claim, and a column per run, local or recorded.
+    """
 
     def run(self) -> list[nodes.Node]:
         runs = [run for run in self.runs if run.record]

@@ -375,7 +375,9 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
 
 
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
-    """Add a legend to a panel or figure; unless `loc` is given, as a single row above the panels.
+    """Add a legend to a panel or figure.
+
+    If `options` lacks `loc`, the legend is a single row above the panels.
 
     Args:
         lines: maps each label to the properties of its line.

@@ -131,8 +131,8 @@ class Claim:
 
     Attributes:
         text: the statement, as a sentence.
-        source: section or figure, of the Pythia paper unless another is named. For a check, what
-            the check guarantees.
+        source: a section or figure of the Pythia paper, or of another paper if that is named. For
+            a check, what the check guarantees.
         ours: the test on our runs.
         released: the test on the released models.
         quote: the paper's own words, where a paraphrase could be disputed.

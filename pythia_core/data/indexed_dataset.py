@@ -87,8 +87,8 @@ class IndexedWriter:
 
         Raises:
             DataError: `ids` is not a flat list of integers, is too long for the format, or has an
-                id outside 0..vocab_size-1. The message gives the number of the document, and the
-                first such id with its position.
+                id outside 0..vocab_size-1. The message gives the number of the document
+                and, in the last case, the first id outside this range and its position.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):

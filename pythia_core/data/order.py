@@ -62,7 +62,7 @@ class Rows:
         return self._rows(start, stop)
 
     def _rows(self, start: int, stop: int) -> NDArray:
-        """Return the same as `rows`, which has already checked that the rows exist."""
+        """Do the work of `rows`, which calls this after checking that the rows exist."""
         raise NotImplementedError
 
     def missing_files(self, start: int, stop: int) -> list[Any]:

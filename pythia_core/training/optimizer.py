@@ -112,7 +112,7 @@ class FlatAdamW:
 
         Args:
             lr: learning rate.
-            update: the number of this update, counted from 1 since the moments were zero.
+            update: the number of this update; the first one after the moments were zero is 1.
             factor: 0-dim tensor that multiplies the gradient; default: 1.
             skip: 0-dim tensor; 1 leaves everything unchanged; default: 0.
         """

@@ -204,7 +204,7 @@ class Run:
 
     @property
     def scheduled_steps(self) -> list[int]:
-        """The steps whose weights the run saves until it is finished."""
+        """The steps whose weights the run saves by the time it is finished."""
         return [s for s in checkpoint_steps(self.config.train.steps) if s >= self.updates.start]
 
     @cached_property

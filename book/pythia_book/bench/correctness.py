@@ -1,10 +1,10 @@
 """Checks that kernels and training are correct on a GPU.
 
 Kernels are compared with fp64 by the tolerance rule in `problem`, which the tests use too. Training
-is compared with the same model with PyTorch's own operations in fp32 on the CPU: in every mode, the
-losses must be close. In the modes "eager" and "graph", a second run must also give the same bits. A
-kernel that would fall back to a slower operation counts as failed. A dry run does the same on tiny
-CPU tensors, without GPU kernels.
+in every mode is compared with a reference: the same model, trained in fp32 on the CPU with
+PyTorch's own operations. The losses must be close to those of the reference. In the modes "eager"
+and "graph", a second run must also give the same bits. A kernel that would fall back to a slower
+operation counts as failed. A dry run does the same on tiny CPU tensors, without GPU kernels.
 """
 
 from __future__ import annotations

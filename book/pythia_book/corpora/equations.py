@@ -66,11 +66,12 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 
 
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
-    """Pair first operands of adjacent frequency rank, and choose one number of each pair by a coin.
+    """Pair first operands that are about equally frequent; let a coin choose one of each pair.
 
-    The coin "boost" chooses the number that is planted BOOST times as often. The coin "placebo" has
-    no effect on the corpus. In two consecutive pairs, the coins agree once and disagree once, so
-    they are uncorrelated.
+    The numbers of a pair are neighbours when all are ranked by frequency. The number that the coin
+    "boost" chooses is planted BOOST times as often. The coin "placebo" has no effect on the corpus.
+    The two coins choose the same number in one of the first two pairs and different numbers in the
+    other; the same is true of the next two pairs, and so on. So the coins are uncorrelated.
 
     Args:
         natural: how often each number occurs in the rest of the corpus.

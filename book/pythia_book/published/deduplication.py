@@ -2,7 +2,8 @@
 
 There is one pair of models per size, and each model was trained once. The released standard errors
 are those of single models. Both models of a pair answer the same items, so the standard error of
-their difference is at most the one for independent models, which is used here as an upper bound.
+their difference is at most as large as if the models were independent. The standard error for
+independent models is used here, as an upper bound.
 """
 
 from __future__ import annotations

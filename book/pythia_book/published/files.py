@@ -31,7 +31,7 @@ BRANCHES = ("pythia-v1", "pythia-v0", "bias-evals", "opt", "bloom")
 
 
 def has_tables(path: Path) -> bool:
-    """Return whether released results are a folder of CSV tables, and not the evals tree."""
+    """Return whether the released results in `path` are CSV tables instead of the evals tree."""
     return (path / "bias_evals.csv").is_file()
 
 

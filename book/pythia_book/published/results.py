@@ -282,12 +282,10 @@ def _from_csv(path: Path) -> list[tuple]:
 
 
 def _sizes_from_csv(folder: Path) -> list[tuple]:
-    """Read the results on CrowS-Pairs of the deduplicated models with a size that is not in MODELS.
+    """Read the CrowS-Pairs results of some deduplicated models from a folder of CSV tables.
 
-    The rows are tuples in the order of COLUMNS.
-
-    Args:
-        folder: the folder of CSV tables.
+    The models are those of the sizes that are not in MODELS. The rows are tuples in the order of
+    COLUMNS.
     """
     table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
     chosen = table[(table.deduped == 1) & ~table.model.isin(MODELS)]

@@ -135,12 +135,14 @@ def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
-    """Select five-shot accuracies of models trained with small batches, and with full batches.
+    """Return the five-shot accuracies of models that were trained with small or full batches.
 
-    The models are standard models of the same sizes.
+    The table has the released models with small batches, and the standard Pythia models of the same
+    sizes, which have full batches. If one group is missing, `published.batch_size` is returned as
+    it is.
 
     Args:
-        acc: the accuracies of the Pythia models, which have full batches.
+        acc: the accuracies of the Pythia models.
     """
     import pandas as pd
 
@@ -204,6 +206,6 @@ def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paradigms(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average the accuracy after training on each BLiMP paradigm over all models."""
+    """Average the final accuracy over all models, separately for each paradigm of BLiMP."""
     last = rows[rows.step == OFFICIAL_STEPS].rename(columns={"subtask": "paradigm"})
     return last.groupby(["phenomenon", "paradigm"]).acc.mean().rename("value").reset_index()

@@ -149,7 +149,9 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
 
 
 def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
-    """Load a model from a folder of layer files, in the stored dtype, and merge the ranks' parts.
+    """Load a model, in the stored dtype, from a folder of layer files.
+
+    The parts of a layer that several ranks stored are merged.
 
     Args:
         config: the model's config; default: the config of the official size with the same shapes.

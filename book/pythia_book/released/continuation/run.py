@@ -177,7 +177,11 @@ class Continued(Run):
 
     @property
     def scheduled_steps(self) -> list[int]:
-        """The steps at which weights are saved: as in a full run, and the first and last step."""
+        """The steps at which weights are saved.
+
+        They are the first and last step of the continuation and, between them, every step at which
+        a full run saves weights.
+        """
         scheduled = checkpoint_steps(self.config.train.steps)
         inside = {s for s in scheduled if self.continuation.start <= s <= self.continuation.stop}
         return sorted(inside | {self.continuation.start, self.continuation.stop})
@@ -492,9 +496,9 @@ DEPTH = 4
 class Prefetch:
     """A function that returns `batch_at(step)` for ascending steps, and reads batches in advance.
 
-    Whenever a batch is requested, a thread starts to read the next `depth` batches before `stop`.
-    An error in the thread is raised when that batch is requested. Use a Prefetch as a context
-    manager, which ends the thread.
+    Whenever a batch is requested, a thread starts to read the `depth` batches after it, but none
+    from step `stop` on. If a batch cannot be read, the error is raised when that batch is
+    requested. Use a Prefetch in a `with` statement, at whose end the thread ends.
     """
 
     def __init__(

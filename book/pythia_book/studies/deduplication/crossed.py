@@ -11,7 +11,7 @@ from pythia_book.stats import LEVEL, Estimate, mean_over
 
 
 def crossed_mean(values: np.ndarray) -> Estimate:
-    """Return the mean of `values` with an interval that covers other models and other items.
+    """Return the mean of `values`; its interval covers the choice of models and of items.
 
     All models answer the same items. An item that favours one arm does so in several models, so
     more models do not average it away. The variance of the mean therefore has a part from models

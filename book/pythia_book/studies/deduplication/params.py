@@ -50,7 +50,7 @@ def keep(params: Params, run: RunConfig) -> Keep:
 def texts(params: Params) -> list[DataConfig]:
     """Return the configs of the training text without deduplication and with each recipe.
 
-    Some of these texts train no run of the study.
+    The study measures all of these texts, but trains models on only some of them.
     """
     run = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed)
     return [replace(run.data, dedup=recipe) for recipe in ("none", *RECIPES)]

@@ -1,4 +1,4 @@
-"""The errata page: the list with its evidence, and the measured effects of the switches."""
+"""The errata page: the errata with their evidence, and the effects of changed settings."""
 
 from __future__ import annotations
 

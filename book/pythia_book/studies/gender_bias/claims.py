@@ -1,14 +1,15 @@
 """The claims of the gender-bias study and how they are tested.
 
-On released numbers the units are models (released_numbers). Of our runs they are seeds: with one
-seed the effect is shown, with the interval over sizes, but gives no verdict, because training again
-with another seed can move it by more than all sizes of a seed differ.
+In tests on released numbers, the units are models (released_numbers). In tests on our runs, the
+units are seeds. With only one seed, the effect is shown with an interval over sizes, but there is
+no verdict: the effect can differ more between two seeds than between all sizes of one seed.
 
-Whether our controls have something to lose is a premise of every claim about them: a stereotype
-after occupations, a score above chance on the benchmark itself, some last words predicted. Premises
-are about these very controls, so their units are occupations or items. A claim whose premises do
-not hold by their own verdicts is not testable here, and so is every claim under the reverse swap,
-which the paper did not do.
+Every claim about our runs has a premise: that our controls have something to lose. This is a
+stereotype after occupations, a score above chance on the benchmark itself, or some last words that
+are predicted. Premises are about exactly these control runs, not about other seeds, so their units
+are occupations or items. If a premise of a claim does not hold by its own verdict, the claim is not
+testable here. Under the reverse swap, which the paper did not do, no claim about our runs
+is testable.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def claims(
 
 
 def _marginal(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
-    """Test that a loss of accuracy is below MARGINAL; used like `falls`."""
+    """Return the test that a loss of accuracy is below MARGINAL. Arguments are as in `falls`."""
     return falls(e, unit, units, MARGINAL, note)
 
 
@@ -298,7 +299,7 @@ class _Ours:
             return Units(measure, values[None], cells[0].strata)
 
         def above(measure: str, share: float, items: str, text: str) -> Claim:
-            """Return the premise `text`: the controls' mean of a measure is above `share`."""
+            """Return the premise `text`: in the controls, a measure's mean is above `share`."""
             chosen = units(measure)
             e = estimate(100 * (chosen.values - share), self.params.bootstrap, 0, chosen.strata)
             counts = f"{e.n_items} {items}, {of}"

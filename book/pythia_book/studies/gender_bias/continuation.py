@@ -1,9 +1,9 @@
 """Check the continued training of a released model in two ways.
 
-`continuity` compares the loss of the continued control on unread rows with that of the source's
-checkpoint at the same step (or at the starting step). `effects` compares the gender study's
-measures of swap and control, which began in the same way and read the same rows except for swapped
-tokens. All differences are paired and have intervals.
+`continuity` compares, on unread rows, the loss of the continued control with the loss of the
+source's checkpoint at the same step (or at the starting step). `effects` compares the swapped run
+with its control on the measures of the gender-bias study. These two runs began in the same way and
+read the same rows, except for swapped tokens. All differences are paired and have intervals.
 """
 
 from __future__ import annotations
@@ -53,11 +53,10 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
 
 
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
-    """Compare the losses of a continued control and of its source on rows not read so far.
+    """Compare a continued control with its source, by their losses on rows that neither has read.
 
     The source is the local run or released model that was continued. The two are compared at three
-    steps: the first that the control saved, the first after re-warming, and the last before the
-    end.
+    saved steps of the control: the first, the first after re-warming, and the last before the end.
 
     Args:
         run: the control, or a swapped run with this control.

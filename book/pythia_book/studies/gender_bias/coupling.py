@@ -13,8 +13,8 @@ independently about a trend, their differences have a lag-1 autocorrelation of -
 Fisher's interval by `INFLATION`. A model's coupling is the mean of Fisher's z over `TESTED`.
 
 What can be concluded is one-sided. If a fork is coupled more tightly than forks with a real swap
-are, this is evidence against the swap. If it is coupled less tightly, this is evidence of nothing,
-because other hardware loosens the coupling too.
+are, this is evidence that it had no real swap. If it is coupled less tightly, this is evidence of
+nothing, because other hardware loosens the coupling too.
 """
 
 from __future__ import annotations
@@ -328,8 +328,8 @@ def analyse(
     The table has one row per pair of a fork and its control and per measure. Its columns are
 
     - source, model, seed, kind, window, measure: as in `_Pair`.
-    - n: the number of step-to-step changes.
-    - r, low, high: their correlation between fork and control, with its interval.
+    - n: the number of step-to-step changes of the score.
+    - r, low, high: the correlation of the fork's changes with the control's, and its interval.
     - z: Fisher's z of r.
     - autocorrelation: see `autocorrelation`.
     - shift: the mean of fork minus control, in standard deviations of the control's changes.
@@ -438,7 +438,10 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
 
 
 def _contrast(table: pd.DataFrame) -> str:
-    """Say how the released model UNCOUPLED correlates with its control, by score; "" without it."""
+    """Say how the changes of the released model UNCOUPLED correlate with those of its control.
+
+    The text, the end of a note, has one correlation per score. It is "" if `table` lacks the model.
+    """
     alone = table[(table.model == UNCOUPLED) & table.measure.isin(TESTED)]
     if alone.empty:
         return ""

@@ -2,9 +2,10 @@
 
 With several seeds, a unit is a seed. Its value is the mean over all items, and the interval is
 Student's t interval over seeds. With one seed the units are items, resampled by the bootstrap, and
-the interval says nothing about training again. The sentences of WinoBias share 40 occupations, so
-for WinoBias a unit is an occupation, and its value is the mean over its sentences. Occupations with
-a feminine and with a masculine stereotype are resampled apart, because their numbers are fixed.
+the interval says nothing about how much models that are trained with other seeds differ. The
+sentences of WinoBias share 40 occupations, so for WinoBias a unit is an occupation, and its value
+is the mean over its sentences. Occupations with a feminine stereotype are resampled separately from
+those with a masculine one, because the number of each is fixed.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def _rows(scale: Scale, size: str) -> TokenFileData:
 
 
 def plans(params: Params) -> list[Plan]:
-    """Plan the continuations of every size: the control with the long swap, then the short swap.
+    """Return two plans per size: first for the control and the long swap, then for the short swap.
 
     Raises:
         CheckpointError: a released model is missing.
@@ -117,7 +117,10 @@ def _plans_or_none(params: Params) -> list[Plan]:
 
 
 def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[str, int, str], Run]:
-    """Find or train the control and the two swaps of every size. Map (size, 0, arm) to the run."""
+    """Find or train the control and the two swaps of every size.
+
+    Return a dict that maps (size, 0, arm) to the run. The 0 stands for the seed.
+    """
     scale = scale_named(params.scale)
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     arms: dict[tuple[str, int, str], Any] = {}

@@ -257,7 +257,7 @@ def tables(
                 cells[size, arm, step] = cells[size, "control", step]
 
     def summary(units: Units, change: bool, exact: bool = True) -> dict[str, Any]:
-        """Return value, low, high, n and seeds of a row of a table."""
+        """Return the columns value, low, high, n and seeds of a table's row, as a dict."""
         e = units.interval(params.bootstrap, change, exact)
         return {**e.interval(), "n": units.values.shape[1], "seeds": len(units.values)}
 

@@ -187,8 +187,9 @@ def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, colour: str = "")
 def released(result: Result) -> Drawing:
     """Draw the released numbers on memorization in four panels.
 
-    The panels have the share of sequences that each size memorizes, precision and recall of
-    predictions from earlier checkpoints and from smaller models, and recall by compute.
+    The first panel shows what share of sequences each size memorizes. The next two show precision
+    and recall of predictions: from earlier checkpoints, then from smaller models. The last shows
+    recall by compute.
     """
     table = result.tables["released"]
     note = "of the first 23,552,000 sequences; one run per size, so there is no interval"

@@ -254,8 +254,9 @@ class NullDistribution:
     def p_values(self, observed: np.ndarray) -> np.ndarray:
         """Return the p-value of each observed statistic, float64[k, tests].
 
-        Trend and dispersion are tested two-sided, the two distances one-sided. The observation
-        counts as one of the draws, so no p-value is 0 and the level is exact.
+        The tests of trend and dispersion are two-sided. Those of positions and gaps, whose
+        statistics are distances, are one-sided. The observation counts as one of the draws, so no
+        p-value is 0 and the level is exact.
 
         Args:
             observed: the result of `statistics` for k runs, float64[k, tests].
@@ -319,9 +320,9 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
         draws: the number of random subsets that give the band.
 
     Returns:
-        theoretical (Poisson quantiles), observed (sorted counts), and the band from low to high,
-        each an array with one entry per window. Of the random subsets of rows, 95 % lie entirely
-        inside the band.
+        A dict of four arrays with one entry per window: theoretical (Poisson quantiles), observed
+        (sorted counts), and low and high (the ends of the band). Of the random subsets of rows,
+        95 % lie entirely inside the band.
     """
     from scipy.stats import poisson
 
@@ -405,7 +406,7 @@ def linear_trend(total: float) -> Draw:
     """
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the relative rate at each eligible row, float[1, n]."""
+        """Return the relative rate of events at each eligible row, float[1, n]."""
         return (1 + total * (design.position - 0.5))[None]
 
     return weighted(weights)
@@ -421,7 +422,7 @@ def batch_rates(variation: float) -> Draw:
     """
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the relative rate at each eligible row, float[draws, n]."""
+        """Return the relative rate of events at each eligible row, float[draws, n]."""
         index, sizes = design.window_of(design.windows[BATCH])
         shape = 1 / variation**2
         return rng.gamma(shape, 1 / shape, (draws, len(sizes) + 1))[:, index] + 1e-9

@@ -88,9 +88,9 @@ class Params(StudyParams):
 
     @property
     def tenth(self) -> str:
-        """The smaller size with the number of parameters nearest to a tenth of the largest size's.
+        """The size that comes nearest to a tenth of the parameters of the largest size.
 
-        If there is only one size, it is that size.
+        It is smaller than the largest size, unless there is only one size.
         """
         largest = nominal_parameters(self.size_list[-1])
         smaller = self.size_list[:-1] or self.size_list

@@ -254,11 +254,12 @@ def rate_over_training(
 def order(extracted: Extracted) -> dict[str, Lines]:
     """Return three tables on whether memorization depends on the order of training.
 
-    They are about the largest model on either text:
+    They are about the largest model that was trained on each text:
 
-    - tests: the tests of `order_tests`, on rows with a continuation that was read once.
-    - rates: the share memorized over training, of all rows and of rows read once.
-    - qq: the paper's Q-Q plot, for all rows and for rows read once.
+    - tests: the tests of `order_tests`, on the rows whose continuation was read only once.
+    - rates: the share of memorized rows in each part of training; of all rows, and of rows whose
+      continuation was read only once.
+    - qq: the paper's Q-Q plot, for the same two sets of rows.
     """
     params = extracted.params
     tests, rates, qq = [], [], []
@@ -282,9 +283,10 @@ def order(extracted: Extracted) -> dict[str, Lines]:
 def order_test_rows(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """Apply all tests of order_tests to the eligible rows; return a line of `tests` for each.
+    """Apply all tests of order_tests to the eligible rows.
 
-    If too few eligible rows are memorized, return a single line that says so.
+    Return one line of the table `tests` for each test. If there are too few eligible rows that are
+    memorized, or too few that are not, return a single line that says so.
 
     Args:
         memorized: bool[rows in training order].

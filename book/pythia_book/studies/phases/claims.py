@@ -1,8 +1,8 @@
 """Claims of other work about early training, and numbers for prose.
 
-No claim is from the Pythia paper, whose checkpoints made such work possible. Where a statement is
-about models in general, the models are the units. The time between two milestones is measured in
-doublings of training, because early checkpoints are spaced that way.
+No claim is from the Pythia paper, but its checkpoints made the other work possible. Where a
+statement is about models in general, the models are the units. The time between two milestones is
+measured in doublings of training, because early checkpoints are spaced that way.
 """
 
 from __future__ import annotations

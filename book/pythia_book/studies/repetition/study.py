@@ -6,8 +6,8 @@ is deduplicated, so fresh rows are not repeats. Muennighoff et al. (2023, arXiv:
 to four epochs nearly free and fit a law for the worth of repeated data. Here, that worth is
 measured with single-pass runs. Each reads the different rows of an arm once and stops, so it gives
 the loss for that amount of fresh data. Repeating only a small part of the data (Hernandez et al.
-2022, arXiv:2205.10487) is not studied. What the released models show after they have read as many
-tokens as the deduplicated Pile has is a question of the deduplication study.
+2022, arXiv:2205.10487) is not studied. The released deduplicated models read their text more than
+once; what they show about this is a question of the deduplication study.
 """
 
 from __future__ import annotations

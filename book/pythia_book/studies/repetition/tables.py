@@ -128,7 +128,7 @@ class Arms:
         return None if end is None or earlier is None else (end - earlier)[JUDGE]
 
     def gap_growth(self, epochs: int) -> Estimate | None:
-        """Return how much more an arm overfits than the fresh arm does, in nats per token.
+        """Return how much more an arm overfits than the arm of one epoch does, in nats per token.
 
         Overfitting is the loss on held-out rows minus the loss on rows that all arms have read, at
         the end of training and averaged over sizes. The result is None if an arm was not measured.
@@ -192,7 +192,7 @@ def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: 
     Args:
         loss: float[rows], losses of the arm.
         single_pass: maps r to float[rows], losses of a run that read 1/r as many tokens as the arm,
-            all of them different.
+            but no token twice.
         draws: number of bootstrap resamples of the rows.
     """
     passes = sorted(single_pass)  # most data first, so losses rise
@@ -231,7 +231,7 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
     result = ["value", "low", "high", "n"]
 
     def add(rows: list, where: tuple, e: Estimate | None) -> None:
-        """Append a row with the values `where` and the estimate to `rows`, unless it is None."""
+        """Append a row with the values `where` and the estimate to `rows`, unless `e` is None."""
         if e is not None:
             rows.append((*where, e.value, e.low, e.high, e.n_items))
 

@@ -1,4 +1,4 @@
-"""The scaling study's claims, of which our models test some and only the released models others.
+"""The claims of the scaling study. Some are tested on our models, others only on released models.
 
 If the largest of our models does not beat guessing, the claim that accuracy rises with size is "not
 testable here". Sizes are the units of the intervals, with one run per size and text.

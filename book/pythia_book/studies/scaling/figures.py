@@ -82,9 +82,10 @@ def tasks_by_size(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Draw the accuracy of our models on the standard text over training, zero-shot by default.
+    """Draw the accuracy, over training, of our models that were trained on the standard text.
 
-    There is one panel per task and one for the last words of held-out passages.
+    There is one panel per task and one panel for the last words of held-out passages. The accuracy
+    on tasks is zero-shot, or with the fewest solved examples that were measured.
     """
     first, sizes = min(result.params.shot_list), result.params.size_list
     selection = {"arm": "standard", "shots": first, "status": "scored"}

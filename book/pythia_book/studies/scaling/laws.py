@@ -1,18 +1,18 @@
 """Scaling laws of the suite's losses, and the best model sizes that follow from them.
 
-Two forms are fitted to held-out loss in nats on the standard half: L(N) = E + A / N^alpha at the
-end of training, and L(N, D) = E + A / N^alpha + B / D^beta over checkpoints (Hoffmann et al. 2022),
-by least squares with a Huber loss on log L. N counts parameters without embeddings, D tokens read.
-Intervals resample held-out rows, the same for every model. A checkpoint in the middle of a run is
-*not* a run of that length: its learning rate has not decayed, so the second form overstates the
-benefit of long training.
+Two forms are fitted to the held-out loss, in nats, of the models trained on the standard text:
+L(N) = E + A / N^alpha at the end of training, and L(N, D) = E + A / N^alpha + B / D^beta over
+checkpoints (Hoffmann et al. 2022). The fit minimizes a Huber loss on log L. N counts
+parameters without embeddings, D tokens read. Intervals resample held-out rows, the same for every
+model. A checkpoint in the middle of a run is *not* a run of that length: its learning rate has not
+decayed, so the second form overstates the benefit of long training.
 
 "Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D);
 "inference-optimal" is the size that reaches a given loss at the lowest total cost if D_inf tokens
-are generated afterwards, for another 2 N D_inf. N excludes the embeddings, which are most of a
-model at our sizes; in particular, it excludes the vocabulary matrix, which takes most of the FLOP
-per token. The released sizes are compared with a published law whose N counts all parameters, and
-their tokens per parameter are given under both conventions.
+are generated afterwards, which costs another 2 N D_inf. N excludes the embeddings, which
+are most of a model at our sizes; in particular, it excludes the vocabulary matrix, which takes most
+of the FLOP per token. The released sizes are compared with a published law that counts all
+parameters in N. Their tokens per parameter are given in both ways of counting.
 """
 
 from __future__ import annotations

@@ -240,8 +240,9 @@ def _parameters(models: Sequence[str]) -> list[int]:
 def _over_training(means: pd.DataFrame) -> Estimates:
     """Return the estimates on mean zero-shot accuracy over training, in points.
 
-    size is the change of final accuracy per tenfold size. narrow and wide are the late changes of
-    accuracy (see `_changes`) of models with fewer and with at least 1,000 hidden dimensions.
+    size is the change of final accuracy per tenfold size. narrow is the mean late change of
+    accuracy (see `_changes`) of models with fewer than 1,000 hidden dimensions, and wide is the
+    mean late change of the other models.
 
     Args:
         means: the result of `_means`.
@@ -295,7 +296,7 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
     """
 
     def over(rows: pd.DataFrame, sign: int) -> Estimate | None:
-        """Return the mean of the differences in `rows` times `sign`, or None without rows."""
+        """Multiply the differences in `rows` by `sign`, and return their mean; None if no rows."""
         return (
             over_pairs(sign * rows.value.to_numpy(), rows.error.to_numpy()) if len(rows) else None
         )
@@ -609,7 +610,8 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
 def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
     """Return a note with the difference of each pair of BLOOM and Pythia models, in points.
 
-    If they were scored, the note also has the mean difference on each task that the paper excepts.
+    It also has the mean difference on LAMBADA and on PIQA, if both were scored: the paper makes an
+    exception for these tasks.
     """
     note = "BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
     lambada, piqa = found["bloom_lambada_openai"], found["bloom_piqa"]

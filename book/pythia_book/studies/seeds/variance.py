@@ -124,9 +124,10 @@ def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) 
     It is sqrt((ms - rest) / per), or 0 if the difference is negative.
 
     Args:
-        ms: the mean square by this kind of seed, with `df` degrees of freedom.
-        rest: the mean square of the rest, with `df_rest` degrees of freedom.
-        per: runs per seed of this kind. n: runs in total.
+        ms: the mean square between seeds of this kind, with `df` degrees of freedom.
+        rest: the residual mean square, with `df_rest` degrees of freedom.
+        per: the number of runs with each seed of this kind.
+        n: the number of all runs.
     """
     from scipy.stats import chi2, f
 
@@ -191,7 +192,7 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
 
 
 def items_error(values: np.ndarray) -> Estimate:
-    """Return how much the mean of a run would vary by the sampling of items alone.
+    """Return the part of the variation of a run's mean that is due to the choice of items alone.
 
     The result is a standard deviation with an interval. What all runs have in common, e.g. that an
     item is hard, does not count.

@@ -83,7 +83,10 @@ def steps(result: Result) -> Table:
 
 
 def operations(result: Result) -> Table:
-    """Return the table of our operations on the CPU, with the time of plain torch over ours."""
+    """Return the table of our operations on the CPU.
+
+    It also has the time of plain torch divided by the time of our operation.
+    """
     rows = []
     keys = ["size", "kernel", "dtype"]
     for (size, kernel, dtype), group in result.tables["operations"].groupby(keys, sort=False):

