@@ -11,8 +11,8 @@ The released models were trained differently from what their config.json declare
 - Rotary phases. The version of GPT-NeoX that trained the models computes the phases in the
   precision of training (EleutherAI/gpt-neox#1003). In fp16, this makes phases at late positions
   wrong by 0.1 to 0.8 radian; the error is larger in larger heads. `rotary="as_trained"` reproduces
-  the error. The default is `rotary="fp32"`, as in `transformers`, because it is only inferred from
-  the code, and not measured, that the released runs had this error.
+  the error. The default is `rotary="fp32"`, as in `transformers`, because only the code suggests
+  that the released runs had this error; it was not measured.
 
 Tensors have the same layout here and in `transformers`. In both, even QKV is grouped per head. So
 no tensor has to be permuted.

@@ -204,7 +204,7 @@ SHAPE_6_9B = (4096, 32)
 
 
 def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
-    """Return two standard deviations of the initial weights, which `pythia_init` explains.
+    """Return the standard deviations of the two kinds of initial weights (see `pythia_init`).
 
     Args:
         rule: a value of ModelConfig.init.

@@ -240,12 +240,12 @@ def _commit() -> str:
 
 
 def _open(part: Part) -> BinaryIO:
-    """Open a file to pack for reading."""
+    """Open, for reading, a file that goes into the archive."""
     return io.BytesIO(part) if isinstance(part, bytes) else open(part, "rb")
 
 
 def _size(part: Part) -> int:
-    """Return the number of bytes of a file to pack."""
+    """Return the number of bytes of a file that goes into the archive."""
     return len(part) if isinstance(part, bytes) else part.stat().st_size
 
 

@@ -233,7 +233,10 @@ def redraw_source() -> Path | None:
 
 
 def recorded_folder(study: str) -> Path | None:
-    """The folder of the study's run in book/recorded with the largest scale; None without one."""
+    """Find the run of a study in book/recorded; of several, the run with the largest scale.
+
+    Return its folder, or None if there is no such run.
+    """
     folders = [project_root() / "book" / "recorded" / study / scale for scale in reversed(SCALES)]
     return next((folder for folder in folders if (folder / "record.json").is_file()), None)
 
@@ -529,9 +532,9 @@ def staging(target: Path) -> Iterator[Path]:
 def swap_in(new: Path, target: Path) -> None:
     """Replace `target` by the folder `new` from `staging`, atomically if the system supports it.
 
-    Files that the earlier run in `target` did not write, such as a reader's notes, stay there.
     On other systems two renames are needed. If the process is killed between the two, `tidy`
     restores the earlier folder. If two processes swap at the same time, the last one wins.
+    Files in `target` that no run has written, e.g. a reader's notes, stay there.
     """
     _keep_foreign_files(target, new)
     for file in new.rglob("*"):

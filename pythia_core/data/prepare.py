@@ -137,7 +137,7 @@ class Batches(TokenizedText, Protocol):
         """
 
     def with_heldout(self) -> PreparedData:
-        """Return a dataset with held-out documents: this one, or another with its tokenizer."""
+        """Return a dataset with held-out documents: this one, or one with the same tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,11 @@ class PreparedData:
     def verify(self, full: bool = True) -> None:
         """Check the files of the dataset against its manifest.
 
-        The size of every file is checked. The sha256 is checked as well with `full`, or if the
-        files in a folder have at most FULL_CHECK_BYTES in total.
+        The size of every file is always checked.
+
+        Args:
+            full: check also the sha256 of every file. If False, this is done only in folders with
+                at most FULL_CHECK_BYTES in total.
 
         Raises:
             DataError: a file is absent or has changed; the message names the first such file.
@@ -379,7 +382,7 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _translate_errors(root: Path) -> Iterator[None]:
-    """Raise DataError instead of OSError if there is no space left inside the block."""
+    """If the disk becomes full inside the block, raise DataError instead of OSError."""
     try:
         yield
     except OSError as error:

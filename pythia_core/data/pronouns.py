@@ -1,10 +1,10 @@
 """Find the words to swap in token ids, for the paper's gender-bias intervention and a placebo.
 
 The paper (section 3.1) repeats the last 7 % or 21 % of training with masculine pronouns replaced by
-feminine ones. It is not documented which code did this, because case-studies/README.md in
-EleutherAI/pythia (commit 4d0c901) does not yet name the branch. Here, only whole words are
-replaced, and only by words with the same number of tokens. So every row keeps its length, and all
-other tokens are unchanged. The words are
+feminine ones. It is not documented which code did this: case-studies/README.md in
+EleutherAI/pythia (commit 4d0c901) does not yet name the branch with this code. Here, only whole
+words are replaced, and only by words with the same number of tokens. So every row keeps its length,
+and all other tokens are unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
@@ -275,7 +275,7 @@ def _segment(
     """
 
     def segmentations(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
-        """Yield the ids of each way to spell `rest` with n tokens, long first tokens first."""
+        """Yield each way to spell `rest` with n tokens, as ids. Longer tokens are tried first."""
         if n == 0 and not rest:
             yield ()
         for end in range(len(rest), 0, -1) if n else ():

@@ -89,8 +89,8 @@ def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
     """Yield (line number, bytes) of each line of a file, or (1, bytes) for the whole file.
 
     Raises:
-        DataError: the file cannot be read, is a damaged gzip file, or is (or has a line) longer
-            than MAX_BYTES.
+        DataError: the file cannot be read, or is a damaged gzip file, or one of the pieces (a line
+            or the whole file) is longer than MAX_BYTES.
     """
     number = 0
     try:

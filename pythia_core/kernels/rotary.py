@@ -122,9 +122,9 @@ class _SplitRotated(torch.autograd.Function):
 def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
 
-    On a CUDA device with Triton, qkv is overwritten and the results are views of qkv. Under no_grad
-    a copy of qkv is used instead, because autograd would not notice there that the caller uses qkv
-    again after it was overwritten.
+    On a CUDA device with Triton, qkv is overwritten and the results are views of qkv. Under
+    no_grad, autograd would not notice if the caller still used the old qkv, so a copy is
+    overwritten instead.
 
     Args:
         cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32.

@@ -60,7 +60,7 @@ that is not read yet."""
 
 @dataclass(frozen=True)
 class Start:
-    """A training state and its step, e.g. those of a control where its fork branches off."""
+    """A training state and its step, e.g. the state of a control from which a fork starts."""
 
     step: int
     state: State

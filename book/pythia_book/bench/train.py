@@ -367,10 +367,10 @@ def rows_to_try(job: Job, total_bytes: float) -> list[int]:
 
 
 def fitting_rows(job: Job) -> int:
-    """Return the number of rows per update: that of the job, or else as many as fit into memory.
+    """Return the number of rows per update: `job.rows` if set, else as many as fit into memory.
 
-    To find out what fits, updates of SIZING_IMPLEMENTATION are tried with the numbers in
-    `rows_to_try`. A dry run has 2 rows.
+    To find out how many fit, make updates of SIZING_IMPLEMENTATION with the numbers in
+    `rows_to_try`. Without a GPU, the default is 2 rows.
     """
     if job.rows or job.device.type != "cuda":
         return job.rows or 2

@@ -6,10 +6,10 @@ magnitude, but sums are rare. So sums are planted, worded like the paper's promp
 after Razeghi et al.). As first operands, numbers have the same relative frequencies as in the rest
 of the corpus. As second operands, all numbers are equally frequent.
 
-One exception turns a correlation into an experiment. The first operands are paired with others of
-similar frequency, and a coin decides which number of each pair becomes BOOST times as frequent in
-the sums. A second coin, the *placebo*, also chooses a number of each pair but changes nothing. A
-fifth of all pairs of first and second operand is never planted.
+One change to these frequencies turns a correlation into an experiment. The first operands are
+paired with others of similar frequency, and a coin decides which number of each pair becomes BOOST
+times as frequent in the sums. A second coin, the *placebo*, also chooses a number of each pair but
+changes nothing. A fifth of all pairs of first and second operand is never planted.
 
 All coins are hashes, as in pythia_book.corpora.miniature. Models are tested on the sums by
 pythia_book.studies.term_frequency.arithmetic.

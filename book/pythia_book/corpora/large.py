@@ -105,7 +105,7 @@ def _countries() -> Iterator[str]:
         """Yield "heading: text" for every text in nested dicts.
 
         Args:
-            heading: the heading of a text that is named only "text".
+            heading: the heading of a text with the key "text"; other texts are headed by their key.
         """
         for name, inner in value.items():
             if isinstance(inner, dict):

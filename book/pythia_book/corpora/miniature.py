@@ -142,7 +142,8 @@ def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
     The texts that will occur most often come first.
 
     Args:
-        share: words of the copies at each of LEVELS, as a share of the words of all texts.
+        share: for each level in LEVELS (the number of times a text occurs), how many words the
+            additional copies have, as a share of the words of all texts.
     """
     low, high = LENGTHS
     total, words = 0, {}

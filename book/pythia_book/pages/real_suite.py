@@ -1,4 +1,4 @@
-"""Makes the tables of the page on the released models: how each size was trained, cost of its use.
+"""Makes the tables of the page on the released models: their training, and the cost of their use.
 
 Facts that cannot be computed are in `TRAINED_IN`, `USABLE_VOCABULARY`, `TASK_TOKENS`,
 recipe.HARDWARE (parallelism) and suite.OFFICIAL_SIZES (shapes, initialisations, learning rates).
@@ -111,10 +111,13 @@ def fidelity_table() -> pd.DataFrame:
 def reading_table() -> pd.DataFrame:
     """Return the cost of loading and running each released model, one row per size.
 
-    The column stored has the bytes of one checkpoint on the hub, stored_all the bytes of all
-    checkpoints, minutes the time to download one, and memory the bytes of the model in fp32. The
-    seconds are for forward passes on a CPU: row_seconds over 2,048 tokens, and task_seconds over
-    all tasks.
+    Columns:
+    - size, and repository on the hub.
+    - stored, stored_all: the bytes of one checkpoint on the hub, and of all checkpoints.
+    - minutes: the time to download one checkpoint.
+    - memory: the bytes of the model in fp32.
+    - row_seconds, task_seconds: the time of the forward passes on a CPU, for one row of 2,048
+      tokens and for all tasks.
     """
     import pandas as pd
 
@@ -146,7 +149,7 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
     """Plan to continue a released deduplicated model for `steps` updates from the step `start`.
 
     Args:
-        swap: whether to train two runs, one with swapped pronouns and its control, or only one.
+        swap: True: train two runs, one with swapped pronouns and its control. False: train one run.
     """
     model = OFFICIAL_SIZES[size].model()
     train = published_train(model, SEQ_LEN, precision="bf16")
@@ -229,9 +232,9 @@ def commands_table() -> pd.DataFrame:
 def training_table() -> pd.DataFrame:
     """Return the cost of retraining each size with this library, which does not split models.
 
-    There is one row per size. The column state has the bytes of weights, gradients and optimizer in
-    bf16, without activations; fits says whether the state fits on a GPU of 80 GB; h100_hours are
-    the hours by recipe.estimates.
+    There is one row per size. The column h100_hours is taken from `recipe.estimates`. The column
+    state has the bytes of weights, gradients and optimizer in bf16, without activations. The column
+    fits says whether this state fits on a GPU of 80 GB.
     """
     frame = estimates()[["size", "h100_hours"]].copy()
     models = [OFFICIAL_SIZES[name].model() for name in frame["size"]]

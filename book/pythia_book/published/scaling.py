@@ -109,7 +109,7 @@ def _wide(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
-    """Select zero-shot scores after training, and add the scores of OPT and BLOOM.
+    """Return the zero-shot scores of the fully trained Pythia models, and those of OPT and BLOOM.
 
     Args:
         rows: the benchmarks of the Pythia models.

@@ -188,7 +188,12 @@ class MappedRows(Rows):
         return np.concatenate(parts)
 
     def _contradiction(self, number: int, problem: str) -> DataError:
-        """Return an error that says what is wrong with row `number` by the index maps."""
+        """Return an error which says that the index maps are wrong about a row.
+
+        Args:
+            number: the index of the row before the rows are shuffled.
+            problem: what the index maps do wrong, e.g. "give 5 tokens, not 2049".
+        """
         return DataError(
             f"for row {number} (before the rows are shuffled), the index maps {problem}; use index "
             f"maps that were made for {self._documents.tokens.name} with seq_len={self.seq_len}"

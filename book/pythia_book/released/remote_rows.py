@@ -255,7 +255,8 @@ class JoinedFile:
 class RemoteRows(FixedRows):
     """Rows of uint16 ids, stored in training order in shards that may be behind URLs.
 
-    Only the bytes of rows that are read are fetched. Reading a row raises any error of its shard.
+    When rows are read, only the bytes of these rows are fetched. If a shard is missing or cannot be
+    fetched, reading its rows raises an error; other rows can be read.
 
     Raises:
         DataError: the shards are incomplete or out of order, or do not have a whole number of rows.

@@ -99,7 +99,7 @@ class ScoredTask:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of everything but the model that determines the scores."""
+        """A hash of everything that determines the scores, except the model."""
         requests = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([scoring.VERSION, self.max_seq_len, requests])
 
@@ -169,7 +169,7 @@ class GeneratedTask:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of everything but the model that determines which answers are right."""
+        """A hash of everything that determines which answers are right, except the model."""
         task: GenerationTask = task_named(self.name)
         targets = [sorted(t) for t in self.targets]
         settings = [task.max_new, task.until, task.pattern, self.max_seq_len, self.eod_id]

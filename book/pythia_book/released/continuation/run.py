@@ -207,7 +207,7 @@ class Continued(Run):
 
     @property
     def place(self) -> dict[str, Any]:
-        """The locations of the run's source, rows and control, and its config (place.json)."""
+        """The content of place.json: the config, and where source, rows and control are."""
         return json.loads((self.folder / "place.json").read_text())
 
     @property
@@ -394,8 +394,8 @@ def _is_its_control(
 ) -> bool:
     """Whether the local run that saved `start` can serve as the control of a continued run.
 
-    It can if the control would only repeat it bit by bit: it has the same data, training settings
-    and last step, and no swap.
+    It can if training a control would only repeat the local run, bit by bit. This is so if the
+    local run is finished, has the same data, training settings and last step, and has no swap.
     """
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:

@@ -2,10 +2,10 @@
 
 The paper says that deduplication brings "no clear benefit on language modeling performance", and
 measures performance by eight benchmarks. So the released twins (pairs of a standard and a
-deduplicated model) test this sentence, as an equivalence with a margin. Our own twins test what can
-be seen at their size. The loss of our twins is no test of the sentence: copies are planted in the
-standard text and never in the held-out text, which is the setting of another paper (Hernandez et
-al. 2022).
+deduplicated model) test this sentence: their difference must lie within a margin. Our own twins
+test what can be seen at their size. Their held-out loss does not test the sentence, because copies
+are planted in our standard text and never in the held-out text. This is the setting of another
+paper (Hernandez et al. 2022).
 """
 
 from __future__ import annotations
@@ -181,9 +181,11 @@ def _pairs(e: Estimate | None, items: str) -> str:
 
 
 def _models_alone(e: Estimate | None) -> str:
-    """Return the end of a note: the interval of a released effect over models, for fixed items.
+    """Return the end of a note on a released effect: "; the interval over the models alone, ...".
 
-    Return "" if there is no effect.
+    Args:
+        e: the effect with an interval over models only, which takes the items as fixed. For None,
+            return "".
     """
     if e is None:
         return ""

@@ -224,8 +224,9 @@ def gelu() -> Values:
 def vocabulary() -> Values:
     """Compute the padded vocabulary sizes, and compare them with the released embeddings.
 
-    The values give the tokens of the tokenizer, the padded size for 1, 2 and 4 tensor-parallel
-    ranks, and, as vocab_agree, whether the padded sizes "are" or "ARE NOT" the released ones.
+    The values vocab_entries, vocab_spaces and vocab_usable count tokens of the tokenizer.
+    vocab_padded_R is the padded size for R = 1, 2 or 4 tensor-parallel ranks. vocab_agree is "are"
+    if these padded sizes are the released ones, else "ARE NOT".
     """
     entries, spaces = 50_254, 23
     usable = entries + spaces

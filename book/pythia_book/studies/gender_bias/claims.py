@@ -213,7 +213,7 @@ def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) ->
     verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
 
     def missing(*names: str) -> str:
-        """Return why a claim that needs these premises is not testable, or ""."""
+        """Return why a claim that needs the premises `names` is untestable; "" if testable."""
         if params.swap != PAPER_SWAP:
             return REVERSE
         return next((LACKING[name] for name in names if verdicts[name] != HOLDS), "")
@@ -281,7 +281,7 @@ class _Ours:
         return make(e, "points", units, note=note)
 
     def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
-        """Return, by name, the premises: what claims take for granted about our runs, with tests.
+        """Return the premises by name: what the claims take for granted about our runs, with tests.
 
         Args:
             feminine: the stereotype of each occupation, as in the function `claims`.
@@ -293,7 +293,7 @@ class _Ours:
         of = f"mean of the controls of {sizes} size{'s' if sizes > 1 else ''}{seeds}"
 
         def units(measure: str) -> Units:
-            """Average each unit of a measure over the controls of all sizes and seeds."""
+            """Return the value of each unit (see `Units`), averaged over all controls."""
             cells = [self.final[size, "control"][measure] for size in self.sizes]
             values = np.mean([cell.values.mean(0) for cell in cells], axis=0)
             return Units(measure, values[None], cells[0].strata)
@@ -401,7 +401,13 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
-        """Test the mean change over models, like `change`, from a result of `at_end`."""
+        """Test the change from control to swap, averaged over models.
+
+        Args:
+            frame: a result of `released_numbers.at_end`.
+            make, items, sign: as in `change`.
+            note: ends the note of the test.
+        """
         if frame.empty:
             return untestable(f"{NO_NUMBERS} of both arms at one checkpoint")
         e = numbers.mean_of_models(frame.assign(change=sign * frame.change))

@@ -301,7 +301,7 @@ class _Pair:
 
 
 def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
-    """Yield every pair of a fork and its control by measure, the released pairs first."""
+    """Yield one `_Pair` per measure for every fork and its control, released models first."""
     table = released.get("coupling_released")
     if table is not None:
         keys = ["model", "window", "measure"]

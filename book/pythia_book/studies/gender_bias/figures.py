@@ -98,7 +98,10 @@ def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
 
 
 def prior_shift(result: Result) -> Drawing:
-    """Draw the feminine share of pronouns after occupations, from the first fork on, by size."""
+    """Draw the feminine share of pronouns after occupations over training, in a panel per size.
+
+    The curves begin at the first fork.
+    """
     shares = style.rows_where(result.tables["branch"], measure="feminine_share")
     shares = shares[shares.percent >= BRANCH_PERCENT]
     sizes = result.params.size_list
@@ -236,8 +239,9 @@ def _halves(ax: Axes, result: Result) -> None:
 def language_cost(result: Result) -> Drawing:
     """Draw what the swap costs in language modelling.
 
-    The panels have LAMBADA of the released models (the paper's figure 6), and last words and
-    held-out loss of our models.
+    The first panel shows the LAMBADA accuracy of the released models (the paper's figure 6). The
+    other two show our models: how often they get a last word right, and their held-out loss minus
+    the loss of the control.
     """
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"

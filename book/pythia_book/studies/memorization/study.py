@@ -56,9 +56,13 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - beginnings/<arm>: how often the row's context and continuation occur, in one piece.
     - text/<arm>: a number that rows with the same continuation share.
 
-    The facts are batch_size, gaps (the number of checkpoints that could not be measured), generated
-    (how many results were checked by actual generation), disagreements (how many of these were
-    wrong), and power and levels (the rows of these tables).
+    The facts are
+
+    - batch_size.
+    - gaps: the number of checkpoints that could not be measured.
+    - generated: how many results were checked by actual generation.
+    - disagreements: how many of the checked results were wrong.
+    - power, levels: the rows of the tables `power` and `levels`.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.registry import train_all

@@ -61,7 +61,10 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known about the rows of one run, whichever model reads them, in training order."""
+    """Facts about each training row of a run, in training order.
+
+    They depend on the text alone, so they are the same for models of all sizes.
+    """
 
     times: np.ndarray
     """int[n]: how often the row's continuation was read in the whole run."""

@@ -132,9 +132,10 @@ def lens(result: Result) -> Drawing:
 
 
 def ngrams_table(result: Result) -> Table:
-    """Return the table of unigrams, bigrams and trigrams, with their held-out losses.
+    """Return a table with a row each for unigrams, bigrams and trigrams.
 
-    It also has the steps at which the largest model is nearest to them and begins to beat them.
+    A row has the held-out loss of these n-grams, the step at which the largest model is nearest to
+    them, and the step at which this model begins to beat them.
     """
     import pandas as pd
 

@@ -6,9 +6,10 @@ read before (Olsson et al. 2022).
 
 - n-grams (ngrams.py), counted on training rows. The distance of a model to the n-grams of order n
   is KL(p_n || model) at positions in held-out text.
-- induction: the loss on a random sequence of tokens when it is read a second time, compared with
-  the loss the first time and with the loss after the same tokens in another order; and how much
-  each head attends from a token to the one that followed its first occurrence (prefix matching).
+- induction: a model reads a random sequence of tokens twice. The loss on the second reading is
+  compared with the loss on the first, and with the loss if the first reading has the same tokens in
+  another order. Prefix matching is how much a head attends, from the second occurrence of a token,
+  to the token that followed the first occurrence.
 - logit lens: KL(model || the same final norm and unembedding applied after an earlier layer).
 """
 

@@ -1,1 +1,1 @@
-"""Data read several times at equal compute."""
+"""The repetition study: training reads the same data several times, at equal compute."""

@@ -145,8 +145,9 @@ def read_rows(result: Result) -> Drawing:
 def arms_table(result: Result) -> Table:
     """Return a table of the runs of the largest size, with one row per number of epochs.
 
-    It has the number of different rows read, the held-out loss, and what the data are worth, as
-    measured and by the law.
+    It has the number of different rows that a run reads, the held-out loss, and what the repeated
+    data are worth, in percent of as much fresh data: as measured, and as predicted by the law of
+    Muennighoff et al. (see law.py).
     """
     import pandas as pd
 

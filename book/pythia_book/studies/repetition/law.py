@@ -24,11 +24,11 @@ FITTED = "models of 7 million to 9 billion parameters"
 
 
 def _decayed(unique: float, repetitions: float, constant: float) -> float:
-    """Return how many fresh tokens (or parameters) repeated ones are worth, by the law.
+    """Return D' (or N') of the law: how many fresh tokens (or parameters) repeated ones replace.
 
     Args:
-        unique: number of different ones.
-        repetitions: how often each is repeated after its first use.
+        unique: number of different tokens (or parameters).
+        repetitions: how often each of them is repeated after its first use.
         constant: R_DATA for tokens, R_PARAMETERS for parameters.
     """
     return unique * (1 + constant * (1 - math.exp(-repetitions / constant)))

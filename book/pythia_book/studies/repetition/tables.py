@@ -138,10 +138,13 @@ class Arms:
         return None if heldout is None or read is None else difference(heldout, read)
 
     def memorized_change(self, epochs: int) -> Estimate | None:
-        """Return the share of rows that an arm has memorized minus the share of the fresh arm.
+        """Return how much larger a share of rows an arm has memorized than the fresh arm.
 
-        The rows are those that all arms have read. The shares are averaged over sizes. The result
-        is None if an arm was not measured.
+        Only rows that all arms have read count. The result is a difference of two fractions,
+        averaged over sizes; None if an arm was not measured.
+
+        Args:
+            epochs: selects the arm.
         """
         each = [self._change("memorized", size, epochs) for size in self.params.size_list]
         return self.pooled(each, exact=True)
@@ -157,6 +160,7 @@ class Arms:
 
         Args:
             measure: "read_loss" or "memorized".
+            epochs: selects the arm; the fresh arm has one epoch.
         """
         one, other = (self.measured.get(measure, size, r) for r in (epochs, 1))
         return None if one is None or other is None else one.astype(float) - other

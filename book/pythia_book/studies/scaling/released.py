@@ -4,8 +4,8 @@ Accuracies are means over the seven tasks without WSC unless a task is named. No
 released, so two scores of the same items are compared as if their errors were independent. Models
 are the units wherever a claim speaks of a kind of model: the values of several pairs or sizes give
 a t-interval. The two models of one size, on the standard and the deduplicated text, are one unit:
-their mean. Pairs of models share the items of a task, whose error such an interval cannot see, so
-`over_pairs` never makes an interval narrower than the error of the items.
+their mean. All pairs of models share the items of a task. An interval over pairs does not include
+the error of these items, so `over_pairs` makes no interval narrower than the error of the items.
 """
 
 from __future__ import annotations

@@ -57,16 +57,22 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the suite and score it.
 
-    Arrays, the last two only for the models trained on the standard text:
-    hits/SIZE/ARM/STEP/TASK/SHOTS bool[items], whether each answer is right (ARM is the text);
-    loss/SIZE/STEP float32[rows], held-out loss in nats per token;
-    words/SIZE/STEP bool[passages], whether the last word of each held-out passage is right.
+    Arrays, for models trained on the standard (ARM "standard") or the deduplicated text:
 
-    Facts: steps (updates of a run); context (tokens that a model reads); n_params (without
-    embeddings) and tokens_per_step, by size; tasks, a list of dicts with name, shots, items
-    (their number), fits (share of the items that fit the context) and status ("scored", "does not
-    fit" or "too long"); agreement (the rows of `_agreement`); gaps (number of measurements that
-    failed because a checkpoint is missing or corrupt).
+    - hits/SIZE/ARM/STEP/TASK/SHOTS: bool[items], whether each answer is right.
+    - loss/SIZE/STEP: float32[rows], held-out loss in nats per token; only on the standard text.
+    - words/SIZE/STEP: bool[passages], whether the model gets the last word of each held-out passage
+      right; only on the standard text.
+
+    Facts:
+
+    - steps: updates of a run.
+    - context: maximum number of tokens that a model reads.
+    - n_params, tokens_per_step: dicts by size; n_params leaves out embeddings.
+    - tasks: dicts with name, shots, items (their number), fits (share of the items that fit the
+      context, 0 to 1) and status ("scored", "does not fit" or "too long").
+    - agreement: the result of `_agreement`.
+    - gaps: number of measurements that failed because a checkpoint is missing or corrupt.
     """
     from pythia_book.studies.registry import train_all
     from pythia_book.tasks.metrics import (

@@ -171,7 +171,10 @@ def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
 
 
 def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
-    """Return deduplicated minus standard at the end for each seed, as a fraction or in nats."""
+    """Return the final value of the deduplicated minus the standard model, for each measured seed.
+
+    The values are float[seeds], in nats for the loss and as fractions for other measures.
+    """
     effects = tables["effects"]
     final = effects[(effects.measure == measure) & (effects.percent == 100)]
     return final[final.seed != "mean"].value.dropna().to_numpy(float)
@@ -289,9 +292,9 @@ def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
 
 
 def _same_scores(maps: pd.DataFrame | None) -> Test:
-    """Check that the scores of seed 0 in the training maps are those of the standard 410M model.
+    """Check that seed 0 in the released training maps is the standard 410M model, by its scores.
 
-    The scores must correlate by at least SAME_SCORE over checkpoints.
+    The correlation of the two models' scores over checkpoints must be at least SAME_SCORE.
     """
     known = None if maps is None else maps.dropna(subset="score_410m")
     if known is None or len(known) < 3:

@@ -1,9 +1,9 @@
 """The suite in miniature (paper section 2): sixteen models, their checkpoints, what they read.
 
-Trains every size of the scale on the standard and the deduplicated text, describes the models,
-checks the guarantees that the studies rely on (proofs), counts how often a token is read
-(read_counts) and compares the suite with other public ones. The
-data for that comparison are in suites.toml, which gives the sources of every cell of the table.
+The study trains every size of the scale on the standard and the deduplicated text. It describes
+the models, checks the guarantees that all studies rely on (proofs), counts how often a token is
+read (read_counts), and compares the suite with other public suites. The data of this comparison are
+in suites.toml, with a source for every cell of the table.
 """
 
 from __future__ import annotations

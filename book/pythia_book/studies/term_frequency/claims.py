@@ -173,7 +173,10 @@ def comparable_sizes(sizes: tuple[str, ...]) -> list[str]:
 
 
 def _parameters(sizes: Iterable[str]) -> list[int]:
-    """Return parameters without embeddings, which do not depend on the vocabulary."""
+    """Return the number of parameters of each size, without embeddings.
+
+    Without embeddings, the number does not depend on the vocabulary.
+    """
     return [size_named(size).model(vocab_size=1024).n_params_non_embedding for size in sizes]
 
 

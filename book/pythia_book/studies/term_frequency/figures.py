@@ -63,8 +63,8 @@ def _curves(ax: Axes, frame: pd.DataFrame, x: str, result: Result) -> None:
 def _last_gaps(result: Result) -> list[str]:
     """List each size with its final zero-shot gap, e.g. "25k +12", for the figure's description.
 
-    The gap is the accuracy on frequent minus the accuracy on rare first operands, in points. The
-    accuracy counts right answers picked out of four.
+    The gap is a difference in points: the accuracy on sums with frequent first operands minus the
+    accuracy on sums with rare ones. The model picks each answer out of four.
     """
     gaps = result.tables["gaps"]
     gaps = style.rows_where(gaps, step=gaps.step.max(), measure="choice", shots=0)

@@ -120,11 +120,11 @@ class NumberScores:
             return total / np.bincount(self.first, minlength=len(equations.FIRST))
 
     def group(self, means: np.ndarray, numbers: Iterable[int]) -> Estimate | None:
-        """Return the mean of `means` over some first operands, with the operands as units.
+        """Return the mean of `means` over the first operands in `numbers`. An operand is one unit.
 
-        The interval of a share is kept within 0..1. If all answers are right, or all are wrong, the
-        interval is the exact one for a share of questions. The result is None if none of the
-        operands has a mean.
+        If the means are shares, the interval is cut to 0..1; if all answers are right, or all are
+        wrong, it is the exact interval for a share of questions. The result is None if no operand
+        in `numbers` has a mean.
 
         Args:
             means: the result of `by_number`.
@@ -158,9 +158,10 @@ class NumberScores:
     ) -> Estimate | None:
         """Return how much larger the gap of one checkpoint is than the gap of another.
 
-        The gap is the score on frequent minus the score on rare first operands, see `gap`. Here,
-        both gaps use the tenths at the later step, and scores are paired by operand. The result is
-        None if a checkpoint was not measured.
+        The gap (see `gap`) is the score on the tenth of first operands that is most frequent minus
+        the score on the tenth that is rarest. Here, the same tenths are used for both gaps, namely
+        those at the later step, and scores are paired by operand. The result is None if a
+        checkpoint was not measured.
 
         Args:
             cells: (size, step) of the checkpoint with the gap to subtract, then of the other one.
