@@ -130,8 +130,8 @@ def make_bundle(
     if max_size is not None and sum(sizes.values()) > max_size * 1e6:
         largest = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sizes.items())
         raise ConfigError(
-            f"the files of this bundle have {sum(sizes.values()) / 1e6:.0f} MB ({largest}), which "
-            f"is more than --max-size {max_size:g}; choose fewer --studies or a smaller --scale"
+            f"the files of this bundle have {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
+            f"than --max-size {max_size:g} allows; choose fewer --studies or a smaller --scale"
         )
     manifest = {
         "scale": scale,

@@ -34,7 +34,7 @@ def slug(verdict: str) -> str:
 
 
 def parts(claims: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Split `claims` into the claims of papers, and the premises and checks."""
+    """Return two lists: the claims of papers, and the other rows (premises and checks)."""
     ours = [row for row in claims if row["kind"] != "claim"]
     return [row for row in claims if row["kind"] == "claim"], ours
 

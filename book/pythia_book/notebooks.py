@@ -292,8 +292,8 @@ def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> di
     """Return the stamp of a run, a dict of everything that determines its result.
 
     It has the study, its parameters, the hashes of the code cells and of both packages, and whether
-    PYTHIA_PUBLISHED_DIR is set. A finished run is up to date while these entries of its stamp equal
-    a stamp made now.
+    PYTHIA_PUBLISHED_DIR is set. A finished run is up to date as long as a stamp made now has the
+    same values.
     """
     return {
         "study": study,

@@ -558,7 +558,10 @@ def swap_in(new: Path, target: Path) -> None:
 
 
 def _keep_foreign_files(old: Path, new: Path) -> None:
-    """Copy files and folders in `old` that no run wrote to `new`, except where names clash."""
+    """Copy to `new` the files and folders in `old` that do not come from a run.
+
+    An entry is left out if `new` already has an entry of the same name.
+    """
     written = {NOTEBOOK, "record.json"}
     with contextlib.suppress(FileNotFoundError):  # another process may be swapping `old`
         entries = list(old.iterdir())

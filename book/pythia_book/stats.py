@@ -79,9 +79,10 @@ class Estimate:
     def mapped(
         self, function: Callable[[float], float], inverse: Callable[[float], float]
     ) -> Estimate:
-        """Return the estimate of an increasing `function` of the value, e.g. its logarithm.
+        """Apply an increasing `function`, e.g. the logarithm, to the value and its interval.
 
-        P-values are those of the original estimate: `inverse` maps a hypothetical value back.
+        The p-value of a hypothetical new value is the p-value of `inverse` of this value in the
+        original estimate.
         """
         numbers = {key: function(number) for key, number in self.interval().items()}
         return replace(self, **numbers, exact_p=lambda null: self.p_value(inverse(null)))

@@ -106,7 +106,7 @@ def open_corpus(
         empty = sum(count.empty for count in counts.values())
         raise DataError(
             f"the corpus {data.corpus!r} has no documents"
-            + (f" with text; {empty} have nothing but white space" if empty else "")
+            + (f" with text (documents with only white space: {empty})" if empty else "")
         )
 
 

@@ -257,7 +257,7 @@ def minhash_step(recipe: Recipe) -> Any:
         ) from error
     if int(xxhash.split(".")[0]) >= 4:
         raise MissingDependencyError(
-            f"datatrove does not support xxhash {xxhash}; install an older version with "
+            f"datatrove does not support xxhash {xxhash}; install an older xxhash with "
             "`pip install 'xxhash<4'`"
         )
     try:

@@ -70,8 +70,8 @@ def warn_once(message: str) -> None:
 def no_fallback() -> Iterator[None]:
     """Raise an error, inside the block, if a kernel or attention backend does not work.
 
-    Outside such a block, a slower torch operation replaces the kernel. A benchmark must not time
-    that operation by mistake.
+    Outside the block, a slower torch operation replaces a kernel that does not work. The block is
+    for benchmarks, which must not time the slower operation by mistake.
     """
     global _strict
     before, _strict = _strict, True

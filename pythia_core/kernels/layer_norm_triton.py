@@ -20,7 +20,7 @@ PARTIALS = 256
 
 
 def tile(d: int) -> tuple[int, int, int]:
-    """Return the rows, lanes and warps of a program, for rows of `d` elements.
+    """Return the numbers of rows, lanes and warps of a Triton program, for rows of `d` elements.
 
     A program has about 2,048 elements, but at least one row.
     """
@@ -30,10 +30,13 @@ def tile(d: int) -> tuple[int, int, int]:
 
 
 def backward_tile(d: int) -> tuple[int, int, int, int]:
-    """Return the size of a backward program, for rows of `d` elements.
+    """Return the size of a Triton program of the backward pass, for rows of `d` elements.
 
-    The four numbers are its rows, the lanes of the first and of the second run, and its warps. The
-    length of a run is a power of two; the second run may have 0 lanes.
+    A row is split into two runs of consecutive lanes. The length of each run is a power of two, and
+    the second may be 0.
+
+    Returns:
+        The numbers of rows, lanes of the first run, lanes of the second run, and warps.
     """
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0
@@ -126,7 +129,7 @@ def _write_part(
     dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, first,
     RESIDUAL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of x and of the branches for one run of lanes of a tile of rows."""
+    """Write the gradients of x and of the branches, for a run of consecutive lanes of some rows."""
     lane = first + tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
     at = row.to(tl.int64)[:, None] * d + lane[None, :]

@@ -59,8 +59,9 @@ class CheckpointWriter:
             caller may change them at once.
 
         Raises:
-            TrainingError: the previous checkpoint could not be written or, without a thread, this
-                checkpoint. An error in the thread is raised by the next call of a method.
+            TrainingError: a checkpoint could not be written. With a thread, this is the previous
+                checkpoint (the thread's errors are raised by the next call of a method). Without a
+                thread, it is this checkpoint.
         """
         self.wait()
         started = time.monotonic()

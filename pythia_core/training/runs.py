@@ -540,7 +540,10 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
     def distinctive(index: int, part: Any) -> bool:
-        """Return whether names include a part of the keys: a text, or a number that differs."""
+        """Return whether names include this part of a key.
+
+        They include every text, and a number only if keys differ at this index.
+        """
         return isinstance(part, str) or len({k[index] for k in keys if len(k) > index}) > 1
 
     return {

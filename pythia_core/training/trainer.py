@@ -390,10 +390,10 @@ class Trainer:
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
 
     def state(self) -> State:
-        """Return all tensors that exact resumption needs, first by file stem and then by name.
+        """Return all tensors that exact resumption needs, as {file stem: {name: tensor}}.
 
-        The stems are "model", "optimizer" and, in fp16, "scaler". The tensors of the first two are
-        not copies, so the next update changes them.
+        The stems are "model", "optimizer" and, in fp16, "scaler". The tensors under "model" and
+        "optimizer" are not copies, so the next update changes them.
         """
         state = {
             "model": {name: p.detach() for name, p in self.model.named_parameters()},

@@ -180,7 +180,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 
 
 def _report(run: Continued, measure: bool) -> None:
-    """Print the loss on unread rows of the continued control and of the source run.
+    """Print the losses of the continued control and of its source, on rows that neither has read.
 
     If `measure`, also print the gender bias of the control and of the run with swapped pronouns.
     """

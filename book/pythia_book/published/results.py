@@ -228,7 +228,7 @@ def load(source: str | Path | None = None) -> Published:
     path = Path(location).expanduser()
     if not path.exists():
         raise DataError(
-            f"there are no published numbers at {str(path)!r}, which does not exist; {HOW_TO_GET}"
+            f"{str(path)!r}, where published numbers are expected, does not exist; {HOW_TO_GET}"
         )
     if has_tables(path):
         rows = _from_csv(path / "bias_evals.csv") + _sizes_from_csv(path)

@@ -231,7 +231,9 @@ _DOUBLE_BATCH = ("160m", "410m", "1.4b")
 
 
 def mmlu_table(path: Path | None) -> pd.DataFrame:
-    """Read the accuracy on each subject of MMLU, without misplaced rows, in the columns MMLU.
+    """Read the accuracy on each subject of MMLU, in the columns MMLU.
+
+    Rows with the scores of another model are left out (see `misplaced`).
 
     Raises:
         DataError: JSON or CSV is malformed, or the archive exceeds a limit.

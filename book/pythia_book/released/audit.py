@@ -104,7 +104,10 @@ class Audit:
         ]
 
     def defects(self) -> list[str]:
-        """Return a sentence for each problem, duplicate or shared file, and for missing steps."""
+        """Return a sentence for each problem, duplicate or shared file; one more for missing steps.
+
+        If there are no defects, the list is empty.
+        """
         defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
         defects += [
             f"{len(names)} revisions have the same weights, so at least one of the revisions "

@@ -51,7 +51,10 @@ class NpyArray:
             }[version]
             self.shape, fortran, self.dtype = read(head)
         except (ValueError, KeyError, TypeError, SyntaxError, TokenError) as error:
-            raise DataError(f"{file.name} is not a readable .npy file ({error})") from error
+            raise DataError(
+                f"{file.name} is not a readable .npy file ({error}); copy the file again from its "
+                "source"
+            ) from error
         if self.dtype.kind not in "iu" or len(self.shape) != ndim or (fortran and ndim > 1):
             raise DataError(
                 f"{file.name} has an array of {self.dtype} with shape {self.shape}; expected an "
@@ -217,7 +220,7 @@ def find_maps(folder: Path) -> Path | None:
         )
     for part in PARTS:
         if not (folder / f"{stems[0]}_{part}.npy").is_file():
-            raise DataError(f"{folder} lacks {stems[0]}_{part}.npy")
+            raise DataError(f"{folder} lacks {stems[0]}_{part}.npy; put this file there")
     return folder / stems[0]
 
 

@@ -48,7 +48,7 @@ def summed(parts: list[Tensor]) -> Tensor:
 
 
 def mean(parts: list[Tensor]) -> Tensor:
-    """Average the copies of a LayerNorm parameter, one of which is on every rank."""
+    """Average the copies of a LayerNorm parameter. Each rank has one copy."""
     return torch.stack(parts).float().mean(0).to(parts[0].dtype)
 
 
@@ -112,8 +112,8 @@ def _layer_tensors(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(
-            f"{path} is not a layer file of GPT-NeoX, because it does not contain a dictionary "
-            "that has only tensors"
+            f"{path} is not a layer file of GPT-NeoX: the content must be a dictionary with "
+            "only tensors"
         )
     return state
 

@@ -94,8 +94,8 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
     """Return the configs of all texts that several studies read, without duplicates.
 
-    These are the texts on which the runs of the studies are trained, and what the function `texts`
-    of a study's params module returns, if there is such a function.
+    These are the texts on which the studies' runs are trained. If a study's params module has a
+    function `texts`, the texts that it returns are added.
     """
     texts = [run.data for run in all_runs(scale, studies)]
     for module in map(params_of, studies):

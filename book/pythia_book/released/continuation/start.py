@@ -211,7 +211,8 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
             model's size, and the best precision of this machine.
 
     Raises:
-        ConfigError: the model does not have a Pythia size, and required settings are missing.
+        ConfigError: the model does not have a Pythia size, and `settings` lacks lr_max, steps or
+            batch_size.
     """
     official = size_of(model, OFFICIAL_SIZES)
     missing = {"lr_max", "steps", "batch_size"} - settings.keys()

@@ -55,11 +55,12 @@ class Evidence:
 
 
 def lr_floor() -> Values:
-    """Compare the official learning rate by the training code ("neox") with that by the paper.
+    """Compare two schedules of the official learning rate: the training code's and the paper's.
 
-    The values give the mean rate by each schedule; the first step at which the rate by the code is
-    a tenth of the peak, its floor; whether the rate stays there ("all" or "not all" later steps);
-    and the rate by the paper at that step. Rates are in percent of the peak.
+    The names of values call the schedules "neox" (code) and "paper". The values give the mean rate
+    of each schedule; the first step at which the code's rate is at its floor, a tenth of the peak;
+    whether the code's rate stays there ("all" or "not all" later steps); and the paper's rate at
+    that first step. Rates are in percent of the peak.
     """
     rates = {
         form: [
@@ -161,11 +162,13 @@ def _key(size: str) -> str:
 
 
 def initialisation() -> Values:
-    """Compare the initial weights of 6.9B and 12B with those that the smaller models' rule gives.
+    """Compare the rule for the initial weights of 6.9B and 12B with the rule for smaller sizes.
 
-    The values give the standard deviations of the weights in an MLP's first matrix and in its
-    second (_output), by the rule of 6.9B and 12B and by the smaller models' rule (_small, _wang).
-    For 6.9B, init_times and init_output_times are the ratios of the first rule to the second.
+    The values std_SIZE and std_SIZE_output are the standard deviations of the weights in an MLP's
+    first and second matrix by the rule for 6.9B and 12B. The values std_SIZE_small and
+    std_SIZE_wang are the same by the rule for smaller sizes. For 6.9B, init_times (first matrix)
+    and init_output_times (second matrix) are the deviation by the first rule divided by the
+    deviation by the second.
     """
     from pythia_core.model import init_deviations
 
@@ -375,11 +378,11 @@ ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % 
 
 
 def released_winobias(tables: Tables) -> Values | None:
-    """Put the WinoBias accuracies, by prompt, with and without the pronoun swap, in words.
+    """List in words the released WinoBias accuracies of models with and without the pronoun swap.
 
     Returns:
-        The text `prompts`, with pro- and anti-stereotypical accuracy in percent; None without
-        scores.
+        {"prompts": text}. For each prompt and model, the text has the accuracy on pro- and on
+        anti-stereotypical sentences, in percent. None if no scores were released.
     """
     rows = tables["winobias"]
     if rows.empty:

@@ -495,12 +495,15 @@ class _Released:
         ]
 
     def _leads(self, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame | None:
-        """Return `released_numbers.leads`, or None without released WinoBias answers."""
+        """Return the table that `released_numbers.leads` computes.
+
+        Return None if there are no released WinoBias answers.
+        """
         table = self.tables.get("winobias")
         return None if table is None else numbers.leads(table, suite, prompts)
 
     def _lead(self, suite: str, prompts: tuple[str, ...]) -> Test:
-        """Test that the swap narrows the lead of stereotypical sentences (`_leads`)."""
+        """Test that the swap narrows the lead of stereotypical sentences (see `_leads`)."""
         leads = self._leads(suite, prompts)
         if leads is None:
             return untestable(NO_NUMBERS)

@@ -415,8 +415,9 @@ def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
 def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
     """Test that released swapped models follow their controls no more tightly than our swaps do.
 
-    The test is one-sided. If they follow them more tightly, this is evidence against the swap. If
-    they do not, the swap is not shown either.
+    Only one outcome says something about the released swap. If the released models follow their
+    controls more tightly, this is evidence that their pronouns were not really swapped. The
+    opposite outcome does not show that the pronouns were swapped.
     """
     theirs, ours = (_unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:

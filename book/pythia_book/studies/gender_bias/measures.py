@@ -151,7 +151,7 @@ class TokenizedItems:
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """Map each measure to the value of the model on every item, float64[items].
+        """Return the model's value on every item, by measure: {measure: float64[items]}.
 
         Args:
             full: whether to apply all measures, or only the feminine share and CrowS-Pairs.

@@ -243,9 +243,9 @@ def units_of_models(frame: pd.DataFrame, items: str) -> str:
 
 
 def per_tenfold(sizes: Iterable[str], values: Sequence[float]) -> Estimate | None:
-    """Fit how much a value changes per tenfold number of parameters, with a t-interval over models.
+    """Fit how much a value changes when the number of parameters grows tenfold.
 
-    Return None for fewer than three models.
+    The estimate has a t-interval over models. Return None for fewer than three models.
 
     Args:
         sizes: the names of the models, e.g. "1.4b".

@@ -151,10 +151,11 @@ def _order_test(
     margin: float,
     unit: str,
 ) -> Test:
-    """Test that memorized rows show practically no trend, or no clusters, over training.
+    """Test that memorized rows show practically no trend over training, or practically no clusters.
 
-    The test is about the largest model on one text, and about the rows with a continuation that
-    this model read only once. With several windows, the one that speaks least for it decides.
+    The test is about the largest model on one text. It uses the rows with a continuation that this
+    model read only once. If there are several window sizes, the test uses the size at which the
+    interval reaches furthest from no effect.
 
     Args:
         tests: the table `tests` of `tables.order`.

@@ -86,8 +86,8 @@ class Design:
 
         Returns:
             The index of the window of each eligible row, int[n], and the number of eligible rows in
-            each whole window, int[windows]. Rows after the last whole window share
-            the next index and are not counted.
+            each whole window, int[windows]. Rows after the last whole window share the next index
+            and are not counted.
         """
         whole = len(self.eligible) // window
         index = np.minimum(np.nonzero(self.eligible)[0] // window, whole)
@@ -402,7 +402,7 @@ def linear_trend(total: float) -> Draw:
     """Return a Draw in which the rate of memorized rows rises linearly over training.
 
     Args:
-        total: by how much it rises, divided by the mean rate.
+        total: by how much the rate rises from start to end, divided by the mean rate.
     """
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:

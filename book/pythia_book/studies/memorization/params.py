@@ -83,7 +83,7 @@ class Params(StudyParams):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """The numbers of rows per window: WINDOWS and that of the Q-Q plot, without duplicates."""
+        """The window sizes in rows: WINDOWS and the size for the Q-Q plot, without duplicates."""
         return tuple(dict.fromkeys((*WINDOWS, self.window)))
 
     @property

@@ -109,7 +109,10 @@ class Extracted:
 
     @property
     def n_first(self) -> int:
-        """The number of rows that the earliest checkpoint had read. Only these are predicted."""
+        """The number of rows that the earliest checkpoint had read.
+
+        Memorization is predicted only for these rows.
+        """
         return self.params.steps("standard")[0] * self.measured.facts["batch_size"]
 
 
@@ -235,10 +238,10 @@ def by_exposure(extracted: Extracted) -> Lines:
 def rate_over_training(
     memorized: np.ndarray, eligible: np.ndarray, rows: Rows, draws: int
 ) -> list[dict[str, Any]]:
-    """Return the share of eligible rows memorized in each of RATE_BINS equal parts of training.
+    """Return, for each of RATE_BINS equal parts of training, what share of its rows is memorized.
 
-    The keys of a line are percent (the middle of the part, in percent of training), n (eligible
-    rows), value, low and high.
+    Only eligible rows count. The keys of a line are percent (the middle of the part, in percent of
+    training), n (eligible rows), value, low and high.
     """
     edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
     table = []

@@ -119,10 +119,11 @@ def _over_sizes(values: list[float | None], unit: str) -> Test:
 
 
 def doublings(curves: Curves | None, early: int, late: int) -> float | None:
-    """Return how often training doubles from one step to another; negative if the other is earlier.
+    """Return how many times the step number doubles between two milestones of a model.
 
-    The steps are those at which the model is nearest, in KL, to the n-grams of order `early`, and
-    to the n-grams of order `late`. Step 0 counts as 1. Return None if there are no scores.
+    The first milestone is the step at which the model is nearest, in KL, to the n-grams of order
+    `early`; the second is the same for the order `late`. If the second comes before the first, the
+    result is negative. Step 0 counts as 1. Return None if there are no scores.
     """
     if curves is None:
         return None

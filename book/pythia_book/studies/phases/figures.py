@@ -142,7 +142,10 @@ def ngrams_table(result: Result) -> Table:
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]
 
     def step(event: str, order: int) -> str:
-        """Return the step of a milestone of the largest model, with its interval, as text."""
+        """Return, as text, the step at which the largest model reaches a milestone.
+
+        The text has an interval. It is "not measured" if there is no such milestone.
+        """
         reached = style.rows_where(milestones, size=largest, what=event, which=order)
         if reached.empty:
             return "not measured"
@@ -190,7 +193,7 @@ def _step_axis(ax: Axes, frame: pd.DataFrame) -> bool:
     """Make the x axis a logarithmic axis of steps, and return True.
 
     If the table `frame` has no rows, write that into the panel instead, and return False. Step 0
-    cannot be on the axis, but at step 1 the weights are still the initial ones.
+    cannot be on the axis, but step 1 shows the same: the first update does not change the weights.
     """
     if frame.empty:
         style.say(ax, NOTHING)

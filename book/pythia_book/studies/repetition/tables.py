@@ -28,9 +28,9 @@ CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
 class Arms:
     """The measurements of the study, with comparisons of arms row by row.
 
-    An arm is a run that passes over the same rows a number of times, its epochs; the fresh arm has
-    one epoch. All arms read equally many tokens. The result of a method is None if a run that it
-    needs was not measured.
+    An arm is a run that passes over the same rows one or more times; each pass is an epoch. The
+    fresh arm has one epoch. All arms read equally many tokens. The result of a method is None if a
+    run that it needs was not measured.
     """
 
     params: Params
@@ -120,8 +120,8 @@ class Arms:
         """Return how much the held-out loss of an arm has risen again at the end of training.
 
         It is the loss at the end minus the loss at the best earlier checkpoint, in nats per token,
-        for every other held-out row (JUDGE). The best checkpoint is chosen on the rows in between.
-        The result is None if a checkpoint was not measured.
+        for each of the held-out rows JUDGE, which are one half of the rows. The best checkpoint is
+        chosen on the other half (CHOOSE). The result is None if a checkpoint was not measured.
         """
         step, end = self.best_step(size, epochs, before_end=True), self.loss(size, epochs)
         earlier = None if step is None else self.loss(size, epochs, step)

@@ -114,7 +114,7 @@ class Law:
         return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 
     def _loss_elasticity(self, n: float) -> float:
-        """Return by how many nats the loss of a model of `n` parameters falls per unit of ln N."""
+        """Return the decrease of the loss, in nats per unit of ln N, at N = `n` parameters."""
         return self.alpha * self.A * n**-self.alpha
 
 

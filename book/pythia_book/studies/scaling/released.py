@@ -233,7 +233,7 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
 
 
 def _parameters(models: Sequence[str]) -> list[int]:
-    """Return the number of parameters of each model, without embeddings as the paper recommends."""
+    """Return each model's number of parameters outside embeddings, as the paper recommends."""
     return [size_named(model).model().n_params_non_embedding for model in models]
 
 
@@ -376,7 +376,7 @@ def _late(batch: pd.DataFrame) -> Estimate | None:
 
 
 def _mmlu(mmlu: pd.DataFrame) -> Estimates:
-    """Return the estimates on MMLU: final five-shot accuracy minus that of guessing, in points.
+    """Return the estimates on MMLU: final five-shot accuracy above guessing, in points.
 
     mmlu_small is for the mean of the models below a billion parameters, mmlu_large for 12B. The
     intervals are over the 57 subjects.
@@ -626,11 +626,12 @@ def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
 def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "mean") -> str:
     """List the difference of each pair of models as text, e.g. "opt-125m +0.5, opt-350m +3.1".
 
-    The difference is Pythia minus OPT or BLOOM minus Pythia, in points. The name is that of the OPT
-    or BLOOM model.
+    For the family "opt", the difference is Pythia minus OPT; for "bloom", it is BLOOM minus Pythia.
+    It is in points, after the name of the OPT or BLOOM model.
 
     Args:
-        family: "opt" or "bloom". leave_out: an OPT or BLOOM model to leave out.
+        family: "opt" or "bloom".
+        leave_out: an OPT or BLOOM model to leave out.
     """
     sign = -1 if family == "opt" else 1
     rows = pairs[(pairs.family == family) & (pairs.task == task) & (pairs.twin != leave_out)]

@@ -213,7 +213,7 @@ def _changes(params: Params, measured: Measured, measure: str) -> np.ndarray | N
 
 
 def _excess(values: np.ndarray | None) -> Estimate | None:
-    """Return `excess_over_item_noise`, or None without values."""
+    """Return `excess_over_item_noise(values)`; None if `values` is None."""
     return None if values is None else excess_over_item_noise(values)
 
 

@@ -90,9 +90,10 @@ def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
 
 
 def spreads(result: Result) -> Drawing:
-    """Draw the standard deviation over seeds during training, by which seed varies.
+    """Draw the standard deviation over seeds during training.
 
-    There is one panel per measure, with logarithmic axes.
+    There is one panel per measure, with logarithmic axes. A panel has one line if the order seed
+    varies, one if the weight seed varies, and one if both vary.
     """
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)
@@ -128,7 +129,10 @@ def spreads(result: Result) -> Drawing:
 
 
 def parts(result: Result) -> Drawing:
-    """Draw the final standard deviations due to order, weights, the rest, and item sampling."""
+    """Draw how much final scores vary due to order, weights, the rest, and the sampling of items.
+
+    All parts are standard deviations, with a panel per measure.
+    """
     colour = size_colour(result.params.size)
     kinds = ("order", "weights", "rest", "items")
     cut = "bars: 95 % intervals, cut where they go on"

@@ -63,7 +63,7 @@ def claims(
 
 
 def _on_released(operands: pd.DataFrame) -> list[Claim]:
-    """Return the claims on released models, with `operands` as described in `claims`."""
+    """Return the claims on released models. `operands` is the same as for `claims`."""
     unable = released_mean(operands, BELOW_1B, 143_000)
     late = [released_change(operands, sizes, 65_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
     note = ""
@@ -301,7 +301,7 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
 
 
 def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
-    """Return the claims on words of definitions, with `table` from `definitions_table`."""
+    """Return the claims on words of definitions. `table` is the result of `definitions_table`."""
     size = params.size_list[-1]
     return [
         Claim(

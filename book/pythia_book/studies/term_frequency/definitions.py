@@ -138,7 +138,7 @@ def definition_items(
 def _distractors(
     ranked: Sequence[tuple[int, str, str]], words: Mapping[str, str], index: int
 ) -> list[str]:
-    """Choose three wrong words by hash, from the entries that are nearest in word frequency.
+    """Choose three wrong words by hash, among words about as frequent as the right word.
 
     Args:
         ranked: (count of the word, hash, line) of each dictionary entry, by ascending count.

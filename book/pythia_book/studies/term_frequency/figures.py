@@ -24,7 +24,8 @@ def by_frequency(result: Result) -> Drawing:
     """Draw how often first operands were read in sums, and accuracy on sums by that frequency.
 
     The first panel compares how often each operand was read in sums with how often it occurs in the
-    text. The other two have accuracy at the end of training, picked out of four and written.
+    text. The other two show accuracy at the end of training: in the second, the model picks the
+    answer out of four; in the third, it writes the answer.
     """
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)

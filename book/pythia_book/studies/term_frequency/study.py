@@ -120,7 +120,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Arrays on the numbers 0 to 99:
     natural int32[numbers], how often each number occurs in the text before sums are planted in it;
     in_sums/STEP int32[numbers], how often models have read each number as the first operand of a
-    sum up to STEP.
+    planted sum by the time they reach STEP.
 
     Arrays on the sums that were never planted:
     first int8[sums], the first operand;
@@ -130,7 +130,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     logprob/SIZE/STEP/SHOTS float32[sums], log-probability of the right answer in nats; if SHOTS is
     not 0, at the last step only.
 
-    Arrays on definitions, the last two at the last step only:
+    Arrays on definitions; STEP is always the last step:
     definition_read bool[items], whether the definition is in the training text;
     word_read/STEP int32[items], how often models have read the defined word;
     definition/SIZE/STEP bool[items], whether the model picks the defined word out of four.
@@ -138,8 +138,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Facts: steps (of the checkpoints), and gaps (number of checkpoints that are missing or corrupt).
 
     Raises:
-        ConfigError: a sum with its examples does not fit the context. Nothing has been trained
-            then.
+        ConfigError: a sum with its examples does not fit the context. This is found before
+            anything is trained.
     """
     from pythia_book.corpora.miniature import sampled
     from pythia_book.measurements import measure_all

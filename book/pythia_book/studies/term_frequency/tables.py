@@ -314,7 +314,9 @@ def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int])
 def experiment_table(
     scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]
 ) -> pd.DataFrame:
-    """Return the table of the coins' effects on final scores; see `NumberScores.coins`.
+    """Return the table of the effects that `NumberScores.coins` estimates on final scores.
+
+    The two coins chose, at random, one number of each couple of numbers.
 
     Columns: coin ("boost", "placebo" or "boost minus placebo"), size, shots, measure, ratio (how
     many times as often the chosen number was read in sums as the other number of its couple, as a
@@ -366,11 +368,12 @@ def released_table(arithmetic: pd.DataFrame | None) -> pd.DataFrame:
     """Return the mean released accuracies on sums and products, with t-intervals.
 
     Columns: model, operation, shots, step, value (share of right answers), low, high, n (number of
-    first operands, the units of the interval). Without released accuracies, the table is empty.
+    first operands, the units of the interval). If there are no released accuracies, the table is
+    empty.
 
     Args:
-        arithmetic: columns model, operation, shots, step, mean, sd and n, of accuracies by first
-            operand; None without released accuracies.
+        arithmetic: columns model, operation, shots, step, mean, sd and n. The last three describe
+            the accuracies by first operand. None if there are no released accuracies.
     """
     import pandas as pd
 
