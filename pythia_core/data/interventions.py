@@ -80,7 +80,8 @@ class Ledger:
             raise DataError(
                 f"the intervention's ledger expects token {self.old[low + i]} in row "
                 f"{self.row[low + i]}, column {self.column[low + i]}, but the data has token "
-                f"{changed[index][i]} there, so the ledger was made for other data or another order"
+                f"{changed[index][i]} there, so the ledger was made for other data or another "
+                "order; use the data and the order for which it was made"
             )
         changed[index] = self.new[low:high].astype(changed.dtype)
         return changed
