@@ -90,7 +90,7 @@ class Ledger:
         """Return the settings of the swap and what it changes, as a dict of plain JSON types.
 
         The keys include `tokens` and `tokens_changed` (numbers), `share_changed` (a fraction of
-        the tokens), `words` (number of occurrences) and `by_form` (the same by spelling).
+        the tokens), `words` (how many pronouns were found) and `by_form` (the same, by spelling).
         """
         return {
             "swap": self.swap,

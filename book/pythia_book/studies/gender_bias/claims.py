@@ -527,7 +527,7 @@ class _Released:
 
     @cached_property
     def _biases(self) -> pd.DataFrame | None:
-        """The table of how the swap changes CrowS-Pairs scores; None without released numbers.
+        """The table of how the swap changes CrowS-Pairs scores; None if no numbers were released.
 
         It has one row per model. The column `others` is the change for the eight biases other than
         gender, and the column `change` is the change for gender minus `others`, both in points.
