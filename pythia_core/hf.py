@@ -178,7 +178,7 @@ class Weights(Mapping[str, Tensor]):
 def mismatches(
     stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Return a sentence for each difference between stored tensors and those a model needs.
+    """Return a text for each difference between the stored tensors and those that a model needs.
 
     Args:
         stored, needed: map the name of each tensor to its shape.
@@ -383,7 +383,7 @@ def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
-    """Return the bytes of a tensor that is stored in `dtype` (None: in its own dtype)."""
+    """Return how many bytes a tensor takes if it is stored in `dtype` (None: in its own dtype)."""
     return tensor.numel() * (dtype or tensor.dtype).itemsize
 
 

@@ -265,7 +265,7 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 
 
 def check_values(study: str, values: dict[str, Any]) -> None:
-    """Raise if a study cannot use values of its parameters, although their types are right.
+    """Check that a study can use the values of its parameters. Their types were checked before.
 
     The dataclass `Params` of the study checks whatever follows from the values alone. If the module
     study.py of the study has a function `check`, that function checks the rest. A notebook without

@@ -307,10 +307,13 @@ def _on_import() -> None:
 
 
 def _guard_output(arguments: list[str]) -> None:
-    """Guard the output path of a papermill call even with `--prepare-only`, which has no engine.
+    """Keep a papermill call from overwriting a recorded run (see `_guard`).
+
+    This happens before papermill starts an engine, as a call with `--prepare-only` starts none.
 
     Raises:
-        ConfigError: the call would overwrite a recorded run.
+        ConfigError: the call would write another notebook to the place of a recorded run, or would
+            write there with an engine other than `pythia`.
     """
     words, options = parse_arguments(arguments)
     paths = [word for word in words if not word.startswith("-") or word == "-"]
@@ -355,8 +358,9 @@ def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
 def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM stop the notebook safely.
 
-    A signal interrupts the running cell, which saves the model it is training, and then ends the
-    notebook. Without this context manager, a signal would break the connection to the kernel.
+    A signal first interrupts the running cell. The cell saves the model that it is training; then
+    the notebook ends. Without this context manager, a signal would break the connection to the
+    kernel.
 
     Args:
         kwargs: keyword arguments for papermill's engine; changed in place.

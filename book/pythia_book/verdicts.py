@@ -78,7 +78,7 @@ class Test:
         if self.form == "within" and not self.bound > 0:
             raise ConfigError(f"an equivalence margin must be positive, got {self.bound}")
         if not self.form and not self.reason:
-            raise ConfigError("a test needs a form, or the reason why there is none")
+            raise ConfigError("a test without a form must give the reason why it has none")
 
 
 def rises(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
@@ -219,13 +219,13 @@ def p_value(test: Test) -> float:
 
 
 def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
-    """Return the smallest effect that would have got a verdict with the probability POWER.
+    """Return how large an effect must be to get a verdict with the probability POWER.
 
-    It is a distance from the bound, in the unit of the estimate.
+    The size of the effect is its distance from the bound, in the unit of the estimate.
 
     Args:
         n_tests: number of tests that Holm's procedure corrects for. The effect is computed for the
-            test that it considers first, which has the level ALPHA / n_tests.
+            test that the procedure considers first, which has the level ALPHA / n_tests.
     """
     from scipy.optimize import brentq
     from scipy.special import nctdtr

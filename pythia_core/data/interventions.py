@@ -80,7 +80,8 @@ class Ledger:
             raise DataError(
                 f"the intervention's ledger expects token {self.old[low + i]} in row "
                 f"{self.row[low + i]}, column {self.column[low + i]}, but the data has token "
-                f"{changed[index][i]} there, so the ledger was made for other data or another order"
+                f"{changed[index][i]} there, so the ledger was made for other data or another "
+                "order; use the data and the order for which it was made"
             )
         changed[index] = self.new[low:high].astype(changed.dtype)
         return changed
@@ -89,7 +90,7 @@ class Ledger:
         """Return the settings of the swap and what it changes, as a dict of plain JSON types.
 
         The keys include `tokens` and `tokens_changed` (numbers), `share_changed` (a fraction of
-        the tokens), `words` (number of occurrences) and `by_form` (the same by spelling).
+        the tokens), `words` (how many pronouns were found) and `by_form` (the same, by spelling).
         """
         return {
             "swap": self.swap,

@@ -27,9 +27,9 @@ MAX_BYTES = 1 << 28
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of every document in a file, a folder or an "hf:" dataset.
 
-    If a file is in a subfolder, its domain is the name of the topmost subfolder.
-    Otherwise, it is the file's name without the suffix for .jsonl, and "text" for .txt. See
-    `_hf_texts` for the domains of an "hf:" dataset.
+    If a file is in a subfolder, its domain is the name of the topmost subfolder. Otherwise, the
+    domain of a .jsonl file is its name without the suffix, and the domain of a .txt file is "text".
+    See `_hf_texts` for the domains of an "hf:" dataset.
 
     Raises:
         FetchError: a dataset cannot be loaded.
@@ -222,7 +222,10 @@ def _hf_dataset(corpus: str) -> Any:
         ) from error
     for column in ["text"] + ["meta"] * bool(subset):
         if column not in data.column_names:
-            raise DataError(f'corpus {corpus!r} has columns {data.column_names}, but no "{column}"')
+            raise DataError(
+                f'corpus {corpus!r} has the columns {data.column_names}, but no "{column}"; '
+                "choose a dataset that has this column"
+            )
     return data
 
 

@@ -90,8 +90,8 @@ def _find_reason(backend: str) -> str:
 def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
     """Return the name of the attention backend to use for a head dim and dtype.
 
-    This is the backend in FASTEST, or DEFAULT if FASTEST has no entry for the head dim or the dtype
-    is fp32. If that backend does not work here, a warning is logged and DEFAULT is returned.
+    For fp32, and for head dims that are not in FASTEST, this is DEFAULT; otherwise, it is the entry
+    of FASTEST. If that backend does not work here, a warning is logged and DEFAULT is returned.
 
     Raises:
         ConfigError: that backend does not work here, and a `dispatch.no_fallback` block is active.

@@ -223,8 +223,9 @@ def pair_forward(
     """Run the forward kernel. The arguments are those of `layer_norm.layer_norm_pair`.
 
     Returns:
-        The sum of `x` and the branches (empty without branches); the results of the two LayerNorms;
-        and the mean and the reciprocal of the standard deviation of each normalised row.
+        The sum of `x` and the branches (empty if there are no branches); the results of the two
+        LayerNorms; and the mean and the reciprocal of the standard deviation of each normalised
+        row.
     """
     x = x.contiguous()
     branches = [b.contiguous() for b in branches]

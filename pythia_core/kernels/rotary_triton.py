@@ -52,7 +52,7 @@ def rotate_kernel(
     LANES: tl.constexpr,  # HALF up to a power of two
     ROWS: tl.constexpr,
 ):
-    """Rotate ROWS rows in place. A row has the rotated lanes of a query or key head of a token."""
+    """Rotate ROWS rows in place. A row is the part of a query or key (of one head) that rotates."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     mask = (row < n_rows)[:, None] & (lane < HALF)[None, :]

@@ -138,7 +138,7 @@ def is_live(stream: TextIO) -> bool:
 
 
 def _terminal() -> TextIO | None:
-    """Return the terminal on which a progress bar can be drawn and redrawn; None without one.
+    """Return the terminal on which a progress bar can be redrawn; None if there is none.
 
     It is the error stream or, inside a kernel, the terminal of the command that runs the notebook.
     """

@@ -93,8 +93,10 @@ def bench_size(
     """Measure how fast one model continues `batch` prompts.
 
     Returns:
-        A row of the table: the speeds in tokens per second of our implementation and of the fastest
-        `transformers` implementation (the peer), their ratio, and the number of equal texts.
+        A row of the table. Its keys are non_embedding (number of parameters), batch, tokens_per_s
+        (our speed), peer (the name of the fastest `transformers` implementation),
+        peer_tokens_per_s (its speed), ratio (our speed over its speed), and equal_texts (for how
+        many prompts both write the same text).
     """
     model = _model(config)
     rng = np.random.default_rng(batch)

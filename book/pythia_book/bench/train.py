@@ -626,8 +626,8 @@ def text_tokens(progress: bool = True) -> np.ndarray:
         except FetchError as error:
             raise FetchError(
                 f"{error}\nIf this machine has no network, run `python -m pythia_core bench train "
-                f"--device cuda --dry-run` on a machine that has, and copy {path.name} from "
-                f"results/bench/ there to {path}"
+                f"--device cuda --dry-run` on a machine with a network, and copy the file "
+                f"results/bench/{path.name} from there to {path} on this machine"
             ) from error
         tokens = np.asarray(rows.rows(0, min(rows.n_rows, TEXT_ROWS))).astype(np.uint16).ravel()
         with atomic_file(path) as temporary, open(temporary, "wb") as file:

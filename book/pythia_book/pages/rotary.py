@@ -222,7 +222,7 @@ def turning() -> Drawing:
 
 
 def quarter() -> Drawing:
-    """Draw which dims of a head rotate, and their pairs, for each official head dimension."""
+    """Draw which dims of a head rotate, and which form a pair, for each official head dimension."""
     from matplotlib.patches import Arc, Rectangle
 
     dims = head_dims()

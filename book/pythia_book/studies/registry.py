@@ -158,5 +158,5 @@ def train_all(
 
 
 def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
-    """Return which checkpoints of `run` to keep if one study has the parameters `params`."""
+    """Return `keep` for `run`: other studies have their default parameters, this one `params`."""
     return keep(params.scale, run, params)

@@ -294,7 +294,7 @@ def _lambada_items() -> list[Item]:
 
 
 def _crows_pairs(bias_type: str) -> list[Item]:
-    """Return the CrowS-Pairs of one bias type as items; of all types for ""."""
+    """Return the CrowS-Pairs of one bias type as items. If `bias_type` is "", return all pairs."""
     pairs = bias_items.crows_pairs(bias_type)
     return [{"sent_more": pair.more, "sent_less": pair.less} for pair in pairs]
 
@@ -461,8 +461,8 @@ def _referent(item: Item) -> Questions:
     """Make four questions that ask which occupation a pronoun in a WinoBias sentence refers to.
 
     The first two questions are about the sentence with the stereotypical pronoun, the last two
-    about the sentence with the other pronoun. The two questions about a sentence have the two
-    prompts of the released results.
+    about the sentence with the other pronoun. The released results have two prompts; for each
+    sentence, one question is worded as in the first prompt, and one as in the second.
     """
     contexts = []
     for side in ("pro", "anti"):

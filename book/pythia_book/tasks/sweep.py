@@ -51,7 +51,7 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part in ("first", "last"):
             if not saved:
-                raise CheckpointError(f"{run.name} has no checkpoints yet")
+                raise CheckpointError(f"{run.name} has no checkpoints yet; train it first")
             chosen.append(saved[0 if part == "first" else -1])
         elif part.isascii() and part.isdecimal():
             chosen.append(int(part))

@@ -174,14 +174,16 @@ class TokenFileData:
 
 
 def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
-    """Return a pronoun swap for a tokenizer that encodes each non-reflexive pronoun as one token.
+    """Return the pronoun swap of `direction` for a tokenizer.
+
+    The tokenizer must encode each pronoun as one token, except the reflexive ones.
 
     Args:
         direction: one of config.SWAPS.
 
     Raises:
         ConfigError: the direction is unknown.
-        DataError: pronouns are not single tokens; the message lists them.
+        DataError: some non-reflexive pronouns are not single tokens; the message lists them.
     """
     if direction not in WORDS:
         raise ConfigError(one_of(direction, SWAPS, "swap"))

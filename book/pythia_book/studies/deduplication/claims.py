@@ -60,7 +60,7 @@ def claims(
 def _no_clear_benefit(released: dict[str, Estimate | None]) -> list[Claim]:
     """Return the claims that the released deduplicated models are not clearly better on benchmarks.
 
-    There is one claim for each of two steps, zero-shot and five-shot.
+    There are four claims: for each of two steps, one zero-shot and one five-shot.
 
     Args:
         released: the result of `released_effects`.
@@ -307,7 +307,9 @@ def _accuracy(params: Params, measured: Measurements) -> Test:
 
 
 def _memorized(frame: pd.DataFrame) -> Test:
-    """Test whether deduplication lowers the share of training rows memorized, over sizes.
+    """Test whether deduplication lowers the share of training rows that a model has memorized.
+
+    The change is averaged over sizes.
 
     Args:
         frame: the table `memorized`.

@@ -266,8 +266,9 @@ def epoch_boundary() -> Values:
 
     The epochs are shuffled together ("joint") or read one after the other ("separate"). The
     percentages are for the deduplicated Pile, by a formula, and for a toy corpus, by counting.
-    toy_reread_* is for the toy corpus, too: the percentage of the tokens read in the first half of
-    training that had been read before.
+
+    toy_reread_* is for the first half of training on the toy corpus. It is the percentage of the
+    tokens read there that training has already read before.
     """
     sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
@@ -293,7 +294,11 @@ def threshold() -> Values:
     """
 
     def percent(recipe: str, similarity: float) -> float:
-        """Return the probability for one recipe and one Jaccard similarity, in percent."""
+        """Return the probability, in percent, that the bands of `recipe` find a similar pair.
+
+        Args:
+            similarity: the Jaccard similarity of the pair.
+        """
         bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
         return 100 * float(s_curve(similarity, *bands))
 
@@ -353,7 +358,9 @@ def released_tables(released: Published) -> Tables:
 
 
 def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
-    """Compare the scores of each model with those of its size trained on the deduplicated Pile.
+    """Compare each model's scores with the scores of its twin, trained on the deduplicated Pile.
+
+    The two models of a pair have the same size.
 
     Args:
         raw: the released benchmark scores of all models and steps, or None.
@@ -464,8 +471,8 @@ def released_2_8b(tables: Tables) -> Values | None:
     """Say at how many steps a model and its twin on the deduplicated Pile agree in every score.
 
     Returns:
-        The texts zero_shot and five_shot for 2.8B, and others for all other sizes together. None
-        without scores.
+        Three texts: zero_shot and five_shot are for the size 2.8B, and others is for all other
+        sizes together. None if there are no scores.
     """
     compared = tables["compared"]
     if compared.empty:

@@ -201,12 +201,12 @@ def _across(values: np.ndarray) -> np.ndarray:
 def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) -> Callable[..., str]:
     """Return a function that says why a claim is not testable.
 
-    The function takes the names of the premises that the claim needs. It returns the reason, or ""
-    if all these premises hold and the swap is the one of the paper.
+    The function takes the names of the premises that the claim needs. It returns the reason. If all
+    these premises hold and our runs swap in the same direction as the paper's, it returns "".
 
     Args:
         premises: the premises about our runs, by name.
-        others: more premises, which are judged together with these, because the verdicts are
+        others: claims that are judged together with the premises, because the verdicts are
             corrected for multiple tests.
     """
     judged = judge([*premises.values(), *others])[: len(premises)]
@@ -424,7 +424,7 @@ class _Released:
             name: the name of the released table.
             column: a column of `at_end`, e.g. "change", the swap minus the control.
             make: makes the test from the estimate, e.g. `falls`.
-            more: ends the note.
+            more: a text to put at the end of the test's note.
         """
         if name not in self.tables:
             return untestable(NO_NUMBERS)
@@ -510,7 +510,10 @@ class _Released:
         return self._test(numbers.at_end(leads, "swap_7"), falls, "1,584 sentences", note=EXACT)
 
     def _turned(self) -> Test:
-        """Test that the swapped 6.9B model has a negative lead of stereotypical sentences."""
+        """Test that the swapped 6.9B model does worse on stereotypical than on other sentences.
+
+        They are the two versions of the WinoBias sentences, see `released_numbers.leads`.
+        """
         leads = self._leads("v1", (numbers.COMPARABLE,))
         if leads is None:
             return untestable(NO_NUMBERS)
@@ -534,7 +537,7 @@ class _Released:
 
     @cached_property
     def _biases(self) -> pd.DataFrame | None:
-        """The table of how the swap changes CrowS-Pairs scores; None without released numbers.
+        """The table of how the swap changes CrowS-Pairs scores; None if no numbers were released.
 
         It has one row per model. The column `others` is the change for the eight biases other than
         gender, and the column `change` is the change for gender minus `others`, both in points.

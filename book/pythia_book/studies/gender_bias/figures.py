@@ -36,9 +36,10 @@ BRANCH_PERCENT = 78
 
 
 def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
-    """Return the notes under a figure, "" for each that does not apply.
+    """Return the three notes under a figure.
 
     They say what was measured, what the intervals cover, and where the released numbers come from.
+    The second note is "" if there are no intervals, and the third if there are no released numbers.
 
     Args:
         items: the items of our measurements in words, e.g. "320 pairs".
@@ -176,7 +177,7 @@ def _end_intervals(ax: Axes, result: Result, levels: pd.DataFrame) -> None:
 def winobias_by_size(result: Result) -> Drawing:
     """Draw the paper's figure 2: WinoBias by size and arm, released and ours.
 
-    The released scores are from another metric than ours. A third panel splits our largest model's
+    The released scores use another metric than ours. A third panel splits our largest model's
     accuracy by the gender of the stereotype.
     """
     levels = result.tables["levels"]

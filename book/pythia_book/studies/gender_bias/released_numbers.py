@@ -218,7 +218,7 @@ def other_biases(table: pd.DataFrame) -> pd.Series:
 def mean_of_models(frame: pd.DataFrame, column: str = "change") -> Estimate | None:
     """Return the mean over models of a column of `at_end`, with a t-interval over models.
 
-    If there is only one model, the interval is over its items. Return None without any model.
+    If there is only one model, the interval is over its items. If there is none, return None.
     """
     if frame.empty:
         return None

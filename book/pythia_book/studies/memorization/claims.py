@@ -359,9 +359,10 @@ def _predictions(
 def _few_readings(extracted: Extracted, percent: int) -> str:
     """Say that after `percent` of training no text has been read often enough to be memorized.
 
-    Return "" if this is not so. Often enough is as often as the least read text that the largest
-    model has memorized at the end. How often a text has been read by then is its number of readings
-    in the whole run, times `percent` of training.
+    If some text has been read often enough, return "". As many readings are needed as the whole run
+    has of the least-read text that the largest model has memorized at the end. The readings of a
+    text after `percent` of training are taken to be that percentage of its readings in the whole
+    run.
     """
     memorized, rows = (
         extracted.memorized(extracted.params.size_list[-1], "standard"), extracted.rows["standard"]

@@ -287,8 +287,8 @@ class NullDistribution:
 def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
     """Estimate how the rate of events changes per 10 % of training, in % of the mean rate.
 
-    Clustered events carry less information, so the variance of the estimate is multiplied by the
-    dispersion of the counts in the smallest windows if it exceeds 1 (quasi-likelihood).
+    Clustered events carry less information. If the dispersion of the counts in the smallest windows
+    exceeds 1, the variance of the estimate is therefore multiplied by it (quasi-likelihood).
 
     Args:
         ranks: the sorted ranks of the events (memorized rows) among the eligible rows, int[events]

@@ -339,8 +339,9 @@ def order_test_rows(
 def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) -> Lines:
     """Return the table `power`: how likely the tests are to notice that order matters.
 
-    For each number of memorized rows and each way in which order could matter (ALTERNATIVES), the
-    value is the share of REPEATS simulated runs in which the test made for it rejects at 5 %.
+    ALTERNATIVES lists the ways in which order could matter, and the test that should notice each.
+    There is a line for each number of memorized rows and each way. Its value is the share of
+    REPEATS simulated runs in which that test rejects at 5 %.
 
     Args:
         eligible: bool[rows in training order], the rows to use.

@@ -111,7 +111,10 @@ def repeated_sequences(
     if without is not None:
         frequency[without] = 0
     if (n_tokens := np.count_nonzero(frequency)) < length:
-        raise DataError(f"the text has {n_tokens} different tokens, but a sequence needs {length}")
+        raise DataError(
+            f"the text has {n_tokens} different tokens, but a random sequence needs {length}; use "
+            "more text"
+        )
     rng = np.random.default_rng(seed)
     ids, p = np.arange(len(frequency)), frequency / frequency.sum()
     drawn = np.stack([rng.choice(ids, length, replace=False, p=p) for _ in range(n)])
@@ -163,11 +166,12 @@ def _log_probabilities(model: scoring.Scorable, hidden: Tensor) -> Tensor:
 def half_losses(
     model: scoring.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
 ) -> np.ndarray:
-    """Return the mean loss on halves of rows int[n, 2 L], float64[halves, n], in nats per token.
+    """Return the mean loss on each half of each row, float64[halves, n], in nats per token.
 
     The first token of a half does not count.
 
     Args:
+        rows: int[n, 2 L], rows of token ids; a half has L tokens.
         halves: which halves to score: 0 is the first, 1 the second.
     """
     ids = torch.from_numpy(rows).to(scoring.device_of(model))

@@ -41,7 +41,9 @@ def released_models(source: str) -> dict[str, PublishedModel]:
                 + one_of(model.label, SIZES, "size")
             )
         if other := models.get(model.label):
-            raise ConfigError(f"{name} and {other.source} have the same size: run them separately")
+            raise ConfigError(
+                f"{name} and {other.source} have the same size; name only one of them per run"
+            )
         models[model.label] = model
     if not models:
         raise ConfigError("source is empty; name at least one model, e.g. EleutherAI/pythia-70m")
@@ -72,9 +74,10 @@ class ReleasedText:
 
 
 def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> ReleasedText:
-    """Return a text with the rows of the first `batches` updates and held-out rows of the last.
+    """Return a text of released rows, with training rows and held-out rows.
 
-    The rows are copied to a file in the cache folder.
+    The training rows are those of the first `batches` updates. The held-out rows are from the last
+    update of the scale. All are copied to a file in the cache folder.
 
     Args:
         data: as for `inspect --data`, or a folder with the needed shards.

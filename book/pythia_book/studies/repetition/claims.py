@@ -151,9 +151,9 @@ def _memorized(arms: Arms, units: str) -> Test:
 
 
 def values(arms: Arms) -> dict[str, Any]:
-    """Return the names and numbers that the page quotes in its text, most for the largest size.
+    """Return the names and numbers that the page quotes in its text.
 
-    A number is None if a run that it needs was not measured.
+    Most numbers are for the largest size. A number is None if a run that it needs was not measured.
     """
     params = arms.params
     size, most = params.size_list[-1], params.epoch_list[-1]

@@ -72,9 +72,10 @@ def excess(parameters: float, tokens: float, epochs: float) -> float:
 
 
 def whole_share(parameters: float, tokens: float, epochs: float) -> float:
-    """Return what `epochs` passes over the same data are worth by both terms of the law.
+    """Return how much fresh data `epochs` passes over the same data are worth.
 
-    The result is a fraction of `tokens`. With so much fresh data, the law predicts the same loss.
+    The result is a fraction of `tokens`: one pass over that fraction of `tokens`, all of them
+    fresh, has the same loss. The loss is predicted with both terms of the law.
 
     Args:
         tokens: number of tokens read in all passes.

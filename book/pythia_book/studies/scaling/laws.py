@@ -89,7 +89,9 @@ class Law:
         d = self.tokens_for(target, n)
         cost = 6 * n * d + 2 * n * generated
         if not np.isfinite(cost).any():
-            raise DataError(f"no size reaches a loss of {target}; this law's minimum is {self.E}")
+            raise DataError(
+                f"no size reaches a loss of {target}; by this law, every loss is above {self.E}"
+            )
         best = int(np.nanargmin(np.where(np.isfinite(cost), cost, np.nan)))
         return float(n[best]), float(d[best])
 

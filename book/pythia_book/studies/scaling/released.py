@@ -157,9 +157,10 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
 def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
     """Compare the released runs with full batches (two million tokens) and with small batches.
 
-    Columns: model, tokens (read so far, equal for both runs), task ("mean" for the mean over the
-    seven tasks, left out where a task was not scored), value (accuracy with full batches minus
-    accuracy with small ones, in points), error (standard error of value), low, high.
+    Columns: model, tokens (read so far, equal for both runs), task, value (accuracy with full
+    batches minus accuracy with small ones, in points), error (standard error of value), low, high.
+    The rows with the task "mean" are for the mean over the seven tasks. If a task was not scored,
+    there is no such row.
 
     Args:
         batch: the released table `batch`.
@@ -287,16 +288,18 @@ def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
 def _against_others(pairs: pd.DataFrame) -> Estimates:
     """Return the estimates that compare Pythia with OPT and BLOOM, in points of accuracy.
 
-    opt is Pythia minus OPT, averaged over pairs of models of similar size and the seven tasks;
-    opt_alike leaves out one pair (see UNLIKE). bloom is BLOOM minus Pythia over the seven tasks,
-    bloom_other leaves out LAMBADA, and bloom_TASK is the difference on one task.
+    Every estimate is a mean over pairs of models of similar size. It is None if there are no pairs.
+
+    opt is Pythia minus OPT, on the mean of the seven tasks; opt_alike is the same without the pair
+    of UNLIKE. bloom is BLOOM minus Pythia on the mean of the seven tasks, bloom_five is the same on
+    the mean of the tasks in NOT_WORSE, and bloom_TASK is the same on one task.
 
     Args:
         pairs: the table of `pairs_table`.
     """
 
     def over(rows: pd.DataFrame, sign: int) -> Estimate | None:
-        """Multiply the differences in `rows` by `sign`, and return their mean; None if no rows."""
+        """Return the mean of the column value times `sign`; None if there are no rows."""
         return (
             over_pairs(sign * rows.value.to_numpy(), rows.error.to_numpy()) if len(rows) else None
         )

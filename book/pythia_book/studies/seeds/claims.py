@@ -200,9 +200,10 @@ def _final(
 
 
 def _changes(params: Params, measured: Measured, measure: str) -> np.ndarray | None:
-    """Return deduplicated minus standard of each item at the end, float[seeds, items].
+    """Return how a measure differs between twins at the end of training, float[seeds, items].
 
-    Return None if a run was not measured.
+    This is the deduplicated run's value minus the standard run's value, for each item. The result
+    is None if a run was not measured.
     """
     arms = [
         _final(params, measured, [(s, s, arm) for s in params.seed_values], measure)

@@ -115,10 +115,12 @@ class Params(StudyParams):
         )
 
     def members(self, kind: str) -> list[Cell]:
-        """Return the runs on standard text in which one kind of seed varies, one for each seed.
+        """Return one run on the standard text for each seed in `seed_values`.
 
         Args:
-            kind: "order" or "weights" (the other seed is the suite's), or "both" (equal seeds).
+            kind: "order": the data orders have these seeds, and all weight seeds are the suite's;
+                "weights": the initial weights have these seeds, and all order seeds are the
+                suite's; "both": each run uses one of these seeds for order and weights.
         """
         first = self.seed_values[0]
         pairs = {

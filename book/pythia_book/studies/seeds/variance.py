@@ -80,7 +80,7 @@ def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
 
 
 def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean squares by row, by column, and of the rest, of a two-way layout.
+    """Return the three mean squares of a two-way layout: of rows, of columns, and of residuals.
 
     Args:
         grid: float[rows, columns].

@@ -114,7 +114,10 @@ def operations(result: Result) -> Table:
 
 
 def ratios(result: Result) -> Drawing:
-    """Draw the time of other implementations over ours on the CPU, for steps and operations."""
+    """Draw the time of other implementations on the CPU, divided by the time of ours.
+
+    One panel is for training steps, the other for single operations.
+    """
     tables = result.tables
     other_steps = tables["steps"][tables["steps"].family == "transformers"].assign(
         group=lambda f: f["size"] + "\n" + f.precision,
@@ -238,7 +241,7 @@ def gpu_rates(result: Result) -> Drawing:
 
 
 def gpu_kernels(result: Result) -> Table:
-    """Return the table of what each kernel of ours fuses, and the time that it saves on a GPU."""
+    """Return the table of what each of our kernels fuses, and how much time it saves on a GPU."""
     frame = result.tables["gpu_kernels"]
     timed = result.tables["gpu_operations"]
     timed = timed[timed.implementation == "ours"].set_index(["size", "kernel"])
@@ -270,7 +273,7 @@ def gpu_kernels(result: Result) -> Table:
 
 
 def attention(result: Result) -> Table:
-    """Return the table of the attention library in use and the fastest one, by head dim."""
+    """Return a table that compares, by head dim, the attention library in use and the fastest."""
     rows = [
         {
             "head dim": str(row.head_dim),

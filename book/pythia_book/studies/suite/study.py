@@ -417,11 +417,13 @@ def _claims_on_the_suite() -> list[Claim]:
 
 
 def versions_test(versions: pd.DataFrame | None) -> Test:
-    """Test whether the mean score of the suite (v1) is practically that of the first suite (v0).
+    """Test whether the suite (v1) and the first suite (v0) have practically equal mean scores.
+
+    Model sizes are the units of the test.
 
     Args:
-        versions: the table of `versions_table`, with one unit of the test per model size. With
-            None or fewer than two sizes, the test is untestable.
+        versions: the table of `versions_table`, or None. If it is None or has fewer than two sizes,
+            the result is "untestable".
     """
     if versions is None or len(versions) < 2:
         return untestable(NO_SCORES)

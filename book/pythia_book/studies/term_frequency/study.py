@@ -315,9 +315,11 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
     """Return the effects of the coins on log-probability in nats, for the page's text.
 
-    `NumberScores.coins` defines the effects. NAME is the effect averaged over the larger half of
-    the sizes, NAME_largest is the effect at the largest size, and NAME_seen lists the sizes of the
-    larger half with a significant positive effect, after Holm's correction over these sizes.
+    `NumberScores.coins` defines the effects. Their NAMEs are boost, placebo, and apart (the
+    difference of these two). Only the larger half of the sizes, coin_sizes, is used. NAME is the
+    effect averaged over these sizes, and NAME_largest is the effect at the largest size. NAME_seen
+    lists the sizes at which the effect is positive and, after Holm's correction over the sizes,
+    significant. boost_ratio is the column ratio of `experiment` for the coin boost.
 
     Args:
         experiment: the table of `experiment_table`.

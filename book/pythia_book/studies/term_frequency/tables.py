@@ -146,9 +146,9 @@ class NumberScores:
     def gap(self, size: str, step: int, shots: int, measure: str) -> Estimate | None:
         """Return how much higher the mean score is on frequent than on rare first operands.
 
-        It is the mean over the most frequent tenth minus the mean over the least frequent tenth of
-        the operands, by how often they were read in sums up to `step`. The result is None if the
-        checkpoint was not measured.
+        Operands are ranked by how often they were read in sums up to `step`. The result is the mean
+        over the most frequent tenth of them minus the mean over the least frequent tenth. It is
+        None if the checkpoint was not measured.
         """
         means = self.by_number(size, step, shots, measure)
         return None if means is None else self._apart(means, step)
@@ -227,8 +227,9 @@ def frequency_table(scores: NumberScores) -> pd.DataFrame:
     """Return the table of how often each first operand occurs, with a row per operand and step.
 
     Columns: number (the operand); natural (its count in the text before sums are planted); boosted
-    and placebo (whether the coin that makes numbers more frequent, or the coin that changes
-    nothing, chose it); step; in_sums (how often it was read as a first operand up to this step).
+    (whether the coin that makes numbers more frequent chose it); placebo (whether the coin that
+    changes nothing chose it); step; in_sums (how often it was read as a first operand up to this
+    step).
     """
     import pandas as pd
 

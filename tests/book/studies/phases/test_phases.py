@@ -105,7 +105,7 @@ def test_a_copying_model_gains_from_the_order_and_a_bigram_model_does_not() -> N
 
 
 def test_too_few_tokens_for_a_sequence_are_refused() -> None:
-    with pytest.raises(DataError, match="has 3 different tokens, but a sequence needs 8"):
+    with pytest.raises(DataError, match="has 3 different tokens, but a random sequence needs 8"):
         probes.repeated_sequences(np.array([0, 5, 5, 5, 0]), 8, 2, seed=0)
 
 
