@@ -365,7 +365,7 @@ def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
-    """Return the sha256 of those parts of a manifest that determine the batches, in hex."""
+    """Return the sha256, in hex, of the parts of a manifest that determine the batches."""
     tokens = manifest["tokens"]
     return stable_hash(
         {
@@ -646,7 +646,8 @@ def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[
         tally: an empty dict, filled with a DomainTally for each domain.
 
     Returns:
-        The indices of the held-out documents, and the number of characters in all others.
+        The indices of the held-out documents, and the number of characters in all other
+        documents.
 
     Raises:
         DataError: every document would be held out.
