@@ -639,8 +639,8 @@ def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[
     """Choose the documents to hold out from training.
 
     A document is held out if the hash of its text, scaled to [0, 1), is below heldout_fraction. If
-    this holds for no document (of a small corpus), the document with the smallest hash is held out,
-    unless heldout_fraction is 0.
+    no document has such a hash, because the corpus is small, the document with the smallest hash is
+    held out, unless heldout_fraction is 0.
 
     Args:
         tally: an empty dict, filled with a DomainTally for each domain.
