@@ -107,7 +107,7 @@ class Weights(Mapping[str, Tensor]):
         if invalid or not index:
             raise CheckpointError(
                 f"{folder / INDEX} must list files in its own folder, but it lists "
-                f"{invalid[:3] or 'no file'}"
+                f"{invalid[:3] or 'no file'}; get the file again from its source"
             )
         return index
 

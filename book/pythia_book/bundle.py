@@ -181,9 +181,9 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:
-    """Map a name in the archive to the file of tokens that `bench train` reads on a GPU.
+    """Return {name in the archive: file} for the tokens that `bench train` reads on a GPU.
 
-    If the 20B tokenizer is unavailable, return an empty dict and print a warning.
+    If the 20B tokenizer is unavailable, print a warning and return an empty dict.
     """
     from pythia_book.bench.train import text_file, text_tokens
 

@@ -61,7 +61,11 @@ _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
 def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Parse arguments as papermill does; return paths and flags, and the values by option name."""
+    """Parse arguments as papermill does.
+
+    Returns:
+        A list of the paths and flags, and a dict that maps the name of each option to its values.
+    """
     import click
 
     options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
@@ -79,8 +83,8 @@ def scale_parameter(options: dict[str, Any]) -> Any:
     """The value of the parameter `scale`, or None if no option sets it.
 
     Args:
-        options: values by option name, as `parse_arguments` returns them. If several set the
-            scale, papermill's precedence decides.
+        options: values by option name, as `parse_arguments` returns them. If several options
+            set the scale, papermill's precedence decides.
     """
     import base64
 
@@ -259,7 +263,7 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 
 def _close_piped_stdin() -> None:
-    """Replace stdin with the null device if it is a pipe or closed, as papermill would read it."""
+    """If stdin is a pipe or closed, make it the null device, because papermill would read it."""
     try:
         piped = stat.S_ISFIFO(os.fstat(0).st_mode)
     except OSError:

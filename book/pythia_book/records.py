@@ -156,9 +156,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """Return the commit as `id`, and whether code, notebooks or pinned versions differ as `dirty`.
+    """Return {"id": the commit, "dirty": whether this checkout differs from the commit}.
 
-    In a bundle the commit comes from COMMIT_VARIABLE. Values that are not known are None.
+    Only differences in code, notebooks and pinned versions count. In a bundle, COMMIT_VARIABLE
+    gives both values. A value that is not known is None.
     """
     top = _git("rev-parse", "--show-toplevel")
     if top is None or checkout() is None or Path(top).resolve() != checkout():
@@ -579,7 +580,7 @@ def _keep_foreign_files(old: Path, new: Path) -> None:
 
 
 def tidy(target: Path) -> None:
-    """Clean up after processes on this machine that were killed between `staging` and its end.
+    """Clean up after processes on this machine that were killed inside a `staging` block.
 
     Remove their temporary folders. If a process was killed in `swap_in`, restore `target`.
     """

@@ -52,9 +52,10 @@ class Estimate:
     def p_value(self, null: float = 0.0) -> float:
         """Return the two-sided p-value of the hypothesis that the true value is `null`.
 
-        Without `exact_p` it comes from Student's t, with the standard error that follows from the
-        end of the interval on the same side as `null`. In either case the p-value is below
-        1 - LEVEL exactly if the interval excludes `null`.
+        If `exact_p` is set, it computes the p-value. Otherwise, the p-value comes from Student's t,
+        and the standard error comes from the distance between the value and the end of the interval
+        that is on the side of `null`. The p-value is below 1 - LEVEL if the interval excludes
+        `null`, and only then.
         """
         from scipy.special import ndtr, stdtr
 

@@ -131,7 +131,7 @@ def count_terms(
 
 
 class SurfaceTerms:
-    """A counter of terms in rows of token ids. It compares whole words in the bytes of the rows.
+    """A counter of terms in rows of token ids. It turns the rows into bytes and compares words.
 
     Args:
         terms: the terms. Each has one or more words, separated by anything but letters and digits.

@@ -368,7 +368,7 @@ def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
-    """Return the sha256 of those parts of a manifest that determine the batches, in hex."""
+    """Return the sha256, in hex, of the parts of a manifest that determine the batches."""
     tokens = manifest["tokens"]
     return stable_hash(
         {
@@ -642,14 +642,15 @@ def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[
     """Choose the documents to hold out from training.
 
     A document is held out if the hash of its text, scaled to [0, 1), is below heldout_fraction. If
-    this holds for no document (of a small corpus), the document with the smallest hash is held out,
-    unless heldout_fraction is 0.
+    no document has such a hash, because the corpus is small, the document with the smallest hash is
+    held out, unless heldout_fraction is 0.
 
     Args:
         tally: an empty dict, filled with a DomainTally for each domain.
 
     Returns:
-        The indices of the held-out documents, and the number of characters in all others.
+        The indices of the held-out documents, and the number of characters in all other
+        documents.
 
     Raises:
         DataError: every document would be held out.

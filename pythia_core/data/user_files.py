@@ -54,9 +54,9 @@ def identity(corpus: str) -> list[list[str]]:
 
 
 def _files(corpus: str) -> list[tuple[Path, str]]:
-    """Return (path, name relative to the folder) of a corpus's text files, sorted by name.
+    """Return (path, name) of each text file of a corpus, sorted by name.
 
-    Hidden files are left out.
+    The names are relative to the folder of the corpus. Hidden files are left out.
 
     Raises:
         DataError: there is no such file or folder, or no file with a suffix in SUFFIXES.

@@ -251,7 +251,7 @@ def pair_backward(
     Args:
         z: the tensor that the LayerNorms were applied to: the residual stream x, plus the branches
             if there were any.
-        dz: gradient of `z` as a result of the forward; None if the forward had no branches.
+        dz: gradient of the sum that the forward returned; None if the forward had no branches.
         dy1, dy2: gradients of the results of the two LayerNorms.
         mean, rstd: the results of `pair_forward`.
 

@@ -264,9 +264,10 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
-    """Delete checkpoints under `parent`.
+    """Delete checkpoints under `parent`, except the latest ones and those at the steps in `keep`.
 
-    The `newest` latest checkpoints and those of the steps in `keep` are not deleted.
+    Args:
+        newest: how many of the latest checkpoints are not deleted.
     """
     steps = saved_steps(parent)
     for step in steps[:-newest] if newest else steps:

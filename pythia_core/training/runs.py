@@ -455,7 +455,8 @@ def find_or_train(
 ) -> Run:
     """Return the finished run that `config` describes; train it to its end if necessary.
 
-    Its full state is kept at the branching steps of the paper and at the steps in `keep.states`.
+    The run keeps its full state at the branching steps of the paper and at the steps in
+    `keep.states`.
 
     Args:
         keep: what to keep if the run is large (see pythia_core.training.retention); default:

@@ -112,7 +112,7 @@ def learning_rate(
 def lr_floor_step(
     total_steps: int, lr_min_ratio: float = 0.1, warmup_fraction: float = 0.01
 ) -> int:
-    """Return the first update that has the minimum learning rate, in the form "neox".
+    """Return the first update with the minimum learning rate, in a schedule of the form "neox".
 
     For the released models it is 115,139.
     """

@@ -221,7 +221,7 @@ class _ProgressLine:
         self._bar.close()
 
     def _title(self) -> str:
-        """Return the title of the whole line, e.g. "training 9 runs"; empty without `desc`."""
+        """Return the title of the progress line, e.g. "training 9 runs"; "" without `desc`."""
         total = len(self._parts)
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
 

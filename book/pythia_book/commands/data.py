@@ -209,7 +209,7 @@ def _find(args: argparse.Namespace) -> None:
 
 
 def _terms(args: argparse.Namespace) -> None:
-    """Print how often each term occurs in the text that a run has read up to its checkpoints."""
+    """Print how often each term occurs in the text that a run has read up to each checkpoint."""
     from pythia_book.term_counts import SurfaceTerms, count_terms
     from pythia_core.data.tokenizer import token_bytes
     from pythia_core.training.runs import find_run

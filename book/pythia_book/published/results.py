@@ -129,7 +129,7 @@ class Published:
         return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
-        """Return the scores of models with and without a pronoun swap on CrowS-Pairs about gender.
+        """Return CrowS-Pairs scores for gender, of models trained with and without a pronoun swap.
 
         The columns are model, intervention, step, value (the share of pairs in which the more
         stereotypical sentence is likelier) and stderr.
@@ -204,7 +204,7 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find(source: str | Path | None = None) -> Published | None:
-    """Read the released results from `source` or from PYTHIA_PUBLISHED_DIR; None without a source.
+    """Read the released results from `source` or PYTHIA_PUBLISHED_DIR; None if both are empty.
 
     Args:
         source: a folder or archive; None: the environment variable names it.

@@ -119,7 +119,12 @@ def in_order(frame: pd.DataFrame, by: list[str], names: tuple[str, ...] = MODELS
 
 
 def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the benchmarks sorted and without misplaced rows, and the checkpoints left out."""
+    """Leave out the rows of the benchmarks that are `misplaced`.
+
+    Returns:
+        The other rows, sorted; and a table of the checkpoints with rows that were left out, which
+        has the columns LEFT_OUT.
+    """
     if frame.empty:
         return frame, frame.reindex(columns=LEFT_OUT)
     frame = frame.assign(deduped=frame.deduped.astype(bool))

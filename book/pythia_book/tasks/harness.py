@@ -226,7 +226,7 @@ class CheckpointLM:
     def _loglikelihood_tokens(
         self, requests: list, disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """Return (log-probability in nats, whether it is the greedy choice) of each continuation.
+        """Return (log-probability in nats, whether greedy decoding yields it) per continuation.
 
         Args:
             requests: (texts, token ids of the context, token ids of the continuation) of each

@@ -34,8 +34,8 @@ RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87":
 def taken_away(result: Result) -> Drawing:
     """Draw how much text each deduplication recipe leaves, and which similar documents it finds.
 
-    The first panel has the share of tokens, the second the share of pairs of documents found, by
-    their similarity.
+    The first panel has the share of tokens that are left. The second has the share of pairs of
+    documents that are found, by the similarity of the pair.
     """
     recipes, caught = result.tables["recipes"], result.tables["caught"]
     with style.canvas(result, 2, 2.7, ratios=(1, 1.1)) as (figure, (bars, curves)):
@@ -189,7 +189,7 @@ def _twins(result: Result) -> pd.DataFrame:
 
 
 def _means(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean difference over pairs of models at each step, as step, value, low, high."""
+    """Return the mean difference over pairs of models, by step; columns: step, value, low, high."""
     import pandas as pd
 
     rows = []

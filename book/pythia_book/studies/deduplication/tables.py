@@ -119,7 +119,7 @@ def zero_shot(measured: Measurements) -> list[str]:
 
 
 def _over_training(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables `levels` and `effects`: scores of every model and differences of twins."""
+    """Return the tables `levels` (every model's scores) and `effects` (differences of twins)."""
     import pandas as pd
 
     last = scale_named(params.scale).steps

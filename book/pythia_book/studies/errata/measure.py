@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OtherGeluMeasurement:
-    """A measurement of trained models with another form of GELU, as `transformers` runs them."""
+    """A measurement of models with a form of GELU (`gelu`) other than in their training.
+
+    The models on the hub run in this way in `transformers`.
+    """
 
     language: LanguageMeasurement
     gelu: str

@@ -247,9 +247,9 @@ def claims(
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
-    """Map names to the numbers that the page quotes; those not measured are NOT_MEASURED.
+    """Return the numbers that the page quotes, by name.
 
-    The arguments are as for `claims`.
+    A number that was not measured is NOT_MEASURED. The arguments are as for `claims`.
     """
     (size,) = params.size_list
     numbers: dict[str, Any] = {

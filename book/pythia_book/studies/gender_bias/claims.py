@@ -468,9 +468,9 @@ class _Released:
         )
 
     def premises(self) -> list[Claim]:
-        """Return premises about the released models, with their tests.
+        """Return the premises about the released models, each as a claim with its test.
 
-        They are what the paper's claims imply for released numbers that the paper does not use.
+        A premise is what the paper's claims imply for released numbers that the paper does not use.
         """
         tests = {
             f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '

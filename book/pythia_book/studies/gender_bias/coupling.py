@@ -181,7 +181,7 @@ def measure(
 
 
 def _share(run: Run) -> float:
-    """Return the fraction of the tokens in a fork's window of training that the fork changes."""
+    """Return the share of tokens that a fork changes in its window of training, as a fraction."""
     ledger = run.ledger
     assert ledger is not None
     rows = (ledger.stop - ledger.start) * ledger.batch_size

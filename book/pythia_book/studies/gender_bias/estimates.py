@@ -86,7 +86,7 @@ class Units:
 
 
 def units_of(measure: str, values: np.ndarray, sentences: Sentences) -> Iterator[Units]:
-    """Yield the `Units` of a measure and, for "winobias", then also of its two HALVES.
+    """Yield the `Units` of a measure. For "winobias", also yield the `Units` of its two HALVES.
 
     Args:
         values: the value of every item, [seeds, items].

@@ -85,7 +85,7 @@ class Items:
 
 
 class TokenizedItems:
-    """The evaluation items, tokenized and packed once for all checkpoints with one tokenizer.
+    """The evaluation items, tokenized and packed once, for all checkpoints that share a tokenizer.
 
     The attribute `too_long` maps each kind of pair to the number of pairs that are left out because
     a sentence is longer than the model's context. No pair is left out at the scale `laptop`.

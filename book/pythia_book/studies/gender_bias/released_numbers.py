@@ -58,13 +58,14 @@ def select(published: Published) -> Tables:
     """Return the tables of released numbers that the study shows; shares are fractions of 1.
 
     - crows: size, arm, step, value, stderr: CrowS-Pairs for gender, over training.
-    - crows_biases: the columns of crows, and bias, from LAST_WINDOW on.
-    - crows_sizes: size, value, stderr: CrowS-Pairs for gender of all deduplicated models after
-      training.
-    - crows_standard: the columns of crows_sizes, of all standard models after training.
-    - winobias: suite, size, arm, prompt, side, step, value, stderr, from the first step of a model
-      at which an arm is swapped.
-    - lambada: the columns of crows, and perplexity, over training.
+    - crows_biases: bias and the columns of crows: CrowS-Pairs for every bias, from the step
+      LAST_WINDOW on.
+    - crows_sizes: size, value, stderr: CrowS-Pairs for gender, after training, for all deduplicated
+      models.
+    - crows_standard: the same as crows_sizes, for all standard models.
+    - winobias: suite, size, arm, prompt, side, step, value, stderr: WinoBias. The rows of each
+      model begin at the first step for which a swapped arm has scores.
+    - lambada: perplexity and the columns of crows: LAMBADA, over training.
     """
 
     def named(table: pd.DataFrame) -> pd.DataFrame:
@@ -200,9 +201,9 @@ def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
 
 
 def other_biases(table: pd.DataFrame) -> pd.Series:
-    """Return, by size, the mean change of the CrowS-Pairs scores of all biases except gender.
+    """Return, by size, the change of CrowS-Pairs scores, averaged over all biases except gender.
 
-    Each bias counts by its number of pairs.
+    Each bias is weighted by its number of pairs.
 
     Args:
         table: the result of `at_end` with `by` = ("bias",).

@@ -193,7 +193,7 @@ def _ledger_row(run: Run) -> dict[str, Any]:
     """Return how many tokens a fork changed, and in which window of training.
 
     The keys are start and stop (the window, in updates), tokens_in_window, tokens_changed, and
-    share (changed tokens, as a fraction of those in the window).
+    share (tokens_changed divided by tokens_in_window).
     """
     ledger = run.ledger
     window = (ledger.stop - ledger.start) * ledger.batch_size * run.config.data.seq_len

@@ -396,9 +396,9 @@ def _share(
         row: a row of the table `prediction`; None if the predictor was not measured.
         measure: "precision" or "recall".
         test: `rises` to test that it is above the bound, `falls` to test that it is below.
-        bound: a number of the source, in percent.
+        bound: in percent; the source of the claim calls this precision high, or this recall low.
         first: the rows that are predicted, in words.
-        nothing: the reason to give if no text is predicted or memorized, so there is no measure.
+        nothing: the reason that the test states if no text is predicted (or none is memorized).
     """
     if row is None:
         return test(None, "%", "", bound)

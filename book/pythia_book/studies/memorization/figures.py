@@ -63,7 +63,7 @@ def exposures(result: Result) -> Drawing:
 def order(result: Result) -> Drawing:
     """Draw the paper's Q-Q plot with a 95 % band, and the share of rows memorized over training.
 
-    Both are shown for all rows and for rows with a continuation that was read only once.
+    Each is shown twice: for all rows, and for rows with a continuation that was read only once.
     """
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window

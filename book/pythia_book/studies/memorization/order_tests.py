@@ -436,7 +436,7 @@ def clusters(share: float, size: int, within: int) -> Draw:
     Args:
         share: the fraction of events that are in clusters.
         size: events per cluster.
-        within: the number of adjacent eligible rows that have all events of a cluster.
+        within: each cluster lies within this many adjacent eligible rows.
     """
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:

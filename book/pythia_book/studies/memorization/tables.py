@@ -526,11 +526,13 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
-    """Compare 12B checkpoints with smaller models of equal compute, as predictors of the 12B model.
+    """Compare two predictors of the final 12B model: its early checkpoints, and smaller models.
 
-    Return recall_12b_at_P and recall_small_at_P, in percent, for each checkpoint at P percent of
-    the 12B run. The recall of fully trained smaller models is interpolated linearly in the
-    logarithm of compute. Checkpoints outside the smaller models' range of compute are left out.
+    Each checkpoint is compared with a smaller model that took the same compute.
+
+    Return a dict of recall_12b_at_P and recall_small_at_P, in percent, for each checkpoint at P
+    percent of the 12B run. The recall of fully trained smaller models is interpolated linearly in
+    the logarithm of compute. Checkpoints outside the smaller models' range of compute are left out.
 
     Args:
         table: the result of `released_table`.

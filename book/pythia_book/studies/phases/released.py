@@ -30,7 +30,8 @@ def released_models(source: str) -> dict[str, PublishedModel]:
         source: a comma-separated list of repositories and folders.
 
     Raises:
-        ConfigError: no model is named, two models have the same size, or a name has no size.
+        ConfigError: no model is named, two models have the same size, or a name does not end in a
+            size.
     """
     models: dict[str, PublishedModel] = {}
     for name in filter(None, (part.strip() for part in source.split(","))):
@@ -53,7 +54,7 @@ def released_models(source: str) -> dict[str, PublishedModel]:
 
 @dataclass(frozen=True)
 class ReleasedText:
-    """A ProbeText in a `.npy` file of training rows, the last of which are held out."""
+    """A ProbeText that reads a `.npy` file of training rows. The last rows are held out."""
 
     path: Path
     fingerprint: str

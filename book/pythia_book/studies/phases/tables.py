@@ -70,8 +70,8 @@ def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
     """Reduce the arrays that `probes.PhasesMeasurement` returned for each checkpoint of a model.
 
     Returns:
-        `lens`, float[layers, checkpoints, rows], and, as float[checkpoints, n], those MEASURES that
-        do not follow from `lens`. Empty without checkpoints.
+        A dict with `lens`, float[layers, checkpoints, rows], and with each of MEASURES that does
+        not follow from `lens`, float[checkpoints, n]. It is empty if there are no checkpoints.
     """
     if not checkpoints:
         return {}
@@ -125,7 +125,7 @@ def first_below(means: np.ndarray) -> np.ndarray:
 
 
 def resampled(values: np.ndarray, draws: int) -> np.ndarray:
-    """Return the mean of every checkpoint over rows, and the means over bootstrap resamples.
+    """Return the mean over rows at every checkpoint, from the original rows and from resamples.
 
     Args:
         values: float[checkpoints, n], a value per held-out row or per random sequence.
@@ -150,7 +150,7 @@ def interval_of(indices: np.ndarray) -> tuple[int, int, int]:
 
 
 def nearest_checkpoint(curves: Curves, order: int, draws: int) -> np.ndarray:
-    """Return the index of the checkpoint that is nearest, in KL, to the n-grams of an order.
+    """Return the index of the checkpoint that is nearest, in KL, to the n-grams of length `order`.
 
     Returns:
         int[1 + draws]. Entry 0 is from the original rows, each other entry from a resample.

@@ -58,7 +58,9 @@ class Arms:
         return None if losses is None else losses.astype(float)
 
     def estimate(self, values: np.ndarray | None, exact: bool = False) -> Estimate | None:
-        """Return the mean of `values` with a bootstrap interval over rows, or None for None.
+        """Return the mean of `values` with a bootstrap interval over rows.
+
+        If `values` is None, return None.
 
         Args:
             values: float[rows].
@@ -166,10 +168,10 @@ class Arms:
         return None if one is None or other is None else one.astype(float) - other
 
     def worth(self, size: str, epochs: int, best: bool = False) -> Estimate | None:
-        """Return how much the data that an arm reads are worth, in percent.
+        """Return how many fresh tokens, each read once, give the same loss as an arm.
 
-        100 percent is the worth of an equal number of tokens that are all different. The result is
-        None if the arm or a single-pass run of this size was not measured.
+        The result is in percent of the tokens that the arm reads, counting repeated tokens. It
+        is None if the arm or a single-pass run of this size was not measured.
 
         Args:
             best: judge the arm at its best checkpoint instead of at the end.
@@ -214,18 +216,19 @@ def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: 
 def tables(arms: Arms) -> dict[str, pd.DataFrame]:
     """Return the study's tables by name.
 
-    Every table has the columns size, epochs, and the measured value, low, high and n (number of
-    rows that were measured). Losses are in nats per token. The values of the tables are:
+    Every table has the columns size and epochs, which name an arm, and value, low, high and n
+    (number of rows that were measured). Losses are in nats per token. The tables have these values:
 
     levels: held-out loss of each arm. Further columns: step, percent (of training).
     effects: by how many percent the held-out loss exceeds the loss of the fresh arm, which reads
         no row twice. Further columns: step, percent.
     read: loss of each arm at the end on rows that all arms have read.
-    worth: what the data of each arm are worth, in percent of as much fresh data. Further columns:
-        rows (number of different rows), at ("end" of training or "best" checkpoint), step, and
-        three predictions by the law (see `predictions`): data_term, whole_law, whole_law_all.
-    fresh: held-out loss of the run that read the rows of an arm once. Further column: rows (number
-        of rows read).
+    worth: how many fresh tokens, each read once, give the same loss as an arm, in percent of the
+        tokens that the arm reads. Further columns: rows (number of different rows), at ("end" of
+        training or "best" checkpoint), step, and three predictions by the law (see `predictions`):
+        data_term, whole_law, whole_law_all.
+    fresh: held-out loss of an arm's single-pass run, which reads each of the arm's rows once and
+        stops. Further column: rows (number of rows read).
     memorized: share of memorized rows, among the rows that all arms have read.
     """
     import pandas as pd
@@ -269,10 +272,11 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
 
 
 def predictions(arms: Arms, size: str, epochs: float) -> tuple[float, float, float]:
-    """Return three predictions of what an arm's data are worth, in percent of as much fresh data.
+    """Predict how many fresh tokens are worth as much as the tokens that an arm reads.
 
-    They come from the law's data term alone; from the whole law, with parameters counted without
-    embeddings; and from the whole law, with all parameters.
+    Return three predictions, in percent of the tokens that the arm reads. They come from the law's
+    data term alone; from the whole law, with parameters counted without embeddings; and from the
+    whole law, with all parameters.
     """
     tokens = tokens_read(arms)
     counts = arms.measured.facts["parameters"][size]

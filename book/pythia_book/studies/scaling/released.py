@@ -355,12 +355,13 @@ def _batches(batch: pd.DataFrame) -> Estimates:
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
-    """Return the late change in accuracy with full batches minus the one with small batches.
+    """Compare how accuracy changes late in training with full batches and with small batches.
 
-    The change is from three checkpoints around the middle of training to the last three, in points,
-    averaged over the sizes in NARROW. The interval covers the choice of items, and assumes that the
-    error from it is the same at each of three neighbouring checkpoints. The result is None if one
-    of the middle checkpoints is missing.
+    Return the change with full batches minus the change with small batches, in points, averaged
+    over the models in NARROW. A change is from three checkpoints around the middle of training to
+    the last three. The interval covers the choice of items; it assumes that this choice causes the
+    same error at three neighbouring checkpoints. The result is None if one of the middle
+    checkpoints is missing.
 
     Args:
         batch: the table of `batch_table`.

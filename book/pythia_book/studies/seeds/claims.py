@@ -181,7 +181,10 @@ def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
 
 
 def _by_seed(tables: dict[str, pd.DataFrame], measure: str) -> str:
-    """List the twins' final shares, e.g. "standard 0.98, 0.92 %; deduplicated 0.71, 0.69 %"."""
+    """List the final values of a measure in percent, by arm and seed, for the twins.
+
+    For example, "standard 0.98, 0.92 %; deduplicated 0.71, 0.69 %".
+    """
     levels = tables["levels"]
     final = levels[(levels.measure == measure) & (levels.percent == 100)]
     final = final[final.order_seed == final.weight_seed]

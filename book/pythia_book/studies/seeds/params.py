@@ -55,8 +55,8 @@ class Params(StudyParams):
         """The size that is compared with `size`; see the field `neighbour` for the default.
 
         Raises:
-            ConfigError: `neighbour` is not one other size, or it is empty and the scale does not
-                list `size`.
+            ConfigError: `neighbour` names several sizes or `size` itself, or it is empty and the
+                scale does not list `size`.
         """
         scale = scale_named(self.scale)
         if self.neighbour:

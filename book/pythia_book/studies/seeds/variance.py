@@ -156,11 +156,12 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
 
 
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
-    """Compare how much the means of runs vary with what the sampling of items alone would cause.
+    """Compare the spread of the runs' means with the spread that sampling items causes by itself.
 
-    Return the ratio of the two standard deviations, with its F interval. It is 1 if another seed
-    only changes single items at random. Items are assumed to be independent. What all seeds have in
-    common, e.g. that an item is hard, cancels. Return None if the sampling of items has no effect.
+    Return the first standard deviation divided by the second, with its F interval. The ratio is 1
+    if another seed only changes single items at random. Items are assumed to be independent. What
+    all seeds have in common, e.g. that an item is hard, cancels. Return None if sampling items has
+    no effect.
 
     Args:
         values: float[seeds, items].

@@ -55,7 +55,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def steps(result: Result) -> Table:
     """Return the table of the speed of our training step on the CPU, by size and precision.
 
-    It also has the time of other implementations divided by ours.
+    It also has the time of each other implementation, divided by the time of ours.
     """
     rows = []
     for (size, precision), steps in result.tables["steps"].groupby(

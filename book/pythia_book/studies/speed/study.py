@@ -394,7 +394,10 @@ def attention_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def least_ratio(frame: pd.DataFrame) -> Estimate | None:
-    """Return the smallest ratio in a table, with its range over repeats; None without ratios."""
+    """Return the smallest ratio in a table, with its range over repeats.
+
+    Return None if the table has no ratios.
+    """
     timed = frame.dropna(subset="ratio")
     if timed.empty:
         return None

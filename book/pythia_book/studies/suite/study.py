@@ -219,7 +219,7 @@ def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
 
 
 def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
-    """Return the names and numbers that the page quotes in its text."""
+    """Return the numbers that the page quotes in its text, by name."""
     sizes, reads, proofs = params.size_list, tables["reads"], tables["proofs"]
     shape = facts["models"][sizes[-1]]
     tokens = shape["steps"] * shape["batch_tokens"]
@@ -261,8 +261,8 @@ def claims(
         proofs: the table of all checks, from `proofs_table`.
         numbers: the result of `values`.
         released: the tables of `released_tables`.
-        whole: whether runs are long enough to read their texts as often as Pythia did. If not, how
-            often texts are read is not tested.
+        whole: whether runs are long enough to read their texts as often as Pythia did. If false,
+            the claim about how often texts are read is not tested.
     """
     found = proofs.groupby("check")[["cases", "failures"]].sum()
 

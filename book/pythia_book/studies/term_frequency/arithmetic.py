@@ -82,7 +82,7 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """Return the text of the right answer and of wrong answers to choose from, the right one first.
+    """Return the texts of the answers to choose from: the right answer, then the wrong answers.
 
     There are three wrong answers (WRONG). Each of them is the sum of the same first operand and
     another second operand. Every answer ends in a newline; otherwise " 6" would be the beginning of
@@ -119,7 +119,7 @@ def requests(
         each = (longest - 1) // (shots + 1)
         raise ConfigError(
             f"shots={shots}: a question with its examples has {longest} tokens, but the model "
-            f"reads {max_seq_len}; use at most {max(0, (max_seq_len - 1) // each - 1)}"
+            f"reads {max_seq_len}; set shots to at most {max(0, (max_seq_len - 1) // each - 1)}"
         )
     return all_requests
 

@@ -340,10 +340,11 @@ def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame)
 
 
 def released_values(operands: pd.DataFrame) -> dict[str, Any]:
-    """Return mean released accuracies on sums after 16 examples, for the page's text.
+    """Return the numbers on released accuracies that the page quotes in its text, by name.
 
-    Each is in percent, or a change in points, and averaged over one of the groups of models that
-    the claims compare. It is None if a model of the group is missing.
+    Each number is the mean accuracy on sums after 16 examples, in percent, or the change of this
+    mean between two steps, in points. The mean is over one of the groups of models that the claims
+    compare. If a model of the group is missing, the number is None.
 
     Args:
         operands: the table `operands` of `released`.

@@ -96,7 +96,7 @@ def test_too_many_examples_are_refused_with_the_number_that_fits() -> None:
     asked = [Question(12, 7, False)]
     fits = len(arithmetic.prompt(asked[0], 3)) + 1 + 4 - 1
     assert arithmetic.requests(asked, 3, encode, 0, fits)
-    with pytest.raises(ConfigError, match=rf"shots=8: .* reads {fits}; use at most [23]"):
+    with pytest.raises(ConfigError, match=rf"shots=8: .* reads {fits}; set shots to at most [23]"):
         arithmetic.requests(asked, 8, encode, 0, fits)
 
 

@@ -301,7 +301,7 @@ def test_shots_that_do_not_fit_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"shots=16: .* the model reads 64; use at most"):
+    with pytest.raises(ConfigError, match=r"shots=16: .* the model reads 64; set shots to at most"):
         study.run(study.Params("smoke", "7k", shots="16"), progress=False)
     assert not (tmp_path / "runs").exists()
 
