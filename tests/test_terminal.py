@@ -295,7 +295,7 @@ def test_a_study_says_what_it_will_take_by_what_the_recorded_one_took() -> None:
     except DataError as error:
         pytest.skip(f"to be run again: {error}")
     first, most, recorded = records.start_message("gender_bias", "laptop").splitlines()
-    assert first.startswith("== Running gender_bias at scale laptop: fetch, train and measure")
+    assert first.startswith("== Running gender_bias at scale laptop; data, models")
     threads = record["device"]["threads"]
     whole = records.duration_text(record["duration_s"] + record["training_s"] / threads)
     assert f"at most about {whole} on {records.device_text(record)}" in most

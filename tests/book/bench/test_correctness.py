@@ -30,7 +30,7 @@ def kernel_failures(capsys: pytest.CaptureFixture) -> dict[str, str]:
     failed = {row["name"]: row["why"] for row in rows[1:] if row["outcome"] == "failed"}
     assert (
         printed.err
-        == f"error: {len(failed)} of {len(rows) - 1} checks failed: {', '.join(failed)}\n"
+        == f"error: {len(failed)} of {len(rows) - 1} GPU checks failed: {', '.join(failed)}\n"
     )
     return failed
 

@@ -275,9 +275,9 @@ def test_only_measurements_on_the_last_device_count(tmp_path: Path) -> None:
         ("train --device cuda --sizes 9b --dry-run", "unknown size '9b'"),
         (
             "train --device cuda --dry-run --readme",
-            "--readme does not apply to bench train --device cuda",
+            "--readme does not apply to `bench train` on the device cuda",
         ),
-        ("train --budget 3", "--budget does not apply to bench train --device cpu"),
+        ("train --budget 3", "--budget does not apply to `bench train` on the device cpu"),
         (
             "train --device cuda --dry-run --budget 9min",
             "expected a time such as 540",

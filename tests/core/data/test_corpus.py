@@ -152,7 +152,7 @@ def test_hugging_face_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         texts("hf:a:b:c:d:e")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train.jsonl").write_text('{"body": "x"}\n')
-    with pytest.raises(DataError, match=r"has columns \['body'\], but no \"text\""):
+    with pytest.raises(DataError, match=r"has the columns \['body'\], but no \"text\""):
         texts(f"hf:{tmp_path / 'other'}")
     with pytest.raises(DataError, match='but no "meta"'):
         texts(name + "::train:ArXiv")
