@@ -307,13 +307,13 @@ PLANTED = {
 
 def test_planted_effects_get_the_right_verdicts():
     tests = verdicts(final_with(PLANTED))
-    assert the(tests, "last 7 %", "feminine share")["verdict"] == "holds"
-    assert the(tests, "further than")["value"] == pytest.approx(20, abs=2)
+    assert the(tests, "last 7 % of training", "feminine share")["verdict"] == "holds"
+    assert the(tests, "last 21 %", "more than")["value"] == pytest.approx(20, abs=2)
     assert the(tests, "last 7 %", "WinoBias")["verdict"] == "reproduced"
     assert the(tests, "last 21 %", "CrowS-Pairs")["verdict"] == "reproduced"
     assert the(tests, "last 7 %", "CrowS-Pairs")["verdict"] == "contradicted"
-    assert the(tests, "last 7 %", "last words")["verdict"] == "reproduced"
-    assert the(tests, "last 21 %", "last words")["verdict"] == "contradicted"
+    assert the(tests, "last 7 %", "LAMBADA")["verdict"] == "reproduced"
+    assert the(tests, "last 21 %", "LAMBADA")["verdict"] == "contradicted"
     assert the(tests, "controls expect more feminine")["verdict"] == "holds"
     assert "5 seeds" in the(tests, "last 7 %", "WinoBias")["units"]
 
@@ -329,8 +329,8 @@ def test_without_an_effect_few_claims_are_reproduced():
 
 def test_one_seed_gives_no_verdict_on_the_swap():
     tests = verdicts(final_with(PLANTED, seeds=1), Params(sizes="85k,310k", bootstrap=300))
-    for words in (("feminine share",), ("WinoBias", "lowers"), ("last words", "costs")):
-        test = the(tests, "last 7 %", *words)
+    for words in (("feminine share",), ("WinoBias", "lowers"), ("LAMBADA",)):
+        test = the(tests, "last 7 % of training", *words)
         assert test["verdict"] == "not testable here" and test["reason"].startswith("one seed")
         assert "2 sizes" in test["units"] and test["low"] < test["value"] < test["high"]
     # what the controls have is about these controls, so items are its units
@@ -339,7 +339,7 @@ def test_one_seed_gives_no_verdict_on_the_swap():
 
 @pytest.mark.parametrize(
     ("association", "level", "missing"),
-    [(0.0, 0.0, "a stereotype after occupations"), (0.2, -0.1, "above chance on WinoBias")],
+    [(0.0, 0.0, "no occupational stereotype"), (0.2, -0.1, "above chance on WinoBias")],
 )
 def test_claims_whose_premise_fails_are_not_testable(association, level, missing):
     final = final_with(PLANTED, association=association)
@@ -361,7 +361,7 @@ def test_claims_that_this_run_cannot_test():
     mirror = Params(sizes="85k,310k", seeds=5, swap="feminine_to_masculine", bootstrap=300)
     moved = final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}})
     tests = verdicts(moved, mirror)
-    assert the(tests, "last 7 %", "lowers the feminine share")["verdict"] == "holds"
+    assert the(tests, "last 7 % of training", "lowers the feminine share")["verdict"] == "holds"
     assert "paper replaced" in the(tests, "last 7 %", "accuracy on WinoBias")["reason"]
 
 
@@ -409,8 +409,11 @@ def test_the_released_models(monkeypatch):
         assert test["verdict"] == "not testable here" and "without a swap" in test["reason"]
         assert test["low"] < test["value"] < test["high"]
     assert gender_bias.released_values(tables)["crows_rise_70m"] == "2.3"
-    note = the(tests, "before the swap")["note"]
-    assert "2.7 [-2.2, 7.5] over the 8 dedup" in note and "7.0 [3.3, 10.7] over the 8 stan" in note
+    note = the(tests, "before the swap")["note"].replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "2.7 [\N{MINUS SIGN}2.2, 7.5] over the 8 dedup" in note
+        and "7.0 [3.3, 10.7] over the 8 stan" in note
+    )
     lead = the(tests, "stand for", "narrows the lead")
     assert "6.9b 16.6 to 16.5" in lead["note"] and "3 models" in lead["units"]
     first = the(tests, "first suite")
