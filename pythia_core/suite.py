@@ -120,6 +120,14 @@ def size_named(name: str) -> Size:
     return SIZES[name]
 
 
+def nominal_parameters(size: str) -> float:
+    """Return the number of parameters that the name of a size states, e.g. 1.4e9 for "1.4b".
+
+    It is that of all parameters for the official sizes, and without embeddings for the others.
+    """
+    return float(size[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[size[-1]]
+
+
 def size_of(model: ModelConfig, sizes: Mapping[str, Size] = SIZES) -> Size | None:
     """Return the first of `sizes` with the model's width and its numbers of layers and heads.
 

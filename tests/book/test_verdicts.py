@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pythia_book import verdicts
-from pythia_book.stats import Estimate, estimate, exact_share, mean_over, slope
+from pythia_book.stats import Estimate, estimate, exact_share, mean_over
 from pythia_book.studies.seeds.variance import (
     distance_in_sds,
     excess_over_item_noise,
@@ -137,19 +137,6 @@ def test_p_value_agrees_with_the_interval(value, below, above, df):
     excluded = not interval.low <= 0 <= interval.high
     if min(abs(interval.low), abs(interval.high)) > 1e-9:
         assert (interval.p_value() < 0.05) == excluded
-
-
-def test_a_slope_is_that_of_scipy_with_a_t_interval():
-    from scipy.stats import linregress, t
-
-    rng = np.random.default_rng(6)
-    x, y = rng.normal(size=7), rng.normal(size=7)
-    ours, theirs = slope(x, y), linregress(x, y)
-    half = t.ppf(0.975, 5) * theirs.stderr
-    expected = (theirs.slope, theirs.slope - half, theirs.slope + half)
-    assert (ours.value, ours.low, ours.high) == pytest.approx(expected)
-    assert ours.p_value() == pytest.approx(theirs.pvalue)
-    assert slope([1, 2], [1, 2]) is None
 
 
 def rate(make, draw, wanted: str, kind: str = "claim") -> float:

@@ -10,20 +10,26 @@ are predicted. Premises are about exactly these control runs, not about other se
 are occupations or items. If a premise of a claim does not hold by its own verdict, the claim is not
 testable here. Under the reverse swap, which the paper did not do, no claim about our runs
 is testable.
+
+Two more premises are about how closely swapped models follow their controls (coupling).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book.records import number_text, value_text
 from pythia_book.stats import Estimate, difference, estimate, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
+from pythia_book.studies.gender_bias.coupling import KINDS, TESTED_WINDOW, UNCOUPLED, unit_z
 from pythia_book.studies.gender_bias.estimates import Units
 from pythia_book.studies.gender_bias.params import PAPER_SWAP
+from pythia_book.studies.gender_bias.released_numbers import NO_NUMBERS
 from pythia_book.verdicts import HOLDS, Claim, Test, falls, judge, rises, untestable
 
 if TYPE_CHECKING:
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
 MARGINAL = 2.0
 """A loss of LAMBADA accuracy below this counts as marginal, in points: the smallest difference
 between neighbouring sizes of the released suite (6.9B and 12B, deduplicated, differ by 2.1)."""
+CHANCE = 50.0
+"""The score without a preference, in percent, on WinoBias and CrowS-Pairs."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
 """Maps an arm to the length of its swap in percent of training."""
 
@@ -42,14 +50,16 @@ FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 ONE_SEED = "one seed: training again with another one was not measured"
 REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
 NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
-OTHER_METRIC = f"{NO_METRIC}; the released answers, another metric, are tested below"
+OTHER_METRIC = f"{NO_METRIC}; the released answers, another metric, are tested as premises"
 CONTROLS_TAKEN = (
-    '"these results" are those of the swapped models, and the statement is about models in '
-    "general: the controls are taken here"
+    '"these results" are those of the swapped models; the statement is about models in general, '
+    "and here tested on the controls"
 )
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
 """Begins the reason of a test whose result would agree with the paper even without a swap."""
-NO_NUMBERS = "no released numbers: neither in the record nor in PYTHIA_PUBLISHED_DIR"
+TOO_FEW = "too few checkpoints of our own forks at this scale"
+FISHER = "(Fisher's z)"
+"""The unit of differences in coupling."""
 
 QUOTES = {
     "winobias": "a decrease in stereotypical accuracy for each intervention and across model scale",
@@ -106,7 +116,12 @@ def claims(
             "The swap turns the largest model from pro- to anti-stereotypical on WinoBias.",
             "section 3.1, Figure 2",
             ours.test(
-                ours.level("swap_7", "winobias")[:, -1:], falls, winobias, params.size_list[-1]
+                ours.level("swap_7", "winobias")[:, -1:],
+                partial(falls, bound=CHANCE),
+                winobias,
+                params.size_list[-1],
+                f"{CHANCE:g} % is no preference",
+                "%",
             ),
             untestable(OTHER_METRIC),
             QUOTES["turned"],
@@ -162,11 +177,12 @@ def claims(
         note = theirs.perplexity(arm)
         rows.append(
             Claim(
-                f"The swap in the last {window} % of training costs only a marginal part of the "
-                "accuracy on last words (LAMBADA).",
+                f"The swap in the last {window} % of training lowers LAMBADA accuracy only "
+                "marginally.",
                 "section 3.1, Appendix C.1, Figure 6",
                 ours.test(
-                    -ours.change(arm, "last_word"), _marginal, missing("last_word"),
+                    -ours.change(arm, "last_word"), partial(falls, bound=MARGINAL),
+                    missing("last_word"),
                     note="ours: last words of held-out sentences",
                 ),
                 theirs.change("lambada", arm, _no_cost, "5,153 passages", sign=-1, note=note),
@@ -174,11 +190,6 @@ def claims(
             )
         )  # fmt: skip
     return rows + list(premises.values()) + others
-
-
-def _marginal(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
-    """Return the test that a loss of accuracy is below MARGINAL. Arguments are as in `falls`."""
-    return falls(e, unit, units, MARGINAL, note)
 
 
 def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
@@ -222,8 +233,7 @@ def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) ->
 
 
 LACKING = {
-    "association": "the controls are not shown to have learned a stereotype after occupations "
-    "that the swap could lower",
+    "association": "the controls show no occupational stereotype that the swap could reduce",
     "winobias": "the controls are not shown to be above chance on WinoBias",
     "crows": "the controls are not shown to prefer the stereotyping sentences of CrowS-Pairs",
     "last_word": f"the controls predict too few last words to lose {MARGINAL:g} points",
@@ -234,23 +244,19 @@ LACKING = {
 
 
 class _Ours:
-    """The effects on our runs, float[seeds, sizes] in percentage points, and tests of them."""
+    """The scores of our runs and the effects on them, float[seeds, sizes], and tests of them."""
 
     def __init__(self, params: Params, final: Final) -> None:
         self.params, self.final, self.sizes = params, final, params.size_list
 
-    def _means(self, arm: str, measure: str) -> np.ndarray:
+    def level(self, arm: str, measure: str) -> np.ndarray:
         """Return the mean of a measure in percent, float[seeds, sizes]."""
         columns = [self.final[size, arm][measure].values.mean(1) for size in self.sizes]
         return 100 * np.stack(columns, axis=1)
 
-    def level(self, arm: str, measure: str) -> np.ndarray:
-        """Return a measure minus 50 % (no preference), in points, float[seeds, sizes]."""
-        return self._means(arm, measure) - 50
-
     def change(self, arm: str, measure: str, base: str = "control") -> np.ndarray:
         """Return a measure in `arm` minus the same in `base`, in points, float[seeds, sizes]."""
-        return self._means(arm, measure) - self._means(base, measure)
+        return self.level(arm, measure) - self.level(base, measure)
 
     def test(
         self,
@@ -259,13 +265,14 @@ class _Ours:
         missing: str = "",
         of: str = "",
         note: str = "",
+        unit: str = "points",
     ) -> Test:
         """Test the mean effect, with an interval over seeds.
 
         With one seed, the interval is over sizes, and there is no verdict.
 
         Args:
-            effects: float[seeds, sizes], in points.
+            effects: float[seeds, sizes], in `unit`.
             make: makes the test from the estimate, e.g. `falls`.
             missing: the reason if the claim is not testable, else "".
             of: what was averaged for a seed, in words; by default, the number of sizes.
@@ -277,8 +284,8 @@ class _Ours:
         else:
             e, units = mean_over(effects[0]), f"{of}, one run of each arm"
         if reason := missing or (ONE_SEED if seeds == 1 else ""):
-            return untestable(reason, e, "points", units, note)
-        return make(e, "points", units, note=note)
+            return untestable(reason, e, unit, units, note)
+        return make(e, unit, units, note=note)
 
     def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
         """Return the premises by name: what the claims take for granted about our runs, with tests.
@@ -298,12 +305,12 @@ class _Ours:
             values = np.mean([cell.values.mean(0) for cell in cells], axis=0)
             return Units(measure, values[None], cells[0].strata)
 
-        def above(measure: str, share: float, items: str, text: str) -> Claim:
-            """Return the premise `text`: in the controls, a measure's mean is above `share`."""
+        def above(measure: str, bound: float, items: str, text: str) -> Claim:
+            """Return the premise `text`: in the controls, a measure's mean is above `bound` %."""
             chosen = units(measure)
-            e = estimate(100 * (chosen.values - share), self.params.bootstrap, 0, chosen.strata)
+            e = estimate(100 * chosen.values, self.params.bootstrap, 0, chosen.strata)
             counts = f"{e.n_items} {items}, {of}"
-            return Claim(f"{text}.", SETUP, rises(e, "points", counts), kind="premise")
+            return Claim(f"{text}.", SETUP, rises(e, "%", counts, bound), kind="premise")
 
         n = int((feminine >= 0).sum())
         return {
@@ -315,8 +322,8 @@ class _Ours:
                 kind="premise",
             ),
             "longer": Claim(
-                f"The swap in the last 21 % of training {word} it further than the one in the "
-                "last 7 %.",
+                f"The swap in the last 21 % of training {word} the feminine share of the pronouns "
+                "expected after occupations more than the swap in the last 7 %.",
                 SETUP,
                 self.test(self.change("swap_21", "feminine_share", "swap_7"), moves),
                 kind="premise",
@@ -329,15 +336,15 @@ class _Ours:
                 kind="premise",
             ),
             "winobias": above(
-                "winobias", 0.5, "occupations",
+                "winobias", CHANCE, "occupations",
                 "The controls prefer the stereotypical pronoun on WinoBias",
             ),
             "crows": above(
-                "crows", 0.5, "pairs",
+                "crows", CHANCE, "pairs",
                 "The controls prefer the stereotyping sentences of CrowS-Pairs (gender)",
             ),
             "last_word": above(
-                "last_word", MARGINAL / 100, "passages",
+                "last_word", MARGINAL, "passages",
                 f"The controls predict more than {MARGINAL:g} % of the last words",
             ),
         }  # fmt: skip
@@ -361,7 +368,7 @@ class _Ours:
         return difference(*map(mean_over, groups))
 
 
-SETUP = "section 3.1, where it is taken for granted"
+SETUP = "assumed in section 3.1"
 
 # --- released models -------------------------------------------------------------------------
 
@@ -409,16 +416,17 @@ class _Released:
             note: ends the note of the test.
         """
         if frame.empty:
-            return untestable(f"{NO_NUMBERS} of both arms at one checkpoint")
+            return untestable("no released numbers of both arms at one checkpoint")
         e = numbers.mean_of_models(frame.assign(change=sign * frame.change))
         by_model = ", ".join(
-            f"{row.size} {row.control:.1f} to {row.swapped:.1f}" for row in frame.itertuples()
+            f"{row.size} {number_text(row.control, 1)} to {number_text(row.swapped, 1)}"
+            for row in frame.itertuples()
         )
         units = numbers.units_of_models(frame, items)
         return make(e, "points", units, note="; ".join(filter(None, (by_model, note))))
 
     def slope(self, name: str, column: str, make: Callable[..., Test], more: str = "") -> Test:
-        """Test how a score depends on model size, in points per tenfold number of parameters.
+        """Test how a score depends on model size, in points per tenfold nominal size.
 
         Args:
             name: the name of the released table.
@@ -429,11 +437,8 @@ class _Released:
         if name not in self.tables:
             return untestable(NO_NUMBERS)
         frame = numbers.at_end(self.tables[name], "swap_7")
-        note = ", ".join(
-            f"{size} {value:.1f}" for size, value in zip(frame["size"], frame[column], strict=True)
-        )
         e = numbers.per_tenfold(frame["size"], frame[column])
-        note = "; ".join(filter(None, (note, more)))
+        note = "; ".join(filter(None, (_by_size(frame["size"], frame[column]), more)))
         return make(e, PER_TENFOLD, f"{len(frame)} models", note=note)
 
     def over_all_sizes(self) -> str:
@@ -442,7 +447,7 @@ class _Released:
         Return "" without released numbers.
         """
         found = ", ".join(
-            f"{e.value:.1f} [{e.low:.1f}, {e.high:.1f}] over the {e.n_items} {half} models"
+            f"{value_text(e.interval())} over the {e.n_items} {half} models"
             for half, name in AFTER_TRAINING.items()
             if (e := self._growth(name))
         )
@@ -464,7 +469,8 @@ class _Released:
         values = table.assign(value=table.perplexity / 100)
         frame = numbers.at_end(values[values.value.notna()], arm)
         return "perplexity: " + ", ".join(
-            f"{row.size} {row.control:.3g} to {row.swapped:.3g}" for row in frame.itertuples()
+            f"{row.size} {number_text(row.control)} to {number_text(row.swapped)}"
+            for row in frame.itertuples()
         )
 
     def premises(self) -> list[Claim]:
@@ -477,10 +483,12 @@ class _Released:
             "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
                 "v1", (numbers.COMPARABLE,)
             ),
-            "In the answers released with the first suite (v0), to both prompts, the swap narrows "
-            "that lead": self._lead("v0", numbers.PROMPTS),
+            "In the WinoBias answers released with the first suite (v0), to both prompts, the swap "
+            "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
+                "v0", numbers.PROMPTS
+            ),
             "After the swap, the released 6.9B model answers anti-stereotypical sentences better "
-            "than stereotypical ones (prompt as above)": self._turned(),
+            f'than stereotypical ones (WinoBias prompt "{numbers.COMPARABLE}")': self._turned(),
             "The CrowS-Pairs gender bias grows with size over all eight deduplicated models": (
                 self._all_sizes()
             ),
@@ -530,8 +538,7 @@ class _Released:
         table = self.tables.get("crows_sizes")
         if table is None:
             return untestable(NO_NUMBERS)
-        shares = 100 * table.value
-        note = ", ".join(f"{s} {v:.1f}" for s, v in zip(table["size"], shares, strict=True))
+        note = _by_size(table["size"], 100 * table.value)
         e = self._growth("crows_sizes")
         return rises(e, PER_TENFOLD, f"{len(table)} models after training", note=note)
 
@@ -569,7 +576,71 @@ class _Released:
 
 
 ACROSS = "largest minus smallest size"
-PER_TENFOLD = "points per tenfold size"
+PER_TENFOLD = "points per tenfold nominal size"
 AFTER_TRAINING = {"deduplicated": "crows_sizes", "standard": "crows_standard"}
 """Maps each half of the suite to its released table of CrowS-Pairs scores after training."""
 EXACT = "exact match of the generated answer, another metric than the paper's"
+
+
+def _by_size(sizes: pd.Series, values: pd.Series) -> str:
+    """List a number in points or percent by model, e.g. "70m 54.7, 410m 60.5"."""
+    return ", ".join(f"{s} {number_text(v, 1)}" for s, v in zip(sizes, values, strict=True))
+
+
+# --- coupling --------------------------------------------------------------------------------
+
+
+def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
+    """Return the two premises about coupling with their tests.
+
+    Args:
+        table: the table of `coupling.analyse`.
+    """
+    swaps, placebos = (unit_z(table, "ours", kind, tuple(WINDOWS.values())) for kind in KINDS)
+    loosened = (placebos - swaps).dropna()
+    return [
+        Claim(
+            "The released swapped models are not more tightly coupled to their controls than our "
+            "real swaps are to theirs.",
+            "section 3.1, where the swap is assumed",
+            kind="premise",
+            released=_excess_coupling(params, table),
+        ),
+        Claim(
+            "Swapping pronouns decouples a model from its control more than swapping equally many "
+            "prepositions.",
+            "assumed when scores of released models are compared with those of their controls",
+            kind="premise",
+            ours=rises(
+                mean_over(loosened),
+                FISHER,
+                f"{len(loosened)} pairs of forks (sizes and seeds)",
+                note="mean over both windows and three scores; positive: less coupled",
+            )
+            if len(loosened)
+            else untestable(TOO_FEW),
+        ),
+    ]
+
+
+def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
+    """Test that released swapped models follow their controls no more tightly than our swaps do.
+
+    The test is one-sided. If they follow them more tightly, this is evidence against the swap. If
+    they do not, the swap is not shown either.
+    """
+    theirs, ours = (unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
+    if theirs.empty:
+        return untestable(NO_NUMBERS)
+    if ours.empty or params.swap != PAPER_SWAP:
+        return untestable(TOO_FEW if ours.empty else "our forks have another swap than the paper's")
+    apart = (table.model == UNCOUPLED).any()
+    without = f" (without {UNCOUPLED}, which does not follow its control)" if apart else ""
+    r = [number_text(math.tanh(z.mean()), 2) for z in (theirs, ours)]
+    return falls(
+        difference(mean_over(theirs), mean_over(ours)),
+        FISHER,
+        f"{len(theirs)} released models{without}, {len(ours)} of our forks",
+        note=f"released r = {r[0]}, our real swaps r = {r[1]}, each from the mean Fisher's z over "
+        f"three scores in the last {TESTED_WINDOW} % of training",
+    )

@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import Z_95, Estimate, difference, mean_over
-from pythia_book.studies.gender_bias.params import PAPER_SWAP, WINDOWS, Cell, coupled_runs
+from pythia_book.stats import Z_95, Estimate
+from pythia_book.studies.gender_bias.params import WINDOWS, Cell, coupled_runs
 from pythia_book.studies.gender_bias.released_numbers import COMPARABLE
 from pythia_book.study import Measurements, name_of
-from pythia_book.verdicts import Claim, Test, falls, rises, untestable
 from pythia_core.suite import scale_named
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
     from pythia_book.studies.gender_bias.params import Params
-    from pythia_book.study import Result, Tables
-    from pythia_book.style import Drawing
+    from pythia_book.study import Tables
     from pythia_core.evaluation import scoring
     from pythia_core.training.runs import Run
 
@@ -59,18 +57,15 @@ TESTED = ("last_words", "crows", "winobias")
 """The scores that are tested. Accuracy on last words is only shown: our small models get just a few
 passages right, which is too coarse to correlate."""
 GENDER = ("crows", "winobias")
-TITLES = {"last_words": "last words", "crows": "CrowS-Pairs, gender", "winobias": "WinoBias"}
 TESTED_WINDOW = 7
 """The window that all released swapped models have."""
 MIN_DIFFERENCES = 8
-TOO_FEW = "too few checkpoints of our own forks at this scale"
 INFLATION = 1.5
 """How many times larger the variance of Fisher's z is for two series with a lag-1 autocorrelation
 of -1/2 than for independent pairs: 1 + 2 (1/2)^2."""
 LARGEST_R = 1 - 1e-6
 UNCOUPLED = "70m"
-"""The released swapped model that does not follow its control. It is shown apart, as a contrast;
-means of the released models are over the others."""
+"""The released swapped model that does not follow its control; it is left out of means."""
 
 
 def steps(scale: str, window: int) -> list[int]:
@@ -322,8 +317,8 @@ def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
 
 def analyse(
     params: Params, arrays: Arrays, facts: dict[str, Any], released: Tables
-) -> tuple[Tables, dict[str, Any], list[Claim]]:
-    """Compute how closely forks follow their controls: the table `coupling`, values and claims.
+) -> tuple[Tables, dict[str, Any]]:
+    """Compute how closely forks follow their controls: the table `coupling`, and values.
 
     The table has one row per pair of a fork and its control and per measure. Its columns are
 
@@ -351,10 +346,10 @@ def analyse(
         shift = (pair.fork - pair.control).mean() / noise
         rows.append((*keys, *numbers, autocorrelation(pair.control, pair.fork), shift))
     table = pd.DataFrame(rows, columns=columns)
-    return {"coupling": table}, _values(table, facts), _claims(params, table)
+    return {"coupling": table}, _values(table, facts)
 
 
-def _unit_z(
+def unit_z(
     table: pd.DataFrame,
     source: str,
     kind: str,
@@ -383,77 +378,6 @@ def _unit_z(
     return chosen.groupby(["model", "seed"]).z.mean()
 
 
-def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
-    """Return the two premises about coupling with their tests, from the table `coupling`."""
-    swaps, placebos = (_unit_z(table, "ours", kind, tuple(WINDOWS)) for kind in KINDS)
-    loosened = (placebos - swaps).dropna()
-    return [
-        Claim(
-            "The released swapped models are not more tightly coupled to their controls than our "
-            "real swaps are to theirs.",
-            "section 3.1, where the swap is taken for granted",
-            kind="premise",
-            released=_excess_coupling(params, table),
-        ),
-        Claim(
-            "Swapped pronouns loosen a model from its control more than as many swapped "
-            "prepositions do.",
-            "what a comparison of the released twins by their scores takes for granted",
-            kind="premise",
-            ours=rises(
-                mean_over(loosened),
-                "in Fisher's z",
-                f"{len(loosened)} pairs of forks (sizes and seeds)",
-                note="mean over both windows and three scores; positive: less coupled",
-            )
-            if len(loosened)
-            else untestable(TOO_FEW),
-        ),
-    ]
-
-
-def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
-    """Test that released swapped models follow their controls no more tightly than our swaps do.
-
-    Only one outcome says something about the released swap. If the released models follow their
-    controls more tightly, this is evidence that their pronouns were not really swapped. The
-    opposite outcome does not show that the pronouns were swapped.
-    """
-    theirs, ours = (_unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
-    if theirs.empty:
-        return untestable("the released numbers are not available")
-    if ours.empty or params.swap != PAPER_SWAP:
-        return untestable(TOO_FEW if ours.empty else "our forks have another swap than the paper's")
-    e = difference(mean_over(theirs), mean_over(ours))
-    shown = (
-        "in Fisher's z",
-        f"{len(theirs)} released models, {len(ours)} of our forks",
-    )
-    note = (
-        f"released r = {math.tanh(theirs.mean()):.2f}, our real swaps r = "
-        f"{math.tanh(ours.mean()):.2f}, each from the mean Fisher's z over three scores in the "
-        "last 7 % of training; our models are far smaller, and far fewer updates lie between "
-        f"their checkpoints; that the statement holds would not show a swap{_contrast(table)}"
-    )
-    return falls(e, *shown, note=note)
-
-
-def _contrast(table: pd.DataFrame) -> str:
-    """Say how the changes of the released model UNCOUPLED correlate with those of its control.
-
-    The text, the end of a note, has one correlation per score. It is "" if `table` lacks the model.
-    """
-    alone = table[(table.model == UNCOUPLED) & table.measure.isin(TESTED)]
-    if alone.empty:
-        return ""
-    found = ", ".join(f"{TITLES[row.measure]} {row.r:.2f}" for row in alone.itertuples())
-    every = math.tanh(_unit_z(table, "released", "swap", (TESTED_WINDOW,), left_out="").mean())
-    return (
-        f"; left out, as it does not follow its control: {UNCOUPLED} (r: {found}; with it, the "
-        f"mean would be {every:.2f})"
-    )
-
-
 def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers that the page quotes in its text, by name; None if nothing was measured.
 
@@ -461,13 +385,15 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
 
     - coupling_X: mean correlation over the scores TESTED, in the last 7 % of training. (All mean
       correlations are computed from the mean of Fisher's z, and without the model UNCOUPLED.)
+    - coupling_released_all: the same as coupling_released, but with the model UNCOUPLED.
     - coupling_X_words, coupling_X_gender: mean correlation of the scores of last words and of
       gender, over both windows.
     - coupling_X_autocorrelation: mean lag-1 autocorrelation of step-to-step changes.
     - coupling_X_shift_M: the largest absolute shift in the score M.
     - coupling_X_share: for our forks, the percentage of tokens that they change in their windows.
     """
-    values: dict[str, Any] = {}
+    z = unit_z(table, "released", "swap", (TESTED_WINDOW,), left_out="")
+    values: dict[str, Any] = {"coupling_released_all": math.tanh(z.mean()) if len(z) else None}
     for name, source, kind in (
         ("released", "released", "swap"),
         ("swap", "ours", "swap"),
@@ -479,7 +405,7 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
             ("_words", both, ("last_words",)),
             ("_gender", both, GENDER),
         ):
-            z = _unit_z(table, source, kind, windows, measures)
+            z = unit_z(table, source, kind, windows, measures)
             values[f"coupling_{name}{part}"] = math.tanh(z.mean()) if len(z) else None
         chosen = table[(table.source == source) & (table.kind == kind)]
         tested = chosen[chosen.measure.isin(TESTED)].autocorrelation
@@ -492,53 +418,3 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
     for kind in KINDS:
         values[f"coupling_{kind}_share"] = 100 * shares[kind] if kind in shares else None
     return values
-
-
-# --- figure ----------------------------------------------------------------------------------
-
-
-def figure(result: Result) -> Drawing:
-    """Draw the correlations of forks, released and ours, with their controls: a panel per score."""
-    from pythia_book import style
-    from pythia_book.style import Drawing
-
-    table = result.tables["coupling"]
-    lines = list(dict.fromkeys(zip(*(table[c] for c in _LINE), strict=True)))
-    notes = (
-        "95 % Fisher intervals over steps, widened for autocorrelation",
-        "" if (table.source == "released").any() else "released numbers: not available",
-    )
-    height = 1.3 + 0.24 * max(3, len(lines))
-    with style.canvas(result, len(TESTED), height, *notes, sharey=True) as (drawn, axes):
-        for ax, measure in zip(axes, TESTED, strict=True):
-            style.reference(ax, x=0)
-            ax.set(title=TITLES[measure], xlim=(-1.02, 1.02), xlabel="correlation with control")
-            for y, line in enumerate(lines):
-                cell = style.rows_where(table, **dict(zip(_LINE, line, strict=True)))
-                for row in style.rows_where(cell, measure=measure).itertuples():
-                    colour = style.size_colour(line[1])
-                    ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1.2)
-                    face = "white" if line[3] == "placebo" else colour
-                    ax.plot(row.r, y, "o", color=colour, markerfacecolor=face, markersize=5)
-            ax.grid(axis="y", visible=False)
-        axes[0].set_yticks(range(len(lines)), [_label(line) for line in lines])
-        axes[0].set_ylim(max(1, len(lines)) - 0.4, -0.6)
-        if not lines:
-            style.say(axes[0], "Too few checkpoints\nat this scale.")
-    parts = (
-        f"{_label(line)} r = {math.tanh(cell.z.mean()):.2f}"
-        for line, cell in table[table.measure.isin(TESTED)].groupby(_LINE, sort=False)
-    )
-    text = "Correlation of a fork's step-by-step differences with its control's, mean of the scores"
-    return Drawing(drawn, text, parts)
-
-
-_LINE = ["source", "model", "seed", "kind", "window"]
-
-
-def _label(line: tuple[str, str, int, str, int]) -> str:
-    """Return the label of a row of the figure; `line` has the values of the columns _LINE."""
-    source, model, seed, kind, window = line
-    if source == "released":
-        return f"released {model}, last {window} %"
-    return f"{model}{f', seed {seed}' if seed else ''}, {KINDS[kind]}, last {window} %"

@@ -1,19 +1,21 @@
 """Figures of the gender-bias study.
 
 The figures are the paper's figures 1, 2 and 6, with released numbers next to ours; two figures of
-the share of feminine pronouns after occupations, where small models show the clearest effect; and
-two figures of released numbers alone. If released numbers are missing, the panel says how to get
-them.
+the share of feminine pronouns after occupations, where small models show the clearest effect; two
+figures of released numbers alone; and one of coupling. If released numbers are missing, the panel
+says how to get them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records, style
 from pythia_book.stats import Z_95, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
+from pythia_book.studies.gender_bias.coupling import KINDS, TESTED
 from pythia_book.studies.gender_bias.params import ARMS
 from pythia_book.style import Drawing, Table, interval
 from pythia_core.suite import scale_named
@@ -27,10 +29,7 @@ if TYPE_CHECKING:
     from pythia_book.study import Result
 
 MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}
-ABSENT = (
-    "Released numbers not found.\n\nClone the public repository\nEleutherAI/pythia (or take an\n"
-    "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand run this study again."
-)
+ABSENT = numbers.NO_NUMBERS.replace(": ", ":\n")
 BRANCH_PERCENT = 78
 """The x-axis starts here, in percent of training, in panels that show only the intervention."""
 
@@ -313,7 +312,7 @@ def released_winobias(result: Result) -> Drawing:
     with style.canvas(result, 2, 5.0, *notes, rows=2) as (figure, axes):
         marks = {
             f"{side} {arm}": style.mark("^" if side == "pro" else "v", arm == "control")
-            for side in numbers.SIDES
+            for side in numbers.SENTENCES
             for arm in ("control", "swap_7")
         }
         panels = [(suite, prompt) for suite in ("v1", "v0") for prompt in numbers.PROMPTS]
@@ -335,7 +334,7 @@ def released_winobias(result: Result) -> Drawing:
                 pro, anti = (
                     f"{side} {100 * cells[f'{side} control']:.1f} to "
                     f"{100 * cells[f'{side} swap_7']:.1f}"
-                    for side in numbers.SIDES
+                    for side in numbers.SENTENCES
                 )
                 texts.append(f"{suite} {prompt} {sizes[-1]} {pro}, {anti}")
         for ax in axes[::2]:
@@ -383,6 +382,54 @@ def crows_biases(result: Result) -> Drawing:
         ax.set_xlabel("pairs with a likelier stereotyping sentence: swap minus control (points)")
         style.size_legend(figure, sizes, ncols=4)
         return Drawing(figure, "Change of the released CrowS-Pairs scores by bias, points", texts)
+
+
+# --- coupling --------------------------------------------------------------------------------
+
+
+def coupling(result: Result) -> Drawing:
+    """Draw the correlations of forks, released and ours, with their controls: a panel per score."""
+    table = result.tables["coupling"]
+    lines = list(dict.fromkeys(zip(*(table[c] for c in _LINE), strict=True)))
+    notes = (
+        "95 % Fisher intervals over steps, widened for autocorrelation",
+        "" if (table.source == "released").any() else numbers.NO_NUMBERS,
+    )
+    height = 1.3 + 0.24 * max(3, len(lines))
+    with style.canvas(result, len(TESTED), height, *notes, sharey=True) as (drawn, axes):
+        for ax, measure in zip(axes, TESTED, strict=True):
+            style.reference(ax, x=0)
+            ax.set(title=TITLES[measure], xlim=(-1.02, 1.02), xlabel="correlation with control")
+            for y, line in enumerate(lines):
+                cell = style.rows_where(table, **dict(zip(_LINE, line, strict=True)))
+                for row in style.rows_where(cell, measure=measure).itertuples():
+                    colour = style.size_colour(line[1])
+                    ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1.2)
+                    face = "white" if line[3] == "placebo" else colour
+                    ax.plot(row.r, y, "o", color=colour, markerfacecolor=face, markersize=5)
+            ax.grid(axis="y", visible=False)
+        axes[0].set_yticks(range(len(lines)), [_label(line) for line in lines])
+        axes[0].set_ylim(max(1, len(lines)) - 0.4, -0.6)
+        if not lines:
+            style.say(axes[0], "Too few checkpoints\nat this scale.")
+    parts = (
+        f"{_label(line)} r = {math.tanh(cell.z.mean()):.2f}"
+        for line, cell in table[table.measure.isin(TESTED)].groupby(_LINE, sort=False)
+    )
+    text = "Correlation of a fork's step-by-step differences with its control's, mean of the scores"
+    return Drawing(drawn, text, parts)
+
+
+TITLES = {"last_words": "last words", "crows": "CrowS-Pairs, gender", "winobias": "WinoBias"}
+_LINE = ["source", "model", "seed", "kind", "window"]
+
+
+def _label(line: tuple[str, str, int, str, int]) -> str:
+    """Return the label of a row of the figure; `line` has the values of the columns _LINE."""
+    source, model, seed, kind, window = line
+    if source == "released":
+        return f"released {model}, last {window} %"
+    return f"{model}{f', seed {seed}' if seed else ''}, {KINDS[kind]}, last {window} %"
 
 
 # --- tables ----------------------------------------------------------------------------------

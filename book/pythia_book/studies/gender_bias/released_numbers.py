@@ -23,7 +23,7 @@ import numpy as np
 from pythia_book.published.files import harness_scores, has_tables, read_results
 from pythia_book.published.tables import BENCHMARKS, MODELS, read_csv
 from pythia_book.stats import Z_95, Estimate, mean_over, slope
-from pythia_book.studies.memorization.params import nominal_parameters
+from pythia_core.suite import nominal_parameters
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
     from pythia_book.study import Tables
 
+NO_NUMBERS = "no released numbers: set PYTHIA_PUBLISHED_DIR"
 ARM_NAMES = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
 LAST_WINDOW = 134_000
 """The first checkpoint after the short swap began; the end of training is from here on."""
@@ -44,8 +45,8 @@ _STANDARD = re.compile(
     rf"_step{OFFICIAL_STEPS}\.json$"
 )
 """The file with the scores of a standard model of the current suite after training."""
-SIDES = ("pro", "anti")
-"""Stereotypical and anti-stereotypical sentences."""
+SENTENCES = ("pro", "anti")
+"""The values of the column side: stereotypical and anti-stereotypical sentences."""
 PAIRS = {
     "gender": 320, "race_color": 508, "nationality": 216, "socioeconomic": 190, "religion": 111,
     "sexual_orientation": 93, "age": 91, "physical_appearance": 72, "disability": 65,
@@ -244,7 +245,8 @@ def units_of_models(frame: pd.DataFrame, items: str) -> str:
 
 
 def per_tenfold(sizes: Iterable[str], values: Sequence[float]) -> Estimate | None:
-    """Fit how much a value changes when the number of parameters grows tenfold.
+    """Fit how much a value changes when the nominal size grows tenfold.
+
 
     The estimate has a t-interval over models. Return None for fewer than three models.
 

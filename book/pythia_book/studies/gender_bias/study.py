@@ -19,7 +19,7 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.studies.gender_bias import coupling, released_numbers
-from pythia_book.studies.gender_bias.claims import claims
+from pythia_book.studies.gender_bias.claims import claims, coupling_claims
 from pythia_book.studies.gender_bias.estimates import Sentences, Units, is_choice, units_of
 from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params, coupled_runs
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
@@ -224,8 +224,9 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     stereotypes = np.array(measured.facts["stereotypes"])
     rows = claims(params, final, released, stereotypes)
     numbers = values(params, measured, frames) | released_values(released)
-    coupled = coupling.analyse(params, measured.arrays, measured.facts, released)
-    return frames | coupled[0], numbers | coupled[1], rows + coupled[2]
+    coupled, more = coupling.analyse(params, measured.arrays, measured.facts, released)
+    rows += coupling_claims(params, coupled["coupling"])
+    return frames | coupled, numbers | more, rows
 
 
 def tables(

@@ -9,7 +9,7 @@ The released confusion tables are percentages of the first 23,552,000 sequences.
 of sequences, the sampling error is tiny, but sequences are not independent units, because many of
 them are duplicates. Each size was trained once. The independent units are therefore the models:
 tests on released numbers treat the sizes as units, and so do tests on our runs if a claim is about
-a trend over sizes. If a claim is about the rows of a single run, the units are different
+a trend over sizes. If a claim is about the rows of a single run, the units are distinct
 continuations. Several continuations may be from one planted text, which makes these intervals
 somewhat too narrow.
 
@@ -29,9 +29,10 @@ import numpy as np
 from pythia_book.published.tables import MODELS
 from pythia_book.stats import Estimate, exact_share, mean_over, slope
 from pythia_book.studies.memorization.order_tests import MIN_EVENTS
-from pythia_book.studies.memorization.params import EARLY, nominal_parameters
+from pythia_book.studies.memorization.params import EARLY
 from pythia_book.studies.memorization.tables import Extracted, repetition_slope
 from pythia_book.verdicts import NOT_MEASURED, Claim, Test, falls, rises, untestable, within
+from pythia_core.suite import nominal_parameters
 from pythia_core.training.schedule import OFFICIAL_STEPS, linear_step
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ NO_BOUND = "the source gives no bound; its own numbers are shown"
 THEIRS = "the source's own numbers, no replication"
 """Note on tests of the released numbers of Biderman et al. 2023b."""
 NO_PLACES = (
-    "the released tables at hand count memorized sequences, but do not say where in training these "
-    "were read"
+    "the released tables count memorized sequences without giving their position in training"
 )
 PLANTED = "nearly all are planted copies"
 CORRELATION = "recall, where the sentence is about correlation"
@@ -116,14 +116,15 @@ def _order(extracted: Extracted, tests: pd.DataFrame) -> list[Claim]:
             "training",
         ),
         Claim(
-            "Memorized rows are scattered over training as by a Poisson process.",
+            "The positions of memorized rows in training follow a Poisson process.",
             PYTHIA,
             _order_test(extracted, tests, "standard", (params.window,), *poisson),
             untestable(NO_PLACES),
             quote="a Poisson model fits the data extremely well",
         ),
         Claim(
-            "In batches of other sizes, too, memorized rows are scattered as by a Poisson process.",
+            "In batches of other sizes, too, the positions of memorized rows in training follow a "
+            "Poisson process.",
             PYTHIA,
             _order_test(extracted, tests, "standard", others, *poisson),
             untestable(NO_PLACES),
@@ -131,8 +132,8 @@ def _order(extracted: Extracted, tests: pd.DataFrame) -> list[Claim]:
             "results for various batch sizes.",
         ),
         Claim(
-            "With the deduplicated text, too, memorized rows are scattered as by a Poisson "
-            "process.",
+            "With the deduplicated text, too, the positions of memorized rows in training follow a "
+            "Poisson process.",
             PYTHIA,
             _order_test(extracted, tests, "deduplicated", (params.window,), *poisson),
             untestable(NO_PLACES),
@@ -176,8 +177,8 @@ def _order_test(
     if found.empty:
         return untestable(
             f"{events} of {once.sum():,} rows read once are memorized, and a test needs "
-            f"{MIN_EVENTS}; the other memorized rows are copies that the shuffle scattered, so "
-            "over all rows the statement holds by design",
+            f"{MIN_EVENTS}; the other memorized rows are planted copies placed at random, so over "
+            "all rows the statement would hold by design",
             unit=unit,
             units=units,
         )
@@ -221,7 +222,8 @@ def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
     Args:
         exposures: the table of `tables.by_exposure`.
     """
-    params, rows, unit = extracted.params, extracted.rows["standard"], "points per doubling"
+    params, rows = extracted.params, extracted.rows["standard"]
+    unit = "points per doubling of the number of readings"
     size = params.size_list[-1]
     memorized = extracted.memorized(size, "standard")
     if memorized is None:
@@ -232,19 +234,19 @@ def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
     return rises(
         e,
         unit,
-        f"one run; {len(np.unique(rows.text)):,} different continuations",
+        f"one run; {len(np.unique(rows.text)):,} distinct continuations",
         note=f"how often a text is read was planted; memorized by number of readings: {by_times}",
     )
 
 
 def _size_trend(by_size: dict[str, float], nothing: str = "", note: str = "") -> Test:
-    """Test that a measure rises with model size, in points per doubling of the parameters.
+    """Test that a measure rises with model size, in points per doubling of the nominal size.
 
     Args:
         by_size: the measure of each size, in percent.
         nothing: why the trend is untestable; "" if it is testable.
     """
-    unit, n = "points per doubling of size", len(by_size)
+    unit, n = "points per doubling of the nominal size", len(by_size)
     if nothing:
         return untestable(nothing)
     if not by_size:
@@ -329,8 +331,8 @@ def _predictions(
             quote="the precision is high for all models",
         ),
         Claim(
-            "A model about a tenth the size of the largest, or smaller, misses many of the rows "
-            "that the largest memorizes.",
+            "A model much smaller than the largest misses many of the rows that the largest "
+            "memorizes.",
             SMALLER,
             _share(tenth, "recall", falls, SMALLER_RECALL, first, missed, note),
             _over_models(theirs[theirs.model.isin(TENTH)], "recall"),
@@ -375,9 +377,8 @@ def _few_readings(extracted: Extracted, percent: int) -> str:
     if most >= fewest:
         return ""
     return (
-        ": no text has been read often enough, by the design of the planted copies (the most "
-        f"frequent about {most:.0f} times; those memorized at the end are read {fewest} times or "
-        "more)"
+        f"; no text has been read often enough by then: at most about {most:.0f} times, while "
+        f"those memorized at the end are read at least {fewest} times"
     )
 
 
@@ -408,7 +409,7 @@ def _share(
     e = exact_share(int(row.tp), n).times(100)
     named = "high" if measure == "precision" else "low"
     bounded = f"the bound, {bound:g} %, is a {measure} that the source calls {named}"
-    units = f"one run; {n} different continuations among {first}"
+    units = f"one run; {n} distinct continuations among {first}"
     return test(e, "%", units, bound, f"{int(row.tp)} of {n}; {note}; {bounded}")
 
 

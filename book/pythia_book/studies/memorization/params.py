@@ -9,7 +9,7 @@ from typing import ClassVar
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import scale_named, suite_configs
+from pythia_core.suite import nominal_parameters, scale_named, suite_configs
 from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import N_LINEAR
 
@@ -27,11 +27,6 @@ EARLY = (23, 63)
 16 % and 44 % of training, like the first and the third of Biderman et al. 2023b."""
 WINDOWS = (32, 64, 128, 512)
 """Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
-
-
-def nominal_parameters(size: str) -> float:
-    """Return the number of parameters that the name of a size states, e.g. 1.4e9 for "1.4b"."""
-    return float(size[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[size[-1]]
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from pythia_book.published.tables import MODELS
 from pythia_book.stats import Estimate, difference, exact_share, wilson
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, NullDistribution
-from pythia_book.studies.memorization.params import Params, nominal_parameters
+from pythia_book.studies.memorization.params import Params
 from pythia_book.study import name_of
 from pythia_book.verdicts import holm
-from pythia_core.suite import DATA_ARMS, scale_named
+from pythia_core.suite import DATA_ARMS, nominal_parameters, scale_named
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.records import number_text
 from pythia_book.stats import Estimate, estimate, mean_over
 from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.tables import (
@@ -43,7 +44,7 @@ TOGETHER = (
     "During this phase change, the majority of in-context learning ability [...] is acquired, and "
     "simultaneously induction heads form within the model"
 )
-EMBEDDING = "holds for any model that computes: before the first block there is only the embedding"
+EMBEDDING = "no trained model could fail: before the first block there is only the embedding"
 
 
 def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
@@ -51,24 +52,25 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
     n, chance = facts["n_sequences"], facts["prefix_chance"]
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
-    def induction(text: str, measure: str, unit: str, minus: float = 0) -> Claim:
-        """Return the claim that `measure` of the largest model exceeds `minus` after training."""
-        e = at_the_end(params, models, params.size_list[-1], measure, minus)
+    def induction(text: str, measure: str, unit: str, bound: float = 0) -> Claim:
+        """Return the claim that `measure` of the largest model is above `bound` after training."""
+        e = at_the_end(params, models, params.size_list[-1], measure)
         units = f"one run, {params.size_list[-1]}; {n} sequences"
-        test = rises(e, unit, units)
+        note = f"uniform attention would give {number_text(bound)}" if bound else ""
+        test = rises(e, unit, units, bound, note)
         if e and facts["tokens_trained"] < INDUCTION_TOKENS:
             reason = (
                 f"these models read {facts['tokens_trained'] / 1e6:.1f} million tokens, and "
                 f"induction heads were seen to form only after {INDUCTION_TOKENS / 1e9:g} billion"
             )
-            test = untestable(reason, e, unit, units)
+            test = untestable(reason, e, unit, units, note)
         return Claim(text, INDUCTION, test, quote=TOGETHER)
 
     return [
         *(
             Claim(
-                f"Predictions are nearest to {NAMES[early]}s earlier in training than to "
-                f"{NAMES[late]}s.",
+                f"The model's predictions come closest to {NAMES[early]} statistics earlier in "
+                f"training than to {NAMES[late]} statistics.",
                 INCREASING,
                 _over_sizes(
                     [doublings(models[size], early, late) for size in params.size_list],
@@ -84,18 +86,17 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
             for early, late in ((1, 2), (2, 3))
         ),
         induction(
-            "A random sequence is predicted better when it is read again.",
+            "A random sequence is predicted better on its second occurrence in the context.",
             "gain", "nats per token",
         ),
         induction(
-            "A random sequence is predicted better after itself than after the same tokens in "
-            "another order.",
+            "A random sequence is predicted better after an exact copy than after a shuffled one.",
             "order_gain", "nats per token",
         ),
         induction(
-            "One head attends to the token after an earlier occurrence more than uniform attention "
-            "would.",
-            "prefix", "of its attention", chance,
+            "At least one head attends to the token that followed an earlier occurrence of the "
+            "current token more than uniform attention would.",
+            "prefix", "of attention mass", chance,
         ),
         Claim(
             "The logit lens is nearer to the final prediction before the last block than before "
@@ -133,16 +134,14 @@ def doublings(curves: Curves | None, early: int, late: int) -> float | None:
     return float(np.log2(second / first))
 
 
-def at_the_end(
-    params: Params, models: Models, size: str, measure: str, minus: float = 0
-) -> Estimate | None:
-    """Estimate one of MEASURES for one size at the last step of training, minus a constant.
+def at_the_end(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
+    """Estimate one of MEASURES for one size at the last step of training.
 
     Return None if that checkpoint could not be measured.
     """
     curves = models[size]
     last = curves and curves.at(scale_named(params.scale).steps, measure)
-    return None if last is None else estimate(last[None] - minus, params.bootstrap, change=True)
+    return None if last is None else estimate(last[None], params.bootstrap, change=True)
 
 
 def late_growth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:

@@ -41,7 +41,8 @@ def claims(arms: Arms) -> list[Claim]:
                 "% of the loss",
                 units,
                 NEGLIGIBLE,
-                f"the margin is the source's example of a negligible difference; {_scope(arms)}",
+                "the margin is the source's example of a negligible difference; "
+                f"{_tested_at(arms)}",
             ),
             quote="training with up to 4 epochs of repeated data yields negligible changes to loss "
             "compared to having unique data",
@@ -59,7 +60,7 @@ def claims(arms: Arms) -> list[Claim]:
             "consistently higher loss",
         ),
         Claim(
-            "Repeated data are worth as much fresh data as the law says.",
+            "The law predicts how much fresh data repeated data are worth.",
             f"{PAPER}, section 3.1 and appendix A",
             _law(arms, units),
         ),
@@ -77,7 +78,7 @@ def claims(arms: Arms) -> list[Claim]:
             "worse loss and diverge if too many epochs are used.",
         ),
         Claim(
-            "Held-out rows fall behind rows that were read, as these are repeated.",
+            "The gap between held-out and training loss grows with repetition.",
             f"{PAPER}, section 4",
             rises(arms.gap_growth(most), nats, units, note=f"{most} epochs against one"),
             quote="repeating data can result in extreme overfitting",
@@ -99,21 +100,8 @@ def _tested_at(arms: Arms) -> str:
     return f"tested at {count:,} parameters and {tokens:.1f} million tokens, while {THEIRS}"
 
 
-def _scope(arms: Arms) -> str:
-    """Say how large our largest model is, and what excess loss the law predicts for it.
-
-    The excess loss is the loss after four epochs compared with fresh data, in percent.
-    """
-    counts, tokens = arms.measured.facts["parameters"][arms.params.size_list[-1]], tokens_read(arms)
-    by_law = [law.excess(counts[kind], tokens, 4) for kind in ("non_embedding", "all")]
-    return (
-        f"{_tested_at(arms)}; its law, fitted to {law.FITTED} and extrapolated to here, expects "
-        f"{by_law[0]:.1f} %, or {by_law[1]:.1f} % if embeddings count as parameters"
-    )
-
-
 def _law(arms: Arms, units: str) -> Test:
-    """Return the test of the claim that repeated data are worth what the law says.
+    """Return the test of the claim that the law predicts what repeated data are worth.
 
     It shows the measured worth of four epochs, but it is untestable, because the law was fitted to
     models of other sizes than ours.
@@ -132,7 +120,9 @@ def _law(arms: Arms, units: str) -> Test:
             f"fresh data, where {fresh.mean():.1f} were measured"
         )
     e = arms.worth(size, 4)
-    return untestable(reason, e, "% of as much fresh data", units, "four epochs, at the end")
+    return untestable(
+        reason, e, "% of the same number of fresh tokens", units, "four epochs, at the end"
+    )
 
 
 def _memorized(arms: Arms, units: str) -> Test:

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from gender_fakes import fake_find_or_train, fake_items
 from pythia_book.published.results import Published
-from pythia_book.studies.gender_bias import coupling
+from pythia_book.studies.gender_bias import coupling, figures
 from pythia_book.studies.gender_bias import params as gender
+from pythia_book.studies.gender_bias.claims import coupling_claims
 from pythia_book.studies.gender_bias.params import PLACEBO, WINDOWS, Params, coupled_runs
 from pythia_book.verdicts import FAILS, HOLDS, NOT_RESOLVED, NOT_TESTABLE, judge
 
@@ -83,9 +84,9 @@ def test_measuring_fakes_gives_one_number_a_step(tmp_path) -> None:
         assert len(values) == (short if name.endswith("_7") else long)
         assert np.isfinite(values).all()
     assert set(facts["coupling_shares"]) == set(coupling.KINDS) and facts["coupling_gaps"] == 0
-    tables, values, claims = coupling.analyse(params, arrays, facts, {})
+    tables, values = coupling.analyse(params, arrays, facts, {})
     assert tables["coupling"].empty and values["coupling_swap"] is None  # too few checkpoints
-    for row in judge(claims):
+    for row in judge(coupling_claims(params, tables["coupling"])):
         assert (row["released"] or row["ours"])["verdict"] == NOT_TESTABLE
     assert coupling.measure(Params("paper"), {}) == ({}, {})
 
@@ -130,18 +131,21 @@ def test_coupling_is_compared_with_that_of_a_real_swap() -> None:
         ("less", 0.3, 0.9999),
     ):
         rng = np.random.default_rng(3)
-        _, values, claims = coupling.analyse(
+        tables, values = coupling.analyse(
             LAPTOP, arrays(rng, ours, 0.99), {}, published(rng, released)
         )
-        verdicts[name] = judge(claims)[0]["released"]
-        assert values["coupling_released"] == pytest.approx(released, abs=0.2)
+        verdicts[name] = judge(coupling_claims(LAPTOP, tables["coupling"]))[0]["released"]
+        for means in ("coupling_released", "coupling_released_all"):
+            assert values[means] == pytest.approx(released, abs=0.2)
     assert verdicts["more"]["verdict"] == FAILS
     assert verdicts["alike"]["verdict"] == NOT_RESOLVED
     assert verdicts["less"]["verdict"] == HOLDS
-    assert "would not show a swap" in verdicts["less"]["note"]
+    assert "3 released models (without 70m" in verdicts["less"]["units"]
     mirror = Params("laptop", "25k,150k", swap="feminine_to_masculine", seeds=2)
-    *_, claims = coupling.analyse(mirror, arrays(rng, 0.3, 0.9), {}, published(rng, 0.9999))
-    assert judge(claims)[0]["released"]["verdict"] == NOT_TESTABLE
+    tables, _ = coupling.analyse(mirror, arrays(rng, 0.3, 0.9), {}, published(rng, 0.9999))
+    assert (
+        judge(coupling_claims(mirror, tables["coupling"]))[0]["released"]["verdict"] == NOT_TESTABLE
+    )
 
 
 def test_a_swap_that_decouples_more_than_its_placebo_is_found_and_an_equal_one_is_not() -> None:
@@ -149,8 +153,9 @@ def test_a_swap_that_decouples_more_than_its_placebo_is_found_and_an_equal_one_i
     for trial in range(40):
         rng = np.random.default_rng(trial)
         for rho in found:
-            *_, claims = coupling.analyse(LAPTOP, arrays(rng, rho, 0.9), {}, {})
-            found[rho] += judge(claims)[1]["ours"]["verdict"] == "holds"
+            tables, _ = coupling.analyse(LAPTOP, arrays(rng, rho, 0.9), {}, {})
+            row = judge(coupling_claims(LAPTOP, tables["coupling"]))[1]
+            found[rho] += row["ours"]["verdict"] == "holds"
     assert found[0.3] >= 35 and found[0.9] <= 3
 
 
@@ -161,7 +166,7 @@ def test_a_placebo_swaps_about_as_many_tokens_and_shifts_are_in_step_noise() -> 
     name = "coupling/crows/25k/0/swap_21"
     control = made["coupling/crows/25k/0/control"]
     made[name] = control + 3 * np.diff(control).std(ddof=1)
-    tables, values, _ = coupling.analyse(LAPTOP, made, facts, {})
+    tables, values = coupling.analyse(LAPTOP, made, facts, {})
     table = tables["coupling"]
     row = table[(table.model == "25k") & (table.seed == 0) & (table.measure == "crows")]
     row = row[(row.kind == "swap") & (row.window == 21)].iloc[0]
@@ -211,9 +216,9 @@ def test_the_figure_names_every_line_and_says_what_is_missing() -> None:
         result = SimpleNamespace(
             tables=tables, scale="laptop", study="gender_bias", parameters=parameters
         )
-        drawn = coupling.figure(result)
+        drawn = figures.coupling(result)
         labels = [t.get_text() for t in drawn.figure.axes[0].get_yticklabels()]
         assert len(set(labels)) == len(labels) == (4 if released else 0) + 16
         assert "25k, prepositions, last 21 % r = " in drawn.description
         said = " ".join(t.get_text() for t in drawn.figure.texts)
-        assert ("not available" in said) == (not released)
+        assert ("no released numbers" in said) == (not released)

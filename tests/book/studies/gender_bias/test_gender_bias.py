@@ -1,4 +1,4 @@
-"""The gender-bias study: parameters, statistics, verdict rules, and the whole on fake runs."""
+"""The gender-bias study: parameters, units, verdict rules, and the whole on fake runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from gender_fakes import JOBS, fake_data, fake_find_or_train, fake_items
 from pythia_book import records
@@ -20,62 +19,10 @@ from pythia_book.studies.gender_bias import study as gender_bias
 from pythia_book.studies.gender_bias.estimates import Sentences, Units, units_of
 from pythia_book.studies.gender_bias.measures import TokenizedItems
 from pythia_book.studies.gender_bias.study import ARMS, OVER_BRANCH, OVER_TRAINING, Params
-from pythia_book.studies.memorization.params import nominal_parameters
 from pythia_book.verdicts import judge
 from score_files import as_folder, harness
 
-from pythia_core.errors import ConfigError, DataError
-
-# --- statistics ------------------------------------------------------------------------------
-
-
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    rng = np.random.default_rng(5)
-    inside = 0
-    for _ in range(300):
-        e = estimate(0.1 + rng.normal(size=(1, 120)), draws=400)
-        inside += e.low <= 0.1 <= e.high
-    assert 0.91 <= inside / 300 <= 0.98
-
-
-def test_pairing_finds_a_small_shift_that_unpaired_levels_would_hide():
-    rng = np.random.default_rng(1)
-    control = rng.normal(0, 3, (1, 100))
-    arm = control + 0.05 + rng.normal(0, 0.1, (1, 100))
-    change = estimate(arm - control, 1000)
-    assert change.low > 0
-    assert estimate(arm, 1000).low < control.mean() < estimate(arm, 1000).high
-
-
-def test_seeds_are_resampled_when_there_are_several():
-    rng = np.random.default_rng(3)
-    items = rng.normal(0, 0.01, (1, 400))
-    by_seed = np.array([[-1.0], [0.0], [1.0], [2.0]])
-    spread = estimate(items + by_seed, 1000)
-    assert spread.high - spread.low > 1  # seeds differ far more than items do
-    same = estimate(np.repeat(items, 4, axis=0), 1000)
-    assert same.high - same.low < 0.01
-    assert (spread.n_items, spread.n_seeds) == (400, 4)
-
-
-def test_estimates_are_deterministic():
-    values = np.random.default_rng(0).normal(size=(2, 50))
-    assert estimate(values, 500) == estimate(values.copy(), 500)
-
-
-@pytest.mark.parametrize(
-    ("make", "error"),
-    [
-        (lambda: estimate(np.zeros((1, 0)), 500), DataError),
-        (lambda: estimate(np.zeros(5), 500), DataError),
-        (lambda: estimate(np.array([[1.0, np.nan]]), 500), DataError),
-        (lambda: estimate(np.zeros((1, 5)), 50), ConfigError),
-    ],
-)
-def test_bad_statistics_input(make, error):
-    with pytest.raises(error):
-        make()
-
+from pythia_core.errors import ConfigError
 
 # --- parameters ------------------------------------------------------------------------------
 
@@ -286,27 +233,11 @@ def test_winobias_has_its_halves_and_other_measures_keep_their_items():
     assert crows.values.shape == (1, 20)
 
 
-@pytest.mark.parametrize("effect", [0.0, -4.0], ids=["null", "planted"])
-def test_a_mean_over_models_covers(effect):
-    rng, inside = np.random.default_rng(8), 0
-    for _ in range(400):
-        frame = pd.DataFrame({"change": effect + rng.normal(0, 2, 4)})
-        e = numbers.mean_of_models(frame)
-        inside += e.low <= effect <= e.high
-    assert 0.92 <= inside / 400 <= 0.98
-
-
-@pytest.mark.parametrize("slope", [0.0, 5.0], ids=["null", "planted"])
-def test_a_slope_over_sizes_covers(slope):
-    rng, sizes, inside = np.random.default_rng(9), ["70m", "410m", "1.4b", "6.9b"], 0
-    x = np.log10([nominal_parameters(size) for size in sizes])
-    for _ in range(400):
-        e = numbers.per_tenfold(sizes, 3 + slope * x + rng.normal(0, 1, 4))
-        inside += e.low <= slope <= e.high
-    assert 0.92 <= inside / 400 <= 0.98
-    exact = numbers.per_tenfold(sizes, slope * x)
-    assert exact.value == pytest.approx(slope) and exact.df == 2
-    assert numbers.per_tenfold(sizes[:2], x[:2]) is None, "a line through two points is no test"
+def test_a_slope_over_sizes_is_per_tenfold_nominal_size():
+    sizes, slope = ["70m", "700m", "7b"], 5.0
+    found = numbers.per_tenfold(sizes, [0, slope, 2 * slope])
+    assert found.value == pytest.approx(slope) and found.df == 1
+    assert numbers.per_tenfold(sizes[:2], [0, slope]) is None  # no test
 
 
 def test_the_standard_models_are_read_from_either_source(tmp_path):
@@ -376,13 +307,13 @@ PLANTED = {
 
 def test_planted_effects_get_the_right_verdicts():
     tests = verdicts(final_with(PLANTED))
-    assert the(tests, "last 7 %", "feminine share")["verdict"] == "holds"
-    assert the(tests, "further than")["value"] == pytest.approx(20, abs=2)
+    assert the(tests, "last 7 % of training", "feminine share")["verdict"] == "holds"
+    assert the(tests, "last 21 %", "more than")["value"] == pytest.approx(20, abs=2)
     assert the(tests, "last 7 %", "WinoBias")["verdict"] == "reproduced"
     assert the(tests, "last 21 %", "CrowS-Pairs")["verdict"] == "reproduced"
     assert the(tests, "last 7 %", "CrowS-Pairs")["verdict"] == "contradicted"
-    assert the(tests, "last 7 %", "last words")["verdict"] == "reproduced"
-    assert the(tests, "last 21 %", "last words")["verdict"] == "contradicted"
+    assert the(tests, "last 7 %", "LAMBADA")["verdict"] == "reproduced"
+    assert the(tests, "last 21 %", "LAMBADA")["verdict"] == "contradicted"
     assert the(tests, "controls expect more feminine")["verdict"] == "holds"
     assert "5 seeds" in the(tests, "last 7 %", "WinoBias")["units"]
 
@@ -398,8 +329,8 @@ def test_without_an_effect_few_claims_are_reproduced():
 
 def test_one_seed_gives_no_verdict_on_the_swap():
     tests = verdicts(final_with(PLANTED, seeds=1), Params(sizes="85k,310k", bootstrap=300))
-    for words in (("feminine share",), ("WinoBias", "lowers"), ("last words", "costs")):
-        test = the(tests, "last 7 %", *words)
+    for words in (("feminine share",), ("WinoBias", "lowers"), ("LAMBADA",)):
+        test = the(tests, "last 7 % of training", *words)
         assert test["verdict"] == "not testable here" and test["reason"].startswith("one seed")
         assert "2 sizes" in test["units"] and test["low"] < test["value"] < test["high"]
     # what the controls have is about these controls, so items are its units
@@ -408,7 +339,7 @@ def test_one_seed_gives_no_verdict_on_the_swap():
 
 @pytest.mark.parametrize(
     ("association", "level", "missing"),
-    [(0.0, 0.0, "a stereotype after occupations"), (0.2, -0.1, "above chance on WinoBias")],
+    [(0.0, 0.0, "no occupational stereotype"), (0.2, -0.1, "above chance on WinoBias")],
 )
 def test_claims_whose_premise_fails_are_not_testable(association, level, missing):
     final = final_with(PLANTED, association=association)
@@ -430,7 +361,7 @@ def test_claims_that_this_run_cannot_test():
     mirror = Params(sizes="85k,310k", seeds=5, swap="feminine_to_masculine", bootstrap=300)
     moved = final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}})
     tests = verdicts(moved, mirror)
-    assert the(tests, "last 7 %", "lowers the feminine share")["verdict"] == "holds"
+    assert the(tests, "last 7 % of training", "lowers the feminine share")["verdict"] == "holds"
     assert "paper replaced" in the(tests, "last 7 %", "accuracy on WinoBias")["reason"]
 
 
@@ -478,8 +409,11 @@ def test_the_released_models(monkeypatch):
         assert test["verdict"] == "not testable here" and "without a swap" in test["reason"]
         assert test["low"] < test["value"] < test["high"]
     assert gender_bias.released_values(tables)["crows_rise_70m"] == "2.3"
-    note = the(tests, "before the swap")["note"]
-    assert "2.7 [-2.2, 7.5] over the 8 dedup" in note and "7.0 [3.3, 10.7] over the 8 stan" in note
+    note = the(tests, "before the swap")["note"].replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "2.7 [\N{MINUS SIGN}2.2, 7.5] over the 8 dedup" in note
+        and "7.0 [3.3, 10.7] over the 8 stan" in note
+    )
     lead = the(tests, "stand for", "narrows the lead")
     assert "6.9b 16.6 to 16.5" in lead["note"] and "3 models" in lead["units"]
     first = the(tests, "first suite")
@@ -490,23 +424,3 @@ def test_the_released_models(monkeypatch):
     # the jump of one prompt, for both sides, at the first swapped checkpoint
     assert numbers.first_swapped(tables["winobias"], "refers_to")[0] == "410m 2.1 to 19.3"
     assert sum(len(table.to_csv()) for table in tables.values()) < 2e5
-
-
-def test_if_all_items_are_equal_the_bound_is_exact():
-    for value, low, high in ((1.0, 0.99, 1.0), (0.0, 0.0, 0.01)):
-        e = estimate(np.full((1, 384), value), 200, exact=True)
-        assert e.value == value
-        assert e.low == pytest.approx(low, abs=2e-3)
-        assert e.high == pytest.approx(high, abs=2e-3)
-    none = estimate(np.zeros((1, 384)), 200, change=True, exact=True)
-    assert -0.011 < none.low < 0 < none.high < 0.011
-    loss = estimate(np.zeros((1, 384)), 200, change=True)
-    assert (loss.low, loss.high) == (0, 0)
-
-
-def test_strata_of_fixed_size_are_resampled_separately():
-    half = np.arange(400) % 2
-    values = np.where(half, 0.95, -0.93)[None] + np.random.default_rng(0).normal(0, 0.1, (1, 400))
-    mixed, stratified = estimate(values, 500), estimate(values, 500, strata=half)
-    assert stratified.value == mixed.value
-    assert stratified.high - stratified.low < 0.2 * (mixed.high - mixed.low)

@@ -8,7 +8,7 @@ import pytest
 from pythia_book import records, verdicts
 from pythia_book.published import results
 from pythia_book.studies.memorization import figures, study
-from pythia_book.studies.memorization.params import Params, nominal_parameters
+from pythia_book.studies.memorization.params import Params
 from pythia_book.studies.memorization.tables import (
     COLUMNS,
     Rows,
@@ -49,7 +49,6 @@ def test_checkpoints_and_the_smaller_size_are_fixed_beforehand() -> None:
     assert params.steps("deduplicated")[-1] == 572
     assert params.early_steps == [92, 252] and params.early_percent == [16, 44]
     assert params.tenth == "85k"
-    assert nominal_parameters("1.4b") == 1.4e9
     assert Params(sizes="600k").tenth == "600k"  # nothing smaller
 
 
@@ -164,7 +163,7 @@ def result_of(measured: Measurements, released: dict[str, pd.DataFrame] | None =
     return Result("memorization", PARAMS, tables, values, judged, measured, released or {}, 0.0)
 
 
-POISSON = ("over training as by a Poisson", "other sizes, too", "deduplicated text, too")
+POISSON = ("The positions of memorized rows", "other sizes, too", "deduplicated text, too")
 """Words of the claims that memorized rows are scattered by chance."""
 
 
@@ -178,7 +177,9 @@ def test_order_is_not_testable_where_only_copies_are_memorized() -> None:
     for text in ("does not depend on when", *POISSON):
         assert verdict(result, text) == verdicts.NOT_TESTABLE
     (claim,) = [c for c in result.claims if "does not depend on when" in c["claim"]]
-    assert "holds by design" in claim["ours"]["reason"] and "0 of 3,1" in claim["ours"]["reason"]
+    assert (
+        "would hold by design" in claim["ours"]["reason"] and "0 of 3,1" in claim["ours"]["reason"]
+    )
     assert result.values["once_memorized_standard"] == 0
     assert result.values["beginning_once_read_more_standard"] > 100  # wrongly "read once"
     assert verdict(result, "read more often") == verdicts.REPRODUCED
@@ -208,8 +209,8 @@ def test_predictions_are_judged_at_fixed_checkpoints() -> None:
     for text in ("rows memorized after 16 %", "not yet memorized after 16 %"):
         assert verdict(late, text) == verdicts.NOT_TESTABLE  # nothing is predicted, nor could it be
     (claim,) = [c for c in late.claims if "not yet memorized after 16 %" in c["claim"]]
-    assert "the most frequent about 10 times" in claim["ours"]["reason"]
-    assert "read 64 times or more" in claim["ours"]["reason"]
+    assert "at most about 10 times" in claim["ours"]["reason"]
+    assert "read at least 64 times" in claim["ours"]["reason"]
     often = suite(early=False)
     often.arrays["times/standard"][-1] = 500  # some text could have been memorized by then
     assert verdict(result_of(often), "not yet memorized after 16 %") == verdicts.REPRODUCED
@@ -243,7 +244,7 @@ def test_released_claims_take_models_as_units() -> None:
         assert verdict(result, text, "released") == verdicts.CONFIRMED
     (claim,) = [c for c in result.claims if "Larger models" in c["claim"]]
     assert claim["released"]["units"] == "8 sizes, one run each"
-    for text, n in (("rows memorized after 16 %", 8), ("a smaller one", 7), ("a tenth", 5)):
+    for text, n in (("rows memorized after 16 %", 8), ("a smaller one", 7), ("much smaller", 5)):
         (claim,) = [c for c in result.claims if text in c["claim"]]
         shown = claim["released"]
         assert shown["verdict"] == verdicts.NOT_TESTABLE and "gives no bound" in shown["reason"]

@@ -192,6 +192,7 @@ def measured_suite(
     """
     rng = np.random.default_rng(0)
     arrays = {"ngram_loss": rng.normal(5, noise, (3, 24)).astype(np.float32)}
+    least = np.linspace(0, 0.02, 12)  # of prefix matching, which cannot be negative
     for size in PARAMS.size_list:
         nearest = np.array(at) * np.exp(rng.normal(0, spread, 3))
         checkpoints = []
@@ -208,7 +209,7 @@ def measured_suite(
                 "kl": np.array(kl),
                 "lens": np.array([3 + rng.normal(0, noise, 24), last]),
                 "copies": copies,
-                "prefix": np.clip(gain * share + rng.normal(0.05, noise / 5, (2, 2, 12)), 0, 1),
+                "prefix": np.clip(gain * share + rng.normal(0.05, noise / 5, (2, 2, 12)), least, 1),
             })  # fmt: skip
         arrays[f"steps/{size}"] = np.array(STEPS)
         curves = tables.reduced(checkpoints)
