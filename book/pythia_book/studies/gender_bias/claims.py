@@ -96,8 +96,8 @@ def claims(
     ours, theirs = _Ours(params, final), _Released(released)
     premises, others = ours.premises(feminine), theirs.premises()
     missing = _missing(params, premises, others)
-    winobias = missing("association", "winobias")
-    crows = missing("association", "crows")
+    winobias = missing("winobias", "association")
+    crows = missing("crows")
     rows = []
     for arm, window in WINDOWS.items():
         rows.append(

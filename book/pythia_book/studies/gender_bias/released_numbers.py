@@ -247,7 +247,6 @@ def units_of_models(frame: pd.DataFrame, items: str) -> str:
 def per_tenfold(sizes: Iterable[str], values: Sequence[float]) -> Estimate | None:
     """Fit how much a value changes when the nominal size grows tenfold.
 
-
     The estimate has a t-interval over models. Return None for fewer than three models.
 
     Args:

@@ -350,8 +350,8 @@ def test_claims_whose_premise_fails_are_not_testable(association, level, missing
     for words in (("last 7 %", "lowers"), ("last 21 %", "lowers"), ("turns",)):
         test = the(tests, "WinoBias", *words)
         assert test["verdict"] == "not testable here" and missing in test["reason"]
-    by_size = the(tests, "before the swap")
-    assert ("stereotype" in (by_size["reason"] or "")) == (association == 0)
+    by_size = the(tests, "before the swap")  # about CrowS-Pairs, whose premise holds
+    assert "controls" not in (by_size["reason"] or "")
 
 
 def test_claims_that_this_run_cannot_test():
