@@ -129,7 +129,7 @@ def test_the_proportions_of_reading_are_checked(
 def test_released_scores_at_step_0() -> None:
     if not os.environ.get(results.VARIABLE):
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
-    table = suite.released_tables(results.load())["step_0"].set_index("model")
+    table = suite.released_tables(results.find())["step_0"].set_index("model")
     assert set(table.index) >= {"70m", "12b"} and (table["equal"] <= table.scores).all()
     different = set(table.index[table["equal"] < table.scores])
     assert different == {"1b"}, "its standard run was in bf16"
@@ -153,7 +153,7 @@ def test_a_change_between_the_versions_of_the_suite(change: float, verdict: str)
 def test_released_scores_of_both_versions() -> None:
     if not os.environ.get(results.VARIABLE):
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
-    table = suite.released_tables(results.load())["versions"].set_index("model")
+    table = suite.released_tables(results.find())["versions"].set_index("model")
     assert list(table.index) == list(MODELS)
     changes = table.v1 - table.v0
     assert changes.mean() == pytest.approx(-0.398, abs=1e-3)

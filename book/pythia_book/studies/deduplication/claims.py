@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.published.deduplication import BEFORE, EPOCH_STEP, mean_over_pairs
+from pythia_book.published.deduplication import BEFORE, EPOCH_STEP
+from pythia_book.published.means import mean_over_pairs
 from pythia_book.published.tables import SAME, SAME_WHY
 from pythia_book.records import number_text
 from pythia_book.stats import Estimate, mean_over

@@ -6,13 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pythia_book import style
-from pythia_book.published.deduplication import (
-    BEFORE,
-    COLUMNS,
-    EPOCH_STEP,
-    mean_over_pairs,
-)
-from pythia_book.published.figures import TITLES
+from pythia_book.published.deduplication import BEFORE, COLUMNS, EPOCH_STEP
+from pythia_book.published.means import mean_over_pairs
+from pythia_book.published.tables import TITLES
 from pythia_book.records import number_text
 from pythia_book.stats import Z_95
 from pythia_book.style import BLUE, ORANGE, Drawing, Table

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.results import HOW_TO_GET
-from pythia_book.published.tables import TASKS
+from pythia_book.published.tables import CHANCE, TASKS
 from pythia_book.stats import Z_95
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -418,8 +418,6 @@ def guessing(task: str) -> float:
 
     For WSC, this is the accuracy of always giving the answer that is right more often.
     """
-    from pythia_book.published.figures import CHANCE
-
     return 66 / ANSWERS if task == "wsc" else CHANCE[task] / 100
 
 
