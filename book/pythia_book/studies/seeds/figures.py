@@ -37,7 +37,7 @@ PANELS = {
     "memorized": ("rows memorized", "points", 100),
 }
 """Maps a measure to its title, its unit, and the factor that converts table values to this unit."""
-NOT_MEASURED = "not measured,\nor no run differs\nfrom another"
+NO_SPREAD = "not measured,\nor no run differs\nfrom another"
 
 
 def _notes(result: Result, *notes: str) -> str:
@@ -103,7 +103,7 @@ def spreads(result: Result) -> Drawing:
             ax.set_title(title)
             positive = style.rows_where(frame[frame.value > 0], measure=measure)
             if positive.empty:
-                style.say(ax, NOT_MEASURED)
+                style.say(ax, NO_SPREAD)
                 continue
             last = positive.step.max()
             for i, kind in enumerate(kinds):
@@ -137,7 +137,7 @@ def parts(result: Result) -> Drawing:
             ax.set_title(title)
             frame = style.rows_where(result.tables["components"], measure=measure)
             if frame.empty:
-                style.say(ax, NOT_MEASURED)
+                style.say(ax, NO_SPREAD)
                 continue
             frame = factor * frame.set_index("kind")[["value", "low", "high"]].astype(float)
             frame = frame.loc[[kind for kind in kinds if kind in frame.index]]

@@ -100,8 +100,8 @@ def planted(
 
 
 CLAIMS = {
-    "loss": "worse models",
-    "words": "last words",
+    "loss": "higher held-out loss",
+    "words": "last word",
     "order": "comparably",
     "states": "same states",
     "sizes": "right order",
@@ -138,7 +138,7 @@ def test_claims_hold_or_fail_with_the_data() -> None:
         "order": "not resolved",  # five seeds are too few to show similarity
         "states": "not testable here",
         "sizes": "holds",
-        "memory": "holds",
+        "memory": "reproduced",
         "twins": "holds",
         "gender": "holds",
         "scores": "not testable here",
