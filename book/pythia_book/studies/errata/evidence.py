@@ -35,7 +35,7 @@ TINY = RunConfig(
     DataConfig(seq_len=16),
     TrainConfig(steps=100, batch_size=4, lr_max=1e-2),
 )
-NO_SCORES = f"The released scores are not here: {HOW_TO_GET}.".replace("`", "")
+NO_SCORES = f"No released numbers: {HOW_TO_GET}.".replace("`", "")
 
 Values = dict[str, Any]
 
