@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book import style
+from pythia_book.published.figures import ABSENT
 from pythia_book.records import number_text
 from pythia_book.style import MUTED, Drawing, padded_limits, size_colour
 
@@ -196,7 +197,7 @@ def training_maps(result: Result) -> Drawing:
     with style.canvas(result, 2, 2.9, notes, ratios=(1.5, 1)) as (figure, (grid, scores)):
         if maps is None or maps.empty:
             for ax in (grid, scores):
-                style.say(ax, "no released maps:\nset PYTHIA_PUBLISHED_DIR")
+                style.say(ax, ABSENT)
             return Drawing(figure, "no released training maps")
         outlier = maps.groupby("seed").outlier.first().astype(bool)
         seeds = [*outlier.index[~outlier], *outlier.index[outlier]]

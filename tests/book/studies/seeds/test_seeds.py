@@ -242,7 +242,7 @@ def test_weight_seeds_share_weights_and_order_seeds_share_batches(tmp_path, monk
     drawings = {name: getattr(figures, name) for name in (
         "curves", "spreads", "parts", "effects")}  # fmt: skip
     svgs = {name: draw(result).svg for name, draw in drawings.items()}
-    assert "no released maps" in figures.training_maps(result).svg
+    assert "no released numbers" in figures.training_maps(result).svg
     values = result.values | {"map_agreement": {"value": 90.0, "low": 80.0, "high": 100.0}}
     drawn = figures.training_maps(replace(result, released=maps(), values=values))
     assert drawn.description.endswith("90.0 % of checkpoints")
