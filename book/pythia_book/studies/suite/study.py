@@ -2,8 +2,7 @@
 
 Trains every size of the scale on the standard and the deduplicated text, describes the models,
 checks the guarantees that the studies rely on (proofs), counts how often a token is read
-(read_counts) and compares the suite with other public ones. The
-data for that comparison are in suites.toml, which gives the sources of every cell of the table.
+(read_counts) and compares the suite with other public ones (suites). The claims are in claims.
 """
 
 from __future__ import annotations
