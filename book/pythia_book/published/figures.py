@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_book import style
+from pythia_book.published.means import mean_over_tasks
 from pythia_book.published.scaling import (
     COLUMNS,
     LAST_STEPS,
     MIDDLE_STEPS,
     PHENOMENA,
 )
-from pythia_book.published.tables import CHANCE, MODELS, SEVEN, TASKS
+from pythia_book.published.tables import CHANCE, MODELS, NO_RELEASED, SEVEN, TASKS, TITLES
 from pythia_book.stats import Z_95
 from pythia_book.style import BLUE, GREEN, MUTED, ORANGE, Drawing, size_colour
 
@@ -26,19 +27,8 @@ if TYPE_CHECKING:
 
     from pythia_book.study import Result
 
-TITLES = {
-    "lambada_openai": "LAMBADA",
-    "piqa": "PIQA",
-    "winogrande": "WinoGrande",
-    "wsc": "WSC",
-    "arc_easy": "ARC, easy",
-    "arc_challenge": "ARC, challenge",
-    "sciq": "SciQ",
-    "logiqa": "LogiQA",
-    "hellaswag": "HellaSwag",
-}
 DASHED = (0, (3, 1.2))
-ABSENT = "no released numbers:\nset PYTHIA_PUBLISHED_DIR"
+ABSENT = NO_RELEASED.replace(": ", ":\n")
 FAMILIES = {
     "pythia": ("Pythia", "o", BLUE),
     "pythia-deduped": ("Pythia, deduplicated", "s", "#56b4e9"),
@@ -227,11 +217,8 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
     Args:
         batch: the released table "batch", with the column size.
     """
-    keys = ["size", "batch_tokens", "tokens"]
-    grouped = batch.assign(variance=batch.stderr**2).groupby(keys)
-    mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
-    mean = mean[mean.n == len(SEVEN)].reset_index()
-    half = Z_95 * mean.variance**0.5 / mean.n
+    mean = mean_over_tasks(batch, ["size", "batch_tokens", "tokens"], len(SEVEN))
+    half = Z_95 * mean.stderr
     return mean.assign(low=mean.value - half, high=mean.value + half)
 
 
@@ -274,7 +261,7 @@ def mmlu(result: Result) -> Drawing:
         if table.empty:
             for ax in axes:
                 style.say(ax, ABSENT)
-            return Drawing(figure, "MMLU: no released numbers")
+            return Drawing(figure, f"MMLU: {NO_RELEASED}")
         for ax, shots in zip(axes, (0, 5), strict=False):
             rows = style.rows_where(table[table.step >= 1000], shots=shots)
             rows = rows.assign(thousands=rows.step / 1000)

@@ -32,8 +32,12 @@ from pythia_book.published.files import (
     has_tables,
     read_results,
 )
+from pythia_book.published.means import mean_over_tasks
 from pythia_book.published.tables import (
     BENCHMARKS,
+    DOUBLE_BATCH,
+    FORMER_NAMES,
+    MODELS,
     Tables,
     benchmark_tables,
     in_order,
@@ -41,14 +45,13 @@ from pythia_book.published.tables import (
     read_csv,
     without_misplaced,
 )
-from pythia_book.published.tables import MODELS as ALL_MODELS
 from pythia_core.errors import DataError
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MODELS = ("70m", "410m", "1.4b", "6.9b")
+FORKED = ("70m", "410m", "1.4b", "6.9b")
 """The sizes of which models with a pronoun swap were released."""
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
 BIASES = ("gender", "race_color", "nationality", "socioeconomic", "religion",
@@ -67,9 +70,6 @@ _WINOBIAS = re.compile(
     r"(?P<model>[\d.]+[mb])/eval_results_[^/]*\.json$",
     re.IGNORECASE,
 )
-_FORMER_NAMES = {"400m": "410m", "19m": "70m", "350m": "410m", "1.3b": "1.4b", "6.7b": "6.9b"}
-_DOUBLE_BATCH = ("410m", "1.4b")
-"""Models of v0 that were trained with 4M tokens per step. Each of their steps counts as two."""
 _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 
 
@@ -99,15 +99,7 @@ class Published:
 
         Misplaced rows, which were stored with the scores of another model, are left out.
         """
-        return without_misplaced(self._tables[0])[0]
-
-    @cached_property
-    def left_out(self) -> pd.DataFrame:
-        """The checkpoints that `benchmarks` leaves out, one row each.
-
-        The columns are model, deduped, shots, step and reason.
-        """
-        return without_misplaced(self._tables[0])[1]
+        return without_misplaced(self._tables[0])
 
     @property
     def baselines(self) -> pd.DataFrame:
@@ -177,21 +169,17 @@ class Published:
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
-        em["variance"] = em.stderr**2
         keys = ["suite", "model", "intervention", "prompt", "side", "step"]
-        grouped = em.groupby(keys, observed=True)
-        means = grouped.value.mean().to_frame()
-        means["stderr"] = grouped.variance.sum() ** 0.5 / grouped.variance.count()
-        return _ordered(means.reset_index())
+        return _ordered(mean_over_tasks(em, keys).sort_values(keys))
 
     def _view(self, task: str, metric: str) -> pd.DataFrame:
-        """Return one metric of one task, for the models in MODELS, in the order of model and step.
+        """Return one metric of one task, for the models in FORKED, in the order of model and step.
 
         The columns are model, intervention, step, value and stderr.
         """
         keys = ["model", "intervention", "step"]
         rows = self._rows(task, metric).drop_duplicates(keys)  # the first is that of the twin
-        return _ordered(rows[rows.model.isin(MODELS)][[*keys, "value", "stderr"]])
+        return _ordered(rows[rows.model.isin(FORKED)][[*keys, "value", "stderr"]])
 
     def _rows(self, task: str, metric: str) -> pd.DataFrame:
         """Return the rows of the main table with this task and metric."""
@@ -200,7 +188,7 @@ class Published:
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """Sort a table by model (smallest first), intervention (in the order of ARMS) and step."""
-    return in_order(frame, ["model", "intervention", "step"], (*ALL_MODELS, *ARMS))
+    return in_order(frame, ["model", "intervention", "step"], (*MODELS, *ARMS))
 
 
 def find(source: str | Path | None = None) -> Published | None:
@@ -212,20 +200,18 @@ def find(source: str | Path | None = None) -> Published | None:
     Raises:
         DataError: the source cannot be read (see `load`).
     """
-    return load(source) if source or os.environ.get(VARIABLE) else None
+    location = source or os.environ.get(VARIABLE)
+    return load(location) if location else None
 
 
-def load(source: str | Path | None = None) -> Published:
-    """Read the released results from a folder or archive, by default `PYTHIA_PUBLISHED_DIR`.
+def load(source: str | Path) -> Published:
+    """Read the released results from a folder or archive.
 
     Raises:
-        DataError: there is no source, the path does not exist, the archive exceeds a limit or names
-            a path outside itself, JSON or CSV is malformed, or the source lacks these results.
+        DataError: the path does not exist, the archive exceeds a limit or names a path outside
+            itself, JSON or CSV is malformed, or the source lacks these results.
     """
-    location = source or os.environ.get(VARIABLE)
-    if not location:
-        raise DataError(f"there are no published numbers: {VARIABLE} is not set; {HOW_TO_GET}")
-    path = Path(location).expanduser()
+    path = Path(source).expanduser()
     if not path.exists():
         raise DataError(
             f"{str(path)!r}, where published numbers are expected, does not exist; {HOW_TO_GET}"
@@ -267,7 +253,7 @@ def _from_csv(path: Path) -> list[tuple]:
             raise DataError(f"{path.name} lacks the columns {', '.join(missing)}; {HOW_TO_GET}")
         rows = []
         for number, row in enumerate(reader, start=2):
-            if row["model"] not in MODELS or not _wanted(row["task"], row["suite"]):
+            if row["model"] not in FORKED or not _wanted(row["task"], row["suite"]):
                 continue
             try:
                 step, value = int(row["step_2M_equiv"]), float(row["value"])
@@ -282,13 +268,13 @@ def _from_csv(path: Path) -> list[tuple]:
 
 
 def _sizes_from_csv(folder: Path) -> list[tuple]:
-    """Read the CrowS-Pairs results of some deduplicated models from a folder of CSV tables.
+    """Read the results on CrowS-Pairs of the deduplicated models with a size that is not in FORKED.
 
     The models are those of the sizes that are not in MODELS. The rows are tuples in the order of
     COLUMNS.
     """
     table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
-    chosen = table[(table.deduped == 1) & ~table.model.isin(MODELS)]
+    chosen = table[(table.deduped == 1) & ~table.model.isin(FORKED)]
     return [
         ("v1", r.model, "none", int(r.step), "zero-shot", r.task, "", r.metric, r.value, r.stderr)
         for r in chosen.itertuples()
@@ -309,7 +295,7 @@ def _wanted(task: str, suite: str = "v1") -> bool:
 def _model(match: re.Match) -> str:
     """Return the current name of a model, from the match of a file's name."""
     name = match["model"].lower()
-    return _FORMER_NAMES.get(name, name)
+    return FORMER_NAMES.get(name, name)
 
 
 def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
@@ -342,7 +328,7 @@ def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
     suite, model = "v0" if match["v0"] else "v1", _model(match)
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
     step = int((parsed.get("config") or parsed)["model_args"]["iteration"])
-    if suite == "v0" and model in _DOUBLE_BATCH:
+    if suite == "v0" and model in DOUBLE_BATCH:
         step *= 2
     keys = (suite, model, arm, step, "winobias")
     return [

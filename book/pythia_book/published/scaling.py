@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book.published.means import mean_over_tasks
 from pythia_book.published.tables import (
     SEVEN,
     TASKS,
@@ -198,11 +199,8 @@ def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
 
     keys = ["phenomenon", "model", "step"]
     both = pd.concat([rows, rows.assign(phenomenon="all")])
-    mean = both.groupby([*keys, "subtask"])[["acc", "stderr"]].mean()
-    grouped = mean.assign(variance=mean.stderr**2).groupby(level=keys)
-    table = grouped.agg(value=("acc", "mean"), variance=("variance", "sum"), n=("acc", "size"))
-    table["stderr"] = table.variance**0.5 / table.n
-    return in_order(table.reset_index(), keys)
+    mean = both.groupby([*keys, "subtask"])[["acc", "stderr"]].mean().reset_index()
+    return in_order(mean_over_tasks(mean.rename(columns={"acc": "value"}), keys), keys)
 
 
 def _paradigms(rows: pd.DataFrame) -> pd.DataFrame:

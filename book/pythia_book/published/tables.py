@@ -19,22 +19,24 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pythia_book.published.files import Reader, files_of, harness_scores, has_tables, read_results
+from pythia_book.published.files import (
+    VARIABLE,
+    Reader,
+    files_of,
+    harness_scores,
+    has_tables,
+    read_results,
+)
 from pythia_core.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TASKS = (
-    "lambada_openai",
-    "piqa",
-    "winogrande",
-    "wsc",
-    "arc_easy",
-    "arc_challenge",
-    "sciq",
-    "logiqa",
-)
+TITLES = {"lambada_openai": "LAMBADA", "piqa": "PIQA", "winogrande": "WinoGrande", "wsc": "WSC",
+          "arc_easy": "ARC-easy", "arc_challenge": "ARC-challenge", "sciq": "SciQ",
+          "logiqa": "LogiQA", "hellaswag": "HellaSwag"}  # fmt: skip
+"""Maps each task to its name in texts and figures."""
+TASKS = tuple(task for task in TITLES if task != "hellaswag")
 """The eight tasks of the paper."""
 SEVEN = tuple(task for task in TASKS if task != "wsc")
 """The tasks without WSC, on which accuracies are averaged. In a third of all zero-shot rows and
@@ -47,21 +49,28 @@ SAME_WHY = (
     f"the margin of {SAME:g} point is less than any step to the next size is worth (1.3 points or "
     "more), and was chosen when the released numbers were known"
 )
+NO_RELEASED = f"no released numbers: set {VARIABLE}"
+"""Why a figure or a test shows nothing, if the user has no copy of the released numbers."""
 CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
           "logiqa": 25, "hellaswag": 25, "lambada_openai": 0}  # fmt: skip
 """Maps each task to the accuracy of guessing, in percent."""
 MODELS = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
+FORMER_NAMES = {"19m": "70m", "125m": "160m", "350m": "410m", "400m": "410m", "800m": "1b",
+                "1.3b": "1.4b", "2.7b": "2.8b", "6.7b": "6.9b", "13b": "12b"}  # fmt: skip
+"""Maps names of models that some released files use to the current ones."""
+DOUBLE_BATCH = ("160m", "410m", "1.4b")
+"""Sizes of the first suite (v0) that were trained with batches of four million tokens. Each of
+their steps counts as two."""
 TOKENS_PER_STEP = 1024 * 2048
 BENCHMARKS = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
 BASELINES = ["family", "model", "n_params", "task", "metric", "value", "stderr"]
 BATCH_SIZE = ["model", "batch_tokens", "shots", "task", "step", "tokens"]
 BATCH_SIZE += ["metric", "value", "stderr"]
-LEFT_OUT = ["model", "deduped", "shots", "step", "reason"]
 MEMORIZATION = ["experiment", "model", "step", "tp", "fp", "fn", "tn", "precision", "recall"]
 ARITHMETIC = ["model", "operation", "shots", "step", "number", "value"]
 MMLU = ["model", "deduped", "shots", "subject", "step", "acc"]
 BLIMP = ["model", "deduped", "subtask", "step", "acc", "stderr"]
-FIRST_SUITE = ["model", "deduped", "task", "step", "metric", "value"]
+FIRST_SUITE = ["model", "deduped", "task", "step", "metric", "value", "stderr"]
 
 _SUITE = re.compile(
     r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])(?:-bf16)?(?P<deduped>-deduped)?/"
@@ -118,22 +127,13 @@ def in_order(frame: pd.DataFrame, by: list[str], names: tuple[str, ...] = MODELS
     )
 
 
-def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Leave out the rows of the benchmarks that are `misplaced`.
-
-    Returns:
-        The other rows, sorted; and a table of the checkpoints with rows that were left out, which
-        has the columns LEFT_OUT.
-    """
+def without_misplaced(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the benchmarks in order, without misplaced rows."""
     if frame.empty:
-        return frame, frame.reindex(columns=LEFT_OUT)
+        return frame
     frame = frame.assign(deduped=frame.deduped.astype(bool))
-    wrong = misplaced(frame)
     order = ["shots", "model", "deduped", "step", "task", "metric"]
-    right = in_order(frame[~wrong], order)
-    left_out = frame[wrong].assign(reason="stored with the scores of the deduplicated model")
-    left_out = left_out[LEFT_OUT].drop_duplicates().sort_values(["shots", "step"])
-    return right, left_out.reset_index(drop=True)
+    return in_order(frame[~misplaced(frame)], order)
 
 
 def misplaced(frame: pd.DataFrame) -> pd.Series:
@@ -231,8 +231,6 @@ _V0 = re.compile(
     r"[^/]*step(?P<step>\d+)[^/]*\.json$"
 )
 _MMLU_PREFIX, _BLIMP_PREFIX = "hendrycksTest-", "blimp_"
-_DOUBLE_BATCH = ("160m", "410m", "1.4b")
-"""Sizes of the first suite that were trained with batches of four million tokens."""
 
 
 def mmlu_table(path: Path | None) -> pd.DataFrame:
@@ -330,14 +328,14 @@ def _blimp_rows(match: re.Match, parsed: dict) -> list[dict]:
 def _v0_rows(match: re.Match, parsed: dict) -> list[dict]:
     keys = _v0_keys(match)
     return [
-        {**keys, "task": task, "metric": metric, "value": value}
-        for task, metric, value, _ in harness_scores(parsed)
+        {**keys, "task": task, "metric": metric, "value": value, "stderr": stderr}
+        for task, metric, value, stderr in harness_scores(parsed)
         if task in TASKS
     ]
 
 
 def _v0_keys(match: re.Match) -> dict:
-    step = int(match["step"]) * (2 if match["model"] in _DOUBLE_BATCH else 1)
+    step = int(match["step"]) * (2 if match["model"] in DOUBLE_BATCH else 1)
     return {"model": match["model"], "deduped": match["deduped"] is not None, "step": step}
 
 
@@ -347,8 +345,6 @@ _ARITHMETIC = re.compile(
     r"(?:^|/)csv/pythia-(?P<model>[\d.]+[mb])-deduped/term_frq?e?quency_all_shots\.csv$"
 )
 _TASK = re.compile(r"num_reasoning_arithmetic_(?P<operation>addition|multiplication)_(?P<x1>\d+)$")
-_OLD_NAMES = {"125m": "160m", "350m": "410m", "800m": "1b", "1.3b": "1.4b", "2.7b": "2.8b",
-          "6.7b": "6.9b", "13b": "12b"}  # fmt: skip
 
 
 def arithmetic_table(path: Path | None) -> pd.DataFrame:
@@ -382,7 +378,7 @@ def _model_table(model: str, name: str, content: bytes) -> pd.DataFrame:
         raw = pd.read_csv(io.BytesIO(content))
         task = raw.task.str.extract(_TASK)
         frame = pd.DataFrame(
-            {"model": _OLD_NAMES.get(model, model), "operation": task.operation,
+            {"model": FORMER_NAMES.get(model, model), "operation": task.operation,
              "shots": raw.fewshot, "step": raw.checkpoint, "number": task.x1, "value": raw.acc}
         )  # fmt: skip
         frame = frame[frame.operation.notna()]

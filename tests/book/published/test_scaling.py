@@ -117,7 +117,7 @@ def test_the_public_tree_has_mmlu_and_blimp(tmp_path: Path) -> None:
     assert blimp_table(folder).values.tolist() == [["160m", False, "passive_1", 3000, 0.7, 0.01]]
     other = as_folder(tmp_path / "v0", {f"{v0}2000_eval_results.json": scores("piqa", 0.6)})
     rows = first_suite_table(other).set_index("metric")
-    assert rows.loc["acc"].tolist() == ["160m", False, "piqa", 4000, 0.6]
+    assert rows.loc["acc"].tolist() == ["160m", False, "piqa", 4000, 0.6, 0.01]
     assert mmlu_table(None).empty and blimp_table(None).empty
 
 

@@ -167,7 +167,7 @@ def of_scores(name: str, released: results.Published) -> str:
 def test_the_real_released_scores() -> None:
     if not os.environ.get(results.VARIABLE):
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
-    released = results.load()
+    released = results.find()
     text = of_scores("tasks", released)
     assert "None of any size: wsc, logiqa." in text
     assert "LogiQA is not empty: 6 of 16 are above 25 %, at most 30.6 %" in text

@@ -2,10 +2,10 @@
 
 The paper says that deduplication brings "no clear benefit on language modeling performance", and
 measures performance by eight benchmarks. So the released twins (pairs of a standard and a
-deduplicated model) test this sentence: their difference must lie within a margin. Our own twins
-test what can be seen at their size. Their held-out loss does not test the sentence, because copies
-are planted in our standard text and never in the held-out text. This is the setting of another
-paper (Hernandez et al. 2022).
+deduplicated model) test this sentence: any benefit is smaller than a margin. Our own twins test
+what can be seen at their size. The loss of our twins is no test of the sentence: copies are planted
+in the standard text and never in the held-out text, which is the setting of another paper
+(Hernandez et al. 2022).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.published.deduplication import BEFORE, EPOCH_STEP, mean_over_pairs
+from pythia_book.published.deduplication import BEFORE, EPOCH_STEP
+from pythia_book.published.means import mean_over_pairs
 from pythia_book.published.tables import SAME, SAME_WHY
 from pythia_book.records import number_text
 from pythia_book.stats import Estimate, mean_over
@@ -40,6 +41,16 @@ ITEMS = "items' errors as released, as if no item were shared"
 LEE = "section 2.2, after Lee et al. 2021"
 BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"
 NO_BENEFIT = "no clear benefit on language modeling performance"
+EQUAL_WORDS = (
+    "Deduplicated and standard models predict the last word of held-out sentences equally often."
+)
+LESS_MEMORIZED = "Models trained on deduplicated text memorize less of it."
+COPIES_HARM = "Models trained on text with heavily repeated documents have a higher held-out loss."
+HERNANDEZ = "Hernandez et al. 2022, abstract"
+HARMS = (
+    "repeating a relatively small fraction of data in large language models could lead to "
+    "disproportionately large harms to performance"
+)
 
 
 def claims(
@@ -58,7 +69,7 @@ def claims(
 
 
 def _no_clear_benefit(released: dict[str, Estimate | None]) -> list[Claim]:
-    """Return the claims that the released deduplicated models are not clearly better on benchmarks.
+    """Return the claims that deduplication brings the released models no clear benefit.
 
     There are four claims: for each of two steps, one zero-shot and one five-shot.
 
@@ -77,10 +88,11 @@ def _no_clear_benefit(released: dict[str, Estimate | None]) -> list[Claim]:
         note += _models_alone(released[f"{effect}_models"])
         rows.append(
             Claim(
-                f"Deduplicated models are not clearly better on benchmarks {when}.",
+                f"Deduplication brings no clear benefit (less than {SAME:g} point) on benchmarks "
+                f"{when}.",
                 f"section 2.6; appendix G, Tables {tables}",
                 quote=NO_BENEFIT,
-                released=within(released[effect], "points", units, SAME, note),
+                released=falls(released[effect], "points", units, SAME, note),
             )
         )
     return rows
@@ -104,30 +116,29 @@ def _others(
     removed = float(recipes.percent[DEDUP])
     return [
         Claim(
-            f"After step {EPOCH_STEP:,}, by which 207 billion tokens are read, deduplicated models "
-            "do not fall behind their twins.",
+            f"After step {EPOCH_STEP:,} (207 billion tokens), the deduplicated models still lead "
+            "their standard twins.",
             "section 2.4",
             quote="no evidence that the second epoch negatively impacts evaluation scores",
             released=_second_epoch(released["late"], released["second_epoch"]),
         ),
         Claim(
-            "Deduplicated models predict as many last words of unread sentences.",
+            EQUAL_WORDS,
             "section 2.6",
             quote=NO_BENEFIT,
             ours=within(words, "points", sentences, WORDS),
         ),
         Claim(
-            "Text in which some documents stand many times trains worse models.",
-            "Hernandez et al. 2022, abstract",
-            quote="repeating a relatively small fraction of data in large language models could "
-            "lead to disproportionately large harms to performance",
+            COPIES_HARM,
+            HERNANDEZ,
+            quote=HARMS,
             ours=falls(
                 loss,
                 "nats per token",
                 rows_read,
                 note="deduplicated minus standard; some hundred texts are planted up to 128 times, "
                 "and at equal length the deduplicated text holds more different tokens; only "
-                '"worse" is tested, not "disproportionately", and deduplication removes '
+                'harm is tested, not "disproportionately large" harm, and deduplication removes '
                 f'{removed:.0f} % of the tokens, which is not "a relatively small fraction"',
             ),
         ),
@@ -146,7 +157,7 @@ def _others(
             ours=_accuracy(params, measured),
         ),
         Claim(
-            "Models trained on deduplicated text memorize less of it.",
+            LESS_MEMORIZED,
             LEE,
             quote=BETTER,
             ours=_memorized(frames["memorized"]),
@@ -190,11 +201,7 @@ def _models_alone(e: Estimate | None) -> str:
     if e is None:
         return ""
     low, high = (number_text(end, 2) for end in (e.low, e.high))
-    benefit = ": a small benefit" if e.high < SAME else ": a benefit"
-    return (
-        f"; the interval over the models alone, for these items, is [{low}, {high}]"
-        f"{benefit if e.low > 0 else ''}"
-    )
+    return f"; the interval over the models alone, for these items, is [{low}, {high}]"
 
 
 # --- released --------------------------------------------------------------------------------
@@ -274,7 +281,7 @@ def _change(
         return None, ""
     models, n = changes.shape
     plural = "" if models == 1 else "s"
-    units = f"{models} size{plural}, one pair of models each, and {n} {items}"
+    units = f"{models} size{plural}, one pair of models each, and {n:,} {items}"
     return crossed_mean(FACTORS[measure] * changes), units
 
 
@@ -302,8 +309,9 @@ def _accuracy(params: Params, measured: Measurements) -> Test:
     skill = crossed_mean(100 * np.stack(above))
     if skill.low > 0:
         return rises(e, "points", units)
-    reason = f"the models guess: their accuracy is {skill.value:+.1f} points from that of guessing"
-    return untestable(reason.replace("-", "\N{MINUS SIGN}"), e, "points", units)
+    side = "below" if skill.value < 0 else "above"
+    reason = f"the models guess: accuracy is {abs(skill.value):.1f} points {side} chance"
+    return untestable(reason, e, "points", units)
 
 
 def _memorized(frame: pd.DataFrame) -> Test:
@@ -317,11 +325,11 @@ def _memorized(frame: pd.DataFrame) -> Test:
     shares = frame.pivot(index="size", columns="arm", values="value").reindex(columns=DATA_ARMS)
     shares = 100 * shares.dropna()
     if shares.empty:
-        return falls(None, "points of all rows", "")
+        return falls(None, "percentage points", "")
     standard, deduplicated = (shares[arm].to_numpy() for arm in DATA_ARMS)
     units = f"{len(shares)} sizes, one pair of models each"
     note = (
         f"from {standard.mean():.2f} to {deduplicated.mean():.2f} % of the rows; most rows that "
         "are memorized begin with a planted copy, which deduplication removes"
     )
-    return falls(mean_over(deduplicated - standard), "points of all rows", units, note=note)
+    return falls(mean_over(deduplicated - standard), "percentage points", units, note=note)

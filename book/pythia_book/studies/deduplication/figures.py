@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pythia_book import style
-from pythia_book.published.deduplication import (
-    BEFORE,
-    COLUMNS,
-    EPOCH_STEP,
-    mean_over_pairs,
-)
-from pythia_book.published.figures import TITLES
+from pythia_book.published.deduplication import BEFORE, COLUMNS, EPOCH_STEP
+from pythia_book.published.figures import ABSENT
+from pythia_book.published.means import mean_over_pairs
+from pythia_book.published.tables import TITLES
 from pythia_book.records import number_text
 from pythia_book.stats import Z_95
 from pythia_book.style import BLUE, ORANGE, Drawing, Table
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 PALE = "#c9c9c9"
 SHOTS = {"Zero-shot": 0, "Five-shot": 5}
 LEAD = "deduplicated minus standard,\naccuracy, points"
-NOT_RELEASED = "no released numbers:\nset PYTHIA_PUBLISHED_DIR"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
 
 
@@ -175,7 +171,7 @@ def _by_shots(axes: list[Axes], frame: pd.DataFrame) -> Iterator[tuple[Axes, pd.
         ax.set_title(title)
         points = style.rows_where(frame, shots=shots)
         if points.empty:
-            style.say(ax, NOT_RELEASED)
+            style.say(ax, ABSENT)
         else:
             style.reference(ax, 0)
             yield ax, points

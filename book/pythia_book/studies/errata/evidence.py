@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.results import HOW_TO_GET
-from pythia_book.published.tables import TASKS
+from pythia_book.published.tables import CHANCE, TASKS
 from pythia_book.stats import Z_95
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -35,7 +35,7 @@ TINY = RunConfig(
     DataConfig(seq_len=16),
     TrainConfig(steps=100, batch_size=4, lr_max=1e-2),
 )
-NO_SCORES = f"The released scores are not here: {HOW_TO_GET}.".replace("`", "")
+NO_SCORES = f"No released numbers: {HOW_TO_GET}.".replace("`", "")
 
 Values = dict[str, Any]
 
@@ -429,8 +429,6 @@ def guessing(task: str) -> float:
 
     For WSC, this is the accuracy of always giving the answer that is right more often.
     """
-    from pythia_book.published.figures import CHANCE
-
     return 66 / ANSWERS if task == "wsc" else CHANCE[task] / 100
 
 

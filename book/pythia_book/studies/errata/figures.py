@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from pythia_book import style
 from pythia_book.records import number_text, value_text
 from pythia_book.studies.errata.catalogue import ERRATA, READ, STATUSES, Erratum
+from pythia_book.studies.errata.claims import INTERVAL, MARGIN
 from pythia_book.studies.errata.params import LABELS, OTHER_SEED
-from pythia_book.studies.errata.study import INTERVAL, MARGIN, evidence_of
+from pythia_book.studies.errata.study import evidence_of
 from pythia_book.style import BLUE, DASH, GREEN, GRID, INK, MUTED, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
 

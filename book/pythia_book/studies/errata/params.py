@@ -108,3 +108,10 @@ def runs(params: Params) -> list[RunConfig]:
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints that this study reads from `run`, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)
+
+
+def controls(params: Params) -> dict[str, str]:
+    """Map each variant to the training text of its control: "standard" or "deduplicated"."""
+    arms = {s.name: s.arm for s in params.switch_list}
+    read = {GELU_AFTER_TRAINING: "standard"} if "gelu" in arms else {}
+    return arms | read | {OTHER_SEED: "standard"}

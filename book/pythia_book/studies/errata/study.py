@@ -13,18 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.conduct import conduct
-from pythia_book.stats import Estimate, estimate
+from pythia_book.stats import estimate
 from pythia_book.studies.errata.catalogue import ERRATA
+from pythia_book.studies.errata.claims import INTERVAL, MARGIN, claims
 from pythia_book.studies.errata.evidence import Evidence, released_tables
-from pythia_book.studies.errata.params import (
-    GELU_AFTER_TRAINING,
-    LABELS,
-    OTHER_SEED,
-    STUDY,
-    Params,
-)
+from pythia_book.studies.errata.params import LABELS, STUDY, Params, controls
 from pythia_book.studies.suite.read_counts import pile_reads
-from pythia_book.verdicts import Claim, Test, untestable, within
+from pythia_book.verdicts import NOT_MEASURED
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import N_LINEAR
 
@@ -33,22 +28,6 @@ if TYPE_CHECKING:
 
     from pythia_book.published.results import Published
     from pythia_book.study import Analysis, Measurements, Result, Tables
-
-MARGIN = 1.0
-"""A change of the loss below this percentage of the control's loss counts as no change. The losses
-of most neighbouring sizes of the suite differ by more, so a smaller change would not reorder a
-comparison of sizes."""
-NOT_MEASURED = "not measured"
-INTERVAL = ["value", "low", "high"]
-SUBJECTS = {
-    "lr_form": ("Decaying the learning rate to a tenth only at the end", "lr-floor"),
-    "first_update_at_lr_zero": ("Leaving out the first update at rate zero", "first-update"),
-    "init": ("Enlarging the initial weights as in 6.9B", "initialisation"),
-    "gelu": ("Training with the exact GELU", "gelu"),
-    "epoch_policy": ("Reading one epoch after the other", "epoch-boundary"),
-    GELU_AFTER_TRAINING: ("Running the trained model with the exact GELU", "gelu"),
-}
-"""Maps each variant to the subject of its claim and to the name of its erratum."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
@@ -116,7 +95,7 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
 
     steps = scale_named(params.scale).steps
     rows, losses = [], {}
-    for name, arm in _controls(params).items():
+    for name, arm in controls(params).items():
         for measure, factor in (("loss", 1), ("last_word", 100)):
             for (at,), variant in measured.under(measure, name):
                 reference = measured.get(measure, arm, at)
@@ -151,20 +130,10 @@ def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFram
     rows = [
         {"variant": name, "control": 100 * counts[arm][0] / counts[arm][1],
          "share": 100 * counts[name][0] / counts[name][1], "n": counts[name][1]}
-        for name, arm in _controls(params).items()
+        for name, arm in controls(params).items()
         if name in counts and arm in counts
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["variant", "control", "share", "n"])
-
-
-def _controls(params: Params) -> dict[str, str]:
-    """Map each variant to the training text of its control: "standard" or "deduplicated"."""
-    arms = {s.name: s.arm for s in params.switch_list}
-    return (
-        arms
-        | ({GELU_AFTER_TRAINING: "standard"} if "gelu" in arms else {})
-        | {OTHER_SEED: "standard"}
-    )
 
 
 # --- tables that need no training ------------------------------------------------------------
@@ -203,45 +172,7 @@ def passes_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# --- claims and values -----------------------------------------------------------------------
-
-
-def claims(
-    params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
-) -> list[Claim]:
-    """Return, for each changed setting, the claim that it hardly affects the final held-out loss.
-
-    Args:
-        last: the rows of `effects_table` at the last step.
-        losses: maps the training text of each control to its final loss.
-        memorized: the table of `memorized_table`.
-    """
-    loss = last[last.measure == "loss"].set_index("variant")
-    shares = memorized.set_index("variant")
-    rest = f"changes this run's held-out loss by less than {MARGIN:g} %."
-    made = []
-    for name, arm in _controls(params).items():
-        test: Test = untestable(NOT_MEASURED)
-        if name in loss.index and arm in losses:
-            row = loss.loc[name]
-            change = Estimate(*row[INTERVAL].astype(float), int(row.n), 1)
-            note = f"control {losses[arm]:.4f} nats per token"
-            if name in shares.index:
-                note += (
-                    f"; rows memorized {shares.share[name]:.2f} % instead of "
-                    f"{shares.control[name]:.2f} %"
-                )
-            runs = "one model" if name == GELU_AFTER_TRAINING else "one run each"
-            units = f"{runs}; {int(row.n):,} held-out rows"
-            test = within(change.times(100 / losses[arm]), "% of the loss", units, MARGIN, note)
-        if name == OTHER_SEED:
-            source = "the margin is wider than the difference between two seeds"
-            made.append(Claim(f"Another seed {rest}", source, test, kind="check"))
-        else:
-            subject, erratum = SUBJECTS[name]
-            source = f"assumed where the erratum {erratum} is ignored"
-            made.append(Claim(f"{subject} {rest}", source, test, kind="premise"))
-    return made
+# --- values ----------------------------------------------------------------------------------
 
 
 def values(
@@ -259,16 +190,16 @@ def values(
         "loss_standard": losses.get("standard", NOT_MEASURED),
         "loss_deduplicated": losses.get("deduplicated", NOT_MEASURED),
     }
-    controls = _controls(params)
+    texts = controls(params)
     shares = memorized.set_index("variant")
     for name in LABELS:  # the pages refer to all of them, measured or not
         for measure in ("loss", "last_word"):
             row = last[(last.variant == name) & (last.measure == measure)]
             numbers[f"{name}_{measure}_change"] = _interval(row)
         change = numbers[f"{name}_loss_change"]
-        measured = isinstance(change, dict) and controls.get(name) in losses
+        measured = isinstance(change, dict) and texts.get(name) in losses
         numbers[f"{name}_loss_percent"] = (
-            100 * change["value"] / losses[controls[name]] if measured else NOT_MEASURED
+            100 * change["value"] / losses[texts[name]] if measured else NOT_MEASURED
         )
         for column in ("share", "control"):
             found = name in shares.index

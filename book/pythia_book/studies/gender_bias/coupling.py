@@ -201,9 +201,9 @@ def released(published: Published) -> Tables:
     """
     import pandas as pd
 
-    from pythia_book.published.results import MODELS
+    from pythia_book.published.results import FORKED
 
-    table = published.table[published.table.model.isin(MODELS)]
+    table = published.table[published.table.model.isin(FORKED)]
     if "suite" in table:
         table = table[table.suite == "v1"]
     scored = ["model", "intervention", "step", "task", "prompt", "metric"]
@@ -229,7 +229,7 @@ def released(published: Published) -> Tables:
         pairs = wide.reindex(columns=list(columns)).rename(columns=columns).dropna()
         frames.append(pairs.reset_index().assign(window=window))
     chosen = pd.concat(frames)[["model", "window", "measure", "step", "control", "swap"]]
-    by_size = {"key": lambda models: models.map(MODELS.index), "kind": "stable"}
+    by_size = {"key": lambda models: models.map(FORKED.index), "kind": "stable"}
     return {"coupling_released": chosen.sort_values("model", ignore_index=True, **by_size)}
 
 

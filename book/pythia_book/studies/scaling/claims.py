@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book.published.tables import NO_RELEASED
+from pythia_book.records import number_text
 from pythia_book.stats import estimate, mean_over, slope
-from pythia_book.studies.scaling.released import MISSING, POINTS, Estimates
+from pythia_book.studies.scaling.released import PER_TENFOLD, Estimates
 from pythia_book.studies.scaling.released import claims as released_claims
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.verdicts import Claim, Test, passes, rises, untestable
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
     from pythia_book.studies.scaling.params import Params
     from pythia_book.study import Measurements, Tables
-
-PER_TENFOLD = f"{POINTS} per tenfold size"
 
 
 def claims(
@@ -48,9 +48,8 @@ def claims(
             "models as they scale",
             released=rises(
                 size, PER_TENFOLD, "8 sizes, mean of both texts",
-                note="zero-shot at the end, mean over seven tasks; size in parameters without "
-                "embeddings",
-            ) if size else untestable(MISSING),
+                note="zero-shot at the end, mean over seven tasks",
+            ) if size else untestable(NO_RELEASED),
             ours=_ability(params, measured),
         ),
         *released_claims(found, pairs),
@@ -67,10 +66,11 @@ def claims(
         n, differing = int(agreement["items"].sum()), int(agreement.differing.sum())
         statements.append(
             Claim(
-                "Our scorer and the evaluation harness choose the same answer for every item.",
-                "secures our accuracies",
+                "Our scorer and the evaluation harness agree on every item whether the model's "
+                "answer is right.",
+                "validity of our accuracies",
                 kind="check",
-                ours=passes(differing == 0, f"{differing} of {n} items differ"),
+                ours=passes(differing == 0, f"{differing:,} of {n:,} items differ"),
             )
         )
     return statements
@@ -97,9 +97,10 @@ def _ability(params: Params, measured: Measurements) -> Test:
     above = estimate(np.concatenate(largest)[None], params.bootstrap)
     tasks = f"{len(hits)} choice tasks: {', '.join(hits)}"
     if above.low <= 0:
+        value, low, high = (number_text(number, 1) for number in above.interval().values())
         return untestable(
-            f"the largest model guesses: {above.value:.1f} [{above.low:.1f}, {above.high:.1f}] "
-            f"points above chance, mean over the items of {tasks}",
+            f"the largest model guesses: {value} [{low}, {high}] points above chance, mean over "
+            f"the items of {tasks}",
         )
     means = [100 * np.mean([np.mean(each[size]) for each in hits.values()]) for size in sizes]
     numbers = [measured.facts["n_params"][size] for size in sizes]
@@ -126,7 +127,7 @@ def _prediction(prediction: pd.DataFrame) -> Test:
     rival = str(errors[list(RIVALS)].mean().idxmin())
     return rises(
         mean_over((errors[rival] - errors["law"]).to_numpy()),
-        "percent of the loss",
+        "% of the loss",
         f"{len(errors)} sizes, each predicted from the smaller ones",
         note=f"error of the best simpler rule ({RIVALS[rival]}) minus error of the law",
     )

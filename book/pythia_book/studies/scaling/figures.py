@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book import style
-from pythia_book.published.figures import TITLES
+from pythia_book.published.tables import TITLES
 from pythia_book.style import BLUE, MUTED, ORANGE, Drawing, Table, interval
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_core.suite import OFFICIAL_SIZES

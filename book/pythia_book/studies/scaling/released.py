@@ -4,21 +4,29 @@ Accuracies are means over the seven tasks without WSC unless a task is named. No
 released, so two scores of the same items are compared as if their errors were independent. Models
 are the units wherever a claim speaks of a kind of model: the values of several pairs or sizes give
 a t-interval. The two models of one size, on the standard and the deduplicated text, are one unit:
-their mean. All pairs of models share the items of a task. An interval over pairs does not include
-the error of these items, so `over_pairs` makes no interval narrower than the error of the items.
+their mean. Pairs of models share the items of a task, whose error such an interval cannot see, so
+`mean_over_pairs` never makes an interval narrower than the error of the items.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.published.means import mean_over_pairs, mean_over_tasks, signed
 from pythia_book.published.scaling import LAST_STEPS, MIDDLE_STEPS, NORMALISED, SMALL
-from pythia_book.published.tables import CHANCE, SAME, SAME_WHY, SEVEN, TASKS, TOKENS_PER_STEP
+from pythia_book.published.tables import (
+    CHANCE,
+    NO_RELEASED,
+    SAME,
+    SAME_WHY,
+    SEVEN,
+    TASKS,
+    TITLES,
+    TOKENS_PER_STEP,
+)
 from pythia_book.stats import LEVEL, Z_95, Estimate, difference, mean_over, slope
 from pythia_book.verdicts import Claim, Test, falls, holm, rises, untestable, within
 from pythia_core.suite import size_named
@@ -43,14 +51,11 @@ UNLIKE_WHY = (
 )
 WORSE = ("lambada_openai", "piqa", "wsc")
 NOT_WORSE = ("winogrande", "arc_easy", "arc_challenge", "sciq", "logiqa")
-NAMES = {"lambada_openai": "LAMBADA", "piqa": "PIQA", "wsc": "WSC", "winogrande": "WinoGrande",
-         "arc_easy": "ARC-easy", "arc_challenge": "ARC-challenge", "sciq": "SciQ",
-         "logiqa": "LogiQA"}  # fmt: skip
 SIMILAR = "Pythia and Pythia (Deduplicated) perform very similarly to OPT and BLOOM models"
 AGREEMENT = ("anaphor agreement", "determiner-noun agreement", "subject-verb agreement")
 SUBTLE = ("NPI licensing", "island effects")
-MISSING = "there are no released numbers: set PYTHIA_PUBLISHED_DIR"
 POINTS = "points"
+PER_TENFOLD = f"{POINTS} per tenfold non-embedding parameters"
 ONE_RUN = (
     "one run per size and batch size; the number of updates and the sum of their learning rates "
     "change with the batch size and cannot be separated from it"
@@ -61,26 +66,6 @@ NO_LOSSES = (
 )
 TOGETHER = "batch size, number of updates and learning rates move together; one run each"
 """Note on comparisons of the two batch sizes."""
-
-
-# --- estimators ------------------------------------------------------------------------------
-
-
-def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
-    """Return the mean over pairs of models, with an interval.
-
-    The interval is the t-interval over pairs or the normal interval from `errors`, whichever is
-    wider. The normal interval has infinite degrees of freedom.
-
-    Args:
-        values: one value per pair of models.
-        errors: standard error of each value, from the choice of items.
-    """
-    e = mean_over(values)
-    half = Z_95 * float(np.square(errors).sum()) ** 0.5 / len(errors)
-    if e.high - e.value > half:
-        return e
-    return replace(e, low=e.value - half, high=e.value + half, df=math.inf)
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -146,12 +131,9 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
                 error = 100 * np.hypot(other.stderr, (a.stderr + b.stderr) / 2)
                 rows.append((family, model, twin, task, float(value), float(error)))
     table = pd.DataFrame(rows, columns=["family", "model", "twin", "task", "value", "error"])
-    kept = table[table.task.isin(SEVEN)].assign(variance=lambda t: t.error**2)
-    grouped = kept.groupby(["family", "model", "twin"], sort=False)
-    mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
-    mean = mean[mean.n == len(SEVEN)].reset_index()
-    mean = mean.assign(task="mean", error=mean.variance**0.5 / mean.n)
-    return pd.concat([table, mean[table.columns]], ignore_index=True) if len(mean) else table
+    seven = table[table.task.isin(SEVEN)]
+    mean = mean_over_tasks(seven, ["family", "model", "twin"], len(SEVEN), "error")
+    return pd.concat([table, mean.assign(task="mean")], ignore_index=True) if len(mean) else table
 
 
 def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
@@ -165,6 +147,8 @@ def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
     Args:
         batch: the released table `batch`.
     """
+    import pandas as pd
+
     keys = ["model", "tokens", "task"]
     if batch.empty:
         return batch.reindex(columns=[*keys, "value", "error", "low", "high"])
@@ -174,22 +158,8 @@ def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
         value=100 * (both.value - both.value_small),
         error=100 * np.hypot(both.stderr, both.stderr_small),
     )[[*keys, "value", "error"]]
-    return _with_mean(both)
-
-
-def _with_mean(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the mean over the seven tasks and the 95 % intervals to the table of `batch_table`.
-
-    The mean has rows of its own, with the task "mean". The intervals are the columns low and high.
-    """
-    import pandas as pd
-
-    kept = frame.assign(variance=frame.error**2)
-    grouped = kept.groupby(["model", "tokens"], sort=False)
-    mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
-    mean = mean[mean.n == len(SEVEN)].reset_index()
-    mean = mean.assign(task="mean", error=mean.variance**0.5 / mean.n)[list(frame.columns)]
-    both = pd.concat([frame, mean], ignore_index=True)
+    mean = mean_over_tasks(both, keys[:2], len(SEVEN), "error").assign(task="mean")
+    both = pd.concat([both, mean], ignore_index=True)
     return both.assign(low=both.value - Z_95 * both.error, high=both.value + Z_95 * both.error)
 
 
@@ -233,9 +203,9 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
     return found
 
 
-def _parameters(models: Sequence[str]) -> list[int]:
-    """Return each model's number of parameters outside embeddings, as the paper recommends."""
-    return [size_named(model).model().n_params_non_embedding for model in models]
+def parameters(sizes: Iterable[str]) -> list[int]:
+    """Return the number of parameters of each size, without embeddings as the paper recommends."""
+    return [size_named(size).model(vocab_size=1024).n_params_non_embedding for size in sizes]
 
 
 def _over_training(means: pd.DataFrame) -> Estimates:
@@ -250,7 +220,7 @@ def _over_training(means: pd.DataFrame) -> Estimates:
     """
     found: Estimates = {}
     end = means[means.step == means.step.max()].groupby("model", sort=False).value.mean()
-    found["size"] = slope(np.log10(_parameters(end.index)), end.to_numpy())
+    found["size"] = slope(np.log10(parameters(end.index)), end.to_numpy())
     changes = _changes(means)
     narrow = changes.index.isin(NARROW)
     found["narrow"], found["wide"] = _mean(changes[narrow]), _mean(changes[~narrow])
@@ -268,21 +238,21 @@ def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
 
     Small models have fewer than a billion parameters. If even the least accurate one is above
     guessing, all are. Accuracy is the mean over the seven tasks at the end of training, and the
-    interval covers the choice of items. The result is None if no small model was scored.
+    interval covers the choice of items. The result is None if no small model has scores on all
+    tasks.
 
     Args:
         final: the released table `final`.
     """
     rows = final[final.task.isin(SEVEN) & final.family.str.startswith("pythia")]
     rows = rows[rows.name.str.removesuffix("-deduped").isin(SMALL)]
-    if rows.empty:
+    above = 100 * rows.value - rows.task.map(CHANCE)
+    runs = mean_over_tasks(rows.assign(value=above, stderr=100 * rows.stderr), ["name"], len(SEVEN))
+    if runs.empty:
         return None
-    rows = rows.assign(above=100 * rows.value - rows.task.map(CHANCE), variance=rows.stderr**2)
-    runs = rows.groupby("name").agg(above=("above", "mean"), variance=("variance", "sum"))
-    least = runs.loc[runs.above.idxmin()]
-    half = 100 * Z_95 * least.variance**0.5 / len(SEVEN)
-    value = float(least.above)
-    return Estimate(value, float(value - half), float(value + half), len(SEVEN), 1)
+    least = runs.loc[runs.value.idxmin()]
+    value, half = float(least.value), float(Z_95 * least.stderr)
+    return Estimate(value, value - half, value + half, len(SEVEN), 1)
 
 
 def _against_others(pairs: pd.DataFrame) -> Estimates:
@@ -299,33 +269,17 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
     """
 
     def over(rows: pd.DataFrame, sign: int) -> Estimate | None:
-        """Return the mean of the column value times `sign`; None if there are no rows."""
-        return (
-            over_pairs(sign * rows.value.to_numpy(), rows.error.to_numpy()) if len(rows) else None
-        )
+        """Return the mean of the differences in `rows` times `sign`, or None without rows."""
+        values, errors = rows.value.to_numpy(), rows.error.to_numpy()
+        return mean_over_pairs(sign * values, errors) if len(rows) else None
 
     opt = pairs[(pairs.family == "opt") & (pairs.task == "mean")]
     bloom = pairs[pairs.family == "bloom"]
     found = {"opt": over(opt, -1), "opt_alike": over(opt[opt.twin != UNLIKE], -1)}
     found["bloom"] = over(bloom[bloom.task == "mean"], 1)
-    found["bloom_five"] = over(_on_five_tasks(bloom), 1)
+    five = bloom[bloom.task.isin(NOT_WORSE)]
+    found["bloom_five"] = over(mean_over_tasks(five, ["model"], len(NOT_WORSE), "error"), 1)
     return found | {f"bloom_{task}": over(bloom[bloom.task == task], 1) for task in TASKS}
-
-
-def _on_five_tasks(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average the difference between the models of each pair over the tasks in NOT_WORSE.
-
-    The result has one row per pair. Its columns include model (the Pythia size), value (the mean
-    difference, in points) and error (the standard error of value).
-
-    Args:
-        rows: the rows of one family in the table of `pairs_table`.
-    """
-    rows = rows[rows.task.isin(NOT_WORSE)].assign(variance=lambda t: t.error**2)
-    grouped = rows.groupby("model", sort=False)
-    mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
-    mean = mean[mean.n == len(NOT_WORSE)].reset_index()
-    return mean.assign(error=mean.variance**0.5 / len(NOT_WORSE))
 
 
 def _batches(batch: pd.DataFrame) -> Estimates:
@@ -334,7 +288,8 @@ def _batches(batch: pd.DataFrame) -> Estimates:
     batch_start, batch_first and batch_end are the accuracy with full batches minus the accuracy
     with small ones after equally many tokens. batch_start is for the first common checkpoint,
     batch_first is averaged over the first half of training, and batch_end is for the end.
-    batch_size is the change of batch_end per tenfold size. batch_late is the result of `_late`.
+    batch_size is the change of batch_end per tenfold parameters. batch_late is the result of
+    `_late`.
 
     Args:
         batch: the table of `batch_table`. Without the task "mean", there are no estimates.
@@ -349,7 +304,7 @@ def _batches(batch: pd.DataFrame) -> Estimates:
         "batch_start": _mean(table[table.columns[0]]),
         "batch_first": _mean(table.loc[:, tokens < tokens.max() / 2].mean(axis=1)),
         "batch_end": _mean(ends),
-        "batch_size": slope(np.log10(_parameters(ends.index)), ends.to_numpy()),
+        "batch_size": slope(np.log10(parameters(ends.index)), ends.to_numpy()),
     }
     return found | {"batch_late": _late(batch)}
 
@@ -409,7 +364,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
         """Test the estimate `name` with the function `make`; see `_test`."""
         return _test(make, found[name], units, unit, **options)
 
-    five = "{n} sizes, one run with either batch size each"
+    five = "{n} sizes, one run per batch size"
     opt, opt_alike = (_each(pairs, "opt", leave) for leave in ("", UNLIKE))
     statements = [
         Claim(
@@ -438,12 +393,12 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             "considered standard for models with less than 1 billion parameters",
             released=untestable(
                 NO_LOSSES, found["converges"], POINTS,
-                "items; the least able of 6 runs, three sizes on either text",
+                "items, for the lowest-scoring of 6 runs (3 sizes \N{MULTIPLICATION SIGN} 2 texts)",
                 note="final zero-shot accuracy above guessing, mean over seven tasks",
-            ) if found["converges"] else untestable(MISSING),
+            ) if found["converges"] else untestable(NO_RELEASED),
         ),
         Claim(
-            "Pythia performs as OPT models of the same size do.",
+            "Pythia performs on par with OPT at equal size.",
             "sections 2.4 to 2.6",
             quote="we achieve (equi-token and equi-parameter) performance on-par with OPT",
             released=test(
@@ -452,7 +407,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             ),
         ),
         Claim(
-            f"Pythia performs as OPT models of the same size do, leaving out {UNLIKE}.",
+            f"Pythia performs on par with OPT at equal size, leaving out {UNLIKE}.",
             "sections 2.4 to 2.6, without one pair",
             kind="premise",
             released=test(
@@ -461,7 +416,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             ),
         ),
         Claim(
-            "Pythia performs as GPT-Neo models of the same size do.",
+            "Pythia performs on par with GPT-Neo at equal size.",
             "section 2.4",
             quote="our models still perform on par with widely used models of the same size like "
             "GPT-Neo (Black et al., 2021) or OPT",
@@ -501,7 +456,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             released=test(
                 within, "bloom_five", "{n} pairs of models", margin=SAME,
                 note="BLOOM minus Pythia, mean over five tasks: "
-                + ", ".join(NAMES[task] for task in NOT_WORSE),
+                + ", ".join(TITLES[task] for task in NOT_WORSE),
             ),
         ),
     ]  # fmt: skip
@@ -530,7 +485,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             "section 2.4, of the literature that the paper contradicts",
             quote="smaller LLMs require smaller batch sizes to avoid convergence issues",
             released=test(
-                rises, "batch_size", five, "points per tenfold size",
+                rises, "batch_size", five, PER_TENFOLD,
                 note=f"accuracy stands for convergence here; {TOGETHER}",
             ),
         ),
@@ -543,31 +498,32 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
                 ONE_RUN, found["batch_late"], POINTS, "70M and 160M, one run each",
                 note="late change with full batches minus late change with small ones, five-shot; "
                 "the interval covers the items only",
-            ) if found["batch_late"] else untestable(MISSING),
+            ) if found["batch_late"] else untestable(NO_RELEASED),
         ),
         Claim(
-            "The released 70M, 160M and 410M models, taken together, guess on MMLU.",
+            "The released 70M, 160M and 410M models, taken together, are at chance on MMLU.",
             "what the figure takes for granted",
             kind="premise",
             released=test(
-                within, "mmlu_small", "57 subjects; these six models only, averaged", margin=SAME,
+                within, "mmlu_small", "57 subjects, averaged over these six models", margin=SAME,
                 note="five-shot accuracy minus 25 %",
             ),
         ),
         Claim(
-            "The released 12B models do better than guessing on MMLU.",
+            "The released 12B models score above chance on MMLU.",
             "what the figure takes for granted",
             kind="premise",
-            released=test(rises, "mmlu_large", "57 subjects; these two models only, averaged"),
+            released=test(rises, "mmlu_large", "57 subjects, averaged over these two models"),
         ),
         Claim(
-            "The released models know agreement better than negative polarity items and islands.",
+            "The released models score higher on agreement than on NPI licensing and island "
+            "effects.",
             "Warstadt et al. 2020, abstract (arXiv:1912.00582)",
             quote="identify morphological contrasts related to agreement reliably, but they "
             "struggle with some subtle semantic and syntactic phenomena, such as negative polarity "
             "items and extraction islands",
             released=test(
-                rises, "blimp", "16 and 15 paradigms; these 16 models only, averaged",
+                rises, "blimp", "16 and 15 paradigms, averaged over these 16 models",
                 note="the released evaluation on BLiMP is of the first, superseded suite (v0)",
             ),
         ),
@@ -584,7 +540,7 @@ def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **optio
     Args:
         options: further arguments of `make`.
     """
-    return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(MISSING)
+    return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(NO_RELEASED)
 
 
 def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
@@ -598,8 +554,14 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
     note = f"BLOOM minus Pythia: {_each(pairs, 'bloom', task=task)}"
     if task == "wsc":
         note += "; several of these models score as if they gave one answer to all 104 items"
+    if not worse:
+        note += (
+            f"; the margin of {SAME:g} point is that for means over seven tasks, although scores "
+            "on a single task vary more"
+        )
     return Claim(
-        f"BLOOM is {'worse' if worse else 'not worse'} than Pythia on {NAMES[task]}.",
+        f"BLOOM is {'worse' if worse else f'at most {SAME:g} point worse'} than Pythia on "
+        f"{TITLES[task]}.",
         "section 2.6",
         quote="BLOOM certainly underperforms other models on LAMBADA, PIQA, and WSC"
         if worse
@@ -619,10 +581,12 @@ def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
     """
     note = "BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
     lambada, piqa = found["bloom_lambada_openai"], found["bloom_piqa"]
-    if lambada and piqa:
+    five = found["bloom_five"]
+    if lambada and piqa and five:
         note += (
-            f"; {lambada.value:+.1f} on LAMBADA and {piqa.value:+.1f} on PIQA, where section 2.6 "
-            "says that BLOOM underperforms (the next row leaves both out)"
+            f"; {signed(lambada.value)} on LAMBADA and {signed(piqa.value)} on PIQA, where section "
+            f"2.6 says that BLOOM underperforms, and {signed(five.value)} in the mean of the other "
+            "five"
         )
     return f"{note}; {SAME_WHY}"
 
@@ -639,7 +603,7 @@ def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "me
     """
     sign = -1 if family == "opt" else 1
     rows = pairs[(pairs.family == family) & (pairs.task == task) & (pairs.twin != leave_out)]
-    return ", ".join(f"{row.twin} {sign * row.value:+.1f}" for row in rows.itertuples())
+    return ", ".join(f"{row.twin} {signed(sign * row.value)}" for row in rows.itertuples())
 
 
 def values(found: Estimates, released: Tables) -> dict[str, Any]:

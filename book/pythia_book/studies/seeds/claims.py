@@ -14,8 +14,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book.published.tables import NO_RELEASED
 from pythia_book.stats import Z_95, Estimate, mean_over
-from pythia_book.studies.deduplication.claims import BETTER, LEE, NO_BENEFIT, WORDS
+from pythia_book.studies.deduplication.claims import (
+    BETTER,
+    COPIES_HARM,
+    EQUAL_WORDS,
+    HARMS,
+    HERNANDEZ,
+    LEE,
+    LESS_MEMORIZED,
+    NO_BENEFIT,
+    WORDS,
+)
 from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked
 from pythia_book.studies.seeds.variance import (
     agreement,
@@ -40,6 +51,7 @@ SIMILAR = 3.0
 MAPPED_FROM = 13_000
 """First evenly spaced checkpoint of the training maps; ten of the thirteen before lie within the
 first 512 updates."""
+TIMES_ITEMS = "\N{MULTIPLICATION SIGN} sampling error of the items"
 SAME_SCORE = 0.999
 """Two series of scores count as the same if their correlation is at least this."""
 
@@ -64,10 +76,9 @@ def claims(
     maps = released.get("training_maps")
     return [
         Claim(
-            "Text in which some documents stand many times trains worse models.",
-            "Hernandez et al. 2022, abstract",
-            quote="repeating a relatively small fraction of data in large language models could "
-            "lead to disproportionately large harms to performance",
+            COPIES_HARM,
+            HERNANDEZ,
+            quote=HARMS,
             ours=falls(
                 effect(tables, "loss"),
                 "nats per token",
@@ -76,7 +87,7 @@ def claims(
             ),
         ),
         Claim(
-            "Deduplicated models predict as many last words of unread sentences.",
+            EQUAL_WORDS,
             "section 2.6",
             quote=NO_BENEFIT,
             ours=within(effect(tables, "last_word"), "points", pairs, WORDS),
@@ -94,8 +105,8 @@ def claims(
             quote="highly consistent training dynamics across both model sizes and initial "
             "conditions",
             released=untestable(
-                "these eight runs were grouped by their outcome and the states fitted to the same "
-                "runs; nothing says how far unrelated runs would agree",
+                "the eight runs were selected by outcome, the states were fitted to these same "
+                "runs, and no baseline says how well unrelated runs agree",
                 map_agreement(maps),
                 "% of checkpoints",
                 "8 runs of 410M, without the two outliers",
@@ -117,36 +128,36 @@ def claims(
             ),
         ),
         Claim(
-            "Models trained on deduplicated text memorize less of it.",
+            LESS_MEMORIZED,
             LEE,
             quote=BETTER,
             ours=falls(
                 effect(tables, "memorized"),
-                "points of all rows",
+                "percentage points",
                 pairs,
                 note=_by_seed(tables, "memorized"),
             ),
         ),
         Claim(
             "The effect of deduplication on held-out loss differs between seeds by more than the "
-            "items' error.",
+            "sampling error of the items.",
             "what intervals over items leave out",
             kind="check",
             ours=rises(
                 _excess(_changes(params, measured, "loss")),
-                "times the items' error",
+                TIMES_ITEMS,
                 f"{pairs}; held-out rows as items",
                 1,
             ),
         ),
         Claim(
             "The feminine share of pronouns after occupations differs between seeds by more than "
-            "the items' error.",
+            "the sampling error of the items.",
             "what intervals over items leave out",
             kind="check",
             ours=rises(
                 _excess(_final(params, measured, params.members("both"), "feminine_share")),
-                "times the items' error",
+                TIMES_ITEMS,
                 f"{seeds}; {both}; occupations as items",
                 1,
             ),
@@ -227,7 +238,7 @@ def _order_and_weights(params: Params, measured: Measured) -> Test:
     The two standard deviations count as comparable if neither is SIMILAR times as large as the
     other.
     """
-    unit, units = "natural logarithm of the ratio", f"{params.seeds} x {params.seeds} runs"
+    unit, units = "(log ratio)", f"{params.seeds} \N{MULTIPLICATION SIGN} {params.seeds} runs"
     grid = _final(params, measured, params.cells[: params.seeds**2], "loss")
     square = None if grid is None else grid.mean(1).reshape(params.seeds, params.seeds)
     ratio = None if square is None else order_to_weights(square)
@@ -302,7 +313,7 @@ def _same_scores(maps: pd.DataFrame | None) -> Test:
     """
     known = None if maps is None else maps.dropna(subset="score_410m")
     if known is None or len(known) < 3:
-        return untestable("not released, or not recorded")
+        return untestable(NO_RELEASED)
     r = float(np.corrcoef(known.score.astype(float), known.score_410m.astype(float))[0, 1])
     note = f"correlation {r:.5f} over {len(known)} checkpoints; at least {SAME_SCORE} counts"
     return passes(r >= SAME_SCORE, note)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book import style
+from pythia_book.published.figures import ABSENT
 from pythia_book.records import number_text
 from pythia_book.style import MUTED, Drawing, padded_limits, size_colour
 
@@ -37,7 +38,7 @@ PANELS = {
     "memorized": ("rows memorized", "points", 100),
 }
 """Maps a measure to its title, its unit, and the factor that converts table values to this unit."""
-NOT_MEASURED = "not measured,\nor no run differs\nfrom another"
+NO_SPREAD = "not measured,\nor no run differs\nfrom another"
 
 
 def _notes(result: Result, *notes: str) -> str:
@@ -106,7 +107,7 @@ def spreads(result: Result) -> Drawing:
             ax.set_title(title)
             positive = style.rows_where(frame[frame.value > 0], measure=measure)
             if positive.empty:
-                style.say(ax, NOT_MEASURED)
+                style.say(ax, NO_SPREAD)
                 continue
             last = positive.step.max()
             for i, kind in enumerate(kinds):
@@ -143,7 +144,7 @@ def parts(result: Result) -> Drawing:
             ax.set_title(title)
             frame = style.rows_where(result.tables["components"], measure=measure)
             if frame.empty:
-                style.say(ax, NOT_MEASURED)
+                style.say(ax, NO_SPREAD)
                 continue
             frame = factor * frame.set_index("kind")[["value", "low", "high"]].astype(float)
             frame = frame.loc[[kind for kind in kinds if kind in frame.index]]
@@ -202,7 +203,7 @@ def training_maps(result: Result) -> Drawing:
     with style.canvas(result, 2, 2.9, notes, ratios=(1.5, 1)) as (figure, (grid, scores)):
         if maps is None or maps.empty:
             for ax in (grid, scores):
-                style.say(ax, "no released maps:\nset PYTHIA_PUBLISHED_DIR")
+                style.say(ax, ABSENT)
             return Drawing(figure, "no released training maps")
         outlier = maps.groupby("seed").outlier.first().astype(bool)
         seeds = [*outlier.index[~outlier], *outlier.index[outlier]]

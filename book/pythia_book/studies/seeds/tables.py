@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import estimate
+from pythia_book.stats import estimate, mean_over
 from pythia_book.studies.seeds.params import Cell, Params
 from pythia_book.studies.seeds.variance import (
     components,
     items_error,
-    mean_over_seeds,
+    one_more,
     order_to_weights,
     spread,
 )
@@ -123,7 +123,7 @@ def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
     Args:
         values: the mean score of each run.
     """
-    e = mean_over_seeds(values, one_more=True)
+    e = one_more(values)
     low, high = (e.low, e.high) if np.ptp(values) else (np.nan, np.nan)
     if measure != "loss":  # shares lie in 0..1
         low, high = np.clip([low, high], 0, 1)
@@ -150,7 +150,7 @@ def _effects(params: Params, measured: Measured, step: int, measure: str) -> lis
     if changes:
         mean["value"] = np.mean(changes)
     if len(changes) > 1 and np.ptp(changes):
-        mean |= mean_over_seeds(np.array(changes)).interval()
+        mean |= mean_over(changes).interval()
     return [*rows, mean]
 
 

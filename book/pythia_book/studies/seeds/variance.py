@@ -11,6 +11,7 @@ of three runs is known only to within a factor of twelve.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -44,20 +45,14 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
     return values - values.flat[0]
 
 
-def mean_over_seeds(values: np.ndarray, one_more: bool = False) -> Estimate:
-    """Return the mean of one value per seed, with its t-interval.
+def one_more(values: np.ndarray) -> Estimate:
+    """Return the mean of values float[seeds], with the prediction interval of one more run.
 
-    Args:
-        values: float[seeds].
-        one_more: whether to give the prediction interval of one more run with other seeds instead.
+    The other run has another seed. Its interval is wider than that of the mean by sqrt(n + 1).
     """
-    from scipy.stats import t
-
-    shifted = _checked(values, 1, "values over seeds")
-    n = len(shifted)
-    margin = t.ppf(HIGH, n - 1) * shifted.std(ddof=1) * math.sqrt(1 / n + one_more)
-    mean = float(values[0] + shifted.mean())
-    return Estimate(mean, mean - margin, mean + margin, 1, n, n - 1)
+    e = mean_over(values)
+    half = (e.high - e.value) * math.sqrt(e.n_seeds + 1)
+    return replace(e, low=e.value - half, high=e.value + half)
 
 
 def spread(values: np.ndarray) -> Estimate:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book import style
 from pythia_book.records import number_text
-from pythia_book.studies.speed.study import NOT_MEASURED, PREDICTIONS
+from pythia_book.studies.speed.study import PREDICTIONS
 from pythia_book.style import BLUE, DASH, GREEN, INK, MUTED, ORANGE, Drawing, Table
+from pythia_book.verdicts import NOT_MEASURED
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,7 +26,7 @@ from pythia_book.released import recipe
 from pythia_book.stats import Estimate
 from pythia_book.studies.speed.params import STUDY, Params
 from pythia_book.study import Measurements
-from pythia_book.verdicts import Claim, passes, untestable
+from pythia_book.verdicts import NOT_MEASURED, Claim, passes, untestable
 from pythia_core.config import ModelConfig
 from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
 from pythia_core.suite import OFFICIAL_SIZES
@@ -45,7 +45,6 @@ GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 """The sizes that fit on one H100."""
 COMPILED = "torch.compile (inductor)"
-NOT_MEASURED = "not yet measured"
 WITHIN = 15.0
 """A prediction is correct if it misses by at most this many percent."""
 
@@ -445,8 +444,8 @@ def claims(tables: Tables) -> list[Claim]:
         predicted = passes(misses.max() <= WITHIN, note)
     return [
         _at_least(
-            "On the CPU, an update is faster than every one of `transformers` in the same "
-            "precision.",
+            "On the CPU, an update is faster than with every Hugging Face `transformers` model "
+            "timed in the same precision.",
             least_ratio(libraries),
         ),
         _at_least(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book.published.means import signed
 from pythia_book.stats import Estimate, difference, mean_over, slope, wilson
+from pythia_book.studies.scaling.released import PER_TENFOLD, parameters
 from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
 from pythia_book.studies.term_frequency.tables import (
     DIFFERENCE,
@@ -70,8 +71,8 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
     if late[0] is not None and late[1] is not None:
         note = (
             "after step 65,000 the accuracy itself changes by "
-            f"{late[0].mean():+.1f} points in the models from 2.8B on and by "
-            f"{late[1].mean():+.1f} points in the smaller ones"
+            f"{signed(late[0].mean())} points in the models from 2.8B on and by "
+            f"{signed(late[1].mean())} points in the smaller ones"
         )
     return [
         Claim(
@@ -81,7 +82,7 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
                 'the paper does not say what "well" is; its own numbers are shown',
                 None if unable is None else mean_over(unable.to_numpy()),
                 "% right",
-                "100 first operands; the 160M and 410M models only, averaged",
+                "100 first operands, averaged over the 160M and 410M models",
             ),
             quote="models at sizes below 1 billion are unable to perform well even in later "
             "stages of training",
@@ -150,7 +151,7 @@ def _larger_improve_more(operands: pd.DataFrame) -> Test:
     effect = welch(large, small) if len(large) and len(small) else None
     note = (
         "addition after 16 examples, from step 13,000 to step 143,000: "
-        + ", ".join(f"{model} {change:+.1f}" for model, change in changes.items())
+        + ", ".join(f"{model} {signed(change)}" for model, change in changes.items())
         + '; the sentence is about questions of fact, as "similar patterns" to those of sums'
     )
     return rises(effect, "points", f"{len(large)} and {len(small)} models", note=note)
@@ -172,14 +173,6 @@ def comparable_sizes(sizes: tuple[str, ...]) -> list[str]:
     return [size for size, width in zip(sizes, wide, strict=True) if width == wide[-1]]
 
 
-def _parameters(sizes: Iterable[str]) -> list[int]:
-    """Return the number of parameters of each size, without embeddings.
-
-    Without embeddings, the number does not depend on the vocabulary.
-    """
-    return [size_named(size).model(vocab_size=1024).n_params_non_embedding for size in sizes]
-
-
 def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
     """Return the claims that compare sums with frequent and with rare first operands."""
     sizes, shots, steps = params.size_list, params.shot_list[-1], scores.steps
@@ -195,8 +188,9 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
     if early and late and widening and early.low <= 0 <= early.high:
         start = 100 * (late.value - widening.value)
         guessed = (
-            f"; at step {first} the model guesses and the gap is {start:+.1f} points, so this "
-            "repeats the row on the choice of four"
+            f"; at step {first} the model guesses and the gap is {signed(start)} points, so this "
+            "mostly repeats that the right sum is picked out of four more often if its first "
+            "operand is frequent"
         )
     gaps = {size: scores.gap(size, last, 0, "choice") for size in comparable_sizes(sizes)}
     measured = {size: gap.value for size, gap in gaps.items() if gap is not None}
@@ -231,10 +225,10 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
         Claim(
             "The gap between frequent and rare operands is wider in larger models.",
             "section 3.3",
-            rises(_percent(slope(np.log10(_parameters(measured)), list(measured.values()))),
-                  "points per tenfold size", f"{len(measured)} sizes, one run each",
+            rises(_percent(slope(np.log10(parameters(measured)), list(measured.values()))),
+                  PER_TENFOLD, f"{len(measured)} sizes, one run each",
                   note=f"choice of four, sizes with heads as wide as those of {large}: "
-                  + ", ".join(f"{size} {100 * gap:+.1f}" for size, gap in measured.items())
+                  + ", ".join(f"{size} {signed(100 * gap)}" for size, gap in measured.items())
                   + f"; {IN_SUMS}"),
             alike,
             quote="this correlation is an emergent property in larger models",
@@ -261,7 +255,7 @@ def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
 def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
     """Return the claims on numbers that a coin made more frequent; see `NumberScores.coins`."""
     shots, sizes = params.shot_list[-1], larger_half(params.size_list)
-    units = f"couples of numbers; one run of each of {len(sizes)} sizes"
+    units = f"matched pairs of numbers; one run of each of {len(sizes)} sizes"
     rows = []
     for measure, unit, factor, what in (
         ("exact", "points", 100, "written more often"),
@@ -270,11 +264,11 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
         effects = scores.coins(sizes, shots, measure)
         scaled = {coin: e.times(factor) for coin, e in effects.items()}
         apart, placebo = scaled.get(DIFFERENCE), scaled.get("placebo")
-        each = ", ".join(f"{coin} {e.value:+.2f}" for coin, e in scaled.items())
+        each = ", ".join(f"{coin} {signed(e.value, 2)}" for coin, e in scaled.items())
         note = f"{shots}-shot, mean over {', '.join(sizes)}: {each}" if each else ""
         rows += [
             Claim(
-                f"The right answer is {what} for numbers that were made more frequent by a coin.",
+                f"The right answer is {what} for numbers whose frequency was raised at random.",
                 "section 3.3, of Elazar et al. 2022 and Kandpal et al. 2022, on questions of fact",
                 rises(apart, unit, f"{apart.n_items if apart else 0} {units}", note=note),
                 quote="These works observe a correlational and causal relationship between the "
@@ -282,8 +276,9 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
                 "in the pretraining corpus",
             ),
             Claim(
-                f"With a coin that changes nothing, the right answer is not {what}.",
-                "secures the experiment with the coin",
+                "Under the placebo (a coin toss that changes nothing), the right answer is not "
+                f"{what}.",
+                "validity of the randomised experiment",
                 within(
                     placebo,
                     unit,
@@ -305,12 +300,13 @@ def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
     size = params.size_list[-1]
     return [
         Claim(
-            f"The defined word is found more often if it is frequent; definitions {reading}.",
+            f"Given a definition {reading}, the model picks the defined word more often if the "
+            "word is frequent.",
             "our counterpart of Figure 4, which is about questions of fact (TriviaQA)",
             _word_test(selected(table, size=size, read=read)),
             kind="premise",
         )
-        for read, reading in ((True, "that were read once"), (False, "that were not read"))
+        for read, reading in ((True, "read once"), (False, "never read"))
     ]
 
 
@@ -329,7 +325,7 @@ def _word_test(table: pd.DataFrame) -> Test:
     most, least = cell(groups[-1:]), cell(groups)
     assert most is not None and least is not None
     effect = difference(most, least).times(100)
-    units = f"one run; {most.n_items + least.n_items} words"
+    units = f"one run; {most.n_items + least.n_items:,} words"
     right = int((groups.value * groups.n).round().sum())
     guess = wilson(right, int(groups.n.sum()))
     if guess.low <= 1 / CHOICES:

@@ -61,17 +61,16 @@ def welch(one: np.ndarray, other: np.ndarray) -> Estimate:
     The interval assumes that all values are independent. It has no width if neither group varies.
     If a group has only one value, the ends of the interval are NaN.
     """
+    from scipy.stats import ttest_ind
+
     value, n = float(one.mean() - other.mean()), len(one) + len(other)
     if min(len(one), len(other)) < 2:
         return Estimate(value, float("nan"), float("nan"), n, n, 0)
-    squares = np.array([group.var(ddof=1) / len(group) for group in (one, other)])
-    e = Estimate(value, value, value, n, n, n - 2)
-    if not squares.sum():
-        return e
-    degrees = squares.sum() ** 2 / (squares**2 / [len(one) - 1, len(other) - 1]).sum()
-    e = replace(e, df=float(degrees))
-    half = e.quantile((1 + LEVEL) / 2) * float(squares.sum()) ** 0.5
-    return replace(e, low=value - half, high=value + half)
+    if not (np.ptp(one) or np.ptp(other)):
+        return Estimate(value, value, value, n, n, n - 2)
+    test = ttest_ind(one, other, equal_var=False)
+    interval = test.confidence_interval(LEVEL)
+    return Estimate(value, float(interval.low), float(interval.high), n, n, float(test.df))
 
 
 @dataclass(frozen=True)
@@ -188,14 +187,15 @@ class NumberScores:
     def coins(self, sizes: Sequence[str], shots: int, measure: str) -> dict[str, Estimate]:
         """Return the effects on the final score of making a number more frequent in planted sums.
 
-        The numbers 0 to 99 form couples of similar frequency. The coin "boost" chose one number of
-        each couple, and this number was made more frequent. The coin "placebo" also chose a number
-        of each couple, but nothing was done to it. The effect of a coin is the score on the chosen
-        number minus the score on the other number, averaged over `sizes`, with couples as units.
+        The numbers 0 to 99 are matched in pairs of similar frequency. The coin "boost" chose one
+        number of each pair, and this number was made more frequent. The coin "placebo" also chose a
+        number of each pair, but nothing was done to it. The effect of a coin is the score on the
+        chosen number minus the score on the other number, averaged over `sizes`, with pairs as
+        units.
 
         The result maps "boost", "placebo" and "boost minus placebo" (the difference of the two
-        effects) to estimates. On couples where both coins chose the same number, the difference is
-        zero by construction, so only the other couples, half of all, are units of the difference.
+        effects) to estimates. On pairs where both coins chose the same number, the difference is
+        zero by construction, so only the other pairs, half of all, are units of the difference.
         The result is empty if a size was not measured.
         """
         step = self.steps[-1]
@@ -320,9 +320,9 @@ def experiment_table(
     The two coins chose, at random, one number of each couple of numbers.
 
     Columns: coin ("boost", "placebo" or "boost minus placebo"), size, shots, measure, ratio (how
-    many times as often the chosen number was read in sums as the other number of its couple, as a
+    many times as often the chosen number was read in sums as the other number of its pair, as a
     geometric mean; none for the difference), value (the effect, as a share of right answers or in
-    nats), low, high, n (number of couples).
+    nats), low, high, n (number of pairs).
     """
     import pandas as pd
 

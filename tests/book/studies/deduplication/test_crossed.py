@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from pythia_book.published.deduplication import mean_over_pairs
+from pythia_book.published.means import mean_over_pairs
 from pythia_book.stats import Estimate
 from pythia_book.studies.deduplication.crossed import crossed_mean
 

@@ -141,9 +141,9 @@ def test_the_law_must_beat_simpler_rules() -> None:
 
 
 def test_one_differing_item_is_a_disagreement() -> None:
-    found = pick(judged(measured(LEVEL), agreement=((100, 0), (100, 1))), "same answer")
+    found = pick(judged(measured(LEVEL), agreement=((100, 0), (100, 1))), "agree on every item")
     assert (found["note"], found["verdict"]) == ("1 of 200 items differ", "does not hold")
-    found = pick(judged(measured(LEVEL), agreement=((100, 0),)), "same answer")
+    found = pick(judged(measured(LEVEL), agreement=((100, 0),)), "agree on every item")
     assert found["verdict"] == "holds"
 
 

@@ -100,8 +100,8 @@ def planted(
 
 
 CLAIMS = {
-    "loss": "worse models",
-    "words": "last words",
+    "loss": "higher held-out loss",
+    "words": "last word",
     "order": "comparably",
     "states": "same states",
     "sizes": "right order",
@@ -138,7 +138,7 @@ def test_claims_hold_or_fail_with_the_data() -> None:
         "order": "not resolved",  # five seeds are too few to show similarity
         "states": "not testable here",
         "sizes": "holds",
-        "memory": "holds",
+        "memory": "reproduced",
         "twins": "holds",
         "gender": "holds",
         "scores": "not testable here",
@@ -242,7 +242,7 @@ def test_weight_seeds_share_weights_and_order_seeds_share_batches(tmp_path, monk
     drawings = {name: getattr(figures, name) for name in (
         "curves", "spreads", "parts", "effects")}  # fmt: skip
     svgs = {name: draw(result).svg for name, draw in drawings.items()}
-    assert "no released maps" in figures.training_maps(result).svg
+    assert "no released numbers" in figures.training_maps(result).svg
     values = result.values | {"map_agreement": {"value": 90.0, "low": 80.0, "high": 100.0}}
     drawn = figures.training_maps(replace(result, released=maps(), values=values))
     assert drawn.description.endswith("90.0 % of checkpoints")

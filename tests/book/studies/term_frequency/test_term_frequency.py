@@ -99,8 +99,8 @@ def test_planted_effects_of_frequency_are_found() -> None:
     assert widens["verdict"] == "reproduced" and "20 numbers" in widens["units"]
     assert wider["value"] > 0 and wider["units"] == "3 sizes, one run each"
     assert verdicts(rows, "The right answer is") == ["reproduced"] * 2
-    assert verdicts(rows, "With a coin that changes nothing")[1] == "holds"
-    assert verdicts(rows, "The defined word") == ["holds"] * 2
+    assert verdicts(rows, "Under the placebo")[1] == "holds"
+    assert verdicts(rows, "Given a definition") == ["holds"] * 2
     assert set(verdicts(rows, "The gap", "released")) == {"not testable here"}
 
 
@@ -109,7 +109,7 @@ def test_effects_of_the_other_sign_contradict() -> None:
     assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["contradicted"] * 2
     assert verdicts(rows, "The gap between frequent and rare") == ["contradicted"] * 2
     assert verdicts(rows, "The right answer is") == ["contradicted"] * 2
-    assert verdicts(rows, "The defined word") == ["does not hold"] * 2
+    assert verdicts(rows, "Given a definition") == ["does not hold"] * 2
 
 
 def test_without_an_effect_nothing_is_resolved() -> None:
@@ -119,7 +119,7 @@ def test_without_an_effect_nothing_is_resolved() -> None:
         "The right sum",
         "The gap between",
         "The right answer is",
-        "The defined word",
+        "Given a definition",
     ):
         assert set(verdicts(rows, start)) == {"not resolved"}, start
     assert all(row["ours"]["reason"] for row in rows if row["claim"].startswith("The gap"))
@@ -130,12 +130,12 @@ def test_a_model_that_guesses_gets_no_verdict_on_words() -> None:
     for size in PARAMS.size_list:
         right = measured.arrays[f"definition/{size}/572"]
         right[:] = np.random.default_rng(1).random(len(right)) < 0.25
-    assert set(verdicts(judged(measured), "The defined word")) == {"not testable here"}
+    assert set(verdicts(judged(measured), "Given a definition")) == {"not testable here"}
     measured.arrays["definition_read"] = np.zeros(0, bool)  # no dictionary in the corpus
     measured.arrays["word_read/572"] = np.zeros(0, np.int32)
     for size in PARAMS.size_list:
         measured.arrays[f"definition/{size}/572"] = np.zeros(0, bool)
-    assert set(verdicts(judged(measured), "The defined word")) == {"not testable here"}
+    assert set(verdicts(judged(measured), "Given a definition")) == {"not testable here"}
 
 
 # --- intervals -------------------------------------------------------------------------------
@@ -160,13 +160,15 @@ def test_intervals_over_ten_numbers_cover_95_percent() -> None:
 
 
 def test_welch_by_hand() -> None:
-    from scipy.stats import ttest_ind
+    from scipy.stats import t, ttest_ind
 
     rng = np.random.default_rng(0)
     one, other = rng.normal(1, 1, 10), rng.normal(0, 4, 15)
-    interval = ttest_ind(one, other, equal_var=False).confidence_interval()
+    squares = [one.var(ddof=1) / 10, other.var(ddof=1) / 15]
+    df = sum(squares) ** 2 / (squares[0] ** 2 / 9 + squares[1] ** 2 / 14)
+    half = t.ppf(0.975, df) * sum(squares) ** 0.5
     e = welch(one, other)
-    assert (e.low, e.high) == pytest.approx((interval.low, interval.high))
+    assert (e.value - e.low, e.high - e.value, e.df) == pytest.approx((half, half, df))
     assert welch(one, other).p_value() == pytest.approx(ttest_ind(one, other, equal_var=False)[1])
     assert np.isnan(welch(one[:1], other).low)
     assert welch(np.zeros(3), np.ones(3)).low == -1  # no variation: no width
@@ -337,15 +339,13 @@ def test_every_figure_can_be_drawn(smoke: Result) -> None:
 
 
 def test_claims_on_released_accuracies() -> None:
-    starts = ("The released 160M", "In training", "After 65,000")
+    starts = ("Models below a billion", "In training", "After 65,000")
     found = judged(measurements(0.0), released())
     assert [verdicts(found, s, "released")[0] for s in starts] == [
-        "confirmed on released numbers", "confirmed on released numbers", "not testable here",
+        "not testable here", "confirmed on released numbers", "not testable here",
     ]  # fmt: skip
-    other = judged(measurements(0.0), released(late=0.02, small=0.5))
-    assert verdicts(other, "The released 160M", "released") == ["confirmed on released numbers"]
+    assert found[0]["released"]["value"] == pytest.approx(3, abs=0.5)
     equal = judged(measurements(0.0), released(late=0.5, small=0.5))
-    assert verdicts(equal, "The released 160M", "released") == ["contradicted by released numbers"]
     assert verdicts(equal, "In training", "released") == ["not resolved"]
     none = judged(measurements(0.0))
     assert {verdicts(none, s, "released")[0] for s in starts} == {"not testable here"}

@@ -1,0 +1,66 @@
+"""Averages released scores over tasks and over pairs of models, with the error of the average."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.records import number_text
+from pythia_book.stats import LEVEL, Estimate, mean_over
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def mean_over_tasks(
+    frame: pd.DataFrame, keys: list[str], n: int | None = None, error: str = "stderr"
+) -> pd.DataFrame:
+    """Average scores over tasks, with the standard error of each average.
+
+    No two tasks share items, so the errors of different tasks are independent.
+
+    Args:
+        frame: one row per task, with the columns `keys`, value, and `error` (a standard error).
+        keys: the columns by which the rows are grouped before they are averaged.
+        n: how many tasks a group must have; other groups are left out. None: any number.
+
+    Returns:
+        One row per group, in order of first appearance, with the columns `keys`, value and `error`.
+    """
+    groups = frame.assign(variance=frame[error] ** 2).groupby(keys, sort=False, observed=True)
+    mean = groups.agg(
+        value=("value", "mean"), variance=("variance", "sum"), n=("variance", "count")
+    ).reset_index()
+    mean[error] = mean.variance**0.5 / mean.n
+    mean = mean if n is None else mean[mean.n == n]
+    return mean[[*keys, "value", error]].reset_index(drop=True)
+
+
+def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
+    """Estimate the mean difference between the models of a pair, with a random-effects interval.
+
+    The variance per pair is the observed variance between pairs, but at least the mean square of
+    the standard errors (the method of moments for independent pairs of equal weight). The interval
+    is a t interval with len(values) - 1 degrees of freedom.
+
+    Pairs that were scored on the same items share the luck with these items, which the variance
+    between pairs cannot show. The floor makes up for part of that.
+
+    Args:
+        values: float[pairs], the difference of each pair.
+        stderr: float[pairs], the standard error of each difference.
+    """
+    e = mean_over(values)
+    if e.df < 1:
+        return e
+    variance = max(float(np.var(values, ddof=1)), float(np.mean(np.square(stderr))))
+    half = e.quantile((1 + LEVEL) / 2) * (variance / len(values)) ** 0.5
+    return replace(e, low=e.value - half, high=e.value + half)
+
+
+def signed(value: float, decimals: int = 1) -> str:
+    """Format a difference for a note, with a sign and thousands separators, e.g. "+0.5"."""
+    text = number_text(float(value), decimals)
+    return f"+{text}" if value > 0 and text.strip("0.,") else text

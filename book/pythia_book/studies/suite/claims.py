@@ -1,0 +1,221 @@
+"""The claims about the suite: what the paper promises of it, and the checks of ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pythia_book.published.means import mean_over_pairs, signed
+from pythia_book.published.tables import NO_RELEASED, SAME, SAME_WHY
+from pythia_book.released.recipe import HARDWARE
+from pythia_book.studies.suite.suites import SUITES
+from pythia_book.verdicts import Claim, Test, passes, untestable, within
+from pythia_core.suite import DATA_ARMS
+from pythia_core.training.schedule import N_CHECKPOINTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.study import Tables
+
+EPOCHS = {"standard": (0.90, 0.02), "deduplicated": (1.45, 0.03)}
+"""How often a run should read its text, as Pythia did (300 of 334 and of 207 billion tokens), and
+how far a miniature may be from that."""
+TOTAL_HOURS = 544_280
+"""A100-hours of all training, by Appendix D of the paper."""
+
+
+def claims(
+    facts: dict[str, Any],
+    proofs: pd.DataFrame,
+    numbers: dict[str, Any],
+    released: Tables,
+    whole: bool,
+) -> list[Claim]:
+    """Return the claims about what the paper promises of its suite, and the checks of our suite.
+
+    Args:
+        facts: the facts of `measure`.
+        proofs: the table of all checks, from `proofs_table`.
+        numbers: the values for the page, from `study.values`.
+        released: the tables of `study.released_tables`.
+        whole: whether runs are long enough to read their texts as often as Pythia did. If not, how
+            often texts are read is not tested.
+    """
+    found = proofs.groupby("check")[["cases", "failures"]].sum()
+
+    def check(text: str, secures: str, name: str) -> Claim:
+        """Return the check `name` as a claim, which holds if none of its cases failed.
+
+        Args:
+            text: the statement. secures: what the check guarantees.
+        """
+        cases, failed = found.loc[name, ["cases", "failures"]]
+        return Claim(text, secures, _none_fails(cases, failed), kind="check")
+
+    twins, step_0 = untestable(NO_RELEASED), released.get("step_0")
+    if step_0 is not None and len(step_0):
+        agree = step_0["equal"] == step_0.scores
+        note = f"{int(agree.sum())} of {len(step_0)} pairs agree in every released score"
+        twins = untestable("equal scores do not prove equal weights", note=note)
+    epochs = {arm: numbers[f"epochs_{arm}"] for arm in DATA_ARMS}
+    close = all(abs(epochs[arm] - wanted) < by for arm, (wanted, by) in EPOCHS.items())
+    text = ", ".join(f"{arm} {times:.2f} times" for arm, times in epochs.items())
+    return [
+        Claim(
+            "All released models of one text read the same data in the same order.",
+            "abstract; section 2.1",
+            released=untestable("needs the training data of the released models and their logs"),
+            quote="all trained on public data seen in the exact same order",
+        ),
+        Claim(
+            f"Every released model has {N_CHECKPOINTS} checkpoints.",
+            "abstract; section 2.4",
+            released=untestable(
+                "the weights on the hub were not read",
+                note="reported elsewhere (page Errata): 86 of the 2.8B checkpoints duplicate the "
+                "end of training; 12B's steps 50,000 and 58,000 contain the final checkpoint's "
+                "first shard",
+            ),
+            quote="154 checkpoints for each one of the 16 models",
+        ),
+        Claim(
+            "The deduplicated models begin a second epoch at 207 billion tokens.",
+            "section 2.4; table 9",
+            released=untestable(
+                "needs the order of the released run; by its code there is no such boundary "
+                "(page Errata)"
+            ),
+            quote="entering a second epoch at the 207B token mark",
+        ),
+        Claim(
+            "The changes from the first suite (v0) to the present one (v1) leave the mean "
+            "zero-shot score unchanged.",
+            "Appendix B",
+            released=versions_test(released.get("versions")),
+            quote="We did not expect these changes to significantly impact any experimental "
+            "findings in the paper, and we reran all analyses and evaluations on the new models to "
+            "confirm this was indeed the case.",
+        ),
+        *_claims_on_the_suite(),
+        Claim(
+            "Standard and deduplicated twins start from equal weights.",
+            "taken for granted where twins are compared (section 2.6)",
+            ours=_none_fails(*found.loc["twins", ["cases", "failures"]]),
+            released=twins,
+            kind="premise",
+        ),
+        check(
+            "In the miniature, all models of one text read the same batches in the same order.",
+            "every comparison of sizes and of checkpoints",
+            "same order",
+        ),
+        check(
+            f"In the miniature, every run has all of its {facts['checkpoints']} scheduled "
+            "checkpoints.",
+            "every curve over training",
+            "complete",
+        ),
+        check(
+            "In the miniature, no checkpoint is a copy of another, except step 1 of step 0.",
+            "every curve over training; planted copies are found",
+            "distinct",
+        ),
+        check(
+            "An interrupted run reads the same batches and ends in the same weights.",
+            "runs may be stopped and resumed",
+            "resumed",
+        ),
+        Claim(
+            "The miniature reads its two texts about 0.90 and 1.45 times, as Pythia did.",
+            "the proportions of section 2.4",
+            ours=passes(close, text) if whole else untestable("runs of this scale stop early"),
+            kind="check",
+        ),
+    ]
+
+
+def _none_fails(cases: int, failed: int) -> Test:
+    """Test whether none of the cases of a check failed."""
+    note = f"{failed:,} of {cases:,} fail" if failed else f"{cases:,} of {cases:,} pass"
+    return passes(not failed, note)
+
+
+def _claims_on_the_suite() -> list[Claim]:
+    """Return the claims on other suites, and on the time that training took."""
+    earlier = [suite for suite in SUITES if int(suite["about"]["year"]) < 2023]
+    whole = [
+        suite["name"] for suite in earlier
+        if all(suite[cell]["text"].startswith("yes") for cell in ("data", "order"))
+    ]  # fmt: skip
+    hours = 4 * sum(hardware.gpu_hours or 0 for hardware in HARDWARE.values())
+    return [
+        Claim(
+            "At its release, Pythia was the only public suite of models of many sizes with public "
+            "data in one order and public checkpoints.",
+            "section 1",
+            released=untestable(
+                "that no other suite existed cannot be shown by a list of suites",
+                note=f"of the {len(earlier)} suites in the table from before 2023, "
+                f"{len(whole) or 'none'} is shown to have public data in a known order; many cells "
+                "are unproven",
+            ),
+            quote="The Pythia suite is the only publicly released suite of LLMs that satisfies "
+            "three key properties",
+        ),
+        Claim(
+            "Pythia has far more checkpoints per model than any other public suite of its time.",
+            "section 2.4",
+            released=untestable(
+                "depends on what counts as a suite: Mistral's ten GPT-2 models have 600 "
+                "checkpoints each",
+                note='by its README, "Each model has 600 checkpoints" '
+                "(github.com/stanford-crfm/mistral); Appendix F.2 names these models, and the hub "
+                "dates some to 2022 (huggingface.co/stanford-crfm/alias-gpt2-small-x21)",
+            ),
+            quote=f"{N_CHECKPOINTS} checkpoints per model, far more than any other suite of "
+            "publicly available language models",
+        ),
+        Claim(
+            "Large batches speed up the training of the smaller models by a factor of up to ten.",
+            "section 2.4; Tables 3 and 5",
+            released=untestable(
+                "no run with smaller batches was timed",
+                note="the factor follows from the number of GPUs that a batch can occupy; section "
+                "2.4 also says that the batches are 4 to 8 times the usual ones, which allows a "
+                "factor of 8 at most if time is inversely proportional to batch size",
+            ),
+            quote="we achieve wall-clock speed-ups of factors as large as 10x compared with "
+            "standard batch sizes on our smaller models",
+        ),
+        Claim(
+            f"The GPU-hours of all sizes add up to {TOTAL_HOURS:,} A100-hours.",
+            "Appendix D; Table 5",
+            released=passes(
+                hours == TOTAL_HOURS,
+                "four times the hours of one model of each size (two texts, trained twice): "
+                f"{hours:,}; this checks the sum, not the hours",
+            ),
+            quote=f"the total compute required for training the models for this paper was "
+            f"{TOTAL_HOURS:,} A100-hours",
+        ),
+    ]
+
+
+def versions_test(versions: pd.DataFrame | None) -> Test:
+    """Test whether the mean score of the suite (v1) is practically that of the first suite (v0).
+
+    Model sizes are the units of the test.
+
+    Args:
+        versions: the table of `study.versions_table`, or None. If it is None or has fewer than two
+            sizes, the result is "untestable".
+    """
+    if versions is None or len(versions) < 2:
+        return untestable(NO_RELEASED)
+    changes = (versions.v1 - versions.v0).to_numpy(float)
+    note = "v1 minus v0: " + ", ".join(
+        f"{model} {signed(change)}" for model, change in zip(versions.model, changes, strict=True)
+    )
+    units = f"{len(versions)} sizes, each the mean of seven tasks and both texts"
+    change = mean_over_pairs(changes, versions.stderr.to_numpy(float))
+    return within(change, "points", units, SAME, f"{note}; {SAME_WHY}")

@@ -1,0 +1,42 @@
+"""Reads suites.toml: other public suites of models, and the sources of what is said about them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELLS = ("data", "order", "checkpoints", "optimizer", "seeds", "licence")
+"""The properties by which suites are compared."""
+
+
+def _read_suites() -> tuple[list[dict[str, Any]], str]:
+    """Return the public suites in suites.toml, and the day on which their sources were read."""
+    content = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    return content["suite"], content["read"]
+
+
+SUITES, READ = _read_suites()
+"""Public suites of models with their sources, and when the sources were read."""
+
+
+def suites_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a table of public suites of models, and a table of the sources of its cells.
+
+    The first table has the columns suite, year, sizes, models, and CELLS. The second has the
+    columns suite, cell, url and quote, where cell is the column of the first table that the source
+    supports: one of CELLS, or "about" for year, sizes and models together.
+    """
+    import pandas as pd
+
+    rows, sources = [], []
+    for suite in SUITES:
+        about = suite["about"]
+        row = {"suite": suite["name"]} | {k: about[k] for k in ("year", "sizes", "models")}
+        rows.append(row | {cell: suite[cell]["text"] for cell in CELLS})
+        for cell in ("about", *CELLS):
+            sources += [{"suite": suite["name"], "cell": cell, **s} for s in suite[cell]["sources"]]
+    return pd.DataFrame(rows), pd.DataFrame(sources)
