@@ -134,7 +134,7 @@ def power(result: Result) -> Drawing:
 def prediction(result: Result) -> Drawing:
     """Draw how well earlier checkpoints and smaller models predict which texts are memorized."""
     table = result.tables["prediction"]
-    note = "bars: exact 95 % intervals over texts"
+    note = "bars: 95 % intervals over planted texts"
     with style.canvas(result, 2, 2.8, note, sharey=True) as (figure, axes):
         steps = style.rows_where(table, experiment="earlier checkpoint")
         sizes = style.rows_where(table, experiment="smaller model")
