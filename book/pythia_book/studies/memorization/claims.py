@@ -288,6 +288,8 @@ def _predictions(
         few = _few_readings(extracted, step) if silent else ""
         note = f"{PLANTED}, whose reading goes on"
         low, quote = EARLY_RECALL[index]
+        missing = "nothing is memorized at the end"
+        design = _too_few_readings(extracted, ours, step, percent, low)
         rows += [
             Claim(
                 f"Nearly all rows memorized after {percent} % of training are memorized at the "
@@ -305,16 +307,7 @@ def _predictions(
                 PREDICTION,
                 untestable(f"{nothing}{few}")
                 if few
-                else _share(
-                    ours,
-                    "recall",
-                    falls,
-                    low,
-                    first,
-                    "nothing is memorized at the end",
-                    note,
-                    _too_few_readings(extracted, ours, step, percent, low),
-                ),
+                else _share(ours, "recall", falls, low, first, missing, note, design),
                 _over_models(numbers, "recall"),
                 quote=quote,
             ),

@@ -218,7 +218,7 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
     Args:
         part: bool[n], one entry per row.
         whole: bool[n], one entry per row.
-        text: int[n], a number that rows with the same continuation share.
+        text: int[n], a number that rows of the same unit share.
         draws: the number of resamples.
     """
     part = part & whole
