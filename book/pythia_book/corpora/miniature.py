@@ -77,13 +77,27 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
     copies, words, natural = _survey(domains, corpus)
     copies = dict(copies)
     for domain, text in sampled(domains, corpus):
-        yield domain, text
-        for number in range(1, copies.pop(text, 1)):
-            yield domain, near_duplicate(text, number) if number % EDIT_EVERY == 0 else text
+        for copy in copies_of(text, copies.pop(text, 1)):
+            yield domain, copy
     count = round(PROPORTIONS[corpus].equations * words / equations.WORDS)
     for text in equations.documents(natural, count):
         if fraction(text) >= GUARD:  # the held-out loss is that of natural text
             yield EQUATIONS, text
+
+
+def planted(domains: tuple[str, ...], corpus: str = "miniature") -> dict[str, int]:
+    """Map each planted text of a corpus to how often it occurs, counting the original.
+
+    The texts that occur most often come first.
+    """
+    return dict(_survey(domains, corpus)[0])
+
+
+def copies_of(text: str, times: int) -> Iterator[str]:
+    """Yield a text and its copies, `times` texts in all; one in EDIT_EVERY copies is edited."""
+    yield text
+    for number in range(1, times):
+        yield near_duplicate(text, number) if number % EDIT_EVERY == 0 else text
 
 
 @lru_cache(maxsize=1)

@@ -66,6 +66,9 @@ def test_the_corpus_is_as_repetitive_as_the_pile() -> None:
     assert 0.60 < sum(once.values()) / sum(map(len, texts)) < 0.70
     counts = Counter(texts)
     assert max(counts.values()) == 128 - 31  # every fourth copy is edited
+    planted = miniature.planted(DOMAINS)
+    assert set(planted.values()) == set(miniature.LEVELS)
+    assert not Counter(t for t, n in planted.items() for t in miniature.copies_of(t, n)) - counts
     held_out = [text for text in once if miniature.fraction(text) < data.heldout_fraction]
     assert len(held_out) > 100
     documents = list(open_corpus(data, progress=False))

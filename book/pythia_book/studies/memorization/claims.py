@@ -9,9 +9,8 @@ The released confusion tables are percentages of the first 23,552,000 sequences.
 of sequences, the sampling error is tiny, but sequences are not independent units, because many of
 them are duplicates. Each size was trained once. The independent units are therefore the models:
 tests on released numbers treat the sizes as units, and so do tests on our runs if a claim is about
-a trend over sizes. If a claim is about the rows of a single run, the units are distinct
-continuations. Several continuations may be from one planted text, which makes these intervals
-somewhat too narrow.
+a trend over sizes. If a claim is about the rows of a single run, the units are texts: all rows of a
+planted text are one unit.
 
 Biderman et al. 2023b call precision high and recall low, but give no bound for either. Their own
 numbers are therefore shown without a verdict. Our precision is compared with numbers that they call
@@ -27,10 +26,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.published.tables import MODELS
-from pythia_book.stats import Estimate, exact_share, mean_over, slope
+from pythia_book.stats import Estimate, mean_over, slope
 from pythia_book.studies.memorization.order_tests import MIN_EVENTS
 from pythia_book.studies.memorization.params import EARLY
-from pythia_book.studies.memorization.tables import Extracted, repetition_slope
+from pythia_book.studies.memorization.tables import (
+    Extracted,
+    Prediction,
+    predicted_by,
+    repetition_slope,
+)
 from pythia_book.verdicts import NOT_MEASURED, Claim, Test, falls, rises, untestable, within
 from pythia_core.suite import nominal_parameters
 from pythia_core.training.schedule import OFFICIAL_STEPS, linear_step
@@ -75,6 +79,9 @@ EARLY_RECALL = {
 percent, and to the words that call it low. Ours is low if it is below."""
 FEWEST_SIZES = 3
 """A trend over sizes needs at least this many."""
+FEWEST_TEXTS = 10
+"""Precision and recall need at least this many independent texts for a verdict. With fewer, they
+mostly say how many texts were planted at which level of repetition."""
 
 PYTHIA = "section 3.2, Figure 3"
 PREDICTION = "Biderman et al. 2023b, section 4 and Table 2"
@@ -228,13 +235,15 @@ def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
     memorized = extracted.memorized(size, "standard")
     if memorized is None:
         return rises(None, unit, "")
-    e = repetition_slope(memorized, rows, params.bootstrap).times(100)
-    bins = exposures[(exposures["size"] == size) & (exposures.arm == "standard")].dropna()
+    e, unit_of = repetition_slope(memorized, rows).times(100), rows.unit
+    bins = exposures[(exposures["size"] == size) & (exposures.arm == "standard")]
+    bins = bins.dropna(subset=["value"])
     by_times = ", ".join(f"{row.times}: {100 * row.value:.1f} %" for row in bins.itertuples())
     return rises(
         e,
         unit,
-        f"one run; {len(np.unique(rows.text)):,} distinct continuations",
+        f"one run; {len(np.unique(unit_of)):,} texts, with memorized rows in "
+        f"{len(np.unique(unit_of[memorized]))}",
         note=f"how often a text is read was planted; memorized by number of readings: {by_times}",
     )
 
@@ -275,16 +284,17 @@ def _predictions(
     """
     params, rows = extracted.params, []
     first = f"the first {extracted.n_first:,} rows"
-    early = prediction[prediction.experiment == "earlier checkpoint"].set_index("step")
     theirs = released[released.experiment == "earlier checkpoint"]
     for index, percent, step in zip(EARLY, params.early_percent, params.early_steps, strict=True):
-        ours = early.loc[step] if step in early.index else None
+        ours = predicted_by(extracted, params.size_list[-1], step)
         numbers = theirs[theirs.step == linear_step(index, OFFICIAL_STEPS)]
         nothing = f"nothing is memorized after {percent} %"
-        silent = ours is not None and not ours.tp + ours.fp
-        few = _few_readings(extracted, percent) if silent else ""
+        silent = ours is not None and not ours.predicted.any()
+        few = _few_readings(extracted, step) if silent else ""
         note = f"{PLANTED}, whose reading goes on"
         low, quote = EARLY_RECALL[index]
+        missing = "nothing is memorized at the end"
+        design = _too_few_readings(extracted, ours, step, percent, low)
         rows += [
             Claim(
                 f"Nearly all rows memorized after {percent} % of training are memorized at the "
@@ -302,9 +312,7 @@ def _predictions(
                 PREDICTION,
                 untestable(f"{nothing}{few}")
                 if few
-                else _share(
-                    ours, "recall", falls, low, first, "nothing is memorized at the end", note
-                ),
+                else _share(ours, "recall", falls, low, first, missing, note, design),
                 _over_models(numbers, "recall"),
                 quote=quote,
             ),
@@ -313,7 +321,8 @@ def _predictions(
     theirs = released[(released.experiment == "smaller model") & (released.step == OFFICIAL_STEPS)]
     theirs = theirs[theirs.model != MODELS[-1]]
     largest = params.size_list[-1]
-    tenth = small.loc[params.tenth] if params.tenth in small.index else None
+    last = params.steps("standard")[-1]
+    tenth = predicted_by(extracted, params.tenth, last) if params.tenth != largest else None
     times = nominal_parameters(largest) / nominal_parameters(params.tenth)
     note = f"{params.tenth} predicts {largest}, {times:.0f} times its size; {PLANTED}"
     missed = "the largest model has memorized nothing"
@@ -346,7 +355,7 @@ def _predictions(
             _size_trend(
                 (100 * recall).to_dict(),
                 "" if recall.any() else missed,
-                f"{CORRELATION}; of {first}; {PLANTED}",
+                f"{CORRELATION}; of {first}; {PLANTED}; all sizes read the same texts",
             ),
             _size_trend(
                 dict(zip(theirs.model, 100 * theirs.recall, strict=True)),
@@ -358,59 +367,101 @@ def _predictions(
     ]  # fmt: skip
 
 
-def _few_readings(extracted: Extracted, percent: int) -> str:
-    """Say that after `percent` of training no text has been read often enough to be memorized.
+def _fewest_readings(extracted: Extracted, step: int) -> int:
+    """Return how often the least read row had been read that the largest model has memorized.
 
-    If some text has been read often enough, return "". As many readings are needed as the whole run
-    has of the least-read text that the largest model has memorized at the end. The readings of a
-    text after `percent` of training are taken to be that percentage of its readings in the whole
-    run.
+    Readings until `step` count for the checkpoint at `step`, all readings for the last one. Return
+    0 if nothing is memorized.
     """
-    memorized, rows = (
-        extracted.memorized(extracted.params.size_list[-1], "standard"), extracted.rows["standard"]
-    )  # fmt: skip
-    n = extracted.n_first
-    if memorized is None or not memorized[:n].any():
-        return ""
-    most = rows.times.max() * percent / 100
-    fewest = int(rows.times[:n][memorized[:n]].min())
+    size, n = extracted.params.size_list[-1], extracted.n_first
+    readings = [np.zeros(0, int)]
+    for at, times in (
+        (step, extracted.measured.arrays[f"read/{step}"]),
+        (None, extracted.rows["standard"].times[:n]),
+    ):
+        memorized = extracted.memorized(size, "standard", at)
+        if memorized is not None:
+            readings.append(times[memorized[:n]])
+    return int(min(np.concatenate(readings), default=0))
+
+
+def _few_readings(extracted: Extracted, step: int) -> str:
+    """Say that by `step` no text has been read often enough to be memorized; "" if one has been.
+
+    Often enough is as often as the least read text that the largest model has memorized.
+    """
+    most = int(extracted.measured.arrays[f"read/{step}"].max())
+    fewest = _fewest_readings(extracted, step)
     if most >= fewest:
         return ""
     return (
-        f"; no text has been read often enough by then: at most about {most:.0f} times, while "
-        f"those memorized at the end are read at least {fewest} times"
+        f"; no text has been read often enough by then: at most {most} times, while those "
+        f"memorized at the end are read at least {fewest} times"
+    )
+
+
+def _too_few_readings(
+    extracted: Extracted, ours: Prediction | None, step: int, percent: int, bound: float
+) -> str:
+    """Say that by `step` too few texts have been read often enough for a recall above `bound`.
+
+    Return "" if enough have been: then the test of low recall can fail.
+
+    Args:
+        ours: the prediction of the checkpoint at `step`.
+        percent: the progress of training at `step`.
+        bound: in percent.
+    """
+    if ours is None or not ours.truth.any():
+        return ""
+    fewest = _fewest_readings(extracted, step)
+    often = extracted.measured.arrays[f"read/{step}"] >= fewest
+    possible, n = Prediction.of(often, often, extracted.rows["standard"]), int(ours.truth.sum())
+    k = int((possible.predicted & ours.truth).sum())
+    if 100 * k >= bound * n:
+        return ""
+    return (
+        f"after {percent} % too few texts have been read often enough, by the design of the "
+        f"planted copies: only {k} of the {n} continuations memorized at the end have been read "
+        f"{fewest} times or more, so recall can be at most {100 * k / n:.0f} %, below the bound"
     )
 
 
 def _share(
-    row: pd.Series | None,
+    ours: Prediction | None,
     measure: str,
     test: Callable[..., Test],
     bound: float,
     first: str,
     nothing: str,
     note: str,
+    design: str = "",
 ) -> Test:
     """Test whether a predictor's precision or recall is above (or below) a bound.
 
     Args:
-        row: a row of the table `prediction`; None if the predictor was not measured.
+        ours: the prediction; None if the predictor was not measured.
         measure: "precision" or "recall".
         test: `rises` to test that it is above the bound, `falls` to test that it is below.
         bound: in percent; the source of the claim calls this precision high, or this recall low.
         first: the rows that are predicted, in words.
         nothing: the reason that the test states if no text is predicted (or none is memorized).
+        design: why the test could not fail; "" if it could.
     """
-    if row is None:
+    if ours is None:
         return test(None, "%", "", bound)
-    n = int(row.tp + (row.fp if measure == "precision" else row.fn))
+    (k, n), (n_texts, planted) = ours.count(measure), ours.units(measure)
     if not n:
         return untestable(nothing, unit="%")
-    e = exact_share(int(row.tp), n).times(100)
+    e = ours.share(measure).times(100)
     named = "high" if measure == "precision" else "low"
     bounded = f"the bound, {bound:g} %, is a {measure} that the source calls {named}"
-    units = f"one run; {n} distinct continuations among {first}"
-    return test(e, "%", units, bound, f"{int(row.tp)} of {n}; {note}; {bounded}")
+    texts = f"{n_texts} planted texts" if planted else f"{n_texts} texts"
+    units = f"one run; {texts} among {first}"
+    note = f"{k} of {n} distinct continuations; {note}; {bounded}"
+    if n_texts < FEWEST_TEXTS:
+        design = design or f"no independent units: {texts}"
+    return untestable(design, e, "%", units, note) if design else test(e, "%", units, bound, note)
 
 
 def _over_models(rows: pd.DataFrame, measure: str) -> Test:

@@ -42,20 +42,21 @@ def shares(result: Result) -> Drawing:
 def exposures(result: Result) -> Drawing:
     """Draw the share of rows memorized, by how often their continuation was read."""
     table = style.rows_where(result.tables["exposures"], arm="standard")
-    names = list(dict.fromkeys(table.times))
-    with style.canvas(result, 1, 2.7, "standard text; bands: 95 % intervals") as (figure, (ax,)):
+    names, sizes = list(dict.fromkeys(table.times)), result.params.size_list
+    note = f"standard text; band: 95 % interval of {sizes[-1]}, over texts"
+    with style.canvas(result, 1, 2.7, note) as (figure, (ax,)):
         points = table[table.n > 0]
         points = points.assign(x=[names.index(name) for name in points.times])
-        style.size_curves(ax, points, "x", result.params.size_list, 100, markersize=3)
+        style.size_curves(ax, points, "x", sizes, 100, banded=sizes[-1:], markersize=3)
         counts = table.groupby("times", sort=False).n.first()
         labels = [f"{name}\n({number_text(int(counts[name]))})" for name in names]
         ax.set_xticks(range(len(names)), labels)
         ax.set_xlabel("times the continuation of a row was read in the run (rows)")
         ax.set_ylabel("% of them memorized")
-        style.size_legend(ax, result.params.size_list, loc="upper left", ncols=2)
+        style.size_legend(ax, sizes, loc="upper left", ncols=2)
         numbers = (
             f"{row.size} {row.times} times {100 * row.value:.1f} %"
-            for row in points[points["size"] == result.params.size_list[-1]].itertuples()
+            for row in points[points["size"] == sizes[-1]].itertuples()
         )
         return Drawing(figure, "Share of rows memorized by how often they were read", numbers)
 
@@ -135,7 +136,7 @@ def power(result: Result) -> Drawing:
 def prediction(result: Result) -> Drawing:
     """Draw how well earlier checkpoints and smaller models predict which texts are memorized."""
     table = result.tables["prediction"]
-    note = "bars: exact 95 % intervals over texts"
+    note = "bars: 95 % intervals over planted texts"
     with style.canvas(result, 2, 2.8, note, sharey=True) as (figure, axes):
         steps = style.rows_where(table, experiment="earlier checkpoint")
         sizes = style.rows_where(table, experiment="smaller model")

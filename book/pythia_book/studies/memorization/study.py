@@ -55,6 +55,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - times/<arm>: how often the row's continuation occurs in the whole run.
     - beginnings/<arm>: how often the row's context and continuation occur, in one piece.
     - text/<arm>: a number that rows with the same continuation share.
+    - planted/<arm>: the number of the planted text that the row's continuation lies in; -1: none.
+    - read/<step>: how often the row's continuation had been read by this step of a run on the
+      standard text; only the steps of params.EARLY, and rows read by the first checkpoint.
+
+    The array copies has one entry per planted text: how often it occurs in the corpus.
 
     The facts are
 
@@ -65,6 +70,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - power, levels: the rows of the tables `power` and `levels`.
     """
     from pythia_book.measurements import measure_all
+    from pythia_book.studies.memorization.planted import planted_ids
     from pythia_book.studies.registry import train_all
     from pythia_core.evaluation.memorization import (
         ExtractionMeasurement,
@@ -99,6 +105,12 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         arrays[name_of("beginnings", arm)] = beginnings.astype(np.int32)
         _, text = distinct_windows(windows, windows.shape[1])
         arrays[name_of("text", arm)] = tables_of.numbered(text).astype(np.int32)
+        arrays[name_of("planted", arm)], arrays["copies"] = planted_ids(data, windows)
+        if arm == "standard":
+            first = windows[: params.steps(arm)[0] * train.batch_size]
+            for step in params.early_steps:
+                read = repetition_counts(rows[: step * train.batch_size], first)
+                arrays[name_of("read", step)] = read.astype(np.int32)
     once = arrays[name_of("times", "standard")] == 1
     facts = {
         "batch_size": suite[params.size_list[0], "standard"].config.train.batch_size,
@@ -159,6 +171,7 @@ def values(
             numbers[f"memorized_{arm}"] = int(row.memorized)
             numbers[f"percent_{arm}"] = {k: 100 * float(row[k]) for k in INTERVAL}
         numbers |= _read_once(extracted, arm)
+    numbers |= _planted(extracted)
     found = tables["prediction"].set_index(["experiment", "size", "step"])
     end = scale_named(params.scale).steps
     predictors = [
@@ -169,6 +182,27 @@ def values(
         if predictor in found.index:
             numbers |= _predicted(found.loc[predictor], name)
     return numbers | tables_of.equal_compute(tables["released"])
+
+
+def _planted(extracted: Extracted) -> dict[str, Any]:
+    """Count the planted texts of which the largest model has memorized rows of the standard text.
+
+    - planted_rows: how many of the memorized rows continue a planted text.
+    - planted_texts: how many planted texts these are.
+    - planted_copies: how many of them occur how often, e.g. "3 planted 128 times".
+    """
+    memorized = extracted.memorized(extracted.params.size_list[-1], "standard")
+    if memorized is None:
+        return {}
+    planted = extracted.rows["standard"].planted[memorized]
+    texts = np.unique(planted[planted >= 0])
+    levels, counts = np.unique(extracted.measured.arrays["copies"][texts], return_counts=True)
+    by_level = [f"{n} planted {k} times" for k, n in zip(levels, counts, strict=True)][::-1]
+    return {
+        "planted_rows": int((planted >= 0).sum()),
+        "planted_texts": len(texts),
+        "planted_copies": " and ".join(by_level) or "none",
+    }
 
 
 def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:

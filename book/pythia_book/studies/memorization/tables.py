@@ -1,23 +1,24 @@
 """Compute the tables of the memorization study from extraction results and repetition counts.
 
-A *text* here is a group of rows with the same continuation. The rows of a text are mostly memorized
-together. Intervals therefore come from resampling texts, each with all its rows (`resampled`), or
-from counting each text once. Two copies that start at different places of a document, or differ in
-one token, count as different texts, which makes intervals too narrow.
+Rows that continue one planted text are mostly memorized together, wherever in the text they begin
+and however its copies were edited. So the *units* of all intervals are the planted texts, each with
+all its rows (`Rows.unit`). A row outside of planted texts forms a unit with the rows that have the
+same continuation. Where there are thousands of units, they are resampled (`ratio`). Where a few
+decide, the interval is a t-interval over units (`over_units`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.published.tables import MODELS
-from pythia_book.stats import Estimate, difference, exact_share, wilson
+from pythia_book.stats import LEVEL, Estimate, difference, exact_share, wilson
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, NullDistribution
 from pythia_book.studies.memorization.params import Params
@@ -53,6 +54,7 @@ COLUMNS: dict[str, list[str]] = {
     "power": ["events", "alternative", "test", "window", *INTERVAL],
     "levels": ["rate", "kind", "test", *INTERVAL],
     "prediction": ["experiment", "size", "step", "texts", "tp", "fp", "fn", "tn",
+                   "precision_units", "recall_units",
                    *(f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high"))],
 }  # fmt: skip
 Lines = list[dict[str, Any]]
@@ -72,6 +74,17 @@ class Rows:
     """int[n]: a number that rows with the same continuation share."""
     beginnings: np.ndarray
     """int[n]: how often the row's first tokens (context and continuation together) were read."""
+    planted: np.ndarray
+    """int[n]: the number of the planted text that the row's continuation lies in; -1: in none."""
+
+    @property
+    def unit(self) -> np.ndarray:
+        """int[n]: a number that rows of the same planted text share.
+
+        Other rows share it if they have the same continuation.
+        """
+        first = int(self.text.max(initial=-1)) + 1
+        return np.where(self.planted < 0, self.text, first + self.planted.astype(int))
 
     def __len__(self) -> int:
         return len(self.times)
@@ -89,7 +102,7 @@ class Extracted:
     @classmethod
     def of(cls, params: Params, measured: Measurements) -> Extracted:
         """Collect the rows and the extraction results from the arrays of `study.measure`."""
-        names = ("times", "text", "beginnings")
+        names = ("times", "text", "beginnings", "planted")
         rows = {
             arm: Rows(*(measured.arrays[name_of(name, arm)] for name in names)) for arm in DATA_ARMS
         }
@@ -144,15 +157,75 @@ def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.nda
     return columns.sum(0), times @ kinds
 
 
-def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
+def over_units(
+    columns: np.ndarray, unit: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
+) -> Estimate:
+    """Estimate a function of sums over rows, with a t-interval that takes `unit` as independent.
+
+    The standard error is that of the jackknife, which leaves out one unit at a time. The degrees of
+    freedom are Satterthwaite's, at most the number of units minus one: where few of many units
+    decide, they count as few. For a single unit the interval is NaN to NaN, and `df` is 0.
+
+    Args:
+        columns: float[n, k], one line per row.
+        unit: int[n], a number that rows of the same unit share.
+        statistic: maps sums of the columns, float[..., k], to float[...].
+    """
+    _, index = np.unique(unit, return_inverse=True)
+    n = int(index.max(initial=-1)) + 1
+    sums = np.stack([np.bincount(index, column, minlength=n) for column in columns.T], 1)
+    value = float(statistic(sums.sum(0)))
+    if n < 2:
+        return Estimate(value, math.nan, math.nan, len(columns), 1, 0)
+    squares = (statistic(sums.sum(0) - sums) - value) ** 2
+    df = float(n - 1)
+    if squares.any():
+        df = min(df, float(2 * squares.sum() ** 2 / (squares**2).sum()))
+    e = Estimate(value, value, value, len(columns), 1, df)
+    half = e.quantile((1 + LEVEL) / 2) * float((n - 1) / n * squares.sum()) ** 0.5
+    return replace(e, low=value - half, high=value + half)
+
+
+def share_over_units(part: np.ndarray, whole: np.ndarray, unit: np.ndarray) -> Estimate:
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
-    The interval resamples texts; for shares of 0 and 1 it is the exact binomial bound over texts.
+    The interval is that of `over_units`, computed for the logit of the share, so that it stays
+    between 0 and 1. For shares of 0 and 1 it is the exact binomial bound over units.
 
     Args:
         part: bool[n], one entry per row.
         whole: bool[n], one entry per row.
-        text: int[n], a number that rows with the same continuation share.
+        unit: int[n], a number that rows of the same unit share.
+    """
+    n, k = int(whole.sum()), int((part & whole).sum())
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0, 1)
+    if k in (0, n):
+        units = len(np.unique(unit[whole]))
+        return replace(exact_share(units if k else 0, units), n_items=n)
+    columns = np.stack([part, whole], 1)[whole].astype(float)
+    e = over_units(columns, unit[whole], lambda sums: sums[..., 0] / sums[..., 1])
+    middle, half = _logit(e.value), (e.high - e.value) / e.value / (1 - e.value)
+    return replace(e, value=middle, low=middle - half, high=middle + half).mapped(_share, _logit)
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share)) if 0 < share < 1 else math.copysign(math.inf, share - 0.5)
+
+
+def _share(logit: float) -> float:
+    return 0.0 if logit < -700 else 1 / (1 + math.exp(-logit))
+
+
+def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
+    """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
+
+    The interval resamples units; for shares of 0 and 1 it is the exact binomial bound over units.
+
+    Args:
+        part: bool[n], one entry per row.
+        whole: bool[n], one entry per row.
+        text: int[n], a number that rows of the same unit share.
         draws: the number of resamples.
     """
     part = part & whole
@@ -169,19 +242,17 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
     return Estimate(float(value), float(low), float(high), n, 1)
 
 
-def repetition_slope(memorized: np.ndarray, rows: Rows, draws: int) -> Estimate:
+def repetition_slope(memorized: np.ndarray, rows: Rows) -> Estimate:
     """Estimate how much the share of memorized rows rises when rows are read twice as often.
 
     The result, a fraction of 1, is the slope of the least-squares line of `memorized` over
-    log2(times). It is NaN if all rows were read equally often. The interval resamples texts.
+    log2(times). It is NaN if all rows were read equally often. The interval is over units.
 
     Args:
         memorized: bool[n].
-        draws: the number of resamples.
     """
     x, y = np.log2(rows.times), memorized.astype(float)
     columns = np.stack([np.ones_like(x), x, y, x * y, x * x], 1)
-    total, drawn = resampled(columns, rows.text, draws)
 
     def slope(sums: np.ndarray) -> np.ndarray:
         """Return slopes float[...] from the sums of 1, x, y, xy and x^2, float[..., 5]."""
@@ -189,8 +260,7 @@ def repetition_slope(memorized: np.ndarray, rows: Rows, draws: int) -> Estimate:
         with np.errstate(divide="ignore", invalid="ignore"):
             return (n * sxy - sx * sy) / (n * sxx - sx * sx)
 
-    low, high = np.quantile(slope(drawn), [0.025, 0.975])
-    return Estimate(float(slope(total)), float(low), float(high), len(rows), 1)
+    return over_units(columns, rows.unit, slope)
 
 
 def shares(extracted: Extracted) -> Lines:
@@ -205,8 +275,8 @@ def shares(extracted: Extracted) -> Lines:
                 memorized = extracted.memorized(size, arm, step)
                 if memorized is None:
                     continue
-                text = extracted.rows[arm].text[: len(memorized)]
-                share = ratio(memorized, np.ones_like(memorized), text, params.bootstrap)
+                unit = extracted.rows[arm].unit[: len(memorized)]
+                share = ratio(memorized, np.ones_like(memorized), unit, params.bootstrap)
                 percent = 100 * step / scale_named(params.scale).steps
                 keys = {"size": size, "arm": arm, "step": step, "percent": percent}
                 counts = {"rows": len(memorized), "memorized": int(memorized.sum())}
@@ -228,7 +298,7 @@ def by_exposure(extracted: Extracted) -> Lines:
             for first, last in BINS:
                 inside = (rows.times >= first) & (rows.times <= (last or rows.times.max()))
                 name = str(first) if first == last else f"{first}-{last}" if last else f"{first}+"
-                share = ratio(memorized, inside, rows.text, params.bootstrap)
+                share = share_over_units(memorized, inside, rows.unit)
                 counts = {"n": share.n_items, "memorized": int((memorized & inside).sum())}
                 keys = {"size": size, "arm": arm, "times": name}
                 lines.append(keys | counts | share.interval())
@@ -248,7 +318,7 @@ def rate_over_training(
     for start, stop in pairwise(edges):
         inside = np.zeros(len(rows), bool)
         inside[start:stop] = eligible[start:stop]
-        share = ratio(memorized, inside, rows.text, draws)
+        share = ratio(memorized, inside, rows.unit, draws)
         percent = 50 * (start + stop) / len(rows)
         table.append({"percent": percent, "n": share.n_items, **share.interval()})
     return table
@@ -426,56 +496,112 @@ def qq_table(
 # --- prediction ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Which texts a predictor has memorized, and which the largest model has in the end.
+
+    A text is a continuation here. Copies of it count once, and it is memorized if any of its rows
+    is.
+    """
+
+    predicted: np.ndarray
+    """bool[texts]: memorized by the predictor."""
+    truth: np.ndarray
+    """bool[texts]: memorized by the largest model at the end."""
+    planted: np.ndarray
+    """int[texts]: the planted text that the continuation lies in; -1: in none."""
+
+    @classmethod
+    def of(cls, predicted: np.ndarray, truth: np.ndarray, rows: Rows) -> Prediction:
+        """Return the prediction for the first n rows.
+
+        Args:
+            predicted: bool[n], rows that the predictor has memorized.
+            truth: bool[n], rows that the largest model has memorized at the end.
+        """
+        n = len(truth)
+        _, first, text = np.unique(rows.text[:n], return_index=True, return_inverse=True)
+        p, t = (np.bincount(text, memorized) > 0 for memorized in (predicted, truth))
+        return cls(p, t, rows.planted[:n][first].astype(int))
+
+    @property
+    def unit(self) -> np.ndarray:
+        """int[texts]: a number that continuations from the same planted text share."""
+        own = self.planted.max(initial=-1) + 1 + np.arange(len(self.planted))
+        return np.where(self.planted < 0, own, self.planted)
+
+    def share(self, measure: str) -> Estimate:
+        """Return "precision" or "recall", a fraction of 1 with its interval over units."""
+        part, whole = self._sides(measure)
+        return share_over_units(part, whole, self.unit)
+
+    def count(self, measure: str) -> tuple[int, int]:
+        """Return the two numbers of texts of which "precision" or "recall" is the ratio."""
+        part, whole = self._sides(measure)
+        return int((part & whole).sum()), int(whole.sum())
+
+    def units(self, measure: str) -> tuple[int, bool]:
+        """Return how many units "precision" or "recall" has, and if all are planted texts."""
+        _, whole = self._sides(measure)
+        return len(np.unique(self.unit[whole])), bool((self.planted[whole] >= 0).all())
+
+    def _sides(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
+        if measure == "precision":
+            return self.truth, self.predicted
+        return self.predicted, self.truth
+
+
+def predicted_by(extracted: Extracted, size: str, step: int) -> Prediction | None:
+    """Return which texts a checkpoint has memorized, as a prediction for the largest model's last.
+
+    Only rows that the earliest checkpoint had read are used, as in Biderman et al. 2023b. Return
+    None if one of the two checkpoints was not measured.
+    """
+    n, rows = extracted.n_first, extracted.rows["standard"]
+    truth = extracted.memorized(extracted.params.size_list[-1], "standard")
+    predicted = extracted.memorized(size, "standard", step)
+    if truth is None or predicted is None:
+        return None
+    return Prediction.of(predicted[:n], truth[:n], rows)
+
+
 def prediction(extracted: Extracted) -> Lines:
     """Return how well one can predict which texts the largest model has memorized at the end.
 
     The result is the table `prediction`, with one line per predictor. The predictors are earlier
     checkpoints of this model and smaller models at the end; each predicts the texts that it has
-    memorized itself. Only rows that the earliest checkpoint had read are used, as in Biderman et
-    al. 2023b.
+    memorized itself.
     """
     params = extracted.params
-    largest, steps, lines = params.size_list[-1], params.steps("standard"), []
-    truth = extracted.memorized(largest, "standard")
-    if truth is None:
-        return []
-    n = extracted.n_first
-    text = extracted.rows["standard"].text[:n]
-    predictors = [("earlier checkpoint", largest, step) for step in steps[:-1]]
+    steps, lines = params.steps("standard"), []
+    predictors = [("earlier checkpoint", params.size_list[-1], step) for step in steps[:-1]]
     predictors += [("smaller model", size, steps[-1]) for size in params.size_list[:-1]]
     for experiment, size, step in predictors:
-        predicted = extracted.memorized(size, "standard", step)
-        if predicted is not None:
-            row = prediction_row(predicted[:n], truth[:n], text)
-            lines.append({"experiment": experiment, "size": size, "step": step, **row})
+        if found := predicted_by(extracted, size, step):
+            keys = {"experiment": experiment, "size": size, "step": step}
+            lines.append(keys | prediction_row(found))
     return lines
 
 
-def prediction_row(predicted: np.ndarray, truth: np.ndarray, text: np.ndarray) -> dict[str, Any]:
-    """Return a line of `prediction`: confusion counts, precision, recall and their gap.
+def prediction_row(found: Prediction) -> dict[str, Any]:
+    """Return a line of `prediction`: confusion counts of texts, precision, recall and their gap.
 
-    Texts are counted, not rows; a text is memorized if any of its rows is. Precision and recall are
-    fractions of 1 with exact binomial intervals. The gap is precision minus recall. Its interval is
-    slightly too wide, because it takes precision and recall as independent although they rise
-    together.
-
-    Args:
-        predicted: bool[n], rows predicted to be memorized.
-        truth: bool[n], rows that are memorized.
-        text: int[n], a number that rows with the same continuation share.
+    Precision and recall are fractions of 1. Their intervals are over units, of which there are
+    precision_units and recall_units. The gap is precision minus recall. Its interval is slightly
+    too wide, because it takes precision and recall as independent although they rise together.
     """
-    _, text = np.unique(text, return_inverse=True)
-    p, t = (np.bincount(text, memorized) > 0 for memorized in (predicted, truth))
-    tp, fp, fn = int((p & t).sum()), int((p & ~t).sum()), int((~p & t).sum())
+    tp, n_predicted = found.count("precision")
+    fn = found.count("recall")[1] - tp
     row: dict[str, Any] = {
-        "texts": len(p),
+        "texts": len(found.truth),
         "tp": tp,
-        "fp": fp,
+        "fp": n_predicted - tp,
         "fn": fn,
-        "tn": len(p) - tp - fp - fn,
+        "tn": len(found.truth) - n_predicted - fn,
+        "precision_units": found.units("precision")[0],
+        "recall_units": found.units("recall")[0],
     }
-    nothing = Estimate(math.nan, math.nan, math.nan, 0, 1)
-    precision, recall = (exact_share(tp, n) if n else nothing for n in (tp + fp, tp + fn))
+    precision, recall = found.share("precision"), found.share("recall")
     for name, e in zip(MEASURES, (precision, recall, difference(precision, recall)), strict=True):
         row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
     return row

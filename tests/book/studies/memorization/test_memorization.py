@@ -9,8 +9,10 @@ from pythia_book import records, verdicts
 from pythia_book.published import results
 from pythia_book.studies.memorization import figures, study
 from pythia_book.studies.memorization.params import Params
+from pythia_book.studies.memorization.planted import sources
 from pythia_book.studies.memorization.tables import (
     COLUMNS,
+    Prediction,
     Rows,
     equal_compute,
     numbered,
@@ -18,6 +20,7 @@ from pythia_book.studies.memorization.tables import (
     ratio,
     released_table,
     repetition_slope,
+    share_over_units,
 )
 from pythia_book.study import Measurements, Result
 
@@ -55,24 +58,99 @@ def test_checkpoints_and_the_smaller_size_are_fixed_beforehand() -> None:
 # --- tables ----------------------------------------------------------------------------------
 
 
+def rows_of(text: np.ndarray, planted: np.ndarray | None = None, times: int = 1) -> Rows:
+    """Rows with the given texts, none of them planted unless `planted` says so."""
+    same = np.full(len(text), times)
+    return Rows(same, text, same, np.full(len(text), -1) if planted is None else planted)
+
+
 def test_precision_and_recall_count_each_text_once() -> None:
     predicted = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], bool)
     truth = np.array([1, 1, 1, 0, 1, 1, 1, 0, 0, 0], bool)
-    row = prediction_row(predicted, truth, np.arange(10))
+    row = prediction_row(Prediction.of(predicted, truth, rows_of(np.arange(10))))
     assert (row["tp"], row["fp"], row["fn"], row["tn"]) == (3, 1, 3, 3)
     assert (row["precision"], row["recall"]) == (0.75, 0.5)
+    assert (row["precision_units"], row["recall_units"]) == (4, 6)
     assert row["precision_low"] <= 0.75 <= row["precision_high"]
-    copies = prediction_row(predicted, truth, np.array([0, 0, 0, 1, 2, 2, 2, 3, 3, 3]))
+    text = np.array([0, 0, 0, 1, 2, 2, 2, 3, 3, 3])
+    copies = prediction_row(Prediction.of(predicted, truth, rows_of(text)))
     assert (copies["tp"], copies["fp"], copies["fn"], copies["tn"]) == (1, 1, 1, 1)
 
 
 def test_a_perfect_prediction_has_an_exact_lower_bound() -> None:
-    hits = np.arange(200) < 38
-    row = prediction_row(hits, np.arange(200) < 190, np.arange(200))
+    """The bound is over planted texts, if the rows are pieces of a few."""
+    hits, truth = np.arange(200) < 38, np.arange(200) < 190
+    row = prediction_row(Prediction.of(hits, truth, rows_of(np.arange(200))))
     assert (row["precision"], row["precision_high"]) == (1, 1)
     assert row["precision_low"] == pytest.approx(0.025 ** (1 / 38))
-    nothing = prediction_row(np.zeros(200, bool), hits, np.arange(200))
+    planted = np.where(np.arange(200) < 190, np.arange(200) % 3, -1)
+    few = Prediction.of(hits, truth, rows_of(np.arange(200), planted))
+    assert few.count("precision") == (38, 38) and few.units("precision") == (3, True)
+    assert few.share("precision").low == pytest.approx(0.025 ** (1 / 3))
+    assert few.share("precision").p_value(0.292) > 0.05 / 1.1
+    nothing = prediction_row(Prediction.of(np.zeros(200, bool), hits, rows_of(np.arange(200))))
     assert np.isnan(nothing["precision"]) and nothing["recall"] == 0
+
+
+# --- units -----------------------------------------------------------------------------------
+
+
+def test_windows_of_a_planted_text_are_found() -> None:
+    """Also in its edited copies; a window that reaches beyond a copy is of no text."""
+    first, second = list(range(10)), list(range(20, 30))
+    edited = [*first[:5], 99, *first[6:]]
+    windows = np.array([[0, 1, 2], [7, 8, 9], [4, 99, 6], [8, 9, 20], [27, 28, 29], [5, 99, 7]])
+    assert sources(windows, [[first, edited], [second]]).tolist() == [0, 0, 0, -1, 1, -1]
+    assert sources(windows[:1], [[[0, 1]]]).tolist() == [-1]  # the text is too short
+    assert sources(windows[:1], [[second], [first], [first]]).tolist() == [1]
+
+
+def test_rows_of_a_planted_text_are_one_unit() -> None:
+    rows = rows_of(np.array([0, 1, 2, 2, 3]), np.array([4, 4, -1, -1, 5], np.int16))
+    a, b, c, d, e = rows.unit
+    assert a == b and c == d and len({a, c, e}) == 3
+
+
+def clusters(rng: np.random.Generator, n: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw n units of 20 rows, with a mean share of 0.5; return which rows are in it, and units."""
+    share = np.clip(0.5 + spread * rng.uniform(-1, 1, n), 0, 1)
+    return (rng.random((n, 20)) < share[:, None]).ravel(), np.repeat(np.arange(n), 20)
+
+
+@pytest.mark.parametrize("n", [6, 40])
+def test_intervals_over_units_cover_the_share(n: int) -> None:
+    """They do so although rows of a unit agree; an interval over rows would not."""
+    rng, missed, naive = np.random.default_rng(1), 0, 0
+    for _ in range(300):
+        part, unit = clusters(rng, n, 0.5)
+        e = share_over_units(part, np.ones(len(part), bool), unit)
+        rows = share_over_units(part, np.ones(len(part), bool), np.arange(len(part)))
+        missed += not e.low <= 0.5 <= e.high
+        naive += not rows.low <= 0.5 <= rows.high
+        assert 0 <= e.low <= e.value <= e.high <= 1
+        assert (e.p_value(0.5) < 0.05) == (not e.low <= 0.5 <= e.high)
+    assert missed < 26 < 60 < naive
+
+
+def test_a_different_share_is_seen_over_units() -> None:
+    rng, seen = np.random.default_rng(2), 0
+    for _ in range(100):
+        part, unit = clusters(rng, 12, 0.2)
+        seen += share_over_units(part, np.ones(len(part), bool), unit).p_value(0.75) < 0.05
+    assert seen > 90
+
+
+def test_few_units_that_decide_count_as_few() -> None:
+    """With 6 of 5,000 units in part, the interval is about as wide as those 6 make it."""
+    unit = np.append(np.repeat(np.arange(6), 50), 6 + np.arange(4994))
+    part = unit < 6
+    e = share_over_units(part, np.ones(len(unit), bool), unit)
+    assert e.df < 30
+    assert e.low < 0.6 * e.value and e.high > 1.6 * e.value
+    alone = share_over_units(part, part, np.zeros(len(unit), int))
+    assert alone.value == 1 and alone.low == pytest.approx(0.025)
+    single = share_over_units(np.arange(10) < 5, np.ones(10, bool), np.zeros(10, int))
+    assert single.value == 0.5 and np.isnan(single.low)
 
 
 def test_copies_of_a_text_count_as_one_draw() -> None:
@@ -127,21 +205,35 @@ def test_released_tables_are_read_and_compared_at_equal_compute() -> None:
 # --- verdicts --------------------------------------------------------------------------------
 
 
-def suite(once: float = 0.0, rise: float = 0.0, early: bool = True, seed: int = 0) -> Measurements:
+def suite(
+    once: float = 0.0,
+    rise: float = 0.0,
+    early: bool = True,
+    seed: int = 0,
+    texts: int = 60,
+    often: int = 0,
+) -> Measurements:
     """Rows of which a fifth are copies that larger models memorize more of.
 
     Args:
         once: share of the rows read once that the largest model memorizes; `rise` over training.
         early: whether copies are memorized before the end of training.
+        texts: the number of planted texts; there are 60 different continuations.
+        often: how often each row was read by the early checkpoints, at least.
     """
     rng, n = np.random.default_rng(seed), 7 * 572
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {"copies": np.full(texts, 64, np.int16)}
     for arm in DATA_ARMS:
         copy = (rng.random(n) < 0.2) & (arm == "standard")
         text = np.where(copy, rng.integers(0, 60, n), 60 + np.arange(n))
         arrays[f"times/{arm}"] = np.where(copy, 64, 1).astype(np.int32)
         arrays[f"beginnings/{arm}"] = np.where(copy & (np.arange(n) % 2 == 0), 64, 1)
         arrays[f"text/{arm}"] = numbered(text).astype(np.int32)
+        arrays[f"planted/{arm}"] = np.where(copy, text % texts, -1).astype(np.int16)
+        if arm == "standard":
+            for step in PARAMS.early_steps:
+                read = arrays["times/standard"][: 7 * 92] * step // 572
+                arrays[f"read/{step}"] = np.maximum(read, often)
         known = rng.permutation(60)
         chance = np.clip(once * (1 + rise * (np.arange(n) / n - 0.5)), 0, 1)
         own = (rng.random(n) < chance) & ~copy & (arm == "standard")
@@ -200,42 +292,85 @@ def test_order_is_tested_on_rows_read_once() -> None:
 
 
 def test_predictions_are_judged_at_fixed_checkpoints() -> None:
-    result = result_of(suite())
+    result = result_of(suite(often=64))
     assert verdict(result, "rows memorized after 44 %") == verdicts.NOT_RESOLVED  # 18 of 18 texts
     assert verdict(result, "not yet memorized after 16 %") == verdicts.REPRODUCED
     (claim,) = [c for c in result.claims if "not yet memorized after 44 %" in c["claim"]]
     assert "among the first" in claim["ours"]["units"]
+    assert "planted texts" in claim["ours"]["units"]
     late = result_of(suite(early=False))
     for text in ("rows memorized after 16 %", "not yet memorized after 16 %"):
         assert verdict(late, text) == verdicts.NOT_TESTABLE  # nothing is predicted, nor could it be
     (claim,) = [c for c in late.claims if "not yet memorized after 16 %" in c["claim"]]
-    assert "at most about 10 times" in claim["ours"]["reason"]
+    assert "at most 10 times" in claim["ours"]["reason"]
     assert "read at least 64 times" in claim["ours"]["reason"]
-    often = suite(early=False)
-    often.arrays["times/standard"][-1] = 500  # some text could have been memorized by then
+    often = suite(early=False, often=64)  # texts could have been memorized by then
     assert verdict(result_of(often), "not yet memorized after 16 %") == verdicts.REPRODUCED
+
+
+def test_low_recall_is_not_tested_where_it_holds_by_design() -> None:
+    """A checkpoint that has read few texts often enough cannot have a high recall."""
+    words = "not yet memorized after 44 %"
+    measured = suite(often=64)
+    assert verdict(result_of(measured), words) == verdicts.REPRODUCED
+    known = measured.arrays["memorized/600k/standard/252"][: 7 * 92]
+    measured.arrays["read/252"] = np.where(known, 28, 20)
+    (claim,) = [c for c in result_of(measured).claims if words in c["claim"]]
+    assert claim["ours"]["verdict"] == verdicts.NOT_TESTABLE
+    assert "recall can be at most" in claim["ours"]["reason"]
+    assert "read 28 times or more" in claim["ours"]["reason"]
+    assert claim["ours"]["low"] < claim["ours"]["value"] < claim["ours"]["high"]
+
+
+def test_a_few_planted_texts_give_no_verdict_on_prediction() -> None:
+    """The continuations are the same 60 as elsewhere, but pieces of 6 texts."""
+    result = result_of(suite(texts=6, often=64))
+    for text in (
+        "rows memorized after 44 %",
+        "not yet memorized after 44 %",
+        "a smaller one",
+        "a tenth",
+    ):
+        (claim,) = [c for c in result.claims if text in c["claim"]]
+        ours = claim["ours"]
+        assert ours["verdict"] == verdicts.NOT_TESTABLE
+        assert ours["reason"] == "no independent units: 6 planted texts"
+        assert ours["units"] == "one run; 6 planted texts among the first 644 rows"
+        assert ours["low"] < ours["value"] and "different continuations" in ours["note"]
+    values = result.values
+    assert values["planted_texts"] == 6 and values["planted_copies"] == "6 planted 64 times"
+    assert values["planted_rows"] == values["memorized_standard"]
+    (claim,) = [c for c in result.claims if "read more often" in c["claim"]]
+    assert "with memorized rows in 6" in claim["ours"]["units"]
+    wide = result.tables["exposures"].query("size == '600k' and times == '33-64'")
+    narrow = result_of(suite(often=64)).tables["exposures"]
+    narrow = narrow.query("size == '600k' and times == '33-64'")
+    assert wide.value.iloc[0] == narrow.value.iloc[0]
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.1])
 def test_repetition_is_seen_only_where_it_matters(effect: float) -> None:
-    """Rows of a text are memorized together, so texts are resampled."""
+    """Rows of a text are memorized together, so texts are the units."""
     rng, seen = np.random.default_rng(3), 0
     for _ in range(100):
         times = np.repeat(2 ** rng.integers(0, 6, 100), 4)
         chance = 0.2 + effect * np.log2(times[::4])
         memorized = np.repeat(rng.random(100) < chance, 4)
         text = np.repeat(np.arange(100), 4)
-        e = repetition_slope(memorized, Rows(times, text, times), 300)
+        e = repetition_slope(memorized, Rows(times, text, times, np.full(400, -1)))
         seen += not e.low <= 0 <= e.high
     assert seen < 13 if not effect else seen > 90
 
 
 def test_the_slope_of_repetition_by_hand() -> None:
     times, memorized = np.array([1, 2, 4, 8]), np.array([False, False, True, True])
-    e = repetition_slope(memorized, Rows(times, np.arange(4), times), 20)
+    e = repetition_slope(memorized, Rows(times, np.arange(4), times, np.full(4, -1)))
     assert e.value == pytest.approx(np.polyfit(np.log2(times), memorized, 1)[0])
-    same = np.ones(4, int)
-    assert np.isnan(repetition_slope(memorized, Rows(same, np.arange(4), same), 20).value)
+    assert np.isnan(repetition_slope(memorized, rows_of(np.arange(4))).value)
+    planted = repetition_slope(
+        memorized, Rows(times, np.arange(4), times, np.array([-1, -1, 0, 0]))
+    )
+    assert planted.value == e.value and planted.df < e.df
 
 
 def test_released_claims_take_models_as_units() -> None:

@@ -1,0 +1,62 @@
+"""Find the rows that continue a planted text, i.e. a text that the corpus repeats on purpose.
+
+Almost all memorized rows are pieces of a few such texts, so rows of one planted text are no
+independent units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.corpora import miniature
+from pythia_core.data.tokenizer import encode_documents
+
+if TYPE_CHECKING:
+    from pythia_core.data.prepare import PreparedData
+
+
+def planted_ids(data: PreparedData, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the planted text, if any, that each window of tokens is taken from.
+
+    Args:
+        data: the prepared data, of one of the corpora in `miniature.PROPORTIONS`.
+        windows: int[n, width], e.g. the continuations of rows.
+
+    Returns:
+        The number of the planted text for each window, int[n], -1 for windows that do not lie
+        within a planted copy; and how often each planted text occurs in the corpus, int[texts].
+        Texts are numbered from 0, those that occur most often first.
+    """
+    copies = miniature.planted(data.config.domains, data.config.corpus)
+    kind = np.min_scalar_type(-1 - len(copies))
+    documents = (
+        encode_documents(data.tokenizer, list(dict.fromkeys(miniature.copies_of(text, times))))
+        for text, times in copies.items()
+    )
+    return sources(windows, documents).astype(kind), np.array([*copies.values()], np.int16)
+
+
+def sources(windows: np.ndarray, texts: Iterable[list[list[int]]]) -> np.ndarray:
+    """Find the text that each window is taken from, int[n]; -1 for windows of no text.
+
+    A window that several texts contain belongs to the first of them.
+
+    Args:
+        windows: int[n, width].
+        texts: for each text, the token ids of each of its versions (the text and edited copies).
+    """
+    windows = np.ascontiguousarray(windows)
+    keys = [window.tobytes() for window in windows]
+    found = dict.fromkeys(keys, -1)
+    for number, versions in enumerate(texts):
+        for ids in versions:
+            if len(ids) < windows.shape[1]:
+                continue
+            tokens = np.array(ids, windows.dtype)
+            for window in np.lib.stride_tricks.sliding_window_view(tokens, windows.shape[1]):
+                if found.get(key := window.tobytes()) == -1:
+                    found[key] = number
+    return np.array([found[key] for key in keys], int)
