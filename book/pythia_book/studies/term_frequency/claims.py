@@ -11,7 +11,6 @@ from pythia_book.stats import Estimate, difference, mean_over, slope, wilson
 from pythia_book.studies.scaling.released import PER_TENFOLD, parameters
 from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
 from pythia_book.studies.term_frequency.tables import (
-    DIFFERENCE,
     NumberScores,
     cell,
     selected,
@@ -263,14 +262,14 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
     ):
         effects = scores.coins(sizes, shots, measure)
         scaled = {coin: e.times(factor) for coin, e in effects.items()}
-        apart, placebo = scaled.get(DIFFERENCE), scaled.get("placebo")
+        boost, placebo = (scaled.get(coin) for coin in ("boost", "placebo"))
         each = ", ".join(f"{coin} {signed(e.value, 2)}" for coin, e in scaled.items())
         note = f"{shots}-shot, mean over {', '.join(sizes)}: {each}" if each else ""
         rows += [
             Claim(
                 f"The right answer is {what} for numbers whose frequency was raised at random.",
                 "section 3.3, of Elazar et al. 2022 and Kandpal et al. 2022, on questions of fact",
-                rises(apart, unit, f"{apart.n_items if apart else 0} {units}", note=note),
+                rises(boost, unit, f"{boost.n_items if boost else 0} {units}", note=note),
                 quote="These works observe a correlational and causal relationship between the "
                 "ability to answer factual questions and the frequency of salient entities found "
                 "in the pretraining corpus",

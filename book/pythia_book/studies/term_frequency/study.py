@@ -22,7 +22,6 @@ from pythia_book.studies.term_frequency import claims as c
 from pythia_book.studies.term_frequency.params import INDICES, STUDY, Params
 from pythia_book.studies.term_frequency.tables import (
     COINS,
-    DIFFERENCE,
     NumberScores,
     accuracy_table,
     cell,
@@ -315,26 +314,25 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
     """Return the effects of the coins on log-probability in nats, for the page's text.
 
-    `NumberScores.coins` defines the effects. Their NAMEs are boost, placebo, and apart (the
-    difference of these two). Only the larger half of the sizes, coin_sizes, is used. NAME is the
-    effect averaged over these sizes, and NAME_largest is the effect at the largest size. NAME_seen
-    lists the sizes at which the effect is positive and, after Holm's correction over the sizes,
-    significant. boost_ratio is the column ratio of `experiment` for the coin boost.
+    `NumberScores.coins` defines the effects. Their NAMEs are boost and placebo. Only the larger
+    half of the sizes, coin_sizes, is used. NAME is the effect averaged over these sizes, and
+    NAME_largest is the effect at the largest size. NAME_seen lists the sizes at which the effect is
+    positive and, after Holm's correction over the sizes, significant. boost_ratio is the column
+    ratio of `experiment` for the coin boost.
 
     Args:
         experiment: the table of `experiment_table`.
     """
     shots, sizes = params.shot_list[-1], c.larger_half(params.size_list)
     pooled = scores.coins(sizes, shots, "logprob")
-    names = {**{coin: coin for coin in COINS}, DIFFERENCE: "apart"}
     numbers: dict[str, Any] = {"coin_sizes": ", ".join(sizes)}
-    for coin, name in names.items():
-        numbers[name] = _interval(pooled.get(coin))
+    for coin in COINS:
+        numbers[coin] = _interval(pooled.get(coin))
         each = {size: scores.coins((size,), shots, "logprob").get(coin) for size in sizes}
-        numbers[f"{name}_largest"] = _interval(each[sizes[-1]])
+        numbers[f"{coin}_largest"] = _interval(each[sizes[-1]])
         p_values = holm({s: e.p_value() for s, e in each.items() if e and e.low < e.high})
         seen = [s for s, p in p_values.items() if p <= ALPHA and each[s].value > 0]
-        numbers[f"{name}_seen"] = ", ".join(s for s in sizes if s in seen) or "none"
+        numbers[f"{coin}_seen"] = ", ".join(s for s in sizes if s in seen) or "none"
     ratio = selected(experiment, coin="boost").ratio
     return numbers | {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
 

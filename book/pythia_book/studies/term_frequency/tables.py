@@ -31,7 +31,6 @@ NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
 MIN_NUMBERS = 5
 """Smallest number of numbers in a bin; smaller bins are left out of the table `curves`."""
 COINS = ("boost", "placebo")
-DIFFERENCE = "boost minus placebo"
 MEASURES = ("exact", "choice", "logprob")
 
 
@@ -193,10 +192,7 @@ class NumberScores:
         chosen number minus the score on the other number, averaged over `sizes`, with pairs as
         units.
 
-        The result maps "boost", "placebo" and "boost minus placebo" (the difference of the two
-        effects) to estimates. On pairs where both coins chose the same number, the difference is
-        zero by construction, so only the other pairs, half of all, are units of the difference.
-        The result is empty if a size was not measured.
+        The result maps "boost" and "placebo" to estimates. It is empty if a size was not measured.
         """
         step = self.steps[-1]
         means = [self.by_number(size, step, shots, measure) for size in sizes]
@@ -205,8 +201,6 @@ class NumberScores:
         pooled = np.mean(np.array(means, float), axis=0)
         pairs = {coin: np.array(equations.pairs(self.natural(), coin)) for coin in COINS}
         changes = {coin: pooled[p[:, 0]] - pooled[p[:, 1]] for coin, p in pairs.items()}
-        differ = pairs["boost"][:, 0] != pairs["placebo"][:, 0]
-        changes[DIFFERENCE] = changes["boost"][differ]
         finite = {coin: values[np.isfinite(values)] for coin, values in changes.items()}
         return {coin: mean_over(values) for coin, values in finite.items() if len(values)}
 

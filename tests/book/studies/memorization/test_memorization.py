@@ -218,7 +218,7 @@ def suite(
     Args:
         once: share of the rows read once that the largest model memorizes; `rise` over training.
         early: whether copies are memorized before the end of training.
-        texts: the number of planted texts; there are 60 different continuations.
+        texts: the number of planted texts; there are 60 distinct continuations.
         often: how often each row was read by the early checkpoints, at least.
     """
     rng, n = np.random.default_rng(seed), 7 * 572
@@ -336,7 +336,7 @@ def test_a_few_planted_texts_give_no_verdict_on_prediction() -> None:
         assert ours["verdict"] == verdicts.NOT_TESTABLE
         assert ours["reason"] == "no independent units: 6 planted texts"
         assert ours["units"] == "one run; 6 planted texts among the first 644 rows"
-        assert ours["low"] < ours["value"] and "different continuations" in ours["note"]
+        assert ours["low"] < ours["value"] and "distinct continuations" in ours["note"]
     values = result.values
     assert values["planted_texts"] == 6 and values["planted_copies"] == "6 planted 64 times"
     assert values["planted_rows"] == values["memorized_standard"]
