@@ -29,7 +29,9 @@ if os.environ.get("FAIL") == "error":
     raise ValueError("no luck")
 if os.environ.get("FAIL") == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
-time.sleep(float(os.environ.get("SECONDS_OF_WORK", 0)))
+if "SECONDS_OF_WORK" in os.environ:
+    open("working", "w").close()
+    time.sleep(float(os.environ["SECONDS_OF_WORK"]))
 print(f"seeds: {seeds}")
 """
 
@@ -120,7 +122,9 @@ def test_a_finished_run_survives_whatever_fails_or_only_looks(
         assert contents(finished) == before, command
         assert not list(finished.parent.glob(".*")), command
     stopped = start(project, *smoke, SECONDS_OF_WORK="60")
-    time.sleep(6)
+    until = time.monotonic() + 60
+    while not (project / "working").exists() and time.monotonic() < until:
+        time.sleep(0.1)
     os.killpg(stopped.pid, signal.SIGINT)
     shown, _ = stopped.communicate(timeout=60)
     assert stopped.returncode == 130 and "kept" in shown, shown

@@ -273,7 +273,7 @@ def test_family_wise_error():
     ("make", "message"),
     [
         (lambda: within(e(0, 1), "", "", margin=0), "margin must be positive"),
-        (lambda: Test(), "needs a form"),
+        (lambda: Test(), "without a form"),
         (lambda: Test(form="about"), "form"),
         (lambda: Claim("x", "section 1"), "no test"),
         (lambda: Claim("x", "", ours=passes(True)), "names no source"),

@@ -543,36 +543,38 @@ class _Released:
         return rises(e, PER_TENFOLD, f"{len(table)} models after training", note=note)
 
     @cached_property
-    def _biases(self) -> pd.DataFrame | None:
-        """The table of how the swap changes CrowS-Pairs scores; None if no numbers were released.
+    def _biases(self) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """How the swap changes CrowS-Pairs scores; None if no numbers were released.
 
-        It has one row per model. The column `others` is the change for the eight biases other than
-        gender, and the column `change` is the change for gender minus `others`, both in points.
+        There are two tables like that of `at_end`: the change for gender minus the change for the
+        eight other biases, and the change for these. Both are in points.
         """
         table = self.tables.get("crows_biases")
         if table is None:
             return None
         ends = numbers.at_end(table, "swap_7", ("bias",))
-        gender = ends[ends.bias == "gender"]
-        others = gender["size"].map(numbers.other_biases(ends))
-        return gender.assign(others=others, change=gender.change - others)
+        gender = ends[ends.bias == "gender"].set_index("size")
+        others = gender.assign(**numbers.other_biases(ends).reindex(gender.index))
+        error = np.hypot(gender.stderr, others.stderr)
+        alone = gender.assign(change=gender.change - others.change, stderr=error)
+        return alone.reset_index(), others.reset_index()
 
     def _gender_alone(self) -> Test:
         """Test that the swap lowers CrowS-Pairs scores more for gender than for other biases."""
-        frame = self._biases
-        if frame is None or len(frame) < 2:
+        if self._biases is None or len(self._biases[0]) < 2:
             return untestable(NO_NUMBERS)
+        frame, _ = self._biases
         units = numbers.units_of_models(frame, "pairs")
         return falls(numbers.mean_of_models(frame), "points", units, note="gender minus others")
 
     def _others(self) -> Test:
         """Show, without a verdict, how the swap changes CrowS-Pairs scores for other biases."""
-        frame = self._biases
-        if frame is None or len(frame) < 2:
+        if self._biases is None or len(self._biases[1]) < 2:
             return untestable(NO_NUMBERS)
+        _, frame = self._biases
         reason = f"{SWAP_NOT_SHOWN} these scores stay as they are, too"
         units = numbers.units_of_models(frame, "1,346 pairs")
-        return untestable(reason, numbers.mean_of_models(frame, "others"), "points", units)
+        return untestable(reason, numbers.mean_of_models(frame), "points", units)
 
 
 ACROSS = "largest minus smallest size"

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.published.files import harness_scores, has_tables, read_results
+from pythia_book.published.means import mean_over_pairs
 from pythia_book.published.tables import BENCHMARKS, MODELS, read_csv
-from pythia_book.stats import Z_95, Estimate, mean_over, slope
+from pythia_book.stats import Z_95, Estimate, slope
 from pythia_core.suite import nominal_parameters
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -201,32 +202,36 @@ def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
     return texts
 
 
-def other_biases(table: pd.DataFrame) -> pd.Series:
-    """Return, by size, the change of CrowS-Pairs scores, averaged over all biases except gender.
+def other_biases(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the change of CrowS-Pairs scores, averaged over all biases except gender, by size.
 
-    Each bias is weighted by its number of pairs.
+    Each bias is weighted by its number of pairs. The index is the size; the columns are change and
+    stderr.
 
     Args:
         table: the result of `at_end` with `by` = ("bias",).
     """
     others = table[table.bias != "gender"]
     pairs, size = others.bias.map(PAIRS).astype(float), others["size"]
-    return (others.change * pairs).groupby(size).sum() / pairs.groupby(size).sum()
+    change = (others.change * pairs).groupby(size).sum() / pairs.groupby(size).sum()
+    variance = ((others.stderr * pairs) ** 2).groupby(size).sum() / pairs.groupby(size).sum() ** 2
+    return change.to_frame("change").assign(stderr=variance**0.5)
 
 
 # --- estimates -------------------------------------------------------------------------------
 
 
-def mean_of_models(frame: pd.DataFrame, column: str = "change") -> Estimate | None:
-    """Return the mean over models of a column of `at_end`, with a t-interval over models.
+def mean_of_models(frame: pd.DataFrame) -> Estimate | None:
+    """Return the mean over models of the column change of a table like that of `at_end`.
 
-    If there is only one model, the interval is over its items. If there is none, return None.
+    The interval is that of `mean_over_pairs`, as the control and the swapped model of a size are a
+    pair. If there is only one pair, the interval is over its items. If there is none, return None.
     """
     if frame.empty:
         return None
     if len(frame) > 1:
-        return mean_over(frame[column].to_numpy())
-    value, error = float(frame[column].iloc[0]), float(frame.stderr.iloc[0])
+        return mean_over_pairs(frame.change.to_numpy(), frame.stderr.to_numpy())
+    value, error = float(frame.change.iloc[0]), float(frame.stderr.iloc[0])
     return Estimate(value, value - Z_95 * error, value + Z_95 * error, 1, 1)
 
 
@@ -239,9 +244,8 @@ def units_of_models(frame: pd.DataFrame, items: str) -> str:
     """
     few, many = (frame.checkpoints.min(), frame.checkpoints.max()) if len(frame) else (0, 0)
     count = f"{many}" if few == many else f"{few} to {many}"
-    if len(frame) == 1:
-        return f"1 model ({count} checkpoints); {items}, both arms as if independent"
-    return f"{len(frame)} models ({count} checkpoints each), both arms on the same {items}"
+    models = "1 model" if len(frame) == 1 else f"{len(frame)} models"
+    return f"{models} ({count} checkpoints each); {items}, both arms as if independent"
 
 
 def per_tenfold(sizes: Iterable[str], values: Sequence[float]) -> Estimate | None:

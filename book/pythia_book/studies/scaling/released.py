@@ -19,6 +19,7 @@ from pythia_book.published.means import mean_over_pairs, mean_over_tasks, signed
 from pythia_book.published.scaling import LAST_STEPS, MIDDLE_STEPS, NORMALISED, SMALL
 from pythia_book.published.tables import (
     CHANCE,
+    CONVENTION,
     NO_RELEASED,
     SAME,
     SAME_WHY,
@@ -412,7 +413,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             kind="premise",
             released=test(
                 within, "opt_alike", "{n} pairs of models", margin=SAME,
-                note=f"{UNLIKE_WHY}. Pythia minus OPT: {opt_alike}",
+                note=f"{UNLIKE_WHY}. Pythia minus OPT: {opt_alike}; {SAME_WHY}",
             ),
         ),
         Claim(
@@ -456,7 +457,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             released=test(
                 within, "bloom_five", "{n} pairs of models", margin=SAME,
                 note="BLOOM minus Pythia, mean over five tasks: "
-                + ", ".join(TITLES[task] for task in NOT_WORSE),
+                f"{', '.join(TITLES[task] for task in NOT_WORSE)}; {CONVENTION}",
             ),
         ),
     ]  # fmt: skip
@@ -470,7 +471,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             released=test(
                 within, "batch_first", five, margin=SAME,
                 note="full minus small batches at equal tokens, five-shot, mean over seven tasks; "
-                + TOGETHER,
+                f"{CONVENTION}; {TOGETHER}",
             ),
         ),
         Claim(
@@ -478,7 +479,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             "of runs with smaller ones.",
             "what a reader of section 2.4 may take for granted",
             kind="premise",
-            released=test(within, "batch_end", five, margin=SAME, note=TOGETHER),
+            released=test(within, "batch_end", five, margin=SAME, note=f"{CONVENTION}; {TOGETHER}"),
         ),
         Claim(
             "The gap between the two batch sizes at the end shrinks with model size.",
@@ -506,7 +507,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             kind="premise",
             released=test(
                 within, "mmlu_small", "57 subjects, averaged over these six models", margin=SAME,
-                note="five-shot accuracy minus 25 %",
+                note=f"five-shot accuracy minus 25 %; {CONVENTION}",
             ),
         ),
         Claim(
@@ -555,10 +556,7 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
     if task == "wsc":
         note += "; several of these models score as if they gave one answer to all 104 items"
     if not worse:
-        note += (
-            f"; the margin of {SAME:g} point is that for means over seven tasks, although scores "
-            "on a single task vary more"
-        )
+        note += f"; {CONVENTION}"
     return Claim(
         f"BLOOM is {'worse' if worse else f'at most {SAME:g} point worse'} than Pythia on "
         f"{TITLES[task]}.",

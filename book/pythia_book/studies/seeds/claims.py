@@ -25,6 +25,7 @@ from pythia_book.studies.deduplication.claims import (
     LEE,
     LESS_MEMORIZED,
     NO_BENEFIT,
+    SIX_TEXTS,
     WORDS,
 )
 from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked
@@ -135,7 +136,7 @@ def claims(
                 effect(tables, "memorized"),
                 "percentage points",
                 pairs,
-                note=_by_seed(tables, "memorized"),
+                note=f"{_by_seed(tables, 'memorized')}; {SIX_TEXTS}",
             ),
         ),
         Claim(

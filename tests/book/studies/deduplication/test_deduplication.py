@@ -29,7 +29,7 @@ RECIPES = [[name, 100, tokens, 3, 2] for name, tokens in (
     ("none", 1000), ("exact", 700), ("jaccard-0.87", 620), ("eleutherai-0.87", 640))]  # fmt: skip
 
 END, EPOCH, LOSS, WORDS, BETTER, LESS = "end", "epoch", "loss", "words", "better", "less"
-CLAIMS = {END: "no clear benefit", EPOCH: "still lead", LOSS: "higher held-out loss",
+CLAIMS = {END: "no clear benefit", EPOCH: "second epoch", LOSS: "higher held-out loss",
           WORDS: "last word", BETTER: "score higher", LESS: "memorize less"}  # fmt: skip
 """Name -> words of a claim; the first of several counts."""
 
@@ -143,8 +143,7 @@ def test_released_claims_come_out_both_ways() -> None:
     assert verdicts(measured(), twins(1.2))[BETTER][0] == "confirmed on released numbers"
     assert large[BETTER][0] == "confirmed on released numbers"
     assert large[END][0] == "contradicted by released numbers"
-    assert small[EPOCH][0] == "confirmed on released numbers"
-    assert verdicts(measured(), twins(0.5, -3))[EPOCH][0] == "contradicted by released numbers"
+    assert small[EPOCH][0] == "not testable here"
 
 
 def test_notes_tell_the_interval_over_models_alone() -> None:
@@ -184,7 +183,7 @@ def test_the_released_effects() -> None:
         ("zero_before", (0.70, 0.16, 1.23)), ("zero_end", (0.32, -0.21, 0.86)),
         ("average", (0.38, -0.15, 0.92)), ("average_models", (0.38, 0.17, 0.60)),
         ("zero_before_models", (0.70, 0.33, 1.06)), ("five_before_models", (0.50, 0.16, 0.84)),
-        ("second_epoch", (0.12, -0.07, 0.30)), ("late", (0.31, 0.05, 0.56)),
+        ("second_epoch", (0.12, -0.07, 0.30)),
     ):  # fmt: skip
         assert tuple(effects[name].values()) == pytest.approx(expected, abs=0.01)
 
