@@ -665,12 +665,15 @@ def value_text(value: Any) -> str:
 
 
 def _interval_texts(*numbers: Any) -> list[str]:
-    """Format a value, the low and the high end of its interval; its width gives the decimals."""
+    """Format a value and the ends of its interval, the width of which gives the decimals.
+
+    An end may also be a text, e.g. "past the end".
+    """
     _, low, high = numbers
-    if low is None or high is None or not low < high:
+    if not all(isinstance(n, (int, float)) for n in numbers) or not low < high:
         return [number_text(number) for number in numbers]
     decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
-    return [number_text(n if n is None else float(n), decimals) for n in numbers]
+    return [number_text(float(number), decimals) for number in numbers]
 
 
 def measured_text(test: dict[str, Any] | None) -> str:
