@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -302,12 +303,20 @@ def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: in
     torch.set_num_threads(1)
     # by default the signal would kill a worker that holds a lock of the pool's queues, and the
     # other workers would wait for that lock forever
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, _exit_worker)
+    # an ending worker may get the signal once more, e.g. from a notebook's kernel that shuts down
+    Finalize(None, signal.signal, (signal.SIGTERM, signal.SIG_IGN), exitpriority=100)
     with next_slot.get_lock():
         _slot = slots[next_slot.value]
         next_slot.value += 1
     # a worker that outlived a killed parent would keep the lock of the run it is training
     exit_with_parent(parent, lambda: os._exit(1))
+
+
+def _exit_worker(*_: Any) -> None:
+    """Handle SIGTERM in a worker: exit, releasing every lock on the way."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
 
 
 def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
