@@ -123,9 +123,9 @@ class FixedRows(Rows):
         self._row_bytes = (seq_len + 1) * self.dtype.itemsize
         if not sum(sizes) or sum(sizes) % self._row_bytes:
             raise DataError(
-                f"{name}{f' and {len(sizes) - 1} more shards' if len(sizes) > 1 else ''} should "
-                f"have a whole number of rows, each of {seq_len + 1} ids of {self.dtype.itemsize} "
-                f"bytes, but there are {sum(sizes)} bytes; a shard is truncated or missing, or "
+                f"{name}{f' and {len(sizes) - 1} more shards' if len(sizes) > 1 else ''} have "
+                f"{sum(sizes):,} bytes, which is not a whole number of rows (a row is {seq_len + 1} "
+                f"ids of {self.dtype.itemsize} bytes); a shard is truncated or missing, or "
                 f"seq_len={seq_len} is wrong"
             )
         self.n_rows = sum(sizes) // self._row_bytes

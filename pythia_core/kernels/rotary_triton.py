@@ -1,7 +1,7 @@
 """Triton kernels for the rotary embedding on the packed QKV.
 
-The forward rotates queries and keys in place. It reads and writes only their rotated lanes, which
-are a sixth of the buffer for Pythia's 25 %. The backward rotates the gradients of queries and keys
+The forward rotates queries and keys in place. It reads and writes only their rotated lanes. Pythia
+rotates 25 % of each query and key head, so these lanes are a sixth of the buffer. The backward rotates the gradients of queries and keys
 back and writes one packed gradient. Rotations are computed in fp32, and rounded once.
 """
 

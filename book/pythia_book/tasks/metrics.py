@@ -104,7 +104,11 @@ class ScoredTask:
         return stable_hash([scoring.VERSION, self.max_seq_len, requests])
 
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
-        """Measure a model, and return logprob and greedy of all answers. The step is not used."""
+        """Score all answers with a model; `step` is not used.
+
+        Return two arrays with one entry per answer: its log-probability ("logprob"), and whether
+        greedy decoding would write it ("greedy").
+        """
         scores = scoring.score(model, scoring.pack(self.requests, self.max_seq_len))
         return {"logprob": scores.logprob, "greedy": scores.greedy}
 

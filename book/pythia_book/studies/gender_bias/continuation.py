@@ -1,7 +1,8 @@
 """Check the continued training of a released model in two ways.
 
 `continuity` compares, on unread rows, the loss of the continued control with the loss of the
-source's checkpoint at the same step (or at the starting step). `effects` compares the swapped run
+source's checkpoint at the same step. If the source has no such checkpoint, its checkpoint at the
+starting step is used. `effects` compares the swapped run
 with its control on the measures of the gender-bias study. These two runs began in the same way and
 read the same rows, except for swapped tokens. All differences are paired and have intervals.
 """

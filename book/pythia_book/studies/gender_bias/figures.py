@@ -208,7 +208,8 @@ def winobias_by_size(result: Result) -> Drawing:
 def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Average released scores over the steps from LAST_WINDOW on, by size and the columns `by`.
 
-    Return the columns size, those in `by`, value, variance, low and high. Intervals are over items.
+    Return a table with the columns in `by`, and size, value, variance, low and high. Intervals are
+    over items.
     All checkpoints have the same items, so averaging over checkpoints does not make intervals
     narrower.
     """

@@ -236,10 +236,10 @@ def tables(
 
     - levels: size, arm, measure, value, low, high, n, seeds, for the final weights. The number n
       counts units: occupations for WinoBias and the feminine share, otherwise items.
-    - effects: the columns of levels. The value is arm minus control, paired.
-    - branch: the columns of levels, step, and percent (of training), for every measured step. A
-      fork begins with the values of its control at the step of the fork.
-    - branch_effects: the columns of branch. The value is arm minus control, paired.
+    - effects: the columns of `levels`. The value is arm minus control, paired.
+    - branch: the columns of `levels` plus step and percent (of training), for every measured step.
+      A fork begins with the values of its control at the step of the fork.
+    - branch_effects: the columns of `branch`. The value is arm minus control, paired.
     - occupations: size, arm, occupation, value (feminine share), n (contexts).
     - ledger: the tokens that each fork changed, with the columns size, seed, arm and the keys of
       `_ledger_row`.

@@ -3,9 +3,9 @@
 The questions are the paper's, "Q:What is 12 plus 7? A:", with first operands 0 to 99 and second
 operands 1 to 50. There are two measures. *exact*, as in the paper: greedy decoding gives the right
 answer. *choice*, for models too small for that: the right answer is likelier than three wrong ones
-with the same first operand, so chance is one in four. The questions are all pairs of operands that
-were never planted in the corpus (pythia_book.corpora.equations) and, for each first operand, as
-many pairs that were planted.
+with the same first operand, so chance is one in four. The questions use every pair of operands that
+was never planted in the corpus (pythia_book.corpora.equations) and, for each first operand, an
+equal number of pairs that were planted.
 """
 
 from __future__ import annotations
