@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 WORDS = 0.5
 """The margin for last words, in points. To predict so many more of them, a model of this scale has
 to be more than twice as large."""
+WORDS_WHY = f"to predict {WORDS:g} points more, a model of this scale has to be twice as large"
 EPOCHS = ((53_000, BEFORE), (103_000, OFFICIAL_STEPS))
 """First and last checkpoint of two windows of equal length, before and after EPOCH_STEP."""
 ITEMS = "items' errors as released, as if no item were shared"
@@ -45,8 +46,8 @@ EQUAL_WORDS = (
     "Deduplicated and standard models predict the last word of held-out sentences equally often."
 )
 SIX_TEXTS = (
-    "nearly all memorized rows are pieces of six planted texts, which deduplication leaves once; "
-    "all models read the same six, so they say nothing about other texts"
+    "nearly all memorized rows are pieces of at most six planted texts, which deduplication leaves "
+    "once; all models read the same ones, so they say nothing about other texts"
 )
 LESS_MEMORIZED = "Models trained on deduplicated text memorize less of it."
 COPIES_HARM = "Models trained on text with heavily repeated documents have a higher held-out loss."
@@ -138,7 +139,7 @@ def _others(
             EQUAL_WORDS,
             "section 2.6",
             quote=NO_BENEFIT,
-            ours=within(words, "points", sentences, WORDS),
+            ours=within(words, "points", sentences, WORDS, WORDS_WHY),
         ),
         Claim(
             COPIES_HARM,

@@ -233,10 +233,12 @@ def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) ->
 
 
 LACKING = {
-    "association": "the controls show no occupational stereotype that the swap could reduce",
+    "association": "the controls are not shown to have an occupational stereotype that the swap "
+    "could reduce",
     "winobias": "the controls are not shown to be above chance on WinoBias",
     "crows": "the controls are not shown to prefer the stereotyping sentences of CrowS-Pairs",
-    "last_word": f"the controls predict too few last words to lose {MARGINAL:g} points",
+    "last_word": f"the controls are not shown to predict more than {MARGINAL:g} % of the last "
+    "words, so they may have too few to lose",
 }
 """Maps the name of a premise to the reason why claims are not testable if it does not hold."""
 

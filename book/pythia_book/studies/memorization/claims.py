@@ -395,8 +395,8 @@ def _few_readings(extracted: Extracted, step: int) -> str:
     if most >= fewest:
         return ""
     return (
-        f"; no text has been read often enough by then: at most {most} times, while those "
-        f"memorized at the end are read at least {fewest} times"
+        f"; of the tested rows, none had been read more than {most} times by then, and those that "
+        f"are memorized at the end are read at least {fewest} times"
     )
 
 
@@ -422,8 +422,9 @@ def _too_few_readings(
         return ""
     return (
         f"after {percent} % too few texts have been read often enough, by the design of the "
-        f"planted copies: only {k} of the {n} continuations memorized at the end have been read "
-        f"{fewest} times or more, so recall can be at most {100 * k / n:.0f} %, below the bound"
+        f"planted copies: of the tested rows, none that was read less than {fewest} times is "
+        f"memorized, and only {k} of the {n} continuations memorized at the end have been read so often by "
+        f"then, which leaves a recall of at most {100 * k / n:.0f} %, below the bound"
     )
 
 

@@ -295,18 +295,20 @@ def _batches(batch: pd.DataFrame) -> Estimates:
     Args:
         batch: the table of `batch_table`. Without the task "mean", there are no estimates.
     """
-    table = batch[batch.task == "mean"].pivot(index="model", columns="tokens", values="value")
-    if table.empty:
+    means = batch[batch.task == "mean"]
+    if means.empty:
         return {}
-    table = table.loc[[model for model in dict.fromkeys(batch.model) if model in table.index]]
-    tokens = np.array(table.columns, float)
-    ends = table[table.columns[-1]].dropna()
-    found = {
-        "batch_start": _mean(table[table.columns[0]]),
-        "batch_first": _mean(table.loc[:, tokens < tokens.max() / 2].mean(axis=1)),
-        "batch_end": _mean(ends),
-        "batch_size": slope(np.log10(parameters(ends.index)), ends.to_numpy()),
-    }
+    half = means.tokens.max() / 2
+    found: Estimates = {}
+    for name, rows in (
+        ("batch_start", means[means.tokens == means.tokens.min()]),
+        ("batch_first", means[means.tokens < half]),
+        ("batch_end", means[means.tokens == means.tokens.max()]),
+    ):
+        pairs = rows.groupby("model", sort=False)[["value", "error"]].mean().dropna()
+        found[name] = mean_over_pairs(pairs.value.to_numpy(), pairs.error.to_numpy())
+    ends = pairs.value
+    found["batch_size"] = slope(np.log10(parameters(ends.index)), ends.to_numpy())
     return found | {"batch_late": _late(batch)}
 
 

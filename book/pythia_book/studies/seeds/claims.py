@@ -27,6 +27,7 @@ from pythia_book.studies.deduplication.claims import (
     NO_BENEFIT,
     SIX_TEXTS,
     WORDS,
+    WORDS_WHY,
 )
 from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked
 from pythia_book.studies.seeds.variance import (
@@ -91,7 +92,7 @@ def claims(
             EQUAL_WORDS,
             "section 2.6",
             quote=NO_BENEFIT,
-            ours=within(effect(tables, "last_word"), "points", pairs, WORDS),
+            ours=within(effect(tables, "last_word"), "points", pairs, WORDS, WORDS_WHY),
         ),
         Claim(
             "The order of the data and the initial weights contribute comparably to the variation "

@@ -264,7 +264,7 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
         scaled = {coin: e.times(factor) for coin, e in effects.items()}
         boost, placebo = (scaled.get(coin) for coin in ("boost", "placebo"))
         each = ", ".join(f"{coin} {signed(e.value, 2)}" for coin, e in scaled.items())
-        note = f"{shots}-shot, mean over {', '.join(sizes)}: {each}" if each else ""
+        note = f"tested on sums, {shots}-shot, mean over {', '.join(sizes)}: {each}" if each else ""
         rows += [
             Claim(
                 f"The right answer is {what} for numbers whose frequency was raised at random.",

@@ -339,7 +339,7 @@ def test_one_seed_gives_no_verdict_on_the_swap():
 
 @pytest.mark.parametrize(
     ("association", "level", "missing"),
-    [(0.0, 0.0, "no occupational stereotype"), (0.2, -0.1, "above chance on WinoBias")],
+    [(0.0, 0.0, "an occupational stereotype"), (0.2, -0.1, "above chance on WinoBias")],
 )
 def test_claims_whose_premise_fails_are_not_testable(association, level, missing):
     final = final_with(PLANTED, association=association)

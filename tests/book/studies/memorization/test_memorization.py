@@ -302,7 +302,7 @@ def test_predictions_are_judged_at_fixed_checkpoints() -> None:
     for text in ("rows memorized after 16 %", "not yet memorized after 16 %"):
         assert verdict(late, text) == verdicts.NOT_TESTABLE  # nothing is predicted, nor could it be
     (claim,) = [c for c in late.claims if "not yet memorized after 16 %" in c["claim"]]
-    assert "at most 10 times" in claim["ours"]["reason"]
+    assert "read more than 10 times by then" in claim["ours"]["reason"]
     assert "read at least 64 times" in claim["ours"]["reason"]
     often = suite(early=False, often=64)  # texts could have been memorized by then
     assert verdict(result_of(often), "not yet memorized after 16 %") == verdicts.REPRODUCED
@@ -317,7 +317,7 @@ def test_low_recall_is_not_tested_where_it_holds_by_design() -> None:
     measured.arrays["read/252"] = np.where(known, 28, 20)
     (claim,) = [c for c in result_of(measured).claims if words in c["claim"]]
     assert claim["ours"]["verdict"] == verdicts.NOT_TESTABLE
-    assert "recall can be at most" in claim["ours"]["reason"]
+    assert "a recall of at most" in claim["ours"]["reason"]
     assert "read 28 times or more" in claim["ours"]["reason"]
     assert claim["ours"]["low"] < claim["ours"]["value"] < claim["ours"]["high"]
 
@@ -329,7 +329,7 @@ def test_a_few_planted_texts_give_no_verdict_on_prediction() -> None:
         "rows memorized after 44 %",
         "not yet memorized after 44 %",
         "a smaller one",
-        "a tenth",
+        "much smaller than",
     ):
         (claim,) = [c for c in result.claims if text in c["claim"]]
         ours = claim["ours"]
