@@ -156,8 +156,8 @@ def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
     The texts that will occur most often come first.
 
     Args:
-        share: for each level in LEVELS (the number of times a text occurs), how many words the
-            additional copies have, as a share of the words of all texts.
+        share: the words of the additional copies, as a share of the words of all texts. Each of
+            LEVELS (a number of occurrences) is given about this share.
     """
     low, high = LENGTHS
     total, words = 0, {}

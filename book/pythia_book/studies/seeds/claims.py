@@ -183,9 +183,9 @@ def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
 
 
 def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
-    """Return the final value of the deduplicated minus the standard model, for each measured seed.
+    """Return the final score of the deduplicated model minus that of the standard model, by seed.
 
-    The values are float[seeds], in nats for the loss and as fractions for other measures.
+    The result is float[measured seeds], in nats for the loss and in fractions for other measures.
     """
     effects = tables["effects"]
     final = effects[(effects.measure == measure) & (effects.percent == 100)]

@@ -56,7 +56,7 @@ def one_more(values: np.ndarray) -> Estimate:
 
 
 def spread(values: np.ndarray) -> Estimate:
-    """Return the standard deviation of values float[seeds], with its chi-square interval."""
+    """Return the standard deviation of `values`, float[seeds], with its chi-square interval."""
     shifted = _checked(values, 1, "values over seeds")
     return _root(shifted.var(ddof=1), len(shifted) - 1, len(shifted))
 
