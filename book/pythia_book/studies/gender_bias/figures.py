@@ -303,7 +303,10 @@ def occupations(result: Result) -> Drawing:
 
 
 def released_winobias(result: Result) -> Drawing:
-    """Draw exact matches of the released WinoBias answers by size; a panel per suite and prompt."""
+    """Draw the share of released WinoBias answers that match exactly, by size.
+
+    There is a panel per suite and prompt.
+    """
     table = _released(result, "winobias")
     source = _notes(result, "")[-1]
     notes = ("intervals: 95 % over items, 792 sentences per point", source)

@@ -276,7 +276,7 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
 
 
 def _head_widths(params: Params) -> str:
-    """Say, as the end of a note, how wide the heads of the two sizes are; "" if they are equal."""
+    """Return the end of a note on the head widths of the two sizes; "" if both are equal."""
     sizes = (params.size, params.neighbour_size)
     one, other = (size_named(size).d_model // size_named(size).n_heads for size in sizes)
     if one == other:
