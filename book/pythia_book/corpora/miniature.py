@@ -156,8 +156,8 @@ def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
     The texts that will occur most often come first.
 
     Args:
-        share: the words of the additional copies, as a share of the words of all texts. Each of
-            LEVELS (a number of occurrences) is given about this share.
+        share: roughly how many words the additional copies at each of LEVELS (numbers of
+            occurrences) have in all, as a fraction of the words of all texts.
     """
     low, high = LENGTHS
     total, words = 0, {}
