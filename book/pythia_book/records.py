@@ -665,9 +665,10 @@ def value_text(value: Any) -> str:
 
 
 def _interval_texts(*numbers: Any) -> list[str]:
-    """Format a value and the ends of its interval, the width of which gives the decimals.
+    """Format a value, and the low and high end of its interval.
 
-    An end may also be a text, e.g. "past the end".
+    The narrower the interval is, the more decimals there are. An end may also be a text, e.g. "past
+    the end".
     """
     _, low, high = numbers
     if not all(isinstance(n, (int, float)) for n in numbers) or not low < high:

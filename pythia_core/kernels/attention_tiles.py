@@ -63,9 +63,9 @@ def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
 
 
 def lanes(head_dim: int) -> tuple[int, int]:
-    """Return the widths of the two runs of lanes into which a head is split.
+    """Return the widths of the two parts into which a head is split, e.g. (64, 16) for 80 dims.
 
-    A width is a power of two and at least 16. The second width is 0 if the first run is enough.
+    A width is a power of two and at least 16. The second width is 0 if one part is enough.
     """
     first = max(16, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - first

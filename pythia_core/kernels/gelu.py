@@ -117,12 +117,13 @@ def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
 
 
 def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) -> Tensor:
-    """Return the GELU of x (n, d) + bias (d,), in the fastest way on this device.
+    """Return the GELU of `x + bias`, computed in the fastest way on this device.
 
     The result is in the dtype of `x`.
 
     Args:
-        bias: the parameter that receives the gradient.
+        x: (n, d).
+        bias: (d,), the parameter that receives the gradient.
         form: "tanh" or "erf".
         bias_c: copy of the bias in the compute dtype, which the Triton kernel adds instead of
             `bias`; None if there is no copy.

@@ -67,11 +67,12 @@ class _NativeLayerNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Return the LayerNorm of x (n, d), in `dtype`, in the fastest way on this device.
+    """Return the LayerNorm of `x`, computed in the fastest way on this device.
 
     Args:
         x: (n, d), fp32.
         weight, bias: (d,), fp32.
+        dtype: dtype of the result.
     """
     if x.dtype == torch.float32 and dtype != torch.float16 and native.available(x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)

@@ -91,7 +91,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     dry = ("--dry-run",) if dry_run else ()
 
     def bench(benchmark: str, size: str, seconds: float, *more: str) -> Step:
-        """Make the step that runs one benchmark.
+        """Return the step of the GPU check that runs one benchmark.
 
         Args:
             size: the size to measure; if it is empty, the benchmark chooses the sizes.

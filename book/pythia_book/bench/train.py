@@ -113,7 +113,7 @@ class Implementation:
         return Execution(self.mode, self.recompute, self.deterministic)
 
     def activation_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes of an update on `tokens` tokens.
+        """Estimate the bytes of memory that an update on `tokens` tokens needs.
 
         The weights and the optimizer state are not included.
         """

@@ -156,8 +156,8 @@ def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
     The texts that will occur most often come first.
 
     Args:
-        share: for each level in LEVELS (the number of times a text occurs), how many words the
-            additional copies have, as a share of the words of all texts.
+        share: roughly how many words the additional copies at each of LEVELS (numbers of
+            occurrences) have in all, as a fraction of the words of all texts.
     """
     low, high = LENGTHS
     total, words = 0, {}

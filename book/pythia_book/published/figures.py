@@ -215,7 +215,7 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
     The intervals assume that the errors of different tasks are independent.
 
     Args:
-        batch: the released table "batch", with the column size.
+        batch: the released table `batch`, including its column `size`.
     """
     mean = mean_over_tasks(batch, ["size", "batch_tokens", "tokens"], len(SEVEN))
     half = Z_95 * mean.stderr

@@ -97,7 +97,7 @@ class Published:
     def benchmarks(self) -> pd.DataFrame:
         """The scores of all sixteen models as a table with the columns tables.BENCHMARKS.
 
-        Misplaced rows, which were stored with the scores of another model, are left out.
+        Rows of one model that hold the scores of another model by mistake are left out.
         """
         return without_misplaced(self._tables[0])
 

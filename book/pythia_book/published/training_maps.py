@@ -73,7 +73,11 @@ def _score_410m(published: Published) -> pd.Series:
 
 
 def _content(path: Path | None) -> bytes | None:
-    """Read the file of training maps from a source; None if the source does not have the file."""
+    """Return the contents of the file of training maps; None if there is no such file.
+
+    Args:
+        path: the archive or folder with the released numbers; None: there is none.
+    """
     if path is None:
         return None
     if path.is_file():

@@ -40,7 +40,7 @@ def claims(
 
     Args:
         last: the rows of `study.effects_table` at the last step.
-        losses: maps the training text of each control to its final loss.
+        losses: maps each text ("standard", "deduplicated") to the final loss of its control.
         memorized: the table of `study.memorized_table`.
     """
     loss = last[last.measure == "loss"].set_index("variant")

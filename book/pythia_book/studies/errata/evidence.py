@@ -366,8 +366,9 @@ def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
         raw: the released benchmark scores of all models and steps, or None.
 
     Returns:
-        One row for each step from 2 on at which the two models were scored, with the columns model
-        (the size), shots, step, and equal (whether the two models agree in every score).
+        One row for each pair, number of shots and step (from step 2 on) for which both models have
+        scores. The columns are model (the size), shots, step, and equal (whether the two models
+        agree in every score).
     """
     import pandas as pd
 

@@ -587,7 +587,7 @@ EXACT = "exact match of the generated answer, another metric than the paper's"
 
 
 def _by_size(sizes: pd.Series, values: pd.Series) -> str:
-    """List a number in points or percent by model, e.g. "70m 54.7, 410m 60.5"."""
+    """List each model with its value, e.g. "70m 54.7, 410m 60.5"."""
     return ", ".join(f"{s} {number_text(v, 1)}" for s, v in zip(sizes, values, strict=True))
 
 

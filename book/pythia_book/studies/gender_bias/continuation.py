@@ -66,8 +66,8 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
 
     Returns:
         One row per step, with the columns CONTINUITY. Losses are in nats per token. The difference
-        is ours minus source, and its interval covers rows. The table is empty if the source is
-        itself the control.
+        is ours minus source, with an interval over rows. The table is empty if the source is itself
+        the control.
     """
     import pandas as pd
 

@@ -209,9 +209,8 @@ def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Average released scores over the steps from LAST_WINDOW on, by size and the columns `by`.
 
     Return a table with the columns in `by`, and size, value, variance, low and high. Intervals are
-    over items.
-    All checkpoints have the same items, so averaging over checkpoints does not make intervals
-    narrower.
+    over items. All checkpoints have the same items, so averaging over checkpoints does not make
+    intervals narrower.
     """
     late = table[table.step >= numbers.LAST_WINDOW]
     late = late.assign(variance=late.stderr**2)
@@ -274,9 +273,7 @@ def language_cost(result: Result) -> Drawing:
 
 
 def occupations(result: Result) -> Drawing:
-    """Draw what share of the pronouns after each occupation our largest model makes feminine, by
-    arm.
-    """
+    """Draw our largest model's share of feminine pronouns after each occupation, by arm."""
     size = result.values["largest"]
     table = result.tables["occupations"]
     wide = style.rows_where(table, size=size)
@@ -306,7 +303,10 @@ def occupations(result: Result) -> Drawing:
 
 
 def released_winobias(result: Result) -> Drawing:
-    """Draw exact matches of the released WinoBias answers by size; a panel per suite and prompt."""
+    """Draw the share of released WinoBias answers that match exactly, by size.
+
+    There is a panel per suite and prompt.
+    """
     table = _released(result, "winobias")
     source = _notes(result, "")[-1]
     notes = ("intervals: 95 % over items, 792 sentences per point", source)

@@ -87,8 +87,9 @@ class Items:
 class TokenizedItems:
     """The evaluation items, tokenized and packed once, for all checkpoints that share a tokenizer.
 
-    The attribute `too_long` maps each kind of pair to the number of pairs that are left out because
-    a sentence is longer than the model's context. No pair is left out at the scale `laptop`.
+    The attribute `too_long` maps each kind of item, e.g. "CrowS-Pairs", to the number of sentence
+    pairs left out because a sentence is longer than the model's context. At the scale `laptop`, no
+    pair is left out.
 
     Raises:
         DataError: there are no items of some kind.

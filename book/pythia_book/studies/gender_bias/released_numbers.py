@@ -180,14 +180,13 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 
 
 def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
-    """Say how the share of exact matches changes from control to swap.
+    """Describe the shares of exact matches of control and swap, e.g. as "410m 2.2 to 19.3" (%).
 
-    An example is "410m 2.2 to 19.3", in percent of all sentences. Control and swap are compared at
-    the first checkpoint of the swap. There is one text for each model of the current suite (v1) and
-    each length of the swap; "(last 21 %)" marks the long swap.
+    Both are taken at the first checkpoint of the swap. There is one text for each model of the
+    current suite (v1) and each length of the swap; "(last 21 %)" marks the long swap.
 
     Args:
-        winobias: the table winobias of `select`.
+        winobias: the table `winobias` of `select`.
         prompt: one of PROMPTS.
     """
     rows = winobias[(winobias.suite == "v1") & (winobias.prompt == prompt)]
@@ -222,7 +221,7 @@ def other_biases(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_of_models(frame: pd.DataFrame) -> Estimate | None:
-    """Return the mean over models of the column change of a table like that of `at_end`.
+    """Return the mean, over models, of the column `change` of a table like that of `at_end`.
 
     The interval is that of `mean_over_pairs`, as the control and the swapped model of a size are a
     pair. If there is only one pair, the interval is over its items. If there is none, return None.

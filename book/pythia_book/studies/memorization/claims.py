@@ -386,9 +386,10 @@ def _fewest_readings(extracted: Extracted, step: int) -> int:
 
 
 def _few_readings(extracted: Extracted, step: int) -> str:
-    """Say that by `step` no text has been read often enough to be memorized; "" if one has been.
+    """Return a note that by `step` no text has been read often enough to be memorized.
 
-    Often enough is as often as the least read text that the largest model has memorized.
+    The note is "" if a text has been read at least as often as the least read text that the largest
+    model has memorized.
     """
     most = int(extracted.measured.arrays[f"read/{step}"].max())
     fewest = _fewest_readings(extracted, step)

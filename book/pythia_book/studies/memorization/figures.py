@@ -104,8 +104,8 @@ def order(result: Result) -> Drawing:
 def power(result: Result) -> Drawing:
     """Draw the power of our tests for an effect of order, against the number of memorized rows.
 
-    There is one line for each way in which order could matter. The line shows the test that was
-    made to detect this way.
+    There is one line for each way in which order could matter, with the power of the test that was
+    designed for it.
     """
     table, values = result.tables["power"], result.values
     colours = (BLUE, ORANGE, GREEN, style.MUTED)

@@ -321,8 +321,8 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
 
     Returns:
         A dict of four arrays with one entry per window: theoretical (Poisson quantiles), observed
-        (sorted counts), and low and high (the ends of the band). Of the random subsets of rows,
-        95 % lie entirely inside the band.
+        (sorted counts), and low and high (the ends of the band). For 95 % of the random subsets,
+        all counts lie inside the band.
     """
     from scipy.stats import poisson
 

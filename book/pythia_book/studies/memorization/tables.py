@@ -160,14 +160,14 @@ def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.nda
 def over_units(
     columns: np.ndarray, unit: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
 ) -> Estimate:
-    """Estimate a function of sums over rows, with a t-interval that takes `unit` as independent.
+    """Estimate a function of sums over rows, with a t-interval for independent units of rows.
 
     The standard error is that of the jackknife, which leaves out one unit at a time. The degrees of
-    freedom are Satterthwaite's, at most the number of units minus one: where few of many units
-    decide, they count as few. For a single unit the interval is NaN to NaN, and `df` is 0.
+    freedom are Satterthwaite's, at most the number of units minus one; they are fewer if a few
+    units determine the result. For a single unit the interval is NaN to NaN, and `df` is 0.
 
     Args:
-        columns: float[n, k], one line per row.
+        columns: float[n, k]; entry [i, j] is the value of quantity j for row i.
         unit: int[n], a number that rows of the same unit share.
         statistic: maps sums of the columns, float[..., k], to float[...].
     """
@@ -310,8 +310,8 @@ def rate_over_training(
 ) -> list[dict[str, Any]]:
     """Return, for each of RATE_BINS equal parts of training, what share of its rows is memorized.
 
-    Only eligible rows count. The keys of a line are percent (the middle of the part, in percent of
-    training), n (eligible rows), value, low and high.
+    Only eligible rows count. The result has a dict for each part, with the keys percent (the middle
+    of the part, in percent of training), n (eligible rows), value, low and high.
     """
     edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
     table = []
@@ -652,16 +652,17 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
-    """Compare two predictors of the final 12B model: its early checkpoints, and smaller models.
+    """Compare two predictors of what the final 12B model has memorized, at equal compute.
 
-    Each checkpoint is compared with a smaller model that took the same compute.
-
-    Return a dict of recall_12b_at_P and recall_small_at_P, in percent, for each checkpoint at P
-    percent of the 12B run. The recall of fully trained smaller models is interpolated linearly in
-    the logarithm of compute. Checkpoints outside the smaller models' range of compute are left out.
+    The predictors are early checkpoints of 12B, and fully trained smaller models. For the compute
+    of a checkpoint, the recall of smaller models is interpolated linearly in log compute.
 
     Args:
         table: the result of `released_table`.
+
+    Returns:
+        `recall_12b_at_P` and `recall_small_at_P`, in percent, for each checkpoint at P percent of
+        the 12B run. Checkpoints outside the smaller models' range of compute are left out.
     """
     early = table[(table.experiment == "earlier checkpoint") & (table.model == MODELS[-1])]
     small = table[(table.experiment == "smaller model") & (table.step == OFFICIAL_STEPS)]

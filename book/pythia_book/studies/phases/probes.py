@@ -218,7 +218,7 @@ def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
 
 
 def prefix_chance(length: int) -> float:
-    """Return the chance level of prefix matching: a head attends equally to all tokens so far."""
+    """Return the prefix matching of a head that attends equally to all tokens read so far."""
     return float(np.mean(1 / (length + 1 + np.arange(length - 1))))
 
 

@@ -103,8 +103,8 @@ def _tested_at(arms: Arms) -> str:
 def _law(arms: Arms, units: str) -> Test:
     """Return the test of the claim that the law predicts what repeated data are worth.
 
-    It shows the measured worth of four epochs, but it is untestable, because the law was fitted to
-    models of other sizes than ours.
+    The claim is untestable, because the law was fitted to models of other sizes than ours. The test
+    still holds the measured worth of four epochs.
 
     Args:
         units: the units of the test, in words.

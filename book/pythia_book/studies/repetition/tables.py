@@ -121,9 +121,9 @@ class Arms:
     def turn(self, size: str, epochs: int) -> np.ndarray | None:
         """Return how much the held-out loss of an arm has risen again at the end of training.
 
-        It is the loss at the end minus the loss at the best earlier checkpoint, in nats per token,
-        for each of the held-out rows JUDGE, which are one half of the rows. The best checkpoint is
-        chosen on the other half (CHOOSE). The result is None if a checkpoint was not measured.
+        It is the loss at the end minus the loss at the best earlier checkpoint, in nats per token.
+        The best checkpoint is chosen on one half of the held-out rows (CHOOSE); the result has one
+        value for each row of the other half (JUDGE). It is None if a checkpoint was not measured.
         """
         step, end = self.best_step(size, epochs, before_end=True), self.loss(size, epochs)
         earlier = None if step is None else self.loss(size, epochs, step)

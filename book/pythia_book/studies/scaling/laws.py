@@ -285,7 +285,7 @@ def predictions(last: pd.DataFrame) -> pd.DataFrame:
     A size with fewer than four smaller sizes is left out.
 
     Args:
-        last: the rows of the study's table `losses` that are about the last step.
+        last: the rows of the study's table `losses` for the last step.
 
     Returns:
         The table `prediction` of `laws_tables`.
@@ -313,7 +313,7 @@ def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
 
     Args:
         law: the law of N and D. draws: laws fitted to resamples of the held-out rows.
-        last: the rows of the study's table `losses` that are about the last step.
+        last: the rows of the study's table `losses` for the last step.
     """
     rows = []
     for flops in np.geomspace(last.flops.min(), last.flops.max(), 7):

@@ -212,12 +212,13 @@ def parameters(sizes: Iterable[str]) -> list[int]:
 def _over_training(means: pd.DataFrame) -> Estimates:
     """Return the estimates on mean zero-shot accuracy over training, in points.
 
-    size is the change of final accuracy per tenfold size. narrow is the mean late change of
-    accuracy (see `_changes`) of models with fewer than 1,000 hidden dimensions, and wide is the
-    mean late change of the other models.
-
     Args:
         means: the result of `_means`.
+
+    Returns:
+        A dict with the keys "size" (the change of final accuracy per tenfold size), "narrow" (the
+        mean late change of accuracy, see `_changes`, of models with fewer than 1,000 hidden
+        dimensions) and "wide" (the mean late change of the other models).
     """
     found: Estimates = {}
     end = means[means.step == means.step.max()].groupby("model", sort=False).value.mean()
@@ -270,7 +271,7 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
     """
 
     def over(rows: pd.DataFrame, sign: int) -> Estimate | None:
-        """Return the mean of the differences in `rows` times `sign`, or None without rows."""
+        """Return `sign` times the mean of the differences in `rows`; None without rows."""
         values, errors = rows.value.to_numpy(), rows.error.to_numpy()
         return mean_over_pairs(sign * values, errors) if len(rows) else None
 

@@ -184,9 +184,9 @@ def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
 
 
 def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
-    """Return the final value of the deduplicated minus the standard model, for each measured seed.
+    """Return the final score of the deduplicated model minus that of the standard model, by seed.
 
-    The values are float[seeds], in nats for the loss and as fractions for other measures.
+    The result is float[measured seeds], in nats for the loss and in fractions for other measures.
     """
     effects = tables["effects"]
     final = effects[(effects.measure == measure) & (effects.percent == 100)]
@@ -277,7 +277,7 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
 
 
 def _head_widths(params: Params) -> str:
-    """Say, as the end of a note, how wide the heads of the two sizes are; "" if they are equal."""
+    """Return the end of a note on the head widths of the two sizes; "" if both are equal."""
     sizes = (params.size, params.neighbour_size)
     one, other = (size_named(size).d_model // size_named(size).n_heads for size in sizes)
     if one == other:

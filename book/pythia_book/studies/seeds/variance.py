@@ -56,7 +56,7 @@ def one_more(values: np.ndarray) -> Estimate:
 
 
 def spread(values: np.ndarray) -> Estimate:
-    """Return the standard deviation of values float[seeds], with its chi-square interval."""
+    """Return the standard deviation of `values`, float[seeds], with its chi-square interval."""
     shifted = _checked(values, 1, "values over seeds")
     return _root(shifted.var(ddof=1), len(shifted) - 1, len(shifted))
 
@@ -237,9 +237,9 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
 
 
 def agreement(states: np.ndarray) -> Estimate:
-    """Return at which share of checkpoints two runs are in the same state, as a fraction of 1.
+    """Return the fraction of checkpoints at which two runs are in the same state.
 
-    The share is a mean over all pairs of runs. Its t-interval over runs comes from jackknife
+    It is a mean over all pairs of runs. Its t-interval over runs comes from jackknife
     pseudo-values, and has no width if all runs agree.
 
     Args:

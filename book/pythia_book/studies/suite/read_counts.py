@@ -77,15 +77,15 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
 def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
     """Return the fractions of the Pile's tokens that Pythia read 0, 1, 2, and 3 or more times.
 
-    They are computed from the sizes of the corpora alone. GPT-NeoX makes E copies (here 1 or 2) of
-    the document list, as many as training needs, and training reads a fraction f of all their rows.
-    With the policy "joint", the copies are shuffled together, and each copy of a token is read with
-    probability f, so the number of reads is binomial. With "separate" epochs, every token is read
-    E - 1 times, and once more with a probability equal to the fraction of the last epoch that was
-    completed.
+    They are computed from the sizes of the corpora alone. GPT-NeoX makes as many copies of the
+    document list as training needs (here 1 or 2 copies), and training reads a fraction f of the
+    rows of all copies.
 
     Args:
         arm: the text, "standard" or "deduplicated".
+        policy: how the copies are shuffled. "joint": together; each copy of a token is read with
+            probability f, so the number of reads is binomial. "separate": each by itself; all
+            copies but the last are read completely, and the last one in part.
     """
     rows = OFFICIAL_STEPS * OFFICIAL["batch"]
     wanted = math.ceil(rows * 1.005)  # GPT-NeoX builds its index for a little more

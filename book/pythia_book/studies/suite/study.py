@@ -74,7 +74,7 @@ def versions_table(published: Published) -> pd.DataFrame:
     keys = ["model", "deduped", "task"]
 
     def final(table: pd.DataFrame) -> pd.DataFrame:
-        """Return the accuracies on SEVEN at the end of training, in percent."""
+        """Return the accuracies on the seven tasks at the end of training, in percent."""
         rows = table[(table.step == OFFICIAL_STEPS) & (table.metric == "acc")]
         rows = rows[rows.task.isin(SEVEN)]
         return rows[keys].join(100 * rows[["value", "stderr"]].astype(float))
@@ -179,10 +179,10 @@ def official_table() -> pd.DataFrame:
 
 
 def losses_table(measured: Measurements) -> pd.DataFrame:
-    """Return the training losses, averaged within each of at most 143 intervals of training.
+    """Return the training losses, averaged within each of at most `BINS` intervals of training.
 
-    Columns: size, arm (the text), step and tokens (updates done and tokens read by the end of the
-    interval), loss (nats per token).
+    The columns are size, arm ("standard" or "deduplicated"), step and tokens (updates made and
+    tokens read by the end of the interval) and loss (nats per token).
     """
     import pandas as pd
 

@@ -252,7 +252,10 @@ def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
-    """Return the claims on numbers that a coin made more frequent; see `NumberScores.coins`."""
+    """Return the claims on numbers that were made more frequent by the toss of a coin.
+
+    See `NumberScores.coins`.
+    """
     shots, sizes = params.shot_list[-1], larger_half(params.size_list)
     units = f"matched pairs of numbers; one run of each of {len(sizes)} sizes"
     rows = []
