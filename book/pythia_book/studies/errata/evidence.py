@@ -466,11 +466,12 @@ def released_tasks(tables: Tables) -> Values | None:
 
 
 def released_2_8b(tables: Tables) -> Values | None:
-    """Say at how many steps a model and its twin on the deduplicated Pile agree in every score.
+    """Count the steps at which a model and its twin on the deduplicated Pile agree in every score.
 
     Returns:
-        Three texts: zero_shot and five_shot are for the size 2.8B, and others is for all other
-        sizes together. None if there are no scores.
+        Three texts, each with the number of steps, the first and the last: `zero_shot` and
+        `five_shot` for the size 2.8B, and `others` for all other sizes together. None if there are
+        no scores.
     """
     compared = tables["compared"]
     if compared.empty:

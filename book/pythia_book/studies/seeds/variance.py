@@ -225,7 +225,7 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
     bound = 9 + 5 * abs(t)
 
     def below(shift: float) -> float:
-        """Return P(T < t) if the true distance is `shift` times `unit` standard deviations."""
+        """Return P(T < t) for a true distance of `shift * unit` standard deviations."""
         return float(norm.cdf(t * chi - shift).mean())
 
     def p_value(true: float) -> float:
