@@ -139,7 +139,9 @@ def _escaped(path: object) -> str:
 
 
 def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
-    """Return the path that papermill writes to if runs of the study are recorded there, else None.
+    """Return where papermill writes if that is the place of the study's notebook in results/.
+
+    Return None if it is not the place of any study's notebook.
 
     Args:
         written: the output path that papermill was called with.
@@ -147,7 +149,7 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
         base: the folder to which `written` is relative.
 
     Raises:
-        ConfigError: runs of another study, or runs to commit, are stored at this path.
+        ConfigError: it is the place of another study's notebook, or of one in book/recorded/.
     """
     path = os.path.realpath(base / written)
     *_, owner, scale, _ = ("", "", "", *Path(path).parts)

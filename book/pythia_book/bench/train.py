@@ -222,7 +222,7 @@ def implementations_on_cpu(
 
 
 def _init(name: str, p: Tensor, _: torch.Generator) -> None:
-    """Initialise a parameter in place on its own device, which a CPU would do too slowly for 2.8b."""
+    """Initialise a parameter in place, on its own device; on a CPU, 2.8b would take too long."""
     if is_decayed(name):
         p.normal_(0.0, 0.02)
     else:

@@ -513,11 +513,11 @@ class Prediction:
 
     @classmethod
     def of(cls, predicted: np.ndarray, truth: np.ndarray, rows: Rows) -> Prediction:
-        """Return the prediction for the first n rows.
+        """Return the prediction for the texts of the first n of `rows`.
 
         Args:
-            predicted: bool[n], rows that the predictor has memorized.
-            truth: bool[n], rows that the largest model has memorized at the end.
+            predicted: bool[n], whether the predictor has memorized each row.
+            truth: bool[n], whether the largest model has memorized each row at the end.
         """
         n = len(truth)
         _, first, text = np.unique(rows.text[:n], return_index=True, return_inverse=True)

@@ -86,7 +86,7 @@ def curves(result: Result) -> Drawing:
 
 
 def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
-    """Fill the area between the columns low and high of `band`, by step."""
+    """Fill the area between the columns `low` and `high` of a table, over its column `step`."""
     ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
 
 
