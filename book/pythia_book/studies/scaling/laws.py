@@ -80,7 +80,8 @@ class Law:
         The cost is 6 N D FLOP for training plus 2 N FLOP for each token that is generated later.
 
         Args:
-            target: the loss to reach. generated: number of tokens that will be generated.
+            target: the loss to reach.
+            generated: number of tokens that will be generated.
 
         Raises:
             DataError: no size reaches the target.
@@ -311,7 +312,8 @@ def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
     """Return the rows of the table `optimal` of `laws_tables`.
 
     Args:
-        law: the law of N and D. draws: laws fitted to resamples of the held-out rows.
+        law: the law of N and D.
+        draws: laws fitted to resamples of the held-out rows.
         last: the rows of the study's table `losses` that are about the last step.
     """
     rows = []
