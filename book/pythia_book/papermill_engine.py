@@ -318,8 +318,8 @@ def _guard_output(arguments: list[str]) -> None:
     This happens before papermill starts an engine, as a call with `--prepare-only` starts none.
 
     Raises:
-        ConfigError: the output path is the place of a recorded run, but of another notebook's run,
-            or the engine is not `pythia`.
+        ConfigError: the output path is the place of a recorded run, and the call may not write
+            there (see `_place_of_a_run`) or its engine is not `pythia`.
     """
     words, options = parse_arguments(arguments)
     paths = [word for word in words if not word.startswith("-") or word == "-"]

@@ -91,7 +91,7 @@ def first_update() -> Values:
 
     The values give the learning rates of the first and the second update, and the number of tensors
     that are unchanged after each, for a run in which the first update has learning rate 0. Values
-    whose names end in "_with_switch" are for the first update of a run that does not start at 0.
+    whose names end in "_with_switch" are for the first update of a run whose rate starts above 0.
     """
     import torch
 

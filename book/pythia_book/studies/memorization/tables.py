@@ -190,8 +190,7 @@ def share_over_units(part: np.ndarray, whole: np.ndarray, unit: np.ndarray) -> E
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
     The interval is that of `over_units`, computed for the logit of the share, so that it stays
-    between 0 and 1. For a share of 0 or 1, it is the exact binomial interval with units as
-    trials.
+    between 0 and 1. For a share of 0 or 1, it is the exact binomial interval with units as trials.
 
     Args:
         part: bool[n], one entry per row.

@@ -93,8 +93,8 @@ def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
 def spreads(result: Result) -> Drawing:
     """Draw the standard deviation over seeds during training.
 
-    There is one panel per measure, with logarithmic axes. A panel has three lines, for runs in which
-    the order seed varies, the weight seed varies, or both vary.
+    There is one panel per measure, with logarithmic axes. A panel has three lines, for runs in
+    which the order seed varies, the weight seed varies, or both vary.
     """
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)
