@@ -139,7 +139,9 @@ def _escaped(path: object) -> str:
 
 
 def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
-    """Return the path that papermill writes to if runs of the study are recorded there, else None.
+    """Return where papermill writes if that is the place of the study's notebook in results/.
+
+    Return None if it is not the place of any study's notebook.
 
     Args:
         written: the output path that papermill was called with.
@@ -147,7 +149,7 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
         base: the folder to which `written` is relative.
 
     Raises:
-        ConfigError: runs of another study, or runs to commit, are stored at this path.
+        ConfigError: it is the place of another study's notebook, or of one in book/recorded/.
     """
     path = os.path.realpath(base / written)
     *_, owner, scale, _ = ("", "", "", *Path(path).parts)
@@ -316,8 +318,8 @@ def _guard_output(arguments: list[str]) -> None:
     This happens before papermill starts an engine, as a call with `--prepare-only` starts none.
 
     Raises:
-        ConfigError: the call would write another notebook to the place of a recorded run, or would
-            write there with an engine other than `pythia`.
+        ConfigError: the output path is the place of a recorded run, and the call may not write
+            there (see `_place_of_a_run`) or its engine is not `pythia`.
     """
     words, options = parse_arguments(arguments)
     paths = [word for word in words if not word.startswith("-") or word == "-"]

@@ -215,7 +215,7 @@ def copy_mathjax(app: Sphinx) -> None:
 def point_at_sources(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Make the buttons to open or edit a study link to notebooks/ instead of book/studies/."""
+    """Let the buttons that open or edit a study point to notebooks/ instead of book/studies/."""
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []) or [group]:
             if "url" in button:
@@ -290,7 +290,7 @@ class _StudyDirective(SphinxDirective):
 
     @property
     def runs(self) -> list[SelectedRun]:
-        """The complete runs of the study, the run to show first."""
+        """The complete runs of the study; the first of them is the one to show."""
         study = self.arguments[0]
         if study not in _RUNS:
             raise self.error(f"unknown study {study!r}; choose one of {', '.join(_RUNS)}")

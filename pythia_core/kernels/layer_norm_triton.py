@@ -142,7 +142,7 @@ def _write_part(
 
 @triton.jit
 def _write_sums(partial_ptr, d, first, dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr):
-    """Write a program's sums of the four parameter gradients, for one run of lanes."""
+    """Write a program's sums of the four parameter gradients, for LANES lanes from `first` on."""
     lane = first + tl.arange(0, LANES)
     tl.store(partial_ptr + lane, dweight1, mask=lane < d)
     tl.store(partial_ptr + d + lane, dbias1, mask=lane < d)

@@ -49,10 +49,11 @@ class _Linear(torch.autograd.Function):
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, weight_c: Tensor, bias_c: Tensor | None
 ) -> Tensor:
-    """Return x (n, in) @ weight_c (out, in)^T + bias_c (out,).
+    """Return `x @ weight_c.T + bias_c`, (n, out).
 
     Args:
-        weight, bias: the fp32 parameters, which receive the gradients.
+        x: (n, in).
+        weight, bias: the fp32 parameters, (out, in) and (out,), which receive the gradients.
         weight_c, bias_c: copies of the parameters in the dtype of `x`, used in the computation.
             `bias` and `bias_c` are None if the next operation adds the bias.
     """

@@ -46,8 +46,8 @@ def saved_activation_bytes(model: ModelConfig, execution: Execution, precision: 
 def _block_bytes(model: ModelConfig, precision: str) -> int:
     """Return the bytes per token that a block saves for the backward pass, besides its input.
 
-    It saves the outputs of two norms, q, k, v, the attention output, and two values of the MLP's
-    hidden layer.
+    It saves the outputs of two norms, q, k, v, the attention output, and the MLP's hidden layer
+    before and after the activation.
     """
     return _size(precision) * model.d_model * (2 + 3 + 1 + 4 + 4)
 

@@ -226,7 +226,7 @@ def _train_tiny_model(
 def _rows(step: int, seq_len: int) -> np.ndarray:
     """Return four training rows, (4, seq_len + 1), for the update of a step.
 
-    Each row counts up, modulo VOCAB, from a random number by one and occasionally by two.
+    Each row counts up from a random number, by one and occasionally by two, modulo VOCAB.
     """
     random = np.random.default_rng(step)
     strides = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))

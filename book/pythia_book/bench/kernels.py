@@ -317,8 +317,8 @@ def peak_rates(
         seconds: minimum duration of each measurement.
 
     Returns:
-        A dict with the keys copy (GB/s that a copy reads and writes, counted together) and fp32,
-        bf16, ... (TFLOP/s of matrix products in each of the dtypes).
+        A dict. "copy" is the bytes that a copy reads plus those that it writes, in GB/s. "fp32",
+        "bf16", ... are the matrix products in each of the dtypes, in TFLOP/s.
     """
     cuda = device.type == "cuda"
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)

@@ -222,7 +222,7 @@ def implementations_on_cpu(
 
 
 def _init(name: str, p: Tensor, _: torch.Generator) -> None:
-    """Initialise a parameter on its device. For 2.8 billion weights, a CPU would take too long."""
+    """Initialise a parameter in place, on its own device; on a CPU, 2.8b would take too long."""
     if is_decayed(name):
         p.normal_(0.0, 0.02)
     else:
@@ -512,7 +512,11 @@ def _warnings() -> Iterator[list[str]]:
 def _warm_up(
     implementation: Implementation, job: Job, rows: int, batches: list[np.ndarray]
 ) -> _WarmedUp:
-    """Make warm-up updates, which compile and allocate; choose the number of updates per round."""
+    """Make warm-up updates, which compile and allocate.
+
+    Returns:
+        The implementation ready for timing, with its number of updates per round and peak memory.
+    """
     device = job.device
     before = _allocated(device)
     step = implementation.make(job.config(rows), device)

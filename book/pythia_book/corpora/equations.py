@@ -136,6 +136,6 @@ class _WeightedChoice:
         self.sums = list(accumulate(weight.values()))
 
     def __call__(self, share: float) -> int:
-        """Return the number that the fraction `share` chooses."""
+        """Return the number at the fraction `share` of the cumulative weights."""
         index = bisect_right(self.sums, share * self.sums[-1])
         return self.numbers[min(index, len(self.numbers) - 1)]

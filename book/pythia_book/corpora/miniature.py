@@ -102,11 +102,11 @@ def copies_of(text: str, times: int) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """Read the sampled pieces of a corpus before its texts are yielded.
+    """Read all sampled pieces of a corpus, to find out what the rest of it must contain.
 
     Returns:
-        How often each planted text will occur (`plan`), the number of sampled words, and how often
-        each number in equations.FIRST occurs.
+        How often each planted text will occur, as chosen by `plan`; the number of words in the
+        pieces; and how often each number in equations.FIRST occurs in them.
     """
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)

@@ -112,11 +112,11 @@ def reading_table() -> pd.DataFrame:
     """Return the cost of loading and running each released model, one row per size.
 
     Columns:
-    - size, and repository on the hub.
-    - stored, stored_all: the bytes of one checkpoint on the hub, and of all checkpoints.
-    - minutes: the time to download one checkpoint.
-    - memory: the bytes of the model in fp32.
-    - row_seconds, task_seconds: the time of the forward passes on a CPU, for one row of 2,048
+    - `size`, and `repository`: its name on the hub.
+    - `stored`, `stored_all`: the bytes of one checkpoint on the hub, and of all checkpoints.
+    - `minutes`: the time to download one checkpoint.
+    - `memory`: the bytes of the model in fp32.
+    - `row_seconds`, `task_seconds`: the time of the forward passes on a CPU, for one row of 2,048
       tokens and for all tasks.
     """
     import pandas as pd
@@ -232,9 +232,11 @@ def commands_table() -> pd.DataFrame:
 def training_table() -> pd.DataFrame:
     """Return the cost of retraining each size with this library, which does not split models.
 
-    There is one row per size. The column h100_hours is taken from `recipe.estimates`. The column
-    state has the bytes of weights, gradients and optimizer in bf16, without activations. The column
-    fits says whether this state fits on a GPU of 80 GB.
+    There is one row per size. Besides `size` and `parameters`, the columns are
+
+    - `h100_hours`, as in `recipe.estimates`.
+    - `state`: the bytes of weights, gradients and optimizer in bf16, without activations.
+    - `fits`: whether this state fits on a GPU of 80 GB.
     """
     frame = estimates()[["size", "h100_hours"]].copy()
     models = [OFFICIAL_SIZES[name].model() for name in frame["size"]]

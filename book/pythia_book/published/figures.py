@@ -250,7 +250,7 @@ def batch_by_task(result: Result) -> Drawing:
 
 
 def mmlu(result: Result) -> Drawing:
-    """Draw MMLU accuracy over training, zero-shot and five-shot, and after training by size."""
+    """Draw MMLU accuracy, zero-shot and five-shot: over training, and at the end by model size."""
     table = _released(result, "mmlu")
     sizes, last = _sizes(table), table.step.max()
     note = "mean of 57 subjects and both texts; bands and bars: 95 % intervals over subjects"

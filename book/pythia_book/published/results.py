@@ -192,10 +192,10 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find(source: str | Path | None = None) -> Published | None:
-    """Read the released results from `source` or PYTHIA_PUBLISHED_DIR; None if both are empty.
+    """Read the released results; return None if nothing says where they are.
 
     Args:
-        source: a folder or archive; None: the environment variable names it.
+        source: a folder or archive; None: the one that PYTHIA_PUBLISHED_DIR names, if it is set.
 
     Raises:
         DataError: the source cannot be read (see `load`).

@@ -76,7 +76,7 @@ assignment is that of the field `linguistics_term` in github.com/alexwarstadt/bl
 
 
 def released_tables(published: Published) -> dict[str, pd.DataFrame]:
-    """Return the released results that the study `scaling` uses, as the tables in COLUMNS.
+    """Return the released results that the study `scaling` uses: the tables of COLUMNS, by name.
 
     A table is empty if the source lacks its results.
     """

@@ -296,12 +296,14 @@ def _first_suite(
     reader: Reader,
     also: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """Read zero-shot results of the first suite.
+    """Read zero-shot results of the first suite; no rows if `path` is None.
 
     Args:
-        name: the file in a folder of CSV tables.
-        reader: reads a file of the evals tree.
-        also: further columns of this file, by which its rows are selected.
+        path: a folder of CSV tables, or the tree of evals files.
+        columns: the columns of the result.
+        name: the CSV file to read if there are CSV tables.
+        reader: reads one evals file otherwise.
+        also: further columns of the CSV file, by which its zero-shot rows are selected.
     """
     import pandas as pd
 

@@ -63,7 +63,8 @@ def training_maps(published: Published) -> pd.DataFrame:
 def _score_410m(published: Published) -> pd.Series:
     """Return, by step, the score of the standard 410M model computed from released accuracies.
 
-    It is the mean over SCORE_TASKS of zero-shot accuracy, standardised per task over the steps.
+    Zero-shot accuracy on each of SCORE_TASKS is standardised over the steps; the score is the mean
+    over the tasks.
     """
     rows = published.benchmarks
     rows = rows[(rows.model == "410m") & ~rows.deduped & (rows.shots == 0)]

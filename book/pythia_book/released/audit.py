@@ -128,7 +128,7 @@ class Audit:
         return defects
 
     def report(self) -> str:
-        """Return a text with all hashes, the revisions that should be equal, and all defects."""
+        """Return a text with all hashes, all defects, and the revisions that are rightly equal."""
         lines = [f"{self.source}: sha256 of {len(self.sound)} sets of weights"]
         width = max((len(entry.revision) for entry in self.entries), default=0)
         lines += [

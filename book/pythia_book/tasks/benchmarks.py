@@ -83,7 +83,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Questions:
-    """An item with generated answers: its questions, and the accepted answers to each question."""
+    """An item whose answers the model generates: questions, and the accepted answers to each."""
 
     contexts: tuple[str, ...]
     targets: tuple[tuple[str, ...], ...]

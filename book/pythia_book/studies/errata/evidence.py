@@ -57,10 +57,15 @@ class Evidence:
 def lr_floor() -> Values:
     """Compare two schedules of the official learning rate: the training code's and the paper's.
 
-    The names of values call the schedules "neox" (code) and "paper". The values give the mean rate
-    of each schedule; the first step at which the code's rate is at its floor, a tenth of the peak;
-    whether the code's rate stays there ("all" or "not all" later steps); and the paper's rate at
-    that first step. Rates are in percent of the peak.
+    Returns:
+        Numbers by name. The schedules are called "neox" (code) and "paper".
+
+        - `n_updates`: the number of updates of a run.
+        - `floor_step`, `floor_percent`: the first step at which the code's rate is at its floor, a
+          tenth of the peak; the same in percent of the run.
+        - `at_floor`: "all" if the rate stays there at all later steps, else "not all".
+        - `floor_paper_percent`: the paper's rate at `floor_step`, in percent of the peak.
+        - `mean_lr_neox_percent`, `mean_lr_paper_percent`: mean rates, in percent of the peak.
     """
     rates = {
         form: [
@@ -86,7 +91,7 @@ def first_update() -> Values:
 
     The values give the learning rates of the first and the second update, and the number of tensors
     that are unchanged after each, for a run in which the first update has learning rate 0. Values
-    that end in _with_switch are for the first update of a run that does not start at rate 0.
+    whose names end in "_with_switch" are for the first update of a run whose rate starts above 0.
     """
     import torch
 
@@ -164,11 +169,13 @@ def _key(size: str) -> str:
 def initialisation() -> Values:
     """Compare the rule for the initial weights of 6.9B and 12B with the rule for smaller sizes.
 
-    The values std_SIZE and std_SIZE_output are the standard deviations of the weights in an MLP's
-    first and second matrix by the rule for 6.9B and 12B. The values std_SIZE_small and
-    std_SIZE_wang are the same by the rule for smaller sizes. For 6.9B, init_times (first matrix)
-    and init_output_times (second matrix) are the deviation by the first rule divided by the
-    deviation by the second.
+    Returns:
+        Standard deviations of the weights in an MLP's first and second matrix, for both sizes.
+
+        - `std_SIZE`, `std_SIZE_output`: first and second matrix, by the rule for 6.9B and 12B.
+        - `std_SIZE_small`, `std_SIZE_wang`: the same by the rule for smaller sizes.
+        - `init_times`, `init_output_times`: for 6.9B, how many times as large the first and second
+          matrix's deviations are by its own rule as by the rule for smaller sizes.
     """
     from pythia_core.model import init_deviations
 
@@ -467,11 +474,12 @@ def released_tasks(tables: Tables) -> Values | None:
 
 
 def released_2_8b(tables: Tables) -> Values | None:
-    """Say at how many steps a model and its twin on the deduplicated Pile agree in every score.
+    """Count the steps at which a model and its twin on the deduplicated Pile agree in every score.
 
     Returns:
-        Three texts: zero_shot and five_shot are for the size 2.8B, and others is for all other
-        sizes together. None if there are no scores.
+        Three texts, each with the number of steps, the first and the last: `zero_shot` and
+        `five_shot` for the size 2.8B, and `others` for all other sizes together. None if there are
+        no scores.
     """
     compared = tables["compared"]
     if compared.empty:

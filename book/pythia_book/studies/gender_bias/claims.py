@@ -293,7 +293,7 @@ class _Ours:
         """Return the premises by name: what the claims take for granted about our runs, with tests.
 
         Args:
-            feminine: the stereotype of each occupation, as in the function `claims`.
+            feminine: the stereotype of each occupation: 1 is feminine, 0 masculine, -1 unknown.
         """
         raises, direction = ("raises", rises), ("lowers", falls)
         word, moves = raises if self.params.swap == PAPER_SWAP else direction
@@ -359,7 +359,7 @@ class _Ours:
         than two occupations.
 
         Args:
-            feminine: the stereotype of each occupation, as in the function `claims`.
+            feminine: the stereotype of each occupation: 1 is feminine, 0 masculine, -1 unknown.
         """
         shares = [self.final[size, "control"]["feminine_share"].values for size in self.sizes]
         share = np.clip(np.stack(shares), 1e-6, 1 - 1e-6)

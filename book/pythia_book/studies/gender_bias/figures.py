@@ -389,7 +389,10 @@ def crows_biases(result: Result) -> Drawing:
 
 
 def coupling(result: Result) -> Drawing:
-    """Draw the correlations of forks, released and ours, with their controls: a panel per score."""
+    """Draw how the scores of forks correlate with those of their controls, released and ours.
+
+    There is one panel per score.
+    """
     table = result.tables["coupling"]
     lines = list(dict.fromkeys(zip(*(table[c] for c in _LINE), strict=True)))
     notes = (

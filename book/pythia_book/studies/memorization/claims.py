@@ -162,13 +162,13 @@ def _order_test(
     """Test that memorized rows show practically no trend over training, or practically no clusters.
 
     The test is about the largest model on one text. It uses the rows with a continuation that this
-    model read only once. If there are several window sizes, the test uses the size at which the
-    interval reaches furthest from no effect.
+    model read only once. Of several window sizes, the least favourable counts: the one whose
+    interval reaches furthest from "no effect".
 
     Args:
         tests: the table `tests` of `tables.order`.
         arm: "standard" or "deduplicated".
-        windows: numbers of rows per window; only 0 for "trend".
+        windows: the window sizes, in rows; for "trend", which has no windows, only 0.
         test: the name of the test, "trend" or "dispersion".
         margin: effects up to this, in `unit`, count as none.
     """

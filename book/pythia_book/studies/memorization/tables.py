@@ -190,7 +190,7 @@ def share_over_units(part: np.ndarray, whole: np.ndarray, unit: np.ndarray) -> E
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
     The interval is that of `over_units`, computed for the logit of the share, so that it stays
-    between 0 and 1. For shares of 0 and 1 it is the exact binomial bound over units.
+    between 0 and 1. For a share of 0 or 1, it is the exact binomial interval with units as trials.
 
     Args:
         part: bool[n], one entry per row.
@@ -220,7 +220,8 @@ def _share(logit: float) -> float:
 def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
-    The interval resamples units; for shares of 0 and 1 it is the exact binomial bound over units.
+    The interval resamples units. For a share of 0 or 1, it is the exact binomial interval with
+    units as trials.
 
     Args:
         part: bool[n], one entry per row.
@@ -245,8 +246,8 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
 def repetition_slope(memorized: np.ndarray, rows: Rows) -> Estimate:
     """Estimate how much the share of memorized rows rises when rows are read twice as often.
 
-    The result, a fraction of 1, is the slope of the least-squares line of `memorized` over
-    log2(times). It is NaN if all rows were read equally often. The interval is over units.
+    The rise, a fraction and not a percentage, is the slope of the least-squares line of `memorized`
+    over log2(times). It is NaN if all rows were read equally often. The interval is over units.
 
     Args:
         memorized: bool[n].
@@ -513,11 +514,11 @@ class Prediction:
 
     @classmethod
     def of(cls, predicted: np.ndarray, truth: np.ndarray, rows: Rows) -> Prediction:
-        """Return the prediction for the first n rows.
+        """Return the prediction for the texts of the first n of `rows`.
 
         Args:
-            predicted: bool[n], rows that the predictor has memorized.
-            truth: bool[n], rows that the largest model has memorized at the end.
+            predicted: bool[n], whether the predictor has memorized each row.
+            truth: bool[n], whether the largest model has memorized each row at the end.
         """
         n = len(truth)
         _, first, text = np.unique(rows.text[:n], return_index=True, return_inverse=True)

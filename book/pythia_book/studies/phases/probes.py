@@ -207,7 +207,7 @@ def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
     Returns:
         copies: float64[3, sequences], the loss in nats per token when a sequence is read the first
             time, the second time, and after the same tokens in another order.
-        prefix: float64[layers, heads, sequences], prefix matching.
+        prefix: float64[layers, heads, sequences], see `prefix_matching`.
     """
     with hooks.record_attention(model) as patterns:
         twice = half_losses(model, probe.copies)

@@ -35,7 +35,7 @@ MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Find or train the models, or find released ones; measure their checkpoints, and analyse."""
+    """Get the models, trained here or released, measure their checkpoints, and analyse them."""
     return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
 
 

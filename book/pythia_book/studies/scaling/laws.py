@@ -80,7 +80,8 @@ class Law:
         The cost is 6 N D FLOP for training plus 2 N FLOP for each token that is generated later.
 
         Args:
-            target: the loss to reach. generated: number of tokens that will be generated.
+            target: the loss to reach.
+            generated: number of tokens that will be generated.
 
         Raises:
             DataError: no size reaches the target.
@@ -104,14 +105,13 @@ class Law:
         return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
     def break_even_inference_tokens(self, n: float, d: float) -> float:
-        """Return how many tokens a model must generate to be the cheapest way to its loss.
+        """Return for how many generated tokens a model is the cheapest of those with its loss.
 
-        The model has `n` parameters and is trained on `d` tokens. It is compared with all sizes and
-        numbers of training tokens that give the same loss. The cost in FLOP is 6 N D for training
-        plus 2 N D_inf for generating D_inf tokens. It is lowest at D_inf = 3 D (r - 1), where r is
-        the decrease of the loss per unit of ln N divided by the decrease per unit of ln D. The
-        result is negative if a smaller model with more training tokens costs less even when no
-        tokens are generated.
+        The model has `n` parameters and is trained on `d` tokens. Other models reach the same loss
+        with other N and D. The cost is 6 N D FLOP for training, plus 2 N FLOP per generated token.
+        The result is 3 d (r - 1), where r is the decrease of the loss per unit of ln N divided by
+        the decrease per unit of ln D. It is negative if a smaller model with more training tokens
+        costs less even when no tokens are generated.
         """
         return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 
@@ -312,8 +312,9 @@ def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
     """Return the rows of the table `optimal` of `laws_tables`.
 
     Args:
-        law: the law of N and D. draws: laws fitted to resamples of the held-out rows.
-        last: the rows of the study's table `losses` for the last step.
+        law: the law of N and D.
+        draws: laws fitted to resamples of the held-out rows.
+        last: the rows of the study's table `losses` that are about the last step.
     """
     rows = []
     for flops in np.geomspace(last.flops.min(), last.flops.max(), 7):

@@ -205,7 +205,7 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
 
 
 def parameters(sizes: Iterable[str]) -> list[int]:
-    """Return the number of parameters of each size, without embeddings as the paper recommends."""
+    """Return the number of parameters of each size, not counting the embeddings."""
     return [size_named(size).model(vocab_size=1024).n_params_non_embedding for size in sizes]
 
 

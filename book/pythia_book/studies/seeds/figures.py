@@ -86,15 +86,15 @@ def curves(result: Result) -> Drawing:
 
 
 def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
-    """Fill the area between the columns low and high of `band`, by step."""
+    """Fill the area between the columns `low` and `high` of a table, over its column `step`."""
     ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
 
 
 def spreads(result: Result) -> Drawing:
     """Draw the standard deviation over seeds during training.
 
-    There is one panel per measure, with logarithmic axes. A panel has one line if the order seed
-    varies, one if the weight seed varies, and one if both vary.
+    There is one panel per measure, with logarithmic axes. A panel has three lines, for runs in
+    which the order seed varies, the weight seed varies, or both vary.
     """
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)

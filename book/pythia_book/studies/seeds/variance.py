@@ -46,9 +46,12 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
 
 
 def one_more(values: np.ndarray) -> Estimate:
-    """Return the mean of values float[seeds], with the prediction interval of one more run.
+    """Return the mean over seeds, with the interval in which a run of one more seed is expected.
 
-    The other run has another seed. Its interval is wider than that of the mean by sqrt(n + 1).
+    For n seeds, it is sqrt(n + 1) times as wide as the interval of the mean.
+
+    Args:
+        values: float[seeds].
     """
     e = mean_over(values)
     half = (e.high - e.value) * math.sqrt(e.n_seeds + 1)
@@ -225,7 +228,7 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
     bound = 9 + 5 * abs(t)
 
     def below(shift: float) -> float:
-        """Return P(T < t) if the true distance is `shift` times `unit` standard deviations."""
+        """Return P(T < t) for a true distance of `shift * unit` standard deviations."""
         return float(norm.cdf(t * chi - shift).mean())
 
     def p_value(true: float) -> float:

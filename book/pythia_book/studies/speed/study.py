@@ -140,8 +140,8 @@ TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
 def steps_table(rows: list[Row]) -> pd.DataFrame:
     """Return a table with a row for each implementation of a training step that was timed.
 
-    The columns are STEPS and TIMES (see `_compared`). matmul_share is the speed of the step as a
-    fraction of the speed of matrix products in the same measurement.
+    The columns are STEPS and TIMES (see `_compared`). The column `matmul_share` is the speed of the
+    step as a fraction of the speed of matrix products in the same measurement.
 
     Args:
         rows: a row that describes the machine, then the measurements.

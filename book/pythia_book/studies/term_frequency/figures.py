@@ -120,7 +120,7 @@ def experiment(result: Result) -> Drawing:
 
 
 def definitions(result: Result) -> Drawing:
-    """Draw how often models pick the defined word out of four, by how often they read the word.
+    """Draw how often models pick the defined word out of four, by how often they have read it.
 
     One panel is for definitions that are in the training text, the other for definitions that are
     not.
@@ -151,8 +151,8 @@ def definitions(result: Result) -> Drawing:
 def measures(result: Result) -> Drawing:
     """Draw three measures of the same zero-shot sums over training.
 
-    They are the share of answers that are written right, the share of answers that are picked
-    right out of four, and the log-probability of the right answer.
+    They are how often models write the right answer, how often they pick it out of four, and the
+    log-probability that they give it.
     """
     accuracy = style.rows_where(result.tables["accuracy"], shots=0)
     accuracy = accuracy.assign(percent=100 * accuracy.step / accuracy.step.max())

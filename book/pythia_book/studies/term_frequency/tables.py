@@ -156,10 +156,9 @@ class NumberScores:
     ) -> Estimate | None:
         """Return how much larger the gap of one checkpoint is than the gap of another.
 
-        The gap (see `gap`) is the score on the tenth of first operands that is most frequent minus
-        the score on the tenth that is rarest. Here, the same tenths are used for both gaps, namely
-        those at the later step, and scores are paired by operand. The result is None if a
-        checkpoint was not measured.
+        The gap (see `gap`) is the score on the most frequent tenth of first operands minus the
+        score on the rarest tenth. Both gaps use the tenths at the later step, and scores are paired
+        by operand. The result is None if a checkpoint was not measured.
 
         Args:
             cells: (size, step) of the checkpoint with the gap to subtract, then of the other one.
