@@ -476,7 +476,8 @@ class _Released:
     def premises(self) -> list[Claim]:
         """Return the premises about the released models, each as a claim with its test.
 
-        A premise is what the paper's claims imply for released numbers that the paper does not use.
+        A premise follows from the paper's claims, but is about released numbers that the paper does
+        not use.
         """
         tests = {
             f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '
