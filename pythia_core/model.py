@@ -356,7 +356,7 @@ class GPTNeoX(nn.Module):
 
 
 def _residual_add(x: Tensor, branches: Branches) -> Tensor:
-    """Return `x` plus a block's branches, if there are any, in fp32, as `layer_norm_pair` does."""
+    """Return `x` plus the sum of a block's two branches, in fp32; without branches, return `x`."""
     return x + (branches[0].float() + branches[1]) if branches else x
 
 

@@ -194,9 +194,10 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Return the peak memory of this process or its largest child, plus that of all workers, in MB.
+    """Return the peak memory of this run in MB; None on Windows.
 
-    Of the process and its child, the one with the higher peak counts. Return None on Windows.
+    It is the larger of two peaks, this process's and its largest child's, plus the sum of the
+    peaks of all workers.
     """
     try:
         import resource

@@ -141,9 +141,8 @@ def deduplicate(
     Two documents are linked if their texts are equal (with `recipe.exact`) or if they are a
     candidate pair, i.e. their MinHash signatures have an equal band. With `recipe.verify`,
     candidates are only linked if they are similar enough. A cluster is a connected component of
-    links. Verification compares all pairs in a connected component of candidate pairs, except those
-    already in one cluster. So a large component of dissimilar documents, e.g. filled-in forms,
-    takes quadratic time.
+    links. Verification takes quadratic time if many dissimilar documents, e.g. filled-in forms, are
+    connected by candidate pairs, because it compares all pairs of connected documents.
 
     The code that EleutherAI most likely used looks up documents one by one and removes each hit
     from the index, which keeps the last document. With one band, as in `eleutherai-0.87`, the

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
-    """Map each field of the first processor in /proc/cpuinfo to its value; {} if it is missing."""
+    """Map each field of the first processor in /proc/cpuinfo to its value; {} without this file."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
     except OSError:

@@ -338,7 +338,7 @@ def precision_name(dtype: torch.dtype) -> str:
 
 
 def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
-    """Return the row that describes the machine: its device, its versions, and its `peak_rates`."""
+    """Return the row that describes the machine: device, software versions and `peaks`."""
     rates = {name: value for name, value in peaks.items() if name != "copy"}
     return {
         **device_info(),

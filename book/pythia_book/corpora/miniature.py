@@ -47,7 +47,7 @@ EQUATIONS = "equations"
 
 @dataclass(frozen=True)
 class Proportions:
-    """The composition of a corpus: how much of it is sampled, copied and made of sums."""
+    """The composition of a corpus: how many sampled pieces, planted copies and sums it has."""
 
     share: float
     """Share of the pieces of the pocket Pile that are sampled."""

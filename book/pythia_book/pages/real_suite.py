@@ -186,9 +186,9 @@ def forks_table() -> pd.DataFrame:
 def commands_table() -> pd.DataFrame:
     """Return the cost of some example commands, one row per command.
 
-    The columns are command, fetched (bytes), memory (bytes), seconds and machine. The column
-    machine names the device that the seconds are for. If it is empty, they are the seconds of the
-    download.
+    The columns are `command`, `fetched` (bytes), `memory` (bytes), `seconds` and `machine`. If
+    `machine` names a device, `seconds` is the time on this device; if it is empty, `seconds` is the
+    time of the download.
     """
     import pandas as pd
 

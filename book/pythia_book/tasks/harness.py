@@ -138,10 +138,10 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
     _yaml_loader._load_unguarded = load
 
     def guarded(name: str, base: Path) -> Any:
-        """Import the function `name` for a definition in `base`, if `base` is in an allowed folder.
+        """Import the function `name` for a task definition in the folder `base`.
 
         Raises:
-            DataError: the definition is not in an allowed folder.
+            DataError: `base` is not in an allowed folder.
         """
         if not any(Path(base).resolve().is_relative_to(folder) for folder in folders):
             raise DataError(

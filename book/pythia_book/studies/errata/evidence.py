@@ -89,9 +89,9 @@ def lr_floor() -> Values:
 def first_update() -> Values:
     """Count the tensors of a tiny model that keep their initial values in the first two updates.
 
-    The values give the learning rates of the first and the second update, and the number of tensors
-    that are unchanged after each, for a run in which the first update has learning rate 0. Values
-    whose names end in "_with_switch" are for the first update of a run whose rate starts above 0.
+    The result has the number of tensors and, for each of the two updates, its learning rate and the
+    number of tensors that are still unchanged after it. The learning rate of the first update is 0.
+    The keys that end in `_with_switch` are for another run, whose first update has a positive rate.
     """
     import torch
 
@@ -211,9 +211,9 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
 def gelu() -> Values:
     """Measure how the two forms of GELU (tanh and erf) differ.
 
-    The values give the largest absolute difference on a fine grid, the absolute input at which it
-    occurs, and the percentage of fp16 inputs for which the fp16 results differ. These inputs have
-    absolute values from 1/16 to 8.
+    The result has the largest absolute difference on a fine grid of x (`gelu_gap`), the |x| at
+    which it occurs (`gelu_where`), and the percentage of the fp16 values of x with 1/16 <= |x| <= 8
+    for which the results, rounded to fp16, differ (`gelu_half_percent`).
     """
     import torch
 
@@ -234,9 +234,12 @@ def gelu() -> Values:
 def vocabulary() -> Values:
     """Compute the padded vocabulary sizes, and compare them with the released embeddings.
 
-    The values vocab_entries, vocab_spaces and vocab_usable count tokens of the tokenizer.
-    vocab_padded_R is the padded size for R = 1, 2 or 4 tensor-parallel ranks. vocab_agree is "are"
-    if these padded sizes are the released ones, else "ARE NOT".
+    The result has the keys:
+
+    - `vocab_usable`: the number of the tokenizer's tokens, `vocab_entries` in its vocabulary plus
+      `vocab_spaces` added ones (runs of spaces).
+    - `vocab_padded_R`: the padded size for R = 1, 2 or 4 tensor-parallel ranks.
+    - `vocab_agree`: "are" if these padded sizes are the released ones, else "ARE NOT".
     """
     entries, spaces = 50_254, 23
     usable = entries + spaces

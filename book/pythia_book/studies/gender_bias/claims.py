@@ -246,7 +246,7 @@ LACKING = {
 
 
 class _Ours:
-    """The scores of our runs and the effects on them, float[seeds, sizes], and tests of them."""
+    """The scores of our runs and the effects of swaps on the scores, with tests of both."""
 
     def __init__(self, params: Params, final: Final) -> None:
         self.params, self.final, self.sizes = params, final, params.size_list
@@ -478,7 +478,8 @@ class _Released:
     def premises(self) -> list[Claim]:
         """Return the premises about the released models, each as a claim with its test.
 
-        A premise is what the paper's claims imply for released numbers that the paper does not use.
+        A premise follows from the paper's claims, but is about released numbers that the paper does
+        not use.
         """
         tests = {
             f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '
@@ -520,9 +521,9 @@ class _Released:
         return self._test(numbers.at_end(leads, "swap_7"), falls, "1,584 sentences", note=EXACT)
 
     def _turned(self) -> Test:
-        """Test that the swapped 6.9B model does worse on stereotypical than on other sentences.
+        """Test that the swapped 6.9B model does worse on stereotypical WinoBias sentences.
 
-        They are the two versions of the WinoBias sentences, see `released_numbers.leads`.
+        They are compared with the anti-stereotypical sentences, see `released_numbers.leads`.
         """
         leads = self._leads("v1", (numbers.COMPARABLE,))
         if leads is None:

@@ -445,10 +445,12 @@ def _share(
         ours: the prediction; None if the predictor was not measured.
         measure: "precision" or "recall".
         test: `rises` to test that it is above the bound, `falls` to test that it is below.
-        bound: in percent; the source of the claim calls this precision high, or this recall low.
-        first: the rows that are predicted, in words.
-        nothing: the reason that the test states if no text is predicted (or none is memorized).
-        design: why the test could not fail; "" if it could.
+        bound: in percent: a precision that the source of the claim calls high, or a recall that it
+            calls low.
+        first: a phrase for the rows that the prediction is about, e.g. "the first 5,000 rows".
+        nothing: the reason for "untestable" if the precision has no predicted texts to count, or
+            the recall no memorized ones.
+        design: why the result is certain by design, so that there is no test; "" otherwise.
     """
     if ours is None:
         return test(None, "%", "", bound)

@@ -24,7 +24,11 @@ FEW = "too few memorized rows"
 
 
 def shares(result: Result) -> Drawing:
-    """Draw the share of rows memorized: at the end by size on both texts, and over training."""
+    """Draw the share of rows memorized.
+
+    The left panel has the end of training, by size and text; the right panel has the course of
+    training on the standard text.
+    """
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
@@ -64,7 +68,7 @@ def exposures(result: Result) -> Drawing:
 def order(result: Result) -> Drawing:
     """Draw the paper's Q-Q plot with a 95 % band, and the share of rows memorized over training.
 
-    Each is shown twice: for all rows, and for rows with a continuation that was read only once.
+    Each is shown for all rows, and for the rows whose continuation was read only once in training.
     """
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window

@@ -68,12 +68,12 @@ class Params(StudyParams):
 
     @property
     def early_steps(self) -> list[int]:
-        """The steps of the checkpoints EARLY."""
+        """The steps of the checkpoints whose indices EARLY lists."""
         return [scale_named(self.scale).fork_step(i) for i in EARLY]
 
     @property
     def early_percent(self) -> list[int]:
-        """The places of the checkpoints EARLY in percent of training, rounded."""
+        """How far training is at each of `early_steps`, in percent, rounded."""
         return [round(100 * i / N_LINEAR) for i in EARLY]
 
     @property

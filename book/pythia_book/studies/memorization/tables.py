@@ -267,7 +267,7 @@ def repetition_slope(memorized: np.ndarray, rows: Rows) -> Estimate:
 def shares(extracted: Extracted) -> Lines:
     """Return the table `shares`: the share of the rows read that each checkpoint has memorized.
 
-    Shares are fractions of 1, and the column percent is the progress of training.
+    Shares are fractions of 1. The column `percent` is the progress of training.
     """
     params, lines = extracted.params, []
     for size in params.size_list:

@@ -62,7 +62,7 @@ class Curves:
         return cls(steps.tolist(), lens, values)
 
     def at(self, step: int, measure: str) -> np.ndarray | None:
-        """Return one of MEASURES at a step, float[n]; None if that checkpoint was not measured."""
+        """Return one of MEASURES at a step, a value per row or sequence; None if not measured."""
         return self.values[measure][self.steps.index(step)] if step in self.steps else None
 
 

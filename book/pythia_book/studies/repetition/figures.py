@@ -34,8 +34,9 @@ def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
 def cost_and_worth(result: Result) -> Drawing:
     """Draw what repeated data cost and what they are worth, by number of epochs.
 
-    The first panel has the held-out loss, in percent above the loss with fresh data. The second has
-    the worth in percent of as much fresh data, as measured and as predicted by the law.
+    The first panel shows by how many percent the held-out loss exceeds the loss with fresh data.
+    The second shows how many fresh tokens would give the same loss, in percent of the tokens read,
+    as measured and as predicted by the law.
     """
     params = result.params
     excess, worth = _last(result, "effects"), result.tables["worth"]

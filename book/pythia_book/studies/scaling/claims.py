@@ -115,8 +115,8 @@ RIVALS = {"power": "a power law without a floor", "line": "a straight line in lo
 def _prediction(prediction: pd.DataFrame) -> Test:
     """Test whether a power law with a floor predicts losses better than the best simpler rule.
 
-    The best simpler rule is the one with the smallest mean error in `prediction`. It is chosen by
-    the same errors that the test compares, which counts against the law.
+    The best simpler rule is the one with the smallest mean error in `prediction`. The test compares
+    these same errors, so the choice favours the simpler rule.
 
     Args:
         prediction: the table `prediction` of `laws.laws_tables`.

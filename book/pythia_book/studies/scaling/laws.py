@@ -51,7 +51,7 @@ class Law:
     beta: float = 1.0
 
     def loss(self, n: np.ndarray | float, d: np.ndarray | float = 1.0) -> np.ndarray:
-        """Return the loss, in nats per token, of `n` parameters trained on `d` tokens."""
+        """Return the loss of a model of `n` parameters after `d` tokens, in nats per token."""
         n, d = np.asarray(n, np.float64), np.asarray(d, np.float64)
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 

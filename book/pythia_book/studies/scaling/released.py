@@ -314,16 +314,14 @@ def _batches(batch: pd.DataFrame) -> Estimates:
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
-    """Compare how accuracy changes late in training with full batches and with small batches.
+    """Return the late change of accuracy with full batches minus that with small ones, in points.
 
-    Return the change with full batches minus the change with small batches, in points, averaged
-    over the models in NARROW. A change is from three checkpoints around the middle of training to
-    the last three. The interval covers the choice of items; it assumes that this choice causes the
-    same error at three neighbouring checkpoints. The result is None if one of the middle
-    checkpoints is missing.
+    The late change is the mean over the last three checkpoints minus the mean over three
+    checkpoints around the middle of training. The result is a mean over the models in NARROW, or
+    None if one of the middle checkpoints is missing. The interval covers only the choice of items.
 
     Args:
-        batch: the table of `batch_table`.
+        batch: the table of `batch_table`, whose values are full batches minus small ones.
     """
     values, variance = [], 0.0
     middle = [step * TOKENS_PER_STEP for step in MIDDLE_STEPS]
@@ -610,8 +608,12 @@ def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "me
 def values(found: Estimates, released: Tables) -> dict[str, Any]:
     """Return the numbers from released results that the page quotes in its text.
 
-    They are the estimates, and some facts about guessing: on LogiQA and WSC at the end of training,
-    and on MMLU before training.
+    Besides the estimates, as `released_NAME`, these are:
+
+    - `logiqa_METRIC_above`, `logiqa_METRIC_above_holm`: the number of models that are better than
+      guessing on LogiQA, see `_above_guessing`; METRIC is "acc" or "acc_norm".
+    - `wsc_constant`: the number of models whose score on WSC is that of a constant answer.
+    - `mmlu_untrained`: the mean zero-shot accuracy on MMLU of the untrained models, in percent.
 
     Args:
         found: the result of `estimates`.

@@ -292,13 +292,13 @@ def _head_widths(params: Params) -> str:
 
 
 def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
-    """Return at what percentage of checkpoints two runs are in the same state.
+    """Return the percentage of checkpoints at which two runs are in the same state of the map.
 
-    This is a mean over all pairs of the eight stable runs. Only the checkpoints from step
-    MAPPED_FROM on count. Return None if there are no training maps.
+    It is a mean over all pairs of the eight stable runs. Only the checkpoints from step MAPPED_FROM
+    on count. Return None if there are no training maps.
 
     Args:
-        maps: the table `training_maps`.
+        maps: the table `training_maps`; its column `state` has the state of each checkpoint.
     """
     if maps is None or maps.empty:
         return None

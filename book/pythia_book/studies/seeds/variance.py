@@ -171,12 +171,12 @@ def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
 
 
 def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
-    """Return the square root of a ratio of two mean squares, with its F interval.
+    """Return the square root of `ratio`, a ratio of two mean squares, with its F interval.
 
     Args:
-        df: the degrees of freedom of the upper mean square.
-        df_below: the degrees of freedom of the lower mean square.
-        n: the number of runs, for the estimate.
+        df: the degrees of freedom of the numerator.
+        df_below: the degrees of freedom of the denominator.
+        n: the number of runs, to store in the estimate.
     """
     from scipy.stats import f
 

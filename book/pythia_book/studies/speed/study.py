@@ -165,8 +165,9 @@ def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> p
     """Return measurements as a table with the given columns and TIMES.
 
     `ratio` is the time of an implementation divided by the time of our fastest implementation with
-    the same values in the columns `keys`. `low` and `high` are the least and the largest ratio that
-    the ranges of the repeats allow. The row of our fastest implementation has no ratio.
+    the same values in the columns `keys`. `low` is the former's `ms_low` divided by the latter's
+    `ms_high`, and `high` is its `ms_high` divided by the latter's `ms_low`. The row of our fastest
+    implementation has no ratio.
     """
     import pandas as pd
 
@@ -363,9 +364,13 @@ TOKENS = 32_768
 def attention_table(rows: list[Row]) -> pd.DataFrame:
     """Compare attention libraries on a GPU, with a row for each head dim of the official sizes.
 
-    Columns: head_dim; taken (the library in use) and taken_tflops; forward and backward (the
-    TFLOP/s that the predictions assume); fastest and fastest_tflops (the fastest library);
-    repeatable and repeatable_tflops (the fastest library that gives the same bits every time).
+    The columns are `head_dim` and:
+
+    - `taken`, `taken_tflops`: the library in use and its TFLOP/s.
+    - `forward`, `backward`: the TFLOP/s that the cost model assumes.
+    - `fastest`, `fastest_tflops`: the fastest library.
+    - `repeatable`, `repeatable_tflops`: the fastest library that gives the same bits every time.
+
     Values that were not measured are missing.
 
     Args:

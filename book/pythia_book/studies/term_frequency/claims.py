@@ -137,7 +137,7 @@ def released_change(
 
 
 def _larger_improve_more(operands: pd.DataFrame) -> Test:
-    """Test whether the models in LARGE improve more than the smaller ones. A unit is a model."""
+    """Test whether the models in LARGE improve more at sums than the models in BELOW_2_8B."""
     changes = {
         model: change.mean()
         for model in (*BELOW_2_8B, *LARGE)

@@ -96,10 +96,11 @@ def over_training(result: Result) -> Drawing:
 
 
 def experiment(result: Result) -> Drawing:
-    """Draw how much better models add with numbers that a coin made more frequent in planted sums.
+    """Draw how scores on sums with a number change if more sums with this number are planted.
 
-    The coin chose one number of each pair of similar frequency. The effect is the score on chosen
-    numbers minus the score on the others. It is also drawn for a placebo coin that changed nothing.
+    A coin chose, in each pair of numbers of similar frequency, the one to plant more often. The
+    effect is the score on the chosen numbers minus the score on the others. It is also drawn for a
+    placebo coin that changed nothing.
     """
     shots, sizes = result.params.shot_list[-1], result.params.size_list
     table = style.rows_where(result.tables["experiment"], shots=shots)
