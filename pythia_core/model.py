@@ -50,8 +50,8 @@ class Cache(Protocol):
 class Linear(nn.Module):
     """A linear map with bias that computes with copies of its parameters in the compute dtype.
 
-    The copies are `weight_c` and `bias_c`. In fp32 they are the parameters themselves; an optimizer
-    in half precision sets them (pythia_core.training.optimizer.FlatParameters).
+    The copies are `weight_c` and `bias_c`. In fp32 they are the parameters themselves. In half
+    precision, the optimizer sets them (pythia_core.training.optimizer.FlatParameters).
     """
 
     def __init__(self, d_in: int, d_out: int, ops: Ops) -> None:

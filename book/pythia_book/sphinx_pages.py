@@ -56,9 +56,9 @@ _RUNS: dict[str, list[SelectedRun]] = {}
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Tell Sphinx to use the copied MathJax, and the table of contents at the top of the checkout.
+    """Tell Sphinx to use the copied MathJax, and the `_toc.yml` in the root of the checkout.
 
-    jupyter-book itself reads the stub of a table of contents in book/.
+    jupyter-book itself reads the `_toc.yml` in book/, which is only a stub.
     """
     config.external_toc_path = str(ROOT / "_toc.yml")
     config.mathjax_path = "mathjax/tex-chtml.js"

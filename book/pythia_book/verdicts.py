@@ -202,12 +202,11 @@ def holm(p_values: dict[Any, float]) -> dict[Any, float]:
 
 
 def p_value(test: Test) -> float:
-    """Return the two-sided p-value of the conclusion that the estimate suggests.
+    """Return the two-sided p-value of the test: 0.05 if the 95 % interval ends at the bound.
 
-    If an end of the 95 % interval is equal to the bound, the p-value is 0.05. For the form
-    "within", there are two cases. If the estimate is inside the margin, the conclusion is that the
-    effect is inside, and it is tested against both ends of the margin. If the estimate is outside,
-    the conclusion is that the effect is outside, and it is tested against the nearer end.
+    For the form "within", an estimate inside the margin suggests that the effect is inside, which
+    is tested against both ends of the margin. An estimate outside suggests that the effect is
+    outside, which is tested against the nearer end.
     """
     e = test.estimate
     assert e is not None

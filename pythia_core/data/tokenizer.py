@@ -155,7 +155,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Map each character with which GPT-2's byte-level BPE writes its tokens to a byte."""
+    """Map each character in the tokens of GPT-2's byte-level BPE to the byte it stands for."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {

@@ -198,12 +198,13 @@ def _hf_parts(corpus: str) -> list[str]:
 
 
 def _hf_dataset(corpus: str) -> Any:
-    """Load the Hugging Face dataset that an "hf:" name describes; ignore the name's subset.
+    """Load the Hugging Face dataset that an "hf:" name describes, with all of its subsets.
 
     Raises:
         MissingDependencyError: the package `datasets` is not installed.
         FetchError: the dataset cannot be loaded.
-        DataError: the dataset has no column "text", or no column "meta" to select a subset by.
+        DataError: the dataset has no column "text", or `corpus` names a subset and the dataset has
+            no column "meta".
     """
     name, config, split, subset = _hf_parts(corpus)
     try:

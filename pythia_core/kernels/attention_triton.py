@@ -32,7 +32,7 @@ from pythia_core.kernels.attention_tiles import Tile, constants, tiles
 def head_of(index, heads, stride_batch, stride_head):
     """Split an index over batch * heads.
 
-    Returns the batch, the head, and the offset of the first row of that head in elements.
+    Returns the batch, the head, and the offset (in elements) at which the head's first row starts.
     """
     batch, head = (index // heads).to(tl.int64), index % heads
     return batch, head, batch * stride_batch + head * stride_head
@@ -55,7 +55,7 @@ def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.con
 def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl.constexpr):
     """Store `x` in LANES lanes of the rows at `offsets`, from the lane `lane_start` on.
 
-    Lanes outside the head, and rows for which `inside` is false, are not written.
+    Lanes from DIM on, and rows for which `inside` is false, are not written.
     """
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]

@@ -129,7 +129,7 @@ def _write_part(
     dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, first,
     RESIDUAL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of x and of the branches, for a run of consecutive lanes of some rows."""
+    """Write the gradients of x and of the branches for LANES lanes of the rows, from `first` on."""
     lane = first + tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
     at = row.to(tl.int64)[:, None] * d + lane[None, :]
@@ -246,7 +246,7 @@ def pair_backward(
     z: Tensor, dz: Tensor | None, dy1: Tensor, dy2: Tensor, weight1: Tensor, weight2: Tensor,
     mean: Tensor, rstd: Tensor, branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Run the backward kernel.
+    """Return the gradients of `pair_forward`.
 
     Args:
         z: the tensor that the LayerNorms were applied to: the residual stream x, plus the branches

@@ -238,7 +238,7 @@ def newest_loadable(
     tried.
 
     Args:
-        at_most: checkpoints of later steps are ignored; default: none are.
+        at_most: the last step to consider; default: no limit.
 
     Returns:
         The step of the checkpoint, then its tensors and metadata as from `load_checkpoint`. None if

@@ -325,8 +325,8 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     The run's folder is created if it does not exist.
 
     Args:
-        execution: default: Execution.from_environment(). Settings that do not change results
-            bitwise lead to the same run.
+        execution: default: Execution.from_environment(). Executions with bitwise equal results
+            share one run.
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.

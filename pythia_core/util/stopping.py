@@ -116,7 +116,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted_children() -> Iterator[None]:
-    """Block SIGINT in processes that are started inside the block; only their parent stops them.
+    """Keep SIGINT from processes started inside the `with` block; only their parent stops them.
 
     On Ctrl-C, a terminal sends SIGINT to the whole process group. If the children received it too,
     each of them would print a traceback.

@@ -94,7 +94,7 @@ def n_workers() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Make torch use one thread inside the block, so that sums are not split on any machine."""
+    """Make torch use one thread inside the block, so that no machine splits sums over threads."""
     import torch
 
     before = torch.get_num_threads()

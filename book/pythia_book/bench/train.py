@@ -605,7 +605,7 @@ DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
 
 
 def text_file() -> Path:
-    """Return the path of the file with the tokens of the text that is read on a GPU.
+    """Return the path of the file with the tokens of `DATA`, which GPU benchmarks train on.
 
     The file is small enough to copy to a machine without a network.
     """

@@ -70,9 +70,9 @@ runs take only minutes on one GPU, and so that manuals and code do not outweigh 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
     """Yield (domain, text) for every text of a corpus: sampled pieces, planted copies, and sums.
 
-    Copies follow directly after the text they copy; the sums come last. The corpus is read twice.
-    The first pass chooses the texts to plant. So only the texts that may be planted, i.e. that have
-    a number of words within LENGTHS, are kept in memory.
+    Copies follow directly after the text they copy; the sums come last. The corpus is read twice,
+    first to choose the texts to plant. This needs little memory: only texts that may be planted
+    (those with a number of words within LENGTHS) are kept.
     """
     copies, words, natural = _survey(domains, corpus)
     copies = dict(copies)

@@ -292,7 +292,7 @@ def block(config: ModelConfig | None = None) -> Drawing:
 
 
 def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, int]:
-    """Return the box of a part with weights, for `_lane`.
+    """Return the box of a LayerNorm or a linear map, for `_lane`.
 
     Args:
         parts: the result of `recipe.block_parts`, indexed by part.
@@ -337,10 +337,11 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
 
 
 def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
-    """Draw the residual stream between the columns of attention and MLP, and its connections.
+    """Draw the residual stream between the boxes of attention and MLP, and its connections to them.
 
     Args:
-        parallel: whether the MLP reads the layer's input, and not the sum with attention.
+        parallel: whether the MLP reads the input of the layer, as attention does; otherwise, it
+            reads the residual stream after attention was added.
         width: the width of the model.
         n_attention, n_mlp: number of boxes in the columns.
     """

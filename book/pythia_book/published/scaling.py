@@ -160,9 +160,9 @@ def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
 def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
     """Average MMLU accuracy over 57 subjects and over standard and deduplicated models.
 
-    There is one row per model size, number of shots and step, with the columns COLUMNS["mmlu"]. The
-    model "small" is the mean of SMALL. The intervals are t-intervals in which each subject is one
-    independent unit.
+    There is one row per model size, number of shots and step, with the columns COLUMNS["mmlu"].
+    Rows with the model "small" are means over the sizes SMALL. The intervals are t-intervals in
+    which each subject is one independent unit.
     """
     import pandas as pd
 

@@ -132,7 +132,7 @@ def in_order(frame: pd.DataFrame, by: list[str], names: tuple[str, ...] = MODELS
 
 
 def without_misplaced(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the benchmarks in order, without misplaced rows."""
+    """Sort the released benchmarks, and leave out the rows that `misplaced` marks."""
     if frame.empty:
         return frame
     frame = frame.assign(deduped=frame.deduped.astype(bool))

@@ -277,8 +277,8 @@ def epoch_boundary() -> Values:
     The epochs are shuffled together ("joint") or read one after the other ("separate"). The
     percentages are for the deduplicated Pile, by a formula, and for a toy corpus, by counting.
 
-    toy_reread_* is for the first half of training on the toy corpus. It is the percentage of the
-    tokens read there that training has already read before.
+    toy_reread_* is the percentage of tokens in the first half of training on the toy corpus that
+    were already read earlier.
     """
     sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OtherGeluMeasurement:
-    """A measurement of models with a form of GELU (`gelu`) other than in their training.
+    """A measurement of models after their GELU is replaced by another form (`gelu`).
 
-    The models on the hub run in this way in `transformers`.
+    This happens to the models on the hub when they are loaded in `transformers`.
     """
 
     language: LanguageMeasurement

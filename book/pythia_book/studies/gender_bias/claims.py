@@ -444,9 +444,10 @@ class _Released:
         return make(e, PER_TENFOLD, f"{len(frame)} models", note=note)
 
     def over_all_sizes(self) -> str:
-        """Say how much the CrowS-Pairs gender bias grows over all sizes, in each half of the suite.
+        """Say how much the CrowS-Pairs gender bias grows with size, over all released sizes.
 
-        Return "" without released numbers.
+        The standard and the deduplicated models have a number each. Return "" without released
+        numbers.
         """
         found = ", ".join(
             f"{value_text(e.interval())} over the {e.n_items} {half} models"
@@ -596,7 +597,7 @@ def _by_size(sizes: pd.Series, values: pd.Series) -> str:
 
 
 def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
-    """Return the two premises about coupling with their tests.
+    """Return two premises, with their tests, about how closely forks follow their controls.
 
     Args:
         table: the table of `coupling.analyse`.

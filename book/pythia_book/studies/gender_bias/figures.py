@@ -80,7 +80,8 @@ def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = Fa
     """Draw a line over training for every size and arm.
 
     Args:
-        table: size, arm, percent (of training), value, and low and high for a band.
+        table: has the columns size, arm, percent (of training) and value; if it also has low and
+            high, they are drawn as a band.
         dense: whether there are many checkpoints, so that lines must be thin and markers small.
     """
     for size in sizes:
@@ -220,7 +221,10 @@ def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _halves(ax: Axes, result: Result) -> None:
-    """Draw our largest model's WinoBias accuracy over training, by arm and gender of stereotype."""
+    """Draw our largest model's WinoBias accuracy over training.
+
+    Each arm has one curve for feminine and one for masculine stereotypes.
+    """
     branch, size = result.tables["branch"], result.values["largest"]
     colours = {"feminine": style.size_colour(size), "masculine": style.MUTED}
     for half, colour in colours.items():

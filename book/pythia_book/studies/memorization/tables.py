@@ -288,7 +288,8 @@ def shares(extracted: Extracted) -> Lines:
 def by_exposure(extracted: Extracted) -> Lines:
     """Return the table `exposures`: the share of rows that each final model has memorized.
 
-    There is one line for each of BINS, i.e. by how often the continuation of a row was read.
+    Rows are grouped into BINS by how often their continuation was read; each model has a line per
+    bin.
     """
     params, lines = extracted.params, []
     for size in params.size_list:
@@ -440,8 +441,8 @@ def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
     """Return the table `levels`: how often tests reject at 5 % although order does not matter.
 
-    The value is the share of REPEATS simulated runs. There is a line for each of RATES (the share
-    of rows that are memorized) and each test, ours or from a textbook.
+    There is a line for each of RATES (the share of rows that are memorized) and each test, ours or
+    from a textbook. Its value is the share of the REPEATS simulated runs in which the test rejects.
 
     Args:
         n: the number of rows in a run.
@@ -532,12 +533,12 @@ class Prediction:
         return np.where(self.planted < 0, own, self.planted)
 
     def share(self, measure: str) -> Estimate:
-        """Return "precision" or "recall", a fraction of 1 with its interval over units."""
+        """Return "precision" or "recall" as a fraction, with the interval over `unit`."""
         part, whole = self._sides(measure)
         return share_over_units(part, whole, self.unit)
 
     def count(self, measure: str) -> tuple[int, int]:
-        """Return the two numbers of texts of which "precision" or "recall" is the ratio."""
+        """Return the numerator and the denominator of "precision" or "recall", in texts."""
         part, whole = self._sides(measure)
         return int((part & whole).sum()), int(whole.sum())
 
@@ -620,8 +621,9 @@ NAMES = {
 def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
     """Return how well memorization by released models is predicted, with the columns RELEASED.
 
-    - experiment: "earlier checkpoint" (of a model, predicts what its last checkpoint memorizes) or
-      "smaller model" (predicts what the 12B model memorizes at the same step).
+    - experiment: "earlier checkpoint" (a model predicts what it will have memorized at its last
+      checkpoint) or "smaller model" (a model predicts what the 12B model has memorized at the same
+      step).
     - model, step, percent (of training): which checkpoint the predictor is.
     - compute: parameters times tokens of the predictor, as a fraction of the whole 12B run.
     - precision, recall, gap (precision minus recall): fractions of 1, NaN if a checkpoint predicts

@@ -67,11 +67,12 @@ class Curves:
 
 
 def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
-    """Reduce the arrays that `probes.PhasesMeasurement` returned for each checkpoint of a model.
+    """Stack what `probes.PhasesMeasurement` returned for each checkpoint, and compute MEASURES.
 
     Returns:
-        A dict with `lens`, float[layers, checkpoints, rows], and with each of MEASURES that does
-        not follow from `lens`, float[checkpoints, n]. It is empty if there are no checkpoints.
+        A dict with `lens`, float[layers, checkpoints, rows], and with each of MEASURES that is not
+        computed from `lens`, float[checkpoints, n], where n is the number of held-out rows or of
+        random sequences. It is empty if there are no checkpoints.
     """
     if not checkpoints:
         return {}
@@ -171,9 +172,9 @@ def tables(
     levels: size, step, measure (one of MEASURES), value, low, high, n.
     lens: size, step, layer (number of blocks before the lens), value, low, high, n. The value is
         the KL between the final prediction and the logit lens, in nats.
-    milestones: size, what, which, step, low, high. In the rows "nearest", `step` is the one at
-        which the model is nearest to n-grams of order `which`; in the rows "beaten", the first at
-        which its loss is below theirs. A step that was not reached is missing.
+    milestones: size, what, which, step, low, high. If `what` is "nearest", `step` is the step at
+        which the model is nearest to n-grams of order `which`; if it is "beaten", the first step
+        at which the model's loss is below theirs. A step that was not reached is missing.
 
     Args:
         draws: number of bootstrap resamples for the intervals.

@@ -79,9 +79,10 @@ def claims(
 def _ability(params: Params, measured: Measurements) -> Test:
     """Test whether the final accuracy of our models rises with size.
 
-    The accuracy is a mean over the tasks with answers to choose from and over both texts. It is
-    measured with the fewest shots (by default zero). The test is untestable if fewer than three
-    sizes were scored on every task, or if the largest size does not beat guessing.
+    The accuracy is a mean over the tasks with answers to choose from and over both training texts
+    (standard and deduplicated). It is measured with the fewest shots (by default zero). The test is
+    untestable if fewer than three sizes were scored on every task, or if the largest size does not
+    beat guessing.
     """
     shots, step = str(min(params.shot_list)), str(measured.facts["steps"])
     hits: dict[str, dict[str, list[np.ndarray]]] = {}  # task -> size -> bool[items] per text

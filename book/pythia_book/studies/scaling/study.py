@@ -264,11 +264,11 @@ def _table(released: Tables, name: str) -> pd.DataFrame:
 def accuracy_table(params: Params, measured: Measurements) -> pd.DataFrame:
     """Return the table of the accuracy of our models on every task.
 
-    Columns: size, arm (the text), task, shots, step, percent (of training), value, low and high
-    (accuracy from 0 to 1 with its interval), n (number of items), fits (share of the items that fit
-    the model's context), status ("scored", or why there is no value: "does not fit" if too few
-    items fit, "too long" if every item has an answer that alone exceeds the context, "lost" if the
-    checkpoint is missing).
+    Columns: size, arm (the training text), task, shots, step, percent (of training), value, low and
+    high (accuracy from 0 to 1 with its interval), n (number of items), fits (share of the items
+    that fit the model's context), status ("scored", or why there is no value: "does not fit" if too
+    few items fit, "too long" if every item has an answer that alone exceeds the context, "lost" if
+    the checkpoint is missing).
     """
     import pandas as pd
 

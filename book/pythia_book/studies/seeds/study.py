@@ -47,7 +47,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 def released(published: Published) -> Tables:
-    """Return the table `training_maps`: the states of PolyPythias' ten 410M runs over training."""
+    """Return the table `training_maps`: a state for each checkpoint of PolyPythias' 410M runs."""
     return {"training_maps": training_maps(published)}
 
 

@@ -69,7 +69,7 @@ def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
 
     Args:
         df: the degrees of freedom of the mean square.
-        n: the number of runs, for the estimate.
+        n: the number of runs, which is stored in the result.
     """
     from scipy.stats import chi2
 
@@ -156,10 +156,9 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
     """Compare the spread of the runs' means with the spread that sampling items causes by itself.
 
-    Return the first standard deviation divided by the second, with its F interval. The ratio is 1
-    if another seed only changes single items at random. Items are assumed to be independent. What
-    all seeds have in common, e.g. that an item is hard, cancels. Return None if sampling items has
-    no effect.
+    Return the first standard deviation divided by the second, with its F interval, or None if the
+    second is 0. The ratio is 1 if another seed only changes single items at random. Items are
+    assumed to be independent; that some are harder for all seeds has no influence.
 
     Args:
         values: float[seeds, items].
@@ -174,9 +173,9 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
     """Return the square root of `ratio`, a ratio of two mean squares, with its F interval.
 
     Args:
-        df: the degrees of freedom of the numerator.
-        df_below: the degrees of freedom of the denominator.
-        n: the number of runs, to store in the estimate.
+        df: the degrees of freedom of the upper mean square.
+        df_below: the degrees of freedom of the lower mean square.
+        n: the number of runs, which is stored in the result.
     """
     from scipy.stats import f
 

@@ -58,9 +58,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     """Time training steps and operations on one CPU thread, and read what a GPU measured last.
 
     Returns:
-        No arrays, and these facts: steps and operations (on the CPU), gpu_steps, gpu_operations and
+        No arrays. The facts steps and operations (on the CPU), gpu_steps, gpu_operations and
         gpu_attention are lists of rows of pythia_book.bench, of which the first describes the
-        machine. device says how many CPU threads were used.
+        machine. The fact device says how many CPU threads were used.
     """
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train

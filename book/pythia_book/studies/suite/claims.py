@@ -47,7 +47,9 @@ def claims(
         """Return the check `name` as a claim, which holds if none of its cases failed.
 
         Args:
-            text: the statement. secures: what the check guarantees.
+            text: the statement.
+            secures: what the check guarantees.
+            name: a check in `proofs`.
         """
         cases, failed = found.loc[name, ["cases", "failures"]]
         return Claim(text, secures, _none_fails(cases, failed), kind="check")

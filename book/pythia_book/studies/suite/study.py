@@ -199,9 +199,9 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """Return a fraction of the Pile's tokens for each row of the table `reads`.
+    """Return, for each row of `reads`, the fraction of the Pile's tokens read `times` times.
 
-    It is the fraction that Pythia read as often as the column `times` says in that row.
+    `times` is a column of the table `reads`. The fractions are those of Pythia itself.
     """
     times = {"3 or more": 3}
     return [

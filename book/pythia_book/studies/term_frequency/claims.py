@@ -43,8 +43,8 @@ def claims(
 ) -> list[Claim]:
     """Return the claims of the term-frequency study.
 
-    A claim on our models is about the largest size at the end of training, asked after the most
-    examples, unless the claim says otherwise.
+    Unless it says otherwise, a claim on our models is about the largest size at the end of
+    training, with the largest number of solved examples before each sum.
 
     Args:
         tables: the tables of the study.

@@ -95,7 +95,7 @@ def released(published: Published) -> Tables:
     Accuracies are between 0 and 1. Without released accuracies, the result is empty.
 
     arithmetic: model, operation, shots (solved examples in the prompt), step, and the mean, sd
-    (standard deviation) and n (number) of the accuracies of single first operands.
+    (standard deviation) and n (number) of the accuracies by first operand.
     operands: model, step, number (the first operand), value (accuracy on its sums after 16
     examples), at steps 13,000, 65,000 and 143,000.
     """
@@ -314,11 +314,14 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
     """Return the effects of the coins on log-probability in nats, for the page's text.
 
-    `NumberScores.coins` defines the effects. Their NAMEs are boost and placebo. Only the larger
-    half of the sizes, coin_sizes, is used. NAME is the effect averaged over these sizes, and
-    NAME_largest is the effect at the largest size. NAME_seen lists the sizes at which the effect is
-    positive and, after Holm's correction over the sizes, significant. boost_ratio is the column
-    ratio of `experiment` for the coin boost.
+    There are two coins, NAME = boost and placebo (see `NumberScores.coins`). The keys are
+
+    - coin_sizes: the larger half of the sizes; only these are used.
+    - NAME: the effect averaged over these sizes.
+    - NAME_largest: the effect at the largest size.
+    - NAME_seen: the sizes at which the effect is positive and, after Holm's correction over the
+      sizes, significant.
+    - boost_ratio: the column `ratio` of `experiment` for the coin boost.
 
     Args:
         experiment: the table of `experiment_table`.

@@ -335,8 +335,8 @@ def experiment_table(
 def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFrame:
     """Return the table of how often final models pick the defined word out of four.
 
-    Columns: size, step, read (whether the definition is in the training text), group (lower end of
-    the bin of how often the word was read; 0 if it was not read), value (share of right words),
+    Columns: size, step, `read` (whether the definition is in the training text), group (lower end
+    of the bin of the word's count in training; 0 if it never occurs), value (share of right words),
     low, high, n (number of definitions).
     """
     import pandas as pd
