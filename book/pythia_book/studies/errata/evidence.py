@@ -409,8 +409,8 @@ def released_twins(tables: Tables) -> Values | None:
     """List the gender scores on CrowS-Pairs of models with and without the pronoun swap.
 
     Returns:
-        A dict with the keys twins (the scores in percent, as text) and error (their mean standard
-        error, in percentage points); None if there are no scores.
+        A dict with the keys `twins` (the scores in percent, as text) and `error` (their mean
+        standard error, in percentage points); None if there are no scores.
     """
     rows = tables["twins"]
     if rows.empty:

@@ -413,7 +413,7 @@ class _Released:
         Args:
             frame: a result of `released_numbers.at_end`.
             make, items, sign: as in `change`.
-            note: ends the note of the test.
+            note: a text to put at the end of the test's note.
         """
         if frame.empty:
             return untestable("no released numbers of both arms at one checkpoint")

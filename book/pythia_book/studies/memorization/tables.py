@@ -472,8 +472,8 @@ def qq_table(
 ) -> list[dict[str, Any]]:
     """Return the points of the paper's Q-Q plot, with a 95 % band; [] if nothing can be tested.
 
-    The keys of a point are window (rows per window), windows (how many windows are at this point),
-    and the names in the result of `order_tests.poisson_qq`.
+    The keys of a point are `window` (rows per window), `windows` (how many windows are at this
+    point), and the names in the result of `order_tests.poisson_qq`.
 
     Args:
         memorized: bool[rows in training order].

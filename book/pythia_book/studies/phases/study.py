@@ -42,9 +42,9 @@ def run(params: Params, progress: bool = True) -> Result:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Measure every checkpoint of every model, with a value for each row or random sequence.
 
-    The arrays are ngram_loss[orders, rows] and, for each size with c measured checkpoints,
-    steps/<size>[c], lens/<size>[layers, c, rows], and <measure>/<size>[c, n] for the other
-    measures of `tables.reduced`.
+    The arrays are `ngram_loss`, [orders, rows], and, for each size with c measured checkpoints,
+    `steps/<size>`, [c], `lens/<size>`, [layers, c, rows], and, for the other measures of
+    `tables.reduced`, `<measure>/<size>`, [c, n].
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.phases.probes import PhasesMeasurement, prefix_chance
