@@ -72,7 +72,7 @@ class TermCounts:
     def save(self, path: Path | str) -> None:
         """Write the counts that are not zero to a Parquet file.
 
-        The columns are term_id, term, step (the end of the block) and count.
+        The columns are `term_id`, `term`, `step` (the end of the block) and `count`.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -245,10 +245,10 @@ def vocabulary() -> Values:
 
 
 def names() -> Values:
-    """Count the parameters of each official size.
+    """Count the parameters of each official size, e.g. 70m.
 
-    The values million_SIZE are in millions. The values inner_percent_SIZE are the percentages of
-    parameters that are not in embeddings.
+    The values `million_70m` etc. are numbers of parameters, in millions. The values
+    `inner_percent_70m` etc. are the percentages of parameters that are not in embeddings.
     """
     values = {}
     for name, size in OFFICIAL_SIZES.items():

@@ -552,7 +552,7 @@ class Prediction:
 
 
 def predicted_by(extracted: Extracted, size: str, step: int) -> Prediction | None:
-    """Return which texts a checkpoint has memorized, as a prediction for the largest model's last.
+    """Use the texts that a checkpoint has memorized to predict those of the largest final model.
 
     Only rows that the earliest checkpoint had read are used, as in Biderman et al. 2023b. Return
     None if one of the two checkpoints was not measured.

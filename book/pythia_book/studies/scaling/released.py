@@ -535,10 +535,10 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
 def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
     """Test the estimate `e` with the function `make`, e.g. `verdicts.rises`.
 
-    The text {n} in `units` is replaced by the number of units. Without an estimate, the test is
-    untestable.
+    Without an estimate, the test is untestable.
 
     Args:
+        units: the independent units of the estimate; {n} in this text is replaced by their number.
         options: further arguments of `make`.
     """
     return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(NO_RELEASED)
