@@ -178,7 +178,7 @@ def _others(
 
 
 def _pairs(e: Estimate | None, items: str) -> str:
-    """Return a text on how many pairs of models a released effect is averaged over, and `items`.
+    """Return a text: how many pairs of models a released effect is averaged over, then `items`.
 
     If there is no effect, return "".
 

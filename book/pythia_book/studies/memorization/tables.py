@@ -138,8 +138,7 @@ def numbered(group: np.ndarray) -> np.ndarray:
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum columns over all rows, and over the rows of resampled texts.
 
-    Texts with equal sums are drawn as one multinomial group, which is faster and gives the same
-    distribution.
+    To save time, texts with equal sums are drawn together. This does not change the distribution.
 
     Args:
         columns: float[n, k].
@@ -552,7 +551,7 @@ class Prediction:
 
 
 def predicted_by(extracted: Extracted, size: str, step: int) -> Prediction | None:
-    """Use the texts that a checkpoint has memorized to predict those of the largest final model.
+    """Use the texts a checkpoint has memorized to predict those of the largest model at the end.
 
     Only rows that the earliest checkpoint had read are used, as in Biderman et al. 2023b. Return
     None if one of the two checkpoints was not measured.
