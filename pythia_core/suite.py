@@ -123,7 +123,7 @@ def size_named(name: str) -> Size:
 def nominal_parameters(size: str) -> float:
     """Return the number of parameters that the name of a size states, e.g. 1.4e9 for "1.4b".
 
-    It is that of all parameters for the official sizes, and without embeddings for the others.
+    The names of the official sizes count all parameters; other names leave out embeddings.
     """
     return float(size[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[size[-1]]
 

@@ -514,10 +514,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """Create an empty folder for a new version of `target`, and remove it at the end.
+    """Yield an empty temporary folder for a new version of `target`.
 
-    `swap_in` moves the new folder to `target`. Leftovers of killed processes are cleaned up first
-    (`tidy`).
+    The block can move it to `target` with `swap_in`; otherwise it is removed when the block ends.
+    Leftovers of killed processes are cleaned up first (`tidy`).
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,7 @@ class TokenMatcher:
         return cls(encoded if text else [])
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
-        """Return (row, first column, number of tokens) of each match in rows int[n, width]."""
+        """Return (row, first column, number of tokens) of each match in `rows`, int[n, width]."""
         sizes: dict[tuple[int, int], int] = {}
         for sequence in self.sequences:
             size = len(sequence)
@@ -164,7 +164,7 @@ class SurfaceMatcher:
         self._bytes = RowBytes(token_bytes, _BREAK, ignore_case)
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
-        """Return (row, first column, number of tokens) of each match in rows int[n, width]."""
+        """Return (row, first column, number of tokens) of each match in `rows`, int[n, width]."""
         width = rows.shape[1]
         row_bytes, ends = self._bytes(rows)
         text = row_bytes.tobytes()
@@ -222,7 +222,7 @@ def find_text(
 
 
 def quote(row: NDArray, hit: Hit, decode: Callable[[list[int]], str], around: int = 12) -> str:
-    """Return the text around an occurrence on one line, with the occurrence in [[ ]].
+    """Quote an occurrence in [[ ]], with the text around it, as a single line.
 
     Args:
         row: the token ids of the row with the occurrence.

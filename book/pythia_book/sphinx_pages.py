@@ -519,7 +519,7 @@ class Value(SphinxRole):
 
 
 class Source(SphinxRole):
-    """A role that turns `path#text` into a link to the first line of a file that contains the text.
+    """A role that turns `path#text` into a link to the first line with `text` in the file `path`.
 
     The link points to the repository if the book's configuration names one, else to a copy of the
     file.

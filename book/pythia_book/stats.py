@@ -82,8 +82,8 @@ class Estimate:
     ) -> Estimate:
         """Apply an increasing `function`, e.g. the logarithm, to the value and its interval.
 
-        The p-value of a hypothetical new value is the p-value of `inverse` of this value in the
-        original estimate.
+        Args:
+            inverse: the inverse of `function`, because p-values are computed in the old unit.
         """
         numbers = {key: function(number) for key, number in self.interval().items()}
         return replace(self, **numbers, exact_p=lambda null: self.p_value(inverse(null)))

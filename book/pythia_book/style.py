@@ -298,9 +298,10 @@ def line(
     The size determines the colour of the curve, and the arm its line style and marker.
 
     Args:
-        frame: the points of the curve, in the columns `x`, value and, for intervals, low and high.
+        frame: the points of the curve. It has the column named by `x`, the column `value` and, for
+            intervals, `low` and `high`.
         arm: a key of ARM_STYLES.
-        factor: multiplies value, low and high.
+        factor: multiplies `value`, `low` and `high`.
         dense: use a thinner line and smaller markers, for many points.
     """
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
@@ -322,7 +323,7 @@ def interval_point(
 
     Args:
         at: position on the x axis or, if `flat`, on the y axis.
-        row: has the attributes value, low and high, which are multiplied by `factor`.
+        row: has the attributes `value`, `low` and `high`, which are multiplied by `factor`.
         flat: draw the interval horizontally.
     """
     value, low, high = (factor * float(x) for x in (row.value, row.low, row.high))
@@ -345,7 +346,7 @@ def size_points(
     """Draw points with intervals: sizes on the x axis, and a point per size and value of `column`.
 
     Args:
-        frame: has the columns size, `column`, value, low and high.
+        frame: has the columns `size`, `value`, `low` and `high`, and the column named by `column`.
         marks: maps each value of `column` to its marker (`mark`). Markers that are not hollow are
             filled with the colour of the size.
     """
@@ -491,8 +492,8 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
     """Plot the percentage of memorized rows by model size, for standard and deduplicated text.
 
     Args:
-        frame: has the columns size, arm ("standard" or "deduplicated"), and the fractions value,
-            low and high.
+        frame: has the columns `size`, `arm` ("standard" or "deduplicated") and, as fractions,
+            `value`, `low` and `high`.
     """
     marks = {"standard": mark("s"), "deduplicated": mark("o", hollow=True)}
     size_points(ax, frame, sizes, "arm", marks)

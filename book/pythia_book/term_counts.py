@@ -72,7 +72,7 @@ class TermCounts:
     def save(self, path: Path | str) -> None:
         """Write the counts that are not zero to a Parquet file.
 
-        The columns are term_id, term, step (the end of the block) and count.
+        The columns are `term_id`, `term`, `step` (the end of the block) and `count`.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -97,10 +97,10 @@ def count_terms(
     batch_size: int,
     progress: bool = False,
 ) -> TermCounts:
-    """Count terms in the rows that training reads from step 0 to the last step of `ends`.
+    """Count terms in the rows that training reads, separately for each block of steps.
 
     Args:
-        ends: the steps at which blocks end, ascending; usually the steps of checkpoints.
+        ends: the steps at which blocks end, ascending. The first block starts at step 0.
         batch_size: rows per step.
 
     Raises:

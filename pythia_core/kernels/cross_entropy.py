@@ -29,9 +29,11 @@ CHUNK_ELEMENTS_CUDA = 1 << 28
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in nats, of the logits hidden (n, d) @ weight (vocab, d)^T.
+    """Return the mean cross-entropy, in nats, of the logits `hidden @ weight.T`.
 
     Args:
+        hidden: (n, d), the inputs of the unembedding.
+        weight: (vocab, d).
         targets: the correct id of each row, (n,) int64.
     """
     logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype))
@@ -191,10 +193,11 @@ def _probe(device: torch.device, dtype: torch.dtype, vocab: int) -> None:
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> Tensor:
-    """Return the mean cross-entropy, in nats, of the logits hidden (n, d) @ weight_c (vocab, d)^T.
+    """Return the mean cross-entropy, in nats, of the logits `hidden @ weight_c.T`.
 
     Args:
-        weight: the fp32 parameter, which receives the gradient.
+        hidden: (n, d), the inputs of the unembedding.
+        weight: (vocab, d), the fp32 parameter, which receives the gradient.
         targets: the correct id of each row, (n,) int64. In the Triton kernel, an id outside
             [0, vocab) makes the loss NaN.
         weight_c: copy of `weight` in the dtype of `hidden`, used in the matrix products.

@@ -60,9 +60,13 @@ def bias_gelu_reference(x: Tensor, bias: Tensor, form: str) -> Tensor:
 
 @torch.library.custom_op("pythia::bias_gelu", mutates_args=())
 def _bias_gelu(x: Tensor, bias: Tensor, bias_c: Tensor, tanh: bool) -> Tensor:
-    """Return the GELU of x (n, d) + bias_c (d,), computed by the Triton kernel.
+    """Return the GELU of `x + bias_c`, computed by the Triton kernel.
 
-    `bias` is the parameter that receives the gradient of the bias.
+    Args:
+        x: (n, d).
+        bias: (d,), the parameter that receives the gradient of the bias.
+        bias_c: (d,), the copy of `bias` that is added.
+        tanh: whether to use the tanh form of GELU.
     """
     from pythia_core.kernels.gelu_triton import bias_gelu_forward
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x (..., in) @ weight (out, in)^T + bias (out,), computed in the dtype of `x`."""
+    """Return `x @ weight.T + bias`, computed in the dtype of `x`."""
     bias = bias if bias is None else bias.to(x.dtype)
     return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
 

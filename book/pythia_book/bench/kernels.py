@@ -292,8 +292,8 @@ def timing(
         calls: minimum number of calls in each repeat.
 
     Returns:
-        A dict with the keys ms (the median of the medians of the repeats, in milliseconds), ms_low
-        and ms_high (the lowest and highest of these medians), and calls (the number of timed
+        A dict with the keys `ms` (the median of the repeats' medians, in milliseconds), `ms_low`
+        and `ms_high` (the lowest and highest of these medians), and `calls` (the number of timed
         calls).
     """
     for _ in range(3):

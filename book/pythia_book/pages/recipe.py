@@ -69,7 +69,7 @@ def schedule() -> Drawing:
 
 
 def cost() -> Drawing:
-    """Draw the GPU-hours of training each size, and the share of the GPUs' peak FLOP/s in use."""
+    """Draw the GPU-hours of training each size, and what share of the peak FLOP/s was used."""
     costs = recipe.cost_table().dropna()
     today = recipe.estimates().set_index("size").h100_hours
     with style():

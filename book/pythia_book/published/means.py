@@ -46,7 +46,7 @@ def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
     is a t interval with len(values) - 1 degrees of freedom.
 
     Pairs that were scored on the same items share the luck with these items, which the variance
-    between pairs cannot show. The floor makes up for part of that.
+    between pairs cannot show. The lower limit of the variance makes up for part of that.
 
     Args:
         values: float[pairs], the difference of each pair.

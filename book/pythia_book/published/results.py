@@ -151,8 +151,8 @@ class Published:
     def lambada(self) -> pd.DataFrame:
         """Return the scores of models with and without a pronoun swap on LAMBADA (OpenAI).
 
-        The columns are model, intervention, step, value (the accuracy, a fraction), stderr and
-        perplexity.
+        The columns are `model`, `intervention`, `step`, `value` (the accuracy, a fraction),
+        `stderr` and `perplexity`.
         """
         keys = ["model", "intervention", "step"]
         perplexity = self._view("lambada_openai", "ppl").rename(columns={"value": "perplexity"})
@@ -240,7 +240,7 @@ def load(source: str | Path) -> Published:
 
 
 def _from_csv(path: Path) -> list[tuple]:
-    """Read the rows of the main table from bias_evals.csv, as tuples in the order of COLUMNS.
+    """Read the rows of the main table from bias_evals.csv, as tuples with the fields COLUMNS.
 
     Raises:
         DataError: a column is missing, or a line has something else where a number should be.

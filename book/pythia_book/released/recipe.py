@@ -213,7 +213,8 @@ def estimates() -> pd.DataFrame:
     H100_UTILISATION * H100_PEAK, whether or not the model fits on one GPU.
 
     Returns:
-        One row per size: size, gpu_hours (on A100s), energy_mwh (MWh), h100_hours.
+        One row per size, with the columns `size`, `gpu_hours` (on A100s), `energy_mwh` (MWh) and
+        `h100_hours`.
     """
     costs = cost_table()
     frame = costs[["size", "gpu_hours"]].copy()

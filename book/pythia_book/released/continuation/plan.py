@@ -163,8 +163,9 @@ def make_plan(
         train: the training settings; None: those with which this size of Pythia was trained.
         start: the step to start from.
         steps: number of updates.
-        rows: the training rows; None for the rows of a local run, which have `seq_len` tokens.
+        rows: the training rows; None: those of the local run `source`.
         swap: whether to train two arms, a pronoun swap and its control.
+        seq_len: tokens per row if `rows` is None.
 
     Raises:
         ConfigError: `start` or `steps` is invalid.

@@ -179,9 +179,9 @@ def _others(
 
 
 def _pairs(e: Estimate | None, items: str) -> str:
-    """Say how many pairs of models a released effect is averaged over, followed by `items`.
+    """Return a text: how many pairs of models a released effect is averaged over, then `items`.
 
-    Return "" if there is no effect.
+    If there is no effect, return "".
 
     Args:
         items: what the interval of the effect assumes about items, in words.

@@ -195,7 +195,7 @@ def values(
     """Return the numbers that the page quotes in its text, by name.
 
     A number is None if it was not measured or not released. Changes are deduplicated minus
-    standard, over all sizes, in points or, for loss, in nats per token.
+    standard, averaged over all sizes, in points or, for loss, in nats per token.
 
     Args:
         frames: the tables of `tables`.

@@ -255,10 +255,10 @@ def vocabulary() -> Values:
 
 
 def names() -> Values:
-    """Count the parameters of each official size.
+    """Count the parameters of each official size, e.g. 70m.
 
-    The values million_SIZE are in millions. The values inner_percent_SIZE are the percentages of
-    parameters that are not in embeddings.
+    The values `million_70m` etc. are numbers of parameters, in millions. The values
+    `inner_percent_70m` etc. are the percentages of parameters that are not in embeddings.
     """
     values = {}
     for name, size in OFFICIAL_SIZES.items():
@@ -420,8 +420,8 @@ def released_twins(tables: Tables) -> Values | None:
     """List the gender scores on CrowS-Pairs of models with and without the pronoun swap.
 
     Returns:
-        A dict with the keys twins (the scores in percent, as text) and error (their mean standard
-        error, in percentage points); None if there are no scores.
+        A dict with the keys `twins` (the scores in percent, as text) and `error` (their mean
+        standard error, in percentage points); None if there are no scores.
     """
     rows = tables["twins"]
     if rows.empty:

@@ -63,7 +63,7 @@ def _links(erratum: Erratum) -> str:
 
 
 def effect(result: Result, erratum: Erratum) -> str:
-    """Say how much the setting of an erratum changes the held-out loss; "" if not measured."""
+    """Return a sentence on how an erratum's setting changes held-out loss; "" if not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
         change = result.values[f"{name}_loss_change"] if name in LABELS else None

@@ -71,7 +71,8 @@ def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
     """Map the name of each erratum to its evidence.
 
     Args:
-        facts: the facts of the measurements, which have the computed numbers.
+        facts: the study's facts; `facts["evidence"]` maps the name of an erratum to its computed
+            numbers.
         released: the tables of released scores; may be empty.
     """
     computed = facts["evidence"]
@@ -118,9 +119,9 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
 def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
     """Return what percentage of its training rows each final model has memorized.
 
-    Columns: variant, control (percentage of the variant's control), share (percentage of the
-    variant), n (rows that the variant has read). There are no intervals, because rows with the same
-    text are memorized together and there is one run per variant.
+    Columns: `variant`, `control` (percentage of the variant's control), `share` (percentage of the
+    variant), `n` (rows that the variant has read). There are no intervals, because rows with the
+    same text are memorized together and there is one run per variant.
 
     Args:
         counts: maps the name of a run to [rows memorized, rows read].
@@ -160,7 +161,7 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
 def passes_table() -> pd.DataFrame:
     """Return the percentage of the deduplicated Pile's tokens that are read 0, 1 or 2 times.
 
-    Columns: policy ("joint" or "separate" epochs), times, percent.
+    Columns: `policy` ("joint" or "separate" epochs), `times`, `percent`.
     """
     import pandas as pd
 

@@ -193,9 +193,10 @@ def claims(
 
 
 def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
-    """Show a loss of accuracy without a verdict; used like `falls`.
+    """Return a test that shows a loss of accuracy without a verdict; used like `falls`.
 
-    A small loss could also mean that the released models were not swapped at all.
+    There is no verdict, because a small loss could also mean that the released models were never
+    trained on swapped text.
     """
     return untestable(f"{SWAP_NOT_SHOWN} there is no cost either", e, unit, units, note)
 
@@ -415,7 +416,7 @@ class _Released:
         Args:
             frame: a result of `released_numbers.at_end`.
             make, items, sign: as in `change`.
-            note: ends the note of the test.
+            note: a text to put at the end of the test's note.
         """
         if frame.empty:
             return untestable("no released numbers of both arms at one checkpoint")
@@ -432,7 +433,7 @@ class _Released:
 
         Args:
             name: the name of the released table.
-            column: a column of `at_end`, e.g. "change", the swap minus the control.
+            column: a column of the result of `at_end`, e.g. "change", the swap minus the control.
             make: makes the test from the estimate, e.g. `falls`.
             more: a text to put at the end of the test's note.
         """

@@ -42,7 +42,7 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
     place = run.place
 
     def load(step: int, revision: str) -> tuple[GPTNeoX, int]:
-        """Load a checkpoint of a local run by its step, or of a released model by its revision."""
+        """Load a local run at `step`, or a released model at `revision`; return model and step."""
         if place["run"]:
             return find_run(place["run"]).model(step), step
         return download.load(place["published"], revision)[0], step
@@ -114,7 +114,7 @@ def effects(
 
     Returns:
         One row per step and measure, with the columns EFFECTS. A step that cannot be measured has a
-        single row, with the reason in the column note.
+        single row, with the reason in the column `note`.
 
     Raises:
         ConfigError: the run has no swap.

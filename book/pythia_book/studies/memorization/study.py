@@ -187,9 +187,9 @@ def values(
 def _planted(extracted: Extracted) -> dict[str, Any]:
     """Count the planted texts behind the standard text's rows that the largest model memorized.
 
-    - planted_rows: the number of memorized rows that continue a planted text.
-    - planted_texts: the number of different planted texts that these rows continue.
-    - planted_copies: for each number of copies, how many of these texts were planted that often,
+    - `planted_rows`: the number of memorized rows that continue a planted text.
+    - `planted_texts`: the number of different planted texts that these rows continue.
+    - `planted_copies`: for each number of copies, how many of these texts were planted that often,
       e.g. "3 planted 128 times".
     """
     memorized = extracted.memorized(extracted.params.size_list[-1], "standard")

@@ -138,8 +138,7 @@ def numbered(group: np.ndarray) -> np.ndarray:
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum columns over all rows, and over the rows of resampled texts.
 
-    Texts with equal sums are drawn as one multinomial group, which is faster and gives the same
-    distribution.
+    To save time, texts with equal sums are drawn together. This does not change the distribution.
 
     Args:
         columns: float[n, k].
@@ -474,8 +473,8 @@ def qq_table(
 ) -> list[dict[str, Any]]:
     """Return the points of the paper's Q-Q plot, with a 95 % band; [] if nothing can be tested.
 
-    The keys of a point are window (rows per window), windows (how many windows are at this point),
-    and the names in the result of `order_tests.poisson_qq`.
+    The keys of a point are `window` (rows per window), `windows` (how many windows are at this
+    point), and the names in the result of `order_tests.poisson_qq`.
 
     Args:
         memorized: bool[rows in training order].
@@ -554,7 +553,7 @@ class Prediction:
 
 
 def predicted_by(extracted: Extracted, size: str, step: int) -> Prediction | None:
-    """Return which texts a checkpoint has memorized, as a prediction for the largest model's last.
+    """Use the texts a checkpoint has memorized to predict those of the largest model at the end.
 
     Only rows that the earliest checkpoint had read are used, as in Biderman et al. 2023b. Return
     None if one of the two checkpoints was not measured.

@@ -74,7 +74,7 @@ class Probe:
            shuffled: np.ndarray) -> Probe:  # fmt: skip
         """Build a probe, with n-gram predictions of the tokens after `positions` in `rows`.
 
-        The other arguments are the fields of the same names.
+        All arguments but `ngrams` become the fields of the same names.
         """
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, positions)

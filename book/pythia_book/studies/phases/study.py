@@ -42,9 +42,11 @@ def run(params: Params, progress: bool = True) -> Result:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Measure every checkpoint of every model, with a value for each row or random sequence.
 
-    The arrays are ngram_loss[orders, rows] and, for each size with c measured checkpoints,
-    steps/<size>[c], lens/<size>[layers, c, rows], and <measure>/<size>[c, n] for the other
-    measures of `tables.reduced`.
+    The arrays, where c is the number of measured checkpoints of a size:
+    `ngram_loss`: [orders, rows];
+    `steps/<size>`: [c];
+    `lens/<size>`: [layers, c, rows];
+    `<measure>/<size>`: [c, n], for the other measures of `tables.reduced`.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.phases.probes import PhasesMeasurement, prefix_chance

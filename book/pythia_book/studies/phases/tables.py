@@ -95,7 +95,7 @@ def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
 
 
 def best_head(prefix: np.ndarray) -> np.ndarray:
-    """Return the prefix matching of the best head on each sequence, float[n].
+    """Return the prefix matching of the model's best head on each sequence, float[n].
 
     Picking the best of many heads is biased upwards, so each half of the sequences is scored with
     the head that is best on the other half.

@@ -141,7 +141,7 @@ def _memorized(arms: Arms, units: str) -> Test:
 
 
 def values(arms: Arms) -> dict[str, Any]:
-    """Return the names and numbers that the page quotes in its text.
+    """Return the numbers and texts that the page quotes, by name.
 
     Most numbers are for the largest size. A number is None if a run that it needs was not measured.
     """

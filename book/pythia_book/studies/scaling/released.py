@@ -106,11 +106,11 @@ def _changes(means: pd.DataFrame) -> pd.Series:
 def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
     """Compare the final accuracy of OPT and BLOOM models with Pythia models of similar size.
 
-    Columns: family ("opt" or "bloom"), model (the Pythia size), twin (the OPT or BLOOM model), task
-    ("mean" for the mean over all tasks but WSC), value (the twin's accuracy minus Pythia's, in
-    points), error (standard error of value).
+    Columns: `family` ("opt" or "bloom"), `model` (the Pythia size), `twin` (the OPT or BLOOM
+    model), `task` ("mean" for the mean over all tasks but WSC), `value` (the twin's accuracy minus
+    Pythia's, in points), `error` (standard error of `value`).
 
-    The accuracy of a Pythia size is the mean over the models trained on its two texts. Both models
+    The accuracy of a Pythia size is the mean of its standard and its deduplicated model. These two
     were scored on the same items, so the standard error of this mean is taken to be the mean of
     their standard errors.
 
@@ -138,12 +138,12 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
-    """Compare the released runs with full batches (two million tokens) and with small batches.
+    """Compare released runs that had full batches (two million tokens) with small-batch runs.
 
-    Columns: model, tokens (read so far, equal for both runs), task, value (accuracy with full
-    batches minus accuracy with small ones, in points), error (standard error of value), low, high.
-    The rows with the task "mean" are for the mean over the seven tasks. If a task was not scored,
-    there is no such row.
+    Columns: `model`, `tokens` (read so far, equal for both runs), `task`, `value` (accuracy with
+    full batches minus accuracy with small ones, in points), `error` (standard error of `value`),
+    `low`, `high`. The rows with the task "mean" are for the mean over the seven tasks. If any of
+    these tasks was not scored, there is no such row.
 
     Args:
         batch: the released table `batch`.
@@ -536,10 +536,10 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
 def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
     """Test the estimate `e` with the function `make`, e.g. `verdicts.rises`.
 
-    The text {n} in `units` is replaced by the number of units. Without an estimate, the test is
-    untestable.
+    Without an estimate, the test is untestable.
 
     Args:
+        units: the independent units of the estimate; {n} in this text is replaced by their number.
         options: further arguments of `make`.
     """
     return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(NO_RELEASED)

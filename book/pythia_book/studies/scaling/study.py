@@ -190,10 +190,10 @@ def _agreement(
         hits: our own scores, as in `measure`.
 
     Returns:
-        A dict for each task and number of shots, with the keys task, shots, items (their number),
-        differing (number of items that only one of the two scorers counts as right) and harness
-        (accuracy by the harness, 0 to 1). The list is empty if lm_eval is not installed or if our
-        scores of any task are missing.
+        A dict for each task and number of shots, with the keys `task`, `shots`, `items` (their
+        number), `differing` (number of items that only one of the two scorers counts as right) and
+        `harness` (accuracy by the harness, 0 to 1). The list is empty if lm_eval is not installed
+        or if our scores of any task are missing.
     """
     from pythia_book.tasks.harness import adapter, evaluate_with_harness
     from pythia_core.util.workers import one_thread
@@ -300,10 +300,11 @@ def accuracy_table(params: Params, measured: Measurements) -> pd.DataFrame:
 def language_tables(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables `losses` and `last_words`, on the models trained on the standard text.
 
-    Columns of losses: size, step, n_params (without embeddings), tokens (read so far), flops (spent
-    so far, 6 * n_params * tokens), value, low and high (held-out loss in nats per token with its
-    interval). Columns of last_words: size, step, percent (of training), value, low and high (share
-    of held-out passages for which the model writes the right last word, with its interval).
+    Columns of `losses`: `size`, `step`, `n_params` (without embeddings), `tokens` (read so far),
+    `flops` (spent so far, 6 * n_params * tokens), and `value`, `low`, `high` (held-out loss in nats
+    per token with its interval). Columns of `last_words`: `size`, `step`, `percent` (of training),
+    and `value`, `low`, `high` (share of held-out passages for which the model writes the right last
+    word, with its interval).
     """
     import pandas as pd
 

@@ -197,7 +197,7 @@ def effects(result: Result) -> Drawing:
 
 
 def training_maps(result: Result) -> Drawing:
-    """Draw PolyPythias' ten 410M runs: the state of each checkpoint, and scores over training."""
+    """Draw the training maps (a state per checkpoint) and scores of PolyPythias' ten 410M runs."""
     maps = result.released.get("training_maps")
     notes = "PolyPythias, 410M; states are comparable only above or only below the line"
     with style.canvas(result, 2, 2.9, notes, ratios=(1.5, 1)) as (figure, (grid, scores)):

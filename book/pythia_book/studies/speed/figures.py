@@ -144,10 +144,11 @@ def ratios(result: Result) -> Drawing:
 
 
 def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
-    """Draw a mark for each measurement, side by side within a group; return the values as text.
+    """Draw a mark for each measurement; return the values as texts.
 
     Args:
-        frame: a row per measurement, with group, series (the implementation), ratio, low, high.
+        frame: a row per measurement, with the columns `group` (place on the x axis), `series` (the
+            implementation), `ratio`, `low` and `high`.
     """
     groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
     words = []

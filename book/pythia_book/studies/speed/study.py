@@ -322,11 +322,13 @@ KERNEL_SIZES = ("160m", "2.8b")
 def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
     """Compare each kernel of ours with torch.compile: memory traffic and time, over all layers.
 
-    Columns, with bytes and nanoseconds per token: size, kernel, compiled_bytes and ours_bytes (the
-    predicted memory traffic of torch.compile and of ours), saved_ns (the time that the difference
-    takes at the attainable copy rate), share_of_step (saved_ns as a fraction of the least time of a
-    training step, i.e. its matrix products at their attainable rate), and measured_ns (how much
-    slower torch.compile was; missing if not measured).
+    Columns, with bytes and nanoseconds per token:
+    `size`, `kernel`;
+    `compiled_bytes`, `ours_bytes`: the predicted memory traffic of torch.compile and of our kernel;
+    `saved_ns`: the time to copy the difference of these bytes, at the attainable rate;
+    `share_of_step`: `saved_ns` as a fraction of the least time of a training step, i.e. the time of
+    its matrix products at their attainable rate;
+    `measured_ns`: how much slower torch.compile was; missing if not measured.
 
     Args:
         measured: the table of `operations_table` for a GPU.

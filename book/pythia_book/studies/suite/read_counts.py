@@ -35,13 +35,13 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
             rows, so only one of them is counted.
 
     Returns:
-        Two tables by name. Both have the columns arm and policy: "joint" if the epochs of the text
-        are shuffled together, "separate" if one follows the other. If a run needs only one epoch,
-        only "joint" is listed.
+        The tables `reads` and `rereads`. Both have the columns `arm` and `policy`: "joint" if the
+        epochs of the text are shuffled together, "separate" if one follows the other. If a run
+        needs only one epoch, only "joint" is listed.
 
-        reads has the further columns times (0, 1, 2 or "3 or more") and share (the fraction of the
-        text's tokens that are read this often). rereads has a row per interval of training, with
-        the further columns percent (of training, at the end of the interval) and share (the
+        `reads` also has the columns `times` (0, 1, 2 or "3 or more") and `share` (the fraction of
+        the text's tokens that are read this often). `rereads` has a row per interval of training,
+        and also the columns `percent` (of training, at the end of the interval) and `share` (the
         fraction of the interval's input tokens that had been read before).
     """
     import pandas as pd

@@ -45,8 +45,8 @@ class Question:
 def questions() -> list[Question]:
     """Return the sums to ask, in a fixed order.
 
-    They are all sums that were never planted (inserted) in the training text and, for each first
-    operand, an equal number of planted sums.
+    Every sum that was never planted (inserted) in the training text is asked and, for each first
+    operand, as many planted sums as unplanted ones.
     """
     chosen = []
     for first in equations.FIRST:
@@ -129,9 +129,9 @@ class ArithmeticMeasurement:
     """A measurement of how well a model solves n sums.
 
     Calling it with a model returns these arrays:
-    exact bool[n], whether greedy decoding gives the right answer;
-    logprob float32[n], the log-probability of the right answer in nats;
-    choice bool[n], only zero-shot, whether the right answer is likelier than all wrong ones.
+    `exact`: bool[n], whether greedy decoding gives the right answer;
+    `logprob`: float32[n], the log-probability of the right answer, in nats;
+    `choice` (only zero-shot): bool[n], whether the right answer is likelier than all wrong ones.
     """
 
     questions: tuple[Question, ...]

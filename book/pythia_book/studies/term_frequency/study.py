@@ -70,7 +70,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 def analyse(params: Params, measured: Measurements, published: Tables) -> Analysis:
     """Turn the measurements and the released numbers into the study's tables, values and claims.
 
-    The values are numbers and names that the page quotes in its text.
+    The values are the numbers and words that the page quotes in its text.
     """
     scores = NumberScores(measured)
     sizes, shots = params.size_list, params.shot_list

@@ -310,12 +310,12 @@ def experiment_table(
 ) -> pd.DataFrame:
     """Return the table of the effects that `NumberScores.coins` estimates on final scores.
 
-    The two coins chose, at random, one number of each couple of numbers.
+    Each of the two coins chose, at random, one number of every pair of numbers.
 
-    Columns: coin ("boost", "placebo" or "boost minus placebo"), size, shots, measure, ratio (how
-    many times as often the chosen number was read in sums as the other number of its pair, as a
-    geometric mean; none for the difference), value (the effect, as a share of right answers or in
-    nats), low, high, n (number of pairs).
+    Columns: `coin` ("boost", "placebo" or "boost minus placebo"), `size`, `shots`, `measure`,
+    `ratio` (how many times as often the chosen number was read in sums as the other number of its
+    pair, as a geometric mean; none for the difference), `value` (the effect, as a share of right
+    answers or in nats), `low`, `high`, `n` (number of pairs).
     """
     import pandas as pd
 
