@@ -274,7 +274,10 @@ def gpu_kernels(result: Result) -> Table:
 
 
 def attention(result: Result) -> Table:
-    """Return a table that compares, by head dim, the attention library in use and the fastest."""
+    """Return a table of the speed of attention with the library in use and with the fastest.
+
+    It has a row for each head dim.
+    """
     rows = [
         {
             "head dim": str(row.head_dim),
