@@ -65,7 +65,7 @@ class SwapSource(Protocol):
 
     @property
     def recorded(self) -> bool:
-        """Whether the changes are on disk. If not, they are computed whenever rows are read."""
+        """Whether the changes to the batches are on disk, instead of computed at every reading."""
 
     @property
     def swap(self) -> str: ...

@@ -160,9 +160,14 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
 def forks_table() -> pd.DataFrame:
     """Return the cost of training a pronoun swap and its control, one row per size.
 
-    Both are trained in the paper's shorter window, 10,000 updates from step 133,000. The columns
-    weights and rows are bytes to fetch, state is bytes of GPU memory, fits says whether the state
-    fits on a GPU of 80 GB, disk is bytes, and gpu_seconds is the estimated time on an H100.
+    Both are trained in the paper's shorter window, 10,000 updates from step 133,000. Columns:
+
+    - `size`: name of the size.
+    - `weights`, `rows`: bytes to fetch.
+    - `state`: bytes of GPU memory.
+    - `fits`: whether the state fits on a GPU of 80 GB.
+    - `disk`: bytes on disk.
+    - `gpu_seconds`: estimated time on an H100.
     """
     import pandas as pd
 

@@ -268,10 +268,9 @@ def _from_csv(path: Path) -> list[tuple]:
 
 
 def _sizes_from_csv(folder: Path) -> list[tuple]:
-    """Read the results on CrowS-Pairs of the deduplicated models with a size that is not in FORKED.
+    """Read the CrowS-Pairs scores of the deduplicated models whose size is not in FORKED.
 
-    The models are those of the sizes that are not in MODELS. The rows are tuples in the order of
-    COLUMNS.
+    Return rows of the main table, with fields in the order of COLUMNS.
     """
     table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
     chosen = table[(table.deduped == 1) & ~table.model.isin(FORKED)]
@@ -299,7 +298,9 @@ def _model(match: re.Match) -> str:
 
 
 def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """Turn a file of the evaluation harness into rows of the main table, in the order of COLUMNS.
+    """Turn a file of the evaluation harness into rows of the main table.
+
+    The fields of a row are in the order of COLUMNS.
 
     Args:
         match: the match of the file's name with _HARNESS.
@@ -317,7 +318,7 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """Turn a WinoBias file into rows of the main table, in the order of COLUMNS.
+    """Turn a WinoBias file into rows of the main table, with fields in the order of COLUMNS.
 
     A file has one of two formats.
 

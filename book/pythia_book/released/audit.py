@@ -104,9 +104,10 @@ class Audit:
         ]
 
     def defects(self) -> list[str]:
-        """Return a sentence for each problem, duplicate or shared file; one more for missing steps.
+        """Return the defects of the revisions, a sentence each; an empty list if there are none.
 
-        If there are no defects, the list is empty.
+        Defects are the problems of entries, equal weights that should differ, files shared by
+        revisions (see `shared_parts`), and missing steps (one sentence for all of them).
         """
         defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
         defects += [

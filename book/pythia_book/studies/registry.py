@@ -158,5 +158,8 @@ def train_all(
 
 
 def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
-    """Return `keep` for `run`: other studies have their default parameters, this one `params`."""
+    """Return which checkpoints of `run` to keep (see `keep`), with `params` for this study.
+
+    The other studies have their default parameters.
+    """
     return keep(params.scale, run, params)

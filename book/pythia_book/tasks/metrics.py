@@ -116,9 +116,10 @@ class ScoredTask:
         """Compute the metrics of the task, per item, from the scores of all answers.
 
         Returns:
-            acc, acc_norm: bool[items]. logprob: float64[items], in nats, for LAMBADA only.
-            likelihood_difference: float64[items]; pct_stereotype, pct_stereotype_per_token:
-            bool[items]; these three are for pairs of sentences, which have no other metrics.
+            For pairs of sentences: `likelihood_difference`, float64[items], and `pct_stereotype`
+            and `pct_stereotype_per_token`, bool[items]. For all other tasks: `acc`, bool[items],
+            and where it applies `acc_norm`, bool[items]. LAMBADA also has `logprob`,
+            float64[items], in nats.
         """
         task: ScoringTask = task_named(self.name)
         logprob = scores["logprob"]

@@ -100,7 +100,7 @@ class TokenFileData:
 
     @property
     def config(self) -> DataConfig:
-        """The data config of a run on these rows. Its `corpus` is `where`."""
+        """The data config of a run on these rows."""
         return DataConfig(
             corpus=self.where,
             domains=(),

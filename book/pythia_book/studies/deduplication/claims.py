@@ -249,7 +249,8 @@ def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimat
         an interval that covers models only.
 
     Args:
-        pairs: one row per pair of models, with its lead (value) and the standard error (stderr).
+        pairs: one row per pair of models, with the lead (column `value`) and its standard error
+            (column `stderr`).
     """
     values = pairs.value.to_numpy()
     return {

@@ -95,7 +95,7 @@ def change(measured: Measurements, measure: str, size: str, *rest: Any) -> np.nd
 
 
 def pooled(params: Params, measured: Measurements, measure: str) -> np.ndarray | None:
-    """Return the `change` of each item at the end of training, float[sizes, items].
+    """Return the differences between twins (see `change`) at the end, float[sizes, items].
 
     Sizes that were not measured in full are left out. Return None if no size is left.
 

@@ -549,10 +549,10 @@ class _Released:
 
     @cached_property
     def _biases(self) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-        """How the swap changes CrowS-Pairs scores; None if no numbers were released.
+        """Two tables of how the swap changes CrowS-Pairs scores; None without released numbers.
 
-        There are two tables like that of `at_end`: the change for gender minus the change for the
-        eight other biases, and the change for these. Both are in points.
+        The first has the change for gender minus the change for the eight other biases. The second
+        has the change for the other biases. Both are in points, in the format of `at_end`.
         """
         table = self.tables.get("crows_biases")
         if table is None:
@@ -631,10 +631,10 @@ def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
-    """Test that released swapped models follow their controls no more tightly than our swaps do.
+    """Test that released swapped models follow their controls no more tightly than ours do.
 
-    The test is one-sided. If they follow them more tightly, this is evidence against the swap. If
-    they do not, the swap is not shown either.
+    If the test fails, this is evidence that the released models were not swapped. If it passes,
+    this is no evidence that they were.
     """
     theirs, ours = (unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:

@@ -159,9 +159,9 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
     """Compute by how much stereotypical sentences are answered better than anti-stereotypical ones.
 
     Args:
-        winobias: the table winobias of `select`.
+        winobias: the table `winobias` of `select`.
         suite: "v1", the current suite, or "v0", the first.
-        prompts: the prompts to average over, of PROMPTS.
+        prompts: the prompts to average over, a subset of PROMPTS.
 
     Returns:
         The columns size, arm, step, value (the lead, as a fraction of 1) and stderr. The two kinds

@@ -234,8 +234,8 @@ def tables(
 ) -> dict[str, pd.DataFrame]:
     """Return the tables of the study, except for those of coupling.
 
-    - levels: size, arm, measure, value, low, high, n, seeds, for the final weights. The number n
-      counts units: occupations for WinoBias and the feminine share, otherwise items.
+    - levels: size, arm, measure, value, low, high, n, seeds, for the final weights. `n` is the
+      number of items, but for WinoBias and the feminine share the number of occupations.
     - effects: the columns of `levels`. The value is arm minus control, paired.
     - branch: the columns of `levels` plus step and percent (of training), for every measured step.
       A fork begins with the values of its control at the step of the fork.
@@ -246,7 +246,7 @@ def tables(
 
     Args:
         cells: for each (size, arm, step), the values of each measure.
-        facts: the facts of `measure`.
+        facts: the study's facts, of which `occupations`, `contexts` and `ledger` are used.
     """
     import pandas as pd
 

@@ -368,10 +368,10 @@ def _predictions(
 
 
 def _fewest_readings(extracted: Extracted, step: int) -> int:
-    """Return how often the least read row had been read that the largest model has memorized.
+    """Return the smallest number of readings after which the largest model has memorized a row.
 
-    Readings until `step` count for the checkpoint at `step`, all readings for the last one. Return
-    0 if nothing is memorized.
+    The minimum is over the rows memorized at `step`, with their readings until then, and the rows
+    memorized at the end, with all their readings. Return 0 if there are no such rows.
     """
     size, n = extracted.params.size_list[-1], extracted.n_first
     readings = [np.zeros(0, int)]
@@ -406,7 +406,7 @@ def _too_few_readings(
 ) -> str:
     """Say that by `step` too few texts have been read often enough for a recall above `bound`.
 
-    Return "" if enough have been: then the test of low recall can fail.
+    Return "" if such a recall is possible, or if recall cannot be computed.
 
     Args:
         ours: the prediction of the checkpoint at `step`.

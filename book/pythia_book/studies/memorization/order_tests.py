@@ -86,7 +86,7 @@ class Design:
 
         Returns:
             The index of the window of each eligible row, int[n], and the number of eligible rows in
-            each whole window, int[windows]. Rows after the last whole window share the next index
+            each whole window, int[windows]. Rows after the last whole window get one further index,
             and are not counted.
         """
         whole = len(self.eligible) // window
@@ -288,7 +288,8 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
     """Estimate how the rate of events changes per 10 % of training, in % of the mean rate.
 
     Clustered events carry less information. If the dispersion of the counts in the smallest windows
-    exceeds 1, the variance of the estimate is therefore multiplied by it (quasi-likelihood).
+    exceeds 1, the variance of the estimate is therefore multiplied by this dispersion
+    (quasi-likelihood).
 
     Args:
         ranks: the sorted ranks of the events (memorized rows) among the eligible rows, int[events]

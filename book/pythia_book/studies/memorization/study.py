@@ -218,7 +218,8 @@ def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
       and continuation) that was read once.
     - beginning_once_read_more: how many of these memorized rows have a continuation that was read
       more than once.
-    - beginning_once_times: how often their continuation was read, as a median.
+    - beginning_once_times: the median number of times that the continuations of these memorized
+      rows were read.
     """
     rows: Rows = extracted.rows[arm]
     memorized = extracted.memorized(extracted.params.size_list[-1], arm)

@@ -331,7 +331,7 @@ def rate_over_training(
 def order(extracted: Extracted) -> dict[str, Lines]:
     """Return three tables on whether memorization depends on the order of training.
 
-    They are about the largest model that was trained on each text:
+    They are about the largest model of each data arm:
 
     - tests: the tests of `order_tests`, on the rows whose continuation was read only once.
     - rates: the share of memorized rows in each part of training; of all rows, and of rows whose
@@ -542,7 +542,12 @@ class Prediction:
         return int((part & whole).sum()), int(whole.sum())
 
     def units(self, measure: str) -> tuple[int, bool]:
-        """Return how many units "precision" or "recall" has, and if all are planted texts."""
+        """Return the number of units over which a measure is computed, and if all are planted.
+
+        Args:
+            measure: "precision" (units that the predictor has memorized) or "recall" (units that
+                the largest model has memorized at the end).
+        """
         _, whole = self._sides(measure)
         return len(np.unique(self.unit[whole])), bool((self.planted[whole] >= 0).all())
 
@@ -587,9 +592,10 @@ def prediction(extracted: Extracted) -> Lines:
 def prediction_row(found: Prediction) -> dict[str, Any]:
     """Return a line of `prediction`: confusion counts of texts, precision, recall and their gap.
 
-    Precision and recall are fractions of 1. Their intervals are over units, of which there are
-    precision_units and recall_units. The gap is precision minus recall. Its interval is slightly
-    too wide, because it takes precision and recall as independent although they rise together.
+    Precision and recall are fractions of 1, with intervals over units (see `Prediction.unit`);
+    `precision_units` and `recall_units` are the numbers of units. The gap is precision minus
+    recall. Its interval is slightly too wide, because it treats precision and recall as
+    independent although they rise together.
     """
     tp, n_predicted = found.count("precision")
     fn = found.count("recall")[1] - tp

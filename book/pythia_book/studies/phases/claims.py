@@ -159,7 +159,10 @@ def late_growth(params: Params, models: Models, size: str, measure: str) -> Esti
 
 
 def values(params: Params, models: Models, measured: Measurements) -> dict[str, Any]:
-    """Map names to the numbers that the page quotes, many for the smallest and the largest size."""
+    """Return the numbers that the page quotes, by name.
+
+    Names that end in _smallest or _largest are for the model of that size.
+    """
     smallest, largest = params.size_list[0], params.size_list[-1]
     facts = measured.facts
     numbers: dict[str, Any] = {

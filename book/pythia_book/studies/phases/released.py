@@ -81,7 +81,8 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
     update of the scale. All are copied to a file in the cache folder.
 
     Args:
-        data: as for `inspect --data`, or a folder with the needed shards.
+        data: a name in RELEASED, a folder that has at least the needed shards, or the path of a
+            `.bin` file.
         scale: gives the batch size, the tokens per row and the last update.
         eod_id: the id that ends a document.
 

@@ -94,7 +94,7 @@ def claims(arms: Arms) -> list[Claim]:
 
 
 def _tested_at(arms: Arms) -> str:
-    """Say how large our largest model is, and how much it reads, next to the source's models."""
+    """Say how large our largest model is, how much it reads, and how large the source's are."""
     count = arms.measured.facts["parameters"][arms.params.size_list[-1]]["all"]
     tokens = tokens_read(arms) / 1e6
     return f"tested at {count:,} parameters and {tokens:.1f} million tokens, while {THEIRS}"

@@ -24,7 +24,9 @@ FITTED = "models of 7 million to 9 billion parameters"
 
 
 def _decayed(unique: float, repetitions: float, constant: float) -> float:
-    """Return D' (or N') of the law: how many fresh tokens (or parameters) repeated ones replace.
+    """Return D' (or N') of the law: the effective number of tokens (or parameters).
+
+    A repeated one counts as a fraction of a fresh one.
 
     Args:
         unique: number of different tokens (or parameters).

@@ -97,7 +97,7 @@ class ReadRowsMeasurement:
         return stable_hash([scoring.VERSION, self.rows.tolist()])
 
     def __call__(self, model: Scorable, step: int) -> Arrays:
-        """Measure `model`, and return the array that the class describes."""
+        """Return {"read_loss": the loss of `model` on each row, in nats per token}."""
         from pythia_core.evaluation import scoring
 
         return {"read_loss": scoring.row_losses(model, self.rows)}

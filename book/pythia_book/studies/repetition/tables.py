@@ -104,8 +104,8 @@ class Arms:
     def best_step(self, size: str, epochs: int, before_end: bool = False) -> int | None:
         """Return the step at which an arm has the lowest mean held-out loss.
 
-        Only every other held-out row counts (CHOOSE). The result is None if no checkpoint was
-        measured.
+        The mean is over one half of the held-out rows (CHOOSE). The result is None if no checkpoint
+        was measured.
 
         Args:
             before_end: leave out the last checkpoint.

@@ -176,7 +176,8 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
 
     Args:
         released: the released tables of the study.
-        pairs: the table of `pairs_table`. batch: the table of `batch_table`.
+        pairs: the table of `pairs_table`.
+        batch: the table of `batch_table`.
     """
     found: Estimates = dict.fromkeys(
         ("size", "narrow", "wide", "converges", "opt", "opt_alike", "bloom", "bloom_five",
@@ -258,13 +259,15 @@ def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
 
 
 def _against_others(pairs: pd.DataFrame) -> Estimates:
-    """Return the estimates that compare Pythia with OPT and BLOOM, in points of accuracy.
+    """Return the estimates that compare Pythia with OPT and BLOOM, by name, in points of accuracy.
 
     Every estimate is a mean over pairs of models of similar size. It is None if there are no pairs.
 
-    opt is Pythia minus OPT, on the mean of the seven tasks; opt_alike is the same without the pair
-    of UNLIKE. bloom is BLOOM minus Pythia on the mean of the seven tasks, bloom_five is the same on
-    the mean of the tasks in NOT_WORSE, and bloom_TASK is the same on one task.
+    - `opt`: Pythia minus OPT, averaged over seven tasks.
+    - `opt_alike`: the same without the OPT model UNLIKE.
+    - `bloom`: BLOOM minus Pythia, averaged over the seven tasks.
+    - `bloom_five`: the same, averaged over the five tasks in NOT_WORSE.
+    - `bloom_TASK`: the same on one task.
 
     Args:
         pairs: the table of `pairs_table`.

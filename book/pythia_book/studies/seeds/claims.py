@@ -70,7 +70,7 @@ def claims(
     Args:
         tables: the tables of the study.
         neighbour: the final held-out loss of the neighbouring size; None if it was not measured.
-        released: maps "training_maps" to this table; empty if it is not available.
+        released: the released tables, of which `training_maps` is used; may be empty.
     """
     seeds = f"{params.seeds} seeds of {params.size}"
     pairs = f"{params.seeds} pairs of twins of {params.size}, a seed each"

@@ -130,9 +130,9 @@ def spreads(result: Result) -> Drawing:
 
 
 def parts(result: Result) -> Drawing:
-    """Draw how much final scores vary due to order, weights, the rest, and the sampling of items.
+    """Draw the parts of the spread of final scores: order, weights, the rest, and choice of items.
 
-    All parts are standard deviations, with a panel per measure.
+    Each part is a standard deviation. There is a panel for each measure.
     """
     colour = size_colour(result.params.size)
     kinds = ("order", "weights", "rest", "items")

@@ -84,10 +84,7 @@ def steps(result: Result) -> Table:
 
 
 def operations(result: Result) -> Table:
-    """Return the table of our operations on the CPU.
-
-    It also has the time of plain torch divided by the time of our operation.
-    """
+    """Return the table of the times of our operations on the CPU, and of speed-ups over torch."""
     rows = []
     keys = ["size", "kernel", "dtype"]
     for (size, kernel, dtype), group in result.tables["operations"].groupby(keys, sort=False):
@@ -275,7 +272,10 @@ def gpu_kernels(result: Result) -> Table:
 
 
 def attention(result: Result) -> Table:
-    """Return a table that compares, by head dim, the attention library in use and the fastest."""
+    """Return a table of the speed of attention with the library in use and with the fastest.
+
+    It has a row for each head dim.
+    """
     rows = [
         {
             "head dim": str(row.head_dim),

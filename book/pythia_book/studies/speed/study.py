@@ -439,7 +439,7 @@ def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
 def claims(tables: Tables) -> list[Claim]:
     """Return the checks that our code is fast, and as fast as predicted.
 
-    Each check is about its worst case, e.g. the operation with the smallest speed-up.
+    Each check tests the worst case, e.g. the operation with the smallest speed-up.
     """
     steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
     libraries = steps[steps.family == "transformers"]

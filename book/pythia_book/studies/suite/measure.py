@@ -25,9 +25,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     "standard" or "deduplicated".
 
     Facts: models (maps each size to its shape and training parameters), tokens (maps each arm to
-    the number of tokens of its text), heldout (see `heldout_share`), checkpoints (how many the run
-    with the fewest has), and proofs, reads and rereads (the rows of the tables of `proofs_table`
-    and `reading_tables`).
+    the number of tokens of its text), heldout (see `heldout_share`), checkpoints (the smallest
+    number of checkpoints that a run has), and proofs, reads and rereads (the rows of the tables of
+    `proofs_table` and `reading_tables`).
     """
     suite = train_all(
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress

@@ -298,7 +298,11 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
 
 
 def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
-    """Return the claims on words of definitions. `table` is the result of `definitions_table`."""
+    """Return the claims that a model picks a defined word more often if the word is frequent.
+
+    Args:
+        table: the result of `definitions_table`.
+    """
     size = params.size_list[-1]
     return [
         Claim(
