@@ -1,8 +1,9 @@
 """Triton kernels for the rotary embedding on the packed QKV.
 
 The forward rotates queries and keys in place. It reads and writes only their rotated lanes. Pythia
-rotates 25 % of each query and key head, so these lanes are a sixth of the buffer. The backward rotates the gradients of queries and keys
-back and writes one packed gradient. Rotations are computed in fp32, and rounded once.
+rotates 25 % of each query and key head, so these lanes are a sixth of the buffer. The backward
+rotates the gradients of queries and keys back and writes one packed gradient. Rotations are
+computed in fp32, and rounded once.
 """
 
 from __future__ import annotations
