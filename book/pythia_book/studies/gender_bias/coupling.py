@@ -13,9 +13,9 @@ the same constant to every change, so it has no effect. If scores scatter indepe
 trend, their changes have a lag-1 autocorrelation of -1/2, which multiplies the variance of Fisher's
 z by `INFLATION`. The coupling of a model is the mean of Fisher's z over the scores in `TESTED`.
 
-Only tight coupling is informative. A fork that is coupled more tightly than forks with a real swap
-probably had no real swap. Loose coupling is evidence of nothing, because other hardware loosens the
-coupling too.
+Only tight coupling is informative. If a fork is coupled more tightly than forks with a real swap,
+this is evidence that it had no real swap. Loose coupling is evidence of nothing, because other
+hardware loosens the coupling too.
 """
 
 from __future__ import annotations
