@@ -1,8 +1,8 @@
-"""Defines what all studies share: classes for parameters, measurements, results and measuring cost.
+"""Defines classes that all studies share, for parameters, measurements and results.
 
 Each study subclasses `StudyParams`. A study measures models, and the measurements are stored as
-`Measurements`. The outcome of a study is a `Result`, which is drawn and recorded. `kept_at` selects
-the checkpoints that a run keeps.
+`Measurements`. The outcome of a study is a `Result`, which is drawn and recorded. `MeasuringCost`
+says how much text is read to measure a run. `kept_at` selects the checkpoints that a run keeps.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ ends of documents. There are three implementations:
 - On CUDA devices with Triton, queries and keys are rotated in place (kernels.rotary). Attention
   then reads strided views, and uses the backend that a table lists for the head dim
   (attention_backends).
-- On CPUs, rows of at most 512 tokens use batched matrix products, and the probabilities are saved
-  for the backward. At 128 tokens, torch 2.13's flash kernels are 3 times slower in fp32 and 10
-  times in bf16. Without a C compiler the flash kernels are faster in fp32, and are used there.
+- On CPUs, rows of at most 512 tokens use batched matrix products with a softmax in C, and the
+  probabilities are saved for the backward. At 128 tokens, torch 2.13's flash kernels are 3 times
+  slower in fp32 and 10 times in bf16. Without a C compiler, the softmax runs in torch; this is
+  slower than the flash kernels in fp32, so it is used only in bf16.
 - In all other cases, torch's scaled_dot_product_attention (flash kernels) runs under autograd.
 """
 

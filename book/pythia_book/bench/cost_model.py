@@ -5,7 +5,7 @@ attention, memory-bound passes, and the loss. The operations and bytes of each p
 architecture of the model. The rates at which a GPU performs them are *estimates* from published
 kernels and data sheets, made before this project measured anything. Each estimate is a named
 constant, so that it can be checked. The optimizer has a model of its own (`optimizer_seconds`).
-Gaps between kernel launches and limits of power are ignored.
+Power limits, and gaps between kernel launches, are ignored.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ one. On a GPU, the caches are flushed before every call, and two CUDA events tim
 repeat has a median time. The row has the median, the lowest and the highest of these three medians.
 
 Rates count the minimal work: each operand is read once, and each result is written once. For causal
-attention, only the products of queries with keys that are not masked count. Shares are relative to
-the measured rate of a copy or of a matrix product in the same run. Errors are differences from an
-fp64 result, on fewer tokens. If an implementation cannot run, its row has the reason.
+attention, only the products of queries with keys that are not masked count. The column `share` is
+the rate divided by the rate of a copy or of a matrix product that was measured in the same run.
+Errors are differences from an fp64 result, on fewer tokens. If an implementation cannot run, its
+row has the reason.
 
 A dry run does everything on tiny CPU tensors, so its times are meaningless.
 """

@@ -1,10 +1,9 @@
 """Reads and writes files of measurements, in which every line (row) is a JSON object.
 
 A row is written as soon as it is measured. An interrupted write can leave a partial last line. The
-next write then puts a line end after the partial line, and reading skips it. The column `dry_run`
-says whether a row comes from a dry run. The numbers of a dry run are meaningless and never used by
-a page of the book. If a measurement failed, the column `failed` has the reason. The kinds of rows
-are:
+next write then ends this line, and readers skip it. The column `dry_run` says whether a row comes
+from a dry run. The numbers of a dry run are meaningless and never used by a page of the book. If a
+measurement failed, the column `failed` has the reason. The kinds of rows are:
 
     machine    device, versions, measured rates of a copy and of matrix products
     train      one implementation of a training step at one size

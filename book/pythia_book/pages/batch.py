@@ -1,10 +1,10 @@
 """Draws the figures of the page on how a batch is made, and computes its data and numbers.
 
 The figures follow one row from the documents into a batch, with `order.RowOrder`, on two corpora.
-One is the corpus that runs at the scale `smoke` train on; the built page contains only the rows
-that such a run reads. The other is a few sentences written for this page, which also replace the
-first corpus if its text is not in the cache when the book is built. The page's script computes the
-same order in the browser, and tests check that script and library agree.
+One is the training corpus of the scale `smoke`; the built page contains only the rows that a run at
+this scale reads. The other is a few sentences written for this page, which also replace the first
+corpus if its text is not in the cache when the book is built. The page's script computes the same
+order in the browser, and tests check that script and library agree.
 """
 
 from __future__ import annotations

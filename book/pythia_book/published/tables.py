@@ -2,14 +2,15 @@
 
 A table is empty if the source lacks its results.
 
-Benchmarks are the scores of all sixteen models of the v1 suite, OPT and BLOOM on the paper's tasks.
-The standard 1B model is stored as pythia-1b-bf16. Some of its zero-shot files are named five-shot,
-so the number of shots is taken from the name of the folder. MMLU has scores of the sixteen models
-on 57 subjects. BLiMP was scored only on the first, superseded suite (v0).
+`benchmark_tables` has the scores of all sixteen models of the v1 suite, of OPT and of BLOOM on the
+paper's tasks. The standard 1B model is stored as pythia-1b-bf16. Some of its zero-shot files are
+named five-shot, so the number of shots is taken from the name of the folder. `mmlu_table` has the
+sixteen models' scores on 57 subjects. For BLiMP, only scores of the first, superseded suite (v0)
+were released.
 
-Arithmetic (paper section 3.3) has accuracies of seven deduplicated models (not 70M) over fifty
-second operands. The frequencies of numbers in the Pile were never released, so accuracy can be
-drawn only by size and step. The files use the models' former names; the tables use current names.
+`arithmetic_table` (paper section 3.3) has the accuracies of seven deduplicated models (not 70M) for
+every first operand, averaged over fifty second operands. How often each number occurs in the Pile
+was never released. The files use the models' former names; the tables use current names.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ EleutherAI/pythia, next to the code that makes and draws it. By that code, the c
 `score` (a standardised accuracy) and `group` (the seeds that are drawn together: seeds 3 and 4,
 which the authors call outliers, and the eight others).
 
-The file names neither the model size nor the tasks of the score, but the numbers show both: the
+The file states neither the model size nor the tasks of the score, but the numbers show both: the
 scores of seed 0 are zero-shot accuracies of the standard 410M model on four tasks, standardised
 per task over the checkpoints and averaged (`score_410m`). The file does not say whether one hidden
 Markov model was fitted or one per group, so states are compared only within a group.

@@ -5,8 +5,8 @@ Results are cached with the run (pythia_book.measurements), so that a stopped sw
 later sweeps measure only additional tasks or steps. If a checkpoint is missing or damaged, or no
 item of a task fits the model, the table has a row with a note and without a value.
 
-Standard errors are those of a mean over items. The standard error of ppl follows, to first order,
-from the standard error of the mean log-probability; the harness uses a bootstrap instead.
+Standard errors are those of a mean over items. The standard error of the perplexity `ppl` follows,
+to first order, from that of the mean log-probability; the harness uses a bootstrap instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The mean over several models on the same items, with an interval over models and items."""
+"""The mean value of several models on the same items, with an interval over models and items."""
 
 from __future__ import annotations
 

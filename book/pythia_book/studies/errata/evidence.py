@@ -2,8 +2,8 @@
 
 Each function in COMPUTED or RELEASED returns the values that fill in the text of one erratum. Such
 a function takes a second or two and needs no network. The functions in RELEASED read the tables of
-`released_tables`, which the study's record keeps. What an error costs needs training, so
-errata.study measures the cost.
+`released_tables`, which the study's record keeps. How much a misstated setting changes a model
+cannot be computed without training, so errata.study measures it.
 """
 
 from __future__ import annotations

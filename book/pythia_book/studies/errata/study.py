@@ -1,8 +1,8 @@
 """Measure the effect of each erratum with runs that differ from the suite in one setting.
 
-Each switch of errata.params defines one run. The config of this run equals that of its control, a
-run of the suite of the same size, in all but one field. The run and its control are scored on the
-same held-out rows, so differences are paired. There is one run per setting: an interval covers the
+Each entry of SWITCHES in errata.params defines one run. Its config differs in one field from that
+of its control, a run of the suite of the same size. The run and its control are scored on the same
+held-out rows, so differences are paired. There is one run per setting: an interval covers the
 choice of held-out rows, and a claim is about these two runs, not about training again. A run with
 another seed shows how far two runs of the same setting lie apart.
 """

@@ -1,15 +1,15 @@
 """The claims of the gender-bias study and how they are tested.
 
-In tests on released numbers, the units are models (released_numbers). In tests on our runs, the
-units are seeds. With only one seed, the effect is shown with an interval over sizes, but there is
-no verdict: the effect can differ more between two seeds than between all sizes of one seed.
+In tests on released numbers, intervals are over models (released_numbers). In tests on our runs,
+they are over seeds. With only one seed, the effect is shown with an interval over sizes, but there
+is no verdict: the effect can differ more between two seeds than between all sizes of one seed.
 
-Every claim about our runs has a premise: that our controls have something to lose. This is a
-stereotype after occupations, a score above chance on the benchmark itself, or some last words that
-are predicted. Premises are about exactly these control runs, not about other seeds, so their units
-are occupations or items. If a premise of a claim does not hold by its own verdict, the claim is not
-testable here. Under the reverse swap, which the paper did not do, no claim about our runs
-is testable.
+Every claim about our runs has a premise: that our controls have something that the swap could
+reduce. This is a stereotype after occupations, a score above chance on the benchmark of the claim,
+or correctly predicted last words. Premises are about exactly these control runs, not about other
+seeds, so their intervals are over occupations or items. A claim is not testable here unless the
+test of its premise gives the verdict "holds". If the swap is reversed, which the paper did not do,
+no claim about our runs is testable.
 
 Two more premises are about how closely swapped models follow their controls (coupling).
 """

@@ -1,10 +1,11 @@
 """Check the continued training of a released model in two ways.
 
-`continuity` compares, on unread rows, the loss of the continued control with the loss of the
-source's checkpoint at the same step. If the source has no such checkpoint, its checkpoint at the
-starting step is used. `effects` compares the swapped run
-with its control on the measures of the gender-bias study. These two runs began in the same way and
-read the same rows, except for swapped tokens. All differences are paired and have intervals.
+The model is continued twice: with swapped pronouns, and unchanged as a control. The two runs begin
+in the same way and read the same rows, except for swapped tokens. `continuity` compares the control
+with the released model at the same step, by their losses on rows that neither has read. If the
+released model has no checkpoint at that step, the one from which the control started is used.
+`effects` compares the swapped run with the control on the measures of the gender-bias study. All
+differences are paired and have intervals.
 """
 
 from __future__ import annotations

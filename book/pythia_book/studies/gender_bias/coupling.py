@@ -7,14 +7,15 @@ own forks: one fork has swapped pronouns, another, as a placebo, as many swapped
 fork without any change is bit-identical to its control, so its correlation would be 1; such a fork
 is not trained.)
 
-The statistic is the correlation of first differences, step t minus step t - 1, of fork and control;
-a linear trend is a constant in them and drops out. The units are steps, and few. If scores scatter
-independently about a trend, their differences have a lag-1 autocorrelation of -1/2, which widens
-Fisher's interval by `INFLATION`. A model's coupling is the mean of Fisher's z over `TESTED`.
+The statistic is a correlation: the changes of a score from checkpoint to checkpoint in the fork are
+correlated with those in the control. Both series of changes have few values. A linear trend adds
+the same constant to every change, so it has no effect. If scores scatter independently about a
+trend, their changes have a lag-1 autocorrelation of -1/2, which multiplies the variance of Fisher's
+z by `INFLATION`. The coupling of a model is the mean of Fisher's z over the scores in `TESTED`.
 
-What can be concluded is one-sided. If a fork is coupled more tightly than forks with a real swap
-are, this is evidence that it had no real swap. If it is coupled less tightly, this is evidence of
-nothing, because other hardware loosens the coupling too.
+Only tight coupling is informative. If a fork is coupled more tightly than forks with a real swap,
+this is evidence that it had no real swap. Loose coupling is evidence of nothing, because other
+hardware loosens the coupling too.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 The figures are the paper's figures 1, 2 and 6, with released numbers next to ours; two figures of
 the share of feminine pronouns after occupations, where small models show the clearest effect; two
-figures of released numbers alone; and one of coupling. If released numbers are missing, the panel
-says how to get them.
+figures of released numbers alone; and one of coupling, i.e. how closely swapped models follow their
+controls from checkpoint to checkpoint. If released numbers are missing, the panel says how to get
+them.
 """
 
 from __future__ import annotations

@@ -5,12 +5,11 @@ about predicting memorization are from other papers: Biderman et al. 2023b ("Eme
 Predictable Memorization", arXiv 2304.11158) and Carlini et al. 2022 (arXiv 2202.07646). Other
 studies of the book test, with several seeds, whether deduplicated text is memorized less.
 
-The released confusion tables are percentages of the first 23,552,000 sequences. With this number
-of sequences, the sampling error is tiny, but sequences are not independent units, because many of
-them are duplicates. Each size was trained once. The independent units are therefore the models:
-tests on released numbers treat the sizes as units, and so do tests on our runs if a claim is about
-a trend over sizes. If a claim is about the rows of a single run, the units are texts: all rows of a
-planted text are one unit.
+The released confusion tables give percentages of the first 23,552,000 training sequences. Many of
+these sequences are duplicates, so they are not independent of each other. Each size was trained
+once. Therefore the intervals of tests on released numbers are over model sizes, and so are those of
+tests on our runs if a claim is about a trend over sizes. If a claim is about the rows of a single
+run, intervals are over texts: all rows of a planted text count as one.
 
 Biderman et al. 2023b call precision high and recall low, but give no bound for either. Their own
 numbers are therefore shown without a verdict. Our precision is compared with numbers that they call

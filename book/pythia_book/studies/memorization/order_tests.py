@@ -7,7 +7,8 @@ counts per window are binomial, not Poisson, and gaps are whole numbers, not exp
 (`textbook_p`).
 
     trend        mean position of the events; reported as % change of the rate per 10 % of training
-    dispersion   variance of the counts per window divided by the binomial one, at several windows
+    dispersion   variance of the counts per window of rows, divided by the variance of binomial
+                 counts, for several window sizes
     positions    Kolmogorov-Smirnov distance between the positions and a uniform distribution
     gaps         Kolmogorov-Smirnov distance between the gaps from event to event and a geometric
                  distribution

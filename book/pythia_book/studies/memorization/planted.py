@@ -1,7 +1,7 @@
 """Find the rows that continue a planted text, i.e. a text that the corpus repeats on purpose.
 
-Almost all memorized rows are pieces of a few such texts, so rows of one planted text are no
-independent units.
+Almost all memorized rows are pieces of a few such texts, so rows of one planted text are not
+independent of each other.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Memorization, and whether it depends on the order of training (paper section 3.2).
 
 For every row that a checkpoint has read, extraction (pythia_core.evaluation.memorization) tells
-whether the checkpoint has memorized it: by size, over training, on both texts, and by how often
-its continuation was read. Only rows with a continuation that was read once serve to test whether
-the position of a row in training matters (order_tests). Other texts have copies, which the shuffle
-scatters, so the position of one copy does not tell when the text was read. Finally, earlier
-checkpoints and smaller models predict which rows the last checkpoint has memorized, as in Biderman
-et al. 2023b.
+whether the checkpoint has memorized it. Memorized rows are counted by model size, over training, on
+the standard and the deduplicated text, and by how often the row's continuation was read. Only rows
+whose continuation was read once serve to test whether the position of a row in training matters
+(order_tests). Any other continuation has copies at several positions, so the position of one copy
+does not tell when it was learned. Finally, earlier checkpoints and smaller models predict which
+rows the last checkpoint has memorized, as in Biderman et al. 2023b.
 """
 
 from __future__ import annotations

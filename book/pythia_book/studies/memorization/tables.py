@@ -3,8 +3,8 @@
 Rows that continue one planted text are mostly memorized together, wherever in the text they begin
 and however its copies were edited. So the *units* of all intervals are the planted texts, each with
 all its rows (`Rows.unit`). A row outside of planted texts forms a unit with the rows that have the
-same continuation. Where there are thousands of units, they are resampled (`ratio`). Where a few
-decide, the interval is a t-interval over units (`over_units`).
+same continuation. If a share is over thousands of units, its interval comes from resampling them
+(`ratio`). If a few units decide the result, the interval is a t-interval over units (`over_units`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Claims of other work about early training, and numbers for prose.
+"""Claims of other work about early training, and the numbers that the page's prose contains.
 
-No claim is from the Pythia paper, but its checkpoints made the other work possible. Where a
-statement is about models in general, the models are the units. The time between two milestones is
-measured in doublings of training, because early checkpoints are spaced that way.
+No claim is from the Pythia paper, but its checkpoints made the other work possible. If a claim is
+about models in general, its interval is over our model sizes, with one run each. The time between
+two milestones is measured in doublings of the step, because early checkpoints are spaced that way.
 """
 
 from __future__ import annotations

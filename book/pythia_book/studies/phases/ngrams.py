@@ -1,7 +1,11 @@
 """Count n-grams up to order 3, and predict tokens from these counts.
 
-p_1 has add-one smoothing; order n backs off to order n - 1 with strength a_n,
-p_n(w) = (c(context, w) + a_n p_{n-1}(w)) / (c(context) + a_n), with a_n chosen on held-out rows.
+The unigrams p_1 have add-one smoothing. Order n backs off to order n - 1 with a strength a_n that
+is chosen on held-out rows:
+
+    p_n(w) = (c(context, w) + a_n p_{n-1}(w)) / (c(context) + a_n)
+
+Here c(x) is how often x occurs, and the context is the n - 1 tokens before w.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tables of the phases study, and the steps of milestones with their intervals.
 
-A milestone is the checkpoint at which the mean of a measure over rows is, for example, smallest.
-Its interval comes from finding it again on resampled rows. The steps of milestones are only as
-precise as the spacing of checkpoints.
+A milestone is, for example, the checkpoint with the smallest mean of a measure over held-out rows.
+To get an interval, the rows are resampled, and the milestone is found again on each resample. A
+milestone's step is only as precise as the spacing of checkpoints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The claims of the repetition study and its numbers for prose.
+"""The claims of the repetition study, and the numbers that the page's prose contains.
 
 The claims are from other papers than Pythia's. Muennighoff et al. name no size in the statements
 that are tested, so these are tested at our size, and a note says how large their models were. Each

@@ -7,7 +7,8 @@ gives N'. The loss is E + A / N'^alpha + B / D'^beta. The constants were fitted 
 million to 9 billion parameters on C4 (their appendix A; the code is in the README of
 huggingface/datablations). Runs whose loss rises again were left out of that fit, and the law
 cannot describe them. At the sizes of the scale "laptop", the predicted loss is far from the
-measured one, so the page shows mainly ratios of the law, as an extrapolation.
+measured one. So the page mainly shows ratios of two losses, or of two amounts of data, that the law
+predicts, as an extrapolation.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Tests of claims on the released benchmark results (paper sections 2.4 to 2.6, appendix G).
 
-Accuracies are means over the seven tasks without WSC unless a task is named. No result per item was
-released, so two scores of the same items are compared as if their errors were independent. Models
-are the units wherever a claim speaks of a kind of model: the values of several pairs or sizes give
-a t-interval. The two models of one size, on the standard and the deduplicated text, are one unit:
-their mean. Pairs of models share the items of a task, whose error such an interval cannot see, so
-`mean_over_pairs` never makes an interval narrower than the error of the items.
+Unless a task is named, accuracies are means over the paper's tasks without WSC (seven tasks). No
+result per item was released, so two scores on the same items are compared as if their errors were
+independent. If a claim is about a kind of model, its interval is a t-interval over sizes or over
+pairs of models. The models of one size on the standard and the deduplicated text are averaged
+first. All pairs of models are scored on the same items, so a t-interval over pairs does not contain
+the error that the choice of items causes. `mean_over_pairs` therefore never makes an interval
+narrower than that error.
 """
 
 from __future__ import annotations

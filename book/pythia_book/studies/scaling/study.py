@@ -1,9 +1,9 @@
 """Accuracy and loss by size and over training (paper section 2.6), for our and released models.
 
 Seven benchmark tasks are scored, zero-shot and few-shot at the end of training, and zero-shot over
-training for the standard half of the suite. Laws are fitted to held-out loss by size, tokens and
-FLOP. The last checkpoint of the largest model is also scored by the language-model evaluation
-harness and compared item by item. Results of the released models come from
+training for the standard half of the suite. Scaling laws predict the held-out loss from model size
+and tokens. The last checkpoint of the largest model is also scored by the language-model evaluation
+harness, and the two results are compared item by item. Results of the released models come from
 pythia_book.published.scaling.
 """
 

@@ -4,8 +4,8 @@ Values over seeds are assumed to be normally distributed. The runs with every pa
 and a weight seed form a two-way layout without replication, x = mean + order + weights + rest. The
 intervals of the components are Williams-Tukey intervals (nearly exact, slightly wide). Ratios of
 mean squares have F intervals. Distances in standard deviations have intervals from the noncentral
-t. All intervals are 95 % intervals and are wide with few seeds. For example, the standard deviation
-of three runs is known only to within a factor of twelve.
+t. All intervals are 95 % intervals and are wide with few seeds. For example, if a standard
+deviation is estimated from three runs, the upper end of its interval is twelve times the lower end.
 """
 
 from __future__ import annotations

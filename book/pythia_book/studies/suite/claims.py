@@ -1,4 +1,4 @@
-"""The claims about the suite: what the paper promises of it, and the checks of ours."""
+"""The claims of the paper about its suite, and the checks of our own suite."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ out of four. Each word is scored by the probability of the definition after it, 
 training text ("word: definition"), so a word's own probability does not count. Half of the
 definitions occur in the training text, once each; for the other half, the model must have learned
 the word from other contexts. The three distractors are about as frequent as the right word, so
-frequency alone does not distinguish them. Only single-word entries are used, cut before the first
-example.
+frequency alone does not distinguish them. Only entries of a single word are used, and their
+definitions without the examples that may follow.
 """
 
 from __future__ import annotations
