@@ -423,8 +423,8 @@ def _too_few_readings(
     return (
         f"after {percent} % too few texts have been read often enough, by the design of the "
         f"planted copies: of the tested rows, none that was read less than {fewest} times is "
-        f"memorized, and only {k} of the {n} continuations memorized at the end have been read so often by "
-        f"then, which leaves a recall of at most {100 * k / n:.0f} %, below the bound"
+        f"memorized, and only {k} of the {n} continuations memorized at the end have been read so "
+        f"often by then, which leaves a recall of at most {100 * k / n:.0f} %, below the bound"
     )
 
 
