@@ -465,13 +465,8 @@ class PythiaEngine:
             if recorded:
                 folder = stack.enter_context(records.staging(target.parent))
             recording = environment(records.RECORD_TO, str(folder or ""))
-            try:
-                with _kernel_progress(study, kwargs), _stoppable(kwargs), recording:
-                    nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
-            except (Stopped, SystemExit):  # the cells that ran have their outputs
-                if target and notebooks.has_errors(nb):
-                    keep_unfinished(nb, target)
-                raise
+            with _kernel_progress(study, kwargs), _stoppable(kwargs), recording:
+                nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
             if _in_papermill_command:  # only writing is left
                 ignore_signals()
             if notebooks.has_errors(nb):  # it keeps everything that may explain it

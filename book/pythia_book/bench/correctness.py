@@ -178,8 +178,8 @@ def problem(
 def _training_problem(mode: str, precision: str, device: str) -> str:
     """Train a tiny model in one mode; return the problem, or "" if there is none.
 
-    The losses must be close to those of plain PyTorch in fp32. Except in the mode "compile", a
-    second run, in eager mode, must give the same bits.
+    The losses must be close to those of plain PyTorch in fp32. In every mode except "compile", the
+    losses and weights must also equal those of a second run in eager mode, bit for bit.
     """
     seq_len = 32 if device == "cpu" else SEQ_LEN
     losses, weights = _train_tiny_model(precision, device, Execution(mode), seq_len)
