@@ -1,8 +1,9 @@
-"""Predicts what a scale costs on one GPU: tokens, FLOP, seconds and bytes.
+"""Predicts the tokens, FLOP, seconds and bytes of the training runs at a scale, on one GPU.
 
-Training times come from pythia_book.bench.cost_model and assume torch.compile. The rates in that
-model are estimates, so every number here is a prediction. `python -m pythia_core gpu-check`
-measures the rates on a GPU.
+The scale (pythia_core.suite.Scale) sets the model sizes and the length of training. Training times
+come from pythia_book.bench.cost_model and assume torch.compile. The rates in that model are
+estimates, so every number here is a prediction. `python -m pythia_core gpu-check` measures the
+rates on a GPU.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
 """Runs the notebook of a study with papermill, and lets `papermill` work without an output path.
 
 Papermill loads this module through the entry point `papermill.engine` before it parses its command
-line. If the command line has one path only, and the path is a notebook of this project, the module
-adds an output path, results/<study>/<scale>/notebook.ipynb, and the engine defined here. If there
-are two paths, the module adds only the engine. Other calls are left unchanged. Every papermill call
-imports this module, so it must import quickly.
+line. If the first path in the command line is a notebook of this project, the module adds the
+option that selects the engine defined here. If that is the only path, it also adds an output path,
+results/<study>/<scale>/notebook.ipynb. All other calls of papermill import this module too, so it
+must import quickly.
 
 The engine checks the parameters before the kernel starts. The kernel shows its progress in the
 terminal of the command. Ctrl-C in that terminal lets the kernel save the model it is training.
 
 A run replaces the earlier run as a whole. The kernel writes the record to a temporary folder next
 to results/<study>/<scale>/ (`PYTHIA_RECORD_TO`). If the notebook ends without an error, the engine
-cleans the notebook, stamps it with the hash of the record, writes it to the same folder and
-replaces results/<study>/<scale>/ by that folder. A notebook that fails or is only prepared goes to
-results/<study>/<scale>-unfinished.ipynb. With any other output path nothing is recorded.
+cleans it, stamps it with the hash of the record and writes it to the temporary folder, which then
+replaces results/<study>/<scale>/. A notebook that fails or is only prepared goes to
+results/<study>/<scale>-unfinished.ipynb. No record is written if the command names an output path
+other than results/<study>/<scale>/notebook.ipynb.
 """
 
 from __future__ import annotations

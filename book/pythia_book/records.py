@@ -1,7 +1,7 @@
 """Writes and reads records, and formats the numbers in them. A record holds the results of a study.
 
-A record is a folder with these files: record.json, one CSV file per table, the measurements from
-which the tables are computed (measured.npz), the released numbers that are shown next to them
+A record is a folder. It contains record.json, one CSV file per table, the measurements from which
+the tables are computed (measured.npz), the released numbers with which they are compared
 (released_*.csv), and the executed notebook. record.json contains the hashes of the CSV files and of
 measured.npz. The metadata of the notebook contain the hash of record.json. `check_whole` verifies
 these hashes. A new record is written to a temporary folder (`staging`), which then replaces the old
@@ -9,7 +9,6 @@ record as a whole (`swap_in`).
 
 A record states its origin: parameters, data fingerprint, runs with the sha256 of their final
 weights, commit, versions, device, duration and memory. It never contains a path or a host name.
-pythia_book.site_runs selects the record that the site shows.
 """
 
 from __future__ import annotations

@@ -3,16 +3,19 @@
 At the start of a build, the extension reads the table of contents from the top of the checkout and
 copies one notebook per study into book/studies/. This is the notebook of the reader's own run if
 there is one, else that of the recorded run, else the source notebook without results. If the code
-of the run is still the current code, the prose comes from the source notebook. The extension also
-fills in the `{{ numbers }}` in prose from the records of these runs. With
-`PYTHIA_BOOK_RUNS=recorded`, the reader's own runs are ignored, so that a public site depends only
-on commits. MathJax is copied from an installed package, so no page makes a request to another host.
+has not changed since the run, the prose is taken from the source notebook. The numbers in prose,
+written `{{ name }}`, are filled in from the records of the runs. With `PYTHIA_BOOK_RUNS=recorded`,
+the reader's own runs are ignored, so that a public site depends only on commits. MathJax is copied
+from an installed package, so no page makes a request to another host.
 
-Texts of a record never become markup, because run banners are made of docutils nodes and claim
-tables are escaped. On the explanatory pages, `{drawing}` shows what a function of
-pythia_book.pages.<page> draws, `{value}` shows a number from the `values()` of that module, and
-`{source}` links the line of a file that contains a given text. A name that does not exist fails the
-strict build. The files _static/<page>.js and _static/<page>.css are loaded on that page only.
+Texts in a record never become markup: run banners are made of docutils nodes, and claim tables are
+escaped.
+
+For the explanatory pages, the extension adds three kinds of markup. `{drawing}` shows what a
+function of pythia_book.pages.<page> draws, `{value}` shows a number from the `values()` of that
+module, and `{source}` links to the line of a file that contains a given text. A name that does not
+exist fails the strict build. The files _static/<page>.js and _static/<page>.css are loaded on that
+page only.
 """
 
 from __future__ import annotations

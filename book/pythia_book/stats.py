@@ -1,10 +1,10 @@
 """Estimates with 95 % intervals; pythia_book.verdicts turns an interval into a verdict.
 
-Two arms are scored on the same items, so `estimate` resamples the per-item *difference*, and both
-arms get the same resample. With several seeds, the seeds are resampled too, independently of the
-items. With one seed, the interval covers the choice of items but not the variation between training
-runs. Bootstrap intervals are percentile intervals. The resampling is seeded, so the same data give
-the same interval.
+The arms of a study, e.g. a model and its control, are scored on the same items. `estimate`
+therefore resamples the *difference* between two arms on each item. With several seeds, the seeds
+are resampled too, independently of the items. With one seed, the interval covers the choice of
+items but not the variation between training runs. Bootstrap intervals are percentile intervals. The
+resampling is seeded, so the same data give the same interval.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ document table D, then i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in t
 table[D] (first sequence of each document). Text data has one sequence per document, so the table is
 0..N.
 
-The reader is strict. The index is so redundant that a flipped bit is detected when the index is
-opened. A flipped bit in the `.bin` can only be detected with a hash of the file, which
-pythia_core.data.prepare stores.
+The fields of an `.idx` must agree with each other and with the size of the `.bin`, so a flipped bit
+in the `.idx` is detected when it is opened. A flipped bit in the `.bin` can only be detected with a
+hash of the file, which pythia_core.data.prepare stores.
 
-The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`, which are
+The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`. These are
 read in place, without merging.
 """
 

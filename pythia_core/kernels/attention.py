@@ -1,16 +1,15 @@
 """Causal self-attention with rotary embedding, on the packed QKV of GPT-NeoX.
 
-A row of QKV is grouped per head as [q_h | k_h | v_h], as in GPT-NeoX v1.0. Scores are scaled by
-1/sqrt(head_dim), and the mask is plainly causal. As in the released models, attention crosses the
-ends of documents. There are three implementations:
+The packed QKV of a token has, for each head in turn, its query, key and value, as in GPT-NeoX v1.0.
+Scores are scaled by 1/sqrt(head_dim), and the mask is plainly causal: as in the released models,
+attention crosses the ends of documents. There are three implementations:
 
 - On CUDA devices with Triton, queries and keys are rotated in place (kernels.rotary). Attention
-  then reads strided views, and uses the backend that a table lists for the head dim
-  (attention_backends).
-- On CPUs, rows of at most 512 tokens use batched matrix products with a softmax in C, and the
+  then reads strided views, with the backend that attention_backends selects for the head dim.
+- On CPUs, sequences of at most 512 tokens use batched matrix products with a softmax in C, and the
   probabilities are saved for the backward. At 128 tokens, torch 2.13's flash kernels are 3 times
-  slower in fp32 and 10 times in bf16. Without a C compiler, the softmax runs in torch; this is
-  slower than the flash kernels in fp32, so it is used only in bf16.
+  slower in fp32 and 10 times in bf16. Without a C compiler, the softmax runs in torch, and only in
+  bf16, because in fp32 the flash kernels are then faster.
 - In all other cases, torch's scaled_dot_product_attention (flash kernels) runs under autograd.
 """
 

@@ -1,9 +1,10 @@
 """Tile sizes, warps and pipeline stages of the Triton attention for each head dim.
 
-Triton needs powers of two, so the dims of a head are split into one or two runs of lanes. A head of
-80 dims, for example, has runs of 64 and 16 lanes; padding it to 128 would be 60 % more work. With
-the tiles below, all kernels compile for sm_90 without spilling registers and fit the shared memory
-of an SM (tests/core/kernels/test_compiled.py). Whether other tiles are faster is not yet measured.
+A block in Triton has a power of two of lanes, so a head is split into one or two blocks of lanes. A
+head of 80 dims, for example, has blocks of 64 and 16 lanes; a single block of 128 would be 60 %
+more work. With the tiles below, all kernels compile for sm_90 without spilling registers and fit
+the shared memory of an SM (tests/core/kernels/test_compiled.py). Whether other tiles are faster is
+not yet measured.
 """
 
 from __future__ import annotations

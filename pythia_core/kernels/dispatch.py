@@ -5,10 +5,10 @@ torch operation and the function that the model calls. `x_triton.py` has the Tri
 imported by the first call that needs it. Triton comes with torch's CUDA builds. Without Triton, or
 with the variable `PYTHIA_TRITON=0`, every operation runs in torch.
 
-Before a kernel is first used with a dtype and width on a GPU, `is_supported` tries the kernel on a
-few rows. If the kernel fails, e.g. because torch was built for another version of Triton, one
-warning is logged and the operation runs in torch. Inside `no_fallback`, which benchmarks use, the
-failure is an error.
+Before a kernel is first used on a GPU with a dtype and a width (e.g. the head dim of attention),
+`is_supported` tries the kernel on a few rows. If the kernel fails, e.g. because torch was built for
+another version of Triton, one warning is logged and the operation runs in torch. Inside
+`no_fallback`, which benchmarks use, the failure is an error.
 
 With Triton's own variable `TRITON_INTERPRET=1` the kernels run on CPU tensors. This is slow, but
 tests the kernels without a GPU. Their speed on a GPU has not been measured yet.

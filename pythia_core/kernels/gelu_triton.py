@@ -1,8 +1,9 @@
 """Triton kernels that add a bias and apply GELU in one pass over memory.
 
-The backward is one pass too, which also computes the gradient of the bias from PARTIALS partial
-sums. Their number is fixed, so results do not depend on the device. The forward saves only the
-output of the preceding matrix product, from which the backward recomputes the rest.
+The forward saves only its input, the output of the preceding matrix product. The backward
+recomputes what it needs from that, also in one pass. It computes the gradient of the bias as
+`PARTIALS` partial sums, which are then added up. Their number is fixed, so results do not depend on
+the device.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Compile native.c with the system's C compiler, and call its functions on torch tensors.
 
 Callers use the compiled functions if `available(tensor)` is true, and torch operations otherwise.
-It is false if there is no C compiler, if the environment variable `PYTHIA_NATIVE` is 0, and for a
-tensor that is not on the CPU, or that is neither fp32 nor bf16. The compiled library uses the
-OpenMP runtime that torch has loaded, so it shares torch's threads. It is compiled once, and cached
-under a hash of its source code, the compiler and its flags, and the processor.
+`available` is false if there is no C compiler, if the environment variable `PYTHIA_NATIVE` is 0,
+and for tensors that are not on the CPU, or are neither fp32 nor bf16. The compiled library uses the
+OpenMP runtime that torch has loaded, so it shares torch's threads. The library is compiled once,
+and cached under a hash of its source code, the compiler and its flags, and the processor.
 """
 
 from __future__ import annotations

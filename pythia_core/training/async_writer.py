@@ -4,10 +4,10 @@
 writes to disk. On a CUDA device, the tensors are copied to pinned memory on a separate stream. Only
 one checkpoint is written at a time, so the next `save` waits for the previous one. If the thread
 fails, the writer raises the thread's error at the next call of one of its methods, at the latest
-when it is closed. A crash leaves a complete folder or none (pythia_core.training.checkpoint).
+when it is closed. A crash leaves a complete checkpoint or none (pythia_core.training.checkpoint).
 
-On a CPU, training by default writes checkpoints without a thread. Saving takes little time there
-(train.STATE_SHARE), and if several runs train at once, they already use every core.
+On a CPU, training by default writes checkpoints without this thread. Saving takes little time
+there, and if several runs train at once, they already use every core.
 """
 
 from __future__ import annotations

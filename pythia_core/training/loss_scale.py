@@ -4,9 +4,9 @@ The loss is multiplied by `scale`, so that small gradients do not vanish in fp16
 exceeds the largest fp16 number, the update "overflows" and is skipped. A skipped update changes
 neither the weights nor Adam's moments, and the learning rate stays as it is.
 
-The first overflow does not change the scale. Each further overflow halves it. After `WINDOW`
-updates without an overflow, the scale doubles, and the next overflow is free again (hysteresis 2).
-The constants are those of Pythia's configs.
+The first overflow does not change the scale (`HYSTERESIS` is 2). Each further overflow halves it.
+After `WINDOW` updates without an overflow, the scale doubles, and the next overflow again does not
+change it. The constants are those of Pythia's configs.
 
 The trainer detects overflows and skips updates on the device (pythia_core.training.trainer).
 """

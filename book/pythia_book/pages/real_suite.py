@@ -1,9 +1,9 @@
 """Makes the tables of the page on the released models: their training, and the cost of their use.
 
-Facts that cannot be computed are in `TRAINED_IN`, `USABLE_VOCABULARY`, `TASK_TOKENS`,
-recipe.HARDWARE (parallelism) and suite.OFFICIAL_SIZES (shapes, initialisations, learning rates).
-Everything else is computed from these facts. All times are estimates at the assumed rates in this
-module; none was measured.
+Facts that cannot be computed are in the constants `TRAINED_IN`, `USABLE_VOCABULARY` and
+`TASK_TOKENS`, in recipe.HARDWARE (parallelism) and in suite.OFFICIAL_SIZES (shapes,
+initialisations, learning rates). Everything else is computed from them. No time was measured; all
+times are estimates, at rates that this module assumes.
 """
 
 from __future__ import annotations

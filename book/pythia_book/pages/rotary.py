@@ -1,9 +1,9 @@
 """Draws the figures of the page on rotary embeddings, and computes the numbers in its prose.
 
-Everything is computed by the model's own functions: angles, cos and sin by
-`kernels.rotary.rotary_tables`, and scores from vectors rotated by `rotary_reference`. Shapes are
-those of the official configs. The page's script draws the same figures in the browser, and tests
-check that script and library agree.
+The model's own functions compute everything: `kernels.rotary.rotary_tables` gives the angles and
+their cosines and sines, and `rotary_reference` rotates the vectors whose attention scores are
+drawn. Head dimensions are those of the official models. The page's script draws the same figures in
+the browser. Tests check that it agrees with this module.
 """
 
 from __future__ import annotations

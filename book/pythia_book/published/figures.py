@@ -1,4 +1,4 @@
-"""Draws the released benchmark results: over training, by size, by batch size, MMLU and BLiMP.
+"""Draws the released benchmark results.
 
 Each official size has its own colour. Dashed lines are deduplicated models or, in the figure of
 batch sizes, smaller batches.

@@ -1,4 +1,4 @@
-"""Averages released scores over tasks and over pairs of models, with the error of the average."""
+"""Averages released scores over tasks and over pairs of models, with errors or intervals."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Selects the released benchmark results that the study `scaling` draws and tests.
 
-Every value is a share, with the standard error that the evaluation harness reported, if any. OPT
-and BLOOM were scored by the authors of the Pythia paper with the same harness. Means over tasks
-leave out WSC (tables.SEVEN).
+Every value is the share of items answered correctly. It has the standard error that the evaluation
+harness reported, if any. The authors of the Pythia paper scored OPT and BLOOM with the same
+harness. Means over tasks leave out the task WSC, for the reason given at tables.SEVEN.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Reads the training maps of PolyPythias: states of the ten 410M runs over training, as released.
+"""Reads the released training maps of PolyPythias: the states of ten 410M runs over training.
 
-PolyPythias (van der Wal et al. 2025) fits a hidden Markov model to statistics of the weights of the
-checkpoints, so that every checkpoint has a state. The file is polypythias/data/training_maps.tsv in
-EleutherAI/pythia, next to the code that makes and draws it. By that code, the columns are `state`,
-`score` (a standardised accuracy) and `group` (the seeds that are drawn together: seeds 3 and 4,
-which the authors call outliers, and the eight others).
+PolyPythias (van der Wal et al. 2025) fits a hidden Markov model to statistics of the weights, which
+assigns a state to every checkpoint. A training map lists the states of a run. All maps are in one
+file of EleutherAI/pythia, polypythias/data/training_maps.tsv. The code beside that file shows what
+its columns mean: `state`, `score` (a standardised accuracy) and `group`. One group is seeds 3 and
+4, which the authors call outliers; the other is the remaining eight seeds.
 
-The file states neither the model size nor the tasks of the score, but the numbers show both: the
-scores of seed 0 are zero-shot accuracies of the standard 410M model on four tasks, standardised
-per task over the checkpoints and averaged (`score_410m`). The file does not say whether one hidden
+The file names neither the model size nor the tasks of the score. But its numbers show that the
+scores of seed 0 are zero-shot accuracies of the standard 410M model on four tasks, standardised per
+task over the checkpoints and averaged (`score_410m`). The file does not say whether one hidden
 Markov model was fitted or one per group, so states are compared only within a group.
 """
 

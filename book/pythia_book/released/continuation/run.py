@@ -11,10 +11,10 @@ these rules then sets the learning rate:
     none      the rate of the schedule, without re-warming
     constant  the rate of the schedule at the first update, in all updates
 
-The rule is part of what identifies the run. For every swap, a control is trained too. It starts in
-the same way but reads unchanged batches, so swap and control differ only in the data. If a local
-run has saved its optimizer state at the starting step, the continuation is exact, as if training
-had never stopped.
+Continuations with different rules are different runs. For every swap, a control is trained too. The
+control starts in the same way but reads unchanged batches, so swap and control differ only in the
+data. If a local run has saved its optimizer state at the starting step, the continuation is exact,
+as if training had never stopped.
 """
 
 from __future__ import annotations

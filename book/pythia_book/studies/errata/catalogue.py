@@ -1,8 +1,8 @@
-"""Read common misstatements about Pythia, the errata, from catalogue.toml, with their evidence.
+"""Reads the errata, common misstatements about Pythia, from catalogue.toml.
 
-Where the evidence can be computed, errata.evidence computes its numbers; otherwise the text cites a
-source. Every erratum has links. Some errata name a config field in `measured`: errata.study
-measures how much that field changes our models.
+If the evidence for an erratum can be computed, errata.evidence computes its numbers. Otherwise, the
+erratum cites a source. Every erratum has links to its sources. Some errata are about a config
+field, named in `measured`; for these, errata.study measures how much the field changes our models.
 """
 
 from __future__ import annotations

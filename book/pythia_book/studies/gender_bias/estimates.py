@@ -1,11 +1,13 @@
-"""Compute the intervals of the gender-bias study, over seeds or over clusters of items.
+"""Compute the intervals of the gender-bias study, over seeds or by resampling items.
 
-With several seeds, a unit is a seed. Its value is the mean over all items, and the interval is
-Student's t interval over seeds. With one seed the units are items, resampled by the bootstrap, and
-the interval says nothing about how much models that are trained with other seeds differ. The
-sentences of WinoBias share 40 occupations, so for WinoBias a unit is an occupation, and its value
-is the mean over its sentences. Occupations with a feminine stereotype are resampled separately from
-those with a masculine one, because the number of each is fixed.
+With several seeds, each seed has one value, its mean over all items, and the interval is Student's
+t interval over the seeds. With one seed, the items are resampled by the bootstrap. Such an interval
+does not show how much models trained with other seeds would differ.
+
+The sentences of WinoBias share 40 occupations, so with one seed, occupations are resampled instead
+of sentences. The value of an occupation is the mean over its sentences. Occupations with a feminine
+stereotype are resampled separately from those with a masculine one, because the number of each is
+fixed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The gender-bias intervention (paper section 3.1): training continues with swapped pronouns.
 
-For each size and seed there is a control run, and two forks that read exactly the same batches,
-but with masculine pronouns replaced by feminine ones (or the reverse) in the last 7 % or the last
-21 % of training. They fork at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the
-paper. Seed i uses 1234 + i for both data order and initial weights.
+For each size and seed there is a control run and two forks, which start from checkpoints of the
+control. Each fork reads exactly the batches of the control, but with masculine pronouns replaced by
+feminine ones (or the reverse). One fork covers the last 7 % of training, the other the last 21 %.
+As in the paper, they start at the 133rd and the 113th of the 143 evenly spaced checkpoints. Seed i
+uses 1234 + i for both data order and initial weights.
 
-Arms are compared from the first fork to the end, always as paired differences on the same items
-(estimates says what their intervals cover).
+Control and forks are compared from the start of the longer fork to the end, always by paired
+differences on the same items. studies.gender_bias.estimates says what the intervals cover.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Memorization, and whether it depends on the order of training (paper section 3.2).
 
-For every row that a checkpoint has read, extraction (pythia_core.evaluation.memorization) tells
-whether the checkpoint has memorized it. Memorized rows are counted by model size, over training, on
-the standard and the deduplicated text, and by how often the row's continuation was read. Only rows
-whose continuation was read once serve to test whether the position of a row in training matters
-(order_tests). Any other continuation has copies at several positions, so the position of one copy
-does not tell when it was learned. Finally, earlier checkpoints and smaller models predict which
-rows the last checkpoint has memorized, as in Biderman et al. 2023b.
+A checkpoint has memorized a row if it continues the first tokens of the row with exactly the next
+tokens of the row, the row's *continuation* (pythia_core.evaluation.memorization). Every row that
+the checkpoint has read is tested. Memorized rows are counted by model size, over training, on the
+standard and the deduplicated text, and by how often training read the continuation.
+
+Whether the position of a row in training matters is tested only on rows whose continuation was read
+once (order_tests). Any other continuation was read at several positions, so it is unknown at which
+of them it was learned. Finally, the study asks how well earlier checkpoints and smaller models
+predict which rows the last checkpoint has memorized, as in Biderman et al. 2023b.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ For a few sizes of the suite, trained on the standard text, the study measures
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
-The step of such an event has an interval like any estimate, from resampled rows. At the
-scale `paper` the same is measured on released models (phases.released).
+The step at which one of these things happens has an interval, from resampling the held-out rows.
+With `scale` set to "paper", released models are measured instead (phases.released).
 """
 
 from __future__ import annotations

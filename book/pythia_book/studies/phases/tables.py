@@ -1,8 +1,9 @@
 """Tables of the phases study, and the steps of milestones with their intervals.
 
-A milestone is, for example, the checkpoint with the smallest mean of a measure over held-out rows.
-To get an interval, the rows are resampled, and the milestone is found again on each resample. A
-milestone's step is only as precise as the spacing of checkpoints.
+A milestone is a checkpoint at which something happens in training, for example the checkpoint whose
+distance to the bigrams, averaged over held-out rows, is smallest. To get an interval for its step,
+the held-out rows are resampled, and the milestone is found again on each resample. No step is known
+more precisely than the spacing of checkpoints allows.
 """
 
 from __future__ import annotations

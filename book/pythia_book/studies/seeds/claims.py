@@ -1,9 +1,9 @@
 """Tests the claims of the seeds study, each with an interval over seeds.
 
-Only one size is trained with several seeds, so almost all of these claims are about differences
-between runs of that size. One claim is about the distance to a neighbouring size. With few seeds,
-most intervals of spreads are wide, and claims about spreads stay open. The verdict on an open claim
-states the smallest effect that the test would have detected.
+Almost all of these claims are about differences between runs of one size, the only size that is
+trained with several seeds. One claim compares these differences with the difference in loss to a
+neighbouring size. With few seeds, most intervals are wide, and many claims stay open. The verdict
+on an open claim states the smallest effect that the test would have detected.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ as in every run of the book. The study itself never measures a GPU. It reads the
 the command `gpu-check` wrote to results/gpu-check, and ignores those of dry runs.
 
 There are two kinds of GPU predictions. Those for a whole training step come from
-pythia_book.bench.cost_model. Those for a kernel come from memory traffic per token over all layers,
-which was counted by hand, both for our kernel and for the code that torch.compile generates. The
-difference is due to fusion that the compiler does not find. None of this is a claim of the Pythia
-paper.
+pythia_book.bench.cost_model. Those for a kernel come from its memory traffic per token over all
+layers, which was counted by hand. The traffic of the code that torch.compile generates was counted
+too. Our kernels need less, because they fuse operations that the compiler does not. None of this is
+a claim of the Pythia paper.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """How often each token is read, counted from the data order, not from steps times batch size.
 
-GPT-NeoX v1.0 shuffles all copies of the document list together (the policy "joint"), so a run on
-the deduplicated text has no boundary between epochs. But the paper describes a second epoch that
-begins after the first (the policy "separate"). For both policies, reads are counted on our text,
-and computed for the Pile from the sizes of its two versions.
+GPT-NeoX v1.0 repeats the list of documents as often as training needs, and shuffles all repetitions
+together (the policy "joint"). So a run on the deduplicated text, which is read more than once, has
+no boundary between epochs. But the paper describes a second epoch that begins after the first (the
+policy "separate"). For both policies, reads are counted on our text, and computed for the Pile from
+the sizes of its two versions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The suite in miniature (paper section 2): sixteen models, their checkpoints, what they read.
 
-The study trains every size of the scale on the standard and the deduplicated text. It describes
-the models, checks the guarantees that all studies rely on (`proofs`), counts how often a token is
-read (`read_counts`), and compares the suite with other public suites (`suites`).
+The study trains models of every size, on the standard and on the deduplicated text. It describes
+the models, checks the guarantees that all studies rely on (`proofs`), counts how often each token
+is read (`read_counts`), and compares Pythia with other public suites of models (`suites`).
 """
 
 from __future__ import annotations
