@@ -14,8 +14,7 @@ The released models were trained differently from what their config.json declare
   the error. The default is `rotary="fp32"`, as in `transformers`, because only the code suggests
   that the released runs had this error; it was not measured.
 
-Tensors have the same layout here and in `transformers`. In both, even QKV is grouped per head. So
-no tensor has to be permuted.
+Tensors have the same layout here and in `transformers`, so none has to be permuted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs the studies of the book: trains, measures, tests claims, draws, records and builds the site.
 
 pythia_book imports pythia_core, and pythia_core never imports pythia_book. `EXTENSIONS` registers
-the commands, the corpora and the kind of run that pythia_book adds to pythia_core. README.md
-("Layout") describes the subpackages and modules.
+what pythia_book adds to pythia_core: commands, corpora, and continued runs of released models.
+README.md ("Layout") describes the subpackages and modules.
 """
 
 EXTENSIONS: dict[str, dict[str, str]] = {

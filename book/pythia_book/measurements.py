@@ -1,9 +1,9 @@
 """Measures checkpoints in parallel, and caches the results in the folder of the run.
 
-A measurement is a picklable object with a name, a call (model, step) -> arrays, and a digest of
-everything, apart from the weights, that determines the arrays. Each cached file contains a hash of
-its arrays; a damaged file is measured again. A checkpoint that cannot be loaded becomes a gap in
-the tables and does not end the study.
+A measurement is a picklable object. It has a name, returns arrays when called with a model and a
+step, and has a digest of everything, apart from the weights, that determines the arrays. Each
+cached file contains a hash of its arrays; a damaged file is measured again. A checkpoint that
+cannot be loaded becomes a gap in the tables and does not end the study.
 
 Most studies use `LanguageMeasurement`, which measures on held-out text.
 """

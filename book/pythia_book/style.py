@@ -2,10 +2,10 @@
 
 Each model size has the same colour in all figures, from an ordered, colour-blind-safe colour map
 over the sizes of its scale. Each arm of an intervention has the same line style and marker.
-Drawings are made without pyplot, hence without global state, and notebooks show them as SVG. The
-same numbers give the same bytes. The background is white so that figures are readable on light and
-on dark pages. This module also has the footer of figures and the table of claims; the figures of a
-study are in the folder of the study.
+Drawings are made without pyplot, hence without global state, and notebooks show them as SVG.
+Drawing the same numbers again gives the same bytes. The background is white so that figures are
+readable on light and on dark pages. This module also has the footer of figures and the table of
+claims; the figures of a study are in the folder of the study.
 """
 
 from __future__ import annotations

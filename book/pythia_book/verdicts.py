@@ -11,7 +11,8 @@ the 95 % interval of the effect, with Holm's correction:
     contradicted       the interval lies on the other side of the bound, or outside the margin
     not resolved       neither; the reason states the smallest effect that the test would have
                        detected or, for `within`, the smallest margin it could have confirmed
-    not testable here  the test cannot fail, has no independent units, or lacks a measurement
+    not testable here  the test cannot fail, lacks a measurement, or has no interval, e.g. because
+                       there is only one value
 
 On released numbers the first two verdicts read "confirmed on released numbers" and "contradicted by
 released numbers". For premises and checks they read "holds" and "does not hold". The tests of

@@ -6,8 +6,8 @@ signature had one band of 10 hashes of word 5-grams, candidate pairs were not ve
 of several copies was kept. If so, a pair of documents with Jaccard similarity J was found with
 probability J^10. At J = 0.87 this is only 25 %, so 0.87 is hardly a threshold.
 
-The recipe `eleutherai-0.87` works in the same way, with three differences: words are separated by
-white space, the hash functions are others, and texts are not split into slices first.
+The recipe `eleutherai-0.87` follows this guess, with three differences: it separates words by white
+space, uses other hash functions, and does not first split texts into slices.
 
 The recipe `jaccard-0.87` verifies candidates: it finds them with 14 bands of 8 hashes and accepts
 only pairs whose exact Jaccard similarity is at least 0.87.

@@ -12,11 +12,11 @@ memorized row, the smallest margin of a correct token is stored.
 
 `repetition_counts` counts how often given windows of tokens, e.g. the continuations of rows, occur
 in the rows that training has read, at any offset. Only the continuation of a row should be counted,
-without the context before it. A copy of a text can teach the same continuation even if it begins at
-another place, is cut, or differs in an earlier token. An occurrence that crosses the end of a row
-does not count, because training never read it whole. Near-duplicates of a window do not count
-either. Windows are found by a rolling hash and then compared token by token, so that a collision of
-hashes cannot give a false match.
+without the context before it, because a copy of a text can teach the same continuation even if it
+begins at another place, is cut, or differs in an earlier token. An occurrence that crosses the end
+of a row does not count, because training never read it whole. Near-duplicates of a window do not
+count either. Windows are found by a rolling hash and then compared token by token, so that a
+collision of hashes cannot give a false match.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdamW on flat fp32 buffers, with the copy of the parameters in the compute dtype.
+"""AdamW on flat fp32 buffers; also refreshes a copy of the parameters in the compute dtype.
 
 An update takes two values from tensors on the device: `factor` scales the gradient (to clip it and
 undo the loss scale), and `skip` leaves parameters and moments unchanged. The training loop

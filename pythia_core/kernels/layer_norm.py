@@ -2,8 +2,7 @@
 
 `layer_norm_pair` computes the two LayerNorms that a parallel block applies to the same stream. On a
 CUDA device this is one Triton kernel for the forward and one for the backward (layer_norm_triton).
-The forward kernel also adds the outputs of the previous block's attention and MLP (the block's
-branches) to the stream.
+The forward kernel also adds the outputs of the previous block's attention and MLP to the stream.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 `MicroStep` runs the forward and backward pass of one micro-batch in one of the modes of
 pythia_core.training.execution. Every mode adds the gradient to the parameters' `.grad` and the loss
 to a 0-dim fp64 sum. In the mode "graph", one CUDA graph is recorded for every shape of rows. The
-method `prepare` records them. Call it before gradient and sum are zeroed, because recording
-overwrites both.
+method `prepare` records them. Call it before the gradient and the sum of losses are zeroed, because
+recording overwrites both.
 
 `Trainer.launch` enqueues an update and immediately returns a `PendingUpdate`, whose result is read
 later. Host and CUDA device do not wait for each other, because the loss, the gradient norm, the
 clipping factor and the check that they are finite stay on the device. If a value is not finite, the
 device skips this update and every later one until the result is read. So the weights are always
 those of the last good step. In fp16, every result is read at once, because the learning rate and
-loss scale of the next update depend on it. (DeepSpeed waits at the same point.)
+loss scale of the next update depend on it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Measures the speed of counting terms on token ids (`SurfaceTerms`).
+"""Measures how fast `SurfaceTerms` counts terms in rows of token ids.
 
-The baseline decodes every row and splits it into words. The terms are the most frequent words and
-pairs of adjacent words in the training data of the scale `laptop`. The two implementations use one
-thread, are timed alternately in the same process, and must agree on every count.
+The terms are the most frequent words and pairs of adjacent words in the training data of the scale
+`laptop`. The baseline decodes every row and splits it into words. `SurfaceTerms` and the baseline
+each use one thread, are timed alternately in the same process, and must agree on every count.
 """
 
 from __future__ import annotations

@@ -7,15 +7,14 @@ The implementations all have fp32 master weights, and AdamW and clipping with th
   shows what the compiler alone achieves;
 - transformers: GPT-NeoX as users of `transformers` train it, in fp32 or under bf16 autocast.
 
-All implementations read the same batches of real text. After warm-up updates, which compile and
-allocate, there are several rounds of a few updates, and each round is timed as a whole. The
-implementations that fit into memory together take turns, round by round, so that changes of the
-clock rate affect all of them.
+All implementations read the same batches of real text. After untimed warm-up updates, there are
+several rounds of a few updates, and each round is timed as a whole. The implementations that fit
+into memory together take turns, round by round, so that changes of the clock rate affect all.
 
 On a CPU, the sizes and batches of the scale `laptop` are measured. On a GPU, official sizes are
 measured, with as many rows of 2,048 tokens as fit with the implementation that needs the most
-memory. The most useful comparisons come first, because the time budget may end before the last. A
-dry run does the same with tiny models on the CPU, so its numbers are meaningless.
+memory. The most useful comparisons are made first, because time may run out before the last. A dry
+run tries the same with tiny models on the CPU; its numbers mean nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Adds the commands `bench` and `gpu-check`.
 
-`bench` measures speed against a baseline, or checks correctness. `gpu-check` checks the kernels on
-a GPU and measures their speed, within a time limit.
+`bench NAME` measures the speed of one part of the code against a baseline, e.g. `bench train`.
+`bench correctness` checks kernels and training instead. `gpu-check` checks the kernels on a GPU and
+measures their speed, within a time limit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Builds two corpora from which deduplication removes about the same share as from the Pile.
 
-Near-deduplication removed 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
-repeats itself, so deduplicating it would show nothing. Two corpora are built from it, both with
-about the Pile's share of duplicates. The corpus "miniature" is a sample of the pocket Pile. The
-corpus "large" is all of the pocket Pile and more (pythia_book.corpora.large).
+Near-deduplication removed 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile, the
+book's own small corpus, hardly repeats itself, so deduplicating it would show nothing. Two corpora
+are built from it, both with about the Pile's share of duplicates. The corpus "miniature" is a
+sample of the pocket Pile. The corpus "large" is all of the pocket Pile and more
+(pythia_book.corpora.large).
 
 Documents are cut into pieces, and the hash of a piece decides whether the piece is sampled. Natural
 copies, of which the encyclopedic domain has many, are kept. Some pieces are *planted*: they are
@@ -13,9 +14,9 @@ total. Every fourth copy differs from its source in one word out of a hundred, a
 do. The corpus ends with sums for arithmetic tests (pythia_book.corpora.equations).
 
 Everything is decided by hashes of the text, without a random state, so that the result is the same
-on every machine. Held-out documents (pythia_core.data.prepare: hash below 1 %) are never planted,
-and edited copies and sums are never held out. pythia_core.data.dedup does not know how the
-duplicates were made.
+on every machine. Held-out documents (pythia_core.data.prepare) are never planted, and neither the
+edited copies nor the sums are ever held out. pythia_core.data.dedup has to find the duplicates
+without knowing how they were made.
 """
 
 from __future__ import annotations

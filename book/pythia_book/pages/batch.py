@@ -1,10 +1,10 @@
 """Draws the figures of the page on how a batch is made, and computes its data and numbers.
 
-The figures follow one row from the documents into a batch, with `order.RowOrder`, on two corpora.
-One is the training corpus of the scale `smoke`; the built page contains only the rows that a run at
-this scale reads. The other is a few sentences written for this page, which also replace the first
-corpus if its text is not in the cache when the book is built. The page's script computes the same
-order in the browser, and tests check that script and library agree.
+The figures follow one row from the documents into a batch, in the order of `order.RowOrder`. There
+are two example corpora: the training corpus of the scale `smoke`, and a few sentences written for
+this page. If the training corpus is not in the cache when the book is built, all figures use the
+sentences. The page's script computes the same order in the browser, and tests check that script and
+library agree.
 """
 
 from __future__ import annotations

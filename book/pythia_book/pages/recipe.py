@@ -1,4 +1,4 @@
-"""Makes the figures and tables of the page on the recipe: a layer, the schedule, the training cost.
+"""Makes the figures and tables of the page on Pythia's recipe: layer, schedule, training cost.
 
 The public functions can be called without arguments and return a Drawing or a Table. Every build of
 the book calls them, so the page always shows the current library. `block` draws what

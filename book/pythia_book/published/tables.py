@@ -1,12 +1,12 @@
 """Reads the released results as tidy tables, except the results on gender bias.
 
-A table is empty if the source lacks its results.
+A table is empty if the user's copy of the released results lacks its contents.
 
 `benchmark_tables` has the scores of all sixteen models of the v1 suite, of OPT and of BLOOM on the
-paper's tasks. The standard 1B model is stored as pythia-1b-bf16. Some of its zero-shot files are
-named five-shot, so the number of shots is taken from the name of the folder. `mmlu_table` has the
-sixteen models' scores on 57 subjects. For BLiMP, only scores of the first, superseded suite (v0)
-were released.
+paper's tasks. The files of the standard 1B model are under the name pythia-1b-bf16. Some of its
+zero-shot files are named five-shot, so the number of shots is taken from the name of the folder.
+`mmlu_table` has the sixteen models' scores on 57 subjects. For BLiMP, only scores of the first,
+superseded suite (v0) were released.
 
 `arithmetic_table` (paper section 3.3) has the accuracies of seven deduplicated models (not 70M) for
 every first operand, averaged over fifty second operands. How often each number occurs in the Pile

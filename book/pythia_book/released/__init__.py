@@ -1,1 +1,1 @@
-"""Downloads, converts, audits and continues released Pythia models. Reads their training data."""
+"""Downloads, converts, audits and continues released Pythia models; reads their training data."""

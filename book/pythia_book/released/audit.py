@@ -1,11 +1,11 @@
 """Audits the checkpoints of a published model: finds duplicate and missing steps by their hashes.
 
 Some steps of released models were served under the wrong name. Of the 154 branches of pythia-2.8b,
-86 had the weights of two other branches (EleutherAI/pythia#205). In pythia-12b, a shard of step
-50,000 was the shard of the last step (#206). Such files are not damaged, so only a comparison of
-hashes reveals the error. For repositories and git-lfs pointers, the stored hashes are used and
-nothing is downloaded. Local safetensors are hashed tensor by tensor (checkpoint.sha256_tensors), so
-equal weights are found even if they are split into files in another way.
+86 had the weights of two other branches (EleutherAI/pythia#205). Step 50,000 of pythia-12b had a
+shard of the last step's weights (#206). Such files are not damaged, so only a comparison of hashes
+reveals the error. For repositories and git-lfs pointers, the stored hashes are used and nothing is
+downloaded. Local safetensors are hashed tensor by tensor (checkpoint.sha256_tensors), so equal
+weights are found even if they are split into files in another way.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Opens the released training data of Pythia by name, on disk or on the hub.
 
 `pile-standard` and `pile-deduped` are the pre-shuffled sets: 146,432,000 rows of 2,049 uint16 ids
-in training order. Each set is one file, split into 21 shards at byte offsets. Batch k (1,024 rows)
-has the bytes [4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are the training orders
-of PolyPythias for the same documents, given by GPT-NeoX's index maps
-(pythia_book.released.index_maps). `pile-seed0` is Pythia's own order.
+in training order. The ids of a set are one sequence of bytes, cut into 21 files (shards). Batch k
+(1,024 rows) is at bytes 4,196,352 k to 4,196,352 (k + 1) of this sequence. `pile-seed1` ...
+`pile-seed9` are the training orders of PolyPythias for the same documents, given by GPT-NeoX's
+index maps (pythia_book.released.index_maps). `pile-seed0` is Pythia's own order.
 
 The size of a file is checked at every read, so a truncated or different file is an error. Hashes
 cannot be checked, because none were released for the pre-shuffled shards.

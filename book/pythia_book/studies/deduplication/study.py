@@ -1,10 +1,10 @@
 """Deduplication (paper sections 2.2, 2.4 and 2.6): the text it removes, and twin models compared.
 
 The suite trains two models of every size, one on the standard and one on the deduplicated text,
-from the same initial weights and for the same number of updates. These twins are measured on the
-same held-out rows and items, so their differences are paired. Our twins are shown next to the
-released twins. Of the released twins only accuracies and standard errors are known, not the answers
-to single items.
+from the same initial weights and for the same number of updates. The two models, called twins, are
+measured on the same held-out rows and items and compared row by row and item by item. Our twins are
+shown next to the released twins. Of the released twins only accuracies and standard errors are
+known, not the answers to single items.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Compute the numbers in the evidence of catalogue.toml, from this library or released scores.
+"""Compute the numbers in the evidence for errata, from this library or from released scores.
 
-Each function in COMPUTED or RELEASED returns the values that fill in the text of one erratum. Such
-a function takes a second or two and needs no network. The functions in RELEASED read the tables of
-`released_tables`, which the study's record keeps. How much a misstated setting changes a model
-cannot be computed without training, so errata.study measures it.
+Errata are common misstatements about Pythia, listed in catalogue.toml. Each function in COMPUTED or
+RELEASED returns the numbers for the text of one erratum. Each takes a second or two and needs no
+network. The functions in RELEASED read the tables of `released_tables`, which the study's record
+keeps. How much a misstated setting changes a model cannot be computed without training;
+errata.study measures it.
 """
 
 from __future__ import annotations

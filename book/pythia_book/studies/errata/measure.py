@@ -1,4 +1,4 @@
-"""Find or train the runs of the errata study, and score them with their controls."""
+"""Find or train the runs of the errata study and their unchanged controls, and score them."""
 
 from __future__ import annotations
 

@@ -7,11 +7,12 @@ own forks: one fork has swapped pronouns, another, as a placebo, as many swapped
 fork without any change is bit-identical to its control, so its correlation would be 1; such a fork
 is not trained.)
 
-The statistic is a correlation: the changes of a score from checkpoint to checkpoint in the fork are
-correlated with those in the control. Both series of changes have few values. A linear trend adds
-the same constant to every change, so it has no effect. If scores scatter independently about a
-trend, their changes have a lag-1 autocorrelation of -1/2, which multiplies the variance of Fisher's
-z by `INFLATION`. The coupling of a model is the mean of Fisher's z over the scores in `TESTED`.
+The statistic is a correlation r: the changes of a score from checkpoint to checkpoint in the fork
+are correlated with those in the control. A linear trend adds the same constant to every change, so
+it does not affect r. Intervals are computed from Fisher's z, the inverse hyperbolic tangent of r.
+If scores scatter independently about a trend, their changes have a lag-1 autocorrelation of -1/2,
+and the variance of z is `INFLATION` times as large as for independent changes. The coupling of a
+model is the mean of z over the scores in `TESTED`.
 
 Only tight coupling is informative. If a fork is coupled more tightly than forks with a real swap,
 this is evidence that it had no real swap. Loose coupling is evidence of nothing, because other

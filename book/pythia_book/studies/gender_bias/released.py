@@ -1,9 +1,10 @@
 """Continue the released deduplicated models with a swap, for the scale `paper`.
 
-The control and the long swap start from the released weights of step 113,000. These come without
-optimizer state (pythia_book.released.continuation.run explains the re-warming). The short swap
-forks from our control at step 133,000, where Adam's moments have had 20,000 updates to recover. So
-both swaps have the same control, as at the study's other scales.
+There are three runs per size, all to the end of training at step 143,000: a control without a swap,
+a long swap and a short swap. The control and the long swap start from the released weights of step
+113,000. These come without optimizer state (pythia_book.released.continuation.run explains the
+re-warming). The short swap forks from the control at step 133,000, where Adam's moments have had
+20,000 updates to recover. So both swaps have the same control, as at the study's other scales.
 
 Two environment variables name the models and the data. PYTHIA_PAPER_MODELS is "hub", or a folder
 that contains pythia-SIZE-deduped/step113000. PYTHIA_PAPER_DATA is "pile-deduped" (read over the

@@ -2,18 +2,17 @@
 
 The claims about order are from section 3.2 of the Pythia paper. The claims about model size and
 about predicting memorization are from other papers: Biderman et al. 2023b ("Emergent and
-Predictable Memorization", arXiv 2304.11158) and Carlini et al. 2022 (arXiv 2202.07646). Other
-studies of the book test, with several seeds, whether deduplicated text is memorized less.
+Predictable Memorization", arXiv 2304.11158) and Carlini et al. 2022 (arXiv 2202.07646).
 
 The released confusion tables give percentages of the first 23,552,000 training sequences. Many of
 these sequences are duplicates, so they are not independent of each other. Each size was trained
-once. Therefore the intervals of tests on released numbers are over model sizes, and so are those of
-tests on our runs if a claim is about a trend over sizes. If a claim is about the rows of a single
-run, intervals are over texts: all rows of a planted text count as one.
+once. Therefore the intervals of tests on released numbers are over model sizes. On our runs,
+intervals are over model sizes if the claim is about a trend over sizes. If it is about the rows of
+a single run, they are over texts: all rows of a text that the corpus repeats count as one.
 
-Biderman et al. 2023b call precision high and recall low, but give no bound for either. Their own
-numbers are therefore shown without a verdict. Our precision is compared with numbers that they call
-high, and our recall with numbers that they call low.
+Biderman et al. 2023b call the precision of predicted memorization high and its recall low, but give
+no bound for either. Their own numbers are therefore shown without a verdict. Our precision is
+compared with the values that they call high, and our recall with those that they call low.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Test whether a row's position in training affects memorization; exact at any event rate.
 
-Null hypothesis: the M events (memorized rows) are a uniformly random subset of the N eligible rows.
-Every p-value comes from drawing such subsets, without fitting a rate or assuming a distribution, so
-each test has exactly its nominal level. The textbook tests reject true nulls too often, because
-counts per window are binomial, not Poisson, and gaps are whole numbers, not exponential
-(`textbook_p`).
+An event is a memorized row, and the eligible rows are those that are tested for events. Null
+hypothesis: the M events are a uniformly random subset of the N eligible rows. Every p-value comes
+from drawing such subsets, without fitting a rate or assuming a distribution, so each test has
+exactly its nominal level. The textbook tests reject true nulls too often, because counts per window
+are binomial, not Poisson, and gaps are whole numbers, not exponential (`textbook_p`).
+
+There are four tests, each with its statistic:
 
     trend        mean position of the events; reported as % change of the rate per 10 % of training
     dispersion   variance of the counts per window of rows, divided by the variance of binomial
@@ -13,8 +15,8 @@ counts per window are binomial, not Poisson, and gaps are whole numbers, not exp
     gaps         Kolmogorov-Smirnov distance between the gaps from event to event and a geometric
                  distribution
 
-ALTERNATIVES are ways in which order could matter. The power of the tests against them shows how
-many events it takes to find such an effect, if events are independent of each other.
+ALTERNATIVES are ways in which order could matter. The power of the tests shows how many events are
+needed to detect each of them, if events are independent of each other.
 """
 
 from __future__ import annotations

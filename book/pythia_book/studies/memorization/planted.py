@@ -1,7 +1,7 @@
-"""Find the rows that continue a planted text, i.e. a text that the corpus repeats on purpose.
+"""Find the planted text, if any, that a row of the training data comes from.
 
-Almost all memorized rows are pieces of a few such texts, so rows of one planted text are not
-independent of each other.
+A planted text is one that the corpus repeats on purpose. Almost all memorized rows are pieces of a
+few planted texts, and rows from the same text are not independent of each other.
 """
 
 from __future__ import annotations

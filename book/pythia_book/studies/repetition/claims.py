@@ -1,9 +1,9 @@
 """The claims of the repetition study, and the numbers that the page's prose contains.
 
-The claims are from other papers than Pythia's. Muennighoff et al. name no size in the statements
-that are tested, so these are tested at our size, and a note says how large their models were. Each
-arm was trained once, so a claim about our runs holds for these runs only. The intervals cover
-the choice of held-out rows, but no variation between training runs.
+The claims are from other papers than Pythia's. The tested claims of Muennighoff et al. name no
+model size, so they are tested at our size, and a note says how large their models were. Each arm
+was trained once, so a claim about our runs holds for these runs only. The intervals cover the
+choice of held-out rows, but no variation between training runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures of the repetition study, on the cost and the worth of repeated passes over the data."""
+"""Figures of the repetition study: how much worse repeated data are than fresh data."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Measure what repeated passes over the same data cost, at equal compute.
 
-Arms share initial weights, learning rates and number of updates; an arm of r epochs reads the first
-1/r of the fresh arm's rows r times, so it equals the fresh arm until its first pass ends. The text
-is deduplicated, so fresh rows are not repeats. Muennighoff et al. (2023, arXiv:2305.16264) find up
-to four epochs nearly free and fit a law for the worth of repeated data. Here, that worth is
-measured with single-pass runs. Each reads the distinct rows of one arm once and stops, so it gives
-the loss for that amount of fresh data. Repeating only a small part of the data (Hernandez et al.
-2022, arXiv:2205.10487) is not studied. The released deduplicated models read their text more than
-once; what they show about this is a question of the deduplication study.
+All arms have the same initial weights, learning rates and number of updates. The fresh arm reads
+every row once. An arm of r epochs reads the first 1/r of these rows r times, so it equals the fresh
+arm until its first pass ends. The text is deduplicated, so fresh rows are not repeats.
+
+Muennighoff et al. (2023, arXiv:2305.16264) find that up to four epochs cost almost no loss. They
+fit a law for the worth of repeated data, i.e. how much fresh data would give the same loss. Here,
+this worth is measured: for each arm, another run reads the arm's distinct rows once and stops,
+which gives the loss for that amount of fresh data. Repeating only a small part of the data
+(Hernandez et al. 2022, arXiv:2205.10487) is not studied.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Comparisons and tables of the repetition study, computed from the losses per row.
 
-The worth of repeated data is how many fresh tokens, each read once, give the same loss, in percent
-of the tokens read with repetition. It is computed at the end of training and at the best
-checkpoint. The best checkpoint is chosen on every other held-out row and judged on the rows in
-between, so that the choice does not favour it.
+The worth of repeated data is the number of fresh tokens, each read once, that give the same loss as
+the repeated data. It is a percentage of all tokens read, counting repeats. It is computed at the
+end of training and at the checkpoint with the lowest held-out loss. That checkpoint is chosen with
+one half of the held-out rows and judged on the other half, so that the choice does not favour it.
 """
 
 from __future__ import annotations

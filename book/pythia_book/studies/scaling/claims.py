@@ -1,7 +1,8 @@
 """The claims of the scaling study. Some are tested on our models, others only on released models.
 
 If the largest of our models does not beat guessing, the claim that accuracy rises with size is "not
-testable here". Intervals are over model sizes, with one run per size and text.
+testable here". Intervals are over model sizes. Each size was trained once on the standard and once
+on the deduplicated text.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Tests of claims on the released benchmark results (paper sections 2.4 to 2.6, appendix G).
 
-Unless a task is named, accuracies are means over the paper's tasks without WSC (seven tasks). No
-result per item was released, so two scores on the same items are compared as if their errors were
-independent. If a claim is about a kind of model, its interval is a t-interval over sizes or over
-pairs of models. The models of one size on the standard and the deduplicated text are averaged
-first. All pairs of models are scored on the same items, so a t-interval over pairs does not contain
-the error that the choice of items causes. `mean_over_pairs` therefore never makes an interval
-narrower than that error.
+Unless a task is named, accuracies are means over seven tasks: the paper's, without WSC. No result
+per item was released, so two scores on the same items are compared as if their errors were
+independent.
+
+If a claim is about a kind of model, e.g. deduplicated models, its interval is a t-interval over
+sizes or over pairs of models that are compared. In an interval over sizes, the two models of a size
+(standard and deduplicated text) are averaged first. All pairs are scored on the same items, so a
+t-interval over pairs leaves out the error that comes from the choice of items. `mean_over_pairs`
+therefore never returns an interval narrower than this error.
 """
 
 from __future__ import annotations

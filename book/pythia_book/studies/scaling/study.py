@@ -1,10 +1,10 @@
 """Accuracy and loss by size and over training (paper section 2.6), for our and released models.
 
-Seven benchmark tasks are scored, zero-shot and few-shot at the end of training, and zero-shot over
-training for the standard half of the suite. Scaling laws predict the held-out loss from model size
-and tokens. The last checkpoint of the largest model is also scored by the language-model evaluation
-harness, and the two results are compared item by item. Results of the released models come from
-pythia_book.published.scaling.
+Seven benchmark tasks are scored zero-shot and few-shot at the end of training. For the models that
+are trained on the standard text, they are also scored zero-shot during training. Scaling laws
+predict the held-out loss from model size and tokens. The language-model evaluation harness also
+scores the last checkpoint of the largest model, and its scores are compared with ours item by item.
+Results of the released models come from pythia_book.published.scaling.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Makes the tables of the seeds study: levels, bands, spreads over training, components, effects.
+"""Makes the tables of the seeds study, on how much results vary between training seeds.
 
-A measurement that is missing is a row without a value in `levels`. Statistics that need the missing
-measurement are omitted, or are computed from fewer runs; the column `n` has the number of runs. If
-the runs do not differ at all, e.g. because no model gets a last word right, there is no interval,
-because a few equal values say little about the next run.
+For a missing measurement, the table `levels` has a row without a value. Statistics that need it are
+omitted, or are computed from fewer runs; the column `n` has the number of runs. If all runs have
+the same value, e.g. because no model gets a last word right, there is no interval, because a few
+equal values say little about the next run.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The suite in miniature, and checks of its guarantees (paper section 2)."""
+"""The Pythia suite in miniature, and checks of what the suite guarantees (paper section 2)."""

@@ -1,9 +1,13 @@
 """Checks of the suite's guarantees, each with its number of cases and failures.
 
-Same data in the same order: the batch hashes that every training run logged are compared with each
-other and with the recomputed order. Resuming: a run's first updates are repeated with a stop in the
-middle. Checkpoints: all are there, and none is a copy of another one; planted copies show that the
-check finds copies.
+Data: models of all sizes read the same data in the same order. The batch hashes in the logs of the
+runs are compared with each other and with the recomputed order.
+
+Resuming: a stopped run continues exactly. A run's first updates are repeated with a stop in the
+middle.
+
+Checkpoints: all are there, and none is a copy of another one. To show that the check finds copies,
+it is also given a list of hashes in which some were replaced by that of the last checkpoint.
 """
 
 from __future__ import annotations

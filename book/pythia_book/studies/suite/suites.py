@@ -1,4 +1,4 @@
-"""Reads suites.toml: other public suites of models, and the sources of what is said about them."""
+"""Reads suites.toml, which describes public suites of models and names the sources."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Arithmetic questions, zero-shot and after solved examples (paper section 3.3).
+"""Arithmetic questions, asked with and without solved examples in the prompt (paper section 3.3).
 
 The questions are the paper's, "Q:What is 12 plus 7? A:", with first operands 0 to 99 and second
 operands 1 to 50. There are two measures. *exact*, as in the paper: greedy decoding gives the right
 answer. *choice*, for models too small for that: the right answer is likelier than three wrong ones
-with the same first operand, so chance is one in four. The questions use every pair of operands that
-was never planted in the corpus (pythia_book.corpora.equations) and, for each first operand, an
-equal number of pairs that were planted.
+with the same first operand, so chance is one in four.
+
+Sums are planted in (added to) the training corpus by pythia_book.corpora.equations. The questions
+are all sums that were never planted and, for each first operand, equally many that were.
 """
 
 from __future__ import annotations

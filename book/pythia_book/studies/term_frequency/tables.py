@@ -1,9 +1,9 @@
 """Tables of the term-frequency study.
 
-Questions about the same operand are not independent. So there is one mean for each operand (or each
-pair of operands), and intervals are Student's t intervals over these means; ten operands are too
-few for a bootstrap. If all answers of a group are right, or all are wrong, an exact bound for a
-share replaces the t interval.
+Questions about the same operand are not independent. So the answers are averaged for each operand
+(or each pair of operands), and intervals are Student's t intervals over these means. They are not
+bootstrap intervals, because some groups have only ten operands. If all answers of a group are
+right, or all are wrong, an exact bound for a share replaces the t interval.
 """
 
 from __future__ import annotations
