@@ -1,7 +1,8 @@
 """Counts terms in the text that a model has read up to each checkpoint (paper section 3.3).
 
 Terms are counted in one pass over the rows in training order, separately for each block of steps
-between two checkpoints. The count up to a checkpoint is the sum over the blocks before it.
+between two checkpoints. The count up to a checkpoint is the sum over the blocks before this
+checkpoint.
 
 A term is one or more words, no matter how they are tokenized. A word is a run of ASCII letters,
 digits and bytes above 127; any other bytes may separate words.

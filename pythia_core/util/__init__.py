@@ -1,1 +1,1 @@
-"""Utilities for files, worker processes, progress bars, interrupts, the machine and entry points."""
+"""Utilities for files, worker processes, progress, interrupts, the machine and entry points."""

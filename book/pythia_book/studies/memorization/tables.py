@@ -4,7 +4,7 @@ Rows that continue the same planted text are mostly memorized together, even if 
 different places or come from edited copies. So the *units* of all intervals are the planted texts,
 each with all its rows (`Rows.unit`). A row outside of planted texts forms a unit with the rows that
 have the same continuation. The interval of a share over thousands of units comes from resampling
-the units (`ratio`). If a few units decide the share, its interval is a t-interval over units
+the units (`ratio`). If a few units decide a result, its interval is a t-interval over units
 (`over_units`).
 """
 

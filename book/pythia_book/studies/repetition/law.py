@@ -1,13 +1,14 @@
 """The law of Muennighoff et al. (2023) for repeated data, with the constants of its authors.
 
-U unique tokens that are read once and then repeated R times are worth D' = U + U R_D (1 - exp(-R /
-R_D)) fresh tokens. If a model has more parameters than are optimal for U tokens, the value of the
-excess parameters decays by the same formula (section 3.1 of their paper), which gives N'. The loss
-is E + A / N'^alpha + B / D'^beta. The constants were fitted to models of 7 million to 9 billion
-parameters on C4 (their appendix A; the code is in the README of huggingface/datablations). Runs
-whose loss rises again were left out of that fit, and the law cannot describe them. At the sizes of
-the scale "laptop", the predicted loss is far from the measured one. So the page mainly shows
-predicted ratios, of two losses or of two amounts of data. They are extrapolations.
+U unique tokens that are read once and then repeated R times are worth
+D' = U + U R_D (1 - exp(-R / R_D)) fresh tokens. If a model has more parameters than are optimal for
+U tokens, the value of the excess parameters decays by the same formula (section 3.1 of their
+paper), which gives N'. The loss is E + A / N'^alpha + B / D'^beta. The constants were fitted to
+models of 7 million to 9 billion parameters on C4 (their appendix A; the code is in the README of
+huggingface/datablations). Runs whose loss rises again were left out of that fit, and the law cannot
+describe them. At the sizes of the scale "laptop", the predicted loss is far from the measured one.
+So the page mainly shows predicted ratios, of two losses or of two amounts of data. They are
+extrapolations.
 """
 
 from __future__ import annotations

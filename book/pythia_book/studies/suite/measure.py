@@ -1,4 +1,4 @@
-"""Find or train the suite, check what the studies assume of it, and count how often tokens are read."""
+"""Find or train the suite, check what studies assume of it, and count how often tokens are read."""
 
 from __future__ import annotations
 
