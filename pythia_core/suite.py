@@ -1,8 +1,8 @@
 """Define the model sizes, the book-wide setting `scale`, and the suite of sixteen runs.
 
 The official sizes have the shapes and learning rates of the released configs (EleutherAI/pythia,
-models/*/*.yml). Where the paper's table differs, the configs count. For example, the learning rate
-of 1B is 2.5e-4 in its config and 3.0e-4 in the table.
+models/*/*.yml). Where the paper's table has another value, the value of the config is used. For
+example, the learning rate of 1B is 2.5e-4 in its config and 3.0e-4 in the table.
 
 The suite trains eight sizes on two corpora each, as Pythia does. Models of one size start from the
 same weights. Models on one corpus read the same batches in the same order.

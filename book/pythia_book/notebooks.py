@@ -3,12 +3,13 @@
 The notebook of a study, notebooks/<study>.ipynb, has no outputs, and one of its cells is tagged
 `parameters`. Running the study (pythia_book.papermill_engine) writes an executed notebook to
 results/<study>/<scale>/notebook.ipynb. A stamp in the metadata of the executed notebook has the
-parameters, and hashes of the code cells, of both packages and of the record in the same folder.
-As long as a new run would have the same parameters and the same hashes of code, the old run is up
-to date.
+parameters and three kinds of hashes: of the code cells, of the Python files of pythia_core and
+pythia_book, and of the record in the same folder. An executed notebook is up to date as long as its
+parameters and the hashes of the code are those of a new run.
 
-Papermill only warns about an unknown parameter. This module rejects it before anything runs.
-Cleaning removes paths, host name, timings and versions, so that notebooks are reproducible.
+Papermill only warns about an unknown parameter. This module rejects such a parameter before
+anything runs. Cleaning removes paths, host name, timings and versions, so that notebooks are
+reproducible.
 """
 
 from __future__ import annotations

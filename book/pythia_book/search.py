@@ -3,8 +3,8 @@
 Rows of any kind (pythia_core.data.order) are read in chunks, so memory does not grow with the data.
 There are two ways to match:
 
-- *tokens*: match the token ids of the text, as it is encoded at the start of a text and after a
-  space. This is fast, but misses occurrences that are tokenized differently, e.g. inside a word.
+- *tokens*: match the token ids of the text, encoded with or without a leading space. This is fast,
+  but misses occurrences that are tokenized differently, e.g. inside a word.
 - *surface*: match the bytes of the text (in NFC, like the data) anywhere in the bytes of a row.
   This finds every occurrence, even inside words and where tokens end inside a character, but no
   occurrence that spans two documents.

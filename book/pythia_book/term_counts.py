@@ -1,15 +1,15 @@
 """Counts terms in the text that a model has read up to each checkpoint (paper section 3.3).
 
 Terms are counted in one pass over the rows in training order, separately for each block of steps
-between two checkpoints. The count up to a checkpoint is the sum over the blocks before it.
+between two checkpoints. The count up to a checkpoint is the sum over the blocks before this
+checkpoint.
 
 A term is one or more words, no matter how they are tokenized. A word is a run of ASCII letters,
 digits and bytes above 127; any other bytes may separate words.
 
-Terms are counted in the inputs of a row (its first S tokens), because its last token is also the
+Terms are counted in the inputs of a row, i.e. in all its tokens but the last, which is also the
 first token of the next row. An occurrence must lie within one row, because no model reads across
-rows. Overlapping occurrences all count. The released code instead counted number words that are
-near each other in decoded rows.
+rows. Overlapping occurrences all count.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
 """Put documents in training order, as rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
 
-The first S tokens of a row are inputs, and the last S tokens are labels. Batch k of B rows has the
-rows [k*B, (k+1)*B). The update from step k to step k+1 trains on it.
+The first S tokens of a row are inputs, and the last S tokens are labels. With B rows per batch,
+batch k has the rows [k*B, (k+1)*B). The update from step k to step k+1 trains on batch k.
 
 The paper (section 2.3) promises an order that can be reconstructed. The order depends only on the
-numbers of tokens of D documents, a seed, S = seq_len and E epochs. It is made in four steps
-(`megatron/data/gpt2_dataset.py` at v1.0):
+length of each of the D documents in tokens, the seed, S = seq_len and the number of epochs E. With
+the default policy, "joint", it is made in four steps (`megatron/data/gpt2_dataset.py` at v1.0):
 
 1. one `RandomState(seed)` is made, which shuffles first in step 2 and then in step 4;
-2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
-3. the documents in that order form one stream; row i is its tokens i*S to i*S + S, the last of
-   which is also the first of row i+1; rows may cross the ends of documents;
+2. E copies of the document numbers 0..D-1 are shuffled *together* (so there is no epoch boundary);
+3. the documents in that order form one stream of tokens; row i has the tokens i*S to i*S + S, the
+   last of which is also the first of row i+1; a row may contain ends of documents;
 4. the rows are shuffled.
 
-NumPy will not change RandomState, so the result does not depend on the version of NumPy. In another
-policy, "separate", each epoch is shuffled on its own, as the paper describes it. Rows are read from
+NumPy will not change RandomState, so the result does not depend on the version of NumPy. With the
+policy "separate", each epoch is shuffled on its own, as the paper describes it. Rows are read from
 files (PreshuffledRows) or gathered from documents (OrderedRows).
 """
 

@@ -1,23 +1,22 @@
 """Find the words to swap in token ids, for the paper's gender-bias intervention and a placebo.
 
 The paper (section 3.1) repeats the last 7 % or 21 % of training with masculine pronouns replaced by
-feminine ones. It is not documented which code did this: case-studies/README.md in
-EleutherAI/pythia (commit 4d0c901) does not yet name the branch with this code. Here, only whole
-words are replaced, and only by words with the same number of tokens. So every row keeps its length,
-and all other tokens are unchanged. The words are
+feminine ones. Which code did this is not documented (case-studies/README.md in EleutherAI/pythia,
+commit 4d0c901). Here, only whole words are replaced, and only by words with the same number of
+tokens. So every row keeps its length, and all other tokens are unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
     prepositions            on -> over, with -> through
 
-each in lower case, Capitalised and UPPER CASE, with and without a leading space. The second swap
-does not undo the first, because English "her" corresponds to "his" or "him": "her" always becomes
-"his", as "her" is mostly a determiner, and "his" always becomes "her", never "hers".
+each in lower case, Capitalised and UPPER CASE, with and without a leading space. Swapping masculine
+to feminine and back does not restore the text, because English "her" corresponds to "his" or "him":
+"her" always becomes "his", as "her" is mostly a determiner, and "his" always becomes "her", never
+"hers".
 
 Prepositions are swapped as a placebo: words that say nothing of gender are replaced by rarer words
 of the same class. In the miniature corpus at the scale `laptop`, the placebo changes as many tokens
-as the masculine pronouns, to within some 5 %; in other corpora, the ledgers of the runs have the
-numbers.
+as the masculine pronouns, to within some 5 %.
 
 A word is a run of letters, digits and underscores, as in regular expressions (so "_he_" is left
 alone). A word without a counterpart of the same number of tokens is left unchanged

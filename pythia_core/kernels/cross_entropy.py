@@ -1,10 +1,10 @@
 """Unembedding and cross-entropy in one operation, which never stores all logits at once.
 
-Tokens are processed in chunks that are so small that their logits stay in the processor's cache.
-The forward also computes the gradients of the hidden states and of the weight, which the backward
-only scales. Softmax and loss are in fp32 for any dtype of the matrix products, as in GPT-NeoX with
-`fp16_lm_cross_entropy` false. As in Pythia's training, the softmax includes the padding rows of the
-vocabulary.
+Tokens are processed in chunks small enough for the logits of a chunk to stay in the processor's
+cache. The forward also computes the gradients of the hidden states and of the weight, which the
+backward only scales. Softmax and loss are computed in fp32, whatever the dtype of the matrix
+products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. As in Pythia's training, the softmax
+includes the padding rows of the vocabulary.
 
 On a CUDA device with Triton this is one registered torch operation, with a Triton kernel for the
 softmax of a chunk (cross_entropy_triton).

@@ -4,9 +4,10 @@ The forward kernel also adds the branches of the previous block to the residual 
 statistics in fp32 from rows in registers, first the mean and then the mean of centred squares.
 
 In the backward kernel, each program sums the gradients of the four parameters over many rows, in
-registers. The number of programs, PARTIALS, is fixed, so results do not depend on the device.
-Triton needs powers of two. So the kernel splits a row of 5,120 elements (Pythia-12B) into runs of
-4,096 and 1,024 lanes; padded to 8,192 lanes, the sums would spill registers on sm_90.
+registers. The number of programs, PARTIALS, is fixed, so results do not depend on the device. In
+Triton, the length of a vector must be a power of two. So the kernel splits a row of 5,120 elements
+(Pythia-12B) into vectors of 4,096 and 1,024. If it padded the row to 8,192 elements instead, the
+sums would not fit in the registers of sm_90.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Partial rotary position embedding in the half-split ("rotate-half") layout of GPT-NeoX v1.0.
 
-Only the first `rotary_dims` lanes (dims) of each query and key head are rotated, 25 % in Pythia.
-Lane i and lane i + rotary_dims/2 are a pair, which is rotated by the angle
+Only the first `rotary_dims` lanes (dims) of each query and key head, in Pythia the first quarter,
+are rotated. Lane i and lane i + rotary_dims/2 are a pair, which is rotated by the angle
 position * base^(-2i / rotary_dims).
 
 On a CUDA device with Triton, queries and keys are rotated in place in the packed QKV, and the

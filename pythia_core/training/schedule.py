@@ -1,10 +1,9 @@
 """Define when checkpoints are saved, and the learning rate, as pure functions of the step.
 
 The sources are `learning_rates.py` of GPT-NeoX v1.0 and Pythia's configs. The released models did
-*not* use the textbook cosine, which ends at the minimum learning rate. Their cosine would end near
-zero, but the learning rate never falls below the minimum, which is reached at update 115,139 of
-143,000. Updates are counted from 0. Update 0 has learning rate 0, so the weights of steps 0 and 1
-are equal.
+*not* use the textbook cosine, which ends at the minimum learning rate. Their cosine falls towards
+zero, but once it reaches the minimum, at update 115,139 of 143,000, the learning rate stays there.
+Updates are counted from 0. Update 0 has learning rate 0, so the weights of steps 0 and 1 are equal.
 """
 
 from __future__ import annotations

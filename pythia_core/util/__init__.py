@@ -1,1 +1,1 @@
-"""Utilities for files, worker processes, progress bars, stopping, the machine, and extensions."""
+"""Utilities for files, worker processes, progress, interrupts, the machine and entry points."""

@@ -5,7 +5,7 @@ next write then ends this line, and readers skip it. The column `dry_run` says w
 from a dry run. The numbers of a dry run are meaningless and never used by a page of the book. If a
 measurement failed, the column `failed` has the reason. The kinds of rows are:
 
-    machine    device, versions, measured rates of a copy and of matrix products
+    machine    device, versions, measured rates of copying memory and of matrix products
     train      one implementation of a training step at one size
     operation  one implementation of one operation
     attention  one attention library at one shape

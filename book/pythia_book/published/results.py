@@ -1,19 +1,19 @@
 """Reads the released evaluation results of EleutherAI/pythia from the user's copy.
 
-The results are shown next to our own numbers. The user's copy is one of: a folder of CSV tables
-that includes `bias_evals.csv`; a clone of the public repository; the `evals` folder of the clone;
-an archive of the clone or of `evals` (pythia_book.published.files). The main table has the bias and
-LAMBADA results of the deduplicated models. Of the first suite, v0, the table has only WinoBias,
-because the other files of v0 mix two versions of the CrowS-Pairs metric. Other results are read
-when they are accessed (pythia_book.published.tables).
+The user's copy is one of: a folder of CSV tables that includes `bias_evals.csv`; a clone of the
+public repository; the `evals` folder of the clone; an archive of the clone or of `evals`
+(pythia_book.published.files). The main table has the bias and LAMBADA results of the deduplicated
+models. For v0, the first suite of Pythia models, it has only WinoBias results, because the other
+result files of v0 mix two versions of the CrowS-Pairs metric. Other results are read when they are
+accessed (pythia_book.published.tables).
 
-CrowS-Pairs (English) is scored by total log-likelihood after one EOD (1,677 pairs, 320 of them
-about gender), LAMBADA (OpenAI) by greedy match, and WinoBias by exact match of the generated
-referent. WinoBias was run with two prompts. It has two types of sentences (1, 2), each with the
-stereotypical pronoun ("pro") and with the other ("anti"), 396 sentences each. There is no released
-raw file of the paper's two-pronoun WinoBias metric. The WinoBias files of v0 and of models without
-a pronoun swap have the settings of gpt-neox's evaluate.py; the other WinoBias files come from
-another script and have another format.
+CrowS-Pairs (English) has 1,677 pairs of sentences, 320 of them about gender. It is scored by the
+total log-likelihood of each sentence after one end-of-document token. LAMBADA (OpenAI) is scored by
+whether greedy decoding gives the last word. WinoBias is scored by whether the model generates
+exactly the right referent, for each of two prompts. WinoBias has two types of sentences, 1 and 2.
+For each type there are 396 sentences with the stereotypical pronoun ("pro") and 396 with the other
+pronoun ("anti"). No raw file of the paper's own WinoBias metric, which compares two pronouns, was
+released.
 """
 
 from __future__ import annotations

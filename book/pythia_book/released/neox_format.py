@@ -1,8 +1,8 @@
 """Loads models from GPT-NeoX's native files, one file per layer and tensor-parallel rank.
 
-`layer_XX-model_YY-model_states.pt` has layer XX of the pipeline on rank YY. Layer 00 is the
-embedding, and the transformer layers begin at 02. After the last transformer layer, one number is
-unused. The next two numbers are the final norm and the unembedding.
+`layer_XX-model_YY-model_states.pt` has the part of layer XX that is on rank YY. Layer 00 is the
+embedding. The n transformer layers are 02 to n + 1, the final norm is layer n + 3, and the
+unembedding is layer n + 4. No files have the numbers 01 and n + 2.
 
 The parts on all ranks are merged by the rules of the training code's own converter. If the output
 of a linear layer is split over ranks, each file has some rows of the weight and some entries of the

@@ -1,7 +1,7 @@
 """Lists the studies that train models, the runs of each study, and the checkpoints that runs keep.
 
 A study is a folder next to this file. If the params.py in this folder defines a function `runs`,
-the study is listed here, and its runs count in pythia_book.budget and pythia_book.bundle. Studies
+the study is listed here, and pythia_book.budget and pythia_book.bundle include its runs. Studies
 share runs. So a run keeps every checkpoint that any study reads, whichever study trains the run.
 """
 

@@ -1,7 +1,7 @@
 """Finds the local or published checkpoint from which a continued run starts.
 
-A local run may have saved both the weights and the optimizer state of this checkpoint. A published
-model has only weights, and its files do not state how the model was trained. `published_train`
+A checkpoint of a local run has weights, and may also have the optimizer state. A published
+checkpoint has only weights, and its files do not state how the model was trained. `published_train`
 knows the training settings of models that have a Pythia size. `check_rows` checks that the rows to
 train on fit the vocabulary and the tokenizer of the model.
 """

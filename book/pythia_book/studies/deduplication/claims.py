@@ -1,11 +1,11 @@
 """The claims of the deduplication study.
 
 The paper says that deduplication brings "no clear benefit on language modeling performance", and
-measures performance by eight benchmarks. So the released twins (pairs of a standard and a
-deduplicated model) test this sentence: any benefit is smaller than a margin. Our own twins test
-what can be seen at their size. The loss of our twins is no test of the sentence: copies are planted
-in the standard text and never in the held-out text, which is the setting of another paper
-(Hernandez et al. 2022).
+measures performance by eight benchmarks. The released twins (pairs of a standard and a deduplicated
+model) test whether any benefit on these benchmarks is smaller than a margin. Our own, smaller twins
+test other claims. Their loss says nothing about the quoted sentence, because copies are planted in
+the standard text and never in the held-out text. This is the setting of another paper (Hernandez et
+al. 2022), whose claim it tests.
 """
 
 from __future__ import annotations

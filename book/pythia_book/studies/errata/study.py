@@ -2,9 +2,9 @@
 
 Each entry of SWITCHES in errata.params defines one run. Its config differs in one field from that
 of its control, a run of the suite of the same size. The run and its control are scored on the same
-held-out rows, so differences are paired. There is one run per setting: an interval covers the
-choice of held-out rows, and a claim is about these two runs, not about training again. A run with
-another seed shows how far two runs of the same setting lie apart.
+held-out rows, so differences are paired. There is only one run per setting. So an interval covers
+the choice of held-out rows, but not how much results vary if training is repeated with another
+seed. An additional run with another seed shows how far apart two runs of the same setting are.
 """
 
 from __future__ import annotations

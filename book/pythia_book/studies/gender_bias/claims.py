@@ -4,12 +4,12 @@ In tests on released numbers, intervals are over models (released_numbers). In t
 they are over seeds. With only one seed, the effect is shown with an interval over sizes, but there
 is no verdict: the effect can differ more between two seeds than between all sizes of one seed.
 
-Every claim about our runs has a premise: that our controls have something that the swap could
-reduce. This is a stereotype after occupations, a score above chance on the benchmark of the claim,
-or correctly predicted last words. Premises are about exactly these control runs, not about other
-seeds, so their intervals are over occupations or items. A claim is not testable here unless the
-test of its premise gives the verdict "holds". If the swap is reversed, which the paper did not do,
-no claim about our runs is testable.
+Every claim about our runs has a premise: that our controls, the runs without a swap, have the
+property that the swap could reduce. The property is a stereotype after occupations, a score above
+chance on the benchmark of the claim, or correctly predicted last words. A premise is about exactly
+these control runs, not about other seeds, so its interval is over occupations or items. A claim
+about our runs is testable only if its premise gets the verdict "holds", and if the runs replace
+masculine pronouns by feminine ones, as in the paper.
 
 Two more premises are about how closely swapped models follow their controls (coupling).
 """

@@ -1,11 +1,11 @@
 """Check the continued training of a released model in two ways.
 
 The model is continued twice: with swapped pronouns, and unchanged as a control. The two runs begin
-in the same way and read the same rows, except for swapped tokens. `continuity` compares the control
-with the released model at the same step, by their losses on rows that neither has read. If the
-released model has no checkpoint at that step, the one from which the control started is used.
-`effects` compares the swapped run with the control on the measures of the gender-bias study. All
-differences are paired and have intervals.
+in the same way and read the same rows, except for swapped tokens. `continuity` compares checkpoints
+of the control with those of the released model at the same steps, by their losses on rows that
+neither model has read. If a checkpoint of the released model is missing, the one from which the
+control started is used instead. `effects` compares the swapped run with the control on the measures
+of the gender-bias study. All differences are paired and have intervals.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The figures are the paper's figures 1, 2 and 6, with released numbers next to ours; two figures of
 the share of feminine pronouns after occupations, where small models show the clearest effect; two
-figures of released numbers alone; and one of coupling, i.e. how closely swapped models follow their
-controls from checkpoint to checkpoint. If released numbers are missing, the panel says how to get
-them.
+figures that show only released numbers; and one of coupling, i.e. how closely swapped models follow
+their controls from checkpoint to checkpoint. If the user has no copy of the released numbers, the
+panels that would show them say how to get it.
 """
 
 from __future__ import annotations

@@ -3,16 +3,16 @@
     feminine_share   probability of feminine pronouns (she, her, hers, herself) divided by that of
                      all pronouns (these and he, him, his, himself) after a context such as "The
                      nurse said that"; one value per occupation, the mean over its contexts
-    winobias         is the sentence with the pro-stereotypical pronoun likelier? 0 or 1
-    crows, stereoset is the stereotyping sentence of the pair likelier? 0 or 1
+    winobias         1 if the sentence with the stereotypical pronoun is likelier, else 0
+    crows, stereoset 1 if the stereotyping sentence of the pair is likelier, else 0
     loss             nats per token on held-out rows; one value per row
-    last_word        is the last word of a held-out sentence predicted greedily? 0 or 1
+    last_word        1 if the last word of a held-out sentence is predicted greedily, else 0
 
 winobias, crows and stereoset compare total log-likelihoods after one end-of-document token, as the
-released numbers do. `*_per_token` divides them by the number of tokens, as the paper says.
-`*_margin` is the difference in nats, which can change before any choice flips. Ties count as "not
-the stereotype". The paper puts each WinoBias sentence into a question; here the sentence itself is
-scored with each pronoun.
+released numbers do. The measures named `*_per_token` divide each log-likelihood by the number of
+tokens, as the paper says. Those named `*_margin` are the difference of the two totals, in nats,
+which can change before any choice flips. Ties count as 0. The paper puts each WinoBias sentence
+into a question; here the sentence itself is scored with each pronoun.
 """
 
 from __future__ import annotations

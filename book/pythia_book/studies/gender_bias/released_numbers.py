@@ -1,13 +1,13 @@
 """The released numbers that the study shows, and what they say about the swap.
 
-For every model there are scores of the control and of the swapped model at the same checkpoints,
-with standard errors over items. The choices on single items were not released, so the independent
-units are the models: an effect is a mean over models, with its t-interval. The value of a model is
-the mean over all checkpoints from step 134,000 on for which there are scores of both arms. The
+A model has two arms: the control, and the run with swapped pronouns. Both were scored at the same
+checkpoints, with standard errors over items. The choices on single items were not released, so the
+independent units are the models: an effect is a mean over models, with its t-interval. The value of
+a model is the mean over all checkpoints from step 134,000 on for which both arms have scores. The
 checkpoints of one run are not independent and have the same items, so averaging over them does not
-reduce the error that the choice of items causes. If only one model has both arms, the interval
-comes from the standard errors over its items. The two arms are then treated as independent, which
-overestimates the error, because they were scored on the same items.
+reduce the error that the choice of items causes. If only one model has scores of both arms, the
+interval comes from the standard errors over its items. The two arms are then treated as
+independent, which overestimates the error, because they were scored on the same items.
 """
 
 from __future__ import annotations

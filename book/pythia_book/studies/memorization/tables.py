@@ -1,10 +1,11 @@
 """Compute the tables of the memorization study from extraction results and repetition counts.
 
-Rows that continue one planted text are mostly memorized together, wherever in the text they begin
-and however its copies were edited. So the *units* of all intervals are the planted texts, each with
-all its rows (`Rows.unit`). A row outside of planted texts forms a unit with the rows that have the
-same continuation. If a share is over thousands of units, its interval comes from resampling them
-(`ratio`). If a few units decide the result, the interval is a t-interval over units (`over_units`).
+Rows that continue the same planted text are mostly memorized together, even if they begin at
+different places or come from edited copies. So the *units* of all intervals are the planted texts,
+each with all its rows (`Rows.unit`). A row outside of planted texts forms a unit with the rows that
+have the same continuation. The interval of a share over thousands of units comes from resampling
+the units (`ratio`). If a few units decide a result, its interval is a t-interval over units
+(`over_units`).
 """
 
 from __future__ import annotations

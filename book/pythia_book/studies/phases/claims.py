@@ -1,8 +1,8 @@
 """Claims of other work about early training, and the numbers that the page's prose contains.
 
-No claim is from the Pythia paper, but its checkpoints made the other work possible. If a claim is
-about models in general, its interval is over our model sizes, with one run each. The time between
-two milestones is measured in doublings of the step, because early checkpoints are spaced that way.
+The claims are not from the Pythia paper, but from work that its checkpoints made possible. If a
+claim is about models in general, its interval is over our model sizes, with one run each. The time
+between two events of training is measured by how many times the step number doubles in between.
 """
 
 from __future__ import annotations

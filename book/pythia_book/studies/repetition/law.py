@@ -2,13 +2,13 @@
 
 U unique tokens that are read once and then repeated R times are worth
 D' = U + U R_D (1 - exp(-R / R_D)) fresh tokens. If a model has more parameters than are optimal for
-U tokens, the value of the additional ones decays by the same formula (their section 3.1), which
-gives N'. The loss is E + A / N'^alpha + B / D'^beta. The constants were fitted to models of 7
-million to 9 billion parameters on C4 (their appendix A; the code is in the README of
-huggingface/datablations). Runs whose loss rises again were left out of that fit, and the law
-cannot describe them. At the sizes of the scale "laptop", the predicted loss is far from the
-measured one. So the page mainly shows ratios of two losses, or of two amounts of data, that the law
-predicts, as an extrapolation.
+U tokens, the value of the excess parameters decays by the same formula (section 3.1 of their
+paper), which gives N'. The loss is E + A / N'^alpha + B / D'^beta. The constants were fitted to
+models of 7 million to 9 billion parameters on C4 (their appendix A; the code is in the README of
+huggingface/datablations). Runs whose loss rises again were left out of that fit, and the law cannot
+describe them. At the sizes of the scale "laptop", the predicted loss is far from the measured one.
+So the page mainly shows predicted ratios, of two losses or of two amounts of data. They are
+extrapolations.
 """
 
 from __future__ import annotations

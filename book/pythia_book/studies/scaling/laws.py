@@ -1,18 +1,21 @@
 """Scaling laws of the suite's losses, and the best model sizes that follow from them.
 
 Two forms are fitted to the held-out loss, in nats, of the models trained on the standard text:
-L(N) = E + A / N^alpha at the end of training, and L(N, D) = E + A / N^alpha + B / D^beta over
-checkpoints (Hoffmann et al. 2022). The fit minimizes a Huber loss on log L. N counts
-parameters without embeddings, D tokens read. Intervals resample held-out rows, the same for every
-model. A checkpoint in the middle of a run is *not* a run of that length: its learning rate has not
-decayed, so the second form overstates the benefit of long training.
 
-"Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D);
-"inference-optimal" is the size that reaches a given loss at the lowest total cost if D_inf tokens
-are generated afterwards, which costs another 2 N D_inf. N excludes the embeddings, which
-are most of a model at our sizes; in particular, it excludes the vocabulary matrix, which takes most
-of the FLOP per token. The released sizes are compared with a published law that counts all
-parameters in N. Their tokens per parameter are given in both ways of counting.
+    L(N) = E + A / N^alpha                     at the end of training
+    L(N, D) = E + A / N^alpha + B / D^beta     over checkpoints (Hoffmann et al. 2022)
+
+N is the number of parameters without embeddings, and D the number of tokens read. The fit minimizes
+a Huber loss on log L. Intervals come from resampling the held-out rows, in the same way for every
+model. A checkpoint in the middle of a run is *not* the end of a shorter run: its learning rate has
+not decayed. So the second form overstates the benefit of long training.
+
+"Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D).
+"Inference-optimal" is the size that reaches a given loss with the fewest FLOP in total, if D_inf
+tokens are generated after training at a cost of 2 N D_inf. These FLOP leave out the unembedding,
+which takes most of the FLOP per token at our sizes. The released sizes are compared with a
+published law whose N includes the embeddings. So their tokens per parameter are given for both
+definitions of N.
 """
 
 from __future__ import annotations

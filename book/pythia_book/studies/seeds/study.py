@@ -1,12 +1,12 @@
 """Measures how much results vary between training runs with different seeds.
 
-The study follows PolyPythias (arXiv:2503.09543). PolyPythias trains five sizes with nine more
-seeds, each of which sets both the initial weights and the data order. It also trains the size 160M
-six more times, with only one of the two varied. Here, models of one size are trained on the
-standard text with every pair of an order seed and a weight seed, which separates the two effects.
-On the deduplicated text, both seeds vary together. Runs that also belong to the suite are not
-trained again. All runs are measured on the same held-out rows and items. seeds.variance computes
-the intervals over seeds.
+The study follows PolyPythias (arXiv:2503.09543). For each of five sizes, PolyPythias adds nine runs
+to the one of Pythia. Each has a seed of its own, which sets both the initial weights and the data
+order. In six further runs of the size 160M, only one of the two varies. Here, models of one size
+are trained on the standard text with every pair of an order seed and a weight seed, which separates
+the two effects. On the deduplicated text, both seeds vary together. Runs that also belong to the
+suite are not trained again. All runs are measured on the same held-out rows and items.
+seeds.variance computes the intervals over seeds.
 """
 
 from __future__ import annotations

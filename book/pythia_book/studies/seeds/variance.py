@@ -3,9 +3,10 @@
 Values over seeds are assumed to be normally distributed. The runs with every pair of an order seed
 and a weight seed form a two-way layout without replication, x = mean + order + weights + rest. The
 intervals of the components are Williams-Tukey intervals (nearly exact, slightly wide). Ratios of
-mean squares have F intervals. Distances in standard deviations have intervals from the noncentral
-t. All intervals are 95 % intervals and are wide with few seeds. For example, if a standard
-deviation is estimated from three runs, the upper end of its interval is twelve times the lower end.
+mean squares have F intervals. The distance of one run from the mean of the others, in standard
+deviations, has an interval from the noncentral t. All intervals are 95 % intervals and are wide
+with few seeds. For example, if a standard deviation is estimated from three runs, the upper end of
+its interval is twelve times the lower end.
 """
 
 from __future__ import annotations

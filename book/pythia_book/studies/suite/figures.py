@@ -1,4 +1,4 @@
-"""Figures and tables of the suite, on loss curves, sizes, proofs, and how often tokens are read."""
+"""Figures and tables of the suite: loss curves, sizes, checks, and how often tokens are read."""
 
 from __future__ import annotations
 

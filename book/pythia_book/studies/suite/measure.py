@@ -1,4 +1,4 @@
-"""Find or train the suite, check its guarantees, and count what it reads."""
+"""Find or train the suite, check what studies assume of it, and count how often tokens are read."""
 
 from __future__ import annotations
 

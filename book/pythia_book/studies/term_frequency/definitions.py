@@ -2,11 +2,11 @@
 
 Given a definition from WordNet, which is part of the pocket Pile, the model picks the defined word
 out of four. Each word is scored by the probability of the definition after it, in the format of the
-training text ("word: definition"), so a word's own probability does not count. Half of the
+training text ("word: definition"). The probability of the word itself does not count. Half of the
 definitions occur in the training text, once each; for the other half, the model must have learned
 the word from other contexts. The three distractors are about as frequent as the right word, so
-frequency alone does not distinguish them. Only entries of a single word are used, and their
-definitions without the examples that may follow.
+frequency alone does not distinguish them. Only entries of a single word are used, and examples
+after a definition are cut off.
 """
 
 from __future__ import annotations

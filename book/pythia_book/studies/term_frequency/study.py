@@ -1,10 +1,11 @@
 """Do models know frequent terms better? (Paper section 3.3.)
 
-Numbers and words are counted in the training data up to each checkpoint. Models are asked sums with
-every first operand, and which word a definition defines. The paper compares the most with the least
-frequent tenth of the operands. But small numbers are frequent, and may be easier to add. So an
-experiment is planted in the corpus (pythia_book.corpora.equations): of two operands of similar
-frequency, a coin flip chose one that was made more frequent.
+Numbers and words are counted in the training data up to each checkpoint. Models are then tested on
+sums (such as 12 plus 34) and on choosing the word that fits a definition. The paper compares sums
+whose first operand is among the most frequent tenth of the numbers with sums whose first operand is
+among the least frequent tenth. But small numbers are frequent, and may be easier to add. So an
+experiment is planted in the corpus (pythia_book.corpora.equations): numbers of similar frequency
+are paired, and a coin flip decides which number of each pair is made more frequent.
 """
 
 from __future__ import annotations
