@@ -179,8 +179,9 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 def fill_numbers(app: Sphinx, config: Config) -> None:
     """Give Sphinx the numbers that prose uses as `{{ name }}`, from the runs to show.
 
-    If a study has no run, each of its numbers is shown as NOT_RUN. If a local run lacks a number because its code
-    was older, the number reads "not in this run"; it is not taken from another run.
+    If a study has no run, each of its numbers is shown as NOT_RUN. If a local run lacks a number
+    because its code was older, the number reads "not in this run"; it is not taken from another
+    run.
     """
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():
