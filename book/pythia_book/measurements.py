@@ -130,7 +130,7 @@ def measure_each(
 
 
 def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
-    """Load a checkpoint and apply the measurements; cache and return the arrays of each.
+    """Apply measurements to a checkpoint; cache and return the arrays of each measurement.
 
     Args:
         job: the run, the step, and the measurements.

@@ -234,9 +234,9 @@ def redraw_source() -> Path | None:
 
 
 def recorded_folder(study: str) -> Path | None:
-    """Find the run of a study in book/recorded; of several, the run with the largest scale.
+    """Return the folder of a study's run in book/recorded, or None if the study has no run there.
 
-    Return its folder, or None if there is no such run.
+    If the study has several runs there, choose the run with the largest scale.
     """
     folders = [project_root() / "book" / "recorded" / study / scale for scale in reversed(SCALES)]
     return next((folder for folder in folders if (folder / "record.json").is_file()), None)
@@ -515,8 +515,9 @@ def read_record(path: Path) -> dict[str, Any]:
 def staging(target: Path) -> Iterator[Path]:
     """Yield an empty temporary folder for a new version of `target`.
 
-    The block can move it to `target` with `swap_in`; otherwise it is removed when the block ends.
-    Leftovers of killed processes are cleaned up first (`tidy`).
+    The block can move the folder to `target` with `swap_in`. If the block does not do this, the
+    folder is removed when the block ends. Before the block starts, leftovers of killed processes
+    are cleaned up (`tidy`).
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -582,7 +583,8 @@ def _keep_foreign_files(old: Path, new: Path) -> None:
 def tidy(target: Path) -> None:
     """Clean up after processes on this machine that were killed inside a `staging` block.
 
-    Remove their temporary folders. If a process was killed in `swap_in`, restore `target`.
+    Remove the temporary folders of these processes. If a process was killed in `swap_in`, restore
+    `target`.
     """
     pattern = re.compile(r"\.run-(\d+)@(.*)-[^-]*")
     for place in target.parent.glob(f".{target.name}.run-*"):

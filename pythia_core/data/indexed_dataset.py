@@ -296,7 +296,8 @@ def find_shards(prefix: Path) -> list[Path]:
     """Return the paths of all shards `PREFIX-00000-of-000NN.bin`, in order; there may be none.
 
     Raises:
-        DataError: a shard number is missing (the message gives the first one) or occurs twice.
+        DataError: a shard number occurs twice or is missing (the message gives the first missing
+            number).
     """
     shards = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
     check_shard_names(shards)

@@ -189,9 +189,9 @@ class RowOrder:
             "separate": documents and rows are shuffled within each epoch, and the epochs are read
             one after the other. No row crosses the end of an epoch. The first epoch is the same as
             with `epochs=1`.
-            "rows": one epoch is shuffled, and only its first `unique_rows` rows are used. They are
-            read `epochs` times, first in this order and then reshuffled each time. So a smaller
-            `unique_rows` uses a subset of the rows that a larger one uses.
+            "rows": one epoch is shuffled, and only its first `unique_rows` rows are used. These
+            rows are read `epochs` times, first in this order and then reshuffled each time. So the
+            rows used with a small `unique_rows` are a subset of the rows used with a larger one.
         unique_rows: number of different rows with the policy "rows"; 0 with any other policy.
 
     Raises:
@@ -290,7 +290,7 @@ class RowOrder:
             the token is 0. With the policy "separate", every epoch is a stream of its own.
 
         Raises:
-            DataError: there is no row with such an index, or `data` is another token file.
+            DataError: a position in `rows` is out of range, or `data` is another token file.
         """
         indices = np.asarray(rows, dtype=np.int64).reshape(-1)
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_rows):

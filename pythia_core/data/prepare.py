@@ -340,7 +340,10 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    """Return all settings that determine the tokens; a hash of them names the tokens' folder."""
+    """Return all settings that determine the tokens.
+
+    A hash of these settings is in the name of the tokens' folder.
+    """
     return {
         "format": FORMAT,
         "corpus": corpus_identity(data),

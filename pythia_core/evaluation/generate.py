@@ -224,7 +224,8 @@ def _batch(
 
     Args:
         prompts: the prompts of the batch, sorted by descending length.
-        indices: position of each prompt in the whole list. It seeds the prompt's random numbers.
+        indices: position of each prompt in the whole list. The position seeds the random numbers
+            of the prompt.
     """
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]

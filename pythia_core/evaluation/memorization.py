@@ -99,8 +99,8 @@ def extract(
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
     """Return each row's smallest margin over the `positions` tokens after its context, float32[n].
 
-    The margin of a token is its logit minus the largest other logit. It is negative if the token is
-    not the most likely one.
+    The margin of a token is its logit minus the largest other logit. The margin is negative if
+    another token is more likely.
     """
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
@@ -145,8 +145,7 @@ def check_by_generation(
         sample: number of rows to check.
 
     Returns:
-        The number of rows checked, and the number of them on which generation and `extract`
-        disagree.
+        How many rows were checked, and on how many of these rows generation and `extract` disagree.
 
     Raises:
         DataError: `rows` and `extraction` do not have the same length.

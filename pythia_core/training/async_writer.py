@@ -31,7 +31,8 @@ class CheckpointWriter:
     """A context manager that saves checkpoints and exits only when all of them are on disk.
 
     Args:
-        asynchronous: write in a thread. Otherwise `save` returns when the checkpoint is on disk.
+        asynchronous: whether to write in a thread. If false, `save` returns only when the
+            checkpoint is on disk.
 
     Attributes:
         seconds: duration of the last finished save, including the copying of the tensors.

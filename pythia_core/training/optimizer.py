@@ -26,14 +26,14 @@ def is_decayed(name: str) -> bool:
 
 
 class FlatParameters:
-    """The parameters of a model, moved into flat buffers; the model then works on views of these.
+    """The parameters of a model in flat buffers; the model then works on views of these buffers.
 
     Attributes:
         flat, grad: all master weights and all gradients, in fp32.
         names: names of the parameters in the order of the buffers.
         copy: the master weights in the compute dtype; None if the compute dtype is fp32.
         copies: maps the name of each parameter to its view of `copy`; empty if `copy` is None.
-        n_decayed: number of elements with weight decay, which come first.
+        n_decayed: number of elements with weight decay; these elements come first in the buffers.
     """
 
     def __init__(self, model: GPTNeoX, compute_dtype: torch.dtype) -> None:

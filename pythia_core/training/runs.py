@@ -581,7 +581,7 @@ def _warn_if_long(configs: list[RunConfig]) -> None:
 
 
 def run_flops(config: RunConfig) -> float:
-    """Return the FLOP of training a run; for a fork, only those after the branching step."""
+    """Return the FLOP of training a run; for a fork, only the FLOP after the branching step."""
     per_token = flops_per_token(config.model, config.data.seq_len)
     return per_token * len(config.updates) * config.train.batch_size * config.data.seq_len
 

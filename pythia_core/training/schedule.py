@@ -27,9 +27,9 @@ PAPER_FORKS = (113, 133)
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
     """Return the steps at which a run of `total_steps` updates saves its weights.
 
-    As in the paper, these are 0, the powers of two to 512, and 143 evenly spaced steps up to the
-    last one, 154 in all. In a short run, some of these steps are equal; then the widest gaps
-    between steps, earliest first, are halved until there are 154 steps. Runs of fewer than 154
+    As in the paper, these are 0, the powers of two to 512, and 143 evenly spaced steps up to
+    the last step; 154 steps in all. If some of these steps are equal, as in a short run, the widest
+    gaps between steps, earliest first, are halved until there are 154 steps. Runs of fewer than 154
     updates save every step.
 
     Raises:

@@ -140,8 +140,8 @@ def cases(
 
     Args:
         d: width of the model.
-        fused: yield the operations of a GPU, some of which are fused. Otherwise, yield the
-            operations of a CPU, most of them together with PyTorch's implementation.
+        fused: whether to yield the operations of a GPU, some of which are fused. If false, yield
+            the operations of a CPU, most of them together with PyTorch's implementation.
     """
     n, dim, size = rows * seq, d // heads, dtype.itemsize
     fp32 = {"dtype": torch.float32, "device": device}

@@ -124,10 +124,10 @@ class Implementation:
         return memory.RESERVE + tokens * per_token
 
     def resident_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes that stay allocated while other implementations run.
+        """Estimate the bytes that this implementation keeps while other implementations run.
 
-        These are the weights and optimizer state and, with a CUDA graph, the intermediate tensors
-        of an update on `tokens` tokens.
+        It keeps the weights and optimizer state and, with a CUDA graph, the intermediate tensors of
+        an update on `tokens` tokens.
         """
         graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
         return memory.state_bytes(model, self.precision) + graph

@@ -134,7 +134,7 @@ def _verify(args: argparse.Namespace) -> None:
     Raises:
         CheckpointError: files of the run are missing or damaged, or the published model has
             defects.
-        DataError: a batch differs from the one that the run was trained on.
+        DataError: a batch differs from the batch that the run was trained on.
     """
     from pythia_book.released.download import is_published
 

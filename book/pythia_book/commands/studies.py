@@ -52,7 +52,7 @@ def _study(args: argparse.Namespace) -> None:
 
 
 def _record(args: argparse.Namespace) -> None:
-    """Copy a local run into book/recorded, and print its folder."""
+    """Copy a local run into book/recorded, and print the folder of the copy."""
     from pythia_book.site_runs import record_run
 
     folder = record_run(args.study, args.scale, args.force)

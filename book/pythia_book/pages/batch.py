@@ -351,5 +351,8 @@ def follow() -> Drawing:
 
 
 def shuffle() -> Drawing:
-    """Draw how a few sentences become the rows of a batch; the page's script can reshuffle them."""
+    """Draw how a few sentences become the rows of a batch.
+
+    The page's script can reshuffle the sentences.
+    """
     return _picture(tiny())

@@ -244,7 +244,7 @@ def _from_csv(path: Path) -> list[tuple]:
     """Read the rows of the main table from bias_evals.csv, as tuples with the fields COLUMNS.
 
     Raises:
-        DataError: a column is missing, or a line has something else where a number should be.
+        DataError: a column is missing, or a value that should be a number is not a number.
     """
     needed = {"suite", "model", "intervention", "step_2M_equiv", "source_folder", "task", "prompt"}
     needed |= {"metric", "value", "stderr"}

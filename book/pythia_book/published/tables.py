@@ -302,8 +302,8 @@ def _first_suite(
     Args:
         path: a folder of CSV tables, or the tree of evals files.
         columns: the columns of the result.
-        name: the CSV file to read if there are CSV tables.
-        reader: reads one evals file otherwise.
+        name: the CSV file to read; used if `path` has CSV tables.
+        reader: a function that reads one evals file; used if `path` has no CSV tables.
         also: further columns of the CSV file, by which its zero-shot rows are selected.
     """
     import pandas as pd

@@ -36,8 +36,8 @@ def training_maps(published: Published) -> pd.DataFrame:
     """Read the training maps, with one row per seed and step.
 
     The columns are seed, outlier, step, state, score and score_410m. For seed 0, score_410m has the
-    score computed again from the released accuracies of the standard 410M model; it is NaN for
-    other seeds. The table has no rows if the source lacks the file.
+    score computed again from the released accuracies of the standard 410M model. For other seeds,
+    score_410m is NaN. The table has no rows if the source lacks the file.
 
     Raises:
         DataError: the file is not the released table.

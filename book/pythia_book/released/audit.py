@@ -196,7 +196,11 @@ def _by_kind(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _file_entry(revision: str, kind: str, parts: dict[str, str]) -> Entry:
-    """Return the entry of a revision from `parts`, which maps the names of its files to hashes."""
+    """Return the entry of a revision.
+
+    Args:
+        parts: maps the name of each weight file of this kind to the hash of the file.
+    """
     whole = next(iter(parts.values()))
     if len(parts) > 1:
         whole = sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
@@ -218,8 +222,8 @@ def _remote_entries(repo: str, revision: str) -> list[Entry]:
 def _local_entries(folder: Path) -> list[Entry]:
     """Return an entry for each kind of weight file in the folder of a step.
 
-    Without such files, return one entry which says that there are no weights. One of our own
-    checkpoints gives one entry with the hash of its tensors.
+    If the folder has no weight files, return one entry which says that there are no weights. If the
+    folder is a checkpoint of our own, return one entry with the hash of the tensors.
     """
     revision = f"step{step}" if (step := step_of(folder.name)) is not None else folder.name
     if (folder / MANIFEST).is_file():

@@ -170,7 +170,7 @@ def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFil
 
 
 def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None) -> ModelFolder:
-    """Download files of a revision to the local cache, unless they are there; verify their hashes.
+    """Download those files of a revision that the local cache lacks; verify all hashes.
 
     If the hub cannot be reached, the files in the cache are used.
 

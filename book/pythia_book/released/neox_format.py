@@ -122,8 +122,8 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
     """Read all layer files in a folder.
 
     Returns:
-        A nested list. Entry [i][rank] is a dict that maps names to tensors: those that the i-th
-        layer has on this rank.
+        A nested list. Entry [i][rank] is a dict that maps names to tensors. It has the tensors of
+        the i-th layer on this rank.
 
     Raises:
         CheckpointError: there are no layer files, or a file is missing or cannot be opened.

@@ -281,9 +281,9 @@ def tokenizer_at(name: str) -> Tokenizer:
 def describe_batch(
     rows: Rows, step: int, batch_size: int, n_shown: int = 4, tokenizer: Any = None, eod_id: int = 0
 ) -> str:
-    """Describe a batch as text: row numbers, hash, range of ids, and the first rows.
+    """Describe a batch as text: indices of the rows, hash, range of ids, and the first rows.
 
-    If every row takes a read of its own (`Rows.contiguous` is False), only the rows to show are
+    If every row must be read separately (`Rows.contiguous` is False), only the rows to show are
     read, and there is no hash.
 
     Args:

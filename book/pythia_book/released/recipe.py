@@ -99,7 +99,7 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
 
     Returns:
         One row per part, with the columns part (its name in the module), weight (the shape of its
-        weight, as text), parameters (their number), d_in and d_out (the observed widths of input
+        weight, as text), parameters (how many it has), d_in and d_out (the observed widths of input
         and output), and reads. The column reads has "x" if the part reads the layer's input, the
         name of another part if it reads the output of that part, and "" if other operations come in
         between.

@@ -112,7 +112,7 @@ class TokenFileData:
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
         """Return the pronoun swap that `window` describes.
 
-        Its changes are computed whenever rows are read, so nothing is stored in `folder`.
+        The swap is computed whenever rows are read, so nothing is stored in `folder`.
         """
         return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
 

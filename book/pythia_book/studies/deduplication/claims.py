@@ -76,7 +76,8 @@ def claims(
 def _no_clear_benefit(released: dict[str, Estimate | None]) -> list[Claim]:
     """Return the claims that deduplication brings the released models no clear benefit.
 
-    There are four claims: for each of two steps, one zero-shot and one five-shot.
+    There are four claims: for each of two steps, one claim about zero-shot accuracy and one claim
+    about five-shot accuracy.
 
     Args:
         released: the result of `released_effects`.

@@ -90,9 +90,10 @@ def lr_floor() -> Values:
 def first_update() -> Values:
     """Count the tensors of a tiny model that keep their initial values in the first two updates.
 
-    The result has the number of tensors and, for each of the two updates, its learning rate and the
-    number of tensors that are still unchanged after it. The learning rate of the first update is 0.
-    The keys that end in `_with_switch` are for another run, whose first update has a positive rate.
+    The result has the number of tensors and, for each of the two updates, the learning rate of the
+    update and the number of tensors that are still unchanged after the update. The learning rate of
+    the first update is 0. The keys that end in `_with_switch` are for another run, whose first
+    update has a positive learning rate.
     """
     import torch
 
@@ -481,9 +482,9 @@ def released_2_8b(tables: Tables) -> Values | None:
     """Count the steps at which a model and its twin on the deduplicated Pile agree in every score.
 
     Returns:
-        Three texts, each with the number of steps, the first and the last: `zero_shot` and
-        `five_shot` for the size 2.8B, and `others` for all other sizes together. None if there are
-        no scores.
+        Three texts: `zero_shot` and `five_shot` for the size 2.8B, and `others` for all other sizes
+        together. Each text says how many of these steps there are, and the first and the last of
+        these steps. The result is None if there are no scores.
     """
     compared = tables["compared"]
     if compared.empty:

@@ -186,5 +186,5 @@ def effects_table(result: Result) -> Table:
 
 
 def _text(change: dict[str, float] | str) -> str:
-    """Return a change with its interval as text, or a dash if it was not measured."""
+    """Return a change with its interval as text, or a dash if the change was not measured."""
     return DASH if isinstance(change, str) else style.interval(*(change[k] for k in INTERVAL))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class OtherGeluMeasurement:
     """A measurement of models after their GELU is replaced by another form (`gelu`).
 
-    This happens to the models on the hub when they are loaded in `transformers`.
+    `transformers` makes such a replacement when it loads the models on the hub.
     """
 
     language: LanguageMeasurement

@@ -193,7 +193,9 @@ def claims(
 
 
 def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
-    """Return a test that shows a loss of accuracy without a verdict; used like `falls`.
+    """Return a test that shows a loss of accuracy without a verdict.
+
+    The arguments are those of `falls`, without `bound`.
 
     There is no verdict, because a small loss could also mean that the released models were never
     trained on swapped text.
@@ -633,8 +635,8 @@ def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
 def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
     """Test that released swapped models follow their controls no more tightly than ours do.
 
-    If the test fails, this is evidence that the released models were not swapped. If it passes,
-    this is no evidence that they were.
+    If the test fails, this is evidence that the released models were not swapped. If the test
+    passes, this is no evidence that the released models were swapped.
     """
     theirs, ours = (unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:

@@ -392,7 +392,8 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
       gender, over both windows.
     - coupling_X_autocorrelation: mean lag-1 autocorrelation of step-to-step changes.
     - coupling_X_shift_M: the largest absolute shift in the score M.
-    - coupling_X_share: for our forks, the percentage of tokens that they change in their windows.
+    - coupling_X_share: for our forks, the percentage of tokens that a fork changes in its window,
+      mean over the forks.
     """
     z = unit_z(table, "released", "swap", (TESTED_WINDOW,), left_out="")
     values: dict[str, Any] = {"coupling_released_all": math.tanh(z.mean()) if len(z) else None}

@@ -81,8 +81,8 @@ def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = Fa
     """Draw a line over training for every size and arm.
 
     Args:
-        table: has the columns size, arm, percent (of training) and value; if it also has low and
-            high, they are drawn as a band.
+        table: has the columns size, arm, percent (of training) and value. The columns low and
+            high, if present, are drawn as a band.
         dense: whether there are many checkpoints, so that lines must be thin and markers small.
     """
     for size in sizes:

@@ -67,10 +67,10 @@ def run(
     """Find or train every run, measure controls and swaps, and compare them.
 
     Args:
-        items: the evaluation items; by default, those in the pinned wheels.
+        items: the evaluation items; by default, the items in the pinned wheels.
         find_or_train: used instead of `train_all` to get the run of every config.
-        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR` or, if it is
-            not set, those of the recorded study.
+        published: the released numbers; by default, the numbers in `PYTHIA_PUBLISHED_DIR` or, if
+            this variable is not set, the numbers of the recorded study.
 
     Raises:
         ConfigError: see `check`.

@@ -368,8 +368,8 @@ def _predictions(
 def _fewest_readings(extracted: Extracted, step: int) -> int:
     """Return the smallest number of readings after which the largest model has memorized a row.
 
-    The minimum is over the rows memorized at `step`, with their readings until then, and the rows
-    memorized at the end, with all their readings. Return 0 if there are no such rows.
+    The minimum is over the rows memorized at `step`, counting readings until `step`, and the rows
+    memorized at the end, counting all readings. Return 0 if no row was memorized.
     """
     size, n = extracted.params.size_list[-1], extracted.n_first
     readings = [np.zeros(0, int)]

@@ -332,11 +332,11 @@ def rate_over_training(
 def order(extracted: Extracted) -> dict[str, Lines]:
     """Return three tables on whether memorization depends on the order of training.
 
-    They are about the largest model of each data arm:
+    The tables are about the largest model of each data arm:
 
     - tests: the tests of `order_tests`, on the rows whose continuation was read only once.
-    - rates: the share of memorized rows in each part of training; of all rows, and of rows whose
-      continuation was read only once.
+    - rates: the share of memorized rows in each part of training, for two sets of rows: all rows,
+      and the rows whose continuation was read only once.
     - qq: the paper's Q-Q plot, for the same two sets of rows.
     """
     params = extracted.params
@@ -559,10 +559,11 @@ class Prediction:
 
 
 def predicted_by(extracted: Extracted, size: str, step: int) -> Prediction | None:
-    """Use the texts a checkpoint has memorized to predict those of the largest model at the end.
+    """Predict which texts the largest model has memorized at the end of training.
 
-    Only rows that the earliest checkpoint had read are used, as in Biderman et al. 2023b. Return
-    None if one of the two checkpoints was not measured.
+    The prediction: the texts that the model of size `size` has memorized at step `step`. As in
+    Biderman et al. 2023b, only rows that the earliest checkpoint had read are used. Return None if
+    either that model at `step` or the largest model at the end was not measured.
     """
     n, rows = extracted.n_first, extracted.rows["standard"]
     truth = extracted.memorized(extracted.params.size_list[-1], "standard")
@@ -594,9 +595,9 @@ def prediction_row(found: Prediction) -> dict[str, Any]:
     """Return a line of `prediction`: confusion counts of texts, precision, recall and their gap.
 
     Precision and recall are fractions of 1, with intervals over units (see `Prediction.unit`);
-    `precision_units` and `recall_units` are the numbers of units. The gap is precision minus
-    recall. Its interval is slightly too wide, because it treats precision and recall as
-    independent although they rise together.
+    `precision_units` and `recall_units` count these units. The gap is precision minus recall. The
+    interval of the gap is slightly too wide, because it treats precision and recall as independent
+    although precision and recall rise together.
     """
     tp, n_predicted = found.count("precision")
     fn = found.count("recall")[1] - tp

@@ -147,7 +147,7 @@ def at_the_end(params: Params, models: Models, size: str, measure: str) -> Estim
 def late_growth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
     """Estimate how much one of MEASURES grows, for one size, in the last 7/8 of training.
 
-    Return None if the checkpoint at either end could not be measured.
+    Return None if the checkpoint at the start or at the end of this period was not measured.
     """
     end, curves = scale_named(params.scale).steps, models[size]
     if curves is None:

@@ -85,8 +85,8 @@ def cost_and_worth(result: Result) -> Drawing:
 def over_training(result: Result) -> Drawing:
     """Draw the held-out loss over training for each number of epochs, at the largest size.
 
-    It is in nats per token in one panel, and in percent above the loss with fresh data in the
-    other.
+    One panel has the loss in nats per token. The other panel has the loss in percent above the
+    loss with fresh data.
     """
     params, size = result.params, result.params.size_list[-1]
     with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
@@ -183,7 +183,7 @@ def arms_table(result: Result) -> Table:
 
 
 def _last(result: Result, table: str) -> pd.DataFrame:
-    """Return the rows of one of the result's tables that are about the last step."""
+    """Return those rows of a table of the result that are about the last step."""
     return style.rows_where(result.tables[table], step=result.params.n_steps)
 
 

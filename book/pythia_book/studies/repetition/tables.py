@@ -65,7 +65,8 @@ class Arms:
 
         Args:
             values: float[rows].
-            exact: whether the values are 0 or 1, or differences of these; see `stats.estimate`.
+            exact: whether every value is 0 or 1, or a difference of two values that are 0 or 1; see
+                `stats.estimate`.
         """
         if values is None:
             return None

@@ -117,8 +117,8 @@ RIVALS = {"power": "a power law without a floor", "line": "a straight line in lo
 def _prediction(prediction: pd.DataFrame) -> Test:
     """Test whether a power law with a floor predicts losses better than the best simpler rule.
 
-    The best simpler rule is the one with the smallest mean error in `prediction`. The test compares
-    these same errors, so the choice favours the simpler rule.
+    The best simpler rule is the one with the smallest mean error in `prediction`. The test uses
+    the same errors as this choice, so the choice favours the simpler rule.
 
     Args:
         prediction: the table `prediction` of `laws.laws_tables`.

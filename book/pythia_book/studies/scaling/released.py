@@ -113,9 +113,9 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
     model), `task` ("mean" for the mean over all tasks but WSC), `value` (the twin's accuracy minus
     Pythia's, in points), `error` (standard error of `value`).
 
-    The accuracy of a Pythia size is the mean of its standard and its deduplicated model. These two
-    were scored on the same items, so the standard error of this mean is taken to be the mean of
-    their standard errors.
+    The accuracy of a Pythia size is the mean over the standard and the deduplicated model of that
+    size. The two models were scored on the same items, so the standard error of this mean is taken
+    to be the mean of the two standard errors.
 
     Args:
         final: the released table `final`.

@@ -120,7 +120,7 @@ def components(grid: np.ndarray) -> dict[str, Estimate]:
 def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) -> Estimate:
     """Return the standard deviation due to one kind of seed, with its Williams-Tukey interval.
 
-    It is sqrt((ms - rest) / per), or 0 if the difference is negative.
+    The standard deviation is sqrt((ms - rest) / per), or 0 if ms - rest is negative.
 
     Args:
         ms: the mean square between seeds of this kind, with `df` degrees of freedom.

@@ -325,10 +325,11 @@ def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
     Columns, with bytes and nanoseconds per token:
     `size`, `kernel`;
     `compiled_bytes`, `ours_bytes`: the predicted memory traffic of torch.compile and of our kernel;
-    `saved_ns`: the time to copy the difference of these bytes, at the attainable rate;
+    `saved_ns`: the time to copy `compiled_bytes - ours_bytes` bytes, at the attainable rate;
     `share_of_step`: `saved_ns` as a fraction of the least time of a training step, i.e. the time of
-    its matrix products at their attainable rate;
-    `measured_ns`: how much slower torch.compile was; missing if not measured.
+    the step's matrix products at the attainable rate of matrix products;
+    `measured_ns`: the measured time of torch.compile minus that of our kernel; missing if either
+    time was not measured.
 
     Args:
         measured: the table of `operations_table` for a GPU.
@@ -412,12 +413,12 @@ def least_ratio(frame: pd.DataFrame) -> Estimate | None:
 
 
 def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
-    """Return a check that other code takes at least `bound` times as long as ours.
+    """Return a check that other code takes at least `bound` times as long as our code.
 
     Args:
         text: the check in words.
-        e: the smallest measured ratio of the times, with its range over repeats; None if nothing
-            was measured.
+        e: the smallest measured ratio of the time of other code to the time of our code, with the
+            range of this ratio over repeats; None if nothing was measured.
     """
     secures = "what this page says of our kernels"
     if e is None:

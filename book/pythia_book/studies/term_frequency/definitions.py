@@ -66,7 +66,7 @@ def entries(lines: Iterable[str]) -> dict[str, str]:
 def words_and_lines(
     data: DataConfig, progress: bool = False
 ) -> tuple[Counter[str], list[str], Counter[str]]:
-    """Count the words of a corpus, and read the dictionary that is part of it.
+    """Count the words of a corpus, and read the dictionary that is part of the corpus.
 
     Returns:
         How often each word, in lower case, occurs in the training text; all lines of the

@@ -207,7 +207,7 @@ class NumberScores:
 def tenths(in_sums: np.ndarray) -> tuple[list[int], list[int]]:
     """Return the most frequent and the least frequent tenth of the first operands, as two lists.
 
-    Of two operands that were read equally often, the smaller one counts as more frequent.
+    Of two operands that were read equally often, the smaller operand counts as more frequent.
 
     Args:
         in_sums: how often each operand was read in sums, int[100].
