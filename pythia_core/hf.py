@@ -210,7 +210,7 @@ class AsTrainedRotary(GPTNeoX):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A record of where a loaded model comes from, and of what its files declare."""
+    """A record of where a loaded model comes from, and of what the model's files declare."""
 
     source: str
     revision: str

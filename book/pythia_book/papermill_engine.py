@@ -140,9 +140,9 @@ def _escaped(path: object) -> str:
 
 
 def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
-    """Return where papermill writes if that is the place of the study's notebook in results/.
+    """Return the place of the study's notebook in results/ if `written` is this place.
 
-    Return None if it is not the place of any study's notebook.
+    Return None if `written` is not the place of any study's notebook.
 
     Args:
         written: the output path that papermill was called with.
@@ -150,7 +150,8 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
         base: the folder to which `written` is relative.
 
     Raises:
-        ConfigError: it is the place of another study's notebook, or of one in book/recorded/.
+        ConfigError: `written` is the place of another study's notebook, or of a notebook in
+            book/recorded/.
     """
     path = os.path.realpath(base / written)
     *_, owner, scale, _ = ("", "", "", *Path(path).parts)

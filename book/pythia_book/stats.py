@@ -168,8 +168,8 @@ def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
 def exact_share(k: int, n: int) -> Estimate:
     """Return the share k / n of successes in independent trials, with the Clopper-Pearson interval.
 
-    This interval is exact: it contains the true share with a probability of at least 95 %. Its
-    p-values are twice the smaller tail of the binomial distribution.
+    This interval is exact: it contains the true share with a probability of at least 95 %. The
+    p-values of the result are twice the smaller tail of the binomial distribution.
     """
     from scipy.stats import binom, binomtest
 

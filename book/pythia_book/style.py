@@ -453,7 +453,9 @@ def canvas(
 
 
 def write_record(result: Result) -> Note:
-    """Write the record of a study; return a note with its origin and the command to repeat it.
+    """Write the record of a study's run; return a note on the run.
+
+    The note has the origin of the record and the command that repeats the run.
 
     If a notebook is run by hand, no record is written, and the note names the command that records
     the run.

@@ -129,7 +129,7 @@ def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
 
 
 class RegisteredCorpus(Protocol):
-    """A corpus that another package registers. `DataConfig.corpus` refers to it by its name."""
+    """A corpus that another package registers. `DataConfig.corpus` holds the corpus's name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
         """Return lists of names and hashes that change whenever the text of the corpus changes.

@@ -47,8 +47,8 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
         progress: on a terminal, show pip's output during the download.
 
     Raises:
-        FetchError: there is no network or no space, or the file has another sha256. The message
-            says where to put the file by hand. No incomplete file is left.
+        FetchError: there is no network or no space, or the file's sha256 is not the pinned one. The
+            message says where to put the file by hand. No incomplete file is left.
     """
     folder = cache_dir() / "wheels"
     target = folder / pin.file

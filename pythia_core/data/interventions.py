@@ -197,11 +197,11 @@ class OrderedDocuments(Protocol):
 def make_ledger(
     data: OrderedDocuments, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
 ) -> Ledger:
-    """Make the ledger of every token that an intervention changes in its updates [start, stop).
+    """Make the ledger of all tokens that an intervention changes in updates [start, stop).
 
     Args:
         batch_size: rows per update.
-        chunk: number of rows that are searched at a time, to bound the memory.
+        chunk: how many rows are searched at a time, to bound the memory.
 
     Raises:
         DataError: there are too few rows, or the stored rows are not in the order `data.order`.

@@ -228,7 +228,7 @@ class WordSwap:
 
         Args:
             window: the row of the match, with its context.
-            column: place of the token next to the match.
+            column: index in `window` of the token next to the match.
             forward: whether this token follows the match. If false, it precedes the match.
 
         Returns:

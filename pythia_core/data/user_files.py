@@ -115,7 +115,7 @@ def _decode(path: Path, number: int, raw: bytes) -> str:
     """Decode UTF-8, and drop a byte-order mark at the beginning of the file.
 
     Args:
-        number: line of the file on which `raw` begins.
+        number: line of the file on which `raw` begins, counted from 1.
 
     Raises:
         DataError: the bytes are not UTF-8; the message gives the line.

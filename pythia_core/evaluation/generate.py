@@ -167,8 +167,8 @@ def generate(
 
     Args:
         prompts: the token ids of each prompt.
-        stop: called after each new token with all new tokens of the prompt. If it returns True, the
-            continuation ends with this token.
+        stop: a function, called after each new token with all new tokens of the prompt. If it
+            returns True, the continuation ends with this token.
         truncate: drop the beginning of a prompt that is too long.
         slot_budget: maximum number of tokens in a batch, with padding; it limits the memory.
 
@@ -176,8 +176,8 @@ def generate(
         The token ids of each continuation, in the order of the prompts.
 
     Raises:
-        DataError: a prompt is empty, or too long to fit into the model's context together with
-            `max_new` tokens (without `truncate`).
+        DataError: a prompt is empty, or `truncate` is false and a prompt does not fit into the
+            model's context together with `max_new` tokens.
         ConfigError: the model's context is too short for `max_new` tokens.
     """
     longest = model.config.max_seq_len - max_new

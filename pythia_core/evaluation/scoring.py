@@ -144,7 +144,7 @@ def _lay_out(
     """Make one padded batch of rows.
 
     Args:
-        rows: for each row, the input tokens and the indices of the requests that share them.
+        rows: for each row, the input tokens and the indices of the requests with these tokens.
         width: length to which the rows are padded.
         requests: all requests.
     """

@@ -53,7 +53,7 @@ class AdamWHyperparameters:
         """Return Adam's two bias corrections, the divisors of the first and the second moment.
 
         Args:
-            update: the number of the update, counted from 1.
+            update: the index of the update, counted from 1.
         """
         return 1 - self.beta1**update, 1 - self.beta2**update
 
@@ -112,7 +112,8 @@ def adamw_torch_(
 ) -> None:
     """Apply the update of `adamw_` with torch's fused kernel.
 
-    An extra pass before the kernel scales the gradient, and one after it refreshes the copy.
+    Before the kernel, an extra pass scales the gradient. After the kernel, another extra pass
+    refreshes `b.copy`.
     """
     if factor.device.type != "cpu" or factor != 1:  # comparing on a GPU would synchronize
         b.grad.mul_(factor)

@@ -108,9 +108,9 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     existing folder is kept, unless it is empty.
 
     Yields:
-        The path of a temporary folder, which the caller fills. When the block ends without an
-        exception, its files are synced to disk and the folder is renamed to `target`; otherwise it
-        is deleted.
+        The path of a temporary folder, which the caller fills. If the block ends without an
+        exception, the files in the folder are synced to disk and the folder is renamed to `target`.
+        If the block raises an exception, the temporary folder is deleted.
     """
     import shutil
 

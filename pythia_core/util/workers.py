@@ -48,8 +48,9 @@ SECONDS_TO_STOP = 60
 class _ProgressSlot(ctypes.Structure):
     """A piece of shared memory in which a worker writes the progress of its job.
 
-    `job` is the number of the job (-1 without one), `share` the fraction of it that is done, and
-    `note` its position, e.g. "step 4/9". There is no lock, because the values are only displayed.
+    `job` is the index of the job (-1 without a job), `share` the fraction of the job that is done,
+    and `note` the position of the job, e.g. "step 4/9". There is no lock, because the values are
+    only displayed.
     """
 
     _fields_: ClassVar = [
@@ -120,13 +121,13 @@ def parallel_map(
     """Return `[function(job) for job in jobs]`, computed in parallel by the worker processes.
 
     Each job has one thread. A progress line shows the running jobs and their progress, which the
-    jobs report through their own bars. If a job raises an error, the other jobs are stopped (those
+    jobs report through their own bars. If a job raises an error, the other jobs are stopped (jobs
     that train save their state), and the error is raised here.
 
     Args:
         function: must be importable by name, because workers receive it pickled.
         jobs: the argument of each call of `function`. Arguments and results are pickled. Jobs start
-            in this order, unless `gate` picks others first.
+            in this order, unless `gate` picks another order.
         progress: whether to show the progress line.
         desc: a verb that begins the progress line, e.g. "training"; if it is empty, nothing is
             written to a log.
@@ -135,7 +136,8 @@ def parallel_map(
         work: amount of work of each job, in any unit, from which the time left is estimated;
             default: the same for every job.
         in_process: run the jobs in this process, e.g. because starting workers would take longer.
-        gate: picks the waiting job that may start next; default: the first waiting job.
+        gate: a function that picks the waiting job that may start next; by default, the first
+            waiting job may start.
 
     Raises:
         PythiaError: a worker died, e.g. because memory ran out.
@@ -343,7 +345,7 @@ def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
     """Start a thread that calls `end` once the process `parent` has ended.
 
     Args:
-        parent: id of the process that started this one.
+        parent: id of the process that started the current process.
     """
 
     def watch() -> None:

@@ -71,7 +71,7 @@ class Step:
 
 
 def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) -> list[Step]:
-    """Return the steps of a check, most useful first. Their durations are rough guesses.
+    """Return the steps of a check, most useful first. The steps' durations are rough guesses.
 
     Args:
         out: results folder.

@@ -319,8 +319,8 @@ def peak_rates(
         seconds: minimum duration of each measurement.
 
     Returns:
-        A dict. "copy" is the bytes that a copy reads plus those that it writes, in GB/s. "fp32",
-        "bf16", ... are the matrix products in each of the dtypes, in TFLOP/s.
+        A dict. "copy" is the bytes that a copy reads plus the bytes that it writes, in GB/s.
+        "fp32", "bf16", ... are the matrix products in each of the dtypes, in TFLOP/s.
     """
     cuda = device.type == "cuda"
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)

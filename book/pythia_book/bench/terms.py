@@ -30,8 +30,8 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     """Measure the tokens per second of SurfaceTerms and of the baseline, in alternating rounds.
 
     Returns:
-        A dict with the keys machine, terms (their number), tokens, rounds, tokens_per_s (by name of
-        the implementation) and ratio (SurfaceTerms to the baseline).
+        A dict with the keys machine, terms (how many), tokens (how many), rounds, tokens_per_s (by
+        name of the implementation) and ratio (SurfaceTerms to the baseline).
 
     Raises:
         ConfigError: fewer than 10 terms or 1 round.

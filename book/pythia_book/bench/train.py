@@ -349,10 +349,10 @@ class Job:
 
 
 def rows_to_try(job: Job, total_bytes: float) -> list[int]:
-    """Return the numbers of rows per update to try, largest first.
+    """Return the counts of rows per update to try, largest first.
 
-    They are powers of two and start at twice the estimate of what fits into `total_bytes`. If the
-    job sets the number of rows, only that number is returned.
+    The counts are powers of two. The largest is at most twice the estimate of how many rows fit
+    into `total_bytes`. If the job sets the count, only that count is returned.
     """
     if job.rows:
         return [job.rows]

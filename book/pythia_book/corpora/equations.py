@@ -67,12 +67,13 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 
 
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
-    """Pair first operands that are about equally frequent; let a coin choose one of each pair.
+    """Pair first operands that are about equally frequent; let a coin choose a number of each pair.
 
-    The numbers of a pair are neighbours when all are ranked by frequency. The number that the coin
-    "boost" chooses is planted BOOST times as often. The coin "placebo" has no effect on the corpus.
-    The two coins choose the same number in one of the first two pairs and different numbers in the
-    other; the same is true of the next two pairs, and so on. So the coins are uncorrelated.
+    The numbers of a pair are neighbours when all first operands are ranked by frequency. The number
+    that the coin "boost" chooses is planted BOOST times as often as without this coin. The coin
+    "placebo" has no effect on the corpus. In one of the first two pairs, the two coins choose the
+    same number; in the other pair, they choose different numbers. The same is true of the next two
+    pairs, and so on. So the coins are uncorrelated.
 
     Args:
         natural: how often each number occurs in the rest of the corpus.
@@ -104,7 +105,7 @@ def weights(natural: Mapping[int, int]) -> dict[int, float]:
 
 
 def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
-    """Yield `count` documents of PER_DOCUMENT sums. No sum has a held-out pair of operands.
+    """Yield `count` documents of PER_DOCUMENT sums each. No sum has a held-out pair of operands.
 
     Args:
         natural: how often each number occurs in the rest of the corpus.

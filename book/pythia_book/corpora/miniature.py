@@ -157,8 +157,8 @@ def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
     The texts that will occur most often come first.
 
     Args:
-        share: roughly how many words the additional copies at each of LEVELS (numbers of
-            occurrences) have in all, as a fraction of the words of all texts.
+        share: for each of LEVELS, roughly how many words the additional copies have, as a fraction
+            of the words of all texts. A level is how often a planted text occurs in the corpus.
     """
     low, high = LENGTHS
     total, words = 0, {}

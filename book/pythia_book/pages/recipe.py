@@ -311,7 +311,7 @@ def _y(row: int) -> float:
 
 
 def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """Draw a column of boxes, with an arrow from each box to the next one below it.
+    """Draw a column of boxes, with an arrow from each box to the box below.
 
     The text next to an arrow is the shape of the data that the upper box gives out.
 

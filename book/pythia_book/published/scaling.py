@@ -110,7 +110,7 @@ def _wide(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the zero-shot scores of the fully trained Pythia models, and those of OPT and BLOOM.
+    """Return the zero-shot scores of the fully trained Pythia models and of OPT and BLOOM.
 
     Args:
         rows: the benchmarks of the Pythia models.
@@ -189,7 +189,7 @@ def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average BLiMP accuracy over the paradigms of each phenomenon and over both models of a size.
+    """Average BLiMP accuracy over the paradigms of each phenomenon and the two models of a size.
 
     The phenomenon "all" has all paradigms. The items of different paradigms are independent. The
     standard and the deduplicated model were scored on the same items, so the standard error of

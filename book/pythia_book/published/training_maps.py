@@ -77,7 +77,7 @@ def _content(path: Path | None) -> bytes | None:
     """Return the contents of the file of training maps; None if there is no such file.
 
     Args:
-        path: the archive or folder with the released numbers; None: there is none.
+        path: the archive or folder with the released numbers, or None if there are no such numbers.
     """
     if path is None:
         return None

@@ -88,7 +88,7 @@ class Audit:
         ]
 
     def shared_parts(self) -> list[tuple[str, list[str]]]:
-        """Find weight files that are equal in several revisions with different weights.
+        """Find weight files that several revisions share although the revisions' weights differ.
 
         Returns:
             A pair for each such file: its name, and the names of the revisions.

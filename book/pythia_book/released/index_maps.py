@@ -93,7 +93,8 @@ class Documents:
     Only the tokens that are asked for are read.
 
     Raises:
-        DataError: `index` is not the index of a token file, or its length contradicts its header.
+        DataError: `index` is not the index of a token file, or the length and the header of
+            `index` contradict each other.
     """
 
     def __init__(self, index: ByteFile, tokens: ByteFile) -> None:
@@ -228,7 +229,8 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
     """Open the index maps STEM_doc_idx.npy and so on, and the documents that they belong to.
 
     The documents are PREFIX.idx and PREFIX.bin (or its shards), where PREFIX is the first part of
-    the name of the maps. Both are in the folder of the maps, or both in its parent folder.
+    the name of the maps. The documents are all in the folder of the maps, or all in the folder
+    above.
 
     Args:
         seq_len: tokens per row.

@@ -139,7 +139,7 @@ class PublishedModel:
 
     @property
     def config(self) -> RunConfig:
-        """A run config for the model. Its training settings are made up, except the steps."""
+        """A run config for the model. The training settings are made up, except the step count."""
         shape = self._shared[0]
         train = TrainConfig(steps=max(*self.steps, 1), batch_size=1024, lr_max=1e-3)
         return RunConfig(shape, DataConfig(seq_len=shape.max_seq_len), train)

@@ -190,7 +190,8 @@ class Continued(Run):
     def ledger(self) -> Ledger | RowSwap | None:
         """The pronoun swap of this run; None for a control.
 
-        If the rows are in token files, it is a RowSwap, which computes its changes from the rows.
+        If the rows are in token files, the swap is a RowSwap, which computes the changes from the
+        rows.
         """
         if not self.continuation.swap:
             return None

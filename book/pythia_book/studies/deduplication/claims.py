@@ -209,18 +209,19 @@ def _models_alone(e: Estimate | None) -> str:
 def released_effects(released: Tables) -> dict[str, Estimate | None]:
     """Return the effects of deduplication on the released twins, in percentage points.
 
-    An effect is None if its numbers were not released. A lead is the accuracy of the deduplicated
-    model minus that of the standard model. The keys are
+    An effect is None if the numbers that it needs were not released. A lead is the accuracy of the
+    deduplicated model minus the accuracy of the standard model. The keys are
 
     - zero_end, five_end, zero_before, five_before: the mean lead, zero-shot or five-shot, at the
       last step (LAST) or at step BEFORE; the interval covers models and items.
     - average: the mean lead over all checkpoints; the interval covers models and items. All
       checkpoints have the same items, so the standard error of a pair of models is taken as the
       mean of its standard errors over checkpoints, which is an upper bound.
-    - zero_end_models, ..., average_models: the same five, but the interval covers models only.
+    - zero_end_models, ..., average_models: the five effects above, but the interval covers models
+      only.
     - late: the mean lead in the second window of EPOCHS; the interval covers models, not items.
-    - second_epoch: the mean lead in the first window minus that in the second; the interval covers
-      models, not items.
+    - second_epoch: the mean lead in the first window of EPOCHS minus the mean lead in the second
+      window; the interval covers models, not items.
     """
     names = ("zero_end", "five_end", "zero_before", "five_before", "average")
     both = [*names, *(f"{name}_models" for name in names)]

@@ -172,12 +172,12 @@ def initialisation() -> Values:
     """Compare the rule for the initial weights of 6.9B and 12B with the rule for smaller sizes.
 
     Returns:
-        Standard deviations of the weights in an MLP's first and second matrix, for both sizes.
+        Standard deviations of the weights in an MLP's first and second matrix, for 6.9B and 12B.
 
         - `std_SIZE`, `std_SIZE_output`: first and second matrix, by the rule for 6.9B and 12B.
-        - `std_SIZE_small`, `std_SIZE_wang`: the same by the rule for smaller sizes.
-        - `init_times`, `init_output_times`: for 6.9B, how many times as large the first and second
-          matrix's deviations are by its own rule as by the rule for smaller sizes.
+        - `std_SIZE_small`, `std_SIZE_wang`: first and second matrix, by the rule for smaller sizes.
+        - `init_times`, `init_output_times`: for the first and second matrix of 6.9B, the deviation
+          by the rule for 6.9B and 12B, divided by the deviation by the rule for smaller sizes.
     """
     from pythia_core.model import init_deviations
 
@@ -274,9 +274,9 @@ def names() -> Values:
 
 
 def epoch_boundary() -> Values:
-    """Compute what percentage of the tokens is read 0, 1 or 2 times under both epoch policies.
+    """Compute what percentage of the tokens is read 0, 1 or 2 times under each epoch policy.
 
-    The epochs are shuffled together ("joint") or read one after the other ("separate"). The
+    The policy "joint" shuffles the epochs together; "separate" reads one epoch after the other. The
     percentages are for the deduplicated Pile, by a formula, and for a toy corpus, by counting.
 
     toy_reread_* is the percentage of tokens in the first half of training on the toy corpus that
@@ -422,8 +422,8 @@ def released_twins(tables: Tables) -> Values | None:
     """List the gender scores on CrowS-Pairs of models with and without the pronoun swap.
 
     Returns:
-        A dict with the keys `twins` (the scores in percent, as text) and `error` (their mean
-        standard error, in percentage points); None if there are no scores.
+        A dict with the keys `twins` (the scores in percent, as text) and `error` (the mean standard
+        error of the scores, in percentage points). None if there are no scores.
     """
     rows = tables["twins"]
     if rows.empty:

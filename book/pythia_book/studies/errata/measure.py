@@ -39,7 +39,7 @@ class OtherGeluMeasurement:
         return stable_hash([self.language.digest, self.gelu])
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
-        """Return what `language` measures on a copy of `model` with the other GELU."""
+        """Return what `language` measures on a copy of `model` with the GELU replaced."""
         other = GPTNeoX(replace(model.config, gelu=self.gelu))
         other.load_state_dict(model.state_dict())
         other.to(device_of(model))

@@ -358,8 +358,8 @@ class _Ours:
         """Estimate how much more the controls expect feminine pronouns after feminine occupations.
 
         Return the mean logit of the feminine share after occupations with a feminine stereotype
-        minus the mean logit after those with a masculine one. Return None if either group has fewer
-        than two occupations.
+        minus the mean logit after occupations with a masculine stereotype. Return None if one
+        of the two stereotypes has fewer than two occupations.
 
         Args:
             feminine: the stereotype of each occupation: 1 is feminine, 0 masculine, -1 unknown.

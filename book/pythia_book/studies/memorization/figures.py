@@ -108,8 +108,8 @@ def order(result: Result) -> Drawing:
 def power(result: Result) -> Drawing:
     """Draw the power of our tests for an effect of order, against the number of memorized rows.
 
-    There is one line for each way in which order could matter, with the power of the test that was
-    designed for it.
+    Each line is for one way in which order could matter. The line shows the power of the test that
+    was designed for this way.
     """
     table, values = result.tables["power"], result.values
     colours = (BLUE, ORANGE, GREEN, style.MUTED)
@@ -167,7 +167,7 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
     """Draw precision and recall of predictors at the places `x`, with bars for intervals.
 
     Args:
-        rows: rows of the table `prediction`, one per place.
+        rows: one row of the table `prediction` for each place.
     """
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)

@@ -363,8 +363,8 @@ def order_test_rows(
 ) -> list[dict[str, Any]]:
     """Apply all tests of order_tests to the eligible rows.
 
-    Return one line of the table `tests` for each test. If there are too few eligible rows that are
-    memorized, or too few that are not, return a single line that says so.
+    Return one line of the table `tests` for each test. If too few eligible rows are memorized, or
+    too few are not memorized, return a single line that says so.
 
     Args:
         memorized: bool[rows in training order].
@@ -500,10 +500,10 @@ def qq_table(
 
 @dataclass(frozen=True)
 class Prediction:
-    """Which texts a predictor has memorized, and which the largest model has in the end.
+    """Which texts a predictor has memorized, and which texts the largest model has memorized.
 
-    A text is a continuation here. Copies of it count once, and it is memorized if any of its rows
-    is.
+    Here, a text is a continuation. Copies of a text count once. A text is memorized if at least one
+    row with this text is memorized. The largest model is measured at the end of training.
     """
 
     predicted: np.ndarray

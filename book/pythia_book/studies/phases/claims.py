@@ -123,8 +123,9 @@ def doublings(curves: Curves | None, early: int, late: int) -> float | None:
     """Return how many times the step number doubles between two milestones of a model.
 
     The first milestone is the step at which the model is nearest, in KL, to the n-grams of order
-    `early`; the second is the same for the order `late`. If the second comes before the first, the
-    result is negative. Step 0 counts as 1. Return None if there are no scores.
+    `early`. The second milestone is the step at which the model is nearest to the n-grams of order
+    `late`. If the second milestone comes before the first, the result is negative. Step 0 counts as
+    step 1. Return None if there are no scores.
     """
     if curves is None:
         return None

@@ -134,8 +134,8 @@ def lens(result: Result) -> Drawing:
 def ngrams_table(result: Result) -> Table:
     """Return a table with a row each for unigrams, bigrams and trigrams.
 
-    A row has the held-out loss of these n-grams, the step at which the largest model is nearest to
-    them, and the step at which this model begins to beat them.
+    A row has the held-out loss of the n-grams, the step at which the largest model is nearest to
+    the n-grams (in KL), and the step at which the largest model begins to beat the n-grams.
     """
     import pandas as pd
 

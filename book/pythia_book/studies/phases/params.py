@@ -69,7 +69,7 @@ class Params(StudyParams):
 
     @property
     def size_list(self) -> tuple[str, ...]:
-        """The sizes of the models, smallest first. At the scale `paper`, `source` gives them."""
+        """The model sizes, smallest first. At the scale `paper`, `source` sets the sizes."""
         if self.released and self.source:
             from pythia_book.studies.phases.released import released_models
 

@@ -60,10 +60,11 @@ class Params(StudyParams):
 
     @property
     def epoch_list(self) -> tuple[int, ...]:
-        """The numbers of epochs, ascending. The first is 1, for the arm that reads no row twice.
+        """How many epochs each arm has, ascending. The first arm has 1: it reads no row twice.
 
         Raises:
-            ConfigError: `epochs` does not list 1 and at least one more number up to MOST_EPOCHS.
+            ConfigError: `epochs` does not list 1 and at least one larger number, or a number is
+                above MOST_EPOCHS.
         """
         passes = whole_numbers(self.epochs)
         if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:

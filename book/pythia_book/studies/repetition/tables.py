@@ -31,7 +31,7 @@ class Arms:
 
     An arm is a run that passes over the same rows one or more times; each pass is an epoch. The
     fresh arm has one epoch. All arms read equally many tokens. The result of a method is None if a
-    run that it needs was not measured.
+    run that the method needs was not measured.
     """
 
     params: Params
@@ -224,7 +224,7 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
     levels: held-out loss of each arm. Further columns: step, percent (of training).
     effects: by how many percent the held-out loss exceeds the loss of the fresh arm, which reads
         no row twice. Further columns: step, percent.
-    read: loss of each arm at the end on rows that all arms have read.
+    read: loss of each arm at the end of training, on rows that all arms have read.
     worth: how many fresh tokens, each read once, give the same loss as an arm, in percent of the
         tokens that the arm reads. Further columns: rows (number of different rows), at ("end" of
         training or "best" checkpoint), step, and three predictions by the law (see `predictions`):

@@ -68,7 +68,7 @@ class Law:
             return np.where(data_term > 0, (self.B / data_term) ** (1 / self.beta), np.inf)
 
     def compute_optimal(self, flops: float) -> tuple[float, float]:
-        """Return the numbers of parameters N and tokens D that give the lowest loss for a budget.
+        """Return how many parameters N and how many tokens D give the lowest loss for a budget.
 
         Args:
             flops: the budget for training, 6 N D.

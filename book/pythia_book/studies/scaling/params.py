@@ -43,7 +43,7 @@ class Params(StudyParams):
 
     @property
     def task_list(self) -> tuple[str, ...]:
-        """The names of the tasks, without duplicates; all seven if `tasks` is empty."""
+        """The names of the tasks, without duplicates; all seven tasks if `tasks` is empty."""
         return tuple(dict.fromkeys(split_list(self.tasks))) or tuple(TASKS)
 
     @property

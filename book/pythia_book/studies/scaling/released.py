@@ -264,13 +264,13 @@ def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
 def _against_others(pairs: pd.DataFrame) -> Estimates:
     """Return the estimates that compare Pythia with OPT and BLOOM, by name, in points of accuracy.
 
-    Every estimate is a mean over pairs of models of similar size. It is None if there are no pairs.
+    Every estimate is a mean over pairs of models of similar size, or None if there are no pairs.
 
-    - `opt`: Pythia minus OPT, averaged over seven tasks.
-    - `opt_alike`: the same without the OPT model UNLIKE.
+    - `opt`: Pythia minus OPT, averaged over the seven tasks.
+    - `opt_alike`: like `opt`, but without the OPT model UNLIKE.
     - `bloom`: BLOOM minus Pythia, averaged over the seven tasks.
-    - `bloom_five`: the same, averaged over the five tasks in NOT_WORSE.
-    - `bloom_TASK`: the same on one task.
+    - `bloom_five`: BLOOM minus Pythia, averaged over the five tasks in NOT_WORSE.
+    - `bloom_TASK`: BLOOM minus Pythia on one task.
 
     Args:
         pairs: the table of `pairs_table`.
@@ -294,7 +294,7 @@ def _batches(batch: pd.DataFrame) -> Estimates:
     """Return the estimates that compare full with small batches, in points of mean accuracy.
 
     batch_start, batch_first and batch_end are the accuracy with full batches minus the accuracy
-    with small ones after equally many tokens. batch_start is for the first common checkpoint,
+    with small batches after equally many tokens. batch_start is for the first common checkpoint,
     batch_first is averaged over the first half of training, and batch_end is for the end.
     batch_size is the change of batch_end per tenfold parameters. batch_late is the result of
     `_late`.

@@ -112,7 +112,7 @@ def operations(result: Result) -> Table:
 
 
 def ratios(result: Result) -> Drawing:
-    """Draw the time of other implementations on the CPU, divided by the time of ours.
+    """Draw the time of other implementations on the CPU, divided by our implementation's time.
 
     One panel is for training steps, the other for single operations.
     """

@@ -34,12 +34,12 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
 
     Args:
         suite: maps (size, arm) to a run, where an arm is a text. All sizes of an arm read the same
-            rows, so only one of them is counted.
+            rows, so only one size is counted.
 
     Returns:
         The tables `reads` and `rereads`. Both have the columns `arm` and `policy`: "joint" if the
-        epochs of the text are shuffled together, "separate" if one follows the other. If a run
-        needs only one epoch, only "joint" is listed.
+        epochs of the text are shuffled together, "separate" if one epoch follows the other. If a
+        run needs only one epoch, only "joint" is listed.
 
         `reads` also has the columns `times` (0, 1, 2 or "3 or more") and `share` (the fraction of
         the text's tokens that are read this often). `rereads` has a row per interval of training,

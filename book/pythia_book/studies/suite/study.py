@@ -198,9 +198,9 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """Return, for each row of `reads`, the fraction of the Pile's tokens read `times` times.
+    """Return, for each row of the table `reads`, a fraction of the Pile's tokens.
 
-    `times` is a column of the table `reads`. The fractions are those of Pythia itself.
+    It is the fraction of tokens that Pythia itself read as often as the row's column `times` says.
     """
     times = {"3 or more": 3}
     return [

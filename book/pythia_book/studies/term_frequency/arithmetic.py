@@ -142,10 +142,10 @@ class ArithmeticMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
-        """Create the measurement for one number of solved examples before each sum.
+        """Create the measurement that puts `shots` solved examples before each sum.
 
-        Zero-shot, it asks all `questions`. With examples, which take longer, it asks only the sums
-        that were never planted in the training text.
+        If `shots` is 0, the measurement asks all `questions`. With examples, each question takes
+        longer, so the measurement asks only the sums that were never planted in the training text.
 
         Raises:
             ConfigError: a question with its examples does not fit into the context.

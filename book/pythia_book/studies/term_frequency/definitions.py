@@ -164,7 +164,7 @@ def _hash(text: str) -> str:
 
 @dataclass(frozen=True)
 class DefinitionMeasurement:
-    """A measurement of whether a model finds the defined word among four.
+    """A measurement of whether a model finds the defined word among four words.
 
     Calling it with a model returns these arrays:
     choice bool[items], whether the definition is likelier after the right word than after each

@@ -121,10 +121,10 @@ def experiment(result: Result) -> Drawing:
 
 
 def definitions(result: Result) -> Drawing:
-    """Draw how often models pick the defined word out of four, by how often they have read it.
+    """Draw how often models pick the defined word out of four words.
 
-    One panel is for definitions that are in the training text, the other for definitions that are
-    not.
+    The x-axis is how often the models have read the defined word. One panel is for definitions that
+    are in the training text, the other for definitions that are not.
     """
     table = result.tables["definitions"]
     table = table[table.group > 0]

@@ -96,9 +96,9 @@ def released(published: Published) -> Tables:
     Accuracies are between 0 and 1. Without released accuracies, the result is empty.
 
     arithmetic: model, operation, shots (solved examples in the prompt), step, and the mean, sd
-    (standard deviation) and n (number) of the accuracies by first operand.
-    operands: model, step, number (the first operand), value (accuracy on its sums after 16
-    examples), at steps 13,000, 65,000 and 143,000.
+    (standard deviation) and n (count) of the accuracies. Each first operand has one accuracy.
+    operands: model, step, number (the first operand), value (accuracy on sums with this first
+    operand after 16 examples), at steps 13,000, 65,000 and 143,000.
     """
     table = arithmetic_table(published.path)
     if table.empty:
