@@ -56,7 +56,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - memorized/<size>/<arm>/<step>: whether the row is memorized; only rows read by that step.
     - times/<arm>: how often the row's continuation occurs in the whole run.
     - beginnings/<arm>: how often the row's context, followed by its continuation, occurs.
-    - text/<arm>: an index of the row's continuation; rows with the same continuation have the same index.
+    - text/<arm>: an index of the row's continuation. Equal continuations have the same index.
     - planted/<arm>: the index of the planted text that contains the row's continuation, or -1 if no
       planted text contains the continuation.
     - read/<step>: how often the row's continuation had been read by this step of a run on the
