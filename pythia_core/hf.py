@@ -113,7 +113,7 @@ class Weights(Mapping[str, Tensor]):
     def _open_shard(self, path: Path) -> bool:
         """Open a safetensors file and return whether this succeeded.
 
-        Otherwise, add a sentence to `problems`.
+        If the file cannot be opened, add a sentence to `problems`.
         """
         if not path.is_file():
             self.problems.append(f"{path.name} is missing")

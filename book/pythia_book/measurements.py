@@ -182,7 +182,7 @@ def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
     """Write arrays to a file, atomically, with a hash of the arrays and with `key`.
 
     Args:
-        key: says which measurement of which checkpoint the arrays are; in JSON types.
+        key: a dict of JSON types that identifies the measurement and the checkpoint.
     """
     from safetensors.numpy import save
 

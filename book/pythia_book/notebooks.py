@@ -266,7 +266,7 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 
 
 def check_values(study: str, values: dict[str, Any]) -> None:
-    """Check that a study can use the values of its parameters. Their types were checked before.
+    """Check that a study accepts parameter values, whose types the caller has checked already.
 
     The dataclass `Params` of the study checks whatever follows from the values alone. If the module
     study.py of the study has a function `check`, that function checks the rest. A notebook without

@@ -130,7 +130,7 @@ def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
     Args:
         source: the current notebook.
         executed: the notebook of the run, with the same code cells and possibly a cell of injected
-            parameters. It is changed in place and returned.
+            parameters. This notebook is changed in place and returned.
     """
     injected = {"injected-parameters"}
     ran, added = [], []
@@ -234,7 +234,7 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
 
 
 def _text_of(path: Path) -> str:
-    """Return the text of a file of a record; of an .npz file, return the texts in its arrays."""
+    """Return the text of a record's file; for an .npz file, return the strings in its arrays."""
     if path.suffix != ".npz":
         return path.read_text(encoding="utf-8")
     with np.load(path, allow_pickle=False) as arrays:

@@ -148,7 +148,7 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
     parameters are hidden.
 
     Args:
-        several: whether to add a table that compares several runs, at the end.
+        several: whether to add, at the end of the page, a comparison of several runs.
     """
     import nbformat
 
@@ -180,8 +180,8 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
     """Give Sphinx the numbers that prose uses as `{{ name }}`, from the runs to show.
 
     If a study has no run, each of its numbers is shown as NOT_RUN. If a local run lacks a number
-    because its code was older, the number reads "not in this run"; it is not taken from another
-    run.
+    because the code of the run was older, the number is shown as "not in this run". It is not taken
+    from another run.
     """
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():

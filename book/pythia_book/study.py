@@ -31,7 +31,7 @@ LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000), "limit": (5, 10
 
 @dataclass(frozen=True)
 class StudyParams:
-    """The parameters of a study. One ConfigError reports every bad value, and what is accepted.
+    """The parameters of a study. A single ConfigError reports all bad values.
 
     A subclass adds fields. A field whose limits are in `LIMITS` or `WHOLE` must be an integer; any
     other field must be a string.

@@ -162,8 +162,8 @@ class Claim:
 def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
     """Return the claims of a study with their verdicts, in the format of a record.
 
-    Holm's procedure corrects the p-values of all claims together, and the p-values of all premises
-    and checks together.
+    Holm's procedure corrects the p-values of all claims together. In a separate correction, it
+    corrects the p-values of all premises and checks together.
     """
     p_values: dict[tuple[int, str], float] = {}
     for i, claim in enumerate(claims):
@@ -300,7 +300,7 @@ def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> 
         kind: the kind of the claim (one of KINDS), on which the words of the verdict depend.
         side: "released" or "ours".
         p: the p-value after Holm's correction; None for an exact or untestable test.
-        n_tests: number of tests that the p-value is corrected for.
+        n_tests: how many tests Holm's procedure corrected together.
     """
     e, reason = test.estimate, _untestable_reason(test)
     row: dict[str, Any] = {

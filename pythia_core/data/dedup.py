@@ -128,7 +128,7 @@ def shingles(text: str, ngram: int = 5) -> frozenset[str]:
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Return the Jaccard similarity of two sets of n-grams, which must not both be empty."""
+    """Return the Jaccard similarity of two sets of n-grams. At least one set must have elements."""
     common = len(a & b)
     return common / (len(a) + len(b) - common)
 

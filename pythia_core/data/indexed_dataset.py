@@ -87,8 +87,8 @@ class IndexedWriter:
 
         Raises:
             DataError: `ids` is not a flat list of integers, is too long for the format, or has an
-                id outside 0..vocab_size-1. The message gives the number of the document
-                and, in the last case, the first id outside this range and its position.
+                id outside 0..vocab_size-1. The message gives the index of the document
+                and, in the last case, the first id outside this range and the position of the id.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):

@@ -122,7 +122,7 @@ class Batches(TokenizedText, Protocol):
         The value becomes part of the identity of a run that trains on these rows.
 
         Args:
-            swap: name of the swap of words that the run makes, if any.
+            swap: name of the word swap that the run makes; "" if the run makes no swap.
 
         Raises:
             DataError: there are too few rows, or the tokenizer does not allow the swap.

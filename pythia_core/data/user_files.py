@@ -140,7 +140,8 @@ def _jsonl(path: Path) -> Iterator[str]:
     """Yield the string under "text" of each line of a .jsonl file; skip blank lines.
 
     Raises:
-        DataError: a line is not a JSON object with such a string; the message gives its number.
+        DataError: a line is not a JSON object with a string under "text". The message gives the
+            line number.
     """
     for number, raw in _chunks(path, by_line=True):
         line = _decode(path, number, raw)

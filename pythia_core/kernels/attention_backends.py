@@ -90,11 +90,12 @@ def _find_reason(backend: str) -> str:
 def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
     """Return the name of the attention backend to use for a head dim and dtype.
 
-    For fp32, and for head dims that are not in FASTEST, this is DEFAULT; otherwise, it is the entry
-    of FASTEST. If that backend does not work here, a warning is logged and DEFAULT is returned.
+    For fp32, and for head dims that are not in FASTEST, the backend is DEFAULT. For other dtypes
+    and head dims, it is FASTEST[head_dim]. If this backend does not work here, a warning is logged
+    and DEFAULT is returned.
 
     Raises:
-        ConfigError: that backend does not work here, and a `dispatch.no_fallback` block is active.
+        ConfigError: the backend does not work here, and a `dispatch.no_fallback` block is active.
     """
     backend = FASTEST.get(head_dim, DEFAULT) if dtype != torch.float32 else DEFAULT
     if reason := unavailable_reason(backend):

@@ -49,7 +49,7 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Replace each row of `logits` (n, vocab) by the gradient of its loss, and write its loss.
+    """Write the loss of each row of `logits` (n, vocab); replace the row by the loss's gradient.
 
     The gradient of a row is softmax(logits) - onehot(target).
 

@@ -199,8 +199,8 @@ def layer_norm_pair(
         dtype: dtype of the results of the LayerNorms.
 
     Returns:
-        The sum x + (branches[0] + branches[1]), or `x` without branches, and the results of the two
-        LayerNorms, each (n, d).
+        The sum x + (branches[0] + branches[1]), or `x` if `branches` is empty; then the result of
+        each LayerNorm. All three tensors have the shape (n, d).
 
     Raises:
         ConfigError: the Triton kernel cannot take a dtype, or rows of this width.

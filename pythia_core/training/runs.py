@@ -460,8 +460,8 @@ def find_or_train(
 
     Args:
         keep: what to keep if the run is large (see pythia_core.training.retention); default:
-            everything. If this is a fork and its control must be trained, the control keeps
-            everything.
+            everything. If the run is a fork, and the control of the fork must be trained, the
+            control keeps everything.
         execution: default: Execution.from_environment().
 
     Raises:

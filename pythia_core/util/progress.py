@@ -140,7 +140,8 @@ def is_live(stream: TextIO) -> bool:
 def _terminal() -> TextIO | None:
     """Return the terminal on which a progress bar can be redrawn; None if there is none.
 
-    It is the error stream or, inside a kernel, the terminal of the command that runs the notebook.
+    The terminal is the error stream. Inside a notebook's kernel, it is the terminal of the command
+    that runs the notebook.
     """
     if is_live(sys.stderr):
         return sys.stderr

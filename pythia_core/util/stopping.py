@@ -77,13 +77,13 @@ def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable
     """Record the first SIGINT or SIGTERM inside the block instead of stopping at once.
 
     A second signal, more than PATIENCE seconds later, raises `Stopped`. If blocks are nested, a
-    signal that one of them has recorded counts in all of them.
+    signal that one block has recorded counts in all blocks.
 
     Args:
         notify: called when the first signal arrives.
 
     Yields:
-        A function that returns the number of the recorded signal, or 0 if no signal has arrived.
+        A function that returns the recorded signal, e.g. SIGINT, or 0 if no signal has arrived.
     """
     global _shared_record
     outer = _shared_record

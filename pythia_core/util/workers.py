@@ -232,8 +232,8 @@ class _ProgressLine:
         """Update the line with the progress of the running jobs.
 
         Args:
-            running: maps the number of each running job to the fraction of the job that is done and
-                its position, e.g. "step 4/9".
+            running: maps the index of each running job to (the fraction of the job that is done, a
+                note on the job's position, e.g. "step 4/9").
         """
         first, last = len(self._done) + 1, len(self._done) + max(1, len(running))
         numbers = f" {first}" if first == last else f"s {first}-{last}"
@@ -292,7 +292,9 @@ _slot: _ProgressSlot | None = None
 
 
 def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int) -> None:
-    """Set up a new worker process with one thread and a progress slot; it ends with its parent.
+    """Set up a new worker process with one thread and a progress slot.
+
+    The worker ends when its parent process ends.
 
     Args:
         slots: the progress slots of all workers.

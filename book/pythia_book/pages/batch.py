@@ -204,7 +204,7 @@ def hue(document: int, documents: int) -> str:
     """Return the colour of a document as "#rrggbb". The page's script uses the same colours.
 
     Args:
-        document: number of the document, by its position in the file.
+        document: index of the document in the file.
         documents: how many documents there are.
     """
     return hls_colour(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)

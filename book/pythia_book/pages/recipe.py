@@ -232,7 +232,7 @@ _TOP, _STEP, _HIGH = 4.55, 0.78, 0.46
 
 
 def block(config: ModelConfig | None = None) -> Drawing:
-    """Draw one layer of the model: its parts with widths and parameters, and their connections.
+    """Draw one layer of the model: its parts (with widths and parameters) and connections.
 
     Widths, parameters and connections are observed in a forward pass of pythia_core.model.
 

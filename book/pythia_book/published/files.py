@@ -132,14 +132,14 @@ Reader = Callable[[re.Match, dict], list]
 
 
 def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Pattern, list]:
-    """Read all JSON files of the evals tree with a name that matches a pattern.
+    """Read all JSON files of the evals tree whose names match a pattern.
 
     Args:
         path: as in `files_of`.
-        readers: maps each pattern to the function that turns a file into rows.
+        readers: maps each pattern to a function that turns a file into rows (see `Reader`).
 
     Returns:
-        A dict that maps each pattern to the rows of its files.
+        A dict that maps each pattern to the rows of the files whose names match the pattern.
 
     Raises:
         DataError: as `files_of`, or a reader does not understand a file.

@@ -45,8 +45,9 @@ def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
     the standard errors (the method of moments for independent pairs of equal weight). The interval
     is a t interval with len(values) - 1 degrees of freedom.
 
-    Pairs that were scored on the same items share the luck with these items, which the variance
-    between pairs cannot show. The lower limit of the variance makes up for part of that.
+    Pairs that were scored on the same items share the error due to the choice of items, which the
+    variance between pairs cannot show. The lower limit of the variance makes up for a part of this
+    shared error.
 
     Args:
         values: float[pairs], the difference of each pair.

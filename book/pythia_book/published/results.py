@@ -209,8 +209,8 @@ def load(source: str | Path) -> Published:
     """Read the released results from a folder or archive.
 
     Raises:
-        DataError: the path does not exist, the archive exceeds a limit or names a path outside
-            itself, JSON or CSV is malformed, or the source lacks these results.
+        DataError: the path does not exist, the archive exceeds a limit, a member's name leads
+            outside the archive, JSON or CSV is malformed, or `source` lacks released results.
     """
     path = Path(source).expanduser()
     if not path.exists():

@@ -139,8 +139,8 @@ def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
     """Return the five-shot accuracies of models that were trained with small or full batches.
 
     The table has the released models with small batches, and the standard Pythia models of the same
-    sizes, which have full batches. If one group is missing, `published.batch_size` is returned as
-    it is.
+    sizes, which have full batches. If there are no models with small batches, or if `acc` is
+    empty, the result is `published.batch_size` as it is.
 
     Args:
         acc: the accuracies of the Pythia models.

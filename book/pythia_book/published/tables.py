@@ -399,7 +399,7 @@ def _model_table(model: str, name: str, content: bytes) -> pd.DataFrame:
 def memorization_table(path: Path | None) -> pd.DataFrame:
     """Read the predictions of memorization, in the columns MEMORIZATION.
 
-    Only a folder of CSV tables has these numbers; the public evals tree has only figures of them.
+    Only a folder of CSV tables has these numbers; for any other `path`, the result has no rows.
 
     Raises:
         DataError: the file is not the released table.

@@ -228,9 +228,9 @@ def gpt3_table() -> pd.DataFrame:
 
     Returns:
         One row per size: size, lr_max (Pythia's peak learning rate), gpt3 (name of the GPT-3
-        model), gpt3_lr_max, gpt3_batch (in tokens), gpus_allowed (the GPUs that GPT-3's batch would
-        occupy with as many rows per GPU as Pythia used), gpus (that Pythia used), and speed_up
-        (Pythia's batch divided by GPT-3's).
+        model), gpt3_lr_max, gpt3_batch (in tokens), gpus_allowed (how many GPUs GPT-3's batch would
+        occupy with as many rows per GPU as Pythia used), gpus (how many GPUs Pythia used), and
+        speed_up (Pythia's batch divided by GPT-3's batch).
     """
     import pandas as pd
 

@@ -85,13 +85,13 @@ class LocalFile:
 class HttpFile:
     """A ByteFile behind an http or https URL. The server must support byte ranges.
 
-    fsspec makes the requests, but it accepts any response and never retries. Therefore `_check`
-    rejects a response that is not the requested range before the body is read, and `_fetch` retries
-    failures that may be transient.
+    fsspec makes the requests, but it accepts any response and never retries. Therefore, before
+    the body is read, `_check` rejects a response that is not the requested range; and `_fetch`
+    retries failures that may be transient.
 
     Reading the file, and asking for its size, raises a FetchError if the file is not found or not
     accessible, if the server does not support ranges, if the size is wrong, or if all `tries`
-    failed.
+    requests failed.
 
     Args:
         url: URL of the file; redirects are followed.

@@ -341,7 +341,7 @@ class HarnessResult:
 
 
 def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, HarnessResult]:
-    """Run the harness on built tasks; map the key of each task, e.g. "piqa_0", to its result.
+    """Run the harness on built tasks; map each task's key, e.g. "piqa_0", to the task's result.
 
     Tasks without items are left out.
 
@@ -371,7 +371,7 @@ def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, Harn
 
 
 def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessResult:
-    """Convert the samples and metrics of one task from the harness, with the items in our order."""
+    """Convert the harness's samples and metrics of one task; sort the samples by `doc_id`."""
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     key = next(k for k in ("acc", "pct_stereotype", "exact_match") if k in samples[0])
     acc = np.array([float(s[key]) for s in samples])

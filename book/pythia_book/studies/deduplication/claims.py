@@ -288,9 +288,9 @@ def _change(
 def _accuracy(params: Params, measured: Measurements) -> Test:
     """Test whether deduplication raises zero-shot accuracy.
 
-    There is no verdict unless the models do better than guessing, i.e. unless the interval of their
-    accuracy minus the accuracy of guessing lies above 0. This comparison leaves out tasks without
-    answers to choose from (`chance` is 0).
+    There is no verdict unless the models do better than guessing, i.e. unless the interval of the
+    models' accuracy minus the accuracy of guessing lies above 0. This comparison leaves out tasks
+    without answers to choose from (`chance` is 0).
     """
     e, units = _change(params, measured, "accuracy", "zero-shot items")
     above = []

@@ -135,7 +135,8 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
     """Add to `measured` which training rows each final model has memorized.
 
     A row is memorized if the model, given its first 32 tokens, generates the next 32 exactly
-    (pythia_core.evaluation.memorization). Rows that begin with the same text share one entry.
+    (pythia_core.evaluation.memorization). Rows whose first 64 tokens are equal share one
+    entry of an array.
 
     Returns:
         The number of final models that could not be measured.

@@ -198,7 +198,7 @@ def values(
     standard, averaged over all sizes, in points or, for loss, in nats per token.
 
     Args:
-        frames: the tables of `tables`.
+        frames: the result of the function `tables`.
         released: the result of `claims.released_effects`.
     """
     recipes = frames["recipes"].set_index("recipe")

@@ -74,8 +74,8 @@ class Erratum:
         """Map the headings of this erratum ("Claim", "Source" and so on) to their texts.
 
         Args:
-            effect: how much the setting in question changes our models, in words; "" if that was
-                not measured.
+            effect: how much the setting in question changes our models, in words; "" if the change
+                was not measured.
         """
         if self.measured and not effect:
             effect = "What it costs is measured by: python -m pythia_core study errata"

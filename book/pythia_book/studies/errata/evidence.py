@@ -492,7 +492,7 @@ def released_2_8b(tables: Tables) -> Values | None:
     equal = compared[compared["equal"].astype(bool)]
 
     def summarized(steps: Iterable[int]) -> str:
-        """Return a text with the number of steps, the first step and the last one."""
+        """Return a text that gives the number of steps, the first step and the last step."""
         ordered = sorted(steps)
         return f"{len(ordered)} steps ({ordered[0]:,} to {ordered[-1]:,})" if ordered else "no step"
 

@@ -278,9 +278,9 @@ class _Ours:
 
         Args:
             effects: float[seeds, sizes], in `unit`.
-            make: makes the test from the estimate, e.g. `falls`.
-            missing: the reason if the claim is not testable, else "".
-            of: what was averaged for a seed, in words; by default, the number of sizes.
+            make: a function that makes the test from the estimate, e.g. `falls`.
+            missing: why the claim is not testable; "" if it is testable.
+            of: in words, what the value of each seed is a mean over; default: the number of sizes.
         """
         seeds, n = effects.shape
         of = of or (f"{n} sizes" if n > 1 else "1 size")

@@ -236,7 +236,7 @@ def tables(
     """Return the tables of the study, except for those of coupling.
 
     - levels: size, arm, measure, value, low, high, n, seeds, for the final weights. `n` is the
-      number of items, but for WinoBias and the feminine share the number of occupations.
+      number of items. For WinoBias and the feminine share, `n` is the number of occupations.
     - effects: the columns of `levels`. The value is arm minus control, paired.
     - branch: the columns of `levels` plus step and percent (of training), for every measured step.
       A fork begins with the values of its control at the step of the fork.

@@ -44,7 +44,7 @@ def shares(result: Result) -> Drawing:
 
 
 def exposures(result: Result) -> Drawing:
-    """Draw the share of rows memorized, by how often their continuation was read."""
+    """Draw the share of rows that are memorized, by how often the row's continuation was read."""
     table = style.rows_where(result.tables["exposures"], arm="standard")
     names, sizes = list(dict.fromkeys(table.times)), result.params.size_list
     note = f"standard text; band: 95 % interval of {sizes[-1]}, over texts"

@@ -185,7 +185,7 @@ def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
 def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
     """Measure how far events are from being spread uniformly, float64[draws].
 
-    The result is the Kolmogorov-Smirnov distance of their ranks from a uniform distribution.
+    The result is the Kolmogorov-Smirnov distance of the events' ranks from a uniform distribution.
 
     Args:
         ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
@@ -347,10 +347,10 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
 
 
 def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.ndarray]:
-    """Map the names of two textbook tests to their p-values, float64[draws].
+    """Map the name of each of two textbook tests to the p-values of the runs, float64[draws].
 
-    The tests are not used: they reject too often when order does not matter. "Poisson dispersion"
-    compares the sum of (count - mean)^2 / mean over windows with chi-square, two-sided.
+    No claim uses these tests: they reject too often when order does not matter. "Poisson
+    dispersion" compares the sum of (count - mean)^2 / mean over windows with chi-square, two-sided.
     "exponential gaps" is a Kolmogorov-Smirnov test of the gaps between events against an
     exponential distribution with the same mean.
 

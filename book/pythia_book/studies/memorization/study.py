@@ -55,9 +55,10 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     - memorized/<size>/<arm>/<step>: whether the row is memorized; only rows read by that step.
     - times/<arm>: how often the row's continuation occurs in the whole run.
-    - beginnings/<arm>: how often the row's context and continuation occur, in one piece.
-    - text/<arm>: a number that rows with the same continuation share.
-    - planted/<arm>: the number of the planted text that the row's continuation lies in; -1: none.
+    - beginnings/<arm>: how often the row's context, followed by its continuation, occurs.
+    - text/<arm>: an index of the row's continuation. Equal continuations have the same index.
+    - planted/<arm>: the index of the planted text that contains the row's continuation, or -1 if no
+      planted text contains the continuation.
     - read/<step>: how often the row's continuation had been read by this step of a run on the
       standard text; only the steps of params.EARLY, and rows read by the first checkpoint.
 

@@ -441,8 +441,9 @@ def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
     """Return the table `levels`: how often tests reject at 5 % although order does not matter.
 
-    There is a line for each of RATES (the share of rows that are memorized) and each test, ours or
-    from a textbook. Its value is the share of the REPEATS simulated runs in which the test rejects.
+    There is a line for each combination of a rate in RATES (the share of rows that are memorized)
+    and a test (ours or from a textbook). The value of a line is the share of the REPEATS simulated
+    runs in which the test rejects.
 
     Args:
         n: the number of rows in a run.

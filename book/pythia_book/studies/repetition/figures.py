@@ -26,7 +26,7 @@ def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
     """Return the colour of a run with `epochs` passes over its data. Fewer passes are darker.
 
     Args:
-        passes: the numbers of passes of all runs, ascending.
+        passes: the values of `epochs` of all runs, ascending.
     """
     return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
 

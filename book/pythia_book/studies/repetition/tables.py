@@ -93,8 +93,9 @@ class Arms:
         not measured.
 
         Args:
-            epochs: the epochs of the first arm. base: the epochs of the arm that is subtracted.
-            step: the step of both checkpoints; None: the last one.
+            epochs: the number of epochs of the first arm.
+            base: the number of epochs of the other arm, whose loss is subtracted.
+            step: the step of both checkpoints; None: the last step.
             percent: return the difference in percent of the mean loss of the arm that is
                 subtracted, instead of in nats.
         """
@@ -123,9 +124,10 @@ class Arms:
     def turn(self, size: str, epochs: int) -> np.ndarray | None:
         """Return how much the held-out loss of an arm has risen again at the end of training.
 
-        It is the loss at the end minus the loss at the best earlier checkpoint, in nats per token.
-        The best checkpoint is chosen on one half of the held-out rows (CHOOSE); the result has one
-        value for each row of the other half (JUDGE). It is None if a checkpoint was not measured.
+        The rise is the loss at the end minus the loss at the best earlier checkpoint, in nats per
+        token. The best checkpoint is chosen on one half of the held-out rows (CHOOSE). The result
+        has one value for each row of the other half (JUDGE), or is None if a checkpoint was not
+        measured.
         """
         step, end = self.best_step(size, epochs, before_end=True), self.loss(size, epochs)
         earlier = None if step is None else self.loss(size, epochs, step)

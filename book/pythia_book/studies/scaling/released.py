@@ -242,10 +242,10 @@ def _mean(values: pd.Series) -> Estimate | None:
 def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
     """Return by how many points the least accurate small Pythia model beats guessing.
 
-    Small models have fewer than a billion parameters. If even the least accurate one is above
-    guessing, all are. Accuracy is the mean over the seven tasks at the end of training, and the
-    interval covers the choice of items. The result is None if no small model has scores on all
-    tasks.
+    Small models have fewer than a billion parameters. If even the least accurate small model
+    beats guessing, all small models do. Accuracy is the mean over the seven tasks at the end of
+    training, and the interval covers the choice of items. The result is None if no small model has
+    scores on all tasks.
 
     Args:
         final: the released table `final`.

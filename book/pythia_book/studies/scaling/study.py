@@ -69,9 +69,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - steps: updates of a run.
     - context: maximum number of tokens that a model reads.
     - n_params, tokens_per_step: dicts by size; n_params leaves out embeddings.
-    - tasks: dicts with name, shots, items (their number), fits (share of the items that fit the
-      context, 0 to 1) and status: "scored"; "does not fit", if too few items fit; or "too long", if
-      every item has an answer that alone exceeds the context.
+    - tasks: dicts with name, shots, items (how many items the task has), fits (the share of items
+      that fit the context, 0 to 1) and status: "scored"; "does not fit", if too few items fit; or
+      "too long", if every item has an answer that alone exceeds the context.
     - agreement: the result of `_agreement`.
     - gaps: number of measurements that failed because a checkpoint is missing or corrupt.
     """

@@ -256,12 +256,13 @@ def _order_and_weights(params: Params, measured: Measured) -> Test:
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
     """Return the final held-out loss of the smaller size minus the loss of the larger size.
 
-    The unit is a standard deviation over seeds. Return None if a run was not measured, or if all
-    seeds give the same loss.
+    The two sizes are `params.size` and `params.neighbour_size`. The unit is the standard deviation
+    over the seeds of `params.size`. Return None if a run was not measured, or if all seeds give the
+    same loss.
 
     Args:
         levels: the table `levels`.
-        neighbour: the final held-out loss of the neighbouring size; None if it was not measured.
+        neighbour: the final held-out loss of `params.neighbour_size`; None if it was not measured.
     """
     diagonal = levels[
         (levels.measure == "loss")

@@ -49,7 +49,7 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
 def one_more(values: np.ndarray) -> Estimate:
     """Return the mean over seeds, with the interval in which a run of one more seed is expected.
 
-    For n seeds, it is sqrt(n + 1) times as wide as the interval of the mean.
+    For n seeds, this interval is sqrt(n + 1) times as wide as the interval of the mean.
 
     Args:
         values: float[seeds].
@@ -140,7 +140,8 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
     """Compare how much scores vary by order seed and by weight seed.
 
     Return the standard deviation of the means by order seed divided by the standard deviation of
-    the means by weight seed, with its F interval. Return None if one of these is 0.
+    the means by weight seed, with the F interval of the ratio. Return None if one of
+    the two standard deviations is 0.
 
     Args:
         grid: the score of each run, float[order seeds, weight seeds].

@@ -209,12 +209,13 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
       divided by compiled).
     - Computed: state_gib (the memory for weights, gradients and Adam's moments, in GiB);
       paper_tokens_per_s and paper_mfu (per A100, from the paper's GPU-hours).
-    - Measured: `implementation` (which of ours is the fastest), with its speed `measured`
-      (tokens/s), measured_mfu and peak_gib; `baseline` (tokens/s of the same model under
-      torch.compile); `transformers` (tokens/s of its fastest variant); ratio (the time of
-      `baseline` divided by our time) and its range, low to high.
-    - error_percent: by how many percent `measured` exceeds the speed predicted for the tokens per
-      update that were measured.
+    - Measured: `implementation` (the name of our fastest implementation); `measured`, measured_mfu
+      and peak_gib (the tokens/s, MFU and peak memory of this implementation); `baseline` (tokens/s
+      of the same model under torch.compile); `transformers` (tokens/s of the fastest variant of
+      transformers); ratio (the time of `baseline` divided by our time); low and high (the range of
+      ratio).
+    - error_percent: by how many percent `measured` exceeds the speed predicted for the measured
+      number of tokens per update.
 
     Args:
         measured: the table of `steps_table` for a GPU.

@@ -79,15 +79,15 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
 def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
     """Return the fractions of the Pile's tokens that Pythia read 0, 1, 2, and 3 or more times.
 
-    They are computed from the sizes of the corpora alone. GPT-NeoX makes as many copies of the
-    document list as training needs (here 1 or 2 copies), and training reads a fraction f of the
-    rows of all copies.
+    The fractions are computed from the sizes of the corpora alone. GPT-NeoX makes as many copies
+    of the document list as training needs (here 1 or 2 copies), and training reads a fraction f of
+    the rows of all copies.
 
     Args:
         arm: the text, "standard" or "deduplicated".
-        policy: how the copies are shuffled. "joint": together; each copy of a token is read with
-            probability f, so the number of reads is binomial. "separate": each by itself; all
-            copies but the last are read completely, and the last one in part.
+        policy: how the copies are shuffled. "joint": all copies together; each copy of a token is
+            read with probability f, so the number of reads is binomial. "separate": each copy by
+            itself; the last copy is read in part, and all other copies completely.
     """
     rows = OFFICIAL_STEPS * OFFICIAL["batch"]
     wanted = math.ceil(rows * 1.005)  # GPT-NeoX builds its index for a little more

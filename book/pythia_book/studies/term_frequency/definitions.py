@@ -95,7 +95,7 @@ def definition_items(
 
     The bins of WORD_BINS group words by how often they occur in the training text. In each bin,
     hashes choose up to `per_bin` definitions that are in the training text once, and up to
-    `per_bin` that are not in it.
+    `per_bin` definitions that are not in the training text.
 
     Args:
         all_lines: lines of the dictionary.

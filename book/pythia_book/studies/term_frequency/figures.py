@@ -179,8 +179,8 @@ def measures(result: Result) -> Drawing:
 def released(result: Result) -> Drawing:
     """Draw the released accuracies on sums and products.
 
-    Two panels have accuracy over training. The others have accuracy on sums at the end of training,
-    by the number of examples in the prompt and by first operand.
+    Two panels show accuracy over training. The other two panels show accuracy on sums at the end of
+    training, one by the number of examples in the prompt and one by the first operand.
     """
     table = result.tables["arithmetic"]
     table = table.assign(size=table.model, percent=100 * table.step / table.step.max())

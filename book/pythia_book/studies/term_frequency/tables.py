@@ -45,7 +45,7 @@ def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
     """Return the first row with the given values as an estimate, or None if there is no such row.
 
     Args:
-        table: columns value, low, high, those named in `where`, and optionally n.
+        table: has the columns value, low, high, the columns named in `where`, and optionally n.
     """
     rows = selected(table, **where)
     if rows.empty:
@@ -145,8 +145,8 @@ class NumberScores:
         """Return how much higher the mean score is on frequent than on rare first operands.
 
         Operands are ranked by how often they were read in sums up to `step`. The result is the mean
-        over the most frequent tenth of them minus the mean over the least frequent tenth. It is
-        None if the checkpoint was not measured.
+        over the most frequent tenth of operands minus the mean over the least frequent tenth. The
+        result is None if the checkpoint was not measured.
         """
         means = self.by_number(size, step, shots, measure)
         return None if means is None else self._apart(means, step)
@@ -220,9 +220,9 @@ def frequency_table(scores: NumberScores) -> pd.DataFrame:
     """Return the table of how often each first operand occurs, with a row per operand and step.
 
     Columns: number (the operand); natural (its count in the text before sums are planted); boosted
-    (whether the coin that makes numbers more frequent chose it); placebo (whether the coin that
-    changes nothing chose it); step; in_sums (how often it was read as a first operand up to this
-    step).
+    (whether the operand was chosen by the coin that makes numbers more frequent); placebo (whether
+    the operand was chosen by the coin that changes nothing); step; in_sums (how often the operand
+    was read as the first operand of a sum up to this step).
     """
     import pandas as pd
 
