@@ -392,7 +392,7 @@ def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) 
     A tensor larger than `limit` has a group of its own.
 
     Args:
-        dtype: dtype of the stored tensors; None: their own dtypes.
+        dtype: dtype of the stored tensors; None: each tensor keeps its dtype.
     """
     shards: list[list[str]] = [[]]
     size = 0
@@ -464,10 +464,10 @@ def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") 
 
 
 def _rename(name: str, names: Mapping[str, str | None]) -> str | None:
-    """Return the new name of a tensor, or None if `names` gives None.
+    """Return the new name of a tensor, or None if `names` maps the old name to None.
 
     Args:
-        names: maps old names to new ones, with {} for the number of the layer.
+        names: maps old names to new names. Names have {} in place of the index of a layer.
 
     Raises:
         KeyError: `names` does not have the name.
@@ -515,10 +515,10 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
 
     Args:
         declared: the contents.
-        gelu: "as_declared" takes the form of GELU from the entry "hidden_act". "as_trained" takes
-            the form used in training. If "hidden_act" is the tanh form, the two are the same. If it
-            is the exact form, "as_trained" takes the entry "trained_gelu", which `save` writes; if
-            this entry is absent, it takes the tanh form.
+        gelu: which form of GELU to use. "as_declared": the form in the entry "hidden_act".
+            "as_trained": the form used in training. This is the exact form if the entries
+            "hidden_act" and "trained_gelu" (which `save` writes) both name the exact form, and the
+            tanh form in all other cases.
 
     Raises:
         CheckpointError: config.json declares another architecture or an unsupported setting.

@@ -250,7 +250,7 @@ def _size(part: Part) -> int:
 
 
 def _entry(part: Part) -> dict[str, Any]:
-    """Return the entry of a file in the manifest: its bytes and its sha256."""
+    """Return the manifest's entry for a file: the size of the file in bytes, and its sha256."""
     with _open(part) as file:
         return {"bytes": _size(part), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

@@ -317,11 +317,12 @@ def _on_import() -> None:
 def _guard_output(arguments: list[str]) -> None:
     """Keep a papermill call from overwriting a recorded run (see `_guard`).
 
-    This happens before papermill starts an engine, as a call with `--prepare-only` starts none.
+    The check comes before papermill starts an engine, because a call with `--prepare-only` starts
+    no engine.
 
     Raises:
-        ConfigError: the output path is the place of a recorded run, and the call may not write
-            there (see `_place_of_a_run`) or its engine is not `pythia`.
+        ConfigError: `_place_of_a_run` refuses the output path. Or the output path is the place of
+            the study's notebook in results/, but the engine of the call is not `pythia`.
     """
     words, options = parse_arguments(arguments)
     paths = [word for word in words if not word.startswith("-") or word == "-"]

@@ -258,7 +258,7 @@ def facts_as_recorded(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_recorded(tables: Tables) -> Tables:
-    """Write tables as CSV and read them back, so that a later redraw sees the same numbers."""
+    """Convert tables to CSV and back, to get exactly the tables that a later redraw will read."""
     copies = {}
     for name, table in tables.items():
         stream = io.StringIO()

@@ -45,7 +45,7 @@ class Redrawn:
 def redraw(
     studies: Sequence[str] = (), scale: str | None = None, progress: bool = True
 ) -> list[Redrawn]:
-    """Make verdicts, values, figures and prose of finished runs again from what they measured.
+    """Make the verdicts, values, figures and prose of finished runs again from saved measurements.
 
     The runs in book/recorded and in the results folder are redrawn in parallel.
 

@@ -246,7 +246,7 @@ def all_records(root: Path) -> list[dict[str, Any]]:
     """Read all records under book/recorded, and return them sorted by study and scale.
 
     Raises:
-        DataError: records cannot be read; the message names all of them.
+        DataError: some records cannot be read; the message names all unreadable records.
     """
     found, problems = [], []
     for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):

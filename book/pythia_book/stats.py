@@ -108,9 +108,9 @@ def estimate(
         seed: seed of the resampling.
         strata: group of each item. Each group is resampled separately and keeps its size.
         change: whether `values` are differences, so that the mean may be negative.
-        exact: set this for values that are 0 or 1, or differences between such values. If all
-            values are equal, the bootstrap interval has no width, and the exact binomial bound is
-            used instead.
+        exact: whether each value is 0 or 1, or a difference between two such values. If all values
+            are equal, the bootstrap interval has no width; with `exact`, the exact binomial bound
+            is then used instead.
 
     Raises:
         DataError: there are no items, the shape is wrong, or a value is not finite.

@@ -132,8 +132,8 @@ class Claim:
 
     Attributes:
         text: the statement, as a sentence.
-        source: a section or figure of the Pythia paper, or of another paper if that is named. For
-            a check, what the check guarantees.
+        source: a section or figure of the Pythia paper, or of another paper, which is then named.
+            For a check, what the check guarantees.
         ours: the test on our runs.
         released: the test on the released models.
         quote: the paper's own words, where a paraphrase could be disputed.

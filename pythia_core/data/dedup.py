@@ -136,7 +136,7 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 def deduplicate(
     texts: Sequence[str], recipe: str | Recipe, *, progress: bool = True
 ) -> Deduplicated:
-    """Group the documents into clusters of copies, and choose the first or last of each to keep.
+    """Group documents into clusters of copies; choose the first or last of each cluster to keep.
 
     Two documents are linked if their texts are equal (with `recipe.exact`) or if they are a
     candidate pair, i.e. their MinHash signatures have an equal band. With `recipe.verify`,
@@ -146,12 +146,13 @@ def deduplicate(
 
     The code that EleutherAI most likely used looks up documents one by one and removes each hit
     from the index, which keeps the last document. With one band, as in `eleutherai-0.87`, the
-    result is the same, except for documents too short for an n-gram. EleutherAI's code takes all of
-    them for copies of each other, whereas this function only compares them for equality.
+    result is the same, except for documents too short for an n-gram. EleutherAI's code treats all
+    documents that are too short as copies of each other. This function treats two documents that
+    are too short as copies only if their texts are equal.
 
     Args:
         texts: the documents.
-        recipe: a Recipe, or the name of one in RECIPES.
+        recipe: a Recipe, or the name of a recipe in RECIPES.
 
     Raises:
         ConfigError: the recipe is unknown.

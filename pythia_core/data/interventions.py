@@ -63,8 +63,8 @@ class Ledger:
             batch: int[n, tokens], the rows first_row, first_row + 1, ... of the training order.
 
         Raises:
-            DataError: a token of the batch is not the one that the ledger expects there, so the
-                ledger was made for other data.
+            DataError: a token of the batch differs from the token that the ledger expects in that
+                place, so the ledger was made for other data.
         """
         changed = np.array(batch)
         low, high = np.searchsorted(self.row, [first_row, first_row + len(changed)])

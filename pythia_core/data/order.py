@@ -111,7 +111,7 @@ class FixedRows(Rows):
         dtype: dtype of the ids.
 
     Raises:
-        DataError: the shards together do not have a whole number of rows, or there are none.
+        DataError: the shards together do not have a whole number of rows, or are all empty.
     """
 
     def __init__(

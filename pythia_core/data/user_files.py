@@ -59,7 +59,7 @@ def _files(corpus: str) -> list[tuple[Path, str]]:
     The names are relative to the folder of the corpus. Hidden files are left out.
 
     Raises:
-        DataError: there is no such file or folder, or no file with a suffix in SUFFIXES.
+        DataError: `corpus` does not exist, or has no file with a suffix in SUFFIXES.
     """
     root = Path(corpus).expanduser()
     if root.is_file():

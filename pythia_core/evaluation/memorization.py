@@ -65,7 +65,7 @@ def extract(
     """Test which rows the model has memorized.
 
     A row is memorized if greedy decoding from its first `context` tokens gives its next
-    `continuation` tokens. If these tokens are the same in several rows, they are tested only once.
+    `continuation` tokens. Rows that are equal in all these tokens are tested only once.
 
     Args:
         rows: int[n, width], token ids.

@@ -65,9 +65,9 @@ def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl
 
 
 def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """Return q, k and v with equal strides, the last of them 1, as the kernels require.
+    """Return q, k and v with equal strides and a last stride of 1, as the kernels require.
 
-    The tensors are copied only if they do not have such strides already.
+    If q, k and v have equal strides and a last stride of 1 already, they are not copied.
     """
     if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
         return [q, k, v]

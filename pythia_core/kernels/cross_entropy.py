@@ -77,7 +77,7 @@ def _loss_and_gradients(
     to_gradient_: Callable[[Tensor, Tensor, Tensor], None],
     add_product_: Callable[[Tensor, Tensor, Tensor], object],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the mean cross-entropy and the gradients of the summed one, in chunks of rows.
+    """Compute the mean cross-entropy and the gradients of the summed cross-entropy, in chunks.
 
     Args:
         weight_c: the unembedding matrix in the dtype of `hidden`, (vocab, d).

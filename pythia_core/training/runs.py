@@ -158,7 +158,7 @@ class Run:
     data: PreparedData
 
     def __reduce__(self) -> tuple:
-        """Pickle the run without its ledger, which the other process reads again."""
+        """Pickle the run without its ledger; a process that unpickles the run reads the ledger."""
         return Run, (self.folder, self.config, self.data)
 
     @property

@@ -231,18 +231,18 @@ def train(
     progress: bool = True,
     label: str = "train",
 ) -> str:
-    """Train a run to its end (or to `stop_at`), starting from its newest state if it has one.
+    """Train a run to its end (or to `stop_at`), starting from its newest saved state, if any.
 
     Args:
-        batch_at: returns the batch (batch_size, S+1) of token ids for the update after a step. It
-            must be a pure function.
+        batch_at: a pure function that returns the batch (batch_size, S+1) of token ids for the
+            update after a step.
         folder: the run's folder, for checkpoints/, states/ and metrics.jsonl.
         start: the state to start from if the folder has no saved state yet.
-        stop_at: last step of this call; its state is kept.
+        stop_at: last step of this call; the state at that step is kept.
         make_trainer: constructor of the trainer, e.g. with another optimizer or learning rate.
         device: default: the CUDA device if there is one, otherwise the CPU.
-        world: the processes that share each update. All of them call `train`; only the first one
-            writes files.
+        world: the processes that share each update. All processes call `train`; only the first
+            process writes files.
         label: text of the progress bar.
 
     Returns:

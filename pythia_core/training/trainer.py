@@ -174,8 +174,8 @@ class PendingUpdate:
 
         Raises:
             TrainingError: the loss or the gradient is not finite (in fp16: at the minimum loss
-                scale). Weights and step are then those before this update, even if later updates
-                were launched.
+                scale). Weights and step are then as they were before this update, even if later
+                updates were launched.
         """
         if self._result is None:
             if self._arrived is not None:

@@ -51,8 +51,8 @@ def project_root() -> Path:
 def results_dir() -> Path:
     """Return the folder of runs and of the outputs of studies.
 
-    The environment variable PYTHIA_RESULTS sets the folder. Its default is results/ in
-    `project_root`.
+    The environment variable PYTHIA_RESULTS sets the folder. If the variable is not set, the folder
+    is results/ in `project_root`.
     """
     return Path(os.environ.get("PYTHIA_RESULTS") or project_root() / "results")
 

@@ -61,8 +61,8 @@ def best_precision() -> str:
 def device_info() -> dict[str, Any]:
     """Return a description of the machine, to be stored with results.
 
-    Its keys are `device` (name of the GPU or else the CPU), `kind` ("cuda" or "cpu"), `cores`,
-    `threads` (the number that torch uses), `python` and `torch` (versions).
+    Keys: `device` (name of the GPU, or of the CPU if there is no GPU), `kind` ("cuda" or "cpu"),
+    `cores` (of the CPU), `threads` (how many threads torch uses), `python` and `torch` (versions).
     """
     import torch
 

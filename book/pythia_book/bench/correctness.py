@@ -145,9 +145,9 @@ def problem(
 ) -> str:
     """Check a kernel against the tolerance rule; return the problem, or "" if there is none.
 
-    The error of every output and gradient, compared with fp64, must be at most twice the error of
-    the reference in the same dtype, or at most `least` if that is larger. A second call must give
-    the same bits. Every element must be written.
+    Errors are measured against fp64. The error of every output and gradient may be up to twice the
+    error of the reference in the same dtype; an error up to `least` is always allowed. A second
+    call must give the same bits. Every element must be written.
 
     Args:
         ours: the kernel.

@@ -76,7 +76,7 @@ def add(command: AddCommand) -> None:
 
 
 def _continue(args: argparse.Namespace) -> None:
-    """Run the command `continue`. If torchrun started several processes, only the first one prints.
+    """Run the command `continue`. With several processes (torchrun), only the first process prints.
 
     Raises:
         ConfigError, DataError: see `_continue_in`.

@@ -103,11 +103,11 @@ def copies_of(text: str, times: int) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """Read all sampled pieces of a corpus, to find out what the rest of it must contain.
+    """Read all sampled pieces of a corpus, to plan the contents of the rest of the corpus.
 
     Returns:
         How often each planted text will occur, as chosen by `plan`; the number of words in the
-        pieces; and how often each number in equations.FIRST occurs in them.
+        pieces; and how often each number in equations.FIRST occurs in the pieces.
     """
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)

@@ -256,10 +256,10 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, la
 
 
 def row_to_show(example: Example) -> tuple[int, int]:
-    """Find the row with tokens of the most documents; the first one, if there are several.
+    """Find the first row with tokens of the most documents.
 
     Returns:
-        (step, index): the row is number `index` in the batch that the update after `step` reads.
+        (step, index): `index` is the row's index in the batch that the update after `step` reads.
     """
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]

@@ -179,7 +179,7 @@ def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
 
 
 def turning() -> Drawing:
-    """Draw how each rotary pair rotates a query and a key, and the score by their distance.
+    """Draw how each rotary pair rotates a query and a key, and their score at every distance.
 
     The rotations are drawn as clock hands.
     """

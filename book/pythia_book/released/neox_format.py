@@ -209,9 +209,10 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
 
 
 def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:
-    """Return the config of the official size that has these shapes.
+    """Return the config of the official size whose tensors have the shapes in `merged`.
 
-    Shapes do not determine the number of heads, so the config of another size cannot be inferred.
+    Shapes do not determine the number of heads, so the config of a model of any other size cannot
+    be inferred.
 
     Args:
         merged: maps our names of tensors to the tensors.

@@ -159,7 +159,8 @@ def open_rows(
     missing shard raises a DataError that names the shard.
 
     Args:
-        where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or the PREFIX of such files.
+        where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or the PREFIX of PREFIX.bin
+            and PREFIX.idx.
         seq_len: tokens per row; a row has one more id, the last label.
         seed: seed of GPT-NeoX's order of the documents.
         epochs: how many times the documents are repeated; default: as many times as `steps` updates

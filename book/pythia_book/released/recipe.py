@@ -254,7 +254,7 @@ def schedules(points: int = 600) -> tuple[pd.DataFrame, int]:
     """Compare the learning rate of the released models with the schedule in the paper.
 
     Args:
-        points: number of intervals between the steps in the table.
+        points: into how many equal intervals the steps in the table divide training.
 
     Returns:
         table: the rates as fractions of the peak, with the columns step, neox (the actual schedule)

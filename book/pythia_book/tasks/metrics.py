@@ -66,10 +66,10 @@ MIN_FITTING = 0.2
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """A task scored by log-likelihood, built for one number of shots, tokenizer and context length.
+    """A task scored by log-likelihood, built for one shot count, one tokenizer, one context length.
 
-    Calling it measures a model and returns the scores of all answers (see scoring.Scores): logprob,
-    float64[requests], in nats, and greedy, bool[requests].
+    Call the object to measure a model. It returns the scores of all answers (see scoring.Scores):
+    logprob, float64[requests], in nats, and greedy, bool[requests].
     """
 
     name: str

@@ -176,7 +176,7 @@ class TokenFileData:
 def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
     """Return the pronoun swap of `direction` for a tokenizer.
 
-    The tokenizer must encode each pronoun as one token, except the reflexive ones.
+    The tokenizer must encode each pronoun, except reflexive pronouns, as a single token.
 
     Args:
         direction: one of config.SWAPS.

@@ -302,8 +302,8 @@ def find_or_continue(
             size. None: the rows of the source, which must be a local run.
         intervention: a pronoun swap (config.SWAPS), applied in every update; None for a control.
         revision: the revision of a published model; default: f"step{step}".
-        train_config: batch size, schedule and optimizer; default: those of the source.
-        rewarm: how to re-warm the learning rate; only if there is no optimizer state.
+        train_config: batch size, schedule and optimizer; default: as in the source.
+        rewarm: how to re-warm the learning rate; allowed only if there is no optimizer state.
         state: which optimizer state to use, as in `Source.start`.
         world: the processes that train together; all of them must call this function.
 
@@ -333,7 +333,7 @@ def locate_continued(
     train_config: TrainConfig | None = None,
     rewarm: Rewarm | None = None,
 ) -> Continued:
-    """Check the settings and the rows, and return the continued run that they describe.
+    """Check the settings and the rows of a continued run, and return the run.
 
     The run may not have been trained yet. Its folder is created, with identity.json and place.json.
 

@@ -40,7 +40,8 @@ def claims(
 
     Args:
         last: the rows of `study.effects_table` at the last step.
-        losses: maps each text ("standard", "deduplicated") to the final loss of its control.
+        losses: maps each text ("standard", "deduplicated") to the final loss of the control that
+            was trained on that text.
         memorized: the table of `study.memorized_table`.
     """
     loss = last[last.measure == "loss"].set_index("variant")

@@ -63,8 +63,8 @@ def lr_floor() -> Values:
 
         - `n_updates`: the number of updates of a run.
         - `floor_step`, `floor_percent`: the first step at which the code's rate is at its floor, a
-          tenth of the peak; the same in percent of the run.
-        - `at_floor`: "all" if the rate stays there at all later steps, else "not all".
+          tenth of the peak; and that step in percent of the run.
+        - `at_floor`: "all" if the code's rate is at its floor at all later steps, else "not all".
         - `floor_paper_percent`: the paper's rate at `floor_step`, in percent of the peak.
         - `mean_lr_neox_percent`, `mean_lr_paper_percent`: mean rates, in percent of the peak.
     """

@@ -85,13 +85,13 @@ Final = Mapping[tuple[str, str], Mapping[str, Units]]
 def claims(
     params: Params, final: Final, released: Mapping[str, pd.DataFrame], feminine: np.ndarray
 ) -> list[Claim]:
-    """Return all claims of the study, and the premises on which they rest, with their tests.
+    """Return all claims of the study and the premises of the claims, each with its tests.
 
     Args:
         final: the values of every measure of our runs at the end of training.
         released: the tables of `released_numbers.select`; empty without released numbers.
-        feminine: the stereotype of each occupation of `feminine_share`, int[occupations]: 1 is
-            feminine, 0 masculine, -1 unknown.
+        feminine: int[occupations], the stereotype of each occupation that the measure
+            `feminine_share` uses: 1 is feminine, 0 masculine, -1 unknown.
     """
     ours, theirs = _Ours(params, final), _Released(released)
     premises, others = ours.premises(feminine), theirs.premises()

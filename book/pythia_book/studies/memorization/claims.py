@@ -160,15 +160,15 @@ def _order_test(
     """Test that memorized rows show practically no trend over training, or practically no clusters.
 
     The test is about the largest model on one text. It uses the rows with a continuation that this
-    model read only once. Of several window sizes, the least favourable counts: the one whose
-    interval reaches furthest from "no effect".
+    model read only once. Of several window sizes, the least favourable size decides: the size
+    whose interval reaches furthest from "no effect".
 
     Args:
         tests: the table `tests` of `tables.order`.
         arm: "standard" or "deduplicated".
         windows: the window sizes, in rows; for "trend", which has no windows, only 0.
         test: the name of the test, "trend" or "dispersion".
-        margin: effects up to this, in `unit`, count as none.
+        margin: an effect up to this size, in `unit`, counts as no effect.
     """
     size = extracted.params.size_list[-1]
     memorized, rows = extracted.memorized(size, arm), extracted.rows[arm]

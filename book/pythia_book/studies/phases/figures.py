@@ -142,9 +142,10 @@ def ngrams_table(result: Result) -> Table:
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]
 
     def step(event: str, order: int) -> str:
-        """Return, as text, the step at which the largest model reaches a milestone.
+        """Return, as text, the step (with interval) at which the largest model reaches a milestone.
 
-        The text has an interval. It is "not measured" if there is no such milestone.
+        Return "not reached" if the model does not reach the milestone, and "not measured" if the
+        table has no row for the milestone.
         """
         reached = style.rows_where(milestones, size=largest, what=event, which=order)
         if reached.empty:

@@ -113,14 +113,15 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     loss/SIZE/EPOCHS/STEP float32[rows], loss of an arm on held-out rows;
     once/SIZE/EPOCHS float32[rows], loss of the single-pass run on held-out rows;
     read_loss/SIZE/EPOCHS float32[rows], loss of an arm at the end on rows that all arms have read;
-    memorized/SIZE/EPOCHS bool[rows], whether an arm has memorized each row that all have read.
+    memorized/SIZE/EPOCHS bool[rows], for each row that all arms have read: whether the arm has
+    memorized the row.
 
     Facts: steps (of the checkpoints); tokens_per_row; parameters (maps each size to a dict with
     non_embedding and all); gaps (number of measurements that failed because a checkpoint is missing
     or corrupt).
 
     Raises:
-        DataError: the text has too few rows. Nothing has been trained then.
+        DataError: the text has too few rows; raised before any training.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_book.studies.registry import train_all

@@ -150,7 +150,7 @@ class Arms:
         averaged over sizes; None if an arm was not measured.
 
         Args:
-            epochs: selects the arm.
+            epochs: selects the arm: how many times it reads the same rows.
         """
         each = [self._change("memorized", size, epochs) for size in self.params.size_list]
         return self.pooled(each, exact=True)

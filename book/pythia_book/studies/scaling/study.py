@@ -191,8 +191,8 @@ def _agreement(
         hits: our own scores, as in `measure`.
 
     Returns:
-        A dict for each task and number of shots, with the keys `task`, `shots`, `items` (their
-        number), `differing` (number of items that only one of the two scorers counts as right) and
+        A dict for each task and shot count, with the keys `task`, `shots`, `items` (how many items
+        the task has), `differing` (how many items only one of the two scorers counts as right) and
         `harness` (accuracy by the harness, 0 to 1). The list is empty if lm_eval is not installed
         or if our scores of any task are missing.
     """

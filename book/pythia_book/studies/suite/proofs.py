@@ -34,10 +34,10 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """Run all checks of the suite, and return how often each failed.
+    """Run all checks of the suite, and return how often each check failed.
 
-    Columns: `check` (its short name), `what` (what is checked, in words), `cases` (how many were
-    checked) and `failures` (how many of them failed).
+    Columns: `check` (its short name), `what` (what is checked, in words), `cases` (how many cases
+    were checked) and `failures` (how many cases failed).
 
     Args:
         resume_steps: number of updates of the run that is stopped halfway and resumed.

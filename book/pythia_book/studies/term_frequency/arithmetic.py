@@ -85,9 +85,9 @@ def prompt(question: Question, shots: int) -> str:
 def answers(question: Question) -> list[str]:
     """Return the texts of the answers to choose from: the right answer, then the wrong answers.
 
-    There are three wrong answers (WRONG). Each of them is the sum of the same first operand and
-    another second operand. Every answer ends in a newline; otherwise " 6" would be the beginning of
-    " 62".
+    There are three wrong answers (WRONG). Each wrong answer is the sum of the same first operand
+    and another second operand. Every answer ends in a newline: without the newline, " 6" would be
+    the beginning of " 62".
     """
     others = [
         Question(question.first, second, False)

@@ -43,8 +43,8 @@ def claims(
 ) -> list[Claim]:
     """Return the claims of the term-frequency study.
 
-    Unless it says otherwise, a claim on our models is about the largest size at the end of
-    training, with the largest number of solved examples before each sum.
+    A claim on our models is about the largest size at the end of training, with the most solved
+    examples before each sum, unless the claim names other models or prompts.
 
     Args:
         tables: the tables of the study.

@@ -43,7 +43,7 @@ class Params(StudyParams):
 
     @property
     def shot_list(self) -> tuple[int, ...]:
-        """The numbers of solved examples before a sum, ascending. The first is always 0."""
+        """The shot counts (how many solved examples precede a sum), ascending, starting with 0."""
         text = self.shots or DEFAULT_SHOTS.get(self.scale, "0,4")
         return tuple(sorted({0, *shot_counts(text, 64)}))
 

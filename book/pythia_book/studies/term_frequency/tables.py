@@ -336,8 +336,8 @@ def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFr
     """Return the table of how often final models pick the defined word out of four.
 
     Columns: size, step, `read` (whether the definition is in the training text), group (lower end
-    of the bin of the word's count in training; 0 if it never occurs), value (share of right words),
-    low, high, n (number of definitions).
+    of the bin of the word's count in training; 0 if the word never occurs), value (share of right
+    words), low, high, n (number of definitions).
     """
     import pandas as pd
 
