@@ -57,11 +57,12 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
 def one_of(value: object, accepted: list | tuple | dict, kind: str) -> str:
     """Return the error message for an unknown name, e.g. of a scale.
 
-    The message lists the accepted names and suggests the most similar one, if one is similar.
+    The message lists the accepted names. If any of these names is similar to the unknown name, the
+    message suggests the most similar name.
 
     Args:
         value: the unknown name.
-        kind: what the name should name, e.g. "scale".
+        kind: what the accepted names stand for, e.g. "scale".
     """
     import difflib
 

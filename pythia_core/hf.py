@@ -161,7 +161,7 @@ class Weights(Mapping[str, Tensor]):
         return len(self.shards)
 
     def mismatches(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Return a sentence for each difference between the stored tensors and those a model needs.
+        """Return a sentence for each difference between the stored tensors and the needed tensors.
 
         Args:
             shapes: maps our name of each tensor that the model needs to its shape.

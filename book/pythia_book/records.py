@@ -417,7 +417,8 @@ def check_whole(folder: Path, named: bool = True) -> list[str]:
     Problems are files that are missing, unreadable, edited, or from different runs.
 
     Args:
-        named: check also that the folder is <study>/<scale> of its record.
+        named: check also that the path of the folder ends with <study>/<scale>, the study and scale
+            in the record.
     """
     problems = []
     try:
@@ -683,8 +684,8 @@ def measured_text(test: dict[str, Any] | None) -> str:
     """Format the measurement of a claim, e.g. "1.2 points (95 % CI 0.4 to 2.0)".
 
     Args:
-        test: the claim's test on our models or on the released ones; without a measurement the
-            text is a dash.
+        test: the claim's test, on our models or on the released models. If the test is None or has
+            no value, the text is a dash.
     """
     if test is None or test["value"] is None:
         return "\N{EN DASH}"

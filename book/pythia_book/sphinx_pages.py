@@ -294,7 +294,7 @@ class _StudyDirective(SphinxDirective):
 
     @property
     def runs(self) -> list[SelectedRun]:
-        """The complete runs of the study; the first of them is the one to show."""
+        """The complete runs of the study; the first run is the run to show."""
         study = self.arguments[0]
         if study not in _RUNS:
             raise self.error(f"unknown study {study!r}; choose one of {', '.join(_RUNS)}")
@@ -440,7 +440,7 @@ class Scales(SphinxDirective):
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
-    """Import the module in a name such as "rotary.turning"; return it and the name after the dot.
+    """Import the module in a name such as "rotary.turning"; return the module and "turning".
 
     The module is pythia_book.pages.<page> or, if that does not exist,
     pythia_book.studies.<page>.figures. If the module changes, Sphinx reads the page again.
@@ -525,8 +525,8 @@ class Value(SphinxRole):
 class Source(SphinxRole):
     """A role that turns `path#text` into a link to the first line with `text` in the file `path`.
 
-    The link points to the repository if the book's configuration names one, else to a copy of the
-    file.
+    If the book's configuration names a repository, the link points to the file in this repository.
+    If not, the link points to a copy of the file.
     """
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:

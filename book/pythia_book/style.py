@@ -504,7 +504,7 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
 
 
 def interval(value: Any, low: float | None, high: float | None) -> str:
-    """Format a value with its interval, if it has an interval; None becomes "not measured"."""
+    """Format a value and, unless `low` is None, its interval; a value of None is "not measured"."""
     if value is None:
         return "not measured"
     if low is None:

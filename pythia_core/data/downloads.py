@@ -123,7 +123,7 @@ def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
 
 
 def wheel_jsonl(pin: Wheel, member: str) -> list[dict[str, Any]]:
-    """Read the objects in the JSONL file `member` of a wheel. Errors are those of `wheel_bytes`."""
+    """Read the objects in the JSONL file `member` of a wheel. Errors: as in `wheel_bytes`."""
     text = wheel_bytes(pin, member).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 

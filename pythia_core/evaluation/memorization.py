@@ -171,9 +171,9 @@ def check_by_generation(
 
 @dataclass(frozen=True)
 class ExtractionMeasurement:
-    """A measurement of which training rows a checkpoint has memorized, among the rows it has read.
+    """A measurement of which rows a checkpoint has memorized, among the training rows read so far.
 
-    It is called with a model and its step, and returns three arrays: `memorized` bool[n] and
+    An instance is called with a model and a step, and returns three arrays: `memorized` bool[n] and
     `margin` float32[n] (see Extraction), and `checked` int64[2] (see `check_by_generation`).
     """
 

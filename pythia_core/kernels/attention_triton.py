@@ -174,7 +174,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Compute causal attention with the forward kernel.
 
     Args:
-        q, k, v: (batch, seq, heads, head_dim); copied if their strides differ.
+        q, k, v: (batch, seq, heads, head_dim); copied unless they have equal strides.
 
     Returns:
         The output (batch, seq, heads, head_dim), and the base-2 log-sum-exp of the scaled scores of

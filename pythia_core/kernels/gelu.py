@@ -103,7 +103,7 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    """Return the gradients of `x` and of the bias; the other two arguments have none."""
+    """Return the gradients of `x` and `bias`, and None for the inputs `bias_c` and `tanh`."""
     x, bias_c = ctx.saved_tensors
     dx, dbias = _bias_gelu_backward(x, bias_c, dy, ctx.tanh)
     return dx, dbias.to(ctx.dtype), None, None

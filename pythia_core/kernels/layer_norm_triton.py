@@ -21,7 +21,7 @@ PARTIALS = 256
 
 
 def tile(d: int) -> tuple[int, int, int]:
-    """Return the numbers of rows, lanes and warps of a Triton program, for rows of `d` elements.
+    """Return how many rows, lanes and warps a Triton program has, for rows of `d` elements.
 
     A program has about 2,048 elements, but at least one row.
     """
@@ -101,7 +101,7 @@ def _read_part(
     z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, first,
     dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Read one run of lanes of a tile of rows, and add its terms to the parameter gradients.
+    """Read LANES lanes of a tile of rows, from `first` on, and add to the parameter gradients.
 
     Returns the normalised rows, the gradient with respect to these rows, and the new sums of the
     four parameter gradients.

@@ -139,8 +139,8 @@ def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
     CUDA tensors, which must all be on one device, are copied in the background.
 
     Returns:
-        The copies, and a CUDA event that occurs when they are complete; None instead of the event
-        if there are no CUDA tensors.
+        The copies, and a CUDA event that occurs when the copies are complete. If there are no CUDA
+        tensors, None is returned instead of the event.
     """
     on_device = [t for tensors in files.values() for t in tensors.values() if t.is_cuda]
     if not on_device:

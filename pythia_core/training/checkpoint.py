@@ -57,7 +57,7 @@ def saved_steps(parent: Path) -> list[int]:
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return one sha256 of the names, dtypes, shapes and bytes of tensors.
 
-    It is equal for two sets of tensors if and only if all tensors are equal.
+    Two mappings have the same hash if and only if their names and tensors are equal.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

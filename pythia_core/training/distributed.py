@@ -26,7 +26,7 @@ from pythia_core.errors import ConfigError, TrainingError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together: their number (`size`) and the rank of this process."""
+    """How many processes train together (`size`), and the rank of this process (`rank`)."""
 
     rank: int = 0
     size: int = 1

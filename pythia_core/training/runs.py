@@ -308,7 +308,8 @@ class Run:
 def arm_label(config: RunConfig) -> str:
     """Return a label for the arm of an experiment to which a run belongs.
 
-    It is "SWAP-START-STOP" for a run with an intervention, otherwise "control".
+    The label of a run with an intervention is "SWAP-START-STOP". The label of a run without an
+    intervention is "control".
     """
     window = config.intervention
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
@@ -504,7 +505,7 @@ def find_or_train_all(
         keep: a function that returns what the run of a config keeps; default: everything.
 
     Returns:
-        The same keys, mapped to the finished runs.
+        A dict that maps each key of `configs` to the finished run.
 
     Raises:
         PythiaError: the error of `find_or_train` for the first run that fails.
@@ -534,9 +535,9 @@ def find_or_train_all(
 
 
 def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
-    """Map each run's config to its name in the progress bar, which is made from the run's key.
+    """Map the config of each run to the name of the run in the progress bar.
 
-    Numbers that all keys share are left out.
+    The name is made from the run's key, without the numbers that are the same in all keys.
     """
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 

@@ -50,7 +50,7 @@ def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Call `handler` with the signal number when SIGINT or SIGTERM arrives inside the block.
 
     A signal is ignored if it arrives within PATIENCE seconds of the last signal that was handled.
-    In any thread but the main one, the signals are handled as before.
+    Outside the main thread, `handler` is never called, and the handling of signals does not change.
     """
     previous: dict[signal.Signals, Any] = {}
 

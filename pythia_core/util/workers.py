@@ -324,9 +324,12 @@ def _exit_worker(*_: Any) -> None:
 
 
 def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
-    """Run job `number` in this worker, and return its result.
+    """Run a job in this worker, and return the result of the job.
 
-    The job's progress bars write its progress to the worker's slot.
+    The progress bars of the job write the progress to the worker's slot.
+
+    Args:
+        number: the index of the job.
     """
     slot = _slot
     assert slot is not None

@@ -115,7 +115,7 @@ def _kernel_checks(
 ) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield the checks of all kernels at one size, as (name, function) like `_checks`.
 
-    If Triton is available, its attention kernel has a check of its own.
+    If Triton is available, the attention kernel in Triton is checked too.
     """
     torch.manual_seed(0)
     shape = shape_of(OFFICIAL_SIZES[size], dry_run=device == "cpu", few=True)

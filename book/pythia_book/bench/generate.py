@@ -46,7 +46,7 @@ def _model(config: ModelConfig) -> GPTNeoX:
 
 
 def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
-    """Return a function that continues prompts with `transformers`, as its users would.
+    """Return a function that continues prompts as users of `transformers` would.
 
     The function maps a list of prompts (token ids) to the lists of new token ids.
 
@@ -94,10 +94,10 @@ def bench_size(
     """Measure how fast one model continues `batch` prompts.
 
     Returns:
-        A row of the table. Its keys are non_embedding (number of parameters), batch, tokens_per_s
-        (our speed), peer (the name of the fastest `transformers` implementation),
-        peer_tokens_per_s (its speed), ratio (our speed over its speed), and equal_texts (for how
-        many prompts both write the same text).
+        A row of the table. Its keys are non_embedding (number of non-embedding parameters), batch,
+        tokens_per_s (our speed), peer (the name of the fastest `transformers` implementation),
+        peer_tokens_per_s (the speed of the peer), ratio (our speed over the speed of the peer), and
+        equal_texts (for how many prompts we and the peer write the same text).
     """
     model = _model(config)
     rng = np.random.default_rng(batch)

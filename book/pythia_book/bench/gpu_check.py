@@ -143,8 +143,9 @@ def gpu_check(
         only, sizes, dry_run: as in `plan`.
 
     Raises:
-        ConfigError: no CUDA device (outside a dry run); an unknown part or size; or `out` has
-            results of a dry run and this call is not a dry run, or the other way round.
+        ConfigError: there is no CUDA device (outside a dry run); a part or size is unknown; `out`
+            has results of a dry run, and this call is not a dry run; or `out` has measurements, and
+            this call is a dry run.
         PythiaError: a step failed or was stopped at its limit, or a step that is not optional was
             skipped. The error names all these steps.
         KeyboardInterrupt: the user stopped the command; the table is printed first.

@@ -115,8 +115,9 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
 
     Args:
         kind: the kind of rows, e.g. "train".
-        keys: names of columns. Rows that are equal in these columns repeat a measurement. Only the
-            newest row with a speed is returned; if none has a speed, the newest row.
+        keys: names of columns. Rows that are equal in these columns repeat a measurement. Of such
+            rows, only the newest row with a speed is returned or, if no row has a speed, the newest
+            row.
 
     Returns:
         The row that describes the machine, then the measurements. Empty if no row has a speed.

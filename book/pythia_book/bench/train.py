@@ -383,7 +383,7 @@ def fitting_rows(job: Job) -> int:
 
 
 def _try_update(job: Job, rows: int) -> Exception | None:
-    """Make one update with SIZING_IMPLEMENTATION; return the error, or None if it succeeds."""
+    """Make one update with SIZING_IMPLEMENTATION; return its error, or None if there is none."""
     try:
         SIZING_IMPLEMENTATION.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
         _wait(job.device)
@@ -432,7 +432,8 @@ class _WarmedUp:
 def measure(job: Job) -> Iterator[Row]:
     """Measure a job; yield a row for every implementation as soon as it is measured.
 
-    An implementation that runs out of memory next to others is measured again alone.
+    Several implementations are in memory at a time. If one of these implementations runs out of
+    memory, it is measured again alone.
     """
     device = job.device
     if time.time() > job.deadline:
@@ -682,7 +683,8 @@ def bench_train(
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), an unknown size, or a number out of range.
-        FetchError, DataError: the text is not available or damaged (see `text_tokens`).
+        FetchError: the text is not available (see `text_tokens`).
+        DataError: the text is damaged.
     """
     cuda = device == "cuda"
     accepted = ORDER if cuda else scale_named("laptop").sizes

@@ -79,7 +79,7 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
-    """Open the training rows that --data names; return them, and a sentence that describes them."""
+    """Open the training rows that --data names; return the rows and a sentence about the rows."""
     from pythia_book.released.pile import open_rows
 
     return open_rows(

@@ -97,9 +97,9 @@ def table_errors(head_dim: int, precision: str) -> np.ndarray:
 
     Args:
         head_dim: the head dimension of an official size.
-        precision: a key of PRECISIONS. If it is one type, the frequency, position, angle, cos and
-            sin are all rounded to this type. If it begins with "fp32, ", cos and sin are computed
-            in fp32 by the model's code, and only the results are rounded.
+        precision: a key of PRECISIONS. If the key names one type, the frequency, position, angle,
+            cos and sin are all rounded to this type. If the key begins with "fp32, ", the model's
+            code computes cos and sin in fp32, and only these results are rounded.
     """
     import torch
 

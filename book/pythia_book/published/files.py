@@ -41,11 +41,11 @@ def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
     Args:
         path: the evals tree, a folder that contains the tree, or an archive of one of these
             folders.
-        wanted: takes the name of a file, and says whether to yield that file.
+        wanted: a function that takes the name of a file and returns whether to yield that file.
 
     Raises:
-        DataError: `path` is a file but not an archive, or an archive that exceeds a limit or names
-            a path outside itself.
+        DataError: `path` is a file but not an archive, or is an archive that exceeds a limit or has
+            a member whose path leads outside the archive.
     """
     if path.is_file():
         yield from _archive_files(path, wanted)
@@ -64,8 +64,8 @@ def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
     """Yield (name, content) of the wanted files of an archive; the arguments are as in `files_of`.
 
     Raises:
-        DataError: the file is not an archive, is damaged, exceeds a limit, or names a path outside
-            itself.
+        DataError: the file is not an archive, is damaged, exceeds a limit, or has a member whose
+            path leads outside the archive.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -96,8 +96,8 @@ def _check(path: Path, name: str, count: int, total: int) -> None:
     Args:
         path: the archive.
         name: the name of the member.
-        count: the number of members before it.
-        total: bytes of all members up to this one.
+        count: how many members of the archive come before this member.
+        total: bytes of all members up to and including this member.
 
     Raises:
         DataError: the name leads outside the archive, or the archive exceeds a limit.

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 def _load_studies() -> dict[str, ModuleType]:
     """Map the name of every study that has runs to its params module, in the order to run them.
 
-    A study comes after the studies that its params module lists in AFTER, because those studies
-    train runs that it reads. Otherwise, the order is alphabetical. This way, the budget counts a
-    shared run under the study that trains it.
+    If a study reads runs that other studies train, its params module lists these other studies in
+    AFTER, and the study comes after them. Apart from that, the order is alphabetical. This way, the
+    budget counts a shared run under the study that trains the run.
     """
     by_name = {}
     for package in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):

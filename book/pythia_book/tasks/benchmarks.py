@@ -73,7 +73,8 @@ class Prompt:
     def solved(self) -> str:
         """The question with its correct answer, to serve as a few-shot example.
 
-        If there is only one answer (LAMBADA), a second space is put before it, as in the harness.
+        If the question has only one possible answer (LAMBADA), there are two spaces before the
+        answer, as in the harness.
         """
         answer = self.continuations[self.gold]
         if len(self.continuations) > 1:
@@ -186,8 +187,9 @@ def load_items(
         The items to measure, and the items that serve as few-shot examples.
 
     Raises:
-        DataError: the task is unknown, or its items must be supplied in a folder; the file does not
-            exist; a line (which is named) is not an item; or no item is left besides the examples.
+        DataError: the task is unknown; `folder` is None and no wheel has the items; the file does
+            not exist; a line is not an item (the message names the line); or no item is left
+            besides the examples.
         FetchError: the wheel is not available.
     """
     task = task_named(name)
@@ -246,7 +248,7 @@ def _parse_item(task: Task, row: Any, where: str) -> Item:
 
 
 def _problem(task: Any, item: Any) -> str:
-    """Check an item by making its prompt; return what is wrong with it, or "".
+    """Check an item by making its prompt; return what is wrong, or "" if nothing is wrong.
 
     If a field has a wrong type, this can raise errors of several types.
     """
@@ -421,8 +423,8 @@ harness, replacements are made in this order."""
 def _wsc(item: Item) -> Prompt:
     """Make a prompt that asks whether a pronoun refers to a noun (WSC), with answers no and yes.
 
-    The pronoun is marked by asterisks. The item gives its position as the number of words before
-    it.
+    The pronoun is marked by asterisks. The item gives the position of the pronoun: how many words
+    come before the pronoun.
     """
     words, pronoun = item["text"].split(), item["span2_text"]
     before = " ".join(words[: item["span2_index"]])

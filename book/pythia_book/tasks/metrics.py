@@ -230,7 +230,7 @@ def build(
     max_seq_len: int,
     eod_id: int = 0,
 ) -> BuiltTask:
-    """Tokenize a task for one number of shots; the result can be measured on models.
+    """Tokenize the items of a task, each after `shots` examples, to measure models on the task.
 
     Args:
         items: the items to measure.

@@ -247,8 +247,8 @@ def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimat
     """Estimate the mean lead of deduplicated models over their twins, in points.
 
     Returns:
-        The mean under two names: NAME has an interval that covers models and items, NAME_models
-        an interval that covers models only.
+        The mean under two keys. Under `name`, the interval covers models and items. Under `name`
+        followed by "_models", the interval covers models only.
 
     Args:
         pairs: one row per pair of models, with the lead (column `value`) and its standard error

@@ -249,7 +249,7 @@ LACKING = {
 
 
 class _Ours:
-    """The scores of our runs and the effects of swaps on the scores, with tests of both."""
+    """The scores of our runs, the effects of swaps on scores, and tests of scores and effects."""
 
     def __init__(self, params: Params, final: Final) -> None:
         self.params, self.final, self.sizes = params, final, params.size_list
@@ -553,8 +553,9 @@ class _Released:
     def _biases(self) -> tuple[pd.DataFrame, pd.DataFrame] | None:
         """Two tables of how the swap changes CrowS-Pairs scores; None without released numbers.
 
-        The first has the change for gender minus the change for the eight other biases. The second
-        has the change for the other biases. Both are in points, in the format of `at_end`.
+        The first table has the change for gender minus the change for the eight other biases. The
+        second table has the change for the other biases. Both tables are in points, in the format
+        of `at_end`.
         """
         table = self.tables.get("crows_biases")
         if table is None:

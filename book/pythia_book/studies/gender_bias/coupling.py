@@ -278,7 +278,7 @@ def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
 class _Pair:
     """A fork and the control from which it branches off, with their scores on one measure.
 
-    The scores are at the steps that both have.
+    The scores are at the steps at which both the fork and the control have a score.
 
     Attributes:
         source: "released" or "ours".

@@ -119,7 +119,7 @@ def crows_standard(path: Path | None) -> pd.DataFrame:
 
 
 def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Average the control and one swapped arm over the last checkpoints that both of them have.
+    """Average the control and one swapped arm over the last checkpoints that both arms have.
 
     Args:
         table: released scores, as fractions of 1, with the columns size, arm, step, value, stderr.
@@ -128,8 +128,9 @@ def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFr
 
     Returns:
         One row per size (and value of `by`), in the order of sizes in `table`. The columns are
-        those of `by`, then size, control, swapped, change (swapped minus control), stderr (the
-        standard error of the change, over items) and checkpoints (how many). Scores are in percent.
+        first the columns in `by`, then size, control, swapped, change (swapped minus control),
+        stderr (the standard error of the change, over items) and checkpoints (how many were
+        averaged). Scores are in percent.
     """
     import pandas as pd
 
@@ -221,10 +222,11 @@ def other_biases(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_of_models(frame: pd.DataFrame) -> Estimate | None:
-    """Return the mean, over models, of the column `change` of a table like that of `at_end`.
+    """Return the mean, over models, of the column `change` of a table like a result of `at_end`.
 
-    The interval is that of `mean_over_pairs`, as the control and the swapped model of a size are a
-    pair. If there is only one pair, the interval is over its items. If there is none, return None.
+    The control and the swapped model of a size are a pair, so the interval is the interval of
+    `mean_over_pairs`. With only one pair, the interval is over the items of the pair. Without
+    pairs, return None.
     """
     if frame.empty:
         return None

@@ -442,12 +442,13 @@ def _share(
     Args:
         ours: the prediction; None if the predictor was not measured.
         measure: "precision" or "recall".
-        test: `rises` to test that it is above the bound, `falls` to test that it is below.
-        bound: in percent: a precision that the source of the claim calls high, or a recall that it
-            calls low.
+        test: `rises` to test that `measure` is above the bound, `falls` to test that `measure` is
+            below the bound.
+        bound: the bound in percent: what the source of the claim calls a high precision, if
+            `measure` is "precision", or a low recall, if `measure` is "recall".
         first: a phrase for the rows that the prediction is about, e.g. "the first 5,000 rows".
-        nothing: the reason for "untestable" if the precision has no predicted texts to count, or
-            the recall no memorized ones.
+        nothing: the reason for "untestable" if there is nothing to count: no predicted texts for
+            the precision, or no memorized texts for the recall.
         design: why the result is certain by design, so that there is no test; "" otherwise.
     """
     if ours is None:

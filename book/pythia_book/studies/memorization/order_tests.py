@@ -75,7 +75,10 @@ class Design:
 
     @property
     def test_columns(self) -> tuple[tuple[str, int], ...]:
-        """The name of the test and the window size (or 0) of each column of `statistics`."""
+        """For each column of `statistics`, the name of the test and the window size.
+
+        The window size is 0 for tests without windows.
+        """
         dispersion = tuple(("dispersion", w) for w in self.testable_windows)
         return (("trend", 0), *dispersion, ("positions", 0), ("gaps", 0))
 
@@ -139,7 +142,7 @@ def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndar
 
 
 def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Compute the statistics of all tests, float64[draws, tests]; `test_columns` names them.
+    """Compute the statistics of all tests, float64[draws, tests]; `test_columns` names the tests.
 
     Args:
         ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the

@@ -192,8 +192,8 @@ def _planted(extracted: Extracted) -> dict[str, Any]:
 
     - `planted_rows`: the number of memorized rows that continue a planted text.
     - `planted_texts`: the number of different planted texts that these rows continue.
-    - `planted_copies`: for each number of copies, how many of these texts were planted that often,
-      e.g. "3 planted 128 times".
+    - `planted_copies`: a text that groups these texts by their number of copies, e.g.
+      "3 planted 128 times" if three of these texts were planted 128 times each.
     """
     memorized = extracted.memorized(extracted.params.size_list[-1], "standard")
     if memorized is None:

@@ -116,7 +116,7 @@ class Extracted:
         checkpoint was not measured.
 
         Args:
-            step: the step of the checkpoint; by default, the last.
+            step: the step of the checkpoint; by default, the last step.
         """
         step = scale_named(self.params.scale).steps if step is None else step
         return self.measured.get("memorized", size, arm, step)
@@ -168,7 +168,7 @@ def over_units(
 
     Args:
         columns: float[n, k]; entry [i, j] is the value of quantity j for row i.
-        unit: int[n], a number that rows of the same unit share.
+        unit: int[n], the unit of each row; rows with equal numbers are of the same unit.
         statistic: maps sums of the columns, float[..., k], to float[...].
     """
     _, index = np.unique(unit, return_inverse=True)
@@ -190,12 +190,13 @@ def share_over_units(part: np.ndarray, whole: np.ndarray, unit: np.ndarray) -> E
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
     The interval is that of `over_units`, computed for the logit of the share, so that it stays
-    between 0 and 1. For a share of 0 or 1, it is the exact binomial interval with units as trials.
+    between 0 and 1. For a share of 0 or 1, the interval is the exact binomial interval with units
+    as trials.
 
     Args:
         part: bool[n], one entry per row.
         whole: bool[n], one entry per row.
-        unit: int[n], a number that rows of the same unit share.
+        unit: int[n], the unit of each row; rows with equal numbers are of the same unit.
     """
     n, k = int(whole.sum()), int((part & whole).sum())
     if not n:
@@ -220,13 +221,13 @@ def _share(logit: float) -> float:
 def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
-    The interval resamples units. For a share of 0 or 1, it is the exact binomial interval with
-    units as trials.
+    The interval resamples units (the rows with the same number in `text`). For a share of 0 or 1,
+    the interval is the exact binomial interval with units as trials.
 
     Args:
         part: bool[n], one entry per row.
         whole: bool[n], one entry per row.
-        text: int[n], a number that rows of the same unit share.
+        text: int[n], the unit of each row.
         draws: the number of resamples.
     """
     part = part & whole

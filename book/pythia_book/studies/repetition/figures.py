@@ -146,9 +146,9 @@ def read_rows(result: Result) -> Drawing:
 def arms_table(result: Result) -> Table:
     """Return a table of the runs of the largest size, with one row per number of epochs.
 
-    It has the number of different rows that a run reads, its held-out loss, and how much the
-    repeated data are worth, where 100 % is as much fresh data. This worth is given as measured, and
-    as the law of Muennighoff et al. (see law.py) predicts it.
+    The columns say how many different training rows a run reads, its held-out loss, and how much
+    the repeated data are worth: 100 % means as much as the same amount of fresh data. This worth is
+    given as measured, and as the law of Muennighoff et al. (see law.py) predicts it.
     """
     import pandas as pd
 

@@ -57,7 +57,7 @@ def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
     Args:
         parameters: number of parameters of the model.
         tokens: number of tokens read, counting repeated tokens each time.
-        unique_tokens: how many of them are different.
+        unique_tokens: number of tokens in one pass over the data.
     """
     base = min(parameters, warranted(unique_tokens))
     effective = _decayed(base, parameters / base - 1, R_PARAMETERS)
@@ -77,8 +77,8 @@ def excess(parameters: float, tokens: float, epochs: float) -> float:
 def whole_share(parameters: float, tokens: float, epochs: float) -> float:
     """Return how much fresh data `epochs` passes over the same data are worth.
 
-    The result is a fraction of `tokens`: one pass over that fraction of `tokens`, all of them
-    fresh, has the same loss. The loss is predicted with both terms of the law.
+    The result is a fraction f: one pass over f * `tokens` fresh tokens has the same loss. The loss
+    is predicted with both terms of the law.
 
     Args:
         tokens: number of tokens read in all passes.

@@ -40,7 +40,10 @@ class Params(StudyParams):
     WHOLE: ClassVar = {"steps": (0, 10_000_000)}
 
     def check(self) -> None:
-        """Raise ConfigError if `epochs` is invalid, or a number in it does not divide `n_steps`."""
+        """Raise ConfigError if `epochs` is invalid.
+
+        Each number in `epochs` must divide `n_steps`.
+        """
         passes, steps = self.epoch_list, self.n_steps
         if bad := [r for r in passes if steps % r]:
             every = math.lcm(*passes)

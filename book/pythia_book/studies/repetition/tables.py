@@ -53,7 +53,7 @@ class Arms:
         The result is None if the checkpoint was not measured.
 
         Args:
-            step: the step of the checkpoint; None: the last one.
+            step: the step of the checkpoint; None: the last step.
         """
         losses = self.measured.get("loss", size, epochs, self.last if step is None else step)
         return None if losses is None else losses.astype(float)

@@ -618,7 +618,7 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
 
     - `logiqa_METRIC_above`, `logiqa_METRIC_above_holm`: the number of models that are better than
       guessing on LogiQA, see `_above_guessing`; METRIC is "acc" or "acc_norm".
-    - `wsc_constant`: the number of models whose score on WSC is that of a constant answer.
+    - `wsc_constant`: how many models have the score on WSC that a constant answer would have.
     - `mmlu_untrained`: the mean zero-shot accuracy on MMLU of the untrained models, in percent.
 
     Args:

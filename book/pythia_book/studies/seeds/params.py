@@ -78,7 +78,7 @@ class Params(StudyParams):
 
     @property
     def size_is_smaller(self) -> bool:
-        """Whether `size` is smaller than its neighbour."""
+        """Whether `size` is smaller than `neighbour_size`."""
         both = scale_named(self.scale).size_list(f"{self.size},{self.neighbour_size}")
         return both[0] == self.size
 

@@ -89,8 +89,8 @@ TYPES: dict[str, type] = {
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train all runs and measure them.
 
-    The arrays have one value per item. Their names consist of measure, order seed, weight seed, arm
-    and step, e.g. "loss/1234/1/standard/572". The measures are
+    Each array has one value per item. The name of an array consists of measure, order seed, weight
+    seed, arm and step, e.g. "loss/1234/1/standard/572". The measures are
 
     - loss: in nats per token, on held-out rows.
     - last_word: whether the last word of a held-out sentence is predicted.

@@ -132,7 +132,7 @@ def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
 
 
 def _effects(params: Params, measured: Measured, step: int, measure: str) -> list[dict[str, Any]]:
-    """Return the rows of the table `effects` for one step and measure: each seed, then the mean."""
+    """Return rows of the table `effects` for a step and measure: one per seed, then the mean."""
     rows, changes = [], []
     for seed in params.seed_values:
         twins = [measured.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]

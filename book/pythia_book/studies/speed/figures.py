@@ -173,7 +173,7 @@ def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
 
 
 def _measured(result: Result) -> str:
-    """Return a sentence that names the GPU that was measured, or says that none was."""
+    """Return a sentence that names the measured GPU, or says that no GPU has been measured."""
     gpu = result.values["gpu"]
     return f"Measured: {'not yet' if gpu == NOT_MEASURED else gpu}."
 

@@ -485,7 +485,7 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
 
     Args:
         machine: the row that describes the CPU.
-        gpu: rows that were measured on a GPU, the first of which describes it; may be empty.
+        gpu: a row that describes the GPU, then rows measured on this GPU; may be empty.
         tables: the tables of the study.
     """
     libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")

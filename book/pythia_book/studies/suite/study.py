@@ -38,8 +38,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """Find or train the suite, check its guarantees, and compare it with other public suites.
 
     Args:
-        published: the released numbers; None: those in `PYTHIA_PUBLISHED_DIR`, or else those in a
-            record of the study.
+        published: the released numbers; None: the numbers in `PYTHIA_PUBLISHED_DIR` or, if this
+            variable is not set, in a record of the study.
     """
 
     def measured() -> Measurements:

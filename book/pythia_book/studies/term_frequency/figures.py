@@ -21,11 +21,11 @@ GUESS = 25
 
 
 def by_frequency(result: Result) -> Drawing:
-    """Draw how often first operands were read in sums, and accuracy on sums by that frequency.
+    """Draw how often first operands were read in sums, and how accuracy depends on this frequency.
 
     The first panel compares how often each operand was read in sums with how often it occurs in the
-    text. The other two show accuracy at the end of training: in the second, the model picks the
-    answer out of four; in the third, it writes the answer.
+    text. The other panels show accuracy on sums at the end of training. In the second panel, the
+    model picks the answer out of four; in the third panel, the model writes the answer.
     """
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)

@@ -55,8 +55,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """Find or train the suite on one text, count terms in it, and score sums and definitions.
 
     Args:
-        published: the released numbers; None: those in `PYTHIA_PUBLISHED_DIR`, or else those in a
-            record of the study.
+        published: the released numbers; None: the numbers in `PYTHIA_PUBLISHED_DIR` or, if this
+            variable is not set, in a record of the study.
     """
     return conduct(
         STUDY,

@@ -77,8 +77,8 @@ class NumberScores:
     """The scores of our models on sums that were never planted, grouped by first operand.
 
     There are scores for every size, step, number of shots (solved examples) and measure: "exact"
-    (the right answer is written), "choice" (it is picked out of four) or "logprob" (its
-    log-probability in nats).
+    (whether the right answer is written), "choice" (whether the right answer is picked out of four)
+    or "logprob" (the log-probability of the right answer in nats).
     """
 
     measured: Measurements
