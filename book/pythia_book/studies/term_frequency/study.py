@@ -275,9 +275,9 @@ def _counted(
 
 
 def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the names and numbers that the page quotes in its text.
+    """Return the names and numbers that the page quotes in its text, as a dict.
 
-    Most are about the largest size at the end of training.
+    Most numbers are about the largest size at the end of training.
     """
     size, steps, shots = params.size_list[-1], scores.steps, params.shot_list[-1]
     times = scores.in_sums(steps[-1])
