@@ -85,7 +85,7 @@ def over_training(result: Result) -> Drawing:
     """Draw the accuracy, over training, of our models that were trained on the standard text.
 
     There is one panel per task and one panel for the last words of held-out passages. The accuracy
-    on tasks is zero-shot, or with the fewest solved examples that were measured.
+    on tasks is for the smallest measured number of solved examples per prompt.
     """
     first, sizes = min(result.params.shot_list), result.params.size_list
     selection = {"arm": "standard", "shots": first, "status": "scored"}
