@@ -662,8 +662,9 @@ def local_folder(source: str | Path) -> Path | None:
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     """Find the folder of a model on this machine.
 
-    This is the subfolder of `source` with the name of the revision. If there is no such subfolder,
-    it is `source` itself, provided that the revision is "main" or the name of that folder.
+    The result is the subfolder of `source` with the name of the revision. If there is no such
+    subfolder, the result is `source` itself, provided that the revision is "main" or the name of
+    the folder `source`.
 
     Raises:
         CheckpointError: there is no such folder or revision.

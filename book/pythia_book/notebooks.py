@@ -74,7 +74,7 @@ def notebooks_dir() -> Path:
 
 
 def notebook_path(study: str) -> Path:
-    """Return the path of the source notebook of a study, which has no outputs.
+    """Return the path of the source notebook of a study (the notebook without outputs).
 
     Raises:
         ConfigError: the study is unknown; the message lists the known studies.

@@ -535,9 +535,10 @@ def staging(target: Path) -> Iterator[Path]:
 def swap_in(new: Path, target: Path) -> None:
     """Replace `target` by the folder `new` from `staging`, atomically if the system supports it.
 
-    On other systems two renames are needed. If the process is killed between the two, `tidy`
-    restores the earlier folder. If two processes swap at the same time, the last one wins.
-    Files in `target` that no run has written, e.g. a reader's notes, stay there.
+    On other systems two renames are needed. If the process is killed between the renames, `tidy`
+    restores the earlier folder. If two processes swap at the same time, the folder of the process
+    that finishes last stays. Files in `target` that no run has written, e.g. a reader's notes, also
+    stay.
     """
     _keep_foreign_files(target, new)
     for file in new.rglob("*"):

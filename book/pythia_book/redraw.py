@@ -197,7 +197,7 @@ def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
     """
 
     def tests(claims: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Map each claim and side ("released" or "ours") to its test."""
+        """Map (claim, side) to the test of the claim; a side is "released" or "ours"."""
         return {(c["claim"], side): c[side] for c in claims for side in SIDES if c[side]}
 
     def words(claims: list[dict[str, Any]]) -> dict[str, Any]:

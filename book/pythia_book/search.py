@@ -192,8 +192,8 @@ def find_text(
     """Yield the occurrences of a text in the training rows, in training order.
 
     Args:
-        read: returns the rows [start, stop) in training order, e.g. the method `rows` of `Rows`.
-        matcher: finds the occurrences in rows.
+        read: a function that returns the rows [start, stop) in training order, e.g. `Rows.rows`.
+        matcher: a function that finds the occurrences of the text in rows.
         batch_size: rows per update.
         first_step: the first update to search.
         last_step: the update before which the search ends.

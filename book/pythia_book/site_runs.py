@@ -158,8 +158,8 @@ def substitutions(run: SelectedRun) -> dict[str, str]:
     """Map each name that prose can use as `{{ name }}` to its text, for one run.
 
     There is a name <study>_<value> for each value of the record, and names for the scale, device,
-    date, cost and command of the run. If a value has an interval, the value and the ends of the
-    interval are also available as <study>_<value>_value, _low and _high. Without a run, the result
+    date, cost and command of the run. If a value has an interval, there are three more names:
+    <study>_<value>_value, <study>_<value>_low and <study>_<value>_high. Without a run, the result
     is empty.
     """
     record = run.record

@@ -83,7 +83,8 @@ class Estimate:
         """Apply an increasing `function`, e.g. the logarithm, to the value and its interval.
 
         Args:
-            inverse: the inverse of `function`, because p-values are computed in the old unit.
+            inverse: the inverse of `function`, needed because p-values are computed in the old
+                unit.
         """
         numbers = {key: function(number) for key, number in self.interval().items()}
         return replace(self, **numbers, exact_p=lambda null: self.p_value(inverse(null)))

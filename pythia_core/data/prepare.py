@@ -257,8 +257,8 @@ class PreparedData:
         The size of every file is always checked.
 
         Args:
-            full: check also the sha256 of every file. If False, this is done only in folders with
-                at most FULL_CHECK_BYTES in total.
+            full: check also the sha256 of every file. If False, the sha256 is checked only in
+                folders with at most FULL_CHECK_BYTES in total.
 
         Raises:
             DataError: a file is absent or has changed; the message names the first such file.

@@ -173,7 +173,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the (key, value) pairs of a JSON object as a dict.
 
     Raises:
-        ValueError: a key is repeated. json.loads alone would keep its last value.
+        ValueError: a key is repeated. (json.loads alone would keep the last value of the key.)
     """
     value = dict(pairs)
     if len(value) != len(pairs):

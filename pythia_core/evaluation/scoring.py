@@ -210,12 +210,12 @@ def encoder(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
 def text_requests(
     texts: Sequence[str], encode: Callable[[str], tuple[int, ...]], eod_id: int
 ) -> list[Request]:
-    """Make one request per text, which scores the whole text after one end-of-document token.
+    """Make one request per text, to score the whole text after one end-of-document token.
 
     The evaluation harness scores CrowS-Pairs in this way.
 
     Args:
-        encode: returns the token ids of a text.
+        encode: a function that returns the token ids of a text.
 
     Raises:
         DataError: a text has no tokens.

@@ -170,8 +170,9 @@ class _ShortAttention(torch.autograd.Function):
 class _PackedAttention(torch.autograd.Function):
     """An autograd function for our Triton attention on a packed qkv.
 
-    The forward rotates the queries and keys of qkv in place. The backward rotates their gradients
-    back. `kernels.rotary._SplitRotated` explains how autograd copes with the change in place.
+    The forward rotates the queries and keys of qkv in place. The backward rotates the gradients of
+    the queries and keys back. `kernels.rotary._SplitRotated` explains how autograd copes with the
+    change in place.
     """
 
     @staticmethod

@@ -18,7 +18,7 @@ import torch
 class Tile:
     """The launch settings of an attention kernel.
 
-    They are the queries and keys per tile, and the numbers of warps and pipeline stages.
+    The settings are four counts: queries per tile, keys per tile, warps, and pipeline stages.
     """
 
     queries: int

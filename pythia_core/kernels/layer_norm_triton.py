@@ -37,7 +37,7 @@ def backward_tile(d: int) -> tuple[int, int, int, int]:
     the second may be 0.
 
     Returns:
-        The numbers of rows, lanes of the first run, lanes of the second run, and warps.
+        Four counts: rows, lanes of the first run, lanes of the second run, and warps.
     """
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0

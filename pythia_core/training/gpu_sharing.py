@@ -34,12 +34,12 @@ def next_admissible(
 ) -> int | None:
     """Return the first waiting job that may start now, or None if no job may start.
 
-    A job may start if fewer than `most` jobs run and its memory fits next to theirs. If no job
-    runs, it may start even if its memory does not fit.
+    A job may start if fewer than `most` jobs run and the device has enough memory left for it. If
+    no job runs, the first waiting job may start even if the device is too small for it.
 
     Args:
-        waiting: numbers of the waiting jobs, in the order in which they should start.
-        running: numbers of the running jobs.
+        waiting: indices of the waiting jobs, in the order in which the jobs should start.
+        running: indices of the running jobs.
         needs: bytes that each job needs.
         capacity: bytes of the device that jobs can use.
         most: maximum number of running jobs.

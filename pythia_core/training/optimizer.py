@@ -112,9 +112,9 @@ class FlatAdamW:
 
         Args:
             lr: learning rate.
-            update: the number of this update; the first one after the moments were zero is 1.
+            update: index of this update; the first update after the moments were zero has index 1.
             factor: 0-dim tensor that multiplies the gradient; default: 1.
-            skip: 0-dim tensor; 1 leaves everything unchanged; default: 0.
+            skip: 0-dim tensor: 0 to update (default), 1 to leave everything unchanged.
         """
         factor = self._one if factor is None else factor.float()
         skip = self._no if skip is None else skip.float()

@@ -85,7 +85,7 @@ def prune_during_training(
     """Wrap `batch_at` so that fetching a batch also deletes weights that the run need not keep.
 
     Args:
-        batch_at: returns the batch of a step.
+        batch_at: a function that returns the batch of a step.
         folder: the run's folder.
         keep: what to keep if the run is large; None: everything.
 

@@ -156,7 +156,7 @@ class PendingUpdate:
         lr: learning rate.
         loss_scale: None except in fp16.
         batch: the rows of token ids, (batch_size, S+1).
-        skipped: whether the weights did not change; known after `result`.
+        skipped: whether the update left the weights unchanged; known once `result` has returned.
     """
 
     trainer: Trainer
@@ -235,7 +235,7 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or the gradient is not finite; the weights are left untouched.
-            DataError: no rows, or an id outside the model's vocabulary.
+            DataError: the batch has no rows, or a token id is outside the model's vocabulary.
         """
         return self.launch(batch).result()
 
@@ -247,7 +247,7 @@ class Trainer:
 
         Raises:
             TrainingError: out of memory; the message recommends a size of the micro-batch.
-            DataError: no rows, or an id outside the model's vocabulary.
+            DataError: the batch has no rows, or a token id is outside the model's vocabulary.
         """
         with self._kernels():
             return self._launch(batch)
@@ -306,7 +306,7 @@ class Trainer:
         """Check the token ids of a batch, and copy them to the device as int64.
 
         Raises:
-            DataError: no rows, or an id outside the model's vocabulary.
+            DataError: the batch has no rows, or a token id is outside the model's vocabulary.
         """
         vocab_size = self.config.model.vocab_size
         if not batch.size or batch.min() < 0 or batch.max() >= vocab_size:
@@ -347,8 +347,8 @@ class Trainer:
         precisions, this is called only for an update that was not finite, and an error is raised.
 
         Raises:
-            TrainingError: the update was not finite; in fp16, only at the minimum loss scale. The
-                trainer is back at the step before the update.
+            TrainingError: the update was not finite. In fp16, this is an error only at the minimum
+                loss scale. The trainer is back at the step before the update.
         """
         try:
             if self.scaler:

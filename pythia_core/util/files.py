@@ -20,7 +20,7 @@ from pythia_core.errors import ConfigError
 
 
 def checkout() -> Path | None:
-    """Return the root folder of the checkout with this package; None if it runs from a wheel."""
+    """Return the root folder of the checkout with this package; None without a checkout."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "notebooks").is_dir() else None
 

@@ -71,9 +71,9 @@ runs take only minutes on one GPU, and so that manuals and code do not outweigh 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
     """Yield (domain, text) for every text of a corpus: sampled pieces, planted copies, and sums.
 
-    Copies follow directly after the text they copy; the sums come last. The corpus is read twice,
-    first to choose the texts to plant. This needs little memory: only texts that may be planted
-    (those with a number of words within LENGTHS) are kept.
+    The copies of a text follow directly after the text. The sums come last. The corpus is read
+    twice, first to choose the texts to plant. This needs little memory: a text is kept only if it
+    may be planted (if its word count is within LENGTHS).
     """
     copies, words, natural = _survey(domains, corpus)
     copies = dict(copies)
@@ -182,7 +182,7 @@ def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
 
 
 def _words(text: str) -> int:
-    """Count the words of a text, as its spaces plus one."""
+    """Return the number of words in a text: the number of its spaces, plus one."""
     return text.count(" ") + 1
 
 

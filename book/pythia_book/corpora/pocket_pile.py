@@ -96,7 +96,7 @@ def _speech() -> Iterator[str]:
 
 
 def _encyclopedic() -> Iterator[str]:
-    """Yield the Wikipedia paragraphs of BoolQ (CC BY-SA), one for each question.
+    """Yield, for each question of BoolQ (CC BY-SA), the Wikipedia paragraph it is about.
 
     A paragraph with several questions is repeated.
     """

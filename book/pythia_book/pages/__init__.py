@@ -31,10 +31,10 @@ def formatted(
     """Format the cells of a table as text; missing values become a dash.
 
     Args:
-        columns: maps the name of each column to show to its title and the formatter of its cells.
+        columns: maps the name of a column of `frame` to (title, function that formats a cell).
 
     Returns:
-        A frame of texts with only these columns, which have the titles as names.
+        A frame of texts with only the columns in `columns`, under their titles.
     """
     import pandas as pd
 

@@ -109,8 +109,8 @@ def tiny() -> Example:
 def real() -> Example:
     """Return the example of the data that a run at the scale `smoke` reads.
 
-    Nothing is fetched, so that the book can be built without a network. If the data are not in the
-    cache, or damaged there, return `tiny`.
+    Nothing is fetched, so that the book can be built without a network. If the data are missing
+    from the cache, or damaged, return the example of `tiny` instead.
     """
     from pythia_book.corpora.pocket_pile import wheels_needed
     from pythia_book.corpora.wheels import WHEELS

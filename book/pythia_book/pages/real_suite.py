@@ -192,8 +192,8 @@ def commands_table() -> pd.DataFrame:
     """Return the cost of some example commands, one row per command.
 
     The columns are `command`, `fetched` (bytes), `memory` (bytes), `seconds` and `machine`. If
-    `machine` names a device, `seconds` is the time on this device; if it is empty, `seconds` is the
-    time of the download.
+    `machine` names a device, `seconds` is the time on this device. If `machine` is empty, `seconds`
+    is the time of the download.
     """
     import pandas as pd
 

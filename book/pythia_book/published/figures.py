@@ -141,8 +141,8 @@ def benchmarks_by_size(result: Result) -> Drawing:
 def late_change(result: Result) -> Drawing:
     """Draw the accuracy over training, to compare the middle and the end of training.
 
-    There is a panel for standard models on LAMBADA, one for deduplicated models on LAMBADA, and one
-    for the mean over seven tasks, in which the two models of each size are averaged.
+    The first panel shows standard models on LAMBADA. The second panel shows deduplicated models on
+    LAMBADA. The third panel shows the mean over seven tasks and over the two models of each size.
     """
     lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
     deduped = lambada.deduped.astype(bool)

@@ -241,7 +241,7 @@ _MMLU_PREFIX, _BLIMP_PREFIX = "hendrycksTest-", "blimp_"
 def mmlu_table(path: Path | None) -> pd.DataFrame:
     """Read the accuracy on each subject of MMLU, in the columns MMLU.
 
-    Rows with the scores of another model are left out (see `misplaced`).
+    Rows that by mistake have the scores of another model are left out (see `misplaced`).
 
     Raises:
         DataError: JSON or CSV is malformed, or the archive exceeds a limit.

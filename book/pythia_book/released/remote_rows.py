@@ -178,11 +178,11 @@ class HttpFile:
     async def _check(self, response: ClientResponse) -> None:
         """Reject a response that is not exactly the requested range, before its body is read.
 
-        If the response is accepted, store the size of the file that it states.
+        If the response is accepted, store the file size that the response states.
 
         Raises:
-            ConnectionError: the status may be transient.
-            FetchError: the response is wrong for another reason.
+            ConnectionError: the status code is one of RETRIED, so a retry may succeed.
+            FetchError: the response is wrong in any other way.
         """
         status, headers = response.status, response.headers
         requested = response.request_info.headers["Range"].replace("=", " ")

@@ -41,8 +41,8 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
 
     Raises:
         ConfigError: `text` is not a list of steps.
-        CheckpointError: the run has no checkpoint at one of the steps (the message names the
-            nearest), or no checkpoint at all.
+        CheckpointError: the run has no checkpoints, or no checkpoint at one of the steps. In the
+            second case the message names the existing steps nearest to the missing step.
     """
     saved = run.steps
     if text == "all":

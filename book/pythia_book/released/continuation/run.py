@@ -442,7 +442,7 @@ def _folder(model: ModelConfig, continuation: Continuation, identity: dict[str, 
 
 
 def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
-    """Train a continued run to its end, starting from `start`, and record that it is finished."""
+    """Train a continued run from `start` to its end, and record that the run is finished."""
     count = sum(t.numel() for t in start.weights.values())
     zero = torch.zeros(1).expand(count)
     moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}

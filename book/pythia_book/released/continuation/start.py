@@ -82,8 +82,8 @@ class Source(Protocol):
     ) -> tuple[ModelConfig | None, TrainConfig | None, int]:
         """Return the model config, the training settings, and the number of tokens per row.
 
-        If the model is in a repository on the hub, its config and the training settings are None,
-        because its files may not have been downloaded yet.
+        If the model is in a repository on the hub, the model config and the training settings are
+        None, because the files of the repository may not have been downloaded yet.
 
         Args:
             seq_len: tokens per row for a published model; ignored for a local run.

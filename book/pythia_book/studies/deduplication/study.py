@@ -34,8 +34,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """Find or train the suite, deduplicate the text by every recipe, and compare the twins.
 
     Args:
-        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR` or, if it is
-            not set, those of the recorded study.
+        published: the released numbers. Default: the numbers in the folder `PYTHIA_PUBLISHED_DIR`
+            or, if this variable is not set, the numbers of the recorded study.
     """
     measuring, analysing = partial(measure, params, progress), partial(analyse, params)
     return conduct(STUDY, params, measuring, analysing, released, published)

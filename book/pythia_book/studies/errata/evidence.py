@@ -238,10 +238,11 @@ def vocabulary() -> Values:
 
     The result has the keys:
 
-    - `vocab_usable`: the number of the tokenizer's tokens, `vocab_entries` in its vocabulary plus
-      `vocab_spaces` added ones (runs of spaces).
+    - `vocab_entries`: how many tokens the tokenizer's vocabulary has.
+    - `vocab_spaces`: how many tokens (runs of spaces) were added to the vocabulary.
+    - `vocab_usable`: the sum of the two counts.
     - `vocab_padded_R`: the padded size for R = 1, 2 or 4 tensor-parallel ranks.
-    - `vocab_agree`: "are" if these padded sizes are the released ones, else "ARE NOT".
+    - `vocab_agree`: "are" if the padded sizes equal the released sizes, else "ARE NOT".
     """
     entries, spaces = 50_254, 23
     usable = entries + spaces

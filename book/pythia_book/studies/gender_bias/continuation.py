@@ -55,10 +55,11 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
 
 
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
-    """Compare a continued control with its source, by their losses on rows that neither has read.
+    """Compare the losses of a continued control and its source, on rows that neither has read.
 
-    The source is the local run or released model that was continued. The two are compared at three
-    saved steps of the control: the first, the first after re-warming, and the last before the end.
+    The source is the local run or released model that was continued. The comparison is made at
+    three saved steps of the control: the first, the first after re-warming, and the last before the
+    end.
 
     Args:
         run: the control, or a swapped run with this control.
@@ -67,8 +68,8 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
 
     Returns:
         One row per step, with the columns CONTINUITY. Losses are in nats per token. The difference
-        is ours minus source, with an interval over rows. The table is empty if the source is itself
-        the control.
+        is the control's loss minus the source's loss, with an interval over rows. If the source is
+        itself the control, the table is empty.
     """
     import pandas as pd
 

@@ -67,7 +67,7 @@ class Params(StudyParams):
         return scale.run(size, both, both, deduplicated=True, precision=best_precision())
 
     def arm(self, size: str, seed: int, arm: str) -> RunConfig:
-        """Return the config of the control, or of the fork named `arm` (ARMS)."""
+        """Return the config of the arm `arm` (see ARMS): the control, or a fork of the control."""
         control, index = self.control(size, seed), ARMS[arm]
         if index is None:
             return control

@@ -55,7 +55,7 @@ def _rows(scale: Scale, size: str) -> TokenFileData:
 
 
 def plans(params: Params) -> list[Plan]:
-    """Return two plans per size: first for the control and the long swap, then for the short swap.
+    """Return two plans per size: first one for control and long swap, then one for short swap.
 
     Raises:
         CheckpointError: a released model is missing.

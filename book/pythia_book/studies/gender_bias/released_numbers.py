@@ -161,12 +161,12 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 
     Args:
         winobias: the table `winobias` of `select`.
-        suite: "v1", the current suite, or "v0", the first.
+        suite: "v1" for the current suite, "v0" for the first suite.
         prompts: the prompts to average over, a subset of PROMPTS.
 
     Returns:
-        The columns size, arm, step, value (the lead, as a fraction of 1) and stderr. The two kinds
-        of sentences count as independent.
+        The columns size, arm, step, value (the lead, as a fraction of 1) and stderr. For stderr,
+        the scores on the two kinds of sentences are taken to be independent.
     """
     chosen = winobias[(winobias.suite == suite) & winobias.prompt.isin(prompts)]
     chosen = chosen.assign(variance=chosen.stderr**2)

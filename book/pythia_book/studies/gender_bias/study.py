@@ -99,8 +99,9 @@ def measure(
     The arrays are
 
     - "MEASURE/SIZE/ARM/STEP": [seeds, items]; present only if all seeds were measured.
-    - "winobias_occupation": the index of the occupation of every WinoBias sentence.
-    - "winobias_feminine": whether the stereotype of that occupation is feminine.
+    - "winobias_occupation": for each WinoBias sentence, the index of its occupation.
+    - "winobias_feminine": for each WinoBias sentence, whether the stereotype of its occupation is
+      feminine.
     - the arrays of `coupling.measure`.
 
     Raises:

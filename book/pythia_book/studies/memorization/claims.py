@@ -409,7 +409,7 @@ def _too_few_readings(
     Args:
         ours: the prediction of the checkpoint at `step`.
         percent: the progress of training at `step`.
-        bound: in percent.
+        bound: the recall to be exceeded, in percent.
     """
     if ours is None or not ours.truth.any():
         return ""

@@ -183,7 +183,7 @@ def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, colour: str = "")
 
     Args:
         rows: rows of the table `released`, one per place.
-        colour: the colour of both lines; "" for those in MEASURES.
+        colour: the colour of both lines; "" to give each line its colour in MEASURES.
     """
     for name, own, mark in MEASURES:
         ax.plot(x, 100 * rows[name], color=colour or own, marker=mark, markersize=3, linewidth=1)

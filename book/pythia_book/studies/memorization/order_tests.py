@@ -324,7 +324,7 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
     Args:
         ranks: the sorted ranks of the events (memorized rows) among the eligible rows, int[events].
         window: rows per window.
-        draws: the number of random subsets that give the band.
+        draws: how many random subsets of the eligible rows to draw for the band.
 
     Returns:
         A dict of four arrays with one entry per window: theoretical (Poisson quantiles), observed

@@ -210,19 +210,20 @@ def _planted(extracted: Extracted) -> dict[str, Any]:
 
 
 def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
-    """Count the rows of an arm that were read once, and those that the largest model memorized.
+    """Count the rows of an arm whose text was read once, and the memorized rows among them.
 
-    The names of the numbers end in the arm, e.g. once_standard:
+    Memorized means memorized by the largest model. The name of each result ends in the arm, e.g.
+    once_standard:
 
-    - once, once_memorized: rows with a continuation that was read once, and how many of them are
-      memorized.
-    - once_percent: the percentage of these rows that is memorized, with its interval.
-    - beginning_once, beginning_once_memorized: the same counts for rows with a beginning (context
-      and continuation) that was read once.
-    - beginning_once_read_more: how many of these memorized rows have a continuation that was read
-      more than once.
-    - beginning_once_times: the median number of times that the continuations of these memorized
-      rows were read.
+    - once: how many rows have a continuation that was read once.
+    - once_memorized: how many rows counted in `once` are memorized.
+    - once_percent: the percentage of rows counted in `once` that is memorized, with an interval.
+    - beginning_once: how many rows have a beginning (context and continuation) that was read once.
+    - beginning_once_memorized: how many rows counted in `beginning_once` are memorized.
+    - beginning_once_read_more: how many rows counted in `beginning_once_memorized` have a
+      continuation that was read more than once.
+    - beginning_once_times: how often the continuation of a row counted in
+      `beginning_once_memorized` was read (the median over rows).
     """
     rows: Rows = extracted.rows[arm]
     memorized = extracted.memorized(extracted.params.size_list[-1], arm)

@@ -201,14 +201,15 @@ def values(params: Params, models: Models, measured: Measurements) -> dict[str, 
 
 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:
-    """Return the step of a milestone with its interval, or the text "not reached".
+    """Return the step of a milestone with an interval, or the text "not reached".
 
     Args:
         steps: the steps of the checkpoints, then None for "not reached".
-        indices: int[1 + draws], which of `steps` the milestone is, as `milestones` returns them.
+        indices: int[1 + draws], indices into `steps`, as `milestones` returns them.
 
     Returns:
-        The keys are value, low and high; low and high may be None.
+        A dict with the steps value, low and high, where None for low or high means "not reached".
+        If the milestone itself is not reached, the text "not reached".
     """
     value, low, high = (steps[i] for i in interval_of(indices))
     return "not reached" if value is None else {"value": value, "low": low, "high": high}

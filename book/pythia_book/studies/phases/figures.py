@@ -81,8 +81,8 @@ def losses(result: Result) -> Drawing:
 def induction(result: Result) -> Drawing:
     """Draw three measures of induction over training.
 
-    They are the gain from reading a random sequence again, the part of the gain that depends on the
-    order of its tokens, and the prefix matching of the best head.
+    The measures are the gain from reading a random sequence again, the part of this gain that
+    depends on the order of the tokens in the sequence, and the prefix matching of the best head.
     """
     levels, values = result.tables["levels"], result.values
     note = f"{values['n_sequences']} sequences; bands: 95 % intervals"
@@ -174,7 +174,7 @@ def ngrams_table(result: Result) -> Table:
 
 
 def _rows_note(result: Result) -> str:
-    """Return the note under a figure: numbers of checkpoints and rows, and what bands mean."""
+    """Return the note under a figure: how many checkpoints and rows it uses, what bands mean."""
     values = result.values
     return (
         f"{values['n_checkpoints']} checkpoints; {number_text(values['n_places'])} places in "

@@ -63,7 +63,10 @@ class Curves:
         return cls(steps.tolist(), lens, values)
 
     def at(self, step: int, measure: str) -> np.ndarray | None:
-        """Return one of MEASURES at a step, a value per row or sequence; None if not measured."""
+        """Return a measure (one of MEASURES) at a step, with one value per row or sequence.
+
+        If the step was not measured, return None.
+        """
         return self.values[measure][self.steps.index(step)] if step in self.steps else None
 
 

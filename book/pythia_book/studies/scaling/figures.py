@@ -85,7 +85,7 @@ def over_training(result: Result) -> Drawing:
     """Draw the accuracy, over training, of our models that were trained on the standard text.
 
     There is one panel per task and one panel for the last words of held-out passages. The accuracy
-    on tasks is zero-shot, or with the fewest solved examples that were measured.
+    on tasks is for the smallest measured number of solved examples per prompt.
     """
     first, sizes = min(result.params.shot_list), result.params.size_list
     selection = {"arm": "standard", "shots": first, "status": "scored"}
@@ -134,9 +134,9 @@ def losses(result: Result) -> Drawing:
 def optimal_sizes(result: Result) -> Drawing:
     """Draw the best size by the fitted law, and the tokens per parameter of the released sizes.
 
-    The first panel has the best size for each training budget. The second has the size with the
-    lowest total cost for one given loss, against the number of tokens to be generated. The third
-    has the released sizes.
+    The first panel has the best size for each training budget. The second panel is for one given
+    loss: it has the size with the lowest total cost of training and use, against the number of
+    tokens to be generated. The third panel has the released sizes.
     """
     optimal, official = result.tables["optimal"], result.tables["official_sizes"]
     optimal = optimal.assign(value=optimal.n_params)

@@ -90,9 +90,9 @@ def _means(curves: pd.DataFrame) -> pd.DataFrame:
 def _changes(means: pd.DataFrame) -> pd.Series:
     """Return how much the accuracy of each released size changes late in training, in points.
 
-    It is the mean over the last three evaluated checkpoints minus the mean over the three around
-    the middle of training, averaged over both texts. The index is the model. Runs that lack one of
-    the six checkpoints are left out.
+    The change is the mean over the last three evaluated checkpoints minus the mean over three
+    checkpoints around the middle of training, averaged over the models of both texts. The index is
+    the size. A size is left out if one of its two models lacks one of the six checkpoints.
 
     Args:
         means: the result of `_means`.
@@ -651,8 +651,8 @@ def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[N
         final: the released table `final`.
 
     Returns:
-        The count if each model is tested alone, and the count after Holm's correction. Both are
-        None if no model was scored on the task.
+        The count if each model is tested alone, and the count after Holm's correction. If no model
+        was scored on the task, both counts are None.
     """
     rows = final[(final.task == task) & final.family.str.startswith("pythia")]
     if rows.empty:

@@ -295,8 +295,8 @@ def _head_widths(params: Params) -> str:
 def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
     """Return the percentage of checkpoints at which two runs are in the same state of the map.
 
-    It is a mean over all pairs of the eight stable runs. Only the checkpoints from step MAPPED_FROM
-    on count. Return None if there are no training maps.
+    The percentage is a mean over all pairs of the eight stable runs. Checkpoints before step
+    MAPPED_FROM are left out. Return None if there are no training maps.
 
     Args:
         maps: the table `training_maps`; its column `state` has the state of each checkpoint.

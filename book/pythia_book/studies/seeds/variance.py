@@ -243,7 +243,7 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
 def agreement(states: np.ndarray) -> Estimate:
     """Return the fraction of checkpoints at which two runs are in the same state.
 
-    It is a mean over all pairs of runs. Its t-interval over runs comes from jackknife
+    The fraction is a mean over all pairs of runs. The t-interval over runs comes from jackknife
     pseudo-values, and has no width if all runs agree.
 
     Args:

@@ -67,7 +67,8 @@ def _rank(question: Question, salt: str = "ask") -> str:
 def prompt(question: Question, shots: int) -> str:
     """Return the text of a prompt: `shots` solved examples, then the question.
 
-    The examples have other first operands, and none of them is a sum that models are tested on.
+    The first operand of an example is never that of the question, and an example is never a sum
+    that models are tested on.
     """
     lines = []
     while len(lines) < shots:

@@ -127,8 +127,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     exact/SIZE/STEP/SHOTS bool[sums], whether the model writes the right answer (after SHOTS
     examples);
     choice/SIZE/STEP/0 bool[sums], whether the right answer is likelier than three wrong ones;
-    logprob/SIZE/STEP/SHOTS float32[sums], log-probability of the right answer in nats; if SHOTS is
-    not 0, at the last step only.
+    logprob/SIZE/STEP/SHOTS float32[sums], log-probability of the right answer in nats (only at the
+    last step if SHOTS is not 0).
 
     Arrays on definitions; STEP is always the last step:
     definition_read bool[items], whether the definition is in the training text;
@@ -275,9 +275,9 @@ def _counted(
 
 
 def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the names and numbers that the page quotes in its text.
+    """Return the names and numbers that the page quotes in its text, as a dict.
 
-    Most are about the largest size at the end of training.
+    Most numbers are about the largest size at the end of training.
     """
     size, steps, shots = params.size_list[-1], scores.steps, params.shot_list[-1]
     times = scores.in_sums(steps[-1])

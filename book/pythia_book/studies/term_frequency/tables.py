@@ -118,11 +118,11 @@ class NumberScores:
             return total / np.bincount(self.first, minlength=len(equations.FIRST))
 
     def group(self, means: np.ndarray, numbers: Iterable[int]) -> Estimate | None:
-        """Return the mean of `means` over the first operands in `numbers`. An operand is one unit.
+        """Return the mean of `means` over the first operands in `numbers`, with an interval.
 
-        If the means are shares, the interval is cut to 0..1; if all answers are right, or all are
-        wrong, it is the exact interval for a share of questions. The result is None if no operand
-        in `numbers` has a mean.
+        Each operand counts as one unit of the sample. If the means are shares, the interval is cut
+        to 0..1. If all answers are right, or all answers are wrong, the interval is the exact
+        interval for a share of questions. The result is None if no operand in `numbers` has a mean.
 
         Args:
             means: the result of `by_number`.
