@@ -232,8 +232,8 @@ def pythia_init(config: ModelConfig) -> Initialiser:
     small_wang (released 14M to 2.8B): 2/(L sqrt(d)) for output maps, sqrt(2/(5d)) for the others.
     normal_scaled (released 6.9B and 12B, whose configs name no rule, so that GPT-NeoX's default
         applies): 0.02/sqrt(2L) for output maps, 0.02 for the others.
-    like_6.9b (for small models): those of small_wang, times the ratio of the two rules above at the
-        shape of 6.9B, which is 2.56 for output maps and 2.02 for the others.
+    like_6.9b (for small models): the deviations of small_wang, times 2.56 for output maps and 2.02
+        for the others. These factors are normal_scaled / small_wang at the shape of 6.9B.
     """
     std, std_output = init_deviations(config.init, config.d_model, config.n_layers)
 

@@ -39,7 +39,7 @@ class Size:
         """Return the ModelConfig of this size.
 
         Args:
-            vocab_size: required unless the size fixes the vocabulary, in which case it is ignored.
+            vocab_size: ignored if the size has a fixed vocabulary; required if it has none.
             overrides: fields of ModelConfig to set or replace.
 
         Raises:

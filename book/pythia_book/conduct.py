@@ -28,15 +28,16 @@ def conduct(
 ) -> Result:
     """Obtain the measurements of a study, analyse them, judge the claims, and return the result.
 
-    In a redraw (a new analysis of an old record) the measurements are read from the record;
-    otherwise `measure` makes them.
+    In a redraw (a new analysis of an old record), the measurements are read from the record. In
+    any other run, `measure` makes the measurements.
 
     Args:
         params: the parameters of the study, a dataclass.
-        measure: trains or finds models and measures them.
-        analyse: turns measurements and released tables into tables, values and claims.
-        released: selects from the released results the tables that the study shows; None: the study
-            shows no released results.
+        measure: a function that trains or finds models, and measures these models.
+        analyse: a function that turns measurements and released tables into tables, values and
+            claims.
+        released: a function that selects from the released results the tables that the study
+            shows; None: the study shows no released results.
         published: the released results; None: the results in `PYTHIA_PUBLISHED_DIR`. If this
             variable is not set, the released tables are read from a record of the study.
 

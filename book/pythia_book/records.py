@@ -195,8 +195,8 @@ def _versions() -> dict[str, str]:
 def _peak_memory_mb() -> int | None:
     """Return the peak memory of this run in MB; None on Windows.
 
-    It is the larger of two peaks, this process's and its largest child's, plus the sum of the
-    peaks of all workers.
+    The result is the sum of the peaks of all workers, plus the larger of two peaks: that of this
+    process and that of its largest child process.
     """
     try:
         import resource

@@ -79,9 +79,9 @@ def redraw(
 
 
 def runs_of(studies: Sequence[str], scales: Sequence[str]) -> list[Path]:
-    """Return the folders of these studies and scales that have a record.
+    """Return the folders that have a record of one of these studies at one of these scales.
 
-    Folders in book/recorded come first, then those in the results folder.
+    Folders in book/recorded come first, then folders in the results folder.
     """
     roots = (project_root() / "book" / "recorded", results_dir())
     folders = [root / study / scale for root in roots for study in studies for scale in scales]

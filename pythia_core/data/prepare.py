@@ -203,7 +203,7 @@ class PreparedData:
 
     @cached_property
     def heldout(self) -> MegatronIndexed:
-        """The token ids of the held-out documents; there are none if heldout_fraction is 0."""
+        """The token ids of the held-out documents; empty if `heldout_fraction` is 0."""
         return MegatronIndexed(self.tokens_folder / "heldout")
 
     @cached_property

@@ -171,12 +171,12 @@ def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
-    """Return a list that every forward pass of the model sets to [B, T], the shape of its input.
+    """Return a list that every forward pass of the model sets to [B, T], the shape of the input.
 
     The modules inside the model only see tensors (B*T, width), so `_by_row` needs this shape.
 
     Args:
-        stack: removes the hook when it is closed.
+        stack: when this stack is closed, it removes the hook that sets the list.
     """
     shape: list[int] = []
 

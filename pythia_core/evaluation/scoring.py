@@ -240,8 +240,8 @@ def continuation_requests(
     An end-of-document token precedes each context.
 
     Args:
-        candidates: the possible continuations, with their leading space.
-        encode: returns the token ids of a text.
+        candidates: the possible continuations, each with a leading space.
+        encode: a function that returns the token ids of a text.
 
     Raises:
         DataError: a context ends in white space (which belongs to the candidate).
@@ -314,11 +314,11 @@ def last_words(
     """Make requests to predict the last word of the last complete sentence of each held-out row.
 
     The task is like LAMBADA, but words need not depend on a long context, and names and function
-    words are included. The word is the last one in the row that is directly followed by a token
-    starting with ".", "!" or "?". A word is a token of a space and letters, plus the letters-only
-    tokens after it. The context is one end-of-document token and everything before the word in the
-    same row and document. A row gives no request if it has no such word, or if fewer than
-    `min_context` tokens of the same document precede the word.
+    words are included. The word to predict is the last word of the row that is directly followed by
+    a token starting with ".", "!" or "?". A word is a token of a space and letters, plus the
+    letters-only tokens after this token. The context is one end-of-document token and everything
+    before the word in the same row and document. A row gives no request if it has no such word, or
+    if fewer than `min_context` tokens of the same document precede the word.
 
     Args:
         rows: int[n, S + 1], token ids.

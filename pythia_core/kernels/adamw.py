@@ -65,7 +65,7 @@ def adamw_reference_(
 
     Args:
         b: the buffers to update.
-        update: the number of this update; the first one after the moments were zero is 1.
+        update: 1 for the first update after the moments were zero, 2 for the next, and so on.
         factor: 0-dim tensor that multiplies the gradient.
         skip: 0-dim tensor; 1 leaves everything unchanged, 0 applies the update.
     """

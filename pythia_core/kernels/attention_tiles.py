@@ -31,8 +31,8 @@ class Tile:
 class Tiles:
     """The tiles of the forward kernel, the dq kernel, and the kernel that computes dk and dv.
 
-    If `dv` is None, the last kernel is launched once, with the tile `dk`, for dk and dv together.
-    Otherwise it is launched twice, with the tile `dk` for dk and the tile `dv` for dv.
+    If `dv` is None, the kernel for dk and dv is launched once, with the tile `dk`. If `dv` is a
+    tile, this kernel is launched twice, with the tile `dk` for dk and the tile `dv` for dv.
     """
 
     forward: Tile

@@ -53,12 +53,12 @@ def cross_entropy_kernel(
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Replace each row of `logits` (n, vocab) by the gradient of its loss, and write its loss.
+    """Compute the loss of each row of `logits`; overwrite the row with the gradient of the loss.
 
-    The gradient of a row is softmax(logits) - onehot(target).
+    The gradient is softmax(row) - onehot(target).
 
     Args:
-        logits: the last stride must be 1.
+        logits: (n, vocab), the last stride must be 1.
         targets: the correct id of each row, (n,) int64, contiguous.
         losses: receives the loss of each row, (n,) fp32, contiguous.
     """

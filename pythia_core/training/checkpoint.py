@@ -159,9 +159,10 @@ def save_checkpoint(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest, and check its own hash and the names and sizes of the files.
+    """Read the manifest of a checkpoint, and check the manifest's own hash.
 
-    The files are not checked if `drop_weights` has deleted them.
+    Also check the names and sizes of the checkpoint's files, unless `drop_weights` has deleted the
+    files.
 
     Returns:
         A dict with the keys "step", "meta", "manifest_sha256", "files" (maps each file name to the
@@ -303,7 +304,7 @@ def weight_hashes(parent: Path) -> dict[int, str]:
 def duplicate_steps(hashes: dict[int, str]) -> list[list[int]]:
     """Return the groups of steps with equal hashes, given the hash of each step.
 
-    The released models on the Hugging Face hub have such repeated checkpoints.
+    The released models on the Hugging Face hub have steps with equal hashes.
     """
     groups = defaultdict(list)
     for step, sha256 in hashes.items():

@@ -84,7 +84,7 @@ def training_bytes(model: ModelConfig, tokens: int, execution: Execution, precis
 def largest_micro_batch(
     model: ModelConfig, seq_len: int, bytes_free: int, execution: Execution, precision: str
 ) -> int:
-    """Return how many rows of `seq_len` tokens fit into one micro-batch; 0 if not even one fits.
+    """Return how many rows of `seq_len` tokens fit into one micro-batch; 0 if no row fits.
 
     Args:
         bytes_free: device memory that is free before the model is allocated.

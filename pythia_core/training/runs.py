@@ -67,7 +67,7 @@ TRAJECTORY_VERSION = 2
 def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
     """Return everything that determines a run's weights, as a JSON object.
 
-    Its keys are "config", "data" and "code" (see `code_identity`).
+    The keys of the object are "config", "data" and "code" (see `code_identity`).
 
     Args:
         data: fingerprint of the data.
@@ -557,7 +557,7 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
     """Find or train the run of a job (config, what to keep).
 
-    The run can use only its estimated share of the GPU's memory.
+    The run's GPU memory is limited to a little more than `run_bytes` estimates.
     """
     config, keep = job
     with limit_memory(run_bytes(config, Execution.from_environment())):

@@ -86,7 +86,7 @@ def _locked(folder: Path) -> Iterator[None]:
     folder, wait up to LOCK_SECONDS, because a worker whose parent was killed ends a little later.
 
     Raises:
-        TrainingError: the other process still has the lock.
+        TrainingError: another process still has the lock after LOCK_SECONDS.
     """
     # Not filelock.SoftFileLock: its marker file outlives a killed process. If a scheduler restarts
     # the job on another node, or the killed process was never reaped, nobody would delete the file.
@@ -191,11 +191,12 @@ def _train_worker(
     end: int,
     stop_requested: Callable[[], int],
 ) -> str:
-    """Train in a process other than the first: make the same updates, but write no files.
+    """Train in a process other than the first: make all updates, but write no files.
 
     Args:
         end: the step at which to stop.
-        stop_requested: returns the number of the signal that asks this process to stop, or 0.
+        stop_requested: a function that returns the number of the signal that has asked this
+            process to stop; 0 if there was no such signal.
 
     Returns:
         sha256 of the fp32 weights at the last step.

@@ -192,7 +192,8 @@ class Trainer:
     """A model with its optimizer: the state of a run between two updates.
 
     Args:
-        make_model: constructor of the model, e.g. with other operations or initial weights.
+        make_model: a function that returns a model for a ModelConfig, e.g. a model with other
+            operations or initial weights.
 
     Attributes:
         world: the processes that share every batch.

@@ -128,8 +128,8 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Make glibc reuse freed memory in this process instead of returning it to the system.
 
-    Otherwise, page faults take a third of the time of a small model's training step. Nothing
-    happens if the system does not use glibc.
+    If glibc returns the memory, page faults take a third of the time of a small model's training
+    step. This function does nothing if the system does not use glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -55,7 +55,7 @@ def check_gpu(
     """Check kernels and training; yield a row for the machine, then a row for each check.
 
     Args:
-        sizes: official sizes (default: one for each head dim).
+        sizes: the official sizes to check; empty: one size for each head dim.
         dry_run: check tiny CPU tensors instead, to test that everything runs.
         budget: seconds after which no check starts; each skipped check has a row that says so.
 

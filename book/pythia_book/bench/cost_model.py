@@ -67,12 +67,14 @@ class Profile:
 
     Attributes:
         passes: how often a layer reads or writes a bf16 tensor of shape (tokens, width).
-        bandwidth: TB/s of these passes over memory.
+        bandwidth: TB/s of these reads and writes.
         attention: rates of attention.
         loss_bytes: bytes per logit that the loss reads and writes.
-        loss_bandwidth: TB/s of the loss.
-        extra, most: the matrix products of the layers attain EFFICIENCY + extra, at most `most`.
-        vocab_extra, vocab_most: the same for the matrix products with the vocabulary.
+        loss_bandwidth: TB/s at which the loss reads and writes.
+        extra, most: the matrix products of the layers attain the fraction EFFICIENCY + extra of
+            MATMUL, but at most the fraction `most`.
+        vocab_extra, vocab_most: the matrix products with the vocabulary attain the fraction
+            EFFICIENCY + vocab_extra of MATMUL, but at most the fraction `vocab_most`.
         vocab_bandwidth: TB/s of the matrix products with the vocabulary, which read or write 10
             bytes per logit.
     """

@@ -55,7 +55,8 @@ class Step:
     Attributes:
         command: a module and its arguments. The text {budget} in an argument is replaced by the
             number of seconds in which the step may start measurements.
-        file: name of the file in the results folder to which the step adds rows; "" if none.
+        file: name of the file in the results folder to which the step adds rows; "" if the
+            step adds no rows.
         seconds: estimated duration.
         extra: whether the step is optional: skipping it for lack of time is not a failure.
     """

@@ -511,7 +511,7 @@ def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequen
     """Raise an error if a benchmark cannot run.
 
     Returns:
-        The sizes to measure: `sizes`, or SIZES if it is empty.
+        The sizes to measure: `sizes`, or SIZES if `sizes` is empty.
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size.

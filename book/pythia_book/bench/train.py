@@ -71,9 +71,9 @@ class Implementation:
 
     Attributes:
         family: "ours", "plain" or "transformers".
-        mode: for "ours", a mode of Execution; for the others, "eager" or "compile".
+        mode: for "ours", a mode of Execution; for the other families, "eager" or "compile".
         attention: the attention implementation of `transformers`, "sdpa" or "eager".
-        recompute, deterministic: options of Execution, for "ours".
+        recompute, deterministic: options of Execution; used only for "ours".
     """
 
     family: str
@@ -240,7 +240,7 @@ def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> 
 
 
 def _launch(trainer: Trainer, in_flight: deque[PendingUpdate], lag: int, batch: np.ndarray) -> None:
-    """Launch an update; wait for the oldest ones in flight so that at most `lag` remain."""
+    """Launch an update, then wait for the oldest updates until at most `lag` are in flight."""
     in_flight.append(trainer.launch(batch))
     while len(in_flight) > lag:
         in_flight.popleft().result()
@@ -271,7 +271,7 @@ def _update(
     """Make one update of a baseline, without waiting for the device.
 
     Args:
-        forward: computes the loss of the model on rows.
+        forward: a function that computes the loss of the model on rows.
         batch: rows of token ids, (batch, S+1).
     """
     rows = torch.from_numpy(batch.astype(np.int64)).to(device)
@@ -515,7 +515,8 @@ def _warm_up(
     """Make warm-up updates, which compile and allocate.
 
     Returns:
-        The implementation ready for timing, with its number of updates per round and peak memory.
+        The implementation ready for timing, with the number of updates to make per round and with
+        its peak memory.
     """
     device = job.device
     before = _allocated(device)

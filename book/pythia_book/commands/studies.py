@@ -80,7 +80,10 @@ def _redraw(args: argparse.Namespace) -> None:
 
 
 def _errata(args: argparse.Namespace) -> None:
-    """Print the list of misstatements about Pythia, or the evidence on the named one."""
+    """Print the evidence on the misstatement about Pythia that the user named.
+
+    Without a name, print the list of all misstatements.
+    """
     from pythia_book.published.results import find
     from pythia_book.studies.errata.catalogue import erratum_named, erratum_text, listing
 

@@ -95,10 +95,10 @@ def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, in
 
 
 def weights(natural: Mapping[int, int]) -> dict[int, float]:
-    """Map each first operand to its relative frequency in the planted sums.
+    """Map each first operand to the relative frequency of the operand in the planted sums.
 
     Args:
-        natural: how often each number occurs in the rest of the corpus.
+        natural: how often each number occurs in the corpus outside the planted sums.
     """
     boosted = {chosen for chosen, _ in pairs(natural)}
     return {n: (natural[n] + 1) * (BOOST if n in boosted else 1) for n in FIRST}

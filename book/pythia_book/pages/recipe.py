@@ -26,8 +26,8 @@ _LINE = "#0072b2"
 def schedule() -> Drawing:
     """Draw how the learning rate changes during training, and the peak rate of each size.
 
-    The left panel has two schedules: the one that was used, and the one that is usually described.
-    The right panel has the peak rates of Pythia and, for comparison, those of GPT-3.
+    The left panel has the schedule that was used and the schedule that is usually described. The
+    right panel has the peak rates of Pythia and, for comparison, the peak rates of GPT-3.
     """
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()

@@ -284,7 +284,7 @@ def mmlu(result: Result) -> Drawing:
 def blimp(result: Result) -> Drawing:
     """Draw the accuracy on BLiMP over training, one panel per phenomenon of grammar.
 
-    The models are those of the first suite (v0), the only ones with scores.
+    The models are those of the first suite (v0). No other models have BLiMP scores.
     """
     table = _released(result, "blimp")
     table = table.assign(thousands=table.step / 1000)

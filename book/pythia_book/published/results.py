@@ -193,10 +193,12 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find(source: str | Path | None = None) -> Published | None:
-    """Read the released results; return None if nothing says where they are.
+    """Read the released results from a folder or archive.
+
+    Return None if `source` is None and the environment variable PYTHIA_PUBLISHED_DIR is not set.
 
     Args:
-        source: a folder or archive; None: the one that PYTHIA_PUBLISHED_DIR names, if it is set.
+        source: path of the folder or archive; None: the path in PYTHIA_PUBLISHED_DIR.
 
     Raises:
         DataError: the source cannot be read (see `load`).

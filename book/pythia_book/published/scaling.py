@@ -76,9 +76,10 @@ assignment is that of the field `linguistics_term` in github.com/alexwarstadt/bl
 
 
 def released_tables(published: Published) -> dict[str, pd.DataFrame]:
-    """Return the released results that the study `scaling` uses: the tables of COLUMNS, by name.
+    """Return the released results that the study `scaling` uses, as tables by name.
 
-    A table is empty if the source lacks its results.
+    The names and columns are those in COLUMNS. A table is empty if `published` has no results for
+    this table.
     """
     rows = published.benchmarks
     acc = rows[rows.metric == "acc"] if len(rows) else rows

@@ -45,12 +45,13 @@ class Entry:
     """What was hashed: "tensors", "safetensors" files or "pickles" files; "" if there are no
     weights. Only hashes of the same kind are compared."""
     parts: dict[str, str] = field(default_factory=dict)
-    """Maps the name of each file to its sha256, or, for "tensors", to that of the tensors in it."""
+    """Maps the name of each file to the sha256 of the file. If `kind` is "tensors", the sha256 is
+    that of the tensors in the file."""
     whole: str = ""
     """One sha256 for all weights: of all tensors, of the only file, or, if there are several files,
     of the list of their names and hashes."""
     problem: str = ""
-    """Why there is no hash; empty if there is one."""
+    """Why there is no hash; empty if there is a hash."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def audit(source: str, progress: bool = True) -> Audit:
 
 
 def _list(names: Iterable[str]) -> str:
-    """Join names with commas. If there are more than SHOWN names, the others are only counted."""
+    """Join the first SHOWN names with commas, and add how many more names there are, if any."""
     listed = list(names)
     rest = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

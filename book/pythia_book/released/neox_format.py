@@ -43,7 +43,7 @@ def columns(parts: list[Tensor]) -> Tensor:
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Sum a bias over all ranks, because training summed the outputs of its layer over ranks."""
+    """Sum a layer's bias over all ranks, because training summed the layer's outputs over ranks."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 

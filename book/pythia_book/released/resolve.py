@@ -113,7 +113,8 @@ class PublishedModel:
         """Return the name of the revision of a step (default: the last).
 
         Raises:
-            CheckpointError: the step is not available; the message names the nearest steps.
+            CheckpointError: the step is not available. The message names the available steps that
+                are nearest to it.
         """
         step = self.steps[-1] if step is None else step
         if step not in self._revisions:

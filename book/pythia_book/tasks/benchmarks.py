@@ -403,7 +403,8 @@ def _pair(item: Item) -> Prompt:
 def _pronoun(item: Item) -> Prompt:
     """Make a prompt that asks which pronoun fills the blanks in a WinoBias sentence.
 
-    Blanks replace the pronoun and, if the sentence has one, the reflexive that agrees with it.
+    A blank replaces the pronoun. If the sentence also has a reflexive (e.g. "himself") that agrees
+    with the pronoun, a blank replaces the reflexive too.
     """
     versions = (re.split(r"(\W+)", item[f"sentence_{side}"]) for side in ("pro", "anti"))
     blanked = "".join(pro if pro == anti else "_" for pro, anti in zip(*versions, strict=True))
@@ -463,8 +464,8 @@ def _referent(item: Item) -> Questions:
     """Make four questions that ask which occupation a pronoun in a WinoBias sentence refers to.
 
     The first two questions are about the sentence with the stereotypical pronoun, the last two
-    about the sentence with the other pronoun. The released results have two prompts; for each
-    sentence, one question is worded as in the first prompt, and one as in the second.
+    about the sentence with the other pronoun. The released results have two prompts. For each
+    sentence, one question is worded as in the first prompt, and the other as in the second.
     """
     contexts = []
     for side in ("pro", "anti"):

@@ -87,7 +87,7 @@ def sweep(
 
     Args:
         shots: number of few-shot examples; None: each task's default.
-        limit: measure only this many items per task, always the same ones; None: all items.
+        limit: measure only this many items per task, always the same items; None: all items.
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
 
     Raises:

@@ -126,7 +126,8 @@ def adamw() -> Values:
 
     The comparison is one step of each optimizer, in which all weights are 0.5 and all gradients 0,
     so that only weight decay acts. The values give by what percentage AdamW shrinks the decayed
-    weights, by how much it changes the others, and by how much Adam with an L2 penalty changes all.
+    weights, by how much AdamW changes the weights without decay, and by how much Adam with an L2
+    penalty changes all weights.
     """
     import torch
 
@@ -260,7 +261,7 @@ def vocabulary() -> Values:
 def names() -> Values:
     """Count the parameters of each official size, e.g. 70m.
 
-    The values `million_70m` etc. are numbers of parameters, in millions. The values
+    The values `million_70m` etc. are counts of parameters, in millions. The values
     `inner_percent_70m` etc. are the percentages of parameters that are not in embeddings.
     """
     values = {}

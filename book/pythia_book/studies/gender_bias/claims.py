@@ -227,7 +227,10 @@ def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) ->
     verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
 
     def missing(*names: str) -> str:
-        """Return why a claim that needs the premises `names` is untestable; "" if testable."""
+        """Return why a claim that needs the premises `names` is untestable.
+
+        Return "" if the claim is testable.
+        """
         if params.swap != PAPER_SWAP:
             return REVERSE
         return next((LACKING[name] for name in names if verdicts[name] != HOLDS), "")

@@ -197,11 +197,13 @@ _RELEASED = {
 
 
 def released(published: Published) -> Tables:
-    """Return the scores of released swapped models and their controls at the steps that both have.
+    """Return scores of released swapped models and of their controls, step by step.
+
+    A step is included if the swapped model and its control both have a score.
 
     The result has one table, `coupling_released`, with the columns model, window (of the swap, in
-    percent of training), measure, step, control, and swap. The last two are scores. The score of
-    the measure last_words is the logarithm of the perplexity.
+    percent of training), measure, step, control, and swap. The columns control and swap have
+    the scores. The score of the measure last_words is the logarithm of the perplexity.
     """
     import pandas as pd
 

@@ -245,8 +245,8 @@ def language_cost(result: Result) -> Drawing:
     """Draw what the swap costs in language modelling.
 
     The first panel shows the LAMBADA accuracy of the released models (the paper's figure 6). The
-    other two show our models: how often they get a last word right, and their held-out loss minus
-    the loss of the control.
+    other two panels show how often our models get a last word right, and the held-out loss of our
+    swapped models minus that of the control.
     """
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
@@ -394,9 +394,9 @@ def crows_biases(result: Result) -> Drawing:
 
 
 def coupling(result: Result) -> Drawing:
-    """Draw how the scores of forks correlate with those of their controls, released and ours.
+    """Draw how the scores of forks correlate with the scores of their controls.
 
-    There is one panel per score.
+    There is one panel per score, with released models and with ours.
     """
     table = result.tables["coupling"]
     lines = list(dict.fromkeys(zip(*(table[c] for c in _LINE), strict=True)))

@@ -183,7 +183,7 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
     """Describe the shares of exact matches of control and swap, e.g. as "410m 2.2 to 19.3" (%).
 
-    Both are taken at the first checkpoint of the swap. There is one text for each model of the
+    Both shares are from the first checkpoint of the swap. There is one text for each model of the
     current suite (v1) and each length of the swap; "(last 21 %)" marks the long swap.
 
     Args:

@@ -26,9 +26,9 @@ def planted_ids(data: PreparedData, windows: np.ndarray) -> tuple[np.ndarray, np
         windows: int[n, width], e.g. the continuations of rows.
 
     Returns:
-        The number of the planted text for each window, int[n], -1 for windows that do not lie
-        within a planted copy; and how often each planted text occurs in the corpus, int[texts].
-        Texts are numbered from 0, those that occur most often first.
+        Two arrays. The first, int[n], has for each window the index of its planted text, or -1 if
+        the window does not lie within a planted copy. The second, int[texts], has how often each
+        planted text occurs in the corpus. The texts that occur most often have the lowest indices.
     """
     copies = miniature.planted(data.config.domains, data.config.corpus)
     kind = np.min_scalar_type(-1 - len(copies))

@@ -93,7 +93,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Extracted:
-    """The rows of a suite of models, and which of them each checkpoint has memorized."""
+    """The rows of a suite of models, and which rows each checkpoint has memorized."""
 
     params: Params
     measured: Measurements
@@ -477,12 +477,12 @@ def qq_table(
     """Return the points of the paper's Q-Q plot, with a 95 % band; [] if nothing can be tested.
 
     The keys of a point are `window` (rows per window), `windows` (how many windows are at this
-    point), and the names in the result of `order_tests.poisson_qq`.
+    point), and the keys of the result of `order_tests.poisson_qq`.
 
     Args:
         memorized: bool[rows in training order].
         eligible: bool[rows], the rows to use.
-        simulations: the number of random orders that give the band.
+        simulations: how many random orders give the band.
     """
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
     if not (design.testable and design.testable_windows):
@@ -579,8 +579,8 @@ def prediction(extracted: Extracted) -> Lines:
     """Return how well one can predict which texts the largest model has memorized at the end.
 
     The result is the table `prediction`, with one line per predictor. The predictors are earlier
-    checkpoints of this model and smaller models at the end; each predicts the texts that it has
-    memorized itself.
+    checkpoints of the largest model, and smaller models at the end. Each predictor predicts that
+    the largest model has memorized exactly the texts that the predictor has memorized.
     """
     params = extracted.params
     steps, lines = params.steps("standard"), []

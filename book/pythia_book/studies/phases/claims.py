@@ -138,7 +138,7 @@ def doublings(curves: Curves | None, early: int, late: int) -> float | None:
 def at_the_end(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
     """Estimate one of MEASURES for one size at the last step of training.
 
-    Return None if that checkpoint could not be measured.
+    Return None if the checkpoint of this step could not be measured.
     """
     curves = models[size]
     last = curves and curves.at(scale_named(params.scale).steps, measure)

@@ -44,7 +44,7 @@ def distances(result: Result) -> Drawing:
 
 
 def losses(result: Result) -> Drawing:
-    """Draw held-out losses; and when models are nearest to n-grams, and when they beat n-grams."""
+    """Draw held-out losses, when models are nearest to n-grams, and when models beat n-grams."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     with style.canvas(result, 2, 3.0, _rows_note(result)) as (figure, (loss, steps)):

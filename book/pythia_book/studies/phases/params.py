@@ -86,7 +86,8 @@ def runs(params: Params) -> list[RunConfig]:
 def keep(params: Params, run: RunConfig) -> Keep | None:
     """Return which checkpoints of `run` this study reads.
 
-    For a run of the study, the result is None, which means all; for any other run, it is empty.
+    For a run of the study, return None, which means all checkpoints. For any other run, return an
+    empty `Keep`.
     """
     precision = run.train.precision  # compare at the precision of the machine that is planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}

@@ -78,7 +78,7 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
     """Return a text of released rows, with training rows and held-out rows.
 
     The training rows are those of the first `batches` updates. The held-out rows are from the last
-    update of the scale. All are copied to a file in the cache folder.
+    update of the scale. All these rows are copied to a file in the cache folder.
 
     Args:
         data: a name in RELEASED, a folder that has at least the needed shards, or the path of a
@@ -87,7 +87,8 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
         eod_id: the id that ends a document.
 
     Raises:
-        DataError: there are no such rows, or a shard is missing; the message names the shard.
+        DataError: the released data lack some of these rows, or a shard is missing. In the latter
+            case, the message names the shard.
         FetchError: the rows cannot be read over the network.
     """
     rows = TokenFileData(data, "", scale.data.seq_len)

@@ -35,7 +35,7 @@ MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Get the models, trained here or released, measure their checkpoints, and analyse them."""
+    """Get the models (trained here or released), measure checkpoints, and analyse the results."""
     return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
 
 
@@ -128,8 +128,8 @@ def _steps(model: CheckpointSource, text: str) -> list[int]:
     """Return which steps of a model to measure.
 
     Args:
-        text: a list of steps, or "all", which includes scheduled steps without a checkpoint. Such
-            steps are then counted as gaps.
+        text: a list of steps, or "all" for all scheduled steps. A scheduled step without a
+            checkpoint is later counted as a gap.
     """
     from pythia_book.tasks.sweep import steps_of
 

@@ -145,7 +145,7 @@ def resampled(values: np.ndarray, draws: int) -> np.ndarray:
 
 
 def interval_of(indices: np.ndarray) -> tuple[int, int, int]:
-    """Return the index of a milestone's checkpoint, and both ends of its 95 % interval.
+    """Return the index of a milestone's checkpoint, and the ends of the index's 95 % interval.
 
     Args:
         indices: int[1 + draws], the index on the original rows, then on each resample.
@@ -177,8 +177,9 @@ def tables(
     lens: size, step, layer (number of blocks before the lens), value, low, high, n. The value is
         the KL between the final prediction and the logit lens, in nats.
     milestones: size, what, which, step, low, high. If `what` is "nearest", `step` is the step at
-        which the model is nearest to n-grams of order `which`; if it is "beaten", the first step
-        at which the model's loss is below theirs. A step that was not reached is missing.
+        which the model is nearest to n-grams of order `which`. If `what` is "beaten", `step` is the
+        first step at which the model's loss is below that of these n-grams. If there is no such
+        step, `step` is missing.
 
     Args:
         draws: number of bootstrap resamples for the intervals.

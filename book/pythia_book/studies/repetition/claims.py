@@ -150,7 +150,7 @@ def values(arms: Arms) -> dict[str, Any]:
     counts, tokens = arms.measured.facts["parameters"][size], tokens_read(arms)
 
     def interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
-        """Return value, low and high of an estimate, each times `factor`; None if it is None."""
+        """Return value, low and high of an estimate, each times `factor`; None if `e` is None."""
         return e.times(factor).interval() if e else None
 
     fresh = arms.loss(size, 1)

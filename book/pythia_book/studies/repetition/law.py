@@ -27,11 +27,11 @@ FITTED = "models of 7 million to 9 billion parameters"
 def _decayed(unique: float, repetitions: float, constant: float) -> float:
     """Return D' (or N') of the law: the effective number of tokens (or parameters).
 
-    A repeated one counts as a fraction of a fresh one.
+    A repeated token (or parameter) counts as a fraction of a fresh token (or parameter).
 
     Args:
         unique: number of different tokens (or parameters).
-        repetitions: how often each of them is repeated after its first use.
+        repetitions: how often each token (or parameter) is repeated after its first use.
         constant: R_DATA for tokens, R_PARAMETERS for parameters.
     """
     return unique * (1 + constant * (1 - math.exp(-repetitions / constant)))

@@ -278,9 +278,9 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
 def predictions(arms: Arms, size: str, epochs: float) -> tuple[float, float, float]:
     """Predict how many fresh tokens are worth as much as the tokens that an arm reads.
 
-    Return three predictions, in percent of the tokens that the arm reads. They come from the law's
-    data term alone; from the whole law, with parameters counted without embeddings; and from the
-    whole law, with all parameters.
+    Return three predictions, in percent of the tokens that the arm reads. The first comes from
+    the law's data term alone. The second comes from the whole law, with parameters counted without
+    embeddings. The third comes from the whole law, with all parameters.
     """
     tokens = tokens_read(arms)
     counts = arms.measured.facts["parameters"][size]

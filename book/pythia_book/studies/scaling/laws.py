@@ -108,13 +108,13 @@ class Law:
         return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
     def break_even_inference_tokens(self, n: float, d: float) -> float:
-        """Return for how many generated tokens a model is the cheapest of those with its loss.
+        """Return for how many generated tokens a model is the cheapest model with its loss.
 
         The model has `n` parameters and is trained on `d` tokens. Other models reach the same loss
         with other N and D. The cost is 6 N D FLOP for training, plus 2 N FLOP per generated token.
         The result is 3 d (r - 1), where r is the decrease of the loss per unit of ln N divided by
-        the decrease per unit of ln D. It is negative if a smaller model with more training tokens
-        costs less even when no tokens are generated.
+        the decrease per unit of ln D. The result is negative if a smaller model with more training
+        tokens costs less even when no tokens are generated.
         """
         return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 

@@ -320,14 +320,15 @@ def _batches(batch: pd.DataFrame) -> Estimates:
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
-    """Return the late change of accuracy with full batches minus that with small ones, in points.
+    """Return how many points higher the late change of accuracy is with full than small batches.
 
     The late change is the mean over the last three checkpoints minus the mean over three
     checkpoints around the middle of training. The result is a mean over the models in NARROW, or
     None if one of the middle checkpoints is missing. The interval covers only the choice of items.
 
     Args:
-        batch: the table of `batch_table`, whose values are full batches minus small ones.
+        batch: the table of `batch_table`. Its values are the accuracy with full batches minus the
+            accuracy with small batches.
     """
     values, variance = [], 0.0
     middle = [step * TOKENS_PER_STEP for step in MIDDLE_STEPS]
@@ -542,10 +543,11 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
 def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
     """Test the estimate `e` with the function `make`, e.g. `verdicts.rises`.
 
-    Without an estimate, the test is untestable.
+    If `e` is None, return an untestable test.
 
     Args:
-        units: the independent units of the estimate; {n} in this text is replaced by their number.
+        units: the independent units of the estimate; {n} in this text is replaced by the count of
+            units.
         options: further arguments of `make`.
     """
     return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(NO_RELEASED)

@@ -131,8 +131,8 @@ def _hits(
     also scored at earlier checkpoints of the models trained on the standard text.
 
     Returns:
-        A dict that maps each name `hits/SIZE/ARM/STEP/TASK/SHOTS` to bool[items], whether the
-        answers are right; and how many checkpoints are missing or corrupt.
+        A dict and a count. The dict maps each name `hits/SIZE/ARM/STEP/TASK/SHOTS` to bool[items]:
+        which answers are right. The count is how many checkpoints are missing or corrupt.
     """
     from pythia_book.tasks.metrics import measure_tasks
 

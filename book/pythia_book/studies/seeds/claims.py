@@ -278,7 +278,7 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
 
 
 def _head_widths(params: Params) -> str:
-    """Return the end of a note on the head widths of the two sizes; "" if both are equal."""
+    """Return the end of a note on the head widths of the two sizes; "" if the widths are equal."""
     sizes = (params.size, params.neighbour_size)
     one, other = (size_named(size).d_model // size_named(size).n_heads for size in sizes)
     if one == other:

@@ -91,8 +91,8 @@ class Params(StudyParams):
     def cells(self) -> list[Cell]:
         """The (order seed, weight seed, arm) of every run.
 
-        On the standard text, every order seed meets every weight seed. These runs come first. On
-        the deduplicated text, the same seed is used for both.
+        The runs on the standard text come first: one for every pair of an order seed and a weight
+        seed. In each run on the deduplicated text, order seed and weight seed are equal.
         """
         grid = [(o, w, "standard") for o, w in product(self.seed_values, repeat=2)]
         return grid + [(s, s, "deduplicated") for s in self.seed_values]

@@ -98,9 +98,9 @@ def over_training(result: Result) -> Drawing:
 def experiment(result: Result) -> Drawing:
     """Draw how scores on sums with a number change if more sums with this number are planted.
 
-    A coin chose, in each pair of numbers of similar frequency, the one to plant more often. The
-    effect is the score on the chosen numbers minus the score on the others. It is also drawn for a
-    placebo coin that changed nothing.
+    In each pair of numbers of similar frequency, a coin chose the number to plant more often. The
+    effect of the coin is the score on the chosen numbers minus the score on the other numbers. The
+    effect is also drawn for a placebo coin, whose choice changed nothing.
     """
     shots, sizes = result.params.shot_list[-1], result.params.size_list
     table = style.rows_where(result.tables["experiment"], shots=shots)

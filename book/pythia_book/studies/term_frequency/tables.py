@@ -154,14 +154,15 @@ class NumberScores:
     def gap_change(
         self, cells: tuple[tuple[str, int], tuple[str, int]], shots: int, measure: str
     ) -> Estimate | None:
-        """Return how much larger the gap of one checkpoint is than the gap of another.
+        """Return how much larger the gap of the second checkpoint is than the gap of the first.
 
         The gap (see `gap`) is the score on the most frequent tenth of first operands minus the
         score on the rarest tenth. Both gaps use the tenths at the later step, and scores are paired
         by operand. The result is None if a checkpoint was not measured.
 
         Args:
-            cells: (size, step) of the checkpoint with the gap to subtract, then of the other one.
+            cells: two checkpoints, each as (size, step). The gap of the first is subtracted from
+                the gap of the second.
         """
         first, second = (self.by_number(*cell, shots, measure) for cell in cells)
         if first is None or second is None:
@@ -171,8 +172,8 @@ class NumberScores:
     def _apart(self, values: np.ndarray, step: int) -> Estimate | None:
         """Return how much higher `values` are on frequent than on rare first operands.
 
-        It is the mean over the most frequent tenth of the operands minus the mean over the least
-        frequent tenth. The result is None if one of the tenths has only NaN.
+        The result is the mean over the most frequent tenth of the operands minus the mean over the
+        least frequent tenth. The result is None if one of these tenths has only NaN.
 
         Args:
             values: float[100], a value for each first operand.
