@@ -177,7 +177,7 @@ class Weights(Mapping[str, Tensor]):
 def mismatches(
     stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Return a text for each difference between the stored tensors and those that a model needs.
+    """Return a text for each difference between the stored tensors and the tensors a model needs.
 
     Args:
         stored, needed: map the name of each tensor to its shape.

@@ -129,7 +129,7 @@ def nominal_parameters(size: str) -> float:
 
 
 def size_of(model: ModelConfig, sizes: Mapping[str, Size] = SIZES) -> Size | None:
-    """Return the first of `sizes` with the model's width and its numbers of layers and heads.
+    """Return the first of `sizes` with as many layers and heads as the model, and the same width.
 
     Return None if there is no such size.
     """
@@ -158,7 +158,7 @@ DEDUP = "jaccard-0.87"
 class Scale:
     """A value of the book-wide setting `scale`, which says how much a study trains.
 
-    It fixes the number of updates, their batch size, the data and the model sizes.
+    A scale fixes the number of updates, the batch size, the data and the model sizes.
     """
 
     name: str

@@ -700,7 +700,7 @@ def measured_text(test: dict[str, Any] | None) -> str:
 
 
 def device_text(record: dict[str, Any]) -> str:
-    """Name the machine that a record was made on: its GPU, or e.g. "Intel Xeon, 2 threads"."""
+    """Name the machine that a record was made on: the GPU or, if none, the CPU and its threads."""
     machine = record.get("device") or {}
     if machine.get("gpu"):
         return str(machine["gpu"])

@@ -254,7 +254,7 @@ def _outputs(cell: Any, kind: str) -> list[str]:
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the keys that only one of two dicts has, or that have different values in them."""
+    """Return the keys that only one of two dicts has, or whose values in the two dicts differ."""
     missing = object()
     keys = dict.fromkeys([*before, *after])
     return [key for key in keys if before.get(key, missing) != after.get(key, missing)]

@@ -160,7 +160,9 @@ def kept_at(
 
 @dataclass(frozen=True)
 class Measurements:
-    """The measurements of a study. Its analysis reads only these and released numbers, no models.
+    """The measurements of a study.
+
+    The analysis of the study reads only its measurements and released numbers, not the models.
 
     Attributes:
         arrays: results per item, row or seed, by name, e.g. "loss/25k/standard/572". Arrays are

@@ -383,7 +383,7 @@ def _summarize(
     """Choose the document to keep in each cluster of linked documents, and make the report.
 
     Args:
-        pairs: the numbers of candidate, compared and linked pairs, for the report.
+        pairs: counts of the candidate, compared and linked pairs, for the report.
     """
     pick, indices = min if recipe.keep == "first" else max, np.arange(len(corpus.words))
     survivor, sizes = indices.copy(), Counter[int]()

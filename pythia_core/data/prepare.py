@@ -137,7 +137,7 @@ class Batches(TokenizedText, Protocol):
         """
 
     def with_heldout(self) -> PreparedData:
-        """Return a dataset with held-out documents: this one, or one with the same tokenizer."""
+        """Return a dataset with held-out text: this dataset, or another with the same tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class PreparedData:
         return self.rows.batch(step, batch_size)
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
-        """Return the ledger of an intervention, i.e. a list of all tokens that it changes.
+        """Return the ledger of an intervention: a list of all tokens that the intervention changes.
 
         The first call computes the ledger and saves it in `folder`; later calls read it.
 

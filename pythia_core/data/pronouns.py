@@ -134,8 +134,9 @@ class WordSwap:
         Args:
             windows: ids[n, before + S + 1 + after] from RowOrder.gather.
             valid: mask of the same shape, False where there is no token. A word ends there.
-            before, after: numbers of context columns. If each is at least `self.context`, the
-                result does not depend on how the stream is split into rows.
+            before, after: how many context columns precede and follow a row. If each count is at
+                least `self.context`, the result does not depend on how the stream is split into
+                rows.
 
         Returns:
             Four arrays with an entry for each token to change, sorted by row and column: row
@@ -209,7 +210,7 @@ class WordSwap:
             forward: whether these tokens follow the matches. If false, they precede them.
 
         Returns:
-            bool[matches], True where the neighbour does not continue the word of the match.
+            bool[matches], True where the adjacent token does not continue the word of the match.
         """
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)

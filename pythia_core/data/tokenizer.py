@@ -165,7 +165,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
-    """Return a list of the bytes that each id stands for; None for special and unused ids.
+    """Return, for each id, the bytes that the id stands for, or None for a special or unused id.
 
     Raises:
         DataError: the tokenizer is not byte-level.

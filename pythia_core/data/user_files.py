@@ -27,8 +27,9 @@ MAX_BYTES = 1 << 28
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of every document in a file, a folder or an "hf:" dataset.
 
-    If a file is in a subfolder, its domain is the name of the topmost subfolder. Otherwise, the
-    domain of a .jsonl file is its name without the suffix, and the domain of a .txt file is "text".
+    If a file is in a subfolder, its domain is the name of the topmost subfolder. For any other
+    .jsonl file, the domain is the file's name without the suffix. For any other .txt file, the
+    domain is "text".
     See `_hf_texts` for the domains of an "hf:" dataset.
 
     Raises:

@@ -276,8 +276,8 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
     """Hash every sequence of `window` tokens in the rows, with a polynomial modulo 2**64.
 
-    The hashes of long windows are combined from the hashes of shorter ones, in about log2(window)
-    passes.
+    The hashes of long windows are combined from the hashes of shorter windows, in about
+    log2(window) passes.
 
     Args:
         rows: int[n, width], token ids.

@@ -109,7 +109,7 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the write in progress, if there is one, and raise its error if it fails."""
+        """Wait for the write in progress, if there is one. If the write failed, raise its error."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

@@ -265,7 +265,7 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
-    """Delete checkpoints under `parent`, except the latest ones and those at the steps in `keep`.
+    """Delete checkpoints under `parent`, except the latest checkpoints and the steps in `keep`.
 
     Args:
         newest: how many of the latest checkpoints are not deleted.

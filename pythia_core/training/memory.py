@@ -28,10 +28,10 @@ INFERENCE_LOGIT_ROWS = 8192
 
 
 def state_bytes(model: ModelConfig, precision: str) -> int:
-    """Return the bytes of a model's training state: 18 per parameter, or 16 in fp32.
+    """Return the bytes of a model's training state: 16 per parameter in fp32, else 18.
 
-    The state has fp32 master weights, two moments and gradients and, except in fp32, copies of the
-    weights in the compute dtype.
+    The state has master weights, gradients and two moments, all in fp32. If the precision is not
+    fp32, the state also has copies of the weights in the compute dtype.
     """
     return model.n_params * (16 if precision == "fp32" else 18)
 
@@ -44,10 +44,10 @@ def saved_activation_bytes(model: ModelConfig, execution: Execution, precision: 
 
 
 def _block_bytes(model: ModelConfig, precision: str) -> int:
-    """Return the bytes per token that a block saves for the backward pass, besides its input.
+    """Return the bytes per token that a block saves for the backward pass, without its input.
 
-    It saves the outputs of two norms, q, k, v, the attention output, and the MLP's hidden layer
-    before and after the activation.
+    The block saves the outputs of two norms, q, k, v, the attention output, and the hidden layer of
+    the MLP before and after the activation.
     """
     return _size(precision) * model.d_model * (2 + 3 + 1 + 4 + 4)
 

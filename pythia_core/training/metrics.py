@@ -72,9 +72,9 @@ class MetricsLog:
 def flops_per_token(model: ModelConfig, seq_len: int, causal: bool = True) -> float:
     """Return the FLOP of training per token, forward and backward, without recomputation.
 
-    Matrix products take 6 FLOP per parameter, including those of the unembedding but not those of
-    the embedding, which is a look-up. Attention adds 6 d (S+1) L if `causal` (half of the score
-    matrix), else 12 d S L, for width d, rows of S tokens and L layers.
+    Matrix products, including the unembedding, take 6 FLOP per parameter. The embedding takes none,
+    because it is a look-up. Attention adds 6 d (S+1) L if `causal` (half of the score matrix), else
+    12 d S L, for width d, rows of S tokens and L layers.
     """
     d, n_layers = model.d_model, model.n_layers
     products = 6 * (12 * d * d * n_layers + model.vocab_size * d)

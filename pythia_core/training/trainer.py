@@ -50,9 +50,9 @@ class MicroStep:
 
     Args:
         total: 0-dim fp64 sum of the losses.
-        scale: 0-dim factor of the loss in the backward pass (the loss scale); None: 1.
-        capture: records a function, and returns another one that replays the recording on the same
-            memory; default: `capture_cuda`.
+        scale: 0-dim factor of the loss in the backward pass (the loss scale); None means 1.
+        capture: a function that records the function it is given, and returns a function that
+            replays the recording on the same memory. The default is `capture_cuda`.
     """
 
     def __init__(

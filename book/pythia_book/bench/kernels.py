@@ -418,7 +418,7 @@ def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
 
 
 def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
-    """Return the bytes that a call allocates at its peak, beyond those allocated before.
+    """Return the bytes that a call allocates at its peak, not counting earlier allocations.
 
     On a CPU, return None.
     """

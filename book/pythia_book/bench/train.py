@@ -557,7 +557,7 @@ def _allocated(device: torch.device) -> int:
 
 
 def _total_bytes(device: torch.device) -> float:
-    """Return the memory of a GPU in bytes. On a CPU, return that of a GPU with 80 GB."""
+    """Return the memory of a GPU in bytes. On a CPU, assume a GPU with 80 GB."""
     return torch.cuda.mem_get_info()[1] if device.type == "cuda" else 80e9
 
 

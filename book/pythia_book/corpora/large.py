@@ -105,7 +105,8 @@ def _countries() -> Iterator[str]:
         """Yield "heading: text" for every text in nested dicts.
 
         Args:
-            heading: the heading of a text with the key "text"; other texts are headed by their key.
+            heading: the heading of texts with the key "text". The heading of any other text is
+                the key of this text.
         """
         for name, inner in value.items():
             if isinstance(inner, dict):

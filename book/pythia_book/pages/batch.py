@@ -240,8 +240,8 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, la
 
     Args:
         parts: (start, width, document number) of each part of the strip.
-        n: number of documents, which determines the colours.
-        labels: whether to write the numbers of the documents.
+        n: how many documents there are, which determines the colours.
+        labels: whether to write the document number on each part.
     """
     from matplotlib.patches import Rectangle
 

@@ -112,7 +112,8 @@ def reading_table() -> pd.DataFrame:
     """Return the cost of loading and running each released model, one row per size.
 
     Columns:
-    - `size`, and `repository`: its name on the hub.
+    - `size`: name of the size.
+    - `repository`: name of the model's repository on the hub.
     - `stored`, `stored_all`: the bytes of one checkpoint on the hub, and of all checkpoints.
     - `minutes`: the time to download one checkpoint.
     - `memory`: the bytes of the model in fp32.
@@ -149,7 +150,8 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
     """Plan to continue a released deduplicated model for `steps` updates from the step `start`.
 
     Args:
-        swap: True: train two runs, one with swapped pronouns and its control. False: train one run.
+        swap: True: train two runs, a run with swapped pronouns and a control run. False: train
+            one run.
     """
     model = OFFICIAL_SIZES[size].model()
     train = published_train(model, SEQ_LEN, precision="bf16")
@@ -158,9 +160,9 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
 
 
 def forks_table() -> pd.DataFrame:
-    """Return the cost of training a pronoun swap and its control, one row per size.
+    """Return the cost of training a run with swapped pronouns and its control, one row per size.
 
-    Both are trained in the paper's shorter window, 10,000 updates from step 133,000. Columns:
+    Both runs are trained in the paper's shorter window, 10,000 updates from step 133,000. Columns:
 
     - `size`: name of the size.
     - `weights`, `rows`: bytes to fetch.

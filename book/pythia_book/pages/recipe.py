@@ -337,13 +337,13 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
 
 
 def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
-    """Draw the residual stream between the boxes of attention and MLP, and its connections to them.
+    """Draw the residual stream between the attention and MLP boxes, and connect it to the boxes.
 
     Args:
-        parallel: whether the MLP reads the input of the layer, as attention does; otherwise, it
-            reads the residual stream after attention was added.
+        parallel: True: the MLP reads the input of the layer, as attention does. False: the MLP
+            reads the residual stream after attention was added to it.
         width: the width of the model.
-        n_attention, n_mlp: number of boxes in the columns.
+        n_attention, n_mlp: how many boxes the attention column and the MLP column have.
     """
     stream = (_ATTENTION_X + _MLP_X) / 2
     top, bottom = 5.02, 0.22
@@ -394,7 +394,7 @@ def _plus(ax: Axes, x: float, y: float) -> None:
 
 
 def _packing(ax: Axes, config: ModelConfig) -> None:
-    """Draw the layout of the QKV output (q, k and v of one head after another), and the legend."""
+    """Draw the layout of the QKV output (for each head: q, k and v), and the legend."""
     from matplotlib.patches import Rectangle
 
     x, y, high, each = 5.15, 3.62, 0.27, 0.68

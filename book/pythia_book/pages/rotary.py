@@ -76,8 +76,9 @@ def wavelengths(head_dim: int) -> np.ndarray:
 def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
     """Return the attention scores float[positions, positions] of queries (rows) and keys (columns).
 
-    A score is at most 1. Every query and key is the same vector, (1, 0) in each rotated pair and 0
-    elsewhere, which the model's own code rotates by its position.
+    A score is at most 1. Before the rotation, all queries and keys are the same vector: (1, 0) in
+    each rotated pair and 0 elsewhere. The model's own code rotates the vector at
+    each position by that position.
     """
     import torch
 

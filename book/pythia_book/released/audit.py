@@ -152,7 +152,7 @@ class Audit:
 def audit(source: str, progress: bool = True) -> Audit:
     """Hash all checkpoints in a folder of `stepN` folders or in a repository on the hub.
 
-    For a repository, the hashes are those that the hub stores, so nothing is downloaded.
+    For a repository, the hashes that the hub stores are used, so no weights are downloaded.
 
     Raises:
         CheckpointError: the source has no steps.

@@ -158,8 +158,8 @@ def train_all(
 
 
 def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
-    """Return which checkpoints of `run` to keep (see `keep`), with `params` for this study.
+    """Return which checkpoints of `run` to keep (see `keep`).
 
-    The other studies have their default parameters.
+    This study has the parameters `params`. Every other study has its default parameters.
     """
     return keep(params.scale, run, params)

@@ -120,11 +120,12 @@ def command_line(arguments: Sequence[str]) -> None:
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
-    """Make the harness refuse Python functions in all task definitions except its own.
+    """Make the harness refuse Python functions in untrusted task definitions.
 
-    Definitions in `trusted` folders may have functions too. The harness has no option for this: as
-    soon as it reads a definition, it imports the function that a tag `!function` names. So its
-    loader and its template environment are replaced, in a way that works for the pinned version.
+    The harness's own definitions are trusted, and so are definitions in `trusted` folders. The
+    harness has no option for this: as soon as it reads a definition, it imports the function that a
+    tag `!function` names. So the harness's loader and template environment are replaced, in a way
+    that works for the pinned version.
     """
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment

@@ -120,8 +120,8 @@ class TokenFileData:
         """Return data with held-out text: the prepared corpus `miniature`.
 
         The rows of the continued run have no held-out text. A published model may have been
-        trained on the text of `miniature`. This affects a swap and its control alike, because they
-        start from the same model.
+        trained on the text of `miniature`. If so, the swapped run and the control are affected
+        alike, because both start from the same model.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 

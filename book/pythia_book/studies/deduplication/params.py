@@ -43,7 +43,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the checkpoints of `run` that this study reads; another study may train the run."""
+    """Return the checkpoints of `run` that this study reads, whichever study trains the run."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)
 
 

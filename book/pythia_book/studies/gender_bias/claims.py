@@ -215,8 +215,9 @@ def _across(values: np.ndarray) -> np.ndarray:
 def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) -> Callable[..., str]:
     """Return a function that says why a claim is not testable.
 
-    The function takes the names of the premises that the claim needs. It returns the reason. If all
-    these premises hold and our runs swap in the same direction as the paper's, it returns "".
+    The returned function takes the names of the premises that the claim needs, and returns the
+    reason. If all these premises hold and our runs swap in the same direction as the runs of the
+    paper, the reason is "".
 
     Args:
         premises: the premises about our runs, by name.

@@ -150,7 +150,7 @@ def effects(
 def _change(before: Units, after: Units, bootstrap: int) -> dict[str, Any]:
     """Compare the control (`before`) and the swapped run (`after`) on one measure.
 
-    Return the row of the table `effects`, without its columns `step` and `note`.
+    Return the row of the table `effects`, without the columns `step` and `note`.
     """
     e = after.minus(before).interval(bootstrap, change=True)
     row = {"measure": before.measure, "control": before.values.mean()}

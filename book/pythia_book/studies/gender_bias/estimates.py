@@ -74,8 +74,8 @@ class Units:
         Args:
             draws: the number of bootstrap resamples of the units.
             change: whether the values are differences between two models.
-            exact: if the measure is a choice (see `is_choice`) and all values are equal, whether
-                to use the exact binomial bound; a bootstrap interval would then have no width.
+            exact: whether to use the exact binomial bound where a bootstrap interval would have no
+                width, i.e. if the measure is a choice (see `is_choice`) and all values are equal.
         """
         if len(self.values) > 1:
             return mean_over(self.values.mean(1))

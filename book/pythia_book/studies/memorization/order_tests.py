@@ -472,7 +472,7 @@ ALTERNATIVES: dict[str, tuple[str, Draw]] = {
 
 
 def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
-    """Simulate `draws` runs and count how many of them each test rejects at 5 %, int64[tests].
+    """Count in how many of `draws` simulated runs each test rejects at 5 %, int64[tests].
 
     Args:
         draw: the function that draws the events of the simulated runs.

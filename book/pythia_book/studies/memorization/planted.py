@@ -40,13 +40,14 @@ def planted_ids(data: PreparedData, windows: np.ndarray) -> tuple[np.ndarray, np
 
 
 def sources(windows: np.ndarray, texts: Iterable[list[list[int]]]) -> np.ndarray:
-    """Find the text that each window is taken from, int[n]; -1 for windows of no text.
+    """Return, for each window, the index of the text that contains it (-1: no text), int[n].
 
-    A window that several texts contain belongs to the first of them.
+    If several texts contain a window, the first of these texts is meant.
 
     Args:
         windows: int[n, width].
-        texts: for each text, the token ids of each of its versions (the text and edited copies).
+        texts: for each text, a list of versions (the text itself and edited copies). A version is
+            a list of token ids.
     """
     windows = np.ascontiguousarray(windows)
     keys = [window.tobytes() for window in windows]

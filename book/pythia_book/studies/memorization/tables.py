@@ -162,9 +162,9 @@ def over_units(
 ) -> Estimate:
     """Estimate a function of sums over rows, with a t-interval for independent units of rows.
 
-    The standard error is that of the jackknife, which leaves out one unit at a time. The degrees of
-    freedom are Satterthwaite's, at most the number of units minus one; they are fewer if a few
-    units determine the result. For a single unit the interval is NaN to NaN, and `df` is 0.
+    The standard error comes from the jackknife, which leaves out one unit at a time. The degrees of
+    freedom are Satterthwaite's: the number of units minus one, or less if a few units determine the
+    result. For a single unit the interval is NaN to NaN, and `df` is 0.
 
     Args:
         columns: float[n, k]; entry [i, j] is the value of quantity j for row i.
@@ -412,9 +412,9 @@ def order_test_rows(
 def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) -> Lines:
     """Return the table `power`: how likely the tests are to notice that order matters.
 
-    ALTERNATIVES lists the ways in which order could matter, and the test that should notice each.
-    There is a line for each number of memorized rows and each way. Its value is the share of
-    REPEATS simulated runs in which that test rejects at 5 %.
+    ALTERNATIVES lists ways in which order could matter and, for each way, the test that should
+    notice it. The table has a line for each number of memorized rows in POWER_EVENTS and each way.
+    The line's value is the share of REPEATS simulated runs in which the way's test rejects at 5 %.
 
     Args:
         eligible: bool[rows in training order], the rows to use.

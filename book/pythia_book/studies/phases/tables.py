@@ -234,7 +234,7 @@ def _bands(values: np.ndarray, draws: int) -> list[tuple[float, float, float, in
 def milestones(
     curves: Curves, ngram_loss: np.ndarray, draws: int
 ) -> list[tuple[str, int, np.ndarray]]:
-    """Find when a model is nearest to the n-grams of each order, and when it first beats them.
+    """Find when a model is nearest to the n-grams of each order, and first beats these n-grams.
 
     Args:
         curves: the scores of the model.

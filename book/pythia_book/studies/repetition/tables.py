@@ -174,8 +174,9 @@ class Arms:
     def worth(self, size: str, epochs: int, best: bool = False) -> Estimate | None:
         """Return how many fresh tokens, each read once, give the same loss as an arm.
 
-        The result is in percent of the tokens that the arm reads, counting repeated tokens. It
-        is None if the arm or a single-pass run of this size was not measured.
+        The result is in percent of the tokens that the arm reads, where a token counts each time
+        that it is read. The result is None if the arm or a single-pass run of this size was not
+        measured.
 
         Args:
             best: judge the arm at its best checkpoint instead of at the end.

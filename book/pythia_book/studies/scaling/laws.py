@@ -247,7 +247,8 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
         none for "compute"), n_params (the best size) with its interval low and high, tokens (to
         train on), tokens_per_parameter.
     prediction: size, n_params, rule (one of RULES), predicted (loss, from all smaller sizes), error
-        (by how many percent the measured loss exceeds it). It is empty with fewer than five sizes.
+        (by how many percent the measured loss exceeds the predicted loss). The table is empty if
+        there are fewer than five sizes.
     official_sizes: size, n_params, n_non_embedding, tokens_per_parameter and
         tokens_per_non_embedding (tokens read, divided by n_params or by n_non_embedding),
         optimal_tokens (see Law.optimal_tokens), cheapest_at (see Law.break_even_inference_tokens).

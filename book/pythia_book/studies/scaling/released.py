@@ -144,9 +144,9 @@ def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
     """Compare released runs that had full batches (two million tokens) with small-batch runs.
 
     Columns: `model`, `tokens` (read so far, equal for both runs), `task`, `value` (accuracy with
-    full batches minus accuracy with small ones, in points), `error` (standard error of `value`),
-    `low`, `high`. The rows with the task "mean" are for the mean over the seven tasks. If any of
-    these tasks was not scored, there is no such row.
+    full batches minus accuracy with small batches, in points), `error` (standard error of `value`),
+    `low`, `high`. A row with the task "mean" has the mean over the seven tasks. If any of the seven
+    tasks was not scored, there is no row "mean".
 
     Args:
         batch: the released table `batch`.
@@ -581,10 +581,10 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
 
 
 def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
-    """Return a note with the difference of each pair of BLOOM and Pythia models, in points.
+    """Return a note with the difference of each pair of a BLOOM and a Pythia model, in points.
 
-    It also has the mean difference on LAMBADA and on PIQA, if both were scored: the paper makes an
-    exception for these tasks.
+    If all seven tasks were scored, the note also has the mean differences on LAMBADA, on PIQA
+    and on the other five tasks: the paper makes an exception for LAMBADA and PIQA.
     """
     note = "BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
     lambada, piqa = found["bloom_lambada_openai"], found["bloom_piqa"]
@@ -602,7 +602,7 @@ def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "me
     """List the difference of each pair of models as text, e.g. "opt-125m +0.5, opt-350m +3.1".
 
     For the family "opt", the difference is Pythia minus OPT; for "bloom", it is BLOOM minus Pythia.
-    It is in points, after the name of the OPT or BLOOM model.
+    Each difference is in points and follows the name of the OPT or BLOOM model.
 
     Args:
         family: "opt" or "bloom".

@@ -254,7 +254,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def _table(released: Tables, name: str) -> pd.DataFrame:
-    """Return the released table `name`, or an empty table with its columns if it is missing."""
+    """Return the released table `name`; if missing, return an empty table with the same columns."""
     import pandas as pd
 
     from pythia_book.published.scaling import COLUMNS

@@ -118,9 +118,10 @@ class Params(StudyParams):
         """Return one run on the standard text for each seed in `seed_values`.
 
         Args:
-            kind: "order": the data orders have these seeds, and all weight seeds are the suite's;
-                "weights": the initial weights have these seeds, and all order seeds are the
-                suite's; "both": each run uses one of these seeds for order and weights.
+            kind: which seed of the run varies.
+                "order": the order seed; the weight seed is always the first of `seed_values`.
+                "weights": the weight seed; the order seed is always the first of `seed_values`.
+                "both": the order seed and the weight seed, which are equal in each run.
         """
         first = self.seed_values[0]
         pairs = {

@@ -53,14 +53,15 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     - levels: order_seed, weight_seed, arm, step, percent (of training), measure, value (NaN if not
       measured): the mean score of every run.
     - bands: measure, step, percent, mean, low, high, sd, min, max, n, over the standard runs in
-      which both seeds vary together. From low to high is the 95 % prediction interval of one more
-      such run.
+      which both seeds vary together. From low to high is the 95 % prediction interval for the
+      score of one further run with two new seeds.
     - trajectories: kind, measure, step, percent, sd, low, high, n: the standard deviation over
-      seeds. The kind, one of KINDS, is the seed that varies.
+      seeds. The kind, one of KINDS, says which seeds vary.
     - components: measure, kind, value, low, high, n: standard deviations at the end. The kinds are
-      order, weights, rest, both (as in PolyPythias), and items (by the sampling of items alone).
-    - ratios: measure, value, low, high, n: the standard deviation by order divided by the one by
-      weights, at the end.
+      order, weights, rest, both (the two seeds vary together, as in PolyPythias), and items (from
+      the sampling of items alone).
+    - ratios: measure, value, low, high, n: the standard deviation of the kind order divided by the
+      standard deviation of the kind weights, at the end.
     - effects: measure, step, percent, seed, value, low, high, n: deduplicated minus standard, for
       each seed (with an interval over items) and for the seed "mean" (with an interval over seeds).
     """

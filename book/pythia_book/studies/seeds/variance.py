@@ -158,9 +158,10 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
     """Compare the spread of the runs' means with the spread that sampling items causes by itself.
 
-    Return the first standard deviation divided by the second, with its F interval, or None if the
-    second is 0. The ratio is 1 if another seed only changes single items at random. Items are
-    assumed to be independent; that some are harder for all seeds has no influence.
+    Return the ratio of the two standard deviations, the spread of the runs' means divided by the
+    spread from sampling, with an F interval. Return None if the spread from sampling is 0. The
+    ratio is 1 if another seed only changes single items at random. Items are assumed to be
+    independent. Items that are harder for all seeds have no influence.
 
     Args:
         values: float[seeds, items].

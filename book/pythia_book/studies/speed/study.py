@@ -59,8 +59,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     Returns:
         No arrays. The facts steps and operations (on the CPU), gpu_steps, gpu_operations and
-        gpu_attention are lists of rows of pythia_book.bench, of which the first describes the
-        machine. The fact device says how many CPU threads were used.
+        gpu_attention are lists of rows of pythia_book.bench. The first row of each list describes
+        the machine. The fact device says how many CPU threads were used.
     """
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
@@ -165,9 +165,9 @@ def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> p
     """Return measurements as a table with the given columns and TIMES.
 
     `ratio` is the time of an implementation divided by the time of our fastest implementation with
-    the same values in the columns `keys`. `low` is the former's `ms_low` divided by the latter's
-    `ms_high`, and `high` is its `ms_high` divided by the latter's `ms_low`. The row of our fastest
-    implementation has no ratio.
+    the same values in the columns `keys`. `low` is the `ms_low` of the implementation divided by
+    the `ms_high` of ours, and `high` is the `ms_high` of the implementation divided by the `ms_low`
+    of ours. The row of our fastest implementation has no ratio.
     """
     import pandas as pd
 

@@ -63,12 +63,13 @@ def released_tables(published: Published) -> Tables:
 
 
 def versions_table(published: Published) -> pd.DataFrame:
-    """Compare the final accuracy of the released suite (v1) with the suite it replaced (v0).
+    """Compare the final accuracy of the released suite (v1) and of the suite it replaced (v0).
 
     Columns: model, v0, v1, stderr. v0 and v1 are zero-shot accuracies in percent, averaged over
     both texts and over the tasks SEVEN. stderr is the standard error of v1 - v0 from the choice of
-    items. The models of one size answer the same items, so the standard error of their mean is
-    taken to be the mean of their standard errors. Models that lack a score are left out.
+    items. The two models of one size (one per text) answer the same items, so the standard error of
+    the mean of the two models is taken to be the mean of the two standard errors. Sizes that lack a
+    score are left out.
     """
     keys = ["model", "deduped", "task"]
 

@@ -46,8 +46,8 @@ class Question:
 def questions() -> list[Question]:
     """Return the sums to ask, in a fixed order.
 
-    Every sum that was never planted (inserted) in the training text is asked and, for each first
-    operand, as many planted sums as unplanted ones.
+    These are all sums that were never planted (inserted) in the training text and, for each first
+    operand, as many planted sums as there are unplanted sums.
     """
     chosen = []
     for first in equations.FIRST:

@@ -319,7 +319,7 @@ def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
 def _word_test(table: pd.DataFrame) -> Test:
     """Test whether models pick the defined word more often if the word is frequent.
 
-    The most frequent bin of words is compared with the least frequent one. The test is untestable
+    The most frequent bin of words is compared with the least frequent bin. The test is untestable
     if there are fewer than two bins, or if the model does not beat guessing over all bins.
 
     Args:

@@ -311,12 +311,12 @@ def experiment_table(
 ) -> pd.DataFrame:
     """Return the table of the effects that `NumberScores.coins` estimates on final scores.
 
-    Each of the two coins chose, at random, one number of every pair of numbers.
+    For every pair of numbers, each of the two coins chose one number of the pair at random.
 
     Columns: `coin` ("boost", "placebo" or "boost minus placebo"), `size`, `shots`, `measure`,
     `ratio` (how many times as often the chosen number was read in sums as the other number of its
-    pair, as a geometric mean; none for the difference), `value` (the effect, as a share of right
-    answers or in nats), `low`, `high`, `n` (number of pairs).
+    pair: the geometric mean over pairs; none for "boost minus placebo"), `value` (the effect, as a
+    share of right answers or in nats), `low`, `high`, `n` (number of pairs).
     """
     import pandas as pd
 
