@@ -304,7 +304,7 @@ def _first_suite(
         columns: the columns of the result.
         name: the CSV file to read; used if `path` has CSV tables.
         reader: a function that reads one evals file; used if `path` has no CSV tables.
-        also: further columns of the CSV file, by which its zero-shot rows are selected.
+        also: columns of the CSV file that are read only to find its zero-shot rows.
     """
     import pandas as pd
 

@@ -1,7 +1,7 @@
 """Estimates what a continuation needs and costs, before anything is downloaded or trained.
 
-The FLOP are 6 N D, where N is the number of all parameters, as in the compute tables of papers, and
-D is the number of tokens. The hours assume that one GPU reaches a fixed fraction of its peak. This
+FLOP are counted as 6 N D, where D is the number of tokens and N is the number of parameters,
+embeddings included. The hours assume that one GPU reaches a fixed fraction of its peak. This
 fraction was not measured.
 """
 
@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def disk(self) -> float:
-        """Bytes of the saved weights and optimizer states of all arms; 0 if the size is unknown."""
+        """Bytes of the saved weights and optimizer states of all arms; 0 for an unknown model."""
         if not self.model or not self.train:
             return 0.0
         data = DataConfig(seq_len=self.model.max_seq_len)

@@ -119,8 +119,9 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
 def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
     """Return what percentage of its training rows each final model has memorized.
 
-    Columns: `variant`, `control` (percentage of the variant's control), `share` (percentage of the
-    variant), `n` (rows that the variant has read). There are no intervals, because rows with the
+    Columns: `variant`; `control`, the percentage that the variant's control has memorized; `share`,
+    the percentage that the variant itself has memorized; `n`, how many rows the variant has read.
+    There are no intervals, because rows with the
     same text are memorized together and there is one run per variant.
 
     Args:

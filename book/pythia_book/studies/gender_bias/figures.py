@@ -396,7 +396,7 @@ def crows_biases(result: Result) -> Drawing:
 def coupling(result: Result) -> Drawing:
     """Draw how the scores of forks correlate with the scores of their controls.
 
-    There is one panel per score, with released models and with ours.
+    There is one panel per score. Each panel shows the released models and ours.
     """
     table = result.tables["coupling"]
     lines = list(dict.fromkeys(zip(*(table[c] for c in _LINE), strict=True)))

@@ -242,9 +242,10 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
 
     laws: law ("size" for a law of N alone, "both" for a law of N and D), parameter ("E", "A", ...),
         value, low, high. A law is missing if there are too few points to fit it.
-    optimal: kind ("compute" for the lowest loss with a training budget, "inference" for a given
-        loss at the lowest total cost), flops (the budget or the total cost), uses (one of USES;
-        none for "compute"), n_params (the best size) with its interval low and high, tokens (to
+    optimal: kind ("compute": the size with the lowest loss for a fixed training budget;
+        "inference": the size with the lowest total cost for a fixed loss), flops (the budget or the
+        total cost), uses (how many tokens the model generates, as a multiple of its training
+        tokens: one of USES; missing for "compute"), n_params (the best size) with its interval low and high, tokens (to
         train on), tokens_per_parameter.
     prediction: size, n_params, rule (one of RULES), predicted (loss, from all smaller sizes), error
         (by how many percent the measured loss exceeds the predicted loss). The table is empty if

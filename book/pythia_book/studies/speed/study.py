@@ -326,9 +326,9 @@ def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
     Columns, with bytes and nanoseconds per token:
     `size`, `kernel`;
     `compiled_bytes`, `ours_bytes`: the predicted memory traffic of torch.compile and of our kernel;
-    `saved_ns`: the time to copy `compiled_bytes - ours_bytes` bytes, at the attainable rate;
-    `share_of_step`: `saved_ns` as a fraction of the least time of a training step, i.e. the time of
-    the step's matrix products at the attainable rate of matrix products;
+    `saved_ns`: the time to copy `compiled_bytes - ours_bytes` bytes at the attainable bandwidth;
+    `share_of_step`: `saved_ns` as a fraction of a lower bound on the time of a training step: its
+    matrix products alone, at the attainable FLOP/s;
     `measured_ns`: the measured time of torch.compile minus that of our kernel; missing if either
     time was not measured.
 
