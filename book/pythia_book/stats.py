@@ -74,7 +74,7 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:
-        """Return the estimate in another unit: multiply its numbers by `factor`, which is positive."""
+        """Return the estimate in another unit: multiply its numbers by the positive `factor`."""
         return self.mapped(lambda number: factor * number, lambda number: number / factor)
 
     def mapped(

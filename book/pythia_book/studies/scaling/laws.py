@@ -245,8 +245,8 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
     optimal: kind ("compute": the size with the lowest loss for a fixed training budget;
         "inference": the size with the lowest total cost for a fixed loss), flops (the budget or the
         total cost), uses (how many tokens the model generates, as a multiple of its training
-        tokens: one of USES; missing for "compute"), n_params (the best size) with its interval low and high, tokens (to
-        train on), tokens_per_parameter.
+        tokens: one of USES; missing for "compute"), n_params (the best size) with its interval low
+        and high, tokens (to train on), tokens_per_parameter.
     prediction: size, n_params, rule (one of RULES), predicted (loss, from all smaller sizes), error
         (by how many percent the measured loss exceeds the predicted loss). The table is empty if
         there are fewer than five sizes.
