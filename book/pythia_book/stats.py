@@ -75,7 +75,8 @@ class Estimate:
 
     def times(self, factor: float) -> Estimate:
         """Return the estimate in another unit: multiply its numbers by the positive `factor`."""
-        return self.mapped(lambda number: factor * number, lambda number: number / factor)
+        scaled = self.mapped(lambda number: factor * number, lambda number: number / factor)
+        return scaled if self.exact_p else replace(scaled, exact_p=None)  # it stays a t-interval
 
     def mapped(
         self, function: Callable[[float], float], inverse: Callable[[float], float]

@@ -104,6 +104,8 @@ def test_open_intervals_say_what_would_have_been_seen():
     )
     row = judge([claim(rises(e(0.5, 3), "points", "items", -1))])[0]["ours"]
     assert row["reason"].startswith("the interval includes \N{MINUS SIGN}1 point; an effect of")
+    scaled = judge([claim(rises(e(0.005, 0.03).times(100), "points", "items", -1))])[0]["ours"]
+    assert scaled["reason"] == row["reason"], "another unit changes nothing"
     row = judge([claim(rises(e(0.5, 80), "points", "items"))])[0]["ours"]
     assert "no possible effect would be detected" in row["reason"]
     row = judge([claim(rises(mean_over([1.0]), "points", "one seed"))])[0]["ours"]
