@@ -340,17 +340,15 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
         n_tests: number of tests that Holm's procedure corrects for.
     """
     power = f"with {100 * POWER:.0f} % power"
-    needed = "what would be detected is computed only for intervals from Student's t"
-    if e.exact_p:
-        why = f"the interval includes {_amount(test.bound, test.unit, 4) if test.bound else 0}"
-        if test.form == "within":
-            why = f"the interval extends beyond ±{_amount(test.bound, test.unit, 4)}"
-    elif test.form == "within":
+    why = f"the interval includes {_amount(test.bound, test.unit, 4) if test.bound else 0}"
+    if test.form == "within":
         why = f"the interval extends beyond ±{_amount(test.bound, test.unit, 4)}"
+    if e.exact_p:
+        needed = "what would be detected is computed only for intervals from Student's t"
+    elif test.form == "within":
         margin = _amount(smallest_margin(e, n_tests), test.unit)
         needed = f"{power}, equivalence could be shown only within ±{margin}"
     else:
-        why = f"the interval includes {_amount(test.bound, test.unit, 4) if test.bound else 0}"
         distance = test.unit.replace("%", "points", 1) if test.unit.startswith("%") else test.unit
         effect = smallest_seen(e, n_tests)
         away = f" away from {_amount(test.bound, '', 4)}" if test.bound else ""
