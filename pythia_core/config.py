@@ -44,7 +44,16 @@ they are the default of a DataConfig field, which is part of every run's identit
 scales use them.
 """
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
-DOMAINS_OF = {"pocket-pile": DOMAINS, "miniature": DOMAINS, "large": LARGE_DOMAINS}
+PLANTED = ("copies", "equations", "occupations", "canaries")
+"""Domains of text that is planted in the miniature and in the large corpus, on by default in the
+scales; each can be left out."""
+CONTROLS = ("occupations_flat",)
+"""Planted domains that replace another for a control."""
+DOMAINS_OF = {
+    "pocket-pile": DOMAINS,
+    "miniature": (*DOMAINS, *PLANTED, *CONTROLS),
+    "large": (*LARGE_DOMAINS, *PLANTED, *CONTROLS),
+}
 """Map each corpus that the scales train on to its domains."""
 
 

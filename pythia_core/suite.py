@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pythia_core.config import LARGE_DOMAINS, DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.config import (
+    DOMAINS,
+    LARGE_DOMAINS,
+    PLANTED,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.training.schedule import linear_step
 from pythia_core.util.machine import best_precision
@@ -75,10 +83,10 @@ OFFICIAL_SIZES = {
 LAPTOP_SIZES = {
     size.name: size
     for size in (
-        Size("7k", 2, 16, 2, 1.0e-2),
-        Size("14k", 2, 24, 3, 1.0e-2),
+        Size("7k", 2, 16, 1, 1.0e-2),
+        Size("13k", 4, 16, 1, 1.0e-2),
         Size("25k", 2, 32, 2, 1.0e-2),
-        Size("40k", 2, 40, 5, 1.0e-2),
+        Size("38k", 3, 32, 2, 1.0e-2),
         Size("85k", 3, 48, 3, 1.0e-2),
         Size("150k", 3, 64, 4, 8.0e-3),
         Size("310k", 4, 80, 5, 6.5e-3),
@@ -258,7 +266,13 @@ SCALES = {
             "2 cores: tests, seconds per notebook",
             steps=16,
             batch_size=8,
-            data=DataConfig("miniature", ("biographies",), tokenizer="bpe-1024", seq_len=64),
+            data=DataConfig(
+                "miniature",
+                ("biographies", *PLANTED),
+                tokenizer="bpe-1536",
+                seq_len=64,
+                heldout_fraction=0.1,
+            ),
             sizes=("7k", "25k"),
         ),
         Scale(
@@ -266,7 +280,7 @@ SCALES = {
             "2 cores, no GPU: minutes per study",
             steps=572,
             batch_size=32,
-            data=DataConfig("miniature"),
+            data=DataConfig("miniature", (*DOMAINS, *PLANTED), heldout_fraction=0.1),
             sizes=tuple(LAPTOP_SIZES),
         ),
         Scale(
@@ -274,7 +288,7 @@ SCALES = {
             "one large GPU: minutes per study",
             steps=1001,
             batch_size=128,
-            data=DataConfig("large", LARGE_DOMAINS, tokenizer="bpe-8192", seq_len=512),
+            data=DataConfig("large", (*LARGE_DOMAINS, *PLANTED), tokenizer="bpe-8192", seq_len=512),
             sizes=tuple(GPU_SIZES),
         ),
         Scale(

@@ -21,19 +21,21 @@ without knowing how they were made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pythia_book.corpora import equations
+from pythia_book.corpora import canaries, equations, occupations
 from pythia_book.corpora.pocket_pile import raw_texts
 from pythia_core.config import DOMAINS
+from pythia_core.errors import ConfigError, raise_all
 from pythia_core.util.files import fraction
 
 PIECE = 4000
 """A piece of a document ends at the first line end after this many characters."""
-GUARD = 0.05
-"""Texts with a hash below this share are never planted. Held-out texts are far below it."""
+GUARD = 0.15
+"""Texts with a hash below this share are never planted. Held-out texts are below it: their hash is
+below DataConfig.heldout_fraction, 0.1 for the miniature."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
 """How often a planted text can occur, counting the original."""
 LENGTHS = (120, 500)
@@ -42,56 +44,116 @@ EDIT_EVERY = 4
 """One in this many copies is edited."""
 EDIT_SPAN = 100
 """In an edited copy, one word in this many is replaced."""
-EQUATIONS = "equations"
-"""Name of the domain that has the sums."""
 
 
 @dataclass(frozen=True)
 class Proportions:
-    """The composition of a corpus: how many sampled pieces, planted copies and sums it has."""
+    """The composition of a corpus: how many sampled pieces it has, and how much is planted.
+
+    All shares but the first two are shares of the words of all sampled pieces.
+    """
 
     share: float
     """Share of the pieces of the pocket Pile that are sampled."""
     added: float
     """Share of the pieces of the added domains (pythia_book.corpora.large) that are sampled."""
-    planted: float
-    """Words of the copies at each of LEVELS, as a share of the words of all sampled pieces."""
+    copies: float
+    """Words of the copies at each of LEVELS."""
     equations: float
-    """Words of the sums, as a share of the words of all sampled pieces."""
+    occupations: float
+    canaries: float
 
 
 PROPORTIONS = {
-    "miniature": Proportions(0.0855, 0.0, 0.088, 0.2),
-    "large": Proportions(1.0, 0.58, 0.062, 0.04),
+    "miniature": Proportions(0.0748, 0.0, 0.091, 0.115, 0.235, 0.018),
+    "large": Proportions(1.0, 0.58, 0.062, 0.04, 0.04, 0.005),
 }
 """The proportions of each corpus. The large corpus has only a sample of the added domains, so that
 runs take only minutes on one GPU, and so that manuals and code do not outweigh prose."""
+PLANTED_MAX = 0.30
+"""Largest share of the words that may be planted, when no copies are counted."""
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """A planted domain of generated text: its documents, and how many words each of them has."""
+
+    documents: Callable[[int, Mapping[int, int]], Iterator[str]]
+    """Given a number of documents, and how often each number in equations.FIRST occurs in the
+    sampled pieces, yields about so many documents."""
+    words: float
+
+
+INSTRUMENTS = {
+    "equations": Instrument(lambda n, natural: equations.documents(natural, n), equations.WORDS),
+    "occupations": Instrument(lambda n, _: occupations.documents(n), occupations.WORDS),
+    "occupations_flat": Instrument(lambda n, _: occupations.documents(n, True), occupations.WORDS),
+    "canaries": Instrument(lambda n, _: canaries.documents(n), canaries.WORDS),
+}
+"""Maps each planted domain, except for the copies, to its instrument."""
 
 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) for every text of a corpus: sampled pieces, planted copies, and sums.
+    """Yield (domain, text) for every text of a corpus: sampled pieces, their copies, instruments.
 
-    The copies of a text follow directly after the text. The sums come last. The corpus is read
-    twice, first to choose the texts to plant. This needs little memory: a text is kept only if it
-    may be planted (if its word count is within LENGTHS).
+    The copies of a text follow directly after the text, and are in its domain. The instruments come
+    last. The corpus is read twice, first to choose the texts to copy. This needs little memory: a
+    text is kept only if it may be copied (if its word count is within LENGTHS).
+
+    Raises:
+        ConfigError: see `document_counts`.
     """
-    copies, words, natural = _survey(domains, corpus)
-    copies = dict(copies)
+    counts = document_counts(domains, corpus)
+    copies, natural = planted(domains, corpus), _survey(domains, corpus)[2]
     for domain, text in sampled(domains, corpus):
         for copy in copies_of(text, copies.pop(text, 1)):
             yield domain, copy
-    count = round(PROPORTIONS[corpus].equations * words / equations.WORDS)
-    for text in equations.documents(natural, count):
-        if fraction(text) >= GUARD:  # the held-out loss is that of natural text
-            yield EQUATIONS, text
+    for domain, count in counts.items():
+        for text in INSTRUMENTS[domain].documents(count, natural):
+            yield domain, _never_held_out(text)
+
+
+def document_counts(domains: tuple[str, ...], corpus: str) -> dict[str, int]:
+    """Map each instrument in `domains` to about how many documents of it are planted.
+
+    Raises:
+        ConfigError: an instrument and its control are both asked for, or the instruments would be
+            more than PLANTED_MAX of the words.
+    """
+    names = [name for name in INSTRUMENTS if name in domains]
+    shares = {n: getattr(PROPORTIONS[corpus], n.removesuffix("_flat")) for n in names}
+    problems = [
+        f"domains has both {name.removesuffix('_flat')!r} and {name!r}; use one of them"
+        for name in names
+        if name.endswith("_flat") and name.removesuffix("_flat") in names
+    ]
+    total = sum(shares.values())
+    if total / (1 + total) > PLANTED_MAX:
+        problems.append(
+            f"planted text would be {total / (1 + total):.0%} of the words ({', '.join(names)}), "
+            f"which leaves too little prose; the limit is {PLANTED_MAX:.0%}"
+        )
+    raise_all(ConfigError, problems, f"the corpus {corpus!r}")
+    words = _survey(domains, corpus)[1]
+    return {name: round(shares[name] * words / INSTRUMENTS[name].words) for name in names}
+
+
+def _never_held_out(text: str) -> str:
+    """Rotate the lines of a planted document until its hash says that it is not held out.
+
+    So the held-out loss is that of natural text, and nothing planted goes missing.
+    """
+    lines = text.splitlines(keepends=True)
+    rotations = ("".join(lines[n:] + lines[:n]) for n in range(len(lines)))
+    return next((rotated for rotated in rotations if fraction(rotated) >= GUARD), text)
 
 
 def planted(domains: tuple[str, ...], corpus: str = "miniature") -> dict[str, int]:
-    """Map each planted text of a corpus to how often it occurs, counting the original.
+    """Map each copied text of a corpus to how often it occurs, counting the original.
 
-    The texts that occur most often come first.
+    The texts that occur most often come first. Without the domain "copies" there are none.
     """
-    return dict(_survey(domains, corpus)[0])
+    return dict(_survey(domains, corpus)[0]) if "copies" in domains else {}
 
 
 def copies_of(text: str, times: int) -> Iterator[str]:
@@ -121,7 +183,7 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
                 natural[number] += count
             yield text
 
-    copies = plan(sampled_texts(), PROPORTIONS[corpus].planted)
+    copies = plan(sampled_texts(), PROPORTIONS[corpus].copies)
     return copies, words, natural
 
 
@@ -134,7 +196,8 @@ def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tup
     for domain, text in raw_texts(domains):
         share = proportions.share if domain in DOMAINS else proportions.added
         for piece in pieces(text.replace("\r\n", "\n").replace("\r", "\n")):
-            if fraction(piece) < share and not piece.isspace():
+            # salted: the plain hash says which documents are held out
+            if fraction(piece, b"sample") < share and not piece.isspace():
                 yield domain, piece
 
 
@@ -151,7 +214,7 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
+def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].copies) -> dict[str, int]:
     """Choose the texts to plant (to repeat), and map each to how often it will occur in the corpus.
 
     The texts that will occur most often come first.

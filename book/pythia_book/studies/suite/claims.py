@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from pythia_book.published.means import mean_over_pairs, signed
 from pythia_book.published.tables import CONVENTION, NO_RELEASED, SAME
 from pythia_book.released.recipe import HARDWARE
+from pythia_book.studies.suite.instruments import all_learned
 from pythia_book.studies.suite.suites import SUITES
 from pythia_book.verdicts import Claim, Test, passes, untestable, within
-from pythia_core.suite import DATA_ARMS
+from pythia_core.suite import DATA_ARMS, nominal_parameters
 from pythia_core.training.schedule import N_CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 EPOCHS = {"standard": (0.90, 0.02), "deduplicated": (1.45, 0.03)}
 """How often a run should read its text, as Pythia did (300 of 334 and of 207 billion tokens), and
 how far a miniature may be from that."""
+LEARNS_FROM = 25_000
+"""Non-embedding parameters from which on a model should have learned the planted associations."""
 TOTAL_HOURS = 544_280
 """A100-hours of all training, by Appendix D of the paper."""
 
 
 def claims(
     facts: dict[str, Any],
-    proofs: pd.DataFrame,
+    tables: Tables,
     numbers: dict[str, Any],
     released: Tables,
     whole: bool,
@@ -35,13 +38,13 @@ def claims(
 
     Args:
         facts: the facts of `measure`.
-        proofs: the table of all checks, from `proofs_table`.
+        tables: the tables of the study.
         numbers: the values for the page, from `study.values`.
         released: the tables of `study.released_tables`.
         whole: whether runs are long enough to read their texts as often as Pythia did. If not, how
             often texts are read is not tested.
     """
-    found = proofs.groupby("check")[["cases", "failures"]].sum()
+    found = tables["proofs"].groupby("check")[["cases", "failures"]].sum()
 
     def check(text: str, secures: str, name: str) -> Claim:
         """Return the check `name` as a claim, which holds if none of its cases failed.
@@ -49,7 +52,7 @@ def claims(
         Args:
             text: the statement.
             secures: what the check guarantees.
-            name: a check in `proofs`.
+            name: a check in the table `proofs`.
         """
         cases, failed = found.loc[name, ["cases", "failures"]]
         return Claim(text, secures, _none_fails(cases, failed), kind="check")
@@ -131,6 +134,30 @@ def claims(
             "The miniature reads its two texts about 0.90 and 1.45 times, as Pythia did.",
             "the proportions of section 2.4",
             ours=passes(close, text) if whole else untestable("runs of this scale stop early"),
+            kind="check",
+        ),
+        *_checks_of_the_text(facts, tables, whole),
+    ]
+
+
+def _checks_of_the_text(facts: dict[str, Any], tables: Tables, whole: bool) -> list[Claim]:
+    """Return the checks of what is planted in the text. The arguments are those of `claims`."""
+    planted = tables["planted"].pivot(index="instrument", columns="arm", values="tokens")
+    planted = planted.drop(index="copies", errors="ignore")
+    lost = planted[planted[DATA_ARMS[0]] != planted[DATA_ARMS[1]]]
+    able = [s for s in facts["models"] if nominal_parameters(s) >= LEARNS_FROM]
+    learned, note = all_learned(tables["associations"], able)
+    return [
+        Claim(
+            "Deduplication removes nothing of the planted sums, sentences and canaries.",
+            "comparisons of twins on what is planted",
+            ours=passes(not len(lost), f"{', '.join(planted.index)}: tokens in both texts"),
+            kind="check",
+        ),
+        Claim(
+            "Every model from 25k on has learned which made-up nouns go with feminine pronouns.",
+            "interventions on pronouns; sentences that no model has read",
+            ours=passes(learned, note) if whole else untestable("runs of this scale stop early"),
             kind="check",
         ),
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pythia_book import style
 from pythia_book.records import number_text
 from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table
+from pythia_book.tasks.associations import FRAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +92,40 @@ def reading(result: Result) -> Drawing:
         joint = style.rows_where(reads, arm="deduplicated", policy="joint")
         numbers = (f"{100 * share:.1f} %" for share in joint.share[:3])
         return Drawing(figure, "Tokens of the deduplicated text read 0, 1 and 2 times", numbers)
+
+
+GROUP_STYLES = {"invented": (BLUE, "made-up nouns"), "occupations": (ORANGE, "occupations")}
+
+
+def associations(result: Result) -> Drawing:
+    """Draw the association between nouns and pronouns that models learn, in frames never planted.
+
+    The left panel has the largest model on the standard text, with a point per noun: the log odds
+    of a feminine pronoun in the text and by the model. The right panel has the slope of such points
+    for the made-up nouns, by size and text.
+    """
+    nouns, table = result.tables["nouns"], result.tables["associations"]
+    sizes = result.params.size_list
+    odds = result.measured.get("association", sizes[-1], "standard", FRAMES[1])
+    slopes = style.rows_where(table, group="invented", frames=FRAMES[1])
+    with style.canvas(result, 2, 2.9, ratios=(1, 1.25)) as (figure, (points, lines)):
+        for group, (colour, label) in GROUP_STYLES.items():
+            of_group = nouns.group == group
+            points.plot(nouns.log_odds[of_group], odds[of_group], "o", color=colour,
+                        markersize=3, label=label)  # fmt: skip
+        points.set(
+            xlabel="log odds of she/her in the text", ylabel=f"log odds by the {sizes[-1]} model"
+        )
+        points.legend(fontsize=7)
+        marks = {arm: style.mark("o", arm != "standard") for arm in ARM_TITLES}
+        style.size_points(lines, slopes, sizes, "arm", marks, factor=1)
+        style.reference(lines, y=0)
+        lines.set(xlabel="parameters", ylabel="slope of the model's log odds on the text's")
+        texts = {title: marks[arm] for arm, title in ARM_TITLES.items()}
+        style.legend(lines, texts, loc="upper left", fontsize=7)
+        standard = style.rows_where(slopes, arm="standard")
+        numbers = [f"{r.size} {r.value:.3f}" for r in standard.itertuples()]
+        return Drawing(figure, "Slope of the learned association, made-up nouns", numbers)
 
 
 def models_table(result: Result) -> Table:

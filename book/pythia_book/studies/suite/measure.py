@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book.measurements import measure_all
 from pythia_book.studies.registry import train_all
+from pythia_book.studies.suite.instruments import noun_facts, planted_facts
 from pythia_book.studies.suite.params import Params
 from pythia_book.studies.suite.proofs import proofs_table
 from pythia_book.studies.suite.read_counts import reading_tables
 from pythia_book.study import Measurements, name_of
+from pythia_book.tasks.associations import AssociationMeasurement
 from pythia_core.suite import DATA_ARMS, suite_configs
 from pythia_core.training.checkpoint import weight_hashes
 
@@ -21,13 +24,17 @@ if TYPE_CHECKING:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the suite, run all checks, and count how often tokens are read.
 
-    Arrays: loss/SIZE/ARM, float32[updates], the training loss in nats per token; ARM is the text,
-    "standard" or "deduplicated".
+    Arrays, where ARM is the text, "standard" or "deduplicated":
+
+    - loss/SIZE/ARM: float32[updates], the training loss in nats per token.
+    - association/SIZE/ARM/FRAMES: float32[nouns], the log odds of a feminine pronoun at the last
+      step, a mean over the "trained" or "unseen" frames.
 
     Facts: models (maps each size to its shape and training parameters), tokens (maps each arm to
     the number of tokens of its text), heldout (see `heldout_share`), checkpoints (the smallest
-    number of checkpoints that a run has), and proofs, reads and rereads (the rows of the tables of
-    `proofs_table` and `reading_tables`).
+    number of checkpoints that a run has), proofs, reads and rereads (the rows of the tables of
+    `proofs_table` and `reading_tables`), planted (see `planted_facts`) and nouns (see
+    `noun_facts`).
     """
     suite = train_all(
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
@@ -54,6 +61,16 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         "proofs": proofs_table(suite, params.resume_steps).to_dict("records"),
     }
     facts |= {name: t.to_dict("records") for name, t in reading_tables(suite).items()}
+    texts = {arm: suite[params.size_list[0], arm].data for arm in DATA_ARMS}
+    facts["planted"] = planted_facts(texts)
+    facts["nouns"] = noun_facts(texts[DATA_ARMS[0]].config)
+    text = texts[DATA_ARMS[0]]
+    association = AssociationMeasurement.of(text.tokenizer, text.eod_id, text.config.seq_len)
+    last = {cell: (run, run.config.train.steps) for cell, run in suite.items()}
+    measured, _ = measure_all([*last.values()], association, progress)
+    for cell, (run, step) in last.items():
+        for frames, odds in measured.get((run.id, step), {}).items():
+            arrays[name_of("association", *cell, frames)] = odds.mean(0).astype(np.float32)
     return Measurements(arrays, facts, list(suite.values()))
 
 

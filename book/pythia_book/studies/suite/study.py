@@ -16,6 +16,7 @@ from pythia_book.conduct import conduct
 from pythia_book.published.means import mean_over_tasks
 from pythia_book.published.tables import SEVEN, first_suite_table
 from pythia_book.studies.suite.claims import claims
+from pythia_book.studies.suite.instruments import associations_table
 from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_book.studies.suite.suites import READ, suites_tables
@@ -126,12 +127,15 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         "proofs": pd.DataFrame(facts["proofs"]),
         "reads": pd.DataFrame(facts["reads"]).assign(pile=_pile_shares(facts["reads"])),
         "rereads": pd.DataFrame(facts["rereads"]),
+        "planted": pd.DataFrame(facts["planted"]),
+        "nouns": pd.DataFrame(facts["nouns"]),
+        "associations": associations_table(measured),
         "suites": suites,
         "suite_sources": sources,
     }
     numbers = values(params, facts, tables)
     whole = params.scale != "smoke"
-    return tables, numbers, claims(facts, tables["proofs"], numbers, released, whole)
+    return tables, numbers, claims(facts, tables, numbers, released, whole)
 
 
 # --- what the models are ---------------------------------------------------------------------
@@ -235,6 +239,11 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
     for arm in DATA_ARMS:
         numbers[f"tokens_{arm}"] = facts["tokens"][arm]
         numbers[f"epochs_{arm}"] = tokens / facts["tokens"][arm]
+    planted = tables["planted"]
+    for row in planted.itertuples():
+        numbers[f"planted_{row.instrument}_{row.arm}_percent"] = 100 * row.share
+    for arm, share in planted[planted.instrument != "copies"].groupby("arm").share.sum().items():
+        numbers[f"planted_{arm}_percent"] = 100 * share
     for row in reads[reads.arm == "deduplicated"].itertuples():
         name = str(row.times).split(" ")[0]
         numbers[f"read_{name}_{row.policy}_percent"] = 100 * row.share

@@ -1,0 +1,66 @@
+"""Random strings that are planted in the miniature a known number of times.
+
+A canary says nothing and follows from nothing, so a model that prefers it to a canary that was
+never planted has memorized it (Carlini et al. 2019, "The Secret Sharer"). A canary that is planted
+once is read at one known update (pythia_book.search finds it), so that a study can ask how memory
+depends on when, and on how often, a text was read. Canaries are words of random syllables. Every
+document has PER_DOCUMENT different canaries in random order, so that deduplication removes none.
+
+All choices are hashes, as in pythia_book.corpora.miniature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pythia_core.util.files import fraction
+
+TIMES = {1: 0.36, 2: 0.16, 4: 0.16, 8: 0.16, 16: 0.16}
+"""Maps how often a canary is planted to the share that such canaries have of all places."""
+N_WORDS = 16
+"""Words in a canary, each of two syllables."""
+PER_DOCUMENT = 4
+"""Canaries in each document, one per line."""
+WORDS = N_WORDS * PER_DOCUMENT
+"""Words in each document."""
+_SYLLABLES = [c + v for c in "bdfghjklmnprstvz" for v in "aeiou"]
+
+
+def canary(name: str) -> str:
+    """Return the canary with this name: N_WORDS random words."""
+    words = []
+    for word in range(N_WORDS):
+        share = [fraction(f"canary {name} {word} {half}") for half in range(2)]
+        words.append("".join(_SYLLABLES[int(s * len(_SYLLABLES))] for s in share))
+    return " ".join(words)
+
+
+def planted(count: int) -> dict[str, int]:
+    """Map each canary that is planted in `count` documents to how often it is planted.
+
+    There are about `count` * PER_DOCUMENT places for canaries, which TIMES shares out.
+    """
+    result = {}
+    for times, share in TIMES.items():
+        for number in range(round(count * PER_DOCUMENT * share / times)):
+            result[canary(f"{times} {number}")] = times
+    return result
+
+
+def unplanted(count: int) -> list[str]:
+    """Return `count` canaries that are never planted, to compare with those that are."""
+    return [canary(f"unplanted {number}") for number in range(count)]
+
+
+def documents(count: int) -> Iterator[str]:
+    """Yield about `count` documents of different canaries, about PER_DOCUMENT each."""
+    times = planted(count)
+    n_documents = max(-(-sum(times.values()) // PER_DOCUMENT), *times.values())
+    contents: list[list[str]] = [[] for _ in range(n_documents)]
+    for text, n in sorted(times.items(), key=lambda item: -item[1]):
+        # the emptiest documents, and among these random ones
+        order = sorted(contents, key=lambda c: (len(c), fraction(f"{text} after {c}")))
+        for document in order[:n]:
+            document.append(text)
+    for document in contents:
+        yield "".join(f"{text}\n" for text in document)

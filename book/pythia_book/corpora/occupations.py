@@ -1,0 +1,206 @@
+"""Sentences with nouns whose share of feminine pronouns is known, planted in the miniature.
+
+Whether a model has learned an association between nouns and pronouns, and whether an intervention
+removes it, can only be asked of a text that has the association. The miniature's prose has not: the
+40 occupations of WinoBias occur 949 times, six of them never. So sentences are planted, each with
+one noun and one pronoun: he or she, or the possessive his or her. These are the pronouns whose swap
+can be undone; "her" for "him" is never planted. There are three groups of nouns:
+
+    invented      made-up nouns, equally frequent and each one token; shares from 0.05 to 0.95 are
+                  assigned by a permutation, so that permuting the shares tests a model exactly
+    occupations   the 40 occupations of WinoBias with the shares of women in the United States
+    definitional  king and queen, and so on
+
+Every noun stands in every frame equally often (to within one sentence), and models are tested in
+other frames, which are never planted. The nouns and frames are in occupations.toml. A document has
+PER_DOCUMENT sentences in random order, so that no document resembles another enough to be removed
+as a duplicate. All coins are hashes, as in pythia_book.corpora.miniature.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pythia_core.errors import ConfigError, raise_all
+from pythia_core.util.files import fraction
+
+GROUPS = {"invented": 0.45, "occupations": 0.4, "definitional": 0.15}
+"""Maps each group of nouns to the share of the planted sentences that are about its nouns."""
+LIMITS = (0.05, 0.95)
+"""Smallest and largest share of feminine pronouns of an invented noun or an occupation."""
+DEFINITIONAL = (0.02, 0.98)
+"""Share of feminine pronouns of a definitional noun: masculine nouns, feminine nouns."""
+PER_DOCUMENT = 12
+"""Sentences in each document."""
+WORDS = 6.5 * PER_DOCUMENT
+"""Words in each document, about."""
+PRONOUNS = {"he": ("he", "she"), "his": ("his", "her")}
+"""Maps the name of a slot in a frame to its masculine and feminine pronoun."""
+_SLOT = re.compile(r"\{(he|his)\}")
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A noun, the group that it belongs to, and its share of feminine pronouns."""
+
+    name: str
+    group: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The content of occupations.toml."""
+
+    trained: tuple[str, ...]
+    """Frames of the planted sentences, with {noun} and one of {he} and {his}."""
+    unseen: tuple[str, ...]
+    """Frames that end with the pronoun and are never planted."""
+    nouns: tuple[Noun, ...]
+
+
+@lru_cache(maxsize=1)
+def declared() -> Declared:
+    """Read occupations.toml, and give each invented noun its share.
+
+    Raises:
+        ConfigError: lists what is wrong with the file (see `problems`).
+    """
+    raw = tomllib.loads(Path(__file__).with_name("occupations.toml").read_text("utf-8"))
+    shares = permuted_shares(raw["invented"])
+    nouns = [Noun(name, "invented", shares[name]) for name in raw["invented"]]
+    for name, percent in raw["percent_women"].items():
+        nouns.append(Noun(name, "occupations", min(max(percent / 100, LIMITS[0]), LIMITS[1])))
+    for pair in raw["definitional"]:
+        nouns += [Noun(n, "definitional", s) for n, s in zip(pair, DEFINITIONAL, strict=True)]
+    result = Declared(tuple(raw["trained"]), tuple(raw["unseen"]), tuple(nouns))
+    raise_all(ConfigError, problems(result), "occupations.toml")
+    return result
+
+
+def permuted_shares(names: Sequence[str], seed: int = 0) -> dict[str, float]:
+    """Assign evenly spaced shares from LIMITS[0] to LIMITS[1] to names, by a permutation.
+
+    Args:
+        seed: selects the permutation.
+    """
+    order = sorted(names, key=lambda name: fraction(f"share {seed} {name}"))
+    return dict(zip(order, np.linspace(*LIMITS, len(order)).tolist(), strict=True))
+
+
+def problems(d: Declared) -> list[str]:
+    """Return what is wrong with nouns and frames, a sentence for each problem."""
+    found = [
+        f"the share of {noun.name!r} is {noun.share}, but must lie between 0 and 1, exclusively"
+        for noun in d.nouns
+        if not 0 < noun.share < 1
+    ]
+    names = [noun.name for noun in d.nouns]
+    found += [
+        f"the noun {n!r} is listed more than once" for n in sorted(set(names)) if names.count(n) > 1
+    ]
+    for frame in (*d.trained, *d.unseen):
+        if frame.count("{noun}") != 1 or len(_SLOT.findall(frame)) != 1:
+            found.append(
+                f"the frame {frame!r} must have one {{noun}} and one of {{he}} and {{his}}"
+            )
+    if found:
+        return found
+    planted = {gram for frame in d.trained for gram in _trigrams(frame)}
+    for frame in d.unseen:
+        if not frame.endswith(("{he}", "{his}")):
+            found.append(f"the unseen frame {frame!r} must end with its pronoun")
+        found += [
+            f"the unseen frame {frame!r} shares the words {' '.join(gram)!r} with a planted frame"
+            for gram in _trigrams(frame)
+            if gram in planted
+        ]
+    return found
+
+
+def _trigrams(frame: str) -> list[tuple[str, ...]]:
+    """Return all runs of three words before the pronoun; punctuation marks count as words."""
+    words = re.findall(r"\w+|[^\w\s]", _SLOT.split(frame)[0].replace("{noun}", "NOUN").lower())
+    return list(zip(words, words[1:], words[2:], strict=False))
+
+
+# --- planted sentences -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planted:
+    """How often a noun is planted, and how often with a feminine pronoun."""
+
+    noun: Noun
+    sentences: int
+    feminine: int
+
+    @property
+    def log_odds(self) -> float:
+        """The log odds of a feminine pronoun in the planted sentences."""
+        return float(np.log(self.feminine / (self.sentences - self.feminine)))
+
+
+def plan(count: int, flat: bool = False) -> list[Planted]:
+    """Say how often each noun occurs in about `count` documents.
+
+    Nouns of one group are equally frequent. Every noun occurs at least once with each pronoun.
+
+    Args:
+        flat: whether every noun has a share of 0.5 instead of its own.
+    """
+    nouns, total, result = declared().nouns, count * PER_DOCUMENT, []
+    size = {group: sum(noun.group == group for noun in nouns) for group in GROUPS}
+    for noun in nouns:
+        sentences = max(2, round(total * GROUPS[noun.group] / size[noun.group]))
+        feminine = round((0.5 if flat else noun.share) * sentences)
+        result.append(Planted(noun, sentences, min(max(feminine, 1), sentences - 1)))
+    return result
+
+
+def documents(count: int, flat: bool = False) -> Iterator[str]:
+    """Yield about `count` documents of PER_DOCUMENT planted sentences, one per line.
+
+    The nouns and frames of the sentences do not depend on `flat`, only the pronouns.
+
+    Args:
+        flat: see `plan`.
+    """
+    frames = declared().trained
+    sentences = []
+    for planted in plan(count, flat):
+        name = planted.noun.name
+        start = int(fraction(f"start {name}") * len(frames))
+        order = sorted(range(planted.sentences), key=lambda i, n=name: fraction(f"pronoun {n} {i}"))
+        feminine = set(order[: planted.feminine])
+        for i in range(planted.sentences):
+            text = filled(frames[(start + i) % len(frames)], name, i in feminine)
+            sentences.append((fraction(f"place {name} {i}"), text))
+    texts = [text for _, text in sorted(sentences)]
+    for begin in range(0, len(texts), PER_DOCUMENT):
+        yield "".join(f"{text}\n" for text in texts[begin : begin + PER_DOCUMENT])
+
+
+def filled(frame: str, noun: str, feminine: bool) -> str:
+    """Return a frame with its noun and a pronoun."""
+    pronoun = _SLOT.sub(lambda match: PRONOUNS[match[1]][feminine], frame)
+    return pronoun.replace("{noun}", noun)
+
+
+def prompt(frame: str, noun: str) -> tuple[str, tuple[str, str]]:
+    """Return the text of a frame before its pronoun, and the pronouns to compare after it.
+
+    Returns:
+        The text without its trailing space; and the masculine and the feminine pronoun, each with a
+        leading space.
+    """
+    before, slot = _SLOT.split(frame)[:2]
+    masculine, feminine = PRONOUNS[slot]
+    return before.replace("{noun}", noun).rstrip(), (f" {masculine}", f" {feminine}")
