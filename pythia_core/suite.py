@@ -16,8 +16,8 @@ from typing import Any
 
 from pythia_core.config import LARGE_DOMAINS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.training.precision import best_precision
 from pythia_core.training.schedule import linear_step
-from pythia_core.util.machine import best_precision
 
 # --- sizes -----------------------------------------------------------------------------------
 
