@@ -24,8 +24,8 @@ from pythia_core.config import (
     TrainConfig,
 )
 from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.training.precision import best_precision
 from pythia_core.training.schedule import linear_step
-from pythia_core.util.machine import best_precision
 
 # --- sizes -----------------------------------------------------------------------------------
 

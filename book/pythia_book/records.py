@@ -213,7 +213,8 @@ def _run_entry(run: Any) -> dict[str, Any]:
     window, size = run.config.intervention, size_name(run.config.model)
     role = f"{window.swap} from step {window.start}" if window else "control"
     seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
-    return {"id": run.id, "size": size, "role": role, **seeds, "final_sha256": run.final_sha256}
+    entry = {"id": run.id, "size": size, "role": role, **seeds}
+    return entry | {"precision": run.config.train.precision, "final_sha256": run.final_sha256}
 
 
 def _disk_mb(runs: list[Any]) -> int:
@@ -700,13 +701,17 @@ def measured_text(test: dict[str, Any] | None) -> str:
 
 
 def device_text(record: dict[str, Any]) -> str:
-    """Name the machine that a record was made on: the GPU or, if none, the CPU and its threads."""
+    """Name the machine that a record was made on, and the precisions that its runs were trained in.
+
+    The machine is the GPU or, if there is none, the CPU and its threads. Records without runs, and
+    old records, state no precision.
+    """
     machine = record.get("device") or {}
-    if machine.get("gpu"):
-        return str(machine["gpu"])
     threads = machine.get("threads", "?")
     plural = "" if threads == 1 else "s"
-    return f"{machine.get('cpu', 'unknown processor')}, {threads} thread{plural}"
+    cpu = f"{machine.get('cpu', 'unknown processor')}, {threads} thread{plural}"
+    precisions = {run["precision"] for run in record.get("runs") or () if "precision" in run}
+    return ", ".join([str(machine.get("gpu") or cpu), *sorted(precisions)])
 
 
 def start_message(study: str, scale: str) -> str:

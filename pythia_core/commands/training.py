@@ -38,7 +38,7 @@ def add(command: AddCommand) -> None:
     text = "rows per forward/backward pass (default: the whole batch)"
     option("--micro-batch", type=int, metavar="ROWS", help=text)
     option("--lr", type=float, metavar="RATE", help="peak learning rate (default: the size's)")
-    text = "training precision (default: bf16 if supported)"
+    text = "training precision (default: the faster of fp32 and bf16 on this machine)"
     option("--precision", choices=PRECISIONS, help=text)
     option(
         "--execution",
@@ -113,7 +113,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: the settings are invalid, e.g. `--start` or `--stop` without `--swap`.
     """
-    from pythia_core.util.machine import best_precision
+    from pythia_core.training.precision import best_precision
 
     scale = _scale(args)
     if args.steps is not None:

@@ -109,6 +109,7 @@ class _InFlight:
     def __init__(self, log: MetricsLog, bar: Any, config: RunConfig, lag: int) -> None:
         self._log, self._bar, self._lag = log, bar, lag
         self._tokens = config.train.batch_size * config.data.seq_len
+        self._precision = config.train.precision
         self._entries: deque[tuple[float, PendingUpdate]] = deque()
         self._last = 0.0
 
@@ -146,7 +147,8 @@ class _InFlight:
                 }
                 row |= finite | {"loss_scale": pending.loss_scale, "skipped": pending.skipped}
             self._log.write(row)
-            self._bar.set_postfix_str(f"{rate / 1e3:.1f}k tokens/s, loss {loss:.3f}", refresh=False)
+            speed = f"{rate / 1e3:.1f}k tokens/s in {self._precision}"
+            self._bar.set_postfix_str(f"{speed}, loss {loss:.3f}", refresh=False)
             self._bar.update()
 
 

@@ -1,8 +1,8 @@
 """Describe the machine that the code runs on, and set how torch and the memory allocator behave.
 
-The description has the processor, the GPU and the precisions in which they are fast. It never has
-the name of the host, because it is stored with results. The functions that need torch import it
-themselves, so that importing this module does not load torch.
+The description has the processor and the GPU. It never has the name of the host, because it is
+stored with results. The functions that need torch import it themselves, so that importing this
+module does not load torch.
 """
 
 from __future__ import annotations
@@ -40,22 +40,6 @@ def cpu_name() -> str:
 def cpu_flags() -> str:
     """Return the processor's instruction sets as one string; empty if they cannot be read."""
     return _cpuinfo().get("flags", "")
-
-
-def cpu_has_bf16() -> bool:
-    """Return whether the CPU multiplies matrices faster in bf16 than in fp32, i.e. has AMX.
-
-    AVX512-BF16 alone does not suffice. On a CPU that has only this, we measured 155 GFLOP/s in bf16
-    and 332 GFLOP/s in fp32.
-    """
-    return "amx_bf16" in cpu_flags()
-
-
-def best_precision() -> str:
-    """Return "bf16" if there is a CUDA device or the CPU is fast in bf16, else "fp32"."""
-    import torch
-
-    return "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
 
 
 def device_info() -> dict[str, Any]:

@@ -153,6 +153,11 @@ def _terminal() -> TextIO | None:
     return None
 
 
+def print_line(text: str) -> None:
+    """Print a line where progress is shown, and leave the bars there intact."""
+    tqdm.write(text, file=_terminal() or sys.stderr)
+
+
 def bar(show: bool = True, **settings: Any) -> tqdm:
     """Create a progress bar in the form that suits the place where the code runs.
 

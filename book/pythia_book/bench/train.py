@@ -52,7 +52,7 @@ from pythia_core.training.optimizer import is_decayed
 from pythia_core.training.train import LAG
 from pythia_core.training.trainer import PendingUpdate, Trainer
 from pythia_core.util.files import atomic_file, results_dir
-from pythia_core.util.machine import cpu_has_bf16, deterministic, keep_freed_memory
+from pythia_core.util.machine import cpu_flags, deterministic, keep_freed_memory
 
 # --- implementations -------------------------------------------------------------------------
 
@@ -676,7 +676,7 @@ def bench_train(
         device: "cpu" or "cuda".
         dry_run: instead of a GPU, measure tiny models on the CPU, to test that everything runs.
         precisions: precisions to measure on a CPU (default: fp32, and bf16 if the processor
-            supports it); a GPU is always measured in bf16.
+            has instructions for it); a GPU is always measured in bf16.
         compiled: on a CPU, the precisions in which to measure torch.compile too (default: all).
         rounds: rounds per implementation (default: ROUNDS).
         seconds: minimum duration of a round in seconds (default: 1 on a GPU, 0 on a CPU).
@@ -719,7 +719,7 @@ def bench_train(
         shared = replace(shared, rows=scale.batch_size, seq_len=scale.data.seq_len)
         shared = replace(shared, tokens=np.concatenate(rows).ravel())
         dtypes = (torch.float32, torch.bfloat16)
-        precisions = precisions or ("fp32", "bf16")[: 1 + cpu_has_bf16()]
+        precisions = precisions or ("fp32", "bf16")[: 1 + ("bf16" in cpu_flags())]
         rounds_of = (
             implementations_on_cpu(precisions, precisions if compiled is None else compiled),
         )

@@ -233,7 +233,10 @@ def test_a_record_says_one_thread_and_gives_the_same_result(tmp_path: Path) -> N
     record = records.read_record(records.save_record(result, tmp_path / "record"))
     assert record["values"]["gpu"] == "a GPU <b>"
     assert record["device"]["threads"] == 1
-    assert records.device_text({"device": record["device"] | {"gpu": None}}).endswith(", 1 thread")
+    machine = {"device": record["device"] | {"gpu": None}}
+    assert records.device_text(machine).endswith(", 1 thread")
+    runs = [{"precision": "bf16"}, {"precision": "bf16"}, {"id": "of an old record"}]
+    assert records.device_text(machine | {"runs": runs}).endswith(", 1 thread, bf16")
     again = records.read_measurements(tmp_path / "record", "speed", record["parameters"])
     tables, values, claims = study.analyse(again, {})
     assert values == result.values and judge(claims) == result.claims

@@ -22,9 +22,9 @@ from pythia_core.errors import CheckpointError, ConfigError, one_of
 from pythia_core.hf import TOKENIZER, local_folder, model_config, read_config, step_of
 from pythia_core.suite import OFFICIAL_SIZES, size_of
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
+from pythia_core.training.precision import best_precision
 from pythia_core.training.runs import Run, find_run
 from pythia_core.training.schedule import OFFICIAL_STEPS
-from pythia_core.util.machine import best_precision
 
 STATES = ("auto", "kept", "weights")
 PASS_TOKENS = 1 << 14

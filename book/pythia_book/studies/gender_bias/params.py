@@ -9,9 +9,9 @@ from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import PRONOUN_SWAPS, RunConfig
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import scale_named
+from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep, is_large
 from pythia_core.training.schedule import linear_steps
-from pythia_core.util.machine import best_precision
 
 STUDY = "gender_bias"
 MEASURING = MeasuringCost(heldout=11)

@@ -10,8 +10,8 @@ from pythia_book.study import MeasuringCost, StudyParams, kept_at, whole_numbers
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DEDUP, scale_named
+from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
-from pythia_core.util.machine import best_precision
 
 STUDY = "repetition"
 MEASURING = MeasuringCost(heldout=8, rows=1.0)

@@ -11,9 +11,9 @@ from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import checkpoint_steps
-from pythia_core.util.machine import best_precision
 
 STUDY = "seeds"
 AFTER = ("suite",)

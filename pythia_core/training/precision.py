@@ -1,0 +1,119 @@
+"""Choose the precision in which this machine trains fastest, by measuring a training step.
+
+Flags of a processor do not tell. Of two processors with AVX512-BF16 and without AMX, one trained
+almost twice as fast in bf16 as in fp32, and the other more slowly. So the first process that needs
+the answer times both precisions, which takes about a second.
+
+The precision is part of a run's identity, so the answer must not change: another answer would train
+every model again. It is stored in the user's cache folder, with the measured speeds, for each
+processor and version of torch. Later processes read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
+from pythia_core.errors import ConfigError, one_of
+from pythia_core.util.files import cache_dir, write_json
+from pythia_core.util.machine import cpu_flags, cpu_name, keep_freed_memory
+from pythia_core.util.progress import print_line
+from pythia_core.util.workers import one_thread
+
+VARIABLE = "PYTHIA_PRECISION"
+CHOICES = ("fp32", "bf16")
+MODEL = ModelConfig(n_layers=3, d_model=64, n_heads=4, vocab_size=4096, max_seq_len=128)
+"""The measured model, which is the size 150k of the scale `laptop`."""
+ROWS = 32
+"""Rows per update, as at the scale `laptop`."""
+ROUNDS = 5
+MARGIN = 1.05
+"""bf16 is chosen only if it is at least this many times as fast as fp32."""
+VERSION = 1
+"""Raise this number to measure again on every machine."""
+
+
+def best_precision() -> str:
+    """Return the precision for training on this machine, "fp32" or "bf16".
+
+    This is the value of the environment variable PYTHIA_PRECISION, if it is set. Otherwise it is
+    "bf16" with a CUDA device, and the stored or measured choice without one.
+
+    Raises:
+        ConfigError: the variable has another value.
+    """
+    if wanted := os.environ.get(VARIABLE):
+        if wanted not in CHOICES:
+            raise ConfigError(one_of(wanted, CHOICES, f"value of {VARIABLE}"))
+        return wanted
+    import torch
+
+    return "bf16" if torch.cuda.is_available() else _cpu_precision(torch.__version__)
+
+
+def _cpu_precision(torch_version: str) -> str:
+    """Return the stored choice for this processor; if there is none, measure and store it."""
+    flags = sorted(f for f in cpu_flags().split() if f.startswith(("avx", "amx")))
+    machine = {"cpu": cpu_name(), "flags": flags, "torch": torch_version, "version": VERSION}
+    file = cache_dir() / "precision" / f"{stable_hash(machine)[:16]}.json"
+    if stored := _stored(file, machine):
+        return stored
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # only the first of several processes measures
+        if stored := _stored(file, machine):
+            return stored
+        speeds = measure()
+        choice = "bf16" if speeds["bf16"] >= MARGIN * speeds["fp32"] else "fp32"
+        write_json(file, {"machine": machine, "precision": choice, "tokens_per_s": speeds})
+    other = CHOICES[choice == "fp32"]
+    print_line(
+        f"precision {choice}: {speeds[choice]:,.0f} tokens/s against {speeds[other]:,.0f} in "
+        f"{other} (150k parameters, one thread); {VARIABLE} overrides this choice"
+    )
+    return choice
+
+
+def _stored(file: Path, machine: dict[str, Any]) -> str | None:
+    """Return the choice that `file` holds for `machine`; None if it is absent or damaged."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        choice = stored["precision"] if stored["machine"] == machine else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return choice if choice in CHOICES else None
+
+
+def measure() -> dict[str, float]:
+    """Map each precision to the speed of its training step, in tokens per second of one thread.
+
+    The precisions take turns, and the fastest step of each counts. The clock is the processor time
+    of this thread, because the wall time depends on other processes.
+    """
+    import numpy as np
+    import torch
+
+    from pythia_core.training.trainer import Trainer
+
+    keep_freed_memory()
+    data = DataConfig(seq_len=MODEL.max_seq_len)
+    rows = np.random.default_rng(0).integers(0, MODEL.vocab_size, (ROWS, data.seq_len + 1))
+    with one_thread():
+        trainers = {}
+        for precision in CHOICES:
+            train = TrainConfig(steps=1000, batch_size=ROWS, lr_max=1e-3, precision=precision)
+            trainers[precision] = Trainer(RunConfig(MODEL, data, train), torch.device("cpu"))
+            trainers[precision].update(rows)  # compiles native.c, and allocates
+        fastest = dict.fromkeys(CHOICES, float("inf"))
+        for _ in range(ROUNDS):
+            for precision, trainer in trainers.items():
+                started = time.thread_time()
+                trainer.update(rows)
+                seconds = time.thread_time() - started
+                fastest[precision] = min(fastest[precision], seconds)
+    return {precision: ROWS * data.seq_len / s for precision, s in fastest.items()}
