@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help steps book test studies redraw lab lint lock clean
+.PHONY: help steps book test studies record redraw lab lint lock clean
 .NOTPARALLEL:
 # Paths are relative to this file, so `make -C path/to/here book` works from anywhere.
 
@@ -13,6 +13,9 @@ SCALE ?= laptop
 STUDY ?= gender_bias
 # The suite first: the others use its models. Left out: phases, which also covers the released models.
 STUDIES := suite $(filter-out suite phases,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
+# What `make record` changes: more seeds than the defaults, which suit a first look.
+RECORD_gender_bias := -p seeds=3
+RECORD_seeds := -p seeds=5
 TORCH_INDEX ?=
 WORKERS ?= 2
 
@@ -57,6 +60,12 @@ studies: $(STUDIES:%=study-%) ## train the suite at SCALE and run its studies (f
 
 study-%: $(READY)
 	@exec $(BIN)/python -m pythia_core study $* --scale $(SCALE) < /dev/null
+
+record: $(STUDIES:%=record-%) record-phases ## run every study with more seeds and copy the results into book/recorded, to be committed
+
+record-%: $(READY)
+	@$(BIN)/python -m pythia_core study $* --scale $(SCALE) $(RECORD_$*) < /dev/null
+	@exec $(BIN)/python -m pythia_core record $* --scale $(SCALE) < /dev/null
 
 redraw: $(READY) ## verdicts, figures and prose anew from what all runs have measured; no training
 	@exec $(BIN)/python -m pythia_core redraw < /dev/null
