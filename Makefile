@@ -16,6 +16,7 @@ STUDIES := suite $(filter-out suite phases,$(basename $(notdir $(wildcard notebo
 # What `make record` changes: more seeds than the defaults, which suit a first look.
 RECORD_gender_bias := -p seeds=3
 RECORD_seeds := -p seeds=5
+RECORD_suite := -p flat_seeds=10
 TORCH_INDEX ?=
 WORKERS ?= 2
 

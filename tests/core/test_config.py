@@ -17,7 +17,14 @@ from pythia_core.config import (
     stable_hash,
 )
 from pythia_core.errors import ConfigError
-from pythia_core.suite import LAPTOP_SIZES, OFFICIAL_SIZES, SCALES, scale_named, size_named
+from pythia_core.suite import (
+    LAPTOP_SIZES,
+    OFFICIAL_SIZES,
+    SCALES,
+    nominal_parameters,
+    scale_named,
+    size_named,
+)
 
 
 def run() -> RunConfig:
@@ -100,18 +107,19 @@ def test_a_damaged_config_raises_a_config_error(values: dict) -> None:
         run_config_from_dict(values)
 
 
-def test_laptop_sizes_grow_in_depth_width_and_parameters() -> None:
-    sizes = list(LAPTOP_SIZES.values())
-    for name in ("n_layers", "d_model"):
-        values = [getattr(size, name) for size in sizes]
-        assert values == sorted(values)
-    params = [size.model(4096).n_params_non_embedding for size in sizes]
-    assert len(sizes) == 8
-    assert params[0] < 10_000
-    assert params[-1] > 500_000
-    for size, n in zip(sizes, params, strict=True):
-        scale = 1e6 if size.name.endswith("m") else 1e3
-        assert float(size.name[:-1]) * scale == pytest.approx(n, rel=0.07)
+def test_laptop_sizes_grow_in_parameters_and_have_one_head_dimension() -> None:
+    """Names round the counts L(12d^2 + 13d) + 2d: 85k and 600k have 84,912 and 608,160."""
+    models = {name: size.model(4096) for name, size in LAPTOP_SIZES.items()}
+    assert len(models) == 8
+    counts = [model.n_params_non_embedding for model in models.values()]
+    assert counts == sorted(set(counts)), "each size has more parameters than the last"
+    assert counts[0] < 10_000 and counts[-1] > 500_000
+    assert {model.head_dim for model in models.values()} == {16}
+    for name, model in models.items():
+        assert nominal_parameters(name) == pytest.approx(model.n_params_non_embedding, rel=0.07)
+    assert scale_named("laptop").size_list("") == tuple(models), "lists are sorted by size"
+    deep, wide = models["13k"], models["25k"]
+    assert deep.n_layers > wide.n_layers and deep.d_model < wide.d_model  # as 410M and 1B
 
 
 def test_scales_use_known_sizes_and_fork_where_the_paper_did() -> None:

@@ -12,7 +12,7 @@ from command_line import fork, refusal, train
 
 from pythia_core.__main__ import main, parser
 from pythia_core.commands.training import _run_config
-from pythia_core.config import DataConfig
+from pythia_core.config import DOMAINS, LARGE_DOMAINS, PLANTED, DataConfig
 
 COMMANDS = (
     "prepare", "train", "inspect", "verify", "study", "record", "bench", "errata", "evaluate",
@@ -64,8 +64,17 @@ def test_bad_input_is_one_message_and_exit_code_1(
 def test_options_for_your_own_text_set_the_data_config() -> None:
     words = "train 7k --scale smoke --corpus my_texts --tokenizer bpe-300 --epochs 4".split()
     config = _run_config(parser().parse_args(words))
-    assert config.data == DataConfig("my_texts", tokenizer="bpe-300", seq_len=64, epochs=4)
+    kept = {"seq_len": 64, "heldout_fraction": 0.1}  # the scale's own, as --help says
+    assert config.data == DataConfig("my_texts", tokenizer="bpe-300", epochs=4, **kept)
     assert config.model.vocab_size == 384
+
+
+def test_the_option_corpus_plants_the_instruments_but_not_their_controls() -> None:
+    """A control replaces its instrument: a text with both is refused (miniature.texts)."""
+    for corpus, own in (("miniature", DOMAINS), ("large", LARGE_DOMAINS), ("pocket-pile", DOMAINS)):
+        data = _run_config(parser().parse_args(["train", "7k", "--corpus", corpus])).data
+        planted = () if corpus == "pocket-pile" else PLANTED
+        assert data.domains == (*own, *planted), corpus
 
 
 @pytest.mark.wheels

@@ -1,9 +1,7 @@
-"""Trains the sizes of the laptop's ladder at several peak learning rates, to choose one for each.
+"""Trains every size of the laptop's ladder at several peak learning rates, to choose one for each.
 
-Every run is the suite's control on the standard text with one seed; only the peak differs. The rate
-chosen for a size is the one with the lowest held-out loss, unless a larger size does as well with a
-higher rate: rates must not rise with size, as in the official suite. pythia_core.suite.LAPTOP_SIZES
-has the rates that the committed table (book/recorded/learning_rates.json) led to.
+Every run is the suite's control on the standard text with one seed; only the peak differs. The page
+Method has the table that the rates of pythia_core.suite.LAPTOP_SIZES were read from.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pythia_core.training.precision import best_precision
-
 from pythia_core.suite import LAPTOP_SIZES, scale_named
+from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 from pythia_core.training.runs import find_or_train_all
 from pythia_core.util.machine import device_info
@@ -55,8 +52,12 @@ def markdown(result: dict[str, Any]) -> str:
     """Format the sweep as a table with a row for each size and a column for each rate."""
     rates = sorted({row["lr_max"] for row in result["rows"]})
     losses = {(row["size"], row["lr_max"]): row["loss"] for row in result["rows"]}
-    lines = ["| size | " + " | ".join(f"{rate:g}" for rate in rates) + " |"]
-    lines.append("|---|" + "--:|" * len(rates))
+    lines = [
+        f"{result['device']}, {result['precision']}; held-out loss in nats per token.",
+        "",
+        "| size | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "|---|" + "--:|" * len(rates),
+    ]
     for size in dict.fromkeys(size for size, _ in losses):
         best = min(rates, key=lambda rate, s=size: losses[s, rate])
         cells = [

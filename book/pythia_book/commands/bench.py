@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--precision": {"choices": ("fp32", "bf16"),
                     "help": "number format (default: both if the CPU has bf16)"},
     "--readme": {"action": "store_true", "help": "update the table in README.md"},
+    "--page": {"action": "store_true", "help": "update the table in book/method.md"},
     "--kernels": {"dest": "only", "type": _names, "metavar": "KERNELS",
                   "help": "comma-separated list of operations (default: all)"},
 }  # fmt: skip
@@ -90,6 +91,8 @@ def add(command: AddCommand) -> None:
         group = p.add_argument_group(title)
         for option in ONLY_ON[device]:
             group.add_argument(option, **OPTIONS[option])
+    benchmark("learning-rates", _learning_rates, "held-out loss of each size at several learning "
+              "rates", "--sizes", "--page")  # fmt: skip
     benchmark("terms", _terms, "counting terms, against decoding and splitting", "--rounds")
     benchmark("generate", _generate, "generating text, against transformers", "--sizes", "--rounds")
     gpu = ("--dry-run", "--budget")
@@ -162,6 +165,20 @@ def _train(args: argparse.Namespace) -> None:
             from pythia_book.site_runs import fill_block
 
             fill_block(readme, "bench", text)
+
+
+def _learning_rates(args: argparse.Namespace) -> None:
+    """Run `bench learning-rates` and print its table; with --page, update the page Method."""
+    from pythia_book.bench import learning_rates
+    from pythia_book.site_runs import fill_block
+    from pythia_core.util.files import require_checkout
+
+    options = _options(args)
+    page = options.pop("page", False) and require_checkout("--page") / "book" / "method.md"
+    result = learning_rates.sweep_learning_rates(**options)
+    _print_table(result, learning_rates.markdown, args.json)
+    if page:
+        fill_block(page, "learning-rates", learning_rates.markdown(result))
 
 
 def _terms(args: argparse.Namespace) -> None:

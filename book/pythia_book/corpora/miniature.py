@@ -66,7 +66,7 @@ class Proportions:
 
 PROPORTIONS = {
     "miniature": Proportions(0.0748, 0.0, 0.091, 0.115, 0.235, 0.018),
-    "large": Proportions(1.0, 0.58, 0.062, 0.04, 0.04, 0.005),
+    "large": Proportions(1.0, 0.557, 0.062, 0.04, 0.04, 0.005),
 }
 """The proportions of each corpus. The large corpus has only a sample of the added domains, so that
 runs take only minutes on one GPU, and so that manuals and code do not outweigh prose."""

@@ -237,7 +237,7 @@ def test_the_list_escapes_and_says_what_was_measured(all_evidence: dict[str, Evi
     [
         ({"switches": "gelu,rotary"}, "unknown switch 'rotary'; accepted: lr_form, first_update"),
         ({"switches": "lr_from"}, "Did you mean 'lr_form'"),
-        ({"sizes": "7k,14k"}, "trains models of only one size"),
+        ({"sizes": "7k,13k"}, "trains models of only one size"),
         ({"sizes": "7m"}, "unknown size"),
         ({"bootstrap": 3}, "bootstrap must be"),
     ],

@@ -9,11 +9,12 @@ from pythia_book.published.tables import CONVENTION, NO_RELEASED, SAME
 from pythia_book.released.recipe import HARDWARE
 from pythia_book.studies.suite.instruments import all_learned
 from pythia_book.studies.suite.suites import SUITES
-from pythia_book.verdicts import Claim, Test, passes, untestable, within
+from pythia_book.verdicts import ALPHA, Claim, Test, passes, untestable, within
 from pythia_core.suite import DATA_ARMS, nominal_parameters
 from pythia_core.training.schedule import N_CHECKPOINTS
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from pythia_book.study import Tables
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 EPOCHS = {"standard": (0.90, 0.02), "deduplicated": (1.45, 0.03)}
 """How often a run should read its text, as Pythia did (300 of 334 and of 207 billion tokens), and
 how far a miniature may be from that."""
+FEWEST_MODELS = 20
+"""Fewest models with which the uniformity of p-values is tested."""
 LEARNS_FROM = 25_000
 """Non-embedding parameters from which on a model should have learned the planted associations."""
 TOTAL_HOURS = 544_280
@@ -160,7 +163,25 @@ def _checks_of_the_text(facts: dict[str, Any], tables: Tables, whole: bool) -> l
             ours=passes(learned, note) if whole else untestable("runs of this scale stop early"),
             kind="check",
         ),
+        Claim(
+            "Models of a text in which every noun has equal shares show no association: their "
+            "p-values are uniform.",
+            "the exact test of associations within one model",
+            ours=_uniform(tables["flat"].p.to_numpy(float)),
+            kind="check",
+        ),
     ]
+
+
+def _uniform(p: np.ndarray) -> Test:
+    """Test whether p-values are uniform, by the Kolmogorov-Smirnov test at the 5 % level."""
+    from scipy.stats import kstest
+
+    if len(p) < FEWEST_MODELS:
+        return untestable(f"needs {FEWEST_MODELS} models of such a text, e.g. flat_seeds=10")
+    ks = kstest(p, "uniform")
+    note = f"{len(p)} models; {int((p < ALPHA).sum())} below {ALPHA:.2f}, mean {p.mean():.2f}; "
+    return passes(ks.pvalue > ALPHA, f"{note}Kolmogorov-Smirnov p = {ks.pvalue:.2g}")
 
 
 def _none_fails(cases: int, failed: int) -> Test:

@@ -107,6 +107,23 @@ def associations_table(measured: Measurements) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def flat_p_values(measured: Measurements) -> np.ndarray:
+    """Return the p-values of models whose text has flat shares, float64[models].
+
+    Each model is tested against shares that are drawn for it alone, so the p-values should be
+    uniform.
+    """
+    rows = enumerate(measured.facts["nouns"])
+    nouns = {row["noun"]: at for at, row in rows if row["group"] == "invented"}
+    p = []
+    for number, ((_, _, frames), odds) in enumerate(measured.under("flat")):
+        if frames == FRAMES[1]:
+            shares = occupations.permuted_shares([*nouns], seed=1 + number)
+            x = np.array([np.log(shares[name] / (1 - shares[name])) for name in nouns])
+            p.append(permutation_p(x, odds[[*nouns.values()]].astype(float), seed=1 + number))
+    return np.array(p)
+
+
 def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool, str]:
     """Return whether every model of some sizes has learned the shares of the made-up nouns.
 

@@ -29,6 +29,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - loss/SIZE/ARM: float32[updates], the training loss in nats per token.
     - association/SIZE/ARM/FRAMES: float32[nouns], the log odds of a feminine pronoun at the last
       step, a mean over the "trained" or "unseen" frames.
+    - flat/SIZE/SEED/FRAMES: the same for models of the text with flat shares.
 
     Facts: models (maps each size to its shape and training parameters), tokens (maps each arm to
     the number of tokens of its text), heldout (see `heldout_share`), checkpoints (the smallest
@@ -39,6 +40,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     suite = train_all(
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
+    flat = train_all(params, params.flat_configs(), progress)
     arrays = {
         name_of("loss", size, arm): np.array([row["loss"] for row in run.metrics()], np.float32)
         for (size, arm), run in suite.items()
@@ -66,11 +68,13 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     facts["nouns"] = noun_facts(texts[DATA_ARMS[0]].config)
     text = texts[DATA_ARMS[0]]
     association = AssociationMeasurement.of(text.tokenizer, text.eod_id, text.config.seq_len)
-    last = {cell: (run, run.config.train.steps) for cell, run in suite.items()}
-    measured, _ = measure_all([*last.values()], association, progress)
-    for cell, (run, step) in last.items():
-        for frames, odds in measured.get((run.id, step), {}).items():
-            arrays[name_of("association", *cell, frames)] = odds.mean(0).astype(np.float32)
+    last = {("association", *cell): run for cell, run in suite.items()}
+    last |= {("flat", *cell): run for cell, run in flat.items()}
+    checkpoints = [(run, run.config.train.steps) for run in last.values()]
+    measured, _ = measure_all(checkpoints, association, progress)
+    for (cell, run), checkpoint in zip(last.items(), checkpoints, strict=True):
+        for frames, odds in measured.get((run.id, checkpoint[1]), {}).items():
+            arrays[name_of(*cell, frames)] = odds.mean(0).astype(np.float32)
     return Measurements(arrays, facts, list(suite.values()))
 
 

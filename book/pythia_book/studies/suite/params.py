@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams
 from pythia_core.config import RunConfig
-from pythia_core.suite import suite_configs
+from pythia_core.suite import DATA_ARMS, suite_configs
 from pythia_core.training.retention import Keep
 
 STUDY = "suite"
+FLAT_SIZES = ("7k", "25k")
+FLAT = {"occupations": "occupations_flat"}
+"""Maps a planted domain to its control."""
 MEASURING = MeasuringCost()
 
 
@@ -22,13 +25,27 @@ class Params(StudyParams):
     resume_steps: int = 24
     """Number of updates of the run that is interrupted in the middle and compared with one that is
     not interrupted."""
+    flat_seeds: int = 0
+    """Number of seeds of each of FLAT_SIZES that are trained on text in which every noun has as
+    many feminine as masculine pronouns, to check the test of associations."""
 
-    WHOLE: ClassVar = {"resume_steps": (2, 10_000)}
+    WHOLE: ClassVar = {"resume_steps": (2, 10_000), "flat_seeds": (0, 100)}
+
+    def flat_configs(self) -> dict[tuple[str, int], RunConfig]:
+        """Map (size, seed) to the config of each run on the text with flat shares."""
+        configs = {}
+        for seed in range(1, self.flat_seeds + 1):
+            standard = suite_configs(self.scale, FLAT_SIZES, DATA_ARMS[:1], seed)
+            for (size, _), config in standard.items():
+                domains = tuple(FLAT.get(domain, domain) for domain in config.data.domains)
+                configs[size, seed] = replace(config, data=replace(config.data, domains=domains))
+        return configs
 
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of the training runs that the study measures."""
-    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+    suite = suite_configs(params.scale, params.size_list, seed=params.seed)
+    return [*suite.values(), *params.flat_configs().values()]
 
 
 def keep(params: Params, run: RunConfig) -> Keep:

@@ -16,7 +16,7 @@ from pythia_book.conduct import conduct
 from pythia_book.published.means import mean_over_tasks
 from pythia_book.published.tables import SEVEN, first_suite_table
 from pythia_book.studies.suite.claims import claims
-from pythia_book.studies.suite.instruments import associations_table
+from pythia_book.studies.suite.instruments import associations_table, flat_p_values
 from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_book.studies.suite.suites import READ, suites_tables
@@ -130,6 +130,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         "planted": pd.DataFrame(facts["planted"]),
         "nouns": pd.DataFrame(facts["nouns"]),
         "associations": associations_table(measured),
+        "flat": pd.DataFrame({"p": flat_p_values(measured)}),
         "suites": suites,
         "suite_sources": sources,
     }

@@ -174,7 +174,7 @@ def test_the_best_head_is_not_flattered_by_chance() -> None:
     np.testing.assert_array_equal(tables.best_head(noise), noise[2, 5])
 
 
-PARAMS = study.Params("smoke", "7k,14k,25k", bootstrap=300)
+PARAMS = study.Params("smoke", "7k,13k,25k", bootstrap=300)
 STEPS = tuple(range(17))
 
 

@@ -26,6 +26,7 @@ from pythia_book.study import Measurements, Result
 from pythia_book.verdicts import judge
 
 from pythia_core.errors import ConfigError
+from pythia_core.suite import scale_named
 
 NATURAL = {n: 4000 // (n + 1) for n in equations.FIRST}
 STEPS = [100, 300, 572]
@@ -236,9 +237,11 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
 
 
 def test_sizes_are_compared_only_if_their_heads_are_as_wide() -> None:
-    assert c.comparable_sizes(("7k", "14k", "25k", "600k")) == ["25k", "600k"]
+    laptop = scale_named("laptop").sizes
+    assert c.comparable_sizes(laptop) == list(laptop)  # its heads all have 16 dims
+    assert c.comparable_sizes(("2.7m", "4.7m", "7.4m", "85m")) == ["7.4m", "85m"]  # 32, 64 dims
     assert c.comparable_sizes(("600k",)) == ["600k"]
-    assert c.larger_half(("7k", "14k", "25k", "600k")) == ("25k", "600k")
+    assert c.larger_half(("7k", "13k", "25k", "600k")) == ("25k", "600k")
     assert c.larger_half(("7k",)) == ("7k",)
 
 
