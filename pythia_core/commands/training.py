@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pythia_core.commands import AddCommand, trained_scales
-from pythia_core.config import DOMAINS, DOMAINS_OF, PRECISIONS, SWAPS, RunConfig
+from pythia_core.config import CONTROLS, DOMAINS, DOMAINS_OF, PRECISIONS, SWAPS, RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
@@ -87,14 +87,15 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
 def _scale(args: argparse.Namespace) -> Scale:
     """Return the scale that `--scale` names, with the user's data options applied to its data.
 
-    If the user names another corpus, `domains` is reset to the default of DataConfig.
+    If the user names another corpus, all of its domains are read, except for controls.
     """
     scale = scale_named(args.scale)
     changes = {
         name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None
     }
     if "corpus" in changes:  # the scale's domains belong to its own corpus
-        changes["domains"] = DOMAINS_OF.get(changes["corpus"], DOMAINS)
+        domains = DOMAINS_OF.get(changes["corpus"], DOMAINS)
+        changes["domains"] = tuple(domain for domain in domains if domain not in CONTROLS)
     return replace(scale, data=replace(scale.data, **changes))
 
 

@@ -38,13 +38,14 @@ def test_round_trip_and_stable_hash() -> None:
     assert run().parent is None
     assert stable_hash({"b": 1, "a": [1.5, "é"]}) == stable_hash({"a": [1.5, "é"], "b": 1})
     assert stable_hash({"a": 1}) != stable_hash({"a": 2})
-    # if this hash changes, no existing run can be found any more
+    # if a hash changes, no existing run can be found any more; those of the runs of the laptop last
+    # changed when its text got planted domains and a held-out share of 0.1
     assert stable_hash(config_dict(ModelConfig(2, 16, 2, 128)))[:16] == "16e188be42cc1324"
     swapped = {swap: run().fork(swap, 532) for swap in PRONOUN_SWAPS}
     hashes = {swap: stable_hash(config_dict(config))[:16] for swap, config in swapped.items()}
     assert hashes == {
-        "masculine_to_feminine": "df8bb80b40dca9a1",
-        "feminine_to_masculine": "0bd8924d69f415c3",
+        "masculine_to_feminine": "7da3551f01ddf0be",
+        "feminine_to_masculine": "0f4bc8d7436e0fb7",
     }
 
 

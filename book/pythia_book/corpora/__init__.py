@@ -1,8 +1,9 @@
 """The corpora of the book, which pythia_core.data.corpus looks up by name.
 
 The corpus "pocket-pile" is text from Python packages of fixed versions, unchanged. The corpus
-"miniature" is a sample of that text, to which copies of passages, and sums such as 12 plus 34, are
-added. The corpus "large" is all of that text and more, with copies and sums added in the same way.
+"miniature" is a sample of that text in which instruments are planted, i.e. text whose content is
+known: copies of passages, sums, sentences about occupations, and canaries. The corpus "large" is
+all of that text and more, with the same instruments.
 """
 
 from __future__ import annotations

@@ -55,12 +55,13 @@ def unplanted(count: int) -> list[str]:
 def documents(count: int) -> Iterator[str]:
     """Yield about `count` documents of different canaries, about PER_DOCUMENT each."""
     times = planted(count)
-    n_documents = max(-(-sum(times.values()) // PER_DOCUMENT), *times.values())
+    n_documents = max(-(-sum(times.values()) // PER_DOCUMENT), max(times.values(), default=0))
     contents: list[list[str]] = [[] for _ in range(n_documents)]
     for text, n in sorted(times.items(), key=lambda item: -item[1]):
+        places = {number: fraction(f"{text} in {number}") for number in range(n_documents)}
         # the emptiest documents, and among these random ones
-        order = sorted(contents, key=lambda c: (len(c), fraction(f"{text} after {c}")))
-        for document in order[:n]:
-            document.append(text)
-    for document in contents:
-        yield "".join(f"{text}\n" for text in document)
+        for number in sorted(places, key=lambda at: (len(contents[at]), places[at]))[:n]:
+            contents[number].append(text)
+    for number, document in enumerate(contents):
+        lines = sorted(document, key=lambda text, at=number: fraction(f"line of {text} in {at}"))
+        yield "".join(f"{text}\n" for text in lines)

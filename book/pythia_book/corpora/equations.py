@@ -35,7 +35,7 @@ HELD_OUT = 0.2
 BOOST = 16
 PER_DOCUMENT = 16
 """Equations in each document."""
-WORDS = 6 * PER_DOCUMENT
+WORDS = 7 * PER_DOCUMENT
 """Words in each document."""
 _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w]|[.,]\d)")
 

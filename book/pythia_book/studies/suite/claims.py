@@ -150,6 +150,7 @@ def _checks_of_the_text(facts: dict[str, Any], tables: Tables, whole: bool) -> l
     lost = planted[planted[DATA_ARMS[0]] != planted[DATA_ARMS[1]]]
     able = [s for s in facts["models"] if nominal_parameters(s) >= LEARNS_FROM]
     learned, note = all_learned(tables["associations"], able)
+    reason = "runs of this scale stop early" if able else "all models are smaller"
     return [
         Claim(
             "Deduplication removes nothing of the planted sums, sentences and canaries.",
@@ -160,7 +161,7 @@ def _checks_of_the_text(facts: dict[str, Any], tables: Tables, whole: bool) -> l
         Claim(
             "Every model from 25k on has learned which made-up nouns go with feminine pronouns.",
             "interventions on pronouns; sentences that no model has read",
-            ours=passes(learned, note) if whole else untestable("runs of this scale stop early"),
+            ours=passes(learned, note) if able and whole else untestable(reason),
             kind="check",
         ),
         Claim(

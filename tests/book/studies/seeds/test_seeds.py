@@ -154,7 +154,8 @@ def test_claims_hold_or_fail_with_the_data() -> None:
 
 
 def test_the_note_on_neighbouring_sizes_tells_that_their_heads_differ() -> None:
-    for params, told in ((Params("smoke", seeds=2), True), (Params(neighbour="85k"), False)):
+    differ = Params("gpu", "4.7m", seeds=2)  # 32 dims, and 64 in its neighbour 7.4m
+    for params, told in ((differ, True), (Params("smoke", seeds=2), False)):
         rows = study_claims(params, {}, study_tables(params, {}), None, {})
         (note,) = (row.ours.note for row in rows if CLAIMS["sizes"] in row.text)
         assert ("width of their heads" in note) == told

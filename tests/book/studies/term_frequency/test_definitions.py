@@ -83,7 +83,7 @@ def test_items_that_do_not_fit_are_left_out() -> None:
 
 @pytest.mark.wheels
 def test_lines_and_words_of_the_corpus() -> None:
-    data = DataConfig("miniature", ("dictionary",))
+    data = DataConfig("miniature", ("dictionary", "copies"))
     frequency, lines, training = words_and_lines(data)
     assert len(lines) > 100_000 and sum(training.values()) > 10_000
     line_set = set(lines)

@@ -98,7 +98,7 @@ def test_planted_effects_of_frequency_are_found() -> None:
     assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["reproduced"] * 2
     widens, wider = (row["ours"] for row in rows if row["claim"].startswith("The gap"))
     assert widens["verdict"] == "reproduced" and "20 numbers" in widens["units"]
-    assert wider["value"] > 0 and wider["units"] == "3 sizes, one run each"
+    assert wider["value"] > 0 and wider["units"] == "4 sizes, one run each"  # all heads alike
     assert verdicts(rows, "The right answer is") == ["reproduced"] * 2
     assert verdicts(rows, "Under the placebo")[1] == "holds"
     assert verdicts(rows, "Given a definition") == ["holds"] * 2
