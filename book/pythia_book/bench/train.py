@@ -272,20 +272,19 @@ def _products_step(config: RunConfig, device: torch.device) -> Step:
     shapes = [(n, d, 3 * d), (n, d, d), (n, d, model.d_ff), (n, model.d_ff, d)] * model.n_layers
     shapes += [(min(chunk, n - start), d, model.vocab_size) for start in range(0, n, chunk)]
 
-    def tensors(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the input of a map, its weight, and the gradient of its output."""
+    maps = {}
+    for rows, inner, outer in set(shapes):
         sizes = ((rows, inner), (outer, inner), (rows, outer))
-        return tuple(torch.randn(size, device=device).to(dtype) for size in sizes)  # type: ignore
-
-    maps = {shape: tensors(*shape) for shape in set(shapes)}
+        factors = [torch.randn(size, device=device).to(dtype) for size in sizes]
+        maps[rows, inner, outer] = factors, [torch.empty_like(factor) for factor in factors]
 
     def step(batch: np.ndarray) -> None:
         """Do the products of an update; `batch` is not read."""
         for shape in shapes:
-            x, weight, dy = maps[shape]
-            torch.mm(x, weight.t())
-            torch.mm(dy, weight)
-            torch.mm(dy.t(), x)
+            (x, weight, dy), (dx, dweight, y) = maps[shape]  # memory is reused
+            torch.mm(x, weight.t(), out=y)
+            torch.mm(dy, weight, out=dx)
+            torch.mm(dy.t(), x, out=dweight)
 
     return step
 
