@@ -291,12 +291,15 @@ class GPTNeoX(nn.Module):
             self._tables = {key: rotary_tables(seq_len, c.rotary_dims, c.rotary_base, device)}
         return self._tables[key]
 
-    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, cache: Cache | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Return the hidden states after the final LayerNorm, (B, T, d), for token ids (B, T).
 
         Args:
             cache: keys and values of the preceding tokens; the keys and values of `ids` are added
                 to the cache.
+            dtype: dtype of the result.
 
         Raises:
             ConfigError: the rows are longer than `max_seq_len`.
@@ -310,21 +313,22 @@ class GPTNeoX(nn.Module):
         rotary = self.rotary(cache.n_slots if cache else seq_len, ids.device)
         x = self.embed_in(ids).flatten(0, 1).to(self.compute_dtype).float()
         # (B*T, d): embeddings are rounded to the compute dtype; the residual stream stays fp32
-        dtype, fused = self.compute_dtype, self._fused(x)
+        fused = self._fused(x)
         branches: Branches = ()
         for number, layer in enumerate(cast("list[Block]", self.layers)):
             attend = partial(cache.attend, number) if cache else self.ops.attention
             if self.recompute and torch.is_grad_enabled():
                 run = partial(_finish_block, layer) if fused else layer
                 x = checkpoint(
-                    run, x, rotary, batch, dtype, attend,
+                    run, x, rotary, batch, self.compute_dtype, attend,
                     use_reentrant=False, preserve_rng_state=False,
                 )  # fmt: skip
             elif fused:
-                x, branches = layer.fused(x, branches, rotary, batch, dtype, attend)
+                x, branches = layer.fused(x, branches, rotary, batch, self.compute_dtype, attend)
             else:
-                x = layer(x, rotary, batch, dtype, attend)
-        return self.final_layer_norm(_residual_add(x, branches)).view(batch, seq_len, -1)
+                x = layer(x, rotary, batch, self.compute_dtype, attend)
+        x = self.final_layer_norm(_residual_add(x, branches), dtype)
+        return x.view(batch, seq_len, -1)
 
     def _fused(self, x: Tensor) -> bool:
         """Return whether to compute the blocks with `Block.fused`.
@@ -349,7 +353,7 @@ class GPTNeoX(nn.Module):
         Args:
             rows: token ids, (B, T + 1) int64; the last token of a row is only a target.
         """
-        hidden = self.hidden(rows[:, :-1]).flatten(0, 1).to(self.compute_dtype)
+        hidden = self.hidden(rows[:, :-1], dtype=self.compute_dtype).flatten(0, 1)
         weight = self.embed_out.weight
         weight_c = weight if self.embed_out_copy is None else self.embed_out_copy
         return self.ops.linear_cross_entropy(hidden, weight, rows[:, 1:].flatten(), weight_c)

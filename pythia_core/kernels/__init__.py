@@ -8,8 +8,9 @@ which `torch.compile` can fuse freely.
 On a CUDA device with Triton (see dispatch), `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu`
 and the rotation in `attention` run as Triton kernels. The rest of attention uses the backend that a
 table lists for the head dim, or torch's choice if the table lists none (see attention_backends).
-One of the backends is our own attention kernel. The kernel of the optimizer (adamw) is not exported
-here, because it is not part of the model.
+One of the backends is our own attention kernel. On a CPU with a C compiler, attention and whatever
+else is not a matrix product run as C functions (native). The kernel of the optimizer (adamw) is not
+exported here, because it is not part of the model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, dtype, float32, nn
 
+from pythia_core.kernels import native
 from pythia_core.kernels.attention import attention, attention_torch
 from pythia_core.kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from pythia_core.kernels.dispatch import use_triton
@@ -44,6 +46,11 @@ __all__ = [
 ]
 
 
+def _fuses(x: Tensor) -> bool:
+    """Return whether fused operations exist for this tensor, in Triton or in C."""
+    return use_triton(x) or native.available(x)
+
+
 @dataclass(frozen=True)
 class Ops:
     """A set of functions that a model computes with.
@@ -63,7 +70,7 @@ class Ops:
     bias_gelu: Callable[..., Tensor] = bias_gelu
     attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
     linear_cross_entropy: Callable[..., Tensor] = linear_cross_entropy
-    fuses: Callable[[Tensor], bool] = use_triton
+    fuses: Callable[[Tensor], bool] = _fuses
 
 
 def _plain_linear(

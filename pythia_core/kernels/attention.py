@@ -6,10 +6,8 @@ attention crosses the ends of documents. There are three implementations:
 
 - On CUDA devices with Triton, queries and keys are rotated in place (kernels.rotary). Attention
   then reads strided views, with the backend that attention_backends selects for the head dim.
-- On CPUs, sequences of at most 512 tokens use batched matrix products with a softmax in C, and the
-  probabilities are saved for the backward. At 128 tokens, torch 2.13's flash kernels are 3 times
-  slower in fp32 and 10 times in bf16. Without a C compiler, the softmax runs in torch, and only in
-  bf16, because in fp32 the flash kernels are then faster.
+- On CPUs with a C compiler, rows of at most 512 tokens are attended to in C, one head at a time, so
+  that everything between reading qkv and writing the output stays in the first-level caches.
 - In all other cases, torch's scaled_dot_product_attention (flash kernels) runs under autograd.
 """
 
@@ -31,8 +29,8 @@ from pythia_core.kernels.attention_backends import (
 )
 from pythia_core.kernels.rotary import rotary_reference, rotate_, split_rotated
 
-MAX_SHORT_SEQ = 512
-"""Longest row, in tokens, for which saving the batch * heads * row^2 probabilities is cheap."""
+MAX_NATIVE_SEQ = 512
+"""Longest row, in tokens, of which a head fits into the first-level caches."""
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -61,107 +59,36 @@ def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-# The steps of _ShortAttention between its products, in C if a compiler is found, else in torch.
+# On CPUs.
 
 
-def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Copy qkv into one tensor in which q, k and v are separate, and rotate q and k there.
+class _NativeAttention(torch.autograd.Function):
+    """An autograd function for attention on short rows, computed by the C functions of native.c.
 
-    Args:
-        qkv: (batch, seq, heads, 3, dim).
-
-    Returns:
-        The rotated q, the rotated k, and v, in one tensor (3, batch * heads, seq, dim).
-    """
-    batch, seq, heads, _, dim = qkv.shape
-    if native.available(qkv):
-        pack = native.function("pack_rotated", qkv.dtype)
-        packed = qkv.new_empty(3, batch, heads, seq, dim)
-        pack(qkv.contiguous(), packed, cos, sin, batch, seq, heads, dim, cos.shape[-1])
-    else:
-        packed = qkv.permute(3, 0, 2, 1, 4).contiguous()
-        packed[:2] = rotary_reference(packed[:2], cos, sin)
-    return packed.flatten(1, 2)
-
-
-def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """Compute the backward pass of `_pack_rotated`.
-
-    The gradients of q and k are rotated back, and all gradients get the layout of qkv.
-
-    Args:
-        packed: gradients of q, k and v, (3, batch * heads, seq, dim); may be overwritten.
-
-    Returns:
-        The gradient of qkv, (batch, seq, heads, 3, dim).
-    """
-    _, rows, seq, dim = packed.shape
-    if native.available(packed):
-        unpack = native.function("unpack_rotated", packed.dtype)
-        qkv = packed.new_empty(rows // heads, seq, heads, 3, dim)
-        unpack(packed, qkv, cos, sin, rows // heads, seq, heads, dim, cos.shape[-1])
-        return qkv
-    packed[:2] = rotary_reference(packed[:2], cos, -sin)
-    return packed.unflatten(1, (-1, heads)).permute(1, 3, 2, 0, 4).contiguous()
-
-
-def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
-    """Return the causal softmax of scale * scores, (n, seq, seq). The scores are overwritten."""
-    n, seq, _ = scores.shape
-    if native.available(scores):
-        softmax = native.function("causal_softmax", scores.dtype)
-        softmax(scores, scale, n, seq)
-        return scores
-    future = torch.ones(seq, seq, dtype=torch.bool, device=scores.device).triu(1)
-    return torch.softmax(scores.mul_(scale).masked_fill_(future, float("-inf")), -1)
-
-
-def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float) -> Tensor:
-    """Return the gradient of the scores that `_causal_softmax_` was given, (n, seq, seq).
-
-    Args:
-        probabilities: result of `_causal_softmax_`.
-        grad: gradient of the probabilities; may be overwritten.
-    """
-    n, seq, _ = grad.shape
-    if native.available(grad):
-        backward = native.function("causal_softmax_backward", grad.dtype)
-        backward(probabilities, grad, scale, n, seq)
-        return grad
-    return torch._softmax_backward_data(grad, probabilities, -1, grad.dtype).mul_(scale)
-
-
-class _ShortAttention(torch.autograd.Function):
-    """An autograd function for attention on short rows, by batched matrix products.
-
-    The forward saves the probabilities for the backward. Queries, keys and values are in one buffer
-    (3, batch * heads, seq, head_dim), and their gradients are in another buffer of this shape.
+    The backward computes the probabilities again, from the logarithms of their sums.
     """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, seq, heads, _, dim = qkv.shape
-        packed = _pack_rotated(qkv, cos, sin)
-        q, k, v = packed
-        probabilities = _causal_softmax_(torch.bmm(q, k.transpose(1, 2)), dim**-0.5)
-        ctx.save_for_backward(packed, probabilities, cos, sin)
-        ctx.heads = heads
-        out = torch.bmm(probabilities, v)
-        return out.view(batch, heads, seq, dim).transpose(1, 2).flatten(2)
+        qkv = qkv.contiguous()
+        out = qkv.new_empty(batch, seq, heads * dim)
+        lse = qkv.new_empty(batch, heads, -(-seq // 16) * 16, dtype=torch.float32)
+        attend = native.function("attention", qkv.dtype)
+        attend(qkv, cos, sin, out, lse, batch, seq, heads, dim, cos.shape[-1])
+        ctx.save_for_backward(qkv, cos, sin, lse)
+        return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
-        packed, probabilities, cos, sin = ctx.saved_tensors
-        _, rows, seq, dim = packed.shape
-        q, k, v = packed
-        dout = dout.view(-1, seq, ctx.heads, dim).transpose(1, 2).reshape(rows, seq, dim)
-        grads = torch.empty_like(packed)
-        torch.bmm(probabilities.transpose(1, 2), dout, out=grads[2])
-        dscores = torch.bmm(dout, v.transpose(1, 2))
-        dscores = _causal_softmax_backward_(probabilities, dscores, dim**-0.5)
-        torch.bmm(dscores, k, out=grads[0])
-        torch.bmm(dscores.transpose(1, 2), q, out=grads[1])
-        return _unpack_rotated(grads, ctx.heads, cos, sin), None, None
+        qkv, cos, sin, lse = ctx.saved_tensors
+        batch, seq, heads, _, dim = qkv.shape
+        dqkv = torch.empty_like(qkv)
+        attend_backward = native.function("attention_backward", qkv.dtype)
+        attend_backward(
+            qkv, cos, sin, dout.contiguous(), lse, dqkv, batch, seq, heads, dim, cos.shape[-1]
+        )
+        return dqkv, None, None
 
 
 # On CUDA devices.
@@ -222,7 +149,6 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
     if dispatch.use_triton(qkv) and dispatch.is_supported("rotation", device, dtype, head_dim):
         return attention_with_backend(qkv, cos, sin, select_backend(head_dim, dtype, device))
-    short = qkv.shape[1] <= MAX_SHORT_SEQ and qkv.device.type == "cpu"
-    if short and (qkv.dtype == torch.bfloat16 or native.available(qkv)):
-        return _ShortAttention.apply(qkv, cos, sin)
+    if qkv.shape[1] <= MAX_NATIVE_SEQ and native.available(qkv):
+        return _NativeAttention.apply(qkv, cos, sin)
     return attention_torch(qkv, cos, sin)

@@ -7,7 +7,7 @@ products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. As in Pythia's trai
 includes the padding rows of the vocabulary.
 
 On a CUDA device with Triton this is one registered torch operation, with a Triton kernel for the
-softmax of a chunk (cross_entropy_triton).
+softmax of a chunk (cross_entropy_triton). On a CPU with a C compiler, the softmax is a C function.
 """
 
 from __future__ import annotations
@@ -57,10 +57,6 @@ def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
         targets: the correct id of each row, (n,) int64.
         losses: receives the loss of each row, (n,) fp32.
     """
-    if native.available(logits):
-        cross_entropy = native.function("cross_entropy", logits.dtype)
-        cross_entropy(logits, targets.contiguous(), losses, *logits.shape)
-        return
     logp = torch.log_softmax(logits.float(), -1)
     index = torch.arange(len(logits), device=logits.device)
     losses.copy_(-logp[index, targets])
@@ -105,6 +101,38 @@ def _loss_and_gradients(
     return losses.mean(), dhidden, dweight
 
 
+def _native_loss_and_gradients(
+    hidden: Tensor, weight_c: Tensor, targets: Tensor, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the result of `_loss_and_gradients` with the C functions of native.c.
+
+    Exponentials replace the logits, and are not divided by their sum. Instead, rows of `hidden`
+    are divided by it before the product with the exponentials, and rows of the gradient of `hidden`
+    after theirs. So one pass over the logits computes exponentials, and not two. The terms of
+    the targets are computed apart, in fp32.
+    """
+    n, d = hidden.shape
+    hidden, targets = hidden.contiguous(), targets.contiguous()
+    losses, inverse, error = hidden.new_empty(3, n, dtype=torch.float32)
+    dhidden, scaled = torch.empty_like(hidden), hidden.new_empty(chunk, d)
+    dweight = hidden.new_zeros(len(weight_c), d, dtype=torch.float32)
+    workspace = hidden.new_empty(chunk, len(weight_c))  # see _loss_and_gradients
+    cross_entropy, add = (native.function(f, hidden.dtype) for f in ("cross_entropy", "add"))
+    for start in range(0, n, chunk):
+        part = slice(start, min(start + chunk, n))
+        h = hidden[part]
+        logits = torch.mm(h, weight_c.t(), out=workspace[: len(h)])
+        cross_entropy(
+            logits, targets[part], h, losses[part], inverse[part], error[part], scaled,
+            *logits.shape, d,
+        )  # fmt: skip
+        torch.mm(logits, weight_c, out=dhidden[part])
+        add(dweight, torch.mm(logits.t(), scaled[: len(h)]), dweight.numel())
+    add_targets = native.function("cross_entropy_targets", hidden.dtype)
+    add_targets(hidden, weight_c, targets, inverse, error, dhidden, dweight, n, d)
+    return losses.mean(), dhidden, dweight
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """An autograd function for `linear_cross_entropy` without Triton.
 
@@ -116,9 +144,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
     ) -> Tensor:
         chunk = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight_c)))
-        loss, dhidden, dweight = _loss_and_gradients(
-            hidden, weight_c, targets, chunk, _to_gradient_, _add_product_
-        )
+        if native.available(hidden):
+            result = _native_loss_and_gradients(hidden, weight_c, targets, chunk)
+        else:
+            result = _loss_and_gradients(
+                hidden, weight_c, targets, chunk, _to_gradient_, _add_product_
+            )
+        loss, dhidden, dweight = result
         ctx.save_for_backward(dhidden, dweight)
         return loss
 

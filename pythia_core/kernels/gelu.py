@@ -6,7 +6,7 @@ to 4.7e-4.
 
 `bias_gelu` also adds the bias of the preceding matrix product. On a CUDA device with Triton, it has
 one kernel for the forward and one for the backward (gelu_triton). The kernel for the backward also
-sums the gradient of the bias.
+sums the gradient of the bias. On a CPU with a C compiler, they are two C functions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from pythia_core.kernels import dispatch, native
 
+BLOCKS = 16
+"""Number of partial sums of the bias's gradient in C, as in kernels.layer_norm."""
+
 
 def gelu_reference(x: Tensor, form: str) -> Tensor:
     """Return the GELU of a tensor, with every step written out; `form` is "tanh" or "erf"."""
@@ -28,28 +31,34 @@ def gelu_reference(x: Tensor, form: str) -> Tensor:
 
 
 class _NativeGelu(torch.autograd.Function):
-    """An autograd function for the tanh form of GELU, computed by the C functions of native.c."""
+    """An autograd function for `bias_gelu` in the tanh form, computed by the C functions.
+
+    `bias` and `bias_c` are None for `gelu`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, bias_c: Tensor | None) -> Tensor:
         x = x.contiguous()
-        ctx.save_for_backward(x)
-        y = torch.empty_like(x)
-        native.function("gelu_forward", x.dtype)(x, y, x.numel())
+        ctx.save_for_backward(x, bias_c)
+        y, d = torch.empty_like(x), x.shape[-1]
+        native.function("gelu", x.dtype)(x, bias_c, y, x.numel() // d, d)
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        dx = torch.empty_like(x)
-        native.function("gelu_backward", x.dtype)(x, dy.contiguous(), dx, x.numel())
-        return dx
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, bias_c = ctx.saved_tensors
+        dx, d = torch.empty_like(x), x.shape[-1]
+        sums = None if bias_c is None else x.new_empty(BLOCKS, d, dtype=torch.float32)
+        native.function("gelu_backward", x.dtype)(
+            x, bias_c, dy.contiguous(), dx, sums, x.numel() // d, d, BLOCKS
+        )
+        return dx, None if sums is None else sums.sum(0), None
 
 
 def gelu(x: Tensor, form: str) -> Tensor:
     """Return the GELU of a tensor, in the fastest way on this device; `form` is "tanh" or "erf"."""
     if form == "tanh" and native.available(x):
-        return _NativeGelu.apply(x)
+        return _NativeGelu.apply(x, None, None)
     return torch.nn.functional.gelu(x, approximate="tanh" if form == "tanh" else "none")
 
 
@@ -140,4 +149,6 @@ def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) 
         dispatch.check("bias_gelu", {"x": x.dtype, "bias": bias_c.dtype})
         if dispatch.is_supported("bias_gelu", x.device, x.dtype, x.shape[1]):
             return _bias_gelu(x, bias, bias_c, form == "tanh")
+    if form == "tanh" and native.available(x):
+        return _NativeGelu.apply(x, bias, (bias if bias_c is None else bias_c).to(x.dtype))
     return gelu(x + bias.to(x.dtype), form)

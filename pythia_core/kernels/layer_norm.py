@@ -3,6 +3,7 @@
 `layer_norm_pair` computes the two LayerNorms that a parallel block applies to the same stream. On a
 CUDA device this is one Triton kernel for the forward and one for the backward (layer_norm_triton).
 The forward kernel also adds the outputs of the previous block's attention and MLP to the stream.
+On a CPU with a C compiler, they are two C functions.
 """
 
 from __future__ import annotations
@@ -96,10 +97,48 @@ def layer_norm_pair_reference(
         The sum x + (branches[0] + branches[1]), or `x` without branches, and the results of the two
         LayerNorms, each (n, d).
     """
-    z = x + (branches[0] + branches[1]) if branches else x
+    z = x + (branches[0].to(x.dtype) + branches[1]) if branches else x
     weight1, bias1, weight2, bias2 = norms
     y1 = layer_norm_reference(z, weight1, bias1, eps, dtype)
     return z, y1, layer_norm_reference(z, weight2, bias2, eps, dtype)
+
+
+class _NativePair(torch.autograd.Function):
+    """An autograd function for `layer_norm_pair`, computed by the C functions of native.c.
+
+    Without branches, `branch1` and `branch2` are None, and the sum is `x` itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, branch1: Tensor | None, branch2: Tensor | None, weight1: Tensor,
+        bias1: Tensor, weight2: Tensor, bias2: Tensor, eps: float, dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        n, d = x.shape
+        x = x.contiguous()
+        branches = [b if b is None else b.contiguous() for b in (branch1, branch2)]
+        z = x if branch1 is None else torch.empty_like(x)
+        y1, y2 = (torch.empty_like(x, dtype=dtype) for _ in range(2))
+        mean, rstd = x.new_empty(n), x.new_empty(n)
+        native.function("layer_norm_pair", dtype)(
+            x, *branches, weight1, bias1, weight2, bias2, z, y1, y2, mean, rstd, float(eps), n, d
+        )
+        ctx.save_for_backward(z, weight1, weight2, mean, rstd)
+        ctx.branched = branch1 is not None
+        return z, y1, y2
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor, dy1: Tensor, dy2: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight1, weight2, mean, rstd = ctx.saved_tensors
+        n, d = z.shape
+        dx = torch.empty_like(z)
+        dbranch = torch.empty_like(dy1) if ctx.branched else None
+        sums = z.new_empty(BLOCKS, 4, d)
+        native.function("layer_norm_pair_backward", dy1.dtype)(
+            z, dz.contiguous(), dy1.contiguous(), dy2.contiguous(), weight1, weight2, mean, rstd,
+            dx, dbranch, sums, n, d, BLOCKS,
+        )  # fmt: skip
+        return dx, dbranch, dbranch, *sums.sum(0), None, None
 
 
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -218,7 +257,10 @@ def layer_norm_pair(
         if dispatch.is_supported("layer_norm_pair", x.device, dtype, d):
             z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)
             return z if branches else x, y1, y2
-    z = x + (branches[0] + branches[1]) if branches else x
+    dtypes_match = all(b.dtype == dtype for b in branches)
+    if dtypes_match and dtype != torch.float16 and native.available(x):
+        return _NativePair.apply(x, *(branches or (None, None)), *norms, eps, dtype)
+    z = x + (branches[0].to(x.dtype) + branches[1]) if branches else x
     weight1, bias1, weight2, bias2 = norms
     y1 = layer_norm(z, weight1, bias1, eps, dtype)
     return z, y1, layer_norm(z, weight2, bias2, eps, dtype)

@@ -97,15 +97,20 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
     native = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     native.restype = None
 
-    def call(*arguments: Tensor | int | float) -> None:
+    def call(*arguments: Tensor | int | float | None) -> None:
         """Call the compiled function with these arguments, converted to C types."""
         native(*(_argument(value) for value in arguments))
 
     return call
 
 
-def _argument(value: Tensor | int | float) -> ctypes._SimpleCData:
-    """Convert an argument of a compiled function to its C type. A tensor becomes a pointer."""
+def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData:
+    """Convert an argument of a compiled function to its C type.
+
+    A tensor becomes a pointer, and None a null pointer.
+    """
+    if value is None:
+        return ctypes.c_void_p()
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         return ctypes.c_void_p(value.data_ptr())

@@ -60,7 +60,7 @@ from pythia_core.util.workers import n_workers, parallel_map
 
 # --- identity --------------------------------------------------------------------------------
 
-TRAJECTORY_VERSION = 2
+TRAJECTORY_VERSION = 3
 """Part of every run's identity: raise it when a change of the code alters trained weights."""
 
 

@@ -5,16 +5,19 @@ The implementations all have fp32 master weights, and AdamW and clipping with th
 - ours: the `Trainer` in each mode of `Execution`;
 - plain: our model definition with PyTorch's own operations, eager or under `torch.compile`, which
   shows what the compiler alone achieves;
-- transformers: GPT-NeoX as users of `transformers` train it, in fp32 or under bf16 autocast.
+- transformers: GPT-NeoX as users of `transformers` train it, in fp32 or under bf16 autocast;
+- products, on a CPU only: nothing but the matrix products of the linear maps and the unembedding,
+  which every implementation needs. No update can be faster.
 
 All implementations read the same batches of real text. After untimed warm-up updates, there are
 several rounds of a few updates, and each round is timed as a whole. The implementations that fit
 into memory together take turns, round by round, so that changes of the clock rate affect all.
 
-On a CPU, the sizes and batches of the scale `laptop` are measured. On a GPU, official sizes are
-measured, with as many rows of 2,048 tokens as fit with the implementation that needs the most
-memory. The most useful comparisons are made first, because time may run out before the last. A dry
-run tries the same with tiny models on the CPU; its numbers mean nothing.
+On a CPU, the sizes and batches of the scale `laptop` are measured, and torch.compile is tried in a
+child process first, within a time limit. On a GPU, official sizes are measured, with as many rows
+of 2,048 tokens as fit with the implementation that needs the most memory. The most useful
+comparisons are made first, because time may run out before the last. A dry run tries the same with
+tiny models on the CPU; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ import contextlib
 import gc
 import importlib.metadata
 import logging
+import multiprocessing
+import os
+import signal
 import statistics
 import time
 from collections import deque
@@ -43,14 +49,16 @@ from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError, FetchError, one_of
 from pythia_core.kernels import PLAIN
+from pythia_core.kernels.cross_entropy import CHUNK_ELEMENTS
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES, scale_named
 from pythia_core.training import memory
 from pythia_core.training.execution import Execution
 from pythia_core.training.metrics import flops_per_token
 from pythia_core.training.optimizer import is_decayed
+from pythia_core.training.precision import best_precision
 from pythia_core.training.train import LAG
-from pythia_core.training.trainer import PendingUpdate, Trainer
+from pythia_core.training.trainer import DTYPES, PendingUpdate, Trainer
 from pythia_core.util.files import atomic_file, results_dir
 from pythia_core.util.machine import cpu_flags, deterministic, keep_freed_memory
 
@@ -70,7 +78,7 @@ class Implementation:
     """One implementation of a training step.
 
     Attributes:
-        family: "ours", "plain" or "transformers".
+        family: "ours", "plain", "transformers" or "products".
         mode: for "ours", a mode of Execution; for the other families, "eager" or "compile".
         attention: the attention implementation of `transformers`, "sdpa" or "eager".
         recompute, deterministic: options of Execution; used only for "ours".
@@ -139,6 +147,8 @@ class Implementation:
         with deterministic(self.deterministic):
             if self.family == "ours":
                 return _our_step(config, device, self.execution)
+            if self.family == "products":
+                return _products_step(config, device)
             model, forward = (_plain if self.family == "plain" else self._transformers)(
                 config, device, self.mode == "compile"
             )
@@ -203,7 +213,9 @@ costs of determinism, of recomputation, and of plain PyTorch without a compiler.
 def implementations_on_cpu(
     precisions: Sequence[str], compiled: Sequence[str]
 ) -> tuple[Implementation, ...]:
-    """Return the implementations to measure on a CPU: ours and `transformers`, in each precision.
+    """Return the implementations to measure on a CPU, in each precision.
+
+    These are ours, those of `transformers`, and the matrix products alone.
 
     Args:
         compiled: precisions in which to include torch.compile, which takes half a minute.
@@ -216,6 +228,7 @@ def implementations_on_cpu(
             Implementation("transformers", "eager", precision, "eager"),
             Implementation("transformers", "eager", precision),
             *[Implementation("transformers", "compile", precision)] * (precision in compiled),
+            Implementation("products", precision=precision),
         )
     )
 
@@ -244,6 +257,36 @@ def _launch(trainer: Trainer, in_flight: deque[PendingUpdate], lag: int, batch: 
     in_flight.append(trainer.launch(batch))
     while len(in_flight) > lag:
         in_flight.popleft().result()
+
+
+def _products_step(config: RunConfig, device: torch.device) -> Step:
+    """Return a function that does the matrix products of an update, forward and backward.
+
+    The products are those of the linear maps and, in the same chunks as in our implementation, of
+    the unembedding. The products inside attention are left out, because how many there are depends
+    on the implementation.
+    """
+    model, dtype = config.model, DTYPES[config.train.precision]
+    d, n = model.d_model, config.train.batch_size * config.data.seq_len
+    chunk = min(n, CHUNK_ELEMENTS // model.vocab_size)
+    shapes = [(n, d, 3 * d), (n, d, d), (n, d, model.d_ff), (n, model.d_ff, d)] * model.n_layers
+    shapes += [(min(chunk, n - start), d, model.vocab_size) for start in range(0, n, chunk)]
+
+    maps = {}
+    for rows, inner, outer in set(shapes):
+        sizes = ((rows, inner), (outer, inner), (rows, outer))
+        factors = [torch.randn(size, device=device).to(dtype) for size in sizes]
+        maps[rows, inner, outer] = factors, [torch.empty_like(factor) for factor in factors]
+
+    def step(batch: np.ndarray) -> None:
+        """Do the products of an update; `batch` is not read."""
+        for shape in shapes:
+            (x, weight, dy), (dx, dweight, y) = maps[shape]  # memory is reused
+            torch.mm(x, weight.t(), out=y)
+            torch.mm(dy, weight, out=dx)
+            torch.mm(dy.t(), x, out=dweight)
+
+    return step
 
 
 def _plain(config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
@@ -294,6 +337,8 @@ implementation are timed."""
 TIME_ALLOWANCE = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
 """Map each mode to the seconds reserved for an implementation, which is skipped if less time is
 left."""
+COMPILE_SECONDS = 300
+"""How long torch.compile may take for one size on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -471,6 +516,8 @@ def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iter
             continue
         why = ""
         try:
+            if implementation.mode == "compile" and job.device.type == "cpu" and not job.dry_run:
+                _in_time(partial(_compile, implementation, job, rows))
             ready.append(_warm_up(implementation, job, rows, batches))
         except Exception as error:  # e.g. out of memory: a result too
             why = reason(error)
@@ -507,6 +554,41 @@ def _warnings() -> Iterator[list[str]]:
         yield messages
     finally:
         log.removeHandler(handler)
+
+
+def _compile(implementation: Implementation, job: Job, rows: int) -> None:
+    """Make one update, which fills torch's cache of compiled code on disk."""
+    implementation.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
+
+
+def _in_own_group(function: Callable[[], object], threads: int) -> None:
+    """Call a function in a new process group, to which the processes that it starts belong."""
+    os.setsid()
+    torch.set_num_threads(threads)
+    function()
+
+
+def _in_time(function: Callable[[], object], seconds: float = COMPILE_SECONDS) -> None:
+    """Call a function in a child process, which is killed with its children when time is up.
+
+    An error in the child is not raised: the caller, which compiles next, meets it too.
+
+    Args:
+        function: can be pickled.
+
+    Raises:
+        TimeoutError: the time is up.
+    """
+    arguments = (function, torch.get_num_threads())
+    child = multiprocessing.get_context("spawn").Process(target=_in_own_group, args=arguments)
+    child.start()
+    child.join(seconds)
+    if child.is_alive():
+        with contextlib.suppress(ProcessLookupError):  # it may not have made its group yet
+            os.killpg(child.pid or 0, signal.SIGKILL)
+        child.kill()
+        child.join()
+        raise TimeoutError(f"torch.compile was stopped after {seconds / 60:.3g} minutes")
 
 
 def _warm_up(
@@ -724,8 +806,9 @@ def bench_train(
             implementations_on_cpu(precisions, precisions if compiled is None else compiled),
         )
     peaks = peak_rates(shared.device, dtypes, 0.0 if dry_run else 0.5)
-    versions = {"transformers": importlib.metadata.version("transformers")}
-    yield machine_row(shared.device, peaks) | versions | {"dry_run": dry_run}
+    machine = machine_row(shared.device, peaks) | {"dry_run": dry_run}
+    machine["transformers"] = importlib.metadata.version("transformers")
+    yield machine if cuda else machine | {"precision": best_precision()}
     fitting: dict[str, int] = {}  # size -> rows, determined by its first job
     for implementations in rounds_of:
         for size in sorted(sizes or accepted, key=accepted.index):
@@ -743,6 +826,9 @@ def bench_train(
 def markdown(rows: Sequence[Row]) -> str:
     """Format measurements on a CPU as the table in the README.
 
+    The ratio in the precision that the machine trains in is in bold type. The last column is the
+    ratio if our update took only the time of the matrix products.
+
     Args:
         rows: the rows of `bench_train`: the machine first, then the measurements.
     """
@@ -750,26 +836,43 @@ def markdown(rows: Sequence[Row]) -> str:
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
     rates = ", ".join(f"{1e3 * v:.0f} {name}" for name, v in machine["matmul_tflop_per_s"].items())
     lines = [
-        f"{machine['device']}, {threads}, torch {machine['torch']}; measured "
-        f"matrix products, GFLOP/s: {rates}. FLOP: 6 x (matrix parameters + unembedding) + causal "
-        f"attention, no recompute. {rows[1]['rows'] * rows[1]['seq_len']:,} tokens per step.",
+        f"{machine['device']}, {threads}, torch {machine['torch']}; trains in "
+        f"{machine['precision']}. Measured matrix products, GFLOP/s: {rates}. FLOP: 6 x (matrix "
+        f"parameters + unembedding) + causal attention, no recompute. "
+        f"{rows[1]['rows'] * rows[1]['seq_len']:,} tokens per step. Last column: the ratio if our "
+        "step were nothing but the products of its linear maps and unembedding, measured alone.",
         "",
         "| size | precision | ours, tokens/s | GFLOP/s | of matmul rate "
-        "| `transformers`' fastest, tokens/s | ratio |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| `transformers`' fastest, tokens/s | ratio | products alone |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     timed = [row for row in rows[1:] if "ms" in row]
     for ours in (row for row in timed if row["family"] == "ours"):
-        theirs = [
-            row for row in timed if (row["size"], row["family"]) == (ours["size"], "transformers")
+        of_size = [row for row in rows[1:] if row["size"] == ours["size"]]
+        theirs = [row for row in of_size if row["family"] == "transformers"]
+        measured = [row for row in theirs if "ms" in row]
+        floor = [
+            row["tokens_per_s"]
+            for row in timed
+            if (row["family"], row["size"]) == ("products", ours["size"])
+            and row["precision"] == ours["precision"]
         ]
-        if not theirs:
+        if not measured:
             continue
-        fastest, library = max(theirs, key=lambda row: row["tokens_per_s"]), "transformers "
+        fastest = max(measured, key=lambda row: row["tokens_per_s"])
+        name = fastest["implementation"].removeprefix("transformers ")
+        missing = "; ".join(
+            f"no {row['implementation'].removeprefix('transformers ')}: {row['failed']}"
+            for row in theirs
+            if "failed" in row
+        )
+        ratio = f"{ours['tokens_per_s'] / fastest['tokens_per_s']:.2f}x"
+        ratio = f"**{ratio}**" if ours["precision"] == machine["precision"] else ratio
+        possible = f"{floor[0] / fastest['tokens_per_s']:.2f}x" if floor else ""
         lines.append(
             f"| {ours['size']} | {ours['precision']} | {ours['tokens_per_s']:,.0f} "
             f"| {1e3 * ours['tflops']:,.1f} | {ours['matmul_share']:.0%} "
-            f"| {fastest['tokens_per_s']:,.0f} ({fastest['implementation'].removeprefix(library)}) "
-            f"| **{ours['tokens_per_s'] / fastest['tokens_per_s']:.2f}x** |"
+            f"| {fastest['tokens_per_s']:,.0f} ({name}{'; ' * bool(missing)}{missing}) "
+            f"| {ratio} | {possible} |"
         )
     return "\n".join(lines)

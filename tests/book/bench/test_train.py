@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,7 +61,9 @@ def test_the_plain_model_has_the_same_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    "implementation", [*ALL, *train.implementations_on_cpu(("fp32",), ())], ids=lambda i: i.name
+    "implementation",
+    [*ALL, *train.implementations_on_cpu(("fp32",), ())[:-1]],  # the last are products alone
+    ids=lambda i: i.name,
 )
 def test_every_implementation_updates_its_weights(
     implementation: train.Implementation,
@@ -128,7 +133,7 @@ def test_a_cpu_is_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -
         ("7k",), precisions=("fp32", "bf16"), compiled=(), rounds=2, progress=False
     )
     assert not machine["dry_run"] and set(machine["matmul_tflop_per_s"]) == {"fp32", "bf16"}
-    labels = ("ours eager", "transformers eager", "transformers eager, sdpa")
+    labels = ("ours eager", "transformers eager", "transformers eager, sdpa", "products eager")
     assert [(r["precision"], r["label"]) for r in measured] == [
         (precision, label) for precision in ("fp32", "bf16") for label in labels
     ]
@@ -143,7 +148,40 @@ def test_a_cpu_is_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -
     ours = measured[0]["tokens_per_s"]
     fastest = max(r["tokens_per_s"] for r in measured if r["family"] == "transformers")
     assert machine["device"] in text and "4,096 tokens per step" in text
-    assert f"**{ours / fastest:.2f}x**" in text
+    floor = next(r["tokens_per_s"] for r in measured if r["family"] == "products")
+    assert machine["precision"] == "fp32" and text.count("**") == 2
+    assert f"| **{ours / fastest:.2f}x** | {floor / fastest:.2f}x |" in text
+    late = train.Implementation("transformers", "compile", "fp32").columns | {"failed": "too slow"}
+    text = train.markdown([machine, *measured, {"size": "7k"} | late])
+    assert f"{fastest:,.0f} (" in text and "; no compile, sdpa, fp32: too slow)" in text
+
+
+def test_the_products_are_those_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their FLOP are those of an update without attention: 6 per weight and token."""
+    flop = []
+    product = torch.mm
+
+    def counted(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        flop.append(2 * a.shape[0] * a.shape[1] * b.shape[1])
+        return product(a, b, out=out)
+
+    job = replace(DRY, dry_run=False, kind="cpu", size="25k", seq_len=100)
+    step = train.Implementation("products", precision="fp32").make(job.config(7), job.device)
+    monkeypatch.setattr(torch, "mm", counted)
+    step(np.zeros(0))
+    model = job.model
+    weights = 12 * model.d_model**2 * model.n_layers + model.vocab_size * model.d_model
+    assert sum(flop) == 700 * 6 * weights
+
+
+def test_a_compilation_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
+    started = f"echo $$ > {tmp_path}/pid; exec sleep 600"
+    with pytest.raises(TimeoutError, match=r"torch.compile was stopped after 0.333 minutes"):
+        train._in_time(partial(subprocess.run, ["sh", "-c", started]), 20.0)
+    process = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    with contextlib.suppress(OSError):
+        assert process.read_text().split()[2] in "ZX"  # dead, but not reaped by its parent
+    train._in_time(partial(int, "does not compile"), 60.0)  # the caller will meet the error
 
 
 def test_rows_contain_the_warnings_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ In bf16, the error against fp64 may be at most twice that of plain torch on the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from pythia_core import kernels
 from pythia_core.kernels import native
-from pythia_core.kernels.attention import MAX_SHORT_SEQ, attention_reference
+from pythia_core.kernels.attention import MAX_NATIVE_SEQ, attention_reference
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
-from pythia_core.kernels.gelu import gelu_reference
-from pythia_core.kernels.layer_norm import layer_norm_reference
+from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
+from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm_reference
 from pythia_core.kernels.linear import linear_reference
 from pythia_core.kernels.rotary import rotary_reference
 
@@ -70,7 +71,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 @DTYPES
 @pytest.mark.parametrize("seq", [1, 2, 37, 128])
-@pytest.mark.parametrize("head_dim", [8, 20, 32, 64, 80, 128])
+@pytest.mark.parametrize("head_dim", [8, 16, 20, 32, 64, 80, 128])
 def test_attention(dtype: torch.dtype, seq: int, head_dim: int) -> None:
     cos, sin = kernels.rotary_tables(seq, int(0.25 * head_dim) // 2 * 2, 10_000.0)
 
@@ -84,8 +85,8 @@ def test_attention(dtype: torch.dtype, seq: int, head_dim: int) -> None:
 
 
 def test_long_rows_use_torchs_attention() -> None:
-    qkv = normal(1, MAX_SHORT_SEQ + 1, 1, 3, 8)
-    cos, sin = kernels.rotary_tables(MAX_SHORT_SEQ + 1, 2, 10_000.0)
+    qkv = normal(1, MAX_NATIVE_SEQ + 1, 1, 3, 8)
+    cos, sin = kernels.rotary_tables(MAX_NATIVE_SEQ + 1, 2, 10_000.0)
     out = kernels.attention(qkv.bfloat16(), cos, sin).double()
     assert error(out, attention_reference(qkv, cos, sin)) < 2e-2
 
@@ -134,6 +135,15 @@ def test_linear_cross_entropy(dtype: torch.dtype, rows: int, vocab: int) -> None
     check(fast, reference, [normal(rows, 24), normal(vocab, 24, seed=1)], dtype)
 
 
+def test_the_gradient_of_a_certain_target_is_accurate() -> None:
+    """It is its probability minus 1, times the hidden state; rounding may not cancel it."""
+    weight = torch.tensor([[8.0], [0.0]], dtype=torch.bfloat16)
+    hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    parameter = weight.float().requires_grad_()
+    kernels.linear_cross_entropy(hidden, parameter, torch.tensor([0]), weight).backward()
+    assert parameter.grad[0].item() == pytest.approx(-1 / (1 + math.exp(8)), rel=4e-3)
+
+
 def test_a_very_unlikely_target_has_the_right_loss() -> None:
     weight = torch.tensor([[500.0], [-500.0]])
     loss = kernels.linear_cross_entropy(torch.ones(1, 1), weight, torch.tensor([1]), weight)
@@ -153,6 +163,18 @@ def test_linear(dtype: torch.dtype) -> None:
 def test_gelu(dtype: torch.dtype, form: str) -> None:
     inputs = [4 * normal(37, 24)]
     check(lambda x: kernels.gelu(x, form), lambda x: gelu_reference(x, form), inputs, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("form", ["tanh", "erf"])
+def test_bias_gelu(dtype: torch.dtype, form: str) -> None:
+    def fast(x: Tensor, bias: Tensor) -> Tensor:
+        return kernels.bias_gelu(x, bias, form, bias.detach())
+
+    def reference(x: Tensor, bias: Tensor) -> Tensor:
+        return bias_gelu_reference(x, bias, form)
+
+    check(fast, reference, [4 * normal(37, 24), normal(24, seed=1)], dtype)
 
 
 def test_the_two_gelus_differ_by_less_than_5e_4() -> None:
@@ -179,3 +201,28 @@ def test_layer_norm(dtype: torch.dtype) -> None:
     ours = results(fast, inputs, torch.float32)
     for e, p, o in zip(expected, plain, ours, strict=True):
         assert error(o, e) <= (1e-6 if dtype == torch.float32 else 2 * error(p, e))
+
+
+@DTYPES
+@pytest.mark.parametrize("branched", [True, False], ids=["branches", "alone"])
+def test_layer_norm_pair(dtype: torch.dtype, branched: bool) -> None:
+    """The sum and both norms, with all gradients, one of which comes through the sum."""
+    shapes = [(37, 24), *[(37, 24)] * 2 * branched, *[(24,)] * 4]
+    tensors = [normal(*shape, seed=i) for i, shape in enumerate(shapes)]
+    branches = range(1, 3) if branched else ()
+    tensors = [x.to(dtype if i in branches else torch.float32) for i, x in enumerate(tensors)]
+
+    def run(function: Callable[..., tuple[Tensor, ...]], exact: bool) -> list[Tensor]:
+        leaves = [(x.double() if exact else x.clone()).requires_grad_() for x in tensors]
+        x, *rest = leaves
+        out = function(x, rest[:-4], rest[-4:], 1e-5, torch.float64 if exact else dtype)
+        sum((o.double() * normal(37, 24, seed=50 + i)).sum() for i, o in enumerate(out)).backward()
+        return [t.detach().double() for t in (*out, *(leaf.grad for leaf in leaves))]
+
+    expected = run(layer_norm_pair_reference, True)
+    plain = run(layer_norm_pair_reference, False)
+    ours = run(kernels.layer_norm_pair, False)
+    for e, p, o in zip(expected, plain, ours, strict=True):
+        assert error(o, e) <= (1e-6 if dtype == torch.float32 else max(2 * error(p, e), 1e-6))
+    again = run(kernels.layer_norm_pair, False)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True)), "not deterministic"
