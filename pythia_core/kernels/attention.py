@@ -9,7 +9,8 @@ attention crosses the ends of documents. There are three implementations:
 - On CPUs, sequences of at most 512 tokens use batched matrix products with a softmax in C, and the
   probabilities are saved for the backward. At 128 tokens, torch 2.13's flash kernels are 3 times
   slower in fp32 and 10 times in bf16. Without a C compiler, the softmax runs in torch, and only in
-  bf16, because in fp32 the flash kernels are then faster.
+  bf16, because in fp32 the flash kernels are then faster. Without gradients, fp32 has one function
+  in C for the whole of attention.
 - In all other cases, torch's scaled_dot_product_attention (flash kernels) runs under autograd.
 """
 
@@ -164,6 +165,51 @@ class _ShortAttention(torch.autograd.Function):
         return _unpack_rotated(grads, ctx.heads, cos, sin), None, None
 
 
+def _attention_without_gradients(qkv: Tensor, cos: Tensor, sin: Tensor, ends: Tensor) -> Tensor:
+    """Compute the result of `tree_attention` with one function of native.c, in fp32.
+
+    Args:
+        cos, sin, ends: as for `tree_attention`, or without the dimension `batch` if all rows have
+            the same.
+    """
+    batch, seq, heads, _, dim = qkv.shape
+    out = qkv.new_empty(batch, seq, heads * dim)
+    native.function("tree_attention", qkv.dtype)(
+        qkv.contiguous(), out, cos, sin, ends, dim**-0.5, int(ends.dim() == 2), batch, seq, heads,
+        dim, cos.shape[-1],
+    )  # fmt: skip
+    return out
+
+
+def tree_attention(qkv: Tensor, cos: Tensor, sin: Tensor, ends: Tensor) -> Tensor:
+    """Compute attention in rows that hold several texts, with their common beginnings only once.
+
+    A row is a tree of tokens in depth-first order. A token attends to its ancestors and itself.
+    There are no gradients.
+
+    Args:
+        qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
+        cos, sin: cosines and sines of the rotary angles, each (batch, seq, rotary_dims / 2), fp32.
+        ends: one past the last descendant of every token, (batch, seq) int64.
+
+    Returns:
+        The output of attention, (batch, seq, heads * head_dim).
+    """
+    if _is_short(qkv) and qkv.dtype == torch.float32 and native.available(qkv):
+        return _attention_without_gradients(qkv, cos, sin, ends)
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
+    q, k = (rotary_reference(x, cos[:, None], sin[:, None]) for x in (q, k))
+    token = torch.arange(qkv.shape[1], device=qkv.device)
+    mask = (token <= token[:, None]) & (token[:, None] < ends[:, None])  # (batch, seq, seq)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
+    return out.transpose(1, 2).flatten(2)
+
+
+def _is_short(qkv: Tensor) -> bool:
+    """Return whether qkv is on a CPU, and its rows are short enough for batched products."""
+    return qkv.device.type == "cpu" and qkv.shape[1] <= MAX_SHORT_SEQ
+
+
 # On CUDA devices.
 
 
@@ -222,7 +268,9 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
     if dispatch.use_triton(qkv) and dispatch.is_supported("rotation", device, dtype, head_dim):
         return attention_with_backend(qkv, cos, sin, select_backend(head_dim, dtype, device))
-    short = qkv.shape[1] <= MAX_SHORT_SEQ and qkv.device.type == "cpu"
-    if short and (qkv.dtype == torch.bfloat16 or native.available(qkv)):
+    if _is_short(qkv) and (dtype == torch.bfloat16 or native.available(qkv)):
+        if dtype == torch.float32 and not torch.is_grad_enabled():
+            ends = torch.full(qkv.shape[1:2], qkv.shape[1])
+            return _attention_without_gradients(qkv, cos, sin, ends)
         return _ShortAttention.apply(qkv, cos, sin)
     return attention_torch(qkv, cos, sin)
