@@ -111,8 +111,12 @@ def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: i
     logits = model.logits(states).float().view(len(ids), positions, -1)
     target = ids[:, context:, None]
     correct = logits.gather(-1, target)
-    best_other = logits.scatter(-1, target, -torch.inf).amax(-1, keepdim=True)
-    return (correct - best_other).flatten(1).amin(1).cpu().numpy()
+    margin = (correct - logits.amax(-1, keepdim=True)).flatten(1).amin(1)
+    alive = margin == 0  # all tokens are the most likely ones; by how much?
+    logits, target, correct = logits[alive], target[alive], correct[alive]
+    best_other = logits.scatter_(-1, target, -torch.inf).amax(-1, keepdim=True)
+    margin[alive] = (correct - best_other).flatten(1).amin(1)
+    return margin.cpu().numpy()
 
 
 def check_by_generation(
