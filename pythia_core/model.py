@@ -40,9 +40,13 @@ stream; the next block adds them, or the model after the last block. () if there
 
 
 class Cache(Protocol):
-    """A cache for keys and values of earlier tokens (pythia_core.evaluation.generate.KVCache)."""
+    """A cache for keys and values of earlier tokens (pythia_core.evaluation.generate.KVCache).
 
-    n_slots: int
+    Any other way to attend can take its place (pythia_core.evaluation.scoring.Trees).
+    """
+
+    @property
+    def n_slots(self) -> int: ...
 
     def attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
 
@@ -84,20 +88,24 @@ class Attention(nn.Module):
         self.query_key_value = Linear(config.d_model, 3 * config.d_model, ops)
         self.dense = Linear(config.d_model, config.d_model, ops)
 
-    def forward(self, x: Tensor, rotary: Rotary, batch: int, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary, batch: int, attend: Attend, at: Tensor | None = None
+    ) -> Tensor:
         """Compute attention and the projections before and after it.
 
         Args:
             x: the block's input after LayerNorm, (B*T, d).
             batch: the batch size B.
             attend: computes attention between the projections.
+            at: the rows of the output to return, int64[n]; default: all B*T rows.
 
         Returns:
-            The output of the second projection, (B*T, d).
+            The output of the second projection, (B*T, d) or (n, d).
         """
         qkv = self.query_key_value(x)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
-        return self.dense(attend(qkv, *rotary).flatten(0, 1))  # (B*T, d)
+        out = attend(qkv, *rotary).flatten(0, 1)  # (B*T, d)
+        return self.dense(out if at is None else out[at])
 
 
 class MLP(nn.Module):
@@ -157,7 +165,13 @@ class Block(nn.Module):
         self.mlp = MLP(config, ops)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, batch: int, dtype: torch.dtype, attend: Attend
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        batch: int,
+        dtype: torch.dtype,
+        attend: Attend,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Return the block's output (B*T, d) for the residual stream `x` (B*T, d).
 
@@ -165,8 +179,10 @@ class Block(nn.Module):
             batch: the batch size B.
             dtype: dtype of the LayerNorms' results.
             attend: computes attention, see `Attention.forward`.
+            at: the rows of the output to compute, int64[n]; default: all rows.
         """
-        attended = self.attention(self.input_layernorm(x, dtype), rotary, batch, attend)
+        attended = self.attention(self.input_layernorm(x, dtype), rotary, batch, attend, at=at)
+        x = x if at is None else x[at]
         if self.parallel:
             return x + (attended + self.mlp(self.post_attention_layernorm(x, dtype)))
         x = x + attended
@@ -292,13 +308,19 @@ class GPTNeoX(nn.Module):
         return self._tables[key]
 
     def hidden(
-        self, ids: Tensor, cache: Cache | None = None, dtype: torch.dtype = torch.float32
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        at: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Return the hidden states after the final LayerNorm, (B, T, d), for token ids (B, T).
 
         Args:
             cache: keys and values of the preceding tokens; the keys and values of `ids` are added
                 to the cache.
+            at: indices into the B*T positions, int64[n]. The last block then computes little more
+                than these positions, and the result is (n, d).
             dtype: dtype of the result.
 
         Raises:
@@ -317,6 +339,10 @@ class GPTNeoX(nn.Module):
         branches: Branches = ()
         for number, layer in enumerate(cast("list[Block]", self.layers)):
             attend = partial(cache.attend, number) if cache else self.ops.attention
+            if at is not None and number == self.config.n_layers - 1:
+                x = _residual_add(x, branches)
+                x = layer(x, rotary, batch, self.compute_dtype, attend, at)
+                return self.final_layer_norm(x, dtype)
             if self.recompute and torch.is_grad_enabled():
                 run = partial(_finish_block, layer) if fused else layer
                 x = checkpoint(

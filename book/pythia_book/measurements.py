@@ -129,6 +129,11 @@ def measure_each(
     return measured, gaps
 
 
+_kept: dict[tuple[str, str], Measurement] = {}
+"""The measurements of this process, by name and digest. Every job brings a new copy of its
+measurement; with the first one, what the measurement has prepared (packed requests) is kept."""
+
+
 def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
     """Apply measurements to a checkpoint; cache and return the arrays of each measurement.
 
@@ -146,7 +151,8 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
     results = []
     with limit_memory(inference_bytes(run.config.model)), on_device(model) as model:
         for measurement in bar(iterable=measurements, desc="measuring", unit="measurement"):
-            arrays = measurement(model, step)
+            kept = _kept.setdefault((measurement.name, measurement.digest), measurement)
+            arrays = kept(model, step)
             arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}
             save_cached(_file(run, step, measurement), _key(run, step, measurement), arrays)
             results.append(arrays)
@@ -255,10 +261,13 @@ class LanguageMeasurement:
         passages = [(p.context, p.continuation) for p in self.passages]
         return stable_hash([scoring.VERSION, self.max_seq_len, self.rows.tolist(), passages])
 
+    @cached_property
+    def _packed(self) -> scoring.PackedRequests:
+        return scoring.pack(self.passages, self.max_seq_len)
+
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
         """Measure a model; return `loss` and `last_word`. The step is not used."""
-        packed = scoring.pack(self.passages, self.max_seq_len)
         return {
             "loss": scoring.row_losses(model, self.rows),
-            "last_word": scoring.score(model, packed).greedy,
+            "last_word": scoring.score(model, self._packed).greedy,
         }

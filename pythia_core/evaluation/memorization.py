@@ -6,9 +6,9 @@ paper uses k = l = 32 and tests every row that training has read so far.
 No text needs to be generated for this test. Greedy decoding reads the same tokens as the row until
 its first wrong token. So a row is memorized if and only if the model, given the row's *own* earlier
 tokens, finds the correct token most likely at each of the l positions. Most rows fail at the first
-position. Rows are therefore tested in three stages: at one position, at a few, and at all. Weights
-and activations are in fp32, so that ties are rare. (In the paper, they were in fp16.) For every
-memorized row, the smallest margin of a correct token is stored.
+or second position. Rows are therefore tested in three stages: at two positions, at a few, and at
+all. Weights and activations are in fp32, so that ties are rare. (In the paper, they were in fp16.)
+For every memorized row, the smallest margin of a correct token is stored.
 
 `repetition_counts` counts how often given windows of tokens, e.g. the continuations of rows, occur
 in the rows that training has read, at any offset. Only the continuation of a row should be counted,
@@ -29,18 +29,20 @@ import torch
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.evaluation.scoring import Scorable, device_of
+from pythia_core.evaluation.generate import generate
+from pythia_core.evaluation.scoring import Scorable, device_of, hidden_at
 
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
+    from pythia_core.model import GPTNeoX
 
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it when a change of this module alters results."""
 TOKEN_BUDGET = 4096
 """Number of tokens in a batch."""
-SECOND_STAGE = 5
-"""Number of positions that are checked in the second of the three stages."""
+STAGES = (2, 5)
+"""Number of positions that are checked in the first and in the second of the three stages."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def extract(
     distinct = distinct.astype(np.int64)
     margins = np.full(len(distinct), np.nan, np.float32)
     alive = np.arange(len(distinct))
-    for positions in sorted({1, min(SECOND_STAGE, continuation), continuation}):
+    for positions in sorted({min(stage, continuation) for stage in (*STAGES, continuation)}):
         margin = np.full(len(alive), -1, np.float32)
         size = max(1, token_budget // (context + positions - 1))
         for start in range(0, len(alive), size):
@@ -103,32 +105,22 @@ def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: i
     another token is more likely.
     """
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
-    logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
+    inputs = ids[:, :-1]
+    at = torch.arange(inputs.numel(), device=ids.device).view(inputs.shape)[:, context - 1 :]
+    states = hidden_at(model, inputs, at.flatten())
+    logits = model.logits(states).float().view(len(ids), positions, -1)
     target = ids[:, context:, None]
     correct = logits.gather(-1, target)
-    best_other = logits.scatter(-1, target, -torch.inf).amax(-1, keepdim=True)
-    return (correct - best_other).flatten(1).amin(1).cpu().numpy()
-
-
-@torch.no_grad()
-def generate_uncached(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """Generate `n_tokens` tokens after each context by greedy decoding, without a cache.
-
-    Args:
-        contexts: int[n, k], token ids.
-
-    Returns:
-        int64[n, n_tokens], the new tokens only.
-    """
-    ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
-    for _ in range(n_tokens):
-        best = model.logits(model.hidden(ids)[:, -1]).argmax(-1, keepdim=True)
-        ids = torch.cat([ids, best], 1)
-    return ids[:, -n_tokens:].cpu().numpy()
+    margin = (correct - logits.amax(-1, keepdim=True)).flatten(1).amin(1)
+    alive = margin == 0  # all tokens are the most likely ones; by how much?
+    logits, target, correct = logits[alive], target[alive], correct[alive]
+    best_other = logits.scatter_(-1, target, -torch.inf).amax(-1, keepdim=True)
+    margin[alive] = (correct - best_other).flatten(1).amin(1)
+    return margin.cpu().numpy()
 
 
 def check_by_generation(
-    model: Scorable,
+    model: GPTNeoX,
     rows: np.ndarray,
     extraction: Extraction,
     context: int = 32,
@@ -149,6 +141,7 @@ def check_by_generation(
 
     Raises:
         DataError: `rows` and `extraction` do not have the same length.
+        ConfigError: the model's context is shorter than `context` + `continuation` tokens.
     """
     memorized = extraction.memorized
     if len(rows) != len(memorized):
@@ -164,8 +157,8 @@ def check_by_generation(
     if not len(sampled):
         return 0, 0
     begin = np.asarray(rows)[sampled, : context + continuation].astype(np.int64)
-    generated = generate_uncached(model, begin[:, :context], continuation)
-    same = (generated == begin[:, context:]).all(1)
+    generated = generate(model, begin[:, :context].tolist(), continuation)
+    same = (np.array(generated) == begin[:, context:]).all(1)
     return len(sampled), int((same != memorized[sampled]).sum())
 
 
@@ -196,7 +189,7 @@ class ExtractionMeasurement:
         settings = [self.batch_size, self.steps, self.context, self.continuation, self.unread]
         return stable_hash([VERSION, self.data.fingerprint, *settings])
 
-    def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
+    def __call__(self, model: GPTNeoX, step: int) -> dict[str, np.ndarray]:
         """Return the arrays that the class describes, for the checkpoint at `step`."""
         rows = self.data.rows.rows(0, self.batch_size * (self.steps if self.unread else step))
         extraction = extract(model, rows, self.context, self.continuation)

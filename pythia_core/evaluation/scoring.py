@@ -13,24 +13,32 @@ computed in fp32, and only at positions that predict a token of a continuation.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from pythia_core.errors import ConfigError, DataError
+from pythia_core.kernels.attention import tree_attention
+from pythia_core.kernels.cross_entropy import log_sum_exp
+from pythia_core.model import GPTNeoX
 from pythia_core.util.progress import bar as progress_bar
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it when a change of this module alters results."""
-TOKEN_BUDGET = 4096
+TOKEN_BUDGET = 2048
 """Tokens per batch, with padding; small, to fit a CPU's caches. Results do not depend on it."""
-LOGIT_ROWS = 1024
-"""Number of positions for which logits are computed at a time, to bound the memory."""
+TREE_TOKENS = 128
+"""Tokens up to which the inputs of several requests share a row. Results do not depend on it."""
+MIN_SHARED = 4
+"""Number of tokens with which two inputs must both begin to share a row."""
+LOGIT_ROWS = 128
+"""Number of positions for which a CPU computes logits at a time, few enough to fit its caches."""
+LOGIT_ROWS_CUDA = 1024
+"""The same on a CUDA device, to bound the memory."""
 
 
 class Scorable(Protocol):
@@ -38,6 +46,51 @@ class Scorable(Protocol):
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor: ...  # [B, T] -> [B, T, d]
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [..., d] -> [..., V]
+
+
+def hidden_at(
+    model: Scorable, ids: torch.Tensor, at: torch.Tensor, trees: Trees | None = None
+) -> torch.Tensor:
+    """Return the hidden states [n, d] of a model at some of the positions of `ids` [B, T].
+
+    Args:
+        at: int64[n], indices into the B * T positions.
+        trees: if the rows of `ids` are trees, how to attend in them.
+    """
+    if isinstance(model, GPTNeoX):
+        return model.hidden(ids, trees, at)
+    if trees is None:
+        return model.hidden(ids).flatten(0, 1)[at]
+    states = []  # any other model reads the text of one position at a time
+    for position in at.tolist():
+        row, last = divmod(position, ids.shape[1])
+        text = ids[row, : last + 1][trees.ends[row, : last + 1] > last]
+        states.append(model.hidden(text[None])[0, -1])
+    return torch.stack(states)
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Rows in which several texts share their common beginnings: trees, in depth-first order.
+
+    A model's `hidden` takes it in the place of a cache.
+    """
+
+    positions: torch.Tensor
+    """int64[B, T]: the position of every token in its text."""
+    ends: torch.Tensor
+    """int64[B, T]: one past the last descendant of every token."""
+
+    @property
+    def n_slots(self) -> int:
+        """One more than the largest position."""
+        return int(self.positions.max()) + 1
+
+    def attend(
+        self, layer: int, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """Compute attention (see kernels.attention.tree_attention) with tables by position."""
+        return tree_attention(qkv, cos[self.positions], sin[self.positions], self.ends)
 
 
 @dataclass(frozen=True)
@@ -76,8 +129,10 @@ class _Batch:
     """A padded batch of requests: its inputs, and which positions predict which target tokens."""
 
     ids: np.ndarray  # int64[B, T], padded on the right with 0
+    positions: np.ndarray  # int64[B, T]: see Trees
+    ends: np.ndarray  # int64[B, T]: see Trees
     slots: np.ndarray  # int64[p]: distinct flat positions in `ids` at which to compute logits
-    slot_of: np.ndarray  # int64[q]: index into `slots` for every target
+    slot_of: np.ndarray  # int64[q]: index into `slots` for every target, ascending
     targets: np.ndarray  # int64[q]: tokens of the continuations
     request_index: np.ndarray  # int64[q]: request of every target
 
@@ -99,9 +154,10 @@ def pack(
 ) -> PackedRequests:
     """Sort requests by length and pack them into padded batches of at most `token_budget` tokens.
 
-    Requests with the same inputs, e.g. one context with several one-token continuations, share a
-    row. If a request is longer than `max_seq_len`, the beginning of its context is dropped. A row
-    longer than `token_budget` has a batch of its own.
+    Requests with the same inputs, e.g. one context with several one-token continuations, are scored
+    together. Inputs that begin alike share a row with their common tokens only once (see Trees). If
+    a request is longer than `max_seq_len`, the beginning of its context is dropped. A row longer
+    than `token_budget` has a batch of its own.
 
     Raises:
         DataError: a context or continuation is empty, or a continuation is longer than
@@ -127,41 +183,83 @@ def pack(
             )
         inputs = (request.context + request.continuation)[:-1][-max_seq_len:]
         rows.setdefault(inputs, []).append(index)
-    ordered = sorted(rows.items(), key=lambda row: len(row[0]), reverse=True)
+    trees = _grow(rows, min(max_seq_len, TREE_TOKENS))
+    trees.sort(key=lambda tree: len(tree.ids), reverse=True)
     batches, start = [], 0
-    while start < len(ordered):
-        width = len(ordered[start][0])
+    while start < len(trees):
+        width = len(trees[start].ids)
         stop = start + max(1, token_budget // width)
-        batches.append(_lay_out(ordered[start:stop], width, requests))
+        batches.append(_lay_out(trees[start:stop], width, requests))
         start = stop
     n_tokens = np.array([len(request.continuation) for request in requests], np.int64)
     return PackedRequests(tuple(batches), n_tokens)
 
 
-def _lay_out(
-    rows: list[tuple[tuple[int, ...], list[int]]], width: int, requests: Sequence[Request]
-) -> _Batch:
-    """Make one padded batch of rows.
+@dataclass
+class _Tree:
+    """The inputs of requests, with common beginnings only once, in depth-first order."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    requests: list[tuple[int, list[int]]] = field(default_factory=list)
+    """The index of every request, and the indices in `ids` of its inputs."""
+
+
+def _grow(rows: dict[tuple[int, ...], list[int]], n_tokens: int) -> list[_Tree]:
+    """Put inputs that begin with the same tokens into trees.
 
     Args:
-        rows: for each row, the input tokens and the indices of the requests with these tokens.
-        width: length to which the rows are padded.
+        rows: maps inputs to the indices of the requests with these inputs.
+        n_tokens: number of tokens up to which a tree may have more than one input.
+    """
+    trees: list[_Tree] = []
+    before: tuple[int, ...] = ()
+    path: list[int] = []
+    for inputs in sorted(rows):
+        pairs = enumerate(zip(before, inputs, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(before), len(inputs)))
+        if shared < MIN_SHARED or len(trees[-1].ids) + len(inputs) - shared > n_tokens:
+            trees.append(_Tree())
+            shared = 0
+        tree = trees[-1]
+        begin = len(tree.ids)
+        stop = begin + len(inputs) - shared
+        path = path[:shared] + list(range(begin, stop))
+        tree.ids += inputs[shared:]
+        tree.positions += range(shared, len(inputs))
+        tree.ends += [0] * (stop - begin)
+        for node in path:
+            tree.ends[node] = stop
+        tree.requests += [(index, path) for index in rows[inputs]]
+        before = inputs
+    return trees
+
+
+def _lay_out(trees: list[_Tree], width: int, requests: Sequence[Request]) -> _Batch:
+    """Make one padded batch of trees, with rows of `width` tokens.
+
+    Args:
         requests: all requests.
     """
-    ids = np.zeros((len(rows), width), np.int64)
-    positions: list[int] = []
+    ids = np.zeros((len(trees), width), np.int64)
+    positions = np.tile(np.arange(width), (len(trees), 1))
+    ends = np.full((len(trees), width), width)
+    where: list[int] = []
     targets: list[int] = []
     request_index: list[int] = []
-    for r, (inputs, members) in enumerate(rows):
-        ids[r, : len(inputs)] = inputs
-        for index in members:
+    for r, tree in enumerate(trees):
+        size = len(tree.ids)
+        ids[r, :size], positions[r, :size], ends[r, :size] = tree.ids, tree.positions, tree.ends
+        for index, path in tree.requests:
             continuation = requests[index].continuation
-            end = r * width + len(inputs)  # one past the position that predicts the last token
-            positions += range(end - len(continuation), end)
+            where += [r * width + node for node in path[-len(continuation) :]]
             targets += continuation
             request_index += [index] * len(continuation)
-    slots, slot_of = np.unique(np.array(positions, np.int64), return_inverse=True)
-    return _Batch(ids, slots, slot_of, *(np.array(x, np.int64) for x in (targets, request_index)))
+    order = np.argsort(where, kind="stable")
+    slots, slot_of = np.unique(np.array(where, np.int64)[order], return_inverse=True)
+    each = (np.array(x, np.int64)[order] for x in (targets, request_index))
+    return _Batch(ids, positions, ends, slots, slot_of, *each)
 
 
 @torch.no_grad()
@@ -174,24 +272,44 @@ def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Sc
     logprob = np.zeros(len(packed), np.float64)
     greedy = np.ones(len(packed), bool)
     for batch in progress_bar(progress, iterable=packed.batches, desc="scoring", unit="batch"):
-        states = model.hidden(torch.from_numpy(batch.ids).to(device))
-        states = states.flatten(0, 1)[torch.from_numpy(batch.slots).to(device)]
-        # sorted by slot, the targets in a chunk of LOGIT_ROWS slots are contiguous
-        order = np.argsort(batch.slot_of, kind="stable")
-        bounds = np.searchsorted(
-            batch.slot_of[order], np.arange(0, len(batch.slots) + LOGIT_ROWS, LOGIT_ROWS)
-        )
-        for first, (low, high) in enumerate(itertools.pairwise(bounds)):
-            pick = order[low:high]
-            begin = first * LOGIT_ROWS
-            logits = model.logits(states[begin : begin + LOGIT_ROWS]).float()
-            logp = torch.log_softmax(logits, -1)
-            slot = torch.from_numpy(batch.slot_of[pick] - begin).to(device)
-            logp_target = logp[slot, torch.from_numpy(batch.targets[pick]).to(device)]
-            best = logp_target >= logp.amax(-1)[slot]
-            np.add.at(logprob, batch.request_index[pick], logp_target.double().cpu().numpy())
-            np.logical_and.at(greedy, batch.request_index[pick], best.cpu().numpy())
+        ids, positions, ends, slots, slot_of, targets = (
+            torch.from_numpy(a).to(device)
+            for a in (batch.ids, batch.positions, batch.ends, batch.slots, batch.slot_of,
+                      batch.targets)
+        )  # fmt: skip
+        plain = (batch.positions == np.arange(batch.ids.shape[1])).all()
+        states = hidden_at(model, ids, slots, None if plain else Trees(positions, ends))
+        logp, best = _log_probabilities(model, states, slot_of, targets)
+        np.add.at(logprob, batch.request_index, logp.double().cpu().numpy())
+        np.logical_and.at(greedy, batch.request_index, best.cpu().numpy())
     return Scores(logprob, packed.n_tokens, greedy)
+
+
+def _log_probabilities(
+    model: Scorable, states: torch.Tensor, index: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probability of each target, and whether it is the most likely token.
+
+    Args:
+        states: [n, d], hidden states.
+        index: int64[q], the state that predicts each target, ascending.
+        targets: int64[q], token ids.
+
+    Returns:
+        float32[q], in nats, and bool[q].
+    """
+    chunk = LOGIT_ROWS if states.device.type == "cpu" else LOGIT_ROWS_CUDA
+    starts = torch.arange(0, len(states) + chunk, chunk, device=states.device)
+    bounds = torch.searchsorted(index, starts).tolist()
+    parts = []
+    for begin, low, high in zip(starts.tolist(), bounds, bounds[1:], strict=False):
+        logits = model.logits(states[begin : begin + chunk]).float()
+        log_sum, largest = log_sum_exp(logits)
+        row = index[low:high] - begin
+        at_target = logits[row, targets[low:high]]
+        parts.append((at_target - log_sum[row], at_target >= largest[row]))
+    logp, best = zip(*parts, strict=True)
+    return torch.cat(logp), torch.cat(best)
 
 
 def device_of(model: Any) -> torch.device:
@@ -299,12 +417,9 @@ def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDG
     for start in range(0, len(rows), step):
         ids = torch.from_numpy(rows[start : start + step]).to(device)
         states = model.hidden(ids[:, :-1]).flatten(0, 1)
-        targets = ids[:, 1:].flatten()
-        parts = [
-            torch.nn.functional.cross_entropy(model.logits(s).float(), t, reduction="none")
-            for s, t in zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
-        ]
-        losses.append(torch.cat(parts).double().view(len(ids), -1).mean(1).cpu().numpy())
+        each = torch.arange(len(states), device=device)
+        logp, _ = _log_probabilities(model, states, each, ids[:, 1:].flatten())
+        losses.append(-logp.double().view(len(ids), -1).mean(1).cpu().numpy())
     return np.concatenate(losses)
 
 

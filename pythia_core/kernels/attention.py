@@ -91,6 +91,34 @@ class _NativeAttention(torch.autograd.Function):
         return dqkv, None, None
 
 
+def tree_attention(qkv: Tensor, cos: Tensor, sin: Tensor, ends: Tensor) -> Tensor:
+    """Compute attention in rows that hold several texts, with their common beginnings only once.
+
+    A row is a tree of tokens in depth-first order. A token attends to its ancestors and itself.
+    There are no gradients.
+
+    Args:
+        qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
+        cos, sin: cosines and sines of the rotary angles, each (batch, seq, rotary_dims / 2), fp32.
+        ends: one past the last descendant of every token, (batch, seq) int64.
+
+    Returns:
+        The output of attention, (batch, seq, heads * head_dim).
+    """
+    batch, seq, heads, _, dim = qkv.shape
+    if seq <= MAX_NATIVE_SEQ and qkv.dtype == torch.float32 and native.available(qkv):
+        out = qkv.new_empty(batch, seq, heads * dim)
+        attend = native.function("tree_attention", qkv.dtype)
+        attend(qkv.contiguous(), out, cos, sin, ends, batch, seq, heads, dim, cos.shape[-1])
+        return out
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
+    q, k = (rotary_reference(x, cos[:, None], sin[:, None]) for x in (q, k))
+    token = torch.arange(seq, device=qkv.device)
+    mask = (token <= token[:, None]) & (token[:, None] < ends[:, None])  # (batch, seq, seq)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
+    return out.transpose(1, 2).flatten(2)
+
+
 # On CUDA devices.
 
 

@@ -40,6 +40,24 @@ def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tens
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 
 
+def log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logarithm of the sum of exponentials of each row, and the row's largest logit.
+
+    Both are (n,), fp32.
+
+    The logarithm of the softmax is a logit minus the former. There are no gradients.
+
+    Args:
+        logits: (n, vocab), fp32.
+    """
+    if native.available(logits):
+        result, largest = logits.new_empty(2, len(logits))
+        log_sum = native.function("log_sum_exp", logits.dtype)
+        log_sum(logits.contiguous(), result, largest, *logits.shape)
+        return result, largest
+    return logits.logsumexp(-1), logits.amax(-1)
+
+
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a^T b to `total`, in place. The product is computed in the dtype of `a` and `b`."""
     if a.dtype == torch.float32:

@@ -59,4 +59,6 @@ def linear(
     """
     # detached: in fp32, copy and master are one tensor, which torch.compile refuses as two inputs
     bias_c = bias_c if bias_c is None else bias_c.detach()
+    if not torch.is_grad_enabled():
+        return torch.nn.functional.linear(x, weight_c, bias_c)
     return _Linear.apply(x, weight, bias, weight_c.detach(), bias_c)

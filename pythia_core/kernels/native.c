@@ -503,5 +503,93 @@ static inline __attribute__((always_inline)) void attend_backward(
     }                                                                                              \
   }
 
+/* --- evaluation, in float only ----------------------------------------------------------------- */
+
+/* logits (n, vocab) -> log of the sum of exponentials, and largest logit, of each row */
+void log_sum_exp_f32(const float *logits, float *result, float *largest, i64 n, i64 vocab) {
+  _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n; r++) {
+    const float *row = logits + r * vocab;
+    i64 whole = vocab & ~31;
+    vec tops[2] = {splat(-INFINITY), splat(-INFINITY)}, sums[2] = {{0}};
+    for (i64 i = 0; i < whole; i += 32)
+      for (int j = 0; j < 2; j++) tops[j] = max_vec(*(vec *)(row + i + 16 * j), tops[j]);
+    tops[0] = max_vec(tops[0], tops[1]);
+    float top = -INFINITY, sum = 0.0f;
+    for (int l = 0; l < 16; l++) top = tops[0][l] > top ? tops[0][l] : top;
+    for (i64 i = whole; i < vocab; i++) top = row[i] > top ? row[i] : top;
+    for (i64 i = 0; i < whole; i += 32)
+      for (int j = 0; j < 2; j++) sums[j] += exp_vec(*(vec *)(row + i + 16 * j) - top);
+    sums[0] += sums[1];
+    for (int l = 0; l < 16; l++) sum += sums[0][l];
+    for (i64 i = whole; i < vocab; i++) sum += exp_fast(row[i] - top);
+    result[r] = logf(sum) + top;
+    largest[r] = top;
+  }
+}
+
+/* Copy the query or key of a token, and rotate the copy. */
+static inline void rotate(const float *from, float *to, const float *cos, const float *sin,
+                          i64 dim, i64 half) {
+  memcpy(to, from, dim * sizeof(float));
+  for (i64 i = 0; i < half; i++) {
+    to[i] = from[i] * cos[i] - from[half + i] * sin[i];
+    to[half + i] = from[half + i] * cos[i] + from[i] * sin[i];
+  }
+}
+
+/* qkv (batch, seq, heads, 3, dim), not yet rotated -> attention (batch, seq, heads, dim). The query
+ * of token t reads the keys of the tokens j <= t < ends[j]. Every row has its own tables cos and sin
+ * (batch, seq, half) and ends (batch, seq).
+ * The 16 lanes of a vector are 16 queries, which read the keys and values of a head from cache. */
+void tree_attention_f32(const float *qkv, float *out, const float *all_cos, const float *all_sin,
+                        const i64 *all_ends, i64 batch, i64 seq, i64 heads, i64 dim, i64 half) {
+  float scale = 1 / sqrtf(dim);
+  i64 stride = heads * 3 * dim, columns = (dim + 3) & ~3;
+  _Pragma("omp parallel for collapse(2) schedule(static)") for (i64 b = 0; b < batch; b++)
+    for (i64 h = 0; h < heads; h++) {
+      float keys[seq + 3][dim], values[seq][columns], row[dim];
+      vec q[dim], e[seq + 3], o[columns];
+      const float *head = qkv + b * seq * stride + h * 3 * dim;
+      const float *cos = all_cos + b * seq * half, *sin = all_sin + b * seq * half;
+      const i64 *ends = all_ends + b * seq;
+      memset(keys[seq], 0, 3 * dim * sizeof(float));
+      memset(values, 0, seq * columns * sizeof(float));
+      for (i64 t = 0; t < seq; t++) {
+        rotate(head + t * stride + dim, keys[t], cos + t * half, sin + t * half, dim, half);
+        memcpy(values[t], head + t * stride + 2 * dim, dim * sizeof(float));
+      }
+      /* only the first queries, which have the fewest keys, may leave lanes unused */
+      for (i64 first = 0, stop = (seq - 1) % 16 + 1; first < seq; first = stop, stop += 16) {
+        for (i64 l = 0; l < 16; l++) { /* unused lanes repeat the last query */
+          i64 t = first + l < stop ? first + l : stop - 1;
+          rotate(head + t * stride, row, cos + t * half, sin + t * half, dim, half);
+          for (i64 i = 0; i < dim; i++) ((float *)&q[i])[l] = scale * row[i];
+        }
+        for (i64 j = 0; j < stop; j += 4) {
+          vec dots[4] = {{0}};
+          for (i64 i = 0; i < dim; i++)
+            for (int r = 0; r < 4; r++) dots[r] += q[i] * keys[j + r][i];
+          for (int r = 0; r < 4; r++) e[j + r] = dots[r];
+        }
+        for (i64 j = 0; j < stop; j++)
+          if (j > first || ends[j] < stop)
+            for (i64 l = 0; l < 16; l++)
+              if (first + l < j || first + l >= ends[j]) ((float *)&e[j])[l] = -INFINITY;
+        vec top = e[0], sum = {0};
+        for (i64 j = 1; j < stop; j++) top = max_vec(e[j], top);
+        for (i64 j = 0; j < stop; j++) sum += e[j] = exp_vec(e[j] - top);
+        for (i64 c = 0; c < columns; c += 4) {
+          vec sums[4] = {{0}};
+          for (i64 j = 0; j < stop; j++)
+            for (int r = 0; r < 4; r++) sums[r] += e[j] * values[j][c + r];
+          for (int r = 0; r < 4; r++) o[c + r] = sums[r] / sum;
+        }
+        for (i64 t = first; t < stop; t++)
+          for (i64 i = 0; i < dim; i++)
+            out[((b * seq + t) * heads + h) * dim + i] = ((float *)&o[i])[t - first];
+      }
+    }
+}
+
 DEFINE(float, f32, load_f32, store_f32)
 DEFINE(bf16, bf16, load_bf16, store_bf16)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book import measurements
 from pythia_book.measurements import measure_all
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -33,6 +34,7 @@ class Norm:
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    monkeypatch.setattr(measurements, "_kept", {})
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
     corpus = tmp_path / "corpus.jsonl"
@@ -61,6 +63,13 @@ def test_what_was_measured_is_not_measured_again(trained: list[Run]) -> None:
         for name, array in arrays.items():
             np.testing.assert_array_equal(again[key][name], array)
             assert again[key][name].dtype == array.dtype
+
+
+def test_what_a_measurement_has_prepared_is_kept(trained: list[Run]) -> None:
+    first, copy = Norm(digest="kept"), Norm(digest="kept")
+    measure_all([(trained[0], 0)], first, progress=False)
+    measure_all([(trained[0], 2)], copy, progress=False)
+    assert (first.calls, copy.calls) == ([0, 2], [])
 
 
 def test_another_digest_is_another_measurement(trained: list[Run]) -> None:

@@ -120,6 +120,15 @@ def test_future_tokens_do_not_change_the_past() -> None:
     torch.testing.assert_close(model(ids)[0, :8], model(changed)[0, :8])
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_states_at_some_positions_are_those_of_all_positions(parallel: bool) -> None:
+    model = random_model(tiny(parallel_residual=parallel))
+    ids = torch.randint(97, (3, 20), generator=torch.Generator().manual_seed(1))
+    at = torch.tensor([59, 0, 21, 21])
+    expected = model.hidden(ids).flatten(0, 1)[at]
+    torch.testing.assert_close(model.hidden(ids, at=at), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_bf16_copies_are_used_and_close() -> None:
     config = tiny(vocab_size=256)
     wide, narrow = random_model(config), random_model(config)

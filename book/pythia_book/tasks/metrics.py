@@ -103,13 +103,17 @@ class ScoredTask:
         requests = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([scoring.VERSION, self.max_seq_len, requests])
 
+    @cached_property
+    def _packed(self) -> scoring.PackedRequests:
+        return scoring.pack(self.requests, self.max_seq_len)
+
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
         """Score all answers with a model; `step` is not used.
 
         Return two arrays with one entry per answer: its log-probability ("logprob"), and whether
         greedy decoding would write it ("greedy").
         """
-        scores = scoring.score(model, scoring.pack(self.requests, self.max_seq_len))
+        scores = scoring.score(model, self._packed)
         return {"logprob": scores.logprob, "greedy": scores.greedy}
 
     def metrics(self, scores: Arrays) -> Arrays:

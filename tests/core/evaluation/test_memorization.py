@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.evaluation import memorization
+from pythia_core.evaluation.generate import generate
 from pythia_core.evaluation.memorization import (
     check_by_generation,
     distinct_windows,
     extract,
-    generate_uncached,
     repetition_counts,
 )
 from pythia_core.model import GPTNeoX
@@ -58,8 +58,8 @@ def test_extraction_equals_generation(
     mixed = np.concatenate([rows, rows[:10]])
     mixed[40:, context + continuation - 1] = 61  # a wrong last token
     found = extract(model, mixed, context, continuation)
-    made = generate_uncached(model, mixed[:, :context], continuation)
-    same = (made == mixed[:, context : context + continuation]).all(1)
+    made = generate(model, mixed[:, :context].tolist(), continuation)
+    same = (np.array(made) == mixed[:, context : context + continuation]).all(1)
     np.testing.assert_array_equal(found.memorized, same)
     assert found.memorized.any()
     assert not found.memorized[40:].any()

@@ -10,10 +10,12 @@ import torch
 from gender_fakes import SENTENCES, ToyModel, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import random_model, tiny
 
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.evaluation import scoring
 from pythia_core.evaluation.scoring import Request
+from pythia_core.kernels import native
 
 VOCAB = 30
 MODEL = ToyModel(VOCAB, seed=3).eval()
@@ -68,6 +70,31 @@ def test_requests_with_one_context_share_a_row():
     packed = scoring.pack([Request((1, 2, 3), (token,)) for token in range(8)], 16)
     assert [batch.ids.shape for batch in packed.batches] == [(1, 3)]
     assert len(packed.batches[0].slots) == 1
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_inputs_that_begin_alike_are_read_once_and_scored_as_if_alone(
+    parallel, compiled, monkeypatch
+):
+    if not compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
+    model = random_model(tiny(vocab_size=VOCAB, parallel_residual=parallel))
+    rng = np.random.default_rng(1)
+    start, middle = ((tuple(rng.integers(1, VOCAB, 7).tolist())) for _ in range(2))
+    tails = [tuple(rng.integers(1, VOCAB, n).tolist()) for n in (1, 3, 2, 5)]
+    requests = [Request(start, tail) for tail in tails]
+    requests += [Request(start + middle, tail) for tail in tails]
+    requests += [Request(start[:2], tail) for tail in tails]  # too short a common beginning
+    requests += [Request(start * 4, tails[3])]  # its context is cut
+    packed = scoring.pack(requests, 32)
+    assert sum(len(batch.ids) for batch in packed.batches) == 7  # 2 trees; 5 inputs alone
+    assert all((batch.positions < 32).all() for batch in packed.batches)
+    found = scoring.score(model, packed)
+    for i, request in enumerate(requests):
+        logprob, greedy = slow_score(model, request, 32)
+        assert found.logprob[i] == pytest.approx(logprob, abs=2e-5)
+        assert found.greedy[i] == greedy
 
 
 def test_budget_bounds_the_batches():

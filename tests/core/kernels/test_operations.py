@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pythia_core import kernels
 from pythia_core.kernels import native
-from pythia_core.kernels.attention import MAX_NATIVE_SEQ, attention_reference
-from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
+from pythia_core.kernels.attention import MAX_NATIVE_SEQ, attention_reference, tree_attention
+from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference, log_sum_exp
 from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm_reference
 from pythia_core.kernels.linear import linear_reference
@@ -82,6 +82,42 @@ def test_attention(dtype: torch.dtype, seq: int, head_dim: int) -> None:
         return attention_reference(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype))
 
     check(fast, reference, [normal(2, seq, 3, 3, head_dim)], dtype)
+
+
+@pytest.mark.parametrize("seq", [1, 15, 16, 37, MAX_NATIVE_SEQ + 1])
+@pytest.mark.parametrize("head_dim", [6, 8, 16, 20])
+def test_attention_without_gradients(seq: int, head_dim: int) -> None:
+    qkv = normal(2, seq, 3, 3, head_dim)
+    tables = kernels.rotary_tables(seq, head_dim // 4 // 2 * 2, 10_000.0)
+    exact = attention_reference(qkv, *(table.double() for table in tables))
+    with torch.no_grad():
+        assert error(kernels.attention(qkv.float(), *tables).double(), exact) < 1e-6
+
+
+def test_attention_in_trees_equals_attention_in_texts() -> None:
+    """Texts a b c d, a b e f g and a h share a and b; the row ends in padding."""
+    texts = [[0, 1, 2, 3], [0, 1, 4, 5, 6], [0, 7]]  # indices of the tokens in the row
+    positions = torch.tensor([[0, 1, 2, 3, 2, 3, 4, 1, 8, 9]])
+    ends = torch.tensor([[8, 7, 4, 4, 7, 7, 7, 8, 10, 10]])
+    qkv, (cos, sin) = normal(2, 10, 2, 3, 16), kernels.rotary_tables(10, 4, 10_000.0)
+    both = torch.cat([positions, positions]), torch.cat([ends, ends])
+    with torch.no_grad():
+        found = tree_attention(qkv.float(), cos[both[0]], sin[both[0]], both[1]).double()
+    for text in texts:
+        size = len(text)
+        exact = attention_reference(qkv[:, text], cos[:size].double(), sin[:size].double())
+        assert error(found[:, text], exact) < 1e-6
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(3, 97), (1, 5), (9, 4096)])
+def test_log_sum_exp(rows: int, vocab: int) -> None:
+    logits = 10 * normal(rows, vocab).float()
+    logits[0, -1] = -1e4
+    total, largest = log_sum_exp(logits)
+    assert error(total.double(), logits.double().logsumexp(-1)) < 1e-6
+    assert torch.equal(largest, logits.amax(-1))
+    logits[0, 0] = torch.nan
+    assert log_sum_exp(logits)[0].isnan().tolist() == [True] + [False] * (rows - 1)
 
 
 def test_long_rows_use_torchs_attention() -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key of results; increase it when a change of the code changes any number."""
 N_ROWS = 24
 """Number of held-out rows."""

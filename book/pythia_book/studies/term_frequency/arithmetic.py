@@ -167,9 +167,13 @@ class ArithmeticMeasurement:
         texts = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([scoring.VERSION, self.max_seq_len, texts])
 
+    @cached_property
+    def _packed(self) -> scoring.PackedRequests:
+        return scoring.pack(self.requests, self.max_seq_len)
+
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
         """Measure `model`, and return the arrays that the class describes."""
-        result = scoring.score(model, scoring.pack(self.requests, self.max_seq_len))
+        result = scoring.score(model, self._packed)
         each = 1 if self.shots else 1 + WRONG
         logprob = result.logprob.reshape(-1, each)
         scores = {

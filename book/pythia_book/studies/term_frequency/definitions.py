@@ -26,7 +26,15 @@ from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
 from pythia_core.config import DOMAINS_OF, DataConfig, stable_hash
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import DataError
-from pythia_core.evaluation.scoring import VERSION, Request, Scorable, encoder, pack, score
+from pythia_core.evaluation.scoring import (
+    VERSION,
+    PackedRequests,
+    Request,
+    Scorable,
+    encoder,
+    pack,
+    score,
+)
 from pythia_core.util.files import fraction
 
 if TYPE_CHECKING:
@@ -198,11 +206,15 @@ class DefinitionMeasurement:
         texts = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([VERSION, self.max_seq_len, texts])
 
+    @cached_property
+    def _packed(self) -> PackedRequests:
+        return pack(self.requests, self.max_seq_len)
+
     def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
         """Measure `model`, and return the arrays that the class describes."""
         if not self.requests:
             return {"choice": np.zeros(0, bool), "logprob": np.zeros(0, np.float32)}
-        logprob = score(model, pack(self.requests, self.max_seq_len)).logprob.reshape(-1, CHOICES)
+        logprob = score(model, self._packed).logprob.reshape(-1, CHOICES)
         return {
             "choice": logprob[:, 0] > logprob[:, 1:].max(1),
             "logprob": logprob[:, 0].astype(np.float32),
