@@ -83,18 +83,19 @@ OFFICIAL_SIZES = {
 LAPTOP_SIZES = {
     size.name: size
     for size in (
-        Size("7k", 2, 16, 1, 1.0e-2),
-        Size("13k", 4, 16, 1, 1.0e-2),
-        Size("25k", 2, 32, 2, 1.0e-2),
-        Size("38k", 3, 32, 2, 1.0e-2),
-        Size("85k", 3, 48, 3, 1.0e-2),
-        Size("150k", 3, 64, 4, 8.0e-3),
-        Size("310k", 4, 80, 5, 6.5e-3),
-        Size("600k", 4, 112, 7, 5.5e-3),
+        Size("7k", 2, 16, 1, 4.0e-2),
+        Size("13k", 4, 16, 1, 4.0e-2),
+        Size("25k", 2, 32, 2, 4.0e-2),
+        Size("38k", 3, 32, 2, 2.0e-2),
+        Size("85k", 3, 48, 3, 2.0e-2),
+        Size("150k", 3, 64, 4, 1.0e-2),
+        Size("310k", 4, 80, 5, 1.0e-2),
+        Size("600k", 4, 112, 7, 5.0e-3),
     )
 }
-"""Eight sizes for two cores, named by their number of *non-embedding* parameters. Depth and width
-grow with the size. The number of heads sometimes does not, as in the official suite."""
+"""Eight sizes for two cores, named by their number of *non-embedding* parameters. All heads have 16
+dims. The peak learning rate of a size is the one of four with the lowest held-out loss (`bench
+learning-rates`; table on the page Method)."""
 
 GPU_SIZES = {
     size.name: size
