@@ -13,7 +13,7 @@ SCALE ?= laptop
 STUDY ?= gender_bias
 # The suite first: the others use its models. Left out: phases, which also covers the released models.
 STUDIES := suite $(filter-out suite phases,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
-# What `make record` changes: more seeds than the defaults, which suit a first look.
+# Extra parameters of `make record`: more seeds than the defaults, which suit a first look.
 RECORD_gender_bias := -p seeds=3
 RECORD_seeds := -p seeds=5
 RECORD_suite := -p flat_seeds=10
@@ -62,7 +62,7 @@ studies: $(STUDIES:%=study-%) ## train the suite at SCALE and run its studies (f
 study-%: $(READY)
 	@exec $(BIN)/python -m pythia_core study $* --scale $(SCALE) < /dev/null
 
-record: $(STUDIES:%=record-%) record-phases ## run every study with more seeds and copy the results into book/recorded, to be committed
+record: $(STUDIES:%=record-%) record-phases ## run every study, with the seeds of the record, and copy the results into book/recorded
 
 record-%: $(READY)
 	@$(BIN)/python -m pythia_core study $* --scale $(SCALE) $(RECORD_$*) < /dev/null

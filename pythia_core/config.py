@@ -44,17 +44,23 @@ they are the default of a DataConfig field, which is part of every run's identit
 scales use them.
 """
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
-PLANTED = ("copies", "equations", "occupations", "canaries")
-"""Domains of text that is planted in the miniature and in the large corpus, on by default in the
-scales; each can be left out."""
-CONTROLS = ("occupations_flat",)
-"""Planted domains that replace another for a control."""
+PLANTED_DOMAINS = ("copies", "equations", "occupations", "canaries")
+"""Domains of text that the scales plant in the miniature and in the large corpus. Each can be left
+out."""
+CONTROL_DOMAINS = {"occupations_flat": "occupations"}
+"""Maps a control domain to the planted domain that it replaces."""
 DOMAINS_OF = {
     "pocket-pile": DOMAINS,
-    "miniature": (*DOMAINS, *PLANTED, *CONTROLS),
-    "large": (*LARGE_DOMAINS, *PLANTED, *CONTROLS),
+    "miniature": (*DOMAINS, *PLANTED_DOMAINS, *CONTROL_DOMAINS),
+    "large": (*LARGE_DOMAINS, *PLANTED_DOMAINS, *CONTROL_DOMAINS),
 }
 """Map each corpus that the scales train on to its domains."""
+
+
+def default_domains(corpus: str) -> tuple[str, ...]:
+    """Return all domains of a corpus except for controls; DOMAINS if it is not in DOMAINS_OF."""
+    domains = DOMAINS_OF.get(corpus, DOMAINS)
+    return tuple(domain for domain in domains if domain not in CONTROL_DOMAINS)
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,8 @@ class DataConfig:
     corpus: str = "pocket-pile"
     """The path of a .jsonl or .txt file, or of a folder of such files; "hf:NAME" for a Hugging Face
     dataset; or the name of a corpus that a package registers. The book registers "pocket-pile",
-    "miniature" (a sample of the pocket Pile with planted copies) and "large" (the pocket Pile and
-    further text, with planted copies)."""
+    "miniature" (a sample of the pocket Pile with planted text) and "large" (the pocket Pile and
+    further text, with the same kinds of planted text)."""
     domains: tuple[str, ...] = DOMAINS
     """The parts of a registered corpus to read. Ignored for files and Hugging Face datasets."""
     tokenizer: str = "bpe-4096"
@@ -189,6 +195,11 @@ class DataConfig:
             if not self.domains:
                 problems.append(f"domains is empty; accepted: {', '.join(accepted)}")
             problems += [one_of(d, accepted, "domain") for d in self.domains if d not in accepted]
+            problems += [
+                f"domains has both {domain!r} and its control {control!r}; use one of them"
+                for control, domain in CONTROL_DOMAINS.items()
+                if {control, domain} <= set(self.domains)
+            ]
         if self.tokenizer.startswith("bpe-"):
             size = self.tokenizer.removeprefix("bpe-")
             if not size.isdecimal() or not 260 <= int(size) <= 65_500:

@@ -42,7 +42,7 @@ stream; the next block adds them, or the model after the last block. () if there
 class Cache(Protocol):
     """A cache for keys and values of earlier tokens (pythia_core.evaluation.generate.KVCache).
 
-    Any other way to attend can take its place (pythia_core.evaluation.scoring.Trees).
+    Any other way to attend can take its place (pythia_core.evaluation.scoring.PrefixTrees).
     """
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 from pythia_core.config import (
     DOMAINS,
     LARGE_DOMAINS,
-    PLANTED,
+    PLANTED_DOMAINS,
     DataConfig,
     ModelConfig,
     RunConfig,
@@ -269,8 +269,8 @@ SCALES = {
             batch_size=8,
             data=DataConfig(
                 "miniature",
-                ("biographies", *PLANTED),
-                tokenizer="bpe-1536",
+                ("biographies", *PLANTED_DOMAINS),
+                tokenizer="bpe-1536",  # a smaller one would split the made-up nouns
                 seq_len=64,
                 heldout_fraction=0.1,
             ),
@@ -281,7 +281,7 @@ SCALES = {
             "2 cores, no GPU: minutes per study",
             steps=572,
             batch_size=32,
-            data=DataConfig("miniature", (*DOMAINS, *PLANTED), heldout_fraction=0.1),
+            data=DataConfig("miniature", (*DOMAINS, *PLANTED_DOMAINS), heldout_fraction=0.1),
             sizes=tuple(LAPTOP_SIZES),
         ),
         Scale(
@@ -289,7 +289,9 @@ SCALES = {
             "one large GPU: minutes per study",
             steps=1001,
             batch_size=128,
-            data=DataConfig("large", (*LARGE_DOMAINS, *PLANTED), tokenizer="bpe-8192", seq_len=512),
+            data=DataConfig(
+                "large", (*LARGE_DOMAINS, *PLANTED_DOMAINS), tokenizer="bpe-8192", seq_len=512
+            ),
             sizes=tuple(GPU_SIZES),
         ),
         Scale(

@@ -16,6 +16,7 @@ from typing import Any
 from pythia_book import records, verdicts
 from pythia_book.published.results import Published, find
 from pythia_book.study import Analysis, Measurements, Result, Tables
+from pythia_core.errors import DataError
 
 
 def conduct(
@@ -42,7 +43,8 @@ def conduct(
             variable is not set, the released tables are read from a record of the study.
 
     Raises:
-        DataError: the record to redraw is damaged, or has other parameters than `params`.
+        DataError: the record to redraw is damaged, was made by an older version of the study, or
+            has other parameters than `params`.
     """
     started = time.time()
     source = records.redraw_source()
@@ -58,6 +60,14 @@ def conduct(
             numbers = records.as_recorded(released(published))
         else:
             numbers = records.read_released(source or records.recorded_folder(study))
-    tables, values, claims = analyse(measured, numbers)
+    try:
+        tables, values, claims = analyse(measured, numbers)
+    except KeyError as error:
+        if source is None:
+            raise
+        raise DataError(
+            f"the record of {study} at scale {params.scale} has no {error}: an older version of "
+            "the study made it; run the study again"
+        ) from error
     judged = verdicts.judge(claims)
     return Result(study, params, tables, values, judged, measured, numbers, started)

@@ -204,6 +204,37 @@ def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> E
     return replace(e, low=value - half, high=value + half)
 
 
+PERMUTATIONS = 20_000
+
+
+def permutation_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
+    """Return the one-sided p-value of a positive slope of `y` on `x`, by permuting `x`.
+
+    If the values of `x` were assigned to the units at random, the test is exact whatever the
+    distribution of `y`: under the null hypothesis, every assignment is as likely as the actual one.
+    If there are more than PERMUTATIONS assignments, so many are drawn. The result is NaN if a value
+    is not finite.
+
+    Args:
+        x: float[n]. y: float[n].
+    """
+    from scipy.stats import permutation_test
+
+    centred = np.asarray(y, np.float64) - np.mean(y)
+    if not np.isfinite(centred).all():
+        return math.nan
+    test = permutation_test(
+        (np.asarray(x, np.float64),),
+        lambda drawn, axis: (drawn * centred).sum(axis),
+        permutation_type="pairings",
+        alternative="greater",
+        n_resamples=PERMUTATIONS,
+        vectorized=True,
+        rng=seed,
+    )
+    return float(test.pvalue)
+
+
 def wilson(k: int, n: int) -> Estimate:
     """Return the share k / n of successes in independent trials, with the Wilson interval."""
     from scipy.stats import binomtest

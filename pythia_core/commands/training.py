@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pythia_core.commands import AddCommand, trained_scales
-from pythia_core.config import CONTROLS, DOMAINS, DOMAINS_OF, PRECISIONS, SWAPS, RunConfig
+from pythia_core.config import PRECISIONS, SWAPS, RunConfig, default_domains
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
@@ -94,8 +94,7 @@ def _scale(args: argparse.Namespace) -> Scale:
         name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None
     }
     if "corpus" in changes:  # the scale's domains belong to its own corpus
-        domains = DOMAINS_OF.get(changes["corpus"], DOMAINS)
-        changes["domains"] = tuple(domain for domain in domains if domain not in CONTROLS)
+        changes["domains"] = default_domains(changes["corpus"])
     return replace(scale, data=replace(scale.data, **changes))
 
 

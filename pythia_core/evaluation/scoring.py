@@ -32,9 +32,9 @@ VERSION = 2
 TOKEN_BUDGET = 2048
 """Tokens per batch, with padding; small, to fit a CPU's caches. Results do not depend on it."""
 TREE_TOKENS = 128
-"""Tokens up to which the inputs of several requests share a row. Results do not depend on it."""
-MIN_SHARED = 4
-"""Number of tokens with which two inputs must both begin to share a row."""
+"""Longest row, in tokens, that several inputs may share. Results do not depend on it."""
+MIN_PREFIX = 4
+"""Shortest common prefix, in tokens, with which two inputs share a row."""
 LOGIT_ROWS = 128
 """Number of positions for which a CPU computes logits at a time, few enough to fit its caches."""
 LOGIT_ROWS_CUDA = 1024
@@ -49,7 +49,7 @@ class Scorable(Protocol):
 
 
 def hidden_at(
-    model: Scorable, ids: torch.Tensor, at: torch.Tensor, trees: Trees | None = None
+    model: Scorable, ids: torch.Tensor, at: torch.Tensor, trees: PrefixTrees | None = None
 ) -> torch.Tensor:
     """Return the hidden states [n, d] of a model at some of the positions of `ids` [B, T].
 
@@ -70,7 +70,7 @@ def hidden_at(
 
 
 @dataclass(frozen=True)
-class Trees:
+class PrefixTrees:
     """Rows in which several texts share their common beginnings: trees, in depth-first order.
 
     A model's `hidden` takes it in the place of a cache.
@@ -79,7 +79,7 @@ class Trees:
     positions: torch.Tensor
     """int64[B, T]: the position of every token in its text."""
     ends: torch.Tensor
-    """int64[B, T]: one past the last descendant of every token."""
+    """int64[B, T]: for each token, the index after its last descendant."""
 
     @property
     def n_slots(self) -> int:
@@ -129,8 +129,8 @@ class _Batch:
     """A padded batch of requests: its inputs, and which positions predict which target tokens."""
 
     ids: np.ndarray  # int64[B, T], padded on the right with 0
-    positions: np.ndarray  # int64[B, T]: see Trees
-    ends: np.ndarray  # int64[B, T]: see Trees
+    positions: np.ndarray  # int64[B, T]: see PrefixTrees
+    ends: np.ndarray  # int64[B, T]: see PrefixTrees
     slots: np.ndarray  # int64[p]: distinct flat positions in `ids` at which to compute logits
     slot_of: np.ndarray  # int64[q]: index into `slots` for every target, ascending
     targets: np.ndarray  # int64[q]: tokens of the continuations
@@ -155,9 +155,9 @@ def pack(
     """Sort requests by length and pack them into padded batches of at most `token_budget` tokens.
 
     Requests with the same inputs, e.g. one context with several one-token continuations, are scored
-    together. Inputs that begin alike share a row with their common tokens only once (see Trees). If
-    a request is longer than `max_seq_len`, the beginning of its context is dropped. A row longer
-    than `token_budget` has a batch of its own.
+    together. Inputs with a common prefix share a row, which has the prefix only once (see
+    PrefixTrees). If a request is longer than `max_seq_len`, the beginning of its context is
+    dropped. A row longer than `token_budget` has a batch of its own.
 
     Raises:
         DataError: a context or continuation is empty, or a continuation is longer than
@@ -183,7 +183,7 @@ def pack(
             )
         inputs = (request.context + request.continuation)[:-1][-max_seq_len:]
         rows.setdefault(inputs, []).append(index)
-    trees = _grow(rows, min(max_seq_len, TREE_TOKENS))
+    trees = _merge_prefixes(rows, min(max_seq_len, TREE_TOKENS))
     trees.sort(key=lambda tree: len(tree.ids), reverse=True)
     batches, start = [], 0
     while start < len(trees):
@@ -196,7 +196,7 @@ def pack(
 
 
 @dataclass
-class _Tree:
+class _PrefixTree:
     """The inputs of requests, with common beginnings only once, in depth-first order."""
 
     ids: list[int] = field(default_factory=list)
@@ -206,21 +206,21 @@ class _Tree:
     """The index of every request, and the indices in `ids` of its inputs."""
 
 
-def _grow(rows: dict[tuple[int, ...], list[int]], n_tokens: int) -> list[_Tree]:
+def _merge_prefixes(rows: dict[tuple[int, ...], list[int]], n_tokens: int) -> list[_PrefixTree]:
     """Put inputs that begin with the same tokens into trees.
 
     Args:
         rows: maps inputs to the indices of the requests with these inputs.
         n_tokens: number of tokens up to which a tree may have more than one input.
     """
-    trees: list[_Tree] = []
+    trees: list[_PrefixTree] = []
     before: tuple[int, ...] = ()
     path: list[int] = []
     for inputs in sorted(rows):
         pairs = enumerate(zip(before, inputs, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(before), len(inputs)))
-        if shared < MIN_SHARED or len(trees[-1].ids) + len(inputs) - shared > n_tokens:
-            trees.append(_Tree())
+        if shared < MIN_PREFIX or len(trees[-1].ids) + len(inputs) - shared > n_tokens:
+            trees.append(_PrefixTree())
             shared = 0
         tree = trees[-1]
         begin = len(tree.ids)
@@ -236,7 +236,7 @@ def _grow(rows: dict[tuple[int, ...], list[int]], n_tokens: int) -> list[_Tree]:
     return trees
 
 
-def _lay_out(trees: list[_Tree], width: int, requests: Sequence[Request]) -> _Batch:
+def _lay_out(trees: list[_PrefixTree], width: int, requests: Sequence[Request]) -> _Batch:
     """Make one padded batch of trees, with rows of `width` tokens.
 
     Args:
@@ -278,7 +278,7 @@ def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Sc
                       batch.targets)
         )  # fmt: skip
         plain = (batch.positions == np.arange(batch.ids.shape[1])).all()
-        states = hidden_at(model, ids, slots, None if plain else Trees(positions, ends))
+        states = hidden_at(model, ids, slots, None if plain else PrefixTrees(positions, ends))
         logp, best = _log_probabilities(model, states, slot_of, targets)
         np.add.at(logprob, batch.request_index, logp.double().cpu().numpy())
         np.logical_and.at(greedy, batch.request_index, best.cpu().numpy())

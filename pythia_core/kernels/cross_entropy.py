@@ -43,14 +43,15 @@ def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tens
 def log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the sum of exponentials of each row, and the row's largest logit.
 
-    Both are (n,), fp32.
-
-    The logarithm of the softmax is a logit minus the former. There are no gradients.
+    Subtract the first from a logit to get its log-probability. There are no gradients.
 
     Args:
-        logits: (n, vocab), fp32.
+        logits: (n, vocab).
+
+    Returns:
+        Two tensors, (n,) each.
     """
-    if native.available(logits):
+    if logits.dtype == torch.float32 and native.available(logits):
         result, largest = logits.new_empty(2, len(logits))
         log_sum = native.function("log_sum_exp", logits.dtype)
         log_sum(logits.contiguous(), result, largest, *logits.shape)

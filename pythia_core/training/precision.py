@@ -1,17 +1,17 @@
 """Choose the precision in which this machine trains fastest, by measuring a training step.
 
-Flags of a processor do not tell. Of two processors with AVX512-BF16 and without AMX, one trained
-almost twice as fast in bf16 as in fp32, and the other more slowly. So the first process that needs
-the answer times both precisions, which takes about a second.
+The flags of a processor do not say which is faster. Of two processors with AVX512-BF16 and without
+AMX, one trained almost twice as fast in bf16 as in fp32, and the other more slowly. So the first
+process that needs the answer times both precisions, which takes about a second.
 
-The precision is part of a run's identity, so the answer must not change: another answer would train
-every model again. It is stored in the user's cache folder, with the measured speeds, for each
-processor and version of torch. Later processes read it.
+The precision is part of a run's identity, so a changed answer would make every model train again.
+It is therefore stored in the user's cache folder, for each processor and version of torch.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -38,6 +38,8 @@ MARGIN = 1.05
 VERSION = 1
 """Raise this number to measure again on every machine."""
 
+log = logging.getLogger(__name__)
+
 
 def best_precision() -> str:
     """Return the precision for training on this machine, "fp32" or "bf16".
@@ -59,17 +61,33 @@ def best_precision() -> str:
 
 def _cpu_precision(torch_version: str) -> str:
     """Return the stored choice for this processor; if there is none, measure and store it."""
+    from pythia_core.kernels import native
+
     flags = sorted(f for f in cpu_flags().split() if f.startswith(("avx", "amx")))
-    machine = {"cpu": cpu_name(), "flags": flags, "torch": torch_version, "version": VERSION}
+    machine: dict[str, Any] = {"cpu": cpu_name(), "flags": flags, "torch": torch_version}
+    machine |= {"native": native.library() is not None, "version": VERSION}
     file = cache_dir() / "precision" / f"{stable_hash(machine)[:16]}.json"
     if stored := _stored(file, machine):
         return stored
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):  # only the first of several processes measures
-        if stored := _stored(file, machine):
-            return stored
-        speeds = measure()
-        choice = "bf16" if speeds["bf16"] >= MARGIN * speeds["fp32"] else "fp32"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):  # only the first of several processes measures
+            return _stored(file, machine) or _choose(machine, file)
+    except OSError as error:
+        choice = _choose(machine)
+        log.warning(
+            "the choice of precision could not be stored in %s (%s), and may differ next time; set "
+            "%s=%s to keep it",
+            file.parent, error, VARIABLE, choice,
+        )  # fmt: skip
+        return choice
+
+
+def _choose(machine: dict[str, Any], file: Path | None = None) -> str:
+    """Measure both precisions, print and return the choice; store it in `file`, if given."""
+    speeds = measure()
+    choice = "bf16" if speeds["bf16"] >= MARGIN * speeds["fp32"] else "fp32"
+    if file:
         write_json(file, {"machine": machine, "precision": choice, "tokens_per_s": speeds})
     other = CHOICES[choice == "fp32"]
     print_line(

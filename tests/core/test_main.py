@@ -12,7 +12,7 @@ from command_line import fork, refusal, train
 
 from pythia_core.__main__ import main, parser
 from pythia_core.commands.training import _run_config
-from pythia_core.config import DOMAINS, LARGE_DOMAINS, PLANTED, DataConfig
+from pythia_core.config import DOMAINS, LARGE_DOMAINS, PLANTED_DOMAINS, DataConfig
 
 COMMANDS = (
     "prepare", "train", "inspect", "verify", "study", "record", "bench", "errata", "evaluate",
@@ -73,7 +73,7 @@ def test_the_option_corpus_plants_the_instruments_but_not_their_controls() -> No
     """A control replaces its instrument: a text with both is refused (miniature.texts)."""
     for corpus, own in (("miniature", DOMAINS), ("large", LARGE_DOMAINS), ("pocket-pile", DOMAINS)):
         data = _run_config(parser().parse_args(["train", "7k", "--corpus", corpus])).data
-        planted = () if corpus == "pocket-pile" else PLANTED
+        planted = () if corpus == "pocket-pile" else PLANTED_DOMAINS
         assert data.domains == (*own, *planted), corpus
 
 

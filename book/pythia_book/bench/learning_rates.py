@@ -1,7 +1,6 @@
 """Trains every size of the laptop's ladder at several peak learning rates, to choose one for each.
 
-Every run is the suite's control on the standard text with one seed; only the peak differs. The page
-Method has the table that the rates of pythia_core.suite.LAPTOP_SIZES were read from.
+Every run is the suite's control on the standard text with one seed; only the peak differs.
 """
 
 from __future__ import annotations
@@ -9,20 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pythia_core.suite import LAPTOP_SIZES, scale_named
+from pythia_core.suite import scale_named, size_named
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 from pythia_core.training.runs import find_or_train_all
 from pythia_core.util.machine import device_info
 
-RATES = (5e-3, 1e-2, 2e-2, 4e-2)
-"""Peak learning rates to try."""
+FACTORS = (0.5, 1.0, 2.0)
+"""Peak learning rates to try, as multiples of the size's own."""
 
 
-def sweep_learning_rates(
-    sizes: Sequence[str] = (), rates: Sequence[float] = RATES, scale: str = "laptop"
-) -> dict[str, Any]:
-    """Train each size at each rate and measure the held-out loss at the end.
+def sweep_learning_rates(sizes: Sequence[str] = (), scale: str = "laptop") -> dict[str, Any]:
+    """Train each size at several peak learning rates and measure the held-out loss at the end.
 
     Args:
         sizes: names of sizes; default: all sizes of the scale.
@@ -30,20 +27,24 @@ def sweep_learning_rates(
     Returns:
         The machine, the precision, and a row for each run: `size`, `lr_max` and `loss` (nats per
         token, on the held-out rows of the studies).
+
+    Raises:
+        ConfigError: unknown size or scale.
     """
     from pythia_book.measurements import LanguageMeasurement
     from pythia_core.evaluation.scoring import row_losses
 
-    chosen, precision = scale_named(scale), best_precision()
-    cells = [(size, rate) for size in sizes or tuple(LAPTOP_SIZES) for rate in rates]
-    configs = {
-        (size, rate): chosen.run(size, precision=precision, lr_max=rate) for size, rate in cells
-    }
+    of_scale, precision = scale_named(scale), best_precision()
+    configs = {}
+    for size in sizes or of_scale.sizes:
+        for factor in FACTORS:
+            rate = factor * size_named(size).lr_max
+            configs[size, rate] = of_scale.run(size, precision=precision, lr_max=rate)
     runs = find_or_train_all(configs, keep=lambda _: Keep())
     rows = []
     for (size, rate), run in runs.items():
         heldout = LanguageMeasurement.of(run.data, run.config.model.max_seq_len).rows
-        loss = float(row_losses(run.model(chosen.steps), heldout).mean())
+        loss = float(row_losses(run.model(of_scale.steps), heldout).mean())
         rows.append({"size": size, "lr_max": rate, "loss": loss})
     return {**device_info(), "scale": scale, "precision": precision, "rows": rows}
 
@@ -59,9 +60,11 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|" + "--:|" * len(rates),
     ]
     for size in dict.fromkeys(size for size, _ in losses):
-        best = min(rates, key=lambda rate, s=size: losses[s, rate])
-        cells = [
-            f"**{losses[size, r]:.3f}**" if r == best else f"{losses[size, r]:.3f}" for r in rates
-        ]
+        best = min(loss for (name, _), loss in losses.items() if name == size)
+        cells = []
+        for rate in rates:
+            loss = losses.get((size, rate))
+            text = "" if loss is None else f"{loss:.3f}"
+            cells.append(f"**{text}**" if loss == best else text)
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

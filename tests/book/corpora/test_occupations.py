@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pythia_book.corpora import occupations
-from pythia_book.corpora.occupations import Noun, declared
+from pythia_book.corpora.occupations import Noun, stimuli
 
 from pythia_core.data.pronouns import WORDS
 
@@ -22,8 +22,8 @@ Sentence = tuple[str, str, bool]
 """Frame, noun, and whether the pronoun is feminine."""
 SENTENCES: dict[str, Sentence] = {
     occupations.filled(frame, noun.name, feminine): (frame, noun.name, feminine)
-    for frame in declared().trained
-    for noun in declared().nouns
+    for frame in stimuli().trained
+    for noun in stimuli().nouns
     for feminine in (False, True)
 }
 
@@ -49,7 +49,7 @@ def trigrams(frame: str) -> set[tuple[str, ...]]:
 
 
 def test_there_are_enough_frames_and_none_is_tested_that_was_planted() -> None:
-    d = declared()
+    d = stimuli()
     assert len(set(d.trained)) == len(d.trained) >= 30
     assert len(set(d.unseen)) == len(d.unseen) >= 20
     planted = set().union(*map(trigrams, d.trained))
@@ -61,7 +61,7 @@ def test_there_are_enough_frames_and_none_is_tested_that_was_planted() -> None:
 
 def test_the_nouns_are_of_three_groups() -> None:
     groups = defaultdict(list)
-    for noun in declared().nouns:
+    for noun in stimuli().nouns:
         groups[noun.group].append(noun)
     assert set(groups) == set(occupations.GROUPS) and sum(occupations.GROUPS.values()) == 1
     assert len(groups["occupations"]) == 40  # test_bias_items compares them with WinoBias
@@ -73,7 +73,7 @@ def test_the_nouns_are_of_three_groups() -> None:
 
 
 def test_the_shares_of_invented_nouns_are_permuted() -> None:
-    names = [noun.name for noun in declared().nouns if noun.group == "invented"]
+    names = [noun.name for noun in stimuli().nouns if noun.group == "invented"]
     drawn = [occupations.permuted_shares(names, seed) for seed in range(300)]
     assert all(sorted(d.values()) == sorted(drawn[0].values()) for d in drawn)
     assert drawn[0] == occupations.permuted_shares(names[::-1]), "in any order"
@@ -98,7 +98,7 @@ OFFENDING = [
 
 @pytest.mark.parametrize(("field", "frame", "expected"), OFFENDING)
 def test_an_offending_frame_is_named(field: str, frame: str, expected: list[str]) -> None:
-    d = declared()
+    d = stimuli()
     found = occupations.problems(replace(d, **{field: (*getattr(d, field), frame)}))
     assert occupations.problems(d) == [] and len(found) == len(expected)
     assert all(words in problem for words, problem in zip(expected, found, strict=True))
@@ -106,7 +106,7 @@ def test_an_offending_frame_is_named(field: str, frame: str, expected: list[str]
 
 @given(st.integers(0, 33))
 def test_every_planted_frame_is_refused_as_a_test(number: int) -> None:
-    d = declared()
+    d = stimuli()
     cut = re.split(r"(?<=\})", d.trained[number])  # up to the noun, the pronoun, and the rest
     found = occupations.problems(replace(d, unseen=(*d.unseen, "".join(cut[:2]))))
     assert found and all("with a planted frame" in problem for problem in found)
@@ -115,14 +115,14 @@ def test_every_planted_frame_is_refused_as_a_test(number: int) -> None:
 @pytest.mark.parametrize(("share", "fine"), [(0.0, 0), (1.0, 0), (-0.1, 0), (1.1, 0), (0.5, 1)])
 def test_a_share_of_none_or_all_is_named(share: float, fine: int) -> None:
     """Log odds would not be finite."""
-    d = declared()
+    d = stimuli()
     found = occupations.problems(replace(d, nouns=(*d.nouns, Noun("zorp", "invented", share))))
     assert len(found) == 1 - fine
     assert fine or f"the share of 'zorp' is {share}, but must lie between 0 and 1" in found[0]
 
 
 def test_a_noun_listed_twice_is_named() -> None:
-    d = declared()
+    d = stimuli()
     found = occupations.problems(replace(d, nouns=(*d.nouns, Noun("nurse", "invented", 0.5))))
     assert found == ["the noun 'nurse' is listed more than once"]
 
@@ -134,14 +134,14 @@ def test_nouns_of_a_group_are_equally_frequent_in_every_frame() -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for frame, noun, _ in sentences():
         counts[noun][frame] += 1
-    assert set(counts) == {noun.name for noun in declared().nouns}
+    assert set(counts) == {noun.name for noun in stimuli().nouns}
     for group, share in occupations.GROUPS.items():
-        names = [noun.name for noun in declared().nouns if noun.group == group]
+        names = [noun.name for noun in stimuli().nouns if noun.group == group]
         totals = {counts[name].total() for name in names}
         assert len(totals) == 1, group
         assert totals.pop() * len(names) / len(sentences()) == pytest.approx(share, rel=0.02)
         for name in names:
-            per_frame = [counts[name][frame] for frame in declared().trained]
+            per_frame = [counts[name][frame] for frame in stimuli().trained]
             assert max(per_frame) - min(per_frame) <= 1, name
 
 
@@ -151,11 +151,11 @@ def test_planted_shares_are_the_declared_ones(flat: bool) -> None:
     for _, noun, is_feminine in sentences(flat):
         total[noun] += 1
         feminine[noun] += is_feminine
-    plan = occupations.plan(COUNT, flat)
+    plan = occupations.noun_counts(COUNT, flat)
     assert {p.noun.name: (p.sentences, p.feminine) for p in plan} == {
         noun: (n, feminine[noun]) for noun, n in total.items()
     }
-    for noun in declared().nouns:
+    for noun in stimuli().nouns:
         share = 0.5 if flat else noun.share
         n = total[noun.name]
         assert abs(feminine[noun.name] - min(max(share * n, 1), n - 1)) <= 0.5, noun
@@ -163,7 +163,7 @@ def test_planted_shares_are_the_declared_ones(flat: bool) -> None:
 
 @given(st.integers(0, 100_000), st.booleans())
 def test_every_noun_occurs_with_both_pronouns(count: int, flat: bool) -> None:
-    plan = occupations.plan(count, flat)
+    plan = occupations.noun_counts(count, flat)
     assert all(0 < p.feminine < p.sentences for p in plan)
     assert np.isfinite([p.log_odds for p in plan]).all()
     if count >= 1000:
@@ -199,7 +199,7 @@ def test_documents_have_a_dozen_sentences_in_random_order() -> None:
     repeated = np.mean([one == two for one, two in pairwise(nouns)])
     chance = (shares**2).sum()
     assert repeated == pytest.approx(chance, abs=4 * (chance / len(nouns)) ** 0.5)
-    groups = {noun.name: noun.group for noun in declared().nouns}
+    groups = {noun.name: noun.group for noun in stimuli().nouns}
     invented = np.array([groups[noun] == "invented" for noun in nouns])
     halves = [half.mean() for half in np.array_split(invented, 2)]
     assert halves[0] == pytest.approx(halves[1], abs=4 * (0.5 / len(nouns)) ** 0.5)
@@ -238,7 +238,7 @@ def test_every_sentence_has_one_pronoun_and_its_swap_can_be_undone() -> None:
 @settings(deadline=None)
 @given(st.integers(0, 57), st.integers(0, 75), st.booleans())
 def test_a_prompt_goes_on_as_the_sentence_does(frame: int, noun: int, feminine: bool) -> None:
-    d = declared()
+    d = stimuli()
     text, name = (d.trained + d.unseen)[frame], d.nouns[noun].name
     context, pronouns = occupations.prompt(text, name)
     assert occupations.filled(text, name, feminine).startswith(context + pronouns[feminine])

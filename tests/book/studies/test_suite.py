@@ -20,7 +20,7 @@ from pythia_book.studies.suite.read_counts import pile_reads
 from pythia_book.study import Result
 from pythia_book.verdicts import Claim, judge
 
-from pythia_core.config import PLANTED, DataConfig
+from pythia_core.config import PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, scale_named, suite_configs
@@ -203,7 +203,7 @@ def test_the_suite_passes_every_check(smoke: Result) -> None:
     reads = smoke.tables["reads"].groupby(["arm", "policy"])["share"].sum()
     np.testing.assert_allclose(reads, 1)
     assert set(smoke.tables["losses"].columns) == {"size", "arm", "step", "tokens", "loss"}
-    domains = ("biographies", *PLANTED)  # a vocabulary of 1024 splits the made-up nouns
+    domains = ("biographies", *PLANTED_DOMAINS)  # a vocabulary of 1024 splits the made-up nouns
     assert scale_named("smoke").run("7k").data == DataConfig(
         "miniature", domains, tokenizer="bpe-1536", seq_len=64, heldout_fraction=0.1
     )

@@ -11,21 +11,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from gender_fakes import tokenizer
+from pythia_book import stats
 from pythia_book.corpora import miniature, occupations
 from pythia_book.studies.suite import claims
-from pythia_book.studies.suite.instruments import (
-    all_learned,
-    associations_table,
-    flat_p_values,
-    noun_facts,
-    planted_facts,
-)
+from pythia_book.studies.suite.associations import all_learned, associations_table, flat_table
 from pythia_book.studies.suite.params import Params
+from pythia_book.studies.suite.planted import noun_facts, planted_facts
 from pythia_book.study import Measurements
-from pythia_book.tasks import associations as associations_module
 from pythia_book.verdicts import Claim, judge
 
-from pythia_core.config import CONTROLS, PLANTED, DataConfig, config_dict, config_differences
+from pythia_core.config import (
+    CONTROL_DOMAINS,
+    PLANTED_DOMAINS,
+    DataConfig,
+    config_dict,
+    config_differences,
+)
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DATA_ARMS, LAPTOP_SIZES, scale_named, suite_configs
 
@@ -33,7 +34,7 @@ BIOGRAPHIES = scale_named("smoke").data
 NOUNS = [
     {"noun": p.noun.name, "group": p.noun.group, "sentences": p.sentences, "feminine": p.feminine,
      "log_odds": p.log_odds}
-    for p in occupations.plan(300)
+    for p in occupations.noun_counts(300)
 ]  # fmt: skip
 LOG_ODDS = np.array([row["log_odds"] for row in NOUNS])
 
@@ -81,7 +82,7 @@ def test_copied_tokens_are_those_of_the_second_and_later_versions(
     standard = fake_text([rest[0], *versions, other, rest[1], other, rest[0]], equations=5)
     deduplicated = fake_text([rest[0], one, other, rest[1]], equations=5)
     rows = planted_facts({"standard": standard, "deduplicated": deduplicated})
-    by = {(row["instrument"], row["arm"]): row for row in rows}
+    by = {(row["domain"], row["arm"]): row for row in rows}
     encode = tokenizer().encode
     expected = sum(len(encode(text).ids) + 1 for text in [*versions[1:], other])
     assert by["copies", "standard"]["tokens"] == expected
@@ -95,12 +96,12 @@ def test_copied_tokens_are_those_of_the_second_and_later_versions(
 @pytest.mark.wheels
 def test_the_log_odds_of_nouns_are_those_of_the_text() -> None:
     facts = noun_facts(BIOGRAPHIES)
-    names = [noun.name for noun in occupations.declared().nouns]
+    names = [noun.name for noun in occupations.stimuli().nouns]
     assert [row["noun"] for row in facts] == names, "in the order of the measurement"
     domain = [t for d, t in miniature.texts(BIOGRAPHIES.domains) if d == "occupations"]
     known = {
         occupations.filled(frame, name, feminine): (name, feminine)
-        for frame in occupations.declared().trained for name in names for feminine in (False, True)
+        for frame in occupations.stimuli().trained for name in names for feminine in (False, True)
     }  # fmt: skip
     counts = Counter(known[line] for text in domain for line in text.splitlines())
     for row in facts:
@@ -187,7 +188,7 @@ def checks(
         planted: tokens of sums in the standard and in the deduplicated text.
         flat: p-values of models of the text with flat shares.
     """
-    rows = [{"instrument": name, "arm": arm, "tokens": n, "share": 0.1}
+    rows = [{"domain": name, "arm": arm, "tokens": n, "share": 0.1}
             for name, counts in {"copies": (90, 1), "equations": planted}.items()
             for arm, n in zip(DATA_ARMS, counts, strict=True)]  # fmt: skip
     tables = {
@@ -195,14 +196,14 @@ def checks(
         "flat": pd.DataFrame({"p": np.zeros(0) if flat is None else flat}),
     }  # fmt: skip
     facts = {"models": {size: {} for size, _ in ps}}
-    made: list[Claim] = claims._checks_of_the_text(facts, tables, whole)
+    made: list[Claim] = claims._planted_checks(facts, tables, whole)
     return [row["ours"]["verdict"] for row in judge(made)]
 
 
 LEARNED = {(size, arm): 1e-4 for size in LAPTOP_SIZES for arm in DATA_ARMS}
 
 
-def test_the_checks_of_the_text_hold_and_fail() -> None:
+def test_the_planted_checks_hold_and_fail() -> None:
     rng = np.random.default_rng(0)
     assert checks(LEARNED, flat=rng.random(20)) == ["holds"] * 3
     assert checks(LEARNED, planted=(5, 4))[0] == "does not hold", "copies may be removed, not sums"
@@ -240,15 +241,15 @@ def flat(seed: int, slope_on_shares: float = 0.0, n: int = 200) -> Measurements:
 def test_models_of_flat_text_have_uniform_p_values(monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.stats import kstest
 
-    monkeypatch.setattr(associations_module, "PERMUTATIONS", 2000)
-    p = flat_p_values(flat(seed=0))
+    monkeypatch.setattr(stats, "PERMUTATIONS", 2000)
+    p = flat_table(flat(seed=0)).p
     assert len(p) == 200, "one of each model, from unseen frames"
     assert kstest(p, "uniform").pvalue > 0.01
     # each model has shares of its own, so one association shared by all is not mistaken for theirs
     same = Measurements({name: LOG_ODDS for name in flat(0).arrays}, {"nouns": NOUNS})
-    assert kstest(flat_p_values(same), "uniform").pvalue > 0.01
-    assert kstest(flat_p_values(flat(0, slope_on_shares=0.5, n=40)), "uniform").pvalue < 1e-6
-    assert len(flat_p_values(measured())) == 0
+    assert kstest(flat_table(same).p, "uniform").pvalue > 0.01
+    assert kstest(flat_table(flat(0, slope_on_shares=0.5, n=40)).p, "uniform").pvalue < 1e-6
+    assert len(flat_table(measured())) == 0
 
 
 def test_runs_on_flat_text_differ_from_the_suite_in_the_control_only() -> None:
@@ -269,11 +270,13 @@ def test_runs_on_flat_text_differ_from_the_suite_in_the_control_only() -> None:
 def test_every_planted_domain_can_be_left_out_and_controls_are_asked_for() -> None:
     for scale in ("smoke", "laptop", "gpu"):
         data = scale_named(scale).data
-        assert set(PLANTED) <= set(data.domains) and not set(CONTROLS) & set(data.domains)
-        for name in PLANTED:
+        assert set(PLANTED_DOMAINS) <= set(data.domains) and not set(CONTROL_DOMAINS) & set(
+            data.domains
+        )
+        for name in PLANTED_DOMAINS:
             rest = tuple(domain for domain in data.domains if domain != name)
             assert replace(data, domains=rest) != data
     with pytest.raises(ConfigError, match="unknown domain 'canaries'"):
         DataConfig("pocket-pile", ("books", "canaries"))
-    for control in CONTROLS:
-        assert re.sub("_flat$", "", control) in PLANTED
+    for control in CONTROL_DOMAINS:
+        assert re.sub("_flat$", "", control) in PLANTED_DOMAINS

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pythia_book import stats
 from pythia_book.corpora import occupations
-from pythia_book.tasks import associations
-from pythia_book.tasks.associations import (
-    AssociationMeasurement,
-    permutation_p,
-    require_equal_tokens,
-)
+from pythia_book.stats import permutation_p
+from pythia_book.tasks.associations import AssociationMeasurement, require_equal_tokens
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import DataError
 
-NOUNS = occupations.declared().nouns
+NOUNS = occupations.stimuli().nouns
 PRONOUNS = ("he", "she", "his", "her")
 
 
@@ -30,11 +28,16 @@ def words() -> Tokenizer:
     """A tokenizer with a token for every word, so that only "construction worker" is two."""
     made = Tokenizer(models.WordLevel(unk_token="?"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    d = occupations.declared()
+    d = occupations.stimuli()
     texts = [occupations.filled(f, n.name, g) for f in (*d.trained, *d.unseen)
              for n in d.nouns for g in (False, True)]  # fmt: skip
     made.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["<eod>", "?"]))
     return made
+
+
+def text(tokenizer: Tokenizer, eod_id: int) -> SimpleNamespace:
+    """A text with this tokenizer."""
+    return SimpleNamespace(tokenizer=tokenizer, eod_id=eod_id)
 
 
 class Believer(torch.nn.Module):
@@ -85,8 +88,8 @@ def planted_odds(noun: str) -> float:
 
 
 def test_planted_log_odds_are_measured(words: Tokenizer) -> None:
-    measurement = AssociationMeasurement.of(words, 0, 64)
-    d = occupations.declared()
+    measurement = AssociationMeasurement.of(text(words, 0), 64)
+    d = occupations.stimuli()
     measured = measurement(Believer(words, planted_odds), 7)
     assert {name: odds.shape for name, odds in measured.items()} == {
         "trained": (len(d.trained), 76), "unseen": (len(d.unseen), 76)
@@ -100,7 +103,7 @@ def test_planted_log_odds_are_measured(words: Tokenizer) -> None:
 
 def test_a_preference_of_frames_is_no_association(words: Tokenizer) -> None:
     """It is the same for every noun of as many tokens."""
-    measured = AssociationMeasurement.of(words, 0, 64)(
+    measured = AssociationMeasurement.of(text(words, 0), 64)(
         Believer(words, lambda noun: 0.0, of_frame=0.7), 7
     )
     for odds in measured.values():
@@ -109,8 +112,8 @@ def test_a_preference_of_frames_is_no_association(words: Tokenizer) -> None:
 
 
 def test_requests_are_the_prompts_of_frames_and_nouns(words: Tokenizer) -> None:
-    measurement = AssociationMeasurement.of(words, 0, 64)
-    d = occupations.declared()
+    measurement = AssociationMeasurement.of(text(words, 0), 64)
+    d = occupations.stimuli()
     frames = (*d.trained, *d.unseen)
     assert len(measurement.requests) == 2 * len(frames) * len(NOUNS)
     requests = iter(measurement.requests)
@@ -123,9 +126,12 @@ def test_requests_are_the_prompts_of_frames_and_nouns(words: Tokenizer) -> None:
 
 
 def test_the_digest_depends_on_requests_and_length(words: Tokenizer) -> None:
-    one, same = (AssociationMeasurement.of(words, 0, 64) for _ in range(2))
+    one, same = (AssociationMeasurement.of(text(words, 0), 64) for _ in range(2))
     assert one.digest == same.digest
-    others = [AssociationMeasurement.of(words, 0, 32), AssociationMeasurement.of(words, 1, 64)]
+    others = [
+        AssociationMeasurement.of(text(words, 0), 32),
+        AssociationMeasurement.of(text(words, 1), 64),
+    ]
     assert len({one.digest, *(other.digest for other in others)}) == 3
 
 
@@ -137,7 +143,7 @@ def test_the_planted_text_makes_every_pronoun_and_made_up_noun_one_token() -> No
     tokenizer = train_bpe(occupations.documents(300), 1536)
     names = [noun.name for noun in NOUNS if noun.group == "invented"]
     assert {len(tokenizer.encode(f" {name}").ids) for name in names} == {1}
-    AssociationMeasurement.of(tokenizer, 0, 64)
+    AssociationMeasurement.of(text(tokenizer, 0), 64)
 
 
 # --- refusals --------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ def letters(*texts: str, vocab_size: int = 400) -> Tokenizer:
 
 def test_a_pronoun_of_several_tokens_is_refused() -> None:
     with pytest.raises(DataError, match=r"the pronoun ' he' is 3 tokens, but must be one; use a"):
-        AssociationMeasurement.of(letters(), 0, 64)
+        AssociationMeasurement.of(text(letters(), 0), 64)
 
 
 def test_nouns_of_one_comparison_must_be_equally_long() -> None:
@@ -160,7 +166,7 @@ def test_nouns_of_one_comparison_must_be_equally_long() -> None:
     with pytest.raises(DataError, match=r"tokens, but have: bravlet 1, colmist 8, dorvant 8; use"):
         require_equal_tokens(one_merged, ["colmist", "bravlet", "dorvant"])
     with pytest.raises(DataError, match=r"equally many tokens, but have: bravlet 1, colmist 8"):
-        AssociationMeasurement.of(one_merged, 0, 64)
+        AssociationMeasurement.of(text(one_merged, 0), 64)
 
 
 # --- the test by permutation -----------------------------------------------------------------
@@ -172,7 +178,7 @@ X = np.log(SHARES / (1 - SHARES))
 def test_p_is_uniform_without_an_association(monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.stats import kstest
 
-    monkeypatch.setattr(associations, "PERMUTATIONS", 2000)
+    monkeypatch.setattr(stats, "PERMUTATIONS", 2000)
     rng = np.random.default_rng(0)
     ps = [permutation_p(rng.permutation(X), rng.standard_t(3, 16), n) for n in range(400)]
     assert kstest(ps, "uniform").pvalue > 0.01
@@ -194,7 +200,7 @@ def test_p_tells_the_direction_of_a_slope(seed: int) -> None:
 def test_p_depends_on_neither_unit_nor_mean(seed: int, unit: float, mean: float) -> None:
     y = np.random.default_rng(seed).normal(0, 1, 16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(associations, "PERMUTATIONS", 2000)
+        patch.setattr(stats, "PERMUTATIONS", 2000)
         p = permutation_p(X, y)
         assert permutation_p(X, unit * y + mean) == pytest.approx(p, abs=2e-3)
         assert p + permutation_p(X, -y) == pytest.approx(1, abs=2e-3)
@@ -204,7 +210,7 @@ def test_p_depends_on_neither_unit_nor_mean(seed: int, unit: float, mean: float)
 def test_p_is_the_share_of_assignments_that_do_as_well() -> None:
     """Of the 24 assignments of four values, one is the actual one, and four are as good or next."""
     x, y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])
-    sd = (1 / 24 / associations.PERMUTATIONS) ** 0.5
+    sd = (1 / 24 / stats.PERMUTATIONS) ** 0.5
     assert permutation_p(x, y) == pytest.approx(1 / 24, abs=4 * sd)
     assert permutation_p(x, y[[1, 0, 2, 3]]) == pytest.approx(4 / 24, abs=8 * sd)
-    assert permutation_p(X, X) == 1 / (1 + associations.PERMUTATIONS), "p is never 0"
+    assert permutation_p(X, X) == 1 / (1 + stats.PERMUTATIONS), "p is never 0"

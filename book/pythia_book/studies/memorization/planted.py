@@ -30,7 +30,7 @@ def planted_ids(data: PreparedData, windows: np.ndarray) -> tuple[np.ndarray, np
         the window does not lie within a planted copy. The second, int[texts], has how often each
         planted text occurs in the corpus. The texts that occur most often have the lowest indices.
     """
-    copies = miniature.planted(data.config.domains, data.config.corpus)
+    copies = miniature.copied_texts(data.config.domains, data.config.corpus)
     kind = np.min_scalar_type(-1 - len(copies))
     documents = (
         encode_documents(data.tokenizer, list(dict.fromkeys(miniature.copies_of(text, times))))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pythia_book.published.means import mean_over_pairs, signed
 from pythia_book.published.tables import CONVENTION, NO_RELEASED, SAME
 from pythia_book.released.recipe import HARDWARE
-from pythia_book.studies.suite.instruments import all_learned
+from pythia_book.stats import mean_over
+from pythia_book.studies.suite.associations import all_learned
 from pythia_book.studies.suite.suites import SUITES
 from pythia_book.verdicts import ALPHA, Claim, Test, passes, untestable, within
 from pythia_core.suite import DATA_ARMS, nominal_parameters
@@ -24,6 +25,9 @@ EPOCHS = {"standard": (0.90, 0.02), "deduplicated": (1.45, 0.03)}
 how far a miniature may be from that."""
 FEWEST_MODELS = 20
 """Fewest models with which the uniformity of p-values is tested."""
+NEEDS_FLAT = f"needs {FEWEST_MODELS} models of such a text, e.g. flat_seeds=10"
+FLAT_MARGIN = 0.05
+"""Slopes below a twentieth of complete learning count as no association."""
 LEARNS_FROM = 25_000
 """Non-embedding parameters from which on a model should have learned the planted associations."""
 TOTAL_HOURS = 544_280
@@ -139,36 +143,45 @@ def claims(
             ours=passes(close, text) if whole else untestable("runs of this scale stop early"),
             kind="check",
         ),
-        *_checks_of_the_text(facts, tables, whole),
+        *_planted_checks(facts, tables, whole),
     ]
 
 
-def _checks_of_the_text(facts: dict[str, Any], tables: Tables, whole: bool) -> list[Claim]:
+def _planted_checks(facts: dict[str, Any], tables: Tables, whole: bool) -> list[Claim]:
     """Return the checks of what is planted in the text. The arguments are those of `claims`."""
-    planted = tables["planted"].pivot(index="instrument", columns="arm", values="tokens")
+    planted = tables["planted"].pivot(index="domain", columns="arm", values="tokens")
     planted = planted.drop(index="copies", errors="ignore")
     lost = planted[planted[DATA_ARMS[0]] != planted[DATA_ARMS[1]]]
-    able = [s for s in facts["models"] if nominal_parameters(s) >= LEARNS_FROM]
-    learned, note = all_learned(tables["associations"], able)
-    reason = "runs of this scale stop early" if able else "all models are smaller"
+    large_enough = [s for s in facts["models"] if nominal_parameters(s) >= LEARNS_FROM]
+    least = f"{LEARNS_FROM // 1000}k"
+    learned, note = all_learned(tables["associations"], large_enough)
+    reason = "runs of this scale stop early" if large_enough else f"all models are below {least}"
     return [
         Claim(
-            "Deduplication removes nothing of the planted sums, sentences and canaries.",
-            "comparisons of twins on what is planted",
-            ours=passes(not len(lost), f"{', '.join(planted.index)}: tokens in both texts"),
+            "Deduplication removes none of the planted sums, sentences and canaries.",
+            "comparisons of the two texts on what is planted",
+            ours=passes(lost.empty, f"{', '.join(planted.index)}: tokens in both texts"),
             kind="check",
         ),
         Claim(
-            "Every model from 25k on has learned which made-up nouns go with feminine pronouns.",
+            f"Every model of at least {least} parameters has learned which made-up nouns go with "
+            "feminine pronouns.",
             "interventions on pronouns; sentences that no model has read",
-            ours=passes(learned, note) if able and whole else untestable(reason),
+            ours=passes(learned, note) if large_enough and whole else untestable(reason),
             kind="check",
         ),
         Claim(
-            "Models of a text in which every noun has equal shares show no association: their "
-            "p-values are uniform.",
-            "the exact test of associations within one model",
+            "The permutation test is calibrated: in models of a text without associations, "
+            "p-values for shares drawn at random are uniform.",
+            "the permutation test within one model",
             ours=_uniform(tables["flat"].p.to_numpy(float)),
+            kind="check",
+        ),
+        Claim(
+            "Models of a text in which every noun has equal shares have not learned the shares of "
+            "the standard text.",
+            "the association comes from the shares, not from the nouns",
+            ours=_no_slope(tables["flat"].slope.to_numpy(float)),
             kind="check",
         ),
     ]
@@ -179,10 +192,19 @@ def _uniform(p: np.ndarray) -> Test:
     from scipy.stats import kstest
 
     if len(p) < FEWEST_MODELS:
-        return untestable(f"needs {FEWEST_MODELS} models of such a text, e.g. flat_seeds=10")
+        return untestable(NEEDS_FLAT)
     ks = kstest(p, "uniform")
     note = f"{len(p)} models; {int((p < ALPHA).sum())} below {ALPHA:.2f}, mean {p.mean():.2f}; "
     return passes(ks.pvalue > ALPHA, f"{note}Kolmogorov-Smirnov p = {ks.pvalue:.2g}")
+
+
+def _no_slope(slopes: np.ndarray) -> Test:
+    """Test whether the mean slope of models without associations is practically zero."""
+    if len(slopes) < FEWEST_MODELS:
+        return untestable(NEEDS_FLAT)
+    units = f"{len(slopes)} models of the flat text, a seed each"
+    note = "1 is the slope of a model that has learned the shares completely"
+    return within(mean_over(slopes), "of the planted log odds", units, FLAT_MARGIN, note)
 
 
 def _none_fails(cases: int, failed: int) -> Test:

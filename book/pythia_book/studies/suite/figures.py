@@ -6,9 +6,11 @@ import html
 from typing import TYPE_CHECKING
 
 from pythia_book import style
+from pythia_book.corpora.occupations import INVENTED
 from pythia_book.records import number_text
 from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table
-from pythia_book.tasks.associations import FRAMES
+from pythia_book.tasks.associations import UNSEEN
+from pythia_core.suite import DATA_ARMS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +96,9 @@ def reading(result: Result) -> Drawing:
         return Drawing(figure, "Tokens of the deduplicated text read 0, 1 and 2 times", numbers)
 
 
-GROUP_STYLES = {"invented": (BLUE, "made-up nouns"), "occupations": (ORANGE, "occupations")}
+GROUP_STYLES = {INVENTED: (BLUE, "made-up nouns"), "occupations": (ORANGE, "occupations")}
+"""Maps each group of nouns that is drawn to its colour and label. Definitional nouns, near 2 and
+98 %, would stretch the axes."""
 
 
 def associations(result: Result) -> Drawing:
@@ -106,21 +110,24 @@ def associations(result: Result) -> Drawing:
     """
     nouns, table = result.tables["nouns"], result.tables["associations"]
     sizes = result.params.size_list
-    odds = result.measured.get("association", sizes[-1], "standard", FRAMES[1])
-    slopes = style.rows_where(table, group="invented", frames=FRAMES[1])
+    odds = result.measured.get("association", sizes[-1], DATA_ARMS[0], UNSEEN)
+    slopes = style.rows_where(table, group=INVENTED, frames=UNSEEN)
     with style.canvas(result, 2, 2.9, ratios=(1, 1.25)) as (figure, (points, lines)):
-        for group, (colour, label) in GROUP_STYLES.items():
+        if odds is None:
+            style.say(points, "not measured")
+        for group, (colour, label) in GROUP_STYLES.items() if odds is not None else ():
             of_group = nouns.group == group
             points.plot(nouns.log_odds[of_group], odds[of_group], "o", color=colour,
                         markersize=3, label=label)  # fmt: skip
         points.set(
-            xlabel="log odds of she/her in the text", ylabel=f"log odds by the {sizes[-1]} model"
+            xlabel="log odds of she/her in planted sentences",
+            ylabel=f"log odds by the {sizes[-1]} model",
         )
         points.legend(fontsize=7)
         marks = {arm: style.mark("o", arm != "standard") for arm in ARM_TITLES}
         style.size_points(lines, slopes, sizes, "arm", marks, factor=1)
         style.reference(lines, y=0)
-        lines.set(xlabel="parameters", ylabel="slope of the model's log odds on the text's")
+        lines.set(xlabel="parameters", ylabel="slope of the model's log odds on the planted")
         texts = {title: marks[arm] for arm, title in ARM_TITLES.items()}
         style.legend(lines, texts, loc="upper left", fontsize=7)
         standard = style.rows_where(slopes, arm="standard")

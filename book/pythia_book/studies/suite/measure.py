@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.measurements import measure_all
 from pythia_book.studies.registry import train_all
-from pythia_book.studies.suite.instruments import noun_facts, planted_facts
 from pythia_book.studies.suite.params import Params
+from pythia_book.studies.suite.planted import noun_facts, planted_facts
 from pythia_book.studies.suite.proofs import proofs_table
 from pythia_book.studies.suite.read_counts import reading_tables
 from pythia_book.study import Measurements, name_of
 from pythia_book.tasks.associations import AssociationMeasurement
+from pythia_core.data.prepare import prepare
 from pythia_core.suite import DATA_ARMS, suite_configs
 from pythia_core.training.checkpoint import weight_hashes
 
@@ -34,13 +35,18 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Facts: models (maps each size to its shape and training parameters), tokens (maps each arm to
     the number of tokens of its text), heldout (see `heldout_share`), checkpoints (the smallest
     number of checkpoints that a run has), proofs, reads and rereads (the rows of the tables of
-    `proofs_table` and `reading_tables`), planted (see `planted_facts`) and nouns (see
-    `noun_facts`).
+    `proofs_table` and `reading_tables`), planted (see `planted_facts`), nouns (see `noun_facts`)
+    and gaps (checkpoints that could not be measured).
     """
-    suite = train_all(
-        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
-    )
-    flat = train_all(params, params.flat_configs(), progress)
+    suite_runs = suite_configs(params.scale, params.size_list, seed=params.seed)
+    flat_runs = params.flat_configs()
+    # before training, because a tokenizer may not suit the measurement
+    associations = {
+        data: AssociationMeasurement.of(prepare(data, progress), data.seq_len)
+        for data in (run.data for run in (*suite_runs.values(), *flat_runs.values()))
+    }
+    suite = train_all(params, suite_runs, progress)
+    flat = train_all(params, flat_runs, progress)
     arrays = {
         name_of("loss", size, arm): np.array([row["loss"] for row in run.metrics()], np.float32)
         for (size, arm), run in suite.items()
@@ -66,14 +72,18 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     texts = {arm: suite[params.size_list[0], arm].data for arm in DATA_ARMS}
     facts["planted"] = planted_facts(texts)
     facts["nouns"] = noun_facts(texts[DATA_ARMS[0]].config)
-    text = texts[DATA_ARMS[0]]
-    association = AssociationMeasurement.of(text.tokenizer, text.eod_id, text.config.seq_len)
-    last = {("association", *cell): run for cell, run in suite.items()}
-    last |= {("flat", *cell): run for cell, run in flat.items()}
-    checkpoints = [(run, run.config.train.steps) for run in last.values()]
-    measured, _ = measure_all(checkpoints, association, progress)
-    for (cell, run), checkpoint in zip(last.items(), checkpoints, strict=True):
-        for frames, odds in measured.get((run.id, checkpoint[1]), {}).items():
+    measured: dict[Any, Any] = {}
+    facts["gaps"] = []
+    finished = {("association", *cell): run for cell, run in suite.items()}
+    finished |= {("flat", *cell): run for cell, run in flat.items()}
+    last = {cell: (run, run.config.train.steps) for cell, run in finished.items()}
+    for data, association in associations.items():
+        of_text = [(run, step) for run, step in last.values() if run.config.data == data]
+        found, gaps = measure_all(of_text, association, progress)
+        measured |= found
+        facts["gaps"] += [f"{gap.run_id}, step {gap.step}: {gap.reason}" for gap in gaps]
+    for cell, (run, step) in last.items():
+        for frames, odds in measured.get((run.id, step), {}).items():
             arrays[name_of(*cell, frames)] = odds.mean(0).astype(np.float32)
     return Measurements(arrays, facts, list(suite.values()))
 

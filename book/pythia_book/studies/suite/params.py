@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams
-from pythia_core.config import RunConfig
+from pythia_core.config import CONTROL_DOMAINS, RunConfig
 from pythia_core.suite import DATA_ARMS, suite_configs
 from pythia_core.training.retention import Keep
 
 STUDY = "suite"
 FLAT_SIZES = ("7k", "25k")
-FLAT = {"occupations": "occupations_flat"}
-"""Maps a planted domain to its control."""
 MEASURING = MeasuringCost()
 
 
@@ -33,11 +31,12 @@ class Params(StudyParams):
 
     def flat_configs(self) -> dict[tuple[str, int], RunConfig]:
         """Map (size, seed) to the config of each run on the text with flat shares."""
+        controls = {domain: control for control, domain in CONTROL_DOMAINS.items()}
         configs = {}
         for seed in range(1, self.flat_seeds + 1):
             standard = suite_configs(self.scale, FLAT_SIZES, DATA_ARMS[:1], seed)
             for (size, _), config in standard.items():
-                domains = tuple(FLAT.get(domain, domain) for domain in config.data.domains)
+                domains = tuple(controls.get(domain, domain) for domain in config.data.domains)
                 configs[size, seed] = replace(config, data=replace(config.data, domains=domains))
         return configs
 
@@ -49,8 +48,5 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return a Keep without checkpoints, because this study reads none.
-
-    It reads only hashes and logs, which are never deleted.
-    """
-    return Keep()
+    """Return the last checkpoint, the only one whose weights this study reads."""
+    return Keep(frozenset({run.train.steps}))

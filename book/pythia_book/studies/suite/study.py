@@ -15,8 +15,8 @@ import numpy as np
 from pythia_book.conduct import conduct
 from pythia_book.published.means import mean_over_tasks
 from pythia_book.published.tables import SEVEN, first_suite_table
+from pythia_book.studies.suite.associations import associations_table, flat_table
 from pythia_book.studies.suite.claims import claims
-from pythia_book.studies.suite.instruments import associations_table, flat_p_values
 from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_book.studies.suite.suites import READ, suites_tables
@@ -130,7 +130,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         "planted": pd.DataFrame(facts["planted"]),
         "nouns": pd.DataFrame(facts["nouns"]),
         "associations": associations_table(measured),
-        "flat": pd.DataFrame({"p": flat_p_values(measured)}),
+        "flat": flat_table(measured),
         "suites": suites,
         "suite_sources": sources,
     }
@@ -242,8 +242,8 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         numbers[f"epochs_{arm}"] = tokens / facts["tokens"][arm]
     planted = tables["planted"]
     for row in planted.itertuples():
-        numbers[f"planted_{row.instrument}_{row.arm}_percent"] = 100 * row.share
-    for arm, share in planted[planted.instrument != "copies"].groupby("arm").share.sum().items():
+        numbers[f"planted_{row.domain}_{row.arm}_percent"] = 100 * row.share
+    for arm, share in planted[planted.domain != "copies"].groupby("arm").share.sum().items():
         numbers[f"planted_{arm}_percent"] = 100 * share
     for row in reads[reads.arm == "deduplicated"].itertuples():
         name = str(row.times).split(" ")[0]

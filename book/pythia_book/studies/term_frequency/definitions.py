@@ -23,7 +23,7 @@ import numpy as np
 
 from pythia_book.corpora.pocket_pile import raw_texts
 from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
-from pythia_core.config import DOMAINS_OF, DataConfig, stable_hash
+from pythia_core.config import DOMAINS_OF, PLANTED_DOMAINS, DataConfig, stable_hash
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import DataError
 from pythia_core.evaluation.scoring import (
@@ -71,23 +71,38 @@ def entries(lines: Iterable[str]) -> dict[str, str]:
     }
 
 
+PLANTED_AT_MOST = 0.1
+
+
 def words_and_lines(
     data: DataConfig, progress: bool = False
 ) -> tuple[Counter[str], list[str], Counter[str]]:
     """Count the words of a corpus, and read the dictionary that is part of the corpus.
+
+    Words of which more than PLANTED_AT_MOST stand in generated text are left out, because there
+    they stand in the same few sentences again and again.
 
     Returns:
         How often each word, in lower case, occurs in the training text; all lines of the
         dictionary; and how often each line of the dictionary occurs in the training text. There are
         no lines if the dictionary is not one of the corpus's domains.
     """
-    frequency: Counter[str] = Counter()
+    natural: Counter[str] = Counter()
+    planted: Counter[str] = Counter()
     training: Counter[str] = Counter()
     for document in open_corpus(data, progress):
         if fraction(document.text) >= data.heldout_fraction:
-            frequency.update(_WORDS.findall(document.text.lower()))
+            counts = planted if document.domain in PLANTED_DOMAINS else natural
+            counts.update(_WORDS.findall(document.text.lower()))
             if document.domain == "dictionary":
                 training.update(document.text.split("\n"))
+    frequency = Counter(
+        {
+            word: count + planted[word]
+            for word, count in natural.items()
+            if planted[word] <= PLANTED_AT_MOST * (count + planted[word])
+        }
+    )
     has_dictionary = data.corpus in DOMAINS_OF and "dictionary" in data.domains
     texts = (text for _, text in raw_texts(("dictionary",))) if has_dictionary else ()
     return frequency, [line for text in texts for line in text.split("\n")], training
