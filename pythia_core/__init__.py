@@ -1,6 +1,6 @@
 """pythia_core: the small library behind the book that re-runs the Pythia paper (Biderman et al.).
 
-These are its modules and subpackages; each of them imports only from those above it in the list:
+Each module or subpackage imports only from those above it:
 
     errors      exceptions that say what went wrong and what to do
     util        atomic files and hashes, worker processes, progress, stopping, the machine
@@ -13,9 +13,6 @@ These are its modules and subpackages; each of them imports only from those abov
     hf          reads and writes models as `transformers` folders
     evaluation  scores, generation, memorization and activations of a checkpoint
     commands    the command line
-
-The studies are in the book (pythia_book), which the library does not need. Heavy dependencies are
-imported by the modules that need them, so importing the package is cheap.
 """
 
 import os

@@ -24,7 +24,7 @@ from pythia_core.util.extensions import registered
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the argument parser with all commands: those of the library and of other packages."""
+    """Build the argument parser with the commands of the library and of other packages."""
     script = Path(sys.argv[0]).name == "pythia-book"
     top = argparse.ArgumentParser(
         prog="pythia-book" if script else "python -m pythia_core",
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     def command(
         name: str, function: Callable, text: str, **settings: Any
     ) -> argparse.ArgumentParser:
-        """Add a command that calls `function` with the parsed arguments; return its parser."""
+        """Add a command that calls `function` with the parsed arguments."""
         sub = commands.add_parser(name, help=text, description=text, **settings)
         sub.set_defaults(function=function)
         return sub
@@ -54,10 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
-
-    For a `PythiaError`, print its message without a traceback and return 1.
-    """
+    """Run a command and return its exit code. A `PythiaError` prints its message and returns 1."""
     resume_note = None
     with stopping.interruptible():
         try:

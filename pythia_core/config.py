@@ -1,8 +1,7 @@
-"""Define the settings of a run, as frozen dataclasses that reject invalid values, and hash them.
+"""The settings of a run, as frozen dataclasses that reject invalid values.
 
-A setting that changes results is a field of one of these dataclasses. It is thus part of the
-identity of a run. Any other setting, such as a folder or whether to show a progress bar, is an
-argument of the function that needs it.
+Every setting that changes results is a field here, and thus part of a run's identity. All other
+settings, such as folders and progress bars, are arguments of functions.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from pythia_core.errors import ConfigError, one_of, raise_all
 GELUS = ("tanh", "erf")
 INITS = ("small_wang", "normal_scaled", "like_6.9b")
 LR_FORMS = ("neox", "paper")
-"""Forms of the learning-rate schedule (pythia_core.training.schedule)."""
+"""Learning-rate schedules (pythia_core.training.schedule)."""
 PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
 PRONOUN_SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
 SWAPS = (*PRONOUN_SWAPS, "prepositions")
-"""Swaps of words (pythia_core.data.pronouns). The swap of prepositions is a placebo."""
+"""Swaps of words (pythia_core.data.pronouns); "prepositions" is a placebo."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
-"""Recipes for removing duplicates from the training documents (pythia_core.data.dedup)."""
+"""Recipes for removing duplicate training documents (pythia_core.data.dedup)."""
 DOMAINS = (
     "books",
     "scripture",
@@ -37,12 +36,10 @@ DOMAINS = (
     "legal",
     "biomedical",
 )
-"""Domains of the pocket Pile, in the order in which they are read.
+"""Domains of the pocket Pile (pythia_book.corpora), in the order in which they are read.
 
-The corpora are in the book (pythia_book.corpora). The names of the domains are listed here because
-they are the default of a DataConfig field, which is part of every run's identity, and because the
-scales use them.
-"""
+The domains are listed here, not in the book, because they are the default of a DataConfig field and
+so part of every run's identity."""
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
 PLANTED_DOMAINS = ("copies", "equations", "occupations", "canaries")
 """Domains of text that the scales plant in the miniature and in the large corpus. Each can be left
@@ -71,8 +68,7 @@ class ModelConfig:
     d_model: int
     n_heads: int
     vocab_size: int
-    """Number of rows of the embedding matrix: the vocabulary and padding rows, which are never
-    targets."""
+    """Rows of the embedding matrix: the vocabulary, and padding rows that are never targets."""
     max_seq_len: int = 2048
     rotary_fraction: float = 0.25
     rotary_base: float = 10_000.0
@@ -81,9 +77,8 @@ class ModelConfig:
     """"tanh" or "erf". Pythia was trained with "tanh" (a fused bias-GELU), but the configs on the
     hub declare "erf"."""
     init: str = "small_wang"
-    """Rule for the initial weights. The released models have "small_wang" (14M to 2.8B) or
-    "normal_scaled" (6.9B and 12B), GPT-NeoX's default. "like_6.9b" is for small models: small_wang
-    with its deviations enlarged by the factors between the two rules at the shape of 6.9B."""
+    """Rule for the initial weights (see pythia_core.model.pythia_init). The released models have
+    "small_wang" (14M to 2.8B) or "normal_scaled" (6.9B and 12B). "like_6.9b" is for small ones."""
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -139,37 +134,32 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The settings that say which tokens are trained on, and in which order.
-
-    Together with the bytes of the corpus, these settings determine every row of the training order.
-    """
+    """The settings that determine, with the bytes of the corpus, every row of training."""
 
     corpus: str = "pocket-pile"
-    """The path of a .jsonl or .txt file, or of a folder of such files; "hf:NAME" for a Hugging Face
-    dataset; or the name of a corpus that a package registers. The book registers "pocket-pile",
-    "miniature" (a sample of the pocket Pile with planted text) and "large" (the pocket Pile and
-    further text, with the same kinds of planted text)."""
+    """One of:
+    - the path of a .jsonl or .txt file, or of a folder of such files;
+    - "hf:NAME", a Hugging Face dataset;
+    - a registered corpus. The book registers "pocket-pile", "miniature" (a sample of the pocket
+      Pile, with planted text) and "large" (the pocket Pile, more text, and planted text)."""
     domains: tuple[str, ...] = DOMAINS
-    """The parts of a registered corpus to read. Ignored for files and Hugging Face datasets."""
+    """Parts of a registered corpus to read; ignored for files and Hugging Face datasets."""
     tokenizer: str = "bpe-4096"
-    """"bpe-N" for a byte-level BPE with N entries that is trained on the corpus; "neox-20b"; or the
-    path of a tokenizer.json."""
+    """"bpe-N" (a byte-level BPE with N entries, trained on the corpus), "neox-20b", or the path of
+    a tokenizer.json."""
     seq_len: int = 128
     epochs: int = 1
-    """How often each document occurs in the training order."""
+    """How often each document (with the policy "rows": each row) is read."""
     epoch_policy: str = "joint"
-    """The order of several epochs. "joint": the copies of all epochs are shuffled together, as in
-    GPT-NeoX v1.0. "separate": each epoch is shuffled on its own. "rows": the first `unique_rows`
-    rows are repeated `epochs` times."""
+    """How several epochs are shuffled. "joint": all together, as in GPT-NeoX v1.0. "separate": each
+    on its own. "rows": the first `unique_rows` rows are repeated `epochs` times."""
     unique_rows: int = 0
-    """The number of rows that the epoch policy "rows" repeats; 0 for the other policies."""
+    """Number of rows that the policy "rows" repeats; 0 for the other policies."""
     order_seed: int = 1234
     heldout_fraction: float = 0.01
-    """Share of the documents that is held out from training. A hash of a document's content decides
-    whether it is held out."""
+    """Share of the documents held out from training, chosen by a hash of the text."""
     dedup: str = "none"
-    """Recipe for removing duplicates from the training documents. It changes neither the tokenizer
-    nor the held-out documents."""
+    """One of DEDUP_RECIPES. Tokenizer and held-out documents are the same for all recipes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", tuple(self.domains))
@@ -212,11 +202,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of the optimisation.
-
-    The defaults are those of Pythia's configs: AdamW, warm-up, cosine decay, and gradients clipped
-    to a norm of at most 1.
-    """
+    """The settings of the optimisation. The defaults are those of Pythia's configs."""
 
     steps: int
     batch_size: int
@@ -235,11 +221,11 @@ class TrainConfig:
     grad_clip: float = 1.0
     weight_seed: int = 1234
     precision: str = "fp32"
-    """"fp32", "bf16" or "fp16". With "bf16", matrix products are in bf16 and use a bf16 copy of the
-    fp32 master weights. With "fp16", they are in fp16, and the loss is scaled dynamically
-    (pythia_core.training.loss_scale), as for all released models but 1B."""
+    """"fp32", "bf16" or "fp16". The master weights are in fp32; matrix products use a copy in bf16
+    or fp16. With "fp16", the loss is scaled dynamically (pythia_core.training.loss_scale), as for
+    all released models but 1B."""
     micro_batch: int = 0
-    """Rows per forward and backward pass; 0 for the whole batch. Affects how sums are rounded."""
+    """Rows per forward and backward pass; 0 for the whole batch. Affects rounding."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -277,7 +263,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class InterventionConfig:
-    """A swap of words in the training data of the updates start, ..., stop - 1."""
+    """A swap of words in the training data of the updates [start, stop)."""
 
     swap: str
     start: int
@@ -297,11 +283,7 @@ class InterventionConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The settings of a run: model, data, training, and for a fork also the intervention.
-
-    A fork is created by the method `fork` of its parent's config, so the intervention is the only
-    difference between a fork and its parent.
-    """
+    """The settings of a run. A run with an intervention is a fork; make its config with `fork`."""
 
     model: ModelConfig
     data: DataConfig
@@ -324,25 +306,20 @@ class RunConfig:
 
     @property
     def parent(self) -> RunConfig | None:
-        """The config of the control run that this run forks from; None for a run from scratch."""
+        """The config of a fork's control run; None for a run from scratch."""
         return replace(self, intervention=None) if self.intervention else None
 
     @property
     def updates(self) -> range:
-        """The updates of this run. Update k leads from step k to step k + 1.
-
-        The first update of a fork is the `start` of its intervention.
-        """
+        """The updates of this run; a fork begins at its `start`. Update k leads to step k + 1."""
         return range(self.intervention.start if self.intervention else 0, self.train.steps)
 
     def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
-        """Return the config of a fork of this run: a run that branches off at step `start`.
-
-        Words are swapped in the fork's training data of the updates start, ..., stop - 1.
+        """Return the config of a fork, which branches off at `start` and swaps words up to `stop`.
 
         Args:
             swap: one of SWAPS.
-            stop: first update after the swap; default: swap until the end of the run.
+            stop: first update without swapped words; default: the end of the run.
 
         Raises:
             ConfigError: this run is a fork, or an argument is invalid.
@@ -357,32 +334,21 @@ class RunConfig:
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """Convert a config dataclass to a dict of plain JSON types."""
+    """Convert a config dataclass to plain JSON types."""
     return json.loads(json.dumps(asdict(config)))
 
 
 def stable_hash(value: Any) -> str:
-    """Return the sha256 of a value's canonical JSON.
-
-    It is the same on every machine and in every Python version.
-    """
+    """Return the sha256 of a value's canonical JSON, which is the same on every machine."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
-    """Rebuild a RunConfig from the result of `config_dict`.
-
-    Raises:
-        ConfigError: a key is unknown or missing, or a value is invalid.
-    """
+    """Rebuild a RunConfig from the result of `config_dict`; raise ConfigError if it is invalid."""
 
     def build(kind: type, part: Any, where: str) -> Any:
-        """Make a config of class `kind` from the dict `part`, which error messages call `where`.
-
-        Raises:
-            ConfigError: `part` is not a dict, a key is unknown or missing, or a value is invalid.
-        """
+        """Make a config of class `kind` from `part`, which error messages call `where`."""
         if not isinstance(part, dict):
             raise ConfigError(
                 f'the entry "{where}" must be a JSON object, got {type(part).__name__}'
@@ -407,11 +373,7 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
 def config_differences(
     first: dict[str, Any], second: dict[str, Any], prefix: str = ""
 ) -> list[str]:
-    """List the differences between two config dicts, each as "key: first != second".
-
-    Args:
-        prefix: written before each key, e.g. "train." for the settings of a nested dict.
-    """
+    """List the differences between two config dicts, each as "PREFIXkey: first != second"."""
     lines = []
     for key in sorted(first.keys() | second.keys()):
         a, b = first.get(key, "<absent>"), second.get(key, "<absent>")

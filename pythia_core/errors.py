@@ -1,14 +1,14 @@
 """The errors that this library raises deliberately.
 
-The message of such an error says what was wrong, which value was found, what is accepted, and what
-to do. If a user sees an exception of another class, e.g. a TypeError, the library has a bug.
+Each message says what was wrong, which value was found, what is accepted, and what to do. An
+exception of another class, e.g. a TypeError, is a bug in the library.
 """
 
 from __future__ import annotations
 
 
 class PythiaError(Exception):
-    """The base class of all errors that this library raises deliberately."""
+    """The base class of the library's errors."""
 
 
 class ConfigError(PythiaError):
@@ -28,10 +28,7 @@ class CheckpointError(PythiaError):
 
 
 class TrainingError(PythiaError):
-    """Training cannot continue.
-
-    For example, the loss is not finite, the disk is full, or another process trains the same run.
-    """
+    """Training cannot continue, e.g. because the loss is not finite or the disk is full."""
 
 
 class MissingDependencyError(PythiaError):
@@ -39,12 +36,10 @@ class MissingDependencyError(PythiaError):
 
 
 def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> None:
-    """Raise one `error` that lists all problems; do nothing if there are no problems.
+    """Raise one `error` that lists all problems, if there are any.
 
     Args:
-        error: the class of the error.
-        problems: a sentence for each problem.
-        subject: what has the problems, e.g. "ModelConfig"; the message begins with this.
+        subject: what has the problems, e.g. "ModelConfig"; begins the message.
     """
     if len(problems) == 1:
         raise error(f"{subject}: {problems[0]}")
@@ -55,14 +50,9 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
 
 
 def one_of(value: object, accepted: list | tuple | dict, kind: str) -> str:
-    """Return the error message for an unknown name, e.g. of a scale.
+    """Return the message for an unknown name, with the accepted names and the most similar one.
 
-    The message lists the accepted names. If any of these names is similar to the unknown name, the
-    message suggests the most similar name.
-
-    Args:
-        value: the unknown name.
-        kind: what the accepted names stand for, e.g. "scale".
+    `kind` says what the names stand for, e.g. "scale".
     """
     import difflib
 

@@ -1,20 +1,14 @@
 """Read and write models as `transformers` folders for GPT-NeoX: config.json and safetensors.
 
-All files of a folder are checked before any tensor is read, and all problems are reported at once.
-Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged.
+Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged. The released
+models were trained differently from what their config.json declares, in two ways:
 
-The released models were trained differently from what their config.json declares, in two ways:
-
-- GELU. config.json declares the exact form, but training used the tanh form. The default,
-  `gelu="as_trained"`, gives the model that was trained. `gelu="as_declared"` gives the model that
-  `transformers` evaluates.
-- Rotary phases. The version of GPT-NeoX that trained the models computes the phases in the
-  precision of training (EleutherAI/gpt-neox#1003). In fp16, this makes phases at late positions
-  wrong by 0.1 to 0.8 radian; the error is larger in larger heads. `rotary="as_trained"` reproduces
-  the error. The default is `rotary="fp32"`, as in `transformers`, because only the code suggests
-  that the released runs had this error; it was not measured.
-
-Tensors have the same layout here and in `transformers`, so none has to be permuted.
+- GELU. Training used the tanh form; config.json declares the exact form, which `transformers` uses.
+  `gelu="as_trained"` (default) gives the tanh form, `gelu="as_declared"` the exact form.
+- Rotary phases. GPT-NeoX computes them in the precision of training (EleutherAI/gpt-neox#1003). In
+  fp16, phases at late positions are wrong by 0.1 to 0.8 radian, more in larger heads.
+  `rotary="as_trained"` reproduces the error. The default is `rotary="fp32"`, because the error in
+  the released runs is inferred from the code, not measured.
 """
 
 from __future__ import annotations
@@ -48,7 +42,7 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
-"""Matches the names of files that may be fetched: names without folders, only of data formats."""
+"""Matches file names that may be fetched: without folders, only of data formats."""
 ROTARY_CHOICES = ("fp32", "as_trained")
 GELU_CHOICES = ("as_trained", "as_declared")
 SHARD_BYTES = 5 * 10**9
@@ -58,14 +52,13 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Weights(Mapping[str, Tensor]):
-    """A mapping from our names of tensors to the tensors in a folder's safetensors files.
+    """Maps our names of tensors to the tensors in a folder's safetensors files, read on access.
 
-    A tensor is read when it is accessed. Stored tensors that the model computes from its config are
-    left out.
+    Stored tensors that the model computes from its config are left out.
 
     Attributes:
         problems: a sentence for each file or tensor that is missing, damaged or not expected.
-        shards: maps our name of each tensor to the name of the file that has the tensor.
+        shards: maps our name of each tensor to its file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,13 +78,7 @@ class Weights(Mapping[str, Tensor]):
                 ]
 
     def _read_index(self, folder: Path) -> dict[str, str]:
-        """Map each stored name of a tensor to the file that has the tensor, as the index says.
-
-        The result is empty if the weights are in a single file.
-
-        Raises:
-            CheckpointError: the index is damaged, or the folder has no weights that can be read.
-        """
+        """Map each stored name of a tensor to its file; {} if the weights are in a single file."""
         if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
             if not (folder / WEIGHTS).exists():
                 refuse_pickle(str(folder), [p.name for p in folder.iterdir()])
@@ -111,10 +98,7 @@ class Weights(Mapping[str, Tensor]):
         return index
 
     def _open_shard(self, path: Path) -> bool:
-        """Open a safetensors file and return whether this succeeded.
-
-        If the file cannot be opened, add a sentence to `problems`.
-        """
+        """Open a safetensors file, or add a sentence to `problems` and return False."""
         if not path.is_file():
             self.problems.append(f"{path.name} is missing")
         elif lfs_pointer(path):
@@ -130,10 +114,7 @@ class Weights(Mapping[str, Tensor]):
         return False
 
     def _add(self, stored_name: str, file: str) -> None:
-        """Register a stored tensor under our name for it.
-
-        If the name is unknown or registered already, add a sentence to `problems` instead.
-        """
+        """Register a stored tensor under our name, or add a sentence to `problems`."""
         try:
             name = our_name(stored_name)
         except KeyError:
@@ -161,11 +142,7 @@ class Weights(Mapping[str, Tensor]):
         return len(self.shards)
 
     def mismatches(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Return a sentence for each difference between the stored tensors and the needed tensors.
-
-        Args:
-            shapes: maps our name of each tensor that the model needs to its shape.
-        """
+        """Return a sentence for each missing or unneeded tensor, and each wrong shape or dtype."""
         headers = {name: self.header(name) for name in self.shards}
         return mismatches({name: shape for name, (shape, _) in headers.items()}, shapes) + [
             f"the tensor {name} is stored as {dtype}, expected F16, BF16, F32 or F64"
@@ -177,11 +154,7 @@ class Weights(Mapping[str, Tensor]):
 def mismatches(
     stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Return a text for each difference between the stored tensors and the tensors a model needs.
-
-    Args:
-        stored, needed: map the name of each tensor to its shape.
-    """
+    """Return a text for each difference between the shapes of stored and needed tensors."""
     problems = [f"the tensor {name} is missing" for name in needed if name not in stored]
     for name, shape in stored.items():
         if name not in needed:
@@ -197,10 +170,7 @@ class AsTrainedRotary(GPTNeoX):
     """A model whose rotary phases are computed in fp16, as GPT-NeoX v1.0 does in fp16 training."""
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
-        """Return the cosines and sines of the rotary angles for the first `seq_len` positions.
-
-        The angles are rounded to fp16; the results are in fp32.
-        """
+        """Return cos and sin, in fp32, of the angles rounded to fp16."""
         dims = self.config.rotary_dims
         powers = torch.arange(0, dims, 2, device=device).float() / dims
         frequencies = (1.0 / self.config.rotary_base**powers).half()
@@ -210,7 +180,7 @@ class AsTrainedRotary(GPTNeoX):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A record of where a loaded model comes from, and of what the model's files declare."""
+    """Where a loaded model comes from, and what its files declare."""
 
     source: str
     revision: str
@@ -218,9 +188,9 @@ class ModelSource:
     """Commit of the hub's repository; empty for a folder."""
     folder: Path
     step: int | None
-    """The step that the name of the revision or folder gives; None if it gives no step."""
+    """The step in the name of the revision or folder; None if there is none."""
     stored: tuple[str, ...]
-    """The dtypes that tensors have in the files, e.g. ("F16",)."""
+    """The dtypes of tensors in the files, e.g. ("F16",)."""
     declared: dict[str, Any]
     """The contents of config.json."""
 
@@ -230,11 +200,7 @@ class ModelSource:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the contents of a folder's config.json.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
+    """Return the contents of a folder's config.json; raise CheckpointError if it is damaged."""
     try:
         declared = json.loads((folder / CONFIG).read_text())
         if not isinstance(declared, dict):
@@ -256,17 +222,11 @@ def load(
     """Load a model from a folder in the format of `transformers`, ready to evaluate.
 
     Args:
-        source: a folder with config.json and safetensors, or a folder that has such a subfolder for
-            each revision.
+        source: a folder with config.json and safetensors, or with such a subfolder per revision.
         revision: e.g. "step3000".
-        locate: a function (source, revision) -> ModelFolder, for other kinds of sources; default:
-            `locate_folder`.
-        dtype: dtype of the parameters; None: as stored. A model in half precision can be saved and
-            hashed, but the forward pass needs fp32.
+        locate: finds the folder, given (source, revision); default: `locate_folder`.
+        dtype: dtype of the parameters; None: as stored. The forward pass needs fp32.
         gelu, rotary: see the module's docstring.
-
-    Returns:
-        The model, and a record of where it comes from.
 
     Raises:
         ConfigError: an unknown value of `gelu` or `rotary`.
@@ -315,14 +275,10 @@ def save(
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
     Args:
-        folder: the folder to create.
-        dtype: dtype of the stored tensors; None: the dtypes that they have in the model.
-        shard_bytes: a larger model is split into several files, which an index lists.
-        tokenizer: is written to the folder too; its end-of-document token becomes the model's BOS
-            and EOS.
-
-    Returns:
-        The folder.
+        folder: the new folder.
+        dtype: dtype of the stored tensors; None: the dtypes in the model.
+        shard_bytes: a larger model is split into several files.
+        tokenizer: is written too; its end-of-document token becomes BOS and EOS.
 
     Raises:
         CheckpointError: the folder exists, or a weight exceeds the range of `dtype`.
@@ -360,13 +316,10 @@ def save(
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return a tensor converted to `dtype` (None: keep its dtype), on the CPU and contiguous.
-
-    Args:
-        name: the tensor's name, for the error message.
+    """Return a tensor in `dtype` (None: keep its dtype), on the CPU and contiguous.
 
     Raises:
-        CheckpointError: some values exceed the range of `dtype`.
+        CheckpointError: some values of the tensor called `name` exceed the range of `dtype`.
     """
     stored = tensor.detach().to("cpu", dtype).contiguous()
     if not stored.isfinite().equal(tensor.isfinite().cpu()):
@@ -382,18 +335,12 @@ def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
-    """Return how many bytes a tensor takes if it is stored in `dtype` (None: in its own dtype)."""
+    """Return how many bytes a tensor takes in `dtype` (None: in its own dtype)."""
     return tensor.numel() * (dtype or tensor.dtype).itemsize
 
 
 def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
-    """Split the names of the tensors, in order, into groups of at most `limit` bytes.
-
-    A tensor larger than `limit` has a group of its own.
-
-    Args:
-        dtype: dtype of the stored tensors; None: each tensor keeps its dtype.
-    """
+    """Split the tensors' names, in order, into groups of at most `limit` bytes or one tensor."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():
@@ -433,16 +380,14 @@ WEIGHT_MAP: dict[str, str | None] = {
     "lm_head.weight": "embed_out.weight",  # its name in memory since transformers 5.13
     "embed_out.weight": "embed_out.weight",  # its name in files
 }
-"""Map the name of a tensor in transformers to our name, with `{}` for the number of the layer. Our
-name is None if the model computes the tensor from its config instead of reading it."""
+"""Maps transformers' names of tensors to ours, with `{}` for the number of the layer; to None if
+the model computes the tensor from its config."""
 _INVERSE = {ours: name for name, ours in WEIGHT_MAP.items() if ours}
 _LAYER = re.compile(r"(?<=\blayers\.)\d+")
 
 
 def our_name(hf_name: str) -> str | None:
-    """Return our name for a tensor of GPTNeoXForCausalLM.
-
-    Return None if our model computes the tensor from its config instead of reading it.
+    """Return our name for a tensor of GPTNeoXForCausalLM, or None if our model computes it.
 
     Raises:
         KeyError: GPTNeoXForCausalLM has no tensor of this name.
@@ -451,11 +396,10 @@ def our_name(hf_name: str) -> str | None:
 
 
 def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") -> dict[str, Any]:
-    """Rename the tensors of our state dict as in `transformers`, and return the new state dict.
+    """Rename the tensors of our state dict as in `transformers`.
 
     Args:
-        head_name: the name of the unembedding matrix, which differs between models in memory
-            (the default) and files ("embed_out.weight").
+        head_name: name of the unembedding: "lm_head.weight" in memory, "embed_out.weight" in files.
     """
     return {
         head_name if name == "embed_out.weight" else str(_rename(name, _INVERSE)): tensor
@@ -464,14 +408,7 @@ def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") 
 
 
 def _rename(name: str, names: Mapping[str, str | None]) -> str | None:
-    """Return the new name of a tensor, or None if `names` maps the old name to None.
-
-    Args:
-        names: maps old names to new names. Names have {} in place of the index of a layer.
-
-    Raises:
-        KeyError: `names` does not have the name.
-    """
+    """Return the new name in `names`, whose keys and values have {} for the index of a layer."""
     layer = _LAYER.search(name)
     pattern = names[_LAYER.sub("{}", name)]
     return pattern.format(layer[0]) if pattern and layer else pattern
@@ -485,7 +422,7 @@ GELU_FORMS = {
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-"""Map values of `hidden_act` in transformers to values of ModelConfig.gelu."""
+"""Maps transformers' `hidden_act` to ModelConfig.gelu."""
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -514,11 +451,8 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     """Return the ModelConfig for the contents of a config.json.
 
     Args:
-        declared: the contents.
-        gelu: which form of GELU to use. "as_declared": the form in the entry "hidden_act".
-            "as_trained": the form used in training. This is the exact form if the entries
-            "hidden_act" and "trained_gelu" (which `save` writes) both name the exact form, and the
-            tanh form in all other cases.
+        gelu: "as_declared": the form in "hidden_act". "as_trained": the exact form if "hidden_act"
+            and "trained_gelu" (which `save` writes) both name it, otherwise the tanh form.
 
     Raises:
         CheckpointError: config.json declares another architecture or an unsupported setting.
@@ -581,13 +515,7 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
 
 
 def declared_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the contents of a model's config.json.
-
-    They are the entries of `hf_config`, and entries for settings that only matter in training.
-
-    Args:
-        dtype: dtype of the stored tensors.
-    """
+    """Return the contents of config.json for a model whose tensors are stored in `dtype`."""
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -612,22 +540,14 @@ def step_of(name: str) -> int | None:
 
 
 def lfs_pointer(path: Path) -> str | None:
-    """Return the sha256 in a git-lfs pointer; None if the file is not a git-lfs pointer."""
+    """Return the sha256 in a git-lfs pointer; None for any other file."""
     with open(path, "rb") as file:
         match = _POINTER.match(file.read(200))
     return match[1].decode() if match else None
 
 
 def refuse_pickle(where: str, names: Iterable[str]) -> None:
-    """Raise the error for a model without safetensors.
-
-    Args:
-        where: the folder or repository of the model.
-        names: the names of the files there.
-
-    Raises:
-        CheckpointError: always. If there are pickled weights, the message says how to convert them.
-    """
+    """Raise the CheckpointError for a folder or repository that lacks safetensors."""
     pickled = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if not pickled:
         raise CheckpointError(
@@ -646,7 +566,7 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A local folder that holds a model."""
+    """A local folder with a model."""
 
     folder: Path
     commit: str = ""
@@ -654,17 +574,15 @@ class ModelFolder:
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """Return the local folder with this path; None if no such folder exists."""
+    """Return the local folder with this path; None if there is none."""
     folder = Path(source).expanduser()
     return folder if folder.is_dir() else None
 
 
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
-    """Find the folder of a model on this machine.
+    """Return the subfolder of `source` that is named like the revision.
 
-    The result is the subfolder of `source` with the name of the revision. If there is no such
-    subfolder, the result is `source` itself, provided that the revision is "main" or the name of
-    the folder `source`.
+    Without such a subfolder, return `source` itself, if the revision is "main" or its name.
 
     Raises:
         CheckpointError: there is no such folder or revision.

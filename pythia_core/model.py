@@ -1,4 +1,4 @@
-"""Define the model: GPT-NeoX, the architecture of Pythia (paper section 2.1; GPT-NeoX v1.0).
+"""GPT-NeoX, the architecture of Pythia (paper section 2.1; GPT-NeoX v1.0).
 
 GPT-NeoX differs from a plain GPT in five ways:
 
@@ -8,9 +8,7 @@ GPT-NeoX differs from a plain GPT in five ways:
 - There is no dropout.
 - Attention crosses the ends of documents.
 
-A caller can replace the model's operations (pythia_core.kernels) and its initial weights
-(`pythia_init`) by others. In shapes, B is the batch size, T the number of tokens per row and d the
-width of the model.
+In shapes, B is the batch size, T the number of tokens per row and d the width of the model.
 """
 
 from __future__ import annotations
@@ -29,21 +27,19 @@ from pythia_core.errors import ConfigError
 from pythia_core.kernels import FAST, Ops, rotary_tables
 
 Rotary = tuple[Tensor, Tensor]
-"""cos and sin of the angle of every position and rotated pair, each (T, rotary_dims / 2), fp32."""
+"""cos and sin of every position and rotated pair, each (T, rotary_dims / 2), fp32."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A function (qkv, cos, sin) -> output of attention, with the shapes of kernels.attention."""
+"""Maps (qkv, cos, sin) to the output of attention, with the shapes of kernels.attention."""
 Initialiser = Callable[[str, Tensor, torch.Generator], None]
-"""A function (name, parameter, generator) that fills the parameter with initial values in place."""
+"""Fills a parameter in place, given (name, parameter, generator)."""
 Branches = tuple[()] | tuple[Tensor, Tensor]
-"""The outputs of a block's attention and MLP, each (B*T, d), before they are added to the residual
-stream; the next block adds them, or the model after the last block. () if there are none to add."""
+"""The outputs of a block's attention and MLP, each (B*T, d), not yet added to the residual stream;
+() if there are none to add."""
 
 
 class Cache(Protocol):
-    """A cache for keys and values of earlier tokens (pythia_core.evaluation.generate.KVCache).
-
-    Any other way to attend can take its place (pythia_core.evaluation.scoring.PrefixTrees).
-    """
+    """A way to attend, e.g. to earlier tokens (evaluation.generate.KVCache), or in trees of texts
+    (evaluation.scoring.PrefixTrees)."""
 
     @property
     def n_slots(self) -> int: ...
@@ -52,10 +48,10 @@ class Cache(Protocol):
 
 
 class Linear(nn.Module):
-    """A linear map with bias that computes with copies of its parameters in the compute dtype.
+    """A linear map with bias that computes with `weight_c` and `bias_c`, in the compute dtype.
 
-    The copies are `weight_c` and `bias_c`. In fp32 they are the parameters themselves. In half
-    precision, the optimizer sets them (pythia_core.training.optimizer.FlatParameters).
+    In fp32, these are the parameters. In half precision, the optimizer sets them to copies
+    (pythia_core.training.optimizer.FlatParameters).
     """
 
     def __init__(self, d_in: int, d_out: int, ops: Ops) -> None:
@@ -80,7 +76,7 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """The attention of a block, with the projections before and after it."""
+    """A block's attention, with the projections before and after it."""
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
@@ -91,16 +87,11 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: Rotary, batch: int, attend: Attend, at: Tensor | None = None
     ) -> Tensor:
-        """Compute attention and the projections before and after it.
+        """Compute attention and its projections.
 
         Args:
             x: the block's input after LayerNorm, (B*T, d).
-            batch: the batch size B.
-            attend: computes attention between the projections.
-            at: the rows of the output to return, int64[n]; default: all B*T rows.
-
-        Returns:
-            The output of the second projection, (B*T, d) or (n, d).
+            at: rows of the output to return, int64[n]; default: all B*T rows.
         """
         qkv = self.query_key_value(x)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
@@ -109,7 +100,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The MLP of a block: a linear map, GELU, and another linear map."""
+    """A block's MLP: a linear map, GELU, and another linear map."""
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
@@ -122,10 +113,7 @@ class MLP(nn.Module):
         return self.dense_4h_to_h(self.ops.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
 
     def fused(self, x: Tensor) -> Tensor:
-        """Compute the same as `forward`, with bias and GELU in one kernel.
-
-        The module `dense_h_to_4h` is not called, so its hooks do not run.
-        """
+        """Compute `forward` with bias and GELU in one kernel; skip the hooks of `dense_h_to_4h`."""
         up = self.dense_h_to_4h
         product = self.ops.linear(x, up.weight, None, up.weight_c, None)
         return self.dense_4h_to_h(self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
@@ -146,7 +134,7 @@ class LayerNorm(nn.Module):
 
 
 class Block(nn.Module):
-    r"""One layer of the model, with its branches (attention and MLP) in parallel or in sequence.
+    r"""One layer of the model, with attention and MLP in parallel or in sequence.
 
     parallel (Pythia):  x --+--> LN --> attention --+--> out = x + attention(LN1 x) + mlp(LN2 x)
                             +--> LN --> MLP --------+
@@ -176,10 +164,8 @@ class Block(nn.Module):
         """Return the block's output (B*T, d) for the residual stream `x` (B*T, d).
 
         Args:
-            batch: the batch size B.
             dtype: dtype of the LayerNorms' results.
-            attend: computes attention, see `Attention.forward`.
-            at: the rows of the output to compute, int64[n]; default: all rows.
+            at: rows of the output to compute, int64[n]; default: all rows.
         """
         attended = self.attention(self.input_layernorm(x, dtype), rotary, batch, attend, at=at)
         x = x if at is None else x[at]
@@ -199,15 +185,10 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Branches]:
         """Compute a parallel block in fewer kernels than `forward`.
 
-        The kernel of the block's two LayerNorms also adds the branches of the previous block to the
-        residual stream. The branches of this block are returned, to be added later.
-
-        Args:
-            x, branches: the block's input is x + (branches[0] + branches[1]), or x if there are no
-                branches.
+        The block's input is x + (branches[0] + branches[1]), or `x` without branches.
 
         Returns:
-            The block's input, and the block's branches.
+            The block's input, and the block's branches, which are not yet added.
         """
         norm1, norm2 = self.input_layernorm, self.post_attention_layernorm
         norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
@@ -220,11 +201,7 @@ SHAPE_6_9B = (4096, 32)
 
 
 def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
-    """Return the standard deviations of the two kinds of initial weights (see `pythia_init`).
-
-    Args:
-        rule: a value of ModelConfig.init.
-        d: width of the model.
+    """Return the standard deviations of initial weights (see `pythia_init`) for width `d`.
 
     Returns:
         The deviation of most matrices, and the deviation of the output maps of attention and MLP.
@@ -241,20 +218,20 @@ def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
 def pythia_init(config: ModelConfig) -> Initialiser:
     """Return the initialiser for the rule `config.init`.
 
-    All rules set biases to 0, LayerNorm weights to 1, and matrices to normal values of mean 0. The
-    standard deviation of the output maps (attention output, MLP down) differs from that of the
-    other matrices (embeddings, QKV, MLP up). With width d and L layers, the two deviations are:
+    Every rule sets biases to 0, LayerNorm weights to 1, and matrices to normal values of mean 0.
+    The output maps (attention output, MLP down) have another standard deviation than the other
+    matrices (embeddings, QKV, MLP up). For width d and L layers:
 
-    small_wang (released 14M to 2.8B): 2/(L sqrt(d)) for output maps, sqrt(2/(5d)) for the others.
-    normal_scaled (released 6.9B and 12B, whose configs name no rule, so that GPT-NeoX's default
-        applies): 0.02/sqrt(2L) for output maps, 0.02 for the others.
-    like_6.9b (for small models): the deviations of small_wang, times 2.56 for output maps and 2.02
-        for the others. These factors are normal_scaled / small_wang at the shape of 6.9B.
+    small_wang (released 14M to 2.8B): output maps 2/(L sqrt(d)), others sqrt(2/(5d)).
+    normal_scaled (released 6.9B and 12B): output maps 0.02/sqrt(2L), others 0.02. The configs of
+        6.9B and 12B name no rule, so GPT-NeoX's default applies.
+    like_6.9b (for small models): small_wang times 2.56 for output maps and 2.02 for others. The
+        factors are normal_scaled / small_wang at the shape of 6.9B.
     """
     std, std_output = init_deviations(config.init, config.d_model, config.n_layers)
 
     def init(name: str, p: Tensor, generator: torch.Generator) -> None:
-        """Fill the parameter `p`, which is called `name`, with its initial values in place."""
+        """Fill the parameter `p` with its initial values in place."""
         if name.endswith("bias"):
             p.zero_()
         elif "layernorm" in name or "layer_norm" in name:
@@ -267,10 +244,10 @@ def pythia_init(config: ModelConfig) -> Initialiser:
 
 
 class GPTNeoX(nn.Module):
-    """A Pythia model. Its weights are undefined until they are loaded or set by `init_weights`.
+    """A Pythia model. The weights are undefined until they are loaded or set by `init_weights`.
 
     Args:
-        ops: the operations that the model uses.
+        ops: the model's operations (pythia_core.kernels).
         init: the initialiser; default: `pythia_init(config)`.
     """
 
@@ -297,10 +274,7 @@ class GPTNeoX(nn.Module):
             self.init(name, p, generator)
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
-        """Return the cosines and sines of the rotary angles for the first `seq_len` positions.
-
-        Only the tables of the last call are cached.
-        """
+        """Return cos and sin of the rotary angles for the first `seq_len` positions."""
         key = (seq_len, device)
         if key not in self._tables:
             c = self.config
@@ -317,10 +291,9 @@ class GPTNeoX(nn.Module):
         """Return the hidden states after the final LayerNorm, (B, T, d), for token ids (B, T).
 
         Args:
-            cache: keys and values of the preceding tokens; the keys and values of `ids` are added
-                to the cache.
-            at: indices into the B*T positions, int64[n]. The last block then computes little more
-                than these positions, and the result is (n, d).
+            cache: keys and values of the preceding tokens, to which those of `ids` are added.
+            at: indices into the B*T positions, int64[n]. The result is then (n, d), and the last
+                block computes little more than these positions.
             dtype: dtype of the result.
 
         Raises:
@@ -359,8 +332,7 @@ class GPTNeoX(nn.Module):
     def _fused(self, x: Tensor) -> bool:
         """Return whether to compute the blocks with `Block.fused`.
 
-        This needs operations that are fused for `x`, parallel blocks and modules without hooks,
-        because fused blocks do not call all of their modules.
+        Fused blocks skip the hooks of some modules, so a model with hooks is not fused.
         """
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.layers.modules())
         return self.ops.fuses(x) and self.config.parallel_residual and not hooked
@@ -386,14 +358,10 @@ class GPTNeoX(nn.Module):
 
 
 def _residual_add(x: Tensor, branches: Branches) -> Tensor:
-    """Return `x` plus the sum of a block's two branches, in fp32; without branches, return `x`."""
+    """Return `x` plus the branches, if there are any, in fp32."""
     return x + (branches[0].float() + branches[1]) if branches else x
 
 
 def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
-    """Run `Block.fused` on input `x`, and return the block's output.
-
-    Args:
-        rest: the arguments of `Block.fused` after `branches`.
-    """
+    """Return the output of `Block.fused`, with the branches added."""
     return _residual_add(*layer.fused(x, (), *rest))

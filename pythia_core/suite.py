@@ -1,8 +1,8 @@
-"""Define the model sizes, the book-wide setting `scale`, and the suite of sixteen runs.
+"""The model sizes, the book-wide setting `scale`, and the suite of sixteen runs.
 
 The official sizes have the shapes and learning rates of the released configs (EleutherAI/pythia,
-models/*/*.yml). Where the paper's table has another value, the value of the config is used. For
-example, the learning rate of 1B is 2.5e-4 in its config and 3.0e-4 in the table.
+models/*/*.yml), even where the paper's table differs. For example, the learning rate of 1B is
+2.5e-4 in its config and 3.0e-4 in the table.
 
 The suite trains eight sizes on two corpora each, as Pythia does. Models of one size start from the
 same weights. Models on one corpus read the same batches in the same order.
@@ -32,7 +32,7 @@ from pythia_core.training.schedule import linear_step
 
 @dataclass(frozen=True)
 class Size:
-    """A model size: its name, shape, peak learning rate and rule for the initial weights."""
+    """A model size."""
 
     name: str
     n_layers: int
@@ -40,18 +40,15 @@ class Size:
     n_heads: int
     lr_max: float
     vocab_size: int | None = None
-    """Size of the padded vocabulary, which the official sizes fix; None for the other sizes."""
+    """Padded size of the vocabulary; None except for the official sizes."""
     init: str = "small_wang"
 
     def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
-        """Return the ModelConfig of this size.
+        """Return the ModelConfig of this size; raise ConfigError if a field is missing or invalid.
 
         Args:
-            vocab_size: ignored if the size has a fixed vocabulary; required if it has none.
+            vocab_size: needed if the size has no vocabulary of its own, otherwise ignored.
             overrides: fields of ModelConfig to set or replace.
-
-        Raises:
-            ConfigError: `vocab_size` is missing, or a field is invalid.
         """
         vocab = self.vocab_size or vocab_size
         if vocab is None:
@@ -111,19 +108,14 @@ GPU_SIZES = {
     )
 }
 """Eight sizes for one large GPU, named by their number of *non-embedding* parameters: the four
-smallest official shapes and four shapes in between, all with the small vocabulary of the scale.
-Heads have 32 or 64 dims, as in the four official shapes. Peak learning rates follow the official
-ones: 1e-3 up to 18.9 M parameters, 6e-4 at 85 M, and log-linear in between (7.8e-4 at 39 M)."""
+smallest official shapes and four in between. Heads have 32 or 64 dims. Peak learning rates follow
+the official ones: 1e-3 up to 18.9 M parameters, 6e-4 at 85 M, log-linear in between."""
 
 SIZES = {**LAPTOP_SIZES, **GPU_SIZES, **OFFICIAL_SIZES}
 
 
 def size_named(name: str) -> Size:
-    """Return the size with this name.
-
-    Raises:
-        ConfigError: no size has this name.
-    """
+    """Return the size with this name; raise ConfigError if there is none."""
     if name not in SIZES:
         raise ConfigError(one_of(name, SIZES, "size"))
     return SIZES[name]
@@ -138,20 +130,14 @@ def nominal_parameters(size: str) -> float:
 
 
 def size_of(model: ModelConfig, sizes: Mapping[str, Size] = SIZES) -> Size | None:
-    """Return the first of `sizes` with as many layers and heads as the model, and the same width.
-
-    Return None if there is no such size.
-    """
+    """Return the first size with the model's layers, width and heads; None if there is none."""
     shape = (model.n_layers, model.d_model, model.n_heads)
     matches = (s for s in sizes.values() if (s.n_layers, s.d_model, s.n_heads) == shape)
     return next(matches, None)
 
 
 def size_name(model: ModelConfig) -> str:
-    """Return the name of a model's size.
-
-    If no size matches, return "LAYERSxWIDTHxHEADS", e.g. "2x16x2".
-    """
+    """Return the name of a model's size, or "LAYERSxWIDTHxHEADS", e.g. "2x16x2", if it has none."""
     size = size_of(model)
     return size.name if size else f"{model.n_layers}x{model.d_model}x{model.n_heads}"
 
@@ -165,28 +151,25 @@ DEDUP = "jaccard-0.87"
 
 @dataclass(frozen=True)
 class Scale:
-    """A value of the book-wide setting `scale`, which says how much a study trains.
-
-    A scale fixes the number of updates, the batch size, the data and the model sizes.
-    """
+    """A value of the setting `scale`: the updates, batch size, data and model sizes of a study."""
 
     name: str
     machine: str
-    """The machine that the scale is meant for, and how long its studies take there."""
+    """The machine that the scale is for, and how long studies take there."""
     steps: int
     batch_size: int
     data: DataConfig = field(default_factory=DataConfig)
     sizes: tuple[str, ...] = ()
-    """The sizes of the suite at this scale."""
+    """Sizes of the suite."""
     published: bool = False
-    """Whether studies use and continue the released models instead of training from scratch."""
+    """Whether studies use the released models instead of training from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
         """Parse a comma-separated list of sizes; return their names, the smallest size first.
 
         Args:
-            text: the list; if it is empty, `default` is parsed instead.
-            default: another list; if it is empty too, all sizes of the scale are returned.
+            text: the list; if empty, `default` is used.
+            default: another list; if empty, all sizes of the scale are used.
 
         Raises:
             ConfigError: a size is unknown or repeated, or the list has only commas.
@@ -213,18 +196,16 @@ class Scale:
         deduplicated: bool = False,
         **train: Any,
     ) -> RunConfig:
-        """Return the config of a control run (one without intervention) of one size at this scale.
+        """Return the config of a control run (one without intervention) at this scale.
 
-        As in Pythia, the deduplicated corpus is read about one and a half times, so the training
-        order has two copies of it. The vocabulary is that of the scale's tokenizer, padded to a
-        multiple of 128 as in GPT-NeoX.
+        As in Pythia, the deduplicated corpus is read about one and a half times, so its training
+        order has two epochs. The vocabulary is padded to a multiple of 128, as in GPT-NeoX.
 
         Args:
-            deduplicated: whether to train on the deduplicated corpus instead of the standard one.
             train: fields of TrainConfig to set or replace.
 
         Raises:
-            ConfigError: an unknown size, an invalid value, or a scale that trains no control runs.
+            ConfigError: a size is unknown, a value is invalid, or the scale trains no control runs.
         """
         if self.published:
             raise ConfigError(
@@ -252,10 +233,7 @@ class Scale:
         )
 
     def fork_step(self, index: int) -> int:
-        """Return the step of a run at this scale for the official step 1000 * `index`.
-
-        The two steps are the same fraction of their runs.
-        """
+        """Return the step that is as far through a run as the official step 1000 * `index`."""
         return linear_step(index, self.steps)
 
 
@@ -308,11 +286,7 @@ SCALES = {
 
 
 def scale_named(name: str) -> Scale:
-    """Return the scale with this name.
-
-    Raises:
-        ConfigError: no scale has this name.
-    """
+    """Return the scale with this name; raise ConfigError if there is none."""
     if name not in SCALES:
         raise ConfigError(one_of(name, SCALES, "scale"))
     return SCALES[name]
@@ -332,8 +306,8 @@ def suite_configs(
     """Map each pair (size, data arm) to the config of its run.
 
     Args:
-        arms: the corpora to train on, each a name in DATA_ARMS.
-        seed: seed of the initial weights and of the data order. Pythia too uses one seed for both.
+        arms: names in DATA_ARMS.
+        seed: seed of both weights and data order, as in Pythia.
 
     Raises:
         ConfigError: unknown scale, size or arm.

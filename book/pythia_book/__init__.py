@@ -1,8 +1,7 @@
 """Runs the studies of the book: trains, measures, tests claims, draws, records and builds the site.
 
-pythia_book imports pythia_core, and pythia_core never imports pythia_book. `EXTENSIONS` registers
-what pythia_book adds to pythia_core: commands, corpora, and continued runs of released models.
-README.md ("Layout") describes the subpackages and modules.
+`EXTENSIONS` registers with pythia_core the commands, corpora and continued runs of pythia_book.
+pythia_core never imports pythia_book. README.md ("Layout") describes the modules.
 """
 
 EXTENSIONS: dict[str, dict[str, str]] = {
@@ -13,4 +12,4 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "corpora": {name: "pythia_book.corpora" for name in ("pocket-pile", "miniature", "large")},
     "runs": {"continued": "pythia_book.released.continuation.run:open_continued"},
 }
-"""Maps each group and name to a module or function; `pythia_core.util.extensions` reads it."""
+"""Maps each group and name to a module or function, for `pythia_core.util.extensions`."""

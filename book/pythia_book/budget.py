@@ -1,9 +1,7 @@
-"""Predicts the tokens, FLOP, seconds and bytes of the training runs at a scale, on one GPU.
+"""Predicts the tokens, FLOP, seconds and bytes of all training runs at a scale, on one H100.
 
-The scale (pythia_core.suite.Scale) sets the model sizes and the length of training. Training times
-come from pythia_book.bench.cost_model and assume torch.compile. The rates in that model are
-estimates, so every number here is a prediction. `python -m pythia_core gpu-check` measures the
-rates on a GPU.
+Every number is a prediction: the rates in pythia_book.bench.cost_model are estimates, and
+torch.compile is assumed. `python -m pythia_core gpu-check` measures the rates on a GPU.
 """
 
 from __future__ import annotations
@@ -25,20 +23,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WRITE_RATE = 1.0e9
-"""Bytes per second at which checkpoints are hashed and written. This is a guess, the least certain
-number in this module."""
+"""Bytes per second of hashing and writing checkpoints: a guess, the least certain number here."""
 MEASURING_SLOWDOWN = 3.0
 """How much slower a forward pass is in TF32 and small batches than in a bf16 training step."""
 
 
 def gpu_runs(study: str, scale: str) -> list[RunConfig]:
-    """Return the runs of a study at a scale, with the precision bf16, which is used on a GPU."""
+    """Return the runs of a study at a scale, in bf16 as on a GPU."""
     runs = runs_of(study, scale)
     return [replace(run, train=replace(run.train, precision="bf16")) for run in runs]
 
 
 def measuring_seconds(study: str, config: RunConfig) -> float:
-    """Predict roughly how many seconds a study takes to measure all checkpoints of a run."""
+    """Predict roughly the seconds that a study takes to measure all checkpoints of a run."""
     cost, seq_len = params_of(study).MEASURING, config.data.seq_len
     tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
@@ -48,10 +45,7 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
 
 
 def run_tokens(config: RunConfig) -> int:
-    """Return the number of tokens that a run is trained on.
-
-    A fork (a run that starts from a checkpoint of another run) counts only its own updates.
-    """
+    """Return the number of tokens that a run trains on; a fork counts only its own updates."""
     return len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
@@ -68,12 +62,12 @@ def written_steps(config: RunConfig) -> list[int]:
 
 
 def written_bytes(config: RunConfig) -> float:
-    """Return the total bytes of all checkpoints that a run writes, deleted checkpoints included."""
+    """Return the bytes of all checkpoints that a run writes, including those deleted later."""
     return float(len(written_steps(config)) * checkpoint_bytes(config))
 
 
 def kept_bytes(scale: str, config: RunConfig) -> float:
-    """Predict how many bytes of weights and optimizer states a finished run has on disk."""
+    """Predict the bytes of weights and optimizer states that a finished run keeps on disk."""
     retained = keep(scale, config) if is_large(config) else None
     weights = sum(retained is None or s in retained.weights for s in written_steps(config))
     states = len(PAPER_FORKS) + 1 if retained is None else len(retained.states)
@@ -81,11 +75,16 @@ def kept_bytes(scale: str, config: RunConfig) -> float:
 
 
 def sizes_table(scale: str) -> pd.DataFrame:
-    """Predict the cost of the study `suite` at a scale; return one row per model size.
+    """Predict the cost of the study `suite` at a scale, one row per model size.
 
-    The columns size, parameters and non_embedding describe the model. The columns tokens, flop and
-    tokens_per_s are for one run of that size. The columns seconds (of training), written_gb (all
-    checkpoints written) and kept_gb (left on disk) are sums over all runs of that size.
+    Columns of one run:
+    `size`, `parameters`, `non_embedding`: the model
+    `tokens`, `flop`, `tokens_per_s`: the training
+
+    Columns summed over all runs of a size:
+    `seconds`: training time
+    `written_gb`: all checkpoints written
+    `kept_gb`: checkpoints and states left on disk
     """
     import pandas as pd
 
@@ -111,12 +110,14 @@ def sizes_table(scale: str) -> pd.DataFrame:
 
 
 def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
-    """Predict the cost of each study if all runs train one after another; return one row per study.
+    """Predict the cost of each study, one row per study, if all runs train one after another.
 
-    The rows are in the order of `studies`. The columns runs and tokens are counts. The columns
-    training_s, writing_s (writing checkpoints) and measuring_s are seconds, and kept_gb is disk
-    space. A run that several studies share counts only for the first of these studies, except in
-    measuring_s.
+    Columns:
+    `study`, `runs`, `tokens`: the name and two counts
+    `training_s`, `writing_s`, `measuring_s`: seconds
+    `kept_gb`: disk space
+
+    Only the first study counts a shared run, except in `measuring_s`.
     """
     import pandas as pd
 
@@ -141,9 +142,7 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
 
 
 def report(scale: str) -> str:
-    """Return the predicted cost of a scale as text.
-
-    The text has `sizes_table`, `studies_table`, and the total time and disk space.
+    """Return the predicted cost of a scale as text: both tables, the total time and the disk space.
 
     Raises:
         ConfigError: the cost model has no estimate for a head dimension of the scale.

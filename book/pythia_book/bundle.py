@@ -1,13 +1,10 @@
 """Packs an archive with everything that a machine without a network needs to run studies.
 
-The archive contains this project, the prepared tokens, the wheels that the studies read, the
-released numbers if they are available, the sha256 of every file, and `run.sh` (bundle_run.sh).
-`run.sh` checks the hashes, runs every study and writes the results to `records/`. The archive
-stores its files sorted by name and without times or owners, so the same files always give the same
-archive.
-
-Corpora made from the user's own files are not packed, because no scale uses them. Do not publish
-the archive: the wheels and the released numbers have licences of their own.
+The archive contains the project, prepared tokens, wheels, released numbers if available, the sha256
+of every file, and `run.sh` (bundle_run.sh), which checks the hashes and runs the studies. The same
+files always give the same archive: names are sorted, times and owners are omitted. Corpora made
+from the user's own files are not packed, because no scale uses them. Do not publish the archive:
+the wheels and the released numbers have licences of their own.
 """
 
 from __future__ import annotations
@@ -40,10 +37,9 @@ TOP = "pythia-bundle"
 """The top folder of the archive."""
 PROJECT = ("pythia_core", "book", "notebooks", "tests", "pyproject.toml", "_config.yml", "_toc.yml",
            "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
-"""The files and folders of the project that are packed."""
+"""The files and folders of the project to pack."""
 DICTIONARY = 1 << 29
-"""Size of the xz dictionary in bytes. It is large because the deduplicated tokens repeat tokens of
-the full text."""
+"""Size of the xz dictionary in bytes: large, because deduplicated text repeats the full text."""
 
 Part = Path | bytes
 """A file to pack, given as its path or as its content."""
@@ -51,30 +47,20 @@ Part = Path | bytes
 
 @dataclass(frozen=True)
 class Bundle:
-    """An archive that has been written, with its hash and its list of contents."""
+    """A written archive."""
 
     path: Path
     sha256: str
     manifest: dict[str, Any]
-    """The content of MANIFEST.json: scale, studies, version, commit, and the size and sha256 of
-    every file."""
+    """Content of MANIFEST.json: scale, studies, version, commit, size and sha256 of every file."""
 
     def sizes(self) -> dict[str, int]:
-        """Map each top folder of the archive to the uncompressed bytes in it, largest first.
-
-        Below cache/, each subfolder counts separately.
-        """
+        """Map each top folder, or subfolder of cache/, to its uncompressed bytes, largest first."""
         return _by_kind({name: entry["bytes"] for name, entry in self.manifest["files"].items()})
 
 
 def _by_kind(file_sizes: Mapping[str, int]) -> dict[str, int]:
-    """Map each top folder to the total bytes of the files in it, largest first.
-
-    Below cache/, each subfolder counts separately.
-
-    Args:
-        file_sizes: maps the name of each file in the archive to the bytes of the file.
-    """
+    """Sum file sizes in bytes per top folder, or per subfolder of cache/, largest first."""
     sizes: dict[str, int] = {}
     for name, n_bytes in file_sizes.items():
         kind = name.split("/")[0]
@@ -90,22 +76,16 @@ def make_bundle(
     progress: bool = True,
     max_size: float | None = None,
 ) -> Bundle:
-    """Write an archive with everything that a machine without a network needs to run studies.
-
-    The data of the studies are prepared first. The archive is written atomically.
+    """Prepare the data of studies, and write the archive atomically.
 
     Args:
         out: path of the archive, *.tar or *.tar.xz. A .tar.xz is smaller, but takes minutes.
-        studies: the studies that `run.sh` in the archive will run.
-        max_size: limit on the size before compression, in MB. None means no limit.
-
-    Returns:
-        The path, the hash and the manifest of the archive.
+        studies: the studies that `run.sh` will run.
+        max_size: limit in MB before compression; None: no limit.
 
     Raises:
-        ConfigError: the scale or a study is unknown, the scale needs released models, the suffix of
-            `out` is not accepted, there is no checkout to pack, or the files are larger than
-            `max_size`. Nothing is packed.
+        ConfigError: an unknown scale or study, a scale that needs released models, a wrong suffix
+            of `out`, no checkout to pack, or files larger than `max_size`. Nothing is packed.
         FetchError, DataError: a text or a wheel is not available.
     """
     problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
@@ -152,10 +132,7 @@ def make_bundle(
 
 
 def project_files(root: Path) -> dict[str, Part]:
-    """Map the name of each project file in the archive to its path below `root`.
-
-    Hidden files, caches of Python and the notebooks copied to book/studies/ are left out.
-    """
+    """Map names in the archive to the project's files, without caches and generated notebooks."""
     files = [p for name in PROJECT for p in (root / name, *(root / name).rglob("*")) if p.is_file()]
     return {
         f"project/{file.relative_to(root).as_posix()}": file
@@ -166,10 +143,7 @@ def project_files(root: Path) -> dict[str, Part]:
 
 
 def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part]:
-    """Map names in the archive to the prepared tokens and pinned wheels that the studies need.
-
-    Tokens and wheels that are not in the cache are prepared and downloaded first.
-    """
+    """Prepare or download the tokens and wheels that studies need; map archive names to paths."""
     parts: dict[str, Part] = {}
     for data in needed_data(scale, studies):
         folder = prepare_tokens(data, progress)
@@ -181,10 +155,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:
-    """Return {name in the archive: file} for the tokens that `bench train` reads on a GPU.
-
-    If the 20B tokenizer is unavailable, print a warning and return an empty dict.
-    """
+    """Map archive names to the tokens of `bench train`, or warn if the tokenizer is unavailable."""
     from pythia_book.bench.train import text_file, text_tokens
 
     try:
@@ -199,22 +170,17 @@ def _bench_text(progress: bool) -> dict[str, Part]:
 
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
-    """Return the configs of the data that the studies read, one for each different set of tokens.
-
-    Configs that differ only in how rows are made from the tokens count once.
-    """
+    """Return one data config for each different set of tokens that the studies read."""
     configs = texts_of(scale, studies)
     tokens = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in configs}
     return list(tokens.values())
 
 
 def _published() -> dict[str, Part]:
-    """Map names in the archive to the released results in the folder PYTHIA_PUBLISHED_DIR.
-
-    If this environment variable is not set, return an empty dict.
+    """Map archive names to the released results in the folder PYTHIA_PUBLISHED_DIR, if it is set.
 
     Raises:
-        DataError: the environment variable does not name a folder.
+        DataError: PYTHIA_PUBLISHED_DIR does not name a folder.
     """
     if not (released := os.environ.get("PYTHIA_PUBLISHED_DIR")):
         return {}
@@ -228,10 +194,7 @@ def _published() -> dict[str, Part]:
 
 
 def _commit() -> str:
-    """Return the commit of this checkout as text, which `run.sh` puts into PYTHIA_COMMIT.
-
-    The text is the id of the commit, with "-modified" if files have changed, or "" without git.
-    """
+    """Return the commit id, with "-modified" after changes; "" without git."""
     state = commit()
     return f"{state['id']}{'-modified' if state['dirty'] else ''}" if state["id"] else ""
 
@@ -240,28 +203,23 @@ def _commit() -> str:
 
 
 def _open(part: Part) -> BinaryIO:
-    """Open, for reading, a file that goes into the archive."""
+    """Open a part for reading."""
     return io.BytesIO(part) if isinstance(part, bytes) else open(part, "rb")
 
 
 def _size(part: Part) -> int:
-    """Return the number of bytes of a file that goes into the archive."""
+    """Return the bytes of a part."""
     return len(part) if isinstance(part, bytes) else part.stat().st_size
 
 
 def _entry(part: Part) -> dict[str, Any]:
-    """Return the manifest's entry for a file: the size of the file in bytes, and its sha256."""
+    """Return the manifest's entry for a part: size in bytes and sha256."""
     with _open(part) as file:
         return {"bytes": _size(part), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _write(target: Path, parts: Mapping[str, Part], compress: bool, progress: bool) -> None:
-    """Write a tar archive, optionally compressed with xz.
-
-    Args:
-        target: path of the archive.
-        parts: maps each name in the archive to the file to pack.
-    """
+    """Write a tar archive, optionally compressed with xz."""
     total = sum(map(_size, parts.values()))
     bar = progress_bar(progress, total=total, desc="packing", unit="B", unit_scale=True)
     xz = {"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": DICTIONARY}

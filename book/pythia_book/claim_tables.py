@@ -1,9 +1,8 @@
-"""Shows the claims of a study as a table, in HTML or as a pandas frame.
+"""Shows the claims of a study: as HTML on pages and in notebooks, as a pandas frame in terminals.
 
-Pages and notebooks show the HTML, and the terminal shows the frame. Each row has the claim with its
-source, the results on the released models and on our models, and the verdict with one reason. In
-HTML, a click on "Details" in a row shows the paper's words, exact numbers, tests and notes. A
-second table, which can be unfolded, has the premises and checks.
+A row has the claim, its source, the results on the released models and on our models, and the
+verdict. In HTML, "Details" unfolds the paper's words, exact numbers and tests. Premises and checks
+are in a second table, which also unfolds.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def slug(verdict: str) -> str:
 
 
 def parts(claims: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Return two lists: the claims of papers, and the other rows (premises and checks)."""
+    """Split rows into the claims of papers, and the premises and checks."""
     ours = [row for row in claims if row["kind"] != "claim"]
     return [row for row in claims if row["kind"] == "claim"], ours
 
@@ -54,7 +53,7 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
     """Return the claims of a study as HTML tables, with every text escaped.
 
     Args:
-        note: a sentence about this study's claims, shown below the tables.
+        note: a sentence below the tables.
         link: URL of the page that explains verdicts; empty: no link.
     """
     papers, others = parts(claims)
@@ -71,7 +70,7 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
 
 
 def claims_frame(claims: Sequence[Row]) -> pd.DataFrame:
-    """Return the claims of a study as plain text in the columns HEADER, one row per claim."""
+    """Return the claims as plain text, one row per claim, with the columns HEADER."""
     import pandas as pd
 
     rows = [

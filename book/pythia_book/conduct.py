@@ -1,9 +1,8 @@
 """Conducts a study: obtains its measurements and analyses them.
 
-A study has two functions. `measure` trains or finds models and returns `Measurements`. `analyse`
-turns the measurements and the released numbers into tables, values and claims, and needs no model.
-A record contains the measurements and the released numbers. So verdicts, values and figures can be
-computed again from a record, without training or measuring (pythia_book.redraw).
+`measure` trains or finds models and returns `Measurements`. `analyse` turns measurements and
+released numbers into tables, values and claims, and needs no model. A record contains both inputs
+of `analyse`, so pythia_book.redraw can repeat the analysis without training or measuring.
 """
 
 from __future__ import annotations
@@ -27,20 +26,15 @@ def conduct(
     released: Callable[[Published], Tables] | None = None,
     published: Published | None = None,
 ) -> Result:
-    """Obtain the measurements of a study, analyse them, judge the claims, and return the result.
-
-    In a redraw (a new analysis of an old record), the measurements are read from the record. In
-    any other run, `measure` makes the measurements.
+    """Measure a study, or read the measurements in a redraw; then analyse and judge.
 
     Args:
         params: the parameters of the study, a dataclass.
-        measure: a function that trains or finds models, and measures these models.
-        analyse: a function that turns measurements and released tables into tables, values and
-            claims.
-        released: a function that selects from the released results the tables that the study
-            shows; None: the study shows no released results.
-        published: the released results; None: the results in `PYTHIA_PUBLISHED_DIR`. If this
-            variable is not set, the released tables are read from a record of the study.
+        measure: trains or finds models, and measures them.
+        analyse: turns measurements and released tables into tables, values and claims.
+        released: selects the released tables that the study shows; None: there are none.
+        published: the released results; None: those in `PYTHIA_PUBLISHED_DIR` or else the released
+            tables in a record of the study.
 
     Raises:
         DataError: the record to redraw is damaged, was made by an older version of the study, or

@@ -1,11 +1,8 @@
 """Measures checkpoints in parallel, and caches the results in the folder of the run.
 
-A measurement is a picklable object. It has a name, returns arrays when called with a model and a
-step, and has a digest of everything, apart from the weights, that determines the arrays. Each
-cached file contains a hash of its arrays; a damaged file is measured again. A checkpoint that
-cannot be loaded becomes a gap in the tables and does not end the study.
-
-Most studies use `LanguageMeasurement`, which measures on held-out text.
+A measurement is a picklable callable that returns arrays. Its digest covers everything that
+determines the arrays, except the weights. A damaged cached file is measured again. A checkpoint
+that cannot be loaded becomes a gap in the tables. Most studies use `LanguageMeasurement`.
 """
 
 from __future__ import annotations
@@ -42,11 +39,10 @@ CheckpointKey = tuple[str, int]
 
 
 class Measurement(Protocol):
-    """A callable that measures a model and returns arrays. Worker processes get a pickled copy."""
+    """A picklable callable that measures a model and returns arrays."""
 
     name: str
-    """The name of the measurement, with letters a-z and _. Names of cached files begin with this
-    name."""
+    """Letters a-z and _; the beginning of the names of cached files."""
     digest: str
     """Stable hash of the items, settings and method, but not of the weights or the step."""
 
@@ -65,16 +61,11 @@ class Gap:
 def measure_all(
     checkpoints: Sequence[tuple[Run, int]], measurement: Measurement, progress: bool = True
 ) -> tuple[dict[CheckpointKey, Arrays], list[Gap]]:
-    """Apply one measurement to many checkpoints, in one process per core.
-
-    Cached results are reused.
-
-    Args:
-        checkpoints: (run, step) of each checkpoint.
+    """Apply one measurement to many checkpoints in parallel, reusing cached results.
 
     Returns:
-        A dict that maps (run id, step) to the arrays of each measured checkpoint, and a Gap for
-        each checkpoint that is missing or corrupt.
+        The arrays of each measured (run id, step), and a Gap for each missing or corrupt
+        checkpoint.
     """
     measured, gaps = measure_each(checkpoints, [measurement], measurement.name, progress)
     return {key: arrays for key, (arrays,) in measured.items()}, gaps
@@ -86,18 +77,13 @@ def measure_each(
     title: str,
     progress: bool = True,
 ) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
-    """Apply several measurements to many checkpoints; load each checkpoint at most once.
+    """Apply several measurements to many checkpoints in parallel, reusing cached results.
 
-    Cached results are reused.
-
-    Args:
-        checkpoints: (run, step) of each checkpoint.
-        title: name of the measurements in the progress bar.
+    Each checkpoint is loaded at most once. `title` names the measurements in the progress bar.
 
     Returns:
-        A dict that maps (run id, step) of each measured checkpoint to the arrays of every
-        measurement, in the order of `measurements`; and a Gap for each checkpoint that is missing
-        or corrupt.
+        The arrays of each measured (run id, step), in the order of `measurements`, and a Gap for
+        each missing or corrupt checkpoint.
     """
     measured: dict[CheckpointKey, list[Any]] = {}
     jobs: list[tuple[Run, int, list[Measurement]]] = []
@@ -130,19 +116,12 @@ def measure_each(
 
 
 _kept: dict[tuple[str, str], Measurement] = {}
-"""The measurements of this process, by name and digest. Every job brings a new copy of its
-measurement; with the first one, what the measurement has prepared (packed requests) is kept."""
+"""The first copy of each measurement in this process, by name and digest. The first copy keeps its
+packed requests; every job brings a new copy without them."""
 
 
 def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
-    """Apply measurements to a checkpoint; cache and return the arrays of each measurement.
-
-    Args:
-        job: the run, the step, and the measurements.
-
-    Returns:
-        The arrays of each measurement; or the error message if the checkpoint cannot be loaded.
-    """
+    """Measure a checkpoint and cache the arrays; return the error as text if loading fails."""
     run, step, measurements = job
     try:
         model = run.model(step)
@@ -163,7 +142,7 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
 
 
 def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
-    """Return what identifies a cached result: the run, the step and the measurement."""
+    """Return what identifies a cached result: run, step, name and digest."""
     identity = {"what": measurement.name, "digest": measurement.digest}
     return {"run": run.id, "step": step, **identity}
 
@@ -175,7 +154,7 @@ def _file(run: Run, step: int, measurement: Measurement) -> Path:
 
 
 def _sha256(arrays: Arrays) -> str:
-    """Hash the names, types, shapes and contents of arrays."""
+    """Hash the names, dtypes, shapes and contents of arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -185,11 +164,7 @@ def _sha256(arrays: Arrays) -> str:
 
 
 def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
-    """Write arrays to a file, atomically, with a hash of the arrays and with `key`.
-
-    Args:
-        key: a dict of JSON types that identifies the measurement and the checkpoint.
-    """
+    """Write arrays atomically, with their hash and the JSON-compatible `key`."""
     from safetensors.numpy import save
 
     metadata = {"key": json.dumps(key, sort_keys=True), "sha256": _sha256(arrays)}
@@ -199,12 +174,7 @@ def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
 
 
 def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
-    """Read the arrays of a file written by `save_cached`.
-
-    Returns:
-        The arrays by name, or None if the file is missing or damaged, or was saved with another
-        key.
-    """
+    """Read arrays by name; None if the file is missing, damaged or saved with another key."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -222,19 +192,18 @@ def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
 # --- held-out text ---------------------------------------------------------------------------
 
 N_ROWS = 320
-"""Number of held-out rows on which the loss is measured, spread evenly over the held-out stream."""
+"""Number of held-out rows for the loss, spread evenly over the held-out stream."""
 N_PASSAGE_ROWS = 960
-"""Number of held-out rows from which the passages for last-word prediction are taken."""
+"""Number of held-out rows that provide passages for last-word prediction."""
 
 
 @dataclass(frozen=True)
 class LanguageMeasurement:
     """A measurement of how well a checkpoint models held-out text.
 
-    Calling it returns two arrays. `loss`, float64[rows], is the mean loss of each held-out row, in
-    nats per token. `last_word`, bool[passages], says whether greedy decoding gives the last word of
-    each passage. All runs of a scale are measured on the same held-out documents, even if their
-    training text is deduplicated.
+    All runs of a scale are measured on the same held-out documents, deduplicated or not. Arrays:
+    `loss`: float64[rows], mean loss of each row in nats per token
+    `last_word`: bool[passages], whether greedy decoding gives the last word
     """
 
     rows: np.ndarray
@@ -244,11 +213,7 @@ class LanguageMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, max_seq_len: int) -> LanguageMeasurement:
-        """Create the measurement on the held-out documents of prepared data.
-
-        Args:
-            max_seq_len: the context length of the models to measure.
-        """
+        """Create the measurement on held-out documents, for models of this context length."""
         tokens, seq_len = data.heldout.tokens, data.config.seq_len
         passages = scoring.last_words(
             scoring.sample_windows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id
@@ -266,7 +231,7 @@ class LanguageMeasurement:
         return scoring.pack(self.passages, self.max_seq_len)
 
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
-        """Measure a model; return `loss` and `last_word`. The step is not used."""
+        """Return `loss` and `last_word` of a model. The step is not used."""
         return {
             "loss": scoring.row_losses(model, self.rows),
             "last_word": scoring.score(model, self._packed).greedy,

@@ -1,15 +1,12 @@
 """Reads and checks the notebooks of studies, and stamps and cleans executed notebooks.
 
-The notebook of a study, notebooks/<study>.ipynb, has no outputs, and one of its cells is tagged
-`parameters`. Running the study (pythia_book.papermill_engine) writes an executed notebook to
-results/<study>/<scale>/notebook.ipynb. A stamp in the metadata of the executed notebook has the
-parameters and three kinds of hashes: of the code cells, of the Python files of pythia_core and
-pythia_book, and of the record in the same folder. An executed notebook is up to date as long as its
-parameters and the hashes of the code are those of a new run.
+notebooks/<study>.ipynb has no outputs, and one cell tagged `parameters`. A run writes an executed
+notebook to results/<study>/<scale>/notebook.ipynb. The stamp in its metadata has the parameters and
+the hashes of the code cells, of all Python files, and of the record. The run is up to date while a
+new stamp would have the same parameters and code hashes.
 
-Papermill only warns about an unknown parameter. This module rejects such a parameter before
-anything runs. Cleaning removes paths, host name, timings and versions, so that notebooks are
-reproducible.
+Papermill only warns about an unknown parameter, so this module rejects unknown parameters. Cleaning
+removes paths, host name, timings and versions, which makes notebooks reproducible.
 """
 
 from __future__ import annotations
@@ -37,9 +34,9 @@ Notebook = Any
 NOTEBOOK = "notebook.ipynb"
 """The name of the executed notebook in the folder of a run."""
 STAMP = "pythia"
-"""Key of the stamp in the metadata of a finished notebook."""
+"""Key of the stamp in the metadata of an executed notebook."""
 STOP_NOTE = "what was trained and measured is kept"
-"""The end of the message that is shown when a study was stopped."""
+"""The end of the message about a stopped study."""
 
 _TYPES = {
     **{"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)},
@@ -49,7 +46,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter that a notebook accepts: an assignment in its cell tagged `parameters`."""
+    """An assignment in the cell tagged `parameters` of a notebook."""
 
     name: str
     type: str
@@ -65,19 +62,16 @@ class Parameter:
 
 
 def notebooks_dir() -> Path:
-    """Return the folder with the notebooks of the studies.
-
-    In a checkout this is notebooks/. An installed package contains copies of the notebooks.
-    """
+    """Return the folder of the source notebooks: notebooks/, or a copy in an installed package."""
     copies = Path(__file__).with_name("_notebooks")
     return copies if copies.is_dir() else project_root() / "notebooks"
 
 
 def notebook_path(study: str) -> Path:
-    """Return the path of the source notebook of a study (the notebook without outputs).
+    """Return the path of the source notebook of a study.
 
     Raises:
-        ConfigError: the study is unknown; the message lists the known studies.
+        ConfigError: the study is unknown.
     """
     paths = {path.stem: path for path in sorted(notebooks_dir().glob("*.ipynb"))}
     if study not in paths:
@@ -104,7 +98,7 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def conflict(path: Path) -> str:
-    """Return "unresolved merge conflict" if there is one in the file `path`, else ""."""
+    """Return "unresolved merge conflict" if the file has one, else ""."""
     try:
         found = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
     except OSError:
@@ -124,10 +118,7 @@ def write_notebook(notebook: Notebook, path: Path) -> None:
 
 
 def source_hash(notebook: Notebook) -> str:
-    """Return the sha256 of the code cells of a notebook.
-
-    Prose and the cell of injected parameters do not count.
-    """
+    """Return the sha256 of the code cells, without the cell of injected parameters."""
     sources = [
         cell.source.strip()
         for cell in notebook.cells
@@ -137,7 +128,7 @@ def source_hash(notebook: Notebook) -> str:
 
 
 def outputs_hash(notebook: Notebook) -> str:
-    """Return the sha256 of the outputs of all cells of a notebook, in order."""
+    """Return the sha256 of the outputs of all cells, in order."""
     outputs = [cell.get("outputs", []) for cell in notebook.cells]
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
@@ -158,11 +149,10 @@ def library_hash() -> str:
 
 
 def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
-    """Read the cell tagged `parameters` of a notebook; map each name in it to a Parameter.
+    """Read the parameters from the cell tagged `parameters`, by name.
 
     Raises:
-        DataError: the notebook does not have exactly one such cell, or a default value is not a
-            literal.
+        DataError: there is not exactly one such cell, or a default is not a literal.
     """
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
@@ -193,11 +183,7 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
 
 
 def _fits(value: Any, kind: ast.expr) -> bool:
-    """Return whether a value matches an annotation such as `tuple[str, ...] | None`.
-
-    An annotation of another type than str, int, float, bool, None, dict or a sequence matches every
-    value.
-    """
+    """Check a value against an annotation such as `tuple[str, ...] | None`; unknown types fit."""
     if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr):
         return _fits(value, kind.left) or _fits(value, kind.right)
     name = ast.unparse(kind.value if isinstance(kind, ast.Subscript) else kind)
@@ -215,9 +201,7 @@ def _fits(value: Any, kind: ast.expr) -> bool:
 
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
-    """Parse words written NAME=VALUE; map each name to its value.
-
-    A value that is not a Python literal is taken as a string.
+    """Parse words NAME=VALUE; a value that is not a Python literal is a string.
 
     Raises:
         ConfigError: a word has no "=" or no name.
@@ -235,17 +219,11 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
 
 
 def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Check the names and types of parameters against the parameters cell of a notebook.
-
-    Args:
-        parameters: maps names to values.
-
-    Returns:
-        All parameters of the notebook, with the default value where `parameters` has no value.
+    """Check names and types of parameters; return all parameters, including defaults.
 
     Raises:
-        ConfigError: a parameter is unknown or has the wrong type, or the scale is unknown. The
-            message lists all problems and the accepted parameters.
+        ConfigError: a parameter or the scale is unknown, or a type is wrong. The message lists all
+            problems and the accepted parameters.
     """
     accepted = parameters_of(notebook)
     problems = []
@@ -266,14 +244,9 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 
 
 def check_values(study: str, values: dict[str, Any]) -> None:
-    """Check that a study accepts parameter values, whose types the caller has checked already.
+    """Check the values with the dataclass `Params` and the optional function `check` of a study.
 
-    The dataclass `Params` of the study checks whatever follows from the values alone. If the module
-    study.py of the study has a function `check`, that function checks the rest. A notebook without
-    a folder under studies/ is not checked.
-
-    Args:
-        values: maps the name of each parameter to its value.
+    The types must be checked already. A notebook without a folder under studies/ is not checked.
 
     Raises:
         ConfigError: the study rejects a value.
@@ -290,12 +263,7 @@ def check_values(study: str, values: dict[str, Any]) -> None:
 
 
 def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> dict[str, Any]:
-    """Return the stamp of a run, a dict of everything that determines its result.
-
-    It has the study, its parameters, the hashes of the code cells and of both packages, and whether
-    PYTHIA_PUBLISHED_DIR is set. A finished run is up to date as long as a stamp made now has the
-    same values.
-    """
+    """Return everything that determines the result of a run, as a dict."""
     return {
         "study": study,
         "parameters": json.loads(json.dumps(parameters)),
@@ -306,16 +274,12 @@ def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> di
 
 
 def output_path(study: str, scale: str) -> Path:
-    """Return the path to which a run of a study writes its executed notebook."""
+    """Return the path of the executed notebook of a study."""
     return results_dir() / study / scale / NOTEBOOK
 
 
 def unfinished_path(output: Path) -> Path:
-    """Return the path for the notebook of a run that failed, or was only prepared by papermill.
-
-    Args:
-        output: where a finished run writes its notebook (`output_path`).
-    """
+    """Return the path for a failed or only prepared notebook, next to the folder of `output`."""
     return output.parent.with_name(f"{output.parent.name}-unfinished.ipynb")
 
 
@@ -326,7 +290,7 @@ def has_errors(notebook: Notebook) -> bool:
 
 
 def is_finished(notebook: Notebook) -> bool:
-    """Return whether the run of a notebook completed: it has a stamp, and no cell failed."""
+    """Return whether a notebook has a stamp and no failed cell."""
     return isinstance(notebook.metadata.get(STAMP), dict) and not has_errors(notebook)
 
 
@@ -339,7 +303,7 @@ _MACHINE_PATH = re.compile(
 
 
 def _substitutes() -> list[tuple[str, str]]:
-    """List folders of this machine with the text that replaces each, the longest folder first."""
+    """List folders of this machine with the texts that replace them, longest folder first."""
     substitutes = {
         str(results_dir().resolve()): "results",
         str(project_root().resolve()): ".",
@@ -355,19 +319,19 @@ def _substitutes() -> list[tuple[str, str]]:
 
 
 def _pattern(folder: str) -> str:
-    """Return a regex that matches the path `folder`, but not as part of a longer name."""
+    """Return a regex that matches a folder's path, but not as part of a longer name."""
     return rf"(?<![\w.~-]){re.escape(folder)}(?![\w-])"
 
 
 def without_machine_paths(text: str) -> str:
-    """Replace paths of folders on this machine by neutral texts, e.g. "results" or "[cache]"."""
+    """Replace folders of this machine by neutral texts, e.g. "results" or "[cache]"."""
     for folder, substitute in _substitutes():
         text = re.sub(_pattern(folder), substitute, text)
     return text
 
 
 def machine_traces(text: str) -> list[str]:
-    """List the parts of a text that name this machine: absolute paths and the host name."""
+    """List the absolute paths in a text, and the host name if it occurs."""
     traces = [text[m.start() : m.start() + 40].split()[0] for m in _MACHINE_PATH.finditer(text)]
     traces += [folder for folder, _ in _substitutes() if re.search(_pattern(folder), text)]
     host = socket.gethostname()
@@ -379,8 +343,7 @@ def machine_traces(text: str) -> list[str]:
 def clean_notebook(notebook: Notebook) -> Notebook:
     """Make an executed notebook reproducible; change it in place and return it.
 
-    Remove versions, widget states, stderr outputs, and the paths and timings that papermill adds.
-    Number the code cells from 1. Replace paths of this machine in textual outputs.
+    Versions, widget states, stderr, timings and paths are removed. Code cells are numbered from 1.
     """
     metadata = notebook.metadata
     parameters = metadata.get("papermill", {}).get("parameters")

@@ -1,20 +1,13 @@
 """Runs the notebook of a study with papermill, and lets `papermill` work without an output path.
 
-Papermill loads this module through the entry point `papermill.engine` before it parses its command
-line. If the first path in the command line is a notebook of this project, the module adds the
-option that selects the engine defined here. If that is the only path, it also adds an output path,
-results/<study>/<scale>/notebook.ipynb. All other calls of papermill import this module too, so it
-must import quickly.
+Papermill imports this module in every call, through the entry point `papermill.engine`, so the
+import must be fast. For a notebook of this project, the import adds the option for our engine and a
+missing output path, results/<study>/<scale>/notebook.ipynb.
 
-The engine checks the parameters before the kernel starts. The kernel shows its progress in the
-terminal of the command. Ctrl-C in that terminal lets the kernel save the model it is training.
-
-A run replaces the earlier run as a whole. The kernel writes the record to a temporary folder next
-to results/<study>/<scale>/ (`PYTHIA_RECORD_TO`). If the notebook ends without an error, the engine
-cleans it, stamps it with the hash of the record and writes it to the temporary folder, which then
-replaces results/<study>/<scale>/. A notebook that fails or is only prepared goes to
-results/<study>/<scale>-unfinished.ipynb. No record is written if the command names an output path
-other than results/<study>/<scale>/notebook.ipynb.
+A run replaces the earlier run as a whole: the kernel writes the record to a temporary folder
+(`PYTHIA_RECORD_TO`), the engine adds the cleaned and stamped notebook, and the folder replaces
+results/<study>/<scale>/. A failed or only prepared notebook goes to
+results/<study>/<scale>-unfinished.ipynb. With any other output path, no record is written.
 """
 
 from __future__ import annotations
@@ -51,8 +44,7 @@ OPTIONS = {
     **dict.fromkeys((("--stdout-file",), ("--stderr-file",), ("--log-level",)), 1),
     **dict.fromkeys((("--execution-timeout",), ("--autosave-cell-every",)), 1),
 }
-"""Maps the names of each papermill option to its number of values. A test compares this table with
-papermill's own options."""
+"""Maps the names of each papermill option to its number of values."""
 
 KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
 """Arguments that silence the kernel's log and turn off colours in tracebacks. Colouring a traceback
@@ -62,11 +54,7 @@ _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
 def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Parse arguments as papermill does.
-
-    Returns:
-        A list of the paths and flags, and a dict that maps the name of each option to its values.
-    """
+    """Parse arguments as papermill does; return paths and flags, and the values of each option."""
     import click
 
     options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
@@ -81,12 +69,7 @@ def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def scale_parameter(options: dict[str, Any]) -> Any:
-    """The value of the parameter `scale`, or None if no option sets it.
-
-    Args:
-        options: values by option name, as `parse_arguments` returns them. If several options
-            set the scale, papermill's precedence decides.
-    """
+    """Return `scale` from parsed options, with papermill's precedence; None if it is not set."""
     import base64
 
     import yaml
@@ -103,7 +86,7 @@ def scale_parameter(options: dict[str, Any]) -> Any:
 
 
 def complete_arguments(arguments: list[str]) -> list[str]:
-    """Add the output path and the engine to papermill's arguments, where they are missing.
+    """Add a missing output path and engine to papermill's arguments.
 
     Calls for help or the version, and calls with a notebook of another project, stay unchanged.
 
@@ -140,18 +123,13 @@ def _escaped(path: object) -> str:
 
 
 def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
-    """Return the place of the study's notebook in results/ if `written` is this place.
-
-    Return None if `written` is not the place of any study's notebook.
+    """Return the absolute path of `written` if it is the study's notebook in results/, else None.
 
     Args:
-        written: the output path that papermill was called with.
-        study: stem of the notebook that papermill was called with.
-        base: the folder to which `written` is relative.
+        written: papermill's output path, relative to `base`.
 
     Raises:
-        ConfigError: `written` is the place of another study's notebook, or of a notebook in
-            book/recorded/.
+        ConfigError: `written` is the notebook of another study's run, or is in book/recorded/.
     """
     path = os.path.realpath(base / written)
     *_, owner, scale, _ = ("", "", "", *Path(path).parts)
@@ -173,7 +151,7 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
 
 
 def _working_folder() -> Path:
-    """The folder to which papermill's paths are relative, even if the notebook runs elsewhere."""
+    """Return the folder to which papermill's paths are relative, even if cells run elsewhere."""
     from papermill.iorw import papermill_io
 
     handler = papermill_io.get_handler("local")
@@ -186,15 +164,9 @@ _guarded: set[str] = set()
 
 
 def _guard(written: str, target: Path) -> None:
-    """Keep papermill from overwriting a finished run with an unfinished notebook.
+    """Redirect unfinished notebooks that papermill writes to `written`, to protect a finished run.
 
-    From now on, a notebook that papermill writes to `written` goes to the path for unfinished
-    notebooks instead. The exception is the notebook of a recorded run: the engine has already put
-    it in place, so nothing is written.
-
-    Args:
-        written: the output path that papermill was called with.
-        target: the same path, absolute.
+    The notebook of a recorded run is not written at all: the engine has already put it in place.
     """
     from papermill.iorw import LocalHandler, papermill_io
 
@@ -212,7 +184,7 @@ def _guard(written: str, target: Path) -> None:
 
 
 def keep_unfinished(notebook: Any, target: Path) -> Path:
-    """Write the notebook of an unfinished run to `unfinished_path(target)`, and print the path."""
+    """Write the notebook of an unfinished run to `unfinished_path(target)`, and print that path."""
     path = notebooks.unfinished_path(target)
     notebooks.write_notebook(notebook, path)
     if notebooks.has_errors(notebook):
@@ -229,7 +201,7 @@ def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
     """Stamp and clean an executed notebook, and write it to the folder of its record.
 
     Raises:
-        DataError: the folder has no record, or the record is incomplete or damaged.
+        DataError: the record is missing, incomplete or damaged.
     """
     from pythia_book import records
     from pythia_core.util.files import file_sha256
@@ -251,7 +223,7 @@ def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
 
 @contextlib.contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable inside the block, so that the kernel inherits it."""
+    """Set an environment variable inside the block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -267,7 +239,7 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 
 def _close_piped_stdin() -> None:
-    """If stdin is a pipe or closed, make it the null device, because papermill would read it."""
+    """Replace a piped or closed stdin by the null device, because papermill would read it."""
     try:
         piped = stat.S_ISFIFO(os.fstat(0).st_mode)
     except OSError:
@@ -280,7 +252,7 @@ def _close_piped_stdin() -> None:
 
 
 def _is_papermill_command() -> bool:
-    """Whether this process is the script `papermill` or `python -m papermill`."""
+    """Return whether this process is the script `papermill` or `python -m papermill`."""
     if sys.argv[0] == "-m":  # the module is not loaded yet
         return "papermill" in sys.orig_argv[1 : -len(sys.argv[1:]) or None]
     return Path(sys.argv[0]).stem == "papermill"
@@ -290,7 +262,7 @@ _in_papermill_command = False
 
 
 def _exit_at_once(number: int, _frame: Any) -> None:
-    """Signal handler of the papermill command while there is nothing to save: report and exit."""
+    """Report a signal and exit, while there is nothing to save."""
     os._exit(report_stop(Stopped(number=number), STOP_NOTE))
 
 
@@ -315,14 +287,11 @@ def _on_import() -> None:
 
 
 def _guard_output(arguments: list[str]) -> None:
-    """Keep a papermill call from overwriting a recorded run (see `_guard`).
-
-    The check comes before papermill starts an engine, because a call with `--prepare-only` starts
-    no engine.
+    """Keep a papermill call from overwriting a recorded run, even with --prepare-only.
 
     Raises:
-        ConfigError: `_place_of_a_run` refuses the output path. Or the output path is the place of
-            the study's notebook in results/, but the engine of the call is not `pythia`.
+        ConfigError: `_place_of_a_run` refuses the output path, or another engine than `pythia`
+            would write a study's notebook in results/.
     """
     words, options = parse_arguments(arguments)
     paths = [word for word in words if not word.startswith("-") or word == "-"]
@@ -345,11 +314,7 @@ def _guard_output(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let the kernel show its progress in the terminal of this process, unless progress is off.
-
-    Args:
-        kwargs: keyword arguments for papermill's engine; changed in place.
-    """
+    """Show the kernel's progress in this terminal; change papermill's `kwargs` in place."""
     progress = kwargs.get("progress_bar", True)
     live = progress and is_live(sys.stderr)
     if progress and not kwargs.get("stderr_file"):
@@ -365,17 +330,13 @@ def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the notebook safely.
+    """Let Ctrl-C and SIGTERM stop the notebook after the running cell has saved its model.
 
-    A signal first interrupts the running cell. The cell saves the model that it is training; then
-    the notebook ends. Without this context manager, a signal would break the connection to the
-    kernel.
-
-    Args:
-        kwargs: keyword arguments for papermill's engine; changed in place.
+    Without this context manager, a signal would break the connection to the kernel. The `kwargs` of
+    papermill's engine are changed in place.
 
     Raises:
-        Stopped: a signal was received. The papermill command instead prints one line and exits.
+        Stopped: a signal was received. The papermill command prints one line and exits instead.
     """
     from jupyter_client.manager import AsyncKernelManager
 
@@ -419,7 +380,7 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
 class PythiaEngine:
     """Runs a notebook with papermill's default engine, and checks, stamps and records the run.
 
-    The class cannot inherit from the default engine, because papermill.engines imports this module.
+    Inheriting from the default engine is impossible, because papermill.engines imports this module.
     """
 
     @staticmethod
@@ -498,21 +459,18 @@ def run_study(
 ) -> tuple[Path, bool]:
     """Execute a study's notebook into results/<study>/<scale>/, unless the run there is up to date.
 
-    The earlier run in that folder is replaced only when the new run is complete.
+    An earlier run is replaced only when the new run is complete.
 
     Args:
-        study: name of the study and its notebook.
-        scale: overrides the notebook's default scale.
-        parameters: further parameters, checked before anything runs.
+        scale: overrides the parameter `scale`.
+        parameters: parameters to change; all are checked before anything runs.
         force: run even if the last run is up to date.
-        progress: show a progress bar and the stderr of the notebook.
 
     Returns:
-        The path of the executed notebook, and whether this call ran it.
+        The path of the executed notebook, and whether this call ran the notebook.
 
     Raises:
-        ConfigError: the study, the scale or a parameter is unknown, or the study cannot use a
-            value.
+        ConfigError: the study, the scale or a parameter is unknown, or a value is not accepted.
         PythiaError: a cell failed or the kernel died; the message says where to look.
         Stopped: SIGINT or SIGTERM was received.
     """
@@ -553,13 +511,11 @@ def run_study(
 def execute(
     source: Path, target: Path | None, failed: str = "", died: str = "", **settings: Any
 ) -> None:
-    """Execute a notebook with papermill and the engine defined here, in the project's folder.
+    """Execute a notebook with papermill and our engine, in the project's folder.
 
     Args:
-        source: the notebook.
         target: the output path; None: papermill writes no notebook.
-        failed: text to add to the message if a cell failed.
-        died: text to add to the message if the kernel died.
+        failed, died: added to the message if a cell failed, or if the kernel died.
         settings: further arguments of papermill's `execute_notebook`.
 
     Raises:

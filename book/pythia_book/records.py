@@ -1,14 +1,10 @@
 """Writes and reads records, and formats the numbers in them. A record holds the results of a study.
 
-A record is a folder. It contains record.json, one CSV file per table, the measurements from which
-the tables are computed (measured.npz), the released numbers with which they are compared
-(released_*.csv), and the executed notebook. record.json contains the hashes of the CSV files and of
-measured.npz. The metadata of the notebook contain the hash of record.json. `check_whole` verifies
-these hashes. A new record is written to a temporary folder (`staging`), which then replaces the old
-record as a whole (`swap_in`).
-
-A record states its origin: parameters, data fingerprint, runs with the sha256 of their final
-weights, commit, versions, device, duration and memory. It never contains a path or a host name.
+A record is a folder with record.json, one CSV file per table, the measurements (measured.npz), the
+released numbers (released_*.csv) and the executed notebook. record.json has the hashes of the data
+files, and the notebook has the hash of record.json; `check_whole` verifies both. A new record is
+written to a temporary folder (`staging`), which then replaces the old record (`swap_in`). A record
+states its origin, but never contains a path or a host name.
 """
 
 from __future__ import annotations
@@ -67,12 +63,12 @@ SCHEMA = 2
 RECORD_TO = "PYTHIA_RECORD_TO"
 """Environment variable with the folder into which a notebook writes its record."""
 REDRAW_FROM = "PYTHIA_REDRAW_FROM"
-"""Environment variable with the folder of a record. If it is set, a notebook analyses the
-measurements of that record instead of measuring."""
+"""Environment variable with the folder of a record. If it is set, a notebook reads that record's
+measurements instead of measuring."""
 MEASURED = "measured.npz"
 RELEASED = "released_{}.csv"
 RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/EleutherAI/pythia"
-"""The source of the released numbers that a record contains."""
+"""The source of the released numbers."""
 CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
@@ -84,10 +80,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to JSON types: numpy scalars to Python numbers, NaN and infinities to None.
+    """Convert a value to JSON types; NaN and infinities become None.
 
     Raises:
-        ConfigError: the value contains something other than numbers, text, lists and dicts.
+        ConfigError: the value has something other than numbers, text, lists and dicts.
     """
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -106,7 +102,7 @@ def _plain(value: Any) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    """Round every float to twelve significant digits; further digits differ between processors."""
+    """Round floats to twelve significant digits; further digits differ between processors."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -139,12 +135,11 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
 
 
 COMMIT_VARIABLE = "PYTHIA_COMMIT"
-"""Environment variable with the commit from which a bundle was packed, followed by "-modified" if
-the packed files differed from the commit."""
+"""Environment variable with the commit of a bundle, plus "-modified" if packed files differed."""
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of a git command in this checkout; None if git is missing or the command fails."""
+    """Return the output of a git command in this checkout, or None if git fails."""
     command = ["git", "-C", str(project_root()), *arguments]
     try:
         return subprocess.check_output(
@@ -155,10 +150,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """Return {"id": the commit, "dirty": whether this checkout differs from the commit}.
+    """Return the commit ("id") and whether the checkout differs from the commit ("dirty").
 
-    Only differences in code, notebooks and pinned versions count. In a bundle, COMMIT_VARIABLE
-    gives both values. A value that is not known is None.
+    Only code, notebooks and pinned versions count. In a bundle, COMMIT_VARIABLE gives both values.
+    Unknown values are None.
     """
     top = _git("rev-parse", "--show-toplevel")
     if top is None or checkout() is None or Path(top).resolve() != checkout():
@@ -171,7 +166,7 @@ def commit() -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
-    """The processor, threads and GPU of this process, without the host name."""
+    """Return the processor, threads and GPU of this process, without the host name."""
     torch = sys.modules.get("torch")  # not loaded for a study that never used it
     cuda = torch is not None and torch.cuda.is_available()
     linux = hasattr(os, "sched_getaffinity")
@@ -193,11 +188,7 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Return the peak memory of this run in MB; None on Windows.
-
-    The result is the sum of the peaks of all workers, plus the larger of two peaks: that of this
-    process and that of its largest child process.
-    """
+    """Return the peak memory of this run in MB, including its workers; None on Windows."""
     try:
         import resource
     except ImportError:  # Windows
@@ -209,7 +200,7 @@ def _peak_memory_mb() -> int | None:
 
 
 def _run_entry(run: Any) -> dict[str, Any]:
-    """Describe a training run (pythia_core.training.runs.Run) as a record stores it."""
+    """Return a record's entry for a pythia_core.training.runs.Run."""
     window, size = run.config.intervention, size_name(run.config.model)
     role = f"{window.swap} from step {window.start}" if window else "control"
     seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
@@ -223,22 +214,19 @@ def _disk_mb(runs: list[Any]) -> int:
 
 
 def record_folder() -> Path | None:
-    """The folder to which this notebook writes its record; None if the run is not recorded."""
+    """Return the folder for this notebook's record; None if the run is not recorded."""
     folder = os.environ.get(RECORD_TO)
     return Path(folder) if folder else None
 
 
 def redraw_source() -> Path | None:
-    """The folder of the record to redraw; None if the study is to be measured."""
+    """Return the folder of the record to redraw; None if the study is to be measured."""
     folder = os.environ.get(REDRAW_FROM)
     return Path(folder) if folder else None
 
 
 def recorded_folder(study: str) -> Path | None:
-    """Return the folder of a study's run in book/recorded, or None if the study has no run there.
-
-    If the study has several runs there, choose the run with the largest scale.
-    """
+    """Return the folder in book/recorded of a study's run at the largest scale, or None."""
     folders = [project_root() / "book" / "recorded" / study / scale for scale in reversed(SCALES)]
     return next((folder for folder in folders if (folder / "record.json").is_file()), None)
 
@@ -254,12 +242,12 @@ def _read_csv(source: Path | io.StringIO) -> pd.DataFrame:
 
 
 def facts_as_recorded(facts: dict[str, Any]) -> dict[str, Any]:
-    """Convert facts to what a reader of the record gets: lists for tuples, strings for keys."""
+    """Convert facts as a record does: tuples become lists, and keys become strings."""
     return json.loads(json.dumps(_plain(facts)))
 
 
 def as_recorded(tables: Tables) -> Tables:
-    """Convert tables to CSV and back, to get exactly the tables that a later redraw will read."""
+    """Convert tables to CSV and back, so that a later redraw reads exactly the same tables."""
     copies = {}
     for name, table in tables.items():
         stream = io.StringIO()
@@ -270,14 +258,10 @@ def as_recorded(tables: Tables) -> Tables:
 
 
 def save_record(result: Result, folder: Path) -> Path:
-    """Save the result of a study to a folder: record.json, measured.npz, and one CSV per table.
-
-    Returns:
-        The path of record.json, which is written after all other files.
+    """Save the result of a study to a folder, record.json last; return the path of record.json.
 
     Raises:
-        ConfigError: the scale is unknown, or names or claims are invalid; the message lists all
-            problems.
+        ConfigError: the scale, names or claims are invalid; the message lists all problems.
     """
     study, scale, parameters = result.study, result.scale, result.parameters
     problems = [] if scale in SCALES else [one_of(scale, SCALES, "scale")]
@@ -335,7 +319,7 @@ _ORIGIN += ("peak_memory_mb", "disk_mb", "runs")
 
 
 def _origin(result: Result) -> dict[str, Any]:
-    """Return what a record states about its origin: data, commit, device, versions, cost, runs."""
+    """Return the origin of a new record: data, commit, device, versions, cost and runs."""
     runs = result.measured.runs
     return {
         "data": sorted({run.data.fingerprint for run in runs}),
@@ -352,10 +336,7 @@ def _origin(result: Result) -> dict[str, Any]:
 
 
 def _origin_of(folder: Path) -> dict[str, Any]:
-    """Return the origin of the record in `folder`, to be stored with the redrawn record.
-
-    The entry `redrawn` has today's date and the current commit.
-    """
+    """Return the origin of an old record, with today's date and commit under `redrawn`."""
     record = read_record(folder)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     redrawn = {"created": today, "commit": commit()}
@@ -391,7 +372,7 @@ def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> M
 
 
 def _differs(name: object) -> str:
-    """Return the message about a file of a record that was changed after the record was written."""
+    """Return the message about a file whose hash is not the recorded hash."""
     return f"{name} was changed or damaged: its sha256 is not the sha256 in record.json"
 
 
@@ -413,13 +394,10 @@ def read_released(folder: Path | None) -> Tables:
 
 
 def check_whole(folder: Path, named: bool = True) -> list[str]:
-    """List what is wrong with the folder of a record; an empty list if it is complete.
-
-    Problems are files that are missing, unreadable, edited, or from different runs.
+    """List missing, unreadable, edited or mismatched files in the folder of a record.
 
     Args:
-        named: check also that the path of the folder ends with <study>/<scale>, the study and scale
-            in the record.
+        named: check also that the path ends with the record's <study>/<scale>.
     """
     problems = []
     try:
@@ -452,7 +430,7 @@ def check_whole(folder: Path, named: bool = True) -> list[str]:
 
 
 def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
-    """Whether a folder has a complete record whose notebook has exactly this stamp."""
+    """Return whether a folder has a complete record whose notebook has this stamp."""
     if not folder.is_dir() or check_whole(folder):
         return False
     found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
@@ -460,7 +438,7 @@ def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read record.json, given its path or the folder of the record.
+    """Read record.json, given its path or its folder.
 
     Raises:
         DataError: the file does not exist or is not a valid record.
@@ -515,11 +493,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder for a new version of `target`.
+    """Yield an empty temporary folder for a new version of `target`, to be moved with `swap_in`.
 
-    The block can move the folder to `target` with `swap_in`. If the block does not do this, the
-    folder is removed when the block ends. Before the block starts, leftovers of killed processes
-    are cleaned up (`tidy`).
+    The folder is removed at the end of the block. Leftovers of killed processes are removed first.
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -534,12 +510,11 @@ def staging(target: Path) -> Iterator[Path]:
 
 
 def swap_in(new: Path, target: Path) -> None:
-    """Replace `target` by the folder `new` from `staging`, atomically if the system supports it.
+    """Replace `target` by the folder `new` from `staging`, keeping files that no run has written.
 
-    On other systems two renames are needed. If the process is killed between the renames, `tidy`
-    restores the earlier folder. If two processes swap at the same time, the folder of the process
-    that finishes last stays. Files in `target` that no run has written, e.g. a reader's notes, also
-    stay.
+    The exchange is atomic if the system supports that. Otherwise two renames are made, and `tidy`
+    restores the old folder if a kill came in between. Of two processes that swap at the same time,
+    the last one wins.
     """
     _keep_foreign_files(target, new)
     for file in new.rglob("*"):
@@ -563,10 +538,7 @@ def swap_in(new: Path, target: Path) -> None:
 
 
 def _keep_foreign_files(old: Path, new: Path) -> None:
-    """Copy to `new` the files and folders in `old` that do not come from a run.
-
-    An entry is left out if `new` already has an entry of the same name.
-    """
+    """Copy to `new` the entries of `old` that do not come from a run, without overwriting."""
     written = {NOTEBOOK, "record.json"}
     with contextlib.suppress(FileNotFoundError):  # another process may be swapping `old`
         entries = list(old.iterdir())
@@ -584,10 +556,9 @@ def _keep_foreign_files(old: Path, new: Path) -> None:
 
 
 def tidy(target: Path) -> None:
-    """Clean up after processes on this machine that were killed inside a `staging` block.
+    """Clean up after processes on this machine that were killed in `staging` or `swap_in`.
 
-    Remove the temporary folders of these processes. If a process was killed in `swap_in`, restore
-    `target`.
+    Temporary folders are removed. If `target` is missing, the old version is restored.
     """
     pattern = re.compile(r"\.run-(\d+)@(.*)-[^-]*")
     for place in target.parent.glob(f".{target.name}.run-*"):
@@ -639,8 +610,7 @@ def duration_text(seconds: float) -> str:
 def number_text(value: Any, decimals: int | None = None) -> str:
     """Format a value for prose, with thousands separators; None is "n/a".
 
-    Args:
-        decimals: number of decimals; None: three significant digits for a float.
+    By default, a float has three significant digits.
     """
     if value is None:
         return "n/a"
@@ -655,7 +625,7 @@ def number_text(value: Any, decimals: int | None = None) -> str:
 
 
 def decimals_of(value: float) -> int:
-    """The number of decimals, at most six, that shows a value with three significant digits."""
+    """Return the number of decimals, at most six, that shows three significant digits."""
     if not value or not math.isfinite(value):
         return 1
     return min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
@@ -670,11 +640,7 @@ def value_text(value: Any) -> str:
 
 
 def _interval_texts(*numbers: Any) -> list[str]:
-    """Format a value, and the low and high end of its interval.
-
-    The narrower the interval is, the more decimals there are. An end may also be a text, e.g. "past
-    the end".
-    """
+    """Format a value, low and high; the narrower the interval, the more decimals."""
     _, low, high = numbers
     if not all(isinstance(n, (int, float)) for n in numbers) or not low < high:
         return [number_text(number) for number in numbers]
@@ -683,12 +649,7 @@ def _interval_texts(*numbers: Any) -> list[str]:
 
 
 def measured_text(test: dict[str, Any] | None) -> str:
-    """Format the measurement of a claim, e.g. "1.2 points (95 % CI 0.4 to 2.0)".
-
-    Args:
-        test: the claim's test, on our models or on the released models. If the test is None or has
-            no value, the text is a dash.
-    """
+    """Format the measurement of a claim, e.g. "1.2 points (95 % CI 0.4 to 2.0)", or a dash."""
     if test is None or test["value"] is None:
         return "\N{EN DASH}"
     value, low, high = (test[key] for key in ("value", "low", "high"))
@@ -701,11 +662,7 @@ def measured_text(test: dict[str, Any] | None) -> str:
 
 
 def device_text(record: dict[str, Any]) -> str:
-    """Name the machine that a record was made on, and the precisions that its runs were trained in.
-
-    The machine is the GPU or, if there is none, the CPU and its threads. Records without runs, and
-    old records, state no precision.
-    """
+    """Name the GPU, or the CPU and its threads, and the precisions of the runs if recorded."""
     machine = record.get("device") or {}
     threads = machine.get("threads", "?")
     plural = "" if threads == 1 else "s"
@@ -715,7 +672,7 @@ def device_text(record: dict[str, Any]) -> str:
 
 
 def start_message(study: str, scale: str) -> str:
-    """The message at the start of a study, with the time that the recorded run took."""
+    """Return the message at the start of a study, with the time that the recorded run took."""
     text = f"== Running {study} at scale {scale}; data, models and measurements that exist are kept"
     try:
         record = read_record(project_root() / "book" / "recorded" / study / scale)
@@ -733,7 +690,7 @@ def start_message(study: str, scale: str) -> str:
 
 
 def command(record: dict[str, Any]) -> str:
-    """The command that repeats the run of a record."""
+    """Return the command that repeats the run of a record."""
     study = record["study"]
     words = ["papermill", f"notebooks/{study}.ipynb"]
     try:

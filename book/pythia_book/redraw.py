@@ -1,10 +1,8 @@
 """Updates the verdicts, values, figures and prose of finished runs without training or measuring.
 
-The record of a run contains everything that its study analyses. A redraw executes the current
-notebook of the study with the parameters of the record, and `pythia_book.conduct` reads the
-recorded measurements instead of measuring. If the result equals the old record, nothing is written.
-Otherwise the new folder replaces the old folder as a whole. The new record keeps the origin of the
-old record, and states when and by which code it was redrawn.
+A redraw executes the current notebook of a study with the parameters and measurements of a record.
+An unchanged result is not written; a changed one replaces the old folder as a whole. The new record
+keeps the origin of the old record, and states when and by which code it was redrawn.
 """
 
 from __future__ import annotations
@@ -32,12 +30,12 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class Redrawn:
-    """The outcome of a redraw: what changed in the run, or why it could not be redrawn."""
+    """The outcome of a redraw."""
 
     name: str
     """E.g. "recorded/suite/laptop" or "results/suite/smoke"."""
     changes: list[str] = field(default_factory=list)
-    """One line per change. If the list is empty and there is no problem, nothing was written."""
+    """One line per change. Without changes or a problem, nothing was written."""
     problem: str = ""
     """Why the run could not be redrawn; empty if it was."""
 
@@ -45,16 +43,11 @@ class Redrawn:
 def redraw(
     studies: Sequence[str] = (), scale: str | None = None, progress: bool = True
 ) -> list[Redrawn]:
-    """Make the verdicts, values, figures and prose of finished runs again from saved measurements.
-
-    The runs in book/recorded and in the results folder are redrawn in parallel.
+    """Redraw finished runs in book/recorded and in the results folder, in parallel.
 
     Args:
         studies: names of studies; empty: all.
         scale: redraw only the runs of this scale.
-
-    Returns:
-        The outcome of each run.
 
     Raises:
         ConfigError: a study or the scale is unknown.
@@ -79,28 +72,19 @@ def redraw(
 
 
 def runs_of(studies: Sequence[str], scales: Sequence[str]) -> list[Path]:
-    """Return the folders that have a record of one of these studies at one of these scales.
-
-    Folders in book/recorded come first, then folders in the results folder.
-    """
+    """Return the folders with a record of these studies and scales, book/recorded first."""
     roots = (project_root() / "book" / "recorded", results_dir())
     folders = [root / study / scale for root in roots for study in studies for scale in scales]
     return [folder for folder in folders if (folder / "record.json").is_file()]
 
 
 def name_of(folder: Path) -> str:
-    """Return the name of a run: the last three parts of its folder, e.g. "results/suite/smoke"."""
+    """Return the last three parts of a run's folder, e.g. "results/suite/smoke"."""
     return "/".join(folder.absolute().parts[-3:])
 
 
 def redraw_one(folder: Path) -> Redrawn:
-    """Make the record of a run again from its measurements; replace it if something has changed.
-
-    If this fails, no error is raised: the field `problem` of the returned Redrawn says what failed.
-
-    Args:
-        folder: the folder of the run.
-    """
+    """Redraw the run in a folder. No error is raised: `problem` in the result says what failed."""
     name = name_of(folder)
     try:
         records.tidy(folder)
@@ -118,15 +102,7 @@ def redraw_one(folder: Path) -> Redrawn:
 
 
 def _execute(folder: Path, new: Path) -> None:
-    """Execute the current notebook of a study with recorded measurements, and write a new record.
-
-    Args:
-        folder: the folder of the old record.
-        new: the folder for the new record.
-
-    Raises:
-        PythiaError: a parameter is no longer accepted, a cell failed or the kernel died.
-    """
+    """Execute the current notebook with the measurements in `folder`; write the record to `new`."""
     from pythia_book.papermill_engine import environment, execute
 
     source = notebooks.notebook_path(records.read_record(folder)["study"])
@@ -142,14 +118,10 @@ def _execute(folder: Path, new: Path) -> None:
 
 
 def _parameters(folder: Path, source: Path) -> dict[str, Any]:
-    """Return the recorded parameters to inject into the current notebook, by name.
+    """Return the recorded parameters to inject into the current notebook `source`, by name.
 
-    These are the parameters that were injected in the recorded run, and the parameters whose
-    recorded value differs from the current default.
-
-    Args:
-        folder: the folder of the record.
-        source: the path of the current notebook.
+    Parameters are injected if they were injected in the recorded run, or differ from the current
+    default.
     """
     accepted = notebooks.parameters_of(notebooks.read_notebook(source))
     recorded = records.read_record(folder)["parameters"]
@@ -170,9 +142,8 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
 def differences(old: Path, new: Path) -> list[str]:
     """Describe the changes between the folders of two runs, one line each.
 
-    The date and commit of a redraw do not count as changes, with one exception. If the old folder
-    was redrawn by uncommitted code and the new folder by committed code, and nothing else has
-    changed, then there is one line, which says that the code is committed now.
+    The date and commit of a redraw do not count. The exception: if nothing else has changed, a line
+    says that code which was not committed at the last redraw is committed now.
     """
     before, after = records.read_record(old), records.read_record(new)
     lines = verdict_changes(before["claims"], after["claims"])
@@ -190,14 +161,13 @@ def differences(old: Path, new: Path) -> list[str]:
 
 
 def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """Describe the changes between two versions of the recorded claims of a study, one line each.
+    """Describe the changes between two versions of a study's claims, one line each.
 
-    A test that is new, was removed or has another verdict gets its own line. Other changes are only
-    counted.
+    Each new, removed or changed verdict gets a line. Other changes are only counted.
     """
 
     def tests(claims: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Map (claim, side) to the test of the claim; a side is "released" or "ours"."""
+        """Map (claim, side) to the test of the claim."""
         return {(c["claim"], side): c[side] for c in claims for side in SIDES if c[side]}
 
     def words(claims: list[dict[str, Any]]) -> dict[str, Any]:
@@ -220,7 +190,7 @@ def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
 def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]:
     """Describe how two notebooks differ in cells and outputs, one line per kind of change.
 
-    Differences in the stamp or other metadata get a line only if there are no other differences.
+    Differences in metadata get a line only if there are no other differences.
     """
     stamps = [
         {k: v for k, v in notebook.metadata[notebooks.STAMP].items() if k not in UNCHANGED_BY}
@@ -243,7 +213,7 @@ def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]
 
 
 def _without_stamp(notebook: notebooks.Notebook) -> dict[str, Any]:
-    """Return a copy of a notebook in which the metadata have no stamp."""
+    """Return a copy of a notebook without the stamp in its metadata."""
     metadata = {k: v for k, v in notebook.metadata.items() if k != notebooks.STAMP}
     return {**notebook, "metadata": metadata}
 
@@ -254,22 +224,14 @@ def _outputs(cell: Any, kind: str) -> list[str]:
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the keys that only one of two dicts has, or whose values in the two dicts differ."""
+    """Return the keys whose values differ, or that only one dict has."""
     missing = object()
     keys = dict.fromkeys([*before, *after])
     return [key for key in keys if before.get(key, missing) != after.get(key, missing)]
 
 
 def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]:
-    """Return a list with one line that counts changes, e.g. "2 tables changed: rates, levels".
-
-    If nothing has changed, the list is empty.
-
-    Args:
-        things: what has changed.
-        name: what the things are, in the singular.
-        named: whether the line lists the things.
-    """
+    """Count changes in at most one line, e.g. "2 tables changed: rates, levels" if `named`."""
     if not things:
         return []
     text = f"{len(things)} {name}{'s' * (len(things) > 1)} changed"

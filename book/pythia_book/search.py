@@ -1,17 +1,14 @@
 """Finds the training rows that contain a text, and thus the updates that read the text.
 
-Rows of any kind (pythia_core.data.order) are read in chunks, so memory does not grow with the data.
 There are two ways to match:
 
 - *tokens*: match the token ids of the text, encoded with or without a leading space. This is fast,
   but misses occurrences that are tokenized differently, e.g. inside a word.
-- *surface*: match the bytes of the text (in NFC, like the data) anywhere in the bytes of a row.
-  This finds every occurrence, even inside words and where tokens end inside a character, but no
-  occurrence that spans two documents.
+- *surface*: match the bytes of the text (in NFC, like the data) in the bytes of a row. This finds
+  every occurrence, however it is tokenized, but none that spans two documents.
 
-All S+1 tokens of a row are searched: the first S are inputs, the last S are targets. An occurrence
-that the end of a row cuts in two does not count, because the model never saw it as a whole.
-pythia_book.term_counts counts many terms at once.
+All S+1 tokens of a row are searched. An occurrence that the end of a row cuts in two does not
+count, because the model never saw it whole. pythia_book.term_counts counts many terms at once.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ class RowBytes:
 
     Args:
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
-        separator: one byte that stands for a special token, an unknown id or the end of a row.
+        separator: one byte for a special token, an unknown id or the end of a row.
         ignore_case: whether to convert ASCII letters to lower case.
     """
 
@@ -55,7 +52,7 @@ class RowBytes:
 
         Returns:
             The bytes of all rows, each row followed by a separator; and int64[n * (width + 1)], the
-            position where the bytes of each token end. The separator after a row counts as a token.
+            end position of each token. The separator after a row counts as a token.
         """
         last = len(self._lengths) - 1
         ids = np.full((len(rows), rows.shape[1] + 1), last, np.int64)
@@ -77,38 +74,30 @@ class RowBytes:
 CHUNK = 1 << 20
 """Number of tokens to search at a time."""
 _BREAK = b"\xff"
-"""The byte that marks a special token or the end of a row. It never occurs in UTF-8."""
+"""The byte of a special token or the end of a row. It never occurs in UTF-8."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An occurrence of a text in a training row.
-
-    The row was read in the update from `step` to `step + 1`.
-    """
+    """An occurrence of a text in a training row, read in the update from `step` to `step + 1`."""
 
     step: int
     row: int
     """Index of the row in training order."""
     column: int
-    """Index of the token where the occurrence begins."""
+    """Index of the first token of the occurrence."""
     n_tokens: int
     """Number of tokens that the occurrence overlaps."""
 
 
 class Matcher(Protocol):
-    """A function that finds the occurrences of a text in rows of token ids, int[n, width].
-
-    It returns (row, first column, number of tokens) for each occurrence.
-    """
+    """Maps rows of token ids, int[n, width], to matches (row, first column, n tokens)."""
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]: ...
 
 
 class TokenMatcher:
-    """A matcher that finds sequences of token ids in rows.
-
-    If several sequences match at a position, only the longest counts.
+    """A matcher of sequences of token ids. At each position, only the longest match counts.
 
     Raises:
         ConfigError: there is no sequence, or a sequence is empty.
@@ -121,12 +110,12 @@ class TokenMatcher:
 
     @classmethod
     def of(cls, text: str, tokenizer: Any) -> TokenMatcher:
-        """Create a matcher for `text` as it is encoded at the start of a text and after a space."""
+        """Create a matcher for `text` as encoded at the start of a text and after a space."""
         encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in (text, " " + text)]
         return cls(encoded if text else [])
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
-        """Return (row, first column, number of tokens) of each match in `rows`, int[n, width]."""
+        """Return the matches in `rows`."""
         sizes: dict[tuple[int, int], int] = {}
         for sequence in self.sequences:
             size = len(sequence)
@@ -143,10 +132,9 @@ class TokenMatcher:
 
 
 class SurfaceMatcher:
-    """A matcher that finds the bytes of a text in rows, no matter how the text is tokenized.
+    """A matcher of the bytes of a text, no matter how the text is tokenized.
 
     Args:
-        text: the text to find.
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
         ignore_case: whether to ignore the case of ASCII letters.
 
@@ -164,7 +152,7 @@ class SurfaceMatcher:
         self._bytes = RowBytes(token_bytes, _BREAK, ignore_case)
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
-        """Return (row, first column, number of tokens) of each match in `rows`, int[n, width]."""
+        """Return the matches in `rows`."""
         width = rows.shape[1]
         row_bytes, ends = self._bytes(rows)
         text = row_bytes.tobytes()
@@ -192,8 +180,7 @@ def find_text(
     """Yield the occurrences of a text in the training rows, in training order.
 
     Args:
-        read: a function that returns the rows [start, stop) in training order, e.g. `Rows.rows`.
-        matcher: a function that finds the occurrences of the text in rows.
+        read: returns the rows [start, stop) in training order, e.g. `Rows.rows`.
         batch_size: rows per update.
         first_step: the first update to search.
         last_step: the update before which the search ends.
@@ -222,13 +209,7 @@ def find_text(
 
 
 def quote(row: NDArray, hit: Hit, decode: Callable[[list[int]], str], around: int = 12) -> str:
-    """Quote an occurrence in [[ ]], with the text around it, as a single line.
-
-    Args:
-        row: the token ids of the row with the occurrence.
-        decode: converts token ids to text.
-        around: number of tokens to quote on each side.
-    """
+    """Quote an occurrence in [[ ]] on one line, with `around` tokens of text on each side."""
     ids = row.tolist()
     begin, end = hit.column, hit.column + hit.n_tokens
     parts = (ids[max(0, begin - around) : begin], ids[begin:end], ids[end : end + around])

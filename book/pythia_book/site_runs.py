@@ -1,12 +1,9 @@
 """Selects the run of a study that the site shows, and copies runs into book/recorded.
 
-The site shows the reader's own run of a study if there is one. Otherwise it shows the run that is
-committed under book/recorded/<study>/<scale>/. If there is no such run either, it shows the
-notebook without results, and the command to run it. A damaged run is never shown. If the damaged
-run is the reader's own, the page says so; if it is committed, the build fails.
-
-Prose uses numbers of the selected run as `{{ substitutions }}`. The table of costs in the README
-comes from the recorded runs. pythia_book.records writes and reads single records.
+The site shows the reader's own run, else the run in book/recorded/<study>/<scale>/, else the
+notebook without results. A damaged run is never shown: the page says so if the run is the reader's
+own, and the build fails if the run is committed. Prose uses numbers of the selected run as
+`{{ substitutions }}`. The table of costs in the README comes from the recorded runs.
 """
 
 from __future__ import annotations
@@ -65,8 +62,7 @@ class SelectedRun:
     current: bool = True
     """Whether the run executed the notebook's current code."""
     damaged: tuple[str, ...] = ()
-    """Why local runs of the study cannot be shown, one text per run. Only the first run of a study
-    has these texts."""
+    """Why local runs of the study cannot be shown, one text per run; set only for the first run."""
 
     @property
     def notebook(self) -> Path | None:
@@ -77,16 +73,7 @@ class SelectedRun:
 def _finished_runs(
     root: Path, kind: str, study: str, source: str
 ) -> tuple[list[SelectedRun], list[str]]:
-    """Find the runs of a study under `root`, largest scale first.
-
-    Args:
-        root: folder that has each run in <study>/<scale>/.
-        kind: "yours" or "recorded", the kind of the runs under `root`.
-        source: hash of the code in the current notebook.
-
-    Returns:
-        The complete runs, and for each damaged run a text that says what is wrong.
-    """
+    """Return complete runs under `root`, largest scale first, and a text per damaged run."""
     runs, damaged = [], []
     for scale in reversed(SCALES):
         folder = root / study / scale
@@ -105,9 +92,7 @@ def _finished_runs(
 
 
 def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRun]:
-    """Return all complete runs of a study: first local runs, then recorded runs.
-
-    The site shows the first run. If there is no run, the list has a placeholder.
+    """Return all complete runs of a study, local runs first; a placeholder if there are none.
 
     Args:
         root: the checkout.
@@ -125,12 +110,10 @@ def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRu
 
 
 def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
-    """Combine the prose and display settings of a notebook with the outputs of its run.
+    """Combine the prose of a notebook with the outputs of a run of the same code.
 
     Args:
-        source: the current notebook.
-        executed: the notebook of the run, with the same code cells and possibly a cell of injected
-            parameters. This notebook is changed in place and returned.
+        executed: the notebook of the run, which is changed in place and returned.
     """
     injected = {"injected-parameters"}
     ran, added = [], []
@@ -150,17 +133,17 @@ def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
 
 
 def _escaped(text: str) -> str:
-    """Put a backslash before every character that Markdown could interpret, and join all lines."""
+    """Escape every character that Markdown could interpret, and join all lines."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
 
 
 def substitutions(run: SelectedRun) -> dict[str, str]:
-    """Map each name that prose can use as `{{ name }}` to its text, for one run.
+    """Map each name that prose can use as `{{ name }}` to its text; empty without a run.
 
-    There is a name <study>_<value> for each value of the record, and names for the scale, device,
-    date, cost and command of the run. If a value has an interval, there are three more names:
-    <study>_<value>_value, <study>_<value>_low and <study>_<value>_high. Without a run, the result
-    is empty.
+    The names are:
+    `<study>_<value>`: a value of the record
+    `<study>_<value>_value`, `_low`, `_high`: the parts of a value with an interval
+    `<study>_scale`, `_device`, `_date`, `_duration`, `_memory`, `_runs`, `_command`: the run
     """
     record = run.record
     if record is None:
@@ -187,17 +170,17 @@ def substitutions(run: SelectedRun) -> dict[str, str]:
 
 
 def record_run(study: str, scale: str, force: bool = False) -> Path:
-    """Copy a finished local run into book/recorded/<study>/<scale>/, to be committed.
+    """Copy a finished local run into book/recorded/<study>/<scale>/, and return that folder.
 
-    The costs in the README are updated. The result is the new folder.
+    The costs in the README are updated too.
 
     Args:
         force: record the run even if it was made by code that is not committed.
 
     Raises:
-        DataError: the run is incomplete or damaged, the notebook's code has changed since the run,
-            the run was made by code that is not committed, or a file names this machine. The
-            message lists every reason.
+        DataError: the run is incomplete or damaged, the notebook's code has changed since, the code
+            of the run is not committed, or a file names this machine. The message lists every
+            reason.
     """
     require_checkout("recording a run")
     source = results_dir() / study / scale
@@ -234,7 +217,7 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
 
 
 def _text_of(path: Path) -> str:
-    """Return the text of a record's file; for an .npz file, return the strings in its arrays."""
+    """Return the text of a record's file; for an .npz file, the strings in its arrays."""
     if path.suffix != ".npz":
         return path.read_text(encoding="utf-8")
     with np.load(path, allow_pickle=False) as arrays:
@@ -243,10 +226,10 @@ def _text_of(path: Path) -> str:
 
 
 def all_records(root: Path) -> list[dict[str, Any]]:
-    """Read all records under book/recorded, and return them sorted by study and scale.
+    """Read all records under book/recorded, sorted by study and scale.
 
     Raises:
-        DataError: some records cannot be read; the message names all unreadable records.
+        DataError: some records cannot be read; the message names all of them.
     """
     found, problems = [], []
     for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
@@ -275,12 +258,11 @@ def fill_block(path: Path, name: str, content: str) -> None:
 
 
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
-"""Columns of the cost table. The time of the notebook does not include the training of models that
-already existed."""
+"""Columns of the cost table. The notebook's time excludes the training of existing models."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of the cost table, with the columns COSTS, for the record of a run."""
+    """Return a record's row of the cost table."""
     return (
         record["study"],
         record["scale"],
@@ -303,7 +285,7 @@ def costs_table(recorded: list[dict[str, Any]]) -> str:
 def refresh_readme() -> None:
     """Write the cost table into the README's block `costs`.
 
-    If a committed record cannot be read, the table stays as it is, and stderr says why.
+    If a committed record cannot be read, warn on stderr and keep the old table.
     """
     try:
         table = costs_table(all_records(project_root()))

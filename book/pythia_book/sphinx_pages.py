@@ -1,21 +1,13 @@
 """The book's Sphinx extension, which `jupyter-book build book/` loads.
 
-At the start of a build, the extension reads the table of contents from the top of the checkout and
-copies one notebook per study into book/studies/. This is the notebook of the reader's own run if
-there is one, else that of the recorded run, else the source notebook without results. If the code
-has not changed since the run, the prose is taken from the source notebook. The numbers in prose,
-written `{{ name }}`, are filled in from the records of the runs. With `PYTHIA_BOOK_RUNS=recorded`,
-the reader's own runs are ignored, so that a public site depends only on commits. MathJax is copied
-from an installed package, so no page makes a request to another host.
+A build copies one notebook per study into book/studies/: the reader's own run, else the recorded
+run, else the source without results. `{{ name }}` in prose is filled in from records. With
+`PYTHIA_BOOK_RUNS=recorded`, the reader's runs are ignored, so a public site depends only on
+commits. Texts in a record never become markup. No page makes a request to another host.
 
-Texts in a record never become markup: run banners are made of docutils nodes, and claim tables are
-escaped.
-
-For the explanatory pages, the extension adds three kinds of markup. `{drawing}` shows what a
-function of pythia_book.pages.<page> draws, `{value}` shows a number from the `values()` of that
-module, and `{source}` links to the line of a file that contains a given text. A name that does not
-exist fails the strict build. The files _static/<page>.js and _static/<page>.css are loaded on that
-page only.
+Explanatory pages have three kinds of markup: `{drawing}` and `{value}` show what functions of
+pythia_book.pages.<page> return, and `{source}` links to a line of code. An unknown name fails the
+strict build. _static/<page>.js and _static/<page>.css are loaded on that page only.
 """
 
 from __future__ import annotations
@@ -59,18 +51,13 @@ _RUNS: dict[str, list[SelectedRun]] = {}
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Tell Sphinx to use the copied MathJax, and the `_toc.yml` in the root of the checkout.
-
-    jupyter-book itself reads the `_toc.yml` in book/, which is only a stub.
-    """
+    """Tell Sphinx to use the copied MathJax, and _toc.yml in the root; book/_toc.yml is a stub."""
     config.external_toc_path = str(ROOT / "_toc.yml")
     config.mathjax_path = "mathjax/tex-chtml.js"
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
-    """Select, for each study, the run to show.
-
-    If this selection has changed since the last build, Sphinx reads every page again.
+    """Select the run to show for each study; if the choice changes, Sphinx reads every page again.
 
     Raises:
         ExtensionError: committed runs are damaged; the message names all of them.
@@ -99,22 +86,14 @@ def choose_runs(app: Sphinx, config: Config) -> None:
 
 
 def unshown(shown: SelectedRun) -> list[str]:
-    """Return one sentence per local run that cannot be shown: why, and what is shown instead.
-
-    Args:
-        shown: the run that the page of the study shows.
-    """
+    """Explain in one sentence per damaged local run what is shown instead of the run."""
     instead = {"yours": "another of your runs is shown", "recorded": "the recorded run is shown"}
     then = instead.get(shown.kind, "the notebook is shown without results")
     return [f"Your run in {text}; {then}." for text in shown.damaged]
 
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
-    """Write one notebook per study into book/studies/, for the page of the study to show.
-
-    Git ignores this folder. Each notebook gets a banner about its run. Notebooks of studies that no
-    longer exist are deleted.
-    """
+    """Write one notebook with a banner per study into book/studies/, which git ignores."""
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
@@ -142,13 +121,10 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
 
 
 def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> notebooks.Notebook:
-    """Prepare a study's notebook for its page, in place; return the notebook.
-
-    A banner about the run is added below the title, figures get alternative texts, and the cells of
-    parameters are hidden.
+    """Prepare a notebook for its page, in place: banner, alternative texts, hidden parameters.
 
     Args:
-        several: whether to add, at the end of the page, a comparison of several runs.
+        several: whether to compare several runs at the end of the page.
     """
     import nbformat
 
@@ -177,11 +153,10 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
-    """Give Sphinx the numbers that prose uses as `{{ name }}`, from the runs to show.
+    """Give Sphinx the numbers for `{{ name }}` in prose.
 
-    If a study has no run, each of its numbers is shown as NOT_RUN. If a local run lacks a number
-    because the code of the run was older, the number is shown as "not in this run". It is not taken
-    from another run.
+    Numbers of a study without a run are NOT_RUN. A number that a local run lacks is "not in this
+    run": no number is taken from another run.
     """
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():
@@ -230,16 +205,11 @@ def point_at_sources(
 
 
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:
-    """Return a docutils table with the CSS class `name`.
-
-    Args:
-        rows: the cells of each row, as nodes or as texts. Texts are never read as markup.
-    """
+    """Return a docutils table with a CSS class; texts in cells are never read as markup."""
     group = nodes.tgroup(cols=len(header))
     group += [nodes.colspec(colwidth=1) for _ in header]
 
     def row(cells: list[nodes.Node | str]) -> nodes.row:
-        """Return a docutils row with these cells."""
         entries = nodes.row()
         for content in cells:
             if isinstance(content, str):  # a number and its unit stay on one line
@@ -258,10 +228,7 @@ def badge(verdict: str, text: str = "") -> nodes.inline:
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """Return a line that counts the claims per verdict, and the premises and checks that hold.
-
-    The verdicts on the released models and those on our models are counted separately.
-    """
+    """Count the claims per verdict and side, and the premises and checks that hold."""
     line = nodes.paragraph(classes=["verdict-counts"])
     papers, others = claim_tables.parts(claims)
     for side in SIDES:
@@ -294,7 +261,7 @@ class _StudyDirective(SphinxDirective):
 
     @property
     def runs(self) -> list[SelectedRun]:
-        """The complete runs of the study; the first run is the run to show."""
+        """The complete runs of the study, the run to show first."""
         study = self.arguments[0]
         if study not in _RUNS:
             raise self.error(f"unknown study {study!r}; choose one of {', '.join(_RUNS)}")
@@ -302,10 +269,7 @@ class _StudyDirective(SphinxDirective):
 
 
 class RunBanner(_StudyDirective):
-    """A banner that says which run a page shows (yours, the recorded run or none).
-
-    It also shows the command that repeats the run.
-    """
+    """A banner that names the run on a page, with the command that repeats the run."""
 
     def run(self) -> list[nodes.Node]:
         run = self.runs[0]
@@ -339,10 +303,7 @@ class RunBanner(_StudyDirective):
 
 
 class CompareRuns(_StudyDirective):
-    """A table that compares the verdicts on our models between all runs of a study.
-
-    There is a row per claim, and a column per run, local or recorded.
-    """
+    """A table of the verdicts on our models, with a row per claim and a column per run."""
 
     def run(self) -> list[nodes.Node]:
         runs = [run for run in self.runs if run.record]
@@ -353,7 +314,7 @@ class CompareRuns(_StudyDirective):
         ]
 
         def cell(test: dict[str, Any] | None) -> nodes.Node | str:
-            """Return a table cell with the value and the verdict of a test; "" without a test."""
+            """Return the value and the verdict of a test; "" without a test."""
             if test is None:
                 return ""
             text = f"{records.measured_text(test)} "
@@ -442,8 +403,7 @@ class Scales(SphinxDirective):
 def module_of(name: str, env: Any) -> tuple[Any, str]:
     """Import the module in a name such as "rotary.turning"; return the module and "turning".
 
-    The module is pythia_book.pages.<page> or, if that does not exist,
-    pythia_book.studies.<page>.figures. If the module changes, Sphinx reads the page again.
+    The module is pythia_book.pages.<page>, else pythia_book.studies.<page>.figures.
     """
     page, _, attribute = name.partition(".")
     path = f"pythia_book.pages.{page}"
@@ -457,9 +417,8 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
 class DrawingFigure(SphinxDirective):
     """A directive for a figure or table that a function of a page's module draws.
 
-    The content of the directive is the caption of a figure. With the option `interactive` the
-    page's script may replace the figure; the script receives as JSON what the module's
-    `script_data(name)` returns, if the module has that function.
+    The content is the caption of a figure. With the option `interactive`, the page's script may
+    replace the figure; the script gets the result of the module's `script_data(name)` as JSON.
     """
 
     required_arguments = 1
@@ -525,8 +484,7 @@ class Value(SphinxRole):
 class Source(SphinxRole):
     """A role that turns `path#text` into a link to the first line with `text` in the file `path`.
 
-    If the book's configuration names a repository, the link points to the file in this repository.
-    If not, the link points to a copy of the file.
+    The link points to the repository in the book's configuration, or else to a copy of the file.
     """
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
@@ -551,7 +509,7 @@ class Source(SphinxRole):
 
 
 def exclude_page_assets(app: Sphinx, config: Config) -> None:
-    """Stop all pages from loading the scripts and style sheets that belong to a single page."""
+    """Stop all pages from loading scripts and style sheets that belong to a single page."""
     pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
     for files in (config.html_css_files, config.html_js_files):
         files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]

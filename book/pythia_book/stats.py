@@ -1,10 +1,10 @@
 """Estimates with 95 % intervals; pythia_book.verdicts turns an interval into a verdict.
 
-The arms of a study, e.g. a model and its control, are scored on the same items. `estimate`
-therefore resamples the *difference* between two arms on each item. With several seeds, the seeds
-are resampled too, independently of the items. With one seed, the interval covers the choice of
-items but not the variation between training runs. Bootstrap intervals are percentile intervals. The
-resampling is seeded, so the same data give the same interval.
+The arms of a study, e.g. a model and its control, are scored on the same items, so `estimate`
+resamples the *difference* between two arms on each item. Several seeds are resampled too,
+independently of the items. With one seed, the interval does not cover the variation between
+training runs. Bootstrap intervals are percentile intervals. The resampling is seeded, so the same
+data give the same interval.
 """
 
 from __future__ import annotations
@@ -37,14 +37,10 @@ class Estimate:
     df: float = math.inf
     """Degrees of freedom of the interval; infinite for a bootstrap over many items."""
     exact_p: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
-    """For an interval that is not from Student's t, e.g. of a share or a ratio: the function that
-    maps a hypothetical true value to its two-sided p-value."""
+    """Maps a hypothetical true value to its two-sided p-value, where Student's t does not apply."""
 
     def quantile(self, probability: float) -> float:
-        """Return a quantile of Student's t with `df` degrees of freedom.
-
-        If `df` is infinite, this is the quantile of the standard normal distribution.
-        """
+        """Return a quantile of Student's t or, if `df` is infinite, of the normal distribution."""
         from scipy.special import ndtri, stdtrit
 
         return float(ndtri(probability) if self.df == math.inf else stdtrit(self.df, probability))
@@ -52,10 +48,9 @@ class Estimate:
     def p_value(self, null: float = 0.0) -> float:
         """Return the two-sided p-value of the hypothesis that the true value is `null`.
 
-        If `exact_p` is set, it computes the p-value. Otherwise, the p-value comes from Student's t,
-        and the standard error comes from the distance between the value and the end of the interval
-        that is on the side of `null`. The p-value is below 1 - LEVEL if the interval excludes
-        `null`, and only then.
+        Without `exact_p`, Student's t is used. The standard error then comes from the half of the
+        interval on the side of `null`. The p-value is below 1 - LEVEL if, and only if, the interval
+        excludes `null`.
         """
         from scipy.special import ndtr, stdtr
 
@@ -70,11 +65,11 @@ class Estimate:
         return float(2 * (ndtr(-ratio) if self.df == math.inf else stdtr(self.df, -ratio)))
 
     def interval(self) -> dict[str, float]:
-        """Return the dict {"value", "low", "high"} that a record stores for an estimate."""
+        """Return the dict that a record stores for an estimate."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:
-        """Return the estimate in another unit: multiply its numbers by the positive `factor`."""
+        """Return the estimate in another unit, multiplied by the positive `factor`."""
         scaled = self.mapped(lambda number: factor * number, lambda number: number / factor)
         return scaled if self.exact_p else replace(scaled, exact_p=None)  # it stays a t-interval
 
@@ -84,8 +79,7 @@ class Estimate:
         """Apply an increasing `function`, e.g. the logarithm, to the value and its interval.
 
         Args:
-            inverse: the inverse of `function`, needed because p-values are computed in the old
-                unit.
+            inverse: the inverse of `function`, because p-values are computed in the old unit.
         """
         numbers = {key: function(number) for key, number in self.interval().items()}
         return replace(self, **numbers, exact_p=lambda null: self.p_value(inverse(null)))
@@ -105,14 +99,12 @@ def estimate(
 
     Args:
         values: float[seeds, items].
-        draws: number of bootstrap resamples. With fewer than FEWEST_ITEMS items there is no
-            interval: its ends are NaN.
-        seed: seed of the resampling.
+        draws: number of bootstrap resamples. With fewer than FEWEST_ITEMS items, the ends of the
+            interval are NaN.
         strata: group of each item. Each group is resampled separately and keeps its size.
         change: whether `values` are differences, so that the mean may be negative.
-        exact: whether each value is 0 or 1, or a difference between two such values. If all values
-            are equal, the bootstrap interval has no width; with `exact`, the exact binomial bound
-            is then used instead.
+        exact: whether every value is 0 or 1, or a difference of two such values. If all values are
+            equal, the exact binomial bound then replaces a bootstrap interval without width.
 
     Raises:
         DataError: there are no items, the shape is wrong, or a value is not finite.
@@ -151,7 +143,7 @@ def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
     """Return the mean over independent units (seeds, models, clusters) with a t-interval.
 
     Args:
-        units: float[units], the value of each unit. For a single unit the interval is NaN to NaN.
+        units: float[units]. For a single unit, the interval is NaN to NaN.
 
     Raises:
         DataError: there is no unit, or a value is not finite.
@@ -168,11 +160,7 @@ def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
 
 
 def exact_share(k: int, n: int) -> Estimate:
-    """Return the share k / n of successes in independent trials, with the Clopper-Pearson interval.
-
-    This interval is exact: it contains the true share with a probability of at least 95 %. The
-    p-values of the result are twice the smaller tail of the binomial distribution.
-    """
+    """Return the share k / n of independent successes, with the exact Clopper-Pearson interval."""
     from scipy.stats import binom, binomtest
 
     def p_value(share: float) -> float:
@@ -185,13 +173,9 @@ def exact_share(k: int, n: int) -> Estimate:
 
 
 def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Estimate | None:
-    """Return the slope of the least-squares line through independent points, with a t-interval.
+    """Return the slope of the least-squares line through float[n] points, with a t-interval.
 
-    The interval has n - 2 degrees of freedom. Return None for fewer than three points, because the
-    slope then has no interval.
-
-    Args:
-        x: float[n]. y: float[n].
+    With fewer than three points there is no interval, and the result is None.
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     n, a = len(a), a - a.mean()
@@ -236,7 +220,7 @@ def permutation_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
 
 
 def wilson(k: int, n: int) -> Estimate:
-    """Return the share k / n of successes in independent trials, with the Wilson interval."""
+    """Return the share k / n of independent successes, with the Wilson interval."""
     from scipy.stats import binomtest
 
     test = binomtest(k, n)
@@ -255,8 +239,6 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 @functools.lru_cache(maxsize=16)
 def _counts(items: int, draws: int, seed: int, strata: bytes | None) -> np.ndarray:
     """Return float64[draws, items]: how often each bootstrap draw contains each item.
-
-    The counts depend only on the arguments, so all measures on the same items share the resamples.
 
     Args:
         strata: the bytes of uint8[items] with the group of each item; None: one group.

@@ -1,9 +1,4 @@
-"""Defines classes that all studies share, for parameters, measurements and results.
-
-Each study subclasses `StudyParams`. A study measures models, and the measurements are stored as
-`Measurements`. The outcome of a study is a `Result`, which is drawn and recorded. `MeasuringCost`
-says how much text is read to measure a run. `kept_at` selects the checkpoints that a run keeps.
-"""
+"""Defines classes that all studies share, for parameters, measurements and results."""
 
 from __future__ import annotations
 
@@ -33,25 +28,22 @@ LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000), "limit": (5, 10
 class StudyParams:
     """The parameters of a study. A single ConfigError reports all bad values.
 
-    A subclass adds fields. A field whose limits are in `LIMITS` or `WHOLE` must be an integer; any
-    other field must be a string.
+    Fields in `LIMITS` or `WHOLE` must be integers; all other fields must be strings.
     """
 
     scale: str = "laptop"
     sizes: str = ""
-    """Comma-separated list of model sizes. If it is empty, the study's DEFAULT_SIZES or else all
-    sizes of the scale are used."""
+    """Comma-separated model sizes; empty: DEFAULT_SIZES or else all sizes of the scale."""
 
     WHOLE: ClassVar[dict[str, tuple[int, int]]] = {}
-    """Maps integer fields that are not in `LIMITS` to their smallest and largest accepted values.
-    """
+    """Maps further integer fields to their smallest and largest accepted values."""
     DEFAULT_SIZES: ClassVar[dict[str, str]] = {}
-    """Maps a scale to the default sizes, for scales at which the default is not all sizes."""
+    """Maps a scale to its default sizes, if these are not all sizes."""
     ONE_SIZE: ClassVar[bool] = False
     """Whether the study trains models of one size only."""
 
     def __post_init__(self) -> None:
-        """Raise one ConfigError that reports every bad value."""
+        """Raise one ConfigError for all bad values."""
         problems = []
         limits = LIMITS | self.WHOLE
         for name in (f.name for f in fields(self)):
@@ -73,15 +65,11 @@ class StudyParams:
         raise_all(ConfigError, problems, "parameters")
 
     def check(self) -> None:
-        """Raise if this study cannot use the parameters. Subclasses override this method.
-
-        Raises:
-            ConfigError: the study cannot use a value.
-        """
+        """Raise ConfigError if this study cannot use the parameters; for subclasses to override."""
 
     @property
     def size_list(self) -> tuple[str, ...]:
-        """The names of the model sizes to study, as a tuple, smallest first.
+        """The names of the model sizes to study, smallest first.
 
         Raises:
             ConfigError: a size is unknown or named twice, or there are too many sizes.
@@ -97,22 +85,19 @@ class StudyParams:
 
 
 def split_list(text: str) -> list[str]:
-    """Split a text at commas; return the entries without outer spaces, and no empty entries."""
+    """Split a text at commas; return the stripped entries that are not empty."""
     return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Parse a comma-separated list of whole numbers; return them sorted, without duplicates.
-
-    If an entry is not a whole number, return an empty list.
-    """
+    """Parse comma-separated whole numbers, sorted and unique; return [] if one is invalid."""
     entries = split_list(text)
     whole = all(entry.isascii() and entry.isdecimal() for entry in entries)
     return sorted({int(entry) for entry in entries}) if whole else []
 
 
 def shot_counts(text: str, most: int) -> list[int]:
-    """Parse a comma-separated list of shot counts (solved examples per prompt); return them sorted.
+    """Parse comma-separated counts of solved examples per prompt; return the counts sorted.
 
     Raises:
         ConfigError: the list is empty, or an entry is not a number in 0..`most`.
@@ -131,8 +116,7 @@ class MeasuringCost:
     """The rough cost of measuring one run, as the amount of text that the models read."""
 
     heldout: int = 0
-    """Passes over the held-out text, or over items with about as many tokens, summed over all
-    checkpoints."""
+    """Passes over the held-out text or as many tokens of items, summed over all checkpoints."""
     rows: float = 0.0
     """Passes over the first 32 tokens of each row that the run was trained on."""
 
@@ -143,15 +127,14 @@ def kept_at(
     deduplicated: Sequence[int] = (),
     repeated: Sequence[int] = (),
 ) -> Keep:
-    """Return the checkpoints whose weights a run keeps, depending on the text it is trained on.
+    """Return the checkpoints whose weights a run keeps, depending on its training text.
 
     All lists are indices among the 143 evenly spaced checkpoints of a run.
 
     Args:
-        standard: the checkpoints that a run on the standard text keeps.
-        deduplicated: the checkpoints that a run on the deduplicated text keeps.
-        repeated: the checkpoints that a run keeps if it repeats a part of its text (study
-            `repetition`).
+        standard: for a run on the standard text.
+        deduplicated: for a run on the deduplicated text.
+        repeated: for a run that repeats a part of its text (study `repetition`).
     """
     indices = standard if config.data.dedup == "none" else deduplicated
     indices = repeated if config.data.epoch_policy == "rows" else indices
@@ -160,9 +143,7 @@ def kept_at(
 
 @dataclass(frozen=True)
 class Measurements:
-    """The measurements of a study.
-
-    The analysis of the study reads only its measurements and released numbers, not the models.
+    """Everything about models that the analysis of a study reads.
 
     Attributes:
         arrays: results per item, row or seed, by name, e.g. "loss/25k/standard/572". Arrays are
@@ -176,14 +157,13 @@ class Measurements:
     runs: list[Run] = field(default_factory=list)
 
     def get(self, *key: Any) -> np.ndarray | None:
-        """Return the array with the name `name_of(*key)`; None if there is no such array."""
+        """Return the array named `name_of(*key)`, or None."""
         return self.arrays.get(name_of(*key))
 
     def under(self, *key: Any) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Yield (rest of the name, array) for each array that has a name starting with `key`.
+        """Yield (rest of the name, array) for each array whose name starts with `key`.
 
-        For the key ("loss", "25k"), the array "loss/25k/standard/572" comes with ["standard",
-        "572"].
+        For ("loss", "25k"), the array "loss/25k/standard/572" comes with ["standard", "572"].
         """
         prefix = name_of(*key) + "/"
         for name, array in self.arrays.items():
@@ -207,16 +187,16 @@ class Result:
 
     study: str
     params: Any
-    """The parameters of the study's notebook, as a dataclass with a field `scale`."""
+    """A dataclass with a field `scale`."""
     tables: dict[str, pd.DataFrame]
     """Tables by name (a-z, 0-9, _). Each table is recorded as a CSV file."""
     values: dict[str, Any]
     """Values for prose, by name: numbers, texts, and estimates as {"value", "low", "high"}."""
     claims: list[dict[str, Any]]
-    """The claims with their verdicts, as `verdicts.judge` returns them."""
+    """The claims with their verdicts, from `verdicts.judge`."""
     measured: Measurements
     released: dict[str, pd.DataFrame]
-    """Tables of released numbers by name; empty if there are none. Recorded with their source."""
+    """Tables of released numbers by name; empty if there are none."""
     started: float
     """`time.time()` when the study began."""
 

@@ -1,11 +1,9 @@
 """Defines the common look of all figures of the book: style, palette, SVG output and tables.
 
-Each model size has the same colour in all figures, from an ordered, colour-blind-safe colour map
-over the sizes of its scale. Each arm of an intervention has the same line style and marker.
-Drawings are made without pyplot, hence without global state, and notebooks show them as SVG.
-Drawing the same numbers again gives the same bytes. The background is white so that figures are
-readable on light and on dark pages. This module also has the footer of figures and the table of
-claims; the figures of a study are in the folder of the study.
+Each model size has one colour in all figures, from a colour-blind-safe colour map. Each arm of an
+intervention has one line style and marker. Drawings are made without pyplot, hence without global
+state. The same numbers give the same bytes of SVG. A white background keeps figures readable on
+dark pages.
 """
 
 from __future__ import annotations
@@ -86,7 +84,7 @@ _RC = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Apply the book's style within a `with` block only."""
+    """Apply the book's style within a `with` block."""
     import matplotlib
     import seaborn
 
@@ -96,7 +94,7 @@ def style() -> Iterator[None]:
 
 
 def size_colour(size: str) -> str:
-    """Return the colour of a model size, the same in every figure. Smaller sizes are darker.
+    """Return the colour of a model size. Smaller sizes are darker.
 
     Raises:
         ConfigError: the size is unknown.
@@ -108,10 +106,7 @@ def size_colour(size: str) -> str:
 
 
 def shade(position: float, colours: str = "viridis") -> str:
-    """Return the colour at a position in [0, 1] of a colour map, as "#rrggbb".
-
-    Above 0.86, the colour is too pale on white.
-    """
+    """Return the colour at a position in [0, 1] of a colour map; above 0.86, too pale on white."""
     import matplotlib
 
     return matplotlib.colors.to_hex(matplotlib.colormaps[colours](position))
@@ -121,7 +116,7 @@ class Drawing:
     """A finished figure, which a notebook shows as SVG, with a description for screen readers.
 
     Args:
-        numbers: the figure's main numbers, e.g. "25k 3.012", appended to the description.
+        numbers: main numbers to append to the description, e.g. "25k 3.012".
     """
 
     def __init__(self, figure: Figure, description: str, numbers: Iterable[str] = ()) -> None:
@@ -144,7 +139,7 @@ class Drawing:
         return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
     def save(self, path: Path) -> None:
-        """Write the figure as SVG to a file, atomically."""
+        """Write the SVG to a file, atomically."""
         with atomic_file(Path(path)) as target:
             target.write_text(self.svg, encoding="utf-8")
 
@@ -153,7 +148,7 @@ class Drawing:
 
 
 class Note:
-    """A line of small print in a notebook, e.g. the origin of a record."""
+    """A line of small print in a notebook."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -198,9 +193,8 @@ def panels(
     """Create a figure of page width with a footer; return the figure and its panels, row by row.
 
     Args:
-        columns: panels per row.
         height: height of the figure in inches.
-        ratios: relative widths of the columns; None: equal widths.
+        ratios: relative widths of the columns.
     """
     from matplotlib.figure import Figure
 
@@ -217,7 +211,7 @@ def panels(
 
 
 def say(ax: Axes, text: str) -> None:
-    """Write `text` into a panel without data, to explain why the panel is empty."""
+    """Write `text` into an empty panel, to explain why it has no data."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
@@ -243,11 +237,10 @@ def curve(
     bars: bool = False,
     **line: Any,
 ) -> None:
-    """Plot the column `value` against the column `x`, with the intervals if there are any.
+    """Plot the column `value` against the column `x`, with any intervals from `low` and `high`.
 
     Args:
-        frame: has the columns `x` and value, and for intervals also low and high.
-        factor: multiplies value, low and high.
+        factor: multiplies `value`, `low` and `high`.
         bars: draw intervals as bars instead of a band.
     """
     at = frame[x].astype(float)
@@ -269,13 +262,10 @@ def size_curves(
     banded: Iterable[str] | None = None,
     **line: Any,
 ) -> None:
-    """Plot one curve per model size in the colour of that size, as `curve` does.
+    """Plot one `curve` per model size, in the colour of the size (column `size`).
 
     Args:
-        frame: has the columns size, `x` and value, and for intervals also low and high.
-        factor: multiplies value, low and high.
-        banded: sizes with intervals drawn as a band (many bands would hide each other); None: all
-            sizes.
+        banded: sizes with intervals (many bands would hide each other); None: all sizes.
     """
     for size in sizes:
         points = rows_where(frame, size=size).sort_values(x)
@@ -293,15 +283,10 @@ def line(
     factor: float = 100,
     dense: bool = False,
 ) -> None:
-    """Plot the curve of one model size and one arm: the control, or a run with swapped pronouns.
-
-    The size determines the colour of the curve, and the arm its line style and marker.
+    """Plot the `curve` of one model size and arm: the size sets the colour, the arm the line style.
 
     Args:
-        frame: the points of the curve. It has the column named by `x`, the column `value` and, for
-            intervals, `low` and `high`.
         arm: a key of ARM_STYLES.
-        factor: multiplies `value`, `low` and `high`.
         dense: use a thinner line and smaller markers, for many points.
     """
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
@@ -324,7 +309,6 @@ def interval_point(
     Args:
         at: position on the x axis or, if `flat`, on the y axis.
         row: has the attributes `value`, `low` and `high`, which are multiplied by `factor`.
-        flat: draw the interval horizontally.
     """
     value, low, high = (factor * float(x) for x in (row.value, row.low, row.high))
     bar, point = ([at, at], [low, high]), ([at], [value])
@@ -343,12 +327,11 @@ def size_points(
     factor: float = 100,
     **shape: Any,
 ) -> None:
-    """Draw points with intervals: sizes on the x axis, and a point per size and value of `column`.
+    """Draw a point with an interval per size and value of `column`, with the sizes on the x axis.
 
     Args:
-        frame: has the columns `size`, `value`, `low` and `high`, and the column named by `column`.
-        marks: maps each value of `column` to its marker (`mark`). Markers that are not hollow are
-            filled with the colour of the size.
+        frame: has the columns `size`, `value`, `low`, `high`, and the column named by `column`.
+        marks: maps each value of `column` to its `mark`. Filled markers get the colour of the size.
     """
     sizes = list(sizes)
     for j, (key, mark) in enumerate(marks.items()):
@@ -376,13 +359,7 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
 
 
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
-    """Add a legend to a panel or figure.
-
-    If `options` lacks `loc`, the legend is a single row above the panels.
-
-    Args:
-        lines: maps each label to the properties of its line.
-    """
+    """Add a legend that maps labels to line properties, by default as one row above the panels."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -400,25 +377,21 @@ def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
 
 
 def size_legend(where: Axes | Figure, sizes: Iterable[str], **options: Any) -> None:
-    """Add a legend with the colours of model sizes to a panel or a figure."""
+    """Add a legend with the colours of model sizes."""
     lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
     legend(where, lines, handlelength=1.4, columnspacing=1.2, **options)
 
 
 def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
-    """Add a legend with the line styles and markers of arms (control and swaps), above the panels.
-
-    Args:
-        arms: keys of ARM_LABELS.
-    """
+    """Add a legend of arms (keys of ARM_LABELS) above the panels."""
     lines = {ARM_LABELS[arm]: mark("o", arm == "control") | ARM_STYLES[arm] for arm in arms}
     legend(figure, lines, handlelength=2.6)
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
-    """Return the ends (lower, upper) of an axis that shows [low, high] with a margin.
+    """Return the ends of an axis that shows [low, high] with a margin, at least `least` apart.
 
-    The ends are at least `least` apart. If `low` or `high` is not finite, they are 0 and `least`.
+    If `low` or `high` is not finite, the ends are 0 and `least`.
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         return 0.0, least
@@ -440,25 +413,15 @@ def footer(result: Result, *notes: str) -> str:
 def canvas(
     result: Result, columns: int, height: float, *notes: str, **options: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Create `panels` with the footer of a study, and apply the book's style in the `with` block.
-
-    The block gets the figure and the list of its panels.
-
-    Args:
-        notes: texts for the footer.
-        options: further arguments of `panels`.
-    """
+    """Create `panels` (`options`) with the footer of a study, in the book's style."""
     with style():
         yield panels(columns, height, footer(result, *notes), **options)
 
 
 def write_record(result: Result) -> Note:
-    """Write the record of a study's run; return a note on the run.
+    """Write the record of a run; return a note with its origin and the command to repeat the run.
 
-    The note has the origin of the record and the command that repeats the run.
-
-    If a notebook is run by hand, no record is written, and the note names the command that records
-    the run.
+    If a notebook is run by hand, nothing is written, and the note says how to record the run.
     """
     folder = records.record_folder()
     if folder is None:
@@ -486,16 +449,16 @@ class ClaimsTable:
 
 
 def claims_table(result: Result, note: str = "") -> ClaimsTable:
-    """Return the tables of a study's claims, premises and checks, with results and verdicts."""
+    """Return the tables of a study's claims, premises and checks."""
     return ClaimsTable(result.claims, note)
 
 
 def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
-    """Plot the percentage of memorized rows by model size, for standard and deduplicated text.
+    """Plot the percentage of memorized rows by size, for standard and deduplicated text.
 
     Args:
-        frame: has the columns `size`, `arm` ("standard" or "deduplicated") and, as fractions,
-            `value`, `low` and `high`.
+        frame: has the columns `size`, `arm` and, as fractions, `value`, `low` and `high`. An arm is
+            "standard" or "deduplicated".
     """
     marks = {"standard": mark("s"), "deduplicated": mark("o", hollow=True)}
     size_points(ax, frame, sizes, "arm", marks)
@@ -504,7 +467,7 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
 
 
 def interval(value: Any, low: float | None, high: float | None) -> str:
-    """Format a value and, unless `low` is None, its interval; a value of None is "not measured"."""
+    """Format a value with its interval, if any; a value of None is "not measured"."""
     if value is None:
         return "not measured"
     if low is None:

@@ -1,15 +1,9 @@
 """Counts terms in the text that a model has read up to each checkpoint (paper section 3.3).
 
-Terms are counted in one pass over the rows in training order, separately for each block of steps
-between two checkpoints. The count up to a checkpoint is the sum over the blocks before this
-checkpoint.
-
 A term is one or more words, no matter how they are tokenized. A word is a run of ASCII letters,
-digits and bytes above 127; any other bytes may separate words.
-
-Terms are counted in the inputs of a row, i.e. in all its tokens but the last, which is also the
-first token of the next row. An occurrence must lie within one row, because no model reads across
-rows. Overlapping occurrences all count.
+digits and bytes above 127; any other bytes may separate words. Terms are counted in the inputs of a
+row: all tokens but the last, which the next row repeats. An occurrence must lie within one row,
+because no model reads across rows. Overlapping occurrences all count.
 """
 
 from __future__ import annotations
@@ -32,7 +26,7 @@ if TYPE_CHECKING:
     from pythia_core.data.order import Rows
 
 CHUNK = 1 << 17
-"""Tokens per numpy call: enough to make numpy efficient, few enough for the CPU's caches."""
+"""Tokens per numpy call: enough for numpy to be efficient, few enough for the CPU's caches."""
 _WORD = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _SHIFT = np.uint64(48)
@@ -43,10 +37,7 @@ _SHIFT = np.uint64(48)
 
 @dataclass(frozen=True)
 class TermCounts:
-    """The number of occurrences of each term in each block of training steps.
-
-    A block usually has the steps between two checkpoints.
-    """
+    """The number of occurrences of each term in each block of training steps."""
 
     terms: tuple[str, ...]
     ends: tuple[int, ...]
@@ -70,10 +61,7 @@ class TermCounts:
         return self.counts[:, : self.ends.index(step) + 1].sum(1)
 
     def save(self, path: Path | str) -> None:
-        """Write the counts that are not zero to a Parquet file.
-
-        The columns are `term_id`, `term`, `step` (the end of the block) and `count`.
-        """
+        """Write nonzero counts as Parquet: `term_id`, `term`, `step` (end of block), `count`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -131,10 +119,9 @@ def count_terms(
 
 
 class SurfaceTerms:
-    """A counter of terms in rows of token ids. It turns the rows into bytes and compares words.
+    """A counter of terms in rows of token ids, by words, however the words are tokenized.
 
     Args:
-        terms: the terms. Each has one or more words, separated by anything but letters and digits.
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
         ignore_case: whether to ignore the case of ASCII letters.
 
@@ -205,15 +192,9 @@ class SurfaceTerms:
     def _numbers(
         self, text: NDArray[np.uint8], first: NDArray[np.int64], last: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """Look up words in the vocabulary, i.e. the distinct words of all terms.
+        """Return int32[words], the vocabulary index of each word text[first:last].
 
-        Args:
-            text: the bytes of all rows.
-            first, last: the beginning and the end of each word text[first:last].
-
-        Returns:
-            int32[words], the index of each word in the vocabulary. Words that are not in the
-            vocabulary get the size of the vocabulary.
+        The index of an unknown word is the size of the vocabulary.
         """
         sums = np.zeros(len(text) + 1, np.uint64)
         np.cumsum((text.astype(np.uint64) + np.uint64(1)) * self._powers[: len(text)], out=sums[1:])
@@ -232,7 +213,7 @@ class SurfaceTerms:
         return numbers
 
     def _grow(self, size: int) -> None:
-        """Extend the tables of powers of _MULTIPLIER and of its inverse to `size` powers."""
+        """Extend the tables of powers of _MULTIPLIER and its inverse to `size` powers."""
         if size > len(self._powers):
             for name, base in (
                 ("_powers", _MULTIPLIER),
@@ -252,9 +233,7 @@ def _hash(word: bytes) -> int:
 
 
 class _Trie:
-    """A trie of sequences of ids, which counts where they occur in an array.
-
-    All positions of the array are matched at once, with one pass per level of the trie.
+    """A trie of sequences of ids, matched at all positions of an array at once.
 
     Args:
         sequences: sequences of at least one id, all below `n_ids`.
@@ -283,11 +262,7 @@ class _Trie:
         self.has_children[self.keys // self.width] = True
 
     def count(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return int64[sequences], the number of occurrences of each sequence in `ids`.
-
-        Args:
-            ids: int[n]. The last id must be `n_ids`, which matches nothing.
-        """
+        """Return int64[sequences], how often each occurs in `ids`. The last id must be `n_ids`."""
         state = self.root[ids]
         position = np.flatnonzero(state)
         state = state[position].astype(np.int64)

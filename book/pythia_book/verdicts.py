@@ -1,23 +1,17 @@
 """Turns a measurement into a verdict, by the same rule for every study.
 
-A *claim* is a statement of a paper: the Pythia paper, or another one that is cited. A *premise* is
-an assumption, of ours or of a claim, that no paper states as a finding. A *check* verifies our own
-code and data. Claims, premises and checks are tested on our runs, on the released models, or on
-both. A test states what counts as agreement: an effect above or below a bound, usually zero
-(`rises`, `falls`), or an effect inside a margin around zero (`within`). The verdict follows from
-the 95 % interval of the effect, with Holm's correction:
+A *claim* is a statement of a paper. A *premise* is an assumption that no paper states as a finding.
+A *check* verifies our own code and data. Each is tested on our runs, on the released models, or on
+both. The verdict follows from the 95 % interval of the effect, with Holm's correction:
 
     reproduced         the interval lies on the claimed side of the bound, or inside the margin
     contradicted       the interval lies on the other side of the bound, or outside the margin
-    not resolved       neither; the reason states the smallest effect that the test would have
-                       detected or, for `within`, the smallest margin it could have confirmed
-    not testable here  the test cannot fail, lacks a measurement, or has no interval, e.g. because
-                       there is only one value
+    not resolved       neither; the reason states what the test could have detected
+    not testable here  the test cannot fail, lacks a measurement, or has no interval
 
-On released numbers the first two verdicts read "confirmed on released numbers" and "contradicted by
-released numbers". For premises and checks they read "holds" and "does not hold". The tests of
-claims form one family and the tests of premises and checks another. Within each family of a study,
-Holm's procedure limits the probability of any wrong verdict to 5 %.
+The first two have other words for released numbers (CONFIRMED, REFUTED), and for premises and
+checks (HOLDS, FAILS). Claims are one family of tests; premises and checks are another. Holm's
+procedure limits the probability of any wrong verdict in a family of a study to 5 %.
 """
 
 from __future__ import annotations
@@ -41,21 +35,19 @@ KINDS = ("claim", "premise", "check")
 SIDES = ("released", "ours")
 ALPHA = 1 - LEVEL
 POWER = 0.8
-"""The probability with which the test would have detected the smallest effect that it states."""
+"""The probability with which a test would have detected the smallest effect that it states."""
 
 
 @dataclass(frozen=True)
 class Test:
-    """A measured effect, and what it is compared with.
-
-    Functions such as `rises` and `within` create tests.
+    """A measured effect, and what it is compared with; made by functions such as `rises`.
 
     Attributes:
         estimate: the effect with its 95 % interval; None if it was not measured.
         unit: unit of the effect, e.g. "points" or "nats per token".
         units: the independent units of the sample, e.g. "5 seeds" or "40 occupations".
-        form: what the effect should be: "above" or "below" `bound`, or "within" `bound` of zero;
-            "exact" for a check that passed or failed; "" if there is no test.
+        form: "above" or "below" `bound`, "within" `bound` of zero, "exact" for a check that passed
+            or failed, or "" if there is no test.
         bound: the value that the effect is compared with, in the unit of the effect.
         reason: why there is no test; the verdict is then "not testable here".
         note: a remark for readers, e.g. the two values whose difference is the effect.
@@ -94,15 +86,12 @@ def rises(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: s
 
 
 def falls(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
-    """Return the test that an effect is below `bound`. The arguments are as in `rises`."""
+    """Return the test that an effect is below `bound`, with the arguments of `rises`."""
     return Test(e, unit, units, "below", bound, "" if e else NOT_MEASURED, note)
 
 
 def within(e: Estimate | None, unit: str, units: str, margin: float, note: str = "") -> Test:
-    """Return the test that there is practically no effect: its absolute value is below `margin`.
-
-    The arguments are as in `rises`.
-    """
+    """Return the test that an effect is practically zero: its absolute value is below `margin`."""
     return Test(e, unit, units, "within", margin, "" if e else NOT_MEASURED, note)
 
 
@@ -114,12 +103,7 @@ def passes(passed: bool, note: str = "") -> Test:
 def untestable(
     reason: str, e: Estimate | None = None, unit: str = "", units: str = "", note: str = ""
 ) -> Test:
-    """Return a test with the verdict "not testable here".
-
-    Args:
-        reason: why no verdict is possible.
-        e: the effect, which is shown without a verdict; None: nothing is shown.
-    """
+    """Return a test with the verdict "not testable here"; an estimate `e` is still shown."""
     return Test(e, unit, units, reason=reason, note=note)
 
 
@@ -128,14 +112,12 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement with its source, and with tests on our runs, on the released models, or on both.
+    """A statement with its source, and with a test on our runs, on the released models, or on both.
 
     Attributes:
         text: the statement, as a sentence.
         source: a section or figure of the Pythia paper, or of another paper, which is then named.
             For a check, what the check guarantees.
-        ours: the test on our runs.
-        released: the test on the released models.
         quote: the paper's own words, where a paraphrase could be disputed.
         kind: one of KINDS.
     """
@@ -160,11 +142,7 @@ class Claim:
 
 
 def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """Return the claims of a study with their verdicts, in the format of a record.
-
-    Holm's procedure corrects the p-values of all claims together. In a separate correction, it
-    corrects the p-values of all premises and checks together.
-    """
+    """Return the claims of a study with their verdicts, in the format of a record."""
     p_values: dict[tuple[int, str], float] = {}
     for i, claim in enumerate(claims):
         for side in SIDES:
@@ -205,9 +183,8 @@ def holm(p_values: dict[Any, float]) -> dict[Any, float]:
 def p_value(test: Test) -> float:
     """Return the two-sided p-value of the test: 0.05 if the 95 % interval ends at the bound.
 
-    For the form "within", an estimate inside the margin suggests that the effect is inside, which
-    is tested against both ends of the margin. An estimate outside suggests that the effect is
-    outside, which is tested against the nearer end.
+    An estimate inside the margin of `within` is tested against both ends of the margin. An estimate
+    outside is tested against the nearer end.
     """
     e = test.estimate
     assert e is not None
@@ -219,13 +196,10 @@ def p_value(test: Test) -> float:
 
 
 def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
-    """Return how large an effect must be to get a verdict with the probability POWER.
+    """Return the smallest effect that gets a verdict with the probability POWER.
 
-    The size of the effect is its distance from the bound, in the unit of the estimate.
-
-    Args:
-        n_tests: number of tests that Holm's procedure corrects for. The effect is computed for the
-            test that the procedure considers first, which has the level ALPHA / n_tests.
+    The effect is a distance from the bound, in the unit of the estimate. The level is ALPHA /
+    n_tests, that of the first test in Holm's procedure for `n_tests` tests.
     """
     from scipy.optimize import brentq
     from scipy.special import nctdtr
@@ -238,13 +212,9 @@ def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
 
 
 def smallest_margin(e: Estimate, n_tests: int = 1) -> float:
-    """Return the smallest margin around zero for which the test `within` has the power POWER.
+    """Return the smallest margin for which `within` has the power POWER if the true effect is zero.
 
-    That is: if the true effect is zero, an interval as wide as the interval of `e` lies inside this
-    margin with the probability POWER. The margin is in the unit of the estimate.
-
-    Args:
-        n_tests: as in `smallest_seen`.
+    The interval is taken to be as wide as that of `e`; `n_tests` is as in `smallest_seen`.
     """
     import numpy as np
     from scipy.optimize import brentq
@@ -290,18 +260,11 @@ def _untestable_reason(test: Test) -> str:
 TEST_KEYS = frozenset(
     "value low high unit units bound form df p_value p note verdict reason".split()
 )
-"""The keys of a test in a record, as `_judged` writes them."""
+"""The keys of a test in a record."""
 
 
 def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> dict[str, Any]:
-    """Return a test with its verdict and reason, in the format of a record.
-
-    Args:
-        kind: the kind of the claim (one of KINDS), on which the words of the verdict depend.
-        side: "released" or "ours".
-        p: the p-value after Holm's correction; None for an exact or untestable test.
-        n_tests: how many tests Holm's procedure corrected together.
-    """
+    """Return a test as recorded, with its verdict, given its p-value after Holm's correction."""
     e, reason = test.estimate, _untestable_reason(test)
     row: dict[str, Any] = {
         **(e.interval() if e else dict.fromkeys(("value", "low", "high"))),
@@ -334,11 +297,7 @@ def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> 
 
 
 def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
-    """Return the reason for the verdict "not resolved", as a text.
-
-    Args:
-        n_tests: number of tests that Holm's procedure corrects for.
-    """
+    """Return the reason for the verdict "not resolved", for one of `n_tests` corrected tests."""
     power = f"with {100 * POWER:.0f} % power"
     why = f"the interval includes {_amount(test.bound, test.unit, 4) if test.bound else 0}"
     if test.form == "within":
@@ -361,7 +320,7 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
 
 
 def _amount(value: float, unit: str, digits: int = 2) -> str:
-    """Return a value rounded to `digits` significant digits, with its unit, e.g. "1 point"."""
+    """Format a value to `digits` significant digits, with its unit, e.g. "1 point"."""
     number = f"{float(f'{value:.{digits}g}'):g}"
     unit = unit.replace("points", "point", 1) if number in ("1", "-1") else unit
     return f"{number} {unit}".strip().replace("-", "\N{MINUS SIGN}", number.startswith("-"))

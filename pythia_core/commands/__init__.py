@@ -1,8 +1,7 @@
-"""The library's own commands of `python -m pythia_core`, which pythia_core.__main__ runs.
+"""The library's own commands of `python -m pythia_core`.
 
-Each module in this package has a function `add`, which declares the commands of the module. Its
-other functions run one command each, by calling the library. They import heavy modules only when
-they run, so that `--help` is fast.
+Each module has a function `add`, which declares its commands. The functions that run commands
+import heavy modules only when they run, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ RUN = "folder or id of a run (or the beginning of the id)"
 
 
 class AddCommand(Protocol):
-    """A function that declares a command of `python -m pythia_core` and returns its parser.
+    """Declares a command and returns its parser, to which the caller adds arguments.
 
-    The caller adds the command's arguments to the parser. If the command can be resumed, the caller
-    also calls the parser's `set_defaults` with a `resume_note`, e.g. "training so far is saved".
-    This note is printed if the user stops the command.
+    A command that can be resumed sets the parser's default `resume_note`, e.g. "training so far is
+    saved", which is printed if the user stops the command.
 
     Args:
-        name: the name of the command, as the user types it.
         function: runs the command, given the parsed arguments.
         text: one line that `--help` shows.
         settings: further arguments of argparse's `add_parser`.

@@ -58,11 +58,11 @@ def add(command: AddCommand) -> None:
 
 
 DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
-"""Names of command-line arguments that set the field of the same name in DataConfig."""
+"""Command-line arguments that set the field of the same name in DataConfig."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
-    """Add the options --corpus, --tokenizer, --epochs and --heldout to a command's parser."""
+    """Add the options --corpus, --tokenizer, --epochs and --heldout."""
     p.add_argument(
         "--corpus",
         metavar="PATH",
@@ -85,9 +85,9 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
 
 
 def _scale(args: argparse.Namespace) -> Scale:
-    """Return the scale that `--scale` names, with the user's data options applied to its data.
+    """Return the scale that `--scale` names, with the user's data options.
 
-    If the user names another corpus, all of its domains are read, except for controls.
+    Another corpus is read with all of its domains, except controls.
     """
     scale = scale_named(args.scale)
     changes = {
@@ -99,7 +99,7 @@ def _scale(args: argparse.Namespace) -> Scale:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """Run the command `prepare`: prepare data, then print their manifest, size and folder."""
+    """Prepare data, then print their manifest, size and folder."""
     from pythia_core.data.prepare import prepare
 
     data = prepare(_scale(args).data)
@@ -108,11 +108,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
-    """Return the settings of the run that the arguments of the command `train` ask for.
-
-    Raises:
-        ConfigError: the settings are invalid, e.g. `--start` or `--stop` without `--swap`.
-    """
+    """Return the config for the arguments of `train`; raise ConfigError if they are invalid."""
     from pythia_core.training.precision import best_precision
 
     scale = _scale(args)
@@ -137,7 +133,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _train(args: argparse.Namespace) -> None:
-    """Run the command `train`: train the run or find it, then print its results and its folder."""
+    """Train the run or find it, then print its results and its folder."""
     from pythia_core.training.runs import find_or_train
 
     execution = Execution.parse(args.execution) if args.execution else None

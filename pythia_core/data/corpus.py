@@ -1,9 +1,7 @@
 """Read the documents of a corpus: a user's files, a Hugging Face dataset, or a registered corpus.
 
 A package registers a corpus with an entry point in the group `pythia_core.corpora`, which names a
-module or object with the methods of `RegisteredCorpus`. The documents of a corpus have a fixed
-order. Texts are yielded exactly as stored, with two exceptions. Line endings become "\\n".
-Documents of nothing but white space are dropped and only counted.
+module or object with the methods of `RegisteredCorpus`.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from pythia_core.util.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Document:
-    """A text and the name of the domain (a part of the corpus, e.g. "news") that it belongs to."""
+    """A text and its domain, a part of the corpus, e.g. "news"."""
 
     domain: str
     text: str
@@ -30,13 +28,13 @@ class Document:
 
 @dataclass
 class DomainTally:
-    """The counts and the sha256 of the documents that have been read from one domain."""
+    """The counts and the sha256 of the documents read from one domain."""
 
     documents: int = 0
     n_bytes: int = 0
-    """Total length of the documents in UTF-8."""
+    """Total length in UTF-8."""
     empty: int = 0
-    """Number of documents of nothing but white space, which are dropped and not counted above."""
+    """Number of documents of nothing but white space, which are not in the other fields."""
     digest: Any = field(default_factory=hashlib.sha256)
     """sha256 of the documents in order: for each, its number of bytes (u64), then the bytes."""
 
@@ -65,20 +63,18 @@ def open_corpus(
 ) -> Iterator[Document]:
     """Yield the documents of a corpus, in a fixed order.
 
-    Line endings become "\\n", and documents of nothing but white space are left out.
+    Line endings become "\\n". Documents of nothing but white space are left out.
 
     Args:
-        data: `data.corpus` is a registered name, a .jsonl or .txt file (perhaps with .gz), a folder
-            of such files, which are read in the order of their names, or
-            "hf:NAME[:config][:split][:subset]".
+        data: its `corpus` is a registered name, "hf:NAME[:config][:split][:subset]", a .jsonl or
+            .txt file (perhaps with .gz), or a folder of such files, which are read in the order of
+            their names.
         progress: on a terminal, show a progress bar and pip's output during downloads.
-        tally: if given, an empty dict. While the documents are read, it is filled with a
-            DomainTally for each domain.
+        tally: an empty dict, filled with a DomainTally for each domain during reading.
 
     Raises:
         FetchError: a download failed.
-        DataError: the corpus cannot be read, a text is malformed (the message says where), or there
-            are no documents.
+        DataError: the corpus cannot be read, a text is malformed, or there are no documents.
     """
     counts = {} if tally is None else tally
     total = 0
@@ -111,31 +107,24 @@ def open_corpus(
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:
-    """Return the names and hashes that identify the text of a corpus, e.g. [name, sha256] per file.
-
-    The result changes whenever the text may have changed. pythia_core.data.prepare makes it part of
-    the keys of its cache.
-    """
+    """Return names and hashes that change whenever the text of a corpus may have changed."""
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).identity(data)
     return user_files.identity(data.corpus)
 
 
 def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-    """Return an iterator over (domain, text) of every document, with the text exactly as stored."""
+    """Yield (domain, text) of every document, exactly as stored."""
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).texts(data, progress)
     return user_files.texts(data.corpus)
 
 
 class RegisteredCorpus(Protocol):
-    """A corpus that another package registers. `DataConfig.corpus` holds the corpus's name."""
+    """A corpus that another package registers under the name in `DataConfig.corpus`."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
-        """Return lists of names and hashes that change whenever the text of the corpus changes.
-
-        The text itself is not read.
-        """
+        """Return names and hashes that change whenever the text changes, without reading it."""
         ...
 
     def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
@@ -144,7 +133,7 @@ class RegisteredCorpus(Protocol):
 
 
 def is_registered(corpus: str) -> bool:
-    """Return whether `corpus` is the name of a registered corpus, rather than a path or "hf:...".
+    """Return whether `corpus` is the name of a registered corpus.
 
     The names of pythia_book's corpora count even if pythia_book is not installed.
     """
@@ -152,11 +141,7 @@ def is_registered(corpus: str) -> bool:
 
 
 def _registered_corpus(name: str) -> RegisteredCorpus:
-    """Load the corpus that is registered under this name.
-
-    Raises:
-        DataError: the corpus belongs to pythia_book, which is not installed.
-    """
+    """Load a registered corpus; raise DataError if its package is not installed."""
     point = registered("corpora").get(name)
     if point is None:
         raise DataError(

@@ -1,21 +1,13 @@
 """Find copies and near-copies among the documents of a corpus, and choose which to keep.
 
-The paper trains every size a second time, on a Pile that was near-deduplicated by MinHash LSH with
-threshold 0.87. It gives no more detail. Most likely (the authors have not confirmed it), a MinHash
-signature had one band of 10 hashes of word 5-grams, candidate pairs were not verified, and the last
-of several copies was kept. If so, a pair of documents with Jaccard similarity J was found with
-probability J^10. At J = 0.87 this is only 25 %, so 0.87 is hardly a threshold.
+The paper used MinHash LSH with threshold 0.87 and gives no more detail. Most likely (the authors
+have not confirmed it), a signature had one band of 10 hashes of word 5-grams, candidate pairs were
+not verified, and the last copy was kept. A pair with Jaccard similarity J is then found with
+probability J^10: only 25 % at J = 0.87. The recipe `eleutherai-0.87` follows this guess, except
+that words end at white space, hash functions differ, and texts are not split into slices.
 
-The recipe `eleutherai-0.87` follows this guess, with three differences: it separates words by white
-space, uses other hash functions, and does not first split texts into slices.
-
-The recipe `jaccard-0.87` verifies candidates: it finds them with 14 bands of 8 hashes and accepts
-only pairs whose exact Jaccard similarity is at least 0.87.
-
-The package datatrove computes the MinHash signatures. Two of its defaults are switched off. One is
-the normalisation of texts, which replaces all numbers by the same one, so that different tables
-would count as copies. The other is the English tokenizer, which needs spaCy. Texts that differ in
-case or in numbers therefore count as different.
+The recipe `jaccard-0.87` verifies the exact similarity of candidates. Signatures are from
+datatrove, without its normalisation, which would make tables with different numbers copies.
 """
 
 from __future__ import annotations
@@ -43,21 +35,20 @@ _SHINGLES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Recipe:
-    """A rule that says which documents count as copies of each other, and which copy to keep."""
+    """A rule for which documents count as copies, and which copy to keep."""
 
     name: str
     threshold: float = 1.0
-    """Minimum Jaccard similarity of near-duplicates; has no effect without `verify`."""
+    """Minimum Jaccard similarity of near-duplicates; no effect without `verify`."""
     ngram: int = 5
-    """Number of words in an n-gram. Two texts are compared by their sets of n-grams."""
+    """Words per n-gram. Two texts are compared by their sets of n-grams."""
     buckets: int = 0
-    """Number of bands of a MinHash signature; 0 means that near-duplicates are not searched."""
+    """Number of bands of a MinHash signature; 0: do not search near-duplicates."""
     hashes_per_bucket: int = 1
     verify: bool = True
-    """Whether documents with an equal band are copies only if their exact Jaccard similarity is at
-    least `threshold`. If false, one equal band is enough."""
+    """Whether candidates (documents with an equal band) must also reach `threshold`."""
     keep: str = "first"
-    """Which of several copies to keep, in the order of the corpus: "first" or "last"."""
+    """Which of several copies to keep: "first" or "last" in the corpus."""
     exact: bool = True
     """Whether identical texts are copies even if they are too short for an n-gram."""
 
@@ -102,21 +93,24 @@ class Deduplicated:
     keep: np.ndarray
     """bool: whether the document is kept."""
     cluster: np.ndarray
-    """int64: index of the document that is kept in place of this one. A document that is itself
-    kept has its own index."""
+    """int64: index of the document that is kept in place of this one, or its own index."""
     reason: np.ndarray
-    """uint8: KEPT, EXACT or NEAR. A removed document is EXACT if the same text occurs earlier (with
-    keep="last": later) in the corpus; otherwise, it is NEAR."""
+    """uint8: KEPT, EXACT or NEAR. EXACT: the same text occurs earlier (with keep="last": later)."""
     report: dict[str, Any]
-    """The recipe; numbers of documents, words and bytes before and after; numbers of clusters by
-    size and of candidate, compared and linked pairs; and `s_curve` at each of SIMILARITIES."""
+    """Keys:
+    `recipe`: the fields of the recipe.
+    `documents`, `words`, `bytes`: numbers `before` and `after`.
+    `removed`: numbers of `exact` and `near` copies.
+    `too_short`: number of documents too short for an n-gram.
+    `clusters`: number of clusters of each size.
+    `pairs`: numbers of candidate, compared and linked pairs.
+    `caught`: `s_curve` at each of SIMILARITIES."""
 
 
 def s_curve(similarity: np.ndarray | float, buckets: int, hashes: int) -> np.ndarray:
-    """Return the probability that two documents of this Jaccard similarity are a candidate pair.
+    """Return how likely two documents of this Jaccard similarity are to be a candidate pair.
 
-    Documents are a candidate pair if their MinHash signatures agree in at least one of `buckets`
-    bands, each of `hashes` hashes. The result has the shape of `similarity`.
+    They must agree in one of `buckets` bands, each of `hashes` hashes.
     """
     return 1 - (1 - np.asarray(similarity, np.float64) ** hashes) ** buckets
 
@@ -128,7 +122,7 @@ def shingles(text: str, ngram: int = 5) -> frozenset[str]:
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Return the Jaccard similarity of two sets of n-grams. At least one set must have elements."""
+    """Return the Jaccard similarity of two sets, which must not both be empty."""
     common = len(a & b)
     return common / (len(a) + len(b) - common)
 
@@ -136,23 +130,17 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 def deduplicate(
     texts: Sequence[str], recipe: str | Recipe, *, progress: bool = True
 ) -> Deduplicated:
-    """Group documents into clusters of copies; choose the first or last of each cluster to keep.
+    """Group documents into clusters of copies, and choose the document of each cluster to keep.
 
     Two documents are linked if their texts are equal (with `recipe.exact`) or if they are a
-    candidate pair, i.e. their MinHash signatures have an equal band. With `recipe.verify`,
-    candidates are only linked if they are similar enough. A cluster is a connected component of
-    links. Verification takes quadratic time if many dissimilar documents, e.g. filled-in forms, are
-    connected by candidate pairs, because it compares all pairs of connected documents.
+    candidate pair (with `recipe.verify`: and similar enough). A cluster is a connected component of
+    links. Verification takes quadratic time if candidate pairs connect many dissimilar documents.
 
-    The code that EleutherAI most likely used looks up documents one by one and removes each hit
-    from the index, which keeps the last document. With one band, as in `eleutherai-0.87`, the
-    result is the same, except for documents too short for an n-gram. EleutherAI's code treats all
-    documents that are too short as copies of each other. This function treats two documents that
-    are too short as copies only if their texts are equal.
+    With `eleutherai-0.87`, the result is that of the code which EleutherAI most likely used, except
+    that EleutherAI's code treats all documents too short for an n-gram as copies of each other.
 
     Args:
-        texts: the documents.
-        recipe: a Recipe, or the name of a recipe in RECIPES.
+        recipe: a Recipe, or a name in RECIPES.
 
     Raises:
         ConfigError: the recipe is unknown.
@@ -187,13 +175,13 @@ def deduplicate(
 
 @dataclass(frozen=True)
 class _Corpus:
-    """The number of words and bytes of each document, and which documents have the same text."""
+    """The words and bytes of each document, and which documents have the same text."""
 
     words: np.ndarray
     bytes: np.ndarray
     same_as: np.ndarray
-    """For each document, the index of the first (with keep="last": the last) document with the same
-    text. Without `Recipe.exact`, it is the document's own index."""
+    """Index of the first (with keep="last": the last) document with the same text; without
+    `Recipe.exact`, the document's own index."""
 
     @property
     def unique(self) -> np.ndarray:
@@ -202,11 +190,7 @@ class _Corpus:
 
 
 def _measure_documents(texts: Sequence[str], recipe: Recipe) -> _Corpus:
-    """Count the words and bytes of each text, and find identical texts.
-
-    Raises:
-        DataError: `texts` is a single string, or a document is not valid text.
-    """
+    """Count the words and bytes of each text, and find identical texts."""
     if isinstance(texts, str):
         raise DataError("texts is a single string; pass a sequence of documents")
     words, sizes = np.zeros((2, len(texts)), np.int64)
@@ -234,7 +218,7 @@ def _measure_documents(texts: Sequence[str], recipe: Recipe) -> _Corpus:
 
 
 class WhitespaceTokenizer:
-    """A word tokenizer for datatrove that splits a text at white space."""
+    """A word tokenizer for datatrove that splits at white space."""
 
     language = None
 
@@ -243,7 +227,7 @@ class WhitespaceTokenizer:
 
 
 def minhash_step(recipe: Recipe) -> Any:
-    """Make the pipeline step of datatrove that `signature` uses to compute MinHash signatures.
+    """Make datatrove's pipeline step for MinHash signatures.
 
     Raises:
         MissingDependencyError: datatrove or a dependency of it is absent, or xxhash is too new.
@@ -292,12 +276,7 @@ def minhash_step(recipe: Recipe) -> Any:
 
 
 def signature(step: Any, text: str) -> NDArray[np.uint64]:
-    """Return the MinHash signature of a text, uint64[buckets, hashes_per_bucket].
-
-    Args:
-        step: the result of `minhash_step`.
-        text: must have at least one n-gram.
-    """
+    """Return the MinHash signature uint64[buckets, hashes_per_bucket] of a text with an n-gram."""
     hashed = step.get_shingles(text)
     # in chunks, because all hashes of all n-grams of a book would need too much memory
     starts = range(0, len(hashed), _SHINGLES_AT_ONCE)
@@ -308,21 +287,15 @@ def signature(step: Any, text: str) -> NDArray[np.uint64]:
 def candidate_pairs(
     texts: Sequence[str], indices: np.ndarray, recipe: Recipe, progress: bool = True
 ) -> NDArray[np.int64]:
-    """Find pairs of documents that have an equal band in their MinHash signatures.
+    """Find documents with an equal band in their MinHash signatures.
 
-    k documents with an equal band give a chain of k - 1 pairs instead of all k * (k - 1) / 2 pairs,
-    which is enough to put the k documents into one cluster.
+    k documents with an equal band give a chain of k - 1 pairs.
 
     Args:
-        texts: all documents of the corpus.
-        indices: indices of the documents to compare, ascending. Each must have at least `ngram`
-            words.
+        indices: the documents to compare, ascending, each of at least `ngram` words.
 
     Returns:
-        int64[n, 2], the indices of each pair, with the smaller index first.
-
-    Raises:
-        MissingDependencyError: see `minhash_step`.
+        int64[n, 2], the indices of each pair, the smaller first.
     """
     step = minhash_step(recipe)
     with progress_bar(
@@ -348,15 +321,7 @@ def candidate_pairs(
 def _verify_candidates(
     candidates: UnionFind, texts: Sequence[str], recipe: Recipe, progress: bool
 ) -> tuple[UnionFind, int]:
-    """Link candidate documents that have a Jaccard similarity of at least `recipe.threshold`.
-
-    Args:
-        candidates: a union-find of document indices that joins the documents of each candidate
-            pair.
-
-    Returns:
-        A union-find that joins only similar documents, and the number of pairs that were compared.
-    """
+    """Link candidates that reach `recipe.threshold`; also return the number of compared pairs."""
     from networkx.utils import UnionFind
 
     links, compared = UnionFind(), 0
@@ -380,11 +345,7 @@ def _verify_candidates(
 def _summarize(
     links: UnionFind, corpus: _Corpus, recipe: Recipe, pairs: dict[str, int]
 ) -> Deduplicated:
-    """Choose the document to keep in each cluster of linked documents, and make the report.
-
-    Args:
-        pairs: counts of the candidate, compared and linked pairs, for the report.
-    """
+    """Choose the document to keep in each cluster of linked documents, and make the report."""
     pick, indices = min if recipe.keep == "first" else max, np.arange(len(corpus.words))
     survivor, sizes = indices.copy(), Counter[int]()
     for cluster in links.to_sets():

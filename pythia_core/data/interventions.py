@@ -1,10 +1,9 @@
 """Intervene in the training data: list which tokens change during a window of updates.
 
 The paper (section 3.1) repeats the end of training with changed pronouns and everything else equal.
-A run with such an intervention is a fork, and the run without it is its control. All changes are
-computed before the fork is trained, and are listed in a ledger. Each batch of the fork is the batch
-of the control with the ledger applied, so nothing else differs. A token that is the last of one row
-and the first of another is changed in both rows.
+A run with an intervention is a fork; the run without it is its control. All changes are computed
+before the fork is trained, and listed in a ledger. Each batch of the fork is the control's batch
+with the ledger applied. A token that is in two rows is changed in both.
 """
 
 from __future__ import annotations
@@ -32,10 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ledger:
-    """A list of every token that an intervention (a swap of words) changes in the training data.
+    """All tokens that a swap of words changes in training, sorted by row and column.
 
-    Token i of the list is `old[i]`. It is in column `column[i]` of the row `row[i]` of the training
-    order, and is replaced by `new[i]`. The list is sorted by row and column.
+    Change i replaces token `old[i]` by `new[i]`, in column `column[i]` of training row `row[i]`.
     """
 
     row: NDArray[np.int64]
@@ -50,21 +48,20 @@ class Ledger:
     """Number of tokens in the rows of the updates [start, stop)."""
     counts: dict[str, int] = field(default_factory=dict)
     """Maps each spelling of a word to its number of occurrences in the rows of the updates [start,
-    stop). An occurrence that is in two rows counts twice."""
+    stop). An occurrence in two rows counts twice."""
     unmapped: dict[str, int] = field(default_factory=dict)
-    """The entries of `counts` for spellings that cannot be swapped."""
+    """The part of `counts` for spellings that cannot be swapped."""
 
     recorded: ClassVar[bool] = True
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """Return a copy of `batch` in which the tokens of the ledger are changed.
+        """Return a copy of `batch` with the ledger's changes.
 
         Args:
             batch: int[n, tokens], the rows first_row, first_row + 1, ... of the training order.
 
         Raises:
-            DataError: a token of the batch differs from the token that the ledger expects in that
-                place, so the ledger was made for other data.
+            DataError: the batch does not have the tokens that the ledger expects.
         """
         changed = np.array(batch)
         low, high = np.searchsorted(self.row, [first_row, first_row + len(changed)])
@@ -87,10 +84,9 @@ class Ledger:
         return changed
 
     def summary(self) -> dict[str, Any]:
-        """Return the settings of the swap and what it changes, as a dict of plain JSON types.
+        """Return the settings of the swap and what it changes, as plain JSON types.
 
-        The keys include `tokens` and `tokens_changed` (numbers), `share_changed` (a fraction of
-        the tokens), `words` (how many pronouns were found) and `by_form` (the same, by spelling).
+        `share_changed` is a fraction of the tokens. `words` counts the occurrences of the words.
         """
         return {
             "swap": self.swap,
@@ -106,7 +102,7 @@ class Ledger:
         }
 
     def save(self, path: Path | str) -> None:
-        """Write the ledger atomically to a safetensors file, as four arrays and JSON metadata."""
+        """Write the ledger atomically to a safetensors file."""
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
@@ -117,11 +113,7 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path | str) -> Ledger:
-        """Read a ledger from a file that `save` wrote.
-
-        Raises:
-            DataError: the file is absent, damaged, or not a ledger.
-        """
+        """Read a ledger that `save` wrote; raise DataError if the file is absent or damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -140,7 +132,7 @@ class Ledger:
         return ledger
 
     def _digest(self) -> str:
-        """Return the sha256 of all fields of the ledger, in hex."""
+        """Return the sha256 of all fields, in hex."""
         values = {k: v for k, v in asdict(self).items() if k not in _ARRAYS}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for name in _ARRAYS:
@@ -168,10 +160,7 @@ _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
 class OrderedDocuments(Protocol):
-    """A dataset that has training rows and also the documents from which the rows were cut.
-
-    `make_ledger` needs the documents because a row can end inside a word.
-    """
+    """A dataset with training rows and with the documents from which the rows were cut."""
 
     @property
     def folder(self) -> Path: ...
@@ -197,11 +186,7 @@ class OrderedDocuments(Protocol):
 def make_ledger(
     data: OrderedDocuments, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
 ) -> Ledger:
-    """Make the ledger of all tokens that an intervention changes in updates [start, stop).
-
-    Args:
-        batch_size: rows per update.
-        chunk: how many rows are searched at a time, to bound the memory.
+    """Make the ledger of an intervention, for a run with `batch_size` rows per update.
 
     Raises:
         DataError: there are too few rows, or the stored rows are not in the order `data.order`.

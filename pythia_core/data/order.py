@@ -1,21 +1,14 @@
 """Put documents in training order, as rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
 
-The first S tokens of a row are inputs, and the last S tokens are labels. With B rows per batch,
-batch k has the rows [k*B, (k+1)*B). The update from step k to step k+1 trains on batch k.
-
-The paper (section 2.3) promises an order that can be reconstructed. The order depends only on the
-length of each of the D documents in tokens, the seed, S = seq_len and the number of epochs E. With
-the default policy, "joint", it is made in four steps (`megatron/data/gpt2_dataset.py` at v1.0):
+The order depends only on the lengths of the D documents, the seed, S and the number of epochs E. By
+default, it is made as in `megatron/data/gpt2_dataset.py` at v1.0:
 
 1. one `RandomState(seed)` is made, which shuffles first in step 2 and then in step 4;
-2. E copies of the document numbers 0..D-1 are shuffled *together* (so there is no epoch boundary);
-3. the documents in that order form one stream of tokens; row i has the tokens i*S to i*S + S, the
-   last of which is also the first of row i+1; a row may contain ends of documents;
+2. E copies of the document numbers 0..D-1 are shuffled *together* (so epochs have no boundary);
+3. the documents form one stream of tokens; row i has the tokens i*S to i*S + S;
 4. the rows are shuffled.
 
-NumPy will not change RandomState, so the result does not depend on the version of NumPy. With the
-policy "separate", each epoch is shuffled on its own, as the paper describes it. Rows are read from
-files (PreshuffledRows) or gathered from documents (OrderedRows).
+NumPy has frozen RandomState, so the order does not depend on the version of NumPy.
 """
 
 from __future__ import annotations
@@ -38,7 +31,7 @@ from pythia_core.util.progress import bar
 
 
 class Rows:
-    """A source of training rows, in training order. A row has seq_len + 1 token ids.
+    """A source of training rows of seq_len + 1 token ids; the last seq_len are the labels.
 
     Batch k of size B has the rows [k*B, (k+1)*B). Subclasses implement `_rows`.
     """
@@ -62,26 +55,18 @@ class Rows:
         return self._rows(start, stop)
 
     def _rows(self, start: int, stop: int) -> NDArray:
-        """Do the work of `rows`, which calls this after checking that the rows exist."""
+        """Do the work of `rows`, for rows that exist."""
         raise NotImplementedError
 
     def missing_files(self, start: int, stop: int) -> list[Any]:
-        """Return the files that are needed to read the rows [start, stop) but are absent.
-
-        The base class returns an empty list, because most subclasses check all files when they open
-        them.
-        """
+        """Return the absent files that the rows [start, stop) need."""
         return []
 
     def batch(self, step: int, batch_size: int) -> NDArray:
-        """Return the token ids that the update from `step` to `step + 1` trains on.
-
-        Returns:
-            int[batch_size, seq_len + 1]
+        """Return the ids of the update from `step` to `step + 1`, int[batch_size, seq_len + 1].
 
         Raises:
-            DataError: `step` or `batch_size` is too small, or there are too few rows (starting over
-                with the first row would repeat data).
+            DataError: `step` or `batch_size` is too small, or there are too few rows.
         """
         if step < 0 or batch_size < 1:
             raise DataError(
@@ -100,15 +85,11 @@ class Rows:
 
 
 class FixedRows(Rows):
-    """Rows that are stored back to back in training order; row i begins at id (S+1) * i.
-
-    The ids may be split into shards at any byte. Subclasses implement `_read`.
+    """Rows stored back to back in training order. Subclasses implement `_read`.
 
     Args:
         name: file name for error messages.
-        sizes: number of bytes of each shard.
-        seq_len: S; a row has S + 1 ids.
-        dtype: dtype of the ids.
+        sizes: bytes of each shard; shards may be split at any byte.
 
     Raises:
         DataError: the shards together do not have a whole number of rows, or are all empty.
@@ -142,7 +123,7 @@ class FixedRows(Rows):
         return joined.view(self.dtype).reshape(stop - start, self.seq_len + 1)
 
     def _read(self, shard: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return the bytes [start, stop) of the shard with the index `shard`."""
+        """Return the bytes [start, stop) of a shard."""
         raise NotImplementedError
 
 
@@ -152,12 +133,9 @@ POLICIES = ("joint", "separate", "rows")
 
 
 def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
-    """Return the smallest number of epochs that together have at least `n_samples` rows.
+    """Return the smallest number of epochs E with at least `n_samples` rows.
 
-    E epochs of T = `tokens_per_epoch` tokens have (E*T - 1) // S rows, with S = `seq_len`.
-
-    Raises:
-        DataError: an epoch has no tokens.
+    E epochs have (E * tokens_per_epoch - 1) // seq_len rows. Raises DataError if an epoch is empty.
     """
     if tokens_per_epoch < 1:
         raise DataError(
@@ -167,37 +145,31 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
 
 
 def samples_requested(steps: int, batch_size: int) -> int:
-    """Return the number of rows that GPT-NeoX requests for `steps` updates: 0.5 % more than needed.
-
-    This number determines how many epochs GPT-NeoX prepares (`epochs_needed`).
-    """
+    """Return how many rows GPT-NeoX requests for `steps` updates: 0.5 % more than needed."""
     return -(-steps * batch_size * 1005 // 1000)
 
 
 class RowOrder:
-    """The order of training: for every training row, which tokens of which documents are in it.
+    """The order of training: which tokens of which documents are in each row.
 
     The order is a pure function of the arguments.
 
     Args:
         sizes: int[n_documents], number of tokens of each document (0 is allowed).
-        seq_len: S; a row has S + 1 tokens, of which the first S are inputs and the last S labels.
-        seed: seed of the RandomState.
-        epochs: number of times that every document (with the policy "rows": every row) is read.
+        seq_len: S; a row has S + 1 tokens.
+        epochs: how often every document (with the policy "rows": every row) is read.
         policy: how to shuffle.
-            "joint": as in GPT-NeoX v1.0, all epochs are shuffled together.
-            "separate": documents and rows are shuffled within each epoch, and the epochs are read
-            one after the other. No row crosses the end of an epoch. The first epoch is the same as
-            with `epochs=1`.
-            "rows": one epoch is shuffled, and only its first `unique_rows` rows are used. These
-            rows are read `epochs` times, first in this order and then reshuffled each time. So the
-            rows used with a small `unique_rows` are a subset of the rows used with a larger one.
-        unique_rows: number of different rows with the policy "rows"; 0 with any other policy.
+            "joint": all epochs together, as in GPT-NeoX v1.0.
+            "separate": each epoch on its own, as the paper describes it. No row crosses the end
+                of an epoch. The first epoch is the same as with `epochs=1`.
+            "rows": the first `unique_rows` rows of one epoch are read, and then read again, newly
+                shuffled, in each further epoch. A smaller `unique_rows` gives a subset.
+        unique_rows: number of different rows with the policy "rows"; otherwise 0.
 
     Raises:
-        DataError: the documents have too few tokens for one row, or too few rows for `unique_rows`.
-        ConfigError: the policy is unknown, `epochs` or `seq_len` is below 1, or `unique_rows` does
-            not fit the policy.
+        DataError: the documents have too few tokens for one row, or too few rows.
+        ConfigError: the policy is unknown, `epochs` or `seq_len` is below 1, or `unique_rows`
+            does not fit the policy.
     """
 
     def __init__(
@@ -277,17 +249,15 @@ class RowOrder:
     ) -> tuple[NDArray, NDArray[np.bool_]]:
         """Return the tokens of some training rows, with context on both sides of each row.
 
-        The context is taken from the stream of shuffled documents that was cut into rows.
-
         Args:
             data: the token file that this order was made for.
             rows: int[n], positions of the rows in training order.
-            before, after: number of tokens of the stream to add before and after each row.
+            before, after: number of tokens of context, from the stream of shuffled documents.
 
         Returns:
             The tokens, [n, before + seq_len + 1 + after] in the file's dtype, and a mask of the
-            same shape. Before the beginning and after the end of the stream, the mask is False and
-            the token is 0. With the policy "separate", every epoch is a stream of its own.
+            same shape. Outside the stream, the mask is False and the token is 0. With the policy
+            "separate", every epoch is a stream of its own.
 
         Raises:
             DataError: a position in `rows` is out of range, or `data` is another token file.
@@ -314,16 +284,14 @@ class RowOrder:
         return tokens, valid
 
     def read_counts(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """Count how often the first `n_rows` rows read each token of the token file as an input.
-
-        The rows are also split into blocks, and the repeated reads are counted in each block.
+        """Count how often the first `n_rows` rows read each token as an input.
 
         Args:
-            block: number of consecutive rows in a block.
+            block: number of rows per block.
 
         Returns:
-            The number of reads of each token, [tokens_per_epoch], by position in the token file;
-            and for each block, the number of inputs that an earlier row had already read.
+            The number of reads of each token, by position in the token file; and the number of
+            repeated reads in each block.
 
         Raises:
             DataError: the order has fewer than `n_rows` rows.
@@ -354,13 +322,10 @@ def write_rows(
     progress: bool = False,
     chunk: int = 8192,
 ) -> None:
-    """Write all rows to the file `path`, in training order and without a header.
-
-    Each row has S+1 ids in the dtype of `data`. The released pre-shuffled datasets have the same
-    format.
+    """Write all rows, without a header, in the format of the released pre-shuffled datasets.
 
     Args:
-        chunk: number of rows that are in memory at a time.
+        chunk: number of rows in memory at a time.
     """
     rows_bar = bar(progress, total=order.n_rows, desc="writing rows", unit="row", unit_scale=True)
     with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
@@ -371,7 +336,7 @@ def write_rows(
 
 
 class OrderedRows(Rows):
-    """Rows that are not stored but gathered from the documents whenever they are read."""
+    """Rows that are gathered from the documents whenever they are read."""
 
     def __init__(self, data: MegatronIndexed, order: RowOrder) -> None:
         self.data, self.order = data, order
@@ -384,12 +349,7 @@ class OrderedRows(Rows):
 class PreshuffledRows(FixedRows):
     """Rows stored in training order, in one file that may be split into shards at any byte.
 
-    The released pre-shuffled datasets (600 GB) have 21 such shards, which are read in place.
-
-    Args:
-        paths: the shards in order.
-        seq_len: S; a row has S + 1 ids.
-        dtype: dtype of the ids.
+    The released pre-shuffled datasets (600 GB) have 21 such shards.
 
     Raises:
         DataError: a shard is missing, the shards are not in order, or together they do not have a
@@ -418,7 +378,7 @@ class PreshuffledRows(FixedRows):
 
 
 def batch_hash(rows: NDArray[np.integer]) -> str:
-    """Return 32 hex digits that identify a batch: half of the sha256 of its shape and token ids.
+    """Return half of the sha256 of a batch's shape and token ids, 32 hex digits.
 
     The hash depends on neither the dtype of the ids nor the byte order of the machine.
 

@@ -1,18 +1,12 @@
 """Turn text into tokens and rows: prepare everything that a training run reads, and cache it.
 
-Each document is encoded and followed by the end-of-document token, as in the Pile's token files
-(paper section 2.2). Some documents are held out from training. A hash of the text decides which, so
-two copies of a text are always both held out or both trained on. Duplicates may be removed from the
-training documents (pythia_core.data.dedup). The rows of S+1 tokens are written in training order
-(pythia_core.data.order), so that a batch is a slice of a file.
+Each document is followed by the end-of-document token, as in the Pile's token files (paper section
+2.2). A hash of the text decides which documents are held out, so copies of a text are always both
+held out or both trained on. Rows are written in training order (pythia_core.data.order).
 
-The cache has two kinds of folders. A folder `tokens-KEY` has the tokenizer and the token files
-`train.*` and `heldout.*` (pairs of .bin and .idx, as in Megatron). A folder `rows-KEY` has the rows
-in one training order. All orders of the same tokens share a `tokens-KEY`. A folder is complete or
-absent, and its manifest has the sha256 of every file.
-
-Text is streamed, except in the search for duplicates, which needs all text in memory. A corpus is
-encoded only once. If duplicates are removed, the tokens of the remaining documents are copied.
+In the cache, a folder `tokens-KEY` has the tokenizer and the token files `train.*` and `heldout.*`.
+A folder `rows-KEY` has the rows in one training order. A folder is complete or absent, and its
+manifest has the sha256 of every file. Only the search for duplicates needs all text in memory.
 """
 
 from __future__ import annotations
@@ -54,10 +48,10 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the format of prepared tokens, part of their key. Increase it with every change."""
 FULL_CHECK_BYTES = 1 << 28
-"""If the files in a folder have at most this total size, they are hashed whenever they are opened
-(0.5 s). If they are larger, only their sizes are checked."""
+"""Folders of at most this size are hashed whenever they are opened (0.5 s). For larger ones, only
+the sizes of files are checked."""
 BATCH_CHARACTERS = 1 << 20
-"""Number of characters of text that are encoded in one call."""
+"""Number of characters encoded in one call."""
 
 
 class SwapSource(Protocol):
@@ -65,7 +59,7 @@ class SwapSource(Protocol):
 
     @property
     def recorded(self) -> bool:
-        """Whether the changes to the batches are on disk, instead of computed at every reading."""
+        """Whether the changes are on disk, instead of computed at every reading."""
 
     @property
     def swap(self) -> str: ...
@@ -80,15 +74,11 @@ class SwapSource(Protocol):
     def batch_size(self) -> int: ...
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """Return a copy of `batch` with the swap applied.
-
-        Args:
-            batch: int[n, tokens], the rows first_row, first_row + 1, ... of the training order.
-        """
+        """Return a copy of the rows first_row, first_row + 1, ... with the swap applied."""
 
 
 class TokenizedText(Protocol):
-    """An object with a model's tokenizer and the id of the token that ends every document."""
+    """A model's tokenizer, and the id of the token that ends every document."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -119,25 +109,18 @@ class Batches(TokenizedText, Protocol):
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> Any:
         """Return a JSON value that identifies the rows of the updates [start, stop).
 
-        The value becomes part of the identity of a run that trains on these rows.
-
         Args:
-            swap: name of the word swap that the run makes; "" if the run makes no swap.
+            swap: name of the run's word swap; "" without a swap.
 
         Raises:
             DataError: there are too few rows, or the tokenizer does not allow the swap.
         """
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> SwapSource:
-        """Return the changes that an intervention makes to the batches.
-
-        Args:
-            window: the intervention: which words are swapped in which updates.
-            folder: may be used to save the changes.
-        """
+        """Return the changes that an intervention makes; `folder` may be used to save them."""
 
     def with_heldout(self) -> PreparedData:
-        """Return a dataset with held-out text: this dataset, or another with the same tokenizer."""
+        """Return a dataset with held-out text and the same tokenizer: this one or another."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +129,6 @@ class PreparedData:
 
     Attributes:
         folder: folder of the rows and their manifest.
-        config: the argument of `prepare`.
         manifest: counts, hashes and settings, without absolute paths and times.
     """
 
@@ -165,15 +147,11 @@ class PreparedData:
 
     @property
     def tokenizer_name(self) -> str:
-        """The path of the dataset's tokenizer.json."""
+        """The path of the tokenizer.json."""
         return str(self.tokens_folder / "tokenizer.json")
 
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> str:
-        """Return `fingerprint`, which identifies all rows of the dataset.
-
-        Raises:
-            DataError: there are too few rows for `stop` updates of `batch_size` rows each.
-        """
+        """Return `fingerprint`; raise DataError if there are too few rows for `stop` updates."""
         self.batch(stop - 1, batch_size)  # its error says how many rows there are
         return self.fingerprint
 
@@ -193,7 +171,7 @@ class PreparedData:
 
     @property
     def vocab_size(self) -> int:
-        """The largest id of the tokenizer plus one; a model's embedding may have more entries."""
+        """The largest id plus one; a model's embedding may have more entries."""
         return self.manifest["tokens"]["vocab_size"]
 
     @cached_property
@@ -203,7 +181,7 @@ class PreparedData:
 
     @cached_property
     def heldout(self) -> MegatronIndexed:
-        """The token ids of the held-out documents; empty if `heldout_fraction` is 0."""
+        """The token ids of the held-out documents; none if `heldout_fraction` is 0."""
         return MegatronIndexed(self.tokens_folder / "heldout")
 
     @cached_property
@@ -216,7 +194,7 @@ class PreparedData:
 
     @cached_property
     def rows(self) -> PreshuffledRows:
-        """The training rows as stored on disk, in training order."""
+        """The training rows on disk, in training order."""
         dtype = self.tokens.dtype
         return PreshuffledRows([self.folder / "rows.bin"], self.config.seq_len, dtype)
 
@@ -225,12 +203,7 @@ class PreparedData:
         return self.rows.batch(step, batch_size)
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
-        """Return the ledger of an intervention: a list of all tokens that the intervention changes.
-
-        The first call computes the ledger and saves it in `folder`; later calls read it.
-
-        Args:
-            window: the intervention: which words are swapped in which updates.
+        """Return an intervention's ledger, from `folder` or else computed and saved there.
 
         Raises:
             DataError: the ledger in `folder` belongs to another intervention or cannot be read, or
@@ -248,17 +221,14 @@ class PreparedData:
         return ledger
 
     def with_heldout(self) -> PreparedData:
-        """Return this dataset, because it has held-out documents itself."""
+        """Return this dataset, which has held-out documents itself."""
         return self
 
     def verify(self, full: bool = True) -> None:
         """Check the files of the dataset against its manifest.
 
-        The size of every file is always checked.
-
         Args:
-            full: check also the sha256 of every file. If False, the sha256 is checked only in
-                folders with at most FULL_CHECK_BYTES in total.
+            full: check every sha256. If False, skip those of folders above FULL_CHECK_BYTES.
 
         Raises:
             DataError: a file is absent or has changed; the message names the first such file.
@@ -318,11 +288,7 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
 
 
 def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
-    """Return the folder with the tokenizer and token files of `data`; make it if it is absent.
-
-    Raises:
-        FetchError, DataError: for the same reasons as in `prepare`.
-    """
+    """Return the folder with tokenizer and token files, made if absent. Errors: as in `prepare`."""
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
     with _translate_errors(root):
@@ -340,10 +306,7 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    """Return all settings that determine the tokens.
-
-    A hash of these settings is in the name of the tokens' folder.
-    """
+    """Return all settings that determine the tokens; their hash names the folder."""
     return {
         "format": FORMAT,
         "corpus": corpus_identity(data),
@@ -358,12 +321,7 @@ def _settings(data: DataConfig) -> dict[str, Any]:
 
 
 def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
-    """Write the rows in training order to rows.bin in `folder`, and return the rows' manifest.
-
-    Args:
-        tokens: folder of the token files.
-        order: arguments of RowOrder, apart from the sizes of the documents.
-    """
+    """Write rows.bin into `folder`, in the order RowOrder(sizes, **order); return its manifest."""
     data = MegatronIndexed(tokens / "train")
     rows = RowOrder(data.sizes, **order)
     write_rows(folder / "rows.bin", rows, data, progress)
@@ -371,7 +329,7 @@ def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
-    """Return the sha256, in hex, of the parts of a manifest that determine the batches."""
+    """Return the sha256 of the parts of a manifest that determine the batches."""
     tokens = manifest["tokens"]
     return stable_hash(
         {
@@ -385,7 +343,7 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _translate_errors(root: Path) -> Iterator[None]:
-    """If the disk becomes full inside the block, raise DataError instead of OSError."""
+    """Raise DataError instead of OSError if the disk becomes full inside the block."""
     try:
         yield
     except OSError as error:
@@ -403,19 +361,18 @@ def _translate_errors(root: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """A way to make a tokenizer, and the tokenizer's identity, which is part of cache keys."""
+    """A way to make a tokenizer, and the tokenizer's identity for cache keys."""
 
     identity: list[str]
     make: Callable[[Iterator[str], int], str]
-    """Returns the content of a tokenizer.json, given the training texts and their total number of
-    characters. Only "bpe-N" reads the texts."""
+    """Returns a tokenizer.json, given the training texts and their number of characters."""
 
 
 def tokenizer_source(data: DataConfig) -> TokenizerSource:
     """Return how to identify and make the tokenizer that `data.tokenizer` names.
 
     Raises:
-        DataError: the name is a path, but there is no usable tokenizer at that path.
+        DataError: the name is a path without a usable tokenizer.
     """
     if data.tokenizer.startswith("bpe-"):
         size = int(data.tokenizer.removeprefix("bpe-"))
@@ -436,13 +393,10 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
 def make_tokens(
     data: DataConfig, source: TokenizerSource, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Encode a corpus: write tokenizer.json, train.* and heldout.* into `folder`.
-
-    Returns:
-        The manifest of these files.
+    """Write tokenizer.json, train.* and heldout.* into `folder`, and return their manifest.
 
     Raises:
-        FetchError, DataError: for the same reasons as in `prepare`.
+        FetchError, DataError: as in `prepare`.
     """
     first_tally: Tally = {}
     excluded, characters = choose_heldout(data, first_tally, progress)
@@ -498,14 +452,7 @@ def make_tokens(
 def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Copy prepared tokens without the duplicates that the recipe `data.dedup` removes.
-
-    Args:
-        whole: folder of the tokens of the whole corpus.
-        folder: where to write the remaining tokens.
-
-    Returns:
-        The manifest of the files in `folder`.
+    """Copy the tokens in `whole` to `folder` without duplicates, and return their manifest.
 
     Raises:
         DataError: the corpus has changed since it was encoded.
@@ -537,12 +484,7 @@ def remove_duplicates(
 
 
 def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:
-    """Raise DataError if a corpus has changed.
-
-    Args:
-        now: the tally of each domain in one reading of the corpus.
-        before: the summary of each domain's tally in another reading.
-    """
+    """Raise DataError if the tallies of two readings of a corpus differ."""
     if {name: tally.summary() for name, tally in now.items()} != before:
         raise DataError(
             f"the corpus {data.corpus!r} changed while its tokens were being prepared; run again"
@@ -560,14 +502,9 @@ _NO_TOKENS = {
 def _find_duplicates(
     data: DataConfig, excluded: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
-    """Search the training documents for duplicates with the recipe `data.dedup`.
+    """Return the indices of the documents to remove, and the report of `deduplicate`.
 
-    Args:
-        excluded: indices of the held-out documents, which are not searched.
-
-    Returns:
-        The indices of the documents to remove, and the report of `deduplicate`. Indices count all
-        documents of the corpus.
+    Indices count all documents, including the held-out documents in `excluded`.
     """
     from pythia_core.data.dedup import deduplicate
 
@@ -582,11 +519,7 @@ def _find_duplicates(
 
 
 def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
-    """Yield lists of (domain, text), each list with about BATCH_CHARACTERS characters of text.
-
-    Args:
-        tally: an empty dict, filled with a DomainTally for each domain.
-    """
+    """Yield lists of (domain, text) with about BATCH_CHARACTERS characters; fill `tally`."""
     batch: list[tuple[str, str]] = []
     size = 0
     for document in open_corpus(data, progress=False, tally=tally):
@@ -611,16 +544,12 @@ def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest to manifest.json in `folder`."""
+    """Write manifest.json in `folder`."""
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the content of manifest.json in `folder`.
-
-    Raises:
-        DataError: the manifest is absent or is not a JSON object.
-    """
+    """Return the content of manifest.json in `folder`; raise DataError if it is damaged."""
     try:
         value = json.loads((folder / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -631,7 +560,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, reason: str) -> DataError:
-    """Return the error to raise when the prepared data in `folder` are damaged."""
+    """Return the error for damaged data in `folder`."""
     return DataError(
         f"the prepared data in {folder} are damaged: {reason}. Delete this folder and run again; "
         "the data will then be prepared again from the corpus"
@@ -642,18 +571,13 @@ def damaged(folder: Path, reason: str) -> DataError:
 
 
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
-    """Choose the documents to hold out from training.
+    """Choose the documents to hold out from training, and fill the empty dict `tally`.
 
     A document is held out if the hash of its text, scaled to [0, 1), is below heldout_fraction. If
-    no document has such a hash, because the corpus is small, the document with the smallest hash is
-    held out, unless heldout_fraction is 0.
-
-    Args:
-        tally: an empty dict, filled with a DomainTally for each domain.
+    there is none, the document with the smallest hash is held out, unless heldout_fraction is 0.
 
     Returns:
-        The indices of the held-out documents, and the number of characters in all other
-        documents.
+        The indices of the held-out documents, and the number of characters in all others.
 
     Raises:
         DataError: every document would be held out.

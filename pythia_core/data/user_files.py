@@ -1,9 +1,8 @@
 """Read the user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
-A line of a .jsonl file is an object with a string under "text", which is one document. A .txt file
-is one document. Files may be gzipped. A malformed line is an error that names the file and the line
-number, because skipping the line would silently change the data. Only "\\n" ends a line (other
-Unicode line separators may occur inside JSON strings).
+Each line of a .jsonl file is an object with a document under "text". A .txt file is one document.
+Files may be gzipped. A malformed line is an error, because skipping it would silently change the
+data. Only "\\n" ends a line (JSON strings may have other Unicode line separators).
 """
 
 from __future__ import annotations
@@ -21,16 +20,14 @@ from pythia_core.util.files import file_sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 MAX_BYTES = 1 << 28
-"""Maximum size of a document or line, as a guard against decompression bombs."""
+"""Maximum size of a document or line, against decompression bombs."""
 
 
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of every document in a file, a folder or an "hf:" dataset.
 
-    If a file is in a subfolder, its domain is the name of the topmost subfolder. For any other
-    .jsonl file, the domain is the file's name without the suffix. For any other .txt file, the
-    domain is "text".
-    See `_hf_texts` for the domains of an "hf:" dataset.
+    The domain of a file is its topmost subfolder. Without a subfolder, it is the name of a .jsonl
+    file without the suffix, or "text" for a .txt file.
 
     Raises:
         FetchError: a dataset cannot be loaded.
@@ -48,20 +45,14 @@ def texts(corpus: str) -> Iterator[tuple[str, str]]:
 
 
 def identity(corpus: str) -> list[list[str]]:
-    """Return [name, sha256] of each file; for an "hf:" dataset, [[corpus, dataset fingerprint]]."""
+    """Return [name, sha256] of each file; for an "hf:" dataset, [[corpus, fingerprint]]."""
     if corpus.startswith("hf:"):
         return [[corpus, _hf_dataset(corpus)._fingerprint]]
     return [[name, file_sha256(path)] for path, name in _files(corpus)]
 
 
 def _files(corpus: str) -> list[tuple[Path, str]]:
-    """Return (path, name) of each text file of a corpus, sorted by name.
-
-    The names are relative to the folder of the corpus. Hidden files are left out.
-
-    Raises:
-        DataError: `corpus` does not exist, or has no file with a suffix in SUFFIXES.
-    """
+    """Return (path, name relative to `corpus`) of each visible text file, sorted by name."""
     root = Path(corpus).expanduser()
     if root.is_file():
         files = [(root, root.name)]
@@ -87,12 +78,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number, bytes) of each line of a file, or (1, bytes) for the whole file.
-
-    Raises:
-        DataError: the file cannot be read, or is a damaged gzip file, or one of the pieces (a line
-            or the whole file) is longer than MAX_BYTES.
-    """
+    """Yield (line number, bytes) of each line of a file, or (1, bytes) for the whole file."""
     number = 0
     try:
         with _open(path) as file:
@@ -113,14 +99,7 @@ def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
 
 
 def _decode(path: Path, number: int, raw: bytes) -> str:
-    """Decode UTF-8, and drop a byte-order mark at the beginning of the file.
-
-    Args:
-        number: line of the file on which `raw` begins, counted from 1.
-
-    Raises:
-        DataError: the bytes are not UTF-8; the message gives the line.
-    """
+    """Decode UTF-8 that begins on line `number`; drop a byte-order mark on line 1."""
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -132,18 +111,13 @@ def _decode(path: Path, number: int, raw: bytes) -> str:
 
 
 def _plain(path: Path) -> Iterator[str]:
-    """Yield the text of a .txt file; yield nothing if the file is empty."""
+    """Yield the text of a .txt file, or nothing if it is empty."""
     for number, raw in _chunks(path, by_line=False):
         yield _decode(path, number, raw)
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    """Yield the string under "text" of each line of a .jsonl file; skip blank lines.
-
-    Raises:
-        DataError: a line is not a JSON object with a string under "text". The message gives the
-            line number.
-    """
+    """Yield the string under "text" of each line of a .jsonl file; skip blank lines."""
     for number, raw in _chunks(path, by_line=True):
         line = _decode(path, number, raw)
         if not line.strip():
@@ -171,11 +145,7 @@ def _jsonl(path: Path) -> Iterator[str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the (key, value) pairs of a JSON object as a dict.
-
-    Raises:
-        ValueError: a key is repeated. (json.loads alone would keep the last value of the key.)
-    """
+    """Return the pairs of a JSON object as a dict; raise ValueError if a key is repeated."""
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [key for key, _ in pairs]
@@ -188,11 +158,7 @@ FORM = "hf:NAME[:config][:split][:subset]"
 
 
 def _hf_parts(corpus: str) -> list[str]:
-    """Split "hf:NAME:..." into [name, config, split, subset]; "" stands for an omitted part.
-
-    Raises:
-        DataError: the name is empty, or there are more than four parts.
-    """
+    """Split "hf:NAME:..." into [name, config, split, subset]; "" stands for an omitted part."""
     parts = corpus.removeprefix("hf:").split(":")
     if not parts[0] or len(parts) > 4:
         raise DataError(f"corpus {corpus!r} does not have the form {FORM}")
@@ -200,14 +166,7 @@ def _hf_parts(corpus: str) -> list[str]:
 
 
 def _hf_dataset(corpus: str) -> Any:
-    """Load the Hugging Face dataset that an "hf:" name describes, with all of its subsets.
-
-    Raises:
-        MissingDependencyError: the package `datasets` is not installed.
-        FetchError: the dataset cannot be loaded.
-        DataError: the dataset has no column "text", or `corpus` names a subset and the dataset has
-            no column "meta".
-    """
+    """Load the Hugging Face dataset of an "hf:" name, with all of its subsets."""
     name, config, split, subset = _hf_parts(corpus)
     try:
         import datasets
@@ -233,13 +192,9 @@ def _hf_dataset(corpus: str) -> Any:
 
 
 def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of every document of an "hf:" dataset.
+    """Yield (domain, text) of every document of an "hf:" dataset, or of its named subset.
 
-    If `corpus` names a subset, all other documents are skipped. The domain is the document's
-    meta.pile_set_name or, if there is none, the dataset's name.
-
-    Raises:
-        DataError: a text is not a string, or the subset does not exist.
+    The domain is meta.pile_set_name or, if there is none, the dataset's name.
     """
     name, _, _, subset = _hf_parts(corpus)
     data, default = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]

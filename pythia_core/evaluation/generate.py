@@ -3,12 +3,8 @@
 Prompts in a batch are padded on the right, so the index of a slot in the cache is the position of
 its token. A new token overwrites a slot of padding, and attends only to the slots up to its own.
 
-Decoding is greedy by default. Otherwise, tokens are sampled with temperature, top-k and top-p,
-which are applied in this order. The random numbers depend only on the seed and on the index of the
-prompt, not on the other prompts in the batch.
-
-A prompt and its continuation must together fit into the model's context. If they do not, this is an
-error, or `truncate` drops the beginning of the prompt, as the evaluation harness does.
+Decoding is greedy by default. Otherwise, temperature, top-k and top-p are applied in this order.
+The random numbers depend only on the seed and on the index of the prompt, not on the batch.
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ SLOT_BUDGET = 8192
 """Maximum number of cache slots of a batch, with padding. Results do not depend on it."""
 
 Stop = Callable[[Sequence[int]], bool]
-"""A function that receives all new tokens of a prompt so far, and returns whether to stop."""
+"""Returns whether to stop, given all new tokens of a prompt so far."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ GREEDY = Sampling()
 
 
 class KVCache:
-    """A cache of the keys (after rotary) and values of every layer, for rows of different lengths.
+    """The keys (after rotary) and values of every layer, for rows of different lengths.
 
     The first forward pass reads whole prompts. Every later pass adds one token to each row.
 
@@ -87,7 +83,7 @@ class KVCache:
             self._mask = (slots <= self._slots[:, None])[:, None, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows of the cache except those with the indices `rows`."""
+        """Drop all rows except those with the indices `rows`."""
         self._lengths = [self._lengths[row] for row in rows]
         index = torch.tensor(rows, device=self._layers[0].device)
         self._layers = [layer.index_select(1, index) for layer in self._layers]
@@ -96,12 +92,11 @@ class KVCache:
         """Add the keys and values of new tokens to one layer's cache, and compute attention.
 
         Args:
-            qkv: (rows, new tokens, heads, 3, head_dim), with queries and keys that are not yet
-                rotated.
+            qkv: (rows, new tokens, heads, 3, head_dim), before the rotation.
             cos, sin: rotary tables, (slots, rotary_dims / 2).
 
         Returns:
-            The attention output of the new tokens, (rows, new tokens, heads * head_dim).
+            (rows, new tokens, heads * head_dim)
         """
         if self._slots is None:
             return self._read_prompts(qkv, cos, sin)
@@ -130,11 +125,10 @@ class KVCache:
 
 
 def sample_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """Choose the next token of every row by the rule `sampling`; return the ids as int64[n].
+    """Choose the next token of every row of `logits` (n, vocab_size); return int64[n].
 
     Args:
-        logits: (n, V), with V the size of the vocabulary.
-        uniforms: float[n], random numbers in [0, 1). They are not used if temperature is 0.
+        uniforms: float[n], random numbers in [0, 1), unused if temperature is 0.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -163,21 +157,16 @@ def generate(
     slot_budget: int = SLOT_BUDGET,
     progress: bool = False,
 ) -> list[list[int]]:
-    """Generate a continuation of at most `max_new` tokens for every prompt.
+    """Return the token ids of a continuation of at most `max_new` tokens for every prompt.
 
     Args:
         prompts: the token ids of each prompt.
-        stop: a function, called after each new token with all new tokens of the prompt. If it
-            returns True, the continuation ends with this token.
+        stop: called after each new token with all new tokens of the prompt; True ends them.
         truncate: drop the beginning of a prompt that is too long.
-        slot_budget: maximum number of tokens in a batch, with padding; it limits the memory.
-
-    Returns:
-        The token ids of each continuation, in the order of the prompts.
+        slot_budget: maximum number of tokens in a batch, with padding, to bound the memory.
 
     Raises:
-        DataError: a prompt is empty, or `truncate` is false and a prompt does not fit into the
-            model's context together with `max_new` tokens.
+        DataError: a prompt is empty, or is too long and `truncate` is false.
         ConfigError: the model's context is too short for `max_new` tokens.
     """
     longest = model.config.max_seq_len - max_new
@@ -220,12 +209,9 @@ def _batch(
     sampling: Sampling,
     stop: Stop | None,
 ) -> list[list[int]]:
-    """Generate the new tokens of each prompt in one batch; see `generate`.
+    """Generate the new tokens of one batch of prompts, sorted by descending length.
 
-    Args:
-        prompts: the prompts of the batch, sorted by descending length.
-        indices: position of each prompt in the whole list. The position seeds the random numbers
-            of the prompt.
+    `indices` are the positions of the prompts in the whole list, which seed their random numbers.
     """
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
@@ -281,7 +267,7 @@ def generate_texts(
         prompts: texts or token ids; an empty text means the beginning of a document.
 
     Raises:
-        DataError, ConfigError: for the same reasons as in `generate`.
+        DataError, ConfigError: as in `generate`.
     """
     ids = [
         tokenizer.encode(prompt, add_special_tokens=False).ids or [eod_id]

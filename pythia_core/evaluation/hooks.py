@@ -5,11 +5,8 @@
     outputs["layers.2"]                     # the residual stream after the third block, (B, T, d)
 
 Outputs are named after the modules of pythia_core.model. `embed_in` is the residual stream before
-the first block, and `layers.3` is the residual stream after the fourth block. `layers.3.attention`
-and `layers.3.mlp` are what the fourth block adds to the residual stream. In a pattern, `*` matches
-one part of a name. The hooks are removed at the end of the `with` block.
-
-TransformerLens and nnsight can read a model that was saved with pythia_core.hf.save.
+the first block, `layers.3` the residual stream after the fourth block. `layers.3.attention` and
+`layers.3.mlp` are what the fourth block adds.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from pythia_core.kernels.rotary import rotary_reference
 from pythia_core.model import Attention, GPTNeoX, Rotary
 
 PatchFunction = Callable[[Tensor], Tensor]
-"""Maps an output (B, T, width) to its replacement, which has the same shape."""
+"""Maps an output (B, T, width) to its replacement of the same shape."""
 
 
 def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -64,8 +61,7 @@ def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor
     """Record the outputs of the modules that match the patterns, inside a `with` block.
 
     Yields:
-        A dict that each forward pass fills. It maps the name of each module to its output in the
-        latest pass, (B, T, width), with the autograd graph.
+        A dict from module to output in the latest pass, (B, T, width), with the autograd graph.
 
     Raises:
         ConfigError: a pattern matches no module.
@@ -87,14 +83,10 @@ def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor
 def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
     """Replace the output of every module that matches the pattern with `fn(output)`.
 
-    The outputs are replaced in all forward passes inside the `with` block.
-
-    Args:
-        fn: receives an output (B, T, width), and returns a tensor of the same shape and dtype.
+    `fn` must keep the shape (B, T, width) and the dtype.
 
     Raises:
-        ConfigError: the pattern matches no module, or (in a forward pass) `fn` has changed the
-            shape or dtype.
+        ConfigError: the pattern matches no module, or `fn` has changed the shape or dtype.
     """
     with contextlib.ExitStack() as stack:
         shape = _note_shape(model, stack)
@@ -122,11 +114,11 @@ def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
 def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
     """Record the attention probabilities of every layer, inside a `with` block.
 
-    The model's kernels never store these probabilities, so they are recomputed from each layer's
-    input. Memory grows with the square of the row length: use few, short rows.
+    The probabilities are recomputed, because the model's kernels never store them. Use few, short
+    rows: memory grows with the square of the row length.
 
     Yields:
-        A list that each forward pass fills with one tensor (B, heads, T, T) per layer.
+        A list with one tensor (B, heads, T, T) per layer from the latest pass.
 
     Raises:
         ConfigError: in a forward pass, if the model uses a cache of earlier tokens.
@@ -154,12 +146,7 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
 
 
 def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
-    """Compute attention probabilities (B, heads, T, T) as kernels.attention_reference does.
-
-    Args:
-        qkv: (B, T, heads, 3, head_dim), with queries and keys that are not yet rotated.
-        rotary: the tables cos and sin.
-    """
+    """Compute attention probabilities (B, heads, T, T) as kernels.attention_reference does."""
     q, k, _ = (part.transpose(1, 2).float() for part in qkv.unbind(3))
     q, k = rotary_reference(q, *rotary), rotary_reference(k, *rotary)
     scores = q @ k.transpose(-1, -2) * qkv.shape[-1] ** -0.5
@@ -171,13 +158,7 @@ def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
-    """Return a list that every forward pass of the model sets to [B, T], the shape of the input.
-
-    The modules inside the model only see tensors (B*T, width), so `_by_row` needs this shape.
-
-    Args:
-        stack: when this stack is closed, it removes the hook that sets the list.
-    """
+    """Return a list that every forward pass sets to [B, T], which inner modules do not see."""
     shape: list[int] = []
 
     def note(_: nn.Module, args: tuple) -> None:
@@ -188,10 +169,6 @@ def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
 
 
 def _by_row(out: Tensor, shape: Sequence[int]) -> Tensor:
-    """Reshape an output (B*T, width) to (B, T, width); return an output of another shape as it is.
-
-    Args:
-        shape: [B, T].
-    """
+    """Reshape an output (B*T, width) to (B, T, width); leave other shapes as they are."""
     flat = out.dim() == 2 and out.shape[0] == shape[0] * shape[1]
     return out.unflatten(0, tuple(shape)) if flat else out

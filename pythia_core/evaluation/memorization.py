@@ -3,20 +3,10 @@
 A row is (k, l)-memorized if greedy decoding from its first k tokens gives its next l tokens. The
 paper uses k = l = 32 and tests every row that training has read so far.
 
-No text needs to be generated for this test. Greedy decoding reads the same tokens as the row until
-its first wrong token. So a row is memorized if and only if the model, given the row's *own* earlier
-tokens, finds the correct token most likely at each of the l positions. Most rows fail at the first
-or second position. Rows are therefore tested in three stages: at two positions, at a few, and at
-all. Weights and activations are in fp32, so that ties are rare. (In the paper, they were in fp16.)
-For every memorized row, the smallest margin of a correct token is stored.
-
-`repetition_counts` counts how often given windows of tokens, e.g. the continuations of rows, occur
-in the rows that training has read, at any offset. Only the continuation of a row should be counted,
-without the context before it, because a copy of a text can teach the same continuation even if it
-begins at another place, is cut, or differs in an earlier token. An occurrence that crosses the end
-of a row does not count, because training never read it whole. Near-duplicates of a window do not
-count either. Windows are found by a rolling hash and then compared token by token, so that a
-collision of hashes cannot give a false match.
+The test generates no text. Until its first wrong token, greedy decoding reads the row's own tokens.
+So a row is memorized if and only if the model, given the row, finds the correct token most likely
+at each of the l positions. Most rows fail early, so rows are tested at 2, then 5, then l positions.
+Weights and activations are in fp32 (in the paper: fp16), so that ties are rare.
 """
 
 from __future__ import annotations
@@ -42,7 +32,7 @@ VERSION = 2
 TOKEN_BUDGET = 4096
 """Number of tokens in a batch."""
 STAGES = (2, 5)
-"""Number of positions that are checked in the first and in the second of the three stages."""
+"""Number of positions that are checked before all are."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +54,11 @@ def extract(
     continuation: int = 32,
     token_budget: int = TOKEN_BUDGET,
 ) -> Extraction:
-    """Test which rows the model has memorized.
-
-    A row is memorized if greedy decoding from its first `context` tokens gives its next
-    `continuation` tokens. Rows that are equal in all these tokens are tested only once.
+    """Test which rows (int[n, width]) the model has memorized.
 
     Args:
-        rows: int[n, width], token ids.
+        context: k, the number of tokens from which decoding begins.
+        continuation: l, the number of tokens that it must reproduce.
         token_budget: number of tokens in a batch.
 
     Raises:
@@ -99,10 +87,9 @@ def extract(
 
 
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
-    """Return each row's smallest margin over the `positions` tokens after its context, float32[n].
+    """Return each row's smallest margin at the `positions` after the context, float32[n].
 
-    The margin of a token is its logit minus the largest other logit. The margin is negative if
-    another token is more likely.
+    A margin is negative if another token is more likely.
     """
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     inputs = ids[:, :-1]
@@ -127,17 +114,12 @@ def check_by_generation(
     continuation: int = 32,
     sample: int = 64,
 ) -> tuple[int, int]:
-    """Check the result of `extract` on a sample of the rows, by generating their continuations.
+    """Check an extraction by generating the continuations of a sample of the rows.
 
-    Half of the sampled rows are memorized according to `extract`, if there are enough such rows.
-    The sample is spread evenly over the memorized and over the other rows.
-
-    Args:
-        extraction: the result of `extract` for `rows`.
-        sample: number of rows to check.
+    If possible, half of the sampled rows are memorized according to `extraction`.
 
     Returns:
-        How many rows were checked, and on how many of these rows generation and `extract` disagree.
+        The number of checked rows, and the number of disagreements.
 
     Raises:
         DataError: `rows` and `extraction` do not have the same length.
@@ -164,10 +146,10 @@ def check_by_generation(
 
 @dataclass(frozen=True)
 class ExtractionMeasurement:
-    """A measurement of which rows a checkpoint has memorized, among the training rows read so far.
+    """Measures which of the training rows read so far a checkpoint has memorized.
 
-    An instance is called with a model and a step, and returns three arrays: `memorized` bool[n] and
-    `margin` float32[n] (see Extraction), and `checked` int64[2] (see `check_by_generation`).
+    A call returns `memorized` bool[n] and `margin` float32[n] (see Extraction), and `checked`
+    int64[2] (see `check_by_generation`).
     """
 
     data: PreparedData
@@ -185,12 +167,12 @@ class ExtractionMeasurement:
 
     @property
     def digest(self) -> str:
-        """A hash of everything that determines the result, except the weights and the step."""
+        """A hash of all that determines the result, except the weights and the step."""
         settings = [self.batch_size, self.steps, self.context, self.continuation, self.unread]
         return stable_hash([VERSION, self.data.fingerprint, *settings])
 
     def __call__(self, model: GPTNeoX, step: int) -> dict[str, np.ndarray]:
-        """Return the arrays that the class describes, for the checkpoint at `step`."""
+        """Return the arrays for the checkpoint at `step`."""
         rows = self.data.rows.rows(0, self.batch_size * (self.steps if self.unread else step))
         extraction = extract(model, rows, self.context, self.continuation)
         checked = check_by_generation(model, rows, extraction, self.context, self.continuation)
@@ -210,8 +192,12 @@ _CHUNK = 1 << 16
 def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Count how often each window (a sequence of tokens) occurs in the rows, at any offset.
 
+    Pass only the continuations of rows, without their context: a copy of a text can teach the same
+    continuation even if its earlier tokens differ. An occurrence that crosses the end of a row does
+    not count, because training never read it whole. Near-duplicates do not count either.
+
     Args:
-        rows: int[rows, tokens], the rows that were read in training.
+        rows: int[rows, tokens], the rows read in training.
         windows: int[n, width].
 
     Returns:
@@ -255,8 +241,7 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
     """Find the distinct beginnings (the first `window` tokens) of rows.
 
     Returns:
-        The distinct beginnings, int[d, window], and for each row the index of its beginning in this
-        array, int64[n].
+        The distinct beginnings, int[d, window], and the index of each row's beginning, int64[n].
     """
     begin = np.ascontiguousarray(_checked(rows, window)[:, :window])
     if not len(begin):
@@ -267,16 +252,9 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 
 
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
-    """Hash every sequence of `window` tokens in the rows, with a polynomial modulo 2**64.
+    """Hash every sequence of `window` tokens in int[n, width] rows, uint64[n, width - window + 1].
 
-    The hashes of long windows are combined from the hashes of shorter windows, in about
-    log2(window) passes.
-
-    Args:
-        rows: int[n, width], token ids.
-
-    Returns:
-        uint64[n, width - window + 1]
+    The hash is a polynomial modulo 2**64.
     """
     tokens = _checked(rows, window).astype(np.uint64) + np.uint64(1)
     hashes, length = tokens, 1
@@ -291,12 +269,7 @@ def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
 
 
 def _checked(rows: np.ndarray, window: int) -> np.ndarray:
-    """Return `rows` as an array, after a check that it is 2-d and that `window` fits into a row.
-
-    Raises:
-        DataError: the array is not 2-d.
-        ConfigError: `window` is below 1 or longer than the rows.
-    """
+    """Return `rows` as a 2-d array into whose rows `window` fits, or raise."""
     rows = np.asarray(rows)
     if rows.ndim != 2:
         raise DataError(

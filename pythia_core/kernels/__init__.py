@@ -1,16 +1,13 @@
-"""The operations of the model, one per file, each with its reference in plain torch.
+"""The operations of the model, one per file, each with a reference in plain torch.
 
-The reference of an operation, named with the suffix `_reference`, defines the correct result. The
-function without the suffix takes the fastest exact path on the device. A model gets its operations
-as an `Ops`: `FAST` has the functions of this package; `PLAIN` has the same formulas in torch alone,
-which `torch.compile` can fuse freely.
+A function named `*_reference` defines the correct result. The function without the suffix takes the
+fastest exact path on the device. A model gets its operations as an `Ops`: `FAST` has the functions
+of this package, `PLAIN` the same formulas in torch alone, which `torch.compile` can fuse freely.
 
-On a CUDA device with Triton (see dispatch), `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu`
-and the rotation in `attention` run as Triton kernels. The rest of attention uses the backend that a
-table lists for the head dim, or torch's choice if the table lists none (see attention_backends).
-One of the backends is our own attention kernel. On a CPU with a C compiler, attention and whatever
-else is not a matrix product run as C functions (native). The kernel of the optimizer (adamw) is not
-exported here, because it is not part of the model.
+On a CUDA device, Triton kernels run `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and the
+rotation in `attention` (dispatch). The rest of attention has several backends (attention_backends).
+On a CPU with a C compiler, C functions run attention and everything else that is not a matrix
+product (native). The kernel of the optimizer (adamw) is no part of the model, and not exported.
 """
 
 from __future__ import annotations
@@ -53,14 +50,11 @@ def _fuses(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Ops:
-    """A set of functions that a model computes with.
-
-    Each function has the signature of the function of the same name in this package.
+    """The functions that a model computes with, each with the signature of its namesake here.
 
     Attributes:
-        fuses: a function that takes the input of a parallel block and returns whether the block
-            calls the fused operations `layer_norm_pair` and `bias_gelu` instead of `layer_norm` and
-            `gelu`.
+        fuses: takes the input of a parallel block; returns whether the block calls the fused
+            `layer_norm_pair` and `bias_gelu` instead of `layer_norm` and `gelu`.
     """
 
     linear: Callable[..., Tensor] = linear
@@ -76,26 +70,26 @@ class Ops:
 def _plain_linear(
     x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor
 ) -> Tensor:
-    """Compute `linear` in plain torch. The copies `weight_c` and `bias_c` are not used."""
+    """Compute `linear` in plain torch, without the copies `weight_c` and `bias_c`."""
     return linear_reference(x, weight, bias)
 
 
 def _plain_layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: dtype = float32
 ) -> Tensor:
-    """Compute `layer_norm` with torch's own operation, and return the result in `dtype`."""
+    """Compute `layer_norm` with torch's own operation."""
     return nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
 
 
 def _plain_gelu(x: Tensor, form: str) -> Tensor:
-    """Compute `gelu` with torch's own operation; `form` is "tanh" or "erf"."""
+    """Compute `gelu` with torch's own operation."""
     return nn.functional.gelu(x, approximate="none" if form == "erf" else "tanh")
 
 
 def _plain_linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> Tensor:
-    """Compute `linear_cross_entropy` in plain torch. The copy `weight_c` is not used."""
+    """Compute `linear_cross_entropy` in plain torch, without the copy `weight_c`."""
     return linear_cross_entropy_reference(hidden, weight, targets)
 
 

@@ -1,12 +1,11 @@
 """AdamW on flat fp32 buffers; also refreshes a copy of the parameters in the compute dtype.
 
-An update takes two values from tensors on the device: `factor` scales the gradient (to clip it and
-undo the loss scale), and `skip` leaves parameters and moments unchanged. The training loop
-therefore need not wait for the gradient norm before it starts the next step.
+Two tensors on the device control an update. `factor` scales the gradient, to clip it and to undo
+the loss scale. `skip` leaves parameters and moments unchanged. So the training loop need not wait
+for the gradient norm.
 
-On a CUDA device with Triton, an update is one pass over memory, with 30 bytes per parameter if the
-copy is in bf16 (adamw_triton). Elsewhere it takes three passes: scale the gradient, run torch's
-fused kernel, and refresh the copy.
+With Triton, an update is one pass over memory: 30 bytes per parameter if the copy is in bf16
+(adamw_triton). Without Triton, an update takes three passes.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from pythia_core.kernels import dispatch
 
 @dataclass(frozen=True)
 class AdamWBuffers:
-    """The tensors that an AdamW update reads and writes, all flat, contiguous and of equal length.
+    """The tensors of an AdamW update, all flat, contiguous and of equal length.
 
     Attributes:
         params, grad: the parameters and their gradient, in fp32.
-        exp_avg, exp_avg_sq: the two moments of Adam, in fp32.
+        exp_avg, exp_avg_sq: Adam's two moments, in fp32.
         copy: the parameters in the compute dtype; None if the compute dtype is fp32.
         n_decayed: weight decay applies only to the first `n_decayed` parameters.
     """
@@ -42,7 +41,7 @@ class AdamWBuffers:
 
 @dataclass(frozen=True)
 class AdamWHyperparameters:
-    """The hyperparameters of AdamW that are constant over a run: all but the learning rate."""
+    """The hyperparameters of AdamW, except the learning rate."""
 
     beta1: float
     beta2: float
@@ -50,11 +49,7 @@ class AdamWHyperparameters:
     weight_decay: float
 
     def corrections(self, update: int) -> tuple[float, float]:
-        """Return Adam's two bias corrections, the divisors of the first and the second moment.
-
-        Args:
-            update: the index of the update, counted from 1.
-        """
+        """Return the divisors that correct the bias of the two moments; `update` counts from 1."""
         return 1 - self.beta1**update, 1 - self.beta2**update
 
 
@@ -64,8 +59,7 @@ def adamw_reference_(
     """Apply decoupled weight decay and then Adam, in place, with every step written out in torch.
 
     Args:
-        b: the buffers to update.
-        update: 1 for the first update after the moments were zero, 2 for the next, and so on.
+        update: the number of this update, counted from 1 since the moments were zero.
         factor: 0-dim tensor that multiplies the gradient.
         skip: 0-dim tensor; 1 leaves everything unchanged, 0 applies the update.
     """
@@ -85,10 +79,9 @@ def adamw_reference_(
 def adamw_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """Apply one AdamW update in place, in the fastest way on this device.
+    """Apply the update of `adamw_reference_` in the fastest way on this device.
 
-    The arguments are those of `adamw_reference_`. The caller must not use `b.grad` afterwards,
-    because on some devices it is multiplied by `factor` here, and on others it is unchanged.
+    Do not use `b.grad` afterwards: some devices multiply it by `factor`.
     """
     device = b.params.device
     dtype = torch.float32 if b.copy is None else b.copy.dtype
@@ -110,11 +103,7 @@ def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
 def adamw_torch_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """Apply the update of `adamw_` with torch's fused kernel.
-
-    Before the kernel, an extra pass scales the gradient. After the kernel, another extra pass
-    refreshes `b.copy`.
-    """
+    """Apply the update of `adamw_` with torch's fused kernel and two extra passes over memory."""
     if factor.device.type != "cpu" or factor != 1:  # comparing on a GPU would synchronize
         b.grad.mul_(factor)
     for part, decay in (

@@ -1,7 +1,6 @@
 """The Triton kernel of AdamW, which updates all buffers in one pass over memory.
 
-Each program updates BLOCK parameters, or returns at once if this update is to be skipped. The
-caller computes the bias corrections on the CPU, in double precision.
+The caller computes the bias corrections on the CPU, in double precision.
 """
 
 from __future__ import annotations

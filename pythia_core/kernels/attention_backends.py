@@ -1,18 +1,13 @@
 """Backends of causal attention on CUDA devices, and the choice between them.
 
-The backends are:
-
-    torch                           torch's attention; torch chooses between its four backends
+    torch                           torch's attention; torch chooses one of its four backends
     cudnn, flash, efficient, math   one of torch's four backends
     flash_attn                      the package flash-attn (FlashAttention-2)
-    triton                          our own kernel (attention_triton)
+    triton                          our own kernel (attention_triton), opaque to torch.compile
 
-Our kernel writes dq, dk and dv directly into one packed gradient. It is a registered operation,
-which torch.compile does not trace.
-
-`FASTEST` maps the dims of a head to its fastest backend. No backend has been measured on a GPU yet,
-so `FASTEST` is empty and the backend `DEFAULT` is used. `python -m pythia_core bench attention`
-times every backend, and the notebook `speed` shows what to enter into `FASTEST`.
+`FASTEST` maps a head dim to its fastest backend. `FASTEST` is empty, because no backend has been
+measured on a GPU yet. So every head dim uses `DEFAULT`. `python -m pythia_core bench attention`
+times the backends, and the notebook `speed` shows what to enter into `FASTEST`.
 """
 
 from __future__ import annotations
@@ -39,16 +34,13 @@ BACKENDS = ("torch", *SDPA_BACKENDS, "flash_attn", "triton")
 FASTEST: dict[int, str] = {}
 """Map head dims to the backend with the fastest forward and backward in bf16. Not yet measured."""
 DEFAULT = "torch"
-"""The backend for head dims that have not been measured, and for fp32, which not every backend
-takes."""
+"""The backend for fp32, which not every backend takes, and for head dims not in FASTEST."""
 _unavailable: dict[str, str] = {}
 
 
 @torch.compiler.assume_constant_result
 def unavailable_reason(backend: str) -> str:
-    """Say why a backend cannot be used here, and what to do; return "" if it can be used.
-
-    For the backend "flash_attn", this imports the package flash-attn.
+    """Return why a backend cannot be used here and what to do, or "" if the backend can be used.
 
     Raises:
         ConfigError: no backend has this name.
@@ -88,11 +80,10 @@ def _find_reason(backend: str) -> str:
 
 @torch.compiler.assume_constant_result
 def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
-    """Return the name of the attention backend to use for a head dim and dtype.
+    """Return the attention backend to use: FASTEST[head_dim] or DEFAULT.
 
-    For fp32, and for head dims that are not in FASTEST, the backend is DEFAULT. For other dtypes
-    and head dims, it is FASTEST[head_dim]. If this backend does not work here, a warning is logged
-    and DEFAULT is returned.
+    DEFAULT serves fp32 and head dims that are not in FASTEST. If FASTEST[head_dim] does not work
+    here, a warning is logged and DEFAULT is returned.
 
     Raises:
         ConfigError: the backend does not work here, and a `dispatch.no_fallback` block is active.
@@ -113,14 +104,10 @@ def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> s
 
 @torch.library.custom_op("pythia::causal_attention", mutates_args=())
 def packed_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the forward of our attention kernel.
-
-    Args:
-        q, k, v: (batch, seq, heads, head_dim), with q and k rotated already.
+    """Run the forward of our attention kernel; `q` and `k` are already rotated.
 
     Returns:
-        The output in the shape of q, and the log-sum-exp of the scores of each query, (batch,
-        heads, seq), which the backward needs.
+        The output, in the shape of q; the log-sum-exp of each query's scores, (batch, heads, seq).
     """
     from pythia_core.kernels.attention_triton import attention_forward
 
@@ -137,14 +124,9 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def packed_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """Run the backward of our attention kernel.
+    """Return the gradients of q, k and v, packed into one tensor (batch, seq, heads, 3, head_dim).
 
-    Args:
-        dout: gradient of `out`.
-        q, k, v, out, lse: inputs and results of `packed_forward`.
-
-    Returns:
-        The gradients of q, k and v, packed into one tensor (batch, seq, heads, 3, head_dim).
+    `dout` is the gradient of `out`.
     """
     from pythia_core.kernels.attention_triton import attention_backward
 
@@ -179,17 +161,16 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 def _with_alternatives(reason: str, backend: str) -> str:
-    """Extend the `unavailable_reason` of a backend by the names of the other backends."""
+    """Append the names of all backends but `backend` to `reason`."""
     others = ", ".join(name for name in BACKENDS if name != backend)
     return f"{reason}. Or choose another attention backend: {others}"
 
 
 def check_packed(q: Tensor) -> None:
-    """Raise an error if our kernel cannot take queries like `q`, (batch, seq, heads, head_dim).
+    """Check that our kernel can take queries like `q`, (batch, seq, heads, head_dim).
 
     Raises:
-        ConfigError: Triton is not installed, `q` is not on a CUDA device, or its dtype or shape is
-            not accepted.
+        ConfigError: Triton is missing or off, or the device, dtype or shape is not accepted.
     """
     if reason := unavailable_reason("triton"):
         raise ConfigError(_with_alternatives(reason, "triton"))
@@ -210,14 +191,11 @@ def check_packed(q: Tensor) -> None:
 
 
 def backend_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-    """Compute causal attention of q, k and v with a given backend.
+    """Return the causal attention of q, k and v, computed by a given backend.
 
     Args:
-        q, k, v: (batch, seq, heads, head_dim), with any strides. q and k are rotated already.
+        q, k, v: (batch, seq, heads, head_dim), with any strides; q and k are already rotated.
         backend: one of BACKENDS.
-
-    Returns:
-        The output of attention, (batch, seq, heads, head_dim).
 
     Raises:
         ConfigError: the backend is unknown or unavailable, or our kernel cannot take the tensors.

@@ -1,10 +1,9 @@
 """Tile sizes, warps and pipeline stages of the Triton attention for each head dim.
 
-A block in Triton has a power of two of lanes, so a head is split into one or two blocks of lanes. A
-head of 80 dims, for example, has blocks of 64 and 16 lanes; a single block of 128 would be 60 %
-more work. With the tiles below, all kernels compile for sm_90 without spilling registers and fit
-the shared memory of an SM (tests/core/kernels/test_compiled.py). Whether other tiles are faster is
-not yet measured.
+A block in Triton has a power of two of lanes. So a head is split into one or two blocks: 80 dims
+become blocks of 64 and 16 lanes, because a single block of 128 would be 60 % more work. With these
+tiles, all kernels compile for sm_90 without spilling registers and fit the shared memory of an SM
+(tests/core/kernels/test_compiled.py). Whether other tiles are faster is not yet measured.
 """
 
 from __future__ import annotations
@@ -16,10 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """The launch settings of an attention kernel.
-
-    The settings are four counts: queries per tile, keys per tile, warps, and pipeline stages.
-    """
+    """The launch settings of an attention kernel; a tile has `queries` queries and `keys` keys."""
 
     queries: int
     keys: int
@@ -31,8 +27,8 @@ class Tile:
 class Tiles:
     """The tiles of the forward kernel, the dq kernel, and the kernel that computes dk and dv.
 
-    If `dv` is None, the kernel for dk and dv is launched once, with the tile `dk`. If `dv` is a
-    tile, this kernel is launched twice, with the tile `dk` for dk and the tile `dv` for dv.
+    If `dv` is None, one launch with the tile `dk` computes dk and dv. Otherwise, dk and dv have a
+    launch and a tile each.
     """
 
     forward: Tile
@@ -49,11 +45,9 @@ TILES = {
     # two 128 x 256 accumulators exceed the registers, so dk and dv have a launch each (5 products)
     256: Tiles(Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2), Tile(64, 128, 8, 2)),
 }
-"""Map head dims to tiles for bf16 and fp16. A head dim that is not listed takes the tiles of the
-next larger head dim in the table."""
+"""Map head dims to tiles for bf16 and fp16; other head dims take the next larger entry."""
 TILES_FP32 = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
-"""Tiles for fp32 and any head dim. The products do not use tensor cores, so fp32 serves only for
-comparison."""
+"""Tiles for fp32 and any head dim; without tensor cores, fp32 serves only for comparison."""
 
 
 def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
@@ -64,9 +58,9 @@ def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
 
 
 def lanes(head_dim: int) -> tuple[int, int]:
-    """Return the widths of the two parts into which a head is split, e.g. (64, 16) for 80 dims.
+    """Return the widths of the two blocks of a head, e.g. (64, 16) for 80 dims.
 
-    A width is a power of two and at least 16. The second width is 0 if one part is enough.
+    A width is a power of two and at least 16. The second width is 0 if one block is enough.
     """
     first = max(16, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - first
@@ -74,10 +68,7 @@ def lanes(head_dim: int) -> tuple[int, int]:
 
 
 def constants(head_dim: int, dtype: torch.dtype) -> dict[str, int | str]:
-    """Map the name of each compile-time constant of the attention kernels to its value.
-
-    The tile sizes are left out.
-    """
+    """Map the name of each compile-time constant, except the tile sizes, to its value."""
     first, second = lanes(head_dim)
     precision = "ieee" if dtype == torch.float32 else "tf32"  # the latter has no effect in 16 bits
     return {"DIM": head_dim, "LANES1": first, "LANES2": second, "PRECISION": precision}

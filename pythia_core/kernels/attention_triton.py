@@ -1,17 +1,13 @@
 """Triton kernels for causal flash attention on strided views of the packed QKV.
 
-Forward: as in FlashAttention-2 (Dao 2023), a program holds a tile of queries of one head. It loops
-over the keys up to these queries with a running maximum, and writes the output and the log-sum-exp
-(fp32, base 2). Scores are never written to memory.
+Forward, as in FlashAttention-2 (Dao 2023): a program holds a tile of queries of one head, and loops
+over the keys with a running maximum. The program writes the output and the log-sum-exp (fp32, base
+2), but never the scores.
 
-Backward: the probabilities are recomputed from q, k and the log-sum-exp, by two kernels. A program
-of the first holds a tile of keys, loops over the queries from these keys on, and computes dk and
-dv. A program of the second holds a tile of queries, loops over the keys up to these queries, and
-computes dq. This takes two more matrix products than one kernel with atomic sums of dq, but results
-are bitwise repeatable. All gradients are written into the packed (batch, seq, heads, 3, head_dim)
-that the backward of the QKV projection expects.
-
-Tile sizes are in attention_tiles.
+Backward: two kernels recompute the probabilities from q, k and the log-sum-exp. One kernel computes
+dk and dv for a tile of keys, the other dq for a tile of queries. This takes two more matrix
+products than one kernel with atomic sums of dq, but results are bitwise repeatable. All gradients
+go into the packed (batch, seq, heads, 3, head_dim) that the backward of the QKV projection expects.
 """
 
 from __future__ import annotations
@@ -30,20 +26,14 @@ from pythia_core.kernels.attention_tiles import Tile, constants, tiles
 
 @triton.jit
 def head_of(index, heads, stride_batch, stride_head):
-    """Split an index over batch * heads.
-
-    Returns the batch, the head, and the offset (in elements) at which the head's first row starts.
-    """
+    """Return batch, head and the head's offset in elements, for an index over batch * heads."""
     batch, head = (index // heads).to(tl.int64), index % heads
     return batch, head, batch * stride_batch + head * stride_head
 
 
 @triton.jit
 def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Load LANES lanes of the rows at `offsets`, from the lane `lane_start` on.
-
-    Lanes outside the head, and rows for which `inside` is false, are 0.
-    """
+    """Load LANES lanes of the rows at `offsets`; 0 in lanes from DIM on and where not `inside`."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -53,10 +43,7 @@ def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.con
 
 @triton.jit
 def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Store `x` in LANES lanes of the rows at `offsets`, from the lane `lane_start` on.
-
-    Lanes from DIM on, and rows for which `inside` is false, are not written.
-    """
+    """Store `x` in LANES lanes of the rows at `offsets`, below lane DIM and where `inside`."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -65,10 +52,7 @@ def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl
 
 
 def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """Return q, k and v with equal strides and a last stride of 1, as the kernels require.
-
-    If q, k and v have equal strides and a last stride of 1 already, they are not copied.
-    """
+    """Return q, k and v with equal strides and a last stride of 1, copied only if necessary."""
     if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
         return [q, k, v]
     return [x.contiguous() for x in (q, k, v)]
@@ -83,10 +67,7 @@ def _forward_tiles(
     DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys start, ..., end - 1 to the running output, sum and maximum of a tile of queries.
-
-    With DIAGONAL, keys after a query are masked. Returns the new out1, out2, row_sum and row_max.
-    """
+    """Add the keys start, ..., end - 1 to the running output, sum and maximum of some queries."""
     for first in range(start, end, KEYS):
         key = first + tl.arange(0, KEYS)
         at = key * stride_seq
@@ -132,10 +113,7 @@ def forward_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """Compute the output and the log-sum-exp for a tile of queries of one head.
-
-    The last tiles of a row start first, because they have the most work.
-    """
+    """Compute a tile of queries of one head; the last tiles have most work and start first."""
     n_tiles = tl.cdiv(seq, QUERIES)
     index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
@@ -171,14 +149,10 @@ def forward_kernel(
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute causal attention with the forward kernel.
+    """Compute causal attention of q, k and v, each (batch, seq, heads, head_dim).
 
-    Args:
-        q, k, v: (batch, seq, heads, head_dim); copied unless they have equal strides.
-
-    Returns:
-        The output (batch, seq, heads, head_dim), and the base-2 log-sum-exp of the scaled scores of
-        each query, (batch, heads, seq) in fp32.
+    Returns the output, and the base-2 log-sum-exp of each query's scaled scores, (batch, heads,
+    seq) in fp32.
     """
     q, k, v = same_strides(q, k, v)
     batch, seq, heads, dim = q.shape
@@ -227,11 +201,7 @@ def _dkv_tiles(
     DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
     QUERIES: tl.constexpr, PRECISION: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
-    """Add the terms of the queries start, ..., end - 1 to dk and dv of a tile of keys.
-
-    DK and DV say which of the two to compute. With DIAGONAL, queries before a key are masked.
-    Returns the new dk1, dk2, dv1 and dv2.
-    """
+    """Add the terms of the queries start, ..., end - 1 to dk (if DK) and dv (if DV)."""
     for first in range(start, end, QUERIES):
         query = first + tl.arange(0, QUERIES)
         inside = query < seq
@@ -339,10 +309,7 @@ def _dq_tiles(
     end, DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the terms of the keys start, ..., end - 1 to dq of a tile of queries.
-
-    With DIAGONAL, keys after a query are masked. Returns the new dq1 and dq2.
-    """
+    """Add the terms of the keys start, ..., end - 1 to dq."""
     for first in range(start, end, KEYS):
         key = first + tl.arange(0, KEYS)
         at = key * stride_seq
@@ -430,14 +397,9 @@ def dq_kernel(
 def attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """Compute the gradients of `attention_forward` with the backward kernels.
+    """Return the gradients of q, k and v, packed into one tensor (batch, seq, heads, 3, head_dim).
 
-    Args:
-        dout: gradient of `out`, (batch, seq, heads, head_dim).
-        q, k, v, out, lse: inputs and results of `attention_forward`.
-
-    Returns:
-        The gradients of q, k and v, packed into one tensor (batch, seq, heads, 3, head_dim).
+    `dout` is the gradient of `out`; `out` and `lse` are the results of `attention_forward`.
     """
     q, k, v = same_strides(q, k, v)
     batch, seq, heads, dim = q.shape

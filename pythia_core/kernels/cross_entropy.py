@@ -1,13 +1,12 @@
 """Unembedding and cross-entropy in one operation, which never stores all logits at once.
 
-Tokens are processed in chunks small enough for the logits of a chunk to stay in the processor's
-cache. The forward also computes the gradients of the hidden states and of the weight, which the
-backward only scales. Softmax and loss are computed in fp32, whatever the dtype of the matrix
-products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. As in Pythia's training, the softmax
-includes the padding rows of the vocabulary.
+The forward computes logits in chunks of tokens, and also the gradients, which the backward only
+scales. Softmax and loss are in fp32, whatever the dtype of the matrix products, as in GPT-NeoX with
+`fp16_lm_cross_entropy` false. As in Pythia's training, the softmax includes the padding rows of the
+vocabulary.
 
-On a CUDA device with Triton this is one registered torch operation, with a Triton kernel for the
-softmax of a chunk (cross_entropy_triton). On a CPU with a C compiler, the softmax is a C function.
+The softmax is a Triton kernel on a CUDA device (cross_entropy_triton), and a C function on a CPU
+with a C compiler.
 """
 
 from __future__ import annotations
@@ -21,35 +20,22 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 CHUNK_ELEMENTS = 1 << 21
-"""Logits per chunk without Triton. On two CPU cores, half or twice as many are slower for every
-model size."""
+"""Logits per chunk without Triton. On two CPU cores, half or twice as many are slower."""
 CHUNK_ELEMENTS_CUDA = 1 << 28
-"""Logits per chunk with Triton. With Pythia's vocabulary these are 5,248 rows, which take 0.5 GB in
-16 bits. Whether another number is faster has not been measured."""
+"""Logits per chunk with Triton, 0.5 GB in 16 bits. Other numbers have not been measured."""
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in nats, of the logits `hidden @ weight.T`.
-
-    Args:
-        hidden: (n, d), the inputs of the unembedding.
-        weight: (vocab, d).
-        targets: the correct id of each row, (n,) int64.
-    """
+    """Compute `linear_cross_entropy` in plain torch."""
     logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype))
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 
 
 def log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logarithm of the sum of exponentials of each row, and the row's largest logit.
+    """Return the log-sum-exp and the largest logit of each row, both (n,).
 
-    Subtract the first from a logit to get its log-probability. There are no gradients.
-
-    Args:
-        logits: (n, vocab).
-
-    Returns:
-        Two tensors, (n,) each.
+    `logits` is (n, vocab). A logit minus the log-sum-exp is its log-probability. There are no
+    gradients.
     """
     if logits.dtype == torch.float32 and native.available(logits):
         result, largest = logits.new_empty(2, len(logits))
@@ -60,7 +46,7 @@ def log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a^T b to `total`, in place. The product is computed in the dtype of `a` and `b`."""
+    """Add a^T b to `total`, in place, with the product in the dtype of `a` and `b`."""
     if a.dtype == torch.float32:
         total.addmm_(a.t(), b)
     else:
@@ -68,14 +54,7 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Write the loss of each row of `logits` (n, vocab); replace the row by the loss's gradient.
-
-    The gradient of a row is softmax(logits) - onehot(target).
-
-    Args:
-        targets: the correct id of each row, (n,) int64.
-        losses: receives the loss of each row, (n,) fp32.
-    """
+    """Replace each row of logits by softmax(row) - onehot(target), and write the fp32 losses."""
     logp = torch.log_softmax(logits.float(), -1)
     index = torch.arange(len(logits), device=logits.device)
     losses.copy_(-logp[index, targets])
@@ -94,15 +73,8 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the mean cross-entropy and the gradients of the summed cross-entropy, in chunks.
 
-    Args:
-        weight_c: the unembedding matrix in the dtype of `hidden`, (vocab, d).
-        chunk: rows per chunk of logits.
-        to_gradient_: a function (logits, targets, losses) that does the same as `_to_gradient_`.
-        add_product_: a function (total, a, b) that adds a^T b to the fp32 `total`.
-
-    Returns:
-        The mean loss; the gradient of the summed loss with respect to `hidden`, in the dtype of
-        `hidden`; and the gradient of the summed loss with respect to the weight, in fp32.
+    `add_product_` is a function (total, a, b) that adds a^T b to the fp32 `total`. Returns the mean
+    loss, the gradient of `hidden` in its dtype, and the fp32 gradient of the weight.
     """
     n, d = hidden.shape
     losses = hidden.new_empty(n, dtype=torch.float32)
@@ -125,10 +97,9 @@ def _native_loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the result of `_loss_and_gradients` with the C functions of native.c.
 
-    Exponentials replace the logits, and are not divided by their sum. Instead, rows of `hidden`
-    are divided by it before the product with the exponentials, and rows of the gradient of `hidden`
-    after theirs. So one pass over the logits computes exponentials, and not two. The terms of
-    the targets are computed apart, in fp32.
+    Exponentials replace the logits, but are not divided by their sum. The rows of `hidden` and of
+    its gradient are divided instead, so exponentials are computed once. The terms of the targets
+    are added separately, in fp32.
     """
     n, d = hidden.shape
     hidden, targets = hidden.contiguous(), targets.contiguous()
@@ -153,10 +124,7 @@ def _native_loss_and_gradients(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """An autograd function for `linear_cross_entropy` without Triton.
-
-    The forward also computes the gradients, which the backward only scales.
-    """
+    """An autograd function for `linear_cross_entropy` without Triton."""
 
     @staticmethod
     def forward(
@@ -180,14 +148,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dhidden * scale.to(dhidden.dtype), dweight * scale, None, None
 
 
-# The same as a registered operation, which torch.compile does not trace; it returns the gradients.
+# A registered operation, which torch.compile does not trace.
 
 
 @torch.library.custom_op("pythia::linear_cross_entropy", mutates_args=())
 def _fused(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do the same as `_loss_and_gradients`, with the Triton kernel for the softmax of a chunk."""
+    """Compute the result of `_loss_and_gradients` with the Triton kernel."""
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
     chunk = CHUNK_ELEMENTS_CUDA // len(weight_c)
@@ -198,13 +166,10 @@ def _fused(
 
 
 def _add_product_fp32_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a^T b to `total`, in place, with the product in fp32.
-
-    On CPUs, where `torch.mm` does not take `out_dtype`, `a` and `b` are converted to fp32 first.
-    """
+    """Add a^T b to `total`, in place, with the product in fp32."""
     if a.dtype == torch.float32:
         total += torch.mm(a.t(), b)
-    elif a.device.type == "cpu":
+    elif a.device.type == "cpu":  # torch.mm does not take out_dtype here
         total += torch.mm(a.t().float(), b.float())
     else:
         total += torch.mm(a.t(), b, out_dtype=torch.float32)
@@ -223,7 +188,7 @@ def _(
 
 
 def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    """Save the gradients that the forward has computed, which the backward only scales."""
+    """Save the gradients that the forward has computed."""
     ctx.save_for_backward(*output[1:])
 
 
@@ -247,10 +212,9 @@ def linear_cross_entropy(
     """Return the mean cross-entropy, in nats, of the logits `hidden @ weight_c.T`.
 
     Args:
-        hidden: (n, d), the inputs of the unembedding.
+        hidden: (n, d).
         weight: (vocab, d), the fp32 parameter, which receives the gradient.
-        targets: the correct id of each row, (n,) int64. In the Triton kernel, an id outside
-            [0, vocab) makes the loss NaN.
+        targets: (n,) int64. In the Triton kernel, an id outside [0, vocab) makes the loss NaN.
         weight_c: copy of `weight` in the dtype of `hidden`, used in the matrix products.
 
     Raises:

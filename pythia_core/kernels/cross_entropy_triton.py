@@ -1,8 +1,7 @@
 """The Triton kernel of the cross-entropy, which replaces each row of logits by its gradient.
 
-A row is read twice, in blocks: first to compute its maximum and its sum of exponentials, then to
-compute the gradient. Holding all 50,304 logits of a row would spill registers on sm_90, and the
-second read finds the row in the L2 cache.
+A row is read twice, in blocks: for its maximum and sum of exponentials, then for the gradient. All
+50,304 logits of a row would spill registers on sm_90, and the second read hits the L2 cache.
 """
 
 from __future__ import annotations
@@ -24,10 +23,7 @@ def cross_entropy_kernel(
     vocab,
     BLOCK: tl.constexpr,
 ):
-    """Compute the loss of one row of logits, and overwrite the row with the gradient of the loss.
-
-    The loss is log(sum exp x) - x[target], or NaN if the target is not in [0, vocab).
-    """
+    """Replace a row by its gradient and write its loss: NaN for a target outside [0, vocab)."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     lane = tl.arange(0, BLOCK)
@@ -53,14 +49,12 @@ def cross_entropy_kernel(
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Compute the loss of each row of `logits`; overwrite the row with the gradient of the loss.
-
-    The gradient is softmax(row) - onehot(target).
+    """Replace each row of `logits` by softmax(row) - onehot(target), and write the losses.
 
     Args:
         logits: (n, vocab), the last stride must be 1.
-        targets: the correct id of each row, (n,) int64, contiguous.
-        losses: receives the loss of each row, (n,) fp32, contiguous.
+        targets: (n,) int64, contiguous.
+        losses: (n,) fp32, contiguous.
     """
     n, vocab = logits.shape
     assert logits.stride(1) == 1 and targets.is_contiguous() and losses.is_contiguous()

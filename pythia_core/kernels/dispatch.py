@@ -1,17 +1,15 @@
 """Decide whether an operation runs as a Triton kernel or in torch.
 
-An operation with a kernel has two files. `x.py` has the reference in plain torch, the registered
-torch operation and the function that the model calls. `x_triton.py` has the Triton code, and is
-imported by the first call that needs it. Triton comes with torch's CUDA builds. Without Triton, or
-with the variable `PYTHIA_TRITON=0`, every operation runs in torch.
+An operation with a kernel has two files: `x.py` with the reference and the function that the model
+calls, and `x_triton.py` with the Triton code, imported on first use. Without Triton, which comes
+with torch's CUDA builds, or with `PYTHIA_TRITON=0`, every operation runs in torch.
 
-Before a kernel is first used on a GPU with a dtype and a width (e.g. the head dim of attention),
-`is_supported` tries the kernel on a few rows. If the kernel fails, e.g. because torch was built for
-another version of Triton, one warning is logged and the operation runs in torch. Inside
-`no_fallback`, which benchmarks use, the failure is an error.
+`is_supported` tries a kernel before its first use on a GPU with a dtype and a width. If the kernel
+fails, e.g. because of the version of Triton, one warning is logged and the operation runs in torch.
+Inside `no_fallback`, the failure is an error.
 
-With Triton's own variable `TRITON_INTERPRET=1` the kernels run on CPU tensors. This is slow, but
-tests the kernels without a GPU. Their speed on a GPU has not been measured yet.
+With Triton's own variable `TRITON_INTERPRET=1`, kernels run on CPU tensors. This is slow, and meant
+for tests. The kernels' speed on a GPU has not been measured yet.
 """
 
 from __future__ import annotations
@@ -41,10 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Return whether operations on this tensor should run as Triton kernels.
-
-    If the tensor is on a CUDA device but Triton is not installed, a warning is logged once.
-    """
+    """Return whether operations on this tensor should run as Triton kernels."""
     if os.environ.get("PYTHIA_TRITON") == "0":
         return False
     if tensor.device.type == "cpu":
@@ -57,10 +52,7 @@ def use_triton(tensor: Tensor) -> bool:
 
 
 def warn_once(message: str) -> None:
-    """Log a warning, unless the same message has been logged before.
-
-    Under torch.compile, which cannot trace logging, nothing is logged.
-    """
+    """Log a warning once per message, and never under torch.compile, which cannot trace logging."""
     if not torch.compiler.is_compiling() and message not in _warned:
         _warned.add(message)
         log.warning(message)
@@ -70,8 +62,7 @@ def warn_once(message: str) -> None:
 def no_fallback() -> Iterator[None]:
     """Raise an error, inside the block, if a kernel or attention backend does not work.
 
-    Outside the block, a slower torch operation replaces a kernel that does not work. The block is
-    for benchmarks, which must not time the slower operation by mistake.
+    Without the block, a benchmark would time the slower torch operation by mistake.
     """
     global _strict
     before, _strict = _strict, True
@@ -87,11 +78,7 @@ def strict() -> bool:
 
 
 def version_problem() -> str:
-    """Say why torch and Triton are incompatible, and what to do; return "" if no problem is known.
-
-    The metadata of a CUDA build of torch names the version of Triton that torch needs. The metadata
-    of a CPU build names no version, so no problem is known.
-    """
+    """Return why torch and Triton are incompatible and what to do, or "" if no problem is known."""
     try:
         required = [
             match[1]
@@ -110,11 +97,7 @@ def version_problem() -> str:
 
 
 def probe(operation: str) -> Callable[[Probe], Probe]:
-    """Return a decorator that registers a function as the probe of an operation.
-
-    The function (device, dtype, width) must run the operation's kernels on a few rows.
-    `is_supported` calls it to find out whether the kernels work.
-    """
+    """Register the decorated function, which tries an operation's kernels on a few rows."""
 
     def register(function: Probe) -> Probe:
         _probes[operation] = function
@@ -127,8 +110,8 @@ def probe(operation: str) -> Callable[[Probe], Probe]:
 def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Return whether an operation's Triton kernels work on the device.
 
-    On a GPU, the kernels are tried once for each dtype and width, and a failure is logged once. On
-    other devices, where Triton interprets the kernels, the answer is always True.
+    On a GPU, the kernels are tried once for each dtype and width. On other devices, where Triton
+    interprets the kernels, the answer is always True.
 
     Args:
         width: the size that the kernels are compiled for, e.g. the head dim of attention.
@@ -161,16 +144,14 @@ def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width
 
 
 def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str] = ()) -> None:
-    """Raise an error if a kernel cannot take its arguments.
+    """Raise an error that lists all reasons why a kernel cannot take its arguments.
 
     Args:
-        operation: the name that begins the error message.
-        dtypes: maps the name of each argument to its dtype, which must be one of DTYPES.
+        dtypes: maps argument names to dtypes, which must be in DTYPES.
         problems: other problems that the caller has found, a sentence for each.
 
     Raises:
-        ConfigError: a dtype is not accepted, or there are other problems. The message lists all
-            problems.
+        ConfigError: there is a problem.
     """
     accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
     wrong_types = [

@@ -1,12 +1,10 @@
 """GELU in the two forms that Pythia used.
 
-Training used GPT-NeoX's fused bias-GELU, which has the tanh form with the constants 0.79788456 and
-0.044715. The converted models on the hub declare the exact (erf) form. The two forms differ by up
-to 4.7e-4.
+Training used GPT-NeoX's fused bias-GELU: the tanh form with the constants 0.79788456 and 0.044715.
+The converted models on the hub declare the exact (erf) form. The forms differ by up to 4.7e-4.
 
-`bias_gelu` also adds the bias of the preceding matrix product. On a CUDA device with Triton, it has
-one kernel for the forward and one for the backward (gelu_triton). The kernel for the backward also
-sums the gradient of the bias. On a CPU with a C compiler, they are two C functions.
+`bias_gelu` also adds the bias of the preceding matrix product. It runs as Triton kernels on a CUDA
+device (gelu_triton), and as C functions on a CPU with a C compiler.
 """
 
 from __future__ import annotations
@@ -31,10 +29,7 @@ def gelu_reference(x: Tensor, form: str) -> Tensor:
 
 
 class _NativeGelu(torch.autograd.Function):
-    """An autograd function for `bias_gelu` in the tanh form, computed by the C functions.
-
-    `bias` and `bias_c` are None for `gelu`.
-    """
+    """An autograd function in C for the tanh form of `bias_gelu`; without biases, of `gelu`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, bias_c: Tensor | None) -> Tensor:
@@ -69,14 +64,7 @@ def bias_gelu_reference(x: Tensor, bias: Tensor, form: str) -> Tensor:
 
 @torch.library.custom_op("pythia::bias_gelu", mutates_args=())
 def _bias_gelu(x: Tensor, bias: Tensor, bias_c: Tensor, tanh: bool) -> Tensor:
-    """Return the GELU of `x + bias_c`, computed by the Triton kernel.
-
-    Args:
-        x: (n, d).
-        bias: (d,), the parameter that receives the gradient of the bias.
-        bias_c: (d,), the copy of `bias` that is added.
-        tanh: whether to use the tanh form of GELU.
-    """
+    """Return the GELU of x (n, d) + bias_c (d,), from the Triton kernel; `bias` gets a gradient."""
     from pythia_core.kernels.gelu_triton import bias_gelu_forward
 
     return bias_gelu_forward(x, bias_c, tanh)
@@ -89,11 +77,7 @@ def _(x: Tensor, bias: Tensor, bias_c: Tensor, tanh: bool) -> Tensor:
 
 @torch.library.custom_op("pythia::bias_gelu_backward", mutates_args=())
 def _bias_gelu_backward(x: Tensor, bias_c: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `x` and of the bias, computed by the Triton kernel.
-
-    Args:
-        dy: gradient of the result of `_bias_gelu`.
-    """
+    """Return the gradients of `x` and the bias, from the Triton kernel."""
     from pythia_core.kernels.gelu_triton import bias_gelu_backward
 
     return bias_gelu_backward(x, bias_c, dy, tanh)
@@ -112,7 +96,7 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    """Return the gradients of `x` and `bias`, and None for the inputs `bias_c` and `tanh`."""
+    """Return the gradients of `x` and `bias`."""
     x, bias_c = ctx.saved_tensors
     dx, dbias = _bias_gelu_backward(x, bias_c, dy, ctx.tanh)
     return dx, dbias.to(ctx.dtype), None, None
@@ -130,16 +114,13 @@ def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
 
 
 def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) -> Tensor:
-    """Return the GELU of `x + bias`, computed in the fastest way on this device.
-
-    The result is in the dtype of `x`.
+    """Return the GELU of `x + bias` in the dtype of `x`, in the fastest way on this device.
 
     Args:
         x: (n, d).
         bias: (d,), the parameter that receives the gradient.
         form: "tanh" or "erf".
-        bias_c: copy of the bias in the compute dtype, which the Triton kernel adds instead of
-            `bias`; None if there is no copy.
+        bias_c: copy of `bias` in the compute dtype for the fused kernels; None if there is no copy.
 
     Raises:
         ConfigError: the Triton kernel cannot take a dtype.

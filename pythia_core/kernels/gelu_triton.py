@@ -1,9 +1,7 @@
 """Triton kernels that add a bias and apply GELU in one pass over memory.
 
-The forward saves only its input, the output of the preceding matrix product. The backward
-recomputes what it needs from that, also in one pass. It computes the gradient of the bias as
-`PARTIALS` partial sums, which are then added up. Their number is fixed, so results do not depend on
-the device.
+The forward saves only its input, and the backward recomputes the rest. The number of partial sums
+of the bias's gradient, PARTIALS, is fixed, so results do not depend on the device.
 """
 
 from __future__ import annotations
@@ -70,10 +68,7 @@ def bias_gelu_backward_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Compute the gradient of x, and partial sums of the gradient of the bias.
-
-    Program (i, j) processes block j of the columns, in the tiles of rows i, i + PARTIALS, ...
-    """
+    """Compute the gradient of x, and partial sums of the gradient of the bias."""
     program = tl.program_id(0)
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
     inside = lane < d
@@ -92,11 +87,7 @@ def bias_gelu_backward_kernel(
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
-    """Return the GELU of x (n, d) + bias (d,), in the dtype of `x`.
-
-    Args:
-        tanh: whether to use the tanh form of GELU instead of the exact form.
-    """
+    """Return the GELU of x (n, d) + bias (d,), in the dtype of `x`; tanh or exact form."""
     x = x.contiguous()
     n, d = x.shape
     y = torch.empty_like(x)
@@ -108,12 +99,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
 
 
 def bias_gelu_backward(x: Tensor, bias: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `x`, in the dtype of `x`, and of `bias`, in fp32.
-
-    Args:
-        x, bias, tanh: the arguments of `bias_gelu_forward`.
-        dy: gradient of the result of `bias_gelu_forward`.
-    """
+    """Return the gradients of `x`, in its dtype, and of `bias`, in fp32."""
     x, dy = x.contiguous(), dy.contiguous()
     n, d = x.shape
     dx = torch.empty_like(x)

@@ -1,9 +1,8 @@
 """LayerNorm of the fp32 residual stream, with output in the dtype of the next matrix product.
 
-`layer_norm_pair` computes the two LayerNorms that a parallel block applies to the same stream. On a
-CUDA device this is one Triton kernel for the forward and one for the backward (layer_norm_triton).
-The forward kernel also adds the outputs of the previous block's attention and MLP to the stream.
-On a CPU with a C compiler, they are two C functions.
+`layer_norm_pair` adds the outputs of the previous block's attention and MLP to the stream, and
+computes the two LayerNorms of a parallel block. A CUDA device runs Triton kernels for this
+(layer_norm_triton), and a CPU with a C compiler runs C functions.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 BLOCKS = 16
-"""Number of partial sums of a weight or bias gradient. It does not depend on the number of threads,
-so neither does the result."""
+"""Number of partial sums of a gradient; fixed, so results do not depend on the threads."""
 WIDTH_MAX = 8192
 """Widest row, in elements, that the Triton kernels can hold in registers; Pythia-12B has 5,120."""
 
@@ -26,13 +24,9 @@ WIDTH_MAX = 8192
 def layer_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """Return (x - mean) / sqrt(variance + eps) * weight + bias, rounded to `dtype`.
+    """Return (x - mean) / sqrt(variance + eps) * weight + bias for each row, rounded to `dtype`.
 
-    The mean and the variance are computed for each row of `x`.
-
-    Args:
-        x: (n, d), fp32 or fp64.
-        weight, bias: (d,) in the dtype of `x`.
+    `x` is (n, d) in fp32 or fp64; `weight` and `bias` are (d,) in the same dtype.
     """
     centred = x - x.mean(-1, keepdim=True)
     scaled = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -40,7 +34,7 @@ def layer_norm_reference(
 
 
 class _NativeLayerNorm(torch.autograd.Function):
-    """An autograd function for LayerNorm, computed by the C functions of native.c."""
+    """An autograd function for `layer_norm`, computed by the C functions of native.c."""
 
     @staticmethod
     def forward(
@@ -67,13 +61,7 @@ class _NativeLayerNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Return the LayerNorm of `x`, computed in the fastest way on this device.
-
-    Args:
-        x: (n, d), fp32.
-        weight, bias: (d,), fp32.
-        dtype: dtype of the result.
-    """
+    """Return the LayerNorm of fp32 rows x (n, d) in `dtype`, in the fastest way on this device."""
     if x.dtype == torch.float32 and dtype != torch.float16 and native.available(x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
@@ -85,18 +73,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
 def layer_norm_pair_reference(
     x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add two branches to `x`, and apply two LayerNorms to the sum, in plain torch.
-
-    Args:
-        x: (n, d), fp32 or fp64.
-        branches: two tensors (n, d), or an empty sequence to apply the LayerNorms to `x` itself.
-        norms: weight1, bias1, weight2, bias2, each (d,) in the dtype of `x`.
-        dtype: dtype of the results of the LayerNorms.
-
-    Returns:
-        The sum x + (branches[0] + branches[1]), or `x` without branches, and the results of the two
-        LayerNorms, each (n, d).
-    """
+    """Compute `layer_norm_pair` in plain torch; `x` and `norms` may also be in fp64."""
     z = x + (branches[0].to(x.dtype) + branches[1]) if branches else x
     weight1, bias1, weight2, bias2 = norms
     y1 = layer_norm_reference(z, weight1, bias1, eps, dtype)
@@ -104,10 +81,7 @@ def layer_norm_pair_reference(
 
 
 class _NativePair(torch.autograd.Function):
-    """An autograd function for `layer_norm_pair`, computed by the C functions of native.c.
-
-    Without branches, `branch1` and `branch2` are None, and the sum is `x` itself.
-    """
+    """An autograd function for `layer_norm_pair` in C; both branches may be None."""
 
     @staticmethod
     def forward(
@@ -186,7 +160,7 @@ def _(
 
 
 def _setup_pair(ctx: Any, inputs: tuple, output: Forward) -> None:
-    """Save the input, weights and row statistics of the LayerNorms for the backward pass."""
+    """Save what the backward pass needs."""
     x, branches, norms, _, _ = inputs
     z, _, _, mean, rstd = output
     ctx.branch_dtypes = [b.dtype for b in branches]
@@ -227,9 +201,7 @@ def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
 def layer_norm_pair(
     x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add two branches to `x`, and apply two LayerNorms to the sum.
-
-    This is done in the fastest way on this device.
+    """Add two branches to `x`, and apply two LayerNorms to the sum, in the fastest way here.
 
     Args:
         x: (n, d), fp32.
@@ -238,8 +210,7 @@ def layer_norm_pair(
         dtype: dtype of the results of the LayerNorms.
 
     Returns:
-        The sum x + (branches[0] + branches[1]), or `x` if `branches` is empty; then the result of
-        each LayerNorm. All three tensors have the shape (n, d).
+        The sum x + (branches[0] + branches[1]), and the results of the two LayerNorms, each (n, d).
 
     Raises:
         ConfigError: the Triton kernel cannot take a dtype, or rows of this width.

@@ -1,13 +1,12 @@
 """Triton kernels for the two LayerNorms of a parallel block.
 
-The forward kernel also adds the branches of the previous block to the residual stream. It computes
-statistics in fp32 from rows in registers, first the mean and then the mean of centred squares.
+The forward kernel also adds the branches of the previous block to the residual stream. Statistics
+are computed in fp32: first the mean, then the mean of centred squares.
 
-In the backward kernel, each program sums the gradients of the four parameters over many rows, in
-registers. The number of programs, PARTIALS, is fixed, so results do not depend on the device. In
-Triton, the length of a vector must be a power of two. So the kernel splits a row of 5,120 elements
-(Pythia-12B) into vectors of 4,096 and 1,024. If it padded the row to 8,192 elements instead, the
-sums would not fit in the registers of sm_90.
+Each program of the backward kernel sums the parameter gradients of many rows in registers. The
+number of programs, PARTIALS, is fixed, so results do not depend on the device. A vector in Triton
+has a power of two of elements. So a row of 5,120 elements (Pythia-12B) is split into vectors of
+4,096 and 1,024: sums padded to 8,192 would not fit in the registers of sm_90.
 """
 
 from __future__ import annotations
@@ -21,23 +20,16 @@ PARTIALS = 256
 
 
 def tile(d: int) -> tuple[int, int, int]:
-    """Return how many rows, lanes and warps a Triton program has, for rows of `d` elements.
-
-    A program has about 2,048 elements, but at least one row.
-    """
+    """Return the rows, lanes and warps of a program: about 2,048 elements, but at least one row."""
     lanes = triton.next_power_of_2(d)
     rows = max(1, 2048 // lanes)
     return rows, lanes, max(4, min(16, rows * lanes // 512))
 
 
 def backward_tile(d: int) -> tuple[int, int, int, int]:
-    """Return the size of a Triton program of the backward pass, for rows of `d` elements.
+    """Return the rows, the lanes of the two vectors of a row, and the warps of a backward program.
 
-    A row is split into two runs of consecutive lanes. The length of each run is a power of two, and
-    the second may be 0.
-
-    Returns:
-        Four counts: rows, lanes of the first run, lanes of the second run, and warps.
+    The lanes of a vector are a power of two; the second vector may have 0.
     """
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0
@@ -66,10 +58,7 @@ def pair_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Compute y1 and y2, the LayerNorms of z with each pair of weight and bias, for ROWS rows.
-
-    With RESIDUAL, z is x + (a + b) and is written too. Otherwise z is x.
-    """
+    """Compute y1 and y2, the LayerNorms of z, for ROWS rows; without RESIDUAL, z is x."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
@@ -101,11 +90,7 @@ def _read_part(
     z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, first,
     dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Read LANES lanes of a tile of rows, from `first` on, and add to the parameter gradients.
-
-    Returns the normalised rows, the gradient with respect to these rows, and the new sums of the
-    four parameter gradients.
-    """
+    """Return normalised rows, their gradient, and the updated gradients of the parameters."""
     lane = first + tl.arange(0, LANES)
     inside = lane < d
     mask = (row < n)[:, None] & inside[None, :]
@@ -172,10 +157,7 @@ def pair_backward_kernel(
     LANES1: tl.constexpr,
     LANES2: tl.constexpr,  # 0: the row is one run of lanes
 ):
-    """Compute the gradients of x and of the branches, and partial sums of the parameter gradients.
-
-    Program i processes the tiles of rows i, i + PARTIALS, ...
-    """
+    """Compute the gradients of x and the branches, and partial sums of the parameter gradients."""
     program = tl.program_id(0)
     dweight1 = tl.zeros((LANES1,), tl.float32)
     dbias1, dweight2, dbias2 = dweight1, dweight1, dweight1
@@ -221,12 +203,11 @@ def pair_backward_kernel(
 def pair_forward(
     x: Tensor, branches: list[Tensor], norms: list[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the forward kernel. The arguments are those of `layer_norm.layer_norm_pair`.
+    """Run the forward kernel on the arguments of `layer_norm.layer_norm_pair`.
 
     Returns:
-        The sum of `x` and the branches (empty if there are no branches); the results of the two
-        LayerNorms; and the mean and the reciprocal of the standard deviation of each normalised
-        row.
+        The sum (empty without branches), the results of the two LayerNorms, and the mean and the
+        reciprocal standard deviation of each row.
     """
     x = x.contiguous()
     branches = [b.contiguous() for b in branches]
@@ -250,16 +231,13 @@ def pair_backward(
     """Return the gradients of `pair_forward`.
 
     Args:
-        z: the tensor that the LayerNorms were applied to: the residual stream x, plus the branches
-            if there were any.
-        dz: gradient of the sum that the forward returned; None if the forward had no branches.
+        z: the tensor that was normalised: x plus the branches, if any.
+        dz: gradient of the sum; None without branches.
         dy1, dy2: gradients of the results of the two LayerNorms.
-        mean, rstd: the results of `pair_forward`.
 
     Returns:
-        The gradient of x; the gradient of each branch, which is the same for the two branches, in
-        `branch_dtype` (empty without branches); and the gradients of weight1, bias1, weight2 and
-        bias2, (4, d) in fp32.
+        The gradient of x; the gradient of each branch in `branch_dtype` (empty without branches);
+        the gradients of weight1, bias1, weight2 and bias2, (4, d) in fp32.
     """
     n, d = z.shape
     dy1, dy2 = dy1.contiguous(), dy2.contiguous()

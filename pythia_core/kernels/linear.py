@@ -1,7 +1,6 @@
 """A linear map that computes with a copy of its parameters in the compute dtype.
 
-The parameters that the optimizer updates are in fp32, and so are their gradients. The matrix
-product uses a copy in the compute dtype. The copy is refreshed once per update
+The parameters and their gradients are in fp32. The copy is refreshed once per update
 (pythia_core.training.optimizer), not before each use as under autocast.
 """
 
@@ -49,13 +48,12 @@ class _Linear(torch.autograd.Function):
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, weight_c: Tensor, bias_c: Tensor | None
 ) -> Tensor:
-    """Return `x @ weight_c.T + bias_c`, (n, out).
+    """Return `x @ weight_c.T + bias_c`, (n, out), for x (n, in).
 
     Args:
-        x: (n, in).
         weight, bias: the fp32 parameters, (out, in) and (out,), which receive the gradients.
-        weight_c, bias_c: copies of the parameters in the dtype of `x`, used in the computation.
-            `bias` and `bias_c` are None if the next operation adds the bias.
+        weight_c, bias_c: copies of the parameters in the dtype of `x`. Both biases are None if the
+            next operation adds the bias.
     """
     # detached: in fp32, copy and master are one tensor, which torch.compile refuses as two inputs
     bias_c = bias_c if bias_c is None else bias_c.detach()

@@ -1,10 +1,9 @@
 """Compile native.c with the system's C compiler, and call its functions on torch tensors.
 
-Callers use the compiled functions if `available(tensor)` is true, and torch operations otherwise.
-`available` is false if there is no C compiler, if the environment variable `PYTHIA_NATIVE` is 0,
-and for tensors that are not on the CPU, or are neither fp32 nor bf16. The compiled library uses the
-OpenMP runtime that torch has loaded, so it shares torch's threads. The library is compiled once,
-and cached under a hash of its source code, the compiler and its flags, and the processor.
+Callers use the compiled functions if `available(tensor)`, and torch operations otherwise. The
+environment variable `PYTHIA_NATIVE=0` switches the functions off. They share torch's OpenMP
+threads. The library is compiled once, and cached under a hash of its source code, the compiler and
+its flags, and the processor.
 """
 
 from __future__ import annotations
@@ -43,10 +42,7 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the library that is compiled from native.c.
-
-    Return None if it is switched off or cannot be compiled. A failure to compile is logged once.
-    """
+    """Return the compiled library; None if it is switched off or cannot be compiled."""
     if os.environ.get("PYTHIA_NATIVE") == "0":
         return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
@@ -79,9 +75,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def available(tensor: Tensor) -> bool:
-    """Return whether the compiled functions of native.c can take this tensor.
+    """Return whether the compiled functions can take this tensor: fp32 or bf16, on the CPU.
 
-    The answer is False while torch.compile traces.
+    The answer is False while torch.compile traces, and without the library.
     """
     if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIX or torch.compiler.is_compiling():
         return False
@@ -90,10 +86,7 @@ def available(tensor: Tensor) -> bool:
 
 @functools.cache
 def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """Return the compiled function of native.c with this name, for tensors of a dtype.
-
-    The caller must have checked that `available` is true for the tensors.
-    """
+    """Return the compiled function for a dtype; `available` must be true for its tensors."""
     native = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     native.restype = None
 
@@ -105,10 +98,7 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 
 def _argument(value: Tensor | int | float | None) -> ctypes._SimpleCData:
-    """Convert an argument of a compiled function to its C type.
-
-    A tensor becomes a pointer, and None a null pointer.
-    """
+    """Convert an argument to its C type: a tensor to a pointer, None to a null pointer."""
     if value is None:
         return ctypes.c_void_p()
     if isinstance(value, Tensor):

@@ -1,11 +1,10 @@
 """Partial rotary position embedding in the half-split ("rotate-half") layout of GPT-NeoX v1.0.
 
-Only the first `rotary_dims` lanes (dims) of each query and key head, in Pythia the first quarter,
-are rotated. Lane i and lane i + rotary_dims/2 are a pair, which is rotated by the angle
+Only the first `rotary_dims` lanes (dims) of each query and key head are rotated; in Pythia, the
+first quarter. Lanes i and i + rotary_dims/2 are a pair. The pair is rotated by the angle
 position * base^(-2i / rotary_dims).
 
-On a CUDA device with Triton, queries and keys are rotated in place in the packed QKV, and the
-backward writes one packed gradient (rotary_triton).
+On a CUDA device, Triton kernels rotate queries and keys in place in the packed QKV (rotary_triton).
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ from pythia_core.kernels import dispatch
 def rotary_tables(
     seq_len: int, rotary_dims: int, base: float, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the cosines and the sines of the rotary angles.
-
-    Each table is (seq_len, rotary_dims / 2) in fp32.
-    """
+    """Return the cosines and sines of the rotary angles, each (seq_len, rotary_dims / 2), fp32."""
     lanes = torch.arange(0, rotary_dims, 2, dtype=torch.float32, device=device)
     inverse_frequency = base ** (-lanes / max(rotary_dims, 1))
     positions = torch.arange(seq_len, dtype=torch.float32, device=device)
@@ -33,11 +29,7 @@ def rotary_tables(
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x (..., seq, head_dim) with the leading lanes rotated.
-
-    Args:
-        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2).
-    """
+    """Return x (..., seq, head_dim) with the leading lanes rotated."""
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
@@ -45,11 +37,7 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-    """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys, in plain torch.
-
-    Returns:
-        Rotated queries, rotated keys, and values, each (batch, seq, heads, head_dim).
-    """
+    """Compute `split_rotated` in plain torch."""
     q, k, v = qkv.unbind(3)
     q, k = (rotary_reference(x.transpose(1, 2), cos, sin).transpose(1, 2) for x in (q, k))
     return q, k, v
@@ -57,11 +45,7 @@ def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tens
 
 @torch.library.custom_op("pythia::rotate_", mutates_args=("qkv",))
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
-    """Rotate the queries and keys of a packed qkv in place, with the Triton kernel.
-
-    Args:
-        back: rotate by the negative angles, which undoes the rotation.
-    """
+    """Rotate the queries and keys of a packed qkv in place; with `back`, by the negative angles."""
     from pythia_core.kernels import rotary_triton
 
     rotary_triton.rotate_(qkv, cos, sin, back)
@@ -74,11 +58,7 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 @torch.library.custom_op("pythia::pack_rotated_back", mutates_args=())
 def _pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the gradients dq and dk back, and pack dq, dk and dv, with the Triton kernel.
-
-    Returns:
-        The gradient of qkv, (batch, seq, heads, 3, head_dim).
-    """
+    """Return the gradient of the packed qkv, (batch, seq, heads, 3, head_dim)."""
     from pythia_core.kernels.rotary_triton import pack_rotated_back
 
     return pack_rotated_back(dq, dk, dv, cos, sin)
@@ -100,12 +80,10 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 class _SplitRotated(torch.autograd.Function):
-    """An autograd function for `split_rotated`, which rotates queries and keys in place.
+    """An autograd function for `split_rotated`, which rotates in place and returns views of qkv.
 
-    It returns views of the queries, keys and values in qkv. Autograd cannot express a change in
-    place that returns three views, so the change is not declared to autograd. But the change
-    increases qkv's version counter. A backward that needs the values before the rotation therefore
-    fails, rather than use the rotated values.
+    Autograd cannot express a change in place that returns three views, so the change is not
+    declared. But it increases qkv's version counter, so a backward that needs the old values fails.
     """
 
     @staticmethod
@@ -122,19 +100,17 @@ class _SplitRotated(torch.autograd.Function):
 def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
 
-    On a CUDA device with Triton, qkv is overwritten and the results are views of qkv. Under
-    no_grad, autograd would not notice if the caller still used the old qkv, so a copy is
-    overwritten instead.
+    With Triton, qkv is overwritten and the results are views of qkv. Under no_grad, a copy is
+    overwritten, because autograd would not notice a later use of qkv.
 
     Args:
-        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32.
+        cos, sin: the tables of `rotary_tables`, each (seq, rotary_dims / 2), fp32.
 
     Returns:
         Rotated queries, rotated keys, and values, each (batch, seq, heads, head_dim).
 
     Raises:
-        ConfigError: the Triton kernel cannot take the dtype, the head dim or the number of rotary
-            lanes.
+        ConfigError: the Triton kernel cannot take the dtype, head dim or number of rotary lanes.
     """
     if not dispatch.use_triton(qkv):
         return split_rotated_reference(qkv, cos, sin)

@@ -1,8 +1,7 @@
 """Triton kernels for the rotary embedding on the packed QKV.
 
-The forward rotates queries and keys in place. It reads and writes only their rotated lanes. Pythia
-rotates 25 % of each query and key head, so these lanes are a sixth of the buffer. The backward
-rotates the gradients of queries and keys back and writes one packed gradient. Rotations are
+The forward rotates queries and keys in place, and touches only rotated lanes: in Pythia, a sixth of
+the buffer. The backward rotates the gradients back and writes one packed gradient. Rotations are
 computed in fp32, and rounded once.
 """
 
@@ -17,13 +16,7 @@ WARPS = 4
 
 
 def tile(half: int) -> tuple[int, int]:
-    """Return how many rows and how many lanes one program handles.
-
-    The numbers are chosen so that a thread has about eight elements.
-
-    Args:
-        half: the number of pairs of lanes in a row.
-    """
+    """Return how many rows and lanes a program handles (about eight elements per thread)."""
     lanes = triton.next_power_of_2(max(half, 1))
     return max(1, 32 * WARPS * 8 // lanes), lanes
 
@@ -149,10 +142,7 @@ def pack_kernel(
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
     """Rotate q and k of qkv (batch, seq, heads, 3, head_dim) in place.
 
-    Args:
-        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32,
-            contiguous.
-        back: rotate by the negative angles, which undoes the rotation.
+    `cos` and `sin` are (seq, rotary_dims / 2), fp32, contiguous. With `back`, undo the rotation.
     """
     batch, seq, heads, _, _ = qkv.shape
     half = cos.shape[-1]
@@ -168,11 +158,7 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 
 def pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the gradients dq and dk back, and pack dq, dk and dv into one tensor.
-
-    Returns:
-        The gradient of qkv, (batch, seq, heads, 3, head_dim).
-    """
+    """Rotate dq and dk back, and pack dq, dk and dv into one (batch, seq, heads, 3, head_dim)."""
     dq, dk, dv = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk, dv))
     batch, seq, heads, dim = dq.shape
     half = cos.shape[-1]

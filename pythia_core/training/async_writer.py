@@ -1,13 +1,11 @@
 """Write checkpoints in a background thread, while training continues.
 
-`save` copies the tensors and returns. Later updates cannot change the copies, which the thread then
-writes to disk. On a CUDA device, the tensors are copied to pinned memory on a separate stream. Only
-one checkpoint is written at a time, so the next `save` waits for the previous one. If the thread
-fails, the writer raises the thread's error at the next call of one of its methods, at the latest
+`save` copies the tensors, so later updates cannot change what is written. CUDA tensors are copied
+to pinned memory on a separate stream. Only one checkpoint is written at a time, so the next `save`
+waits for the previous one. The writer raises an error of the thread at its next call, at the latest
 when it is closed. A crash leaves a complete checkpoint or none (pythia_core.training.checkpoint).
 
-On a CPU, training by default writes checkpoints without this thread. Saving takes little time
-there, and if several runs train at once, they already use every core.
+On a CPU, training uses no thread by default: saving is quick, and parallel runs use every core.
 """
 
 from __future__ import annotations
@@ -31,8 +29,7 @@ class CheckpointWriter:
     """A context manager that saves checkpoints and exits only when all of them are on disk.
 
     Args:
-        asynchronous: whether to write in a thread. If false, `save` returns only when the
-            checkpoint is on disk.
+        asynchronous: write in a thread. If false, `save` returns when the checkpoint is on disk.
 
     Attributes:
         seconds: duration of the last finished save, including the copying of the tensors.
@@ -53,16 +50,11 @@ class CheckpointWriter:
     ) -> torch.cuda.Event | None:
         """Save tensors, as they are now, with `checkpoint.save_checkpoint`; then call `then`.
 
-        The arguments other than `then` are those of `save_checkpoint`.
-
         Returns:
-            A CUDA event; once it has occurred, the caller may change the tensors. None if the
-            caller may change them at once.
+            A CUDA event after which the caller may change the tensors; None: at once.
 
         Raises:
-            TrainingError: a checkpoint could not be written. With a thread, this is the previous
-                checkpoint (the thread's errors are raised by the next call of a method). Without a
-                thread, it is this checkpoint.
+            TrainingError: this or, with a thread, the previous checkpoint could not be written.
         """
         self.wait()
         started = time.monotonic()
@@ -89,11 +81,7 @@ class CheckpointWriter:
         then: Callable[[], object],
         started: float,
     ) -> None:
-        """Write a checkpoint, call `then`, and set `seconds` to the time since `started`.
-
-        Args:
-            started: the time.monotonic() value when `save` was called.
-        """
+        """Write a checkpoint, call `then`, and set `seconds` to the time since `started`."""
         save_checkpoint(parent, step, files, meta)
         then()
         self.seconds = time.monotonic() - started
@@ -104,12 +92,12 @@ class CheckpointWriter:
         return self._pending is not None and not self._pending.done()
 
     def check(self) -> None:
-        """Raise the error of the last write if it has failed. This never waits."""
+        """Raise the error of the last write if it has failed, without waiting."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the write in progress, if there is one. If the write failed, raise its error."""
+        """Wait for the write in progress, and raise its error if it fails."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -134,13 +122,10 @@ class CheckpointWriter:
 
 
 def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
-    """Copy all tensors to host memory.
-
-    CUDA tensors, which must all be on one device, are copied in the background.
+    """Copy all tensors to host memory; CUDA tensors, all on one device, in the background.
 
     Returns:
-        The copies, and a CUDA event that occurs when the copies are complete. If there are no CUDA
-        tensors, None is returned instead of the event.
+        The copies, and a CUDA event that marks their completion (None without CUDA tensors).
     """
     on_device = [t for tensors in files.values() for t in tensors.values() if t.is_cuda]
     if not on_device:
@@ -164,7 +149,7 @@ def _to_pinned(tensor: Tensor) -> Tensor:
 
 
 def _map(files: Files, function: Callable[[Tensor], Any]) -> dict[str, dict[str, Any]]:
-    """Apply a function to every tensor; return the results under the same file and tensor names."""
+    """Apply a function to every tensor, and keep the names of files and tensors."""
     return {
         stem: {name: function(t) for name, t in tensors.items()} for stem, tensors in files.items()
     }

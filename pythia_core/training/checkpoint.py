@@ -1,15 +1,13 @@
 """Save and load checkpoints: folders that are complete or absent, checked by hash when loaded.
 
-The checkpoint of step 123 is the folder `step-000123`. It has safetensors files and a manifest
-(manifest.json). The manifest has the size and sha256 of each file, and a hash of its own entries.
-The folder is written under a temporary name, synced and renamed
-(pythia_core.util.files.atomic_dir). So a crash at any moment leaves either the whole folder or
-none. Nothing is pickled. All hashes are checked before anything is loaded, because neither
-safetensors nor JSON would notice a flipped bit.
+The checkpoint of step 123 is the folder `step-000123`, with safetensors files and manifest.json.
+The manifest has the size and sha256 of each file, and a hash of its own entries. The folder is
+written under a temporary name, synced and renamed (pythia_core.util.files.atomic_dir). Nothing is
+pickled. All hashes are checked before anything is loaded, because neither safetensors nor JSON
+would notice a flipped bit.
 
-There are two kinds of checkpoints. *Weights* are saved as the forward pass used them, i.e. in bf16
-if a run trains in bf16. A *state* has the fp32 master weights, Adam's moments and everything else
-that exact resumption needs.
+*Weights* are saved as the forward pass used them, i.e. in bf16 if a run trains in bf16. A *state*
+has the fp32 master weights, Adam's moments and everything else that exact resumption needs.
 """
 
 from __future__ import annotations
@@ -55,10 +53,7 @@ def saved_steps(parent: Path) -> list[int]:
 
 
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return one sha256 of the names, dtypes, shapes and bytes of tensors.
-
-    Two mappings have the same hash if and only if their names and tensors are equal.
-    """
+    """Return one sha256 of the names, dtypes, shapes and bytes of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
@@ -68,18 +63,12 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def steps_with_weights(parent: Path) -> list[int]:
-    """Return the steps whose weights are saved under `parent`, ascending.
-
-    Steps whose weights `drop_weights` has deleted are left out.
-    """
+    """Return the steps whose weights are saved under `parent`, and not deleted, ascending."""
     return [s for s in saved_steps(parent) if not _is_dropped(step_folder(parent, s))]
 
 
 def _is_dropped(folder: Path) -> bool:
-    """Return whether `drop_weights` has deleted the files of a checkpoint.
-
-    The answer is False if the manifest is absent or damaged.
-    """
+    """Return whether `drop_weights` has deleted the files; False if the manifest is unreadable."""
     try:
         return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
     except (OSError, ValueError, AttributeError):
@@ -109,14 +98,11 @@ def _self_hash(manifest: dict[str, Any]) -> str:
 def save_checkpoint(
     parent: Path, step: int, files: dict[str, dict[str, Tensor]], meta: dict[str, Any]
 ) -> Path:
-    """Write the folder `step-NNNNNN` under `parent`, unless it exists and is intact.
+    """Write the folder `step-NNNNNN` under `parent`, unless it exists and is intact; return it.
 
     Args:
         files: maps the stem of each file to its named tensors, e.g. {"model": {...}}.
         meta: JSON values to store in the manifest.
-
-    Returns:
-        The folder.
 
     Raises:
         TrainingError: the folder cannot be written, e.g. for lack of space. Earlier checkpoints are
@@ -159,14 +145,13 @@ def save_checkpoint(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a checkpoint, and check the manifest's own hash.
+    """Read the manifest of a checkpoint; check its hash and the names and sizes of the files.
 
-    Also check the names and sizes of the checkpoint's files, unless `drop_weights` has deleted the
-    files.
+    The files are not checked if `drop_weights` has deleted them.
 
     Returns:
-        A dict with the keys "step", "meta", "manifest_sha256", "files" (maps each file name to the
-        "bytes" and "sha256" of the file) and, if the files were deleted, "dropped".
+        A dict with the keys "step", "meta", "manifest_sha256", "files" ({name: {"bytes": ...,
+        "sha256": ...}}) and, if the files were deleted, "dropped".
 
     Raises:
         CheckpointError: the manifest is absent or malformed, or does not match the files.
@@ -204,8 +189,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     """Check all hashes of a checkpoint, then load it.
 
     Returns:
-        The tensors, as a dict of file stems to dicts of tensor names to tensors; and the metadata
-        that `save_checkpoint` was given.
+        The tensors, {file stem: {name: tensor}}, and the `meta` of `save_checkpoint`.
 
     Raises:
         CheckpointError: the checkpoint is absent or corrupt, or its weights were deleted.
@@ -233,17 +217,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 def newest_loadable(
     parent: Path, at_most: int | None = None
 ) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Load the newest intact checkpoint under `parent`.
+    """Load the newest intact checkpoint under `parent`, up to step `at_most`.
 
-    A corrupt checkpoint is renamed to `*.corrupt` with a warning, and the next older checkpoint is
-    tried.
-
-    Args:
-        at_most: the last step to consider; default: no limit.
+    Corrupt checkpoints are renamed to `*.corrupt` with a warning.
 
     Returns:
-        The step of the checkpoint, then its tensors and metadata as from `load_checkpoint`. None if
-        there is no intact checkpoint.
+        The step, then the results of `load_checkpoint`; None if there is no intact checkpoint.
     """
     for step in reversed(saved_steps(parent)):
         if at_most is not None and step > at_most:
@@ -265,11 +244,7 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
-    """Delete checkpoints under `parent`, except the latest checkpoints and the steps in `keep`.
-
-    Args:
-        newest: how many of the latest checkpoints are not deleted.
-    """
+    """Delete the checkpoints under `parent`, except the `newest` latest and the steps in `keep`."""
     steps = saved_steps(parent)
     for step in steps[:-newest] if newest else steps:
         if step not in keep:
@@ -277,18 +252,13 @@ def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
 
 
 def delete_temporaries(parent: Path) -> None:
-    """Delete the temporary folders that killed processes left under `parent` when saving.
-
-    Only call this while the run is locked.
-    """
+    """Delete what killed processes left under `parent`; call this only while the run is locked."""
     for leftover in parent.glob(".*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def weight_hashes(parent: Path) -> dict[int, str]:
-    """Map each saved step under `parent` to one hash of all files of its checkpoint.
-
-    Only the manifests are read.
+    """Map each saved step under `parent` to one hash of all its files, read from the manifests.
 
     Raises:
         CheckpointError: a manifest is damaged.
@@ -302,10 +272,7 @@ def weight_hashes(parent: Path) -> dict[int, str]:
 
 
 def duplicate_steps(hashes: dict[int, str]) -> list[list[int]]:
-    """Return the groups of steps with equal hashes, given the hash of each step.
-
-    The released models on the Hugging Face hub have steps with equal hashes.
-    """
+    """Return the groups of steps with equal hashes, given the hash of each step."""
     groups = defaultdict(list)
     for step, sha256 in hashes.items():
         groups[sha256].append(step)

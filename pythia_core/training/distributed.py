@@ -1,11 +1,9 @@
 """Train with several processes, one per GPU, each on its shard (part) of every batch.
 
 Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch of B rows, as the ranks of
-GPT-NeoX did. Every process divides its loss by the size of the whole batch, and the gradients of
-all processes are summed. So the batch of a step and its hash do not depend on W. The last bits of
-the weights depend on W, because the order of summation does. Only the first process writes files.
-Every process has the whole model and optimizer state, which must fit on one GPU. torchrun starts
-the processes:
+GPT-NeoX did. So the batch of a step does not depend on W. The last bits of the weights depend on
+W, because gradients are summed over the processes. Only the first process writes files. The whole
+model and optimizer state must fit on one GPU. torchrun starts the processes:
 
     torchrun --nproc-per-node 8 -m pythia_core continue EleutherAI/pythia-70m-deduped ...
 """
@@ -26,7 +24,7 @@ from pythia_core.errors import ConfigError, TrainingError
 
 @dataclass(frozen=True)
 class World:
-    """How many processes train together (`size`), and the rank of this process (`rank`)."""
+    """The processes that train together: their number (`size`), and this process's `rank`."""
 
     rank: int = 0
     size: int = 1
@@ -56,10 +54,7 @@ class World:
                 dist.all_reduce(tensor)
 
     def any_rank(self, flag: bool) -> bool:
-        """Return whether `flag` is set in any process.
-
-        Flags are exchanged on the CPU, so no process waits for its GPU.
-        """
+        """Return whether `flag` is set in any process, without waiting for a GPU."""
         if self.size == 1:
             return flag
         flags = torch.tensor([int(flag)])
@@ -67,10 +62,7 @@ class World:
         return bool(flags)
 
     def check_same(self, value: int, name: str) -> None:
-        """Raise an error if the processes have different values.
-
-        Args:
-            name: what the value is, for the error message.
+        """Check that `value`, called `name` in the error, is the same in all processes.
 
         Raises:
             TrainingError: the values differ; every process raises the error.
@@ -96,10 +88,7 @@ ALONE = World()
 
 @contextlib.contextmanager
 def init_world() -> Iterator[World]:
-    """Connect the processes that torchrun started, and yield the World of this process.
-
-    Without torchrun, or with a single process, yield ALONE.
-    """
+    """Connect the processes that torchrun started; yield this process's World, or ALONE."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE

@@ -1,15 +1,12 @@
 """Choose how a training step is executed, with settings that are not part of a run's config.
 
-There are three modes. "eager" executes one operation after another. "graph" records the operations
-of a micro-batch as a CUDA graph and replays it. "compile" uses torch.compile. In each mode,
-activations can either be stored or be recomputed in the backward pass.
+The mode "eager" executes one operation after another, "graph" replays a recorded CUDA graph of a
+micro-batch, and "compile" uses torch.compile. In each mode, activations can be stored or recomputed
+in the backward pass. The environment variable `PYTHIA_EXECUTION` sets the execution of all runs,
+e.g. "compile+recompute".
 
-The environment variable `PYTHIA_EXECUTION` sets the execution of all runs, e.g. "graph" or
-"compile+recompute". pythia_core.training.trainer implements the modes.
-
-A setting that changes results bitwise is part of a run's identity (`Execution.backend`). The mode
-"compile" is such a setting, because it fuses operations. The mode "graph" and recomputation are
-not, because they run the same kernels.
+A setting that changes results bitwise is part of a run's identity (`Execution.backend`). "compile"
+changes results, because it fuses operations. "graph" and recomputation run the same kernels.
 """
 
 from __future__ import annotations
@@ -25,23 +22,21 @@ VARIABLE = "PYTHIA_EXECUTION"
 
 @dataclass(frozen=True)
 class Execution:
-    """The settings for how a `Trainer` executes its updates. The defaults work on every device."""
+    """How a `Trainer` executes its updates. The defaults work on every device."""
 
     mode: str = "eager"
-    """"eager": one operation after another; "graph": a recorded CUDA graph of forward and backward,
-    which is replayed; "compile": torch.compile."""
+    """One of MODES."""
     recompute: bool = False
     """Whether to store only each block's input and recompute the block in the backward pass."""
     deterministic: bool = True
-    """Whether to raise an error if an update calls a CUDA kernel whose sums depend on the order of
-    threads. On CPUs, no operation used here has such a kernel."""
+    """Whether a CUDA kernel whose sums depend on the order of threads raises an error."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(one_of(self.mode, MODES, "mode of execution"))
 
     def check(self, device_kind: str) -> None:
-        """Raise an error if a kind of device ("cpu", "cuda") does not support the mode.
+        """Check that a kind of device ("cpu" or "cuda") supports the mode.
 
         Raises:
             ConfigError: the mode is "graph" and the device is not a CUDA device.
@@ -53,15 +48,7 @@ class Execution:
             )
 
     def backend(self, kernels: str, device_kind: str) -> str:
-        """Return a label that extends `kernels` by the settings that change results bitwise.
-
-        Args:
-            kernels: a label of the kernels, e.g. "native" or "triton".
-            device_kind: "cpu" or "cuda".
-
-        Returns:
-            The label, e.g. "triton+compiled+nondeterministic".
-        """
+        """Extend the label `kernels` by what changes results bitwise, e.g. to "triton+compiled"."""
         added = ["compiled"] if self.mode == "compile" else []
         if device_kind == "cuda" and not self.deterministic:
             added.append("nondeterministic")
@@ -69,9 +56,7 @@ class Execution:
 
     @classmethod
     def parse(cls, text: str) -> Execution:
-        """Return the execution that a text names.
-
-        The text is "MODE" or "MODE+recompute", where MODE is in MODES.
+        """Return the execution that a text names: "MODE" or "MODE+recompute", with MODE from MODES.
 
         Raises:
             ConfigError: the text has another form, or the mode is unknown.
@@ -86,9 +71,7 @@ class Execution:
 
     @classmethod
     def from_environment(cls) -> Execution:
-        """Return the execution that the environment variable PYTHIA_EXECUTION names.
-
-        If the variable is not set, return the default execution.
+        """Return the execution that PYTHIA_EXECUTION names, or the default if it is not set.
 
         Raises:
             ConfigError: the value of the variable is invalid (see `parse`).

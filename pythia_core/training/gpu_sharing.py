@@ -1,10 +1,9 @@
 """Train several small models on one GPU at the same time without exceeding its memory.
 
-A model of a million parameters keeps a large GPU busy for only a fraction of each step, so several
-processes use the GPU better. A job starts as soon as its estimated memory
-(pythia_core.training.memory) fits on the GPU next to the running jobs. Of the jobs that fit, the
-first in the given order starts. A job that needs the whole GPU runs alone. The environment variable
-`PYTHIA_GPU_JOBS` limits how many jobs run at a time. The gain has not been measured yet.
+A model of a million parameters keeps a large GPU busy for only a fraction of each step. The first
+waiting job whose estimated memory (pythia_core.training.memory) fits next to the running jobs
+starts. A job that needs the whole GPU runs alone. The environment variable `PYTHIA_GPU_JOBS` limits
+the number of running jobs. The gain has not been measured yet.
 """
 
 from __future__ import annotations
@@ -34,15 +33,14 @@ def next_admissible(
 ) -> int | None:
     """Return the first waiting job that may start now, or None if no job may start.
 
-    A job may start if fewer than `most` jobs run and the device has enough memory left for it. If
-    no job runs, the first waiting job may start even if the device is too small for it.
+    A job may start if fewer than `most` jobs run and its memory is free. If no job runs, the first
+    waiting job may start even if the device is too small for it.
 
     Args:
-        waiting: indices of the waiting jobs, in the order in which the jobs should start.
+        waiting: indices of the waiting jobs, in order.
         running: indices of the running jobs.
         needs: bytes that each job needs.
         capacity: bytes of the device that jobs can use.
-        most: maximum number of running jobs.
     """
     if len(running) >= most:
         return None
@@ -51,13 +49,7 @@ def next_admissible(
 
 
 def admission_gate(needs: Sequence[float]) -> Gate | None:
-    """Return a gate (see util.workers) that lets a job start only when its memory fits on the GPU.
-
-    Without a GPU, return None.
-
-    Args:
-        needs: bytes of GPU memory that each job needs.
-    """
+    """Return a gate (util.workers) for jobs with these needs, in bytes; None without a GPU."""
     capacity = device_bytes()
     if capacity is None:
         return None
@@ -77,10 +69,7 @@ def device_bytes() -> float | None:
 
 @contextlib.contextmanager
 def limit_memory(n_bytes: float) -> Iterator[None]:
-    """Limit this process to SLACK * `n_bytes` of GPU memory inside the block.
-
-    When the block ends, free the GPU memory that it used. Without a GPU this does nothing.
-    """
+    """Limit this process to SLACK * `n_bytes` of GPU memory in the block; then free the memory."""
     total = device_bytes()
     if total is None:
         yield

@@ -1,14 +1,12 @@
 """Scale the loss dynamically, as DeepSpeed did for those models of Pythia that train in fp16.
 
 The loss is multiplied by `scale`, so that small gradients do not vanish in fp16. If a gradient then
-exceeds the largest fp16 number, the update "overflows" and is skipped. A skipped update changes
-neither the weights nor Adam's moments, and the learning rate stays as it is.
+exceeds the largest fp16 number, the update "overflows" and is skipped: weights, Adam's moments and
+learning rate stay as they are.
 
 The first overflow does not change the scale (`HYSTERESIS` is 2). Each further overflow halves it.
 After `WINDOW` updates without an overflow, the scale doubles, and the next overflow again does not
 change it. The constants are those of Pythia's configs.
-
-The trainer detects overflows and skips updates on the device (pythia_core.training.trainer).
 """
 
 from __future__ import annotations
@@ -33,11 +31,10 @@ class LossScale:
     hysteresis: int = HYSTERESIS
     """How many overflows it takes to halve the scale. At 1, the next overflow halves it."""
     skipped: int = 0
-    """Number of overflows so far, and so of skipped updates. The learning rate lags behind the step
-    by this number."""
+    """Number of skipped updates so far, by which the learning rate lags behind the step."""
 
     def update(self, overflow: bool) -> None:
-        """Adapt the scale and the counters after an update, given whether the update overflowed.
+        """Adapt the scale and the counters after an update.
 
         Raises:
             TrainingError: the update overflowed at the minimum scale.

@@ -1,9 +1,8 @@
 """Estimate the device memory of training and evaluation, and the largest micro-batch that fits.
 
-Each parameter takes memory for its master weight, two moments and a gradient in fp32, and for a
-copy in the compute dtype. Each token takes memory for the activations that autograd saves in every
-block, and for the block that is being differentiated. The logits of a batch are never in memory all
-at once (kernels.cross_entropy).
+A parameter takes memory for a master weight, two moments and a gradient in fp32, and a copy in the
+compute dtype. A token takes memory for what autograd saves in every block, and for the block that
+is being differentiated. Logits are never in memory all at once (kernels.cross_entropy).
 
 The estimates assume the fused kernels on a CUDA device. They were compared with the tensors that
 autograd saves (tests/core/kernels/triton_bodies/model.py), but not yet measured on a GPU.
@@ -28,11 +27,7 @@ INFERENCE_LOGIT_ROWS = 8192
 
 
 def state_bytes(model: ModelConfig, precision: str) -> int:
-    """Return the bytes of a model's training state: 16 per parameter in fp32, else 18.
-
-    The state has master weights, gradients and two moments, all in fp32. If the precision is not
-    fp32, the state also has copies of the weights in the compute dtype.
-    """
+    """Return the bytes of a model's weights, gradients, moments and copies during training."""
     return model.n_params * (16 if precision == "fp32" else 18)
 
 
@@ -44,11 +39,8 @@ def saved_activation_bytes(model: ModelConfig, execution: Execution, precision: 
 
 
 def _block_bytes(model: ModelConfig, precision: str) -> int:
-    """Return the bytes per token that a block saves for the backward pass, without its input.
-
-    The block saves the outputs of two norms, q, k, v, the attention output, and the hidden layer of
-    the MLP before and after the activation.
-    """
+    """Return the bytes per token that a block saves for the backward pass, without its input."""
+    # two norms; q, k, v; attention; the hidden layer of the MLP before and after the activation
     return _size(precision) * model.d_model * (2 + 3 + 1 + 4 + 4)
 
 
@@ -58,10 +50,7 @@ def _size(precision: str) -> int:
 
 
 def activation_bytes_per_token(model: ModelConfig, execution: Execution, precision: str) -> int:
-    """Return the bytes of activations and their gradients at the peak, per token of a micro-batch.
-
-    The peak is early in the backward pass of a block.
-    """
+    """Return the peak bytes per token of activations and gradients, early in a block's backward."""
     size, d = _size(precision), model.d_model
     again = _block_bytes(model, precision) if execution.recompute else 0
     # gradients of the residual stream, of the branches, and of the MLP's hidden layer before and
@@ -71,11 +60,7 @@ def activation_bytes_per_token(model: ModelConfig, execution: Execution, precisi
 
 
 def training_bytes(model: ModelConfig, tokens: int, execution: Execution, precision: str) -> int:
-    """Return the estimated device memory of training, in bytes.
-
-    Args:
-        tokens: tokens per micro-batch.
-    """
+    """Return the estimated device memory of training, in bytes, with `tokens` per micro-batch."""
     unembedding = 4 * model.vocab_size * model.d_model  # its gradient before it is added
     activations = tokens * activation_bytes_per_token(model, execution, precision)
     return RESERVE + state_bytes(model, precision) + unembedding + activations
@@ -86,8 +71,7 @@ def largest_micro_batch(
 ) -> int:
     """Return how many rows of `seq_len` tokens fit into one micro-batch; 0 if no row fits.
 
-    Args:
-        bytes_free: device memory that is free before the model is allocated.
+    `bytes_free` is the device memory that is free before the model is allocated.
     """
     left = bytes_free - training_bytes(model, 0, execution, precision)
     return max(0, left // (seq_len * activation_bytes_per_token(model, execution, precision)))
@@ -101,9 +85,6 @@ def run_bytes(config: RunConfig, execution: Execution) -> int:
 
 
 def inference_bytes(model: ModelConfig) -> float:
-    """Estimate the device memory that evaluating a checkpoint needs, in bytes.
-
-    The sum counts the fp32 weights twice, the logits, the activations, and the CUDA context.
-    """
+    """Return the estimated device memory of evaluating a checkpoint, in bytes."""
     logits = 12 * INFERENCE_LOGIT_ROWS * model.vocab_size
     return CONTEXT_BYTES + 8 * model.n_params + logits + INFERENCE_BYTES

@@ -1,7 +1,6 @@
 """Write and read the log of a run, and count the FLOP of training.
 
-The log is `metrics.jsonl`, with one JSON object (row) per update. The file is flushed after every
-row. If the process was killed while it wrote a row, the reader drops the partial last line.
+The log is `metrics.jsonl`, with one JSON object (row) per update, flushed after every row.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from pythia_core.util.files import atomic_file
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl, a dict for each update; [] if the file does not exist.
-
-    A partial last line is dropped.
+    """Return the rows of a metrics.jsonl, without a partial last line; [] if there is no file.
 
     Raises:
-        DataError: a complete line is malformed; the message has the number of the line.
+        DataError: a complete line is malformed.
     """
     if not path.exists():
         return []
@@ -44,10 +41,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """A metrics.jsonl that is open for appending rows.
-
-    Opening it deletes the rows of steps after `last_step`.
-    """
+    """A metrics.jsonl that is open for appending rows; rows after `last_step` are deleted first."""
 
     def __init__(self, path: Path, last_step: int) -> None:
         rows = [row for row in read_metrics(path) if row["step"] <= last_step]
@@ -72,9 +66,9 @@ class MetricsLog:
 def flops_per_token(model: ModelConfig, seq_len: int, causal: bool = True) -> float:
     """Return the FLOP of training per token, forward and backward, without recomputation.
 
-    Matrix products, including the unembedding, take 6 FLOP per parameter. The embedding takes none,
-    because it is a look-up. Attention adds 6 d (S+1) L if `causal` (half of the score matrix), else
-    12 d S L, for width d, rows of S tokens and L layers.
+    Matrix products, including the unembedding, take 6 FLOP per parameter, and the embedding none.
+    Attention adds 6 d (S+1) L if `causal` (half of the score matrix), else 12 d S L, for width d,
+    rows of S tokens and L layers.
     """
     d, n_layers = model.d_model, model.n_layers
     products = 6 * (12 * d * d * n_layers + model.vocab_size * d)

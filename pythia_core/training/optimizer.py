@@ -1,13 +1,12 @@
 """AdamW as Pythia used it, on parameters that live in one flat buffer.
 
-All fp32 master weights are views of one tensor, and all gradients are views of another. In half
-precision, the copies with which the model computes are views of a third tensor. So each operation
-of the optimizer (zeroing and clipping gradients, their norm, the update, refreshing the copies)
-takes at most one pass over contiguous memory, however many parameters the model has.
+All fp32 master weights are views of one tensor, all gradients of another, and all copies in half
+precision of a third. So each operation of the optimizer takes at most one pass over contiguous
+memory, however many parameters the model has.
 
-As in GPT-NeoX v1.0, weight decay applies to everything but biases and the parameters of LayerNorm.
-It thus applies to both embeddings. Weight decay is decoupled (AdamW), although the paper and the
-code of GPT-NeoX say "Adam".
+As in GPT-NeoX v1.0, weight decay applies to everything but biases and LayerNorm, and so to both
+embeddings. Weight decay is decoupled (AdamW), although the paper and the code of GPT-NeoX say
+"Adam".
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class FlatParameters:
         flat, grad: all master weights and all gradients, in fp32.
         names: names of the parameters in the order of the buffers.
         copy: the master weights in the compute dtype; None if the compute dtype is fp32.
-        copies: maps the name of each parameter to its view of `copy`; empty if `copy` is None.
-        n_decayed: number of elements with weight decay; these elements come first in the buffers.
+        copies: maps each parameter's name to its view of `copy`; empty if `copy` is None.
+        n_decayed: number of elements with weight decay, which come first in the buffers.
     """
 
     def __init__(self, model: GPTNeoX, compute_dtype: torch.dtype) -> None:
@@ -58,10 +57,7 @@ class FlatParameters:
 
     @staticmethod
     def _attach_copy(model: GPTNeoX, name: str, copy: Tensor) -> None:
-        """Give a parameter's copy to the module that computes with it.
-
-        Only Linear modules and the unembedding compute with copies.
-        """
+        """Give a copy to the module that computes with it: a Linear module or the unembedding."""
         if name == "embed_out.weight":
             model.embed_out_copy = copy
             return
@@ -87,7 +83,7 @@ def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
 
 
 class FlatAdamW:
-    """An AdamW optimizer for FlatParameters, which also updates the copies in the compute dtype.
+    """AdamW for FlatParameters; also updates the copies in the compute dtype.
 
     Attributes:
         exp_avg, exp_avg_sq: flat fp32 moments in the order of the parameters.
@@ -111,8 +107,7 @@ class FlatAdamW:
         """Update the parameters once, in place, without waiting for the device (see kernels.adamw).
 
         Args:
-            lr: learning rate.
-            update: index of this update; the first update after the moments were zero has index 1.
+            update: the number of this update, counted from 1 since the moments were zero.
             factor: 0-dim tensor that multiplies the gradient; default: 1.
             skip: 0-dim tensor: 0 to update (default), 1 to leave everything unchanged.
         """

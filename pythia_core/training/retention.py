@@ -1,12 +1,12 @@
 """Delete the checkpoints that a large run need not keep, so that they do not fill the disk.
 
-A run saves 154 checkpoints. For a model of 85 million parameters, they take 30 GB in bf16, and a
-suite has sixteen models. So a study can say in a `Keep` which steps it needs. If all checkpoints of
-the run would take more than KEEP_ALL_BYTES, the weights of all other steps are deleted during
-training. If the environment variable PYTHIA_KEEP_ALL is 1, nothing is deleted.
+The 154 checkpoints of a model of 85 million parameters take 30 GB in bf16, and a suite has sixteen
+models. A study says in a `Keep` which steps it needs. If all checkpoints of the run would take more
+than KEEP_ALL_BYTES, the weights of all other steps are deleted during training. If the environment
+variable PYTHIA_KEEP_ALL is 1, nothing is deleted.
 
-The manifests of deleted checkpoints remain. Their hashes show which of the 154 checkpoints had
-equal weights. Training the run again gives the deleted weights again, bit for bit.
+Manifests remain, and their hashes show which checkpoints had equal weights. Training the run again
+gives the deleted weights again, bit for bit.
 """
 
 from __future__ import annotations
@@ -42,10 +42,7 @@ class Keep:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Return how many bytes the weights of one checkpoint take.
-
-    LayerNorms are counted like the other weights, although they are always stored in fp32.
-    """
+    """Return the approximate bytes of one checkpoint's weights (LayerNorms are always in fp32)."""
     return config.model.n_params * (4 if config.train.precision == "fp32" else 2)
 
 
@@ -60,10 +57,7 @@ def is_large(config: RunConfig) -> bool:
 
 
 def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
-    """Return what a run must keep: `keep` and the weights of the last step.
-
-    Return None if the run keeps everything.
-    """
+    """Return `keep` with the weights of the last step; None if the run keeps everything."""
     if keep is None or not is_large(config) or os.environ.get("PYTHIA_KEEP_ALL") == "1":
         return None
     return keep | Keep(frozenset({config.train.steps}))
@@ -82,16 +76,7 @@ def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
 def prune_during_training(
     batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None
 ) -> BatchAt:
-    """Wrap `batch_at` so that fetching a batch also deletes weights that the run need not keep.
-
-    Args:
-        batch_at: a function that returns the batch of a step.
-        folder: the run's folder.
-        keep: what to keep if the run is large; None: everything.
-
-    Returns:
-        The wrapped function, or `batch_at` itself if the run keeps everything.
-    """
+    """Wrap `batch_at` so that fetching a batch also deletes weights that the run need not keep."""
     kept = _effective_keep(config, keep)
     if kept is None:
         return batch_at
@@ -107,12 +92,7 @@ def prune_during_training(
 
 
 def prune_run(folder: Path, config: RunConfig, keep: Keep | None) -> None:
-    """Delete the weights and states that a finished run need not keep.
-
-    Args:
-        folder: the run's folder.
-        keep: what to keep if the run is large; None: everything.
-    """
+    """Delete the weights and states that a finished run need not keep; none if `keep` is None."""
     from pythia_core.training.checkpoint import saved_steps, step_folder
 
     kept = _effective_keep(config, keep)

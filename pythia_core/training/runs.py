@@ -1,13 +1,12 @@
 """Find a run by its identity, or train it. Runs are stored in results/runs.
 
-The identity of a run is everything on which its weights depend bitwise: the config, the fingerprint
-of the data, the versions of torch and of this code, the kernels and the kind of device. A hash of
-the identity is part of the name of the run's folder. If the folder has a finished run, the run is
-loaded. If training was stopped, it is continued.
+The identity of a run is everything on which its weights depend bitwise: config, fingerprint of the
+data, versions of torch and of this code, kernels and kind of device. A hash of the identity is part
+of the name of the run's folder. A finished run is loaded, and a stopped run is continued.
 
 A fork is a run with an intervention (a swap of words). Its control is the same run without the
-intervention, and is found or trained first. The fork starts from the exact state of the control at
-the branching step. It then reads the batches of the control, with words swapped.
+intervention, and is found or trained first. The fork starts from the control's exact state at the
+branching step, and then reads the control's batches with words swapped.
 """
 
 from __future__ import annotations
@@ -65,20 +64,14 @@ TRAJECTORY_VERSION = 3
 
 
 def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
-    """Return everything that determines a run's weights, as a JSON object.
-
-    The keys of the object are "config", "data" and "code" (see `code_identity`).
-
-    Args:
-        data: fingerprint of the data.
-    """
+    """Return what determines a run's weights; the keys are "config", "data" and "code"."""
     return {"config": config_dict(config), "data": data, "code": code_identity(execution)}
 
 
 def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
     """Return the part of a run's identity that depends on the code and the machine.
 
-    Its keys are "trajectory" (TRAJECTORY_VERSION), "torch" (major and minor version), "device"
+    The keys are "trajectory" (TRAJECTORY_VERSION), "torch" (major and minor version), "device"
     (kind of device) and "kernels" (see `Execution.backend`).
 
     Raises:
@@ -158,15 +151,12 @@ class Run:
     data: PreparedData
 
     def __reduce__(self) -> tuple:
-        """Pickle the run without its ledger; a process that unpickles the run reads the ledger."""
+        """Pickle the run without its ledger, which is read again after unpickling."""
         return Run, (self.folder, self.config, self.data)
 
     @property
     def id(self) -> str:
-        """The first 12 hex digits of the hash of the run's identity.
-
-        They do not depend on where the folder is.
-        """
+        """The first 12 hex digits of the hash of the run's identity."""
         return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
 
     @property
@@ -221,10 +211,7 @@ class Run:
         return len(self.ledger.row) if self.ledger is not None else 0
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the batch of the update from `step` to `step + 1`, with the intervention applied.
-
-        Returns:
-            Rows of token ids, (batch_size, S+1).
+        """Return the batch of the update from `step`, (batch_size, S+1), with the intervention.
 
         Raises:
             DataError: the run has no such update.
@@ -265,8 +252,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of the run's log, a dict for each update.
 
-        The keys are step, loss, lr, grad_norm, batch_hash and tokens_per_s and, in fp16, loss_scale
-        and skipped.
+        The keys are step, loss, lr, grad_norm, batch_hash and tokens_per_s; in fp16, also
+        loss_scale and skipped.
         """
         return read_metrics(self.folder / "metrics.jsonl")
 
@@ -297,20 +284,13 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """The time spent in the updates of the log, in seconds.
-
-        An update that was lost in a crash and then repeated counts only once.
-        """
+        """The seconds spent in the updates of the log; a repeated update counts only once."""
         tokens = self.config.train.batch_size * self.config.data.seq_len
         return sum(tokens / row["tokens_per_s"] for row in self.metrics())
 
 
 def arm_label(config: RunConfig) -> str:
-    """Return a label for the arm of an experiment to which a run belongs.
-
-    The label of a run with an intervention is "SWAP-START-STOP". The label of a run without an
-    intervention is "control".
-    """
+    """Return the arm of a run: "SWAP-START-STOP" with an intervention, otherwise "control"."""
     window = config.intervention
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
 
@@ -321,9 +301,7 @@ def _describe(config: RunConfig) -> str:
 
 
 def locate(config: RunConfig, progress: bool = True, execution: Execution | None = None) -> Run:
-    """Prepare the data of a run and return the run, trained or not.
-
-    The run's folder is created if it does not exist.
+    """Prepare the data and the folder of a run, and return the run, trained or not.
 
     Args:
         execution: default: Execution.from_environment(). Executions with bitwise equal results
@@ -331,8 +309,8 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.
-        CheckpointError: the folder belongs to a run with another identity (the message lists the
-            differences), or the file with the identity is corrupt.
+        CheckpointError: the folder belongs to a run with another identity, or the file with the
+            identity is corrupt.
     """
     data = prepare(config.data, progress=progress)
     if data.vocab_size > config.model.vocab_size:
@@ -374,8 +352,7 @@ def open_run(folder: Path) -> Run:
     """Open the run in a folder.
 
     Raises:
-        CheckpointError: the folder does not hold a run, or the corpus has changed since the run was
-            trained.
+        CheckpointError: the folder does not hold a run, or its corpus has changed.
     """
     try:
         identity = json.loads((Path(folder) / "identity.json").read_text())
@@ -399,10 +376,10 @@ def open_run(folder: Path) -> Run:
 
 
 def find_run(name: str) -> Run:
-    """Open a run, given its folder, the name of its folder, or its id (or the beginning of the id).
+    """Open a run, given its folder, the name of its folder, or the beginning of its id.
 
     Raises:
-        CheckpointError: no run or several runs match; the message lists the existing runs.
+        CheckpointError: no run or several runs match.
     """
     if Path(name).is_dir():
         return open_run(Path(name))
@@ -418,11 +395,7 @@ def find_run(name: str) -> Run:
 
 
 def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> Start:
-    """Return the control's exact training state at the branching step of the fork `config`.
-
-    The control is found or trained. If it has not kept that state, it is trained again up to the
-    branching step.
-    """
+    """Return the control's exact state at a fork's branching step; train or replay if necessary."""
     assert config.parent and config.intervention
     parent = find_or_train(config.parent, progress, execution=execution)
     start = config.intervention.start
@@ -461,8 +434,7 @@ def find_or_train(
 
     Args:
         keep: what to keep if the run is large (see pythia_core.training.retention); default:
-            everything. If the run is a fork, and the control of the fork must be trained, the
-            control keeps everything.
+            everything. A fork's control, if it must be trained, keeps everything.
         execution: default: Execution.from_environment().
 
     Raises:
@@ -498,14 +470,13 @@ def find_or_train_all(
 
     On CPUs, each core trains one run at a time; on a GPU, as many train as fit into its memory
     (pythia_core.training.gpu_sharing). The controls of forks are trained first, even if they are
-    not in `configs`. Finished runs are not trained again; a stopped run resumes.
+    not in `configs`.
 
     Args:
-        configs: maps a key of any kind to the config of each run.
         keep: a function that returns what the run of a config keeps; default: everything.
 
     Returns:
-        A dict that maps each key of `configs` to the finished run.
+        The finished runs, under the keys of `configs`.
 
     Raises:
         PythiaError: the error of `find_or_train` for the first run that fails.
@@ -535,17 +506,11 @@ def find_or_train_all(
 
 
 def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
-    """Map the config of each run to the name of the run in the progress bar.
-
-    The name is made from the run's key, without the numbers that are the same in all keys.
-    """
+    """Name each run in the progress bar by its key, without numbers that all keys share."""
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
     def distinctive(index: int, part: Any) -> bool:
-        """Return whether names include this part of a key.
-
-        They include every text, and a number only if keys differ at this index.
-        """
+        """Return whether names include this part: every text, and a number if keys differ here."""
         return isinstance(part, str) or len({k[index] for k in keys if len(k) > index}) > 1
 
     return {
@@ -555,20 +520,14 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
 
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
-    """Find or train the run of a job (config, what to keep).
-
-    The run's GPU memory is limited to a little more than `run_bytes` estimates.
-    """
+    """Find or train a run, with GPU memory limited to a little more than `run_bytes` estimates."""
     config, keep = job
     with limit_memory(run_bytes(config, Execution.from_environment())):
         find_or_train(config, keep=keep)
 
 
 def _warn_if_long(configs: list[RunConfig]) -> None:
-    """Warn if training these runs without a GPU would take longer than LONG_HOURS.
-
-    With a GPU, do nothing.
-    """
+    """Warn if training these runs without a GPU would take longer than LONG_HOURS."""
     if torch.cuda.is_available():
         return
     hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600
@@ -591,7 +550,7 @@ def verify(run: Run) -> list[str]:
     """Check every checkpoint against its hashes and every logged batch against the data.
 
     Returns:
-        The lines of a report, which say what was checked and which steps have equal weights.
+        The lines of a report: what was checked, and which steps have equal weights.
 
     Raises:
         CheckpointError: files of a finished run are missing or corrupt.

@@ -2,8 +2,8 @@
 
 The sources are `learning_rates.py` of GPT-NeoX v1.0 and Pythia's configs. The released models did
 *not* use the textbook cosine, which ends at the minimum learning rate. Their cosine falls towards
-zero, but once it reaches the minimum, at update 115,139 of 143,000, the learning rate stays there.
-Updates are counted from 0. Update 0 has learning rate 0, so the weights of steps 0 and 1 are equal.
+zero, but the learning rate stays at the minimum from update 115,139 of 143,000 on. Updates are
+counted from 0. Update 0 has learning rate 0, so the weights of steps 0 and 1 are equal.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ N_CHECKPOINTS = 154
 N_LINEAR = 143
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PAPER_FORKS = (113, 133)
-"""Checkpoints (`linear_step`) at which the paper's interventions branch off: 21 % and
-7 % before the end. Every run keeps its full state there, so that forks can start directly."""
+"""Checkpoints (`linear_step`) at which the paper's interventions branch off, 21 % and 7 % before
+the end. Every run keeps its full state there."""
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
-    """Return the steps at which a run of `total_steps` updates saves its weights.
+    """Return the 154 steps at which a run of `total_steps` updates saves its weights.
 
-    As in the paper, these are 0, the powers of two to 512, and 143 evenly spaced steps up to
-    the last step; 154 steps in all. If some of these steps are equal, as in a short run, the widest
-    gaps between steps, earliest first, are halved until there are 154 steps. Runs of fewer than 154
-    updates save every step.
+    As in the paper, these are 0, the powers of two to 512, and 143 evenly spaced steps up to the
+    last step. In a short run, where some of these are equal, the widest gaps are halved, earliest
+    first, until there are 154 steps. A run of fewer than 154 updates saves every step.
 
     Raises:
         ConfigError: `total_steps` is not positive.
@@ -80,11 +79,8 @@ def learning_rate(
     """Return the learning rate of the update from step `update` to the next.
 
     Args:
-        update: index of the update, from 0.
         total_steps: number of updates N of the run.
-        lr_max, lr_min: maximum and minimum of the learning rate.
-        warmup_fraction: the fraction of the run that is a linear warm-up. The warm-up has
-            w = warmup_fraction * N updates.
+        warmup_fraction: the linear warm-up has w = warmup_fraction * N updates.
         form: the form of the decay after the warm-up.
             "neox", as in the released models: max(lr_min, lr_max/2 * (1 + cos(pi n / N))), with
             n = min(update, N - w) - w.
@@ -111,9 +107,6 @@ def learning_rate(
 def lr_floor_step(
     total_steps: int, lr_min_ratio: float = 0.1, warmup_fraction: float = 0.01
 ) -> int:
-    """Return the first update with the minimum learning rate, in a schedule of the form "neox".
-
-    For the released models it is 115,139.
-    """
+    """Return the first update at the minimum learning rate, form "neox"; 115,139 in Pythia."""
     n = math.acos(2 * lr_min_ratio - 1) * total_steps / math.pi
     return math.ceil(n + warmup_fraction * total_steps)

@@ -1,13 +1,12 @@
 """Train a run, in one loop that can be read from top to bottom (`train`).
 
-The batch, the learning rate and the steps that are saved are pure functions of the step, and
-nothing is random after initialisation. So the state of training is only the weights, Adam's
-moments, the step and, in fp16, the loss scale. A resumed run gives the same bits as an
-uninterrupted one on the same kind of machine with the same versions of libraries.
+Batches, learning rates and saved steps are pure functions of the step, and nothing is random after
+initialisation. So the state of training is only the weights, Adam's moments, the step and, in fp16,
+the loss scale. A resumed run gives the same bits as an uninterrupted one on the same kind of
+machine with the same versions of libraries.
 
 On a CPU, a run uses one thread, so its results do not depend on the number of cores. On a CUDA
-device, LAG further updates are launched before the result of an update is read, so that the GPU
-does not wait.
+device, LAG updates stay in flight, so that the GPU does not wait.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ STATE_SHARE = 0.02
 LOCK_SECONDS = 3.0
 """How long to wait for another process to unlock a run."""
 LAG = {"cpu": 0, "cuda": 2}
-"""Map each kind of device to the number of updates that stay in flight: launched, but with a result
-that is not read yet."""
+"""Updates in flight (launched, result not yet read) for each kind of device."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,7 @@ class Saving:
 def _locked(folder: Path) -> Iterator[None]:
     """Lock the run's folder inside the block, so that no other process trains the run.
 
-    However the process ends, the kernel releases the lock. If another process has locked the
-    folder, wait up to LOCK_SECONDS, because a worker whose parent was killed ends a little later.
-
-    Raises:
-        TrainingError: another process still has the lock after LOCK_SECONDS.
+    Wait up to LOCK_SECONDS, because a worker whose parent was killed ends a little later.
     """
     # Not filelock.SoftFileLock: its marker file outlives a killed process. If a scheduler restarts
     # the job on another node, or the killed process was never reaped, nobody would delete the file.
@@ -114,19 +108,12 @@ class _InFlight:
         self._last = 0.0
 
     def add(self, started: float, pending: PendingUpdate) -> None:
-        """Add an update that was launched at the time.perf_counter() value `started`.
-
-        Then log the oldest updates so that at most `lag` stay in flight.
-        """
+        """Add an update launched at `started` (perf_counter), and log the oldest beyond `lag`."""
         self._entries.append((started, pending))
         self.drain(self._lag)
 
     def drain(self, remaining: int = 0) -> None:
-        """Wait for the oldest updates and log them, until only `remaining` updates are in flight.
-
-        Raises:
-            TrainingError: an update was not finite; that update and later ones are not logged.
-        """
+        """Wait for the oldest updates and log them, until only `remaining` are in flight."""
         while len(self._entries) > remaining:
             started, pending = self._entries.popleft()
             loss, lr, norm = pending.result()
@@ -159,14 +146,7 @@ def _resume(
     start: Start | None,
     machine: dict[str, Any],
 ) -> None:
-    """Set the trainer to the newest saved state up to step `end`.
-
-    If there is no such state, set the trainer to `start` or, without `start`, leave it at its
-    initial weights.
-
-    Args:
-        states: the folder of the saved states.
-        machine: description of this machine; if the state was saved on another machine, warn.
+    """Set the trainer to the newest saved state up to step `end`, or else to `start`.
 
     Raises:
         TrainingError: the processes that train together would resume from different steps.
@@ -193,19 +173,7 @@ def _train_worker(
     end: int,
     stop_requested: Callable[[], int],
 ) -> str:
-    """Train in a process other than the first: make all updates, but write no files.
-
-    Args:
-        end: the step at which to stop.
-        stop_requested: a function that returns the number of the signal that has asked this
-            process to stop; 0 if there was no such signal.
-
-    Returns:
-        sha256 of the fp32 weights at the last step.
-
-    Raises:
-        Stopped: some process was asked to stop.
-    """
+    """Train up to step `end` without writing files; return the sha256 of the fp32 weights."""
     in_flight: deque[PendingUpdate] = deque()
     while trainer.step < end:
         in_flight.append(trainer.launch(batch_at(trainer.step)))
@@ -242,10 +210,8 @@ def train(
         folder: the run's folder, for checkpoints/, states/ and metrics.jsonl.
         start: the state to start from if the folder has no saved state yet.
         stop_at: last step of this call; the state at that step is kept.
-        make_trainer: constructor of the trainer, e.g. with another optimizer or learning rate.
         device: default: the CUDA device if there is one, otherwise the CPU.
-        world: the processes that share each update. All processes call `train`; only the first
-            process writes files.
+        world: the processes that share each update. All of them call `train`.
         label: text of the progress bar.
 
     Returns:
@@ -306,11 +272,7 @@ def train(
                 )
 
             def save_weights() -> None:
-                """Log all updates in flight, then save the weights.
-
-                Raises:
-                    TrainingError: the weights are not finite.
-                """
+                """Log all updates in flight, then save the weights, which must be finite."""
                 in_flight.drain()
                 if not torch.isfinite(trainer.flat.flat).all():
                     raise TrainingError(

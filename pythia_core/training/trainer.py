@@ -1,17 +1,14 @@
 """Make one update of a run, and keep the state of training between two updates.
 
-`MicroStep` runs the forward and backward pass of one micro-batch in one of the modes of
-pythia_core.training.execution. Every mode adds the gradient to the parameters' `.grad` and the loss
-to a 0-dim fp64 sum. In the mode "graph", one CUDA graph is recorded for every shape of rows. The
-method `prepare` records them. Call it before the gradient and the sum of losses are zeroed, because
-recording overwrites both.
+`MicroStep` adds the gradient of a micro-batch to the parameters' `.grad` and the loss to a sum, in
+one of the modes of pythia_core.training.execution. In the mode "graph", `prepare` records a CUDA
+graph for every shape of rows. Recording overwrites gradient and sum, so zero them afterwards.
 
-`Trainer.launch` enqueues an update and immediately returns a `PendingUpdate`, whose result is read
-later. Host and CUDA device do not wait for each other, because the loss, the gradient norm, the
-clipping factor and the check that they are finite stay on the device. If a value is not finite, the
-device skips this update and every later one until the result is read. So the weights are always
-those of the last good step. In fp16, every result is read at once, because the learning rate and
-loss scale of the next update depend on it.
+`Trainer.launch` enqueues an update and returns a `PendingUpdate`, whose result is read later. Loss,
+gradient norm and clipping factor stay on the device, so host and device do not wait for each other.
+If a value is not finite, the device skips this update and every later one until the result is read.
+So the weights are always those of the last good step. In fp16, every result is read at once,
+because the next learning rate and loss scale depend on it.
 """
 
 from __future__ import annotations
@@ -50,9 +47,9 @@ class MicroStep:
 
     Args:
         total: 0-dim fp64 sum of the losses.
-        scale: 0-dim factor of the loss in the backward pass (the loss scale); None means 1.
-        capture: a function that records the function it is given, and returns a function that
-            replays the recording on the same memory. The default is `capture_cuda`.
+        scale: 0-dim loss scale; None means 1.
+        capture: records a function, and returns a function that replays the recording on the same
+            memory; default: `capture_cuda`.
     """
 
     def __init__(
@@ -74,13 +71,10 @@ class MicroStep:
         )
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
-        """Build what the passes over `parts` need: rotary tables and, in mode "graph", CUDA graphs.
+        """Build rotary tables and, in mode "graph", record a CUDA graph for every new shape.
 
-        A graph is recorded for every new shape. This overwrites the gradient and the loss sum.
-
-        Args:
-            parts: the micro-batches of a batch, each (n, S+1).
-            n_rows: rows of the whole batch.
+        `parts` are the micro-batches (n, S+1) of a batch of `n_rows` rows. Recording overwrites the
+        gradient and the loss sum.
         """
         for rows in parts:
             # built here, outside the compiled or recorded function; a graph keeps reading them
@@ -92,11 +86,7 @@ class MicroStep:
                 self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
-        """Add the loss and gradient of `rows` to the running sums.
-
-        Args:
-            rows: (n, S+1), a part of a batch of `n_rows` rows.
-        """
+        """Add the loss and gradient of `rows` (n, S+1), a part of a batch of `n_rows` rows."""
         if self._graphs is None:
             self._run(rows, n_rows)
             return
@@ -105,20 +95,14 @@ class MicroStep:
         repeat()
 
     def _run(self, rows: Tensor, n_rows: int) -> None:
-        """Run forward and backward on `rows`; add the gradient and the loss to the running sums.
-
-        Each row counts 1 / n_rows.
-        """
+        """Run forward and backward on `rows`. Each row counts 1 / n_rows."""
         loss = self._loss(rows) * (len(rows) / n_rows)
         self._total.add_(loss.detach())
         (loss if self._scale is None else loss * self._scale).backward()
 
 
 def capture_cuda(function: Replay) -> Replay:
-    """Record `function` as a CUDA graph; return a function that replays the graph.
-
-    `function` must not synchronise with the device.
-    """
+    """Record `function`, which must not synchronise, as a CUDA graph; return the graph's replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -153,10 +137,9 @@ class PendingUpdate:
 
     Attributes:
         step: the step before the update.
-        lr: learning rate.
         loss_scale: None except in fp16.
         batch: the rows of token ids, (batch_size, S+1).
-        skipped: whether the update left the weights unchanged; known once `result` has returned.
+        skipped: whether the update left the weights unchanged; known after `result`.
     """
 
     trainer: Trainer
@@ -173,9 +156,8 @@ class PendingUpdate:
         """Wait for the update; return its loss, learning rate and gradient norm.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite (in fp16: at the minimum loss
-                scale). Weights and step are then as they were before this update, even if later
-                updates were launched.
+            TrainingError: the loss or gradient is not finite; in fp16, at the minimum loss scale.
+                Weights and step are as before this update, even if later updates were launched.
         """
         if self._result is None:
             if self._arrived is not None:
@@ -192,8 +174,7 @@ class Trainer:
     """A model with its optimizer: the state of a run between two updates.
 
     Args:
-        make_model: a function that returns a model for a ModelConfig, e.g. a model with other
-            operations or initial weights.
+        make_model: returns a model, e.g. with other operations or initial weights.
 
     Attributes:
         world: the processes that share every batch.
@@ -229,7 +210,7 @@ class Trainer:
         self._copies: list[torch.cuda.Event] = []
 
     def update(self, batch: np.ndarray) -> tuple[float, float, float]:
-        """Make one optimizer step on rows of S+1 tokens, (batch, S+1).
+        """Make one optimizer step on rows of token ids, (batch, S+1).
 
         Returns:
             The mean loss in nats, the learning rate, and the norm of the gradient before clipping.
@@ -241,10 +222,7 @@ class Trainer:
         return self.launch(batch).result()
 
     def launch(self, batch: np.ndarray) -> PendingUpdate:
-        """Launch an update without waiting for it.
-
-        The method `result` of the returned object waits; it returns what `update` returns, or
-        raises a TrainingError if the loss or the gradient is not finite.
+        """Launch an update without waiting for it; `PendingUpdate.result` waits.
 
         Raises:
             TrainingError: out of memory; the message recommends a size of the micro-batch.
@@ -296,19 +274,12 @@ class Trainer:
         return pending
 
     def wait_for_copy(self, copied: torch.cuda.Event | None) -> None:
-        """Make the next update wait for the event `copied`, after which the state may change.
-
-        Do nothing if `copied` is None.
-        """
+        """Make the next update wait for the event `copied`, if there is one."""
         if copied is not None:
             self._copies.append(copied)
 
     def _on_device(self, batch: np.ndarray) -> Tensor:
-        """Check the token ids of a batch, and copy them to the device as int64.
-
-        Raises:
-            DataError: the batch has no rows, or a token id is outside the model's vocabulary.
-        """
+        """Check the token ids of a batch, and copy them to the device as int64."""
         vocab_size = self.config.model.vocab_size
         if not batch.size or batch.min() < 0 or batch.max() >= vocab_size:
             problem = (
@@ -342,15 +313,7 @@ class Trainer:
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
-        """Handle the result of an update: adapt the loss scale, or raise an error.
-
-        In fp16, this is called for every update, and the loss scale is adapted. In the other
-        precisions, this is called only for an update that was not finite, and an error is raised.
-
-        Raises:
-            TrainingError: the update was not finite. In fp16, this is an error only at the minimum
-                loss scale. The trainer is back at the step before the update.
-        """
+        """Adapt the loss scale in fp16, or raise the error of an update that was not finite."""
         try:
             if self.scaler:
                 self.scaler.update(pending.skipped)
@@ -393,8 +356,8 @@ class Trainer:
     def state(self) -> State:
         """Return all tensors that exact resumption needs, as {file stem: {name: tensor}}.
 
-        The stems are "model", "optimizer" and, in fp16, "scaler". The tensors under "model" and
-        "optimizer" are not copies, so the next update changes them.
+        The stems are "model", "optimizer" and, in fp16, "scaler". The tensors of the model and the
+        optimizer are not copies, so the next update changes them.
         """
         state = {
             "model": {name: p.detach() for name, p in self.model.named_parameters()},

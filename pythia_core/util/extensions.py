@@ -1,9 +1,8 @@
 """Find the commands, corpora and kinds of runs that other packages add to the library.
 
 A package registers its additions as entry points in the groups `pythia_core.commands`,
-`pythia_core.corpora` and `pythia_core.runs`. The book lists its own additions in a table instead
-(`pythia_book.EXTENSIONS`), so that they are found in a checkout that is not installed. An addition
-is imported only when it is used.
+`pythia_core.corpora` and `pythia_core.runs`. The book uses a table (`pythia_book.EXTENSIONS`),
+which also works in a checkout that is not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pythia_core.util.files import checkout
 
 @functools.cache
 def registered(group: str) -> dict[str, EntryPoint]:
-    """Map each name that is registered in the group `pythia_core.<group>` to its entry point."""
+    """Map each name registered in the group `pythia_core.<group>` to its entry point."""
     full_group = f"pythia_core.{group}"
     table = _book_table().get(group, {})
     points = {point.name: point for point in entry_points(group=full_group)}
@@ -29,10 +28,9 @@ def registered(group: str) -> dict[str, EntryPoint]:
 
 
 def _book_table() -> dict[str, dict[str, str]]:
-    """Import the book (pythia_book) and return its table EXTENSIONS; empty if there is no book.
+    """Return the book's table EXTENSIONS; {} without a book.
 
-    A checkout and its child processes use the checkout's own book even if another version of the
-    book is installed, because the library and the book of one checkout belong together.
+    A checkout and its child processes use the checkout's own book, even if another is installed.
     """
     root = checkout()
     if root and (root / "book" / "pythia_book").is_dir():

@@ -1,9 +1,4 @@
-"""Say where files are stored, write files and folders atomically, and hash files.
-
-There are two places. The folder `results/` of a checkout holds runs and the outputs of studies. The
-user's cache holds what can be downloaded or computed again, such as wheels and token files. The
-environment variables PYTHIA_RESULTS and PYTHIA_CACHE set other folders for the two.
-"""
+"""Say where files are stored, write files and folders atomically, and hash files."""
 
 from __future__ import annotations
 
@@ -26,14 +21,7 @@ def checkout() -> Path | None:
 
 
 def require_checkout(feature: str) -> Path:
-    """Return the root folder of the checkout that this package runs from.
-
-    Args:
-        feature: what needs the checkout; the error message begins with it.
-
-    Raises:
-        ConfigError: the package runs from a wheel.
-    """
+    """Return the root folder of the checkout; without one, raise ConfigError about `feature`."""
     root = checkout()
     if root is None:
         raise ConfigError(
@@ -44,24 +32,19 @@ def require_checkout(feature: str) -> Path:
 
 
 def project_root() -> Path:
-    """Return the root folder of the checkout, or the working folder if there is no checkout."""
+    """Return the root folder of the checkout, or else the working folder."""
     return checkout() or Path.cwd()
 
 
 def results_dir() -> Path:
-    """Return the folder of runs and of the outputs of studies.
-
-    The environment variable PYTHIA_RESULTS sets the folder. If the variable is not set, the folder
-    is results/ in `project_root`.
-    """
+    """Return the folder of runs and outputs: PYTHIA_RESULTS, or else results/ in `project_root`."""
     return Path(os.environ.get("PYTHIA_RESULTS") or project_root() / "results")
 
 
 def cache_dir() -> Path:
-    """Return the user's cache folder.
+    """Return the user's cache, for what can be downloaded or computed again.
 
-    The environment variable PYTHIA_CACHE sets the folder. Its default is pythia-book/ in
-    XDG_CACHE_HOME or, if that variable is not set, in ~/.cache.
+    This is PYTHIA_CACHE or, if it is not set, pythia-book/ in XDG_CACHE_HOME (default: ~/.cache).
     """
     if explicit := os.environ.get("PYTHIA_CACHE"):
         return Path(explicit)
@@ -82,8 +65,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """Write the file `target` atomically, in a `with` block.
 
     Yields:
-        The path of a temporary file, which the caller writes. When the block ends without an
-        exception, the file is synced to disk and renamed to `target`; otherwise it is deleted.
+        The path of a temporary file to write. When the block ends, the file is synced to disk and
+        renamed to `target`; after an exception, it is deleted.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
@@ -104,13 +87,11 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def atomic_dir(target: Path) -> Iterator[Path]:
     """Create the folder `target` atomically, in a `with` block.
 
-    If `target` exists when the block ends, e.g. because another process has created it, the
-    existing folder is kept, unless it is empty.
+    If another process creates `target` meanwhile, that folder is kept, unless it is empty.
 
     Yields:
-        The path of a temporary folder, which the caller fills. If the block ends without an
-        exception, the files in the folder are synced to disk and the folder is renamed to `target`.
-        If the block raises an exception, the temporary folder is deleted.
+        The path of a temporary folder to fill. When the block ends, the files are synced to disk
+        and the folder is renamed to `target`; after an exception, it is deleted.
     """
     import shutil
 
@@ -135,7 +116,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 def file_sha256(path: Path | str) -> str:
-    """Return the sha256 of a file's bytes, in hex. The file need not fit in memory."""
+    """Return the sha256 of a file, in hex. The file need not fit in memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,7 +1,6 @@
 """Describe the machine that the code runs on, and set how torch and the memory allocator behave.
 
-The description has the processor and the GPU. It never has the name of the host, because it is
-stored with results. The functions that need torch import it themselves, so that importing this
+The description never has the name of the host, because it is stored with results. Importing this
 module does not load torch.
 """
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
-    """Map each field of the first processor in /proc/cpuinfo to its value; {} without this file."""
+    """Return the fields of the first processor in /proc/cpuinfo; {} without this file."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
     except OSError:
@@ -38,15 +37,14 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> str:
-    """Return the processor's instruction sets as one string; empty if they cannot be read."""
+    """Return the processor's instruction sets; empty if they cannot be read."""
     return _cpuinfo().get("flags", "")
 
 
 def device_info() -> dict[str, Any]:
     """Return a description of the machine, to be stored with results.
 
-    Keys: `device` (name of the GPU, or of the CPU if there is no GPU), `kind` ("cuda" or "cpu"),
-    `cores` (of the CPU), `threads` (how many threads torch uses), `python` and `torch` (versions).
+    `device` is the name of the GPU, or of the CPU if there is no GPU. `threads` are those of torch.
     """
     import torch
 
@@ -63,11 +61,10 @@ def device_info() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Move an fp32 model to the GPU if there is one, and yield the model.
+    """Move an fp32 model to the GPU if there is one, and yield the model, which stays there.
 
-    On a GPU, fp32 matrix products inside the block round their factors to TF32, which is several
-    times as fast as fp32 and has three mantissa bits more than bf16, the precision of training.
-    After the block, the model stays on the GPU.
+    Inside the block, fp32 matrix products on a GPU round their factors to TF32. TF32 is several
+    times as fast, and has three mantissa bits more than bf16.
     """
     import torch
 
@@ -86,13 +83,8 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 def deterministic(wanted: bool = True) -> Iterator[None]:
     """Make torch refuse nondeterministic CUDA kernels inside the block, or allow them.
 
-    Such kernels add numbers in an order that depends on the scheduling of threads. The setting
-    applies to the whole process; the previous setting is restored on exit. A refused kernel raises
-    a RuntimeError. A warning would not suffice, because torch's attention would then still use a
-    nondeterministic kernel.
-
-    Args:
-        wanted: True refuses nondeterministic kernels, False allows them.
+    A refused kernel raises a RuntimeError. (With a warning only, torch's attention would still use
+    a nondeterministic kernel.) The setting applies to the whole process.
     """
     import torch
 
@@ -112,8 +104,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Make glibc reuse freed memory in this process instead of returning it to the system.
 
-    If glibc returns the memory, page faults take a third of the time of a small model's training
-    step. This function does nothing if the system does not use glibc.
+    Otherwise, page faults take a third of the time of a small model's training step.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,7 +1,6 @@
 """Show the progress of long work: a bar for a person, plain lines in a log.
 
-Each stage of the work has its own bar, named by `desc`. How the bar is shown depends on where the
-code runs:
+Each stage of the work has its own bar, named by `desc`. The form depends on the place:
 
     at a terminal                     tqdm's bar, on the error stream
     with output to a pipe or file     a line when a stage begins, every LOG_SECONDS, and at its end
@@ -22,15 +21,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 TERMINAL = "PYTHIA_TERMINAL"
-"""Environment variable that the command that runs a notebook sets for the notebook's kernel. It
-names the command's terminal. It is empty if the command has no terminal; the command then relays
-the kernel's error stream."""
+"""Environment variable with the terminal of the command that runs this notebook. It is empty if
+the command has no terminal; the command then relays the kernel's error stream."""
 LOG_SECONDS = 20.0
 """Seconds between two lines of a stage in a log."""
 DONE = "{desc}: done in {elapsed}"
 Report = Callable[[float, str], None]
-"""A function that receives a job's progress: the fraction done, from 0 to 1, and the position, e.g.
-"step 412/572, 61.0k tokens/s"."""
+"""Receives a job's progress: the fraction done, from 0 to 1, and a position, e.g. "step 4/9"."""
 
 _report: Report | None = None
 
@@ -39,13 +36,7 @@ warnings.filterwarnings("ignore", "IProgress not found")
 
 
 class _Lines(tqdm):
-    """A progress bar that prints plain lines to a log.
-
-    With `gui=True`, tqdm itself draws nothing and leaves the output to this class.
-
-    Args:
-        settings: arguments of tqdm.
-    """
+    """A progress bar that prints plain lines to a log. (With `gui=True`, tqdm draws nothing.)"""
 
     desc: str
 
@@ -67,7 +58,7 @@ class _Lines(tqdm):
         self.fp.flush()
 
     def display(self, *_: Any, **__: Any) -> None:
-        """Print the current state of the bar; tqdm calls this."""
+        """Print the current state of the bar."""
         self._print(str(self))
 
     def clear(self, *_: Any, **__: Any) -> None:
@@ -90,14 +81,9 @@ class _Lines(tqdm):
 
 
 class _Reporting(tqdm):
-    """A progress bar that draws nothing, because several jobs share one line.
+    """A progress bar that draws nothing, but passes the state of its job to `_report`.
 
-    The bar calls `_report` with the fraction of its job that is done, and with the position of the
-    job, e.g. "step 412/572, 61.0k tokens/s". Here, "61.0k tokens/s" is the bar's postfix up to the
-    first comma.
-
-    Args:
-        settings: arguments of tqdm.
+    The position is e.g. "step 412/572, 61.0k tokens/s", with the postfix up to the first comma.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -105,7 +91,7 @@ class _Reporting(tqdm):
         self.display()
 
     def display(self, *_: Any, **__: Any) -> None:
-        """Report the current state of the bar; tqdm calls this."""
+        """Report the current state of the bar."""
         if _report is not None and self.total:
             share = (self.n - self.initial) / max(1, self.total - self.initial)
             first = str(self.postfix or "").partition(", ")[0]
@@ -117,10 +103,7 @@ class _Reporting(tqdm):
 
 @contextlib.contextmanager
 def reporting(report: Report) -> Iterator[None]:
-    """Make progress bars that are created inside the block call `report` instead of drawing.
-
-    Each bar calls it about twice per second.
-    """
+    """Make bars created inside the block call `report`, twice per second, instead of drawing."""
     global _report
     before, _report = _report, report
     try:
@@ -138,11 +121,7 @@ def is_live(stream: TextIO) -> bool:
 
 
 def _terminal() -> TextIO | None:
-    """Return the terminal on which a progress bar can be redrawn; None if there is none.
-
-    The terminal is the error stream. Inside a notebook's kernel, it is the terminal of the command
-    that runs the notebook.
-    """
+    """Return the terminal on which a progress bar can be redrawn; None if there is none."""
     if is_live(sys.stderr):
         return sys.stderr
     if name := os.environ.get(TERMINAL):
@@ -159,10 +138,7 @@ def print_line(text: str) -> None:
 
 
 def bar(show: bool = True, **settings: Any) -> tqdm:
-    """Create a progress bar in the form that suits the place where the code runs.
-
-    At a terminal and in a notebook, the bar is redrawn in place; in a log, it prints plain lines.
-    The module's docstring lists all forms.
+    """Create a progress bar in the form that suits the place (see the module's docstring).
 
     Args:
         show: if false, the bar shows nothing.

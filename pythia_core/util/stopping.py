@@ -1,12 +1,8 @@
 """Stop a command cleanly on Ctrl-C (SIGINT) and SIGTERM, at a terminal and under a scheduler.
 
-There are two kinds of work. Work that can save its state runs inside `stop_requests`, which only
-records the signal. The work then saves its state and raises `Stopped`. All other work runs inside
-`interruptible`, in which the signal raises `Stopped` at once. This is safe, because files are
-written atomically.
-
-A stopped command prints one line that says what was saved (`report_stop`). Its exit code is 128
-plus the number of the signal.
+Work that can save its state runs inside `stop_requests`, which only records the signal; the work
+then saves its state and raises `Stopped`. All other work runs inside `interruptible`, where the
+signal raises `Stopped` at once. This is safe, because files are written atomically.
 """
 
 from __future__ import annotations
@@ -21,19 +17,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 COMMAND = "PYTHIA_COMMAND"
-"""Environment variable with the command that the user typed, e.g. "make book". The Makefile sets
-it, because the user then did not type the command of this process."""
+"""Environment variable, set by the Makefile: what the user typed, e.g. "make book"."""
 PATIENCE = 1.0
 """Seconds after a signal during which further signals are ignored. make forwards SIGTERM to a
 command that has already received it, and people press Ctrl-C twice."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The exception that is raised when the user or a scheduler requests a stop.
-
-    Args:
-        number: the signal's number, which determines the exit code.
-    """
+    """The user or a scheduler has requested a stop with the signal `number`."""
 
     def __init__(self, message: str = "stopped", number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -47,10 +38,9 @@ _shared_record: list[int] | None = None
 
 @contextlib.contextmanager
 def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
-    """Call `handler` with the signal number when SIGINT or SIGTERM arrives inside the block.
+    """Call `handler` on SIGINT or SIGTERM inside the block, at most once per PATIENCE seconds.
 
-    A signal is ignored if it arrives within PATIENCE seconds of the last signal that was handled.
-    Outside the main thread, `handler` is never called, and the handling of signals does not change.
+    Outside the main thread, signals are handled as before.
     """
     previous: dict[signal.Signals, Any] = {}
 
@@ -76,14 +66,14 @@ def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
 def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable[[], int]]:
     """Record the first SIGINT or SIGTERM inside the block instead of stopping at once.
 
-    A second signal, more than PATIENCE seconds later, raises `Stopped`. If blocks are nested, a
-    signal that one block has recorded counts in all blocks.
+    A second signal, more than PATIENCE seconds later, raises `Stopped`. Nested blocks share
+    one record.
 
     Args:
         notify: called when the first signal arrives.
 
     Yields:
-        A function that returns the recorded signal, e.g. SIGINT, or 0 if no signal has arrived.
+        A function that returns the recorded signal, e.g. SIGINT, or 0.
     """
     global _shared_record
     outer = _shared_record
@@ -116,10 +106,9 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted_children() -> Iterator[None]:
-    """Keep SIGINT from processes started inside the `with` block; only their parent stops them.
+    """Keep SIGINT from processes started inside the block; only their parent stops them.
 
-    On Ctrl-C, a terminal sends SIGINT to the whole process group. If the children received it too,
-    each of them would print a traceback.
+    A terminal sends Ctrl-C to the whole process group, and each child would print a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -136,17 +125,17 @@ def ignore_signals() -> None:
 
 
 def report_stop(stop: KeyboardInterrupt, resume_note: str | None = "") -> int:
-    """Print to the error stream that the command was stopped, and how to continue.
+    """Print that the command was stopped, and how to continue; return the exit code.
 
-    After this call, signals are ignored and nothing is logged, because the process should exit.
+    After this call, signals are ignored and nothing is logged.
 
     Args:
-        stop: the exception that ended the command; its message begins the line.
-        resume_note: what was saved, e.g. "training so far is saved". Empty if nothing was saved, so
-            that the command would start over; None if nothing had been done yet.
+        stop: its message begins the line.
+        resume_note: what was saved, e.g. "training so far is saved"; "" if nothing was saved; None
+            if nothing had been done yet.
 
     Returns:
-        The code with which the process should exit.
+        128 plus the number of the signal.
     """
     logging.disable()
     ignore_signals()

@@ -1,12 +1,8 @@
 """Run many independent jobs on all cores, with one worker process per core.
 
 A small model trains hardly faster with a second thread, but n models train almost n times as fast
-on n cores as on one. Each worker has one thread, so that sums are never split and results do not
-depend on the number of cores. The first call that needs workers starts them. They end when the main
-process ends, even if that process is killed.
-
-The environment variable `PYTHIA_WORKERS` sets the number of workers. Its default is the number of
-cores available to the main process. If it is 1, jobs run in the main process.
+on n cores as on one. Each worker has one thread, so results do not depend on the number of cores.
+The first call that needs workers starts them. They end with the main process, even if it is killed.
 """
 
 from __future__ import annotations
@@ -35,8 +31,8 @@ VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Gate = Callable[[Sequence[int], Sequence[int]], int | None]
-"""A function that receives the numbers of the waiting and of the running jobs. It returns the
-number of the job that may start now, or None if no job may start yet. See training.gpu_sharing."""
+"""Returns the number of the job that may start now, or None, given the numbers of the waiting and
+of the running jobs. See training.gpu_sharing."""
 
 MAX_JOB_NOTES = 4
 """Maximum number of running jobs that the progress line describes; others are only counted."""
@@ -46,11 +42,9 @@ SECONDS_TO_STOP = 60
 
 
 class _ProgressSlot(ctypes.Structure):
-    """A piece of shared memory in which a worker writes the progress of its job.
+    """Shared memory in which a worker writes the progress of its job, without a lock.
 
-    `job` is the index of the job (-1 without a job), `share` the fraction of the job that is done,
-    and `note` the position of the job, e.g. "step 4/9". There is no lock, because the values are
-    only displayed.
+    `job` is the index of the job (-1: none), `share` the fraction done, `note` e.g. "step 4/9".
     """
 
     _fields_: ClassVar = [
@@ -64,10 +58,10 @@ _pool: tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]] | None = None
 
 
 def process_count_from(variable: str) -> int | None:
-    """Return the number of processes that an environment variable sets; None if it is not set.
+    """Return the number in an environment variable; None if it is not set.
 
     Raises:
-        ConfigError: the variable is set, but not to a positive whole number.
+        ConfigError: the variable is not a positive whole number.
     """
     value = os.environ.get(variable)
     if value is None:
@@ -80,10 +74,7 @@ def process_count_from(variable: str) -> int | None:
 
 
 def n_workers() -> int:
-    """Return the number of worker processes to use.
-
-    The environment variable PYTHIA_WORKERS sets this number. Its default is the number of cores
-    available to this process.
+    """Return the number of workers: PYTHIA_WORKERS, or else the cores available to this process.
 
     Raises:
         ConfigError: the variable is not a positive whole number.
@@ -118,26 +109,20 @@ def parallel_map(
     in_process: bool = False,
     gate: Gate | None = None,
 ) -> list[Result]:
-    """Return `[function(job) for job in jobs]`, computed in parallel by the worker processes.
+    """Return `[function(job) for job in jobs]`, computed by worker processes with one thread each.
 
-    Each job has one thread. A progress line shows the running jobs and their progress, which the
-    jobs report through their own bars. If a job raises an error, the other jobs are stopped (jobs
-    that train save their state), and the error is raised here.
+    With one worker, jobs run in this process. If a job raises an error, the other jobs are stopped
+    (jobs that train save their state), and the error is raised here.
 
     Args:
-        function: must be importable by name, because workers receive it pickled.
-        jobs: the argument of each call of `function`. Arguments and results are pickled. Jobs start
-            in this order, unless `gate` picks another order.
-        progress: whether to show the progress line.
-        desc: a verb that begins the progress line, e.g. "training"; if it is empty, nothing is
-            written to a log.
+        function: importable by name. The function, its jobs and its results are pickled.
+        jobs: start in this order, unless `gate` picks another order.
+        desc: a verb that begins the progress line, e.g. "training"; if empty, nothing is logged.
         unit: noun for a job in the progress line, e.g. "run".
-        names: names of the jobs in the progress line; default: no names.
-        work: amount of work of each job, in any unit, from which the time left is estimated;
-            default: the same for every job.
+        names: names of the jobs in the progress line.
+        work: amount of work of each job, in any unit, to estimate the time left; default: equal.
         in_process: run the jobs in this process, e.g. because starting workers would take longer.
-        gate: a function that picks the waiting job that may start next; by default, the first
-            waiting job may start.
+        gate: picks the waiting job that may start next; default: the first.
 
     Raises:
         PythiaError: a worker died, e.g. because memory ran out.
@@ -193,10 +178,7 @@ def parallel_map(
 
 
 class _ProgressLine:
-    """A progress line that shows the running jobs, their progress and the time left.
-
-    `parallel_map` explains the arguments.
-    """
+    """A line with the running jobs, their progress and the time left; see `parallel_map`."""
 
     def __init__(
         self, progress: bool, desc: str, unit: str, names: Sequence[str], work: Sequence[float]
@@ -224,17 +206,12 @@ class _ProgressLine:
         self._bar.close()
 
     def _title(self) -> str:
-        """Return the title of the progress line, e.g. "training 9 runs"; "" without `desc`."""
+        """Return e.g. "training 9 runs"; "" without `desc`."""
         total = len(self._parts)
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
 
     def show(self, running: dict[int, tuple[float, str]]) -> None:
-        """Update the line with the progress of the running jobs.
-
-        Args:
-            running: maps the index of each running job to (the fraction of the job that is done, a
-                note on the job's position, e.g. "step 4/9").
-        """
+        """Update the line; `running` has (fraction done, note) of each running job."""
         first, last = len(self._done) + 1, len(self._done) + max(1, len(running))
         numbers = f" {first}" if first == last else f"s {first}-{last}"
         names = dict(enumerate(self._names))
@@ -250,14 +227,14 @@ class _ProgressLine:
         self._bar.update(done - self._bar.n)
 
     def done(self, number: int) -> None:
-        """Mark the job with this number as done."""
+        """Mark a job as done."""
         self._done.add(number)
 
 
 def workers_peak_mb() -> float:
     """Return the sum of the peak memory (resident set size) of all live workers, in MB.
 
-    A worker counts as 0 if the system does not report its peak, i.e. without /proc.
+    Without /proc, the result is 0.
     """
     total = 0
     for pid in list((_pool[0]._processes or {}) if _pool else {}):
@@ -271,10 +248,7 @@ def workers_peak_mb() -> float:
 
 
 def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]]:
-    """Return the pool of workers and an array with a progress slot for each worker.
-
-    The first call creates the pool.
-    """
+    """Return the pool of workers and their progress slots; the first call makes both."""
     global _pool
     if _pool is None:
         context = multiprocessing.get_context("spawn")
@@ -292,15 +266,7 @@ _slot: _ProgressSlot | None = None
 
 
 def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int) -> None:
-    """Set up a new worker process with one thread and a progress slot.
-
-    The worker ends when its parent process ends.
-
-    Args:
-        slots: the progress slots of all workers.
-        next_slot: shared counter of the slots that are taken.
-        parent: id of the parent process.
-    """
+    """Set up a new worker, with one thread and a progress slot, that ends with its parent."""
     import torch
 
     global _slot
@@ -324,13 +290,7 @@ def _exit_worker(*_: Any) -> None:
 
 
 def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
-    """Run a job in this worker, and return the result of the job.
-
-    The progress bars of the job write the progress to the worker's slot.
-
-    Args:
-        number: the index of the job.
-    """
+    """Run a job in this worker, with its progress bars writing to the worker's slot."""
     slot = _slot
     assert slot is not None
 
@@ -347,11 +307,7 @@ def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
 
 
 def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
-    """Start a thread that calls `end` once the process `parent` has ended.
-
-    Args:
-        parent: id of the process that started the current process.
-    """
+    """Start a thread that calls `end` once the process with the id `parent` has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -362,9 +318,9 @@ def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
 
 
 def _stop() -> None:
-    """Stop all workers and wait for them. A worker that is training saves its state first.
+    """Stop all workers, and kill those that have not ended after SECONDS_TO_STOP.
 
-    Workers that have not ended after SECONDS_TO_STOP are killed.
+    A worker that is training saves its state first.
     """
     global _pool
     if _pool is None:

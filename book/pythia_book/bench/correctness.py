@@ -1,10 +1,9 @@
 """Checks that kernels and training are correct on a GPU.
 
-The function `problem` compares a kernel with results in fp64. Training in every mode is compared
-with a reference: the same model, trained in fp32 on the CPU with PyTorch's own operations. The
-losses must be close to those of the reference. In the modes "eager" and "graph", a second run must
-also give the same bits. A kernel that would fall back to a slower operation counts as failed. A dry
-run does the same on tiny CPU tensors, without GPU kernels.
+Kernels are compared with results in fp64. Training in every mode is compared with the same model in
+plain PyTorch, fp32, on the CPU; outside torch.compile, a second run must also give the same bits. A
+kernel that would fall back to a slower operation counts as failed. A dry run does the same on tiny
+CPU tensors, without GPU kernels.
 """
 
 from __future__ import annotations
@@ -42,11 +41,10 @@ from pythia_core.training.trainer import DTYPES, Trainer
 from pythia_core.util.machine import deterministic
 
 UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
-"""Number of updates, vocabulary size and row length of the training check. A row is long enough for
-several tiles of an attention kernel."""
+"""Number of updates, vocabulary size and row length of the training check. A row has several tiles
+of an attention kernel."""
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
-"""Map each precision to the largest allowed difference, in nats, of a loss from plain PyTorch's in
-fp32."""
+"""Maps each precision to the largest allowed difference, in nats, from the loss in plain fp32."""
 
 
 def check_gpu(
@@ -56,13 +54,12 @@ def check_gpu(
 
     Args:
         sizes: the official sizes to check; empty: one size for each head dim.
-        dry_run: check tiny CPU tensors instead, to test that everything runs.
-        budget: seconds after which no check starts; each skipped check has a row that says so.
+        dry_run: check tiny CPU tensors instead.
+        budget: seconds after which no check starts; each skipped check gets a row.
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size.
-        PythiaError: some checks failed. The error names the failed checks and is raised after the
-            last row.
+        PythiaError: some checks failed. The error is raised after the last row.
     """
     deadline = time.monotonic() + budget
     sizes = check_can_run("correctness", sizes, dry_run)
@@ -88,10 +85,7 @@ def check_gpu(
 
 
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the name of every check, and a function that runs the check.
-
-    The function returns a description of the problem, or "" if there is none.
-    """
+    """Yield the name of every check, and a function that returns the problem, or ""."""
     first = sorted(sizes, key=lambda size: size != "160m")
     yield from _kernel_checks(first[0], "bf16", device)
     modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
@@ -113,10 +107,7 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
 def _kernel_checks(
     size: str, precision: str, device: str
 ) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the checks of all kernels at one size, as (name, function) like `_checks`.
-
-    If Triton is available, the attention kernel in Triton is checked too.
-    """
+    """Yield the checks of all kernels at one size, including the attention kernel in Triton."""
     torch.manual_seed(0)
     shape = shape_of(OFFICIAL_SIZES[size], dry_run=device == "cpu", few=True)
     for case in cases(*shape, DTYPES[precision], device):
@@ -128,7 +119,7 @@ def _kernel_checks(
 
 
 def _kernel_problem(case: Case, ours: Implementation) -> str:
-    """Compare a kernel with fp64 (see `problem`); return the problem, or "" if there is none."""
+    """Compare a kernel with fp64; return the `problem`."""
     inputs, exact = exact_results(case)
     # a mean over many tokens can be exact by chance, so allow the error of one rounding
     least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
@@ -145,15 +136,12 @@ def problem(
 ) -> str:
     """Check a kernel against the tolerance rule; return the problem, or "" if there is none.
 
-    Errors are measured against fp64. The error of every output and gradient may be up to twice the
-    error of the reference in the same dtype; an error up to `least` is always allowed. A second
-    call must give the same bits. Every element must be written.
+    Every output and gradient may have twice the error of the reference in the same dtype, measured
+    against fp64. A second call must give the same bits. Every element must be written.
 
     Args:
-        ours: the kernel.
         reference: the same operation in plain PyTorch.
         exact: the outputs and the gradients in fp64.
-        differentiated: whether to check gradients too.
         least: a relative error that is always allowed.
     """
     plain = results(reference, inputs, differentiated)
@@ -176,11 +164,7 @@ def problem(
 
 
 def _training_problem(mode: str, precision: str, device: str) -> str:
-    """Train a tiny model in one mode; return the problem, or "" if there is none.
-
-    The losses must be close to those of plain PyTorch in fp32. In every mode except "compile", the
-    losses and weights must also equal those of a second run in eager mode, bit for bit.
-    """
+    """Train a tiny model in one mode; return the problem, or "" if there is none."""
     seq_len = 32 if device == "cpu" else SEQ_LEN
     losses, weights = _train_tiny_model(precision, device, Execution(mode), seq_len)
     expected = _plain_losses(seq_len)
@@ -207,11 +191,7 @@ def _plain_losses(seq_len: int) -> list[float]:
 def _train_tiny_model(
     precision: str, device: str, execution: Execution, seq_len: int, ops: Ops | None = None
 ) -> tuple[list[float], Tensor]:
-    """Train a tiny model on the `_rows`.
-
-    Returns:
-        The loss of each update, in nats, and the final fp32 weights.
-    """
+    """Train a tiny model; return the loss of each update in nats, and the final fp32 weights."""
     run = RunConfig(
         ModelConfig(n_layers=2, d_model=128, n_heads=2, vocab_size=VOCAB, max_seq_len=seq_len),
         DataConfig(seq_len=seq_len),
@@ -224,10 +204,7 @@ def _train_tiny_model(
 
 
 def _rows(step: int, seq_len: int) -> np.ndarray:
-    """Return four training rows, (4, seq_len + 1), for the update of a step.
-
-    Each row counts up from a random number, by one and occasionally by two, modulo VOCAB.
-    """
+    """Return training rows, (4, seq_len + 1), that count up by one or two, modulo VOCAB."""
     random = np.random.default_rng(step)
     strides = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))
     return ((random.integers(VOCAB, size=(4, 1)) + strides.cumsum(1)) % VOCAB).astype(np.uint16)

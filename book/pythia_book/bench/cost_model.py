@@ -1,11 +1,8 @@
 """Predicts the duration of a training step on one H100.
 
-A step has five parts: the matrix products of the layers, the matrix products with the vocabulary,
-attention, memory-bound passes, and the loss. The operations and bytes of each part follow from the
-architecture of the model. The rates at which a GPU performs them are *estimates* from published
-kernels and data sheets, made before this project measured anything. Each estimate is a named
-constant, so that it can be checked. The optimizer has a model of its own (`optimizer_seconds`).
-Power limits, and gaps between kernel launches, are ignored.
+The operations and bytes of a step follow from the architecture. The rates of the GPU are
+*estimates* from published kernels and data sheets, made before this project measured anything; each
+is a named constant. Power limits and gaps between kernel launches are ignored.
 """
 
 from __future__ import annotations
@@ -20,8 +17,7 @@ from pythia_core.errors import ConfigError
 
 SEQ_LEN = 2048
 MATMUL = 798.0
-"""Attainable TFLOP/s of bf16 matrix products on an H100 [estimate: 81 % of the data sheet's
-rate]."""
+"""Attainable TFLOP/s of bf16 matrix products on an H100 [estimate: 81 % of the data sheet]."""
 COPY = 3.0
 """Attainable TB/s of a copy on an H100 [estimate]."""
 PEAKS = (
@@ -31,13 +27,12 @@ PEAKS = (
     ("H200", 989.4),
     ("A100", 312.0),
 )
-"""Pairs of a part of a device's name and the dense bf16 TFLOP/s in the device's data sheet. The
-first pair that matches a name counts."""
+"""Part of a device's name, and the dense bf16 TFLOP/s in its data sheet. The first match counts."""
 EFFICIENCY = {
     128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 2560: 0.88, 4096: 0.92,
 }  # fmt: skip
-"""Map the width of a model to the fraction of MATMUL that its matrix products attain [estimates].
-Values for other widths are interpolated."""
+"""Maps a model's width to the fraction of MATMUL that its matrix products attain [estimates]. Other
+widths are interpolated."""
 
 # --- execution profiles ----------------------------------------------------------------------
 
@@ -71,10 +66,9 @@ class Profile:
         attention: rates of attention.
         loss_bytes: bytes per logit that the loss reads and writes.
         loss_bandwidth: TB/s at which the loss reads and writes.
-        extra, most: the matrix products of the layers attain the fraction EFFICIENCY + extra of
-            MATMUL, but at most the fraction `most`.
-        vocab_extra, vocab_most: the matrix products with the vocabulary attain the fraction
-            EFFICIENCY + vocab_extra of MATMUL, but at most the fraction `vocab_most`.
+        extra, most: the matrix products of the layers attain EFFICIENCY + extra of MATMUL, but at
+            most the fraction `most`.
+        vocab_extra, vocab_most: the same for the matrix products with the vocabulary.
         vocab_bandwidth: TB/s of the matrix products with the vocabulary, which read or write 10
             bytes per logit.
     """
@@ -102,12 +96,15 @@ def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str,
 
     Args:
         profile: a name in PROFILES.
-        seq_len: tokens per row. If it is below SEQ_LEN, attention is predicted to be slower by a
-            factor of sqrt(SEQ_LEN / seq_len) [a guess].
+        seq_len: tokens per row. Below SEQ_LEN, attention is predicted to be slower by a factor of
+            sqrt(SEQ_LEN / seq_len) [a guess].
 
     Returns:
-        A dict with the keys gemm (matrix products of the layers), logits (matrix products with the
-        vocabulary), attention, elementwise (memory-bound passes of the layers) and loss.
+        `gemm`: matrix products of the layers
+        `logits`: matrix products with the vocabulary
+        `attention`
+        `elementwise`: memory-bound passes of the layers
+        `loss`
 
     Raises:
         ConfigError: there is no estimate for the head dim of the model.
@@ -147,20 +144,13 @@ def optimizer_seconds(model: ModelConfig) -> float:
 
 
 def predicted_tokens_per_s(model: ModelConfig, profile: str, tokens_per_update: int) -> float:
-    """Predict the tokens per second of training, including the optimizer.
-
-    Args:
-        profile: a name in PROFILES.
-    """
+    """Predict the tokens per second of training with a profile, including the optimizer."""
     seconds = ns_per_token(model, profile) / 1e9
     return 1 / (seconds + optimizer_seconds(model) / tokens_per_update)
 
 
 def peak_tflops(device: str) -> float | None:
-    """Return the dense bf16 TFLOP/s in the data sheet of a device, given the device's name.
-
-    Return None if PEAKS does not have the device.
-    """
+    """Return the dense bf16 TFLOP/s of a device by name; None if PEAKS lacks the device."""
     return next((peak for name, peak in PEAKS if name in device), None)
 
 

@@ -1,12 +1,9 @@
 """Measures the speed of text generation, compared with `generate` of `transformers`.
 
-Both implementations have the same weights and are timed alternately in the same process. Both
-continue the same batch of prompts greedily in fp32, and always write `NEW` tokens per prompt. The
-prompts differ in length, so they are padded on the left for `transformers`. `transformers` is timed
-with two implementations of attention (`ATTENTION`), and ours is compared with the faster one.
-
-The weights are random. The unembedding is enlarged so that the most likely token is clearly ahead;
-both implementations should then write equal texts. The number of equal texts is reported.
+Both implementations have the same weights, take turns in one process, and continue the same batch
+of prompts greedily in fp32 by `NEW` tokens. `transformers` needs prompts padded on the left. Our
+speed is compared with its faster attention implementation. The weights are random, with an enlarged
+unembedding, so that the most likely token is clearly ahead and both should write equal texts.
 """
 
 from __future__ import annotations
@@ -46,13 +43,7 @@ def _model(config: ModelConfig) -> GPTNeoX:
 
 
 def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
-    """Return a function that continues prompts as users of `transformers` would.
-
-    The function maps a list of prompts (token ids) to the lists of new token ids.
-
-    Args:
-        attention: an attention implementation of `transformers`, "eager" or "sdpa".
-    """
+    """Return a function from prompts to new token ids, written as `transformers` users would."""
     from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
     settings = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation=attention)
@@ -64,7 +55,6 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
     )
 
     def continue_all(prompts: list[list[int]]) -> list[list[int]]:
-        """Continue every prompt by NEW tokens, and return the new tokens."""
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -78,7 +68,7 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
 def time_alternately(
     calls: dict[str, Callable[[], Any]], rounds: Iterable[Any]
 ) -> dict[str, float]:
-    """Make each of the calls once in every round; return the median seconds of each call."""
+    """Make each call once per round; return the median seconds of each call."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in rounds:
         for name, call in calls.items():
@@ -94,10 +84,13 @@ def bench_size(
     """Measure how fast one model continues `batch` prompts.
 
     Returns:
-        A row of the table. Its keys are non_embedding (number of non-embedding parameters), batch,
-        tokens_per_s (our speed), peer (the name of the fastest `transformers` implementation),
-        peer_tokens_per_s (the speed of the peer), ratio (our speed over the speed of the peer), and
-        equal_texts (for how many prompts we and the peer write the same text).
+        `non_embedding`: number of non-embedding parameters
+        `batch`
+        `tokens_per_s`: our speed
+        `peer`: the fastest `transformers` implementation
+        `peer_tokens_per_s`: its speed
+        `ratio`: our speed over the peer's
+        `equal_texts`: for how many prompts both write the same text
     """
     model = _model(config)
     rng = np.random.default_rng(batch)
@@ -133,8 +126,10 @@ def bench_generate(
         rounds: how often each implementation is timed.
 
     Returns:
-        A dict with the keys machine, new_tokens, prompt_tokens (minimum and maximum) and rows (see
-        `bench_size`).
+        `machine`
+        `new_tokens`
+        `prompt_tokens`: minimum and maximum
+        `rows`: see `bench_size`
 
     Raises:
         ConfigError: fewer than 1 round.

@@ -1,13 +1,12 @@
 """Checks the kernels on a GPU and measures speed, in limited time (the command gpu-check).
 
-The check has several steps, each of which is a `bench` or `study` command. A step runs in a process
-of its own with a time limit, so that a step that fails or hangs does not affect the others. A step
-starts only if its estimated duration is not above the remaining time.
+Each step is a `bench` or `study` command in its own process with a time limit, so a failing or
+hanging step does not affect the others. A step starts only if its estimated duration fits the
+remaining time.
 
-Everything is written to one folder as soon as it is known, so that results survive if the machine
-disappears. The folder has a .jsonl file for each name in `FILES`: four for measurements, and one,
-steps.jsonl, for the outcome of each step. What the steps print goes to check.log. A later call,
-e.g. with other sizes, adds to the same files.
+Results are written to one folder as soon as they are known, so they survive the loss of the
+machine: a .jsonl file for each name in `FILES`, and the printed output in check.log. A later call
+adds to the same files.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ OVERTIME = 1.5
 """A step is stopped after this multiple of its estimated duration. In a dry run, which may be on a
 slow machine, a step is stopped only at the end of the budget."""
 CLOSING_SECONDS = 15.0
-"""A benchmark starts no measurement in the last seconds before its limit, this many."""
+"""A benchmark starts no measurement in these last seconds before its limit."""
 PROGRESS_SECONDS = 15.0
 """Seconds between two lines that show the progress of a step."""
 EXIT_SECONDS = 5.0
@@ -53,12 +52,11 @@ class Step:
     """One process of gpu-check, which runs a `bench` or `study` command.
 
     Attributes:
-        command: a module and its arguments. The text {budget} in an argument is replaced by the
-            number of seconds in which the step may start measurements.
-        file: name of the file in the results folder to which the step adds rows; "" if the
-            step adds no rows.
+        command: a module and its arguments. {budget} in an argument becomes the number of seconds
+            in which the step may start measurements.
+        file: the file of rows in the results folder; "" if there is none.
         seconds: estimated duration.
-        extra: whether the step is optional: skipping it for lack of time is not a failure.
+        extra: whether skipping the step for lack of time is not a failure.
     """
 
     name: str
@@ -72,13 +70,13 @@ class Step:
 
 
 def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) -> list[Step]:
-    """Return the steps of a check, most useful first. The steps' durations are rough guesses.
+    """Return the steps of a check, most useful first. The durations are rough guesses.
 
     Args:
         out: results folder.
         only: a subset of PARTS (default: all but the study).
-        sizes: names in ORDER of pythia_book.bench.train. By default, 160m is measured first and the
-            other sizes are optional; a dry run measures only 160m.
+        sizes: names in ORDER of pythia_book.bench.train. By default, sizes other than 160m are
+            optional, and a dry run measures only 160m.
 
     Raises:
         ConfigError: an unknown part or size.
@@ -93,13 +91,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     dry = ("--dry-run",) if dry_run else ()
 
     def bench(benchmark: str, size: str, seconds: float, *more: str) -> Step:
-        """Return the step of the GPU check that runs one benchmark.
-
-        Args:
-            size: the size to measure; if it is empty, the benchmark chooses the sizes.
-            seconds: estimated duration.
-            more: further arguments of the command.
-        """
+        """Return the step of one benchmark; without `size`, the benchmark chooses the sizes."""
         command = ("pythia_core", "bench", benchmark, *more, *dry, "--budget", "{budget}", "--json")
         command = (*command, str(out / f"{benchmark}.jsonl"), *(("--sizes", size) if size else ()))
         extra = bool(size) and not sizes and size != FIRST_SIZE
@@ -144,11 +136,10 @@ def gpu_check(
         only, sizes, dry_run: as in `plan`.
 
     Raises:
-        ConfigError: there is no CUDA device (outside a dry run); a part or size is unknown; `out`
-            has results of a dry run, and this call is not a dry run; or `out` has measurements, and
-            this call is a dry run.
-        PythiaError: a step failed or was stopped at its limit, or a step that is not optional was
-            skipped. The error names all these steps.
+        ConfigError: there is no CUDA device (outside a dry run), a part or size is unknown, or
+            `out` would mix results of dry runs and measurements.
+        PythiaError: a step failed or was stopped, or a required step was skipped. The error names
+            all these steps.
         KeyboardInterrupt: the user stopped the command; the table is printed first.
     """
     deadline = time.monotonic() + budget - EXIT_SECONDS
@@ -180,9 +171,7 @@ def gpu_check(
 
 
 def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) -> Iterator[Row]:
-    """Run the steps, and yield a row with the outcome of each step when it ends.
-
-    The row is also appended to steps.jsonl.
+    """Run the steps; yield the outcome of each as a row, and append the row to steps.jsonl.
 
     Args:
         deadline: the time.monotonic() value by which all steps must end.
@@ -208,14 +197,7 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
 
 
 def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
-    """Run a step in a process of its own; end the process at its time limit.
-
-    Args:
-        left: seconds until the end of the budget.
-
-    Returns:
-        The columns `outcome`, `why` and `seconds`, and `signal` if the user interrupted the step.
-    """
+    """Run a step in its own process, up to its time limit; return its outcome as columns."""
     limit = left if dry_run else min(OVERTIME * step.seconds, left)
     budget = left if dry_run else max(1.0, min(step.seconds, limit - CLOSING_SECONDS))
     _log(out, f"== {step.name}: may take {limit:.0f} s of the {left:.0f} s that are left")
@@ -258,12 +240,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
 
 
 def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
-    """Start a step in its own session, so that all processes of the step can be ended together.
-
-    Args:
-        budget: seconds in which the step may start measurements.
-        log: the file to which the output of the step is appended.
-    """
+    """Start a step in its own session, so that all its processes can be ended together."""
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     code = "from pythia_book.bench.gpu_check import child; child()"
@@ -281,10 +258,7 @@ def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
 
 
 def child() -> None:
-    """Run a module as `python -m` does. This is the main function of a step's process.
-
-    The process and its children are killed when the parent process exits.
-    """
+    """Run a module as `python -m` does; die with all children when the parent process exits."""
     parent, module, *arguments = sys.argv[1:]
     exit_with_parent(int(parent), lambda: os.killpg(0, signal.SIGKILL))
     sys.argv = [module, *arguments]
@@ -308,11 +282,7 @@ def _log(out: Path, text: str) -> None:
 
 
 def _last_line(log: Path, offset: int) -> str:
-    """Return the last line of the log that is not blank, or "" if there is none.
-
-    Args:
-        offset: number of bytes at the beginning of the log that are ignored.
-    """
+    """Return the last line after the byte `offset` that is not blank, or ""."""
     with open(log, "rb") as file:
         file.seek(offset)
         lines = file.read().decode(errors="replace").splitlines()
@@ -323,15 +293,12 @@ def _last_line(log: Path, offset: int) -> str:
 
 
 def results(out: Path) -> dict[str, list[Row]]:
-    """Map each name in FILES to the rows of that file in a results folder.
-
-    A folder has rows of dry runs or of real runs, never both.
-    """
+    """Map each name in FILES to the rows of that file in a results folder."""
     return {name: read_rows(out / f"{name}.jsonl") for name in FILES}
 
 
 def table(out: Path) -> list[str]:
-    """Format the results in a folder as lines of text; use the newest of repeated measurements."""
+    """Format the results in a folder as text lines; of repeated measurements, use the newest."""
     rows = results(out)
     mark = DRY_RUN if any(row.get("dry_run") for kind in rows.values() for row in kind) else ""
     checks = {row["name"]: row for row in rows["correctness"] if "name" in row}

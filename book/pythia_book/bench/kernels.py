@@ -1,19 +1,11 @@
 """Measures the speed of every kernel, compared with its reference implementation and libraries.
 
-The reference runs eagerly and, on a GPU and in dry runs, also under torch.compile. The results have
-one row per implementation, with the time of one forward and one backward pass. After three calls to
-warm up, at least twenty calls (by default) are timed one by one, and this is done three times. Each
-of the three repeats has a median time. The row has the median, the lowest and the highest of these
-three medians. On a GPU, the caches are flushed before every call, and two CUDA events time the
-call.
-
-A row also has a rate, in GB/s or TFLOP/s. It counts the minimal work: each operand is read once,
-and each result is written once. For causal attention, products with masked keys do not count. The
-column `share` is the rate divided by the rate of a plain copy or a matrix product, measured in the
-same run. The errors in a row are differences from an fp64 result, on fewer tokens. If an
-implementation cannot run, its row has the reason.
-
-A dry run does everything on tiny CPU tensors, so its times are meaningless.
+Each row has the time of one forward and one backward pass of one implementation (see `timing`). On
+a GPU, the caches are flushed before every call. The rate in a row, in GB/s or TFLOP/s, counts the
+minimal work: each operand is read once, each result is written once, and products with masked keys
+do not count. The column `share` is the rate over that of a plain copy or matrix product in the same
+run. Errors are differences from an fp64 result on fewer tokens. A dry run does everything on tiny
+CPU tensors; its times are meaningless.
 """
 
 from __future__ import annotations
@@ -61,7 +53,6 @@ class Case:
     """An operation at one shape, with the implementations to measure.
 
     Attributes:
-        kernel: name of the operation.
         shape: maps the name of each dimension to its size.
         inputs: creates the tensors to differentiate or, for an optimizer, to update.
         ours: our kernel.
@@ -86,23 +77,14 @@ class Case:
 
 
 def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
-    """Return the case of an AdamW step on `n` fp32 parameters.
-
-    The step also writes a copy of the parameters in `dtype`.
-    """
+    """Return the case of an AdamW step on `n` fp32 parameters, which also writes a `dtype` copy."""
     constants, decayed = AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1), n // 2
     factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
 
     def implementation(
         update: Callable[..., None], copy: Tensor | None, skip: Tensor | bool
     ) -> Implementation:
-        """Return a function that applies one update to (p, g, m, v) and returns [p, m, v].
-
-        Args:
-            update: `adamw_` or a function with the same arguments.
-            copy: receives the copy of the parameters; None: there is no copy.
-            skip: the argument `skip` of `update`.
-        """
+        """Return a function that applies one update to (p, g, m, v) and returns [p, m, v]."""
 
         def step(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
             buffers = AdamWBuffers(p, g, m, v, copy, decayed)
@@ -140,8 +122,7 @@ def cases(
 
     Args:
         d: width of the model.
-        fused: whether to yield the operations of a GPU, some of which are fused. If false, yield
-            the operations of a CPU, most of them together with PyTorch's implementation.
+        fused: whether to yield the operations of a GPU instead of those of a CPU.
     """
     n, dim, size = rows * seq, d // heads, dtype.itemsize
     fp32 = {"dtype": torch.float32, "device": device}
@@ -259,11 +240,7 @@ REPEATS, CALLS = 3, 20
 def _timed_calls(
     function: Callable[[], Any], device: str, seconds: float, calls: int
 ) -> list[float]:
-    """Call a function at least `calls` times and for at least `seconds`.
-
-    Returns:
-        The milliseconds of each call.
-    """
+    """Return the milliseconds of each call, for at least `calls` calls and at least `seconds`."""
     cuda = device == "cuda"
     flush_buffer = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
     times: list[float] = []
@@ -294,9 +271,9 @@ def timing(
         calls: minimum number of calls in each repeat.
 
     Returns:
-        A dict with the keys `ms` (the median of the repeats' medians, in milliseconds), `ms_low`
-        and `ms_high` (the lowest and highest of these medians), and `calls` (the number of timed
-        calls).
+        `ms`: the median of the repeats' medians, in milliseconds
+        `ms_low`, `ms_high`: the lowest and highest of these medians
+        `calls`: the number of timed calls
     """
     for _ in range(3):
         function()
@@ -313,14 +290,9 @@ def timing(
 def peak_rates(
     device: torch.device, dtypes: Sequence[torch.dtype], seconds: float
 ) -> dict[str, float]:
-    """Measure the rates of a copy and of square matrix products.
+    """Measure the rates of a copy ("copy", GB/s) and of matrix products (by precision, TFLOP/s).
 
-    Args:
-        seconds: minimum duration of each measurement.
-
-    Returns:
-        A dict. "copy" is the bytes that a copy reads plus the bytes that it writes, in GB/s.
-        "fp32", "bf16", ... are the matrix products in each of the dtypes, in TFLOP/s.
+    A copied byte counts twice: read and written. Each measurement takes at least `seconds`.
     """
     cuda = device.type == "cuda"
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)
@@ -354,7 +326,7 @@ def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
 
 
 def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tensor]:
-    """Return the outputs of an implementation as a list, even if there is only one output."""
+    """Return the outputs of an implementation as a list."""
     outputs = implementation(*leaves)
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
@@ -364,8 +336,8 @@ def results(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run an implementation; return its outputs and the gradients of its inputs, in fp64.
 
-    The upstream gradients are the same random numbers in every call, rounded to the output's dtype.
-    If `differentiated` is false, the list of gradients is empty.
+    Upstream gradients are the same random numbers in every call, rounded to the output's dtype. If
+    `differentiated` is false, the list of gradients is empty.
     """
     if not differentiated:
         return [o.double() for o in _outputs(implementation, [x.clone() for x in inputs])], []
@@ -384,13 +356,7 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
-    """Create the inputs of a case and compute its exact outputs and gradients in fp64.
-
-    The inputs are the same in every call.
-
-    Returns:
-        The inputs, and the pair of exact outputs and exact gradients.
-    """
+    """Return the inputs of a case, the same in every call, and (outputs, gradients) in fp64."""
     torch.manual_seed(2)
     inputs = case.inputs()
     return inputs, results(case.exact, [x.double() for x in inputs], case.differentiated)
@@ -405,10 +371,7 @@ def error_of(case: Case, implementation: Implementation) -> float:
 
 
 def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
-    """Return a function to be timed, which runs forward and backward once.
-
-    For a case that is not differentiated, it runs only forward.
-    """
+    """Return a function that runs forward and, for a differentiated case, backward once."""
     inputs = case.inputs()
     if not case.differentiated:
         return lambda: implementation(*inputs)
@@ -418,10 +381,7 @@ def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
 
 
 def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
-    """Return the bytes that a call allocates at its peak, not counting earlier allocations.
-
-    On a CPU, return None.
-    """
+    """Return the bytes that a call allocates on a GPU at its peak; None on a CPU."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -447,7 +407,6 @@ def measure(
 
     Args:
         error_case: the same operation on few tokens, used to measure errors.
-        seconds, calls: see `timing`.
         peaks: the `peak_rates` of the device.
         deadline: the time.monotonic() value after which no measurement starts.
         compiled: whether to time the reference under torch.compile too.
@@ -508,10 +467,7 @@ def reason(error: Exception) -> str:
 
 
 def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
-    """Raise an error if a benchmark cannot run.
-
-    Returns:
-        The sizes to measure: `sizes`, or SIZES if `sizes` is empty.
+    """Return the sizes to measure: `sizes`, or SIZES if `sizes` is empty.
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size.
@@ -542,11 +498,10 @@ def bench_kernels(
     Args:
         sizes: on a GPU, official sizes (default: one per head dim); on a CPU, sizes of the scale
             `laptop`, whose batch size and row length are used.
-        dry_run: measure tiny CPU tensors instead, to test that everything runs.
+        dry_run: measure tiny CPU tensors instead.
         seconds: minimum seconds of timed calls per measurement.
         only: on a GPU, a subset of KERNELS (default: all).
-        budget: on a GPU, the seconds after which no measurement starts; each skipped measurement
-            has a row that says so.
+        budget: seconds on a GPU after which no measurement starts; each skipped one gets a row.
         precisions: precisions to measure on a CPU; a GPU is always measured in bf16.
         calls: minimum timed calls per repeat on a CPU; on a GPU, always CALLS.
 
@@ -579,10 +534,7 @@ def bench_kernels(
 def _bench_on_cpu(
     sizes: Sequence[str], precisions: Sequence[str], seconds: float, calls: int
 ) -> Iterator[Row]:
-    """Measure the CPU kernels, without torch.compile, at the shapes of the scale `laptop`.
-
-    Yields a row for the machine, then a row for each measurement.
-    """
+    """Measure the CPU kernels, without torch.compile; yield rows as `bench_kernels` does."""
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
     vocab, peaks = scale.run(sizes[0]).model.vocab_size, peak_rates(device, dtypes, seconds)
@@ -598,13 +550,10 @@ def _bench_on_cpu(
 
 
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
-    """Return the shape at which to measure a size.
+    """Return (rows, tokens per row, width, heads, vocabulary) at which to measure a size.
 
-    In a dry run there are 8 tokens and 2 heads. Otherwise, there are 300 tokens if `few`, as for
-    comparisons with fp64, and 32,768 tokens if not.
-
-    Returns:
-        The number of rows, tokens per row, width, heads, and size of the vocabulary.
+    A dry run has 8 tokens and 2 heads. Otherwise there are 300 tokens if `few`, as for comparisons
+    with fp64, and 32,768 tokens if not.
     """
     if dry_run:
         return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
@@ -628,16 +577,13 @@ REPETITIONS = 4
 def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iterator[Row]:
     """Measure each attention library: its speed, and whether repeated gradients have equal bits.
 
-    A run can be resumed exactly only if the same step gives the same bits. A backward pass that
-    adds up its tiles with atomics gives different bits. So every library is timed twice: with its
-    default kernels, and with deterministic kernels only. Each time, the gradients are computed
-    again and compared. All tensors are bf16; queries, keys and values are views of one packed
-    tensor.
+    Only with equal bits can a run be resumed exactly. Every library is measured with its default
+    kernels and with deterministic kernels only. Queries, keys and values are bf16 views of one
+    packed tensor.
 
     Args:
-        dry_run: measure tiny CPU tensors instead, to test that everything runs.
-        budget: seconds after which no measurement starts; each skipped measurement has a row that
-            says so.
+        dry_run: measure tiny CPU tensors instead.
+        budget: seconds after which no measurement starts; each skipped measurement gets a row.
 
     Yields:
         A row for the machine, then a row for each library, shape and kind of kernels.
@@ -670,9 +616,10 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
     """Time forward and backward together at one shape; compare the bits of repeated gradients.
 
-    Returns:
-        The columns of `timing`, and the columns bits_repeat, tflops (TFLOP/s) and, for the library
-        "torch", chosen (the backend that torch chooses).
+    Columns, besides those of `timing`:
+    `bits_repeat`
+    `tflops`: TFLOP/s
+    `chosen`: the backend that torch chooses, for the library "torch"
     """
     device, tokens = ("cpu", seq_len) if dry_run else ("cuda", TOKENS)
     heads = 1 if dry_run else WIDTH // head_dim
@@ -684,7 +631,6 @@ def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) ->
     upstream = torch.randn(*shape, head_dim, **options)
 
     def forward_backward() -> tuple[Tensor, ...]:
-        """Run the forward and backward pass; return the gradients of q, k and v."""
         return torch.autograd.grad(backend_attention(*leaves, library), leaves, upstream)
 
     first = forward_backward()

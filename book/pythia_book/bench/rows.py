@@ -1,9 +1,8 @@
 """Reads and writes files of measurements, in which every line (row) is a JSON object.
 
-A row is written as soon as it is measured. An interrupted write can leave a partial last line. The
-next write then ends this line, and readers skip it. The column `dry_run` says whether a row comes
-from a dry run. The numbers of a dry run are meaningless and never used by a page of the book. If a
-measurement failed, the column `failed` has the reason. The kinds of rows are:
+Rows are written as soon as they are measured. Readers skip a partial line, and the next write ends
+it. Rows with `dry_run` have meaningless numbers, which no page uses. The column `failed` has the
+reason of a failed measurement. The kinds of rows are:
 
     machine    device, versions, measured rates of copying memory and of matrix products
     train      one implementation of a training step at one size
@@ -35,14 +34,7 @@ DRY_RUN = "[dry run: not a result] "
 
 
 def require_cuda(command: str) -> None:
-    """Raise an error if there is no GPU to measure.
-
-    Args:
-        command: the command that needs the GPU, for the message.
-
-    Raises:
-        ConfigError: torch finds no CUDA device.
-    """
+    """Raise ConfigError with the name of the command if torch finds no CUDA device."""
     import torch
 
     if not torch.cuda.is_available():
@@ -58,11 +50,7 @@ def gpu_folder() -> Path:
 
 
 def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], None]) -> None:
-    """Append each row to the file `path` as soon as it arrives, and call `show` on the row.
-
-    Args:
-        path: the file; None: only call `show`.
-    """
+    """Append each row to the file `path`, if given, as soon as it arrives, and `show` it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _terminate_last_line(path)
@@ -74,7 +62,7 @@ def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], Non
 
 
 def _terminate_last_line(path: Path) -> None:
-    """Put a line end after a partial last line, so that the next row gets a line of its own."""
+    """End a partial last line, so that the next row gets a line of its own."""
     if path.is_file() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -83,10 +71,7 @@ def _terminate_last_line(path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a file; return [] if the file does not exist.
-
-    Damaged lines are skipped with a warning.
-    """
+    """Read the rows of a file, skipping damaged lines with a warning; [] if there is no file."""
     rows, unreadable = [], []
     for number, text in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
         try:
@@ -106,7 +91,7 @@ def read_rows(path: Path) -> list[Row]:
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Log a warning, but each message only once, because a growing file is read again and again."""
+    """Log a warning once per message, because a growing file is read again and again."""
     log.warning(message)
 
 
@@ -115,12 +100,11 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
 
     Args:
         kind: the kind of rows, e.g. "train".
-        keys: names of columns. Rows that are equal in these columns repeat a measurement. Of such
-            rows, only the newest row with a speed is returned or, if no row has a speed, the newest
-            row.
+        keys: the columns that identify a measurement. Of repeated measurements, the newest with a
+            speed is returned, or else the newest.
 
     Returns:
-        The row that describes the machine, then the measurements. Empty if no row has a speed.
+        The row of the machine, then the measurements. Empty if no row has a speed.
     """
     rows = [row for row in read_rows(path) if row.get("dry_run") is False]
     machines = [row for row in rows if row["kind"] == "machine"]
@@ -138,11 +122,7 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
 
 
 def format_row(row: Row) -> str:
-    """Format a row of the training benchmark as one line for a terminal.
-
-    Args:
-        row: a row of the kind "train" or "machine".
-    """
+    """Format a row of the kind "train" or "machine" as one line for a terminal."""
     mark = DRY_RUN if row["dry_run"] else ""
     if row["kind"] == "machine":
         rates = ", ".join(f"{v:.3g} {name}" for name, v in row["matmul_tflop_per_s"].items())

@@ -1,8 +1,8 @@
 """Measures how fast `SurfaceTerms` counts terms in rows of token ids.
 
-The terms are the most frequent words and pairs of adjacent words in the training data of the scale
-`laptop`. The baseline decodes every row and splits it into words. `SurfaceTerms` and the baseline
-each use one thread, are timed alternately in the same process, and must agree on every count.
+The terms are the most frequent words and word pairs in the training data of the scale `laptop`. The
+baseline decodes every row and splits it into words. Both use one thread, take turns in the same
+process, and must agree on every count.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     """Measure the tokens per second of SurfaceTerms and of the baseline, in alternating rounds.
 
     Returns:
-        A dict with the keys machine, terms (how many), tokens (how many), rounds, tokens_per_s (by
-        name of the implementation) and ratio (SurfaceTerms to the baseline).
+        `machine`
+        `terms`, `tokens`, `rounds`: counts
+        `tokens_per_s`: by name of the implementation
+        `ratio`: SurfaceTerms to the baseline
 
     Raises:
         ConfigError: fewer than 10 terms or 1 round.
@@ -48,7 +50,6 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     pieces = token_bytes(data.tokenizer)
 
     def words(row: np.ndarray) -> list[bytes]:
-        """Decode a row of token ids and split it into words."""
         return _WORD.findall(b"".join(pieces[i] or b"\n" for i in row.tolist()))
 
     frequent: Counter[tuple[bytes, ...]] = Counter()
@@ -64,7 +65,6 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     parts = np.split(rows, range(CHUNK // rows.shape[1], len(rows), CHUNK // rows.shape[1]))
 
     def count_by_splitting() -> list[int]:
-        """Return the count of each term in all rows, from the words of the decoded rows."""
         counts: Counter[tuple[bytes, ...]] = Counter()
         for row in rows:
             split = words(row)

@@ -1,23 +1,15 @@
 """Measures the speed of a training step in several implementations.
 
-The implementations all have fp32 master weights, and AdamW and clipping with the same settings:
+All have fp32 master weights and the same AdamW and clipping settings:
 
 - ours: the `Trainer` in each mode of `Execution`;
-- plain: our model definition with PyTorch's own operations, eager or under `torch.compile`, which
-  shows what the compiler alone achieves;
+- plain: our model definition with PyTorch's own operations, eager or under `torch.compile`;
 - transformers: GPT-NeoX as users of `transformers` train it, in fp32 or under bf16 autocast;
-- products, on a CPU only: nothing but the matrix products of the linear maps and the unembedding,
-  which every implementation needs. No update can be faster.
+- products, on a CPU only: nothing but the matrix products that every implementation needs.
 
-All implementations read the same batches of real text. After untimed warm-up updates, there are
-several rounds of a few updates, and each round is timed as a whole. The implementations that fit
-into memory together take turns, round by round, so that changes of the clock rate affect all.
-
-On a CPU, the sizes and batches of the scale `laptop` are measured, and torch.compile is tried in a
-child process first, within a time limit. On a GPU, official sizes are measured, with as many rows
-of 2,048 tokens as fit with the implementation that needs the most memory. The most useful
-comparisons are made first, because time may run out before the last. A dry run tries the same with
-tiny models on the CPU; its numbers mean nothing.
+All read the same batches of real text. Implementations that fit into memory together take turns, so
+that changes of the clock rate affect all. A dry run has tiny models on the CPU; its numbers mean
+nothing.
 """
 
 from __future__ import annotations
@@ -68,9 +60,8 @@ Step = Callable[[np.ndarray], Any]
 """Makes one update on rows of S+1 tokens."""
 LEARNING_RATE = 1e-4
 SAVED_BYTES = {"compile": (34, 8), "eager": (60, 14)}
-"""Map each mode to two numbers (a, b), which were counted by hand. For the backward pass, a
-baseline saves about a * width bytes per token in each layer, and b * vocabulary bytes per token in
-the loss. The search for a batch that fits starts from these numbers."""
+"""Maps each mode to (a, b), counted by hand: a baseline saves about a * width bytes per token and
+layer, and b * vocabulary bytes per token in the loss. The search for a batch size starts here."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class Implementation:
 
     @property
     def name(self) -> str:
-        """The name of the implementation, e.g. "ours graph, recompute, bf16"."""
+        """The name, e.g. "ours graph, recompute, bf16"."""
         return f"{self.label}, {self.precision}"
 
     @property
@@ -120,10 +111,7 @@ class Implementation:
         return Execution(self.mode, self.recompute, self.deterministic)
 
     def activation_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes of memory that an update on `tokens` tokens needs.
-
-        The weights and the optimizer state are not included.
-        """
+        """Estimate the bytes that an update needs beyond weights and optimizer state."""
         if self.family == "ours":
             per_token = memory.activation_bytes_per_token(model, self.execution, self.precision)
         else:
@@ -132,11 +120,7 @@ class Implementation:
         return memory.RESERVE + tokens * per_token
 
     def resident_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes that this implementation keeps while other implementations run.
-
-        It keeps the weights and optimizer state and, with a CUDA graph, the intermediate tensors of
-        an update on `tokens` tokens.
-        """
+        """Estimate the bytes kept while others run: training state and a CUDA graph's tensors."""
         graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
         return memory.state_bytes(model, self.precision) + graph
 
@@ -162,14 +146,7 @@ class Implementation:
         return partial(_update, config, device, model, optimizer, forward)
 
     def _transformers(self, config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
-        """Make GPT-NeoX as a user of `transformers` would train it.
-
-        The activation "gelu_new" is replaced by "gelu_pytorch_tanh", the same function in one pass
-        instead of several.
-
-        Returns:
-            The model, and a function that computes the loss of the model on rows.
-        """
+        """Make GPT-NeoX as a user of `transformers` would, with a faster form of the same GELU."""
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
         settings = {**hf.hf_config(config.model), "use_cache": False}
@@ -181,7 +158,6 @@ class Implementation:
         run = torch.compile(model) if compiled else model
 
         def forward(rows: Tensor) -> Tensor:
-            """Return the loss of the model on rows (batch, S+1)."""
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 return run(input_ids=rows[:, :-1], labels=rows[:, :-1]).loss
 
@@ -205,17 +181,14 @@ ROUNDS_ON_GPU = (
         Implementation("plain"),
     ),
 )
-"""Groups of implementations. Each group is measured at every size before the next group starts: the
-main comparison, in which only BASELINE is compiled; the other compiled implementations; and the
-costs of determinism, of recomputation, and of plain PyTorch without a compiler."""
+"""Groups of implementations; each group is measured at every size before the next starts. First the
+main comparison, then the other compiled implementations, then the costs of options."""
 
 
 def implementations_on_cpu(
     precisions: Sequence[str], compiled: Sequence[str]
 ) -> tuple[Implementation, ...]:
     """Return the implementations to measure on a CPU, in each precision.
-
-    These are ours, those of `transformers`, and the matrix products alone.
 
     Args:
         compiled: precisions in which to include torch.compile, which takes half a minute.
@@ -242,10 +215,7 @@ def _init(name: str, p: Tensor, _: torch.Generator) -> None:
 
 
 def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> Step:
-    """Create a trainer, at a step after learning-rate warm-up; return its update function.
-
-    As in `train`, the loss of an update is read some updates later, to avoid waiting for the GPU.
-    """
+    """Create a trainer past warm-up; return its update, which reads losses late as `train` does."""
     with torch.device(device):
         trainer = Trainer(config, device, execution, partial(GPTNeoX, init=_init))
     trainer.step = config.train.steps // 10
@@ -253,7 +223,7 @@ def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> 
 
 
 def _launch(trainer: Trainer, in_flight: deque[PendingUpdate], lag: int, batch: np.ndarray) -> None:
-    """Launch an update, then wait for the oldest updates until at most `lag` are in flight."""
+    """Launch an update, then wait until at most `lag` updates are in flight."""
     in_flight.append(trainer.launch(batch))
     while len(in_flight) > lag:
         in_flight.popleft().result()
@@ -262,9 +232,7 @@ def _launch(trainer: Trainer, in_flight: deque[PendingUpdate], lag: int, batch: 
 def _products_step(config: RunConfig, device: torch.device) -> Step:
     """Return a function that does the matrix products of an update, forward and backward.
 
-    The products are those of the linear maps and, in the same chunks as in our implementation, of
-    the unembedding. The products inside attention are left out, because how many there are depends
-    on the implementation.
+    The products inside attention are left out: their number depends on the implementation.
     """
     model, dtype = config.model, DTYPES[config.train.precision]
     d, n = model.d_model, config.train.batch_size * config.data.seq_len
@@ -279,7 +247,6 @@ def _products_step(config: RunConfig, device: torch.device) -> Step:
         maps[rows, inner, outer] = factors, [torch.empty_like(factor) for factor in factors]
 
     def step(batch: np.ndarray) -> None:
-        """Do the products of an update; `batch` is not read."""
         for shape in shapes:
             (x, weight, dy), (dx, dweight, y) = maps[shape]  # memory is reused
             torch.mm(x, weight.t(), out=y)
@@ -290,11 +257,7 @@ def _products_step(config: RunConfig, device: torch.device) -> Step:
 
 
 def _plain(config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
-    """Create our model with PyTorch's own operations.
-
-    Returns:
-        The model, and a function that computes the loss of the model on rows.
-    """
+    """Create our model with PyTorch's own operations, and its loss function."""
     with torch.device(device):
         model = GPTNeoX(config.model, PLAIN, _init)
         model.init_weights(0)
@@ -311,12 +274,7 @@ def _update(
     forward: Callable[[Tensor], Tensor],
     batch: np.ndarray,
 ) -> None:
-    """Make one update of a baseline, without waiting for the device.
-
-    Args:
-        forward: a function that computes the loss of the model on rows.
-        batch: rows of token ids, (batch, S+1).
-    """
+    """Make one update of a baseline on rows (batch, S+1), without waiting for the device."""
     rows = torch.from_numpy(batch.astype(np.int64)).to(device)
     optimizer.zero_grad(set_to_none=True)
     forward(rows).backward()
@@ -328,15 +286,12 @@ def _update(
 
 SEQ_LEN = cost_model.SEQ_LEN
 TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
-"""Maximum tokens per update, enough to keep an H100 busy. "narrow" is for models with a width up to
-256, and "wide" is for all others."""
+"""Maximum tokens per update, enough to keep an H100 busy; "narrow": width up to 256."""
 WARM_UP = 3
 ROUNDS, MIN_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
-"""Rounds per implementation, and minimum updates per round. By default, at least 20 updates of an
-implementation are timed."""
+"""Rounds per implementation, and minimum updates per round: at least 20 timed updates in all."""
 TIME_ALLOWANCE = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
-"""Map each mode to the seconds reserved for an implementation, which is skipped if less time is
-left."""
+"""Maps each mode to the seconds that must be left to start an implementation."""
 COMPILE_SECONDS = 300
 """How long torch.compile may take for one size on a CPU."""
 
@@ -385,20 +340,13 @@ class Job:
         return RunConfig(self.model, DataConfig(seq_len=self.seq_len), train)
 
     def batches(self, rows: int, n: int = 4) -> list[np.ndarray]:
-        """Cut the text into `n` batches of `rows` rows of S+1 tokens.
-
-        A text that is too short is repeated.
-        """
+        """Cut the text, repeated if too short, into `n` batches of `rows` rows of S+1 tokens."""
         shape = (n, rows, self.seq_len + 1)
         return list(np.resize(self.tokens, int(np.prod(shape))).reshape(shape))
 
 
 def rows_to_try(job: Job, total_bytes: float) -> list[int]:
-    """Return the counts of rows per update to try, largest first.
-
-    The counts are powers of two. The largest is at most twice the estimate of how many rows fit
-    into `total_bytes`. If the job sets the count, only that count is returned.
-    """
+    """Return the rows per update to try: `job.rows` or else powers of two, largest first."""
     if job.rows:
         return [job.rows]
     model, most = job.model, TOKENS["narrow" if job.model.d_model <= 256 else "wide"]
@@ -411,10 +359,9 @@ def rows_to_try(job: Job, total_bytes: float) -> list[int]:
 
 
 def fitting_rows(job: Job) -> int:
-    """Return the number of rows per update: `job.rows` if set, else as many as fit into memory.
+    """Return the rows per update: `job.rows` if set, else as many as fit into memory.
 
-    To find out how many fit, make updates of SIZING_IMPLEMENTATION with the numbers in
-    `rows_to_try`. Without a GPU, the default is 2 rows.
+    Without a GPU, the default is 2 rows.
     """
     if job.rows or job.device.type != "cuda":
         return job.rows or 2
@@ -428,7 +375,7 @@ def fitting_rows(job: Job) -> int:
 
 
 def _try_update(job: Job, rows: int) -> Exception | None:
-    """Make one update with SIZING_IMPLEMENTATION; return its error, or None if there is none."""
+    """Make one update with SIZING_IMPLEMENTATION; return its error, or None."""
     try:
         SIZING_IMPLEMENTATION.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
         _wait(job.device)
@@ -438,12 +385,7 @@ def _try_update(job: Job, rows: int) -> Exception | None:
 
 
 def groups(job: Job, rows: int, total_bytes: float) -> list[list[Implementation]]:
-    """Divide the implementations of a job, in order, into groups that should fit into memory.
-
-    Args:
-        rows: rows per update.
-        total_bytes: memory of the device, in bytes.
-    """
+    """Divide the implementations, in order, into groups that should fit into `total_bytes`."""
     model, tokens = job.model, rows * job.seq_len
     result: list[list[Implementation]] = []
     total_resident = peak = 0
@@ -477,8 +419,7 @@ class _WarmedUp:
 def measure(job: Job) -> Iterator[Row]:
     """Measure a job; yield a row for every implementation as soon as it is measured.
 
-    Several implementations are in memory at a time. If one of these implementations runs out of
-    memory, it is measured again alone.
+    An implementation that runs out of memory beside others is measured again alone.
     """
     device = job.device
     if time.time() > job.deadline:
@@ -504,10 +445,7 @@ def measure(job: Job) -> Iterator[Row]:
 
 
 def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iterator[Row]:
-    """Warm up the implementations of a group, then let them take turns, round by round.
-
-    Yields the columns of a row for each implementation, with its speed or the reason of a failure.
-    """
+    """Warm up a group, then let it take turns; yield columns for each implementation."""
     batches = job.batches(rows)
     ready: list[_WarmedUp] = []
     for implementation in group:
@@ -541,10 +479,7 @@ def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iter
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Yield a list that collects the warnings that pythia_core logs inside the block.
-
-    An example is a warning about a slow fallback.
-    """
+    """Yield a list that collects pythia_core's warnings, e.g. about a slow fallback."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -569,12 +504,9 @@ def _in_own_group(function: Callable[[], object], threads: int) -> None:
 
 
 def _in_time(function: Callable[[], object], seconds: float = COMPILE_SECONDS) -> None:
-    """Call a function in a child process, which is killed with its children when time is up.
+    """Call a picklable function in a child process, and kill the process tree when time is up.
 
     An error in the child is not raised: the caller, which compiles next, meets it too.
-
-    Args:
-        function: can be pickled.
 
     Raises:
         TimeoutError: the time is up.
@@ -594,12 +526,7 @@ def _in_time(function: Callable[[], object], seconds: float = COMPILE_SECONDS) -
 def _warm_up(
     implementation: Implementation, job: Job, rows: int, batches: list[np.ndarray]
 ) -> _WarmedUp:
-    """Make warm-up updates, which compile and allocate.
-
-    Returns:
-        The implementation ready for timing, with the number of updates to make per round and with
-        its peak memory.
-    """
+    """Make warm-up updates, which compile and allocate; choose the number of updates per round."""
     device = job.device
     before = _allocated(device)
     step = implementation.make(job.config(rows), device)
@@ -651,11 +578,7 @@ def _release(device: torch.device) -> None:
 
 
 def _result(entry: _WarmedUp, job: Job, rows: int) -> Row:
-    """Return the columns of a row that describe the speed and memory of an implementation.
-
-    Args:
-        rows: rows per update.
-    """
+    """Return the columns of a row for the speed and memory of an implementation."""
     tokens = rows * job.seq_len
     median = statistics.median(entry.seconds)
     flops = tokens / median * flops_per_token(job.model, job.seq_len)
@@ -684,21 +607,16 @@ def failures(job: Job, implementations: Sequence[Implementation], why: str) -> I
 
 TEXT_ROWS = 512
 DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
-"""The text that is read on a GPU: the miniature corpus, tokenized with Pythia's tokenizer."""
+"""The text for a GPU: the miniature corpus, tokenized with Pythia's tokenizer."""
 
 
 def text_file() -> Path:
-    """Return the path of the file with the tokens of `DATA`, which GPU benchmarks train on.
-
-    The file is small enough to copy to a machine without a network.
-    """
+    """Return the path of the tokens of `DATA`, small enough to copy to an offline machine."""
     return results_dir() / "bench" / "tokens.npy"
 
 
 def text_tokens(progress: bool = True) -> np.ndarray:
-    """Return the tokens of a real text, to be cut into rows, as a uint16 array of one dimension.
-
-    The text is prepared once and saved in `text_file`.
+    """Return the tokens of a real text, uint16[tokens], prepared once and saved in `text_file`.
 
     Raises:
         FetchError: the corpus or the tokenizer is not available.
@@ -750,18 +668,15 @@ def bench_train(
 ) -> Iterator[Row]:
     """Measure training steps; yield a row for the machine, then a row for each measurement.
 
-    Rows are described in pythia_book.bench.rows.
-
     Args:
-        sizes: on a CPU, sizes of the scale `laptop`; on a GPU, official sizes up to 2.8b (default:
-            all).
+        sizes: on a CPU, sizes of the scale `laptop`; on a GPU, names in ORDER (default: all).
         device: "cpu" or "cuda".
-        dry_run: instead of a GPU, measure tiny models on the CPU, to test that everything runs.
-        precisions: precisions to measure on a CPU (default: fp32, and bf16 if the processor
-            has instructions for it); a GPU is always measured in bf16.
+        dry_run: instead of a GPU, measure tiny models on the CPU.
+        precisions: precisions to measure on a CPU (default: fp32, and bf16 if the processor has
+            instructions for it); a GPU is always measured in bf16.
         compiled: on a CPU, the precisions in which to measure torch.compile too (default: all).
         rounds: rounds per implementation (default: ROUNDS).
-        seconds: minimum duration of a round in seconds (default: 1 on a GPU, 0 on a CPU).
+        seconds: minimum duration of a round (default: 1 on a GPU, 0 on a CPU).
         budget: seconds after which no measurement starts; 0: no limit.
 
     Raises:
@@ -824,13 +739,10 @@ def bench_train(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Format measurements on a CPU as the table in the README.
+    """Format the rows of `bench_train` on a CPU as the table in the README.
 
-    The ratio in the precision that the machine trains in is in bold type. The last column is the
-    ratio if our update took only the time of the matrix products.
-
-    Args:
-        rows: the rows of `bench_train`: the machine first, then the measurements.
+    Ratios in the precision that the machine trains in are bold. The last column is the ratio if our
+    update took only the time of the matrix products.
     """
     machine = rows[0]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"

@@ -1,7 +1,4 @@
-"""Defines the commands that the book adds to `python -m pythia_core`.
-
-Each module adds a group of commands. Bad arguments are rejected before any long work starts.
-"""
+"""Defines the commands that the book adds to `python -m pythia_core`, one group per module."""
 
 from __future__ import annotations
 
@@ -22,7 +19,6 @@ def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:
 
     Args:
         option: the option that names the file, e.g. "--out", for error messages.
-        name: name of the file.
         parquet: whether the file is Parquet, which needs pyarrow.
 
     Raises:

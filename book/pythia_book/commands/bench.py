@@ -1,8 +1,7 @@
 """Adds the commands `bench` and `gpu-check`.
 
-`bench NAME` measures the speed of one part of the code against a baseline, e.g. `bench train`.
-`bench correctness` checks kernels and training instead. `gpu-check` checks the kernels on a GPU and
-measures their speed, within a time limit.
+`bench NAME` measures one part of the code against a baseline; `bench correctness` checks kernels
+and training. `gpu-check` runs several of these benchmarks on a GPU, within a time limit.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--readme"),
            "cuda": ("--dry-run", "--budget", "--seconds")}  # fmt: skip
-"""Maps a device to the options of `bench train` that apply only to this device."""
+"""Maps a device to the options of `bench train` for this device only."""
 
 
 def add(command: AddCommand) -> None:
@@ -68,13 +67,7 @@ def add(command: AddCommand) -> None:
     benchmarks = p.add_subparsers(required=True, metavar="BENCHMARK")
 
     def benchmark(name: str, run: Any, text: str, *options: str) -> argparse.ArgumentParser:
-        """Add a benchmark to the command `bench`; return its parser.
-
-        Args:
-            run: the function that runs the benchmark.
-            text: what the benchmark measures, for --help.
-            options: keys of OPTIONS.
-        """
+        """Add a benchmark with some of the OPTIONS to the command `bench`; return its parser."""
         p = benchmarks.add_parser(
             name, help=text, description=text, argument_default=argparse.SUPPRESS
         )
@@ -128,13 +121,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> None:
-    """Run `bench train` and print its rows; on a CPU, also print the table of the README.
-
-    With --readme, update the README. With --json, write the rows to a file.
-
-    Raises:
-        ConfigError: an option does not apply to this device, a size is unknown, or there is no GPU.
-    """
+    """Run `bench train` and print its rows and, on a CPU, the table of the README."""
     from pythia_book.bench import rows, train
 
     options, printed = _options(args), []
@@ -153,7 +140,6 @@ def _train(args: argparse.Namespace) -> None:
         readme = require_checkout("--readme") / "README.md"
 
     def show(row: rows.Row) -> None:
-        """Print a row, and remember it for the table."""
         printed.append(row)
         print(rows.format_row(row), flush=True)
 
@@ -196,11 +182,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _print_table(result: dict[str, Any], markdown: Any, file: Path | None) -> None:
-    """Print the result of a benchmark as a table; also write it to `file` as JSON, if given.
-
-    Args:
-        markdown: a function that formats the result as a Markdown table.
-    """
+    """Print the result of a benchmark as a table; also write it to `file` as JSON, if given."""
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
@@ -228,14 +210,14 @@ def _correctness(args: argparse.Namespace) -> None:
 
 
 def _print_rows(measured: Any, file: Path | None) -> None:
-    """Print each measured row as JSON as soon as it comes; also write it to `file`, if given."""
+    """Print each row as JSON as soon as it is measured; also write it to `file`, if given."""
     from pythia_book.bench.rows import write_rows
 
     write_rows(measured, file, lambda row: print(json.dumps(row), flush=True))
 
 
 def _gpu_check(args: argparse.Namespace) -> None:
-    """Check and measure a GPU within a time budget, and write the results to the folder --out."""
+    """Check and measure a GPU within a time budget."""
     from pythia_book.bench.gpu_check import gpu_check
     from pythia_book.bench.rows import gpu_folder
 

@@ -1,9 +1,8 @@
 """Adds the command `continue`, which continues the training of a checkpoint.
 
-With --swap, two runs are trained: one reads data with swapped pronouns, and its control reads the
-same data unchanged. A plan is printed first. It lists missing shards with their sizes before
-anything is downloaded. Long training and large downloads start only with --yes. At the end, the
-command prints the results.
+With --swap, two runs are trained: one on data with swapped pronouns, and a control on the same data
+unchanged. The plan, printed first, lists missing shards. Long training and large downloads start
+only with --yes.
 """
 
 from __future__ import annotations
@@ -76,11 +75,7 @@ def add(command: AddCommand) -> None:
 
 
 def _continue(args: argparse.Namespace) -> None:
-    """Run the command `continue`. With several processes (torchrun), only the first process prints.
-
-    Raises:
-        ConfigError, DataError: see `_continue_in`.
-    """
+    """Run `continue`. With several processes (torchrun), only the first process prints."""
     from pythia_core.training.distributed import init_world
 
     with init_world() as world, contextlib.ExitStack() as quiet:
@@ -90,12 +85,7 @@ def _continue(args: argparse.Namespace) -> None:
 
 
 def _continue_in(world: World, args: argparse.Namespace) -> None:
-    """Print the plan of a continuation, train it unless --plan is given, and print a report.
-
-    Raises:
-        ConfigError: the settings are impossible, or the run needs --yes.
-        DataError: shards are missing.
-    """
+    """Print the plan of a continuation, train it unless --plan is given, and print a report."""
     from pythia_book.released.continuation.data import TokenFileData, swap_summary
     from pythia_book.released.continuation.plan import make_plan
     from pythia_book.released.continuation.run import Rewarm, find_or_continue
@@ -180,10 +170,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 
 
 def _report(run: Continued, measure: bool) -> None:
-    """Print the losses of the continued control and of its source, on rows that neither has read.
-
-    If `measure`, also print the gender bias of the control and of the run with swapped pronouns.
-    """
+    """Print losses of the control and its source and, if `measure`, the gender bias."""
     from pythia_book.studies.gender_bias.continuation import continuity, effects
 
     if run.place["control"]:

@@ -1,8 +1,4 @@
-"""Adds the commands `inspect`, `find` and `terms`, which look into training data.
-
-`inspect` shows a batch, `find` finds a text, and `terms` counts words in the training data of a
-run. `inspect` and `find` can also read token files instead of the data of a run.
-"""
+"""Adds the commands `inspect`, `find` and `terms`, which look into training data."""
 
 from __future__ import annotations
 
@@ -105,10 +101,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _inspect_run(args: argparse.Namespace) -> None:
-    """Print a batch of a run, and whether its hash equals the hash in the training log.
-
-    If the run is a fork with swapped pronouns, the swapped tokens are marked.
-    """
+    """Print a batch of a run, with swapped tokens marked, and check its hash against the log."""
     from pythia_core.data.order import batch_hash
     from pythia_core.training.runs import find_run
 
@@ -129,7 +122,6 @@ def _inspect_run(args: argparse.Namespace) -> None:
         print(f"{changed} tokens are swapped, shown as [control>this run]")
 
     def decode(*ids: int) -> str:
-        """Convert token ids to text, including special tokens."""
         return run.data.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     for number, (before, now) in enumerate(zip(control, batch[: args.rows], strict=False)):
@@ -145,10 +137,7 @@ def _inspect_run(args: argparse.Namespace) -> None:
 
 
 def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
-    """Return a function that reads the rows [start, stop) on which a run was trained.
-
-    If the run is a fork with swapped pronouns, the rows have the swaps.
-    """
+    """Return a function that reads the rows [start, stop) of a run, with the swaps of a fork."""
     ledger, rows = run.ledger, run.data.rows
     if ledger is None:
         return rows.rows
@@ -190,7 +179,6 @@ def _find(args: argparse.Namespace) -> None:
     print(f"{description}\nupdates {first}..{last - 1} of {end}, {size} rows each")
 
     def decode(ids: list[int]) -> str:
-        """Convert token ids to text, including special tokens."""
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     n_hits, steps = 0, set[int]()

@@ -1,9 +1,4 @@
-"""Adds the commands `convert`, `evaluate`, `lm_eval`, `generate` and `verify`, for existing models.
-
-`convert` writes a model in another format. `evaluate` scores checkpoints on the paper's tasks, and
-`lm_eval` runs the evaluation harness on them. `generate` continues a text. `verify` checks the
-files of a run against their hashes, or audits the checkpoints of a published model.
-"""
+"""Adds the commands `convert`, `evaluate`, `lm_eval`, `generate` and `verify`."""
 
 from __future__ import annotations
 
@@ -129,13 +124,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    """Verify a run, or audit the checkpoints of a published model, and print a report.
-
-    Raises:
-        CheckpointError: files of the run are missing or damaged, or the published model has
-            defects.
-        DataError: a batch differs from the batch that the run was trained on.
-    """
+    """Verify a run, or audit the checkpoints of a published model, and print a report."""
     from pythia_book.released.download import is_published
 
     if not is_published(args.run):

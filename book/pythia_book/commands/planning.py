@@ -1,8 +1,4 @@
-"""Adds the commands `budget` and `bundle`.
-
-`budget` predicts what the studies of a scale cost on a GPU. `bundle` packs everything that a
-machine without a network needs to run the studies.
-"""
+"""Adds the commands `budget`, which predicts costs on a GPU, and `bundle`, for offline machines."""
 
 from __future__ import annotations
 
@@ -35,11 +31,7 @@ def _budget(args: argparse.Namespace) -> None:
 
 
 def _bundle(args: argparse.Namespace) -> None:
-    """Write a bundle, and print the bytes of each folder in it.
-
-    Raises:
-        ConfigError, FetchError, DataError: see pythia_book.bundle.make_bundle.
-    """
+    """Write a bundle, and print the bytes of each folder in it."""
     from pythia_book.bundle import TOP, make_bundle
     from pythia_book.studies.registry import STUDIES
 

@@ -1,8 +1,4 @@
-"""Adds the commands `study`, `record`, `redraw` and `errata`.
-
-`study` runs the notebook of a study. `record` copies a run into book/recorded. `redraw` updates the
-verdicts and figures of finished runs. `errata` explains common misstatements about Pythia.
-"""
+"""Adds the commands `study`, `record`, `redraw` and `errata`."""
 
 from __future__ import annotations
 
@@ -60,12 +56,7 @@ def _record(args: argparse.Namespace) -> None:
 
 
 def _redraw(args: argparse.Namespace) -> None:
-    """Make verdicts and figures of runs again, and print what has changed.
-
-    Raises:
-        DataError: a run could not be redrawn, or there is no run.
-        ConfigError: a study or the scale is unknown.
-    """
+    """Redraw runs, and print what has changed."""
     from pythia_book.redraw import redraw
     from pythia_core.errors import DataError, raise_all
 
@@ -80,10 +71,7 @@ def _redraw(args: argparse.Namespace) -> None:
 
 
 def _errata(args: argparse.Namespace) -> None:
-    """Print the evidence on the misstatement about Pythia that the user named.
-
-    Without a name, print the list of all misstatements.
-    """
+    """Print the evidence on a misstatement about Pythia or, without a name, list all of them."""
     from pythia_book.published.results import find
     from pythia_book.studies.errata.catalogue import erratum_named, erratum_text, listing
 

@@ -1,7 +1,4 @@
-"""Draws the figures and tables of the explanatory pages, and computes the numbers in their prose.
-
-This module has the helpers that the pages share.
-"""
+"""Draws figures and tables of the explanatory pages, and computes the numbers in their prose."""
 
 from __future__ import annotations
 
@@ -16,11 +13,7 @@ DASH = "\N{EN DASH}"
 
 
 def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
-    """Convert an HLS colour to "#rrggbb", with the same rounding as in the scripts of the pages.
-
-    Args:
-        degrees: the hue, as an angle on the colour circle.
-    """
+    """Convert an HLS colour (hue in degrees) to "#rrggbb", rounded as in the pages' scripts."""
     red, green, blue = colorsys.hls_to_rgb(degrees % 360 / 360, lightness, saturation)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
@@ -28,13 +21,10 @@ def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
 def formatted(
     frame: pd.DataFrame, columns: dict[str, tuple[str, Callable[[Any], str]]]
 ) -> pd.DataFrame:
-    """Format the cells of a table as text; missing values become a dash.
+    """Return the columns in `columns` as texts, under their titles; missing values become a dash.
 
     Args:
-        columns: maps the name of a column of `frame` to (title, function that formats a cell).
-
-    Returns:
-        A frame of texts with only the columns in `columns`, under their titles.
+        columns: (title, function that formats a cell) for each column of `frame`.
     """
     import pandas as pd
 

@@ -1,10 +1,8 @@
 """Draws the figures of the page on how a batch is made, and computes its data and numbers.
 
-The figures follow one row from the documents into a batch, in the order of `order.RowOrder`. There
-are two example corpora: the training corpus of the scale `smoke`, and a few sentences written for
-this page. If the training corpus is not in the cache when the book is built, all figures use the
-sentences. The page's script computes the same order in the browser, and tests check that script and
-library agree.
+The figures follow one row from the documents into a batch, in the order of `order.RowOrder`. The
+examples are the training corpus of the scale `smoke`, if cached, and a few sentences. The page's
+script computes the same order in the browser, and tests check that script and library agree.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ TINY_ROW, TINY_BATCH, TINY_VOCABULARY = 8, 4, 320
 
 @dataclass(frozen=True)
 class Example:
-    """A small corpus with its training order, from which a page draws a figure."""
+    """A small corpus with its training order."""
 
     name: str
     sizes: list[int]
@@ -58,7 +56,7 @@ class Example:
     batch_size: int
     steps: int
     pieces: dict[int, str]
-    """Maps each id in `rows` or `documents` to its text; the end of a document has the text ""."""
+    """The text of each id in `rows` or `documents`; "" for the end of a document."""
     rows: list[list[int]]
     """The rows of the first `steps` batches."""
     documents: list[list[int]]
@@ -70,7 +68,7 @@ class Example:
         return RowOrder(self.sizes, self.seq_len, self.seed, self.epochs)
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the batch of the update that follows `step`, as int[batch_size, seq_len + 1]."""
+        """Return the batch int[batch_size, seq_len + 1] of the update after `step`."""
         return np.array(self.rows[step * self.batch_size : (step + 1) * self.batch_size])
 
 
@@ -107,10 +105,9 @@ def tiny() -> Example:
 
 @functools.cache
 def real() -> Example:
-    """Return the example of the data that a run at the scale `smoke` reads.
+    """Return the example of the data of the scale `smoke`, or `tiny` if they are not cached.
 
-    Nothing is fetched, so that the book can be built without a network. If the data are missing
-    from the cache, or damaged, return the example of `tiny` instead.
+    Nothing is fetched, so that the book can be built without a network.
     """
     from pythia_book.corpora.pocket_pile import wheels_needed
     from pythia_book.corpora.wheels import WHEELS
@@ -141,11 +138,7 @@ def real() -> Example:
 
 
 def script_data(name: str) -> dict[str, Any]:
-    """Return the data from which the page's script draws the figure `name`, in JSON types.
-
-    Args:
-        name: "follow" (the example `real`) or "shuffle" (the example `tiny`).
-    """
+    """Return the JSON data of the script's figure "follow" (`real`) or "shuffle" (`tiny`)."""
     example = real() if name == "follow" else tiny()
     return {
         "sizes": example.sizes,
@@ -201,25 +194,14 @@ def values() -> dict[str, str]:
 
 
 def hue(document: int, documents: int) -> str:
-    """Return the colour of a document as "#rrggbb". The page's script uses the same colours.
-
-    Args:
-        document: index of the document in the file.
-        documents: how many documents there are.
-    """
+    """Return the colour of a document as "#rrggbb". The page's script uses the same colours."""
     return hls_colour(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)
 
 
 def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, int]]:
     """List the documents that have tokens in a row of the stream of shuffled documents.
 
-    Args:
-        sizes: number of tokens of each document.
-        row: number of the row in the stream.
-
-    Returns:
-        (document, first, stop) for each document: the row has the document's tokens first, ...,
-        stop - 1.
+    Return (document, first, stop) for each document: the row has its tokens first, ..., stop - 1.
     """
     first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
     lengths = np.array(sizes)[order.documents]
@@ -236,12 +218,9 @@ def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, i
 
 
 def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, labels: bool) -> None:
-    """Draw a strip of documents at height `y`.
+    """Draw a strip of documents at height `y`, from (start, width, document) of each part.
 
-    Args:
-        parts: (start, width, document number) of each part of the strip.
-        n: how many documents there are, which determines the colours.
-        labels: whether to write the document number on each part.
+    The number of documents, `n`, determines the colours. `labels` adds the document numbers.
     """
     from matplotlib.patches import Rectangle
 
@@ -258,8 +237,7 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, la
 def row_to_show(example: Example) -> tuple[int, int]:
     """Find the first row with tokens of the most documents.
 
-    Returns:
-        (step, index): `index` is the row's index in the batch that the update after `step` reads.
+    Return (step, index): the row's index in the batch of the update after `step`.
     """
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]
@@ -346,13 +324,10 @@ def _picture(example: Example) -> Drawing:
 
 
 def follow() -> Drawing:
-    """Draw how documents become the rows of one batch, with the data of a run at scale `smoke`."""
+    """Draw how documents become the rows of one batch, with the data of the scale `smoke`."""
     return _picture(real())
 
 
 def shuffle() -> Drawing:
-    """Draw how a few sentences become the rows of a batch.
-
-    The page's script can reshuffle the sentences.
-    """
+    """Draw how a few sentences, which the page's script reshuffles, become the rows of a batch."""
     return _picture(tiny())

@@ -1,9 +1,7 @@
 """Makes the tables of the page on the released models: their training, and the cost of their use.
 
-Facts that cannot be computed are in the constants `TRAINED_IN`, `USABLE_VOCABULARY` and
-`TASK_TOKENS`, in recipe.HARDWARE (parallelism) and in suite.OFFICIAL_SIZES (shapes,
-initialisations, learning rates). Everything else is computed from them. No time was measured; all
-times are estimates, at rates that this module assumes.
+All numbers follow from the constants here, recipe.HARDWARE and suite.OFFICIAL_SIZES. No time was
+measured; all times are estimates at assumed rates.
 """
 
 from __future__ import annotations
@@ -30,9 +28,10 @@ if TYPE_CHECKING:
 # --- facts and estimates ---------------------------------------------------------------------
 
 TRAINED_IN = dict.fromkeys(OFFICIAL_SIZES, "fp16") | {"1b": "bf16"}
-"""Maps each size to the precision of matrix products. The standard 1B model was trained in bf16
-because its run in fp16 did not recover from a loss spike; the deduplicated 1B model was trained in
-fp16 (EleutherAI/pythia, README; gpt-neox, configs/pythia/1B.yml)."""
+"""The precision of matrix products in each size. The standard 1B model was trained in bf16 because
+its fp16 run did not recover from a loss spike; the deduplicated one was trained in fp16
+(EleutherAI/pythia, README; gpt-neox, configs/pythia/1B.yml).
+"""
 USABLE_VOCABULARY = 50_277
 """The number of entries of the tokenizer. Further rows of the embedding are never targets."""
 PADDED_TO = 128
@@ -60,19 +59,15 @@ TASK_TOKENS = {
     "arithmetic": 33_406,
     "triviaqa": 1_542_994,
 }
-"""Maps each built-in task to the number of tokens, with padding, that a checkpoint reads and at
-most generates on all items. The tokens were counted with the 20B tokenizer;
-tests/book/pages/test_real_suite.py counts them again."""
+"""Tokens of the 20B tokenizer that a checkpoint reads (with padding) and at most generates per
+task.
+"""
 _SHOWN = "70m"
 """The model size in the table of commands."""
 
 
 def padded_vocabulary(tensor_parallel: int) -> int:
-    """Return the size of the padded vocabulary, by the rule of GPT-NeoX.
-
-    Args:
-        tensor_parallel: number of GPUs over which each matrix is split.
-    """
+    """Return the size of the padded vocabulary, by the rule of GPT-NeoX."""
     multiple = PADDED_TO * tensor_parallel
     return -(-USABLE_VOCABULARY // multiple) * multiple
 
@@ -85,8 +80,8 @@ def repository(size: str, deduplicated: bool = False) -> str:
 def fidelity_table() -> pd.DataFrame:
     """Return how each released size was trained, one row per size.
 
-    The columns are size, precision, init, tensor_parallel, vocabulary (padded), head_dim, lr_max
-    and lr_min.
+    The column `vocabulary` is the padded size. Other columns: `size`, `precision`, `init`,
+    `tensor_parallel`, `head_dim`, `lr_max`, `lr_min`.
     """
     import pandas as pd
 
@@ -112,13 +107,11 @@ def reading_table() -> pd.DataFrame:
     """Return the cost of loading and running each released model, one row per size.
 
     Columns:
-    - `size`: name of the size.
-    - `repository`: name of the model's repository on the hub.
-    - `stored`, `stored_all`: the bytes of one checkpoint on the hub, and of all checkpoints.
-    - `minutes`: the time to download one checkpoint.
-    - `memory`: the bytes of the model in fp32.
-    - `row_seconds`, `task_seconds`: the time of the forward passes on a CPU, for one row of 2,048
-      tokens and for all tasks.
+    - `size`, `repository`
+    - `stored`, `stored_all`: bytes of one checkpoint and of all checkpoints on the hub.
+    - `minutes`: time to download one checkpoint.
+    - `memory`: bytes of the model in fp32.
+    - `row_seconds`, `task_seconds`: CPU time of forward passes over 2,048 tokens and all tasks.
     """
     import pandas as pd
 
@@ -147,12 +140,7 @@ def _forward_seconds(size: str, tokens: float) -> float:
 
 
 def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
-    """Plan to continue a released deduplicated model for `steps` updates from the step `start`.
-
-    Args:
-        swap: True: train two runs, a run with swapped pronouns and a control run. False: train
-            one run.
-    """
+    """Plan to continue a released deduplicated model, with a pronoun swap and control if `swap`."""
     model = OFFICIAL_SIZES[size].model()
     train = published_train(model, SEQ_LEN, precision="bf16")
     rows = TokenFileData("pile-deduped", "")
@@ -160,15 +148,14 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
 
 
 def forks_table() -> pd.DataFrame:
-    """Return the cost of training a run with swapped pronouns and its control, one row per size.
+    """Return the cost of a pronoun-swap run and its control, one row per size.
 
-    Both runs are trained in the paper's shorter window, 10,000 updates from step 133,000. Columns:
+    Both runs are trained in the paper's shorter window, 10,000 updates from step 133,000.
 
-    - `size`: name of the size.
-    - `weights`, `rows`: bytes to fetch.
-    - `state`: bytes of GPU memory.
-    - `fits`: whether the state fits on a GPU of 80 GB.
-    - `disk`: bytes on disk.
+    Columns:
+    - `size`
+    - `weights`, `rows`, `disk`: bytes to fetch, and bytes on disk.
+    - `state`, `fits`: bytes of GPU memory, and whether they fit on a GPU of 80 GB.
     - `gpu_seconds`: estimated time on an H100.
     """
     import pandas as pd
@@ -193,9 +180,8 @@ def forks_table() -> pd.DataFrame:
 def commands_table() -> pd.DataFrame:
     """Return the cost of some example commands, one row per command.
 
-    The columns are `command`, `fetched` (bytes), `memory` (bytes), `seconds` and `machine`. If
-    `machine` names a device, `seconds` is the time on this device. If `machine` is empty, `seconds`
-    is the time of the download.
+    Columns: `command`, `fetched` (bytes), `memory` (bytes), `machine`, and `seconds`, the time on
+    `machine` or, if `machine` is empty, of the download.
     """
     import pandas as pd
 
@@ -239,11 +225,9 @@ def commands_table() -> pd.DataFrame:
 def training_table() -> pd.DataFrame:
     """Return the cost of retraining each size with this library, which does not split models.
 
-    There is one row per size. Besides `size` and `parameters`, the columns are
-
-    - `h100_hours`, as in `recipe.estimates`.
-    - `state`: the bytes of weights, gradients and optimizer in bf16, without activations.
-    - `fits`: whether this state fits on a GPU of 80 GB.
+    Columns: `size`, `parameters`, `h100_hours` (see `recipe.estimates`), and
+    - `state`: bytes of weights, gradients and optimizer in bf16, without activations.
+    - `fits`: whether the state fits on a GPU of 80 GB.
     """
     frame = estimates()[["size", "h100_hours"]].copy()
     models = [OFFICIAL_SIZES[name].model() for name in frame["size"]]
@@ -275,7 +259,7 @@ def _time(seconds: float) -> str:
 
 
 def fidelity() -> Table:
-    """Return the page's table of how each size was trained."""
+    """Return the table of how each size was trained."""
     columns = {
         "size": ("Size", str),
         "precision": ("Products in", str),
@@ -294,7 +278,7 @@ def fidelity() -> Table:
 
 
 def reading() -> Table:
-    """Return the page's table of the cost of loading and running each released model."""
+    """Return the table of the cost of loading and running each released model."""
     columns = {
         "size": ("Size", str),
         "repository": ("Name", str),
@@ -314,7 +298,7 @@ def reading() -> Table:
 
 
 def commands() -> Table:
-    """Return the page's table of example commands, with download, memory and time."""
+    """Return the table of example commands, with download, memory and time."""
     frame = commands_table()
     frame["time"] = [
         "seconds"
@@ -338,7 +322,7 @@ def commands() -> Table:
 
 
 def forks() -> Table:
-    """Return a table of what a pronoun swap and its control cost to train, with a row per size."""
+    """Return the table of what a pronoun swap and its control cost to train."""
     columns = {
         "size": ("Size", str),
         "weights": ("Weights to fetch", _bytes),
@@ -356,7 +340,7 @@ def forks() -> Table:
 
 
 def training() -> Table:
-    """Return the page's table of the cost of retraining each size."""
+    """Return the table of the cost of retraining each size."""
     columns = {
         "size": ("Size", str),
         "parameters": ("Parameters", "{:,}".format),

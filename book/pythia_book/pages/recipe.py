@@ -1,8 +1,7 @@
 """Makes the figures and tables of the page on Pythia's recipe: layer, schedule, training cost.
 
-The public functions can be called without arguments and return a Drawing or a Table. Every build of
-the book calls them, so the page always shows the current library. `block` draws what
-`recipe.block_parts` observes in a forward pass, so its numbers and arrows follow from the model.
+Every build of the book calls the public functions without arguments, so the page always shows the
+current library. `block` draws what `recipe.block_parts` observes in a forward pass.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _LINE = "#0072b2"
 
 
 def schedule() -> Drawing:
-    """Draw how the learning rate changes during training, and the peak rate of each size.
+    """Draw the learning rate during training, and the peak rate of each size.
 
     The left panel has the schedule that was used and the schedule that is usually described. The
-    right panel has the peak rates of Pythia and, for comparison, the peak rates of GPT-3.
+    right panel has the peak rates of Pythia and of GPT-3.
     """
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
@@ -114,7 +113,7 @@ def cost() -> Drawing:
 
 
 def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
-    """Return handles for a legend, from (marker, face colour, label) of each."""
+    """Return legend handles from (marker, face colour, label)."""
     from matplotlib.lines import Line2D
 
     return [
@@ -127,7 +126,7 @@ def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
 
 
 def cost_table() -> Table:
-    """Return the page's table of the training cost of each size, with FLOP counted in two ways."""
+    """Return the table of the training cost of each size, with FLOP counted in two ways."""
     caption = (
         f"Work and cost of one model for {recipe.TOKENS:,} tokens; utilisation of "
         f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s"
@@ -146,7 +145,7 @@ def cost_table() -> Table:
 
 
 def layout_table() -> Table:
-    """Return the page's table of how a batch was distributed over GPUs, by size."""
+    """Return the table of how a batch was distributed over GPUs, by size."""
     columns = {
         "size": ("Size", str),
         "gpus": ("A100s of 40 GB", str),
@@ -162,7 +161,7 @@ def layout_table() -> Table:
 
 
 def estimates() -> Table:
-    """Return the page's table of estimated energy and H100 hours; its caption has the formulas."""
+    """Return the table of estimated energy and H100 hours."""
     caption = (
         f"Our estimates. Energy: A100-hours {TIMES} {recipe.A100_WATT} W {TIMES} {recipe.PUE}. "
         f"H100: products / ({100 * recipe.H100_UTILISATION:.0f}\N{NO-BREAK SPACE}% of "
@@ -183,7 +182,7 @@ def estimates() -> Table:
 
 
 def gpt3_table() -> Table:
-    """Return the page's table that compares batch and peak learning rate with GPT-3's, by size."""
+    """Return the table that compares batch and peak learning rate with GPT-3's, by size."""
     columns = {
         "size": ("Size", str),
         "lr_max": ("Peak rate", _rate),
@@ -212,11 +211,7 @@ def _rate(value: float) -> str:
 
 
 def _power(value: float, digits: int = 2) -> str:
-    """Format a number as a power of ten, e.g. 1.27e20 as 1.27 times 10 to the power 20.
-
-    Args:
-        digits: digits after the decimal point.
-    """
+    """Format a number as a power of ten, with `digits` digits after the decimal point."""
     mantissa, exponent = f"{value:.{digits}e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} {TIMES} 10{raised}".replace(" ", "\N{NO-BREAK SPACE}")
@@ -232,9 +227,7 @@ _TOP, _STEP, _HIGH = 4.55, 0.78, 0.46
 
 
 def block(config: ModelConfig | None = None) -> Drawing:
-    """Draw one layer of the model: its parts (with widths and parameters) and connections.
-
-    Widths, parameters and connections are observed in a forward pass of pythia_core.model.
+    """Draw one layer of the model, as observed in a forward pass of pythia_core.model.
 
     Args:
         config: the model; default: the official size DRAWN_SIZE.
@@ -292,32 +285,21 @@ def block(config: ModelConfig | None = None) -> Drawing:
 
 
 def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, int]:
-    """Return the box of a LayerNorm or a linear map, for `_lane`.
-
-    Args:
-        parts: the result of `recipe.block_parts`, indexed by part.
-
-    Returns:
-        (title, shape of the weight and number of parameters, kind, output width).
-    """
+    """Return the box of a LayerNorm or linear map: (title, detail, kind, output width)."""
     part = parts.loc[name]
     kind = "norm" if "layernorm" in name else "linear"
     return title, f"{part.weight} + bias = {part.parameters:,}", kind, part.d_out
 
 
 def _y(row: int) -> float:
-    """Return the height of the middle of box number `row` in a column, counted from the top."""
+    """Return the height of the middle of a box, by its number from the top."""
     return _TOP - _HIGH / 2 - 0.12 - row * _STEP
 
 
 def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """Draw a column of boxes, with an arrow from each box to the box below.
+    """Draw a column of boxes around `x`, with labelled arrows from each box to the box below.
 
-    The text next to an arrow is the shape of the data that the upper box gives out.
-
-    Args:
-        x: the middle of the column.
-        boxes: (title, detail, kind, output width) of each box; kind is a key of _FILL.
+    A box is (title, detail, kind, output width), where `kind` is a key of _FILL.
     """
     from matplotlib.patches import Rectangle
 
@@ -340,10 +322,8 @@ def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -
     """Draw the residual stream between the attention and MLP boxes, and connect it to the boxes.
 
     Args:
-        parallel: True: the MLP reads the input of the layer, as attention does. False: the MLP
-            reads the residual stream after attention was added to it.
-        width: the width of the model.
-        n_attention, n_mlp: how many boxes the attention column and the MLP column have.
+        parallel: whether the MLP reads the input of the layer, as attention does.
+        n_attention, n_mlp: the numbers of boxes.
     """
     stream = (_ATTENTION_X + _MLP_X) / 2
     top, bottom = 5.02, 0.22

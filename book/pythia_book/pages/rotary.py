@@ -1,9 +1,8 @@
 """Draws the figures of the page on rotary embeddings, and computes the numbers in its prose.
 
-The model's own functions compute everything: `kernels.rotary.rotary_tables` gives the angles and
-their cosines and sines, and `rotary_reference` rotates the vectors whose attention scores are
-drawn. Head dimensions are those of the official models. The page's script draws the same figures in
-the browser. Tests check that it agrees with this module.
+The model's own functions compute all angles, cosines, sines and rotations. Head dimensions are
+those of the official models. The page's script draws the same figures in the browser, and tests
+check that both agree.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ SHOWN = 64
 REACH = 128
 """The number of query and key positions in the figures."""
 STRETCH = 32
-"""The number of positions that a point of the error curves covers; it shows their largest error."""
+"""The number of positions per point of the error curves, which show the largest error."""
 PRECISIONS = {
     "bf16": ("bf16 throughout", BLUE, "-"),
     "fp16": ("fp16 throughout", ORANGE, "-"),
     "fp32, bf16": ("angle in fp32, then bf16", BLUE, (0, (3, 1.5))),
     "fp32, fp16": ("angle in fp32, then fp16", ORANGE, (0, (3, 1.5))),
 }
-"""Maps each way to compute cos and sin to its label, colour and line style."""
+"""Label, colour and line style of each way to compute cos and sin."""
 
 
 # --- numbers ---------------------------------------------------------------------------------
@@ -55,10 +54,7 @@ def models_of(head_dim: int) -> list[str]:
 
 
 def inverse_frequencies(head_dim: int) -> np.ndarray:
-    """Return the angle by which each rotary pair rotates per position, in radians; float32[pairs].
-
-    A pair rotates two dims of a head together.
-    """
+    """Return the angle, in radians, that each pair of dims rotates per position; float32[pairs]."""
     import torch
 
     from pythia_core.kernels.rotary import rotary_tables
@@ -76,9 +72,8 @@ def wavelengths(head_dim: int) -> np.ndarray:
 def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
     """Return the attention scores float[positions, positions] of queries (rows) and keys (columns).
 
-    A score is at most 1. Before the rotation, all queries and keys are the same vector: (1, 0) in
-    each rotated pair and 0 elsewhere. The model's own code rotates the vector at
-    each position by that position.
+    The model's code rotates a vector at each position: all queries and keys are (1, 0) in each
+    rotated pair and 0 elsewhere. A score is at most 1.
     """
     import torch
 
@@ -96,11 +91,8 @@ def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
 def table_errors(head_dim: int, precision: str) -> np.ndarray:
     """Return the larger of the errors of cos and sin at each position, float[positions, pairs].
 
-    Args:
-        head_dim: the head dimension of an official size.
-        precision: a key of PRECISIONS. If the key names one type, the frequency, position, angle,
-            cos and sin are all rounded to this type. If the key begins with "fp32, ", the model's
-            code computes cos and sin in fp32, and only these results are rounded.
+    With one type in `precision` (a key of PRECISIONS), all steps are rounded to this type. With
+    "fp32, ", only the final cos and sin are rounded.
     """
     import torch
 
@@ -162,10 +154,9 @@ def hue(pair: int, pairs: int) -> str:
 
 
 def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
-    """Draw a clock face at `x` with hands for query and key, and shade the angle between the hands.
+    """Draw a clock face with hands at the angles `query` and `key`, and shade the angle between.
 
-    Args:
-        query, key: angles in radians, clockwise from twelve o'clock.
+    Angles are in radians, clockwise from twelve o'clock.
     """
     from matplotlib.patches import Circle, Wedge
 
@@ -180,10 +171,7 @@ def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
 
 
 def turning() -> Drawing:
-    """Draw how each rotary pair rotates a query and a key, and their score at every distance.
-
-    The rotations are drawn as clock hands.
-    """
+    """Draw how rotary pairs rotate query and key, as clock hands, and their score by distance."""
     from matplotlib.figure import Figure
 
     m, n = 20, 12
@@ -254,10 +242,7 @@ def quarter() -> Drawing:
 
 
 def frequencies() -> Drawing:
-    """Draw the wavelengths of all rotary pairs for each official head dimension.
-
-    The wavelength is the number of tokens in a full rotation. A line shows the context length.
-    """
+    """Draw the wavelengths of rotary pairs, in tokens, for each official head dimension."""
     dims = head_dims()
     context = dims[SHOWN].max_seq_len
     with style():
@@ -284,7 +269,7 @@ def frequencies() -> Drawing:
 
 
 def precision() -> Drawing:
-    """Draw the error of cos and sin against the position, for each precision of the computation."""
+    """Draw the error of cos and sin by position, for each precision of the computation."""
     with style():
         notes = f"largest error of any pair in each stretch of {STRETCH} positions, against fp64"
         figure, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)

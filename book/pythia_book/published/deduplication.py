@@ -1,9 +1,7 @@
 """Computes the accuracy of released deduplicated models minus that of their standard twins.
 
-There is one pair of models per size, and each model was trained once. The released standard errors
-are those of single models. Both models of a pair answer the same items, so the standard error of
-their difference is at most as large as if the models were independent. The standard error for
-independent models is used here, as an upper bound.
+Each model was trained once, and standard errors were released for single models. Twins answer the
+same items, so the standard error for independent models is an upper bound for their difference.
 """
 
 from __future__ import annotations
@@ -21,19 +19,20 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
 
 FIRST, BEFORE = 13_000, 93_000
-"""The first checkpoint that is used, and the last one in the paper's Table 9 (appendix G) before
-the deduplicated text has been read once."""
+"""The first checkpoint used, and the last one in the paper's Table 9 (appendix G) before the
+deduplicated text has been read once.
+"""
 EPOCH_STEP = 98_700
 """The update after which 207B tokens, the size of the deduplicated Pile, have been read."""
 COLUMNS = ["model", "shots", "step", "value", "stderr"]
 
 
 def twin_differences(published: Published) -> pd.DataFrame:
-    """Compute the accuracy of each deduplicated model minus the accuracy of its standard twin.
+    """Compute the accuracy of each deduplicated model minus that of its standard twin, in points.
 
-    Twins have the same size. The accuracy is averaged over the tasks SEVEN, and the difference is
-    in percentage points. There is one row for each checkpoint from step FIRST at which both models
-    have scores on all tasks. The columns are model, shots, step, value and stderr (an upper bound).
+    The accuracy is averaged over the tasks SEVEN. There is one row for each model, number of shots
+    and step from FIRST at which both twins have scores on all tasks. Columns: `model`, `shots`,
+    `step`, `value` and `stderr` (an upper bound).
     """
     import pandas as pd
 

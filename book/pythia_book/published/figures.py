@@ -38,11 +38,7 @@ FAMILIES = {
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
-    """Add a legend with the colours of model sizes, above the panels.
-
-    Args:
-        arms: whether to add the line styles of standard and deduplicated models.
-    """
+    """Add a legend of model sizes and, with `arms`, of standard and deduplicated line styles."""
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
@@ -50,11 +46,7 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
 
 
 def _released(result: Result, name: str) -> pd.DataFrame:
-    """Return a table of released results with 95 % intervals, for drawing.
-
-    If the table has a column stderr, low and high are added. The column model is renamed to size.
-    Without released results, the table has no rows.
-    """
+    """Return a released table to draw, with `model` as `size` and 95 % limits `low`, `high`."""
     import pandas as pd
 
     table = result.released.get(name, pd.DataFrame(columns=COLUMNS[name]))
@@ -72,11 +64,7 @@ def _sizes(table: pd.DataFrame) -> list[str]:
 
 
 def _label_outer(axes: list[Axes], columns: int, xlabel: str, ylabel: str = "% right") -> None:
-    """Label the x axes of the lowest row of panels, and the y axes of the first column.
-
-    Args:
-        columns: panels per row.
-    """
+    """Label the x axes of the lowest row and the y axes of the first of `columns` columns."""
     for ax in axes[-columns:]:
         ax.set_xlabel(xlabel)
     for ax in axes[::columns]:
@@ -107,10 +95,7 @@ def benchmarks_over_training(result: Result) -> Drawing:
 
 
 def benchmarks_by_size(result: Result) -> Drawing:
-    """Draw zero-shot accuracy after training against the number of parameters.
-
-    The models are Pythia, OPT and BLOOM; each of eight tasks has a panel.
-    """
+    """Draw final zero-shot accuracy by size for Pythia, OPT and BLOOM, a panel per task."""
     final = _released(result, "final")
     notes = "final checkpoints, zero-shot; bars: 95 % intervals"
     with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
@@ -139,10 +124,10 @@ def benchmarks_by_size(result: Result) -> Drawing:
 
 
 def late_change(result: Result) -> Drawing:
-    """Draw the accuracy over training, to compare the middle and the end of training.
+    """Draw accuracy over training, to compare the middle and the end of training.
 
-    The first panel shows standard models on LAMBADA. The second panel shows deduplicated models on
-    LAMBADA. The third panel shows the mean over seven tasks and over the two models of each size.
+    The panels show LAMBADA for standard models, LAMBADA for deduplicated models, and the mean over
+    seven tasks and both models of each size.
     """
     lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
     deduped = lambada.deduped.astype(bool)
@@ -179,8 +164,7 @@ BATCH_PANELS = {"mean": "seven tasks", "lambada_openai": "LAMBADA", "sciq": "Sci
 def batch_size(result: Result) -> Drawing:
     """Draw accuracy against tokens read, for models trained with small and with full batches.
 
-    There is one column of panels for each model size, and one row for each entry of BATCH_PANELS (a
-    task, or the mean over tasks).
+    Model sizes are columns of panels, and the entries of BATCH_PANELS are rows.
     """
     batch = _released(result, "batch")
     sizes = _sizes(batch) or list(MODELS[:5])
@@ -213,9 +197,6 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
     """Average accuracy over tasks, for each checkpoint with scores on all seven tasks.
 
     The intervals assume that the errors of different tasks are independent.
-
-    Args:
-        batch: the released table `batch`, including its column `size`.
     """
     mean = mean_over_tasks(batch, ["size", "batch_tokens", "tokens"], len(SEVEN))
     half = Z_95 * mean.stderr
@@ -223,10 +204,9 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_by_task(result: Result) -> Drawing:
-    """Draw the difference in accuracy between full and small batches (full minus small), by task.
+    """Draw the accuracy with full minus small batches, in percentage points, a panel per task.
 
-    Models are compared after the same number of tokens. Each task, and the mean over tasks, has a
-    panel with a curve per model size. The difference is in percentage points.
+    Models are compared after the same number of tokens.
     """
     table = result.tables["batch_difference"].rename(columns={"model": "size"})
     table = table.assign(billions=table.tokens / 1e9)
@@ -282,10 +262,7 @@ def mmlu(result: Result) -> Drawing:
 
 
 def blimp(result: Result) -> Drawing:
-    """Draw the accuracy on BLiMP over training, one panel per phenomenon of grammar.
-
-    The models are those of the first suite (v0). No other models have BLiMP scores.
-    """
+    """Draw the BLiMP accuracy of the first suite (v0) over training, a panel per phenomenon."""
     table = _released(result, "blimp")
     table = table.assign(thousands=table.step / 1000)
     sizes = _sizes(table)

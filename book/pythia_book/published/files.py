@@ -25,27 +25,21 @@ HOW_TO_GET = (
 MAX_MEMBERS = 200_000
 MAX_FILE = 8 << 20
 MAX_TOTAL = 4 << 30
-"""The limits of an archive: number of members, bytes per file, and bytes in total."""
+"""Limits of an archive: number of members, bytes per file, and bytes in total."""
 BRANCHES = ("pythia-v1", "pythia-v0", "bias-evals", "opt", "bloom")
 """The folders of the public `evals` tree that are read."""
 
 
 def has_tables(path: Path) -> bool:
-    """Return whether the released results in `path` are CSV tables instead of the evals tree."""
+    """Whether the released results in `path` are CSV tables instead of the evals tree."""
     return (path / "bias_evals.csv").is_file()
 
 
 def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the wanted files of the evals tree. Links are not followed.
+    """Yield (name, content) of the files of the evals tree whose names are `wanted`.
 
-    Args:
-        path: the evals tree, a folder that contains the tree, or an archive of one of these
-            folders.
-        wanted: a function that takes the name of a file and returns whether to yield that file.
-
-    Raises:
-        DataError: `path` is a file but not an archive, or is an archive that exceeds a limit or has
-            a member whose path leads outside the archive.
+    The tree is `path` itself, or is in the folder or archive `path`. Links are not followed. Raises
+    a DataError if a file is no archive, exceeds a limit, or has a member whose path leads outside.
     """
     if path.is_file():
         yield from _archive_files(path, wanted)
@@ -61,12 +55,7 @@ def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
 
 
 def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the wanted files of an archive; the arguments are as in `files_of`.
-
-    Raises:
-        DataError: the file is not an archive, is damaged, exceeds a limit, or has a member whose
-            path leads outside the archive.
-    """
+    """Yield (name, content) of the wanted files of an archive; raise a DataError as `files_of`."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -91,16 +80,9 @@ def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
 
 
 def _check(path: Path, name: str, count: int, total: int) -> None:
-    """Raise if a member makes an archive unsafe.
+    """Raise a DataError if a member's path leads outside, or the archive exceeds a limit.
 
-    Args:
-        path: the archive.
-        name: the name of the member.
-        count: how many members of the archive come before this member.
-        total: bytes of all members up to and including this member.
-
-    Raises:
-        DataError: the name leads outside the archive, or the archive exceeds a limit.
+    `count` members come before this member; `total` is the bytes up to and including it.
     """
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise DataError(
@@ -114,11 +96,7 @@ def _check(path: Path, name: str, count: int, total: int) -> None:
 
 
 def _read(name: str, stream: Any) -> bytes:
-    """Read a file of at most MAX_FILE bytes from a stream.
-
-    Raises:
-        DataError: the file is larger.
-    """
+    """Read a file of at most MAX_FILE bytes; raise a DataError if the file is larger."""
     content = stream.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
         raise DataError(f"{name!r} is larger than {MAX_FILE:,} bytes; download it again")
@@ -132,17 +110,10 @@ Reader = Callable[[re.Match, dict], list]
 
 
 def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Pattern, list]:
-    """Read all JSON files of the evals tree whose names match a pattern.
+    """Read the JSON files of the evals tree whose names match a pattern; map patterns to rows.
 
-    Args:
-        path: as in `files_of`.
-        readers: maps each pattern to a function that turns a file into rows (see `Reader`).
-
-    Returns:
-        A dict that maps each pattern to the rows of the files whose names match the pattern.
-
-    Raises:
-        DataError: as `files_of`, or a reader does not understand a file.
+    The Reader of a pattern makes the rows. Raises a DataError as `files_of`, or if a Reader does
+    not understand a file.
     """
     rows: dict[re.Pattern, list] = {pattern: [] for pattern in readers}
 
@@ -163,10 +134,7 @@ def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Patte
 
 
 def harness_scores(parsed: dict) -> Iterator[tuple[str, str, float, float]]:
-    """Yield (task, metric, value, standard error) from a parsed result of the evaluation harness.
-
-    A missing standard error is NaN.
-    """
+    """Yield (task, metric, value, standard error) from a harness result; a missing error is NaN."""
     for task, metrics in parsed["results"].items():
         for metric, value in metrics.items():
             if not metric.endswith("_stderr"):

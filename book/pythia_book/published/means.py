@@ -17,17 +17,13 @@ if TYPE_CHECKING:
 def mean_over_tasks(
     frame: pd.DataFrame, keys: list[str], n: int | None = None, error: str = "stderr"
 ) -> pd.DataFrame:
-    """Average scores over tasks, with the standard error of each average.
-
-    No two tasks share items, so the errors of different tasks are independent.
+    """Average scores over tasks, one row per group, with standard errors for independent tasks.
 
     Args:
-        frame: one row per task, with the columns `keys`, value, and `error` (a standard error).
-        keys: the columns by which the rows are grouped before they are averaged.
-        n: how many tasks a group must have; other groups are left out. None: any number.
-
-    Returns:
-        One row per group, in order of first appearance, with the columns `keys`, value and `error`.
+        frame: one row per task, with the columns `keys`, value, and `error` (a standard error). No
+            two tasks may share items.
+        keys: the columns that define a group.
+        n: omit groups with another number of tasks; None: any number.
     """
     groups = frame.assign(variance=frame[error] ** 2).groupby(keys, sort=False, observed=True)
     mean = groups.agg(
@@ -39,19 +35,12 @@ def mean_over_tasks(
 
 
 def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
-    """Estimate the mean difference between the models of a pair, with a random-effects interval.
+    """Estimate the mean of `values`, float[pairs], the differences between the models of a pair.
 
-    The variance per pair is the observed variance between pairs, but at least the mean square of
-    the standard errors (the method of moments for independent pairs of equal weight). The interval
-    is a t interval with len(values) - 1 degrees of freedom.
-
-    Pairs that were scored on the same items share the error due to the choice of items, which the
-    variance between pairs cannot show. The lower limit of the variance makes up for a part of this
-    shared error.
-
-    Args:
-        values: float[pairs], the difference of each pair.
-        stderr: float[pairs], the standard error of each difference.
+    The random-effects interval is a t interval with len(values) - 1 degrees of freedom. The
+    variance is that between pairs, but at least the mean square of the standard errors `stderr`,
+    float[pairs] (the method of moments). Pairs scored on the same items share an error that the
+    variance between pairs cannot show. The lower limit makes up for a part of this error.
     """
     e = mean_over(values)
     if e.df < 1:
@@ -62,6 +51,6 @@ def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
 
 
 def signed(value: float, decimals: int = 1) -> str:
-    """Format a difference for a note, with a sign and thousands separators, e.g. "+0.5"."""
+    """Format a difference with a sign and thousands separators, e.g. "+0.5"."""
     text = number_text(float(value), decimals)
     return f"+{text}" if value > 0 and text.strip("0.,") else text

@@ -1,19 +1,15 @@
 """Reads the released evaluation results of EleutherAI/pythia from the user's copy.
 
-The user's copy is one of: a folder of CSV tables that includes `bias_evals.csv`; a clone of the
-public repository; the `evals` folder of the clone; an archive of the clone or of `evals`
-(pythia_book.published.files). The main table has the bias and LAMBADA results of the deduplicated
-models. For v0, the first suite of Pythia models, it has only WinoBias results, because the other
-result files of v0 mix two versions of the CrowS-Pairs metric. Other results are read when they are
-accessed (pythia_book.published.tables).
+The copy is a folder of CSV tables with `bias_evals.csv`, a clone of the public repository, its
+`evals` folder, or an archive of either. The main table has the bias and LAMBADA results of the
+deduplicated models. From the first suite (v0) it has only WinoBias, because other result files of
+v0 mix two versions of the CrowS-Pairs metric.
 
-CrowS-Pairs (English) has 1,677 pairs of sentences, 320 of them about gender. It is scored by the
-total log-likelihood of each sentence after one end-of-document token. LAMBADA (OpenAI) is scored by
-whether greedy decoding gives the last word. WinoBias is scored by whether the model generates
-exactly the right referent, for each of two prompts. WinoBias has two types of sentences, 1 and 2.
-For each type there are 396 sentences with the stereotypical pronoun ("pro") and 396 with the other
-pronoun ("anti"). No raw file of the paper's own WinoBias metric, which compares two pronouns, was
-released.
+CrowS-Pairs (English) has 1,677 pairs, 320 about gender, scored by total log-likelihood after one
+end-of-document token. LAMBADA is scored by greedy decoding of the last word. WinoBias is scored by
+exact match of the generated referent, for two prompts. Each of its two types has 396 sentences with
+the stereotypical pronoun ("pro") and 396 with the other ("anti"). No raw file of the paper's own
+WinoBias metric, which compares two pronouns, was released.
 """
 
 from __future__ import annotations
@@ -53,12 +49,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORKED = ("70m", "410m", "1.4b", "6.9b")
-"""The sizes of which models with a pronoun swap were released."""
+"""Sizes with a released pronoun-swap model."""
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
 BIASES = ("gender", "race_color", "nationality", "socioeconomic", "religion",
           "sexual_orientation", "age", "physical_appearance", "disability")  # fmt: skip
-"""The nine biases of CrowS-Pairs. The English file has eleven more pairs, which are about other
-things."""
+"""The nine biases of CrowS-Pairs; eleven more pairs of the English file are about other things."""
 COLUMNS = ("suite", "model", "intervention", "step", "source", "task", "prompt", "metric")
 COLUMNS += ("value", "stderr")
 
@@ -76,13 +71,14 @@ _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 
 @dataclass(frozen=True)
 class Published:
-    """The released results as a tidy table, and further tables, which are read on access."""
+    """The released results: the main table, and further tables, which are read on access."""
 
     table: pd.DataFrame
     """The main table, with the columns COLUMNS. `intervention` is one of ARMS, and `step` counts
-    updates of 2M tokens."""
+    updates of 2M tokens.
+    """
     path: Path | None = None
-    """The source from which the other tables are read when they are accessed. It is never shown."""
+    """The source of the other tables. It is never shown."""
 
     @cached_property
     def _tables(self) -> Tables:
@@ -96,36 +92,34 @@ class Published:
 
     @cached_property
     def benchmarks(self) -> pd.DataFrame:
-        """The scores of all sixteen models as a table with the columns tables.BENCHMARKS.
-
-        Rows of one model that hold the scores of another model by mistake are left out.
+        """The scores of all sixteen models in tables.BENCHMARKS, without `misplaced` rows.
+        The scores of all sixteen models, without `misplaced` rows; columns tables.BENCHMARKS.
         """
         return without_misplaced(self._tables[0])
 
     @property
     def baselines(self) -> pd.DataFrame:
-        """The zero-shot scores of OPT and BLOOM, as a table with the columns tables.BASELINES."""
+        """The zero-shot scores of OPT and BLOOM, with the columns tables.BASELINES."""
         return self._tables[1]
 
     @property
     def batch_size(self) -> pd.DataFrame:
-        """The scores of models trained with smaller batches; the columns are tables.BATCH_SIZE."""
+        """The scores of models trained with smaller batches, with the columns tables.BATCH_SIZE."""
         return self._tables[2]
 
     @cached_property
     def memorization(self) -> pd.DataFrame:
         """The released predictions of memorization, scored for each experiment, model and step.
 
-        The columns are experiment, model, step, the rates tp, fp, fn and tn in percent, precision
-        and recall.
+        Further columns: the rates `tp`, `fp`, `fn` and `tn` in percent, `precision` and `recall`.
         """
         return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
         """Return CrowS-Pairs scores for gender, of models trained with and without a pronoun swap.
 
-        The columns are model, intervention, step, value (the share of pairs in which the more
-        stereotypical sentence is likelier) and stderr.
+        `value` is the share of pairs whose more stereotypical sentence is likelier. Other columns:
+        `model`, `intervention`, `step`, `stderr`.
         """
         return self._view("crows_pairs_english_gender", "pct_stereotype")
 
@@ -140,20 +134,20 @@ class Published:
         return pd.concat(views, ignore_index=True)
 
     def crows_by_size(self) -> pd.DataFrame:
-        """Return the scores on CrowS-Pairs about gender after training, of all deduplicated models.
+        """Return final CrowS-Pairs scores for gender of all deduplicated models.
 
-        The columns are model, value (a share) and stderr. The scores are from the evaluation of the
-        full suite, which treated all models in the same way.
+        The columns are `model`, `value` (a share) and `stderr`. All scores are from the evaluation
+        of the full suite, so that all models were treated alike.
         """
         rows = self._rows("crows_pairs_english_gender", "pct_stereotype")
         final = rows[(rows.source == "zero-shot") & (rows.step == OFFICIAL_STEPS)]
         return _ordered(final)[["model", "value", "stderr"]]
 
     def lambada(self) -> pd.DataFrame:
-        """Return the scores of models with and without a pronoun swap on LAMBADA (OpenAI).
+        """Return LAMBADA (OpenAI) scores of models trained with and without a pronoun swap.
 
-        The columns are `model`, `intervention`, `step`, `value` (the accuracy, a fraction),
-        `stderr` and `perplexity`.
+        `value` is the accuracy, a fraction. Other columns: `model`, `intervention`, `step`,
+        `stderr`, `perplexity`.
         """
         keys = ["model", "intervention", "step"]
         perplexity = self._view("lambada_openai", "ppl").rename(columns={"value": "perplexity"})
@@ -161,12 +155,13 @@ class Published:
         return accuracy.merge(perplexity[[*keys, "perplexity"]], on=keys, how="left")
 
     def winobias(self) -> pd.DataFrame:
-        """Return the scores of models with and without a pronoun swap on WinoBias.
+        """Return WinoBias scores of models trained with and without a pronoun swap.
 
-        The columns are suite, model, intervention, prompt, side, step, value (the share of answers
-        that match exactly) and stderr. The side is "pro" for sentences with the stereotypical
-        pronoun and "anti" for sentences with the other pronoun. A value is the mean over the two
-        types of WinoBias sentences. In both suites a step is an update of 2M tokens.
+        Columns:
+        - `suite`, `model`, `intervention`, `prompt`
+        - `side`: "pro" for the stereotypical pronoun, "anti" for the other.
+        - `step`: updates of 2M tokens, in both suites.
+        - `value`, `stderr`: share of exact matches, averaged over the two types of sentences.
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
@@ -174,10 +169,7 @@ class Published:
         return _ordered(mean_over_tasks(em, keys).sort_values(keys))
 
     def _view(self, task: str, metric: str) -> pd.DataFrame:
-        """Return one metric of one task, for the models in FORKED, in the order of model and step.
-
-        The columns are model, intervention, step, value and stderr.
-        """
+        """Return one metric of one task for the models in FORKED, by model and step."""
         keys = ["model", "intervention", "step"]
         rows = self._rows(task, metric).drop_duplicates(keys)  # the first is that of the twin
         return _ordered(rows[rows.model.isin(FORKED)][[*keys, "value", "stderr"]])
@@ -193,15 +185,9 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find(source: str | Path | None = None) -> Published | None:
-    """Read the released results from a folder or archive.
+    """Load the released results from `source`, by default the path in PYTHIA_PUBLISHED_DIR.
 
-    Return None if `source` is None and the environment variable PYTHIA_PUBLISHED_DIR is not set.
-
-    Args:
-        source: path of the folder or archive; None: the path in PYTHIA_PUBLISHED_DIR.
-
-    Raises:
-        DataError: the source cannot be read (see `load`).
+    Return None if there is no path. Raises a DataError if the results cannot be read (see `load`).
     """
     location = source or os.environ.get(VARIABLE)
     return load(location) if location else None
@@ -245,8 +231,7 @@ def load(source: str | Path) -> Published:
 def _from_csv(path: Path) -> list[tuple]:
     """Read the rows of the main table from bias_evals.csv, as tuples with the fields COLUMNS.
 
-    Raises:
-        DataError: a column is missing, or a value that should be a number is not a number.
+    Raises a DataError if a column is missing or a value is not a number.
     """
     needed = {"suite", "model", "intervention", "step_2M_equiv", "source_folder", "task", "prompt"}
     needed |= {"metric", "value", "stderr"}
@@ -271,10 +256,7 @@ def _from_csv(path: Path) -> list[tuple]:
 
 
 def _sizes_from_csv(folder: Path) -> list[tuple]:
-    """Read the CrowS-Pairs scores of the deduplicated models whose size is not in FORKED.
-
-    Return rows of the main table, with fields in the order of COLUMNS.
-    """
+    """Read main-table rows with CrowS-Pairs scores of deduplicated models outside FORKED."""
     table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
     chosen = table[(table.deduped == 1) & ~table.model.isin(FORKED)]
     return [
@@ -285,7 +267,7 @@ def _sizes_from_csv(folder: Path) -> list[tuple]:
 
 
 def _wanted(task: str, suite: str = "v1") -> bool:
-    """Return whether the main table has the results of a suite ("v0" or "v1") on a task."""
+    """Whether the main table has the results of a suite ("v0" or "v1") on a task."""
     if task.startswith("wino_bias"):
         return True
     return suite == "v1" and (task == "lambada_openai" or task.startswith("crows_pairs_english"))
@@ -301,14 +283,7 @@ def _model(match: re.Match) -> str:
 
 
 def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """Turn a file of the evaluation harness into rows of the main table.
-
-    The fields of a row are in the order of COLUMNS.
-
-    Args:
-        match: the match of the file's name with _HARNESS.
-        parsed: the content of the file.
-    """
+    """Turn a harness file, whose name matched _HARNESS, into rows of the main table."""
     arm = "none"
     if match["kind"] == "intervention":
         arm = "swap_last_21pct" if match["long"] else "swap_last_7pct"
@@ -321,14 +296,7 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """Turn a WinoBias file into rows of the main table, with fields in the order of COLUMNS.
-
-    A file has one of two formats.
-
-    Args:
-        match: the match of the file's name with _WINOBIAS.
-        parsed: the content of the file.
-    """
+    """Turn a WinoBias file (of either format) into rows of the main table."""
     suite, model = "v0" if match["v0"] else "v1", _model(match)
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
     step = int((parsed.get("config") or parsed)["model_args"]["iteration"])

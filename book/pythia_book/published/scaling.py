@@ -1,8 +1,8 @@
 """Selects the released benchmark results that the study `scaling` draws and tests.
 
-Every value is the share of items answered correctly. It has the standard error that the evaluation
-harness reported, if any. The authors of the Pythia paper scored OPT and BLOOM with the same
-harness. Means over tasks leave out the task WSC, for the reason given at tables.SEVEN.
+Every value is the share of items answered correctly, with the harness's standard error, if any. The
+authors of the Pythia paper scored OPT and BLOOM with the same harness. Means over tasks leave out
+WSC (see tables.SEVEN).
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ PHENOMENA = {
     "NPI licensing": ("matrix_question_npi", "npi_present", "only_npi", "sentential_negation_npi"),
     "quantifiers": ("existential_there_quantifiers", "superlative_quantifiers"),
 }  # fmt: skip
-"""Maps each of the twelve phenomena of BLiMP to the beginnings of the names of its paradigms. The
-assignment is that of the field `linguistics_term` in github.com/alexwarstadt/blimp."""
+"""The twelve phenomena of BLiMP, with the beginnings of the names of their paradigms, by the field
+`linguistics_term` in github.com/alexwarstadt/blimp.
+"""
 
 
 def released_tables(published: Published) -> dict[str, pd.DataFrame]:
-    """Return the released results that the study `scaling` uses, as tables by name.
+    """Return the tables of the study `scaling` by name, as listed in COLUMNS.
 
-    The names and columns are those in COLUMNS. A table is empty if `published` has no results for
-    this table.
+    A table is empty if `published` has no results for it.
     """
     rows = published.benchmarks
     acc = rows[rows.metric == "acc"] if len(rows) else rows
@@ -111,11 +111,7 @@ def _wide(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the zero-shot scores of the fully trained Pythia models and of OPT and BLOOM.
-
-    Args:
-        rows: the benchmarks of the Pythia models.
-    """
+    """Return the final zero-shot scores of Pythia (from `rows`), OPT and BLOOM."""
     import pandas as pd
 
     if rows.empty:
@@ -137,14 +133,9 @@ def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
-    """Return the five-shot accuracies of models that were trained with small or full batches.
+    """Return five-shot accuracies of models with small batches and of their twins in `acc`.
 
-    The table has the released models with small batches, and the standard Pythia models of the same
-    sizes, which have full batches. If there are no models with small batches, or if `acc` is
-    empty, the result is `published.batch_size` as it is.
-
-    Args:
-        acc: the accuracies of the Pythia models.
+    If either is missing, return `published.batch_size` as it is.
     """
     import pandas as pd
 
@@ -159,11 +150,10 @@ def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average MMLU accuracy over 57 subjects and over standard and deduplicated models.
+    """Average MMLU accuracy over subjects and over standard and deduplicated models.
 
-    There is one row per model size, number of shots and step, with the columns COLUMNS["mmlu"].
-    Rows with the model "small" are means over the sizes SMALL. The intervals are t-intervals in
-    which each subject is one independent unit.
+    Rows with the model "small" are means over the sizes SMALL. Subjects are the independent units
+    of the t-intervals.
     """
     import pandas as pd
 
@@ -190,11 +180,10 @@ def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average BLiMP accuracy over the paradigms of each phenomenon and the two models of a size.
+    """Average BLiMP accuracy over paradigms ("all" has all) and the two models of a size.
 
-    The phenomenon "all" has all paradigms. The items of different paradigms are independent. The
-    standard and the deduplicated model were scored on the same items, so the standard error of
-    their mean is taken to be the standard error of a single model.
+    Paradigms are independent. Both models were scored on the same items, so the standard error of
+    their mean is taken to be that of a single model.
     """
     import pandas as pd
 
@@ -205,6 +194,6 @@ def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paradigms(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average the final accuracy over all models, separately for each paradigm of BLiMP."""
+    """Average the final accuracy over all models, for each paradigm of BLiMP."""
     last = rows[rows.step == OFFICIAL_STEPS].rename(columns={"subtask": "paradigm"})
     return last.groupby(["phenomenon", "paradigm"]).acc.mean().rename("value").reset_index()

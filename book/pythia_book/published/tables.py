@@ -1,16 +1,15 @@
 """Reads the released results as tidy tables, except the results on gender bias.
 
-A table is empty if the user's copy of the released results lacks its contents.
+A table is empty if the user's copy of the released results lacks its contents. In all tables,
+models have their current names.
 
-`benchmark_tables` has the scores of all sixteen models of the v1 suite, of OPT and of BLOOM on the
-paper's tasks. The files of the standard 1B model are under the name pythia-1b-bf16. Some of its
-zero-shot files are named five-shot, so the number of shots is taken from the name of the folder.
-`mmlu_table` has the sixteen models' scores on 57 subjects. For BLiMP, only scores of the first,
-superseded suite (v0) were released.
-
-`arithmetic_table` (paper section 3.3) has the accuracies of seven deduplicated models (not 70M) for
-every first operand, averaged over fifty second operands. How often each number occurs in the Pile
-was never released. The files use the models' former names; the tables use current names.
+- `benchmark_tables`: the sixteen models of v1, OPT and BLOOM on the paper's tasks. The standard 1B
+  model is pythia-1b-bf16 in the files. The number of shots is from the folder, because some
+  zero-shot files of that model are named five-shot.
+- `mmlu_table`: the sixteen models on 57 subjects.
+- `blimp_table`, `first_suite_table`: only scores of the superseded first suite (v0).
+- `arithmetic_table` (paper section 3.3): seven deduplicated models (not 70M), per first operand,
+  averaged over fifty second operands. The numbers' frequencies in the Pile were never released.
 """
 
 from __future__ import annotations
@@ -40,12 +39,14 @@ TITLES = {"lambada_openai": "LAMBADA", "piqa": "PIQA", "winogrande": "WinoGrande
 TASKS = tuple(task for task in TITLES if task != "hellaswag")
 """The eight tasks of the paper."""
 SEVEN = tuple(task for task in TASKS if task != "wsc")
-"""The tasks without WSC, on which accuracies are averaged. In a third of all zero-shot rows and
-nearly all five-shot rows, the score on WSC is exactly the share of the more frequent answer."""
+"""The tasks without WSC, over which accuracies are averaged. In a third of the zero-shot rows and
+nearly all five-shot rows, the score on WSC is exactly that of the more frequent answer.
+"""
 SAME = 1.0
-"""Accuracies that differ by less than this count as the same, in points. In zero-shot means over
-the seven tasks at the end of training, neighbouring sizes differ by more (at least 1.3 points, in
-the mean of both texts). For other accuracies it is a convention."""
+"""Accuracies that differ by fewer points count as the same. In zero-shot means over the seven tasks
+and both texts at the end of training, neighbouring sizes differ by at least 1.3 points. For other
+accuracies the limit is a convention.
+"""
 CONVENTION = (
     f"the margin of {SAME:g} point is a convention, chosen when the released numbers were known"
 )
@@ -55,7 +56,7 @@ SAME_WHY = (
 )
 """Only for zero-shot means over the seven tasks at the end of training; else use CONVENTION."""
 NO_RELEASED = f"no released numbers: set {VARIABLE}"
-"""Why a figure or a test shows nothing, if the user has no copy of the released numbers."""
+"""Why a figure or a test shows nothing without released numbers."""
 CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
           "logiqa": 25, "hellaswag": 25, "lambada_openai": 0}  # fmt: skip
 """Maps each task to the accuracy of guessing, in percent."""
@@ -64,8 +65,7 @@ FORMER_NAMES = {"19m": "70m", "125m": "160m", "350m": "410m", "400m": "410m", "8
                 "1.3b": "1.4b", "2.7b": "2.8b", "6.7b": "6.9b", "13b": "12b"}  # fmt: skip
 """Maps names of models that some released files use to the current ones."""
 DOUBLE_BATCH = ("160m", "410m", "1.4b")
-"""Sizes of the first suite (v0) that were trained with batches of four million tokens. Each of
-their steps counts as two."""
+"""Sizes of the first suite (v0) with batches of four million tokens, where a step counts as two."""
 TOKENS_PER_STEP = 1024 * 2048
 BENCHMARKS = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
 BASELINES = ["family", "model", "n_params", "task", "metric", "value", "stderr"]
@@ -98,13 +98,10 @@ Tables = tuple["pd.DataFrame", "pd.DataFrame", "pd.DataFrame"]
 
 
 def benchmark_tables(path: Path | None) -> Tables:
-    """Read the tables of benchmarks, baselines and batch sizes as released.
+    """Read the tables of benchmarks, baselines and batch sizes from CSV tables or the evals tree.
 
-    Args:
-        path: a folder of CSV tables, the evals tree or an archive of the tree; None: empty tables.
-
-    Raises:
-        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
+    The tables are empty if `path` is None. Raises a DataError if JSON or CSV is malformed, or an
+    archive exceeds a limit.
     """
     import pandas as pd
 
@@ -120,11 +117,7 @@ def benchmark_tables(path: Path | None) -> Tables:
 
 
 def in_order(frame: pd.DataFrame, by: list[str], names: tuple[str, ...] = MODELS) -> pd.DataFrame:
-    """Return a frame sorted by the columns `by`.
-
-    Args:
-        names: the order of the names in the columns model and intervention.
-    """
+    """Sort a frame by the columns `by`; `names` orders the columns model and intervention."""
     rank = {name: i for i, name in enumerate(names)}
     named = ("model", "intervention")
     return frame.sort_values(
@@ -155,8 +148,7 @@ def misplaced(frame: pd.DataFrame) -> pd.Series:
 def read_csv(path: Path, needed: list[str]) -> pd.DataFrame:
     """Read the CSV table at `path`; if there is no file, return a table without rows.
 
-    Raises:
-        DataError: the file is not a CSV table, or lacks a needed column.
+    Raises a DataError if the file is not a CSV table, or lacks a needed column.
     """
     import pandas as pd
 
@@ -185,10 +177,7 @@ def _from_csv(folder: Path) -> list[pd.DataFrame]:
 
 
 def _n_params(name: str) -> float:
-    """Parse the number of parameters in a model's name, e.g. 560e6 in "bloom-560m".
-
-    The name "bloom-7b1" means 7.1e9.
-    """
+    """Parse the number of parameters in a model's name; "bloom-7b1" means 7.1e9."""
     match = re.fullmatch(r"\w+-(\d+(?:\.\d+)?)([mb])(\d*)", name.lower())
     if not match:
         raise DataError(
@@ -239,12 +228,9 @@ _MMLU_PREFIX, _BLIMP_PREFIX = "hendrycksTest-", "blimp_"
 
 
 def mmlu_table(path: Path | None) -> pd.DataFrame:
-    """Read the accuracy on each subject of MMLU, in the columns MMLU.
+    """Read the accuracy on each subject of MMLU, in the columns MMLU, without `misplaced` rows.
 
-    Rows that by mistake have the scores of another model are left out (see `misplaced`).
-
-    Raises:
-        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
+    Raises a DataError if JSON or CSV is malformed, or the archive exceeds a limit.
     """
     import pandas as pd
 
@@ -271,10 +257,8 @@ def _mmlu_rows(match: re.Match, parsed: dict) -> list[dict]:
 def blimp_table(path: Path | None) -> pd.DataFrame:
     """Read the zero-shot accuracy of the first suite on each paradigm of BLiMP.
 
-    The columns are BLIMP; `step` counts updates of two million tokens.
-
-    Raises:
-        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
+    The columns are BLIMP; `step` counts updates of two million tokens. Raises a DataError if JSON
+    or CSV is malformed, or the archive exceeds a limit.
     """
     return _first_suite(path, BLIMP, "evals_v0_blimp.csv", _blimp_rows)
 
@@ -282,10 +266,8 @@ def blimp_table(path: Path | None) -> pd.DataFrame:
 def first_suite_table(path: Path | None) -> pd.DataFrame:
     """Read the zero-shot benchmarks of the first suite (v0), in the columns FIRST_SUITE.
 
-    The column `step` counts updates of two million tokens.
-
-    Raises:
-        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
+    `step` counts updates of two million tokens. Raises a DataError if JSON or CSV is malformed, or
+    the archive exceeds a limit.
     """
     return _first_suite(path, FIRST_SUITE, "evals_v0.csv", _v0_rows, ("folder_shots",))
 
@@ -297,13 +279,10 @@ def _first_suite(
     reader: Reader,
     also: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """Read zero-shot results of the first suite; no rows if `path` is None.
+    """Read `columns` of zero-shot results of the first suite; no rows if `path` is None.
 
     Args:
-        path: a folder of CSV tables, or the tree of evals files.
-        columns: the columns of the result.
-        name: the CSV file to read; used if `path` has CSV tables.
-        reader: a function that reads one evals file; used if `path` has no CSV tables.
+        path: a folder of CSV tables, of which `name` is read, or the evals tree, read by `reader`.
         also: columns of the CSV file that are read only to find its zero-shot rows.
     """
     import pandas as pd
@@ -357,8 +336,7 @@ _TASK = re.compile(r"num_reasoning_arithmetic_(?P<operation>addition|multiplicat
 def arithmetic_table(path: Path | None) -> pd.DataFrame:
     """Read the accuracies on arithmetic, in the columns ARITHMETIC.
 
-    Raises:
-        DataError: a file is not the released table.
+    Raises a DataError if a file is not the released table.
     """
     import pandas as pd
 
@@ -400,9 +378,7 @@ def memorization_table(path: Path | None) -> pd.DataFrame:
     """Read the predictions of memorization, in the columns MEMORIZATION.
 
     Only a folder of CSV tables has these numbers; for any other `path`, the result has no rows.
-
-    Raises:
-        DataError: the file is not the released table.
+    Raises a DataError if the file is not the released table.
     """
     import pandas as pd
 

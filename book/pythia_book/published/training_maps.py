@@ -1,15 +1,13 @@
 """Reads the released training maps of PolyPythias: the states of ten 410M runs over training.
 
-PolyPythias (van der Wal et al. 2025) fits a hidden Markov model to statistics of the weights, which
-assigns a state to every checkpoint. A training map lists the states of a run. All maps are in one
-file of EleutherAI/pythia, polypythias/data/training_maps.tsv. The code beside that file shows what
-its columns mean: `state`, `score` (a standardised accuracy) and `group`. One group is seeds 3 and
-4, which the authors call outliers; the other is the remaining eight seeds.
+PolyPythias (van der Wal et al. 2025) assigns a state to every checkpoint by a hidden Markov model
+of weight statistics. All maps are in EleutherAI/pythia, polypythias/data/training_maps.tsv. The
+code beside that file explains `state`, `score` (a standardised accuracy) and `group`: the outlier
+seeds 3 and 4, or the remaining eight seeds.
 
-The file names neither the model size nor the tasks of the score. But its numbers show that the
-scores of seed 0 are zero-shot accuracies of the standard 410M model on four tasks, standardised per
-task over the checkpoints and averaged (`score_410m`). The file does not say whether one hidden
-Markov model was fitted or one per group, so states are compared only within a group.
+The file names neither model size nor tasks. But the scores of seed 0 equal the zero-shot accuracies
+of the standard 410M model on four tasks, standardised and averaged (`score_410m`). One hidden
+Markov model may have been fitted per group, so states are compared only within a group.
 """
 
 from __future__ import annotations
@@ -33,14 +31,12 @@ _FLAT = "polypythias_training_maps.tsv"
 
 
 def training_maps(published: Published) -> pd.DataFrame:
-    """Read the training maps, with one row per seed and step.
+    """Read the training maps, with one row per seed and step; no rows if the source lacks the file.
 
-    The columns are seed, outlier, step, state, score and score_410m. For seed 0, score_410m has the
-    score computed again from the released accuracies of the standard 410M model. For other seeds,
-    score_410m is NaN. The table has no rows if the source lacks the file.
+    Columns: `seed`, `outlier`, `step`, `state`, `score`, and `score_410m`, the score of seed 0
+    computed again from released accuracies (NaN for other seeds).
 
-    Raises:
-        DataError: the file is not the released table.
+    Raises a DataError if the file is not the released table.
     """
     import pandas as pd
 
@@ -61,11 +57,7 @@ def training_maps(published: Published) -> pd.DataFrame:
 
 
 def _score_410m(published: Published) -> pd.Series:
-    """Return, by step, the score of the standard 410M model computed from released accuracies.
-
-    Zero-shot accuracy on each of SCORE_TASKS is standardised over the steps; the score is the mean
-    over the tasks.
-    """
+    """Return, by step, the mean over SCORE_TASKS of the accuracy standardised over steps."""
     rows = published.benchmarks
     rows = rows[(rows.model == "410m") & ~rows.deduped & (rows.shots == 0)]
     rows = rows[(rows.metric == "acc") & rows.task.isin(SCORE_TASKS)]
@@ -74,11 +66,7 @@ def _score_410m(published: Published) -> pd.Series:
 
 
 def _content(path: Path | None) -> bytes | None:
-    """Return the contents of the file of training maps; None if there is no such file.
-
-    Args:
-        path: the archive or folder with the released numbers, or None if there are no such numbers.
-    """
+    """Return the contents of the file of training maps; None if there is no such file."""
     if path is None:
         return None
     if path.is_file():

@@ -1,11 +1,10 @@
 """Audits the checkpoints of a published model: finds duplicate and missing steps by their hashes.
 
-Some steps of released models were served under the wrong name. Of the 154 branches of pythia-2.8b,
-86 had the weights of two other branches (EleutherAI/pythia#205). Step 50,000 of pythia-12b had a
-shard of the last step's weights (#206). Such files are not damaged, so only a comparison of hashes
-reveals the error. For repositories and git-lfs pointers, the stored hashes are used and nothing is
-downloaded. Local safetensors are hashed tensor by tensor (checkpoint.sha256_tensors), so equal
-weights are found even if they are split into files in another way.
+Some released steps had weights of other steps: 86 of the 154 branches of pythia-2.8b
+(EleutherAI/pythia#205), and a shard of step 50,000 of pythia-12b (#206). The files are not damaged,
+so only hashes reveal the error. For repositories and git-lfs pointers, the stored hashes are used
+and nothing is downloaded. Local safetensors are hashed by tensor, so equal weights are found even
+if they are split into other files.
 """
 
 from __future__ import annotations
@@ -33,25 +32,24 @@ EXPECTED = {
 }
 ABSENT = "there are no files with weights"
 SHOWN = 12
-"""Maximum number of names in a list. Further names are only counted."""
+"""Maximum number of names in a list. Further names are counted."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The hashes of one revision's weights (say, of "step3000"), as stored in one kind of file."""
+    """The hashes of one revision's weights (say, of "step3000") in one kind of file."""
 
     revision: str
     kind: str
-    """What was hashed: "tensors", "safetensors" files or "pickles" files; "" if there are no
-    weights. Only hashes of the same kind are compared."""
+    """What was hashed: "tensors", "safetensors" or "pickles"; "" without weights. Only hashes of
+    the same kind are compared.
+    """
     parts: dict[str, str] = field(default_factory=dict)
-    """Maps the name of each file to the sha256 of the file. If `kind` is "tensors", the sha256 is
-    that of the tensors in the file."""
+    """The sha256 of each file, or, for the kind "tensors", of the tensors in each file."""
     whole: str = ""
-    """One sha256 for all weights: of all tensors, of the only file, or, if there are several files,
-    of the list of their names and hashes."""
+    """One sha256 for all weights: of all tensors, of the only file, or of all names and hashes."""
     problem: str = ""
-    """Why there is no hash; empty if there is a hash."""
+    """Why there is no hash; empty if there is one."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,19 @@ class Audit:
 
     @property
     def sound(self) -> list[Entry]:
-        """The entries that have a hash; the other entries have a problem instead."""
+        """The entries that have a hash."""
         return [entry for entry in self.entries if not entry.problem]
 
     @property
     def missing(self) -> list[int]:
-        """The steps without a hash, out of the 154 at which Pythia models were published."""
+        """The steps without a hash, of the 154 at which Pythia models were published."""
         present = {step_of(entry.revision) for entry in self.sound}
         return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in present]
 
     def duplicates(self) -> list[tuple[list[str], str]]:
-        """Find groups of revisions that have equal weights.
+        """Return each group of revisions with equal weights, and why equal weights are expected.
 
-        Returns:
-            A pair for each group: the names of the revisions, and the reason why equal weights are
-            expected. The reason is "" if the weights should differ.
+        The reason is "" if the weights should differ.
         """
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for entry in self.sound:
@@ -89,11 +85,7 @@ class Audit:
         ]
 
     def shared_parts(self) -> list[tuple[str, list[str]]]:
-        """Find weight files that several revisions share although the revisions' weights differ.
-
-        Returns:
-            A pair for each such file: its name, and the names of the revisions.
-        """
+        """List weight files, each with its revisions, that are shared by different weights."""
         groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.sound:
             for name, digest in entry.parts.items():
@@ -105,10 +97,9 @@ class Audit:
         ]
 
     def defects(self) -> list[str]:
-        """Return the defects of the revisions, a sentence each; an empty list if there are none.
+        """Return one sentence per problem, unexpected duplicate or shared file.
 
-        Defects are the problems of entries, equal weights that should differ, files shared by
-        revisions (see `shared_parts`), and missing steps (one sentence for all of them).
+        One more sentence lists the missing steps, if any.
         """
         defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
         defects += [
@@ -130,7 +121,7 @@ class Audit:
         return defects
 
     def report(self) -> str:
-        """Return a text with all hashes, all defects, and the revisions that are rightly equal."""
+        """Return a text with all hashes, all defects, and the expected duplicates."""
         lines = [f"{self.source}: sha256 of {len(self.sound)} sets of weights"]
         width = max((len(entry.revision) for entry in self.entries), default=0)
         lines += [
@@ -180,14 +171,14 @@ def audit(source: str, progress: bool = True) -> Audit:
 
 
 def _list(names: Iterable[str]) -> str:
-    """Join the first SHOWN names with commas, and add how many more names there are, if any."""
+    """Join the first SHOWN names with commas, and add how many more names there are."""
     listed = list(names)
     rest = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _by_kind(files: Iterable[str]) -> dict[str, list[str]]:
-    """Map each kind of weight file, "safetensors" or "pickles", to the names of its files."""
+    """Group weight files by kind, "safetensors" or "pickles"."""
     files = sorted(files)
     kinds = {
         "safetensors": [name for name in files if name.endswith(".safetensors")],
@@ -197,11 +188,7 @@ def _by_kind(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _file_entry(revision: str, kind: str, parts: dict[str, str]) -> Entry:
-    """Return the entry of a revision.
-
-    Args:
-        parts: maps the name of each weight file of this kind to the hash of the file.
-    """
+    """Return the entry of a revision from the hash of each weight file."""
     whole = next(iter(parts.values()))
     if len(parts) > 1:
         whole = sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
@@ -209,10 +196,7 @@ def _file_entry(revision: str, kind: str, parts: dict[str, str]) -> Entry:
 
 
 def _remote_entries(repo: str, revision: str) -> list[Entry]:
-    """Return an entry for each kind of weight file, with the hashes that the hub stores.
-
-    Without such files, return one entry which says that there are no weights.
-    """
+    """Return an entry per kind of weight file, with the hub's hashes, or one that says ABSENT."""
     _, files = download.listing(repo, revision)
     return [
         _file_entry(revision, kind, {name: files[name].blob for name in names})
@@ -221,10 +205,9 @@ def _remote_entries(repo: str, revision: str) -> list[Entry]:
 
 
 def _local_entries(folder: Path) -> list[Entry]:
-    """Return an entry for each kind of weight file in the folder of a step.
+    """Return an entry per kind of weight file in the folder of a step, or one that says ABSENT.
 
-    If the folder has no weight files, return one entry which says that there are no weights. If the
-    folder is a checkpoint of our own, return one entry with the hash of the tensors.
+    A checkpoint of our own has one entry, with the hash of the tensors.
     """
     revision = f"step{step}" if (step := step_of(folder.name)) is not None else folder.name
     if (folder / MANIFEST).is_file():
@@ -242,10 +225,7 @@ def _local_entries(folder: Path) -> list[Entry]:
 
 
 def _tensor_entry(folder: Path, revision: str) -> Entry:
-    """Hash the tensors of one of our checkpoints or of the safetensors files in a folder.
-
-    If the tensors cannot be read, the entry has the problem instead of hashes.
-    """
+    """Hash the tensors of our own checkpoint or of safetensors files, or record the problem."""
     try:
         if (folder / MANIFEST).is_file():
             whole = sha256_tensors(load_checkpoint(folder)[0]["model"])

@@ -1,8 +1,8 @@
 """Converts models between the formats of this library, of transformers and of GPT-NeoX.
 
-A model that is converted to the format of this library becomes a checkpoint without an optimizer
-state. The manifest of this checkpoint contains the kind "weights only", the source and the config
-of the model, so the checkpoint can be loaded without a run.
+In the format of this library, a converted model is a checkpoint without an optimizer state. Its
+manifest has the kind "weights only", the source and the config of the model, so the checkpoint can
+be loaded without a run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WEIGHTS_ONLY = "weights only"
 
 @dataclass(frozen=True)
 class Source:
-    """A model that `read` has loaded, and where the model comes from."""
+    """A model with its origin."""
 
     kind: str
     """The format: "pythia" (ours), "hf" (transformers) or "native" (GPT-NeoX)."""
@@ -49,19 +49,15 @@ class Source:
     step: int | None
     """The step of training; None if unknown."""
     about: dict[str, Any]
-    """The origin of the model, as the manifest of a converted checkpoint stores it."""
+    """The origin of the model, as in the manifest of a converted checkpoint."""
     tokenizer: Tokenizer | None = None
 
 
 def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
-    """Load a checkpoint that `convert` wrote in our format.
+    """Load a checkpoint that `convert` wrote in our format: the model, and its metadata.
 
-    Returns:
-        model: the model, in the stored dtype.
-        meta: the metadata of the checkpoint, with the keys "kind", "source" and "model".
-
-    Raises:
-        CheckpointError: the checkpoint is corrupt, or belongs to a run.
+    The dtype is the stored one. The metadata have the keys `kind`, `source` and `model`. Raises a
+    CheckpointError if the checkpoint is corrupt, or belongs to a run.
     """
     files, meta = load_checkpoint(folder)
     if meta.get("kind") != WEIGHTS_ONLY:
@@ -73,7 +69,7 @@ def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
 
 
 def _model(config: ModelConfig, state: dict[str, torch.Tensor]) -> GPTNeoX:
-    """Build a model that uses the tensors in `state` as its parameters, without gradients."""
+    """Build a model whose parameters are the tensors in `state`, without gradients."""
     with torch.device("meta"):
         model = GPTNeoX(config)
     model.load_state_dict(state, assign=True)
@@ -81,11 +77,7 @@ def _model(config: ModelConfig, state: dict[str, torch.Tensor]) -> GPTNeoX:
 
 
 def _from_run(name: str, step: int | None) -> Source:
-    """Read the model of a local run at a step (default: the last).
-
-    Raises:
-        CheckpointError: there is no such run, or the run has no weights of the step.
-    """
+    """Read the model of a local run at a step (default: the last)."""
     from pythia_core.training.runs import find_run
 
     run = find_run(name)
@@ -103,10 +95,10 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
     Args:
         source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of
             native GPT-NeoX files, or a repository on the hub.
-        revision: for a transformers folder or a repository, the revision, e.g. "step3000".
-        step: for a run, the step to read (default: the last). For a transformers folder, native
-            files or a repository, the step to record (default: the step in the name).
-        size: for native files, the size of the model if the shapes do not determine the size.
+        revision: for a transformers folder or a repository, e.g. "step3000".
+        step: for a run, the step to read (default: the last); for other sources, the step to record
+            (default: the step in the name).
+        size: for native files, the model size if the shapes do not determine the size.
 
     Raises:
         ConfigError: there is no size of this name.
@@ -151,16 +143,15 @@ def convert(
     """Read a model in any format, write it in another format, and return the new folder.
 
     Args:
-        source, revision, step, size: the model, as in `read`.
-        target: for the format "hf", the folder to create; for "pythia", the folder in which a
-            folder `step-NNNNNN` is created.
-        to: one of FORMATS. By default, a transformers model is converted to "pythia" and any other
-            model to "hf".
+        source, revision, step, size: as in `read`.
+        target: the folder to create for "hf"; the parent of the new folder `step-NNNNNN` for
+            "pythia".
+        to: one of FORMATS; default: "pythia" for a transformers model, "hf" for any other.
         dtype: "fp32", "fp16" or "bf16"; default: the stored dtype.
 
     Raises:
-        CheckpointError, FetchError: the model cannot be read (see `read`), a weight exceeds the
-            range of `dtype`, or the new folder exists already.
+        CheckpointError, FetchError: the model cannot be read, a weight exceeds the range of
+            `dtype`, or the new folder exists already.
         ConfigError: an argument is unknown or does not fit the source.
     """
     if to and to not in FORMATS:

@@ -2,8 +2,8 @@
 
 Downloads use `huggingface_hub`, its cache, and the endpoint in HF_ENDPOINT if set. Only *.json and
 *.safetensors files are fetched, never the code of a repository. If the hub has the sha256 of a
-file, the file is verified before use, even if it comes from the cache. Pythia's repositories are
-public, so no token is sent. A revision is a branch: "step3000", or "main" for the last step.
+file, even a cached copy is verified before use. No token is sent, because Pythia's repositories are
+public. A revision is a branch: "step3000", or "main" for the last step.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
 SMALL = (CONFIG, "generation_config.json", TOKENIZER, "tokenizer_config.json",
          "special_tokens_map.json")  # fmt: skip
 TIMEOUT = 10.0
-"""Maximum seconds to wait until the hub answers a request. During a download,
-HF_HUB_DOWNLOAD_TIMEOUT limits the wait for the next bytes."""
+"""Maximum seconds until the hub answers. HF_HUB_DOWNLOAD_TIMEOUT limits waits during a download."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,10 +58,9 @@ def is_repository(name: str) -> bool:
 
 
 def is_published(source: str) -> bool:
-    """Return whether `source` names a published model rather than a local run.
+    """Whether `source` is a folder without a run's identity.json, or has the form owner/name.
 
-    A published model is a folder without identity.json (a local run has this file), or a name like
-    owner/name. The hub is not asked whether the repository exists.
+    The hub is not asked whether the repository exists.
     """
     folder = local_folder(source)
     return not (folder / "identity.json").exists() if folder else is_repository(source)
@@ -76,7 +74,7 @@ class RemoteFile:
     sha256: str
     """sha256 of the content. The hub has it only for large files; empty for other files."""
     blob: str
-    """An identifier of the content: the sha256 if there is one, else the git blob id."""
+    """The sha256 if there is one, else the git blob id."""
 
 
 def locate(
@@ -85,10 +83,9 @@ def locate(
     """Return the local folder that has the files of a model, and download missing files first.
 
     Args:
-        source: a folder with the model or with one subfolder per revision, or a repository on the
-            hub.
+        source: a folder with the model or a subfolder per revision, or a repository on the hub.
         revision: e.g. "step3000".
-        files: names of the files to download from a repository; see `fetch`.
+        files: as in `fetch`.
 
     Raises:
         CheckpointError: the source is neither a folder with a model nor the name of a repository.
@@ -107,10 +104,7 @@ def locate(
 def load(
     source: str | Path, revision: str = "main", **settings: Any
 ) -> tuple[GPTNeoX, ModelSource]:
-    """Load a model as `pythia_core.hf.load` does, from a folder or from a repository on the hub.
-
-    Args:
-        settings: passed on to `pythia_core.hf.load`.
+    """Load a model with `pythia_core.hf.load` and its `settings`, from a folder or a repository.
 
     Raises:
         CheckpointError: the source is not a model of this architecture, or is damaged.
@@ -127,12 +121,9 @@ def endpoint() -> str:
 def revisions(repo: str, or_cached: bool = False) -> list[str]:
     """Return the names of all branches and tags of a repository on the hub.
 
-    Args:
-        or_cached: if the hub cannot be reached but some revisions are in the cache, warn and return
-            their names instead of raising an error.
+    With `or_cached`, if the hub cannot be reached, warn and return the cached revisions, if any.
 
-    Raises:
-        FetchError: the repository does not exist, or the hub cannot be reached.
+    Raises a FetchError if the repository does not exist, or the hub cannot be reached.
     """
     try:
         with translate_errors(repo, ""):
@@ -150,13 +141,9 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
 
 
 def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFile]]:
-    """Ask the hub which files a revision has, without downloading them.
+    """Ask the hub for the commit of a revision and a RemoteFile for each file name.
 
-    Returns:
-        The commit of the revision, and a dict that maps the name of each file to a RemoteFile.
-
-    Raises:
-        FetchError: the repository or revision does not exist, or there is no network.
+    Raises a FetchError if the revision does not exist, or there is no network.
     """
     with translate_errors(repo, revision):
         info = _api().model_info(
@@ -170,19 +157,14 @@ def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFil
 
 
 def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None) -> ModelFolder:
-    """Download those files of a revision that the local cache lacks; verify all hashes.
+    """Download the `files` of a revision that the cache lacks, and verify all hashes.
 
-    If the hub cannot be reached, the files in the cache are used.
-
-    Args:
-        files: names of the files; default: config, tokenizer and safetensors.
-
-    Returns:
-        The folder in the cache, and the commit.
+    The default files are config, tokenizer and safetensors. If the hub cannot be reached, the
+    cached files are used. The result is the folder in the cache, with the commit.
 
     Raises:
-        FetchError: the repository, the revision or a file does not exist, a file is neither *.json
-            nor *.safetensors, a download fails, or a file does not match the hub's hash.
+        FetchError: the revision or a file does not exist, a file is neither *.json nor
+            *.safetensors, a download fails, or a file does not match the hub's hash.
         CheckpointError: the revision has weights only as pickles.
     """
     wanted = None if files is None else list(files)
@@ -214,15 +196,7 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
 
 
 def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
-    """Choose the files that a model needs: config, tokenizer, and safetensors with their index.
-
-    Args:
-        where: names the model in an error message.
-        available: the files of the repository, by name.
-
-    Raises:
-        CheckpointError: there are no safetensors.
-    """
+    """Choose config, tokenizer, and safetensors with their index; refuse a model without them."""
     plain = [name for name in available if PLAIN_NAME.fullmatch(name)]
     weights = [name for name in plain if name.endswith(".safetensors")]
     if WEIGHTS in weights:
@@ -235,16 +209,9 @@ def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
 
 
 def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder | None:
-    """Return the folder of a revision in the cache, for use when the hub cannot be reached.
+    """Return the cached folder of a revision; None if a wanted file is not in the cache.
 
-    Args:
-        wanted: names of the files that are needed; None: the config and the weights.
-
-    Returns:
-        None if the revision or a needed file is not in the cache.
-
-    Raises:
-        FetchError: a cached file does not match its hash.
+    By default, the config and the weights are wanted. Hashes are verified.
     """
     try:
         folder = Path(
@@ -264,7 +231,7 @@ def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder |
 
 
 def _cached_refs(repo: str) -> list[str]:
-    """Return the names of the revisions of a repository that are in the cache."""
+    """Return the cached revisions of a repository."""
     try:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except errors.CacheNotFound:
@@ -273,11 +240,7 @@ def _cached_refs(repo: str) -> list[str]:
 
 
 def _check(path: Path, sha256: str) -> None:
-    """If the sha256 of a file is wrong, delete the file and raise a FetchError.
-
-    Args:
-        sha256: the right hash; "" if it is unknown, and then nothing is checked.
-    """
+    """Delete a file with the wrong sha256 and raise a FetchError; "" skips the check."""
     if sha256 and (actual := file_sha256(path)) != sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
@@ -300,12 +263,7 @@ def _no_answer(error: FetchError) -> bool:
 
 @contextlib.contextmanager
 def translate_errors(repo: str, revision: str, name: str = "") -> Iterator[None]:
-    """Turn errors of huggingface_hub, raised in the `with` block, into helpful FetchErrors.
-
-    Args:
-        repo, revision: what the block fetches, for the message; `revision` may be "".
-        name: the file that the block fetches; "" if it does not fetch a file.
-    """
+    """Turn errors of huggingface_hub in a `with` block into FetchErrors that say what to do."""
     target = f"{repo}{f' ({revision})' if revision else ''}{f': {name}' if name else ''}"
     try:
         yield

@@ -1,12 +1,14 @@
 """Reads training rows in the order that GPT-NeoX's index maps give.
 
-The maps are three `.npy` files. `doc_idx` lists the shuffled documents of all epochs. Joined in
-this order, the documents are cut into rows. `sample_idx` says where each of these rows begins: at
-which entry of doc_idx, and at which token of that document. `shuffle_idx` says which of these rows
-is the r-th row of training. pythia_core.data.order.RowOrder computes the same three arrays. The
-training orders of the PolyPythias seeds are released as index maps. Reading a row takes only a few
-bytes of each map, so maps and documents may be behind URLs as well as on disk. Shapes, lengths and
-every offset are validated.
+The documents are joined in shuffled order and cut into rows, by three `.npy` files:
+
+    doc_idx      the shuffled documents of all epochs
+    sample_idx   where each row begins: the entry of doc_idx, and the token of that document
+    shuffle_idx  which of the rows is the r-th row of training
+
+pythia_core.data.order.RowOrder computes the same arrays. The orders of the PolyPythias seeds are
+released as index maps. A row takes only a few bytes of each map, so all files may be behind URLs.
+Shapes, lengths and every offset are validated.
 """
 
 from __future__ import annotations
@@ -31,13 +33,9 @@ _HEAD = 4096
 
 
 class NpyArray:
-    """An array of integers in a `.npy` file. Only the entries that are asked for are read.
+    """An array of integers with `ndim` dimensions in a `.npy` file, of which slices are read.
 
-    Args:
-        ndim: the number of dimensions that the array should have.
-
-    Raises:
-        DataError: the file is not a `.npy` file, is truncated, or has the wrong kind of array.
+    Raises a DataError if the file is truncated, or has the wrong kind of array.
     """
 
     def __init__(self, file: ByteFile, ndim: int) -> None:
@@ -73,11 +71,7 @@ class NpyArray:
         return self.shape[0]
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the entries [start, stop) along the first dimension.
-
-        Raises:
-            DataError: the array does not have these entries.
-        """
+        """Return the entries [start, stop); raise a DataError if they do not exist."""
         if not 0 <= start <= stop <= len(self):
             raise DataError(
                 f"{self.file.name} has {len(self)} entries, so the entries [{start}, {stop}) "
@@ -88,13 +82,9 @@ class NpyArray:
 
 
 class Documents:
-    """The documents in a token file (`.bin`), which are located with its index file (`.idx`).
+    """The documents in a token file (`.bin`), located by its index (`.idx`).
 
-    Only the tokens that are asked for are read.
-
-    Raises:
-        DataError: `index` is not the index of a token file, or the length and the header of
-            `index` contradict each other.
+    Raises a DataError if `index` is not an index, or has the wrong length.
     """
 
     def __init__(self, index: ByteFile, tokens: ByteFile) -> None:
@@ -115,11 +105,7 @@ class Documents:
             )
 
     def extent(self, number: int) -> tuple[int, int]:
-        """Return which tokens [low, high) of the token file belong to document `number`.
-
-        Raises:
-            DataError: there is no document with this number.
-        """
+        """Return the tokens [low, high) of a document; raise a DataError if it does not exist."""
         if not 0 <= number < self._count:
             raise DataError(
                 f"{self._index.name} has {self._count} documents, numbered from 0, so there is no "
@@ -131,7 +117,7 @@ class Documents:
         return low // self.dtype.itemsize, high // self.dtype.itemsize
 
     def read(self, low: int, high: int) -> NDArray:
-        """Return the ids of the tokens [low, high) of the token file."""
+        """Return the token ids [low, high) of the file."""
         width = self.dtype.itemsize
         return np.frombuffer(self.tokens.read(low * width, high * width), self.dtype)
 
@@ -139,15 +125,12 @@ class Documents:
 class MappedRows(Rows):
     """Training rows that are cut from documents in the order of GPT-NeoX's index maps.
 
+    Raises a DataError if the maps contradict each other or the documents, here or on reading.
+
     Args:
         maps: the files doc_idx, sample_idx and shuffle_idx, in this order.
-        index: the `.idx` file of the documents.
-        tokens: the `.bin` file of the documents.
-        seq_len: tokens per row, S.
+        index, tokens: the `.idx` and `.bin` files of the documents.
         remote: whether every read is a network request.
-
-    Raises:
-        DataError: the maps contradict each other or the documents.
     """
 
     def __init__(
@@ -173,11 +156,7 @@ class MappedRows(Rows):
         return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
-        """Return the S + 1 token ids of a row; `number` is its index before the rows are shuffled.
-
-        Raises:
-            DataError: the maps contradict each other or the documents.
-        """
+        """Return the S + 1 token ids of row `number` in the order before shuffling."""
         (first, offset), (last, end) = self._samples.read(number, number + 2).tolist()
         parts = []
         for entry, document in enumerate(self._order.read(first, last + 1).tolist(), first):
@@ -192,12 +171,7 @@ class MappedRows(Rows):
         return np.concatenate(parts)
 
     def _contradiction(self, number: int, problem: str) -> DataError:
-        """Return an error which says that the index maps are wrong about a row.
-
-        Args:
-            number: the index of the row before the rows are shuffled.
-            problem: what the index maps do wrong, e.g. "give 5 tokens, not 2049".
-        """
+        """Return the error for wrong maps, e.g. with the problem "give 5 tokens, not 2049"."""
         return DataError(
             f"for row {number} (before the rows are shuffled), the index maps {problem}; use index "
             f"maps that were made for {self._documents.tokens.name} with seq_len={self.seq_len}"
@@ -205,12 +179,9 @@ class MappedRows(Rows):
 
 
 def find_maps(folder: Path) -> Path | None:
-    """Find the index maps STEM_doc_idx.npy and so on in a folder, and return the path STEM.
+    """Return the STEM of the index maps STEM_doc_idx.npy and so on in a folder; None without maps.
 
-    Return None if the folder has no index maps.
-
-    Raises:
-        DataError: the folder has several sets of maps, or an incomplete set.
+    Raises a DataError if the folder has several sets of maps, or an incomplete set.
     """
     stems = sorted(p.name.removesuffix("_doc_idx.npy") for p in folder.glob("*_doc_idx.npy"))
     if not stems:
@@ -226,18 +197,11 @@ def find_maps(folder: Path) -> Path | None:
 
 
 def open_maps(stem: Path, seq_len: int) -> MappedRows:
-    """Open the index maps STEM_doc_idx.npy and so on, and the documents that they belong to.
+    """Open the index maps STEM_doc_idx.npy and so on, and their documents.
 
-    The documents are PREFIX.idx and PREFIX.bin (or its shards), where PREFIX is the first part of
-    the name of the maps. The documents are all in the folder of the maps, or all in the folder
-    above.
-
-    Args:
-        seq_len: tokens per row.
-
-    Raises:
-        DataError: the documents are missing, or the maps are for other documents or another
-            `seq_len`.
+    The documents are PREFIX.idx and PREFIX.bin (or its shards), where PREFIX begins the name of the
+    maps. Both are in the folder of the maps, or both in the folder above. Raises a DataError if
+    they are missing, or the maps are for other documents or another `seq_len`.
     """
     named = _NAME.match(stem.name)
     if named and int(named["seq_len"]) != seq_len:

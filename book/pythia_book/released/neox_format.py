@@ -1,16 +1,12 @@
 """Loads models from GPT-NeoX's native files, one file per layer and tensor-parallel rank.
 
-`layer_XX-model_YY-model_states.pt` has the part of layer XX that is on rank YY. Layer 00 is the
-embedding. The n transformer layers are 02 to n + 1, the final norm is layer n + 3, and the
-unembedding is layer n + 4. No files have the numbers 01 and n + 2.
+`layer_XX-model_YY-model_states.pt` has the part of layer XX on rank YY. Layer 00 is the embedding.
+The n transformer layers are 02 to n + 1, the final norm is n + 3, and the unembedding is n + 4.
 
-The parts on all ranks are merged by the rules of the training code's own converter. If the output
-of a linear layer is split over ranks, each file has some rows of the weight and some entries of the
-bias (for QKV, those of whole heads). If the input is split, each file has some columns of the
-weight, and the biases of all ranks are *summed*. LayerNorms exist on every rank and are averaged.
-
-The files are pickles. They are loaded with `torch.load(weights_only=True)`, which refuses anything
-that would run code. Optimizer states are not read.
+The parts are merged as in the training code's own converter. Split outputs are concatenated by rows
+(for QKV, whole heads), and split inputs by columns. The biases of layers with split inputs are
+*summed* over ranks. LayerNorms are averaged. `torch.load(weights_only=True)` refuses files that
+would run code. Optimizer states are not read.
 """
 
 from __future__ import annotations
@@ -33,22 +29,22 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """Merge the parts of a weight whose rows (outputs, or the vocabulary) are split over ranks."""
+    """Concatenate weights or biases whose outputs (or vocabulary) are split over ranks."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """Merge the parts of a weight whose columns (the inputs of the layer) are split over ranks."""
+    """Concatenate weights whose inputs are split over ranks."""
     return torch.cat(parts, 1)
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Sum a layer's bias over all ranks, because training summed the layer's outputs over ranks."""
+    """Sum a bias over all ranks, because training summed the outputs of the ranks."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
 def mean(parts: list[Tensor]) -> Tensor:
-    """Average the copies of a LayerNorm parameter. Each rank has one copy."""
+    """Average the copies of a LayerNorm parameter, one per rank."""
     return torch.stack(parts).float().mean(0).to(parts[0].dtype)
 
 
@@ -60,8 +56,7 @@ MERGES: dict[str, tuple[Merge, Merge]] = {
     "mlp.dense_h_to_4h": (rows, rows),
     "mlp.dense_4h_to_h": (columns, summed),
 }
-"""Maps each part of a layer to two functions, which merge the weights and the biases of the ranks.
-"""
+"""Maps each part of a layer to the functions that merge its weights and its biases."""
 NATIVE: dict[str, tuple[str, Merge]] = {
     "word_embeddings.weight": ("embed_in.weight", rows),
     **{
@@ -73,10 +68,9 @@ NATIVE: dict[str, tuple[str, Merge]] = {
     "norm.bias": ("final_layer_norm.bias", mean),
     "final_linear.weight": ("embed_out.weight", rows),
 }
-"""Maps each name in a layer file to our name, with {} for the number of the layer, and to the
-function that merges the parts of the ranks."""
+"""Maps each name in a layer file to our name ({} is the layer number) and the merge function."""
 ROTARY = "attention.rotary_emb.inv_freq"
-"""A tensor stored in each layer. Only its length is used, which must match the config."""
+"""A tensor in each layer. Only its length is used, to check the config."""
 _FILE = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _QKV = "attention.query_key_value.weight"
 
@@ -93,11 +87,7 @@ def step_of(folder: Path) -> int | None:
 
 
 def _layer_tensors(path: Path) -> dict[str, Any]:
-    """Map names to tensors, as stored in one layer file. No code in the file is run.
-
-    Raises:
-        CheckpointError: the file is damaged, or has anything but a dictionary of tensors.
-    """
+    """Read the tensors in one layer file by name; refuse code and damaged files."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
@@ -119,15 +109,7 @@ def _layer_tensors(path: Path) -> dict[str, Any]:
 
 
 def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
-    """Read all layer files in a folder.
-
-    Returns:
-        A nested list. Entry [i][rank] is a dict that maps names to tensors. It has the tensors of
-        the i-th layer on this rank.
-
-    Raises:
-        CheckpointError: there are no layer files, or a file is missing or cannot be opened.
-    """
+    """Read the layer files in a folder; entry [i][rank] maps names to tensors of the i-th layer."""
     layers: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.glob("layer_*.pt")):
         if match := _FILE.fullmatch(path.name):
@@ -151,14 +133,8 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
 def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
     """Load a model, in the stored dtype, from a folder of layer files.
 
-    The parts of a layer that several ranks stored are merged.
-
-    Args:
-        config: the model's config; default: the config of the official size with the same shapes.
-
-    Raises:
-        CheckpointError: files are missing, damaged or unsafe, the shapes do not match the config,
-            or no config was passed and the shapes match no official size.
+    The default config is that of the official size with the same shapes. Raises a CheckpointError
+    if files are missing, damaged or unsafe, or the shapes do not match a config.
     """
     folder = Path(folder)
     merged: dict[str, Tensor] = {}
@@ -209,16 +185,9 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
 
 
 def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:
-    """Return the config of the official size whose tensors have the shapes in `merged`.
+    """Return the config of the official size with these shapes; raise a CheckpointError if none.
 
-    Shapes do not determine the number of heads, so the config of a model of any other size cannot
-    be inferred.
-
-    Args:
-        merged: maps our names of tensors to the tensors.
-
-    Raises:
-        CheckpointError: no official size has these shapes.
+    Shapes do not determine the number of heads, so no other config can be inferred.
     """
     vocab, width = merged["embed_in.weight"].shape if "embed_in.weight" in merged else (0, 0)
     for size in OFFICIAL_SIZES.values():

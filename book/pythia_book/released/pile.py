@@ -1,13 +1,13 @@
 """Opens the released training data of Pythia by name, on disk or on the hub.
 
-`pile-standard` and `pile-deduped` are the pre-shuffled sets: 146,432,000 rows of 2,049 uint16 ids
-in training order. The ids of a set are one sequence of bytes, cut into 21 files (shards). Batch k
-(1,024 rows) is at bytes 4,196,352 k to 4,196,352 (k + 1) of this sequence. `pile-seed1` ...
-`pile-seed9` are the training orders of PolyPythias for the same documents, given by GPT-NeoX's
-index maps (pythia_book.released.index_maps). `pile-seed0` is Pythia's own order.
+- `pile-standard`, `pile-deduped`: pre-shuffled, 146,432,000 rows of 2,049 uint16 ids in training
+  order, in 21 files (shards). Batch k (1,024 rows) is at bytes 4,196,352 k to 4,196,352 (k + 1) of
+  the joined shards.
+- `pile-seed0`: the documents of the standard Pile in Pythia's own order, by GPT-NeoX's index maps.
+- `pile-seed1` ... `pile-seed9`: the same documents in the orders of PolyPythias.
 
-The size of a file is checked at every read, so a truncated or different file is an error. Hashes
-cannot be checked, because none were released for the pre-shuffled shards.
+Every read checks the size of the file. Hashes cannot be checked, because none were released for the
+pre-shuffled shards.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _DOCUMENTS = "pile_20B_tokenizer_text_document"
 
 @dataclass(frozen=True)
 class Shards:
-    """A file in a dataset repository that is split by bytes into `count` parts, the shards."""
+    """A file in a dataset repository that is split by bytes into `count` shards."""
 
     repository: str
     name: str
-    """What the names of all shards begin with."""
+    """The beginning of all shard names."""
     count: int
     bytes_each: int
     """Size of every shard but the last."""
@@ -93,7 +93,7 @@ class ReleasedOrder:
         return f"{self.name}: {self.description}, read over the network"
 
     def open(self) -> Rows:
-        """Return the training rows. They are read over HTTP when they are accessed."""
+        """Return the training rows, which are read over HTTP on access."""
         if not self.maps:
             return RemoteRows(self.shards.files(), SEQ_LEN)
         n_rows = samples_requested(OFFICIAL_STEPS, BATCH_ROWS)
@@ -152,24 +152,20 @@ def open_rows(
 ) -> tuple[Rows, str]:
     """Open training rows, and return them with a sentence that describes them.
 
-    A folder may have pre-shuffled rows (one `.bin`, all of its shards, or some shards of a released
-    set), index maps, or one pair of `.bin` and `.idx`. If all items of an `.idx` have seq_len + 1
-    tokens, the items are pre-shuffled rows and are not shuffled again. Other items are documents,
-    which are put in GPT-NeoX's order. If shards of a released set are missing, reading rows of a
-    missing shard raises a DataError that names the shard.
+    A folder may have pre-shuffled rows (one `.bin`, its shards, or some shards of a released set),
+    index maps, or one pair of `.bin` and `.idx`. If all items of an `.idx` have seq_len + 1 tokens,
+    the items are pre-shuffled rows. Other items are documents, which are put in GPT-NeoX's order.
+    Reading rows of a missing shard raises a DataError.
 
     Args:
-        where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or the PREFIX of PREFIX.bin
-            and PREFIX.idx.
+        where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or their common PREFIX.
         seq_len: tokens per row; a row has one more id, the last label.
         seed: seed of GPT-NeoX's order of the documents.
-        epochs: how many times the documents are repeated; default: as many times as `steps` updates
-            of `batch_size` rows need.
+        epochs: repetitions of the documents; default: enough for `steps` * `batch_size` rows.
         dtype: type of the ids in a `.bin` without an `.idx`.
 
     Raises:
-        DataError: the name or path does not exist, or files are missing, truncated or
-            contradictory.
+        DataError: files do not exist, or are truncated or contradictory.
     """
     if where in RELEASED:
         return RELEASED[where].open(), RELEASED[where].sentence
@@ -205,11 +201,7 @@ def open_rows(
 
 
 def _only_prefix(folder: Path) -> Path:
-    """Return the path of the only token file in a folder, without `.bin` and shard number.
-
-    Raises:
-        DataError: the folder does not have exactly one token file, whole or in shards.
-    """
+    """Return the only token file in a folder, without `.bin` and shard number, or raise."""
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
         found = f"several token files ({', '.join(sorted(prefixes))})"
@@ -221,7 +213,7 @@ def _only_prefix(folder: Path) -> Path:
 
 
 class MissingShard:
-    """A placeholder for a released shard that is missing in a folder."""
+    """A placeholder for a missing shard of a released set."""
 
     present = False
 
@@ -237,12 +229,9 @@ class MissingShard:
 
 
 def partial_shards(folder: Path) -> RemoteRows | None:
-    """Open the rows in a folder that has some, but not all, shards of a released set.
+    """Open the rows in a folder with some, but not all, shards of a released set, or return None.
 
-    Return None for any other folder. Rows of missing shards raise a DataError when they are read.
-
-    Raises:
-        DataError: a shard in the folder has another size than the released shard.
+    Raises a DataError if a shard has the wrong size. Reading rows of missing shards raises one too.
     """
     names = {path.name for path in folder.glob("*.bin")}
     preshuffled = [released.shards for released in RELEASED.values() if not released.maps]
@@ -264,12 +253,7 @@ def partial_shards(folder: Path) -> RemoteRows | None:
 
 
 def tokenizer_at(name: str) -> Tokenizer:
-    """Load a tokenizer.
-
-    Args:
-        name: "neox-20b", the tokenizer of the released data (downloaded once), or the path of a
-            tokenizer.json.
-    """
+    """Load a tokenizer: "neox-20b" (downloaded once), or the path of a tokenizer.json."""
     from pythia_core.data.tokenizer import disable_special_tokens, load_tokenizer, neox_20b_json
 
     if name != "neox-20b":
@@ -282,19 +266,14 @@ def tokenizer_at(name: str) -> Tokenizer:
 def describe_batch(
     rows: Rows, step: int, batch_size: int, n_shown: int = 4, tokenizer: Any = None, eod_id: int = 0
 ) -> str:
-    """Describe a batch as text: indices of the rows, hash, range of ids, and the first rows.
+    """Describe the batch of the update after `step` as text: row indices, hash, ids, first rows.
 
-    If every row must be read separately (`Rows.contiguous` is False), only the rows to show are
-    read, and there is no hash.
+    If every row must be read separately (`Rows.contiguous` is False), only the shown rows are read,
+    and there is no hash. Raises a DataError if the data do not have this batch.
 
     Args:
-        step: describe the batch of the update from `step` to `step + 1`.
         n_shown: number of rows to show.
         tokenizer: decodes the rows; if None, ids are shown.
-        eod_id: the id that ends a document.
-
-    Raises:
-        DataError: the data do not have this batch.
     """
     from pythia_core.data.tokenizer import id_limit
 

@@ -1,8 +1,7 @@
 """Makes tables about the released models: parts of a layer, hardware, and cost of training.
 
-`HARDWARE` and `GPT3` contain published facts, with their sources. Everything else is computed from
-the model configs. The paper reports no energy, and no hours on a newer GPU (H100). `estimates`
-computes both, from assumptions that it states.
+`HARDWARE` and `GPT3` are published facts. All other numbers follow from the model configs.
+The paper reports neither energy nor H100 hours, so `estimates` rests on stated assumptions.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ BATCH_TOKENS = BATCH_ROWS * SEQ_LEN
 TOKENS = OFFICIAL_STEPS * BATCH_TOKENS
 
 A100_PEAK = 312e12
-"""Dense fp16 and bf16 FLOP/s by the data sheet, for the A100 and (H100_PEAK) for the H100 SXM."""
+"""Dense fp16 and bf16 FLOP/s in the data sheets of the A100 and, below, the H100 SXM."""
 H100_PEAK = 989e12
 H100_UTILISATION = 0.40
-"""The fraction of the peak that common training code reaches. It is assumed, not measured."""
+"""Assumed fraction of the peak in training; not measured."""
 A100_WATT = 400
 """Power limit of an A100 SXM board. PUE is the power usage effectiveness of the data centre."""
 PUE = 1.1
@@ -36,7 +35,7 @@ PUE = 1.1
 
 @dataclass(frozen=True)
 class Hardware:
-    """The hardware on which one size was trained (A100 GPUs with 40 GB), and how it was used."""
+    """The A100 GPUs (40 GB) on which one size was trained, and how they were used."""
 
     gpus: int
     micro_batch: int
@@ -48,7 +47,7 @@ class Hardware:
     zero: int
     """Stage of ZeRO."""
     gpu_hours: int | None
-    """GPU-hours per model; None for the two sizes that were added after the paper."""
+    """GPU-hours per model; None for the two sizes added after the paper."""
 
 
 HARDWARE = {
@@ -64,18 +63,18 @@ HARDWARE = {
     "6.9b": Hardware(128, 8, 2, 2, 1, 33_500),
     "12b": Hardware(256, 8, 2, 4, 1, 72_300),
 }
-"""The hardware of each size. The layout is from EleutherAI/pythia, models/*/*.yml. The GPU-hours
-are from table 5 of the paper, an image that could not be checked again. Four times their sum is
-exactly the 544,280 in the paper's text, because both halves of the suite were trained twice
-(tests/book/pages/test_recipe.py)."""
+"""The layout is from EleutherAI/pythia, models/*/*.yml. The GPU-hours are from table 5 of the
+paper, an image that could not be checked again. Four times their sum is exactly the 544,280 in the
+paper's text, because both halves of the suite were trained twice.
+"""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The GPT-3 model that is nearest to a size of Pythia (Brown et al. 2020, table 2.1)."""
+    """The GPT-3 model nearest to a size of Pythia (Brown et al. 2020, table 2.1)."""
 
     name: str | None
-    """None for 70m, because no GPT-3 model is as small."""
+    """None for 70m: no GPT-3 model is that small."""
     batch_tokens: int
     lr_max: float | None
 
@@ -95,14 +94,14 @@ GPT3 = {
 
 
 def block_parts(config: ModelConfig) -> pd.DataFrame:
-    """List the parts of one layer in execution order, as seen in a forward pass on meta tensors.
+    """List the parts of one layer in execution order, as observed in a forward pass.
 
-    Returns:
-        One row per part, with the columns part (its name in the module), weight (the shape of its
-        weight, as text), parameters (how many it has), d_in and d_out (the observed widths of input
-        and output), and reads. The column reads has "x" if the part reads the layer's input, the
-        name of another part if it reads the output of that part, and "" if other operations come in
-        between.
+    Columns:
+    - `part`: module name.
+    - `weight`: shape of the weight, as text.
+    - `parameters`: parameter count.
+    - `d_in`, `d_out`: widths of input and output.
+    - `reads`: "x" for the layer's input, the part that produced the input, or "" for neither.
     """
     import pandas as pd
     import torch
@@ -114,7 +113,7 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
     outputs: list[tuple[str, torch.Tensor]] = []  # keep tensors alive, so that `is` is reliable
 
     def recorder(name: str) -> Any:
-        """Return a forward hook that records the part `name` as a row of the table."""
+        """Return a forward hook that records the part `name`."""
 
         def hook(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
             shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
@@ -145,15 +144,16 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
 
 
 def cost_table() -> pd.DataFrame:
-    """Return what it cost to train each size, with FLOP counted in two ways.
+    """Return the training cost of each size, one row per size, with FLOP counted in two ways.
 
-    The count "6nt" is 6 * parameters * tokens. The count "exact" is the FLOP of all matrix
-    products, including causal attention scores but not embedding look-up, biases and norms.
+    "6nt" is 6 * parameters * tokens. "exact" counts all matrix products, including causal attention
+    scores, but not embedding look-up, biases and norms.
 
-    Returns:
-        One row per size: size, parameters, tokens_per_parameter, flop_6nt, flop_exact, gpu_hours,
-        and utilisation_6nt and utilisation_exact, the fractions of the A100s' peak speed by each
-        count. Hours and utilisation are missing for sizes without known GPU-hours.
+    Columns:
+    - `size`, `parameters`, `tokens_per_parameter`
+    - `flop_6nt`, `flop_exact`
+    - `gpu_hours`: missing if unknown.
+    - `utilisation_6nt`, `utilisation_exact`: fraction of the A100 peak; missing if the hours are.
     """
     import pandas as pd
 
@@ -179,12 +179,13 @@ def cost_table() -> pd.DataFrame:
 
 
 def layout_table() -> pd.DataFrame:
-    """Return how a batch was split over the GPUs, and the days of training, for each size.
+    """Return how a batch was split over the GPUs, one row per size.
 
-    Returns:
-        One row per size: size, gpus, tensor_parallel (GPUs per copy of the model), ranks (copies),
-        micro_batch (rows per pass on one copy), accumulation (passes per update), rows (per
-        update), zero (the stage of ZeRO) and days (missing if the GPU-hours are unknown).
+    Besides `size` and the fields of Hardware without `gpu_hours`, the columns are
+
+    - `ranks`: copies of the model.
+    - `rows`: rows per update.
+    - `days`: missing if the GPU-hours are unknown.
     """
     import pandas as pd
 
@@ -206,15 +207,11 @@ def layout_table() -> pd.DataFrame:
 
 
 def estimates() -> pd.DataFrame:
-    """Estimate, for each size, the energy of the original run and the hours of a run on one H100.
+    """Estimate the energy of the original training and the hours on one H100, one row per size.
 
-    The energy is GPU-hours * A100_WATT * PUE. This assumes that every GPU runs at its power limit,
-    and leaves out hosts and network. The hours are the "exact" FLOP of `cost_table` divided by
-    H100_UTILISATION * H100_PEAK, whether or not the model fits on one GPU.
-
-    Returns:
-        One row per size, with the columns `size`, `gpu_hours` (on A100s), `energy_mwh` (MWh) and
-        `h100_hours`.
+    The energy assumes that every GPU runs at its power limit, and omits hosts and network. The H100
+    hours ignore whether the model fits. Columns: `size`, `gpu_hours` (A100), `energy_mwh`,
+    `h100_hours`.
     """
     costs = cost_table()
     frame = costs[["size", "gpu_hours"]].copy()
@@ -224,13 +221,13 @@ def estimates() -> pd.DataFrame:
 
 
 def gpt3_table() -> pd.DataFrame:
-    """Compare each size of Pythia with the GPT-3 model that is nearest in size.
+    """Compare each size of Pythia with the GPT-3 model nearest in size.
 
-    Returns:
-        One row per size: size, lr_max (Pythia's peak learning rate), gpt3 (name of the GPT-3
-        model), gpt3_lr_max, gpt3_batch (in tokens), gpus_allowed (how many GPUs GPT-3's batch would
-        occupy with as many rows per GPU as Pythia used), gpus (how many GPUs Pythia used), and
-        speed_up (Pythia's batch divided by GPT-3's batch).
+    Columns:
+    - `size`, `lr_max`, `gpus`: Pythia's, with the peak learning rate.
+    - `gpt3`, `gpt3_lr_max`, `gpt3_batch`: GPT-3's, with the batch in tokens.
+    - `gpus_allowed`: GPUs that GPT-3's batch would occupy at Pythia's rows per GPU.
+    - `speed_up`: Pythia's batch divided by GPT-3's.
     """
     import pandas as pd
 
@@ -253,13 +250,9 @@ def gpt3_table() -> pd.DataFrame:
 def schedules(points: int = 600) -> tuple[pd.DataFrame, int]:
     """Compare the learning rate of the released models with the schedule in the paper.
 
-    Args:
-        points: into how many equal intervals the steps in the table divide training.
-
-    Returns:
-        table: the rates as fractions of the peak, with the columns step, neox (the actual schedule)
-            and paper (a cosine that falls to a tenth of the peak at the last step).
-        floor: the first step at which the actual rate is at its minimum.
+    The table has `step`, at `points` equal intervals, and the rate as a fraction of the peak:
+    `neox` (actual) and `paper` (a cosine that falls to a tenth of the peak at the last step). The
+    second result is the first step at which the actual rate is at its minimum.
     """
     import pandas as pd
 

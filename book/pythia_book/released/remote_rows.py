@@ -1,10 +1,9 @@
 """Reads byte ranges of files behind URLs, and rows of the released data in these files.
 
-One batch of the pre-shuffled Pile is a contiguous range of 4.2 MB; reading it must not require the
-other 600 GB. A response is accepted only if its headers announce exactly the requested range of a
-file of the expected size. A server that ignores `Range` would send the whole shard, so its response
-is rejected before the body is read. Incomplete or late responses and server errors are retried a
-few times; then an error names the URL and the byte range.
+A batch of the pre-shuffled Pile is 4.2 MB of 600 GB. A response is accepted only if its headers
+announce exactly the requested range of a file of the expected size. So a server that ignores
+`Range` is rejected before it sends a whole shard. Incomplete or late responses and server errors
+are retried a few times; then an error names the URL and the byte range.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 LARGEST_READ = 1 << 28
-"""Maximum bytes per read from a URL. A larger read is a mistake, or the file should be downloaded.
-"""
+"""Maximum bytes per read from a URL. Download the file to read more."""
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
-"""Status codes of errors that may be transient, so the request is retried."""
+"""Status codes of errors that may be transient."""
 HINTS = {
     401: "; released data need no login, so use another server",
     403: "; this machine has no access, so use another server",
@@ -44,7 +42,7 @@ class ByteFile(Protocol):
 
     name: str
     present: bool
-    """Whether the bytes can be read. Of an absent file only the size is known."""
+    """Whether the bytes can be read. Only the size of an absent file is known."""
 
     @property
     def size(self) -> int:
@@ -57,11 +55,7 @@ class ByteFile(Protocol):
 
 
 class LocalFile:
-    """A ByteFile on disk.
-
-    Raises:
-        DataError: the file does not exist.
-    """
+    """A ByteFile on disk. Raises a DataError if the file does not exist."""
 
     present = True
 
@@ -83,15 +77,13 @@ class LocalFile:
 
 
 class HttpFile:
-    """A ByteFile behind an http or https URL. The server must support byte ranges.
+    """A ByteFile behind an http or https URL, on a server that supports byte ranges.
 
-    fsspec makes the requests, but it accepts any response and never retries. Therefore, before
-    the body is read, `_check` rejects a response that is not the requested range; and `_fetch`
-    retries failures that may be transient.
+    fsspec makes the requests, but accepts any response and never retries. So `_check` rejects wrong
+    responses before the body is read, and `_fetch` retries transient failures.
 
-    Reading the file, and asking for its size, raises a FetchError if the file is not found or not
-    accessible, if the server does not support ranges, if the size is wrong, or if all `tries`
-    requests failed.
+    `read` and `size` raise a FetchError if the file is not accessible, the server does not support
+    ranges, the size is wrong, or all `tries` requests failed.
 
     Args:
         url: URL of the file; redirects are followed.
@@ -106,7 +98,7 @@ class HttpFile:
     tries = 4
     """Maximum number of requests for one range."""
     pause = 1.0
-    """Seconds to wait before the first retry. The time doubles with each further retry."""
+    """Seconds before the first retry, doubled with each further retry."""
 
     def __init__(self, url: str, size: int | None = None) -> None:
         if not re.match(r"https?://[^/\s]+/\S+$", url):
@@ -116,7 +108,7 @@ class HttpFile:
 
     @property
     def size(self) -> int:
-        """The size in bytes. If it was not given, the first access asks the server."""
+        """The size in bytes; unless given, the first access asks the server."""
         if self._size is None:
             self._fetch(0, 1)
             assert self._size is not None
@@ -125,9 +117,7 @@ class HttpFile:
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop).
 
-        Raises:
-            DataError: the range is outside the file or larger than LARGEST_READ.
-            FetchError: see the class.
+        Raises a DataError if the range is outside the file or larger than LARGEST_READ.
         """
         _check_range(self.name, start, stop, self.size)
         if stop - start > LARGEST_READ:
@@ -139,11 +129,7 @@ class HttpFile:
         return self._fetch(start, stop) if stop > start else b""
 
     def _fetch(self, start: int, stop: int) -> bytes:
-        """Request the bytes [start, stop), if necessary several times, and return them.
-
-        Raises:
-            FetchError: the server gave a wrong response, or all `tries` failed.
-        """
+        """Request the bytes [start, stop), at most `tries` times; raise a FetchError on failure."""
         from aiohttp import ClientError, ClientTimeout
         from fsspec import filesystem
 
@@ -178,11 +164,7 @@ class HttpFile:
     async def _check(self, response: ClientResponse) -> None:
         """Reject a response that is not exactly the requested range, before its body is read.
 
-        If the response is accepted, store the file size that the response states.
-
-        Raises:
-            ConnectionError: the status code is one of RETRIED, so a retry may succeed.
-            FetchError: the response is wrong in any other way.
+        Raises a ConnectionError if a retry may succeed, and else a FetchError.
         """
         status, headers = response.status, response.headers
         requested = response.request_info.headers["Range"].replace("=", " ")
@@ -226,7 +208,7 @@ async def _anonymous(request: ClientRequest, send: ClientHandlerType) -> ClientR
 
 
 class JoinedFile:
-    """A ByteFile made of several files, which are read as if they were concatenated."""
+    """A ByteFile that concatenates several files."""
 
     present = True
 
@@ -255,11 +237,9 @@ class JoinedFile:
 class RemoteRows(FixedRows):
     """Rows of uint16 ids, stored in training order in shards that may be behind URLs.
 
-    When rows are read, only the bytes of these rows are fetched. If a shard is missing or cannot be
-    fetched, reading its rows raises an error; other rows can be read.
-
-    Raises:
-        DataError: the shards are incomplete or out of order, or do not have a whole number of rows.
+    Only the bytes of the requested rows are fetched. Rows of a missing or unreachable shard raise
+    an error; other rows can be read. Raises a DataError if the shards are incomplete or out of
+    order, or do not have a whole number of rows.
     """
 
     def __init__(self, files: Sequence[ByteFile], seq_len: int) -> None:
@@ -268,7 +248,7 @@ class RemoteRows(FixedRows):
         super().__init__(joined.name, [file.size for file in self.files], seq_len, "<u2")
 
     def missing_files(self, start: int, stop: int) -> list[ByteFile]:
-        """Return the absent files that are needed to read the rows [start, stop)."""
+        """Return the absent files that hold some of the rows [start, stop)."""
         bounds = itertools.accumulate((file.size for file in self.files), initial=0)
         first, last = start * self._row_bytes, stop * self._row_bytes
         return [

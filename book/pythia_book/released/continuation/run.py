@@ -1,20 +1,12 @@
 """Continues training from a local or released checkpoint, with or without a pronoun swap.
 
-The paper's interventions (section 3.1) start from step 133,000 with the optimizer state, and read
-the same batches that followed in the original training. Released checkpoints have only weights, and
-we know of no released optimizer state for the steps at which the paper forked. Therefore a
-continuation of released weights restarts Adam with zero moments and a new bias correction. One of
-these rules then sets the learning rate:
+The paper's interventions (section 3.1) start at step 133,000 with the optimizer state, and read
+the original batches. No optimizer state was released for the paper's forks, as far as we know. So a
+continuation of released weights restarts Adam, and `Rewarm` sets the learning rate. With a saved
+optimizer state, a continuation is exact, as if training had never stopped.
 
-    linear    the rate of the schedule, times i / W in the first W updates (i counts from 0); W is
-              1 % of the updates by default
-    none      the rate of the schedule, without re-warming
-    constant  the rate of the schedule at the first update, in all updates
-
-Continuations with different rules are different runs. For every swap, a control is trained too. The
-control starts in the same way but reads unchanged batches, so swap and control differ only in the
-data. If a local run has saved its optimizer state at the starting step, the continuation is exact,
-as if training had never stopped.
+Every swap has a control. The control starts in the same way but reads unchanged batches, so swap
+and control differ only in the data.
 """
 
 from __future__ import annotations
@@ -64,17 +56,17 @@ RULES = ("linear", "none", "constant")
 
 @dataclass(frozen=True)
 class Rewarm:
-    """A rule for the learning rate of a run that starts without an optimizer state.
+    """The learning rate of a run that starts without an optimizer state.
 
-    "linear" raises the rate from 0 to the schedule, "none" follows the schedule at once, and
-    "constant" keeps the scheduled rate of the first update.
+    - "linear": the scheduled rate times i / `updates` in the first `updates` updates, i from 0.
+    - "none": the scheduled rate.
+    - "constant": the scheduled rate of the first update, in all updates.
     """
 
     rule: str = "linear"
     """One of RULES."""
     updates: int = 0
-    """Number of updates in which the rule "linear" raises the rate from 0; 0 means 1 % of the run,
-    rounded up."""
+    """Length of the rise for "linear"; 0 means 1 % of the run, rounded up."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -99,11 +91,10 @@ class Continuation:
     stop: int
     """The step at which the run ends."""
     adam_from: int
-    """The step at which Adam started with zero moments: `start`, or an earlier step if the
-    optimizer state was kept."""
+    """The step at which Adam started with zero moments; before `start` if the state was kept."""
     rule: str
     rewarm_updates: int
-    """Number of updates in which the rule "linear" raises the learning rate from 0."""
+    """Number of updates in which "linear" raises the learning rate from 0."""
     swap: str = ""
 
     @property
@@ -163,7 +154,7 @@ class ContinuedTrainer(Trainer):
 
 @dataclass(frozen=True)
 class Continued(Run):
-    """A continued run on disk. It starts at `continuation.start` instead of step 0."""
+    """A continued run on disk, from step `continuation.start`."""
 
     continuation: Continuation
 
@@ -177,22 +168,14 @@ class Continued(Run):
 
     @property
     def scheduled_steps(self) -> list[int]:
-        """The steps at which weights are saved.
-
-        They are the first and last step of the continuation and, between them, every step at which
-        a full run saves weights.
-        """
+        """The steps at which weights are saved: as in a full run, and the first and last step."""
         scheduled = checkpoint_steps(self.config.train.steps)
         inside = {s for s in scheduled if self.continuation.start <= s <= self.continuation.stop}
         return sorted(inside | {self.continuation.start, self.continuation.stop})
 
     @cached_property
     def ledger(self) -> Ledger | RowSwap | None:
-        """The pronoun swap of this run; None for a control.
-
-        If the rows are in token files, the swap is a RowSwap, which computes the changes from the
-        rows.
-        """
+        """The pronoun swap of this run; None for a control. Token files have a RowSwap."""
         if not self.continuation.swap:
             return None
         window = InterventionConfig(
@@ -208,23 +191,20 @@ class Continued(Run):
 
     @property
     def place(self) -> dict[str, Any]:
-        """The content of place.json: the config, and where source, rows and control are."""
+        """The content of place.json: the config, and the places of source, rows and control."""
         return json.loads((self.folder / "place.json").read_text())
 
     @property
     def swaps(self) -> list[dict[str, Any]]:
-        """The log of the pronoun swap, one entry per update (see `swap_row`).
-
-        The log is empty unless the rows are in token files.
-        """
+        """The log of the pronoun swap, one `swap_row` per update; empty without token files."""
         return read_metrics(self.folder / "swaps.jsonl")
 
     @property
     def control(self) -> Run:
-        """The control of this run: a run that starts in the same way, on unchanged batches.
+        """The run that starts in the same way, on unchanged batches.
 
-        A run without a swap is its own control. If this run forks from a local run that ends at the
-        same step, the local run may be the control.
+        A run without a swap is its own control. A forked local run that ends at the same step may
+        be the control too.
         """
         if not self.continuation.swap:
             return self
@@ -237,10 +217,9 @@ class Continued(Run):
         return Continued(folder, replace(self.config, intervention=None), self.data, unchanged)
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the rows int[batch_size, S+1] of the update from `step` to `step + 1`, swapped.
+        """Return the swapped rows int[batch_size, S+1] of the update from `step` to `step + 1`.
 
-        Raises:
-            DataError: the run does not have this update.
+        Raises a DataError if the run does not have this update.
         """
         if step not in self.updates:
             raise DataError(
@@ -252,11 +231,7 @@ class Continued(Run):
         return batch if self.ledger is None else self.ledger.apply(batch, step * size)
 
     def _training_batches(self, logged: bool) -> Callable[[int], np.ndarray]:
-        """Return a function that gives the batch of a step, as `batch` does.
-
-        If `logged` is True and the rows are in token files, the function also logs the changes that
-        the swap makes, in swaps.jsonl.
-        """
+        """Return a function like `batch`; if `logged`, log swaps of token files in swaps.jsonl."""
         if not logged or self.ledger is None or self.ledger.recorded:
             return self.batch
         swap, size = self.ledger, self.config.train.batch_size
@@ -295,15 +270,15 @@ def find_or_continue(
     With an intervention, its control (`Continued.control`) is found or trained first.
 
     Args:
-        source: the folder or id of a local run, the folder of a published model, a folder with one
-            subfolder per revision, or a repository on the hub.
+        source: a local run (folder or id), a published model (its folder, or a folder with one
+            subfolder per revision), or a repository on the hub.
         step: the step of the checkpoint.
-        batches: rows in training order; update k reads rows [k B, (k + 1) B), where B is the batch
-            size. None: the rows of the source, which must be a local run.
+        batches: rows in training order; update k reads rows [k B, (k + 1) B) with batch size B.
+            None: the rows of the source, which must be a local run.
         intervention: a pronoun swap (config.SWAPS), applied in every update; None for a control.
         revision: the revision of a published model; default: f"step{step}".
         train_config: batch size, schedule and optimizer; default: as in the source.
-        rewarm: how to re-warm the learning rate; allowed only if there is no optimizer state.
+        rewarm: default: Rewarm(). Allowed only if there is no optimizer state.
         state: which optimizer state to use, as in `Source.start`.
         world: the processes that train together; all of them must call this function.
 
@@ -333,15 +308,11 @@ def locate_continued(
     train_config: TrainConfig | None = None,
     rewarm: Rewarm | None = None,
 ) -> Continued:
-    """Check the settings and the rows of a continued run, and return the run.
-
-    The run may not have been trained yet. Its folder is created, with identity.json and place.json.
+    """Check a continued run, write its identity.json and place.json, and return the run.
 
     Args:
-        start: the checkpoint to continue from.
-        steps: number of updates.
-        batches, train_config, rewarm: as for `find_or_continue`.
         swap: a pronoun swap (config.SWAPS); "" for a control.
+        batches, train_config, rewarm: as for `find_or_continue`.
 
     Raises:
         ConfigError, DataError: the settings or the rows are invalid.
@@ -393,11 +364,7 @@ def locate_continued(
 def _is_its_control(
     start: Start, data: Batches, continuation: Continuation, config: TrainConfig
 ) -> bool:
-    """Whether the local run that saved `start` can serve as the control of a continued run.
-
-    It can if training a control would only repeat the local run, bit by bit. This is so if the
-    local run is finished, has the same data, training settings and last step, and has no swap.
-    """
+    """Whether a control would only repeat the local run that saved `start`, bit by bit."""
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:
         return False
@@ -406,11 +373,7 @@ def _is_its_control(
 
 
 def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) -> Continuation:
-    """Return the settings of a run that continues `start` for `steps` updates.
-
-    Raises:
-        ConfigError: `rewarm` is given, but there is an optimizer state.
-    """
+    """Return the settings of a run; raise a ConfigError for `rewarm` with an optimizer state."""
     stop = start.step + steps
     if start.moments is None:
         rewarm = rewarm or Rewarm()
@@ -430,19 +393,19 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
 
 
 def _read_identity(folder: Path) -> dict[str, Any]:
-    """Read identity.json from the folder of a run: all that determines the run's result."""
+    """Read identity.json, which holds all that determines the result of a run."""
     return json.loads((folder / "identity.json").read_text())
 
 
 def _folder(model: ModelConfig, continuation: Continuation, identity: dict[str, Any]) -> Path:
-    """Return the folder of a continued run; its name ends with a hash of the run's identity."""
+    """Return the folder of a continued run; its name ends with a hash of `identity`."""
     role = f"{continuation.arm}-{continuation.start}-{continuation.stop}"
     name = f"L{model.n_layers}-d{model.d_model}-continued-{role}-{stable_hash(identity)[:12]}"
     return results_dir() / "runs" / name
 
 
 def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
-    """Train a continued run from `start` to its end, and record that the run is finished."""
+    """Train a continued run to its end, and record that the run is finished."""
     count = sum(t.numel() for t in start.weights.values())
     zero = torch.zeros(1).expand(count)
     moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
@@ -473,8 +436,7 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
 def open_continued(folder: Path) -> Continued:
     """Open a continued run by its folder.
 
-    Raises:
-        CheckpointError: the folder is not that of a continued run, or the run's data are missing.
+    Raises a CheckpointError if the folder is not a continued run, or the data are missing.
     """
     try:
         identity = _read_identity(folder)
@@ -495,11 +457,10 @@ DEPTH = 4
 
 
 class Prefetch:
-    """A function that returns `batch_at(step)` for ascending steps, and reads batches in advance.
+    """Calls `batch_at` for ascending steps, and reads the next `depth` batches in a thread.
 
-    Whenever a batch is requested, a thread starts to read the `depth` batches after it, but none
-    from step `stop` on. If a batch cannot be read, the error is raised when that batch is
-    requested. Use a Prefetch in a `with` statement, at whose end the thread ends.
+    No batch from step `stop` on is read in advance. A batch that cannot be read raises its error on
+    request. The end of a `with` block ends the thread.
     """
 
     def __init__(

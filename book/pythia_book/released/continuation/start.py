@@ -1,9 +1,7 @@
 """Finds the local or published checkpoint from which a continued run starts.
 
-A checkpoint of a local run has weights, and may also have the optimizer state. A published
-checkpoint has only weights, and its files do not state how the model was trained. `published_train`
-knows the training settings of models that have a Pythia size. `check_rows` checks that the rows to
-train on fit the vocabulary and the tokenizer of the model.
+A local checkpoint has weights, and may have the optimizer state. A published checkpoint has only
+weights, and its files do not state how the model was trained.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 
 STATES = ("auto", "kept", "weights")
 PASS_TOKENS = 1 << 14
-"""Maximum tokens per forward and backward pass of a published model, unless micro_batch is set."""
+"""Maximum tokens per pass of a published model, unless micro_batch is set."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Start:
     moments: dict[str, Tensor] | None = None
     """Adam's moments; None if there is no optimizer state."""
     run: Run | None = None
-    """The local run that saved the checkpoint; None if the checkpoint is published."""
+    """The local run that saved the checkpoint; None for a published model."""
     published: str = ""
     """Folder or repository of a published model; "" for a local run."""
     revision: str = ""
@@ -62,14 +60,14 @@ class Source(Protocol):
 
         Args:
             revision: the revision of a published model; default: f"step{step}".
-            state: "kept" to require the optimizer state that a local run kept, "weights" to ignore
-                it, or "auto" to use it if there is one.
+            state: "kept" to require the optimizer state, "weights" to ignore it, "auto" if
+                available.
 
         Raises:
             CheckpointError, FetchError: the revision, step or kept state does not exist, or the
                 architecture is wrong.
-            ConfigError: the revision belongs to another step, the step is before the end of the
-                run's swap, or the state "kept" is requested of a published model.
+            ConfigError: the revision is of another step, the step is before the end of the run's
+                swap, or "kept" is requested of a published model.
         """
         ...
 
@@ -82,8 +80,7 @@ class Source(Protocol):
     ) -> tuple[ModelConfig | None, TrainConfig | None, int]:
         """Return the model config, the training settings, and the number of tokens per row.
 
-        If the model is in a repository on the hub, the model config and the training settings are
-        None, because the files of the repository may not have been downloaded yet.
+        For a repository on the hub, config and settings are None: its files may not be here yet.
 
         Args:
             seq_len: tokens per row for a published model; ignored for a local run.
@@ -95,8 +92,7 @@ class Source(Protocol):
 def find_source(name: Path | str) -> Source:
     """Find a local run or a published model by its folder, run id or repository.
 
-    Raises:
-        CheckpointError: there is neither a run nor a published model of this name.
+    Raises a CheckpointError if there is neither.
     """
     name = str(local_folder(name) or name)
     return PublishedSource(name) if download.is_published(name) else RunSource(find_run(name))
@@ -204,16 +200,14 @@ class PublishedSource:
 
 
 def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) -> TrainConfig:
-    """Return the training settings of a published model.
+    """Return the official training settings of the model's size, in this machine's best precision.
 
     Args:
-        seq_len: tokens per row, which limits the rows in a forward and backward pass.
-        settings: fields that replace the defaults. The defaults are the official settings of the
-            model's size, and the best precision of this machine.
+        seq_len: tokens per row, which limits the rows per pass.
+        settings: fields to replace.
 
     Raises:
-        ConfigError: the model does not have a Pythia size, and `settings` lacks lr_max, steps or
-            batch_size.
+        ConfigError: the model has no Pythia size, and `settings` lacks lr_max, steps or batch_size.
     """
     official = size_of(model, OFFICIAL_SIZES)
     missing = {"lr_max", "steps", "batch_size"} - settings.keys()
@@ -238,12 +232,9 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
 
 
 def check_rows(start: Start, data: Batches, batch_size: int) -> None:
-    """Check that the model and the rows have the same vocabulary.
+    """Raise a ConfigError if the tokenizers of model and rows differ, or an id has no embedding.
 
-    Of the rows, only the batch of the first update is read.
-
-    Raises:
-        ConfigError: the tokenizers differ, or the model has no embedding for an id.
+    Only the batch of the first update is read.
     """
     _check_vocabulary(start, data)
     largest = int(data.batch(start.step, batch_size).max())
@@ -255,7 +246,7 @@ def check_rows(start: Start, data: Batches, batch_size: int) -> None:
 
 
 def _check_vocabulary(start: Start, data: Batches) -> None:
-    """Raise a ConfigError if the tokenizers of the model and of the rows are known and differ."""
+    """Raise a ConfigError if the known tokenizers of model and rows do not fit."""
     if not data.tokenizer_name:
         return
     if data.vocab_size > start.model.vocab_size:

@@ -1,11 +1,10 @@
 """The claims of the deduplication study.
 
-The paper says that deduplication brings "no clear benefit on language modeling performance", and
-measures performance by eight benchmarks. The released twins (pairs of a standard and a deduplicated
-model) test whether any benefit on these benchmarks is smaller than a margin. Our own, smaller twins
-test other claims. Their loss says nothing about the quoted sentence, because copies are planted in
-the standard text and never in the held-out text. This is the setting of another paper (Hernandez et
-al. 2022), whose claim it tests.
+The paper sees "no clear benefit on language modeling performance" on eight benchmarks. The released
+twins (pairs of a standard and a deduplicated model) test whether any benefit is below a margin.
+
+The loss of our own twins cannot test that sentence: copies are planted in the standard text, never
+in the held-out text. This is the setting of Hernandez et al. 2022, whose claim we test instead.
 """
 
 from __future__ import annotations
@@ -33,11 +32,10 @@ if TYPE_CHECKING:
     from pythia_book.study import Measurements, Tables
 
 WORDS = 0.5
-"""The margin for last words, in points. To predict so many more of them, a model of this scale has
-to be more than twice as large."""
+"""The margin for last words, in points: a gain that takes more than twice as large a model."""
 WORDS_WHY = f"to predict {WORDS:g} points more, a model of this scale has to be twice as large"
 EPOCHS = ((53_000, BEFORE), (103_000, OFFICIAL_STEPS))
-"""First and last checkpoint of two windows of equal length, before and after EPOCH_STEP."""
+"""First and last step of two equally long windows, before and after EPOCH_STEP."""
 ITEMS = "items' errors as released, as if no item were shared"
 LEE = "section 2.2, after Lee et al. 2021"
 BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"
@@ -64,24 +62,12 @@ def claims(
     frames: dict[str, pd.DataFrame],
     released: dict[str, Estimate | None],
 ) -> list[Claim]:
-    """Return all claims of the study with their tests.
-
-    Args:
-        frames: the tables of the study.
-        released: the result of `released_effects`.
-    """
+    """Return all claims with their tests; `released` is the result of `released_effects`."""
     return [*_no_clear_benefit(released), *_others(params, measured, frames, released)]
 
 
 def _no_clear_benefit(released: dict[str, Estimate | None]) -> list[Claim]:
-    """Return the claims that deduplication brings the released models no clear benefit.
-
-    There are four claims: for each of two steps, one claim about zero-shot accuracy and one claim
-    about five-shot accuracy.
-
-    Args:
-        released: the result of `released_effects`.
-    """
+    """Return the four claims that deduplication brings the released models no clear benefit."""
     rows = []
     for effect, when, tables in (
         ("zero_end", "at the end of training, zero-shot", "7 and 8"),
@@ -111,12 +97,7 @@ def _others(
     frames: dict[str, pd.DataFrame],
     released: dict[str, Estimate | None],
 ) -> list[Claim]:
-    """Return the claims of the study except those of `_no_clear_benefit`.
-
-    Args:
-        frames: the tables of the study.
-        released: the result of `released_effects`.
-    """
+    """Return the claims of the study except those of `_no_clear_benefit`."""
     words, sentences = _change(params, measured, "last_word", "sentences")
     loss, rows_read = _change(params, measured, "loss", "held-out rows")
     recipes = frames["recipes"].set_index("recipe")
@@ -180,23 +161,12 @@ def _others(
 
 
 def _pairs(e: Estimate | None, items: str) -> str:
-    """Return a text: how many pairs of models a released effect is averaged over, then `items`.
-
-    If there is no effect, return "".
-
-    Args:
-        items: what the interval of the effect assumes about items, in words.
-    """
+    """Say how many pairs of models an effect is averaged over, then `items`; "" if `e` is None."""
     return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
 
 
 def _models_alone(e: Estimate | None) -> str:
-    """Return the end of a note on a released effect: "; the interval over the models alone, ...".
-
-    Args:
-        e: the effect with an interval over models only, which takes the items as fixed. For None,
-            return "".
-    """
+    """End a note with the interval `e`, which is over models only; "" if `e` is None."""
     if e is None:
         return ""
     low, high = (number_text(end, 2) for end in (e.low, e.high))
@@ -207,21 +177,18 @@ def _models_alone(e: Estimate | None) -> str:
 
 
 def released_effects(released: Tables) -> dict[str, Estimate | None]:
-    """Return the effects of deduplication on the released twins, in percentage points.
+    """Return the effects of deduplication on the released twins, in points; None if not released.
 
-    An effect is None if the numbers that it needs were not released. A lead is the accuracy of the
-    deduplicated model minus the accuracy of the standard model. The keys are
+    A lead is the accuracy of the deduplicated model minus that of the standard model.
 
-    - zero_end, five_end, zero_before, five_before: the mean lead, zero-shot or five-shot, at the
-      last step (LAST) or at step BEFORE; the interval covers models and items.
-    - average: the mean lead over all checkpoints; the interval covers models and items. All
-      checkpoints have the same items, so the standard error of a pair of models is taken as the
-      mean of its standard errors over checkpoints, which is an upper bound.
-    - zero_end_models, ..., average_models: the five effects above, but the interval covers models
-      only.
-    - late: the mean lead in the second window of EPOCHS; the interval covers models, not items.
-    - second_epoch: the mean lead in the first window of EPOCHS minus the mean lead in the second
-      window; the interval covers models, not items.
+    - `zero_end`, `five_end`: mean zero-shot or five-shot lead at the last step.
+    - `zero_before`, `five_before`: the same at step BEFORE.
+    - `average`: mean lead over all checkpoints. Checkpoints share items, so each pair's standard
+      error is its mean over checkpoints, an upper bound.
+    - `second_epoch`: mean lead in the first window of EPOCHS minus that in the second.
+
+    Intervals cover models and items. Those of `second_epoch`, and of the other keys with the suffix
+    `_models`, cover models only.
     """
     names = ("zero_end", "five_end", "zero_before", "five_before", "average")
     both = [*names, *(f"{name}_models" for name in names)]
@@ -244,15 +211,9 @@ def released_effects(released: Tables) -> dict[str, Estimate | None]:
 
 
 def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimate | None]:
-    """Estimate the mean lead of deduplicated models over their twins, in points.
+    """Estimate the mean lead in `pairs` (columns `value`, `stderr`), in points.
 
-    Returns:
-        The mean under two keys. Under `name`, the interval covers models and items. Under `name`
-        followed by "_models", the interval covers models only.
-
-    Args:
-        pairs: one row per pair of models, with the lead (column `value`) and its standard error
-            (column `stderr`).
+    The interval under `name` covers models and items; that under NAME_models covers models only.
     """
     values = pairs.value.to_numpy()
     return {
@@ -267,14 +228,9 @@ def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimat
 def _change(
     params: Params, measured: Measurements, measure: str, items: str
 ) -> tuple[Estimate | None, str]:
-    """Return how deduplication changes a measure at the end, and a text on what was averaged.
+    """Return a measure's final change, deduplicated minus standard, and what it averages in words.
 
-    The change is deduplicated minus standard, averaged over sizes and items, in points or, for
-    loss, in nats per token. It is None, and the text "", if no pair of models was measured.
-
-    Args:
-        measure: a key of FACTORS.
-        items: the items of this measure in words, e.g. "held-out rows".
+    The unit is points or, for loss, nats per token. Without a measured pair, return (None, "").
     """
     changes = pooled(params, measured, measure)
     if changes is None:
@@ -288,9 +244,8 @@ def _change(
 def _accuracy(params: Params, measured: Measurements) -> Test:
     """Test whether deduplication raises zero-shot accuracy.
 
-    There is no verdict unless the models do better than guessing, i.e. unless the interval of the
-    models' accuracy minus the accuracy of guessing lies above 0. This comparison leaves out tasks
-    without answers to choose from (`chance` is 0).
+    There is a verdict only if the interval of accuracy minus guessing lies above 0. Tasks without
+    answers to choose from (`chance` is 0) do not count for this.
     """
     e, units = _change(params, measured, "accuracy", "zero-shot items")
     above = []
@@ -315,13 +270,7 @@ def _accuracy(params: Params, measured: Measurements) -> Test:
 
 
 def _memorized(frame: pd.DataFrame) -> Test:
-    """Test whether deduplication lowers the share of training rows that a model has memorized.
-
-    The change is averaged over sizes.
-
-    Args:
-        frame: the table `memorized`.
-    """
+    """Test whether deduplication lowers the share of memorized rows, averaged over sizes."""
     shares = frame.pivot(index="size", columns="arm", values="value").reindex(columns=DATA_ARMS)
     shares = 100 * shares.dropna()
     if shares.empty:

@@ -11,16 +11,12 @@ from pythia_book.stats import LEVEL, Estimate, mean_over
 
 
 def crossed_mean(values: np.ndarray) -> Estimate:
-    """Return the mean of `values`; its interval covers the choice of models and of items.
+    """Return the mean of `values` (float[models, items]) with an interval over models and items.
 
-    All models answer the same items. An item that favours one arm does so in several models, so
-    more models do not average it away. The variance of the mean therefore has a part from models
-    and a part from items, each computed from its mean square. A part from items that comes out
-    below 0 counts as 0. The t interval has Satterthwaite's degrees of freedom. A single model, or a
-    single item, gives no interval: low and high are NaN.
-
-    Args:
-        values: float[models, items].
+    All models answer the same items, so more models do not average an item's effect away. The
+    variance has a part from models and a part from items, each from its mean square; a negative
+    part from items counts as 0. The t interval has Satterthwaite's degrees of freedom. With a
+    single model or item, low and high are NaN.
     """
     values = np.asarray(values, np.float64)
     models, items = values.shape

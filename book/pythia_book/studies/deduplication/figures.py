@@ -28,11 +28,7 @@ RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87":
 
 
 def taken_away(result: Result) -> Drawing:
-    """Draw how much text each deduplication recipe leaves, and which similar documents it finds.
-
-    The first panel has the share of tokens that are left. The second has the share of pairs of
-    documents that are found, by the similarity of the pair.
-    """
+    """Draw how much text each deduplication recipe leaves, and which similar documents it finds."""
     recipes, caught = result.tables["recipes"], result.tables["caught"]
     with style.canvas(result, 2, 2.7, ratios=(1, 1.1)) as (figure, (bars, curves)):
         bottom_up = recipes[recipes.recipe != "none"].iloc[::-1]
@@ -82,12 +78,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def _differences(ax: Axes, effects: object, factor: float, result: Result) -> None:
-    """Draw the difference between the twins of each size over training.
-
-    Args:
-        effects: the rows of the table `effects` for one measure.
-        factor: converts the table values to the unit of the y axis.
-    """
+    """Draw the differences in `effects` (one measure) over training, times `factor`."""
     if effects.empty:
         style.say(ax, "no checkpoint of both twins\ncould be measured")
         return
@@ -161,11 +152,7 @@ def released_over_training(result: Result) -> Drawing:
 
 
 def _by_shots(axes: list[Axes], frame: pd.DataFrame) -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """Prepare a zero-shot and a five-shot panel; yield each panel with its rows of `frame`.
-
-    If `frame` has no rows for a panel, the panel says that there are no released numbers, and it is
-    not yielded.
-    """
+    """Yield a zero-shot and a five-shot panel with its rows of `frame`, if there are any."""
     axes[0].set_ylabel(LEAD)
     for ax, (title, shots) in zip(axes, SHOTS.items(), strict=True):
         ax.set_title(title)
@@ -178,14 +165,14 @@ def _by_shots(axes: list[Axes], frame: pd.DataFrame) -> Iterator[tuple[Axes, pd.
 
 
 def _twins(result: Result) -> pd.DataFrame:
-    """Return the table `twins` of released differences; without released numbers it has no rows."""
+    """Return the table `twins` of released differences; no rows without released numbers."""
     import pandas as pd
 
     return result.released.get("twins", pd.DataFrame(columns=COLUMNS, dtype=float))
 
 
 def _means(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean difference over pairs of models, by step; columns: step, value, low, high."""
+    """Return the mean difference over pairs of models: `step`, `value`, `low`, `high`."""
     import pandas as pd
 
     rows = []

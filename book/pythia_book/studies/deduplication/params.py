@@ -1,4 +1,4 @@
-"""Defines the parameters of the deduplication study, its runs, and the checkpoints it reads."""
+"""The parameters of the deduplication study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pythia_core.training.retention import Keep
 
 STUDY = "deduplication"
 AFTER = ("suite",)
-"""Studies to run first: they train runs that this one uses."""
+"""Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=5, rows=1.0)
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """Evenly spaced checkpoints at which twins are compared; 93 is one of the paper's."""
 CONTEXT = 32
-"""In extraction, the prompt and the continuation have this many tokens each (paper section 3.2)."""
+"""Tokens in the prompt and in the continuation of extraction (paper section 3.2)."""
 
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """The parameters of the deduplication study."""
+    """Parameters of the deduplication study."""
 
     seed: int = 1234
     bootstrap: int = 2000
@@ -32,7 +32,7 @@ class Params(StudyParams):
 
     @property
     def steps(self) -> list[int]:
-        """The steps of the checkpoints at which twins are compared, ascending."""
+        """The steps at which twins are compared, ascending."""
         scale = scale_named(self.scale)
         return sorted({scale.fork_step(index) for index in INDICES} - {0})
 
@@ -48,10 +48,7 @@ def keep(params: Params, run: RunConfig) -> Keep:
 
 
 def texts(params: Params) -> list[DataConfig]:
-    """Return the configs of the training text without deduplication and with each recipe.
-
-    The study measures all of these texts, but trains models on only some of them.
-    """
+    """Return the configs of the standard text and of the text after each recipe."""
     run = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed)
     return [replace(run.data, dedup=recipe) for recipe in ("none", *RECIPES)]
 

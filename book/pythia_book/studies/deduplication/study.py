@@ -1,10 +1,8 @@
 """Deduplication (paper sections 2.2, 2.4 and 2.6): the text it removes, and twin models compared.
 
-The suite trains two models of every size, one on the standard and one on the deduplicated text,
-from the same initial weights and for the same number of updates. The two models, called twins, are
-measured on the same held-out rows and items and compared row by row and item by item. Our twins are
-shown next to the released twins. Of the released twins only accuracies and standard errors are
-known, not the answers to single items.
+Twins are two models of one size, trained on the standard and on the deduplicated text, from the
+same initial weights and for the same number of updates. Our twins are compared row by row and item
+by item. For the released twins, only accuracies and standard errors are known.
 """
 
 from __future__ import annotations
@@ -27,26 +25,20 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 Suite = dict[tuple[str, str], "Run"]
-"""Map (size, arm) to a run."""
+"""Maps (size, arm) to a run."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the suite, deduplicate the text by every recipe, and compare the twins.
 
-    Args:
-        published: the released numbers. Default: the numbers in the folder `PYTHIA_PUBLISHED_DIR`
-            or, if this variable is not set, the numbers of the recorded study.
+    Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
     measuring, analysing = partial(measure, params, progress), partial(analyse, params)
     return conduct(STUDY, params, measuring, analysing, released, published)
 
 
 def released(published: Published) -> Tables:
-    """Return the table `twins`: how the accuracies of released twins differ over training.
-
-    Twins are a standard and a deduplicated model of one size. A difference is deduplicated minus
-    standard, in points.
-    """
+    """Return the table `twins`: deduplicated minus standard accuracy over training, in points."""
     return {"twins": twin_differences(published)}
 
 
@@ -63,7 +55,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the twins and measure them.
 
-    The arrays are, e.g. for size 25k and the standard text,
+    Arrays, e.g. for size 25k and the standard text:
 
     - "loss/25k/standard/572": float32[rows], held-out loss at step 572 in nats per token.
     - "last_word/25k/standard/572": bool[sentences], whether the last word was predicted.
@@ -71,9 +63,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - "memorized/25k/standard": bool[distinct texts], whether the final model has memorized a text.
     - "rows/standard": int[distinct texts], the number of training rows that begin with each text.
 
-    The facts are "recipes" and "clusters" (rows of the tables of these names), "tasks" (which maps
-    the key of a task to [name, shots]) and "gaps" (the number of checkpoints that could not be
-    measured, summed over the measurements).
+    Facts:
+
+    - "recipes", "clusters": the rows of these tables.
+    - "tasks": maps the key of a task to [name, shots].
+    - "gaps": the number of unmeasured checkpoints, summed over the measurements.
     """
     from pythia_book.studies.registry import train_all
 
@@ -90,11 +84,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Deduplicate the text by every recipe, and return rows of two tables.
-
-    The first table is `recipes`, with the columns TEXT_ROW. The second is `clusters`, with the
-    columns recipe, copies (documents in a cluster), and clusters (how many have this size).
-    """
+    """Deduplicate the text by every recipe; return the rows of `recipes` and `clusters`."""
     from pythia_core.data.prepare import prepare
 
     rows: list[list[Any]] = []
@@ -112,10 +102,7 @@ def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[A
 
 
 def _language(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add held-out loss and last words over training to `measured`.
-
-    Return the number of checkpoints that could not be measured.
-    """
+    """Add held-out loss and last words over training; return the number of gaps."""
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
     first = next(iter(suite.values()))
@@ -132,14 +119,9 @@ def _language(params: Params, suite: Suite, measured: Measurements, progress: bo
 
 
 def _memorized(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add to `measured` which training rows each final model has memorized.
+    """Add which rows each final model has memorized; return the number of gaps.
 
-    A row is memorized if the model, given its first 32 tokens, generates the next 32 exactly
-    (pythia_core.evaluation.memorization). Rows whose first 64 tokens are equal share one
-    entry of an array.
-
-    Returns:
-        The number of final models that could not be measured.
+    Rows whose first 64 tokens (32 of context, 32 to generate) are equal share one array entry.
     """
     from pythia_book.measurements import measure_all
     from pythia_core.evaluation.memorization import ExtractionMeasurement, distinct_windows
@@ -164,10 +146,7 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
 
 
 def _tasks(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add to `measured` which items of benchmark tasks each final model answers correctly.
-
-    Return the number of final models that could not be measured.
-    """
+    """Add which benchmark items each final model answers correctly; return the number of gaps."""
     from pythia_book.tasks.benchmarks import TASKS
     from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 

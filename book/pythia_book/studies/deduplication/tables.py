@@ -22,24 +22,24 @@ PILE_TOKENS = (334e9, 207e9)
 """Tokens of the Pile before and after deduplication (paper section 2.4)."""
 TEXT_ROW = ("recipe", "documents", "tokens", "identical", "similar")
 FACTORS = {"loss": 1, "last_word": 100, "accuracy": 100}
-"""The factor for each measure in prose: loss stays in nats per token, shares become points."""
+"""Factor from a table value to prose: loss stays in nats per token, shares become points."""
 
 
 def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
     """Return all tables of the study.
 
-    recipes: recipe, documents, tokens, identical (documents removed as identical), similar
-        (documents removed as similar), percent (of tokens removed).
-    clusters: recipe, copies (documents in a cluster), clusters (how many have that size), documents
-        (in all these clusters).
-    caught: recipe, similarity, probability (that the recipe finds a pair of this similarity).
-    levels: size, arm, measure, step, percent (of training), value, low, high, n. The value is the
-        mean over n items.
-    effects: the columns of levels except arm. The value is deduplicated minus standard, paired.
-    tasks: size, task, shots, value, low, high, n. The value is deduplicated minus standard accuracy
-        of the final models, paired. The task "mean" has all zero-shot items.
-    memorized: size, arm, value, low, high, n. The value is the share of training rows that the
-        final model has memorized; its interval resamples distinct texts.
+    - `recipes`: `recipe`, `documents` and `tokens` left, documents removed as `identical` or
+      `similar`, `percent` of tokens removed.
+    - `clusters`: `recipe`, `copies` per cluster, number of such `clusters`, their `documents`.
+    - `caught`: `recipe`, `similarity` (Jaccard), `probability` that the recipe finds such a pair.
+    - `levels`: `size`, `arm`, `measure`, `step`, `percent` of training, and the mean over n items.
+    - `effects`: `levels` without `arm`; paired differences, deduplicated minus standard.
+    - `tasks`: `size`, `task`, `shots`, and the paired difference in final accuracy. The task "mean"
+      has all zero-shot items.
+    - `memorized`: `size`, `arm`, and the share of training rows that the final model has memorized;
+      the interval resamples distinct texts.
+
+    From `levels` on, each table ends with `value`, `low`, `high` and `n`.
     """
     import pandas as pd
 
@@ -61,11 +61,7 @@ def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
 
 
 def _caught() -> pd.DataFrame:
-    """Return the table `caught`: how likely each recipe finds a pair of similar documents.
-
-    The columns are recipe, similarity (Jaccard, 0 to 1) and probability. A recipe that only
-    removes identical documents is left out.
-    """
+    """Return the table `caught`, without recipes that only remove identical documents."""
     import pandas as pd
 
     rows = []
@@ -81,9 +77,7 @@ def _caught() -> pd.DataFrame:
 
 
 def change(measured: Measurements, measure: str, size: str, *rest: Any) -> np.ndarray | None:
-    """Return how scores differ between twins, deduplicated minus standard, float[items].
-
-    Return None if one of the two models was not measured.
+    """Return deduplicated minus standard scores, float[items]; None if a model was not measured.
 
     Args:
         rest: the rest of the array's name, i.e. the step or the key of a task.
@@ -95,12 +89,9 @@ def change(measured: Measurements, measure: str, size: str, *rest: Any) -> np.nd
 
 
 def pooled(params: Params, measured: Measurements, measure: str) -> np.ndarray | None:
-    """Return the differences between twins (see `change`) at the end, float[sizes, items].
+    """Return the `change` of final models, float[sizes, items]; None if no size is complete.
 
-    Sizes that were not measured in full are left out. Return None if no size is left.
-
-    Args:
-        measure: "loss", "last_word", or "accuracy" (the items of all zero-shot tasks).
+    The items of "accuracy" are those of all zero-shot tasks.
     """
     last = scale_named(params.scale).steps
     keys = zero_shot(measured) if measure == "accuracy" else [last]
@@ -114,7 +105,7 @@ def pooled(params: Params, measured: Measurements, measure: str) -> np.ndarray |
 
 
 def zero_shot(measured: Measurements) -> list[str]:
-    """Return the keys of the zero-shot tasks that were measured, e.g. "piqa_0"."""
+    """Return the keys of the measured zero-shot tasks, e.g. "piqa_0"."""
     return [key for key, (_, shots) in measured.facts["tasks"].items() if shots == 0]
 
 
@@ -192,14 +183,9 @@ def values(
     frames: dict[str, pd.DataFrame],
     released: dict[str, Estimate | None],
 ) -> dict[str, Any]:
-    """Return the numbers that the page quotes in its text, by name.
+    """Return the numbers that the page quotes, by name; None if not measured or not released.
 
-    A number is None if it was not measured or not released. Changes are deduplicated minus
-    standard, averaged over all sizes, in points or, for loss, in nats per token.
-
-    Args:
-        frames: the result of the function `tables`.
-        released: the result of `claims.released_effects`.
+    Changes are deduplicated minus standard, averaged over sizes, in points or nats per token.
     """
     recipes = frames["recipes"].set_index("recipe")
     before, after = PILE_TOKENS

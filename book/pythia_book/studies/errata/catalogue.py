@@ -1,8 +1,8 @@
-"""Reads the errata, common misstatements about Pythia, from catalogue.toml.
+"""The errata, common misstatements about Pythia, read from catalogue.toml.
 
-If the evidence for an erratum can be computed, errata.evidence computes its numbers. Otherwise, the
-erratum cites a source. Every erratum has links to its sources. Some errata are about a config
-field, named in `measured`; for these, errata.study measures how much the field changes our models.
+Every erratum has links to its sources. Its evidence is computed by errata.evidence where possible,
+and cited otherwise. If an erratum names a config field in `measured`, errata.study measures how
+much the field changes our models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STATUSES = {
     "reported": "others published the evidence; it was not repeated here",
     "unproven": "the source could not be opened again",
 }
-"""Map each status, which says how sure an erratum is, to its meaning."""
+"""Maps each status, which says how sure an erratum is, to its meaning."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,14 @@ class Erratum:
     measured: str = ""
 
     def compute(self, released: Published | None = None) -> Evidence:
-        """Compute the evidence for this erratum; if `released` is given, also from these scores."""
+        """Compute the evidence, also from the scores in `released` if given."""
         values = COMPUTED[self.name]() if self.name in COMPUTED else {}
         return self.from_values(values, released_tables(released) if released else {})
 
     def from_values(self, values: Values, released: Tables) -> Evidence:
-        """Return the evidence for this erratum, from numbers that were computed before.
+        """Return the evidence from earlier computed values and the result of `released_tables`.
 
-        Args:
-            values: maps names to the numbers that the text of the evidence quotes.
-            released: the tables that `released_tables` returns. If it is empty, the evidence says
-                how to get the released scores.
+        If `released` is empty, the evidence says how to get the scores.
         """
         text = self.evidence.format(**values)
         if not self.released:
@@ -71,11 +68,9 @@ class Erratum:
         return Evidence(text, values, self.released.format(**scores) if scores else NO_SCORES)
 
     def sections(self, evidence: Evidence, effect: str = "") -> dict[str, str]:
-        """Map the headings of this erratum ("Claim", "Source" and so on) to their texts.
+        """Map headings ("Claim", "Source" and so on) to texts.
 
-        Args:
-            effect: how much the setting in question changes our models, in words; "" if the change
-                was not measured.
+        `effect` says how much the setting changes our models; "" if not measured.
         """
         if self.measured and not effect:
             effect = "What it costs is measured by: python -m pythia_core study errata"
@@ -119,12 +114,12 @@ def erratum_named(name: str) -> Erratum:
 
 
 def listing() -> str:
-    """Return a text with one line per erratum: its name, status and title."""
+    """Return one line per erratum: name, status and title."""
     return "\n".join(f"{e.name:22} {e.status:9} {e.title}" for e in ERRATA)
 
 
 def erratum_text(erratum: Erratum, released: Published | None = None) -> str:
-    """Return an erratum as plain text, with evidence that is computed now."""
+    """Return an erratum as plain text, with freshly computed evidence."""
     lines = [erratum.title]
     for heading, text in erratum.sections(erratum.compute(released)).items():
         lines.append(f"\n{heading}: {text}")

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARGIN = 1.0
-"""A change of the loss below this percentage of the control's loss counts as no change. The losses
-of most neighbouring sizes of the suite differ by more, so a smaller change would not reorder a
-comparison of sizes."""
+"""A change of the loss below this percentage counts as none. The losses of most neighbouring
+sizes differ by more, so a smaller change would not reorder sizes."""
 INTERVAL = ["value", "low", "high"]
 SUBJECTS = {
     "lr_form": ("Decaying the learning rate to a tenth only at the end", "lr-floor"),
@@ -30,7 +29,7 @@ SUBJECTS = {
     "epoch_policy": ("Reading one epoch after the other", "epoch-boundary"),
     GELU_AFTER_TRAINING: ("Running the trained model with the exact GELU", "gelu"),
 }
-"""Maps each variant to the subject of its claim and to the name of its erratum."""
+"""Maps each variant to (subject of its claim, name of its erratum)."""
 
 
 def claims(
@@ -40,9 +39,7 @@ def claims(
 
     Args:
         last: the rows of `study.effects_table` at the last step.
-        losses: maps each text ("standard", "deduplicated") to the final loss of the control that
-            was trained on that text.
-        memorized: the table of `study.memorized_table`.
+        losses: maps each text ("standard", "deduplicated") to the final loss of its control.
     """
     loss = last[last.measure == "loss"].set_index("variant")
     shares = memorized.set_index("variant")

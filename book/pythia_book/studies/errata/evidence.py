@@ -1,10 +1,8 @@
 """Compute the numbers in the evidence for errata, from this library or from released scores.
 
-Errata are common misstatements about Pythia, listed in catalogue.toml. Each function in COMPUTED or
-RELEASED returns the numbers for the text of one erratum. Each takes a second or two and needs no
-network. The functions in RELEASED read the tables of `released_tables`, which the study's record
-keeps. How much a misstated setting changes a model cannot be computed without training;
-errata.study measures it.
+Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalogue.toml, in a
+second or two and without a network. Those in RELEASED read the tables of `released_tables`. Effects
+that need training are measured by errata.study.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class Evidence:
 
     text: str
     values: Values = field(default_factory=dict)
-    """Maps names to numbers, for prose and tests; no two errata use the same name."""
+    """Numbers by name, for prose and tests; no two errata share a name."""
     released: str = ""
     """What the released scores show, or a note that they are missing."""
 
@@ -56,17 +54,16 @@ class Evidence:
 
 
 def lr_floor() -> Values:
-    """Compare two schedules of the official learning rate: the training code's and the paper's.
+    """Compare the learning rate of the training code ("neox") with that of the paper ("paper").
 
-    Returns:
-        Numbers by name. The schedules are called "neox" (code) and "paper".
+    Percentages of a rate are of the peak:
 
-        - `n_updates`: the number of updates of a run.
-        - `floor_step`, `floor_percent`: the first step at which the code's rate is at its floor, a
-          tenth of the peak; and that step in percent of the run.
-        - `at_floor`: "all" if the code's rate is at its floor at all later steps, else "not all".
-        - `floor_paper_percent`: the paper's rate at `floor_step`, in percent of the peak.
-        - `mean_lr_neox_percent`, `mean_lr_paper_percent`: mean rates, in percent of the peak.
+    - `n_updates`: the number of updates of a run.
+    - `floor_step`, `floor_percent`: first step at which the code's rate is a tenth of the peak, and
+      its percentage of the run.
+    - `at_floor`: "all" if the code's rate stays there at all later steps, else "not all".
+    - `floor_paper_percent`: the paper's rate at `floor_step`.
+    - `mean_lr_neox_percent`, `mean_lr_paper_percent`: the mean rates.
     """
     rates = {
         form: [
@@ -90,10 +87,9 @@ def lr_floor() -> Values:
 def first_update() -> Values:
     """Count the tensors of a tiny model that keep their initial values in the first two updates.
 
-    The result has the number of tensors and, for each of the two updates, the learning rate of the
-    update and the number of tensors that are still unchanged after the update. The learning rate of
-    the first update is 0. The keys that end in `_with_switch` are for another run, whose first
-    update has a positive learning rate.
+    The result has the number of tensors and, for each update, its learning rate and the number of
+    tensors still unchanged. The first rate is 0; keys ending in `_with_switch` are for a run in
+    which it is positive.
     """
     import torch
 
@@ -124,10 +120,9 @@ def first_update() -> Values:
 def adamw() -> Values:
     """Count the tensors of the 70M model that weight decay changes, and compare AdamW with Adam.
 
-    The comparison is one step of each optimizer, in which all weights are 0.5 and all gradients 0,
-    so that only weight decay acts. The values give by what percentage AdamW shrinks the decayed
-    weights, by how much AdamW changes the weights without decay, and by how much Adam with an L2
-    penalty changes all weights.
+    Each optimizer takes one step from weights of 0.5 with gradients of 0, so only weight decay
+    acts. The values give the percentage by which AdamW shrinks the decayed weights, and the changes
+    of AdamW's other weights and of all weights under Adam with an L2 penalty.
     """
     import torch
 
@@ -162,7 +157,7 @@ def adamw() -> Values:
 
 
 def _key(size: str) -> str:
-    """Replace the dot in a size such as "6.9b" by "_", for use in the name of a value."""
+    """Replace the dot in a size such as "6.9b" by "_", for use in a key."""
     return size.replace(".", "_")
 
 
@@ -172,13 +167,12 @@ def _key(size: str) -> str:
 def initialisation() -> Values:
     """Compare the rule for the initial weights of 6.9B and 12B with the rule for smaller sizes.
 
-    Returns:
-        Standard deviations of the weights in an MLP's first and second matrix, for 6.9B and 12B.
+    The values are standard deviations in an MLP's first and second matrix, for 6.9B and 12B:
 
-        - `std_SIZE`, `std_SIZE_output`: first and second matrix, by the rule for 6.9B and 12B.
-        - `std_SIZE_small`, `std_SIZE_wang`: first and second matrix, by the rule for smaller sizes.
-        - `init_times`, `init_output_times`: for the first and second matrix of 6.9B, the deviation
-          by the rule for 6.9B and 12B, divided by the deviation by the rule for smaller sizes.
+    - `std_SIZE`, `std_SIZE_output`: first and second matrix, by the rule for 6.9B and 12B.
+    - `std_SIZE_small`, `std_SIZE_wang`: first and second matrix, by the rule for smaller sizes.
+    - `init_times`, `init_output_times`: for 6.9B, the first rule's value divided by the second
+      rule's.
     """
     from pythia_core.model import init_deviations
 
@@ -195,10 +189,7 @@ def initialisation() -> Values:
 
 
 def sampled_std(config: ModelConfig) -> tuple[float, float]:
-    """Return the standard deviations of the initial weights in an MLP's first and second matrix.
-
-    Each is computed from a million samples, because a 12B model is too large to build.
-    """
+    """Sample the standard deviations of the initial weights in an MLP's first and second matrix."""
     import torch
 
     from pythia_core.model import pythia_init
@@ -214,9 +205,9 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
 def gelu() -> Values:
     """Measure how the two forms of GELU (tanh and erf) differ.
 
-    The result has the largest absolute difference on a fine grid of x (`gelu_gap`), the |x| at
-    which it occurs (`gelu_where`), and the percentage of the fp16 values of x with 1/16 <= |x| <= 8
-    for which the results, rounded to fp16, differ (`gelu_half_percent`).
+    - `gelu_gap`, `gelu_where`: the largest absolute difference, and its |x|.
+    - `gelu_half_percent`: the percentage of fp16 values x, 1/16 <= |x| <= 8, whose fp16 results
+      differ.
     """
     import torch
 
@@ -237,11 +228,9 @@ def gelu() -> Values:
 def vocabulary() -> Values:
     """Compute the padded vocabulary sizes, and compare them with the released embeddings.
 
-    The result has the keys:
-
-    - `vocab_entries`: how many tokens the tokenizer's vocabulary has.
-    - `vocab_spaces`: how many tokens (runs of spaces) were added to the vocabulary.
-    - `vocab_usable`: the sum of the two counts.
+    - `vocab_entries`: tokens in the tokenizer's vocabulary.
+    - `vocab_spaces`: added tokens, runs of spaces.
+    - `vocab_usable`: the sum of the two.
     - `vocab_padded_R`: the padded size for R = 1, 2 or 4 tensor-parallel ranks.
     - `vocab_agree`: "are" if the padded sizes equal the released sizes, else "ARE NOT".
     """
@@ -261,8 +250,8 @@ def vocabulary() -> Values:
 def names() -> Values:
     """Count the parameters of each official size, e.g. 70m.
 
-    The values `million_70m` etc. are counts of parameters, in millions. The values
-    `inner_percent_70m` etc. are the percentages of parameters that are not in embeddings.
+    - `million_70m` etc.: all parameters, in millions.
+    - `inner_percent_70m` etc.: the percentage of parameters outside the embeddings.
     """
     values = {}
     for name, size in OFFICIAL_SIZES.items():
@@ -276,13 +265,11 @@ def names() -> Values:
 
 
 def epoch_boundary() -> Values:
-    """Compute what percentage of the tokens is read 0, 1 or 2 times under each epoch policy.
+    """Compute the percentage of tokens read 0, 1 or 2 times under each epoch policy.
 
-    The policy "joint" shuffles the epochs together; "separate" reads one epoch after the other. The
-    percentages are for the deduplicated Pile, by a formula, and for a toy corpus, by counting.
-
-    toy_reread_* is the percentage of tokens in the first half of training on the toy corpus that
-    were already read earlier.
+    The policy "joint" shuffles the epochs together; "separate" reads one after the other. The
+    deduplicated Pile is computed by a formula, a toy corpus is counted. `toy_reread_*` is the
+    percentage of tokens in the first half of toy training that had been read before.
     """
     sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
@@ -303,16 +290,12 @@ def epoch_boundary() -> Values:
 def threshold() -> Values:
     """Compute the probability, in percent, that MinHash bands find a pair of similar documents.
 
-    caught_at_095_percent, for example, is for a Jaccard similarity of 0.95 and the recipe of the
-    deduplicated Pile. candidates_at_087_percent is for the recipe jaccard-0.87.
+    - `caught_at_095_percent` etc.: Jaccard similarity 0.95, recipe of the deduplicated Pile.
+    - `candidates_at_087_percent`: Jaccard similarity 0.87, recipe jaccard-0.87.
     """
 
     def percent(recipe: str, similarity: float) -> float:
-        """Return the probability, in percent, that the bands of `recipe` find a similar pair.
-
-        Args:
-            similarity: the Jaccard similarity of the pair.
-        """
+        """Return the percentage for `recipe` at this Jaccard similarity."""
         bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
         return 100 * float(s_curve(similarity, *bands))
 
@@ -326,22 +309,22 @@ def threshold() -> Values:
 # --- released scores -------------------------------------------------------------------------
 
 LATE = 134_000
-"""Late means are over the checkpoints from this step on, after the shorter swap has begun."""
+"""First step of late means; the shorter swap has begun by then."""
 ANSWERS = 104
-"""WSC has this many items; one of its two answers is right in 38 items, the other in 66."""
+"""Items of WSC; one of its two answers is right in 38 items, the other in 66."""
 
 
 def released_tables(released: Published) -> Tables:
-    """Return the released scores that the errata cite, as tables with these names and columns.
+    """Return the released scores that the errata cite, as tables.
 
-    twins: model, intervention, percent, stderr. The CrowS-Pairs score for gender and its standard
-        error, in percent, averaged over the steps from LATE on.
-    final: task, metric, model, deduped, value, stderr. Zero-shot scores after training and their
-        standard errors, as fractions.
-    winobias: prompt, model, intervention, pro, anti. Exact matches on pro- and anti-stereotypical
-        items of type 1, in percent, averaged over the steps from LATE on.
-    wsc: shots, stuck. The fraction of all released WSC scores that are exactly 38 of 104.
-    compared: see `equal_scores`.
+    - `twins`: `model`, `intervention`, `percent`, `stderr`. CrowS-Pairs for gender, in percent,
+      mean over the steps from LATE on.
+    - `final`: `task`, `metric`, `model`, `deduped`, `value`, `stderr`. Zero-shot scores after
+      training, as fractions.
+    - `winobias`: `prompt`, `model`, `intervention`, `pro`, `anti`. Exact matches on pro- and
+      anti-stereotypical items of type 1, in percent, mean over the steps from LATE on.
+    - `wsc`: `shots`, `stuck`. The fraction of all released WSC scores that are exactly 38 of 104.
+    - `compared`: see `equal_scores`.
     """
     crows = released.crows_gender()
     late = crows[crows.step >= LATE].assign(
@@ -372,17 +355,11 @@ def released_tables(released: Published) -> Tables:
 
 
 def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
-    """Compare each model's scores with the scores of its twin, trained on the deduplicated Pile.
+    """Compare the scores of standard and deduplicated models of the same size.
 
-    The two models of a pair have the same size.
-
-    Args:
-        raw: the released benchmark scores of all models and steps, or None.
-
-    Returns:
-        One row for each pair, number of shots and step (from step 2 on) for which both models have
-        scores. The columns are model (the size), shots, step, and equal (whether the two models
-        agree in every score).
+    - `model`: the size.
+    - `shots`, `step`: steps from 2 on.
+    - `equal`: whether the two models agree in every score that both have.
     """
     import pandas as pd
 
@@ -400,11 +377,9 @@ ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % 
 
 
 def released_winobias(tables: Tables) -> Values | None:
-    """List in words the released WinoBias accuracies of models with and without the pronoun swap.
+    """Return the text `prompts`: WinoBias accuracies with and without the pronoun swap.
 
-    Returns:
-        {"prompts": text}. For each prompt and model, the text has the accuracy on pro- and on
-        anti-stereotypical sentences, in percent. None if no scores were released.
+    Accuracies are in percent, on pro- and anti-stereotypical sentences; None without scores.
     """
     rows = tables["winobias"]
     if rows.empty:
@@ -421,11 +396,10 @@ def released_winobias(tables: Tables) -> Values | None:
 
 
 def released_twins(tables: Tables) -> Values | None:
-    """List the gender scores on CrowS-Pairs of models with and without the pronoun swap.
+    """List the gender scores on CrowS-Pairs with and without the pronoun swap; None without scores.
 
-    Returns:
-        A dict with the keys `twins` (the scores in percent, as text) and `error` (the mean standard
-        error of the scores, in percentage points). None if there are no scores.
+    - `twins`: the scores in percent, as text.
+    - `error`: their mean standard error, in points.
     """
     rows = tables["twins"]
     if rows.empty:
@@ -442,25 +416,22 @@ def released_twins(tables: Tables) -> Values | None:
 def guessing(task: str) -> float:
     """Return the accuracy of guessing on a task, as a fraction.
 
-    For WSC, this is the accuracy of always giving the answer that is right more often.
+    For WSC, guessing means always giving the answer that is right more often.
     """
     return 66 / ANSWERS if task == "wsc" else CHANCE[task] / 100
 
 
 def released_tasks(tables: Tables) -> Values | None:
-    """Count, for each task, the released models that are better than guessing after training.
+    """Count, for each task, the released models that are better than guessing; None without scores.
 
-    A model is better than guessing if its 95 % interval lies above the accuracy of guessing.
+    A model is better than guessing if its 95 % interval after training lies above guessing.
 
-    Returns:
-        A dict with these keys; None if there are no scores.
-
-        - n_models: the number of released models.
-        - above: for each task, how many models are better than guessing, as text.
-        - flat: the tasks on which no model is better than guessing, as text.
-        - stuck: what percentage of the WSC scores are exactly 38 of 104, as text.
-        - logiqa_norm: how many models are better than guessing on LogiQA by acc_norm.
-        - logiqa_norm_most: the highest acc_norm on LogiQA, in percent.
+    - `n_models`: the number of released models.
+    - `above`: the number of better models by task, as text.
+    - `flat`: the tasks on which no model is better, as text.
+    - `stuck`: the percentage of WSC scores that are exactly 38 of 104, as text.
+    - `logiqa_norm`: the number of better models on LogiQA by acc_norm.
+    - `logiqa_norm_most`: the highest acc_norm on LogiQA, in percent.
     """
     final = tables["final"]
     if final.empty:
@@ -481,12 +452,10 @@ def released_tasks(tables: Tables) -> Values | None:
 
 
 def released_2_8b(tables: Tables) -> Values | None:
-    """Count the steps at which a model and its twin on the deduplicated Pile agree in every score.
+    """Count the steps at which standard and deduplicated twins agree in every score.
 
-    Returns:
-        Three texts: `zero_shot` and `five_shot` for the size 2.8B, and `others` for all other sizes
-        together. Each text says how many of these steps there are, and the first and the last of
-        these steps. The result is None if there are no scores.
+    `zero_shot` and `five_shot` are for 2.8B, `others` for all other sizes. Each text has the number
+    of steps, the first and the last. The result is None without scores.
     """
     compared = tables["compared"]
     if compared.empty:
@@ -494,7 +463,7 @@ def released_2_8b(tables: Tables) -> Values | None:
     equal = compared[compared["equal"].astype(bool)]
 
     def summarized(steps: Iterable[int]) -> str:
-        """Return a text that gives the number of steps, the first step and the last step."""
+        """Return the number of steps, the first step and the last step as text."""
         ordered = sorted(steps)
         return f"{len(ordered)} steps ({ordered[0]:,} to {ordered[-1]:,})" if ordered else "no step"
 

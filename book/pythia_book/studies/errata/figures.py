@@ -63,7 +63,7 @@ def _links(erratum: Erratum) -> str:
 
 
 def effect(result: Result, erratum: Erratum) -> str:
-    """Return a sentence on how an erratum's setting changes held-out loss; "" if not measured."""
+    """Say how an erratum's setting changes held-out loss; "" if not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
         change = result.values[f"{name}_loss_change"] if name in LABELS else None
@@ -120,10 +120,7 @@ def effects(result: Result) -> Drawing:
 
 
 def schedule_and_passes(result: Result) -> Drawing:
-    """Draw the official learning rate, and how often the deduplicated Pile's tokens are read.
-
-    Each is drawn twice, as the training code does it and as it is usually described.
-    """
+    """Draw learning rate and readings of tokens, by the training code and as usually described."""
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
     versions = ((BLUE, "by the training code"), (ORANGE, "as usually described"))
@@ -155,10 +152,7 @@ def schedule_and_passes(result: Result) -> Drawing:
 
 
 def effects_table(result: Result) -> Table:
-    """Return the table of the effects at the end of training, with a row per changed setting.
-
-    The effects are changes of held-out loss, last-word accuracy and memorized rows.
-    """
+    """Return the final effects of each changed setting: loss, last words and memorized rows."""
     import pandas as pd
 
     measures = {"loss": "Held-out loss, nats per token", "last_word": "Last words, points"}
@@ -186,5 +180,5 @@ def effects_table(result: Result) -> Table:
 
 
 def _text(change: dict[str, float] | str) -> str:
-    """Return a change with its interval as text, or a dash if the change was not measured."""
+    """Return a change with its interval as text, or a dash if not measured."""
     return DASH if isinstance(change, str) else style.interval(*(change[k] for k in INTERVAL))

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OtherGeluMeasurement:
-    """A measurement of models after their GELU is replaced by another form (`gelu`).
+    """A measurement of models after their GELU is replaced by the form `gelu`.
 
-    `transformers` makes such a replacement when it loads the models on the hub.
+    `transformers` does so when it loads the models on the hub.
     """
 
     language: LanguageMeasurement
@@ -49,13 +49,16 @@ class OtherGeluMeasurement:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the runs, measure their checkpoints, and compute the evidence.
 
-    The arrays, where NAME is a key of params.run_configs or GELU_AFTER_TRAINING, are
+    Arrays, where NAME is a key of `params.run_configs` or GELU_AFTER_TRAINING:
 
     - loss/NAME/STEP: float32[rows], held-out loss of each row in nats per token.
     - last_word/NAME/STEP: bool[passages], whether the last word was predicted.
 
-    The facts are "evidence" (which maps each erratum in COMPUTED to its numbers), "memorized" (see
-    `memorized_rows`) and "gaps" (the number of checkpoints that could not be measured).
+    Facts:
+
+    - "evidence": maps each erratum in COMPUTED to its numbers.
+    - "memorized": see `memorized_rows`.
+    - "gaps": the number of unmeasured checkpoints.
     """
     runs = train_all(params, run_configs(params), progress)
     scale = scale_named(params.scale)
@@ -87,16 +90,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 def memorized_rows(
     runs: dict[str, Run], last: int, progress: bool
 ) -> tuple[dict[str, list[int]], int]:
-    """Count the training rows that the last checkpoint of each run has memorized.
-
-    Args:
-        runs: maps names to runs.
-        last: the last step of all runs.
-
-    Returns:
-        counts: maps the name of each measured run to [rows memorized, rows read].
-        n_gaps: the number of last checkpoints that could not be measured.
-    """
+    """Return {name: [rows memorized, rows read]} at the step `last`, and the number of gaps."""
     counts: dict[str, list[int]] = {}
     n_gaps = 0
     for data in {run.data.fingerprint: run.data for run in runs.values()}.values():

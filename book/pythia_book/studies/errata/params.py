@@ -1,4 +1,4 @@
-"""Defines the parameters of the errata study, its runs, and the checkpoints it reads."""
+"""The parameters of the errata study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pythia_core.training.retention import Keep
 
 STUDY = "errata"
 AFTER = ("seeds",)
-"""Studies to run first: they train runs that this one uses."""
+"""Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 33, 73, 113, 133, 143)
 """Evenly spaced checkpoints at which runs are compared."""
@@ -52,7 +52,7 @@ LABELS = {name: switch.label for name, switch in SWITCHES.items()} | {
     GELU_AFTER_TRAINING: "exact GELU after training",
     OTHER_SEED: "another seed",
 }
-"""Maps each variant that is compared with a control to its description."""
+"""Maps each variant to its description."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Params(StudyParams):
     """Parameters of the errata study."""
 
     switches: str = ""
-    """Comma-separated names in SWITCHES; each changes one field in one run. If empty, all."""
+    """Comma-separated names in SWITCHES; empty means all. Each changes one field in one run."""
     seed: int = 1234
     bootstrap: int = 2000
 
@@ -81,15 +81,14 @@ class Params(StudyParams):
 
     @property
     def other_seed(self) -> int:
-        """The seed of the run that shows how much a change of seed matters."""
+        """The seed of the run that shows the effect of another seed."""
         return 1 if self.seed != 1 else 2
 
 
 def run_configs(params: Params) -> dict[str, RunConfig]:
     """Map the name of each run of the study to its config.
 
-    There is a control for each training text that is needed ("standard", "deduplicated"), a run
-    with another seed (OTHER_SEED), and a run for each switch (named like the switch).
+    Names: "standard" and "deduplicated" (the needed controls), OTHER_SEED, and each switch's name.
     """
     (size,) = params.size_list
     arms = dict.fromkeys(["standard", *(s.arm for s in params.switch_list)])

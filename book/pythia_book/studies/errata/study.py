@@ -1,10 +1,8 @@
 """Measure the effect of each erratum with runs that differ from the suite in one setting.
 
-Each entry of SWITCHES in errata.params defines one run. Its config differs in one field from that
-of its control, a run of the suite of the same size. The run and its control are scored on the same
-held-out rows, so differences are paired. There is only one run per setting. So an interval covers
-the choice of held-out rows, but not how much results vary if training is repeated with another
-seed. An additional run with another seed shows how far apart two runs of the same setting are.
+Each entry of SWITCHES in errata.params changes one config field of a control, a run of the suite.
+Both are scored on the same held-out rows, so differences are paired. There is one run per setting:
+intervals cover the choice of rows, not of seeds. One more run shows the effect of another seed.
 """
 
 from __future__ import annotations
@@ -33,9 +31,7 @@ if TYPE_CHECKING:
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the runs, compare them with their controls, and compute the evidence.
 
-    Args:
-        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR`, or else those
-            in the study's record.
+    Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
 
     def measured() -> Measurements:
@@ -68,13 +64,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
-    """Map the name of each erratum to its evidence.
-
-    Args:
-        facts: the study's facts; `facts["evidence"]` maps the name of an erratum to its computed
-            numbers.
-        released: the tables of released scores; may be empty.
-    """
+    """Map the name of each erratum to its evidence; `released` may be empty."""
     computed = facts["evidence"]
     return {e.name: e.from_values(computed.get(e.name, {}), released) for e in ERRATA}
 
@@ -86,11 +76,15 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
     """Compare every variant (a model with one changed setting) with its control, step by step.
 
     Returns:
-        effects: the mean paired difference, variant minus control, with the columns variant,
-            measure ("loss" in nats per token, or "last_word" in percentage points), step, percent
-            (of training), value, low, high, n (rows or passages).
-        losses: maps the training text of each control ("standard", "deduplicated") to the final
-            loss of that control.
+        effects: the mean paired difference, variant minus control, with the columns
+
+            - `variant`
+            - `measure`: "loss" in nats per token, or "last_word" in points.
+            - `step`, `percent` of training.
+            - `value`, `low`, `high`.
+            - `n`: rows or passages.
+
+        losses: maps the training text of each control to the control's final loss.
     """
     import pandas as pd
 
@@ -119,13 +113,11 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
 def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
     """Return what percentage of its training rows each final model has memorized.
 
-    Columns: `variant`; `control`, the percentage that the variant's control has memorized; `share`,
-    the percentage that the variant itself has memorized; `n`, how many rows the variant has read.
-    There are no intervals, because rows with the
-    same text are memorized together and there is one run per variant.
+    - `variant`
+    - `control`, `share`: the percentages of the variant's control and of the variant.
+    - `n`: the rows that the variant has read.
 
-    Args:
-        counts: maps the name of a run to [rows memorized, rows read].
+    There are no intervals, because rows with the same text are memorized together.
     """
     import pandas as pd
 
@@ -144,9 +136,11 @@ def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFram
 def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
     """Return the table of the errata with their evidence.
 
-    Columns: name, title, told (the claim as usually made), status, source, links (separated by
-    spaces), evidence, released (what released scores show), switch (the setting of this library
-    that reproduces or corrects the error).
+    - `name`, `title`, `status`, `source`, `evidence`
+    - `told`: the claim as usually made.
+    - `links`: separated by spaces.
+    - `released`: what released scores show.
+    - `switch`: the setting of this library that reproduces or corrects the error.
     """
     import pandas as pd
 
@@ -180,10 +174,7 @@ def passes_table() -> pd.DataFrame:
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
-    """Return the numbers that the page quotes, by name.
-
-    A number that was not measured is NOT_MEASURED. The arguments are as for `claims`.
-    """
+    """Return the numbers that the page quotes, by name; NOT_MEASURED where one is missing."""
     (size,) = params.size_list
     numbers: dict[str, Any] = {
         "size": size,
@@ -212,7 +203,7 @@ def values(
 
 
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:
-    """Return value, low and high of a table of one row, or NOT_MEASURED if the table is empty."""
+    """Return value, low and high of a one-row table; NOT_MEASURED if it is empty."""
     if row.empty:
         return NOT_MEASURED
     return {key: float(row[key].iloc[0]) for key in INTERVAL}

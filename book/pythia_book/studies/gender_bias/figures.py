@@ -1,10 +1,8 @@
 """Figures of the gender-bias study.
 
-The figures are the paper's figures 1, 2 and 6, with released numbers next to ours; two figures of
-the share of feminine pronouns after occupations, where small models show the clearest effect; two
-figures that show only released numbers; and one of coupling, i.e. how closely swapped models follow
-their controls from checkpoint to checkpoint. If the user has no copy of the released numbers, the
-panels that would show them say how to get it.
+They are the paper's figures 1, 2 and 6, released numbers next to ours; the share of feminine
+pronouns after occupations; released numbers alone; and coupling. Without released numbers, a panel
+says how to get them.
 """
 
 from __future__ import annotations
@@ -32,19 +30,11 @@ if TYPE_CHECKING:
 MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}
 ABSENT = numbers.NO_NUMBERS.replace(": ", ":\n")
 BRANCH_PERCENT = 78
-"""The x-axis starts here, in percent of training, in panels that show only the intervention."""
+"""Start of the x-axis, in percent of training, in panels that show only the intervention."""
 
 
 def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
-    """Return the three notes under a figure.
-
-    They say what was measured, what the intervals cover, and where the released numbers come from.
-    The second note is "" if there are no intervals, and the third if there are no released numbers.
-
-    Args:
-        items: the items of our measurements in words, e.g. "320 pairs".
-        intervals: whether the figure shows intervals.
-    """
+    """Return notes on what was measured, on intervals, and on the released source; "" if unused."""
     seeds = result.params.seeds
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
     meaning = f"intervals: 95 %, {f'over {seeds} seeds' if seeds > 1 else ONE_RUN}"
@@ -57,7 +47,7 @@ ONE_RUN = "over items of one run"
 
 
 def _forks(ax: Axes, scale: str) -> None:
-    """Draw a vertical line where each of the two swaps begins, in percent of training."""
+    """Draw a vertical line where each swap begins, in percent of training."""
     setting = scale_named(scale)
     for arm, index in ARMS.items():
         if index is not None:
@@ -67,10 +57,7 @@ def _forks(ax: Axes, scale: str) -> None:
 
 
 def _released(result: Result, name: str) -> pd.DataFrame | None:
-    """Return a table of released numbers, with the new column percent (of training).
-
-    Return None if the numbers are not available.
-    """
+    """Return a released table with the column `percent` of training added; None if missing."""
     table = result.released.get(name)
     if table is None or table.empty:
         return None
@@ -78,12 +65,9 @@ def _released(result: Result, name: str) -> pd.DataFrame | None:
 
 
 def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = False) -> None:
-    """Draw a line over training for every size and arm.
+    """Draw a line over training by size and arm, with a band if there are `low` and `high`.
 
-    Args:
-        table: has the columns size, arm, percent (of training) and value. The columns low and
-            high, if present, are drawn as a band.
-        dense: whether there are many checkpoints, so that lines must be thin and markers small.
+    `dense` means many checkpoints, so thin lines and small markers.
     """
     for size in sizes:
         for arm in ARMS:
@@ -93,17 +77,14 @@ def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = Fa
 
 
 def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
-    """Draw all released models and arms over training, and return the sizes in table order."""
+    """Draw all released models and arms over training; return the sizes in table order."""
     sizes = list(dict.fromkeys(table["size"]))
     _lines(ax, table, sizes, dense=True)
     return sizes
 
 
 def prior_shift(result: Result) -> Drawing:
-    """Draw the feminine share of pronouns after occupations over training, in a panel per size.
-
-    The curves begin at the first fork.
-    """
+    """Draw the feminine share of pronouns after occupations from the first fork on, by size."""
     shares = style.rows_where(result.tables["branch"], measure="feminine_share")
     shares = shares[shares.percent >= BRANCH_PERCENT]
     sizes = result.params.size_list
@@ -122,10 +103,7 @@ def prior_shift(result: Result) -> Drawing:
 
 
 def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
-    """Return a drawing that is described by a text and some numbers.
-
-    The numbers are the largest model's scores on `measure`, for the control and both swaps.
-    """
+    """Return a drawing described by a text and the largest model's scores on `measure`."""
     texts = (
         f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
@@ -165,7 +143,7 @@ def crows_over_training(result: Result) -> Drawing:
 
 
 def _end_intervals(ax: Axes, result: Result, levels: pd.DataFrame) -> None:
-    """Draw the intervals of our final scores side by side, just right of 100 % of training."""
+    """Draw the intervals of our final scores, just right of 100 % of training."""
     x = 101.5
     for size in result.params.size_list:
         for arm in ARMS:
@@ -210,9 +188,8 @@ def winobias_by_size(result: Result) -> Drawing:
 def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Average released scores over the steps from LAST_WINDOW on, by size and the columns `by`.
 
-    Return a table with the columns in `by`, and size, value, variance, low and high. Intervals are
-    over items. All checkpoints have the same items, so averaging over checkpoints does not make
-    intervals narrower.
+    The result has the columns `by`, `size`, `value`, `variance`, `low`, `high`. Checkpoints share
+    their items, so averaging over checkpoints does not narrow the intervals, which are over items.
     """
     late = table[table.step >= numbers.LAST_WINDOW]
     late = late.assign(variance=late.stderr**2)
@@ -222,10 +199,7 @@ def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _halves(ax: Axes, result: Result) -> None:
-    """Draw our largest model's WinoBias accuracy over training.
-
-    Each arm has one curve for feminine and one for masculine stereotypes.
-    """
+    """Draw our largest model's WinoBias accuracy over training, by arm and gender of stereotype."""
     branch, size = result.tables["branch"], result.values["largest"]
     colours = {"feminine": style.size_colour(size), "masculine": style.MUTED}
     for half, colour in colours.items():
@@ -242,12 +216,7 @@ def _halves(ax: Axes, result: Result) -> None:
 
 
 def language_cost(result: Result) -> Drawing:
-    """Draw what the swap costs in language modelling.
-
-    The first panel shows the LAMBADA accuracy of the released models (the paper's figure 6). The
-    other two panels show how often our models get a last word right, and the held-out loss of our
-    swapped models minus that of the control.
-    """
+    """Draw the swap's cost: LAMBADA accuracy (the paper's figure 6), our last words and loss."""
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
     with style.canvas(result, 3, 3.0, *_notes(result, n)) as (figure, (left, middle, right)):
@@ -308,10 +277,7 @@ def occupations(result: Result) -> Drawing:
 
 
 def released_winobias(result: Result) -> Drawing:
-    """Draw the share of released WinoBias answers that match exactly, by size.
-
-    There is a panel per suite and prompt.
-    """
+    """Draw the share of released WinoBias answers that match exactly, by size, suite and prompt."""
     table = _released(result, "winobias")
     source = _notes(result, "")[-1]
     notes = ("intervals: 95 % over items, 792 sentences per point", source)
@@ -394,10 +360,7 @@ def crows_biases(result: Result) -> Drawing:
 
 
 def coupling(result: Result) -> Drawing:
-    """Draw how the scores of forks correlate with the scores of their controls.
-
-    There is one panel per score. Each panel shows the released models and ours.
-    """
+    """Draw how the scores of forks correlate with those of their controls, a panel per score."""
     table = result.tables["coupling"]
     lines = list(dict.fromkeys(zip(*(table[c] for c in _LINE), strict=True)))
     notes = (
@@ -434,7 +397,7 @@ _LINE = ["source", "model", "seed", "kind", "window"]
 
 
 def _label(line: tuple[str, str, int, str, int]) -> str:
-    """Return the label of a row of the figure; `line` has the values of the columns _LINE."""
+    """Return the label of a row of the figure; `line` has the columns _LINE."""
     source, model, seed, kind, window = line
     if source == "released":
         return f"released {model}, last {window} %"
@@ -445,7 +408,7 @@ def _label(line: tuple[str, str, int, str, int]) -> str:
 
 
 def results_table(result: Result) -> Table:
-    """Return a table of all main measures at the end of training: a row per size and arm."""
+    """Return all main measures at the end of training: a row per size and arm."""
     import pandas as pd
 
     labels = {
@@ -481,7 +444,7 @@ def summary(result: Result) -> Any:
         return records.value_text({key: 100 * value for key, value in v[name].items()}) + " %"
 
     def points(name: str) -> str:
-        """Format a change of a share, and its interval, as percentage points without a unit."""
+        """Format a change of a share, with its interval, in points without a unit."""
         return percent(name).removesuffix(" %")
 
     chance = v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]

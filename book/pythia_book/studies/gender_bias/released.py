@@ -1,14 +1,13 @@
 """Continue the released deduplicated models with a swap, for the scale `paper`.
 
-There are three runs per size, all to the end of training at step 143,000: a control without a swap,
-a long swap and a short swap. The control and the long swap start from the released weights of step
-113,000. These come without optimizer state (pythia_book.released.continuation.run explains the
-re-warming). The short swap forks from the control at step 133,000, where Adam's moments have had
-20,000 updates to recover. So both swaps have the same control, as at the study's other scales.
+Each size has three runs to step 143,000. The control and the long swap start from the released
+weights of step 113,000, without optimizer state (pythia_book.released.continuation.run explains the
+re-warming). The short swap forks from the control at step 133,000, when Adam's moments have had
+20,000 updates to recover.
 
-Two environment variables name the models and the data. PYTHIA_PAPER_MODELS is "hub", or a folder
-that contains pythia-SIZE-deduped/step113000. PYTHIA_PAPER_DATA is "pile-deduped" (read over the
-network), or a folder with the needed shards. Anything missing is reported before any download.
+PYTHIA_PAPER_MODELS is "hub" or a folder with pythia-SIZE-deduped/step113000. PYTHIA_PAPER_DATA is
+"pile-deduped" (read over the network) or a folder with the needed shards. Anything missing is
+reported before any download.
 """
 
 from __future__ import annotations
@@ -32,30 +31,30 @@ if TYPE_CHECKING:
 
 MODELS, DATA = "PYTHIA_PAPER_MODELS", "PYTHIA_PAPER_DATA"
 LONG, SHORT, END = 113, 133, 143
-"""Evenly spaced checkpoints at which the long swap and the short swap begin, and the last one."""
+"""Evenly spaced checkpoints: the start of the long and of the short swap, and the last one."""
 
 
 def _source(size: str) -> str:
-    """Return the repository or folder of a released model, according to PYTHIA_PAPER_MODELS."""
+    """Return the repository or folder of a released model, by PYTHIA_PAPER_MODELS."""
     where, name = os.environ.get(MODELS) or "hub", f"pythia-{size}-deduped"
     return f"EleutherAI/{name}" if where == "hub" else str(Path(where).expanduser() / name)
 
 
 def _train(scale: Scale, size: str) -> TrainConfig:
-    """Return the settings with which the released model of this size was trained."""
+    """Return the training settings of the released model of this size."""
     shape = size_named(size)
     schedule = {"lr_max": shape.lr_max, "steps": scale.steps, "batch_size": scale.batch_size}
     return published_train(shape.model(50_304), scale.data.seq_len, **schedule)
 
 
 def _rows(scale: Scale, size: str) -> TokenFileData:
-    """Return the released training rows, in the order of training, with the model's tokenizer."""
+    """Return the released training rows in training order, with the model's tokenizer."""
     tokenizer = find_source(_source(size)).tokenizer_name(f"step{scale.fork_step(LONG)}")
     return TokenFileData(os.environ.get(DATA) or "pile-deduped", tokenizer, scale.data.seq_len)
 
 
 def plans(params: Params) -> list[Plan]:
-    """Return two plans per size: first one for control and long swap, then one for short swap.
+    """Return two plans per size: one for control and long swap, then one for the short swap.
 
     Raises:
         CheckpointError: a released model is missing.
@@ -73,11 +72,10 @@ def plans(params: Params) -> list[Plan]:
 
 
 def check(params: Params) -> None:
-    """Check that there are released models and data to continue, and that there is only one seed.
+    """Check that the released models and data are there, and that there is only one seed.
 
     Raises:
-        ConfigError: something is missing (the message lists it, with sizes and hours), or there are
-            several seeds.
+        ConfigError: lists what is missing, with sizes and hours, or there are several seeds.
     """
     if params.seeds != 1:
         raise ConfigError(
@@ -118,10 +116,7 @@ def _plans_or_none(params: Params) -> list[Plan]:
 
 
 def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[str, int, str], Run]:
-    """Find or train the control and the two swaps of every size.
-
-    Return a dict that maps (size, 0, arm) to the run. The 0 stands for the seed.
-    """
+    """Find or train each size's control and two swaps, as {(size, 0, arm): run}."""
     scale = scale_named(params.scale)
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     arms: dict[tuple[str, int, str], Any] = {}

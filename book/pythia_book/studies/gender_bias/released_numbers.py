@@ -1,13 +1,12 @@
 """The released numbers that the study shows, and what they say about the swap.
 
-A model has two arms: the control, and the run with swapped pronouns. Both were scored at the same
-checkpoints, with standard errors over items. The choices on single items were not released, so the
-independent units are the models: an effect is a mean over models, with its t-interval. The value of
-a model is the mean over all checkpoints from step 134,000 on for which both arms have scores. The
-checkpoints of one run are not independent and have the same items, so averaging over them does not
-reduce the error that the choice of items causes. If only one model has scores of both arms, the
-interval comes from the standard errors over its items. The two arms are then treated as
-independent, which overestimates the error, because they were scored on the same items.
+A model has two arms, the control and the swap, scored at the same checkpoints with standard errors
+over items. Choices on single items were not released, so an effect is a mean over models, with its
+t-interval. A model's value is its mean over the checkpoints from step 134,000 on with scores of
+both arms. Checkpoints share their items, so this mean keeps the error from the choice of items.
+
+With only one model, the interval comes from the standard errors, as if the arms were independent.
+It is too wide, because both arms were scored on the same items.
 """
 
 from __future__ import annotations
@@ -36,42 +35,41 @@ if TYPE_CHECKING:
 NO_NUMBERS = "no released numbers: set PYTHIA_PUBLISHED_DIR"
 ARM_NAMES = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
 LAST_WINDOW = 134_000
-"""The first checkpoint after the short swap began; the end of training is from here on."""
+"""The first checkpoint after the short swap began; from here on is the end of training."""
 PROMPTS = ("What does p stand for", "refers_to")
 """The two prompts of the released WinoBias answers."""
 COMPARABLE = PROMPTS[0]
-"""The prompt to use: with the other, the scores of both sides jump where the swap begins."""
+"""The prompt to use; with the other, both sides' scores jump where the swap begins."""
 _STANDARD = re.compile(
     r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])(?:-bf16)?/zero-shot/[^/]*"
     rf"_step{OFFICIAL_STEPS}\.json$"
 )
 """The file with the scores of a standard model of the current suite after training."""
 SENTENCES = ("pro", "anti")
-"""The values of the column side: stereotypical and anti-stereotypical sentences."""
+"""Values of the column `side`: stereotypical and anti-stereotypical sentences."""
 PAIRS = {
     "gender": 320, "race_color": 508, "nationality": 216, "socioeconomic": 190, "religion": 111,
     "sexual_orientation": 93, "age": 91, "physical_appearance": 72, "disability": 65,
 }  # fmt: skip
-"""Maps a bias to its number of pairs in the English CrowS-Pairs, which follows from the released
-standard errors."""
+"""Maps a bias to its number of pairs in the English CrowS-Pairs, from the released standard
+errors."""
 
 
 def select(published: Published) -> Tables:
     """Return the tables of released numbers that the study shows; shares are fractions of 1.
 
-    - crows: size, arm, step, value, stderr: CrowS-Pairs for gender, over training.
-    - crows_biases: bias and the columns of crows: CrowS-Pairs for every bias, from the step
-      LAST_WINDOW on.
-    - crows_sizes: size, value, stderr: CrowS-Pairs for gender, after training, for all deduplicated
+    - `crows`: `size`, `arm`, `step`, `value`, `stderr`. CrowS-Pairs for gender, over training.
+    - `crows_biases`: `bias` and the columns of `crows`. CrowS-Pairs from LAST_WINDOW on.
+    - `crows_sizes`: `size`, `value`, `stderr`. Final CrowS-Pairs for gender, all deduplicated
       models.
-    - crows_standard: the same as crows_sizes, for all standard models.
-    - winobias: suite, size, arm, prompt, side, step, value, stderr: WinoBias. The rows of each
-      model begin at the first step for which a swapped arm has scores.
-    - lambada: perplexity and the columns of crows: LAMBADA, over training.
+    - `crows_standard`: the same for all standard models.
+    - `winobias`: `suite`, `prompt`, `side` and the columns of `crows`. Each model begins at the
+      first step with scores of a swapped arm.
+    - `lambada`: `perplexity` and the columns of `crows`, over training.
     """
 
     def named(table: pd.DataFrame) -> pd.DataFrame:
-        """Give columns and arms the names that this study uses."""
+        """Rename columns and arms as in this study."""
         table = table.rename(columns={"model": "size", "intervention": "arm"})
         return table.assign(arm=table.arm.map(ARM_NAMES))
 
@@ -90,13 +88,9 @@ def select(published: Published) -> Tables:
 
 
 def crows_standard(path: Path | None) -> pd.DataFrame:
-    """Read the CrowS-Pairs scores for gender of all standard models after training.
+    """Read the final CrowS-Pairs scores for gender of all standard models, smallest first.
 
-    Args:
-        path: the source of the released numbers, as in `published.results.load`; None: no source.
-
-    Returns:
-        The columns size, value (a fraction of 1) and stderr, with the smallest model first.
+    Columns: `size`, `value` (a fraction of 1), `stderr`. `path` is as in `published.results.load`.
     """
     import pandas as pd
 
@@ -121,16 +115,13 @@ def crows_standard(path: Path | None) -> pd.DataFrame:
 def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """Average the control and one swapped arm over the last checkpoints that both arms have.
 
-    Args:
-        table: released scores, as fractions of 1, with the columns size, arm, step, value, stderr.
-        arm: "swap_7" or "swap_21".
-        by: further columns by which to group rows, e.g. ("bias",).
+    - the columns `by`, e.g. ("bias",), then `size`, in the order of `table`.
+    - `control`, `swapped`, `change` (swapped minus control), in percent.
+    - `stderr`: the standard error of the change, over items.
+    - `checkpoints`: how many were averaged.
 
-    Returns:
-        One row per size (and value of `by`), in the order of sizes in `table`. The columns are
-        first the columns in `by`, then size, control, swapped, change (swapped minus control),
-        stderr (the standard error of the change, over items) and checkpoints (how many were
-        averaged). Scores are in percent.
+    Args:
+        table: fractions of 1, with the columns `size`, `arm`, `step`, `value`, `stderr`.
     """
     import pandas as pd
 
@@ -157,16 +148,15 @@ def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFr
 
 
 def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame:
-    """Compute by how much stereotypical sentences are answered better than anti-stereotypical ones.
+    """Compute how much better stereotypical sentences are answered than anti-stereotypical ones.
+
+    - `size`, `arm`, `step`
+    - `value`: the lead, a fraction of 1.
+    - `stderr`: as if the two kinds of sentences were independent.
 
     Args:
-        winobias: the table `winobias` of `select`.
         suite: "v1" for the current suite, "v0" for the first suite.
         prompts: the prompts to average over, a subset of PROMPTS.
-
-    Returns:
-        The columns size, arm, step, value (the lead, as a fraction of 1) and stderr. For stderr,
-        the scores on the two kinds of sentences are taken to be independent.
     """
     chosen = winobias[(winobias.suite == suite) & winobias.prompt.isin(prompts)]
     chosen = chosen.assign(variance=chosen.stderr**2)
@@ -181,14 +171,10 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 
 
 def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
-    """Describe the shares of exact matches of control and swap, e.g. as "410m 2.2 to 19.3" (%).
+    """Describe exact matches of control and swap at the swap's first checkpoint, in percent.
 
-    Both shares are from the first checkpoint of the swap. There is one text for each model of the
-    current suite (v1) and each length of the swap; "(last 21 %)" marks the long swap.
-
-    Args:
-        winobias: the table `winobias` of `select`.
-        prompt: one of PROMPTS.
+    Each model of the current suite (v1) and length of the swap has a text like "410m 2.2 to 19.3";
+    "(last 21 %)" marks the long swap.
     """
     rows = winobias[(winobias.suite == "v1") & (winobias.prompt == prompt)]
     means = 100 * rows.groupby(["size", "arm", "step"]).value.mean()
@@ -203,13 +189,9 @@ def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
 
 
 def other_biases(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the change of CrowS-Pairs scores, averaged over all biases except gender, by size.
+    """Average the change of CrowS-Pairs over all biases except gender, weighted by pairs, by size.
 
-    Each bias is weighted by its number of pairs. The index is the size; the columns are change and
-    stderr.
-
-    Args:
-        table: the result of `at_end` with `by` = ("bias",).
+    `table` is the result of `at_end` by ("bias",). The columns are `change` and `stderr`.
     """
     others = table[table.bias != "gender"]
     pairs, size = others.bias.map(PAIRS).astype(float), others["size"]
@@ -222,11 +204,9 @@ def other_biases(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_of_models(frame: pd.DataFrame) -> Estimate | None:
-    """Return the mean, over models, of the column `change` of a table like a result of `at_end`.
+    """Return the mean of the column `change` over models, like those of `at_end`; None if empty.
 
-    The control and the swapped model of a size are a pair, so the interval is the interval of
-    `mean_over_pairs`. With only one pair, the interval is over the items of the pair. Without
-    pairs, return None.
+    The interval is that of `mean_over_pairs` or, with only one pair, over the pair's items.
     """
     if frame.empty:
         return None
@@ -237,12 +217,7 @@ def mean_of_models(frame: pd.DataFrame) -> Estimate | None:
 
 
 def units_of_models(frame: pd.DataFrame, items: str) -> str:
-    """Say what `mean_of_models` averages over: how many models, checkpoints and items.
-
-    Args:
-        frame: a result of `at_end`.
-        items: the items of each score in words, e.g. "320 pairs".
-    """
+    """Say how many models, checkpoints and items `mean_of_models` averages over."""
     few, many = (frame.checkpoints.min(), frame.checkpoints.max()) if len(frame) else (0, 0)
     count = f"{many}" if few == many else f"{few} to {many}"
     models = "1 model" if len(frame) == 1 else f"{len(frame)} models"
@@ -250,12 +225,5 @@ def units_of_models(frame: pd.DataFrame, items: str) -> str:
 
 
 def per_tenfold(sizes: Iterable[str], values: Sequence[float]) -> Estimate | None:
-    """Fit how much a value changes when the nominal size grows tenfold.
-
-    The estimate has a t-interval over models. Return None for fewer than three models.
-
-    Args:
-        sizes: the names of the models, e.g. "1.4b".
-        values: one value per model.
-    """
+    """Fit the change per tenfold nominal size, with a t-interval; None below three models."""
     return slope([math.log10(nominal_parameters(size)) for size in sizes], values)

@@ -1,13 +1,12 @@
 """The gender-bias intervention (paper section 3.1): training continues with swapped pronouns.
 
-For each size and seed there is a control run and two forks, which start from checkpoints of the
-control. Each fork reads exactly the batches of the control, but with masculine pronouns replaced by
-feminine ones (or the reverse). One fork covers the last 7 % of training, the other the last 21 %.
-As in the paper, they start at the 133rd and the 113th of the 143 evenly spaced checkpoints. Seed i
-uses 1234 + i for both data order and initial weights.
+Each size and seed has a control run and two forks. A fork reads exactly the control's batches, but
+with masculine pronouns replaced by feminine ones (or the reverse), over the last 7 % or 21 % of
+training. As in the paper, forks start at the 133rd and the 113th of the 143 evenly spaced
+checkpoints. Seed i uses 1234 + i for both data order and initial weights.
 
-Control and forks are compared from the start of the longer fork to the end, always by paired
-differences on the same items. studies.gender_bias.estimates says what the intervals cover.
+Forks and control are compared by paired differences on the same items.
+studies.gender_bias.estimates says what the intervals cover.
 """
 
 from __future__ import annotations
@@ -41,16 +40,12 @@ Final = dict[str, Units]
 """Maps a measure to its values by unit."""
 OVER_TRAINING = ("feminine_share", "crows")
 OVER_BRANCH = (*OVER_TRAINING, "winobias", "loss")
-"""OVER_TRAINING has the measures that are kept for every step, OVER_BRANCH those that are kept from
-the first fork on. At the last step, all measures are kept."""
+"""Measures kept from the first fork on; OVER_TRAINING has those kept for every step. At the last
+step, all measures are kept."""
 
 
 def check(params: Params) -> None:
-    """Check that the models and data that the scale `paper` needs are available.
-
-    Raises:
-        ConfigError: lists what is missing, with sizes and hours.
-    """
+    """Raise a ConfigError that lists models and data missing for `paper`, with sizes and hours."""
     if scale_named(params.scale).published:
         from pythia_book.studies.gender_bias import released
 
@@ -67,10 +62,9 @@ def run(
     """Find or train every run, measure controls and swaps, and compare them.
 
     Args:
-        items: the evaluation items; by default, the items in the pinned wheels.
-        find_or_train: used instead of `train_all` to get the run of every config.
-        published: the released numbers; by default, the numbers in `PYTHIA_PUBLISHED_DIR` or, if
-            this variable is not set, the numbers of the recorded study.
+        items: the evaluation items; by default, those in the pinned wheels.
+        find_or_train: gets the run of every config, instead of `train_all`.
+        published: released numbers; by default, from `PYTHIA_PUBLISHED_DIR` or the study's record.
 
     Raises:
         ConfigError: see `check`.
@@ -96,13 +90,12 @@ def measure(
 ) -> Measurements:
     """Find or train every run and measure its checkpoints.
 
-    The arrays are
+    Arrays:
 
     - "MEASURE/SIZE/ARM/STEP": [seeds, items]; present only if all seeds were measured.
-    - "winobias_occupation": for each WinoBias sentence, the index of its occupation.
-    - "winobias_feminine": for each WinoBias sentence, whether the stereotype of its occupation is
-      feminine.
-    - the arrays of `coupling.measure`.
+    - "winobias_occupation": by WinoBias sentence, the index of its occupation.
+    - "winobias_feminine": by WinoBias sentence, whether the stereotype is feminine.
+    - those of `coupling.measure`.
 
     Raises:
         ConfigError: see `check`.
@@ -192,10 +185,11 @@ def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.n
 
 
 def _ledger_row(run: Run) -> dict[str, Any]:
-    """Return how many tokens a fork changed, and in which window of training.
+    """Return how many tokens a fork changed in its window of training.
 
-    The keys are start and stop (the window, in updates), tokens_in_window, tokens_changed, and
-    share (tokens_changed divided by tokens_in_window).
+    - `start`, `stop`: the window, in updates.
+    - `tokens_in_window`, `tokens_changed`
+    - `share`: the fraction of tokens changed.
     """
     ledger = run.ledger
     window = (ledger.stop - ledger.start) * ledger.batch_size * run.config.data.seq_len
@@ -236,19 +230,14 @@ def tables(
 ) -> dict[str, pd.DataFrame]:
     """Return the tables of the study, except for those of coupling.
 
-    - levels: size, arm, measure, value, low, high, n, seeds, for the final weights. `n` is the
-      number of items. For WinoBias and the feminine share, `n` is the number of occupations.
-    - effects: the columns of `levels`. The value is arm minus control, paired.
-    - branch: the columns of `levels` plus step and percent (of training), for every measured step.
-      A fork begins with the values of its control at the step of the fork.
-    - branch_effects: the columns of `branch`. The value is arm minus control, paired.
-    - occupations: size, arm, occupation, value (feminine share), n (contexts).
-    - ledger: the tokens that each fork changed, with the columns size, seed, arm and the keys of
-      `_ledger_row`.
-
-    Args:
-        cells: for each (size, arm, step), the values of each measure.
-        facts: the study's facts, of which `occupations`, `contexts` and `ledger` are used.
+    - `levels`: `size`, `arm`, `measure`, `value`, `low`, `high`, `n`, `seeds`, for the final
+      weights. `n` counts items or, for WinoBias and the feminine share, occupations.
+    - `effects`: the columns of `levels`; arm minus control, paired.
+    - `branch`: `levels` plus `step` and `percent` of training, for every measured step. A fork
+      begins with its control's values at the fork.
+    - `branch_effects`: the columns of `branch`; arm minus control, paired.
+    - `occupations`: `size`, `arm`, `occupation`, `value` (feminine share), `n` (contexts).
+    - `ledger`: `size`, `seed`, `arm` and the keys of `_ledger_row`.
     """
     import pandas as pd
 
@@ -260,7 +249,7 @@ def tables(
                 cells[size, arm, step] = cells[size, "control", step]
 
     def summary(units: Units, change: bool, exact: bool = True) -> dict[str, Any]:
-        """Return the columns value, low, high, n and seeds of a table's row, as a dict."""
+        """Return value, low, high, n and seeds of a table's row."""
         e = units.interval(params.bootstrap, change, exact)
         return {**e.interval(), "n": units.values.shape[1], "seeds": len(units.values)}
 
@@ -305,10 +294,9 @@ def tables(
 def values(
     params: Params, measured: Measurements, tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Return the numbers that the page quotes in its text, by name.
+    """Return the numbers that the page quotes, by name.
 
-    The numbers of a measure are from the largest model. Shares are fractions, and loss is in nats
-    per token.
+    Measures are of the largest model; shares are fractions, and loss is in nats per token.
     """
     largest = params.size_list[-1]
     levels, effects = (
@@ -347,13 +335,11 @@ def values(
 
 
 def released_values(released: Tables) -> dict[str, str]:
-    """Return the released numbers that the page quotes in its text, as text, by name.
+    """Return the released numbers that the page quotes, as text, by name; else "not available".
 
-    Without released numbers, each text is "not available".
-
-    - first_stand_for, first_refers_to: see `released_numbers.first_swapped`.
-    - crows_rise_70m: how many points higher the swapped 70M model scores on CrowS-Pairs for gender
-      than its control.
+    - `first_stand_for`, `first_refers_to`: see `released_numbers.first_swapped`.
+    - `crows_rise_70m`: how many points the swapped 70M model is above its control on CrowS-Pairs
+      for gender.
     """
     texts = {}
     table = released.get("winobias")

@@ -1,18 +1,15 @@
 """The claims of the memorization study.
 
-The claims about order are from section 3.2 of the Pythia paper. The claims about model size and
-about predicting memorization are from other papers: Biderman et al. 2023b ("Emergent and
-Predictable Memorization", arXiv 2304.11158) and Carlini et al. 2022 (arXiv 2202.07646).
+Claims about order are from section 3.2 of the Pythia paper. Claims about size and prediction are
+from Biderman et al. 2023b ("Emergent and Predictable Memorization", arXiv 2304.11158) and Carlini
+et al. 2022 (arXiv 2202.07646).
 
-The released confusion tables give percentages of the first 23,552,000 training sequences. Many of
-these sequences are duplicates, so they are not independent of each other. Each size was trained
-once. Therefore the intervals of tests on released numbers are over model sizes. On our runs,
-intervals are over model sizes if the claim is about a trend over sizes. If it is about the rows of
-a single run, they are over texts: all rows of a text that the corpus repeats count as one.
+Intervals on released numbers are over model sizes: the released sequences contain many duplicates,
+and each size was trained once. On our runs, intervals are over sizes for a trend over sizes, and
+over texts for a single run: all rows of a repeated text count as one.
 
-Biderman et al. 2023b call the precision of predicted memorization high and its recall low, but give
-no bound for either. Their own numbers are therefore shown without a verdict. Our precision is
-compared with the values that they call high, and our recall with those that they call low.
+Biderman et al. 2023b call precision high and recall low without a bound. Their numbers get no
+verdict; ours are compared with the values that they call high or low.
 """
 
 from __future__ import annotations
@@ -49,18 +46,17 @@ NO_PLACES = (
 PLANTED = "nearly all are planted copies"
 CORRELATION = "recall, where the sentence is about correlation"
 TREND = 5.0
-"""Changes of the rate up to this, in % per tenth of training, count as none: over all of training
-the rate would change by less than half of its mean."""
+"""Trends up to this, in % of the rate per tenth of training, count as none: over all of training
+they change the rate by less than half of its mean."""
 DISPERSION = 0.2
-"""Variances of the counts per window within this share of the binomial variance count as equal."""
+"""Variances of counts per window within this share of the binomial variance count as equal."""
 CHECKPOINT_PRECISION, SMALLER_PRECISION = 91.0, 88.4
-"""The lowest precision, in percent, among those that Biderman et al. 2023b call high: that of
-checkpoints (Table 2) and that of smaller models (Figure 2). Ours is high if it is above."""
+"""The lowest precisions, in percent, that Biderman et al. 2023b call high: of checkpoints (Table
+2) and of smaller models (Figure 2). Ours is high if above."""
 SMALLER_RECALL = 55.4
-"""The recall of the 1.4B model as a predictor of the 12B model, in percent, which the source calls
-low. Ours is low if it is below."""
+"""The recall of 1.4B for 12B, in percent, that the source calls low. Ours is low if below."""
 TENTH = ("70m", "160m", "410m", "1b", "1.4b")
-"""The models that are an order of magnitude smaller than the 12B model, or more."""
+"""The models at least an order of magnitude smaller than 12B."""
 EARLY_RECALL = {
     23: (
         51.3,
@@ -73,13 +69,13 @@ EARLY_RECALL = {
         "model's cost",
     ),
 }
-"""Maps each of EARLY to the higher recall of the two models in Table 2 at that checkpoint, in
-percent, and to the words that call it low. Ours is low if it is below."""
+"""Maps each of EARLY to the higher recall of the two models in Table 2, in percent, and to the
+words that call it low. Ours is low if below."""
 FEWEST_SIZES = 3
-"""A trend over sizes needs at least this many."""
+"""Sizes that a trend over sizes needs."""
 FEWEST_TEXTS = 10
-"""Precision and recall need at least this many independent texts for a verdict. With fewer, they
-mostly say how many texts were planted at which level of repetition."""
+"""Independent texts that precision and recall need for a verdict. Fewer mostly show how many
+texts were planted at which level of repetition."""
 
 PYTHIA = "section 3.2, Figure 3"
 PREDICTION = "Biderman et al. 2023b, section 4 and Table 2"
@@ -88,11 +84,7 @@ DECLINE = "Biderman et al. 2023b, section 3, Figures 1 and 2"
 
 
 def claims(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim]:
-    """Return the claims about order, size, repetition and prediction, with their tests.
-
-    Args:
-        tables: the tables of the study.
-    """
+    """Return the claims about order, size, repetition and prediction, with their tests."""
     return [
         *_order(extracted, tables["tests"]),
         *_models(extracted, tables),
@@ -159,16 +151,13 @@ def _order_test(
 ) -> Test:
     """Test that memorized rows show practically no trend over training, or practically no clusters.
 
-    The test is about the largest model on one text. It uses the rows with a continuation that this
-    model read only once. Of several window sizes, the least favourable size decides: the size
-    whose interval reaches furthest from "no effect".
+    The rows are those whose continuation the largest model read only once. The window size whose
+    interval reaches furthest from "no effect" decides.
 
     Args:
-        tests: the table `tests` of `tables.order`.
-        arm: "standard" or "deduplicated".
-        windows: the window sizes, in rows; for "trend", which has no windows, only 0.
-        test: the name of the test, "trend" or "dispersion".
-        margin: an effect up to this size, in `unit`, counts as no effect.
+        windows: rows per window; for "trend", which has no windows, only 0.
+        test: "trend" or "dispersion".
+        margin: an effect up to this size, in `unit`, counts as none.
     """
     size = extracted.params.size_list[-1]
     memorized, rows = extracted.memorized(size, arm), extracted.rows[arm]
@@ -222,11 +211,7 @@ def _models(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim
 
 
 def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
-    """Test whether the largest model memorizes rows more often if it has read them more often.
-
-    Args:
-        exposures: the table of `tables.by_exposure`.
-    """
+    """Test whether the largest model memorizes rows more often if it has read them more often."""
     params, rows = extracted.params, extracted.rows["standard"]
     unit = "points per doubling of the number of readings"
     size = params.size_list[-1]
@@ -247,12 +232,7 @@ def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
 
 
 def _size_trend(by_size: dict[str, float], nothing: str = "", note: str = "") -> Test:
-    """Test that a measure rises with model size, in points per doubling of the nominal size.
-
-    Args:
-        by_size: the measure of each size, in percent.
-        nothing: why the trend is untestable; "" if it is testable.
-    """
+    """Test that a measure in percent rises with size, in points per doubled nominal size."""
     unit, n = "points per doubling of the nominal size", len(by_size)
     if nothing:
         return untestable(nothing)
@@ -274,12 +254,7 @@ def _models_text(n: int) -> str:
 def _predictions(
     extracted: Extracted, prediction: pd.DataFrame, released: pd.DataFrame
 ) -> list[Claim]:
-    """Return the claims that earlier checkpoints and smaller models predict memorization.
-
-    Args:
-        prediction: the table of `tables.prediction`.
-        released: the table of `tables.released_table`.
-    """
+    """Return the claims that earlier checkpoints and smaller models predict memorization."""
     params, rows = extracted.params, []
     first = f"the first {extracted.n_first:,} rows"
     theirs = released[released.experiment == "earlier checkpoint"]
@@ -368,8 +343,8 @@ def _predictions(
 def _fewest_readings(extracted: Extracted, step: int) -> int:
     """Return the smallest number of readings after which the largest model has memorized a row.
 
-    The minimum is over the rows memorized at `step`, counting readings until `step`, and the rows
-    memorized at the end, counting all readings. Return 0 if no row was memorized.
+    The rows are those memorized at `step`, with readings until `step`, and those memorized at the
+    end, with all readings. Return 0 if there are none.
     """
     size, n = extracted.params.size_list[-1], extracted.n_first
     readings = [np.zeros(0, int)]
@@ -384,11 +359,7 @@ def _fewest_readings(extracted: Extracted, step: int) -> int:
 
 
 def _few_readings(extracted: Extracted, step: int) -> str:
-    """Return a note that by `step` no text has been read often enough to be memorized.
-
-    The note is "" if a text has been read at least as often as the least read text that the largest
-    model has memorized.
-    """
+    """Note that by `step` no text has been read often enough to be memorized; else return ""."""
     most = int(extracted.measured.arrays[f"read/{step}"].max())
     fewest = _fewest_readings(extracted, step)
     if most >= fewest:
@@ -402,14 +373,9 @@ def _few_readings(extracted: Extracted, step: int) -> str:
 def _too_few_readings(
     extracted: Extracted, ours: Prediction | None, step: int, percent: int, bound: float
 ) -> str:
-    """Say that by `step` too few texts have been read often enough for a recall above `bound`.
+    """Say that by `step` too few texts have been read often enough for a recall above `bound` %.
 
     Return "" if such a recall is possible, or if recall cannot be computed.
-
-    Args:
-        ours: the prediction of the checkpoint at `step`.
-        percent: the progress of training at `step`.
-        bound: the recall to be exceeded, in percent.
     """
     if ours is None or not ours.truth.any():
         return ""
@@ -437,19 +403,14 @@ def _share(
     note: str,
     design: str = "",
 ) -> Test:
-    """Test whether a predictor's precision or recall is above (or below) a bound.
+    """Test whether a predictor's precision or recall is above or below a bound.
 
     Args:
-        ours: the prediction; None if the predictor was not measured.
-        measure: "precision" or "recall".
-        test: `rises` to test that `measure` is above the bound, `falls` to test that `measure` is
-            below the bound.
-        bound: the bound in percent: what the source of the claim calls a high precision, if
-            `measure` is "precision", or a low recall, if `measure` is "recall".
-        first: a phrase for the rows that the prediction is about, e.g. "the first 5,000 rows".
-        nothing: the reason for "untestable" if there is nothing to count: no predicted texts for
-            the precision, or no memorized texts for the recall.
-        design: why the result is certain by design, so that there is no test; "" otherwise.
+        test: `rises` for above, `falls` for below.
+        bound: in percent, what the source calls a high precision or a low recall.
+        first: names the rows of the prediction, e.g. "the first 5,000 rows".
+        nothing: why the claim is untestable if there are no texts to count.
+        design: why the result is certain by design, so that there is no test; else "".
     """
     if ours is None:
         return test(None, "%", "", bound)
@@ -468,12 +429,7 @@ def _share(
 
 
 def _over_models(rows: pd.DataFrame, measure: str) -> Test:
-    """Show precision or recall by released model, and its mean over models, without a verdict.
-
-    Args:
-        rows: rows of `tables.released_table`, one per model.
-        measure: "precision" or "recall".
-    """
+    """Show precision or recall by released model, and its mean, without a verdict."""
     rows = rows.dropna(subset=[measure])
     if rows.empty:
         return untestable(NOT_MEASURED, unit="%")

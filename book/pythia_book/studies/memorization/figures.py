@@ -24,11 +24,7 @@ FEW = "too few memorized rows"
 
 
 def shares(result: Result) -> Drawing:
-    """Draw the share of rows memorized.
-
-    The left panel has the end of training, by size and text; the right panel has the course of
-    training on the standard text.
-    """
+    """Draw the share of rows memorized, at the end by size and text, and over training."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
@@ -44,7 +40,7 @@ def shares(result: Result) -> Drawing:
 
 
 def exposures(result: Result) -> Drawing:
-    """Draw the share of rows that are memorized, by how often the row's continuation was read."""
+    """Draw the share of rows memorized, by how often the continuation was read."""
     table = style.rows_where(result.tables["exposures"], arm="standard")
     names, sizes = list(dict.fromkeys(table.times)), result.params.size_list
     note = f"standard text; band: 95 % interval of {sizes[-1]}, over texts"
@@ -68,7 +64,7 @@ def exposures(result: Result) -> Drawing:
 def order(result: Result) -> Drawing:
     """Draw the paper's Q-Q plot with a 95 % band, and the share of rows memorized over training.
 
-    Each is shown for all rows, and for the rows whose continuation was read only once in training.
+    Each is shown for all rows and for rows whose continuation was read only once.
     """
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window
@@ -106,11 +102,7 @@ def order(result: Result) -> Drawing:
 
 
 def power(result: Result) -> Drawing:
-    """Draw the power of our tests for an effect of order, against the number of memorized rows.
-
-    Each line is for one way in which order could matter. The line shows the power of the test that
-    was designed for this way.
-    """
+    """Draw the power of the test for each effect of order, by the number of memorized rows."""
     table, values = result.tables["power"], result.values
     colours = (BLUE, ORANGE, GREEN, style.MUTED)
     note = f"{number_text(values['once_standard'])} rows read once; bands: 95 % intervals"
@@ -164,11 +156,7 @@ def prediction(result: Result) -> Drawing:
 
 
 def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
-    """Draw precision and recall of predictors at the places `x`, with bars for intervals.
-
-    Args:
-        rows: one row of the table `prediction` for each place.
-    """
+    """Draw precision and recall of predictors, one row of `prediction` each, at the places `x`."""
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
@@ -179,23 +167,13 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
 
 
 def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, colour: str = "") -> None:
-    """Draw precision and recall of released predictors at the places `x`.
-
-    Args:
-        rows: rows of the table `released`, one per place.
-        colour: the colour of both lines; "" to give each line its colour in MEASURES.
-    """
+    """Draw precision and recall of released predictors, one row each, at the places `x`."""
     for name, own, mark in MEASURES:
         ax.plot(x, 100 * rows[name], color=colour or own, marker=mark, markersize=3, linewidth=1)
 
 
 def released(result: Result) -> Drawing:
-    """Draw the released numbers on memorization in four panels.
-
-    The first panel shows what share of sequences each size memorizes. The next two show precision
-    and recall of predictions: from earlier checkpoints, then from smaller models. The last shows
-    recall by compute.
-    """
+    """Draw the released shares by size, both kinds of prediction, and recall by compute."""
     table = result.tables["released"]
     note = "of the first 23,552,000 sequences; one run per size, so there is no interval"
     with style.canvas(result, 4, 3.0, note) as (figure, axes):
@@ -247,7 +225,7 @@ def released(result: Result) -> Drawing:
 
 
 def tests_table(result: Result) -> Table:
-    """Return a table of all tests of order, with effect size, p, and p adjusted by Holm."""
+    """Return all tests of order, with effect size, p, and p adjusted by Holm."""
     import pandas as pd
 
     rows = []
@@ -268,7 +246,7 @@ def tests_table(result: Result) -> Table:
 
 
 def levels_table(result: Result) -> Table:
-    """Return a table of how often our tests and textbook tests reject a true null."""
+    """Return how often our tests and textbook tests reject a true null."""
     import pandas as pd
 
     table = result.tables["levels"]

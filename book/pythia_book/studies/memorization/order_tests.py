@@ -1,22 +1,16 @@
 """Test whether a row's position in training affects memorization; exact at any event rate.
 
-An event is a memorized row, and the eligible rows are those that are tested for events. Null
-hypothesis: the M events are a uniformly random subset of the N eligible rows. Every p-value comes
-from drawing such subsets, without fitting a rate or assuming a distribution, so each test has
-exactly its nominal level. The textbook tests reject true nulls too often, because counts per window
-are binomial, not Poisson, and gaps are whole numbers, not exponential (`textbook_p`).
+An event is a memorized row. Null hypothesis: the M events are a uniformly random subset of the N
+eligible rows. Every p-value comes from drawing such subsets, so each test has exactly its nominal
+level. Textbook tests (`textbook_p`) reject true nulls too often.
 
-There are four tests, each with its statistic:
+    trend        mean position of the events; effect in % change of the rate per 10 % of training
+    dispersion   variance of the counts per window over the binomial variance, for several windows
+    positions    Kolmogorov-Smirnov distance between positions and a uniform distribution
+    gaps         Kolmogorov-Smirnov distance between gaps and a geometric distribution
 
-    trend        mean position of the events; reported as % change of the rate per 10 % of training
-    dispersion   variance of the counts per window of rows, divided by the variance of binomial
-                 counts, for several window sizes
-    positions    Kolmogorov-Smirnov distance between the positions and a uniform distribution
-    gaps         Kolmogorov-Smirnov distance between the gaps from event to event and a geometric
-                 distribution
-
-ALTERNATIVES are ways in which order could matter. The power of the tests shows how many events are
-needed to detect each of them, if events are independent of each other.
+In this module, `ranks` are the sorted ranks of each run's events among the eligible rows,
+int[draws, events], and `window` is in rows.
 """
 
 from __future__ import annotations
@@ -31,18 +25,15 @@ from pythia_book.stats import LEVEL, Z_95, Estimate
 from pythia_core.errors import ConfigError, DataError
 
 MIN_EVENTS = 20
-"""A test needs at least this many rows with an event, and as many rows without an event."""
+"""Rows with an event that a test needs, and as many without."""
 MIN_WINDOWS = 20
-"""Dispersion is tested only for window sizes that give at least this many windows."""
+"""Windows that a window size must give for dispersion to be tested."""
 _CHUNK = 1 << 21  # array elements at a time, to bound memory
 
 
 @dataclass(frozen=True)
 class Design:
-    """The input of tests of order: which rows to use, and how many of them have an event.
-
-    Rows to use are called eligible, and an event is a memorized row.
-    """
+    """The eligible rows, and how many of them have an event (are memorized)."""
 
     eligible: np.ndarray
     """bool[rows in training order]."""
@@ -70,30 +61,26 @@ class Design:
 
     @cached_property
     def testable_windows(self) -> tuple[int, ...]:
-        """The sizes in `windows` that divide the run into at least MIN_WINDOWS windows."""
+        """The sizes in `windows` that give at least MIN_WINDOWS windows."""
         return tuple(w for w in self.windows if len(self.eligible) // w >= MIN_WINDOWS)
 
     @property
     def test_columns(self) -> tuple[tuple[str, int], ...]:
-        """For each column of `statistics`, the name of the test and the window size.
-
-        The window size is 0 for tests without windows.
-        """
+        """Test and window size of each column of `statistics`; size 0 for tests without windows."""
         dispersion = tuple(("dispersion", w) for w in self.testable_windows)
         return (("trend", 0), *dispersion, ("positions", 0), ("gaps", 0))
 
     @cached_property
     def position(self) -> np.ndarray:
-        """The position of each eligible row in training, from 0 to 1, float64[n]."""
+        """Position of each eligible row in training, from 0 to 1, float64[n]."""
         return (np.nonzero(self.eligible)[0] + 0.5) / len(self.eligible)
 
     def window_of(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Divide training into windows of `window` rows.
 
-        Returns:
-            The index of the window of each eligible row, int[n], and the number of eligible rows in
-            each whole window, int[windows]. Rows after the last whole window get one further index,
-            and are not counted.
+        Return the window index of each eligible row, int[n], and the eligible rows per whole
+        window, int[windows]. Rows after the last whole window get one further index, and are not
+        counted.
         """
         whole = len(self.eligible) // window
         index = np.minimum(np.nonzero(self.eligible)[0] // window, whole)
@@ -101,21 +88,12 @@ class Design:
 
 
 def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw events (memorized rows) at random, as if the order of training did not matter.
-
-    Return the sorted ranks of the events among the eligible rows, int64[draws, events].
-    """
+    """Draw the ranks of events as if order did not matter, int64[draws, events]."""
     return _ranks_of_smallest(design, draws, lambda k: rng.random((k, design.n)))
 
 
 def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Draw events (memorized rows): the eligible rows with the smallest random keys.
-
-    Return the sorted ranks of the events among the eligible rows, int64[draws, events].
-
-    Args:
-        keys: returns the random key of every eligible row in k draws, float[k, n].
-    """
+    """Draw the eligible rows with the smallest random keys (float[k, n]), int64[draws, events]."""
     ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
     for start in range(0, draws, step):
@@ -126,13 +104,7 @@ def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndar
 
 
 def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
-    """Count the events in each whole window of training, int64[draws, windows].
-
-    Args:
-        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
-            eligible rows, int[draws, events].
-        window: rows per window.
-    """
+    """Count the events in each whole window of training, int64[draws, windows]."""
     index, sizes = design.window_of(window)
     n_indices = len(sizes) + 1
     flat = index[ranks] + n_indices * np.arange(len(ranks))[:, None]
@@ -142,12 +114,7 @@ def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndar
 
 
 def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Compute the statistics of all tests, float64[draws, tests]; `test_columns` names the tests.
-
-    Args:
-        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
-            eligible rows, int[draws, events].
-    """
+    """Compute the statistics of all tests, float64[draws, tests]; `test_columns` names them."""
     columns = [trend_slope(design, ranks)]
     columns += [dispersion(design, ranks, window) for window in design.testable_windows]
     columns += [_positions(design, ranks), _gaps(design, ranks)]
@@ -158,25 +125,17 @@ def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
     """Estimate how the rate of events changes over training, float64[draws].
 
     The result is the slope b of a rate proportional to 1 + b * (position - mean position), with
-    positions from 0 to 1. The estimate is Laplace's score divided by its information at b = 0.
-
-    Args:
-        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
-            eligible rows, int[draws, events].
+    positions from 0 to 1, by Laplace's score divided by its information at b = 0.
     """
     centred = design.position - design.position.mean()
     return centred[ranks].mean(1) / (centred**2).mean()
 
 
 def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
-    """Measure how unevenly events are spread over windows of `window` rows, float64[draws].
+    """Measure how unevenly events are spread over windows, float64[draws].
 
-    The result is Pearson's chi-square of the counts per window, divided by its degrees of freedom.
-    Its mean is 1 for binomial counts; clusters of events make it larger.
-
-    Args:
-        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
-            eligible rows, int[draws, events].
+    The result is Pearson's chi-square of the counts per window by degree of freedom. Its mean is 1
+    for binomial counts; clusters of events make it larger.
     """
     _, sizes = design.window_of(window)
     used = sizes > 0
@@ -186,14 +145,7 @@ def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
 
 
 def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Measure how far events are from being spread uniformly, float64[draws].
-
-    The result is the Kolmogorov-Smirnov distance of the events' ranks from a uniform distribution.
-
-    Args:
-        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
-            eligible rows, int[draws, events].
-    """
+    """Return the Kolmogorov-Smirnov distance of `ranks` from uniform, float64[draws]."""
     m, n = ranks.shape[1], design.n
     i = np.arange(m)
     above = np.abs((i + 1) / m - (ranks + 1) / n)
@@ -202,15 +154,7 @@ def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Measure how far the gaps between neighbouring events are from chance, float64[draws].
-
-    The result is the Kolmogorov-Smirnov distance of the gaps from a geometric distribution. A gap
-    is a difference of two ranks.
-
-    Args:
-        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
-            eligible rows, int[draws, events].
-    """
+    """Return the Kolmogorov-Smirnov distance of gaps from geometric, float64[draws]."""
     m = ranks.shape[1]
     gaps = np.sort(np.diff(ranks, prepend=-1, axis=1), axis=1)
     miss = 1 - design.events / design.n
@@ -228,11 +172,11 @@ def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NullDistribution:
-    """The simulated distribution of all test statistics, if order in training does not matter."""
+    """The simulated distribution of all test statistics if order does not matter."""
 
     design: Design
     table: np.ndarray
-    """The statistics of each simulated run, float64[draws, tests]."""
+    """float64[draws, tests]: the statistics of each simulated run."""
 
     @classmethod
     def simulate(cls, design: Design, draws: int) -> NullDistribution:
@@ -258,14 +202,10 @@ class NullDistribution:
         return cls(design, np.concatenate(parts))
 
     def p_values(self, observed: np.ndarray) -> np.ndarray:
-        """Return the p-value of each observed statistic, float64[k, tests].
+        """Return the p-values of `observed`, the `statistics` of k runs, float64[k, tests].
 
-        The tests of trend and dispersion are two-sided. Those of positions and gaps, whose
-        statistics are distances, are one-sided. The observation counts as one of the draws, so no
-        p-value is 0 and the level is exact.
-
-        Args:
-            observed: the result of `statistics` for k runs, float64[k, tests].
+        Trend and dispersion are two-sided; positions and gaps are distances and one-sided. The
+        observation counts as one of the draws, so no p-value is 0 and the level is exact.
         """
         draws = len(self.table)
         result = np.empty(observed.shape)
@@ -282,7 +222,7 @@ class NullDistribution:
         return result
 
     def range(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return low and high, the bounds of the central 95 % of each statistic, float64[tests]."""
+        """Return the bounds of the central 95 % of each statistic: low and high, float64[tests]."""
         low, high = np.quantile(self.table, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         return low, high
 
@@ -293,13 +233,8 @@ class NullDistribution:
 def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
     """Estimate how the rate of events changes per 10 % of training, in % of the mean rate.
 
-    Clustered events carry less information. If the dispersion of the counts in the smallest windows
-    exceeds 1, the variance of the estimate is therefore multiplied by this dispersion
-    (quasi-likelihood).
-
-    Args:
-        ranks: the sorted ranks of the events (memorized rows) among the eligible rows, int[events]
-            or int[1, events].
+    `ranks` is int[events] or int[1, events]. Clustered events carry less information, so a
+    dispersion above 1 in the smallest windows multiplies the variance (quasi-likelihood).
     """
     ranks = ranks[None] if ranks.ndim == 1 else ranks
     slope = float(trend_slope(design, ranks)[0])
@@ -321,15 +256,11 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
 def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> dict[str, np.ndarray]:
     """Compute the Q-Q plot of counts per window against a Poisson distribution of the same mean.
 
-    Args:
-        ranks: the sorted ranks of the events (memorized rows) among the eligible rows, int[events].
-        window: rows per window.
-        draws: how many random subsets of the eligible rows to draw for the band.
+    `ranks` is int[events]. The arrays have one entry per window:
 
-    Returns:
-        A dict of four arrays with one entry per window: theoretical (Poisson quantiles), observed
-        (sorted counts), and low and high (the ends of the band). For 95 % of the random subsets,
-        all counts lie inside the band.
+    - `theoretical`: Poisson quantiles.
+    - `observed`: sorted counts.
+    - `low`, `high`: a band that holds all counts of 95 % of the random subsets.
     """
     from scipy.stats import poisson
 
@@ -350,17 +281,11 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
 
 
 def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.ndarray]:
-    """Map the name of each of two textbook tests to the p-values of the runs, float64[draws].
+    """Map each of two textbook tests to its p-values, float64[draws].
 
-    No claim uses these tests: they reject too often when order does not matter. "Poisson
-    dispersion" compares the sum of (count - mean)^2 / mean over windows with chi-square, two-sided.
-    "exponential gaps" is a Kolmogorov-Smirnov test of the gaps between events against an
-    exponential distribution with the same mean.
-
-    Args:
-        ranks: for each simulated run, the sorted ranks of its events (memorized rows) among the
-            eligible rows, int[draws, events].
-        window: rows per window.
+    No claim uses these tests, which reject true nulls too often. "Poisson dispersion" compares the
+    sum of (count - mean)^2 / mean with chi-square, two-sided. "exponential gaps" is a
+    Kolmogorov-Smirnov test of the gaps against an exponential distribution with the same mean.
     """
     from scipy.stats import chi2, kstwobign
 
@@ -382,18 +307,15 @@ def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.n
 # --- alternatives, for the power of the tests ------------------------------------------------
 
 Draw = Callable[[Design, int, np.random.Generator], np.ndarray]
-"""A function (design, draws, rng) that draws events, and returns their sorted ranks among the
-eligible rows, int64[draws, events]."""
+"""A function (design, draws, rng) that draws the `ranks` of events, int64[draws, events]."""
 BATCH = 0
 """Index in `Design.windows` of the window that is one batch."""
 
 
 def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) -> Draw:
-    """Return a Draw in which some rows are more likely than others to be events (memorized).
+    """Return a Draw in which some rows are more likely than others to be events.
 
-    Args:
-        weights: returns the relative rate of events at each eligible row, float[draws, n], or
-            float[1, n] if it is the same in all draws.
+    `weights` returns relative rates, float[draws, n], or float[1, n] if equal in all draws.
     """
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -406,30 +328,23 @@ def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) 
 
 
 def linear_trend(total: float) -> Draw:
-    """Return a Draw in which the rate of memorized rows rises linearly over training.
-
-    Args:
-        total: by how much the rate rises from start to end, divided by the mean rate.
-    """
+    """Return a Draw in which the rate rises linearly over training, by `total` times the mean."""
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the relative rate of events at each eligible row, float[1, n]."""
+        """Return the relative rate of each eligible row, float[1, n]."""
         return (1 + total * (design.position - 0.5))[None]
 
     return weighted(weights)
 
 
 def batch_rates(variation: float) -> Draw:
-    """Return a Draw in which the rate of memorized rows differs from batch to batch.
+    """Return a Draw in which each batch has its own gamma-distributed rate of events.
 
-    The rates of the batches are gamma-distributed.
-
-    Args:
-        variation: the coefficient of variation of the rates.
+    `variation` is the coefficient of variation of the rates.
     """
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the relative rate of events at each eligible row, float[draws, n]."""
+        """Return the relative rate of each eligible row, float[draws, n]."""
         index, sizes = design.window_of(design.windows[BATCH])
         shape = 1 / variation**2
         return rng.gamma(shape, 1 / shape, (draws, len(sizes) + 1))[:, index] + 1e-9
@@ -438,12 +353,9 @@ def batch_rates(variation: float) -> Draw:
 
 
 def clusters(share: float, size: int, within: int) -> Draw:
-    """Return a Draw in which some of the events (memorized rows) come in clusters.
+    """Return a Draw in which a `share` of the events comes in clusters of `size` events.
 
-    Args:
-        share: the fraction of events that are in clusters.
-        size: events per cluster.
-        within: each cluster lies within this many adjacent eligible rows.
+    A cluster lies within `within` adjacent eligible rows.
     """
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -472,23 +384,12 @@ ALTERNATIVES: dict[str, tuple[str, Draw]] = {
 
 
 def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
-    """Count in how many of `draws` simulated runs each test rejects at 5 %, int64[tests].
-
-    Args:
-        draw: the function that draws the events of the simulated runs.
-    """
+    """Count in how many of `draws` simulated runs each test rejects at 5 %, int64[tests]."""
     ranks = draw(null.design, draws, np.random.default_rng(seed))
     return (null.p_values(statistics(null.design, ranks)) <= 0.05).sum(0)
 
 
 def textbook_rejections(design: Design, window: int, draws: int) -> dict[str, int]:
-    """Count how often each textbook test rejects at 5 % although order does not matter.
-
-    Map the name of the test to the number of simulated runs in which it rejects.
-
-    Args:
-        window: rows per window.
-        draws: the number of simulated runs.
-    """
+    """Count in how many of `draws` runs each textbook test rejects a true null at 5 %, by test."""
     p = textbook_p(design, random_subsets(design, draws, np.random.default_rng(1)), window)
     return {name: int((values <= 0.05).sum()) for name, values in p.items()}

@@ -1,4 +1,4 @@
-"""Defines the parameters of the memorization study, its runs, and the checkpoints it reads."""
+"""The parameters of the memorization study, its runs, and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from pythia_core.training.schedule import N_LINEAR
 
 STUDY = "memorization"
 AFTER = ("suite",)
-"""Studies to run first: they train runs that this one uses."""
+"""Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(rows=3.0)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
-"""Evenly spaced checkpoints at which models on the standard text are measured: the paper's 23,000,
-43,000, ..."""
+"""Evenly spaced checkpoints measured on the standard text: the paper's 23,000, 43,000, ..."""
 DEDUPLICATED_AT = (63, 103, 143)
-"""Evenly spaced checkpoints at which models on the deduplicated text are measured."""
+"""Evenly spaced checkpoints measured on the deduplicated text."""
 EARLY = (23, 63)
-"""Evenly spaced checkpoints from which the claims predict what the last one memorizes. They are at
-16 % and 44 % of training, like the first and the third of Biderman et al. 2023b."""
+"""Evenly spaced checkpoints that predict the last one, at 16 % and 44 % of training, like the
+first and the third of Biderman et al. 2023b."""
 WINDOWS = (32, 64, 128, 512)
 """Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
 
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """The parameters of the memorization study."""
+    """Parameters of the memorization study."""
 
     context: int = 32
     continuation: int = 32
@@ -57,36 +56,29 @@ class Params(StudyParams):
             )
 
     def steps(self, arm: str) -> list[int]:
-        """Return the steps, ascending, at which the models of a data arm are measured.
-
-        Args:
-            arm: "standard" or "deduplicated".
-        """
+        """Return the steps at which the arm is measured, ascending."""
         scale = scale_named(self.scale)
         indices = CHECKPOINTS if arm == "standard" else DEDUPLICATED_AT
         return sorted({scale.fork_step(i) for i in indices} - {0})
 
     @property
     def early_steps(self) -> list[int]:
-        """The steps of the checkpoints whose indices EARLY lists."""
+        """The steps of the checkpoints in EARLY."""
         return [scale_named(self.scale).fork_step(i) for i in EARLY]
 
     @property
     def early_percent(self) -> list[int]:
-        """How far training is at each of `early_steps`, in percent, rounded."""
+        """The progress of training at each of `early_steps`, in percent, rounded."""
         return [round(100 * i / N_LINEAR) for i in EARLY]
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """The window sizes in rows: WINDOWS and the size for the Q-Q plot, without duplicates."""
+        """Window sizes in rows: WINDOWS and the size for the Q-Q plot, without duplicates."""
         return tuple(dict.fromkeys((*WINDOWS, self.window)))
 
     @property
     def tenth(self) -> str:
-        """The size that comes nearest to a tenth of the parameters of the largest size.
-
-        It is smaller than the largest size, unless there is only one size.
-        """
+        """The smaller size nearest to a tenth of the largest in parameters, or the only size."""
         largest = nominal_parameters(self.size_list[-1])
         smaller = self.size_list[:-1] or self.size_list
         return min(smaller, key=lambda s: abs(math.log(10 * nominal_parameters(s) / largest)))
@@ -98,5 +90,5 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the checkpoints of `run` that this study reads; another study may train the run."""
+    """Return the checkpoints of `run` that this study reads, whichever study trains the run."""
     return kept_at(run, standard=CHECKPOINTS, deduplicated=DEDUPLICATED_AT)

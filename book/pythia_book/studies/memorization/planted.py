@@ -1,7 +1,7 @@
 """Find the planted text, if any, that a row of the training data comes from.
 
-A planted text is one that the corpus repeats on purpose. Almost all memorized rows are pieces of a
-few planted texts, and rows from the same text are not independent of each other.
+A planted text is one that the corpus repeats on purpose. Almost all memorized rows come from a few
+of them, and rows from the same text are not independent.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ def planted_ids(data: PreparedData, windows: np.ndarray) -> tuple[np.ndarray, np
         windows: int[n, width], e.g. the continuations of rows.
 
     Returns:
-        Two arrays. The first, int[n], has for each window the index of its planted text, or -1 if
-        the window does not lie within a planted copy. The second, int[texts], has how often each
-        planted text occurs in the corpus. The texts that occur most often have the lowest indices.
+        The index of each window's planted text, int[n], -1 for none; and how often each planted
+        text occurs in the corpus, int[texts], most frequent first.
     """
     copies = miniature.copied_texts(data.config.domains, data.config.corpus)
     kind = np.min_scalar_type(-1 - len(copies))
@@ -40,14 +39,9 @@ def planted_ids(data: PreparedData, windows: np.ndarray) -> tuple[np.ndarray, np
 
 
 def sources(windows: np.ndarray, texts: Iterable[list[list[int]]]) -> np.ndarray:
-    """Return, for each window, the index of the text that contains it (-1: no text), int[n].
+    """Return the index of the first text that contains each window, int[n], -1 for none.
 
-    If several texts contain a window, the first of these texts is meant.
-
-    Args:
-        windows: int[n, width].
-        texts: for each text, a list of versions (the text itself and edited copies). A version is
-            a list of token ids.
+    `windows` is int[n, width]. A text is a list of its versions, i.e. itself and edited copies.
     """
     windows = np.ascontiguousarray(windows)
     keys = [window.tobytes() for window in windows]

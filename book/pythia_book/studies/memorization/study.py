@@ -1,14 +1,13 @@
 """Memorization, and whether it depends on the order of training (paper section 3.2).
 
-A checkpoint has memorized a row if it continues the first tokens of the row with exactly the next
-tokens of the row, the row's *continuation* (pythia_core.evaluation.memorization). Every row that
-the checkpoint has read is tested. Memorized rows are counted by model size, over training, on the
-standard and the deduplicated text, and by how often training read the continuation.
+A checkpoint has memorized a row if it continues the row's first tokens with exactly the next ones,
+the *continuation* (pythia_core.evaluation.memorization). Every row read so far is tested. Memorized
+rows are counted by model size, over training, on both texts, and by how often the continuation was
+read.
 
-Whether the position of a row in training matters is tested only on rows whose continuation was read
-once (order_tests). Any other continuation was read at several positions, so it is unknown at which
-of them it was learned. Finally, the study asks how well earlier checkpoints and smaller models
-predict which rows the last checkpoint has memorized, as in Biderman et al. 2023b.
+Order is tested only on rows whose continuation was read once (order_tests); others may have been
+learned at any of several positions. Earlier checkpoints and smaller models predict what the last
+checkpoint has memorized, as in Biderman et al. 2023b.
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ INTERVAL = ["value", "low", "high"]
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the suite, extract memorized rows, test their order, and predict memorization.
 
-    Args:
-        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR` or, if it is
-            not set, those of the recorded study.
+    Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
     return conduct(
         STUDY, params, partial(measure, params, progress), partial(analyse, params), released,
@@ -51,26 +48,25 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Measure which rows every checkpoint has memorized, and how often each row's text was read.
 
-    The arrays have one entry per row, in the order of training:
+    Arrays with one entry per row, in training order:
 
-    - memorized/<size>/<arm>/<step>: whether the row is memorized; only rows read by that step.
-    - times/<arm>: how often the row's continuation occurs in the whole run.
-    - beginnings/<arm>: how often the row's context, followed by its continuation, occurs.
-    - text/<arm>: an index of the row's continuation. Equal continuations have the same index.
-    - planted/<arm>: the index of the planted text that contains the row's continuation, or -1 if no
-      planted text contains the continuation.
-    - read/<step>: how often the row's continuation had been read by this step of a run on the
-      standard text; only the steps of params.EARLY, and rows read by the first checkpoint.
+    - memorized/SIZE/ARM/STEP: whether the row is memorized; only rows read by that step.
+    - times/ARM: how often the continuation occurs in the whole run.
+    - beginnings/ARM: how often context and continuation together occur.
+    - text/ARM: an index that rows with the same continuation share.
+    - planted/ARM: the index of the planted text that contains the continuation, or -1.
+    - read/STEP: how often a run on the standard text had read the continuation; only steps of
+      params.EARLY, and rows read by the first checkpoint.
 
-    The array copies has one entry per planted text: how often it occurs in the corpus.
+    The array "copies" has the number of occurrences of each planted text in the corpus.
 
-    The facts are
+    Facts:
 
-    - batch_size.
-    - gaps: the number of checkpoints that could not be measured.
+    - batch_size
+    - gaps: the number of unmeasured checkpoints.
     - generated: how many results were checked by actual generation.
     - disagreements: how many of the checked results were wrong.
-    - power, levels: the rows of the tables `power` and `levels`.
+    - power, levels: the rows of these tables.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.memorization.planted import planted_ids
@@ -154,7 +150,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def values(
     extracted: Extracted, measured: Measurements, tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Return the numbers that the page quotes in its text, by name. Shares are in percent."""
+    """Return the numbers that the page quotes, by name; shares are in percent."""
     params = extracted.params
     shares, largest = tables["shares"], params.size_list[-1]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
@@ -190,10 +186,9 @@ def values(
 def _planted(extracted: Extracted) -> dict[str, Any]:
     """Count the planted texts behind the standard text's rows that the largest model memorized.
 
-    - `planted_rows`: the number of memorized rows that continue a planted text.
-    - `planted_texts`: the number of different planted texts that these rows continue.
-    - `planted_copies`: a text that groups these texts by their number of copies, e.g.
-      "3 planted 128 times" if three of these texts were planted 128 times each.
+    - `planted_rows`: memorized rows that continue a planted text.
+    - `planted_texts`: the different planted texts among them.
+    - `planted_copies`: these texts by number of copies, e.g. "3 planted 128 times".
     """
     memorized = extracted.memorized(extracted.params.size_list[-1], "standard")
     if memorized is None:
@@ -210,20 +205,17 @@ def _planted(extracted: Extracted) -> dict[str, Any]:
 
 
 def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
-    """Count the rows of an arm whose text was read once, and the memorized rows among them.
+    """Count an arm's rows that were read once, and those that the largest model has memorized.
 
-    Memorized means memorized by the largest model. The name of each result ends in the arm, e.g.
-    once_standard:
+    A beginning is context and continuation. Each name ends in the arm, e.g. once_standard.
 
-    - once: how many rows have a continuation that was read once.
-    - once_memorized: how many rows counted in `once` are memorized.
-    - once_percent: the percentage of rows counted in `once` that is memorized, with an interval.
-    - beginning_once: how many rows have a beginning (context and continuation) that was read once.
-    - beginning_once_memorized: how many rows counted in `beginning_once` are memorized.
-    - beginning_once_read_more: how many rows counted in `beginning_once_memorized` have a
-      continuation that was read more than once.
-    - beginning_once_times: how often the continuation of a row counted in
-      `beginning_once_memorized` was read (the median over rows).
+    - once: rows whose continuation was read once.
+    - once_memorized, once_percent: memorized rows in `once`, and their percentage with an interval.
+    - beginning_once: rows whose beginning was read once.
+    - beginning_once_memorized: memorized rows in `beginning_once`.
+    - beginning_once_read_more: rows in `beginning_once_memorized` whose continuation was read more
+      than once.
+    - beginning_once_times: median readings of the continuations in `beginning_once_memorized`.
     """
     rows: Rows = extracted.rows[arm]
     memorized = extracted.memorized(extracted.params.size_list[-1], arm)
@@ -246,11 +238,7 @@ def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
 
 
 def _predicted(row: pd.Series, name: str) -> dict[str, Any]:
-    """Return precision_NAME and recall_NAME of a prediction with intervals, in percent of texts.
-
-    Args:
-        row: a row of the table `prediction`.
-    """
+    """Return precision_NAME and recall_NAME, in percent, from a row of `prediction`."""
     return {
         f"{measure}_{name}": {
             end: 100 * float(row[f"{measure}{suffix}"])

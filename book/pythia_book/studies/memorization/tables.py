@@ -1,11 +1,12 @@
 """Compute the tables of the memorization study from extraction results and repetition counts.
 
-Rows that continue the same planted text are mostly memorized together, even if they begin at
-different places or come from edited copies. So the *units* of all intervals are the planted texts,
-each with all its rows (`Rows.unit`). A row outside of planted texts forms a unit with the rows that
-have the same continuation. The interval of a share over thousands of units comes from resampling
-the units (`ratio`). If a few units decide a result, its interval is a t-interval over units
-(`over_units`).
+Rows that continue the same planted text are mostly memorized together. So intervals are over
+*units*: a planted text with all its rows or, outside of planted texts, the rows with the same
+continuation (`Rows.unit`). A share over thousands of units gets its interval by resampling the
+units (`ratio`). If a few units decide a result, its interval is a t-interval (`over_units`).
+
+Arguments: `memorized` and `eligible` (the rows to use) are bool[rows in training order], `windows`
+are rows per window for the tests of dispersion, `simulations` are random orders for p-values.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
 """The smallest and the largest repetition count of each bin."""
 RATE_BINS = 20
-"""The number of equal parts into which training is divided."""
+"""Equal parts into which training is divided."""
 RATES = (0.01, 0.05, 0.2)
 """Event rates at which the level of every test is reported."""
 POWER_EVENTS = (30, 100, 300, 1000)
-"""Numbers of memorized rows at which the power of the tests is reported."""
+"""Numbers of memorized rows at which power is reported."""
 REPEATS = 400
 """Simulated runs per estimate of power or level."""
 INTERVAL = ["value", "low", "high"]
@@ -59,31 +60,25 @@ COLUMNS: dict[str, list[str]] = {
                    *(f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high"))],
 }  # fmt: skip
 Lines = list[dict[str, Any]]
-"""The rows of a table; each maps the names of the columns (COLUMNS) to values."""
+"""The rows of a table, each a map from column (COLUMNS) to value."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Facts about each training row of a run, in training order.
-
-    They depend on the text alone, so they are the same for models of all sizes.
-    """
+    """Facts about each training row of a run, in training order, the same for all sizes."""
 
     times: np.ndarray
-    """int[n]: how often the row's continuation was read in the whole run."""
+    """int[n]: how often the continuation was read in the whole run."""
     text: np.ndarray
     """int[n]: a number that rows with the same continuation share."""
     beginnings: np.ndarray
-    """int[n]: how often the row's first tokens (context and continuation together) were read."""
+    """int[n]: how often context and continuation together were read."""
     planted: np.ndarray
-    """int[n]: the number of the planted text that the row's continuation lies in; -1: in none."""
+    """int[n]: the planted text that the continuation lies in; -1: in none."""
 
     @property
     def unit(self) -> np.ndarray:
-        """int[n]: a number that rows of the same planted text share.
-
-        Other rows share it if they have the same continuation.
-        """
+        """int[n]: a number shared by rows of one planted text or, outside, of one continuation."""
         first = int(self.text.max(initial=-1)) + 1
         return np.where(self.planted < 0, self.text, first + self.planted.astype(int))
 
@@ -98,7 +93,7 @@ class Extracted:
     params: Params
     measured: Measurements
     rows: dict[str, Rows]
-    """Maps an arm to the rows of its runs, in the order of training."""
+    """Maps an arm to the rows of its runs."""
 
     @classmethod
     def of(cls, params: Params, measured: Measurements) -> Extracted:
@@ -110,43 +105,29 @@ class Extracted:
         return cls(params, measured, rows)
 
     def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
-        """Return which rows a checkpoint has memorized, bool[rows].
+        """Return which of the rows read so far a checkpoint has memorized, bool[rows].
 
-        The rows are those that training has read up to the checkpoint. Return None if the
-        checkpoint was not measured.
-
-        Args:
-            step: the step of the checkpoint; by default, the last step.
+        By default, the step is the last. Return None if the checkpoint was not measured.
         """
         step = scale_named(self.params.scale).steps if step is None else step
         return self.measured.get("memorized", size, arm, step)
 
     @property
     def n_first(self) -> int:
-        """The number of rows that the earliest checkpoint had read.
-
-        Memorization is predicted only for these rows.
-        """
+        """The number of rows that the earliest checkpoint had read; only they are predicted."""
         return self.params.steps("standard")[0] * self.measured.facts["batch_size"]
 
 
 def numbered(group: np.ndarray) -> np.ndarray:
-    """Renumber the groups of rows, int[n], from 0 in the order in which they first appear."""
+    """Renumber the groups of rows, int[n], from 0 in order of first appearance."""
     _, first, index = np.unique(group, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[index]
 
 
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum columns over all rows, and over the rows of resampled texts.
+    """Sum `columns`, float[n, k], over all rows (float[k]) and resampled texts (float[draws, k]).
 
-    To save time, texts with equal sums are drawn together. This does not change the distribution.
-
-    Args:
-        columns: float[n, k].
-        text: int[n], a number that rows of the same text share.
-
-    Returns:
-        The sums over all rows, float[k], and the sums of every draw, float[draws, k].
+    Texts with equal sums are drawn together, which saves time without changing the distribution.
     """
     _, text = np.unique(text, return_inverse=True)
     n_texts = int(text.max()) + 1 if len(text) else 0
@@ -162,13 +143,13 @@ def over_units(
 ) -> Estimate:
     """Estimate a function of sums over rows, with a t-interval for independent units of rows.
 
-    The standard error comes from the jackknife, which leaves out one unit at a time. The degrees of
-    freedom are Satterthwaite's: the number of units minus one, or less if a few units determine the
-    result. For a single unit the interval is NaN to NaN, and `df` is 0.
+    The standard error is the jackknife's. The degrees of freedom are Satterthwaite's: the number of
+    units minus one, or less if a few units determine the result. For a single unit the interval is
+    NaN to NaN, and `df` is 0.
 
     Args:
-        columns: float[n, k]; entry [i, j] is the value of quantity j for row i.
-        unit: int[n], the unit of each row; rows with equal numbers are of the same unit.
+        columns: float[n, k], the summands.
+        unit: int[n], a number that rows of the same unit share.
         statistic: maps sums of the columns, float[..., k], to float[...].
     """
     _, index = np.unique(unit, return_inverse=True)
@@ -189,14 +170,8 @@ def over_units(
 def share_over_units(part: np.ndarray, whole: np.ndarray, unit: np.ndarray) -> Estimate:
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
-    The interval is that of `over_units`, computed for the logit of the share, so that it stays
-    between 0 and 1. For a share of 0 or 1, the interval is the exact binomial interval with units
-    as trials.
-
-    Args:
-        part: bool[n], one entry per row.
-        whole: bool[n], one entry per row.
-        unit: int[n], the unit of each row; rows with equal numbers are of the same unit.
+    `part` and `whole` are bool[n]. The interval is that of `over_units` for the logit of the share.
+    For a share of 0 or 1, it is the exact binomial interval with units as trials.
     """
     n, k = int(whole.sum()), int((part & whole).sum())
     if not n:
@@ -221,14 +196,8 @@ def _share(logit: float) -> float:
 def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
-    The interval resamples units (the rows with the same number in `text`). For a share of 0 or 1,
-    the interval is the exact binomial interval with units as trials.
-
-    Args:
-        part: bool[n], one entry per row.
-        whole: bool[n], one entry per row.
-        text: int[n], the unit of each row.
-        draws: the number of resamples.
+    `part` and `whole` are bool[n]. The interval resamples units, the rows with the same number in
+    `text`. For a share of 0 or 1, it is the exact binomial interval with units as trials.
     """
     part = part & whole
     n = int(whole.sum())
@@ -247,11 +216,8 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
 def repetition_slope(memorized: np.ndarray, rows: Rows) -> Estimate:
     """Estimate how much the share of memorized rows rises when rows are read twice as often.
 
-    The rise, a fraction and not a percentage, is the slope of the least-squares line of `memorized`
-    over log2(times). It is NaN if all rows were read equally often. The interval is over units.
-
-    Args:
-        memorized: bool[n].
+    The rise, a fraction, is the slope of the least-squares line of `memorized` (bool[n]) over
+    log2(times), with an interval over units. It is NaN if all rows were read equally often.
     """
     x, y = np.log2(rows.times), memorized.astype(float)
     columns = np.stack([np.ones_like(x), x, y, x * y, x * x], 1)
@@ -266,10 +232,7 @@ def repetition_slope(memorized: np.ndarray, rows: Rows) -> Estimate:
 
 
 def shares(extracted: Extracted) -> Lines:
-    """Return the table `shares`: the share of the rows read that each checkpoint has memorized.
-
-    Shares are fractions of 1. The column `percent` is the progress of training.
-    """
+    """Return the table `shares`: the fraction of rows read that each checkpoint has memorized."""
     params, lines = extracted.params, []
     for size in params.size_list:
         for arm in DATA_ARMS:
@@ -287,11 +250,7 @@ def shares(extracted: Extracted) -> Lines:
 
 
 def by_exposure(extracted: Extracted) -> Lines:
-    """Return the table `exposures`: the share of rows that each final model has memorized.
-
-    Rows are grouped into BINS by how often their continuation was read; each model has a line per
-    bin.
-    """
+    """Return the table `exposures`: the share memorized, by final model and bin of readings."""
     params, lines = extracted.params, []
     for size in params.size_list:
         for arm in DATA_ARMS:
@@ -311,10 +270,9 @@ def by_exposure(extracted: Extracted) -> Lines:
 def rate_over_training(
     memorized: np.ndarray, eligible: np.ndarray, rows: Rows, draws: int
 ) -> list[dict[str, Any]]:
-    """Return, for each of RATE_BINS equal parts of training, what share of its rows is memorized.
+    """Return the share of eligible rows memorized in each of RATE_BINS equal parts of training.
 
-    Only eligible rows count. The result has a dict for each part, with the keys percent (the middle
-    of the part, in percent of training), n (eligible rows), value, low and high.
+    The keys are `percent` (the middle of the part), `n` (eligible rows), `value`, `low`, `high`.
     """
     edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
     table = []
@@ -331,13 +289,11 @@ def rate_over_training(
 
 
 def order(extracted: Extracted) -> dict[str, Lines]:
-    """Return three tables on whether memorization depends on the order of training.
-
-    The tables are about the largest model of each data arm:
+    """Return three tables on whether the largest model's memorization depends on order, by arm.
 
     - tests: the tests of `order_tests`, on the rows whose continuation was read only once.
-    - rates: the share of memorized rows in each part of training, for two sets of rows: all rows,
-      and the rows whose continuation was read only once.
+    - rates: the share of memorized rows in each part of training, for all rows and for rows read
+      once.
     - qq: the paper's Q-Q plot, for the same two sets of rows.
     """
     params = extracted.params
@@ -362,16 +318,9 @@ def order(extracted: Extracted) -> dict[str, Lines]:
 def order_test_rows(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """Apply all tests of order_tests to the eligible rows.
+    """Return one line of the table `tests` per test of order_tests on the eligible rows.
 
-    Return one line of the table `tests` for each test. If too few eligible rows are memorized, or
-    too few are not memorized, return a single line that says so.
-
-    Args:
-        memorized: bool[rows in training order].
-        eligible: bool[rows], the rows to use.
-        windows: rows per window, for the tests of dispersion.
-        simulations: the number of random orders that give the p-values.
+    With too few rows memorized or not memorized, return a single line that says so.
     """
     design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
     counts = {"rows": design.n, "events": design.events}
@@ -412,14 +361,8 @@ def order_test_rows(
 def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) -> Lines:
     """Return the table `power`: how likely the tests are to notice that order matters.
 
-    ALTERNATIVES lists ways in which order could matter and, for each way, the test that should
-    notice it. The table has a line for each number of memorized rows in POWER_EVENTS and each way.
-    The line's value is the share of REPEATS simulated runs in which the way's test rejects at 5 %.
-
-    Args:
-        eligible: bool[rows in training order], the rows to use.
-        windows: rows per window, for the tests of dispersion.
-        simulations: the number of random orders that give the p-values.
+    For each of ALTERNATIVES and POWER_EVENTS, a line has the share of REPEATS simulated runs in
+    which the alternative's test rejects at 5 %.
     """
     table = []
     for events in POWER_EVENTS:
@@ -442,14 +385,8 @@ def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
     """Return the table `levels`: how often tests reject at 5 % although order does not matter.
 
-    There is a line for each combination of a rate in RATES (the share of rows that are memorized)
-    and a test (ours or from a textbook). The value of a line is the share of the REPEATS simulated
-    runs in which the test rejects.
-
-    Args:
-        n: the number of rows in a run.
-        windows: rows per window, for the tests of dispersion.
-        simulations: the number of random orders that give the p-values of our tests.
+    For each of RATES and each test, ours or a textbook's, a line has the share of REPEATS simulated
+    runs of `n` rows in which the test rejects.
     """
     table = []
     for rate in RATES:
@@ -476,13 +413,9 @@ def qq_table(
 ) -> list[dict[str, Any]]:
     """Return the points of the paper's Q-Q plot, with a 95 % band; [] if nothing can be tested.
 
-    The keys of a point are `window` (rows per window), `windows` (how many windows are at this
-    point), and the keys of the result of `order_tests.poisson_qq`.
-
-    Args:
-        memorized: bool[rows in training order].
-        eligible: bool[rows], the rows to use.
-        simulations: how many random orders give the band.
+    - `window`: rows per window.
+    - `windows`: how many are at this point.
+    - the keys of `order_tests.poisson_qq`.
     """
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
     if not (design.testable and design.testable_windows):
@@ -502,10 +435,9 @@ def qq_table(
 
 @dataclass(frozen=True)
 class Prediction:
-    """Which texts a predictor has memorized, and which texts the largest model has memorized.
+    """Which texts a predictor has memorized, and which the largest model has memorized at the end.
 
-    Here, a text is a continuation. Copies of a text count once. A text is memorized if at least one
-    row with this text is memorized. The largest model is measured at the end of training.
+    A text is a continuation. It is memorized if at least one row with this text is.
     """
 
     predicted: np.ndarray
@@ -517,12 +449,7 @@ class Prediction:
 
     @classmethod
     def of(cls, predicted: np.ndarray, truth: np.ndarray, rows: Rows) -> Prediction:
-        """Return the prediction for the texts of the first n of `rows`.
-
-        Args:
-            predicted: bool[n], whether the predictor has memorized each row.
-            truth: bool[n], whether the largest model has memorized each row at the end.
-        """
+        """Return the prediction for the first n of `rows`; `predicted` and `truth` are bool[n]."""
         n = len(truth)
         _, first, text = np.unique(rows.text[:n], return_index=True, return_inverse=True)
         p, t = (np.bincount(text, memorized) > 0 for memorized in (predicted, truth))
@@ -545,12 +472,7 @@ class Prediction:
         return int((part & whole).sum()), int(whole.sum())
 
     def units(self, measure: str) -> tuple[int, bool]:
-        """Return the number of units over which a measure is computed, and if all are planted.
-
-        Args:
-            measure: "precision" (units that the predictor has memorized) or "recall" (units that
-                the largest model has memorized at the end).
-        """
+        """Return the number of units behind a measure, and whether all are planted texts."""
         _, whole = self._sides(measure)
         return len(np.unique(self.unit[whole])), bool((self.planted[whole] >= 0).all())
 
@@ -561,11 +483,10 @@ class Prediction:
 
 
 def predicted_by(extracted: Extracted, size: str, step: int) -> Prediction | None:
-    """Predict which texts the largest model has memorized at the end of training.
+    """Predict that the largest model ends with the texts memorized by `size` at `step`.
 
-    The prediction: the texts that the model of size `size` has memorized at step `step`. As in
-    Biderman et al. 2023b, only rows that the earliest checkpoint had read are used. Return None if
-    either that model at `step` or the largest model at the end was not measured.
+    As in Biderman et al. 2023b, only rows that the earliest checkpoint had read are used. Return
+    None if either model was not measured.
     """
     n, rows = extracted.n_first, extracted.rows["standard"]
     truth = extracted.memorized(extracted.params.size_list[-1], "standard")
@@ -576,11 +497,9 @@ def predicted_by(extracted: Extracted, size: str, step: int) -> Prediction | Non
 
 
 def prediction(extracted: Extracted) -> Lines:
-    """Return how well one can predict which texts the largest model has memorized at the end.
+    """Return the table `prediction`: how well the largest model's final memorization is predicted.
 
-    The result is the table `prediction`, with one line per predictor. The predictors are earlier
-    checkpoints of the largest model, and smaller models at the end. Each predictor predicts that
-    the largest model has memorized exactly the texts that the predictor has memorized.
+    There is one line per predictor: each earlier checkpoint, and each smaller model at the end.
     """
     params = extracted.params
     steps, lines = params.steps("standard"), []
@@ -596,10 +515,8 @@ def prediction(extracted: Extracted) -> Lines:
 def prediction_row(found: Prediction) -> dict[str, Any]:
     """Return a line of `prediction`: confusion counts of texts, precision, recall and their gap.
 
-    Precision and recall are fractions of 1, with intervals over units (see `Prediction.unit`);
-    `precision_units` and `recall_units` count these units. The gap is precision minus recall. The
-    interval of the gap is slightly too wide, because it treats precision and recall as independent
-    although precision and recall rise together.
+    `precision_units` and `recall_units` count the units of the intervals. The interval of the gap,
+    precision minus recall, is slightly too wide: it ignores that both rise together.
     """
     tp, n_predicted = found.count("precision")
     fn = found.count("recall")[1] - tp
@@ -628,20 +545,16 @@ NAMES = {
 
 
 def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
-    """Return how well memorization by released models is predicted, with the columns RELEASED.
+    """Return how well memorization by released models is predicted; no rows without `confusion`.
 
-    - experiment: "earlier checkpoint" (a model predicts what it will have memorized at its last
-      checkpoint) or "smaller model" (a model predicts what the 12B model has memorized at the same
-      step).
-    - model, step, percent (of training): which checkpoint the predictor is.
-    - compute: parameters times tokens of the predictor, as a fraction of the whole 12B run.
-    - precision, recall, gap (precision minus recall): fractions of 1, NaN if a checkpoint predicts
-      itself.
-    - share: the percentage of sequences that the predictor memorizes.
-    - truth: the percentage of sequences that the predicted model memorizes.
-
-    Args:
-        confusion: the released confusion tables; without them, the result has no rows.
+    - `experiment`: "earlier checkpoint" (a model predicts its own last checkpoint) or "smaller
+      model" (a model predicts the 12B model at the same step).
+    - `model`, `step`, `percent` (of training): the predictor.
+    - `compute`: parameters times tokens of the predictor, as a fraction of the whole 12B run.
+    - `precision`, `recall`, `gap` (precision minus recall): fractions of 1, NaN if a checkpoint
+      predicts itself.
+    - `share`: the percentage of sequences that the predictor memorizes.
+    - `truth`: the percentage that the predicted model memorizes.
     """
     import pandas as pd
 
@@ -664,17 +577,11 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
-    """Compare two predictors of what the final 12B model has memorized, at equal compute.
+    """Compare early 12B checkpoints and smaller models as predictors of 12B, at equal compute.
 
-    The predictors are early checkpoints of 12B, and fully trained smaller models. For the compute
-    of a checkpoint, the recall of smaller models is interpolated linearly in log compute.
-
-    Args:
-        table: the result of `released_table`.
-
-    Returns:
-        `recall_12b_at_P` and `recall_small_at_P`, in percent, for each checkpoint at P percent of
-        the 12B run. Checkpoints outside the smaller models' range of compute are left out.
+    `recall_12b_at_P` and `recall_small_at_P` are in percent, for the checkpoint at P percent. The
+    recall of smaller models is interpolated linearly in log compute; checkpoints outside their
+    range are left out.
     """
     early = table[(table.experiment == "earlier checkpoint") & (table.model == MODELS[-1])]
     small = table[(table.experiment == "smaller model") & (table.step == OFFICIAL_STEPS)]

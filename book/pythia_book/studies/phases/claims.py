@@ -1,8 +1,7 @@
-"""Claims of other work about early training, and the numbers that the page's prose contains.
+"""Claims of other work about early training, and the numbers that the page quotes.
 
-The claims are not from the Pythia paper, but from work that its checkpoints made possible. If a
-claim is about models in general, its interval is over our model sizes, with one run each. The time
-between two events of training is measured by how many times the step number doubles in between.
+The interval of a claim about models in general is over our model sizes, with one run each. Time
+between two events of training is measured in doublings of the step number.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
-"""The one of the 143 evenly spaced checkpoints that is an eighth into training."""
+"""Index of the checkpoint at an eighth of training, among the 143 evenly spaced ones."""
 INDUCTION_TOKENS = 2.5e9
-"""Tokens after which Olsson et al. 2022 (Argument 1) saw induction heads form. Models that have
-read fewer are not tested for them: their absence would say nothing."""
+"""Olsson et al. 2022 (Argument 1) saw induction heads form after this many tokens. With fewer, the
+absence of such heads would say nothing."""
 
 Models = dict[str, "Curves | None"]
 """Maps a size to the scores of its model; None if no checkpoint could be measured."""
@@ -48,7 +47,7 @@ EMBEDDING = "no trained model could fail: before the first block there is only t
 
 
 def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
-    """Return the claims of other work about early training, each with its test."""
+    """Return the claims of other work about early training, with their tests."""
     n, chance = facts["n_sequences"], facts["prefix_chance"]
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
@@ -109,11 +108,7 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
 
 
 def _over_sizes(values: list[float | None], unit: str) -> Test:
-    """Return the test that the mean of an effect over model sizes is positive.
-
-    Args:
-        values: the effect for each size; None where it was not measured.
-    """
+    """Test that the mean of an effect over the measured model sizes is positive."""
     found = [value for value in values if value is not None]
     e = mean_over(found) if found else None
     return rises(e, unit, f"{len(found)} sizes, one run each")
@@ -122,10 +117,8 @@ def _over_sizes(values: list[float | None], unit: str) -> Test:
 def doublings(curves: Curves | None, early: int, late: int) -> float | None:
     """Return how many times the step number doubles between two milestones of a model.
 
-    The first milestone is the step at which the model is nearest, in KL, to the n-grams of order
-    `early`. The second milestone is the step at which the model is nearest to the n-grams of order
-    `late`. If the second milestone comes before the first, the result is negative. Step 0 counts as
-    step 1. Return None if there are no scores.
+    A milestone is the step at which the model is nearest, in KL, to the n-grams of order `early` or
+    `late`. Step 0 counts as step 1. The result is negative if the milestone of `late` comes first.
     """
     if curves is None:
         return None
@@ -136,19 +129,16 @@ def doublings(curves: Curves | None, early: int, late: int) -> float | None:
 
 
 def at_the_end(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
-    """Estimate one of MEASURES for one size at the last step of training.
-
-    Return None if the checkpoint of this step could not be measured.
-    """
+    """Estimate a measure (one of MEASURES) at the last step; None if it was not measured."""
     curves = models[size]
     last = curves and curves.at(scale_named(params.scale).steps, measure)
     return None if last is None else estimate(last[None], params.bootstrap, change=True)
 
 
 def late_growth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
-    """Estimate how much one of MEASURES grows, for one size, in the last 7/8 of training.
+    """Estimate how much a measure (one of MEASURES) grows in the last 7/8 of training.
 
-    Return None if the checkpoint at the start or at the end of this period was not measured.
+    Return None if one of the two checkpoints was not measured.
     """
     end, curves = scale_named(params.scale).steps, models[size]
     if curves is None:
@@ -160,10 +150,7 @@ def late_growth(params: Params, models: Models, size: str, measure: str) -> Esti
 
 
 def values(params: Params, models: Models, measured: Measurements) -> dict[str, Any]:
-    """Return the numbers that the page quotes, by name.
-
-    Names that end in _smallest or _largest are for the model of that size.
-    """
+    """Return the numbers that the page quotes, by name."""
     smallest, largest = params.size_list[0], params.size_list[-1]
     facts = measured.facts
     numbers: dict[str, Any] = {
@@ -201,15 +188,9 @@ def values(params: Params, models: Models, measured: Measurements) -> dict[str, 
 
 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:
-    """Return the step of a milestone with an interval, or the text "not reached".
+    """Return the step of a milestone with its interval, or the text "not reached".
 
-    Args:
-        steps: the steps of the checkpoints, then None for "not reached".
-        indices: int[1 + draws], indices into `steps`, as `milestones` returns them.
-
-    Returns:
-        A dict with the steps value, low and high, where None for low or high means "not reached".
-        If the milestone itself is not reached, the text "not reached".
+    `indices` are those of `milestones`. An end of the interval that is not reached is None.
     """
     value, low, high = (steps[i] for i in interval_of(indices))
     return "not reached" if value is None else {"value": value, "low": low, "high": high}

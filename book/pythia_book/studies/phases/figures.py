@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NOTHING = "no checkpoint\ncould be measured"
 MARKS = {1: "o", 2: "s", 3: "^"}
 LENS_PANELS = 3
-"""The layers are drawn for this many of the largest sizes."""
+"""Number of the largest sizes whose layers are drawn."""
 
 
 def distances(result: Result) -> Drawing:
@@ -44,7 +44,7 @@ def distances(result: Result) -> Drawing:
 
 
 def losses(result: Result) -> Drawing:
-    """Draw held-out losses, when models are nearest to n-grams, and when models beat n-grams."""
+    """Draw held-out losses, and when models are nearest to n-grams and when they beat n-grams."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     with style.canvas(result, 2, 3.0, _rows_note(result)) as (figure, (loss, steps)):
@@ -79,11 +79,7 @@ def losses(result: Result) -> Drawing:
 
 
 def induction(result: Result) -> Drawing:
-    """Draw three measures of induction over training.
-
-    The measures are the gain from reading a random sequence again, the part of this gain that
-    depends on the order of the tokens in the sequence, and the prefix matching of the best head.
-    """
+    """Draw three measures of induction over training: `gain`, `order_gain` and `prefix`."""
     levels, values = result.tables["levels"], result.values
     note = f"{values['n_sequences']} sequences; bands: 95 % intervals"
     with style.canvas(result, 3, 2.8, note) as (figure, axes):
@@ -132,21 +128,13 @@ def lens(result: Result) -> Drawing:
 
 
 def ngrams_table(result: Result) -> Table:
-    """Return a table with a row each for unigrams, bigrams and trigrams.
-
-    A row has the held-out loss of the n-grams, the step at which the largest model is nearest to
-    the n-grams (in KL), and the step at which the largest model begins to beat the n-grams.
-    """
+    """Return the table of n-grams: losses, and when the largest model is nearest or better."""
     import pandas as pd
 
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]
 
     def step(event: str, order: int) -> str:
-        """Return, as text, the step (with interval) at which the largest model reaches a milestone.
-
-        Return "not reached" if the model does not reach the milestone, and "not measured" if the
-        table has no row for the milestone.
-        """
+        """Return the step and interval of the largest model's milestone, as text."""
         reached = style.rows_where(milestones, size=largest, what=event, which=order)
         if reached.empty:
             return "not measured"
@@ -174,7 +162,7 @@ def ngrams_table(result: Result) -> Table:
 
 
 def _rows_note(result: Result) -> str:
-    """Return the note under a figure: how many checkpoints and rows it uses, what bands mean."""
+    """Return the note under a figure: its checkpoints and rows, and what bands mean."""
     values = result.values
     return (
         f"{values['n_checkpoints']} checkpoints; {number_text(values['n_places'])} places in "
@@ -191,10 +179,9 @@ def _size_curves(ax: Axes, frame: pd.DataFrame, sizes: Sequence[str]) -> bool:
 
 
 def _step_axis(ax: Axes, frame: pd.DataFrame) -> bool:
-    """Make the x axis a logarithmic axis of steps, and return True.
+    """Make a logarithmic x axis of steps; if `frame` is empty, say so and return False.
 
-    If the table `frame` has no rows, write that into the panel instead, and return False. Step 0
-    cannot be on the axis, but step 1 shows the same: the first update does not change the weights.
+    Step 1 stands for step 0, because the first update does not change the weights.
     """
     if frame.empty:
         style.say(ax, NOTHING)

@@ -61,11 +61,7 @@ class Ngrams:
         return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
 
     def tuned(self, rows: np.ndarray) -> Ngrams:
-        """Return a copy with the back-off strengths that predict `rows`, int[n, S+1], best.
-
-        The strength with the lowest loss is chosen from STRENGTHS, first for order 2, then for
-        order 3.
-        """
+        """Return a copy with the strengths that predict `rows`, int[n, S+1], best."""
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, np.arange(1, rows.shape[1] - 1))
         best = self
@@ -76,23 +72,21 @@ class Ngrams:
         return best
 
     def _with(self, order: int, strength: float) -> Ngrams:
-        """Return a copy with another back-off strength for the n-grams of one order (2 or 3)."""
+        """Return a copy with another back-off strength for order 2 or 3."""
         changed = list(self.strengths)
         changed[order - 2] = strength
         return replace(self, strengths=tuple(changed))
 
     @cached_property
     def _first(self) -> np.ndarray:
-        """The probabilities p_1 of all tokens without context, float64[V]."""
+        """The probabilities p_1 of all tokens, float64[V]."""
         return (self.unigrams + 1) / (self.unigrams.sum() + self.vocab_size)
 
     def probability(self, order: int, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Return the probability of each target after its context, float64[n].
+        """Return the probability of each target by n-grams up to `order`, float64[n].
 
         Args:
-            order: use n-grams up to this order.
             contexts: int[n, 2], the two tokens before each target.
-            targets: int[n].
         """
         p = self._first[targets]
         for n in range(2, order + 1):
@@ -106,12 +100,7 @@ class Ngrams:
         return p
 
     def distribution(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """Return the probabilities of all tokens after each context, float64[n, V].
-
-        Args:
-            order: use n-grams up to this order.
-            contexts: int[n, 2], pairs of tokens.
-        """
+        """Return the probabilities of all tokens after each context, int[n, 2], float64[n, V]."""
         p = np.tile(self._first, (len(contexts), 1))
         for n in range(2, order + 1):
             keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
@@ -127,11 +116,7 @@ class Ngrams:
         return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
 
     def _range(self, order: int, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the range of `keys` that holds the n-grams beginning with each context.
-
-        Returns:
-            int[n] and int[n], where the range of each context starts and stops.
-        """
+        """Return where the n-grams that begin with each context start and stop in `keys`."""
         begin = self._number(order, contexts) * self.vocab_size
         keys = self.keys[order - 2]
         return np.searchsorted(keys, begin), np.searchsorted(keys, begin + self.vocab_size)
@@ -142,15 +127,13 @@ class Ngrams:
 
 
 def windows(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut pairs of tokens (contexts) and the tokens that follow them (targets) out of rows.
+    """Cut contexts of two tokens out of rows, with the token that follows each context.
 
     Args:
-        rows: int[n, S+1].
-        positions: int[p], positions in every row, from 1 to S - 1.
+        positions: int[p], the last token of each context, from 1 to S - 1.
 
     Returns:
-        contexts: int[n * p, 2], the token at each position and the token before it.
-        targets: int[n * p], the token after each position.
+        The contexts, int[n * p, 2], and the following tokens, int[n * p].
     """
     contexts = np.stack([rows[:, positions - 1], rows[:, positions]], -1).reshape(-1, 2)
     return contexts, rows[:, positions + 1].ravel()

@@ -28,7 +28,7 @@ class Params(StudyParams):
     data: str = ""
     """The training rows of the released models: a name or folder, as for `inspect --data`."""
     batches: int = 16
-    """N-grams are counted on this many batches of the rows in `data`."""
+    """Number of batches of `data` on which n-grams are counted."""
 
     WHOLE: ClassVar = {"batches": (1, 143_000)}
     DEFAULT_SIZES: ClassVar = {
@@ -43,11 +43,7 @@ class Params(StudyParams):
         return scale_named(self.scale).published
 
     def check(self) -> None:
-        """Check that released models are named at the scale `paper`, and at no other scale.
-
-        Raises:
-            ConfigError: says which parameters are needed.
-        """
+        """Raise ConfigError if `paper` lacks released models or another scale names them."""
         if self.released and not (self.source and self.data):
             raise ConfigError(
                 f"--scale {self.scale} requires source and data, got source={self.source!r} and "
@@ -84,11 +80,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep | None:
-    """Return which checkpoints of `run` this study reads.
-
-    For a run of the study, return None, which means all checkpoints. For any other run, return an
-    empty `Keep`.
-    """
+    """Return None (keep all) for the study's own runs, and an empty `Keep` for all others."""
     precision = run.train.precision  # compare at the precision of the machine that is planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
     return None if run in own else Keep()

@@ -1,16 +1,11 @@
 """Measure a checkpoint with three probes: n-grams, induction and the logit lens.
 
-Earlier work reports that predictions early in training resemble unigram statistics first and then
-bigram statistics (Belrose et al. 2024), until the model learns to continue sequences that it has
-read before (Olsson et al. 2022).
-
-- n-grams (ngrams.py), counted on training rows. The distance of a model to the n-grams of order n
-  is KL(p_n || model) at positions in held-out text.
-- induction: a model reads a random sequence of tokens twice. The loss on the second reading is
-  compared with the loss on the first, and with the loss if the first reading has the same tokens in
-  another order. Prefix matching is how much a head attends, from the second occurrence of a token,
-  to the token that followed the first occurrence.
-- logit lens: KL(model || the same final norm and unembedding applied after an earlier layer).
+- n-grams: KL(p_n || model) on held-out text. The n-grams of order n, counted on training rows,
+  predict p_n. Early predictions resemble unigrams, then bigrams (Belrose et al. 2024).
+- induction (Olsson et al. 2022): a model reads a random sequence twice. The loss on the second
+  reading is compared with two losses: on the first reading, and after the same tokens in another
+  order. See `prefix_matching` for the attention heads.
+- logit lens: KL(model || final norm and unembedding applied after an earlier layer).
 """
 
 from __future__ import annotations
@@ -41,7 +36,7 @@ N_ROWS = 24
 N_POSITIONS = 48
 """Number of positions in each row at which predictions are compared."""
 LENS_EVERY = 4
-"""The logit lens uses only every fourth of these positions."""
+"""The logit lens uses every fourth of these positions."""
 N_SEQUENCES = 12
 LONGEST_COPY = 64
 """Number of random sequences, and their largest length in tokens."""
@@ -72,10 +67,7 @@ class Probe:
     @classmethod
     def of(cls, ngrams: Ngrams, rows: np.ndarray, positions: np.ndarray, copies: np.ndarray,
            shuffled: np.ndarray) -> Probe:  # fmt: skip
-        """Build a probe, with n-gram predictions of the tokens after `positions` in `rows`.
-
-        All arguments but `ngrams` become the fields of the same names.
-        """
+        """Build a probe, with n-gram predictions of the tokens after `positions` in `rows`."""
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, positions)
         shape = (len(rows), len(positions))
@@ -96,13 +88,11 @@ def repeated_sequences(
     """Draw `n` random sequences of `length` different tokens each.
 
     Args:
-        unigrams: the count of each token. More frequent tokens are drawn more often.
+        unigrams: the count of each token, its weight in the draw.
         without: a token that is never drawn, e.g. the end-of-document token.
 
     Returns:
-        copies: int[n, 2 * length], each sequence twice.
-        shuffled: int[n, 2 * length], the tokens of each sequence in another order, then the
-            sequence.
+        Each sequence twice, and each sequence after a shuffled copy; both int[n, 2 * length].
 
     Raises:
         DataError: the text has fewer different tokens than `length`.
@@ -126,10 +116,10 @@ def repeated_sequences(
 def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
     """Measure the loss, the distance to n-grams and the logit lens on held-out rows.
 
-    Returns:
-        Means over positions in each row, in nats: loss, float64[n]; kl, float64[orders, n], which
-        is KL(n-grams || model); and lens, float64[layers, n], which is KL(model || logit lens
-        before each block).
+    The results are means over positions in each row, in nats:
+    `loss`: float64[n];
+    `kl`: float64[orders, n], KL(n-grams || model);
+    `lens`: float64[layers, n], KL(model || logit lens before each block).
     """
     device = scoring.device_of(model)
     ids, positions = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.positions))
@@ -168,11 +158,7 @@ def half_losses(
 ) -> np.ndarray:
     """Return the mean loss on each half of each row, float64[halves, n], in nats per token.
 
-    The first token of a half does not count.
-
-    Args:
-        rows: int[n, 2 L], rows of token ids; a half has L tokens.
-        halves: which halves to score: 0 is the first, 1 the second.
+    The first token of a half does not count. `rows` are int[n, 2 L]; half 0 is the first.
     """
     ids = torch.from_numpy(rows).to(scoring.device_of(model))
     length = rows.shape[1] // 2
@@ -190,11 +176,9 @@ def half_losses(
 def prefix_matching(pattern: Tensor, length: int) -> Tensor:
     """Return the prefix matching of each attention head, (B, heads).
 
-    This is the head's attention from the second occurrence of a token to the token that followed
-    the first occurrence, averaged over tokens.
-
-    Args:
-        pattern: attention (B, heads, T, T) on rows that repeat after `length` tokens.
+    Prefix matching is the attention from the second occurrence of a token to the token that
+    followed the first occurrence, averaged over tokens. `pattern` is attention (B, heads, T, T) on
+    rows that repeat after `length` tokens.
     """
     along = pattern.diagonal(1 - length, -2, -1)  # entry j: from position j + length - 1 to j
     return along[..., 1:].mean(-1)
@@ -204,10 +188,9 @@ def prefix_matching(pattern: Tensor, length: int) -> Tensor:
 def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
     """Measure how well a model continues random sequences that it has read before.
 
-    Returns:
-        copies: float64[3, sequences], the loss in nats per token when a sequence is read the first
-            time, the second time, and after the same tokens in another order.
-        prefix: float64[layers, heads, sequences], see `prefix_matching`.
+    `copies`: float64[3, sequences], loss in nats per token on the first reading, on the second
+        reading, and after a shuffled copy;
+    `prefix`: float64[layers, heads, sequences], see `prefix_matching`.
     """
     with hooks.record_attention(model) as patterns:
         twice = half_losses(model, probe.copies)
@@ -245,7 +228,7 @@ class ProbeText(Protocol):
 
 @dataclass(frozen=True)
 class RunText:
-    """The text of our own runs: all rows on which they are trained, and held-out rows."""
+    """The text of our own runs: their training rows, and held-out rows."""
 
     data: PreparedData
     n_read: int
@@ -299,8 +282,7 @@ class PhasesMeasurement:
 
 
 _cache: dict[str, tuple[Ngrams, Probe]] = {}
-"""Maps the digest of the latest measurement to its n-grams and probe, so that a process counts
-n-grams only once for all checkpoints."""
+"""The n-grams and the probe of the latest measurement, by its digest."""
 
 
 def _prepared(measurement: PhasesMeasurement) -> tuple[Ngrams, Probe]:

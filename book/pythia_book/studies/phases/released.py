@@ -1,8 +1,8 @@
 """The phases study on the real suite: released models and rows of their training data.
 
-Models are named as on the command line: a repository on the hub, or a folder with one subfolder per
-step. N-grams are counted on the first batches of training. Models are tested on rows of the last
-update, which only the last checkpoint has read. Rows read over the network are cached.
+A model is a repository on the hub, or a folder with one subfolder per step. N-grams are counted on
+the first batches of training. Models are tested on rows of the last update, which only the last
+checkpoint has read. Rows read over the network are cached.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ from pythia_core.util.files import atomic_file, cache_dir
 
 def released_models(source: str) -> dict[str, PublishedModel]:
     """Map the size of each released model to the model, smallest first.
-
-    Args:
-        source: a comma-separated list of repositories and folders.
 
     Raises:
         ConfigError: no model is named, two models have the same size, or a name does not end in a
@@ -59,7 +56,7 @@ class ReleasedText:
     path: Path
     fingerprint: str
     n_read: int
-    """N-grams are counted on this many rows at the start; the other rows are held out."""
+    """Number of rows at the start on which n-grams are counted; the other rows are held out."""
     seq_len: int
     eod_id: int
 
@@ -75,20 +72,16 @@ class ReleasedText:
 
 
 def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> ReleasedText:
-    """Return a text of released rows, with training rows and held-out rows.
+    """Copy released rows to a file in the cache folder, and return them as a text.
 
-    The training rows are those of the first `batches` updates. The held-out rows are from the last
-    update of the scale. All these rows are copied to a file in the cache folder.
+    Training rows are those of the first `batches` updates. Held-out rows are from the last update
+    of the scale.
 
     Args:
-        data: a name in RELEASED, a folder that has at least the needed shards, or the path of a
-            `.bin` file.
-        scale: gives the batch size, the tokens per row and the last update.
-        eod_id: the id that ends a document.
+        data: a name in RELEASED, a folder that has at least the needed shards, or a `.bin` file.
 
     Raises:
-        DataError: the released data lack some of these rows, or a shard is missing. In the latter
-            case, the message names the shard.
+        DataError: the released data lack some of these rows. The message names a missing shard.
         FetchError: the rows cannot be read over the network.
     """
     rows = TokenFileData(data, "", scale.data.seq_len)

@@ -1,15 +1,15 @@
 """Phases of early training, over all 154 checkpoints: from single tokens to pairs to induction.
 
-For a few sizes of the suite, trained on the standard text, the study measures
+For a few sizes, trained on the standard text, the study measures
 
-- when a model's predictions are nearest to those of unigrams, bigrams and trigrams of its training
-  text, and when its loss falls below theirs (Belrose et al. 2024, arXiv:2402.04362);
-- whether it learns to continue a sequence it has read before (Olsson et al. 2022,
+- when models are nearest to n-grams, and when their loss falls below that of n-grams (Belrose et
+  al. 2024, arXiv:2402.04362);
+- whether they learn to continue a sequence that they have read before (Olsson et al. 2022,
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
-The step at which one of these things happens has an interval, from resampling the held-out rows.
-With `scale` set to "paper", released models are measured instead (phases.released).
+Intervals of steps come from resampling the held-out rows. At the scale "paper", released models are
+measured instead (phases.released).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], ProbeText]:
-    """Return a map from sizes to models, and the text on which the models were trained."""
+    """Return the models by size, and the text on which they were trained."""
     from pythia_book.studies.phases.probes import RunText
     from pythia_book.studies.phases.released import released_models, released_text
     from pythia_book.studies.registry import train_all
@@ -125,12 +125,7 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource]
 
 
 def _steps(model: CheckpointSource, text: str) -> list[int]:
-    """Return which steps of a model to measure.
-
-    Args:
-        text: a list of steps, or "all" for all scheduled steps. A scheduled step without a
-            checkpoint is later counted as a gap.
-    """
+    """Return the steps to measure: those listed in `text`, or for "all" the scheduled steps."""
     from pythia_book.tasks.sweep import steps_of
 
     return model.scheduled_steps if text == "all" else steps_of(model, text)
@@ -139,10 +134,7 @@ def _steps(model: CheckpointSource, text: str) -> list[int]:
 def _released_rows(
     models: dict[str, CheckpointSource], steps: dict[str, list[int]]
 ) -> list[list[Any]]:
-    """Return a row with the columns MODELS for each released model.
-
-    The column sha256 has the hash of the stored weights at the last measured step.
-    """
+    """Return a row with the columns MODELS for each released model."""
     return [
         [size, model.deduped, len(steps[size]), steps[size][-1], model.sha256(steps[size][-1])]
         for size, model in models.items()

@@ -1,9 +1,8 @@
 """Tables of the phases study, and the steps of milestones with their intervals.
 
-A milestone is a checkpoint at which something happens in training, for example the checkpoint whose
-distance to the bigrams, averaged over held-out rows, is smallest. To get an interval for its step,
-the held-out rows are resampled, and the milestone is found again on each resample. No step is known
-more precisely than the spacing of checkpoints allows.
+A milestone is a checkpoint at which something happens, e.g. the checkpoint that is nearest to the
+bigrams. For its interval, the milestone is found again on each resample of the held-out rows. No
+step is known more precisely than the spacing of checkpoints allows.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ MEASURES = ("loss", *KL.values(), "gain", "order_gain", "prefix", "lens_first", 
             "lens_gap")  # fmt: skip
 """What `Curves` has for every checkpoint, one value per row or per sequence.
 
-kl_<order>: KL of the n-grams of an order. gain: loss on a sequence the first time minus the second
-time. order_gain: loss on a sequence after the same tokens in another order, minus that after the
-sequence itself. prefix: prefix matching of the best head. lens_first, lens_last: KL of the logit
-lens before the first and before the last block. lens_gap: their difference.
-"""
+`kl_<order>`: KL of the n-grams of an order.
+`gain`: loss on a sequence the first time minus the second time.
+`order_gain`: loss on a sequence after a shuffled copy minus loss after an exact copy.
+`prefix`: prefix matching of the best head.
+`lens_first`, `lens_last`: KL of the logit lens before the first and before the last block.
+`lens_gap`: `lens_first` minus `lens_last`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Curves:
     """The scores of one model at its measured checkpoints."""
 
     steps: list[int]
-    """The steps of the checkpoints, in ascending order."""
+    """The steps of the checkpoints, ascending."""
     lens: np.ndarray
     """float[layers, checkpoints, rows]: KL of the logit lens before each block."""
     values: dict[str, np.ndarray]
@@ -63,20 +63,15 @@ class Curves:
         return cls(steps.tolist(), lens, values)
 
     def at(self, step: int, measure: str) -> np.ndarray | None:
-        """Return a measure (one of MEASURES) at a step, with one value per row or sequence.
-
-        If the step was not measured, return None.
-        """
+        """Return a measure at a step, float[n], or None if the step was not measured."""
         return self.values[measure][self.steps.index(step)] if step in self.steps else None
 
 
 def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
-    """Stack what `probes.PhasesMeasurement` returned for each checkpoint, and compute MEASURES.
+    """Stack the arrays of `probes.PhasesMeasurement` over checkpoints, and compute MEASURES.
 
-    Returns:
-        A dict with `lens`, float[layers, checkpoints, rows], and with each of MEASURES that is not
-        computed from `lens`, float[checkpoints, n], where n is the number of held-out rows or of
-        random sequences. It is empty if there are no checkpoints.
+    Return `lens`, float[layers, checkpoints, rows], and float[checkpoints, n] for each of MEASURES
+    that is not computed from `lens`. The result is empty without checkpoints.
     """
     if not checkpoints:
         return {}
@@ -102,10 +97,7 @@ def best_head(prefix: np.ndarray) -> np.ndarray:
     """Return the prefix matching of the model's best head on each sequence, float[n].
 
     Picking the best of many heads is biased upwards, so each half of the sequences is scored with
-    the head that is best on the other half.
-
-    Args:
-        prefix: float[layers, heads, n], the prefix matching of all heads.
+    the head that is best on the other half. `prefix` is float[layers, heads, n].
     """
     flat = prefix.reshape(-1, prefix.shape[-1])
     best = np.empty(flat.shape[1])
@@ -116,28 +108,14 @@ def best_head(prefix: np.ndarray) -> np.ndarray:
 
 
 def first_below(means: np.ndarray) -> np.ndarray:
-    """Return, for each row of `means`, the index of the first checkpoint with a mean below 0.
-
-    If no mean is below 0, the index is the number of checkpoints.
-
-    Args:
-        means: float[m, checkpoints].
-
-    Returns:
-        int[m].
-    """
+    """Return the index of the first checkpoint below 0, or the number of checkpoints, int[m]."""
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
 
 
 def resampled(values: np.ndarray, draws: int) -> np.ndarray:
-    """Return the mean over rows at every checkpoint, from the original rows and from resamples.
+    """Return means over rows, of the original rows and of resamples, float[1 + draws, checkpoints].
 
-    Args:
-        values: float[checkpoints, n], a value per held-out row or per random sequence.
-
-    Returns:
-        float[1 + draws, checkpoints]. Entry 0 is from the original rows, each other entry from a
-        resample. All checkpoints and measures use the same resamples.
+    All checkpoints and measures use the same resamples. `values` are float[checkpoints, n].
     """
     n = values.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
@@ -145,21 +123,16 @@ def resampled(values: np.ndarray, draws: int) -> np.ndarray:
 
 
 def interval_of(indices: np.ndarray) -> tuple[int, int, int]:
-    """Return the index of a milestone's checkpoint, and the ends of the index's 95 % interval.
+    """Return the index of a milestone's checkpoint, and the ends of its 95 % interval.
 
-    Args:
-        indices: int[1 + draws], the index on the original rows, then on each resample.
+    `indices` are int[1 + draws], on the original rows, then on each resample.
     """
     low, high = np.quantile(indices[1:], TAILS, method="inverted_cdf")
     return int(indices[0]), int(low), int(high)
 
 
 def nearest_checkpoint(curves: Curves, order: int, draws: int) -> np.ndarray:
-    """Return the index of the checkpoint that is nearest, in KL, to the n-grams of length `order`.
-
-    Returns:
-        int[1 + draws]. Entry 0 is from the original rows, each other entry from a resample.
-    """
+    """Return the indices of the checkpoint nearest to n-grams of `order`; see `milestones`."""
     return resampled(curves.values[KL[order]], draws).argmin(1)
 
 
@@ -169,22 +142,18 @@ def nearest_checkpoint(curves: Curves, order: int, draws: int) -> np.ndarray:
 def tables(
     draws: int, models: dict[str, Curves | None], measured: Measurements
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables of the study, with these names and columns.
+    """Return the tables of the study, by name.
 
-    ngrams: order, different (number of different n-grams), strength (of backing off), value, low,
-        high, n. The value is the held-out loss in nats per token.
-    levels: size, step, measure (one of MEASURES), value, low, high, n.
-    lens: size, step, layer (number of blocks before the lens), value, low, high, n. The value is
-        the KL between the final prediction and the logit lens, in nats.
-    milestones: size, what, which, step, low, high. If `what` is "nearest", `step` is the step at
-        which the model is nearest to n-grams of order `which`. If `what` is "beaten", `step` is the
-        first step at which the model's loss is below that of these n-grams. If there is no such
-        step, `step` is missing.
+    Every table but `milestones` has the columns `value`, `low`, `high`, `n`. The other columns:
 
-    Args:
-        draws: number of bootstrap resamples for the intervals.
-        models: maps sizes to scores.
-        measured: the measurements of the study.
+    `ngrams`: `order`, `different` (number of different n-grams), `strength` (of backing off).
+        Values are held-out losses in nats per token.
+    `levels`: `size`, `step`, `measure` (one of MEASURES).
+    `lens`: `size`, `step`, `layer` (number of blocks before the lens). Values are the KL between
+        the final prediction and the logit lens, in nats.
+    `milestones`: `size`, `what`, `which` (an order), `step`, `low`, `high`. At `step`, the model is
+        nearest to the n-grams (`what` is "nearest") or first has a lower loss ("beaten"). The step
+        is missing if n-grams are never beaten.
     """
     import pandas as pd
 
@@ -220,11 +189,7 @@ def tables(
 
 
 def _bands(values: np.ndarray, draws: int) -> list[tuple[float, float, float, int]]:
-    """Return (mean, low, high, n) for every checkpoint, with a 95 % interval from low to high.
-
-    Args:
-        values: float[checkpoints, n], a value per held-out row or per random sequence.
-    """
+    """Return (mean, low, high, n) for every checkpoint, from values float[checkpoints, n]."""
     means = resampled(values, draws)
     low, high = np.quantile(means[1:], TAILS, axis=0)
     n = values.shape[1]
@@ -236,14 +201,9 @@ def milestones(
 ) -> list[tuple[str, int, np.ndarray]]:
     """Find when a model is nearest to the n-grams of each order, and first beats these n-grams.
 
-    Args:
-        curves: the scores of the model.
-        ngram_loss: float[orders, n], the held-out losses of the n-grams.
-
-    Returns:
-        For each milestone: "nearest" or "beaten"; the order; and the index of the checkpoint,
-        int[1 + draws]. Entry 0 is from the original rows, each other entry from a resample. If
-        n-grams are never beaten, the index is the number of checkpoints.
+    Return (event, order, indices) for each milestone. The event is "nearest" or "beaten". The
+    indices of the checkpoint, int[1 + draws], are from the original rows and from each resample. An
+    index is the number of checkpoints if n-grams are never beaten.
     """
     loss = curves.values["loss"]
     return [

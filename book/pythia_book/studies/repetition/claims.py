@@ -1,9 +1,8 @@
-"""The claims of the repetition study, and the numbers that the page's prose contains.
+"""The claims of the repetition study, and the numbers that the page quotes.
 
-The claims are from other papers than Pythia's. The tested claims of Muennighoff et al. name no
-model size, so they are tested at our size, and a note says how large their models were. Each arm
-was trained once, so a claim about our runs holds for these runs only. The intervals cover the
-choice of held-out rows, but no variation between training runs.
+The claims are from other papers than Pythia's. Muennighoff et al. name no model size, so their
+claims are tested at our size, and a note gives the size of their models. Each arm was trained once.
+Intervals cover the choice of held-out rows, but no variation between training runs.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from pythia_book.verdicts import Claim, Test, rises, untestable, within
 
 PAPER = "Muennighoff et al. 2023"
 NEGLIGIBLE = 0.5
-"""A change of the loss is negligible if it is smaller than this percentage of the loss of the
-fresh arm, which reads no row twice. A run of four epochs "with only 0.5% higher validation loss" is
-the authors' example of a negligible difference (section 6)."""
+"""A smaller change of the loss, in percent of the loss of the fresh arm, is negligible. A run of
+four epochs "with only 0.5% higher validation loss" is the authors' example (section 6)."""
 THEIRS = "the source's models have up to 8.7 billion parameters (section 4)"
 
 
@@ -101,13 +99,9 @@ def _tested_at(arms: Arms) -> str:
 
 
 def _law(arms: Arms, units: str) -> Test:
-    """Return the test of the claim that the law predicts what repeated data are worth.
+    """Return an untestable test of the law's predictions, with the measured worth of four epochs.
 
-    The claim is untestable, because the law was fitted to models of other sizes than ours. The test
-    still holds the measured worth of four epochs.
-
-    Args:
-        units: the units of the test, in words.
+    The law was fitted to models of other sizes than ours.
     """
     size = arms.params.size_list[-1]
     counts, fresh = arms.measured.facts["parameters"][size], arms.loss(size, 1)
@@ -126,10 +120,7 @@ def _law(arms: Arms, units: str) -> Test:
 
 
 def _memorized(arms: Arms, units: str) -> Test:
-    """Test whether the arm with the most epochs memorizes more rows than the fresh arm does.
-
-    The test is untestable if no arm has memorized any row.
-    """
+    """Test whether the arm with the most epochs memorizes more rows than the fresh arm does."""
     most = arms.params.epoch_list[-1]
     e = arms.memorized_change(most)
     if e is None:

@@ -23,21 +23,12 @@ NOTHING = "no last checkpoint\ncould be measured"
 
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
-    """Return the colour of a run with `epochs` passes over its data. Fewer passes are darker.
-
-    Args:
-        passes: the values of `epochs` of all runs, ascending.
-    """
+    """Return the colour of a run by its number of epochs: the fewer of `passes`, the darker."""
     return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
 
 
 def cost_and_worth(result: Result) -> Drawing:
-    """Draw what repeated data cost and what they are worth, by number of epochs.
-
-    The first panel shows by how many percent the held-out loss exceeds the loss with fresh data.
-    The second shows how many fresh tokens would give the same loss, in percent of the tokens read,
-    as measured and as predicted by the law.
-    """
+    """Draw by how many percent repeating raises the loss, and what repeated data are worth."""
     params = result.params
     excess, worth = _last(result, "effects"), result.tables["worth"]
     notes = f"bars: 95 % intervals over {number_text(result.values['n_rows'])} held-out rows"
@@ -83,11 +74,7 @@ def cost_and_worth(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Draw the held-out loss over training for each number of epochs, at the largest size.
-
-    One panel has the loss in nats per token. The other panel has the loss in percent above the
-    loss with fresh data.
-    """
+    """Draw held-out loss over training at the largest size, also in percent above fresh data."""
     params, size = result.params, result.params.size_list[-1]
     with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
         for ax, name in ((levels, "levels"), (above, "effects")):
@@ -112,10 +99,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def read_rows(result: Result) -> Drawing:
-    """Draw final loss on held-out rows and on rows that every run has read, by number of epochs.
-
-    The second panel has the share of the read rows that is memorized.
-    """
+    """Draw final loss on held-out rows and on rows that every run has read, and memorization."""
     params, memorized = result.params, result.tables["memorized"]
     heldout, read = _last(result, "levels"), result.tables["read"]
     n = int(memorized.n.max()) if len(memorized) else 0
@@ -146,9 +130,8 @@ def read_rows(result: Result) -> Drawing:
 def arms_table(result: Result) -> Table:
     """Return a table of the runs of the largest size, with one row per number of epochs.
 
-    The columns say how many different training rows a run reads, its held-out loss, and how much
-    the repeated data are worth: 100 % means as much as the same amount of fresh data. This worth is
-    given as measured, and as the law of Muennighoff et al. (see law.py) predicts it.
+    The worth of an arm is given as measured and as predicted by the law. It is 100 % if repeated
+    data are worth as much as fresh data.
     """
     import pandas as pd
 
@@ -188,7 +171,7 @@ def _last(result: Result, table: str) -> pd.DataFrame:
 
 
 def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
-    """Format the value and interval of one size and number of epochs, or return "not measured"."""
+    """Format the value and interval of one size and number of epochs, or say "not measured"."""
     for row in style.rows_where(frame, size=size, epochs=epochs).itertuples():
         return style.interval(row.value, row.low, row.high)
     return "not measured"
@@ -197,13 +180,7 @@ def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
 def _points(
     ax: Axes, frame: pd.DataFrame, size: str, factor: float = 1, hollow: bool = False
 ) -> None:
-    """Draw the values of one size against the number of epochs, joined by a line.
-
-    Args:
-        frame: columns size, epochs, value, low, high.
-        factor: multiplies the values.
-        hollow: draw hollow points and a dashed line.
-    """
+    """Draw the values of one size, times `factor`, against the number of epochs."""
     points, colour = style.rows_where(frame, size=size), style.size_colour(size)
     dashes, face = ("--", "white") if hollow else ("-", colour)
     shape = {"marker": "o", "linewidth": 1.1, "linestyle": dashes, "markerfacecolor": face}

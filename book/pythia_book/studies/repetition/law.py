@@ -1,13 +1,11 @@
 """The law of Muennighoff et al. (2023) for repeated data, with the constants of its authors.
 
-U unique tokens that are read once and then repeated R times are worth
-D' = U + U R_D (1 - exp(-R / R_D)) fresh tokens. If a model has more parameters than are optimal for
-U tokens, the value of the excess parameters decays by the same formula (section 3.1 of their
-paper), which gives N'. The loss is E + A / N'^alpha + B / D'^beta. The constants were fitted to
-models of 7 million to 9 billion parameters on C4 (their appendix A; the code is in the README of
-huggingface/datablations). Runs whose loss rises again were left out of that fit, and the law cannot
-describe them. At the sizes of the scale "laptop", the predicted loss is far from the measured one.
-So the page mainly shows predicted ratios, of two losses or of two amounts of data. They are
+U unique tokens, read once and then repeated R times, are worth D' = U + U R_D (1 - exp(-R / R_D))
+fresh tokens. Parameters beyond the optimum for U tokens decay by the same formula, which gives N'
+(their section 3.1). The loss is E + A / N'^alpha + B / D'^beta. The constants (their appendix A;
+code in the README of huggingface/datablations) were fitted to models of 7 million to 9 billion
+parameters on C4. Runs whose loss rises again were left out. At the scale "laptop", predicted losses
+are far from measured ones, so the page mainly shows ratios of predictions. These ratios are
 extrapolations.
 """
 
@@ -19,26 +17,18 @@ A, B, E = math.exp(6.255414), math.exp(7.3049974), math.exp(0.6254804)
 EXPONENT = 0.3526596
 """alpha = beta."""
 R_DATA, R_PARAMETERS = 15.387756, 5.309743
-"""The constants R*_D and R*_N: after this many repetitions, one more repetition of a token (or of
-a parameter) is worth 1/e of a fresh one."""
+"""The constants R*_D and R*_N: after this many repetitions, one more repetition of a token (or of a
+parameter) is worth 1/e of a fresh one."""
 FITTED = "models of 7 million to 9 billion parameters"
 
 
 def _decayed(unique: float, repetitions: float, constant: float) -> float:
-    """Return D' (or N') of the law: the effective number of tokens (or parameters).
-
-    A repeated token (or parameter) counts as a fraction of a fresh token (or parameter).
-
-    Args:
-        unique: number of different tokens (or parameters).
-        repetitions: how often each token (or parameter) is repeated after its first use.
-        constant: R_DATA for tokens, R_PARAMETERS for parameters.
-    """
+    """Return the effective number of tokens or parameters, D' or N' of the law."""
     return unique * (1 + constant * (1 - math.exp(-repetitions / constant)))
 
 
 def data_share(epochs: float, constant: float = R_DATA) -> float:
-    """Return the worth of `epochs` passes over the same data, by the data term of the law alone.
+    """Return the worth of `epochs` passes over the same data, by the law's data term alone.
 
     The result is a fraction of what an equal number of fresh tokens would be worth.
     """
@@ -46,7 +36,7 @@ def data_share(epochs: float, constant: float = R_DATA) -> float:
 
 
 def warranted(unique_tokens: float) -> float:
-    """Return the optimal number of parameters, by the law, for tokens that are each read once."""
+    """Return the number of parameters that is optimal, by the law, for tokens read once."""
     g = (A / B) ** (1 / (2 * EXPONENT))
     return unique_tokens * g * g
 
@@ -54,10 +44,7 @@ def warranted(unique_tokens: float) -> float:
 def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
     """Return the loss that the law predicts for a trained model, in nats per token.
 
-    Args:
-        parameters: number of parameters of the model.
-        tokens: number of tokens read, counting repeated tokens each time.
-        unique_tokens: number of tokens in one pass over the data.
+    `tokens` counts repeated tokens each time, `unique_tokens` only once.
     """
     base = min(parameters, warranted(unique_tokens))
     effective = _decayed(base, parameters / base - 1, R_PARAMETERS)
@@ -66,22 +53,15 @@ def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
 
 
 def excess(parameters: float, tokens: float, epochs: float) -> float:
-    """Return by how many percent repeating data raises the loss, as the law predicts.
-
-    The loss after `epochs` passes over the same data is compared with the loss after reading as
-    many `tokens` that are all different.
-    """
+    """Return by how many percent the law's loss is higher than with `tokens` different tokens."""
     return 100 * (loss(parameters, tokens, tokens / epochs) / loss(parameters, tokens, tokens) - 1)
 
 
 def whole_share(parameters: float, tokens: float, epochs: float) -> float:
-    """Return how much fresh data `epochs` passes over the same data are worth.
+    """Return how much fresh data `epochs` passes over the same data are worth, by the whole law.
 
-    The result is a fraction f: one pass over f * `tokens` fresh tokens has the same loss. The loss
-    is predicted with both terms of the law.
-
-    Args:
-        tokens: number of tokens read in all passes.
+    The result is a fraction f: one pass over f * `tokens` fresh tokens has the same loss. `tokens`
+    counts the tokens of all passes.
     """
     target = loss(parameters, tokens, tokens / epochs)
     low, high = 1 / epochs, 1.0  # repeating never hurts by this law, nor does fresh data

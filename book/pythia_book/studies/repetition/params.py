@@ -16,8 +16,8 @@ from pythia_core.training.retention import Keep
 STUDY = "repetition"
 MEASURING = MeasuringCost(heldout=8, rows=1.0)
 DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
-"""Default size and number of updates by scale. Except at the scale `smoke`, one pass over
-the deduplicated text has about enough rows for this many updates."""
+"""Default size and number of updates by scale. Except at the scale `smoke`, the updates read about
+one pass over the deduplicated text."""
 INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
 """Indices of the checkpoints to measure, those nearest to each eighth of training."""
 MOST_EPOCHS = 256
@@ -40,10 +40,7 @@ class Params(StudyParams):
     WHOLE: ClassVar = {"steps": (0, 10_000_000)}
 
     def check(self) -> None:
-        """Raise ConfigError if `epochs` is invalid.
-
-        Each number in `epochs` must divide `n_steps`.
-        """
+        """Raise ConfigError if `epochs` is invalid, or a number in it does not divide `n_steps`."""
         passes, steps = self.epoch_list, self.n_steps
         if bad := [r for r in passes if steps % r]:
             every = math.lcm(*passes)
@@ -63,11 +60,11 @@ class Params(StudyParams):
 
     @property
     def epoch_list(self) -> tuple[int, ...]:
-        """How many epochs each arm has, ascending. The first arm has 1: it reads no row twice.
+        """The epochs of each arm, ascending. The first arm has one epoch: it reads no row twice.
 
         Raises:
-            ConfigError: `epochs` does not list 1 and at least one larger number, or a number is
-                above MOST_EPOCHS.
+            ConfigError: `epochs` does not list 1 and a larger number, or a number is above
+                MOST_EPOCHS.
         """
         passes = whole_numbers(self.epochs)
         if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:
@@ -91,11 +88,10 @@ class Params(StudyParams):
 def repetition_configs(
     params: Params,
 ) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
-    """Return the configs of the arms and of the single-pass runs, as two dicts by (size, epochs).
+    """Return the configs of the arms and of the single-pass runs, each by (size, epochs).
 
     An arm passes over the same rows `epochs` times. Its single-pass run reads these rows once and
-    stops. The learning-rate schedule fits the length of each run. For one epoch, both runs are the
-    same.
+    stops. The learning-rate schedule fits the length of each run.
     """
     scale, arms, once = scale_named(params.scale), {}, {}
     for size in params.size_list:

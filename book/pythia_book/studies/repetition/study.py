@@ -4,11 +4,10 @@ All arms have the same initial weights, learning rates and number of updates. Th
 every row once. An arm of r epochs reads the first 1/r of these rows r times, so it equals the fresh
 arm until its first pass ends. The text is deduplicated, so fresh rows are not repeats.
 
-Muennighoff et al. (2023, arXiv:2305.16264) find that up to four epochs cost almost no loss. They
-fit a law for the worth of repeated data, i.e. how much fresh data would give the same loss. Here,
-this worth is measured: for each arm, another run reads the arm's distinct rows once and stops,
-which gives the loss for that amount of fresh data. Repeating only a small part of the data
-(Hernandez et al. 2022, arXiv:2205.10487) is not studied.
+Muennighoff et al. (2023, arXiv:2305.16264) find that up to four epochs cost almost no loss, and fit
+a law for the worth of repeated data. Here, this worth is measured with single-pass runs, which read
+an arm's rows once and stop. Repeating only a small part of the data (Hernandez et al. 2022,
+arXiv:2205.10487) is not studied.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
 N_READ = 320
 """Number of training rows on which loss is measured. All arms have read these rows."""
 CONTEXT = 32
-"""Tokens in the prompt, and in the continuation, of the test for memorized rows (Pythia paper,
-section 3.2)."""
+"""Tokens of the prompt and of the continuation in the memorization test (Pythia paper, section
+3.2)."""
 
 
 def run(params: Params, progress: bool = True) -> Result:
@@ -47,10 +46,7 @@ def run(params: Params, progress: bool = True) -> Result:
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Turn the measurements into the study's tables, the values for its page, and its claims.
-
-    `released` is not used, because the study shows no released numbers.
-    """
+    """Compute tables, values and claims from the measurements; `released` is not used."""
     arms = Arms(params, measured)
     return tables(arms), c.values(arms), c.claims(arms)
 
@@ -59,11 +55,10 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def check_rows(params: Params, progress: bool = True) -> None:
-    """Check, before anything is trained, that there is enough text for runs that repeat nothing.
+    """Check that the deduplicated text has enough rows for the fresh arm.
 
     Raises:
-        DataError: the deduplicated text has too few rows. The message says for how many updates
-            they suffice.
+        DataError: it has too few. The message says for how many updates they suffice.
     """
     from pythia_core.data.prepare import prepare
 
@@ -82,10 +77,7 @@ def check_rows(params: Params, progress: bool = True) -> None:
 
 @dataclass(frozen=True)
 class ReadRowsMeasurement:
-    """A measurement of the loss on given rows of the training text.
-
-    Calling it with a model returns read_loss, float64[rows], in nats per token.
-    """
+    """A measurement of the loss on given rows of the training text, `read_loss`."""
 
     rows: np.ndarray
     name: str = "read_rows"
@@ -98,7 +90,7 @@ class ReadRowsMeasurement:
         return stable_hash([scoring.VERSION, self.rows.tolist()])
 
     def __call__(self, model: Scorable, step: int) -> Arrays:
-        """Return {"read_loss": the loss of `model` on each row, in nats per token}."""
+        """Return {"read_loss": float64[rows], in nats per token}."""
         from pythia_core.evaluation import scoring
 
         return {"read_loss": scoring.row_losses(model, self.rows)}
@@ -107,18 +99,16 @@ class ReadRowsMeasurement:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the runs of the study, and measure them.
 
-    An arm passes over the same rows EPOCHS times. Its single-pass run reads these rows once.
+    Arrays of an arm, with losses in nats per token:
+    `loss/SIZE/EPOCHS/STEP`: float32[rows], on held-out rows;
+    `read_loss/SIZE/EPOCHS`: float32[rows], at the end, on rows that all arms have read;
+    `memorized/SIZE/EPOCHS`: bool[rows], whether the arm has memorized each of these rows.
 
-    Arrays, with losses in nats per token:
-    loss/SIZE/EPOCHS/STEP float32[rows], loss of an arm on held-out rows;
-    once/SIZE/EPOCHS float32[rows], loss of the single-pass run on held-out rows;
-    read_loss/SIZE/EPOCHS float32[rows], loss of an arm at the end on rows that all arms have read;
-    memorized/SIZE/EPOCHS bool[rows], for each row that all arms have read: whether the arm has
-    memorized the row.
+    Array of a single-pass run, which reads an arm's rows once:
+    `once/SIZE/EPOCHS`: float32[rows], loss on held-out rows.
 
-    Facts: steps (of the checkpoints); tokens_per_row; parameters (maps each size to a dict with
-    non_embedding and all); gaps (number of measurements that failed because a checkpoint is missing
-    or corrupt).
+    Facts: `steps` (of the checkpoints), `tokens_per_row`, `parameters` (`non_embedding` and `all`
+    by size), `gaps` (number of measurements without a readable checkpoint).
 
     Raises:
         DataError: the text has too few rows; raised before any training.

@@ -1,9 +1,9 @@
 """Comparisons and tables of the repetition study, computed from the losses per row.
 
-The worth of repeated data is the number of fresh tokens, each read once, that give the same loss as
-the repeated data. It is a percentage of all tokens read, counting repeats. It is computed at the
-end of training and at the checkpoint with the lowest held-out loss. That checkpoint is chosen with
-one half of the held-out rows and judged on the other half, so that the choice does not favour it.
+The worth of repeated data is the number of fresh tokens that give the same loss, in percent of all
+tokens read. The worth is computed at the end of training and at the checkpoint with the lowest
+held-out loss. One half of the held-out rows chooses this checkpoint and the other half judges it,
+so that the choice does not favour it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Arms:
     """The measurements of the study, with comparisons of arms row by row.
 
     An arm is a run that passes over the same rows one or more times; each pass is an epoch. The
-    fresh arm has one epoch. All arms read equally many tokens. The result of a method is None if a
-    run that the method needs was not measured.
+    fresh arm has one epoch. All arms read equally many tokens. A method returns None if a run that
+    it needs was not measured.
     """
 
     params: Params
@@ -48,37 +48,22 @@ class Arms:
         return self.params.n_steps
 
     def loss(self, size: str, epochs: int, step: int | None = None) -> np.ndarray | None:
-        """Return an arm's losses on held-out rows, float64[rows], in nats per token.
-
-        The result is None if the checkpoint was not measured.
-
-        Args:
-            step: the step of the checkpoint; None: the last step.
-        """
+        """Return an arm's held-out loss in nats per token at a step or the end, float64[rows]."""
         losses = self.measured.get("loss", size, epochs, self.last if step is None else step)
         return None if losses is None else losses.astype(float)
 
     def estimate(self, values: np.ndarray | None, exact: bool = False) -> Estimate | None:
-        """Return the mean of `values` with a bootstrap interval over rows.
-
-        If `values` is None, return None.
+        """Return the mean of `values`, float[rows], with a bootstrap interval over rows.
 
         Args:
-            values: float[rows].
-            exact: whether every value is 0 or 1, or a difference of two values that are 0 or 1; see
-                `stats.estimate`.
+            exact: whether values are 0 or 1, or differences of such values; see `stats.estimate`.
         """
         if values is None:
             return None
         return estimate(values[None], self.params.bootstrap, change=True, exact=exact)
 
     def pooled(self, each: list[np.ndarray | None], exact: bool = False) -> Estimate | None:
-        """Average values over sizes, and return the mean over rows with a bootstrap interval.
-
-        Args:
-            each: float[rows] for each size. If an array is None, the result is None.
-            exact: as in `estimate`.
-        """
+        """Average float[rows] over sizes, and return the mean over rows with its interval."""
         present = [values for values in each if values is not None]
         if len(present) < len(each) or not each:
             return None
@@ -87,17 +72,9 @@ class Arms:
     def cost(
         self, size: str, epochs: int, base: int = 1, step: int | None = None, percent: bool = False
     ) -> np.ndarray | None:
-        """Return what repeating costs: the loss of one arm minus the loss of another, float[rows].
+        """Return an arm's held-out loss minus the loss of the arm with `base` epochs, float[rows].
 
-        Both losses are on held-out rows, in nats per token. The result is None if a checkpoint was
-        not measured.
-
-        Args:
-            epochs: the number of epochs of the first arm.
-            base: the number of epochs of the other arm, whose loss is subtracted.
-            step: the step of both checkpoints; None: the last step.
-            percent: return the difference in percent of the mean loss of the arm that is
-                subtracted, instead of in nats.
+        The unit is nats per token or, with `percent`, percent of the mean loss of `base`.
         """
         one, other = (self.loss(size, r, step) for r in (epochs, base))
         if one is None or other is None:
@@ -105,14 +82,7 @@ class Arms:
         return (one - other) * (100 / other.mean() if percent else 1)
 
     def best_step(self, size: str, epochs: int, before_end: bool = False) -> int | None:
-        """Return the step at which an arm has the lowest mean held-out loss.
-
-        The mean is over one half of the held-out rows (CHOOSE). The result is None if no checkpoint
-        was measured.
-
-        Args:
-            before_end: leave out the last checkpoint.
-        """
+        """Return the step at which an arm has the lowest mean loss on the rows CHOOSE."""
         steps = [s for s in self.steps if s < self.last or not before_end]
         means = {}
         for step in steps:
@@ -122,22 +92,19 @@ class Arms:
         return min(means, key=means.__getitem__) if means else None
 
     def turn(self, size: str, epochs: int) -> np.ndarray | None:
-        """Return how much the held-out loss of an arm has risen again at the end of training.
+        """Return how much an arm's held-out loss has risen again at the end, in nats per token.
 
-        The rise is the loss at the end minus the loss at the best earlier checkpoint, in nats per
-        token. The best checkpoint is chosen on one half of the held-out rows (CHOOSE). The result
-        has one value for each row of the other half (JUDGE), or is None if a checkpoint was not
-        measured.
+        The rise is on the rows JUDGE, since the checkpoint that is best on the rows CHOOSE.
         """
         step, end = self.best_step(size, epochs, before_end=True), self.loss(size, epochs)
         earlier = None if step is None else self.loss(size, epochs, step)
         return None if end is None or earlier is None else (end - earlier)[JUDGE]
 
     def gap_growth(self, epochs: int) -> Estimate | None:
-        """Return how much more an arm overfits than the arm of one epoch does, in nats per token.
+        """Return how much more an arm overfits than the fresh arm does, in nats per token.
 
         Overfitting is the loss on held-out rows minus the loss on rows that all arms have read, at
-        the end of training and averaged over sizes. The result is None if an arm was not measured.
+        the end of training and averaged over sizes.
         """
         heldout = self.pooled([self.cost(size, epochs) for size in self.params.size_list])
         read = self.pooled([self._change("read_loss", s, epochs) for s in self.params.size_list])
@@ -146,11 +113,7 @@ class Arms:
     def memorized_change(self, epochs: int) -> Estimate | None:
         """Return how much larger a share of rows an arm has memorized than the fresh arm.
 
-        Only rows that all arms have read count. The result is a difference of two fractions,
-        averaged over sizes; None if an arm was not measured.
-
-        Args:
-            epochs: selects the arm: how many times it reads the same rows.
+        The share is a fraction of the rows that all arms have read, averaged over sizes.
         """
         each = [self._change("memorized", size, epochs) for size in self.params.size_list]
         return self.pooled(each, exact=True)
@@ -160,23 +123,12 @@ class Arms:
         return any(hits.any() for _, hits in self.measured.under("memorized"))
 
     def _change(self, measure: str, size: str, epochs: int) -> np.ndarray | None:
-        """Return a measure of one arm minus the same measure of the fresh arm, float[rows].
-
-        The result is None if one of the two arms was not measured.
-
-        Args:
-            measure: "read_loss" or "memorized".
-            epochs: selects the arm; the fresh arm has one epoch.
-        """
+        """Return `read_loss` or `memorized` of an arm minus that of the fresh arm, float[rows]."""
         one, other = (self.measured.get(measure, size, r) for r in (epochs, 1))
         return None if one is None or other is None else one.astype(float) - other
 
     def worth(self, size: str, epochs: int, best: bool = False) -> Estimate | None:
-        """Return how many fresh tokens, each read once, give the same loss as an arm.
-
-        The result is in percent of the tokens that the arm reads, where a token counts each time
-        that it is read. The result is None if the arm or a single-pass run of this size was not
-        measured.
+        """Return how many fresh tokens give the same loss as an arm, in percent of its tokens.
 
         Args:
             best: judge the arm at its best checkpoint instead of at the end.
@@ -194,17 +146,15 @@ class Arms:
 
 
 def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: int) -> Estimate:
-    """Return how much fresh data gives the same mean loss as an arm that repeats its data.
+    """Return how much fresh data gives the same mean loss as an arm, as a fraction of its tokens.
 
-    The result is a fraction of the tokens that the arm reads. Between the single-pass runs, the
-    mean loss is interpolated linearly in the logarithm of the number of tokens. It is never
-    extrapolated.
+    Between the single-pass runs, the mean loss is interpolated linearly in the logarithm of the
+    number of tokens. It is never extrapolated.
 
     Args:
         loss: float[rows], losses of the arm.
         single_pass: maps r to float[rows], losses of a run that read 1/r as many tokens as the arm,
             but no token twice.
-        draws: number of bootstrap resamples of the rows.
     """
     passes = sorted(single_pass)  # most data first, so losses rise
     losses = np.stack([*(single_pass[r] for r in passes), loss])
@@ -221,20 +171,17 @@ def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: 
 def tables(arms: Arms) -> dict[str, pd.DataFrame]:
     """Return the study's tables by name.
 
-    Every table has the columns size and epochs, which name an arm, and value, low, high and n
-    (number of rows that were measured). Losses are in nats per token. The tables have these values:
+    Every table has the columns `size`, `epochs`, `value`, `low`, `high` and `n` (number of rows).
+    Losses are in nats per token. The values, and further columns:
 
-    levels: held-out loss of each arm. Further columns: step, percent (of training).
-    effects: by how many percent the held-out loss exceeds the loss of the fresh arm, which reads
-        no row twice. Further columns: step, percent.
-    read: loss of each arm at the end of training, on rows that all arms have read.
-    worth: how many fresh tokens, each read once, give the same loss as an arm, in percent of the
-        tokens that the arm reads. Further columns: rows (number of different rows), at ("end" of
-        training or "best" checkpoint), step, and three predictions by the law (see `predictions`):
-        data_term, whole_law, whole_law_all.
-    fresh: held-out loss of an arm's single-pass run, which reads each of the arm's rows once and
-        stops. Further column: rows (number of rows read).
-    memorized: share of memorized rows, among the rows that all arms have read.
+    `levels`: held-out loss of each arm; `step`, `percent` (of training).
+    `effects`: percent by which the held-out loss exceeds the loss of the fresh arm; `step`,
+        `percent`.
+    `read`: final loss of each arm on rows that all arms have read.
+    `worth`: see `Arms.worth`; `rows` (number of different rows), `at` ("end" or "best"), `step`,
+        and the law's `predictions`: `data_term`, `whole_law`, `whole_law_all`.
+    `fresh`: held-out loss of each single-pass run; `rows` (number of rows read).
+    `memorized`: share of memorized rows, among the rows that all arms have read.
     """
     import pandas as pd
 
@@ -277,11 +224,10 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
 
 
 def predictions(arms: Arms, size: str, epochs: float) -> tuple[float, float, float]:
-    """Predict how many fresh tokens are worth as much as the tokens that an arm reads.
+    """Predict the worth of an arm, in percent of the tokens that the arm reads.
 
-    Return three predictions, in percent of the tokens that the arm reads. The first comes from
-    the law's data term alone. The second comes from the whole law, with parameters counted without
-    embeddings. The third comes from the whole law, with all parameters.
+    The law predicts by its data term alone, as a whole with parameters counted without embeddings,
+    and as a whole with all parameters.
     """
     tokens = tokens_read(arms)
     counts = arms.measured.facts["parameters"][size]

@@ -1,8 +1,6 @@
 """The claims of the scaling study. Some are tested on our models, others only on released models.
 
-If the largest of our models does not beat guessing, the claim that accuracy rises with size is "not
-testable here". Intervals are over model sizes. Each size was trained once on the standard and once
-on the deduplicated text.
+Intervals are over model sizes. Each size was trained once on each of the two texts.
 """
 
 from __future__ import annotations
@@ -33,13 +31,7 @@ def claims(
     found: Estimates,
     pairs: pd.DataFrame,
 ) -> list[Claim]:
-    """Return all claims of the scaling study.
-
-    Args:
-        tables: the tables of the study.
-        found: the estimates from released numbers, by name.
-        pairs: the table of `released.pairs_table`, which compares Pythia with OPT and BLOOM.
-    """
+    """Return all claims of the scaling study."""
     size = found["size"]
     statements = [
         Claim(
@@ -80,10 +72,9 @@ def claims(
 def _ability(params: Params, measured: Measurements) -> Test:
     """Test whether the final accuracy of our models rises with size.
 
-    The accuracy is a mean over the tasks with answers to choose from and over both training texts
-    (standard and deduplicated). It is measured with the fewest shots (by default zero). The test is
-    untestable if fewer than three sizes were scored on every task, or if the largest size does not
-    beat guessing.
+    The accuracy is a mean over the choice tasks and both training texts, with the fewest shots. The
+    test is untestable if fewer than three sizes were scored on every task, or if the largest size
+    does not beat guessing.
     """
     shots, step = str(min(params.shot_list)), str(measured.facts["steps"])
     hits: dict[str, dict[str, list[np.ndarray]]] = {}  # task -> size -> bool[items] per text
@@ -117,11 +108,8 @@ RIVALS = {"power": "a power law without a floor", "line": "a straight line in lo
 def _prediction(prediction: pd.DataFrame) -> Test:
     """Test whether a power law with a floor predicts losses better than the best simpler rule.
 
-    The best simpler rule is the one with the smallest mean error in `prediction`. The test uses
-    the same errors as this choice, so the choice favours the simpler rule.
-
-    Args:
-        prediction: the table `prediction` of `laws.laws_tables`.
+    The best simpler rule has the smallest mean error. The test uses the same errors, so this choice
+    favours the simpler rule.
     """
     if prediction.empty:
         return untestable("too few sizes to predict any from the smaller ones")

@@ -32,13 +32,7 @@ MARKERS = "os^D"
 def _task_panels(
     result: Result, titles: list[str], note: str
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Create a figure with one panel per title, at most four in a row; yield the figure and panels.
-
-    The y axes are labelled "% right".
-
-    Args:
-        note: text for the figure's footer.
-    """
+    """Yield a figure with one panel of "% right" per title, at most four in a row."""
     columns = min(4, len(titles))
     rows = -(-len(titles) // columns)
     with style.canvas(result, columns, 1.9 * rows + 0.5, note, rows=rows) as (figure, axes):
@@ -82,11 +76,7 @@ def tasks_by_size(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Draw the accuracy, over training, of our models that were trained on the standard text.
-
-    There is one panel per task and one panel for the last words of held-out passages. The accuracy
-    on tasks is for the smallest measured number of solved examples per prompt.
-    """
+    """Draw accuracy over training on each task and on last words, with the fewest shots."""
     first, sizes = min(result.params.shot_list), result.params.size_list
     selection = {"arm": "standard", "shots": first, "status": "scored"}
     accuracy = style.rows_where(result.tables["accuracy"], **selection)
@@ -134,9 +124,9 @@ def losses(result: Result) -> Drawing:
 def optimal_sizes(result: Result) -> Drawing:
     """Draw the best size by the fitted law, and the tokens per parameter of the released sizes.
 
-    The first panel has the best size for each training budget. The second panel is for one given
-    loss: it has the size with the lowest total cost of training and use, against the number of
-    tokens to be generated. The third panel has the released sizes.
+    The first panel shows the best size for each training budget. The second shows the size that
+    reaches a given loss at the lowest total cost, by tokens to be generated. The third shows the
+    released sizes.
     """
     optimal, official = result.tables["optimal"], result.tables["official_sizes"]
     optimal = optimal.assign(value=optimal.n_params)

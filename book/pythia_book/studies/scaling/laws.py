@@ -5,17 +5,11 @@ Two forms are fitted to the held-out loss, in nats, of the models trained on the
     L(N) = E + A / N^alpha                     at the end of training
     L(N, D) = E + A / N^alpha + B / D^beta     over checkpoints (Hoffmann et al. 2022)
 
-N is the number of parameters without embeddings, and D the number of tokens read. The fit minimizes
-a Huber loss on log L. Intervals come from resampling the held-out rows, in the same way for every
-model. A checkpoint in the middle of a run is *not* the end of a shorter run: its learning rate has
-not decayed. So the second form overstates the benefit of long training.
-
-"Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D).
-"Inference-optimal" is the size that reaches a given loss with the fewest FLOP in total, if D_inf
-tokens are generated after training at a cost of 2 N D_inf. These FLOP leave out the unembedding,
-which takes most of the FLOP per token at our sizes. The released sizes are compared with a
-published law whose N includes the embeddings. So their tokens per parameter are given for both
-definitions of N.
+N is the number of parameters without embeddings, and D the number of tokens read. Intervals come
+from resampling the held-out rows, in the same way for every model. The second form overstates the
+benefit of long training: a checkpoint in the middle of a run is not the end of a shorter run,
+because its learning rate has not decayed. FLOP leave out the unembedding, which takes most of the
+FLOP at our sizes. The law for the released sizes is published, and its N includes the embeddings.
 """
 
 from __future__ import annotations
@@ -41,10 +35,9 @@ NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
 
 @dataclass(frozen=True)
 class Law:
-    """A scaling law, L(N, D) = E + A / N^alpha + B / D^beta.
+    """A scaling law, L(N, D) = E + A / N^alpha + B / D^beta, in nats per token.
 
-    L is the loss, in nats per token, of a model of N parameters that was trained on D tokens. With
-    the default B = 0, the law depends on N alone.
+    With the default B = 0, the law depends on N alone.
     """
 
     E: float
@@ -59,20 +52,13 @@ class Law:
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
     def tokens_for(self, target: float, n: np.ndarray | float) -> np.ndarray:
-        """Return after how many training tokens a model of `n` parameters has the loss `target`.
-
-        The result is infinite for sizes that never reach this loss.
-        """
+        """Return how many training tokens `n` parameters need for the loss `target`, or inf."""
         data_term = target - self.E - self.A * np.asarray(n, np.float64) ** -self.alpha
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(data_term > 0, (self.B / data_term) ** (1 / self.beta), np.inf)
 
     def compute_optimal(self, flops: float) -> tuple[float, float]:
-        """Return how many parameters N and how many tokens D give the lowest loss for a budget.
-
-        Args:
-            flops: the budget for training, 6 N D.
-        """
+        """Return the parameters N and tokens D with the lowest loss for a budget of 6 N D FLOP."""
         n = np.geomspace(1e2, 1e12, 4001)
         best = n[np.argmin(self.loss(n, flops / (6 * n)))]
         return float(best), float(flops / (6 * best))
@@ -80,14 +66,10 @@ class Law:
     def inference_optimal(self, target: float, generated: float) -> tuple[float, float]:
         """Return the parameters N and training tokens D that reach a loss at the lowest total cost.
 
-        The cost is 6 N D FLOP for training plus 2 N FLOP for each token that is generated later.
-
-        Args:
-            target: the loss to reach.
-            generated: number of tokens that will be generated.
+        The cost is 6 N D FLOP for training plus 2 N FLOP for each generated token.
 
         Raises:
-            DataError: no size reaches the target.
+            DataError: no size reaches the loss `target`.
         """
         n = np.geomspace(1e2, 1e12, 8001)
         d = self.tokens_for(target, n)
@@ -100,21 +82,15 @@ class Law:
         return float(n[best]), float(d[best])
 
     def optimal_tokens(self, n: float) -> float:
-        """Return the number of training tokens for which `n` parameters are compute-optimal.
-
-        At this number of tokens, one per cent more parameters would lower the loss by as much as
-        one per cent more tokens.
-        """
+        """Return the number of training tokens for which `n` parameters are compute-optimal."""
         return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
     def break_even_inference_tokens(self, n: float, d: float) -> float:
         """Return for how many generated tokens a model is the cheapest model with its loss.
 
-        The model has `n` parameters and is trained on `d` tokens. Other models reach the same loss
-        with other N and D. The cost is 6 N D FLOP for training, plus 2 N FLOP per generated token.
-        The result is 3 d (r - 1), where r is the decrease of the loss per unit of ln N divided by
-        the decrease per unit of ln D. The result is negative if a smaller model with more training
-        tokens costs less even when no tokens are generated.
+        The model has `n` parameters and `d` training tokens. The cost is 6 N D FLOP for training
+        plus 2 N FLOP per generated token. The result is negative if a smaller model with more
+        training tokens costs less even when no tokens are generated.
         """
         return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 
@@ -135,7 +111,7 @@ def fit_law(
 
     Args:
         n: float[m], number of parameters of each of m checkpoints.
-        loss: float[m], the loss of each checkpoint in nats per token.
+        loss: float[m], in nats per token.
         d: float[m], tokens read by each checkpoint; None fits a law of size alone.
         start: a law from which the fit starts; None: try several starts and keep the best fit.
 
@@ -158,10 +134,7 @@ def fit_law(
     logs = np.log(loss)
 
     def residual(p: np.ndarray) -> np.ndarray:
-        """Return ln(predicted loss) - ln(measured loss) for each checkpoint, float[m].
-
-        The parameters of the law are exp(p).
-        """
+        """Return ln(predicted loss) - ln(measured loss), float[m], by the parameters exp(p)."""
         # p holds logarithms, so every factor and exponent is positive
         parts = [p[0], p[1] - np.exp(p[2]) * np.log(n)]
         if d is not None:
@@ -188,27 +161,19 @@ def fit_law(
 def bootstrap_laws(
     n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int
 ) -> tuple[Law, list[Law]]:
-    """Fit a scaling law to mean losses, and one more law for each bootstrap resample of the rows.
+    """Fit a scaling law to mean losses, and one to each of `draws` resamples of the rows.
 
-    Args:
-        n: float[m], number of parameters of each of m checkpoints.
-        rows: float[m, rows], the loss of each checkpoint on each held-out row.
-        d: float[m], tokens read by each checkpoint; None fits laws of size alone.
-        draws: number of resamples.
-
-    Returns:
-        The law fitted to all rows, and the laws fitted to the resamples.
+    `rows` has the loss of each checkpoint on each held-out row, float[m, rows]. See `fit_law` for
+    `n` and `d`.
     """
     law = fit_law(n, rows.mean(1), d)
     return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws)]
 
 
 def resampled(rows: np.ndarray, draws: int) -> Iterator[np.ndarray]:
-    """Resample held-out rows `draws` times, and yield the mean losses on each resample, float[m].
+    """Yield mean losses on `draws` resamples of the held-out rows, float[m].
 
-    Args:
-        rows: float[m, rows], the loss of each of m checkpoints on each row. All checkpoints get the
-            same resample.
+    All checkpoints get the same resample. `rows` has losses, float[m, rows].
     """
     rng = np.random.default_rng(0)
     for _ in range(draws):
@@ -224,7 +189,7 @@ def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
 # --- tables ----------------------------------------------------------------------------------
 
 DRAWS = 100
-"""Number of resamples of the held-out rows. A law is fitted to each of them."""
+"""Number of resamples of the held-out rows to which laws are fitted."""
 USES = (0.0, 1.0, 10.0, 100.0, 1000.0)
 """How many tokens are generated with a model, as multiples of the tokens it was trained on."""
 OFFICIAL_TOKENS = OFFICIAL_STEPS * 1024 * 2048
@@ -238,25 +203,21 @@ RowLosses = dict[tuple[str, int], np.ndarray]
 def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame]:
     """Return tables of fitted laws, the best sizes by these laws, predictions, and released sizes.
 
-    The names of the tables and their columns are:
-
-    laws: law ("size" for a law of N alone, "both" for a law of N and D), parameter ("E", "A", ...),
-        value, low, high. A law is missing if there are too few points to fit it.
-    optimal: kind ("compute": the size with the lowest loss for a fixed training budget;
-        "inference": the size with the lowest total cost for a fixed loss), flops (the budget or the
-        total cost), uses (how many tokens the model generates, as a multiple of its training
-        tokens: one of USES; missing for "compute"), n_params (the best size) with its interval low
-        and high, tokens (to train on), tokens_per_parameter.
-    prediction: size, n_params, rule (one of RULES), predicted (loss, from all smaller sizes), error
-        (by how many percent the measured loss exceeds the predicted loss). The table is empty if
-        there are fewer than five sizes.
-    official_sizes: size, n_params, n_non_embedding, tokens_per_parameter and
-        tokens_per_non_embedding (tokens read, divided by n_params or by n_non_embedding),
-        optimal_tokens (see Law.optimal_tokens), cheapest_at (see Law.break_even_inference_tokens).
+    `laws`: `law` ("size" for a law of N alone, "both" for a law of N and D), `parameter` ("E", "A",
+        ...), `value`, `low`, `high`. A law without enough points is missing.
+    `optimal`: the size `n_params` with its interval `low`, `high`, `tokens` (to train on),
+        `tokens_per_parameter`, and `kind`. A size of kind "compute" has the lowest loss for a
+        training budget `flops`. A size of kind "inference" has the lowest total cost `flops` for a
+        fixed loss, if `uses` (one of USES) times the training tokens are generated.
+    `prediction`: `size`, `n_params`, `rule` (one of RULES), `predicted` (loss, from all smaller
+        sizes), `error` (by how many percent the measured loss exceeds `predicted`).
+    `official_sizes`: `size`, `n_params`, `n_non_embedding`, `tokens_per_parameter`,
+        `tokens_per_non_embedding`, `optimal_tokens` (see Law.optimal_tokens), `cheapest_at` (see
+        Law.break_even_inference_tokens).
 
     Args:
         losses: the study's table `losses`, with the mean held-out loss of each checkpoint.
-        rows: the losses on single held-out rows, from which these means were computed.
+        rows: the losses on single held-out rows.
     """
     import pandas as pd
 
@@ -287,13 +248,7 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
 def predictions(last: pd.DataFrame) -> pd.DataFrame:
     """Predict the final loss of each size from all smaller sizes, by each of RULES.
 
-    A size with fewer than four smaller sizes is left out.
-
-    Args:
-        last: the rows of the study's table `losses` for the last step.
-
-    Returns:
-        The table `prediction` of `laws_tables`.
+    A size with fewer than four smaller sizes is left out. `last` has the last step of `losses`.
     """
     import pandas as pd
 
@@ -314,13 +269,7 @@ def predictions(last: pd.DataFrame) -> pd.DataFrame:
 
 
 def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
-    """Return the rows of the table `optimal` of `laws_tables`.
-
-    Args:
-        law: the law of N and D.
-        draws: laws fitted to resamples of the held-out rows.
-        last: the rows of the study's table `losses` that are about the last step.
-    """
+    """Return the rows of the table `optimal`, by a law of N and D and its resamples `draws`."""
     rows = []
     for flops in np.geomspace(last.flops.min(), last.flops.max(), 7):
         n, d = law.compute_optimal(flops)
@@ -341,7 +290,7 @@ def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
 
 
 def _official() -> pd.DataFrame:
-    """Return the table `official_sizes` of `laws_tables`, with a row for each released size."""
+    """Return the table `official_sizes` of `laws_tables`."""
     import pandas as pd
 
     rows = []

@@ -48,7 +48,7 @@ class Params(StudyParams):
 
     @property
     def shot_list(self) -> tuple[int, ...]:
-        """The shot counts, ascending. A shot count is how many solved examples a prompt has."""
+        """The numbers of solved examples in a prompt, ascending."""
         return tuple(shot_counts(self.shots, 16))
 
 

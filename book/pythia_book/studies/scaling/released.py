@@ -1,14 +1,13 @@
 """Tests of claims on the released benchmark results (paper sections 2.4 to 2.6, appendix G).
 
-Unless a task is named, accuracies are means over seven tasks: the paper's, without WSC. No result
+Unless a task is named, accuracies are means over seven tasks, the paper's without WSC. No result
 per item was released, so two scores on the same items are compared as if their errors were
 independent.
 
-If a claim is about a kind of model, e.g. deduplicated models, its interval is a t-interval over
-sizes or over pairs of models that are compared. In an interval over sizes, the two models of a size
-(standard and deduplicated text) are averaged first. All pairs are scored on the same items, so a
-t-interval over pairs leaves out the error that comes from the choice of items. `mean_over_pairs`
-therefore never returns an interval narrower than this error.
+Intervals of claims about a kind of model are t-intervals over sizes or over pairs of models. In an
+interval over sizes, the models of both texts are averaged first. A t-interval over pairs leaves out
+the error from the choice of items, so `mean_over_pairs` never returns an interval narrower than
+this error.
 """
 
 from __future__ import annotations
@@ -76,12 +75,9 @@ TOGETHER = "batch size, number of updates and learning rates move together; one 
 
 
 def _means(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean zero-shot accuracy of each released checkpoint over the seven tasks.
+    """Return the mean zero-shot accuracy, in percent, of each released checkpoint.
 
-    Columns: model, deduped, step, value (in percent). Checkpoints that lack a task are left out.
-
-    Args:
-        curves: the released table `curves`, with one row per checkpoint.
+    Columns: `model`, `deduped`, `step`, `value`. Checkpoints that lack a task are left out.
     """
     mean = 100 * curves[list(SEVEN)].mean(axis=1, skipna=False)
     return curves[["model", "deduped", "step"]].assign(value=mean).dropna()
@@ -91,11 +87,8 @@ def _changes(means: pd.DataFrame) -> pd.Series:
     """Return how much the accuracy of each released size changes late in training, in points.
 
     The change is the mean over the last three evaluated checkpoints minus the mean over three
-    checkpoints around the middle of training, averaged over the models of both texts. The index is
-    the size. A size is left out if one of its two models lacks one of the six checkpoints.
-
-    Args:
-        means: the result of `_means`.
+    checkpoints around the middle of training, averaged over both texts. Sizes with missing
+    checkpoints are left out. `means` is the result of `_means`.
     """
     late, middle = (
         means[means.step.isin(steps)].groupby(["model", "deduped"]).value.agg(["mean", "size"])
@@ -109,16 +102,15 @@ def _changes(means: pd.DataFrame) -> pd.Series:
 def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
     """Compare the final accuracy of OPT and BLOOM models with Pythia models of similar size.
 
-    Columns: `family` ("opt" or "bloom"), `model` (the Pythia size), `twin` (the OPT or BLOOM
-    model), `task` ("mean" for the mean over all tasks but WSC), `value` (the twin's accuracy minus
-    Pythia's, in points), `error` (standard error of `value`).
+    The accuracy of a Pythia size is the mean over both texts. Both models were scored on the same
+    items, so the error of this mean is taken to be the mean of their errors.
 
-    The accuracy of a Pythia size is the mean over the standard and the deduplicated model of that
-    size. The two models were scored on the same items, so the standard error of this mean is taken
-    to be the mean of the two standard errors.
-
-    Args:
-        final: the released table `final`.
+    Columns:
+    `family`: "opt" or "bloom";
+    `model`: the Pythia size;
+    `twin`: the OPT or BLOOM model;
+    `task`: a task, or "mean" for the mean over the seven tasks;
+    `value`, `error`: the twin's accuracy minus Pythia's, in points, and its standard error.
     """
     import pandas as pd
 
@@ -141,15 +133,13 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
-    """Compare released runs that had full batches (two million tokens) with small-batch runs.
+    """Compare released runs with full batches (two million tokens) with small-batch runs.
 
-    Columns: `model`, `tokens` (read so far, equal for both runs), `task`, `value` (accuracy with
-    full batches minus accuracy with small batches, in points), `error` (standard error of `value`),
-    `low`, `high`. A row with the task "mean" has the mean over the seven tasks. If any of the seven
-    tasks was not scored, there is no row "mean".
-
-    Args:
-        batch: the released table `batch`.
+    Columns:
+    `model`, `tokens`: the size, and the tokens read by both runs;
+    `task`: a task, or "mean" if all seven tasks were scored;
+    `value`, `error`: accuracy with full minus small batches, in points, and its standard error;
+    `low`, `high`: the interval of `value`.
     """
     import pandas as pd
 
@@ -176,11 +166,6 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
     """Return the estimates that the claims on released models test, by name.
 
     An estimate is None if the released numbers that it needs are missing.
-
-    Args:
-        released: the released tables of the study.
-        pairs: the table of `pairs_table`.
-        batch: the table of `batch_table`.
     """
     found: Estimates = dict.fromkeys(
         ("size", "narrow", "wide", "converges", "opt", "opt_alike", "bloom", "bloom_five",
@@ -216,13 +201,8 @@ def parameters(sizes: Iterable[str]) -> list[int]:
 def _over_training(means: pd.DataFrame) -> Estimates:
     """Return the estimates on mean zero-shot accuracy over training, in points.
 
-    Args:
-        means: the result of `_means`.
-
-    Returns:
-        A dict with the keys "size" (the change of final accuracy per tenfold size), "narrow" (the
-        mean late change of accuracy, see `_changes`, of models with fewer than 1,000 hidden
-        dimensions) and "wide" (the mean late change of the other models).
+    `size` is the change of final accuracy per tenfold size. `narrow` and `wide` are the mean late
+    changes (see `_changes`) of models with fewer and with at least 1,000 hidden dimensions.
     """
     found: Estimates = {}
     end = means[means.step == means.step.max()].groupby("model", sort=False).value.mean()
@@ -240,15 +220,10 @@ def _mean(values: pd.Series) -> Estimate | None:
 
 
 def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
-    """Return by how many points the least accurate small Pythia model beats guessing.
+    """Return by how many points the least accurate Pythia model below 1B beats guessing.
 
-    Small models have fewer than a billion parameters. If even the least accurate small model
-    beats guessing, all small models do. Accuracy is the mean over the seven tasks at the end of
-    training, and the interval covers the choice of items. The result is None if no small model has
-    scores on all tasks.
-
-    Args:
-        final: the released table `final`.
+    Accuracy is the mean over the seven tasks at the end of training. The interval covers the choice
+    of items. The result is None if no such model has scores on all tasks.
     """
     rows = final[final.task.isin(SEVEN) & final.family.str.startswith("pythia")]
     rows = rows[rows.name.str.removesuffix("-deduped").isin(SMALL)]
@@ -262,18 +237,15 @@ def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
 
 
 def _against_others(pairs: pd.DataFrame) -> Estimates:
-    """Return the estimates that compare Pythia with OPT and BLOOM, by name, in points of accuracy.
+    """Return the estimates that compare Pythia with OPT and BLOOM, in points of accuracy.
 
-    Every estimate is a mean over pairs of models of similar size, or None if there are no pairs.
+    Each estimate is a mean over pairs of models of similar size, or None without pairs.
 
-    - `opt`: Pythia minus OPT, averaged over the seven tasks.
-    - `opt_alike`: like `opt`, but without the OPT model UNLIKE.
-    - `bloom`: BLOOM minus Pythia, averaged over the seven tasks.
-    - `bloom_five`: BLOOM minus Pythia, averaged over the five tasks in NOT_WORSE.
-    - `bloom_TASK`: BLOOM minus Pythia on one task.
-
-    Args:
-        pairs: the table of `pairs_table`.
+    `opt`: Pythia minus OPT, averaged over the seven tasks;
+    `opt_alike`: `opt` without the OPT model UNLIKE;
+    `bloom`: BLOOM minus Pythia, averaged over the seven tasks;
+    `bloom_five`: BLOOM minus Pythia, averaged over the five tasks in NOT_WORSE;
+    `bloom_TASK`: BLOOM minus Pythia on one task.
     """
 
     def over(rows: pd.DataFrame, sign: int) -> Estimate | None:
@@ -291,16 +263,13 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
 
 
 def _batches(batch: pd.DataFrame) -> Estimates:
-    """Return the estimates that compare full with small batches, in points of mean accuracy.
+    """Return the estimates of accuracy with full minus small batches, in points.
 
-    batch_start, batch_first and batch_end are the accuracy with full batches minus the accuracy
-    with small batches after equally many tokens. batch_start is for the first common checkpoint,
-    batch_first is averaged over the first half of training, and batch_end is for the end.
-    batch_size is the change of batch_end per tenfold parameters. batch_late is the result of
-    `_late`.
-
-    Args:
-        batch: the table of `batch_table`. Without the task "mean", there are no estimates.
+    `batch_start`: at the first common checkpoint;
+    `batch_first`: averaged over the first half of training;
+    `batch_end`: at the end;
+    `batch_size`: the change of `batch_end` per tenfold parameters;
+    `batch_late`: see `_late`.
     """
     means = batch[batch.task == "mean"]
     if means.empty:
@@ -320,15 +289,10 @@ def _batches(batch: pd.DataFrame) -> Estimates:
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
-    """Return how many points higher the late change of accuracy is with full than small batches.
+    """Return the late change of accuracy with full batches minus that with small batches.
 
-    The late change is the mean over the last three checkpoints minus the mean over three
-    checkpoints around the middle of training. The result is a mean over the models in NARROW, or
-    None if one of the middle checkpoints is missing. The interval covers only the choice of items.
-
-    Args:
-        batch: the table of `batch_table`. Its values are the accuracy with full batches minus the
-            accuracy with small batches.
+    The result is a mean over the models in NARROW, in points, or None if a middle checkpoint is
+    missing. See `_changes` for the late change. The interval covers only the choice of items.
     """
     values, variance = [], 0.0
     middle = [step * TOKENS_PER_STEP for step in MIDDLE_STEPS]
@@ -344,13 +308,10 @@ def _late(batch: pd.DataFrame) -> Estimate | None:
 
 
 def _mmlu(mmlu: pd.DataFrame) -> Estimates:
-    """Return the estimates on MMLU: final five-shot accuracy above guessing, in points.
+    """Return the final five-shot accuracy on MMLU above guessing, in points.
 
-    mmlu_small is for the mean of the models below a billion parameters, mmlu_large for 12B. The
+    `mmlu_small` is the mean of the models below a billion parameters, `mmlu_large` is for 12B. The
     intervals are over the 57 subjects.
-
-    Args:
-        mmlu: the released table `mmlu`.
     """
     end = mmlu[(mmlu.shots == 5) & (mmlu.step == LAST_STEPS[-1])].set_index("model")
     found: Estimates = {}
@@ -362,12 +323,7 @@ def _mmlu(mmlu: pd.DataFrame) -> Estimates:
 
 
 def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
-    """Return the claims that only the released numbers test.
-
-    Args:
-        found: the result of `estimates`.
-        pairs: the table of `pairs_table`.
-    """
+    """Return the claims that only the released numbers test."""
 
     def test(make: Any, name: str, units: str, unit: str = POINTS, **options: Any) -> Test:
         """Test the estimate `name` with the function `make`; see `_test`."""
@@ -541,25 +497,15 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
 
 
 def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
-    """Test the estimate `e` with the function `make`, e.g. `verdicts.rises`.
+    """Test an estimate with the function `make`, e.g. `verdicts.rises`; untestable without one.
 
-    If `e` is None, return an untestable test.
-
-    Args:
-        units: the independent units of the estimate; {n} in this text is replaced by the count of
-            units.
-        options: further arguments of `make`.
+    In `units`, {n} is replaced by the count of units.
     """
     return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(NO_RELEASED)
 
 
 def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
-    """Return the paper's claim that BLOOM is worse, or not worse, than Pythia on one task.
-
-    Args:
-        e: accuracy of BLOOM minus accuracy of Pythia on the task, in points.
-        pairs: the table of `pairs_table`.
-    """
+    """Return the claim that BLOOM is worse, or not worse, than Pythia on one task."""
     worse = task in WORSE
     note = f"BLOOM minus Pythia: {_each(pairs, 'bloom', task=task)}"
     if task == "wsc":
@@ -581,11 +527,7 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
 
 
 def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
-    """Return a note with the difference of each pair of a BLOOM and a Pythia model, in points.
-
-    If all seven tasks were scored, the note also has the mean differences on LAMBADA, on PIQA
-    and on the other five tasks: the paper makes an exception for LAMBADA and PIQA.
-    """
+    """Return a note with the difference of each pair, in points, and on LAMBADA and PIQA."""
     note = "BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
     lambada, piqa = found["bloom_lambada_openai"], found["bloom_piqa"]
     five = found["bloom_five"]
@@ -599,14 +541,9 @@ def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
 
 
 def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "mean") -> str:
-    """List the difference of each pair of models as text, e.g. "opt-125m +0.5, opt-350m +3.1".
+    """List the difference of each pair in points, e.g. "opt-125m +0.5, opt-350m +3.1".
 
-    For the family "opt", the difference is Pythia minus OPT; for "bloom", it is BLOOM minus Pythia.
-    Each difference is in points and follows the name of the OPT or BLOOM model.
-
-    Args:
-        family: "opt" or "bloom".
-        leave_out: an OPT or BLOOM model to leave out.
+    A difference is Pythia minus OPT, or BLOOM minus Pythia.
     """
     sign = -1 if family == "opt" else 1
     rows = pairs[(pairs.family == family) & (pairs.task == task) & (pairs.twin != leave_out)]
@@ -614,18 +551,13 @@ def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "me
 
 
 def values(found: Estimates, released: Tables) -> dict[str, Any]:
-    """Return the numbers from released results that the page quotes in its text.
+    """Return the numbers from released results that the page quotes, by name.
 
-    Besides the estimates, as `released_NAME`, these are:
-
-    - `logiqa_METRIC_above`, `logiqa_METRIC_above_holm`: the number of models that are better than
-      guessing on LogiQA, see `_above_guessing`; METRIC is "acc" or "acc_norm".
-    - `wsc_constant`: how many models have the score on WSC that a constant answer would have.
-    - `mmlu_untrained`: the mean zero-shot accuracy on MMLU of the untrained models, in percent.
-
-    Args:
-        found: the result of `estimates`.
-        released: the released tables of the study.
+    `released_NAME`: the estimates;
+    `logiqa_METRIC_above`, `logiqa_METRIC_above_holm`: see `_above_guessing`; METRIC is "acc" or
+        "acc_norm";
+    `wsc_constant`: number of models with the score on WSC of a constant answer;
+    `mmlu_untrained`: mean zero-shot accuracy on MMLU of the untrained models, in percent.
     """
     numbers: dict[str, Any] = {
         f"released_{name}": e.interval() if e else None for name, e in found.items()
@@ -647,14 +579,9 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
 
 
 def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[None, None]:
-    """Count the final Pythia models that are significantly above 25 % on a task.
+    """Count the final Pythia models significantly above 25 % on a task, alone and by Holm.
 
-    Args:
-        final: the released table `final`.
-
-    Returns:
-        The count if each model is tested alone, and the count after Holm's correction. If no model
-        was scored on the task, both counts are None.
+    The second count is after Holm's correction. Both are None if no model was scored.
     """
     rows = final[(final.task == task) & final.family.str.startswith("pythia")]
     if rows.empty:

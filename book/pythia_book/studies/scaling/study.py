@@ -1,10 +1,10 @@
 """Accuracy and loss by size and over training (paper section 2.6), for our and released models.
 
-Seven benchmark tasks are scored zero-shot and few-shot at the end of training. For the models that
-are trained on the standard text, they are also scored zero-shot during training. Scaling laws
-predict the held-out loss from model size and tokens. The language-model evaluation harness also
-scores the last checkpoint of the largest model, and its scores are compared with ours item by item.
-Results of the released models come from pythia_book.published.scaling.
+Seven benchmark tasks are scored zero-shot and few-shot at the end of training. Models trained on
+the standard text are also scored zero-shot during training. Scaling laws predict the held-out loss
+from model size and tokens. The language-model evaluation harness scores one checkpoint as well, and
+its scores are compared with ours item by item. Results of the released models come from
+pythia_book.published.scaling.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the suite, score it, fit laws, and compare it with the released models.
 
-    Args:
-        published: the released numbers; None: those in `PYTHIA_PUBLISHED_DIR`, or else those in a
-            record of the study.
+    Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
     return conduct(
         STUDY,
@@ -57,23 +55,19 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the suite and score it.
 
-    Arrays, for models trained on the standard (ARM "standard") or the deduplicated text:
-
-    - hits/SIZE/ARM/STEP/TASK/SHOTS: bool[items], whether each answer is right.
-    - loss/SIZE/STEP: float32[rows], held-out loss in nats per token; only on the standard text.
-    - words/SIZE/STEP: bool[passages], whether the model gets the last word of each held-out passage
-      right; only on the standard text.
+    Arrays, where ARM is "standard" or "deduplicated":
+    `hits/SIZE/ARM/STEP/TASK/SHOTS`: bool[items], whether each answer is right;
+    `loss/SIZE/STEP`: float32[rows], held-out loss in nats per token, on the standard text;
+    `words/SIZE/STEP`: bool[passages], whether each last word is right, on the standard text.
 
     Facts:
-
-    - steps: updates of a run.
-    - context: maximum number of tokens that a model reads.
-    - n_params, tokens_per_step: dicts by size; n_params leaves out embeddings.
-    - tasks: dicts with name, shots, items (how many items the task has), fits (the share of items
-      that fit the context, 0 to 1) and status: "scored"; "does not fit", if too few items fit; or
-      "too long", if every item has an answer that alone exceeds the context.
-    - agreement: the result of `_agreement`.
-    - gaps: number of measurements that failed because a checkpoint is missing or corrupt.
+    `steps`: updates of a run;
+    `context`: maximum number of tokens that a model reads;
+    `n_params`, `tokens_per_step`: by size; `n_params` leaves out embeddings;
+    `tasks`: dicts with `name`, `shots`, `items` (number of items), `fits` (share that fits the
+        context) and `status`, see `accuracy_table`;
+    `agreement`: the result of `_agreement`;
+    `gaps`: number of measurements without a readable checkpoint.
     """
     from pythia_book.studies.registry import train_all
     from pythia_book.tasks.metrics import (
@@ -113,11 +107,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
-    """Return the steps of some evenly spaced checkpoints and the last step, in ascending order.
-
-    Args:
-        indices: indices of the checkpoints, out of 143. Any that fall on step 0 are left out.
-    """
+    """Return the steps of checkpoints (`indices` out of 143) and the last step, without step 0."""
     scale = scale_named(params.scale)
     return sorted({scale.fork_step(i) for i in indices} - {0} | {scale.steps})
 
@@ -125,14 +115,10 @@ def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
 def _hits(
     params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Score the tasks on checkpoints of the suite.
+    """Return the arrays `hits` of `measure`, and how many checkpoints are missing or corrupt.
 
-    All tasks are scored at the end of training. Tasks with the fewest shots (by default zero) are
-    also scored at earlier checkpoints of the models trained on the standard text.
-
-    Returns:
-        A dict and a count. The dict maps each name `hits/SIZE/ARM/STEP/TASK/SHOTS` to bool[items]:
-        which answers are right. The count is how many checkpoints are missing or corrupt.
+    All tasks are scored at the end. Those with the fewest shots are also scored at earlier
+    checkpoints of the models trained on the standard text.
     """
     from pythia_book.tasks.metrics import measure_tasks
 
@@ -158,11 +144,7 @@ def _hits(
 
 
 def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, np.ndarray], int]:
-    """Measure how the models trained on the standard text learn to predict held-out text.
-
-    Returns:
-        The arrays `loss` and `words` of `measure`, and how many checkpoints are missing or corrupt.
-    """
+    """Return the arrays `loss` and `words`, and how many checkpoints are missing or corrupt."""
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
     runs = {size: suite[size, "standard"] for size in params.size_list}
@@ -183,18 +165,15 @@ def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, n
 def _agreement(
     params: Params, suite: Suite, tasks: list[BuiltTask], hits: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Score one model with the evaluation harness (lm_eval) as well, and compare item by item.
-
-    The model is the last checkpoint of the largest size on the standard text.
+    """Score the last checkpoint of the largest size with lm_eval, and compare item by item.
 
     Args:
         hits: our own scores, as in `measure`.
 
     Returns:
-        A dict for each task and shot count, with the keys `task`, `shots`, `items` (how many items
-        the task has), `differing` (how many items only one of the two scorers counts as right) and
-        `harness` (accuracy by the harness, 0 to 1). The list is empty if lm_eval is not installed
-        or if our scores of any task are missing.
+        A dict per task and shot count with `task`, `shots`, `items` (number of items), `differing`
+        (number of items that only one scorer counts as right) and `harness` (accuracy by lm_eval, 0
+        to 1). The list is empty without lm_eval or without our scores of a task.
     """
     from pythia_book.tasks.harness import adapter, evaluate_with_harness
     from pythia_core.util.workers import one_thread
@@ -227,10 +206,7 @@ def _agreement(
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Turn the measurements and the released numbers into the study's tables, values and claims.
-
-    The values are numbers and names that the page quotes in its text.
-    """
+    """Compute tables, values and claims from the measurements and the released numbers."""
     import pandas as pd
 
     facts = measured.facts
@@ -265,11 +241,13 @@ def _table(released: Tables, name: str) -> pd.DataFrame:
 def accuracy_table(params: Params, measured: Measurements) -> pd.DataFrame:
     """Return the table of the accuracy of our models on every task.
 
-    Columns: size, arm (the training text), task, shots, step, percent (of training), value, low and
-    high (accuracy from 0 to 1 with its interval), n (number of items), fits (share of the items
-    that fit the model's context), status ("scored", or why there is no value: "does not fit" if too
-    few items fit, "too long" if every item has an answer that alone exceeds the context, "lost" if
-    the checkpoint is missing).
+    Columns:
+    `size`, `arm`, `task`, `shots`, `step`, `percent` (of training);
+    `value`, `low`, `high`: accuracy from 0 to 1 with its interval;
+    `n`: number of items;
+    `fits`: share of the items that fit the model's context;
+    `status`: "scored", "does not fit" (too few items fit), "too long" (every item has an answer
+        that alone exceeds the context) or "lost" (the checkpoint is missing).
     """
     import pandas as pd
 
@@ -301,11 +279,10 @@ def accuracy_table(params: Params, measured: Measurements) -> pd.DataFrame:
 def language_tables(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables `losses` and `last_words`, on the models trained on the standard text.
 
-    Columns of `losses`: `size`, `step`, `n_params` (without embeddings), `tokens` (read so far),
-    `flops` (spent so far, 6 * n_params * tokens), and `value`, `low`, `high` (held-out loss in nats
-    per token with its interval). Columns of `last_words`: `size`, `step`, `percent` (of training),
-    and `value`, `low`, `high` (share of held-out passages for which the model writes the right last
-    word, with its interval).
+    `losses`: `size`, `step`, `n_params` (without embeddings), `tokens` (read so far), `flops` (6 *
+        n_params * tokens), and held-out loss in nats per token (`value`, `low`, `high`).
+    `last_words`: `size`, `step`, `percent` (of training), and the share of passages whose last word
+        is right (`value`, `low`, `high`).
     """
     import pandas as pd
 

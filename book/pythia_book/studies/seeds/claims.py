@@ -1,9 +1,7 @@
-"""Tests the claims of the seeds study, each with an interval over seeds.
+"""The claims of the seeds study, with intervals over seeds.
 
-Almost all of these claims are about differences between runs of one size, the only size that is
-trained with several seeds. One claim compares these differences with the difference in loss to a
-neighbouring size. With few seeds, most intervals are wide, and many claims stay open. The verdict
-on an open claim states the smallest effect that the test would have detected.
+Only one size is trained with several seeds. Most intervals are wide, so many claims stay open. The
+verdict on an open claim states the smallest effect that the test would have detected.
 """
 
 from __future__ import annotations
@@ -68,9 +66,8 @@ def claims(
     """Return all claims of the study with their tests, first the claims of papers.
 
     Args:
-        tables: the tables of the study.
         neighbour: the final held-out loss of the neighbouring size; None if it was not measured.
-        released: the released tables, of which `training_maps` is used; may be empty.
+        released: the released tables; `training_maps` may be missing.
     """
     seeds = f"{params.seeds} seeds of {params.size}"
     pairs = f"{params.seeds} pairs of twins of {params.size}, a seed each"
@@ -176,28 +173,22 @@ def claims(
 def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
     """Return how deduplication changes a measure at the end, with an interval over seeds.
 
-    The change is deduplicated minus standard, averaged over the pairs of twins, in points or, for
-    loss, in nats per token. Return None if no pair was measured.
+    The change is deduplicated minus standard, in points or nats per token. Return None if no pair
+    of twins was measured.
     """
     changes = _by_pair(tables, measure)
     return mean_over(MEASURES[measure] * changes) if len(changes) else None
 
 
 def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
-    """Return the final score of the deduplicated model minus that of the standard model, by seed.
-
-    The result is float[measured seeds], in nats for the loss and in fractions for other measures.
-    """
+    """Return final scores, deduplicated minus standard, of each pair of twins, float[pairs]."""
     effects = tables["effects"]
     final = effects[(effects.measure == measure) & (effects.percent == 100)]
     return final[final.seed != "mean"].value.dropna().to_numpy(float)
 
 
 def _by_seed(tables: dict[str, pd.DataFrame], measure: str) -> str:
-    """List the final values of a measure in percent, by arm and seed, for the twins.
-
-    For example, "standard 0.98, 0.92 %; deduplicated 0.71, 0.69 %".
-    """
+    """List the twins' final values, e.g. "standard 0.98, 0.92 %; deduplicated 0.71, 0.69 %"."""
     levels = tables["levels"]
     final = levels[(levels.measure == measure) & (levels.percent == 100)]
     final = final[final.order_seed == final.weight_seed]
@@ -216,11 +207,7 @@ def _final(
 
 
 def _changes(params: Params, measured: Measured, measure: str) -> np.ndarray | None:
-    """Return how a measure differs between twins at the end of training, float[seeds, items].
-
-    This is the deduplicated run's value minus the standard run's value, for each item. The result
-    is None if a run was not measured.
-    """
+    """Return final values, deduplicated minus standard, of the twins, float[seeds, items]."""
     arms = [
         _final(params, measured, [(s, s, arm) for s in params.seed_values], measure)
         for arm in DATA_ARMS
@@ -235,11 +222,7 @@ def _excess(values: np.ndarray | None) -> Estimate | None:
 
 
 def _order_and_weights(params: Params, measured: Measured) -> Test:
-    """Test that held-out loss varies about as much with the order seed as with the weight seed.
-
-    The two standard deviations count as comparable if neither is SIMILAR times as large as the
-    other.
-    """
+    """Test that held-out loss varies about as much with the order seed as with the weight seed."""
     unit, units = "(log ratio)", f"{params.seeds} \N{MULTIPLICATION SIGN} {params.seeds} runs"
     grid = _final(params, measured, params.cells[: params.seeds**2], "loss")
     square = None if grid is None else grid.mean(1).reshape(params.seeds, params.seeds)
@@ -254,15 +237,10 @@ def _order_and_weights(params: Params, measured: Measured) -> Test:
 
 
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
-    """Return the final held-out loss of the smaller size minus the loss of the larger size.
+    """Return the final loss of the smaller minus that of the larger size, in standard deviations.
 
-    The two sizes are `params.size` and `params.neighbour_size`. The unit is the standard deviation
-    over the seeds of `params.size`. Return None if a run was not measured, or if all seeds give the
-    same loss.
-
-    Args:
-        levels: the table `levels`.
-        neighbour: the final held-out loss of `params.neighbour_size`; None if it was not measured.
+    The standard deviation is over the seeds of `params.size`. Return None if a run was not
+    measured, or if all seeds give the same loss.
     """
     diagonal = levels[
         (levels.measure == "loss")
@@ -295,11 +273,8 @@ def _head_widths(params: Params) -> str:
 def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
     """Return the percentage of checkpoints at which two runs are in the same state of the map.
 
-    The percentage is a mean over all pairs of the eight stable runs. Checkpoints before step
-    MAPPED_FROM are left out. Return None if there are no training maps.
-
-    Args:
-        maps: the table `training_maps`; its column `state` has the state of each checkpoint.
+    The percentage is a mean over all pairs of the eight stable runs, from step MAPPED_FROM on.
+    Return None if there are no training maps.
     """
     if maps is None or maps.empty:
         return None
@@ -310,10 +285,7 @@ def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
 
 
 def _same_scores(maps: pd.DataFrame | None) -> Test:
-    """Check that seed 0 in the released training maps is the standard 410M model, by its scores.
-
-    The correlation of the two models' scores over checkpoints must be at least SAME_SCORE.
-    """
+    """Check that seed 0 in the released training maps is the standard 410M model, by its scores."""
     known = None if maps is None else maps.dropna(subset="score_410m")
     if known is None or len(known) < 3:
         return untestable(NO_RELEASED)

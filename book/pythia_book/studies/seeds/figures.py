@@ -49,10 +49,8 @@ def _notes(result: Result, *notes: str) -> str:
 def curves(result: Result) -> Drawing:
     """Draw held-out loss over training, and how far runs with other seeds are from the mean run.
 
-    The first panel has the loss of the runs that vary in both seeds, with a band. In each other
-    panel, a different seed varies: the order seed, the weight seed, or both. These three panels
-    have each run's loss minus the mean of all runs. They share one y axis, so that their spreads
-    can be compared.
+    The first panel shows the runs that vary in both seeds. The others vary the order seed, the
+    weight seed, or both; they share a y axis, so that their spreads can be compared.
     """
     loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
     wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")
@@ -91,11 +89,7 @@ def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
 
 
 def spreads(result: Result) -> Drawing:
-    """Draw the standard deviation over seeds during training.
-
-    There is one panel per measure, with logarithmic axes. A panel has three lines, for runs in
-    which the order seed varies, the weight seed varies, or both vary.
-    """
+    """Draw the standard deviation over seeds during training, with one panel per measure."""
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)
     shown, kinds = ("loss", "last_word", "feminine_share"), ("order", "weights", "both")
@@ -130,10 +124,7 @@ def spreads(result: Result) -> Drawing:
 
 
 def parts(result: Result) -> Drawing:
-    """Draw the parts of the spread of final scores: order, weights, the rest, and choice of items.
-
-    Each part is a standard deviation. There is a panel for each measure.
-    """
+    """Draw the parts of the spread of final scores, as standard deviations, for each measure."""
     colour = size_colour(result.params.size)
     kinds = ("order", "weights", "rest", "items")
     cut = "bars: 95 % intervals, cut where they go on"

@@ -34,8 +34,8 @@ class Params(StudyParams):
     seeds: int = 3
     """The number of order seeds and of weight seeds. The first seed of each kind is the suite's."""
     neighbour: str = ""
-    """Another size. The spread over seeds is compared with the difference in loss between the two
-    sizes. Empty means the next larger size, or for the largest, the next smaller."""
+    """A size to compare with; empty means the next larger size, or for the largest, the next
+    smaller."""
     bootstrap: int = 2000
 
     WHOLE: ClassVar = {"seeds": (2, 10)}
@@ -91,8 +91,8 @@ class Params(StudyParams):
     def cells(self) -> list[Cell]:
         """The (order seed, weight seed, arm) of every run.
 
-        The runs on the standard text come first: one for every pair of an order seed and a weight
-        seed. In each run on the deduplicated text, order seed and weight seed are equal.
+        The runs on the standard text come first, one for every pair of seeds. On the deduplicated
+        text, order seed and weight seed are equal.
         """
         grid = [(o, w, "standard") for o, w in product(self.seed_values, repeat=2)]
         return grid + [(s, s, "deduplicated") for s in self.seed_values]
@@ -118,10 +118,8 @@ class Params(StudyParams):
         """Return one run on the standard text for each seed in `seed_values`.
 
         Args:
-            kind: which seed of the run varies.
-                "order": the order seed; the weight seed is always the first of `seed_values`.
-                "weights": the weight seed; the order seed is always the first of `seed_values`.
-                "both": the order seed and the weight seed, which are equal in each run.
+            kind: which seed varies: "order", "weights", or "both" (equal seeds). A seed that does
+                not vary is the first of `seed_values`.
         """
         first = self.seed_values[0]
         pairs = {

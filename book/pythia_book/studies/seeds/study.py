@@ -1,12 +1,10 @@
 """Measures how much results vary between training runs with different seeds.
 
-The study follows PolyPythias (arXiv:2503.09543). For each of five sizes, PolyPythias adds nine runs
-to the one of Pythia. Each has a seed of its own, which sets both the initial weights and the data
-order. In six further runs of the size 160M, only one of the two varies. Here, models of one size
-are trained on the standard text with every pair of an order seed and a weight seed, which separates
-the two effects. On the deduplicated text, both seeds vary together. Runs that also belong to the
-suite are not trained again. All runs are measured on the same held-out rows and items.
-seeds.variance computes the intervals over seeds.
+The study follows PolyPythias (arXiv:2503.09543), whose seeds set both the initial weights and the
+data order. In six further runs of 160M, only one of the two varies. Here, one size is trained on
+the standard text with every pair of an order seed and a weight seed, which separates the two
+effects. On the deduplicated text, both seeds vary together. All runs are measured on the same
+held-out rows and items.
 """
 
 from __future__ import annotations
@@ -38,9 +36,7 @@ if TYPE_CHECKING:
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train all runs, measure them, and split the spread between runs into components.
 
-    Args:
-        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR` or, if it is
-            not set, those of the recorded study.
+    Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
     measuring, analysing = partial(measure, params, progress), partial(analyse, params)
     return conduct(STUDY, params, measuring, analysing, released, published)
@@ -62,10 +58,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def unpacked(params: Params, measured: Measurements) -> Measured:
-    """Map (cell, step, measure) to the measured values of all items, float64[items].
-
-    Measurements that are missing have no entry.
-    """
+    """Map (cell, step, measure) to the values of all items, float64[items], if measured."""
     found: Measured = {}
     for measure in MEASURES:
         for cell, step in product(params.cells, params.steps):
@@ -89,17 +82,15 @@ TYPES: dict[str, type] = {
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train all runs and measure them.
 
-    Each array has one value per item. The name of an array consists of measure, order seed, weight
-    seed, arm and step, e.g. "loss/1234/1/standard/572". The measures are
+    Arrays MEASURE/ORDER_SEED/WEIGHT_SEED/ARM/STEP, with one value per item, for these measures:
+    `loss`: in nats per token, on held-out rows;
+    `last_word`: whether the last word of a held-out sentence is predicted;
+    `feminine_share`: the share of feminine pronouns after an occupation;
+    `memorized`: whether a training row is memorized, at the end only.
 
-    - loss: in nats per token, on held-out rows.
-    - last_word: whether the last word of a held-out sentence is predicted.
-    - feminine_share: the share of feminine pronouns after an occupation.
-    - memorized: whether a training row is memorized, at the end only.
-
-    The facts are "neighbour_loss" (the final held-out loss of the neighbouring size, or None if it
-    could not be measured) and "gaps" (the number of checkpoints that could not be measured, summed
-    over the measurements).
+    Facts:
+    `neighbour_loss`: the final held-out loss of the neighbouring size, or None;
+    `gaps`: number of measurements without a readable checkpoint.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
@@ -151,13 +142,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
-    """Return the numbers that the page quotes in its text, by name.
+    """Return the numbers that the page quotes, by name; None if not measured.
 
-    Shares are in percent or points, loss in nats per token. A number that could not be measured is
-    None.
-
-    Args:
-        other: the final held-out loss of the neighbouring size; None if it was not measured.
+    Shares are in percent or points, loss in nats per token. `other` is the neighbour's final loss.
     """
     numbers: dict[str, Any] = {
         "size": params.size,

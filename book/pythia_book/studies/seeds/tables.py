@@ -1,9 +1,8 @@
-"""Makes the tables of the seeds study, on how much results vary between training seeds.
+"""Tables of the seeds study, on how much results vary between training seeds.
 
-For a missing measurement, the table `levels` has a row without a value. Statistics that need it are
-omitted, or are computed from fewer runs; the column `n` has the number of runs. If all runs have
-the same value, e.g. because no model gets a last word right, there is no interval, because a few
-equal values say little about the next run.
+A missing measurement is NaN in the table `levels`. Statistics that need it are omitted or are
+computed from the `n` other runs. If all runs have the same value, there is no interval, because a
+few equal values say little about the next run.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100}
-"""Maps a measure to the factor that converts a table value to the unit of the page's text. Tables
-have shares, and the text has percentages."""
+"""Maps a measure to the factor from table values to the page's unit; shares become percentages."""
 KINDS = ("order", "weights", "both")
-"""Which seed varies: the order seed or the weight seed, with the other one fixed to the suite's; or
-both, as in PolyPythias."""
+"""Which seed varies: the order seed, the weight seed, or both. A seed that does not vary is the
+suite's."""
 COLUMNS = ["order_seed", "weight_seed", "arm", "step", "percent", "measure", "value"]
 
 Measured = dict[tuple[Cell, int, str], np.ndarray]
@@ -39,10 +37,7 @@ Measured = dict[tuple[Cell, int, str], np.ndarray]
 
 
 def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
-    """Stack the values of several runs on one measure at one step, float[cells, items].
-
-    Return None if a run was not measured.
-    """
+    """Stack the values of several runs, float[cells, items]; None if a run was not measured."""
     rows = [measured.get((cell, step, measure)) for cell in cells]
     return None if any(row is None for row in rows) else np.stack(rows)
 
@@ -50,20 +45,20 @@ def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> n
 def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     """Return the tables of the study. Shares are fractions of 1, and loss is in nats per token.
 
-    - levels: order_seed, weight_seed, arm, step, percent (of training), measure, value (NaN if not
-      measured): the mean score of every run.
-    - bands: measure, step, percent, mean, low, high, sd, min, max, n, over the standard runs in
-      which both seeds vary together. From low to high is the 95 % prediction interval for the
-      score of one further run with two new seeds.
-    - trajectories: kind, measure, step, percent, sd, low, high, n: the standard deviation over
-      seeds. The kind, one of KINDS, says which seeds vary.
-    - components: measure, kind, value, low, high, n: standard deviations at the end. The kinds are
-      order, weights, rest, both (the two seeds vary together, as in PolyPythias), and items (from
-      the sampling of items alone).
-    - ratios: measure, value, low, high, n: the standard deviation of the kind order divided by the
-      standard deviation of the kind weights, at the end.
-    - effects: measure, step, percent, seed, value, low, high, n: deduplicated minus standard, for
-      each seed (with an interval over items) and for the seed "mean" (with an interval over seeds).
+    `levels`: the mean score `value` of every run by `order_seed`, `weight_seed`, `arm`, `step`,
+        `percent` (of training) and `measure`.
+    `bands`: `mean`, `sd`, `min`, `max`, `n` over the standard runs in which both seeds vary, by
+        `measure`, `step` and `percent`. From `low` to `high` is the 95 % prediction interval of one
+        further run with two new seeds.
+    `trajectories`: the standard deviation over seeds, `sd`, `low`, `high`, `n`, by `kind` (one of
+        KINDS), `measure`, `step` and `percent`.
+    `components`: standard deviations at the end, `value`, `low`, `high`, `n`, by `measure` and
+        `kind`: "order", "weights", "rest", "both", or "items" (from the sampling of items alone).
+    `ratios`: final standard deviation by order divided by that by weights, `value`, `low`, `high`,
+        `n`, by `measure`.
+    `effects`: deduplicated minus standard, `value`, `low`, `high`, `n`, by `measure`, `step`,
+        `percent` and `seed`. The interval of a seed is over items, that of the seed "mean" is over
+        seeds.
     """
     import pandas as pd
 
@@ -116,14 +111,7 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
 
 
 def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
-    """Return mean, low, high, min, max and n of a row of the table `bands`.
-
-    `low` and `high` are the ends of the prediction interval for one more run. They are NaN if all
-    values are equal.
-
-    Args:
-        values: the mean score of each run.
-    """
+    """Return mean, low, high, min, max and n of a row of the table `bands`."""
     e = one_more(values)
     low, high = (e.low, e.high) if np.ptp(values) else (np.nan, np.nan)
     if measure != "loss":  # shares lie in 0..1
@@ -160,10 +148,8 @@ def _components(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the rows of the tables `components` and `ratios`.
 
-    Args:
-        squares: for each measure, the mean scores of the runs, float[order seeds, weight seeds].
-        items: for each measure, the scores of the items, float[runs, items], or None if a run is
-            missing.
+    By measure, `squares` are mean scores, float[order seeds, weight seeds], and `items` are scores
+    of items, float[runs, items].
     """
     parts, ratios = [], []
     for measure, square in squares.items():

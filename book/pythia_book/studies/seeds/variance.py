@@ -1,12 +1,11 @@
 """Computes how much values vary over training seeds: spreads, their components, and intervals.
 
-Values over seeds are assumed to be normally distributed. The runs with every pair of an order seed
-and a weight seed form a two-way layout without replication, x = mean + order + weights + rest. The
-intervals of the components are Williams-Tukey intervals (nearly exact, slightly wide). Ratios of
-mean squares have F intervals. The distance of one run from the mean of the others, in standard
-deviations, has an interval from the noncentral t. All intervals are 95 % intervals and are wide
-with few seeds. For example, if a standard deviation is estimated from three runs, the upper end of
-its interval is twelve times the lower end.
+Values over seeds are assumed to be normally distributed. The runs with every pair of seeds form a
+two-way layout without replication, x = mean + order + weights + rest. Components have
+Williams-Tukey intervals (nearly exact, slightly wide). Ratios of mean squares have F intervals. The
+distance of one run from the mean of the others has an interval from the noncentral t. All are 95 %
+intervals, and wide with few seeds: with three runs, the upper end for a standard deviation is
+twelve times the lower.
 """
 
 from __future__ import annotations
@@ -26,12 +25,8 @@ _QUANTILES = 1000
 def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
     """Check `values`, and return them minus the first value, as float64.
 
-    Args:
-        ndim: how many axes there must be, each of length 2 or more.
-        name: what the values are, for the message.
-
     Raises:
-        DataError: the shape is wrong, or a value is not finite.
+        DataError: not `ndim` axes, each of length 2 or more, or a value is not finite.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
@@ -47,13 +42,7 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
 
 
 def one_more(values: np.ndarray) -> Estimate:
-    """Return the mean over seeds, with the interval in which a run of one more seed is expected.
-
-    For n seeds, this interval is sqrt(n + 1) times as wide as the interval of the mean.
-
-    Args:
-        values: float[seeds].
-    """
+    """Return the mean over seeds, with the interval in which a run of one more seed is expected."""
     e = mean_over(values)
     half = (e.high - e.value) * math.sqrt(e.n_seeds + 1)
     return replace(e, low=e.value - half, high=e.value + half)
@@ -66,11 +55,9 @@ def spread(values: np.ndarray) -> Estimate:
 
 
 def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
-    """Return the square root of `mean_square / divisor`, with its chi-square interval.
+    """Return the root of `mean_square / divisor`, with its chi-square interval.
 
-    Args:
-        df: the degrees of freedom of the mean square.
-        n: the number of runs, which is stored in the result.
+    The mean square has `df` degrees of freedom, and `n` is the number of runs.
     """
     from scipy.stats import chi2
 
@@ -79,11 +66,7 @@ def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
 
 
 def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
-    """Return the three mean squares of a two-way layout: of rows, of columns, and of residuals.
-
-    Args:
-        grid: float[rows, columns].
-    """
+    """Return the mean squares of a two-way layout: of rows, of columns, and of residuals."""
     rows, columns = grid.shape
     by_row, by_column = grid.mean(1), grid.mean(0)
     rest = grid - by_row[:, None] - by_column + grid.mean()
@@ -101,10 +84,7 @@ def components(grid: np.ndarray) -> dict[str, Estimate]:
     """Split the variation between runs into the parts "order", "weights" and "rest".
 
     Each part is a standard deviation with an interval. The rest is the interaction of order and
-    weights, plus the noise of single runs.
-
-    Args:
-        grid: the score of each run, float[order seeds, weight seeds].
+    weights, plus the noise of single runs. `grid` has scores, float[order seeds, weight seeds].
     """
     grid = _checked(grid, 2, "a grid of seeds")
     orders, weights = grid.shape
@@ -120,13 +100,10 @@ def components(grid: np.ndarray) -> dict[str, Estimate]:
 def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) -> Estimate:
     """Return the standard deviation due to one kind of seed, with its Williams-Tukey interval.
 
-    The standard deviation is sqrt((ms - rest) / per), or 0 if ms - rest is negative.
-
     Args:
         ms: the mean square between seeds of this kind, with `df` degrees of freedom.
         rest: the residual mean square, with `df_rest` degrees of freedom.
         per: the number of runs with each seed of this kind.
-        n: the number of all runs.
     """
     from scipy.stats import chi2, f
 
@@ -137,14 +114,10 @@ def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) 
 
 
 def order_to_weights(grid: np.ndarray) -> Estimate | None:
-    """Compare how much scores vary by order seed and by weight seed.
+    """Return the spread of means by order seed divided by that by weight seed, with its F interval.
 
-    Return the standard deviation of the means by order seed divided by the standard deviation of
-    the means by weight seed, with the F interval of the ratio. Return None if one of
-    the two standard deviations is 0.
-
-    Args:
-        grid: the score of each run, float[order seeds, weight seeds].
+    Both spreads are standard deviations. Return None if one of them is 0. `grid` is as in
+    `components`.
     """
     grid = _checked(grid, 2, "a grid of seeds")
     by_order, by_weights, _ = _mean_squares(grid)
@@ -156,15 +129,12 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
 
 
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
-    """Compare the spread of the runs' means with the spread that sampling items causes by itself.
+    """Return the spread of the runs' means divided by the spread that sampling items causes.
 
-    Return the ratio of the two standard deviations, the spread of the runs' means divided by the
-    spread from sampling, with an F interval. Return None if the spread from sampling is 0. The
-    ratio is 1 if another seed only changes single items at random. Items are assumed to be
-    independent. Items that are harder for all seeds have no influence.
-
-    Args:
-        values: float[seeds, items].
+    Both spreads are standard deviations, and `values` are float[seeds, items]. The ratio is 1 if
+    another seed only changes single items at random. The F interval assumes independent items.
+    Items that are harder for all seeds have no influence. Return None if the spread from sampling
+    is 0.
     """
     values = _checked(values, 2, "values of seeds and items")
     by_seed, _, rest = _mean_squares(values)
@@ -173,12 +143,9 @@ def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
 
 
 def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
-    """Return the square root of `ratio`, a ratio of two mean squares, with its F interval.
+    """Return the square root of a ratio of two mean squares, with its F interval.
 
-    Args:
-        df: the degrees of freedom of the upper mean square.
-        df_below: the degrees of freedom of the lower mean square.
-        n: the number of runs, which is stored in the result.
+    The mean squares have `df` and `df_below` degrees of freedom, and `n` is the number of runs.
     """
     from scipy.stats import f
 
@@ -193,13 +160,10 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
 
 
 def items_error(values: np.ndarray) -> Estimate:
-    """Return the part of the variation of a run's mean that is due to the choice of items alone.
+    """Return the standard deviation of a run's mean that is due to the choice of items alone.
 
-    The result is a standard deviation with an interval. What all runs have in common, e.g. that an
-    item is hard, does not count.
-
-    Args:
-        values: float[runs, items].
+    What all runs have in common, e.g. that an item is hard, does not count. `values` are
+    float[runs, items].
     """
     values = _checked(values, 2, "values of runs and items")
     runs, items = values.shape
@@ -209,11 +173,8 @@ def items_error(values: np.ndarray) -> Estimate:
 def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
     """Return the mean of values minus `other`, in standard deviations of the values.
 
-    The interval is exact, by the noncentral t. Return None if all values are equal.
-
-    Args:
-        values: float[seeds].
-        other: the value of one other run, which is assumed to vary over seeds as much as `values`.
+    The interval is exact, by the noncentral t. Return None if all values are equal. The value
+    `other` of another run is assumed to vary over seeds as much as `values`.
     """
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm
@@ -245,10 +206,7 @@ def agreement(states: np.ndarray) -> Estimate:
     """Return the fraction of checkpoints at which two runs are in the same state.
 
     The fraction is a mean over all pairs of runs. The t-interval over runs comes from jackknife
-    pseudo-values, and has no width if all runs agree.
-
-    Args:
-        states: the state of each run at each checkpoint, [runs, checkpoints].
+    pseudo-values, and has no width if all runs agree. `states` is an array [runs, checkpoints].
 
     Raises:
         DataError: there are fewer than 3 runs, or the shape is wrong.

@@ -27,10 +27,7 @@ PALETTE = (BASELINE, TRANSFORMERS, "#cc79a7", "#e69f00", INK, MUTED)
 
 
 def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 1) -> str:
-    """Return `factor` times a number as text; a dash if there is no number.
-
-    With `percent`, a fraction becomes a percentage.
-    """
+    """Return `factor` times a number as text, as a percentage if `percent`; a dash without one."""
     if value is None or value != value:
         return DASH
     return number_text(factor * (100 if percent else 1) * float(value), decimals) + " %" * percent
@@ -54,10 +51,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def steps(result: Result) -> Table:
-    """Return the table of the speed of our training step on the CPU, by size and precision.
-
-    It also has the time of each other implementation, divided by the time of ours.
-    """
+    """Return the table of the times of training steps on the CPU, by size and precision."""
     rows = []
     for (size, precision), steps in result.tables["steps"].groupby(
         ["size", "precision"], sort=False
@@ -112,10 +106,7 @@ def operations(result: Result) -> Table:
 
 
 def ratios(result: Result) -> Drawing:
-    """Draw the time of other implementations on the CPU, divided by our implementation's time.
-
-    One panel is for training steps, the other for single operations.
-    """
+    """Draw the time of other implementations on the CPU, divided by our implementation's time."""
     tables = result.tables
     other_steps = tables["steps"][tables["steps"].family == "transformers"].assign(
         group=lambda f: f["size"] + "\n" + f.precision,
@@ -141,12 +132,7 @@ def ratios(result: Result) -> Drawing:
 
 
 def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
-    """Draw a mark for each measurement; return the values as texts.
-
-    Args:
-        frame: a row per measurement, with the columns `group` (place on the x axis), `series` (the
-            implementation), `ratio`, `low` and `high`.
-    """
+    """Draw a mark for each measurement; return the values as texts."""
     groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
     words = []
     for j, name in enumerate(series):
@@ -179,7 +165,7 @@ def _measured(result: Result) -> str:
 
 
 def gpu_sizes(result: Result) -> Table:
-    """Return a table of predicted and measured training speeds on one GPU, with a row per size."""
+    """Return the table of predicted and measured training speeds on one GPU, by size."""
     rows = [
         {
             "size": row["size"],
@@ -272,10 +258,7 @@ def gpu_kernels(result: Result) -> Table:
 
 
 def attention(result: Result) -> Table:
-    """Return a table of the speed of attention with the library in use and with the fastest.
-
-    It has a row for each head dim.
-    """
+    """Return the table of attention speeds by head dim, for the library in use and the fastest."""
     rows = [
         {
             "head dim": str(row.head_dim),

@@ -1,13 +1,9 @@
 """Checks of the suite's guarantees, each with its number of cases and failures.
 
-Data: models of all sizes read the same data in the same order. The batch hashes in the logs of the
-runs are compared with each other and with the recomputed order.
-
-Resuming: a stopped run continues exactly. A run's first updates are repeated with a stop in the
-middle.
-
-Checkpoints: all are there, and none is a copy of another one. To show that the check finds copies,
-it is also given a list of hashes in which some were replaced by that of the last checkpoint.
+Data: models of all sizes read the same data in the same order.
+Resuming: a stopped run continues exactly.
+Checkpoints: all are there, and none is a copy of another one. Planted copies show that the check
+finds copies.
 """
 
 from __future__ import annotations
@@ -34,13 +30,9 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """Run all checks of the suite, and return how often each check failed.
+    """Run all checks, and return `check`, `what` (in words), and numbers of `cases` and `failures`.
 
-    Columns: `check` (its short name), `what` (what is checked, in words), `cases` (how many cases
-    were checked) and `failures` (how many cases failed).
-
-    Args:
-        resume_steps: number of updates of the run that is stopped halfway and resumed.
+    `resume_steps` is the number of updates of the run that is stopped halfway and resumed.
     """
     import pandas as pd
 
@@ -83,8 +75,7 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
 def start_equal(twins: Sequence[Mapping[int, str]]) -> bool:
     """Return whether all runs have a checkpoint at step 0, with the same weights.
 
-    Args:
-        twins: for each run, a map from the steps of its checkpoints to the hashes of their weights.
+    `twins` has, for each run, the hash of the weights at each step.
     """
     return len({hashes.get(0) for hashes in twins}) == 1 and 0 in twins[0]
 
@@ -93,8 +84,8 @@ def retrain_interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
     """Repeat the first `steps` updates of a run twice: without a stop, and with a stop halfway.
 
     Returns:
-        The number of updates; how many batches of the stopped training differ from the batches that
-        the run logged; and whether both trainings end in the same weights.
+        The number of updates, how many batches of the stopped training differ from the logged ones,
+        and whether both trainings end in the same weights.
     """
     steps = min(steps, run.config.train.steps)
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:

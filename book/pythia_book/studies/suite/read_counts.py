@@ -1,10 +1,8 @@
 """How often each token is read, counted from the data order, not from steps times batch size.
 
 GPT-NeoX v1.0 repeats the list of documents as often as training needs, and shuffles all repetitions
-together (the policy "joint"). So a run on the deduplicated text, which is read more than once, has
-no boundary between epochs. But the paper describes a second epoch that begins after the first (the
-policy "separate"). For both policies, reads are counted on our text, and computed for the Pile from
-the sizes of its two versions.
+together (the policy "joint"). So a run on the deduplicated text has no boundary between epochs. But
+the paper describes a second epoch after the first (the policy "separate").
 """
 
 from __future__ import annotations
@@ -32,19 +30,13 @@ OFFICIAL = {"batch": 1024, "seq_len": 2048, "standard": 334e9, "deduplicated": 2
 def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]:
     """Count how often the runs of a suite read each token of their text.
 
-    Args:
-        suite: maps (size, arm) to a run, where an arm is a text. All sizes of an arm read the same
-            rows, so only one size is counted.
+    All sizes of an arm read the same rows, so only one size is counted. Both tables have the
+    columns `arm` and `policy`. If a run needs only one epoch, only "joint" is listed.
 
-    Returns:
-        The tables `reads` and `rereads`. Both have the columns `arm` and `policy`: "joint" if the
-        epochs of the text are shuffled together, "separate" if one epoch follows the other. If a
-        run needs only one epoch, only "joint" is listed.
-
-        `reads` also has the columns `times` (0, 1, 2 or "3 or more") and `share` (the fraction of
-        the text's tokens that are read this often). `rereads` has a row per interval of training,
-        and also the columns `percent` (of training, at the end of the interval) and `share` (the
-        fraction of the interval's input tokens that had been read before).
+    `reads`: `times` (0, 1, 2 or "3 or more"), `share` (the fraction of the text's tokens that are
+        read this often).
+    `rereads`: `percent` (of training, at the end of an interval), `share` (the fraction of the
+        interval's input tokens that had been read before).
     """
     import pandas as pd
 
@@ -79,15 +71,13 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
 def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
     """Return the fractions of the Pile's tokens that Pythia read 0, 1, 2, and 3 or more times.
 
-    The fractions are computed from the sizes of the corpora alone. GPT-NeoX makes as many copies
-    of the document list as training needs (here 1 or 2 copies), and training reads a fraction f of
-    the rows of all copies.
+    GPT-NeoX makes as many copies of the document list as training needs (here 1 or 2). Training
+    reads a fraction f of the rows of all copies.
 
     Args:
         arm: the text, "standard" or "deduplicated".
-        policy: how the copies are shuffled. "joint": all copies together; each copy of a token is
-            read with probability f, so the number of reads is binomial. "separate": each copy by
-            itself; the last copy is read in part, and all other copies completely.
+        policy: how the copies are shuffled. "joint": together; each copy of a token is read with
+            probability f. "separate": each by itself; only the last copy is read in part.
     """
     rows = OFFICIAL_STEPS * OFFICIAL["batch"]
     wanted = math.ceil(rows * 1.005)  # GPT-NeoX builds its index for a little more

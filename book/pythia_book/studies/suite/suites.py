@@ -26,9 +26,8 @@ SUITES, READ = _read_suites()
 def suites_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a table of public suites of models, and a table of the sources of its cells.
 
-    The first table has the columns `suite`, `year`, `sizes`, `models`, and CELLS. The second
-    table has the columns `suite`, `cell`, `url` and `quote`. The column `cell` names what the
-    source is about: a column in CELLS, or "about" for `year`, `sizes` and `models` together.
+    The first table has the columns `suite`, `year`, `sizes`, `models`, and CELLS. The second has
+    `suite`, `cell` (one of CELLS, or "about" for the other columns), `url` and `quote`.
     """
     import pandas as pd
 

@@ -2,11 +2,8 @@
 
 The questions are the paper's, "Q:What is 12 plus 7? A:", with first operands 0 to 99 and second
 operands 1 to 50. There are two measures. *exact*, as in the paper: greedy decoding gives the right
-answer. *choice*, for models too small for that: the right answer is likelier than three wrong ones
-with the same first operand, so chance is one in four.
-
-Sums are planted in (added to) the training corpus by pythia_book.corpora.equations. The questions
-are all sums that were never planted and, for each first operand, equally many that were.
+answer. *choice*, for models too small for that: the right answer is likelier than three wrong ones,
+so chance is one in four. Sums are planted in the training corpus by pythia_book.corpora.equations.
 """
 
 from __future__ import annotations
@@ -46,8 +43,8 @@ class Question:
 def questions() -> list[Question]:
     """Return the sums to ask, in a fixed order.
 
-    These are all sums that were never planted (inserted) in the training text and, for each first
-    operand, as many planted sums as there are unplanted sums.
+    These are all sums that were never planted in the training text and, for each first operand,
+    equally many planted sums.
     """
     chosen = []
     for first in equations.FIRST:
@@ -84,11 +81,9 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """Return the texts of the answers to choose from: the right answer, then the wrong answers.
+    """Return the right answer, then three wrong answers: sums with the same first operand.
 
-    There are three wrong answers (WRONG). Each wrong answer is the sum of the same first operand
-    and another second operand. Every answer ends in a newline: without the newline, " 6" would be
-    the beginning of " 62".
+    Every answer ends in a newline: without the newline, " 6" would be the beginning of " 62".
     """
     others = [
         Question(question.first, second, False)
@@ -105,8 +100,7 @@ def requests(
 ) -> list[scoring.Request]:
     """Return the requests that score the answers to each question, question by question.
 
-    Each question has one request for the right answer. If `shots` is 0, requests for the wrong
-    answers follow it.
+    Wrong answers are requested only if `shots` is 0.
 
     Raises:
         ConfigError: a question with its examples does not fit into the context.
@@ -130,10 +124,9 @@ def requests(
 class ArithmeticMeasurement:
     """A measurement of how well a model solves n sums.
 
-    Calling it with a model returns these arrays:
     `exact`: bool[n], whether greedy decoding gives the right answer;
     `logprob`: float32[n], the log-probability of the right answer, in nats;
-    `choice` (only zero-shot): bool[n], whether the right answer is likelier than all wrong ones.
+    `choice`: bool[n], whether the right answer is likelier than all wrong ones; only zero-shot.
     """
 
     questions: tuple[Question, ...]
@@ -145,8 +138,7 @@ class ArithmeticMeasurement:
     def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
         """Create the measurement that puts `shots` solved examples before each sum.
 
-        If `shots` is 0, the measurement asks all `questions`. With examples, each question takes
-        longer, so the measurement asks only the sums that were never planted in the training text.
+        With examples, only the sums that were never planted are asked, to save time.
 
         Raises:
             ConfigError: a question with its examples does not fit into the context.

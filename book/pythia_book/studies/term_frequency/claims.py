@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from pythia_book.studies.term_frequency.params import Params
 
 PLACEBO_MARGINS = {"exact": 2.0, "logprob": 0.25}
-"""The effect of the placebo, a coin that changes nothing, must be smaller than these margins: two
-points of accuracy, or a quarter of a nat, which changes the probability of an answer by a factor of
-1.3."""
+"""Bounds on the effect of the placebo, a coin that changes nothing: two points of accuracy, or a
+quarter of a nat, a factor of 1.3 in the probability of an answer."""
 BELOW_1B, BELOW_2_8B = ("160m", "410m"), ("160m", "410m", "1b", "1.4b")
 LARGE = ("2.8b", "6.9b", "12b")
 """Models with released accuracies, by the sizes that the paper names; the 70M model has none."""
@@ -43,13 +42,8 @@ def claims(
 ) -> list[Claim]:
     """Return the claims of the term-frequency study.
 
-    A claim on our models is about the largest size at the end of training, with the most solved
-    examples before each sum, unless the claim names other models or prompts.
-
-    Args:
-        tables: the tables of the study.
-        operands: released accuracies on sums after 16 examples, with the columns model, step,
-            number (the first operand) and value (0 to 1).
+    By default, a claim on our models is about the largest size at the end of training, with the
+    most solved examples before each sum. `operands` is the table of `study.released`.
     """
     return [
         *_on_released(operands),
@@ -63,7 +57,7 @@ def claims(
 
 
 def _on_released(operands: pd.DataFrame) -> list[Claim]:
-    """Return the claims on released models. `operands` is the same as for `claims`."""
+    """Return the claims on released models."""
     unable = released_mean(operands, BELOW_1B, 143_000)
     late = [released_change(operands, sizes, 65_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
     note = ""
@@ -112,12 +106,9 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
 
 
 def released_mean(operands: pd.DataFrame, models: tuple[str, ...], step: int) -> pd.Series | None:
-    """Return the released accuracy on sums by first operand, averaged over some models.
+    """Return released accuracy on sums by first operand, in percent, averaged over some models.
 
-    It is in percent. The result is None if a model is missing.
-
-    Args:
-        operands: as in `claims`.
+    The result is None if a model is missing. See `claims` for `operands`.
     """
     at = operands[(operands.step == step) & operands.model.isin(models)]
     if set(at.model) != set(models):
@@ -160,13 +151,9 @@ def _larger_improve_more(operands: pd.DataFrame) -> Test:
 
 
 def comparable_sizes(sizes: tuple[str, ...]) -> list[str]:
-    """Return the sizes whose attention heads are as wide as the heads of the largest size.
+    """Return the sizes whose attention heads are as wide as the heads of the largest (last) size.
 
-    Attention and rotary embeddings depend on the width of heads, so it would not be fair to compare
-    the largest size with a size that has other heads.
-
-    Args:
-        sizes: smallest first.
+    Attention and rotary embeddings depend on the width, so other sizes are not comparable.
     """
     wide = [size_named(size).d_model // size_named(size).n_heads for size in sizes]
     return [size for size, width in zip(sizes, wide, strict=True) if width == wide[-1]]
@@ -236,7 +223,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
 
 
 def _percent(e: Estimate | None) -> Estimate | None:
-    """Convert an estimate from a share to percent. Return None if there is no estimate."""
+    """Convert an estimate, if there is one, from a share to percent."""
     return e and e.times(100)
 
 
@@ -244,7 +231,7 @@ def _percent(e: Estimate | None) -> Estimate | None:
 
 
 def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the larger half of the sizes; with an odd number of sizes, the middle one is included.
+    """Return the larger half of the sizes, with the middle one if their number is odd.
 
     The coins' effects are averaged over these sizes, as was decided before any measurement.
     """
@@ -252,10 +239,7 @@ def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
-    """Return the claims on numbers that were made more frequent by the toss of a coin.
-
-    See `NumberScores.coins`.
-    """
+    """Return the claims on the coins (see `NumberScores.coins`)."""
     shots, sizes = params.shot_list[-1], larger_half(params.size_list)
     units = f"matched pairs of numbers; one run of each of {len(sizes)} sizes"
     rows = []
@@ -298,11 +282,7 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
 
 
 def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
-    """Return the claims that a model picks a defined word more often if the word is frequent.
-
-    Args:
-        table: the result of `definitions_table`.
-    """
+    """Return the claims that a model picks a defined word more often if the word is frequent."""
     size = params.size_list[-1]
     return [
         Claim(
@@ -317,13 +297,9 @@ def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _word_test(table: pd.DataFrame) -> Test:
-    """Test whether models pick the defined word more often if the word is frequent.
+    """Test whether models pick words of the most frequent bin more often than of the least.
 
-    The most frequent bin of words is compared with the least frequent bin. The test is untestable
-    if there are fewer than two bins, or if the model does not beat guessing over all bins.
-
-    Args:
-        table: the rows of `definitions_table` for one size and one value of `read`.
+    The test is untestable with fewer than two bins, or if the model does not beat guessing.
     """
     groups = table[table.group >= WORD_BINS[0]].sort_values("group")
     if len(groups) < 2:

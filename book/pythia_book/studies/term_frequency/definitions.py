@@ -1,12 +1,11 @@
 """Test what a model knows about a word: given a definition, does it pick the defined word?
 
-Given a definition from WordNet, which is part of the pocket Pile, the model picks the defined word
-out of four. Each word is scored by the probability of the definition after it, in the format of the
-training text ("word: definition"). The probability of the word itself does not count. Half of the
-definitions occur in the training text, once each; for the other half, the model must have learned
-the word from other contexts. The three distractors are about as frequent as the right word, so
-frequency alone does not distinguish them. Only entries of a single word are used, and examples
-after a definition are cut off.
+The definitions are from WordNet, which is part of the pocket Pile. Each of four words is scored by
+the probability of the definition after it, in the format of the training text ("word: definition").
+The probability of the word itself does not count. Half of the definitions occur in the training
+text, once each; for the other half, the model must have learned the word from other contexts. The
+three distractors are about as frequent as the right word, so frequency alone does not distinguish
+them.
 """
 
 from __future__ import annotations
@@ -83,9 +82,9 @@ def words_and_lines(
     they stand in the same few sentences again and again.
 
     Returns:
-        How often each word, in lower case, occurs in the training text; all lines of the
-        dictionary; and how often each line of the dictionary occurs in the training text. There are
-        no lines if the dictionary is not one of the corpus's domains.
+        The counts of lower-case words in the training text, all lines of the dictionary, and the
+        counts of these lines in the training text. There are no lines if the corpus has no
+        dictionary.
     """
     natural: Counter[str] = Counter()
     planted: Counter[str] = Counter()
@@ -116,14 +115,9 @@ def definition_items(
 ) -> list[Definition]:
     """Choose the definitions to ask about, and three wrong words for each.
 
-    The bins of WORD_BINS group words by how often they occur in the training text. In each bin,
-    hashes choose up to `per_bin` definitions that are in the training text once, and up to
-    `per_bin` definitions that are not in the training text.
-
-    Args:
-        all_lines: lines of the dictionary.
-        training_lines: maps a line to its count in the training text.
-        frequency: maps a word to its count in the training text.
+    From each bin of WORD_BINS, hashes choose up to `per_bin` definitions that are in the training
+    text once, and as many that are not in it. `training_lines` and `frequency` are counts in the
+    training text, of lines of the dictionary and of words.
 
     Raises:
         DataError: the dictionary has fewer than CHOICES words that occur in the training text.
@@ -164,10 +158,7 @@ def _distractors(
 ) -> list[str]:
     """Choose three wrong words by hash, among words about as frequent as the right word.
 
-    Args:
-        ranked: (count of the word, hash, line) of each dictionary entry, by ascending count.
-        words: maps each line to the word that it defines.
-        index: index in `ranked` of the right word's entry.
+    `ranked` has (count of the word, hash, line) of each entry, ascending; `index` is the right one.
     """
     own = words[ranked[index][2]]
     span = NEIGHBOURS
@@ -189,10 +180,8 @@ def _hash(text: str) -> str:
 class DefinitionMeasurement:
     """A measurement of whether a model finds the defined word among four words.
 
-    Calling it with a model returns these arrays:
-    choice bool[items], whether the definition is likelier after the right word than after each
-    wrong word;
-    logprob float32[items], the log-probability of the definition after the right word, in nats.
+    `choice`: bool[items], whether the definition is likeliest after the right word;
+    `logprob`: float32[items], log-probability of the definition after the right word, in nats.
     """
 
     items: tuple[Definition, ...]

