@@ -48,8 +48,8 @@ class Estimate:
     def p_value(self, null: float = 0.0) -> float:
         """Return the two-sided p-value of the hypothesis that the true value is `null`.
 
-        Without `exact_p`, Student's t is used. The standard error then comes from the half of the
-        interval on the side of `null`. The p-value is below 1 - LEVEL if, and only if, the interval
+        Without `exact_p`, Student's t is used. The standard error is then derived from the distance
+        between the value and the end of the interval that faces `null`. The p-value is below 1 - LEVEL if, and only if, the interval
         excludes `null`.
         """
         from scipy.special import ndtr, stdtr

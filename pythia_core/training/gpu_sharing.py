@@ -1,9 +1,10 @@
 """Train several small models on one GPU at the same time without exceeding its memory.
 
-A model of a million parameters keeps a large GPU busy for only a fraction of each step. The first
-waiting job whose estimated memory (pythia_core.training.memory) fits next to the running jobs
-starts. A job that needs the whole GPU runs alone. The environment variable `PYTHIA_GPU_JOBS` limits
-the number of running jobs. The gain has not been measured yet.
+A model of a million parameters keeps a large GPU busy for only a fraction of each step. A waiting
+job starts once its estimated memory (pythia_core.training.memory) fits next to the running jobs; if
+several fit, the first in the queue starts. A job that needs the whole GPU runs alone. The
+environment variable `PYTHIA_GPU_JOBS` limits the number of running jobs. The gain has not been
+measured yet.
 """
 
 from __future__ import annotations

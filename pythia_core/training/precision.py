@@ -1,8 +1,8 @@
 """Choose the precision in which this machine trains fastest, by measuring a training step.
 
-The flags of a processor do not say which is faster. Of two processors with AVX512-BF16 and without
-AMX, one trained almost twice as fast in bf16 as in fp32, and the other more slowly. So the first
-process that needs the answer times both precisions, which takes about a second.
+A processor's flags do not say whether bf16 or fp32 is faster. Of two processors with AVX512-BF16
+and without AMX, one trained almost twice as fast in bf16 as in fp32, and the other more slowly. So
+the first process that needs the answer times both precisions, which takes about a second.
 
 The precision is part of a run's identity, so a changed answer would make every model train again.
 It is therefore stored in the user's cache folder, for each processor and version of torch.

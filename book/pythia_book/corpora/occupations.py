@@ -182,9 +182,9 @@ def noun_counts(count: int, flat: bool = False) -> list[NounCount]:
 
 
 def documents(count: int, flat: bool = False) -> Iterator[str]:
-    """Yield about `count` documents of PER_DOCUMENT planted sentences, one per line.
+    """Yield about `count` documents. Each has PER_DOCUMENT planted sentences, one per line.
 
-    The nouns and frames of the sentences do not depend on `flat`, only the pronouns.
+    `flat` changes only the pronouns of the sentences, not their nouns or frames.
 
     Args:
         flat: see `noun_counts`.

@@ -4,12 +4,13 @@ Claims about order are from section 3.2 of the Pythia paper. Claims about size a
 from Biderman et al. 2023b ("Emergent and Predictable Memorization", arXiv 2304.11158) and Carlini
 et al. 2022 (arXiv 2202.07646).
 
-Intervals on released numbers are over model sizes: the released sequences contain many duplicates,
-and each size was trained once. On our runs, intervals are over sizes for a trend over sizes, and
-over texts for a single run: all rows of a repeated text count as one.
+For released models, the unit of an interval is the model size, because the released sequences
+contain many duplicates and each size was trained once. For our runs, the unit is the size if a
+claim is about a trend over sizes, and the text if it is about a single run. All rows of a repeated
+text count as one.
 
-Biderman et al. 2023b call precision high and recall low without a bound. Their numbers get no
-verdict; ours are compared with the values that they call high or low.
+Biderman et al. 2023b call their precision high and their recall low, but give no bound. So their
+numbers get no verdict, and ours are compared with theirs.
 """
 
 from __future__ import annotations

@@ -132,9 +132,9 @@ def definition_items(
     ranked = [entry for entry in ranked if entry[0] >= WORD_BINS[0]]
     if len({words[line] for *_, line in ranked}) < CHOICES:
         raise DataError(
-            f"at least {CHOICES} different words of the dictionary must occur in the training "
-            f"text, but only {len(ranked)} dictionary entries have a word that does; include the "
-            "domain 'dictionary' or more text"
+            f"only {len({words[line] for *_, line in ranked})} different words of the dictionary "
+            f"occur in the training text, but at least {CHOICES} are needed; include the domain "
+            "'dictionary' or more text"
         )
     groups: dict[tuple[bool, int], list[int]] = {}
     for index, (count, _, line) in enumerate(ranked):

@@ -154,9 +154,10 @@ class NumberScores:
         return self._apart(second - first, max(step for _, step in cells))
 
     def _apart(self, values: np.ndarray, step: int) -> Estimate | None:
-        """Return how much higher `values`, float[100], are on frequent than on rare first operands.
+        """Return how much higher `values` are on the most frequent tenth of first operands.
 
-        The result is None if a tenth has only NaN.
+        They are compared with the rarest tenth. `values` is float[100]. The result is None if one
+        of the two tenths has only NaN.
         """
         groups = [values[numbers] for numbers in tenths(self.in_sums(step))]
         top, bottom = (group[np.isfinite(group)] for group in groups)
