@@ -1,7 +1,7 @@
 """Train, inspect and study Pythia models (`python -m pythia_core`, or `pythia-book` if installed).
 
-The commands `prepare` and `train` are in pythia_core.commands. The book registers all other
-commands, which are in pythia_book.commands.
+The commands `prepare` and `train` are in pythia_core.commands, all others in
+pythia_book.commands.
 """
 
 from __future__ import annotations

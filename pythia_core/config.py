@@ -42,8 +42,7 @@ The domains are listed here, not in the book, because they are the default of a 
 so part of every run's identity."""
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
 PLANTED_DOMAINS = ("copies", "equations", "occupations", "canaries")
-"""Domains of text that the scales plant in the miniature and in the large corpus. Each can be left
-out."""
+"""Domains that are planted in the corpora "miniature" and "large"; each can be left out."""
 CONTROL_DOMAINS = {"occupations_flat": "occupations"}
 """Maps a control domain to the planted domain that it replaces."""
 DOMAINS_OF = {
@@ -51,7 +50,7 @@ DOMAINS_OF = {
     "miniature": (*DOMAINS, *PLANTED_DOMAINS, *CONTROL_DOMAINS),
     "large": (*LARGE_DOMAINS, *PLANTED_DOMAINS, *CONTROL_DOMAINS),
 }
-"""Map each corpus that the scales train on to its domains."""
+"""Maps each corpus of the scales to its domains."""
 
 
 def default_domains(corpus: str) -> tuple[str, ...]:

@@ -91,8 +91,8 @@ LAPTOP_SIZES = {
     )
 }
 """Eight sizes for two cores, named by their number of *non-embedding* parameters. All heads have 16
-dims. The peak learning rate of a size is the one of four with the lowest held-out loss (`bench
-learning-rates`; table on the page Method)."""
+dims. Of several peak learning rates tried, each size has the one with the lowest held-out loss
+(`bench learning-rates`; table on the page Method)."""
 
 GPU_SIZES = {
     size.name: size
@@ -297,7 +297,7 @@ def scale_named(name: str) -> Scale:
 DATA_ARMS = ("standard", "deduplicated")
 
 Cell = tuple[str, str]
-"""A run of the suite: (name of the size, data arm)."""
+"""A run of the suite: (name of the size, name of its corpus in DATA_ARMS)."""
 
 
 def suite_configs(

@@ -1,6 +1,6 @@
 """Runs the studies of the book: trains, measures, tests claims, draws, records and builds the site.
 
-`EXTENSIONS` registers with pythia_core the commands, corpora and continued runs of pythia_book.
+`EXTENSIONS` lists the commands, corpora and kind of run that pythia_book adds to pythia_core.
 pythia_core never imports pythia_book. README.md ("Layout") describes the modules.
 """
 
@@ -12,4 +12,4 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "corpora": {name: "pythia_book.corpora" for name in ("pocket-pile", "miniature", "large")},
     "runs": {"continued": "pythia_book.released.continuation.run:open_continued"},
 }
-"""Maps each group and name to a module or function, for `pythia_core.util.extensions`."""
+"""For each group, maps names to modules or functions; read by `pythia_core.util.extensions`."""

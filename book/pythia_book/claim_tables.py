@@ -2,7 +2,7 @@
 
 A row has the claim, its source, the results on the released models and on our models, and the
 verdict. In HTML, "Details" unfolds the paper's words, exact numbers and tests. Premises and checks
-are in a second table, which also unfolds.
+are in a second table, folded at first.
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ def measure_each(
 
 
 _kept: dict[tuple[str, str], Measurement] = {}
-"""The first copy of each measurement in this process, by name and digest. The first copy keeps its
-packed requests; every job brings a new copy without them."""
+"""The first copy of each measurement in this process, by name and digest. Every job brings a new
+copy; the first one is used, because it has already packed its requests."""
 
 
 def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:

@@ -1,12 +1,12 @@
 """Reads and checks the notebooks of studies, and stamps and cleans executed notebooks.
 
 notebooks/<study>.ipynb has no outputs, and one cell tagged `parameters`. A run writes an executed
-notebook to results/<study>/<scale>/notebook.ipynb. The stamp in its metadata has the parameters and
-the hashes of the code cells, of all Python files, and of the record. The run is up to date while a
-new stamp would have the same parameters and code hashes.
+notebook to results/<study>/<scale>/notebook.ipynb. The metadata of that notebook has a stamp: the
+parameters, and the hashes of the code cells, of all Python files and of the record. A run is up to
+date if the parameters and the hashes of the code are still the same.
 
-Papermill only warns about an unknown parameter, so this module rejects unknown parameters. Cleaning
-removes paths, host name, timings and versions, which makes notebooks reproducible.
+This module rejects unknown parameters, because papermill only warns about them. Cleaning removes
+paths, the host name, timings and versions, so that notebooks are reproducible.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Runs the notebook of a study with papermill, and lets `papermill` work without an output path.
 
 Papermill imports this module in every call, through the entry point `papermill.engine`, so the
-import must be fast. For a notebook of this project, the import adds the option for our engine and a
-missing output path, results/<study>/<scale>/notebook.ipynb.
+import must be fast. If the notebook is one of this project, the import selects our engine and, if
+the call has no output path, adds results/<study>/<scale>/notebook.ipynb.
 
-A run replaces the earlier run as a whole: the kernel writes the record to a temporary folder
-(`PYTHIA_RECORD_TO`), the engine adds the cleaned and stamped notebook, and the folder replaces
-results/<study>/<scale>/. A failed or only prepared notebook goes to
+The kernel writes the record to a temporary folder (`PYTHIA_RECORD_TO`), and the engine adds the
+cleaned and stamped notebook. The folder then replaces results/<study>/<scale>/ as a whole. A
+notebook that failed or was only prepared, not executed, goes to
 results/<study>/<scale>-unfinished.ipynb. With any other output path, no record is written.
 """
 
@@ -31,7 +31,8 @@ from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
 START_DELAY = 0.5
-"""Seconds from Ctrl-C to the interrupt of the kernel, which ignores one until its cell runs."""
+"""Seconds from Ctrl-C until the kernel is interrupted. A kernel whose cell has not started yet
+would ignore the interrupt."""
 
 OPTIONS = {
     ("--parameters", "-p"): 2,

@@ -21,7 +21,7 @@ from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import parallel_map
 
 UNCHANGED_BY = ("library_hash", "published_numbers", "record", "outputs")
-"""Keys of a notebook's stamp that may differ although the notebook shows the same."""
+"""Keys of a notebook's stamp that are ignored when deciding whether a redraw changed it."""
 
 
 NAMED = 8

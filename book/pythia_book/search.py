@@ -5,10 +5,10 @@ There are two ways to match:
 - *tokens*: match the token ids of the text, encoded with or without a leading space. This is fast,
   but misses occurrences that are tokenized differently, e.g. inside a word.
 - *surface*: match the bytes of the text (in NFC, like the data) in the bytes of a row. This finds
-  every occurrence, however it is tokenized, but none that spans two documents.
+  every occurrence within a document, however it is tokenized.
 
-All S+1 tokens of a row are searched. An occurrence that the end of a row cuts in two does not
-count, because the model never saw it whole. pythia_book.term_counts counts many terms at once.
+All S+1 tokens of a row are searched. An occurrence does not count if it continues in the next row,
+because the model never saw it whole. pythia_book.term_counts counts many terms at once.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class RowBytes:
 CHUNK = 1 << 20
 """Number of tokens to search at a time."""
 _BREAK = b"\xff"
-"""The byte of a special token or the end of a row. It never occurs in UTF-8."""
+"""The byte that stands for a special token or the end of a row. It never occurs in UTF-8."""
 
 
 @dataclass(frozen=True)

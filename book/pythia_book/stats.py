@@ -20,7 +20,7 @@ from pythia_core.errors import ConfigError, DataError
 
 LEVEL = 0.95
 Z_95 = 1.959963984540054
-"""Half the width of a normal 95 % interval, in standard errors."""
+"""Half the width of a 95 % interval of a normal distribution, in standard errors."""
 FEWEST_ITEMS = 5
 """A bootstrap over fewer items gets no interval, because it would be far too narrow."""
 
@@ -49,8 +49,8 @@ class Estimate:
         """Return the two-sided p-value of the hypothesis that the true value is `null`.
 
         Without `exact_p`, Student's t is used. The standard error is then derived from the distance
-        between the value and the end of the interval that faces `null`. The p-value is below 1 - LEVEL if, and only if, the interval
-        excludes `null`.
+        between the value and the end of the interval that faces `null`. The p-value is below
+        1 - LEVEL if, and only if, the interval excludes `null`.
         """
         from scipy.special import ndtr, stdtr
 

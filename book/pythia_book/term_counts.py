@@ -1,9 +1,9 @@
 """Counts terms in the text that a model has read up to each checkpoint (paper section 3.3).
 
 A term is one or more words, no matter how they are tokenized. A word is a run of ASCII letters,
-digits and bytes above 127; any other bytes may separate words. Terms are counted in the inputs of a
-row: all tokens but the last, which the next row repeats. An occurrence must lie within one row,
-because no model reads across rows. Overlapping occurrences all count.
+digits and bytes above 127; any other bytes may separate words. The last token of a row is not
+counted, because the next row repeats it. An occurrence must lie within one row, because no model
+reads across rows. Overlapping occurrences all count.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
 """Turns a measurement into a verdict, by the same rule for every study.
 
-A *claim* is a statement of a paper. A *premise* is an assumption that no paper states as a finding.
-A *check* verifies our own code and data. Each is tested on our runs, on the released models, or on
-both. The verdict follows from the 95 % interval of the effect, with Holm's correction:
+A *claim* is a statement of a paper, a *premise* an assumption that no paper states as a finding,
+and a *check* verifies our own code and data. A test compares the 95 % interval of an effect with a
+bound, or with a margin around zero. It is made on our runs, on the released models, or on both:
 
-    reproduced         the interval lies on the claimed side of the bound, or inside the margin
-    contradicted       the interval lies on the other side of the bound, or outside the margin
+    reproduced         the interval is on the claimed side of the bound, or inside the margin
+    contradicted       the interval is on the other side, or outside the margin
     not resolved       neither; the reason states what the test could have detected
     not testable here  the test cannot fail, lacks a measurement, or has no interval
 
-The first two have other words for released numbers (CONFIRMED, REFUTED), and for premises and
-checks (HOLDS, FAILS). Claims are one family of tests; premises and checks are another. Holm's
-procedure limits the probability of any wrong verdict in a family of a study to 5 %.
+CONFIRMED, REFUTED, HOLDS and FAILS are other words for the first two. Per study, Holm's procedure
+limits the probability of any wrong verdict to 5 % among claims, and among premises and checks.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Find copies and near-copies among the documents of a corpus, and choose which to keep.
 
-The paper used MinHash LSH with threshold 0.87 and gives no more detail. Most likely (the authors
-have not confirmed it), a signature had one band of 10 hashes of word 5-grams, candidate pairs were
-not verified, and the last copy was kept. A pair with Jaccard similarity J is then found with
-probability J^10: only 25 % at J = 0.87. The recipe `eleutherai-0.87` follows this guess, except
-that words end at white space, hash functions differ, and texts are not split into slices.
+The paper used MinHash LSH with threshold 0.87 and gives no more detail. Our guess, which the
+authors have not confirmed: one band of 10 hashes of word 5-grams, candidate pairs not verified, the
+last copy kept. This would find a pair with Jaccard similarity J with probability J^10: only 25 % at
+J = 0.87. The recipe `eleutherai-0.87` follows the guess, except that words end at white space, hash
+functions differ, and texts are not split into slices.
 
-The recipe `jaccard-0.87` verifies the exact similarity of candidates. Signatures are from
-datatrove, without its normalisation, which would make tables with different numbers copies.
+The recipe `jaccard-0.87` also checks the exact similarity of each candidate pair. Both recipes use
+datatrove's signatures. Its text normalisation is off: it would make all numbers equal, and tables
+with different numbers would count as copies.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 l
 document table D, i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64 table[D]
 (first sequence of each document). Text has one sequence per document, so the table is 0..N.
 
-A flipped bit in an `.idx` is detected when the file is opened. A flipped bit in a `.bin` is only
-detected by its hash, which pythia_core.data.prepare stores. A `.bin` that is split into
-`PREFIX-00000-of-000NN.bin`, as the Pile's is, is read in place.
+A flipped bit in an `.idx` is detected when the file is opened. Only a hash can detect a flipped bit
+in a `.bin`; pythia_core.data.prepare stores one. A `.bin` in several parts, like the Pile's
+`PREFIX-00000-of-000NN.bin`, is read in place.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The paper (section 3.1) repeats the end of training with changed pronouns and everything else equal.
 A run with an intervention is a fork; the run without it is its control. All changes are computed
 before the fork is trained, and listed in a ledger. Each batch of the fork is the control's batch
-with the ledger applied. A token that is in two rows is changed in both.
+with the ledger applied. Rows overlap by one token; such a token is changed in each row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Put documents in training order, as rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
 
-The order depends only on the lengths of the D documents, the seed, S and the number of epochs E. By
-default, it is made as in `megatron/data/gpt2_dataset.py` at v1.0:
+The order depends only on the lengths of the D documents, the seed, S, the number of epochs E and
+the epoch policy. With the policy "joint", it is made as in `megatron/data/gpt2_dataset.py` at v1.0:
 
 1. one `RandomState(seed)` is made, which shuffles first in step 2 and then in step 4;
 2. E copies of the document numbers 0..D-1 are shuffled *together* (so epochs have no boundary);

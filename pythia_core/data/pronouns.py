@@ -1,14 +1,14 @@
 """Find the words to swap in token ids, for the paper's gender-bias intervention and a placebo.
 
 The paper (section 3.1) replaces masculine by feminine pronouns in the last 7 % or 21 % of training.
-Its code is not documented (case-studies/README.md in EleutherAI/pythia, commit 4d0c901). Here, only
-whole words are replaced (runs of letters, digits and underscores, in lower, Capitalised or UPPER
-case), and only by words with as many tokens. So all other tokens keep their places.
+Its code is not documented (case-studies/README.md in EleutherAI/pythia, commit 4d0c901). Here, a
+word is replaced only if it is whole (a run of letters, digits and underscores), written in lower,
+Capitalised or UPPER case, and has as many tokens as its replacement. So other tokens do not move.
 
-English "her" is both "his" and "him", so masculine to feminine and back does not restore a text:
-"her" always becomes "his", as "her" is mostly a determiner, and "his" never becomes "hers". The
-prepositions are a placebo: rarer words of the same class, without gender. At the scale `laptop`,
-the placebo changes as many tokens as the masculine pronouns, within some 5 %.
+A swap to feminine and back does not restore a text: "his" and "him" both become "her", and "her"
+always becomes "his", because it is mostly a determiner. The placebo replaces two prepositions by
+rarer ones. At the scale `laptop`, it changes as many tokens as the swap of masculine pronouns, to
+within about 5 %.
 """
 
 from __future__ import annotations

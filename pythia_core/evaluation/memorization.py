@@ -4,8 +4,8 @@ A row is (k, l)-memorized if greedy decoding from its first k tokens gives its n
 paper uses k = l = 32 and tests every row that training has read so far.
 
 The test generates no text. Until its first wrong token, greedy decoding reads the row's own tokens.
-So a row is memorized if and only if the model, given the row, finds the correct token most likely
-at each of the l positions. Most rows fail early, so rows are tested at 2, then 5, then l positions.
+So a row is memorized if and only if, at each of the l positions, the row's own token is the model's
+most likely one. Most rows fail early, so the test takes the first 2 positions, then 5, then all l.
 Weights and activations are in fp32 (in the paper: fp16), so that ties are rare.
 """
 
@@ -32,7 +32,7 @@ VERSION = 2
 TOKEN_BUDGET = 4096
 """Number of tokens in a batch."""
 STAGES = (2, 5)
-"""Number of positions that are checked before all are."""
+"""How many positions the first rounds of the test take; the last round takes all."""
 
 
 @dataclass(frozen=True)

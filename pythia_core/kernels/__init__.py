@@ -4,10 +4,10 @@ A function named `*_reference` defines the correct result. The function without 
 fastest exact path on the device. A model gets its operations as an `Ops`: `FAST` has the functions
 of this package, `PLAIN` the same formulas in torch alone, which `torch.compile` can fuse freely.
 
-On a CUDA device, Triton kernels run `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and the
-rotation in `attention` (dispatch). The rest of attention has several backends (attention_backends).
-On a CPU with a C compiler, C functions run attention and everything else that is not a matrix
-product (native). The kernel of the optimizer (adamw) is no part of the model, and not exported.
+On a CUDA device, `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and the rotation in
+`attention` run as Triton kernels (see dispatch); the rest of attention has several backends (see
+attention_backends). On a CPU with a C compiler, everything but plain matrix products runs in C (see
+native). The kernel of the optimizer (adamw) is not part of the model and not exported.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ attention crosses the ends of documents. There are three implementations:
 
 - On CUDA devices with Triton, queries and keys are rotated in place (kernels.rotary). Attention
   then reads strided views, with the backend that attention_backends selects for the head dim.
-- On CPUs with a C compiler, rows of at most 512 tokens are attended to in C, one head at a time, so
-  that everything between reading qkv and writing the output stays in the first-level caches.
+- On CPUs with a C compiler, rows of at most 512 tokens are computed in C, one head at a time, so
+  that all intermediate values stay in the first-level caches.
 - In all other cases, torch's scaled_dot_product_attention (flash kernels) runs under autograd.
 """
 
@@ -30,7 +30,7 @@ from pythia_core.kernels.attention_backends import (
 from pythia_core.kernels.rotary import rotary_reference, rotate_, split_rotated
 
 MAX_NATIVE_SEQ = 512
-"""Longest row, in tokens, of which a head fits into the first-level caches."""
+"""Longest row, in tokens, for which the data of one head fit into the first-level caches."""
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ BACKENDS = ("torch", *SDPA_BACKENDS, "flash_attn", "triton")
 FASTEST: dict[int, str] = {}
 """Map head dims to the backend with the fastest forward and backward in bf16. Not yet measured."""
 DEFAULT = "torch"
-"""The backend for fp32, which not every backend takes, and for head dims not in FASTEST."""
+"""The backend for head dims not in FASTEST, and for fp32, which some backends do not support."""
 _unavailable: dict[str, str] = {}
 
 

@@ -1,7 +1,7 @@
 """Tile sizes, warps and pipeline stages of the Triton attention for each head dim.
 
-A block in Triton has a power of two of lanes. So a head is split into one or two blocks: 80 dims
-become blocks of 64 and 16 lanes, because a single block of 128 would be 60 % more work. With these
+The lanes of a Triton block are a power of two in number. So a head is split into one or two blocks:
+80 dims become blocks of 64 and 16 lanes, as a single block of 128 would be 60 % more work. With our
 tiles, all kernels compile for sm_90 without spilling registers and fit the shared memory of an SM
 (tests/core/kernels/test_compiled.py). Whether other tiles are faster is not yet measured.
 """
@@ -47,7 +47,7 @@ TILES = {
 }
 """Map head dims to tiles for bf16 and fp16; other head dims take the next larger entry."""
 TILES_FP32 = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
-"""Tiles for fp32 and any head dim; without tensor cores, fp32 serves only for comparison."""
+"""Tiles for fp32, at any head dim. fp32 uses no tensor cores and serves only for comparison."""
 
 
 def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:

@@ -7,7 +7,7 @@ over the keys with a running maximum. The program writes the output and the log-
 Backward: two kernels recompute the probabilities from q, k and the log-sum-exp. One kernel computes
 dk and dv for a tile of keys, the other dq for a tile of queries. This takes two more matrix
 products than one kernel with atomic sums of dq, but results are bitwise repeatable. All gradients
-go into the packed (batch, seq, heads, 3, head_dim) that the backward of the QKV projection expects.
+go into one tensor (batch, seq, heads, 3, head_dim), as the backward of the QKV projection expects.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The Triton kernel of the cross-entropy, which replaces each row of logits by its gradient.
 
-A row is read twice, in blocks: for its maximum and sum of exponentials, then for the gradient. All
-50,304 logits of a row would spill registers on sm_90, and the second read hits the L2 cache.
+A row is read twice, in blocks: for its maximum and sum of exponentials, then for the gradient.
+Holding all 50,304 logits of a row would spill registers on sm_90. The second read hits the L2
+cache.
 """
 
 from __future__ import annotations

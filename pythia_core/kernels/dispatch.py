@@ -1,12 +1,12 @@
 """Decide whether an operation runs as a Triton kernel or in torch.
 
 An operation with a kernel has two files: `x.py` with the reference and the function that the model
-calls, and `x_triton.py` with the Triton code, imported on first use. Without Triton, which comes
-with torch's CUDA builds, or with `PYTHIA_TRITON=0`, every operation runs in torch.
+calls, and `x_triton.py` with the Triton code, imported on first use. Every operation runs in torch
+if Triton is missing (torch's CUDA builds include it) or if `PYTHIA_TRITON=0` is set.
 
-`is_supported` tries a kernel before its first use on a GPU with a dtype and a width. If the kernel
-fails, e.g. because of the version of Triton, one warning is logged and the operation runs in torch.
-Inside `no_fallback`, the failure is an error.
+On a GPU, `is_supported` tries each kernel once per dtype and width. If the kernel fails, e.g.
+because of the version of Triton, a warning is logged and the operation runs in torch. Inside
+`no_fallback`, the failure is an error.
 
 With Triton's own variable `TRITON_INTERPRET=1`, kernels run on CPU tensors. This is slow, and meant
 for tests. The kernels' speed on a GPU has not been measured yet.

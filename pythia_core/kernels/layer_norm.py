@@ -16,7 +16,7 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 BLOCKS = 16
-"""Number of partial sums of a gradient; fixed, so results do not depend on the threads."""
+"""Number of partial sums of a gradient; fixed, so results do not depend on the thread count."""
 WIDTH_MAX = 8192
 """Widest row, in elements, that the Triton kernels can hold in registers; Pythia-12B has 5,120."""
 

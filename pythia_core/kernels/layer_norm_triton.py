@@ -4,8 +4,8 @@ The forward kernel also adds the branches of the previous block to the residual 
 are computed in fp32: first the mean, then the mean of centred squares.
 
 Each program of the backward kernel sums the parameter gradients of many rows in registers. The
-number of programs, PARTIALS, is fixed, so results do not depend on the device. A vector in Triton
-has a power of two of elements. So a row of 5,120 elements (Pythia-12B) is split into vectors of
+number of programs, PARTIALS, is fixed, so results do not depend on the device. The length of a
+Triton vector is a power of two. So a row of 5,120 elements (Pythia-12B) is split into vectors of
 4,096 and 1,024: sums padded to 8,192 would not fit in the registers of sm_90.
 """
 

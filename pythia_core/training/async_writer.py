@@ -2,10 +2,12 @@
 
 `save` copies the tensors, so later updates cannot change what is written. CUDA tensors are copied
 to pinned memory on a separate stream. Only one checkpoint is written at a time, so the next `save`
-waits for the previous one. The writer raises an error of the thread at its next call, at the latest
-when it is closed. A crash leaves a complete checkpoint or none (pythia_core.training.checkpoint).
+waits for the previous one. If a write fails, the next `save` or `check` raises its error, at the
+latest the end of the `with` block. A crash leaves a complete checkpoint or none
+(pythia_core.training.checkpoint).
 
-On a CPU, training uses no thread by default: saving is quick, and parallel runs use every core.
+On a CPU, training writes without a thread by default: saving is quick, and parallel runs use every
+core.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Choose how a training step is executed, with settings that are not part of a run's config.
+"""Choose how a training step is executed. This choice is not part of a run's config.
 
 The mode "eager" executes one operation after another, "graph" replays a recorded CUDA graph of a
 micro-batch, and "compile" uses torch.compile. In each mode, activations can be stored or recomputed
 in the backward pass. The environment variable `PYTHIA_EXECUTION` sets the execution of all runs,
 e.g. "compile+recompute".
 
-A setting that changes results bitwise is part of a run's identity (`Execution.backend`). "compile"
-changes results, because it fuses operations. "graph" and recomputation run the same kernels.
+A choice that changes results bitwise is still part of a run's identity (`Execution.backend`).
+"compile" changes them, because it fuses operations. "graph" and recomputation do not: they run the
+same kernels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scale the loss dynamically, as DeepSpeed did for those models of Pythia that train in fp16.
+"""Scale the loss dynamically, as DeepSpeed did for the Pythia models trained in fp16.
 
 The loss is multiplied by `scale`, so that small gradients do not vanish in fp16. If a gradient then
 exceeds the largest fp16 number, the update "overflows" and is skipped: weights, Adam's moments and

@@ -1,12 +1,12 @@
 """AdamW as Pythia used it, on parameters that live in one flat buffer.
 
-All fp32 master weights are views of one tensor, all gradients of another, and all copies in half
-precision of a third. So each operation of the optimizer takes at most one pass over contiguous
-memory, however many parameters the model has.
+One tensor holds all fp32 master weights, another all gradients, and a third all half-precision
+copies. The model's parameters are views of these tensors. So each operation of the optimizer takes
+at most one pass over contiguous memory.
 
-As in GPT-NeoX v1.0, weight decay applies to everything but biases and LayerNorm, and so to both
-embeddings. Weight decay is decoupled (AdamW), although the paper and the code of GPT-NeoX say
-"Adam".
+As in GPT-NeoX v1.0, weight decay applies to everything but biases and LayerNorm, and so to
+embedding and unembedding. Weight decay is decoupled (AdamW), although the paper and the code of
+GPT-NeoX say "Adam".
 """
 
 from __future__ import annotations

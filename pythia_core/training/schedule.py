@@ -20,8 +20,8 @@ N_CHECKPOINTS = 154
 N_LINEAR = 143
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PAPER_FORKS = (113, 133)
-"""Checkpoints (`linear_step`) at which the paper's interventions branch off, 21 % and 7 % before
-the end. Every run keeps its full state there."""
+"""Indices (`linear_step`) of the checkpoints at which the paper's interventions branch off, 21 %
+and 7 % before the end. Every run keeps its full state there."""
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ from pythia_core.util.stopping import Stopped, stop_requests
 from pythia_core.util.workers import one_thread
 
 STATE_EVERY_SECONDS = 2.0
-"""Time between two saved states, so a crash loses about this much; longer if saving is slow."""
+"""Time between two saved states, longer if saving is slow. A crash loses about this much work."""
 STATE_SHARE = 0.02
 """Maximum fraction of the time that is spent on saving states."""
 LOCK_SECONDS = 3.0

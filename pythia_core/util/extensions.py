@@ -1,8 +1,8 @@
 """Find the commands, corpora and kinds of runs that other packages add to the library.
 
 A package registers its additions as entry points in the groups `pythia_core.commands`,
-`pythia_core.corpora` and `pythia_core.runs`. The book uses a table (`pythia_book.EXTENSIONS`),
-which also works in a checkout that is not installed.
+`pythia_core.corpora` and `pythia_core.runs`. The book has a table instead
+(`pythia_book.EXTENSIONS`), which also works in a checkout that is not installed.
 """
 
 from __future__ import annotations

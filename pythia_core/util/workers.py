@@ -31,8 +31,8 @@ VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Gate = Callable[[Sequence[int], Sequence[int]], int | None]
-"""Returns the number of the job that may start now, or None, given the numbers of the waiting and
-of the running jobs. See training.gpu_sharing."""
+"""Maps the indices of the waiting jobs and of the running jobs to the index of the job that may
+start now, or None. See training.gpu_sharing."""
 
 MAX_JOB_NOTES = 4
 """Maximum number of running jobs that the progress line describes; others are only counted."""

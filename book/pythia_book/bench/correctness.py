@@ -1,9 +1,9 @@
 """Checks that kernels and training are correct on a GPU.
 
-Kernels are compared with results in fp64. Training in every mode is compared with the same model in
-plain PyTorch, fp32, on the CPU; outside torch.compile, a second run must also give the same bits. A
-kernel that would fall back to a slower operation counts as failed. A dry run does the same on tiny
-CPU tensors, without GPU kernels.
+Kernels are compared with results in fp64. A kernel that would fall back to a slower operation
+counts as failed. Training is compared, in every mode, with the same model in plain PyTorch on the
+CPU in fp32. Training twice must give the same bits; this is not checked under torch.compile. A dry
+run makes the same checks on tiny CPU tensors, without GPU kernels.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from pythia_core.training.trainer import DTYPES, Trainer
 from pythia_core.util.machine import deterministic
 
 UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
-"""Number of updates, vocabulary size and row length of the training check. A row has several tiles
-of an attention kernel."""
+"""Number of updates, vocabulary size and row length of the training check. A row is several tiles
+of an attention kernel long."""
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 """Maps each precision to the largest allowed difference, in nats, from the loss in plain fp32."""
 

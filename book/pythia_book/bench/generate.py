@@ -1,9 +1,9 @@
-"""Measures the speed of text generation, compared with `generate` of `transformers`.
+"""Compares our speed of text generation with that of `generate` in `transformers`.
 
-Both implementations have the same weights, take turns in one process, and continue the same batch
-of prompts greedily in fp32 by `NEW` tokens. `transformers` needs prompts padded on the left. Our
-speed is compared with its faster attention implementation. The weights are random, with an enlarged
-unembedding, so that the most likely token is clearly ahead and both should write equal texts.
+Both have the same weights, take turns in one process, and continue the same prompts greedily, in
+fp32, by `NEW` tokens. `transformers` needs prompts padded on the left. It is measured with two
+attention implementations, and the faster one counts. The weights are random. The unembedding is
+enlarged, so that the most likely token is clearly ahead and both should write the same text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pythia_core.util.machine import device_info
 from pythia_core.util.progress import bar as progress_bar
 
 PROMPT = (16, 48)
-"""Tokens of the shortest and of the longest prompt."""
+"""Lengths of the shortest and the longest prompt, in tokens."""
 NEW = 64
 BATCHES = (1, 16)
 ATTENTION = ("eager", "sdpa")

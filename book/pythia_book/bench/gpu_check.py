@@ -40,7 +40,7 @@ OVERTIME = 1.5
 """A step is stopped after this multiple of its estimated duration. In a dry run, which may be on a
 slow machine, a step is stopped only at the end of the budget."""
 CLOSING_SECONDS = 15.0
-"""A benchmark starts no measurement in these last seconds before its limit."""
+"""A benchmark starts no measurement if less than this is left before its time limit."""
 PROGRESS_SECONDS = 15.0
 """Seconds between two lines that show the progress of a step."""
 EXIT_SECONDS = 5.0

@@ -1,11 +1,11 @@
-"""Measures the speed of every kernel, compared with its reference implementation and libraries.
+"""Compares the speed of every kernel with its reference implementation and with libraries.
 
-Each row has the time of one forward and one backward pass of one implementation (see `timing`). On
-a GPU, the caches are flushed before every call. The rate in a row, in GB/s or TFLOP/s, counts the
-minimal work: each operand is read once, each result is written once, and products with masked keys
-do not count. The column `share` is the rate over that of a plain copy or matrix product in the same
-run. Errors are differences from an fp64 result on fewer tokens. A dry run does everything on tiny
-CPU tensors; its times are meaningless.
+A row has the time of one forward and one backward pass of one implementation (see `timing`). On a
+GPU, the caches are flushed before every call. The column `rate`, in GB/s or TFLOP/s, counts only
+the necessary work: reading each operand once, writing each result once, and no products with masked
+keys. The column `share` is the rate divided by the measured rate of a plain copy or matrix product.
+Errors are measured on fewer tokens, against fp64. A dry run does everything on tiny CPU tensors;
+its times mean nothing.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def cases(
 # --- measuring -------------------------------------------------------------------------------
 
 SIZES = ("31m", "160m", "1b", "1.4b", "2.8b")
-"""One size for each head dim; in this order, 32, 64, 256, 128 and 80."""
+"""One model size for each head dim: 32, 64, 256, 128 and 80, in this order."""
 KERNELS = (
     *("linear_cross_entropy", "split_rotated", "layer_norm_pair"),
     *("bias_gelu_tanh", "bias_gelu_erf", "attention", "adamw"),
@@ -568,10 +568,10 @@ HEAD_DIMS = (64, 128, 256, 80, 32)
 SEQ_LENS = (2048, 512)
 TOKENS, WIDTH = 32_768, 1024
 MEASURED = tuple(library for library in BACKENDS if library != "math")
-"""All libraries but "math", the plain formula: nobody would train with it, because it stores every
-score."""
+"""All libraries but "math". That is the plain formula, which stores every score, so nobody would
+train with it."""
 REPETITIONS = 4
-"""How often the gradients are computed again, to compare their bits with the first ones."""
+"""How often the gradients are computed again, to check that the bits are the same."""
 
 
 def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iterator[Row]:

@@ -1,8 +1,8 @@
-"""Reads and writes files of measurements, in which every line (row) is a JSON object.
+"""Reads and writes files of measurements. Every line (row) is a JSON object.
 
-Rows are written as soon as they are measured. Readers skip a partial line, and the next write ends
-it. Rows with `dry_run` have meaningless numbers, which no page uses. The column `failed` has the
-reason of a failed measurement. The kinds of rows are:
+Rows are written as soon as they are measured. If a crash leaves a partial line, readers skip it,
+and the next row starts on a new line. A row with `dry_run` has meaningless numbers; no page uses
+them. If a measurement failed, the column `failed` says why. The kinds of rows are:
 
     machine    device, versions, measured rates of copying memory and of matrix products
     train      one implementation of a training step at one size

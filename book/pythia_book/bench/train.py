@@ -60,8 +60,9 @@ Step = Callable[[np.ndarray], Any]
 """Makes one update on rows of S+1 tokens."""
 LEARNING_RATE = 1e-4
 SAVED_BYTES = {"compile": (34, 8), "eager": (60, 14)}
-"""Maps each mode to (a, b), counted by hand: a baseline saves about a * width bytes per token and
-layer, and b * vocabulary bytes per token in the loss. The search for a batch size starts here."""
+"""Maps each mode to (a, b), counted by hand. A baseline saves about a * width bytes per token and
+layer, and b * vocabulary bytes per token for the loss. The search for a batch size starts from this
+estimate."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ Baseline = tuple[nn.Module, Callable[[Tensor], Tensor]]
 BASELINE = Implementation("plain", "compile")
 """The baseline that our kernels must beat on a GPU."""
 SIZING_IMPLEMENTATION = Implementation("transformers")
-"""The implementation that needs the most memory: rows that fit with it fit with all others."""
+"""The implementation that needs the most memory. Rows that fit with it fit with all others."""
 GRAPH = Implementation("ours", "graph")
 ROUNDS_ON_GPU = (
     (GRAPH, BASELINE, SIZING_IMPLEMENTATION, Implementation("ours")),
@@ -286,12 +287,13 @@ def _update(
 
 SEQ_LEN = cost_model.SEQ_LEN
 TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
-"""Maximum tokens per update, enough to keep an H100 busy; "narrow": width up to 256."""
+"""Maximum tokens per update, enough to keep an H100 busy. "narrow" models have a width of up to
+256."""
 WARM_UP = 3
 ROUNDS, MIN_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
 """Rounds per implementation, and minimum updates per round: at least 20 timed updates in all."""
 TIME_ALLOWANCE = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
-"""Maps each mode to the seconds that must be left to start an implementation."""
+"""An implementation is started only if this many seconds are left, by mode."""
 COMPILE_SECONDS = 300
 """How long torch.compile may take for one size on a CPU."""
 

@@ -58,7 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--readme"),
            "cuda": ("--dry-run", "--budget", "--seconds")}  # fmt: skip
-"""Maps a device to the options of `bench train` for this device only."""
+"""Maps a device to the options of `bench train` that work only on this device."""
 
 
 def add(command: AddCommand) -> None:

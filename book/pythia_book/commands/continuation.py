@@ -1,8 +1,8 @@
 """Adds the command `continue`, which continues the training of a checkpoint.
 
 With --swap, two runs are trained: one on data with swapped pronouns, and a control on the same data
-unchanged. The plan, printed first, lists missing shards. Long training and large downloads start
-only with --yes.
+unchanged. The command first prints a plan, with the missing shards. It starts long training and
+large downloads only with --yes.
 """
 
 from __future__ import annotations

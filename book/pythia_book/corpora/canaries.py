@@ -1,10 +1,12 @@
 """Random strings that are planted in the miniature a known number of times.
 
-A canary cannot be predicted, so a model that prefers it to one that was never planted has memorized
-it (Carlini et al. 2019, "The Secret Sharer"). A canary that is planted once is read at one known
-update (pythia_book.search finds it), so that a study can ask how memory depends on when, and on how
-often, a text was read. Canaries are words of random syllables. Every document has PER_DOCUMENT
-different canaries in random order, so that deduplication removes none.
+A canary cannot be predicted. So a model that prefers it to a string that was never planted has
+memorized it (Carlini et al. 2019, "The Secret Sharer"). If a canary is planted once, one known
+update reads it (pythia_book.search finds the update). So a study can ask how memory depends on when
+a text was read, and how often.
+
+A canary is N_WORDS words of random syllables. Every document has PER_DOCUMENT different canaries in
+random order, so that deduplication removes none.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from pythia_core.util.files import fraction
 
 TIMES = {1: 0.36, 2: 0.16, 4: 0.16, 8: 0.16, 16: 0.16}
-"""Maps a number of copies to the share of all places that canaries with so many copies take."""
+"""Maps a number of copies to the share of all places that go to canaries with this many copies."""
 N_WORDS = 16
 """Words in a canary, each of two syllables."""
 PER_DOCUMENT = 4

@@ -1,19 +1,14 @@
 """Makes the sums (such as 12 plus 34) that are planted in the corpora "miniature" and "large".
 
-To test whether a model adds better with numbers that it has read more often, a corpus must have
-numbers and sums. In the pocket Pile, a source of both corpora, the numbers 0 to 99 differ in
-frequency by three orders of magnitude, but sums are rare. So sums are planted, worded like the
-paper's prompt (section 3.3, after Razeghi et al.). As first operands, numbers have the same
-relative frequencies as in the rest of the corpus, with one exception. As second operands, all
-numbers from 1 to 50 are equally frequent.
+They serve to test whether a model adds better with numbers that it has read more often. In the
+pocket Pile, the numbers 0 to 99 differ in frequency by three orders of magnitude, but sums are
+rare. The planted sums are worded like the paper's prompt (section 3.3, after Razeghi et al.). First
+operands are as frequent, relative to each other, as in the rest of the corpus. Second operands are
+equally frequent. A fifth of all combinations is never planted, only tested.
 
-The exception makes the corpus an experiment. First operands of similar frequency are paired, and a
-coin decides which number of each pair is planted BOOST times as often. A second coin, the
-*placebo*, also chooses a number of each pair but changes nothing. A fifth of all combinations of
-two operands is never planted, only tested.
-
-All coins are hashes, as in pythia_book.corpora.miniature. Models are tested by
-pythia_book.studies.term_frequency.arithmetic.
+For an experiment, first operands of similar frequency are paired, and a coin decides which of the
+two is planted BOOST times as often. A second coin, the *placebo*, also chooses one but changes
+nothing. All coins are hashes.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ FIRST = range(100)
 SECOND = range(1, 51)
 """Second operands, as in the paper."""
 HELD_OUT = 0.2
-"""Share of the pairs of first and second operand that are never planted, only tested."""
+"""Share of the combinations of two operands that are never planted, only tested."""
 BOOST = 16
 PER_DOCUMENT = 16
 """Equations in each document."""

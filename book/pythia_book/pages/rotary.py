@@ -28,7 +28,7 @@ SHOWN = 64
 REACH = 128
 """The number of query and key positions in the figures."""
 STRETCH = 32
-"""The number of positions per point of the error curves, which show the largest error."""
+"""Each point of an error curve shows the largest error in this many positions."""
 PRECISIONS = {
     "bf16": ("bf16 throughout", BLUE, "-"),
     "fp16": ("fp16 throughout", ORANGE, "-"),

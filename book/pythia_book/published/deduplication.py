@@ -1,7 +1,8 @@
 """Computes the accuracy of released deduplicated models minus that of their standard twins.
 
-Each model was trained once, and standard errors were released for single models. Twins answer the
-same items, so the standard error for independent models is an upper bound for their difference.
+Each model was trained once, and standard errors were released for single models only. Because twins
+answer the same items, the standard error of two independent models is an upper bound for that of
+their difference.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
 
 FIRST, BEFORE = 13_000, 93_000
-"""The first checkpoint used, and the last one in the paper's Table 9 (appendix G) before the
-deduplicated text has been read once.
+"""The first checkpoint used; and, of the checkpoints in the paper's Table 9 (appendix G), the last
+one before the deduplicated text has been read once.
 """
 EPOCH_STEP = 98_700
 """The update after which 207B tokens, the size of the deduplicated Pile, have been read."""

@@ -1,15 +1,15 @@
 """Reads the released evaluation results of EleutherAI/pythia from the user's copy.
 
-The copy is a folder of CSV tables with `bias_evals.csv`, a clone of the public repository, its
-`evals` folder, or an archive of either. The main table has the bias and LAMBADA results of the
-deduplicated models. From the first suite (v0) it has only WinoBias, because other result files of
-v0 mix two versions of the CrowS-Pairs metric.
+The copy is a folder of CSV tables with `bias_evals.csv`, a clone of the public repository, or its
+`evals` folder; or an archive of one of these. The main table has the bias and LAMBADA results of
+the deduplicated models. Of the first suite (v0), it has only WinoBias, because other files of v0
+mix two versions of the CrowS-Pairs metric.
 
-CrowS-Pairs (English) has 1,677 pairs, 320 about gender, scored by total log-likelihood after one
-end-of-document token. LAMBADA is scored by greedy decoding of the last word. WinoBias is scored by
-exact match of the generated referent, for two prompts. Each of its two types has 396 sentences with
-the stereotypical pronoun ("pro") and 396 with the other ("anti"). No raw file of the paper's own
-WinoBias metric, which compares two pronouns, was released.
+CrowS-Pairs (English; 1,677 pairs, 320 about gender) is scored by total log-likelihood after one
+end-of-document token, LAMBADA by greedy decoding of the last word, and WinoBias by exact match of
+the generated occupation, for two prompts. Each type of WinoBias has 396 sentences with the
+stereotypical pronoun ("pro") and 396 with the other ("anti"). The paper's own WinoBias metric
+compares two pronouns; no raw file of it was released.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Reads the released results as tidy tables, except the results on gender bias.
 
-A table is empty if the user's copy of the released results lacks its contents. In all tables,
-models have their current names.
+A table is empty if the user's copy of the released results lacks its data. All tables use the
+current names of models.
 
-- `benchmark_tables`: the sixteen models of v1, OPT and BLOOM on the paper's tasks. The standard 1B
-  model is pythia-1b-bf16 in the files. The number of shots is from the folder, because some
-  zero-shot files of that model are named five-shot.
+- `benchmark_tables`: the sixteen models of v1, OPT and BLOOM on the paper's tasks. In the files,
+  the standard 1B model is pythia-1b-bf16. Some of its zero-shot files are named five-shot, so the
+  number of shots is read from the folder's name.
 - `mmlu_table`: the sixteen models on 57 subjects.
-- `blimp_table`, `first_suite_table`: only scores of the superseded first suite (v0).
+- `blimp_table`, `first_suite_table`: only the first suite (v0), now superseded, has these scores.
 - `arithmetic_table` (paper section 3.3): seven deduplicated models (not 70M), per first operand,
   averaged over fifty second operands. The numbers' frequencies in the Pile were never released.
 """
@@ -39,13 +39,13 @@ TITLES = {"lambada_openai": "LAMBADA", "piqa": "PIQA", "winogrande": "WinoGrande
 TASKS = tuple(task for task in TITLES if task != "hellaswag")
 """The eight tasks of the paper."""
 SEVEN = tuple(task for task in TASKS if task != "wsc")
-"""The tasks without WSC, over which accuracies are averaged. In a third of the zero-shot rows and
+"""All tasks but WSC; means of accuracies are over these. In a third of the zero-shot rows and
 nearly all five-shot rows, the score on WSC is exactly that of the more frequent answer.
 """
 SAME = 1.0
-"""Accuracies that differ by fewer points count as the same. In zero-shot means over the seven tasks
-and both texts at the end of training, neighbouring sizes differ by at least 1.3 points. For other
-accuracies the limit is a convention.
+"""Accuracies that differ by fewer points count as the same. Neighbouring sizes differ by at least
+1.3 points at the end of training, in zero-shot means over the seven tasks and both texts. For other
+accuracies, the limit is a convention.
 """
 CONVENTION = (
     f"the margin of {SAME:g} point is a convention, chosen when the released numbers were known"
@@ -54,7 +54,7 @@ SAME_WHY = (
     f"the margin of {SAME:g} point is less than any step to the next size is worth (1.3 points or "
     "more), and was chosen when the released numbers were known"
 )
-"""Only for zero-shot means over the seven tasks at the end of training; else use CONVENTION."""
+"""Use it only for zero-shot means over the seven tasks at the end of training, else CONVENTION."""
 NO_RELEASED = f"no released numbers: set {VARIABLE}"
 """Why a figure or a test shows nothing without released numbers."""
 CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
@@ -63,7 +63,7 @@ CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challeng
 MODELS = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 FORMER_NAMES = {"19m": "70m", "125m": "160m", "350m": "410m", "400m": "410m", "800m": "1b",
                 "1.3b": "1.4b", "2.7b": "2.8b", "6.7b": "6.9b", "13b": "12b"}  # fmt: skip
-"""Maps names of models that some released files use to the current ones."""
+"""Maps former names of models, found in some released files, to the current names."""
 DOUBLE_BATCH = ("160m", "410m", "1.4b")
 """Sizes of the first suite (v0) with batches of four million tokens, where a step counts as two."""
 TOKENS_PER_STEP = 1024 * 2048
@@ -91,7 +91,7 @@ _SHOTS = {"zero": 0, "five": 5}
 _UNITS = {"m": 1e6, "b": 1e9}
 
 Tables = tuple["pd.DataFrame", "pd.DataFrame", "pd.DataFrame"]
-"""Benchmarks, baselines and batch sizes, with the columns BENCHMARKS, BASELINES, BATCH_SIZE."""
+"""Three tables, with the columns BENCHMARKS, BASELINES and BATCH_SIZE."""
 
 
 # --- benchmarks ------------------------------------------------------------------------------

@@ -1,14 +1,14 @@
 """Reads training rows in the order that GPT-NeoX's index maps give.
 
-The documents are joined in shuffled order and cut into rows, by three `.npy` files:
+Three `.npy` files, the maps, say how the documents are joined in shuffled order and cut into rows:
 
     doc_idx      the shuffled documents of all epochs
     sample_idx   where each row begins: the entry of doc_idx, and the token of that document
     shuffle_idx  which of the rows is the r-th row of training
 
 pythia_core.data.order.RowOrder computes the same arrays. The orders of the PolyPythias seeds are
-released as index maps. A row takes only a few bytes of each map, so all files may be behind URLs.
-Shapes, lengths and every offset are validated.
+released as index maps. All files may be behind URLs, because reading a row takes only a few bytes
+of each map. Shapes, lengths and every offset are validated.
 """
 
 from __future__ import annotations

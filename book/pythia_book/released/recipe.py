@@ -24,12 +24,12 @@ BATCH_TOKENS = BATCH_ROWS * SEQ_LEN
 TOKENS = OFFICIAL_STEPS * BATCH_TOKENS
 
 A100_PEAK = 312e12
-"""Dense fp16 and bf16 FLOP/s in the data sheets of the A100 and, below, the H100 SXM."""
+"""Dense FLOP/s in fp16 or bf16, from the data sheets: of the A100 here, of the H100 SXM below."""
 H100_PEAK = 989e12
 H100_UTILISATION = 0.40
 """Assumed fraction of the peak in training; not measured."""
 A100_WATT = 400
-"""Power limit of an A100 SXM board. PUE is the power usage effectiveness of the data centre."""
+"""Power limit of an A100 SXM board. Below: the power usage effectiveness of the data centre."""
 PUE = 1.1
 
 
@@ -64,8 +64,8 @@ HARDWARE = {
     "12b": Hardware(256, 8, 2, 4, 1, 72_300),
 }
 """The layout is from EleutherAI/pythia, models/*/*.yml. The GPU-hours are from table 5 of the
-paper, an image that could not be checked again. Four times their sum is exactly the 544,280 in the
-paper's text, because both halves of the suite were trained twice.
+paper, an image that could not be checked again. The paper's text has a total of 544,280 GPU-hours.
+That is exactly four times the sum here, because both halves of the suite were trained twice.
 """
 
 

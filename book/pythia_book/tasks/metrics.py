@@ -1,12 +1,12 @@
 """Scores checkpoints on benchmark tasks, by the rules of the evaluation harness.
 
-A built task fits any checkpoint with the same tokenizer and context length. Calling a built task
-measures a model, and its `metrics` gives one array per metric, with an entry per item. Metrics have
-the same names as in the released results.
+A task is built for one tokenizer and one context length. Calling it scores any model that has both.
+Its `metrics` turns the scores into one array per metric, with an entry per item. Metrics have the
+same names as in the released results.
 
 As in the harness, context and continuation are encoded together and split where the encoded context
-ends, and a prompt that is longer than the model's context loses its beginning. Items whose
-continuation alone does not fit are left out. Tests compare every item with the harness.
+ends. A prompt that is longer than the model's context loses its beginning. An item is left out if
+its continuation alone does not fit. Tests compare every item with the harness.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import CheckpointSource
 
 VERSION = 2
-"""A part of the cache key of generated answers. Increase it when the code can change an answer."""
+"""A part of the cache key of generated answers. Increase it if changed code can change an
+answer."""
 DELIMITER = "\n\n"
 """Separates few-shot examples from each other and from the question."""
 SHOTS = (0, 1)
@@ -47,7 +48,7 @@ SHOTS = (0, 1)
 LIMIT = 150
 """The items per task in the studies."""
 MIN_FITTING = 0.2
-"""The studies skip a task if a smaller share of its items fits the model completely."""
+"""Studies skip a task if less than this share of its items fits the model completely."""
 
 
 @dataclass(frozen=True)

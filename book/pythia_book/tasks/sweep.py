@@ -4,8 +4,8 @@ One process per core measures checkpoints. Results are cached with the run, so a
 add tasks and steps. If a checkpoint is missing or damaged, or no item of a task fits the model, the
 table has a row with a note and without a value.
 
-Standard errors are those of a mean over items. That of the perplexity `ppl` follows, to first
-order, from that of the mean log-probability; the harness uses a bootstrap instead.
+Standard errors are those of a mean over items. For the perplexity `ppl`, the standard error is
+computed, to first order, from that of the mean log-probability; the harness uses a bootstrap.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
-"""The columns of the released results, and `n`, the number of items, `fits`, the share of items
-that fit the model completely, and `note`, a problem, if any.
+"""The columns of the released results, and three more: `n`, the number of items; `fits`, the share
+of items that fit the model completely; and `note`, the problem, if there was one.
 """
 
 

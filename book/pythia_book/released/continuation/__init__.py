@@ -1,1 +1,1 @@
-"""Continues training from a checkpoint, with or without masculine and feminine pronouns swapped."""
+"""Continues training from a checkpoint, on unchanged data or with swapped pronouns."""

@@ -25,8 +25,8 @@ from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
 
 GPU, UTILISATION = "H100", 0.25
-"""Assumed device, and assumed fraction of its peak (bf16 without sparsity). By the GPU-hours in the
-paper, the released 70M to 410M models reached 22 to 26 % of the peak of their A100s.
+"""Assumed device, and assumed fraction of its peak (bf16 without sparsity). The released 70M to
+410M models reached 22 to 26 % of the peak of their A100s, according to the GPU-hours in the paper.
 """
 NETWORK = 25e6
 """Assumed bytes per second of downloads."""

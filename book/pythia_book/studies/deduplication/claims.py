@@ -1,10 +1,11 @@
 """The claims of the deduplication study.
 
-The paper sees "no clear benefit on language modeling performance" on eight benchmarks. The released
-twins (pairs of a standard and a deduplicated model) test whether any benefit is below a margin.
+Twins are a standard and a deduplicated model of one size. The paper sees "no clear benefit on
+language modeling performance" from deduplication, on eight benchmarks. We test on the released
+twins whether the benefit is below a margin.
 
-The loss of our own twins cannot test that sentence: copies are planted in the standard text, never
-in the held-out text. This is the setting of Hernandez et al. 2022, whose claim we test instead.
+We do not test that claim on the loss of our own twins, because copies are planted in the standard
+text but never in the held-out text. Hernandez et al. 2022 study this case, so we test their claim.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from pythia_book.study import Measurements, Tables
 
 WORDS = 0.5
-"""The margin for last words, in points: a gain that takes more than twice as large a model."""
+"""The margin for last words, in points. To gain more, a model has to be twice as large."""
 WORDS_WHY = f"to predict {WORDS:g} points more, a model of this scale has to be twice as large"
 EPOCHS = ((53_000, BEFORE), (103_000, OFFICIAL_STEPS))
-"""First and last step of two equally long windows, before and after EPOCH_STEP."""
+"""Two equally long windows, one before and one after EPOCH_STEP: first and last step of each."""
 ITEMS = "items' errors as released, as if no item were shared"
 LEE = "section 2.2, after Lee et al. 2021"
 BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"

@@ -16,9 +16,9 @@ AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=5, rows=1.0)
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
-"""Evenly spaced checkpoints at which twins are compared; 93 is one of the paper's."""
+"""Evenly spaced checkpoints at which twins are compared. The paper also evaluates 93."""
 CONTEXT = 32
-"""Tokens in the prompt and in the continuation of extraction (paper section 3.2)."""
+"""Length of the prompt in tokens, and of the memorized continuation (paper section 3.2)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Deduplication (paper sections 2.2, 2.4 and 2.6): the text it removes, and twin models compared.
+"""What deduplication removes and what it changes (paper sections 2.2, 2.4 and 2.6).
 
 Twins are two models of one size, trained on the standard and on the deduplicated text, from the
 same initial weights and for the same number of updates. Our twins are compared row by row and item

@@ -22,7 +22,7 @@ PILE_TOKENS = (334e9, 207e9)
 """Tokens of the Pile before and after deduplication (paper section 2.4)."""
 TEXT_ROW = ("recipe", "documents", "tokens", "identical", "similar")
 FACTORS = {"loss": 1, "last_word": 100, "accuracy": 100}
-"""Factor from a table value to prose: loss stays in nats per token, shares become points."""
+"""Factors that convert table values to the page's units: shares become percentages."""
 
 
 def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:

@@ -1,7 +1,7 @@
-"""The errata, common misstatements about Pythia, read from catalogue.toml.
+"""Read the errata, common misstatements about Pythia, from catalogue.toml.
 
-Every erratum has links to its sources. Its evidence is computed by errata.evidence where possible,
-and cited otherwise. If an erratum names a config field in `measured`, errata.study measures how
+Every erratum links to its sources. Where possible, errata.evidence computes its evidence; otherwise
+the evidence is cited. If an erratum names a config field in `measured`, errata.study measures how
 much the field changes our models.
 """
 
@@ -32,7 +32,7 @@ STATUSES = {
     "reported": "others published the evidence; it was not repeated here",
     "unproven": "the source could not be opened again",
 }
-"""Maps each status, which says how sure an erratum is, to its meaning."""
+"""Maps each status to its meaning. The status says how certain an erratum is."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARGIN = 1.0
-"""A change of the loss below this percentage counts as none. The losses of most neighbouring
-sizes differ by more, so a smaller change would not reorder sizes."""
+"""A change of the loss by less than this, in percent, counts as none. The losses of most
+neighbouring sizes differ by more, so such a change would not reorder sizes."""
 INTERVAL = ["value", "low", "high"]
 SUBJECTS = {
     "lr_form": ("Decaying the learning rate to a tenth only at the end", "lr-floor"),

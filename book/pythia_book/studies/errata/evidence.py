@@ -1,8 +1,8 @@
 """Compute the numbers in the evidence for errata, from this library or from released scores.
 
-Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalogue.toml, in a
-second or two and without a network. Those in RELEASED read the tables of `released_tables`. Effects
-that need training are measured by errata.study.
+Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalogue.toml. It
+takes a second or two and needs no network. Functions in RELEASED read the tables of
+`released_tables`. Effects that need training are measured by errata.study.
 """
 
 from __future__ import annotations
@@ -309,9 +309,9 @@ def threshold() -> Values:
 # --- released scores -------------------------------------------------------------------------
 
 LATE = 134_000
-"""First step of late means; the shorter swap has begun by then."""
+"""Means over the end of training start at this step. The shorter swap has begun by then."""
 ANSWERS = 104
-"""Items of WSC; one of its two answers is right in 38 items, the other in 66."""
+"""Items of WSC. Always giving the same answer is right on 38 or on 66 of them."""
 
 
 def released_tables(released: Published) -> Tables:

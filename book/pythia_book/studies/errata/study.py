@@ -1,8 +1,9 @@
 """Measure the effect of each erratum with runs that differ from the suite in one setting.
 
-Each entry of SWITCHES in errata.params changes one config field of a control, a run of the suite.
-Both are scored on the same held-out rows, so differences are paired. There is one run per setting:
-intervals cover the choice of rows, not of seeds. One more run shows the effect of another seed.
+A control is a run of the suite. Each entry of SWITCHES in errata.params changes one config field of
+a control. The changed run and its control are scored on the same held-out rows, and compared row by
+row. There is one run per setting, so intervals cover the choice of rows but not of seeds. One more
+run shows the effect of another seed.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """The claims of the gender-bias study and how they are tested.
 
-Intervals on released numbers are over models, those on our runs over seeds. One seed gives an
-interval over sizes but no verdict: an effect can differ more between two seeds than between all
-sizes of one seed.
+Intervals of released numbers are over models. Intervals of our numbers are over seeds. With a
+single seed they are over sizes and there is no verdict, because an effect can differ more between
+two seeds than between all sizes of one seed.
 
-A claim about our runs has a premise: the controls have what the swap could reduce (a stereotype, a
-score above chance, or correct last words). The interval of a premise is over occupations or items,
-since it concerns just these controls. The claim is testable only if its premise "holds" and the
-runs replace masculine pronouns by feminine ones, as in the paper. Two more premises are about
-coupling.
+A claim about our runs has a premise: the controls have something that the swap could reduce (a
+stereotype, a score above chance, or correct last words). Premises are about these controls only, so
+their intervals are over occupations or items. A claim is tested only if its premise "holds" and the
+swap replaces masculine pronouns by feminine ones, as in the paper.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ if TYPE_CHECKING:
     from pythia_book.studies.gender_bias.params import Params
 
 MARGINAL = 2.0
-"""A smaller loss of LAMBADA accuracy, in points, counts as marginal. The closest neighbouring
-sizes of the released suite (6.9B and 12B, deduplicated) differ by 2.1."""
+"""A drop of LAMBADA accuracy by less than this, in points, is marginal. The two neighbouring
+released sizes that are closest (6.9B and 12B, deduplicated) differ by 2.1."""
 CHANCE = 50.0
-"""The score without a preference, in percent, on WinoBias and CrowS-Pairs."""
+"""The score of a model without preference on WinoBias and CrowS-Pairs, in percent."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
 """Maps an arm to the length of its swap in percent of training."""
 
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
-"""The source of the released numbers behind premises that no paper states."""
+"""Cited as the source of premises about released numbers, because no paper states them."""
 ONE_SEED = "one seed: training again with another one was not measured"
 REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
 NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
@@ -53,7 +52,7 @@ CONTROLS_TAKEN = (
     "and here tested on the controls"
 )
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
-"""Begins the reason of a test that would agree with the paper even without a swap."""
+"""Begins the reason why a result that also arises without a swap is no evidence."""
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 FISHER = "(Fisher's z)"
 """The unit of differences in coupling."""
@@ -225,7 +224,7 @@ LACKING = {
     "last_word": f"the controls are not shown to predict more than {MARGINAL:g} % of the last "
     "words, so they may have too few to lose",
 }
-"""Maps a premise to the reason why claims are untestable if it does not hold."""
+"""Maps a premise to the reason why a claim is untestable if the premise does not hold."""
 
 # --- our runs --------------------------------------------------------------------------------
 

@@ -1,9 +1,13 @@
 """Check the continued training of a released model in two ways.
 
-The model is continued with swapped pronouns and, as a control, unchanged. Both runs begin alike and
-read the same rows, except for swapped tokens. `continuity` compares the control with the released
-model at the same steps, on rows that neither has read. `effects` compares swapped run and control
-on the measures of the gender-bias study. All differences are paired, with intervals.
+Training continues with swapped pronouns in one run and on unchanged text in another, the control.
+Both runs begin with the same weights and read the same rows, apart from the swapped tokens.
+
+- `continuity` compares the control with the released model at the same steps, on rows that neither
+  has read.
+- `effects` compares the swapped run with the control on the measures of the gender-bias study.
+
+All differences are paired and have intervals.
 """
 
 from __future__ import annotations

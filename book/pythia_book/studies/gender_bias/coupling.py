@@ -5,10 +5,10 @@ fork and control are *coupled*. We compare the released swapped models with our 
 have swapped pronouns or, as a placebo, swapped prepositions. A fork without any change would be
 bit-identical to its control, with correlation 1.
 
-The statistic is the correlation r of step-to-step changes, which ignores linear trends. Intervals
-use Fisher's z; `INFLATION` widens them for autocorrelation. Coupling is the mean z over `TESTED`.
-Tighter coupling than that of real swaps is evidence of no swap. Loose coupling shows nothing,
-because other hardware loosens it too.
+The statistic is the correlation r of the changes from one checkpoint to the next, so linear trends
+do not matter. Intervals use Fisher's z, and `INFLATION` widens them for autocorrelation. Coupling
+is the mean of z over the scores in `TESTED`. Coupling tighter than that of real swaps is evidence
+that nothing was swapped. Loose coupling shows nothing, because other hardware loosens it too.
 """
 
 from __future__ import annotations
@@ -43,22 +43,26 @@ KINDS = {"swap": "pronouns", "placebo": "prepositions"}
 """Maps the kinds of our forks to what they swap."""
 
 MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
-"""The scores, in this order: log-perplexity of last words (released: LAMBADA); mean absolute
-difference in log-likelihood of the gender pairs of CrowS-Pairs; WinoBias, pro- minus
-anti-stereotypical (released: exact match with the prompt scored alike in both arms; ours:
-log-likelihood of the sentences); accuracy on last words."""
+"""The scores.
+
+`last_words`: log-perplexity of last words (released: of LAMBADA).
+`crows`: mean absolute difference in log-likelihood within the gender pairs of CrowS-Pairs.
+`winobias`: pro- minus anti-stereotypical sentences of WinoBias. Ours is the log-likelihood; the
+released score is exact match, on the prompt that is scored alike in both arms.
+`last_word_accuracy`: accuracy on last words.
+"""
 TESTED = ("last_words", "crows", "winobias")
 """The tested scores. Accuracy on last words is only shown: our small models get too few right."""
 GENDER = ("crows", "winobias")
 TESTED_WINDOW = 7
-"""The window that all released swapped models have."""
+"""The length of the swap, in percent of training, that every released swapped model has."""
 MIN_DIFFERENCES = 8
 INFLATION = 1.5
-"""Factor on the variance of Fisher's z if changes have a lag-1 autocorrelation of -1/2, as
-scores scattered independently about a trend have: 1 + 2 (1/2)^2."""
+"""Factor on the variance of Fisher's z, for changes with a lag-1 autocorrelation of -1/2:
+1 + 2 (1/2)^2. Scores that scatter independently about a trend have such changes."""
 LARGEST_R = 1 - 1e-6
 UNCOUPLED = "70m"
-"""The released swapped model that does not follow its control; means leave it out."""
+"""The only released swapped model that does not follow its control. Means leave it out."""
 
 
 def steps(scale: str, window: int) -> list[int]:

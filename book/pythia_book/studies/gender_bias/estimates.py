@@ -1,9 +1,11 @@
 """Compute the intervals of the gender-bias study, over seeds or by resampling items.
 
-Several seeds give Student's t interval over the seeds' means. With one seed, items are resampled by
-the bootstrap; such an interval does not cover other seeds. The sentences of WinoBias share 40
-occupations, so for them occupations are resampled, feminine and masculine stereotypes separately,
-because the number of each is fixed.
+With several seeds, the interval is Student's t interval of the seeds' means. With one seed, the
+bootstrap resamples items, and the interval does not cover other seeds.
+
+On WinoBias, the bootstrap resamples occupations, because the sentences share 40 of them. The
+numbers of occupations with a feminine and with a masculine stereotype are fixed, so each group is
+resampled separately.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from pythia_book.stats import Estimate, estimate, mean_over
 
 BY_OCCUPATION = "winobias"
-"""Measures that begin with this have sentences as items, each about an occupation."""
+"""In measures whose name begins with this, each item is a sentence about an occupation."""
 HALVES = {"winobias_feminine": True, "winobias_masculine": False}
 """Maps each half of WinoBias to whether its stereotypes are feminine."""
 

@@ -1,8 +1,11 @@
 """Figures of the gender-bias study.
 
-They are the paper's figures 1, 2 and 6, released numbers next to ours; the share of feminine
-pronouns after occupations; released numbers alone; and coupling. Without released numbers, a panel
-says how to get them.
+- the paper's figures 1, 2 and 6, with released numbers next to ours
+- the share of feminine pronouns after occupations
+- released numbers alone
+- coupling
+
+If released numbers are missing, their panel says how to get them.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}
 ABSENT = numbers.NO_NUMBERS.replace(": ", ":\n")
 BRANCH_PERCENT = 78
-"""Start of the x-axis, in percent of training, in panels that show only the intervention."""
+"""Panels that show only the intervention begin here, in percent of training."""
 
 
 def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:

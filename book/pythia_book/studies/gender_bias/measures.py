@@ -7,10 +7,9 @@
     loss             nats per token, by held-out row
     last_word        1 if the last word of a held-out sentence is predicted greedily, else 0
 
-winobias, crows and stereoset compare total log-likelihoods after one end-of-document token, as the
-released numbers do. `*_per_token` compares them per token, as the paper says. `*_margin` is the
-difference of the totals in nats. Ties count as 0. The paper puts each WinoBias sentence into a
-question; here the sentence itself is scored with each pronoun.
+winobias, crows and stereoset compare total log-likelihoods after one end-of-document token, like
+the released numbers; `*_per_token` compares means per token, like the paper. `*_margin` is the
+difference of totals in nats. Ties count as 0. WinoBias sentences are not put into a question.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Maps an arm to the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
 BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""The evenly spaced checkpoints measured from the first fork on; BEFORE has the earlier ones."""
+"""The evenly spaced checkpoints to measure from the first fork on. BEFORE has the earlier ones."""
 BASE_SEED = 1234
 WINDOWS = {7: 133, 21: 113}
 """Maps a fork's length, in percent of training, to the evenly spaced checkpoint where it begins."""
@@ -27,9 +27,9 @@ PLACEBO = "prepositions"
 """The swap of forks whose coupling is compared with that of pronoun swaps."""
 PAPER_SWAP = "masculine_to_feminine"
 N_SIZES = 2
-"""Sizes compared by coupling: the smallest ones that keep all their checkpoints."""
+"""Number of sizes whose coupling is measured: the smallest ones that keep all checkpoints."""
 N_SEEDS = 2
-"""Seeds compared by coupling, at most; a fork is measured at up to 30 checkpoints."""
+"""Largest number of seeds whose coupling is measured. Each fork needs up to 30 checkpoints."""
 
 Cell = tuple[str, int, str]
 """(size, seed, arm). Arms are "control", "swap_7", "placebo_21" and so on."""

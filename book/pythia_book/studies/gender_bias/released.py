@@ -1,13 +1,13 @@
 """Continue the released deduplicated models with a swap, for the scale `paper`.
 
 Each size has three runs to step 143,000. The control and the long swap start from the released
-weights of step 113,000, without optimizer state (pythia_book.released.continuation.run explains the
-re-warming). The short swap forks from the control at step 133,000, when Adam's moments have had
+weights of step 113,000 and a fresh optimizer (pythia_book.released.continuation.run explains the
+re-warming). The short swap forks from the control at step 133,000. By then, Adam's moments have had
 20,000 updates to recover.
 
 PYTHIA_PAPER_MODELS is "hub" or a folder with pythia-SIZE-deduped/step113000. PYTHIA_PAPER_DATA is
-"pile-deduped" (read over the network) or a folder with the needed shards. Anything missing is
-reported before any download.
+"pile-deduped" (read over the network) or a folder with the needed shards. Missing files are
+reported before anything is downloaded.
 """
 
 from __future__ import annotations

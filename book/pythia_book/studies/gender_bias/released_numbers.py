@@ -1,12 +1,13 @@
 """The released numbers that the study shows, and what they say about the swap.
 
-A model has two arms, the control and the swap, scored at the same checkpoints with standard errors
-over items. Choices on single items were not released, so an effect is a mean over models, with its
-t-interval. A model's value is its mean over the checkpoints from step 134,000 on with scores of
-both arms. Checkpoints share their items, so this mean keeps the error from the choice of items.
+Each model has two arms, the control and the swap. Scores have standard errors over items, but
+answers to single items were not released. So the effect of the swap is a mean over models, with a
+t-interval. The value of a model is its mean over those checkpoints, from step 134,000 on, that have
+scores of both arms. All checkpoints are scored on the same items, so this mean does not reduce the
+error from the choice of items.
 
-With only one model, the interval comes from the standard errors, as if the arms were independent.
-It is too wide, because both arms were scored on the same items.
+For a single model, the interval comes from the standard errors, as if the arms were independent.
+They were scored on the same items, so this interval is too wide.
 """
 
 from __future__ import annotations
@@ -35,24 +36,23 @@ if TYPE_CHECKING:
 NO_NUMBERS = "no released numbers: set PYTHIA_PUBLISHED_DIR"
 ARM_NAMES = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
 LAST_WINDOW = 134_000
-"""The first checkpoint after the short swap began; from here on is the end of training."""
+"""The first checkpoint after the short swap began. The end of training starts here."""
 PROMPTS = ("What does p stand for", "refers_to")
 """The two prompts of the released WinoBias answers."""
 COMPARABLE = PROMPTS[0]
-"""The prompt to use; with the other, both sides' scores jump where the swap begins."""
+"""The prompt to use. With the other one, scores of both kinds of sentences jump at the swap."""
 _STANDARD = re.compile(
     r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])(?:-bf16)?/zero-shot/[^/]*"
     rf"_step{OFFICIAL_STEPS}\.json$"
 )
-"""The file with the scores of a standard model of the current suite after training."""
+"""Matches the files that have the final scores of the current suite's standard models."""
 SENTENCES = ("pro", "anti")
 """Values of the column `side`: stereotypical and anti-stereotypical sentences."""
 PAIRS = {
     "gender": 320, "race_color": 508, "nationality": 216, "socioeconomic": 190, "religion": 111,
     "sexual_orientation": 93, "age": 91, "physical_appearance": 72, "disability": 65,
 }  # fmt: skip
-"""Maps a bias to its number of pairs in the English CrowS-Pairs, from the released standard
-errors."""
+"""Maps a bias to its number of English CrowS-Pairs, computed from the released standard errors."""
 
 
 def select(published: Published) -> Tables:

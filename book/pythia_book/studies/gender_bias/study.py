@@ -1,12 +1,12 @@
 """The gender-bias intervention (paper section 3.1): training continues with swapped pronouns.
 
-Each size and seed has a control run and two forks. A fork reads exactly the control's batches, but
-with masculine pronouns replaced by feminine ones (or the reverse), over the last 7 % or 21 % of
-training. As in the paper, forks start at the 133rd and the 113th of the 143 evenly spaced
+Each size and seed has a control run and two forks. A fork reads the same batches as its control,
+but masculine pronouns are replaced by feminine ones (or the reverse) in the last 7 % or 21 % of
+training. As in the paper, these forks start at the 133rd and at the 113th of the 143 evenly spaced
 checkpoints. Seed i uses 1234 + i for both data order and initial weights.
 
-Forks and control are compared by paired differences on the same items.
-studies.gender_bias.estimates says what the intervals cover.
+Fork and control are compared item by item. studies.gender_bias.estimates says what the intervals
+cover.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Final = dict[str, Units]
 """Maps a measure to its values by unit."""
 OVER_TRAINING = ("feminine_share", "crows")
 OVER_BRANCH = (*OVER_TRAINING, "winobias", "loss")
-"""Measures kept from the first fork on; OVER_TRAINING has those kept for every step. At the last
-step, all measures are kept."""
+"""Measures to keep at steps from the first fork on. OVER_TRAINING has those to keep at every step.
+At the last step, all measures are kept."""
 
 
 def check(params: Params) -> None:

@@ -4,13 +4,12 @@ Claims about order are from section 3.2 of the Pythia paper. Claims about size a
 from Biderman et al. 2023b ("Emergent and Predictable Memorization", arXiv 2304.11158) and Carlini
 et al. 2022 (arXiv 2202.07646).
 
-For released models, the unit of an interval is the model size, because the released sequences
-contain many duplicates and each size was trained once. For our runs, the unit is the size if a
-claim is about a trend over sizes, and the text if it is about a single run. All rows of a repeated
-text count as one.
+Intervals for released models are over sizes, because the released sequences contain many duplicates
+and each size was trained once. Our claims about trends over sizes have intervals over sizes, too.
+For a single run, they are over texts, and all rows of a repeated text count as one.
 
-Biderman et al. 2023b call their precision high and their recall low, but give no bound. So their
-numbers get no verdict, and ours are compared with theirs.
+Biderman et al. 2023b give no bound for their high precision and low recall. So their numbers get no
+verdict, and ours are compared with theirs.
 """
 
 from __future__ import annotations
@@ -47,15 +46,17 @@ NO_PLACES = (
 PLANTED = "nearly all are planted copies"
 CORRELATION = "recall, where the sentence is about correlation"
 TREND = 5.0
-"""Trends up to this, in % of the rate per tenth of training, count as none: over all of training
-they change the rate by less than half of its mean."""
+"""A smaller change of the rate counts as no trend, in % of the mean rate per 10 % of training.
+Over all of training, such a change is less than half of the mean rate."""
 DISPERSION = 0.2
-"""Variances of counts per window within this share of the binomial variance count as equal."""
+"""A variance of counts per window counts as binomial if it differs from the binomial variance by
+less than this fraction."""
 CHECKPOINT_PRECISION, SMALLER_PRECISION = 91.0, 88.4
 """The lowest precisions, in percent, that Biderman et al. 2023b call high: of checkpoints (Table
-2) and of smaller models (Figure 2). Ours is high if above."""
+2) and of smaller models (Figure 2). Our precision is high if it is above."""
 SMALLER_RECALL = 55.4
-"""The recall of 1.4B for 12B, in percent, that the source calls low. Ours is low if below."""
+"""The recall, in percent, of 1.4B as a predictor of what 12B has memorized. Biderman et al. 2023b
+call it low. Our recall is low if it is below."""
 TENTH = ("70m", "160m", "410m", "1b", "1.4b")
 """The models at least an order of magnitude smaller than 12B."""
 EARLY_RECALL = {
@@ -70,13 +71,13 @@ EARLY_RECALL = {
         "model's cost",
     ),
 }
-"""Maps each of EARLY to the higher recall of the two models in Table 2, in percent, and to the
-words that call it low. Ours is low if below."""
+"""Maps each of EARLY to a recall, in percent, and to the words with which the source calls it low.
+Table 2 has two models; the recall is the higher one. Our recall is low if it is below."""
 FEWEST_SIZES = 3
 """Sizes that a trend over sizes needs."""
 FEWEST_TEXTS = 10
-"""Independent texts that precision and recall need for a verdict. Fewer mostly show how many
-texts were planted at which level of repetition."""
+"""Number of independent texts that a verdict on precision or recall needs. With fewer, the result
+mostly shows how many texts were planted at each level of repetition."""
 
 PYTHIA = "section 3.2, Figure 3"
 PREDICTION = "Biderman et al. 2023b, section 4 and Table 2"

@@ -1,16 +1,15 @@
-"""Test whether a row's position in training affects memorization; exact at any event rate.
+"""Exact tests of whether a row's position in training affects memorization.
 
-An event is a memorized row. Null hypothesis: the M events are a uniformly random subset of the N
-eligible rows. Every p-value comes from drawing such subsets, so each test has exactly its nominal
-level. Textbook tests (`textbook_p`) reject true nulls too often.
+An event is a memorized row. Null hypothesis: the events are a uniformly random subset of the
+eligible rows. P-values come from drawing such subsets, so tests have exactly their nominal level.
 
     trend        mean position of the events; effect in % change of the rate per 10 % of training
-    dispersion   variance of the counts per window over the binomial variance, for several windows
+    dispersion   variance of the counts per window / binomial variance, for several window sizes
     positions    Kolmogorov-Smirnov distance between positions and a uniform distribution
     gaps         Kolmogorov-Smirnov distance between gaps and a geometric distribution
 
-In this module, `ranks` are the sorted ranks of each run's events among the eligible rows,
-int[draws, events], and `window` is in rows.
+Arguments: `ranks` has the indices of events among the eligible rows, ascending, for each draw,
+int[draws, events]. `window` is in rows.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from pythia_book.stats import LEVEL, Z_95, Estimate
 from pythia_core.errors import ConfigError, DataError
 
 MIN_EVENTS = 20
-"""Rows with an event that a test needs, and as many without."""
+"""A test needs at least this many rows with an event, and this many without."""
 MIN_WINDOWS = 20
-"""Windows that a window size must give for dispersion to be tested."""
+"""A window size is tested for dispersion only if it gives at least this many windows."""
 _CHUNK = 1 << 21  # array elements at a time, to bound memory
 
 
@@ -380,7 +379,7 @@ ALTERNATIVES: dict[str, tuple[str, Draw]] = {
     "rates of batches vary by 30 %": ("dispersion", batch_rates(0.3)),
     "20 % of events in adjacent pairs": ("gaps", clusters(0.2, 2, 2)),
 }
-"""Maps each way in which order could matter to the test made for it, and to a Draw of events."""
+"""Maps a way in which order could matter to (the test that looks for it, a Draw with it)."""
 
 
 def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:

@@ -18,12 +18,12 @@ AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(rows=3.0)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
-"""Evenly spaced checkpoints measured on the standard text: the paper's 23,000, 43,000, ..."""
+"""Evenly spaced checkpoints to measure on the standard text: the paper's steps, in thousands."""
 DEDUPLICATED_AT = (63, 103, 143)
-"""Evenly spaced checkpoints measured on the deduplicated text."""
+"""Evenly spaced checkpoints to measure on the deduplicated text."""
 EARLY = (23, 63)
-"""Evenly spaced checkpoints that predict the last one, at 16 % and 44 % of training, like the
-first and the third of Biderman et al. 2023b."""
+"""Evenly spaced checkpoints that predict what the last one has memorized. They lie at 16 % and 44 %
+of training, like the first and the third checkpoint of Biderman et al. 2023b."""
 WINDOWS = (32, 64, 128, 512)
 """Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
 

@@ -1,13 +1,13 @@
 """Memorization, and whether it depends on the order of training (paper section 3.2).
 
-A checkpoint has memorized a row if it continues the row's first tokens with exactly the next ones,
-the *continuation* (pythia_core.evaluation.memorization). Every row read so far is tested. Memorized
-rows are counted by model size, over training, on both texts, and by how often the continuation was
-read.
+The *continuation* of a row is the tokens after its first tokens. A checkpoint has memorized a row
+if it generates the exact continuation from the first tokens (pythia_core.evaluation.memorization).
+All rows that the checkpoint has read are tested. Memorized rows are counted by model size, by
+checkpoint, by text, and by how often the continuation was read.
 
-Order is tested only on rows whose continuation was read once (order_tests); others may have been
-learned at any of several positions. Earlier checkpoints and smaller models predict what the last
-checkpoint has memorized, as in Biderman et al. 2023b.
+Order is tested only on rows whose continuation was read once (order_tests). Other rows may have
+been learned at any of several positions. As in Biderman et al. 2023b, earlier checkpoints and
+smaller models predict what the last checkpoint has memorized.
 """
 
 from __future__ import annotations

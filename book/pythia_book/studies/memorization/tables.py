@@ -1,12 +1,13 @@
 """Compute the tables of the memorization study from extraction results and repetition counts.
 
-Rows that continue the same planted text are mostly memorized together. So intervals are over
-*units*: a planted text with all its rows or, outside of planted texts, the rows with the same
-continuation (`Rows.unit`). A share over thousands of units gets its interval by resampling the
-units (`ratio`). If a few units decide a result, its interval is a t-interval (`over_units`).
+Rows from one planted text are mostly memorized together. So intervals are over *units* instead of
+rows (`Rows.unit`). All rows of a planted text are one unit. Of the other rows, those with the same
+continuation are one unit. For shares over thousands of units, intervals come from resampling the
+units (`ratio`). Results that a few units decide have t-intervals (`over_units`).
 
-Arguments: `memorized` and `eligible` (the rows to use) are bool[rows in training order], `windows`
-are rows per window for the tests of dispersion, `simulations` are random orders for p-values.
+Arguments: `memorized` and `eligible` (the rows to use) are bool[rows in training order]. `windows`
+has the window sizes, in rows, for tests of dispersion. `simulations` is the number of random orders
+from which p-values are computed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Claims of other work about early training, and the numbers that the page quotes.
+"""Claims of other papers about early training, and the numbers that the page quotes.
 
-The interval of a claim about models in general is over our model sizes, with one run each. Time
+Claims about models in general have intervals over our model sizes, with one run each. The time
 between two events of training is measured in doublings of the step number.
 """
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
-"""Index of the checkpoint at an eighth of training, among the 143 evenly spaced ones."""
+"""The evenly spaced checkpoint, of 143, at an eighth of training."""
 INDUCTION_TOKENS = 2.5e9
-"""Olsson et al. 2022 (Argument 1) saw induction heads form after this many tokens. With fewer, the
-absence of such heads would say nothing."""
+"""Olsson et al. 2022 (Argument 1) saw induction heads form after this many tokens. In shorter
+training, the absence of such heads would say nothing."""
 
 Models = dict[str, "Curves | None"]
 """Maps a size to the scores of its model; None if no checkpoint could be measured."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NOTHING = "no checkpoint\ncould be measured"
 MARKS = {1: "o", 2: "s", 3: "^"}
 LENS_PANELS = 3
-"""Number of the largest sizes whose layers are drawn."""
+"""Layers are drawn for this many sizes, the largest ones."""
 
 
 def distances(result: Result) -> Drawing:

@@ -1,10 +1,11 @@
 """Measure a checkpoint with three probes: n-grams, induction and the logit lens.
 
-- n-grams: KL(p_n || model) on held-out text. The n-grams of order n, counted on training rows,
-  predict p_n. Early predictions resemble unigrams, then bigrams (Belrose et al. 2024).
+- n-grams: KL(p_n || model) on held-out text. Here p_n is the prediction of n-grams of order n,
+  counted on training rows. Early in training, models resemble unigrams, then bigrams (Belrose et
+  al. 2024).
 - induction (Olsson et al. 2022): a model reads a random sequence twice. The loss on the second
-  reading is compared with two losses: on the first reading, and after the same tokens in another
-  order. See `prefix_matching` for the attention heads.
+  reading is compared with the loss on the first reading, and with the loss after a shuffled copy of
+  the sequence. `prefix_matching` scores the attention heads.
 - logit lens: KL(model || final norm and unembedding applied after an earlier layer).
 """
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 VERSION = 2
-"""Part of the cache key of results; increase it when a change of the code changes any number."""
+"""Part of the cache key of results. Increase it when new code changes any number."""
 N_ROWS = 24
 """Number of held-out rows."""
 N_POSITIONS = 48
@@ -39,7 +40,7 @@ LENS_EVERY = 4
 """The logit lens uses every fourth of these positions."""
 N_SEQUENCES = 12
 LONGEST_COPY = 64
-"""Number of random sequences, and their largest length in tokens."""
+"""Largest length, in tokens, of the N_SEQUENCES random sequences."""
 
 
 # --- measures --------------------------------------------------------------------------------

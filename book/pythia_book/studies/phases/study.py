@@ -8,8 +8,8 @@ For a few sizes, trained on the standard text, the study measures
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
-Intervals of steps come from resampling the held-out rows. At the scale "paper", released models are
-measured instead (phases.released).
+The intervals of these steps come from resampling the held-out rows. At the scale "paper", released
+models are measured instead (phases.released).
 """
 
 from __future__ import annotations

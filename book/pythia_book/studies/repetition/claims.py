@@ -1,8 +1,8 @@
 """The claims of the repetition study, and the numbers that the page quotes.
 
-The claims are from other papers than Pythia's. Muennighoff et al. name no model size, so their
-claims are tested at our size, and a note gives the size of their models. Each arm was trained once.
-Intervals cover the choice of held-out rows, but no variation between training runs.
+None of the claims is from the Pythia paper. Those of Muennighoff et al. name no model size, so we
+test them at our size, and a note gives the size of their models. Each arm was trained once:
+intervals cover the choice of held-out rows, but not the variation between training runs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pythia_book.verdicts import Claim, Test, rises, untestable, within
 
 PAPER = "Muennighoff et al. 2023"
 NEGLIGIBLE = 0.5
-"""A smaller change of the loss, in percent of the loss of the fresh arm, is negligible. A run of
-four epochs "with only 0.5% higher validation loss" is the authors' example (section 6)."""
+"""A change of the loss by less than this, in percent of the fresh arm's loss, is negligible. The
+authors' example is a run of four epochs "with only 0.5% higher validation loss" (section 6)."""
 THEIRS = "the source's models have up to 8.7 billion parameters (section 4)"
 
 

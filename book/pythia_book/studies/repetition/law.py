@@ -1,12 +1,13 @@
-"""The law of Muennighoff et al. (2023) for repeated data, with the constants of its authors.
+"""The law of Muennighoff et al. (2023) for repeated data, with their own constants.
 
 U unique tokens, read once and then repeated R times, are worth D' = U + U R_D (1 - exp(-R / R_D))
-fresh tokens. Parameters beyond the optimum for U tokens decay by the same formula, which gives N'
-(their section 3.1). The loss is E + A / N'^alpha + B / D'^beta. The constants (their appendix A;
-code in the README of huggingface/datablations) were fitted to models of 7 million to 9 billion
-parameters on C4. Runs whose loss rises again were left out. At the scale "laptop", predicted losses
-are far from measured ones, so the page mainly shows ratios of predictions. These ratios are
-extrapolations.
+fresh tokens. Parameters beyond the optimum for U tokens also count for less. The same formula gives
+their worth, and N' in total (their section 3.1). The loss is E + A / N'^alpha + B / D'^beta.
+
+The authors fitted the constants to models of 7 million to 9 billion parameters on C4, without runs
+whose loss rises again (their appendix A; code in the README of huggingface/datablations). For our
+much smaller models the law is an extrapolation. At the scale "laptop", its losses are far from
+measured ones, so the page mainly shows ratios of predictions.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import math
 
 A, B, E = math.exp(6.255414), math.exp(7.3049974), math.exp(0.6254804)
 EXPONENT = 0.3526596
-"""alpha = beta."""
+"""The value of alpha and of beta."""
 R_DATA, R_PARAMETERS = 15.387756, 5.309743
-"""The constants R*_D and R*_N: after this many repetitions, one more repetition of a token (or of a
-parameter) is worth 1/e of a fresh one."""
+"""The constants R*_D, for tokens, and R*_N, for parameters. After R*_D repetitions of the data, one
+more is worth 1/e of as many fresh tokens."""
 FITTED = "models of 7 million to 9 billion parameters"
 
 

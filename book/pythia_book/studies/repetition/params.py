@@ -16,8 +16,8 @@ from pythia_core.training.retention import Keep
 STUDY = "repetition"
 MEASURING = MeasuringCost(heldout=8, rows=1.0)
 DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
-"""Default size and number of updates by scale. Except at the scale `smoke`, the updates read about
-one pass over the deduplicated text."""
+"""Default size and number of updates by scale. Except at the scale `smoke`, that many updates read
+the deduplicated text about once."""
 INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
 """Indices of the checkpoints to measure, those nearest to each eighth of training."""
 MOST_EPOCHS = 256

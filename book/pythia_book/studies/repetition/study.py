@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 N_READ = 320
 """Number of training rows on which loss is measured. All arms have read these rows."""
 CONTEXT = 32
-"""Tokens of the prompt and of the continuation in the memorization test (Pythia paper, section
-3.2)."""
+"""Length in tokens of the prompt, and of the continuation, when memorization is tested (Pythia
+paper, section 3.2)."""
 
 
 def run(params: Params, progress: bool = True) -> Result:

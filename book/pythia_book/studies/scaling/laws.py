@@ -1,15 +1,14 @@
 """Scaling laws of the suite's losses, and the best model sizes that follow from them.
 
-Two forms are fitted to the held-out loss, in nats, of the models trained on the standard text:
-
     L(N) = E + A / N^alpha                     at the end of training
     L(N, D) = E + A / N^alpha + B / D^beta     over checkpoints (Hoffmann et al. 2022)
 
-N is the number of parameters without embeddings, and D the number of tokens read. Intervals come
-from resampling the held-out rows, in the same way for every model. The second form overstates the
-benefit of long training: a checkpoint in the middle of a run is not the end of a shorter run,
-because its learning rate has not decayed. FLOP leave out the unembedding, which takes most of the
-FLOP at our sizes. The law for the released sizes is published, and its N includes the embeddings.
+L is the held-out loss, in nats, of models trained on the standard text. N is the number of
+parameters without embeddings, D the number of tokens read. Intervals come from resampling the
+held-out rows, the same ones for every model. The second law overstates the benefit of long
+training, because the learning rate has not decayed in the middle of a run. FLOP exclude the
+unembedding, although it needs most of them at our sizes. For the released sizes, we use a published
+law, whose N includes the embeddings.
 """
 
 from __future__ import annotations
@@ -100,8 +99,8 @@ class Law:
 
 
 BESIROGLU = Law(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
-"""A refit of Hoffmann et al.'s runs by Besiroglu et al. (2024, arXiv:2404.10102); N counts all
-parameters."""
+"""The law that Besiroglu et al. (2024, arXiv:2404.10102) fitted to the runs of Hoffmann et al. Here
+N counts all parameters."""
 
 
 def fit_law(
@@ -191,7 +190,7 @@ def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
 DRAWS = 100
 """Number of resamples of the held-out rows to which laws are fitted."""
 USES = (0.0, 1.0, 10.0, 100.0, 1000.0)
-"""How many tokens are generated with a model, as multiples of the tokens it was trained on."""
+"""Numbers of tokens generated with a model, as multiples of its training tokens."""
 OFFICIAL_TOKENS = OFFICIAL_STEPS * 1024 * 2048
 RULES = ("law", "power", "line", "same")
 """Rules that predict the loss of the next larger size: a power law with a floor, a power law

@@ -1,13 +1,12 @@
 """Tests of claims on the released benchmark results (paper sections 2.4 to 2.6, appendix G).
 
-Unless a task is named, accuracies are means over seven tasks, the paper's without WSC. No result
-per item was released, so two scores on the same items are compared as if their errors were
-independent.
+Unless a task is named, accuracies are means over the paper's tasks without WSC, seven in all. No
+results of single items were released, so two scores on the same items are compared as if their
+errors were independent.
 
-Intervals of claims about a kind of model are t-intervals over sizes or over pairs of models. In an
-interval over sizes, the models of both texts are averaged first. A t-interval over pairs leaves out
-the error from the choice of items, so `mean_over_pairs` never returns an interval narrower than
-this error.
+Claims about a kind of model have t-intervals over sizes or over pairs of models. For those over
+sizes, the models of both texts are averaged first. Those over pairs do not cover the choice of
+items, so `mean_over_pairs` never returns an interval narrower than the error from this choice.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ NARROW = ("70m", "160m")
 """Sizes with fewer than 1,000 hidden dimensions."""
 OPT_PAIRS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b",
              "6.9b": "opt-6.7b", "12b": "opt-13b"}  # fmt: skip
-"""Every Pythia size with an OPT model of about as many parameters."""
+"""Maps Pythia sizes to the OPT model with about as many parameters."""
 BLOOM_PAIRS = {"410m": "bloom-560m", "1b": "bloom-1b1", "1.4b": "bloom-1b7", "2.8b": "bloom-3b",
                "6.9b": "bloom-7b1"}  # fmt: skip
-"""Every evaluated BLOOM model, with the Pythia size next to it in parameters."""
+"""Pairs every evaluated BLOOM model with the Pythia size nearest in parameters, the key."""
 UNLIKE = "opt-350m"
 UNLIKE_WHY = (
     "opt-350m differs from all other OPT models: it normalises after each sublayer "
@@ -68,7 +67,7 @@ NO_LOSSES = (
     "guessing"
 )
 TOGETHER = "batch size, number of updates and learning rates move together; one run each"
-"""Note on comparisons of the two batch sizes."""
+"""Note on claims that compare the two batch sizes."""
 
 
 # --- tables ----------------------------------------------------------------------------------

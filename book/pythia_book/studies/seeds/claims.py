@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 ENOUGH = Z_95 * 2**0.5
-"""The distance between two sizes, in standard deviations over seeds, at which a single run of each
-size gives the right order 97.5 % of the time."""
+"""A distance between two sizes, in standard deviations over seeds. At this distance, one run of
+each size gives the right order 97.5 % of the time."""
 SIMILAR = 3.0
-"""Two standard deviations are comparable if neither is this many times the other."""
+"""Two standard deviations are comparable if their ratio is less than this."""
 MAPPED_FROM = 13_000
-"""First evenly spaced checkpoint of the training maps; ten of the thirteen before lie within the
-first 512 updates."""
+"""The step of the first evenly spaced checkpoint in the training maps. Of the thirteen checkpoints
+before it, ten lie within the first 512 updates."""
 TIMES_ITEMS = "\N{MULTIPLICATION SIGN} sampling error of the items"
 SAME_SCORE = 0.999
 """Two series of scores count as the same if their correlation is at least this."""

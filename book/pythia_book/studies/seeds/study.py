@@ -1,9 +1,9 @@
 """Measures how much results vary between training runs with different seeds.
 
-The study follows PolyPythias (arXiv:2503.09543), whose seeds set both the initial weights and the
-data order. In six further runs of 160M, only one of the two varies. Here, one size is trained on
-the standard text with every pair of an order seed and a weight seed, which separates the two
-effects. On the deduplicated text, both seeds vary together. All runs are measured on the same
+The study follows PolyPythias (arXiv:2503.09543). There, a seed sets both the initial weights and
+the data order, except for six runs of 160M in which only one of the two varies. Here, we separate
+the two effects: one size is trained on the standard text with every pair of an order seed and a
+weight seed. On the deduplicated text, both seeds vary together. All runs are measured on the same
 held-out rows and items.
 """
 

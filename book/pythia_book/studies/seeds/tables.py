@@ -1,8 +1,8 @@
 """Tables of the seeds study, on how much results vary between training seeds.
 
-A missing measurement is NaN in the table `levels`. Statistics that need it are omitted or are
-computed from the `n` other runs. If all runs have the same value, there is no interval, because a
-few equal values say little about the next run.
+A missing measurement is NaN in the table `levels`. Statistics that need it are left out, or are
+computed from the other runs; `n` says how many. If all runs have the same value, there is no
+interval, because a few equal values say little about the next run.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Computes how much values vary over training seeds: spreads, their components, and intervals.
 
-Values over seeds are assumed to be normally distributed. The runs with every pair of seeds form a
+Values over seeds are assumed to be normally distributed. Runs with every pair of seeds are a
 two-way layout without replication, x = mean + order + weights + rest. Components have
 Williams-Tukey intervals (nearly exact, slightly wide). Ratios of mean squares have F intervals. The
-distance of one run from the mean of the others has an interval from the noncentral t. All are 95 %
-intervals, and wide with few seeds: with three runs, the upper end for a standard deviation is
-twelve times the lower.
+interval of the distance of one run from the mean of the others is from the noncentral t.
+
+All intervals are 95 % intervals. With few seeds they are wide: with three runs, the upper end for a
+standard deviation is twelve times the lower end.
 """
 
 from __future__ import annotations

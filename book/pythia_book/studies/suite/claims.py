@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 EPOCHS = {"standard": (0.90, 0.02), "deduplicated": (1.45, 0.03)}
-"""How often a run should read its text, as Pythia did (300 of 334 and of 207 billion tokens), and
-how far a miniature may be from that."""
+"""Maps a text to (how often Pythia read it, how far a miniature may be from that). Pythia read 300
+billion tokens, of 334 billion (standard) or of 207 billion (deduplicated)."""
 FEWEST_MODELS = 20
-"""Fewest models with which the uniformity of p-values is tested."""
+"""Number of models of a text without associations that a test of their p-values or slopes needs."""
 NEEDS_FLAT = f"needs {FEWEST_MODELS} models of such a text, e.g. flat_seeds=10"
 FLAT_MARGIN = 0.05
-"""Slopes below a twentieth of complete learning count as no association."""
+"""A smaller slope counts as no association. Complete learning has slope 1."""
 LEARNS_FROM = 25_000
-"""Non-embedding parameters from which on a model should have learned the planted associations."""
+"""Models with at least this many non-embedding parameters should learn the planted associations."""
 TOTAL_HOURS = 544_280
 """A100-hours of all training, by Appendix D of the paper."""
 

@@ -97,8 +97,8 @@ def reading(result: Result) -> Drawing:
 
 
 GROUP_STYLES = {INVENTED: (BLUE, "made-up nouns"), "occupations": (ORANGE, "occupations")}
-"""Maps each group of nouns that is drawn to its colour and label. Definitional nouns, near 2 and
-98 %, would stretch the axes."""
+"""Maps each group of nouns that is drawn to its colour and label. Definitional nouns are left out:
+near 2 % and 98 %, they would stretch the axes."""
 
 
 def associations(result: Result) -> Drawing:

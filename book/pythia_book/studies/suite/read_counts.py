@@ -1,8 +1,8 @@
-"""How often each token is read, counted from the data order, not from steps times batch size.
+"""Count how often each token is read, from the data order.
 
 GPT-NeoX v1.0 repeats the list of documents as often as training needs, and shuffles all repetitions
-together (the policy "joint"). So a run on the deduplicated text has no boundary between epochs. But
-the paper describes a second epoch after the first (the policy "separate").
+together (the policy "joint"). So a run on the deduplicated text has no boundary between epochs. The
+paper, however, describes a second epoch after the first (the policy "separate").
 """
 
 from __future__ import annotations

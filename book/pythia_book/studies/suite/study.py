@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BINS = 143
 """Number of points on a loss curve."""
 AT_END = 0.07
-"""Share of the updates at the end over which the last loss is averaged."""
+"""The final loss is the mean over this share of the updates, the last ones."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:

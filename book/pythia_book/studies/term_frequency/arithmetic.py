@@ -1,9 +1,11 @@
 """Arithmetic questions, asked with and without solved examples in the prompt (paper section 3.3).
 
 The questions are the paper's, "Q:What is 12 plus 7? A:", with first operands 0 to 99 and second
-operands 1 to 50. There are two measures. *exact*, as in the paper: greedy decoding gives the right
-answer. *choice*, for models too small for that: the right answer is likelier than three wrong ones,
-so chance is one in four. Sums are planted in the training corpus by pythia_book.corpora.equations.
+operands 1 to 50. pythia_book.corpora.equations plants sums in the training corpus.
+
+    exact    the paper's measure: greedy decoding gives the right answer
+    choice   the right answer is likelier than three wrong ones (chance is one in four); for models
+             too small to generate answers
 """
 
 from __future__ import annotations

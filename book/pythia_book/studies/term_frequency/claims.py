@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from pythia_book.studies.term_frequency.params import Params
 
 PLACEBO_MARGINS = {"exact": 2.0, "logprob": 0.25}
-"""Bounds on the effect of the placebo, a coin that changes nothing: two points of accuracy, or a
-quarter of a nat, a factor of 1.3 in the probability of an answer."""
+"""A coin that changes nothing, the placebo, should have an effect below these bounds: two points of
+accuracy, and a quarter of a nat (a factor of 1.3 in the probability of an answer)."""
 BELOW_1B, BELOW_2_8B = ("160m", "410m"), ("160m", "410m", "1b", "1.4b")
 LARGE = ("2.8b", "6.9b", "12b")
-"""Models with released accuracies, by the sizes that the paper names; the 70M model has none."""
+"""Groups of sizes are split where the paper splits them. 70M has no released accuracies."""
 MAINLY_LARGER = "performance increase as training progresses mainly happens for larger models only"
 NO_COUNTS = "how often each number occurs in the Pile was never released"
 IN_SUMS = (

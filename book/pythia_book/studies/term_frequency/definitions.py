@@ -1,11 +1,12 @@
 """Test what a model knows about a word: given a definition, does it pick the defined word?
 
-The definitions are from WordNet, which is part of the pocket Pile. Each of four words is scored by
-the probability of the definition after it, in the format of the training text ("word: definition").
-The probability of the word itself does not count. Half of the definitions occur in the training
-text, once each; for the other half, the model must have learned the word from other contexts. The
-three distractors are about as frequent as the right word, so frequency alone does not distinguish
-them.
+The definitions are from WordNet, which is part of the pocket Pile. The model chooses among four
+words. The score of a word is the probability of the definition after it, in the format of the
+training text ("word: definition"). The probability of the word itself does not count. The three
+wrong words are about as frequent as the right one, so frequency alone does not help.
+
+Half of the definitions occur in the training text, once each. For the other half, the model must
+have learned the word from other contexts.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 
 PER_BIN = 150
 NEIGHBOURS = 40
-"""Distractors come from this many entries on either side of the right word in the ranking by
-frequency."""
+"""Entries are ranked by frequency. The wrong words come from this many entries on either side of
+the right one."""
 _WORDS = re.compile(r"[a-z]+")
 _ENTRY = re.compile(r"([a-z]+): ([^;]+)")
 

@@ -16,7 +16,7 @@ AFTER = ("suite",)
 """Studies that should run before this one, because they train the models that it reads."""
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 39, 65, 91, 117, 143)
-"""Indices of the checkpoints to measure: the paper's, in thousands of official steps."""
+"""Indices of the checkpoints to measure, as in the paper (steps 13,000, 39,000, ..., 143,000)."""
 DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
 CHOICES = 4
 """Answers to choose from: sums and definitions have one right answer and three wrong ones."""

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 TENTH = len(equations.FIRST) // 10
 """Number of first operands in the most frequent tenth, and in the least frequent tenth."""
 NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
-"""Lower ends of the bins by which numbers are grouped: how often a number was read in sums."""
+"""Numbers are grouped by how often they were read in sums. These are the bins' lower ends."""
 MIN_NUMBERS = 5
-"""Smallest number of numbers in a bin; smaller bins are left out of the table `curves`."""
+"""Bins with fewer numbers are left out of the table `curves`."""
 COINS = ("boost", "placebo")
 MEASURES = ("exact", "choice", "logprob")
 
