@@ -1,6 +1,6 @@
 """Runs the studies of the book: trains, measures, tests claims, draws, records and builds the site.
 
-`EXTENSIONS` lists the commands, corpora and kind of run that pythia_book adds to pythia_core.
+`EXTENSIONS` lists what pythia_book adds to pythia_core: commands, corpora and a kind of run.
 pythia_core never imports pythia_book. README.md ("Layout") describes the modules.
 """
 

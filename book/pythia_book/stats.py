@@ -204,9 +204,9 @@ def permutation_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
     """
     from scipy.stats import permutation_test
 
-    centred = np.asarray(y, np.float64) - np.mean(y)
-    if not np.isfinite(centred).all():
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return math.nan
+    centred = np.asarray(y, np.float64) - np.mean(y)
     test = permutation_test(
         (np.asarray(x, np.float64),),
         lambda drawn, axis: (drawn * centred).sum(axis),

@@ -3,7 +3,7 @@
 `PREFIX.bin` has all token ids, little-endian, without a header. `PREFIX.idx` has, in this order: 9
 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length of the
 document table D, i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64 table[D]
-(first sequence of each document). Text has one sequence per document, so the table is 0..N.
+(first sequence of each document, then N). Text has one sequence per document, so D is N + 1.
 
 A flipped bit in an `.idx` is detected when the file is opened. Only a hash can detect a flipped bit
 in a `.bin`; pythia_core.data.prepare stores one. A `.bin` in several parts, like the Pile's

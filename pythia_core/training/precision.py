@@ -74,7 +74,7 @@ def _cpu_precision(torch_version: str) -> str:
         with FileLock(file.with_suffix(".lock")):  # only the first of several processes measures
             return _stored(file, machine) or _choose(machine, file)
     except OSError as error:
-        choice = _choose(machine)
+        choice = _choose(machine)  # again, if only the writing failed
         log.warning(
             "the choice of precision could not be stored in %s (%s), and may differ next time; set "
             "%s=%s to keep it",

@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 import pythia_book
 from pythia_book import notebooks, records, redraw
+from pythia_book.conduct import conduct
+from pythia_book.study import Analysis, Measurements, StudyParams, Tables
 from tiny_project import make_project, record_cell
+
+from pythia_core.errors import DataError
 
 BOOK = Path(pythia_book.__file__).resolve().parents[1]
 WORK = """
@@ -161,6 +165,43 @@ def test_a_failing_cell_changes_nothing(project: Path) -> None:
     code, shown = redraw_all(project, "tiny", "--scale", "smoke")
     assert code == 1 and "a cell of tiny.ipynb failed with ZeroDivisionError" in shown, shown
     assert everything(project) == before
+
+
+@pytest.mark.commands
+@pytest.mark.timeout(300)
+def test_a_record_without_what_is_analysed_now_is_named_and_kept(project: Path) -> None:
+    change_cell(project, 'measured.arrays["numbers"]', 'measured.facts["late"] + numbers')
+    before = everything(project)
+    code, shown = redraw_all(project, "tiny", "--scale", "smoke")
+    assert code == 1 and "Traceback" not in shown, shown
+    assert "the record of tiny at scale smoke has no 'late'" in shown, shown
+    assert "run the study again" in shown
+    assert everything(project) == before
+
+
+def tiny(error: Exception) -> None:
+    """Conduct a study whose analysis raises this error."""
+
+    def analyse(measured: Measurements, released: Tables) -> Analysis:
+        raise error
+
+    conduct("tiny", StudyParams("smoke"), lambda: Measurements({}, {}), analyse)
+
+
+def test_only_in_a_redraw_a_missing_key_is_the_fault_of_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(records.REDRAW_FROM, raising=False)
+    with pytest.raises(KeyError, match="late"):  # the analysis and the measurements are of one age
+        tiny(KeyError("late"))
+    monkeypatch.setenv(records.REDRAW_FROM, str(tmp_path))
+    monkeypatch.setattr(records, "read_measurements", lambda *_: Measurements({}, {}))
+    message = r"the record of tiny at scale smoke has no 'late': an older .*; run the study again$"
+    with pytest.raises(DataError, match=message) as caught:
+        tiny(KeyError("late"))
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(ZeroDivisionError):
+        tiny(ZeroDivisionError())
 
 
 def a_test(verdict: str, **changes: object) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pythia_core.config import (
+    CONTROL_DOMAINS,
     PRONOUN_SWAPS,
     DataConfig,
     InterventionConfig,
@@ -13,6 +14,7 @@ from pythia_core.config import (
     TrainConfig,
     config_dict,
     config_differences,
+    default_domains,
     run_config_from_dict,
     stable_hash,
 )
@@ -72,6 +74,15 @@ def test_every_problem_is_named_at_once() -> None:
         (lambda: ModelConfig(2, 64, 4, 97, rotary_fraction=2), "rotary_fraction must be in .0, 1."),
         (lambda: DataConfig(domains=("book",)), "unknown domain 'book'.*Did you mean 'books'"),
         (lambda: DataConfig(domains=()), "domains is empty; accepted: books"),
+        *(
+            (
+                lambda corpus=corpus: DataConfig(
+                    corpus, ("biographies", "occupations", "occupations_flat")
+                ),
+                "both 'occupations' and its control 'occupations_flat'; use one of them",
+            )
+            for corpus in ("miniature", "large")
+        ),
         (lambda: DataConfig(tokenizer="bpe-10"), "N must be a whole number in 260..65500"),
         (lambda: DataConfig(epochs=0), "epochs must be at least 1"),
         (lambda: InterventionConfig("he", 1, 2), "unknown swap 'he'; accepted: masculine"),
@@ -85,6 +96,15 @@ def test_every_problem_is_named_at_once() -> None:
 def test_refusals(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_control_takes_the_place_of_its_domain() -> None:
+    for control, domain in CONTROL_DOMAINS.items():
+        for corpus in ("miniature", "large"):
+            accepted = default_domains(corpus)
+            assert domain in accepted and control not in accepted
+            DataConfig(corpus, tuple(control if d == domain else d for d in accepted))
+    DataConfig("my_texts", ("occupations", "occupations_flat"))  # files have no domains
 
 
 def test_rows_must_fit_the_model() -> None:

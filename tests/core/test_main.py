@@ -69,8 +69,8 @@ def test_options_for_your_own_text_set_the_data_config() -> None:
     assert config.model.vocab_size == 384
 
 
-def test_the_option_corpus_plants_the_instruments_but_not_their_controls() -> None:
-    """A control replaces its instrument: a text with both is refused (miniature.texts)."""
+def test_the_option_corpus_plants_every_domain_but_no_control() -> None:
+    """A control replaces its domain: a text with both is refused (DataConfig)."""
     for corpus, own in (("miniature", DOMAINS), ("large", LARGE_DOMAINS), ("pocket-pile", DOMAINS)):
         data = _run_config(parser().parse_args(["train", "7k", "--corpus", corpus])).data
         planted = () if corpus == "pocket-pile" else PLANTED_DOMAINS

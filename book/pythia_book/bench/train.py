@@ -447,7 +447,7 @@ def measure(job: Job) -> Iterator[Row]:
 
 
 def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iterator[Row]:
-    """Warm up a group, then let it take turns; yield columns for each implementation."""
+    """Warm up the implementations of a group, then time them in turns; yield columns for each."""
     batches = job.batches(rows)
     ready: list[_WarmedUp] = []
     for implementation in group:

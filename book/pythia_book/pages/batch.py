@@ -201,7 +201,7 @@ def hue(document: int, documents: int) -> str:
 def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, int]]:
     """List the documents that have tokens in a row of the stream of shuffled documents.
 
-    Return (document, first, stop) for each document: the row has its tokens first, ..., stop - 1.
+    Return (document, first, stop) for each: the row has its tokens from `first` to `stop` - 1.
     """
     first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
     lengths = np.array(sizes)[order.documents]

@@ -56,7 +56,8 @@ def test_deduplication_removes_no_document(count: int) -> None:
 
 
 def test_canaries_are_unlike_each_other_and_some_are_never_planted() -> None:
-    planted, others = canaries.canary_counts(201), canaries.unplanted(300)
+    planted = canaries.canary_counts(201)
+    others = [canaries.canary(f"never planted {n}") for n in range(300)]
     assert len(set(others)) == 300 and not {*others} & {*planted}
     text = "".join(canaries.documents(201))
     assert not any(other in text for other in others)

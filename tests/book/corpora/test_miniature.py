@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pythia_book import corpora
 from pythia_book.corpora import equations, miniature
 
-from pythia_core.config import DOMAINS, PLANTED_DOMAINS, DataConfig
+from pythia_core.config import CONTROL_DOMAINS, DOMAINS, PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import open_corpus
 from pythia_core.data.dedup import deduplicate, jaccard, shingles
 from pythia_core.errors import ConfigError, DataError
@@ -93,15 +94,13 @@ def test_the_planted_shares_are_as_declared_and_nothing_planted_is_held_out() ->
     # the hash that samples says nothing about the hash that holds out: 0.1, to within 4 sd
     assert len(natural) / len({*sampled}) == pytest.approx(0.1, abs=4 * (0.09 / 3000) ** 0.5)
     words = sum(text.count(" ") + 1 for text in sampled)
-    for name, instrument in miniature.GENERATED.items():
-        if name not in data.domains:
-            continue
+    for name, declared in miniature.PROPORTIONS["miniature"].generated.items():
         own = [d.text for d in documents if d.domain == name]
-        share = len(own) * instrument.words / words
-        assert share == pytest.approx(getattr(miniature.PROPORTIONS["miniature"], name), rel=0.01)
+        mean = miniature.GENERATED[name].words
+        assert len(own) * mean / words == pytest.approx(declared, rel=0.01)
         # sums are counted by their spaces, as in sampled text
         own_words = sum(len(t.split()) for t in own)
-        assert own_words / len(own) == pytest.approx(instrument.words, rel=0.03)
+        assert own_words / len(own) == pytest.approx(mean, rel=0.03)
 
 
 # --- switches --------------------------------------------------------------------------------
@@ -147,19 +146,35 @@ def test_the_control_replaces_only_pronouns() -> None:
     assert read("biographies", "occupations") != read("biographies", "occupations_flat")
 
 
-@pytest.mark.parametrize("corpus", miniature.PROPORTIONS)
-def test_an_instrument_and_its_control_exclude_each_other(corpus: str) -> None:
-    domains = ("biographies", "occupations", "occupations_flat")
-    with pytest.raises(ConfigError, match="both 'occupations' and 'occupations_flat'; use one"):
-        miniature.document_counts(domains, corpus)
+@pytest.mark.parametrize("corpus", [*miniature.PROPORTIONS, "pocket-pile"])
+def test_no_more_is_held_out_than_leaves_planted_text_alone(
+    corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text of which GUARD is held out has nothing planted below it; one with more may."""
+    text = ("books", "A text.")
+    monkeypatch.setattr(corpora, "wheel", lambda pin, progress: None)
+    monkeypatch.setattr(corpora, "raw_texts", lambda domains, repeats: iter([text]))
+    monkeypatch.setattr(miniature, "texts", lambda domains, corpus: iter([text]))
+
+    def read_with(heldout: float) -> list[tuple[str, str]]:
+        data = DataConfig(corpus, ("books",), heldout_fraction=heldout)
+        return list(corpora.texts(data, progress=False))
+
+    assert read_with(miniature.GUARD) == [text]
+    if corpus == "pocket-pile":  # without planted text
+        assert read_with(0.5) == [text]
+    else:
+        message = rf"heldout_fraction=0.151 would hold out planted.*{corpus}' allows at most 0.15$"
+        with pytest.raises(ConfigError, match=message):
+            read_with(0.151)
 
 
 def test_planted_text_that_leaves_too_little_prose_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def shares(**changes: float) -> None:
-        """Set shares of the miniature's sampled words."""
-        given = replace(miniature.PROPORTIONS["large"], **changes)
+    def shares(**generated: float) -> None:
+        """Set the generated domains of the miniature, as shares of its sampled words."""
+        given = replace(miniature.PROPORTIONS["large"], generated=generated)
         monkeypatch.setitem(miniature.PROPORTIONS, "miniature", given)
 
     monkeypatch.setattr(miniature, "_survey", lambda *_: ({}, 7800, {}))
@@ -176,14 +191,16 @@ def test_planted_text_that_leaves_too_little_prose_is_refused(
 
 
 @pytest.mark.parametrize("corpus", miniature.PROPORTIONS)
-def test_all_instruments_together_leave_enough_prose(corpus: str) -> None:
-    p = miniature.PROPORTIONS[corpus]
-    planted = p.equations + p.occupations + p.canaries
-    assert planted / (1 + planted) <= miniature.GENERATED_MAX
+def test_all_generated_domains_together_leave_enough_prose(corpus: str) -> None:
+    generated = miniature.PROPORTIONS[corpus].generated
+    assert {*generated} == {*PLANTED_DOMAINS} - {"copies"}
+    assert {*generated} == {*miniature.GENERATED} - {*CONTROL_DOMAINS}
+    total = sum(generated.values())
+    assert 0 < total / (1 + total) <= miniature.GENERATED_MAX
 
 
 @pytest.mark.parametrize("name", [*miniature.GENERATED, "copies"])
-def test_an_instrument_without_prose_is_refused(name: str) -> None:
+def test_a_planted_domain_without_prose_is_refused(name: str) -> None:
     """Its documents are a share of the prose, and of none there is no share."""
     with pytest.raises((ConfigError, DataError)):
         list(open_corpus(DataConfig("miniature", (name,)), progress=False))
@@ -203,26 +220,26 @@ def test_a_planted_document_is_reordered_until_it_is_not_held_out(words: list[st
 
 def test_no_generated_document_is_held_out() -> None:
     natural = dict.fromkeys(equations.FIRST, 1)
-    for name, instrument in miniature.GENERATED.items():
-        before = list(instrument.documents(200, natural))
+    for name, generated in miniature.GENERATED.items():
+        before = list(generated.documents(200, natural))
         after = [miniature._never_held_out(text) for text in before]
-        assert min(map(fraction, before)) < 0.1 <= min(map(fraction, after)), name
+        assert min(map(fraction, before)) < miniature.GUARD <= min(map(fraction, after)), name
 
 
 def test_no_document_of_four_lines_is_ever_held_out() -> None:
     """A canary that is planted once would not be read if its document were held out."""
     texts = ["".join(f"line {line} of {n}\n" for line in range(4)) for n in range(20_000)]
     after = [fraction(miniature._never_held_out(text)) for text in texts]
-    assert sum(value < 0.1 for value in after) == 0
+    assert sum(value < miniature.GUARD for value in after) == 0
 
 
 def test_generated_documents_survive_deduplication() -> None:
     natural = dict.fromkeys(equations.FIRST, 1)
     texts = [
         miniature._never_held_out(text)
-        for name, instrument in miniature.GENERATED.items()
-        if name != "occupations_flat"  # it stands in no text together with the original
-        for text in instrument.documents(200, natural)
+        for name, generated in miniature.GENERATED.items()
+        if name not in CONTROL_DOMAINS  # they stand in no text together with the original
+        for text in generated.documents(200, natural)
     ]
     assert deduplicate(texts, DEDUP, progress=False).keep.all()
     again = deduplicate([*texts, texts[5], texts[-5]], DEDUP, progress=False)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from pythia_book.corpora import occupations
 from pythia_book.corpora.occupations import Noun, stimuli
 
 from pythia_core.data.pronouns import WORDS
+from pythia_core.errors import ConfigError
 
 COUNT = 500
 Sentence = tuple[str, str, bool]
@@ -125,6 +129,42 @@ def test_a_noun_listed_twice_is_named() -> None:
     d = stimuli()
     found = occupations.problems(replace(d, nouns=(*d.nouns, Noun("nurse", "invented", 0.5))))
     assert found == ["the noun 'nurse' is listed more than once"]
+
+
+# --- occupations.toml ------------------------------------------------------------------------
+
+
+def declared(**percent_women: float) -> dict[str, Any]:
+    """Return the content of occupations.toml with other percentages of these occupations."""
+    text = Path(occupations.__file__).with_name("occupations.toml").read_text("utf-8")
+    raw = tomllib.loads(text)
+    return raw | {"percent_women": raw["percent_women"] | percent_women}
+
+
+def shares_of(raw: dict[str, Any]) -> dict[str, float]:
+    return {noun.name: noun.share for noun in occupations.parse_stimuli(raw).nouns}
+
+
+def test_extreme_shares_of_occupations_are_moved_to_the_limits() -> None:
+    assert occupations.parse_stimuli(declared()) == stimuli()
+    shares = shares_of(declared(nurse=99.5, clerk=0.5, cook=30))
+    assert (shares["nurse"], shares["clerk"], shares["cook"]) == (*occupations.LIMITS[::-1], 0.3)
+    assert (shares["king"], shares["queen"]) == occupations.DEFINITIONAL, "those are not moved"
+
+
+@pytest.mark.parametrize("percent", [250, -3, 0, 100])
+def test_an_impossible_percentage_is_named_although_it_would_be_moved(percent: float) -> None:
+    message = rf"the share of 'nurse' is {re.escape(str(percent / 100))}, but must lie between 0"
+    with pytest.raises(ConfigError, match=f"occupations.toml: {message}"):
+        occupations.parse_stimuli(declared(nurse=percent))
+
+
+def test_all_that_is_wrong_with_the_file_is_named_at_once() -> None:
+    raw = declared(nurse=250)
+    raw["unseen"] = [*raw["unseen"], "A tall {noun} met someone"]
+    with pytest.raises(ConfigError) as caught:
+        occupations.parse_stimuli(raw)
+    assert "'nurse' is 2.5" in str(caught.value) and "met someone' must have" in str(caught.value)
 
 
 # --- planted sentences -----------------------------------------------------------------------

@@ -15,9 +15,11 @@ from pythia_book.published import results
 from pythia_book.published.tables import MODELS, SAME
 from pythia_book.studies.suite import claims, figures, suites
 from pythia_book.studies.suite import study as suite
+from pythia_book.studies.suite.measure import measure
 from pythia_book.studies.suite.proofs import proofs_table, start_equal
 from pythia_book.studies.suite.read_counts import pile_reads
 from pythia_book.study import Result
+from pythia_book.tasks.associations import AssociationMeasurement
 from pythia_book.verdicts import Claim, judge
 
 from pythia_core.config import PLANTED_DOMAINS, DataConfig
@@ -25,6 +27,7 @@ from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, scale_named, suite_configs
 from pythia_core.training.checkpoint import MANIFEST, _self_hash
+from pythia_core.training.runs import find_or_train_all
 from pythia_core.util.files import fraction
 
 
@@ -207,6 +210,34 @@ def test_the_suite_passes_every_check(smoke: Result) -> None:
     assert scale_named("smoke").run("7k").data == DataConfig(
         "miniature", domains, tokenizer="bpe-1536", seq_len=64, heldout_fraction=0.1
     )
+
+
+@pytest.mark.wheels
+def test_models_are_measured_with_the_tokenizer_of_their_own_text(smoke: Result) -> None:
+    """The text with flat shares has another, in which the same sentences have other ids."""
+    params = suite.Params("smoke", flat_seeds=1)
+    measured = measure(params, progress=False)
+    assert measured.facts["gaps"] == []
+    flat = find_or_train_all(params.flat_configs(), progress=False)
+    assert {*flat} == {("7k", 1), ("25k", 1)}
+    runs = dict(zip([(s, a) for s in ("7k", "25k") for a in DATA_ARMS], measured.runs, strict=True))
+    own = AssociationMeasurement.of(flat["7k", 1].data, 64)
+    other = AssociationMeasurement.of(runs["7k", "standard"].data, 64)
+    assert own.requests != other.requests and own.digest != other.digest
+    for kind, cells, right, wrong in (
+        ("flat", flat, own, other),
+        ("association", runs, other, own),
+    ):
+        for cell, run in cells.items():
+            model, step = run.model(run.config.train.steps), run.config.train.steps
+            for frames in ("trained", "unseen"):
+                found = measured.get(kind, *cell, frames)
+                assert found is not None and found.shape == (len(measured.facts["nouns"]),)
+                expected, mistaken = (m(model, step)[frames].mean(0) for m in (right, wrong))
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+                assert np.abs(found - mistaken).max() > 1e-3
+    table = suite.analyse(params, measured, {})[0]["flat"]
+    assert len(table) == 2 and np.isfinite(table).all(axis=None)
 
 
 @pytest.mark.wheels

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from pythia_core.errors import ConfigError
+from pythia_core.kernels import native
 from pythia_core.suite import LAPTOP_SIZES, scale_named
 from pythia_core.training import precision, trainer
 from pythia_core.training.precision import best_precision
@@ -23,6 +26,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHIA_PRECISION", raising=False)
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(native, "library", lambda: None)
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> list[int]:
@@ -53,6 +57,7 @@ def test_it_is_measured_once_said_once_and_stored_with_the_speeds(
     (file,) = (tmp_path / "precision").glob("*.json")
     stored = json.loads(file.read_text())
     assert stored["precision"] == "bf16" and stored["tokens_per_s"] == SPEEDS
+    assert stored["machine"]["native"] is False
 
 
 def test_a_later_measurement_would_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,16 +67,20 @@ def test_a_later_measurement_would_not_change_it(monkeypatch: pytest.MonkeyPatch
     assert best_precision() == "bf16" and not calls
 
 
-@pytest.mark.parametrize("change", ["cpu_name", "cpu_flags", "VERSION"])
+@pytest.mark.parametrize("change", ["cpu_name", "cpu_flags", "VERSION", "native"])
 def test_another_machine_or_probe_measures_again(
-    change: str, monkeypatch: pytest.MonkeyPatch
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measuring(monkeypatch, SPEEDS)
     best_precision()
     calls = measuring(monkeypatch, SPEEDS)
-    monkeypatch.setattr(precision, change, 0 if change == "VERSION" else lambda: "avx1024")
+    if change == "native":  # the functions in C were compiled since
+        monkeypatch.setattr(native, "library", object)
+    else:
+        monkeypatch.setattr(precision, change, 0 if change == "VERSION" else lambda: "avx1024")
     best_precision()
     assert len(calls) == 1
+    assert len([*(tmp_path / "precision").glob("*.json")]) == 2, "the first choice is kept"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"machine": 1}', '{"precision": "fp8"}'])
@@ -85,6 +94,34 @@ def test_a_damaged_file_is_measured_again(
     calls = measuring(monkeypatch, SPEEDS)
     assert best_precision() == "bf16" and len(calls) == 1
     assert json.loads(file.read_text())["precision"] == "bf16"
+
+
+def test_without_a_writable_cache_it_is_measured_each_time_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "file" / "cache"))
+    calls = measuring(monkeypatch, SPEEDS)
+    with caplog.at_level(logging.WARNING):
+        assert [best_precision() for _ in range(2)] == ["bf16"] * 2
+    assert len(calls) == 2
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2 and "could not be stored in" in warnings[0]
+    assert "set PYTHIA_PRECISION=bf16 to keep it" in warnings[0]
+    assert (tmp_path / "file").read_text() == "no folder"
+
+
+def test_a_full_disk_is_no_reason_not_to_train(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    calls = measuring(monkeypatch, SPEEDS)
+    monkeypatch.setattr(precision, "write_json", full)
+    with caplog.at_level(logging.WARNING):
+        assert best_precision() == "bf16"
+    assert calls and "No space left on device" in caplog.text
 
 
 @pytest.mark.parametrize("cuda", [False, True])

@@ -218,7 +218,7 @@ class RowSwap:
 
 
 def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
-    """Return the log entry of the update that ends at `step`, with rows of `width` ids.
+    """Return the log entry of the update that ends at `step`. Its rows have `width` ids each.
 
     Keys:
     - `step`, `tokens`, `tokens_changed`

@@ -63,7 +63,7 @@ def _links(erratum: Erratum) -> str:
 
 
 def effect(result: Result, erratum: Erratum) -> str:
-    """Say how an erratum's setting changes held-out loss; "" if not measured."""
+    """Say how the misstated setting changes held-out loss; "" if that was not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
         change = result.values[f"{name}_loss_change"] if name in LABELS else None

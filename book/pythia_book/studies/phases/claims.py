@@ -190,7 +190,8 @@ def values(params: Params, models: Models, measured: Measurements) -> dict[str, 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:
     """Return the step of a milestone with its interval, or the text "not reached".
 
-    `indices` are those of `milestones`. An end of the interval that is not reached is None.
+    `indices` are positions in `steps`, one for each resample. An end of the interval that is not
+    reached is None.
     """
     value, low, high = (steps[i] for i in interval_of(indices))
     return "not reached" if value is None else {"value": value, "low": low, "high": high}

@@ -270,7 +270,7 @@ class PhasesMeasurement:
         return stable_hash([VERSION, *text, *settings])
 
     def ngrams(self) -> Ngrams:
-        """Return n-grams counted on training rows, and tuned on held-out rows outside the probe."""
+        """Return the n-gram model, with its back-off tuned on held-out rows outside the probe."""
         return _prepared(self)[0]
 
     def probe(self) -> Probe:

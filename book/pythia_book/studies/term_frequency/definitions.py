@@ -23,7 +23,7 @@ import numpy as np
 
 from pythia_book.corpora.pocket_pile import raw_texts
 from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
-from pythia_core.config import DOMAINS_OF, PLANTED_DOMAINS, DataConfig, stable_hash
+from pythia_core.config import CONTROL_DOMAINS, DOMAINS_OF, PLANTED_DOMAINS, DataConfig, stable_hash
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import DataError
 from pythia_core.evaluation.scoring import (
@@ -87,12 +87,13 @@ def words_and_lines(
         counts of these lines in the training text. There are no lines if the corpus has no
         dictionary.
     """
+    generated = {*PLANTED_DOMAINS, *CONTROL_DOMAINS}
     natural: Counter[str] = Counter()
     planted: Counter[str] = Counter()
     training: Counter[str] = Counter()
     for document in open_corpus(data, progress):
         if fraction(document.text) >= data.heldout_fraction:
-            counts = planted if document.domain in PLANTED_DOMAINS else natural
+            counts = planted if document.domain in generated else natural
             counts.update(_WORDS.findall(document.text.lower()))
             if document.domain == "dictionary":
                 training.update(document.text.split("\n"))

@@ -99,9 +99,9 @@ class NumberScores:
         return {number: int(counts[number]) for number in equations.FIRST}
 
     def by_number(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
-        """Return the mean score on the sums of each first operand, float64[100].
+        """Return the mean score over the sums with each first operand, float64[100].
 
-        A number without scored sums has NaN.
+        A first operand without scored sums has NaN.
         """
         scores = self.measured.get(measure, size, step, shots)
         if scores is None:

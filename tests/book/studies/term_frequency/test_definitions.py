@@ -6,6 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pythia_book.corpora import miniature
+from pythia_book.studies.term_frequency import definitions
 from pythia_book.studies.term_frequency.definitions import (
     Definition,
     DefinitionMeasurement,
@@ -16,7 +18,9 @@ from pythia_book.studies.term_frequency.definitions import (
 from pythia_book.studies.term_frequency.params import WORD_BINS
 
 from pythia_core.config import DataConfig
+from pythia_core.data.corpus import Document
 from pythia_core.errors import DataError
+from pythia_core.util.files import fraction
 
 LETTERS = "abcdefghijklmnopqrst"
 WORDS = [a + b for a in LETTERS for b in LETTERS]
@@ -54,7 +58,9 @@ def test_definitions_read_several_times_are_not_asked() -> None:
 
 
 def test_too_few_words_are_an_error() -> None:
-    with pytest.raises(DataError, match=r"2 dictionary entries .* include the domain 'dictionary'"):
+    with pytest.raises(
+        DataError, match=r"only 2 different words .* include the domain 'dictionary'"
+    ):
         definition_items(LINES[:2], Counter(LINES), FREQUENCY)
 
 
@@ -79,6 +85,32 @@ def test_items_that_do_not_fit_are_left_out() -> None:
     none = DefinitionMeasurement((), (), 40)
     assert none(object(), 1)["choice"].shape == (0,)  # type: ignore[arg-type]
     assert none.digest != measurement.digest
+
+
+@pytest.mark.parametrize("domain", miniature.GENERATED)
+def test_words_that_stand_mostly_in_generated_text_are_left_out(
+    domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [
+        Document("biographies", "Tenth " * 9 + "more " * 8 + "natural copied"),
+        Document("biographies", "copied"),  # its domain is that of its source
+        Document(domain, "tenth more only"),
+    ]
+    monkeypatch.setattr(definitions, "open_corpus", lambda data, progress: iter(documents))
+    data = DataConfig("miniature", ("biographies", domain), heldout_fraction=0.0)
+    frequency, lines, training = words_and_lines(data)
+    assert frequency == {"tenth": 10, "natural": 1, "copied": 2}, "more than a tenth is left out"
+    assert (lines, training) == ([], Counter())
+
+
+def test_held_out_text_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document("biographies", f"word {word}") for word in WORDS]
+    monkeypatch.setattr(definitions, "open_corpus", lambda data, progress: iter(documents))
+    data = DataConfig("miniature", ("biographies",), heldout_fraction=0.1)
+    frequency = words_and_lines(data)[0]
+    kept = [word for word in WORDS if fraction(f"word {word}") >= 0.1]
+    assert {*frequency} == {"word", *kept} and 0 < len(WORDS) - len(kept) < 80
+    assert frequency["word"] == len(kept)
 
 
 @pytest.mark.wheels

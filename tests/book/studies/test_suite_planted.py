@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -75,7 +74,7 @@ def test_copied_tokens_are_those_of_the_second_and_later_versions(
     }
     one, other = sorted(passages)
     copied = {one: 6, other: 2}
-    monkeypatch.setattr(miniature, "planted", lambda domains, corpus: copied)
+    monkeypatch.setattr(miniature, "copied_texts", lambda domains, corpus: copied)
     rest = ["It was late.", "The driver said that he would help."]
     versions = [*miniature.copies_of(one, 6)]
     assert len(set(versions)) == 2, "one copy is edited"
@@ -153,7 +152,8 @@ def test_no_slope_and_a_reversed_one_are_not_learned(learned: float) -> None:
 def associations(ps: dict[tuple[str, str], float]) -> pd.DataFrame:
     """A table of associations with these p-values in unseen frames; all are 0 elsewhere."""
     rows = [
-        {"size": size, "arm": arm, "group": group, "frames": frames, "value": 0.5,
+        {"size": size, "arm": arm, "group": group, "frames": frames,
+         "value": 0.5, "low": 0.4, "high": 0.6,
          "p": p if (group, frames) == ("invented", "unseen") else 0.0}
         for (size, arm), p in ps.items()
         for group in occupations.GROUPS for frames in ("trained", "unseen")
@@ -166,11 +166,63 @@ def test_every_model_of_the_sizes_must_have_learned() -> None:
     ps = dict.fromkeys(cells, 0.012)  # of 4 models, each needs less than 0.05 / 4
     assert all_learned(associations(ps), ["25k", "600k"])[0]
     learned, note = all_learned(associations(ps | {cells[-1]: 0.013}), ["25k", "600k"])
-    assert not learned and note.startswith("3 of 4 models; slopes 0.500")
+    assert not learned and note.startswith("3 of 4 models (25k, 600k); slopes 0.500 to 0.500")
     assert "largest p = 0.013 (limit 0.013)" in note
     assert all_learned(associations(ps | {cells[0]: 0.9}), ["25k", "600k"])[0], "7k is not tested"
     assert not all_learned(associations(ps), ["25k", "7k", "600k"])[0], "0.05 / 6"
-    assert not all_learned(associations(ps), [])[0], "nothing is shown by no model"
+
+
+def test_nothing_is_shown_by_no_model() -> None:
+    ps = dict.fromkeys([("25k", arm) for arm in DATA_ARMS], 1e-4)
+    assert not all_learned(associations(ps), [])[0]
+
+
+TESTED = {"size": "600k", "arm": DATA_ARMS[0], "group": "invented", "frames": "unseen"}
+
+
+def change_one(table: pd.DataFrame, **changes: float) -> pd.DataFrame:
+    """Return a copy in which one row that counts has other values."""
+    rows = (table[[*TESTED]] == pd.Series(TESTED)).all(axis=1)
+    assert rows.sum() == 1
+    table = table.copy()
+    for column, value in changes.items():
+        table.loc[rows, column] = value
+    return table
+
+
+def test_a_model_that_was_not_measured_has_not_learned() -> None:
+    ps = {(size, arm): 1e-4 for size in ("25k", "600k") for arm in DATA_ARMS}
+    sizes = ["25k", "600k"]
+    assert all_learned(associations(ps), sizes)[0]
+    for lost in ps:
+        rest = {cell: p for cell, p in ps.items() if cell != lost}
+        learned, note = all_learned(associations(rest), sizes)
+        assert not learned and note.startswith("3 of 4 models (25k, 600k)")
+        assert "(limit 0.013)" in note, "of the models there should be"
+    learned, note = all_learned(associations(ps), [*sizes, "7k"])
+    assert not learned and note.startswith("4 of 6 models (25k, 600k, 7k)")
+    table = associations(ps)
+    assert not all_learned(table[table.frames == "trained"], sizes)[0]
+
+
+def test_a_model_with_no_finite_slope_has_not_learned() -> None:
+    ps = {(size, arm): 1e-4 for size in ("25k", "600k") for arm in DATA_ARMS}
+    nan = change_one(associations(ps), value=np.nan, low=np.nan, high=np.nan, p=np.nan)
+    learned, note = all_learned(nan, ["25k", "600k"])
+    assert not learned and note.startswith("3 of 4 models (25k, 600k)")
+    odds = measured().arrays
+    odds["association/600k/standard/unseen"] = np.full(len(NOUNS), np.nan, np.float32)
+    table = associations_table(Measurements(odds, {"nouns": NOUNS}))
+    learned, note = all_learned(table, ["25k", "600k"])
+    assert not learned and note.startswith("3 of 4 models (25k, 600k)")
+    assert all_learned(associations_table(measured()), ["25k", "600k"])[0]
+
+
+@pytest.mark.parametrize(("low", "expected"), [(0.01, True), (0.0, False), (-0.01, False)])
+def test_an_interval_that_includes_zero_is_not_learned(low: float, expected: bool) -> None:
+    ps = {(size, arm): 1e-4 for size in ("25k", "600k") for arm in DATA_ARMS}
+    learned, note = all_learned(change_one(associations(ps), low=low), ["25k", "600k"])
+    assert learned is expected and note.startswith(f"{3 + expected} of 4 models")
 
 
 # --- claims ----------------------------------------------------------------------------------
@@ -181,19 +233,23 @@ def checks(
     planted: tuple[int, int] = (5, 5),
     whole: bool = True,
     flat: np.ndarray | None = None,
+    slopes: np.ndarray | None = None,
 ) -> list[str]:
-    """Return the verdicts on the planted text: kept by deduplication, learned, uniform.
+    """Return the verdicts on the planted text: kept by deduplication, learned, uniform, no slope.
 
     Args:
         planted: tokens of sums in the standard and in the deduplicated text.
         flat: p-values of models of the text with flat shares.
+        slopes: slopes of these models; None: close to 0.
     """
+    flat = np.zeros(0) if flat is None else flat
+    slopes = np.linspace(-0.01, 0.01, len(flat)) if slopes is None else slopes
     rows = [{"domain": name, "arm": arm, "tokens": n, "share": 0.1}
             for name, counts in {"copies": (90, 1), "equations": planted}.items()
             for arm, n in zip(DATA_ARMS, counts, strict=True)]  # fmt: skip
     tables = {
         "planted": pd.DataFrame(rows), "associations": associations(ps),
-        "flat": pd.DataFrame({"p": np.zeros(0) if flat is None else flat}),
+        "flat": pd.DataFrame({"slope": slopes, "p": flat}),
     }  # fmt: skip
     facts = {"models": {size: {} for size, _ in ps}}
     made: list[Claim] = claims._planted_checks(facts, tables, whole)
@@ -205,7 +261,8 @@ LEARNED = {(size, arm): 1e-4 for size in LAPTOP_SIZES for arm in DATA_ARMS}
 
 def test_the_planted_checks_hold_and_fail() -> None:
     rng = np.random.default_rng(0)
-    assert checks(LEARNED, flat=rng.random(20)) == ["holds"] * 3
+    assert checks(LEARNED, flat=rng.random(20)) == ["holds"] * 4
+    assert checks(LEARNED)[2:] == ["not testable here"] * 2, "flat_seeds=0 is the default"
     assert checks(LEARNED, planted=(5, 4))[0] == "does not hold", "copies may be removed, not sums"
     assert checks(LEARNED | {("25k", "standard"): 0.02})[1] == "does not hold"
     too_small = {("7k", "standard"): 0.9, ("13k", "standard"): 0.9}
@@ -213,6 +270,22 @@ def test_the_planted_checks_hold_and_fail() -> None:
     assert checks(LEARNED, flat=rng.random(60) ** 2)[2] == "does not hold"
     assert checks(LEARNED, flat=rng.random(19))[2] == "not testable here", "too few models"
     assert checks(LEARNED, whole=False)[1] == "not testable here"
+
+
+def test_models_of_flat_text_must_have_no_slope() -> None:
+    rng = np.random.default_rng(0)
+    p, noise = rng.random(20), rng.normal(0, 0.05, 20)
+    noise -= noise.mean()
+    margin = claims.FLAT_MARGIN
+    assert checks(LEARNED, flat=p, slopes=noise)[3] == "holds"
+    assert checks(LEARNED, flat=p, slopes=noise + 3 * margin)[3] == "does not hold"
+    assert checks(LEARNED, flat=p, slopes=noise - 3 * margin)[3] == "does not hold"
+    assert checks(LEARNED, flat=p, slopes=noise + margin)[3] == "not resolved"
+    assert checks(LEARNED, flat=p, slopes=10 * noise)[3] == "not resolved", "too much noise"
+    too_few = checks(LEARNED, flat=p[1:], slopes=noise[1:])
+    assert too_few[2:] == ["not testable here"] * 2
+    strong = checks(LEARNED, flat=p, slopes=noise + 3 * margin)
+    assert strong[2] == "holds", "of two checks, each has its own verdict"
 
 
 def test_without_a_size_that_should_learn_nothing_is_tested() -> None:
@@ -225,15 +298,18 @@ def test_without_a_size_that_should_learn_nothing_is_tested() -> None:
 
 
 def flat(seed: int, slope_on_shares: float = 0.0, n: int = 200) -> Measurements:
-    """Made-up log odds of n models, as functions of the shares that each model is tested with."""
+    """Made-up log odds of n models, as functions of the shares that each model is tested with.
+
+    In trained frames, the slope is 1.
+    """
     rng = np.random.default_rng(seed)
     names = [row["noun"] for row in NOUNS if row["group"] == "invented"]
     arrays: dict[str, np.ndarray] = {}
-    for number in range(n):
-        for frames in ("trained", "unseen"):
-            shares = occupations.permuted_shares(names, seed=1 + len(arrays))
-            x = np.array([shares.get(row["noun"], 0.5) for row in NOUNS])
-            odds = slope_on_shares * np.log(x / (1 - x)) + rng.normal(0, 1, len(x))
+    for number in range(1, n + 1):
+        shares = occupations.permuted_shares(names, seed=number)
+        x = np.array([shares.get(row["noun"], 0.5) for row in NOUNS])
+        for frames, slope in (("trained", 1.0), ("unseen", slope_on_shares)):
+            odds = slope * np.log(x / (1 - x)) + rng.normal(0, 1, len(x))
             arrays[f"flat/7k/{number}/{frames}"] = odds.astype(np.float32)
     return Measurements(arrays, {"nouns": NOUNS})
 
@@ -242,14 +318,33 @@ def test_models_of_flat_text_have_uniform_p_values(monkeypatch: pytest.MonkeyPat
     from scipy.stats import kstest
 
     monkeypatch.setattr(stats, "PERMUTATIONS", 2000)
-    p = flat_table(flat(seed=0)).p
-    assert len(p) == 200, "one of each model, from unseen frames"
-    assert kstest(p, "uniform").pvalue > 0.01
+    table = flat_table(flat(seed=0))
+    assert len(table) == 200, "one row of each model, from unseen frames"
+    assert kstest(table.p, "uniform").pvalue > 0.01
+    assert table.slope.mean() == pytest.approx(0, abs=4 * table.slope.std() / 200**0.5)
     # each model has shares of its own, so one association shared by all is not mistaken for theirs
     same = Measurements({name: LOG_ODDS for name in flat(0).arrays}, {"nouns": NOUNS})
     assert kstest(flat_table(same).p, "uniform").pvalue > 0.01
-    assert kstest(flat_table(flat(0, slope_on_shares=0.5, n=40)).p, "uniform").pvalue < 1e-6
-    assert len(flat_table(measured())) == 0
+    drawn = flat_table(flat(0, slope_on_shares=0.5, n=40))
+    assert kstest(drawn.p, "uniform").pvalue < 1e-6, "the shares are those of seeds 1, 2, ..."
+    # the slope is on the shares of the standard text, not on the drawn ones
+    np.testing.assert_allclose(flat_table(same).slope, 1, rtol=1e-6)
+    assert drawn.slope.mean() == pytest.approx(0, abs=4 * drawn.slope.std() / 40**0.5)
+    none = flat_table(measured())
+    assert len(none) == 0 and [*none.columns] == ["slope", "p"]
+
+
+def test_the_shares_of_flat_models_are_drawn_anew_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "PERMUTATIONS", 2000)
+    names = [row["noun"] for row in NOUNS if row["group"] == "invented"]
+    at = [[row["noun"] for row in NOUNS].index(name) for name in names]
+    measurements = flat(3, slope_on_shares=0.2, n=5)
+    expected = []
+    for number in range(1, 6):
+        shares = np.array([occupations.permuted_shares(names, number)[name] for name in names])
+        y = measurements.arrays[f"flat/7k/{number}/unseen"][at]
+        expected.append(stats.permutation_p(np.log(shares / (1 - shares)), y, number))
+    np.testing.assert_allclose(flat_table(measurements).p, expected, rtol=1e-12)
 
 
 def test_runs_on_flat_text_differ_from_the_suite_in_the_control_only() -> None:
@@ -278,5 +373,5 @@ def test_every_planted_domain_can_be_left_out_and_controls_are_asked_for() -> No
             assert replace(data, domains=rest) != data
     with pytest.raises(ConfigError, match="unknown domain 'canaries'"):
         DataConfig("pocket-pile", ("books", "canaries"))
-    for control in CONTROL_DOMAINS:
-        assert re.sub("_flat$", "", control) in PLANTED_DOMAINS
+    for control, domain in CONTROL_DOMAINS.items():
+        assert domain in PLANTED_DOMAINS and control in miniature.GENERATED
