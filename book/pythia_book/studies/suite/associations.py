@@ -11,7 +11,7 @@ from pythia_book.corpora.occupations import GROUPS, INVENTED, permuted_shares
 from pythia_book.stats import permutation_p, slope
 from pythia_book.study import Measurements
 from pythia_book.tasks.associations import UNSEEN
-from pythia_book.verdicts import ALPHA
+from pythia_book.verdicts import ALPHA, holm
 from pythia_core.suite import DATA_ARMS
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def flat_table(measured: Measurements) -> pd.DataFrame:
 def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool, str]:
     """Return whether every model of some sizes has learned the shares of the made-up nouns.
 
-    It has if, in unseen frames, its slope's interval is above 0, and its `p` is below 0.05 divided
-    by the number of models (Bonferroni's correction). A model that was not measured has not.
+    It has if, in unseen frames, its slope's interval is above 0 and its `p` is below 0.05 after
+    Holm's correction for all models. A model that was not measured has not.
 
     Args:
         associations: the table of `associations_table`.
@@ -77,13 +77,15 @@ def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool,
     Returns:
         Whether every model has; and a note with the number of models and the extremes.
     """
+    import pandas as pd
+
     tested = associations[(associations.group == INVENTED) & (associations.frames == UNSEEN)]
     tested = tested[tested["size"].isin(sizes)]
     n_models = len(sizes) * len(DATA_ARMS)
-    limit = ALPHA / max(n_models, 1)
-    learned = int(((tested.p < limit) & (tested.low > 0)).sum())
+    p = pd.Series(holm(dict(tested.p.dropna())), dtype=float).reindex(tested.index)
+    learned = int(((p < ALPHA) & (tested.low > 0)).sum())
     note = (
         f"{learned} of {n_models} models ({', '.join(sizes)}); slopes {tested.value.min():.3f} to "
-        f"{tested.value.max():.3f}, largest p = {tested.p.max():.2g} (limit {limit:.2g})"
+        f"{tested.value.max():.3f}, largest p = {p.max():.2g} after Holm's correction"
     )
     return 0 < n_models == learned, note
