@@ -6,7 +6,7 @@ word is replaced only if it is whole (a run of letters, digits and underscores),
 Capitalised or UPPER case, and has as many tokens as its replacement. So other tokens do not move.
 
 A swap to feminine and back does not restore a text: "his" and "him" both become "her", and "her"
-always becomes "his", because it is mostly a determiner. The placebo replaces two prepositions by
+always becomes "his", because it is mostly a determiner. The placebo replaces four prepositions by
 rarer ones. At the scale `laptop`, it changes as many tokens as the swap of masculine pronouns, to
 within about 5 %.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 WORDS = {
     "masculine_to_feminine": {"he": "she", "his": "her", "him": "her", "himself": "herself"},
     "feminine_to_masculine": {"she": "he", "her": "his", "hers": "his", "herself": "himself"},
-    "prepositions": {"on": "over", "with": "through"},
+    "prepositions": {"on": "over", "with": "through", "for": "toward", "at": "near"},
 }
 assert tuple(WORDS) == SWAPS
 

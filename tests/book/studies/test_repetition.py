@@ -309,5 +309,5 @@ def test_too_many_rows_are_refused_before_training(tmp_path, monkeypatch) -> Non
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     with pytest.raises(DataError, match="need 8000 different rows") as caught:
         repetition.run(Params("smoke", epochs="1,8", steps=1000), progress=False)
-    assert "use steps=208 or fewer" in str(caught.value)
+    assert "use steps=152 or fewer" in str(caught.value)
     assert not list(tmp_path.glob("runs/*"))

@@ -20,7 +20,7 @@ from pythia_book.studies.gender_bias.params import Params
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
-from pythia_core.suite import SCALES
+from pythia_core.suite import SCALES, size_named
 from pythia_core.training.runs import find_run
 
 SWAP = "masculine_to_feminine"
@@ -166,7 +166,8 @@ def test_the_study_at_scale_paper(
     verdicts = {claim["ours"]["verdict"] for claim in result.claims if claim["kind"] == "claim"}
     assert verdicts == {"not testable here"}, "one seed"
     # the command, as used on many GPUs, finds the same arms without training again
-    how = ["--schedule-steps", str(STEPS), "--batch-size", str(BATCH), "--lr", "1e-2"]
+    rate = str(size_named("7k").lr_max)
+    how = ["--schedule-steps", str(STEPS), "--batch-size", str(BATCH), "--lr", rate]
     rows = ["--data", str(paper.shards), "--seq-len", str(SEQ)]
     start = ["continue", str(paper.models), "--revision", "step47", "--steps", "13", "--swap", SWAP]
     assert main([*start, *rows, *how]) == 0
