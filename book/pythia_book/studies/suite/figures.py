@@ -127,7 +127,7 @@ def associations(result: Result) -> Drawing:
         marks = {arm: style.mark("o", arm != "standard") for arm in ARM_TITLES}
         style.size_points(lines, slopes, sizes, "arm", marks, factor=1)
         style.reference(lines, y=0)
-        lines.set(xlabel="parameters", ylabel="slope of the model's log odds on the planted")
+        lines.set(xlabel="parameters", ylabel="slope (1: learned completely)")
         texts = {title: marks[arm] for arm, title in ARM_TITLES.items()}
         style.legend(lines, texts, loc="upper left", fontsize=7)
         standard = style.rows_where(slopes, arm="standard")
