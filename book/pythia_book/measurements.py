@@ -49,6 +49,24 @@ class Measurement(Protocol):
     def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
 
 
+class RequestMeasurement:
+    """The part that all measurements of scored requests share. Subclasses are dataclasses."""
+
+    requests: Sequence[scoring.Request]
+    max_seq_len: int
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the requests and the method of scoring."""
+        texts = [(r.context, r.continuation) for r in self.requests]
+        return stable_hash([scoring.VERSION, self.max_seq_len, texts])
+
+    @cached_property
+    def packed(self) -> scoring.PackedRequests:
+        """The requests, packed once for all checkpoints."""
+        return scoring.pack(self.requests, self.max_seq_len)
+
+
 @dataclass(frozen=True)
 class Gap:
     """A checkpoint that could not be measured, with the reason."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pythia_book.corpora import occupations
-from pythia_core.config import stable_hash
+from pythia_book.measurements import RequestMeasurement
 from pythia_core.errors import DataError
 from pythia_core.evaluation import scoring
 
@@ -31,7 +30,7 @@ FRAMES = ("trained", UNSEEN)
 
 
 @dataclass(frozen=True)
-class AssociationMeasurement:
+class AssociationMeasurement(RequestMeasurement):
     """The log odds of a feminine pronoun after every noun, for one checkpoint.
 
     Calling it returns two arrays, `trained` and `unseen`, each float64[frames, nouns]. Nouns are in
@@ -70,19 +69,9 @@ class AssociationMeasurement:
                     requests.append(scoring.Request(context, ids))
         return cls(tuple(requests), max_seq_len)
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of the requests and the method."""
-        requests = [(r.context, r.continuation) for r in self.requests]
-        return stable_hash([scoring.VERSION, self.max_seq_len, requests])
-
-    @cached_property
-    def _packed(self) -> scoring.PackedRequests:
-        return scoring.pack(self.requests, self.max_seq_len)
-
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
         """Measure a model; return `trained` and `unseen`. The step is not used."""
-        logprob = scoring.score(model, self._packed).logprob.reshape(-1, 2)
+        logprob = scoring.score(model, self.packed).logprob.reshape(-1, 2)
         stimuli = occupations.stimuli()
         odds = (logprob[:, 1] - logprob[:, 0]).reshape(-1, len(stimuli.nouns))
         return dict(zip(FRAMES, np.split(odds, [len(stimuli.trained)]), strict=True))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Arrays, CheckpointKey, Gap, measure_each
+from pythia_book.measurements import Arrays, CheckpointKey, Gap, RequestMeasurement, measure_each
 from pythia_book.tasks.benchmarks import (
     GenerationTask,
     Item,
@@ -52,7 +52,7 @@ MIN_FITTING = 0.2
 
 
 @dataclass(frozen=True)
-class ScoredTask:
+class ScoredTask(RequestMeasurement):
     """A task scored by log-likelihood, for one number of shots, tokenizer and context length."""
 
     name: str
@@ -80,23 +80,13 @@ class ScoredTask:
         """The requests of all items in one list."""
         return [request for answers in self.answers for request in answers]
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of everything that determines the scores, except the model."""
-        requests = [(r.context, r.continuation) for r in self.requests]
-        return stable_hash([scoring.VERSION, self.max_seq_len, requests])
-
-    @cached_property
-    def _packed(self) -> scoring.PackedRequests:
-        return scoring.pack(self.requests, self.max_seq_len)
-
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
         """Score all answers with a model; `step` is not used.
 
         Return `logprob`, float64[requests], in nats, and `greedy`, bool[requests]: whether greedy
         decoding would write the answer.
         """
-        scores = scoring.score(model, self._packed)
+        scores = scoring.score(model, self.packed)
         return {"logprob": scores.logprob, "greedy": scores.greedy}
 
     def metrics(self, scores: Arrays) -> Arrays:

@@ -13,14 +13,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pythia_book.corpora import equations
+from pythia_book.measurements import RequestMeasurement
 from pythia_book.studies.term_frequency.params import CHOICES
-from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
 
@@ -123,7 +122,7 @@ def requests(
 
 
 @dataclass(frozen=True)
-class ArithmeticMeasurement:
+class ArithmeticMeasurement(RequestMeasurement):
     """A measurement of how well a model solves n sums.
 
     `exact`: bool[n], whether greedy decoding gives the right answer;
@@ -155,19 +154,9 @@ class ArithmeticMeasurement:
         """The name of the measurement in the cache, e.g. "arithmetic_4_shot"."""
         return f"arithmetic_{self.shots}_shot"
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of everything that determines the result, except weights and step."""
-        texts = [(r.context, r.continuation) for r in self.requests]
-        return stable_hash([scoring.VERSION, self.max_seq_len, texts])
-
-    @cached_property
-    def _packed(self) -> scoring.PackedRequests:
-        return scoring.pack(self.requests, self.max_seq_len)
-
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
         """Measure `model`, and return the arrays that the class describes."""
-        result = scoring.score(model, self._packed)
+        result = scoring.score(model, self.packed)
         each = 1 if self.shots else 1 + WRONG
         logprob = result.logprob.reshape(-1, each)
         scores = {

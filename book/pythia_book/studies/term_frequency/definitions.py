@@ -16,23 +16,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pythia_book.corpora.pocket_pile import raw_texts
+from pythia_book.measurements import RequestMeasurement
 from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
-from pythia_core.config import CONTROL_DOMAINS, DOMAINS_OF, PLANTED_DOMAINS, DataConfig, stable_hash
+from pythia_core.config import CONTROL_DOMAINS, DOMAINS_OF, PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import DataError
 from pythia_core.evaluation.scoring import (
-    VERSION,
-    PackedRequests,
     Request,
     Scorable,
     encoder,
-    pack,
     score,
 )
 from pythia_core.util.files import fraction
@@ -179,7 +176,7 @@ def _hash(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class DefinitionMeasurement:
+class DefinitionMeasurement(RequestMeasurement):
     """A measurement of whether a model finds the defined word among four words.
 
     `choice`: bool[items], whether the definition is likeliest after the right word;
@@ -206,21 +203,11 @@ class DefinitionMeasurement:
                 requests += [Request(head, tail) for head in heads]
         return cls(tuple(fitting), tuple(requests), max_seq_len)
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of everything that determines the result, except weights and step."""
-        texts = [(r.context, r.continuation) for r in self.requests]
-        return stable_hash([VERSION, self.max_seq_len, texts])
-
-    @cached_property
-    def _packed(self) -> PackedRequests:
-        return pack(self.requests, self.max_seq_len)
-
     def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
         """Measure `model`, and return the arrays that the class describes."""
         if not self.requests:
             return {"choice": np.zeros(0, bool), "logprob": np.zeros(0, np.float32)}
-        logprob = score(model, self._packed).logprob.reshape(-1, CHOICES)
+        logprob = score(model, self.packed).logprob.reshape(-1, CHOICES)
         return {
             "choice": logprob[:, 0] > logprob[:, 1:].max(1),
             "logprob": logprob[:, 0].astype(np.float32),
