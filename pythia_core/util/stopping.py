@@ -34,6 +34,33 @@ class Stopped(KeyboardInterrupt):
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _last = -PATIENCE
 _shared_record: list[int] | None = None
+_mask: set[int] = set()
+
+
+def _block_signals() -> None:
+    global _mask
+    _mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+
+
+def _restore_default_signals() -> None:
+    """Undo `_handle_signals` in a forked process, which takes the signals from then on."""
+    for number in SIGNALS:
+        if getattr(signal.getsignal(number), "__module__", None) == __name__:
+            signal.signal(number, signal.SIG_DFL)
+    _unblock_signals()
+
+
+# Other packages fork workers (the evaluation harness does). A worker that inherited our handlers
+# would survive a SIGTERM while it waits for a lock, and its pool would wait for it forever.
+os.register_at_fork(
+    before=_block_signals,
+    after_in_parent=_unblock_signals,
+    after_in_child=_restore_default_signals,
+)
 
 
 @contextlib.contextmanager
