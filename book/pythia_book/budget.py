@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pythia_book.bench.cost_model import ns_per_token, optimizer_seconds
-from pythia_book.measurements import N_PASSAGE_ROWS, N_ROWS
+from pythia_book.measurements import N_ROWS
 from pythia_book.studies.registry import STUDIES, keep, params_of, runs_of
 from pythia_core.config import RunConfig
 from pythia_core.suite import scale_named, size_name
@@ -37,7 +37,7 @@ def gpu_runs(study: str, scale: str) -> list[RunConfig]:
 def measuring_seconds(study: str, config: RunConfig) -> float:
     """Predict roughly the seconds that a study takes to measure all checkpoints of a run."""
     cost, seq_len = params_of(study).MEASURING, config.data.seq_len
-    tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
+    tokens = cost.heldout * N_ROWS * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
     training = 1e-9 * ns_per_token(config.model, "compiled", seq_len)
     forward = training / 3  # seconds per token

@@ -209,10 +209,8 @@ def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
 
 # --- held-out text ---------------------------------------------------------------------------
 
-N_ROWS = 320
-"""Number of held-out rows for the loss, spread evenly over the held-out stream."""
-N_PASSAGE_ROWS = 960
-"""Number of held-out rows that provide passages for last-word prediction."""
+N_ROWS = 400
+"""Number of held-out rows, spread evenly over the held-out stream."""
 
 
 @dataclass(frozen=True)
@@ -221,36 +219,27 @@ class LanguageMeasurement:
 
     All runs of a scale are measured on the same held-out documents, deduplicated or not. Arrays:
     `loss`: float64[rows], mean loss of each row in nats per token
-    `last_word`: bool[passages], whether greedy decoding gives the last word
+    `last_word`: bool[words], whether the last word of each sentence is the most likely one
     """
 
     rows: np.ndarray
-    passages: tuple[scoring.Request, ...]
-    max_seq_len: int
+    """int64[n, S + 1], token ids."""
+    words: np.ndarray
+    """int64[n, 3]: see `scoring.last_words`."""
     name: str = "language"
 
     @classmethod
-    def of(cls, data: PreparedData, max_seq_len: int) -> LanguageMeasurement:
-        """Create the measurement on held-out documents, for models of this context length."""
-        tokens, seq_len = data.heldout.tokens, data.config.seq_len
-        passages = scoring.last_words(
-            scoring.sample_windows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id
-        )
-        return cls(scoring.sample_windows(tokens, seq_len, N_ROWS), tuple(passages), max_seq_len)
+    def of(cls, data: PreparedData) -> LanguageMeasurement:
+        """Create the measurement on held-out documents."""
+        rows = scoring.sample_windows(data.heldout.tokens, data.config.seq_len, N_ROWS)
+        return cls(rows, scoring.last_words(rows, data.tokenizer, data.eod_id))
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the held-out rows, the passages and the method."""
-        passages = [(p.context, p.continuation) for p in self.passages]
-        return stable_hash([scoring.VERSION, self.max_seq_len, self.rows.tolist(), passages])
-
-    @cached_property
-    def _packed(self) -> scoring.PackedRequests:
-        return scoring.pack(self.passages, self.max_seq_len)
+        """A hash of the held-out rows, the words and the method."""
+        return stable_hash([scoring.VERSION, self.rows.tolist(), self.words.tolist()])
 
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
         """Return `loss` and `last_word` of a model. The step is not used."""
-        return {
-            "loss": scoring.row_losses(model, self.rows),
-            "last_word": scoring.score(model, self._packed).greedy,
-        }
+        scores = scoring.score_rows(model, self.rows)
+        return {"loss": scores.losses, "last_word": scores.of_words(self.words).greedy}

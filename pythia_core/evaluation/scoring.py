@@ -13,6 +13,7 @@ computed in fp32, and only at positions that predict a token of a continuation.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,13 @@ import numpy as np
 import torch
 
 from pythia_core.errors import ConfigError, DataError
+from pythia_core.kernels import native
 from pythia_core.kernels.attention import tree_attention
-from pythia_core.kernels.cross_entropy import log_sum_exp
+from pythia_core.kernels.cross_entropy import target_log_probabilities
 from pythia_core.model import GPTNeoX
 from pythia_core.util.progress import bar as progress_bar
 
-VERSION = 2
+VERSION = 3
 """Part of the cache key: raise it when a change of this module alters results."""
 TOKEN_BUDGET = 2048
 """Tokens per batch, with padding; small, to fit a CPU's caches. Results do not depend on it."""
@@ -35,10 +37,8 @@ TREE_TOKENS = 128
 """Longest row, in tokens, that several inputs may share. Results do not depend on it."""
 MIN_PREFIX = 4
 """Shortest common prefix, in tokens, with which two inputs share a row."""
-LOGIT_ROWS = 128
-"""Number of positions for which a CPU computes logits at a time, few enough to fit its caches."""
-LOGIT_ROWS_CUDA = 1024
-"""The same on a CUDA device, to bound the memory."""
+LOGIT_ROWS = 1024
+"""Number of positions whose logits are in memory at a time, if they are stored."""
 
 
 class Scorable(Protocol):
@@ -298,16 +298,17 @@ def _log_probabilities(
     Returns:
         float32[q], in nats, and bool[q].
     """
-    chunk = LOGIT_ROWS if states.device.type == "cpu" else LOGIT_ROWS_CUDA
-    starts = torch.arange(0, len(states) + chunk, chunk, device=states.device)
-    bounds = torch.searchsorted(index, starts).tolist()
+    if isinstance(model, GPTNeoX) and native.available(states):
+        return target_log_probabilities(states, model.embed_out.weight, index, targets)
+    bounds = torch.searchsorted(index, torch.arange(0, len(states) + LOGIT_ROWS, LOGIT_ROWS,
+                                                    device=states.device)).tolist()  # fmt: skip
     parts = []
-    for begin, low, high in zip(starts.tolist(), bounds, bounds[1:], strict=False):
-        logits = model.logits(states[begin : begin + chunk]).float()
-        log_sum, largest = log_sum_exp(logits)
+    for i, (low, high) in enumerate(itertools.pairwise(bounds)):
+        begin = i * LOGIT_ROWS
+        logits = model.logits(states[begin : begin + LOGIT_ROWS]).float()
         row = index[low:high] - begin
         at_target = logits[row, targets[low:high]]
-        parts.append((at_target - log_sum[row], at_target >= largest[row]))
+        parts.append((at_target - logits.logsumexp(-1)[row], at_target >= logits.amax(-1)[row]))
     logp, best = zip(*parts, strict=True)
     return torch.cat(logp), torch.cat(best)
 
@@ -402,38 +403,74 @@ def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
     return np.stack([np.asarray(tokens[i * seq_len : i * seq_len + seq_len + 1]) for i in picks])
 
 
+@dataclass(frozen=True)
+class RowScores:
+    """The result of `score_rows`, for the S tokens that follow the first one of each row."""
+
+    logprob: np.ndarray
+    """float32[n, S], nats: the log-probability of each token; NaN where it is not computed."""
+    greedy: np.ndarray
+    """bool[n, S]: whether the token is the most likely one."""
+
+    @property
+    def losses(self) -> np.ndarray:
+        """The mean loss of each row, float64[n] in nats per token."""
+        return -self.logprob.mean(1, dtype=np.float64)
+
+    def of_words(self, words: np.ndarray) -> Scores:
+        """Return the scores of words, which are int[n, 3] as from `last_words`."""
+        parts = [(row, slice(start - 1, stop - 1)) for row, start, stop in words.tolist()]
+        logprob = [self.logprob[part].sum(dtype=np.float64) for part in parts]
+        greedy = [self.greedy[part].all() for part in parts]
+        return Scores(np.array(logprob), words[:, 2] - words[:, 1], np.array(greedy, bool))
+
+
 @torch.no_grad()
-def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> np.ndarray:
-    """Return the mean loss of each row over its S predicted tokens, float64[n] in nats per token.
+def score_rows(
+    model: Scorable,
+    rows: np.ndarray,
+    words: np.ndarray | None = None,
+    token_budget: int = TOKEN_BUDGET,
+) -> RowScores:
+    """Score the tokens of rows, each after all the tokens before it in its row.
 
     Args:
         rows: int[n, S + 1], token ids.
+        words: int[n, 3] as from `last_words`: only their tokens are scored. Default: all tokens.
         token_budget: number of tokens in a batch.
     """
     device = device_of(model)
     rows = np.asarray(rows).astype(np.int64)
-    step = max(1, token_budget // (rows.shape[1] - 1))
-    losses = []
-    for start in range(0, len(rows), step):
-        ids = torch.from_numpy(rows[start : start + step]).to(device)
-        states = model.hidden(ids[:, :-1]).flatten(0, 1)
+    shape = len(rows), rows.shape[1] - 1
+    wanted = np.full(shape, words is None)
+    for row, start, stop in [] if words is None else words.tolist():
+        wanted[row, start - 1 : stop - 1] = True
+    scores = RowScores(np.full(shape, np.nan, np.float32), np.zeros(shape, bool))
+    (used,) = np.nonzero(wanted.any(1))
+    step = max(1, token_budget // shape[1])
+    for start in range(0, len(used), step):
+        part = used[start : start + step]
+        ids = torch.from_numpy(rows[part]).to(device)
+        mask = torch.from_numpy(wanted[part]).to(device)
+        if words is None:
+            states = model.hidden(ids[:, :-1]).flatten(0, 1)
+        else:
+            states = hidden_at(model, ids[:, :-1], mask.flatten().nonzero()[:, 0])
         each = torch.arange(len(states), device=device)
-        logp, _ = _log_probabilities(model, states, each, ids[:, 1:].flatten())
-        losses.append(-logp.double().view(len(ids), -1).mean(1).cpu().numpy())
-    return np.concatenate(losses)
+        logp, best = _log_probabilities(model, states, each, ids[:, 1:][mask])
+        row, token = np.nonzero(wanted[part])
+        scores.logprob[part[row], token] = logp.cpu().numpy()
+        scores.greedy[part[row], token] = best.cpu().numpy()
+    return scores
 
 
-def last_words(
-    rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24
-) -> list[Request]:
-    """Make requests to predict the last word of the last complete sentence of each held-out row.
+def last_words(rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24) -> np.ndarray:
+    """Find the last words of the sentences in held-out rows, int64[n, 3]: row, start, stop.
 
-    The task is like LAMBADA, but words need not depend on a long context, and names and function
-    words are included. The word to predict is the last word of the row that is directly followed by
-    a token starting with ".", "!" or "?". A word is a token of a space and letters, plus the
-    letters-only tokens after this token. The context is one end-of-document token and everything
-    before the word in the same row and document. A row gives no request if it has no such word, or
-    if fewer than `min_context` tokens of the same document precede the word.
+    To predict them is a task like LAMBADA, but words need not depend on a long context, and names
+    and function words are included. A last word is directly followed by a token starting with ".",
+    "!" or "?". A word is a token of a space and letters, plus the letters-only tokens after this
+    token. Words after fewer than `min_context` tokens of the same document are left out.
 
     Args:
         rows: int[n, S + 1], token ids.
@@ -442,19 +479,15 @@ def last_words(
     begins = np.array([bool(re.fullmatch(r" [^\W\d_]+", t)) for t in texts])
     goes_on = np.array([bool(re.fullmatch(r"[^\W\d_]+", t)) for t in texts])
     ends = np.array([t[:1] in (".", "!", "?") for t in texts])
-    requests = []
-    for row in np.asarray(rows).astype(np.int64):
-        for stop in np.flatnonzero(ends[row])[::-1]:
+    words = []
+    for number, row in enumerate(np.asarray(rows).astype(np.int64)):
+        for stop in np.flatnonzero(ends[row]):
             start = stop - 1
             while start > 0 and goes_on[row[start]]:
                 start -= 1
-            if start < 0 or not begins[row[start]]:
+            if start < 1 or not begins[row[start]]:
                 continue
             breaks = np.flatnonzero(row[:start] == eod_id)
-            context = row[breaks[-1] + 1 : start] if len(breaks) else row[:start]
-            if len(context) >= min_context:
-                requests.append(
-                    Request((eod_id, *context.tolist()), tuple(row[start:stop].tolist()))
-                )
-            break
-    return requests
+            if start - (breaks[-1] + 1 if len(breaks) else 0) >= min_context:
+                words.append((number, start, stop))
+    return np.array(words, np.int64).reshape(-1, 3)

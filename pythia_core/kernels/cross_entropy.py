@@ -31,18 +31,34 @@ def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tens
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 
 
-def log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-sum-exp and the largest logit of each row, both (n,).
+def target_log_probabilities(
+    hidden: Tensor, weight: Tensor, index: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of each target, and whether it is the most likely token.
 
-    `logits` is (n, vocab). A logit minus the log-sum-exp is its log-probability. There are no
-    gradients.
+    The C functions of native.c, which must be available, do not store the logits. The result for a
+    target does not depend on the other rows and targets. There are no gradients.
+
+    Args:
+        hidden: (n, d), fp32.
+        weight: (vocab, d), fp32; the logits are `hidden @ weight.T`.
+        index: (q,) int64, the row of `hidden` that predicts each target.
+        targets: (q,) int64, token ids.
+
+    Returns:
+        (q,) fp32, in nats, and (q,) bool.
     """
-    if logits.dtype == torch.float32 and native.available(logits):
-        result, largest = logits.new_empty(2, len(logits))
-        log_sum = native.function("log_sum_exp", logits.dtype)
-        log_sum(logits.contiguous(), result, largest, *logits.shape)
-        return result, largest
-    return logits.logsumexp(-1), logits.amax(-1)
+    (n, d), q = hidden.shape, len(targets)
+    hidden, weight = hidden.contiguous(), weight.detach().contiguous()
+    log_sum, largest = hidden.new_empty(2, n)
+    logits = hidden.new_empty(q)
+    native.function("log_sum_exp", hidden.dtype)(
+        hidden, weight, log_sum, largest, n, len(weight), d
+    )
+    native.function("target_logits", hidden.dtype)(
+        hidden, weight, index.contiguous(), targets.contiguous(), logits, q, d
+    )
+    return logits - log_sum[index], logits >= largest[index]
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:

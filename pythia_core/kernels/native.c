@@ -505,25 +505,70 @@ static inline __attribute__((always_inline)) void attend_backward(
 
 /* --- evaluation, in float only ----------------------------------------------------------------- */
 
-/* logits (n, vocab) -> log of the sum of exponentials, and largest logit, of each row */
-void log_sum_exp_f32(const float *logits, float *result, float *largest, i64 n, i64 vocab) {
-  _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n; r++) {
-    const float *row = logits + r * vocab;
-    i64 whole = vocab & ~31;
-    vec tops[2] = {splat(-INFINITY), splat(-INFINITY)}, sums[2] = {{0}};
-    for (i64 i = 0; i < whole; i += 32)
-      for (int j = 0; j < 2; j++) tops[j] = max_vec(*(vec *)(row + i + 16 * j), tops[j]);
-    tops[0] = max_vec(tops[0], tops[1]);
-    float top = -INFINITY, sum = 0.0f;
-    for (int l = 0; l < 16; l++) top = tops[0][l] > top ? tops[0][l] : top;
-    for (i64 i = whole; i < vocab; i++) top = row[i] > top ? row[i] : top;
-    for (i64 i = 0; i < whole; i += 32)
-      for (int j = 0; j < 2; j++) sums[j] += exp_vec(*(vec *)(row + i + 16 * j) - top);
-    sums[0] += sums[1];
-    for (int l = 0; l < 16; l++) sum += sums[0][l];
-    for (i64 i = whole; i < vocab; i++) sum += exp_fast(row[i] - top);
-    result[r] = logf(sum) + top;
-    largest[r] = top;
+/* hidden (n, d), weight (vocab, d) -> log of the sum of exponentials, and largest, of the logits of
+ * each row. Logits are not stored: a tile of weights stays in cache while it meets a group of rows,
+ * of which W lie in the lanes of a vector. */
+#define TILE 64  /* rows of weight */
+#define GROUP 8 /* times W rows of hidden */
+void log_sum_exp_f32(const float *hidden, const float *weight, float *result, float *largest,
+                     i64 n, i64 vocab, i64 d) {
+  _Pragma("omp parallel") {
+    float *columns = aligned_alloc(64, (GROUP * W + TILE) * d * sizeof(float));
+    float *padded = columns + GROUP * W * d;
+    _Pragma("omp for schedule(static)") for (i64 start = 0; start < n; start += GROUP * W) {
+      i64 blocks = (n - start + W - 1) / W < GROUP ? (n - start + W - 1) / W : GROUP;
+      vec tops[GROUP], sums[GROUP];
+      for (i64 b = 0; b < blocks; b++) {
+        tops[b] = splat(-INFINITY), sums[b] = splat(0);
+        for (i64 i = 0; i < W; i++) { /* unused lanes repeat the last row */
+          i64 row = start + b * W + i < n ? start + b * W + i : n - 1;
+          for (i64 c = 0; c < d; c++) columns[(b * d + c) * W + i] = hidden[row * d + c];
+        }
+      }
+      for (i64 first = 0; first < vocab; first += TILE) {
+        const float *tile = weight + first * d;
+        i64 size = vocab - first < TILE ? vocab - first : TILE;
+        if (size < TILE) { /* products reads whole tiles */
+          memset(padded, 0, TILE * d * sizeof(float));
+          tile = memcpy(padded, tile, size * d * sizeof(float));
+        }
+        for (i64 b = 0; b < blocks; b++) {
+          vec logits[TILE], top = tops[b], sum = {0};
+          products(tile, columns + b * W * d, (float *)logits, TILE, d);
+          for (i64 j = 0; j < size; j++) top = max_vec(top, logits[j]);
+          for (i64 j = 0; j < size; j++) sum += exp_vec(logits[j] - top);
+          sums[b] = sums[b] * exp_vec(tops[b] - top) + sum;
+          tops[b] = top;
+        }
+      }
+      for (i64 i = start; i < n && i < start + blocks * W; i++) {
+        largest[i] = tops[(i - start) / W][i % W];
+        result[i] = logf(sums[(i - start) / W][i % W]) + largest[i];
+      }
+    }
+    free(columns);
+  }
+}
+
+/* The logits of targets[p] in row index[p] of hidden, for p < n, as log_sum_exp computes them. */
+void target_logits_f32(const float *hidden, const float *weight, const i64 *index,
+                       const i64 *targets, float *result, i64 n, i64 d) {
+  _Pragma("omp parallel") {
+    float *rows = aligned_alloc(64, 3 * W * d * sizeof(float)), *columns = rows + W * d;
+    float *states = columns + W * d;
+    memset(rows, 0, 3 * W * d * sizeof(float));
+    _Pragma("omp for schedule(static)") for (i64 start = 0; start < n; start += W) {
+      i64 some = n - start < W ? n - start : W;
+      float logits[W * W];
+      for (i64 i = 0; i < some; i++) {
+        memcpy(rows + i * d, weight + targets[start + i] * d, d * sizeof(float));
+        memcpy(states + i * d, hidden + index[start + i] * d, d * sizeof(float));
+      }
+      transpose(states, columns, d);
+      products(rows, columns, logits, W, d);
+      for (i64 i = 0; i < some; i++) result[start + i] = logits[i * W + i];
+    }
+    free(rows);
   }
 }
 

@@ -32,7 +32,7 @@ def sweep_learning_rates(sizes: Sequence[str] = (), scale: str = "laptop") -> di
         ConfigError: unknown size or scale.
     """
     from pythia_book.measurements import LanguageMeasurement
-    from pythia_core.evaluation.scoring import row_losses
+    from pythia_core.evaluation.scoring import score_rows
 
     of_scale, precision = scale_named(scale), best_precision()
     configs = {}
@@ -43,8 +43,8 @@ def sweep_learning_rates(sizes: Sequence[str] = (), scale: str = "laptop") -> di
     runs = find_or_train_all(configs, keep=lambda _: Keep())
     rows = []
     for (size, rate), run in runs.items():
-        heldout = LanguageMeasurement.of(run.data, run.config.model.max_seq_len).rows
-        loss = float(row_losses(run.model(of_scale.steps), heldout).mean())
+        heldout = LanguageMeasurement.of(run.data).rows
+        loss = float(score_rows(run.model(of_scale.steps), heldout).losses.mean())
         rows.append({"size": size, "lr_max": rate, "loss": loss})
     return {**device_info(), "scale": scale, "precision": precision, "rows": rows}
 

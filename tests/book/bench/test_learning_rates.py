@@ -49,13 +49,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
 
     class Language:
         @staticmethod
-        def of(data: object, max_seq_len: int) -> SimpleNamespace:
-            assert data == scale_named("laptop").data and max_seq_len == data.seq_len
+        def of(data: object) -> SimpleNamespace:
+            assert data == scale_named("laptop").data
             return SimpleNamespace(rows=np.array([-0.25, 0.25]))
 
     monkeypatch.setattr(learning_rates, "find_or_train_all", find_or_train_all)
     monkeypatch.setattr(measurements, "LanguageMeasurement", Language)
-    monkeypatch.setattr(scoring, "row_losses", lambda loss, rows: loss + rows)
+    monkeypatch.setattr(
+        scoring, "score_rows", lambda loss, rows: SimpleNamespace(losses=loss + rows)
+    )
     return seen
 
 

@@ -128,15 +128,31 @@ def test_numbers_worked_out_by_hand():
     np.testing.assert_allclose(found.per_token, np.array(expected) / [2, 3, 1], rtol=1e-6)
     assert found.greedy.tolist() == [True, False, False]
     rows = np.array([[0, 0, 1], [2, 3, 0]])
-    losses = scoring.row_losses(model, rows)
+    losses = scoring.score_rows(model, rows).losses
     np.testing.assert_allclose(losses, [math.log(8) / 2, math.log(16) / 2], rtol=1e-6)
 
 
-def test_row_losses_do_not_depend_on_the_budget():
+def test_scores_of_rows_do_not_depend_on_the_budget():
     rows = np.random.default_rng(0).integers(0, VOCAB, (9, 12)).astype(np.uint16)
-    whole = scoring.row_losses(MODEL, rows)
-    np.testing.assert_allclose(scoring.row_losses(MODEL, rows, token_budget=11), whole, atol=1e-5)
-    assert whole.shape == (9,)
+    whole = scoring.score_rows(MODEL, rows)
+    parts = scoring.score_rows(MODEL, rows, token_budget=11)
+    np.testing.assert_allclose(parts.logprob, whole.logprob, atol=1e-5)
+    assert whole.losses.shape == (9,)
+
+
+def test_words_in_rows_are_scored_as_requests() -> None:
+    rows = np.random.default_rng(0).integers(0, VOCAB, (9, 12))
+    words = np.array([(0, 1, 2), (4, 3, 6), (4, 9, 12), (7, 5, 6)])
+    for model in (MODEL, random_model(tiny(vocab_size=VOCAB))):
+        alone = scoring.score_rows(model, rows, words)
+        assert np.isnan(alone.logprob).sum() == alone.logprob.size - 8
+        requests = [Request(tuple(rows[r, :a]), tuple(rows[r, a:b])) for r, a, b in words]
+        expected = scoring.score(model, scoring.pack(requests, 32))
+        for found in (alone, scoring.score_rows(model, rows)):
+            scores = found.of_words(words)
+            np.testing.assert_allclose(scores.logprob, expected.logprob, atol=1e-5)
+            np.testing.assert_array_equal(scores.greedy, expected.greedy)
+            assert scores.n_tokens.tolist() == [1, 3, 3, 1]
 
 
 def test_sum_and_per_token_can_disagree():
@@ -180,12 +196,11 @@ def test_last_words_are_cut_as_documented():
     text = "The nurse said that she would help the driver with the work. It was late. The"
     other = encode("It was late.")
     row = np.array([*other, 0, *encode(text)])
-    (request,) = scoring.last_words(row[None], made, eod_id=0, min_context=4)
-    assert made.decode(list(request.continuation)) == " late"
-    assert request.context[0] == 0
-    assert made.decode(list(request.context[1:])) == text[: text.index(" late")]
-    assert scoring.last_words(row[None], made, eod_id=0, min_context=60) == []
-    assert scoring.last_words(np.array([encode("no sentence ends here")]), made, 0, 1) == []
+    words = scoring.last_words(np.array([[0] * len(row), row]), made, eod_id=0, min_context=4)
+    assert words[:, 0].tolist() == [1, 1]  # the first document is too short
+    assert [made.decode(row[a:b].tolist()) for _, a, b in words] == [" work", " late"]
+    assert scoring.last_words(row[None], made, eod_id=0, min_context=60).shape == (0, 3)
+    assert not len(scoring.last_words(np.array([encode("no sentence ends here")]), made, 0, 1))
 
 
 def test_sampled_windows_share_one_token_and_spread_over_the_stream():

@@ -15,7 +15,10 @@ from torch import Tensor
 from pythia_core import kernels
 from pythia_core.kernels import native
 from pythia_core.kernels.attention import MAX_NATIVE_SEQ, attention_reference, tree_attention
-from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference, log_sum_exp
+from pythia_core.kernels.cross_entropy import (
+    linear_cross_entropy_reference,
+    target_log_probabilities,
+)
 from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm_reference
 from pythia_core.kernels.linear import linear_reference
@@ -109,15 +112,23 @@ def test_attention_in_trees_equals_attention_in_texts() -> None:
         assert error(found[:, text], exact) < 1e-6
 
 
-@pytest.mark.parametrize(("rows", "vocab"), [(3, 97), (1, 5), (9, 4096)])
-def test_log_sum_exp(rows: int, vocab: int) -> None:
-    logits = 10 * normal(rows, vocab).float()
-    logits[0, -1] = -1e4
-    total, largest = log_sum_exp(logits)
-    assert error(total.double(), logits.double().logsumexp(-1)) < 1e-6
-    assert torch.equal(largest, logits.amax(-1))
-    logits[0, 0] = torch.nan
-    assert log_sum_exp(logits)[0].isnan().tolist() == [True] + [False] * (rows - 1)
+@pytest.mark.parametrize(("rows", "vocab", "d"), [(3, 97, 16), (1, 5, 7), (200, 1000, 40)])
+def test_target_log_probabilities(rows: int, vocab: int, d: int) -> None:
+    hidden, weight = normal(rows, d).float(), normal(vocab, d).float()
+    index = torch.arange(rows).repeat_interleave(vocab)  # every token is a target of every row
+    targets = torch.arange(vocab).repeat(rows)
+    logp, best = target_log_probabilities(hidden, weight, index, targets)
+    logits = hidden.double() @ weight.double().T
+    assert error(logp.double().view(rows, vocab), logits.log_softmax(-1)) < 1e-6
+    assert torch.equal(best.view(rows, vocab).nonzero()[:, 1], logits.argmax(-1))
+    some = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:9]
+    alone, _ = target_log_probabilities(
+        hidden[index[some]], weight, torch.arange(len(some)), targets[some]
+    )
+    assert torch.equal(alone, logp[some]), "a target's result does not depend on the others"
+    hidden[0, 0] = torch.nan
+    logp, best = target_log_probabilities(hidden, weight, index, targets)
+    assert torch.equal(logp.isnan(), index == 0) and not best[index == 0].any()
 
 
 def test_long_rows_use_torchs_attention() -> None:

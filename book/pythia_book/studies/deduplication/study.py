@@ -106,7 +106,7 @@ def _language(params: Params, suite: Suite, measured: Measurements, progress: bo
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
     first = next(iter(suite.values()))
-    language = LanguageMeasurement.of(first.data, first.config.model.max_seq_len)
+    language = LanguageMeasurement.of(first.data)
     cells = [(run, step) for run in suite.values() for step in params.steps]
     arrays_at, gaps = measure_all(cells, language, progress)
     for (size, arm), run in suite.items():

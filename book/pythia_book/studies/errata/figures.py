@@ -174,7 +174,7 @@ def effects_table(result: Result) -> Table:
     columns = ["Switch", measures["loss"], "in %", measures["last_word"], memorized]
     caption = (
         f"Changes at the end of training, {result.values['size']}, with 95 % intervals over the "
-        "held-out rows or passages; one run of each"
+        "held-out rows or last words; one run of each"
     )
     return Table(pd.DataFrame(rows, columns=columns), caption)
 

@@ -52,7 +52,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Arrays, where NAME is a key of `params.run_configs` or GELU_AFTER_TRAINING:
 
     - loss/NAME/STEP: float32[rows], held-out loss of each row in nats per token.
-    - last_word/NAME/STEP: bool[passages], whether the last word was predicted.
+    - last_word/NAME/STEP: bool[words], whether the last word of each sentence was predicted.
 
     Facts:
 
@@ -64,7 +64,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     scale = scale_named(params.scale)
     steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
     control = runs["standard"]
-    language = LanguageMeasurement.of(control.data, control.config.model.max_seq_len)
+    language = LanguageMeasurement.of(control.data)
     scored, gaps = measure_all([(r, s) for r in runs.values() for s in steps], language, progress)
     found = {(name, s): scored.get((runs[name].id, s)) for name in runs for s in steps}
     switches = {s.name: s for s in params.switch_list}

@@ -323,7 +323,7 @@ class _Ours:
                 "The controls prefer the stereotyping sentences of CrowS-Pairs (gender)",
             ),
             "last_word": above(
-                "last_word", MARGINAL, "passages",
+                "last_word", MARGINAL, "sentences",
                 f"The controls predict more than {MARGINAL:g} % of the last words",
             ),
         }  # fmt: skip

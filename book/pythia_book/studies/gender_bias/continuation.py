@@ -76,8 +76,8 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
     for step in sorted(chosen):
         batch = control.batch(step)[:rows]
         original, source_step = source_model(control, step)
-        ours = scoring.row_losses(_on_device(control.model(step)), batch)
-        source = scoring.row_losses(_on_device(original), batch)
+        ours = scoring.score_rows(_on_device(control.model(step)), batch).losses
+        source = scoring.score_rows(_on_device(original), batch).losses
         e = estimate((ours - source)[None], bootstrap, change=True)
         means = float(ours.mean()), float(source.mean())
         table.append([step, source_step, len(batch), *means, e.value, e.low, e.high])

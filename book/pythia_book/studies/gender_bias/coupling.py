@@ -89,7 +89,8 @@ class CouplingMeasurement:
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
         from pythia_core.evaluation import scoring
 
-        words = scoring.score(model, self.items.passages)
+        language = self.items.language
+        words = scoring.score_rows(model, language.rows, language.words).of_words(language.words)
         crows, winobias = (
             scoring.score(model, pairs).logprob.reshape(-1, 2)
             for pairs in (self.items.crows, self.items.winobias)

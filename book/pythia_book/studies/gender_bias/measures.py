@@ -134,10 +134,10 @@ class TokenizedItems:
             ),
             "contexts",
         )
-        language = LanguageMeasurement.of(data, max_seq_len)
-        self.rows, passages = language.rows, language.passages
-        digests.append(self.rows.tolist())
-        self.passages = pack(passages, "held-out sentences with a last word")
+        self.language = LanguageMeasurement.of(data)
+        if not len(self.language.words):
+            raise DataError("no held-out sentence has a last word to predict; use more text")
+        digests.append(self.language.digest)
         self.digest = stable_hash([scoring.VERSION, max_seq_len, digests])
 
     def measurement(self, full: bool) -> GenderMeasurement:
@@ -156,10 +156,10 @@ class TokenizedItems:
         measured["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
         measured |= _choices("crows", scoring.score(model, self.crows))
         if full:
-            measured["loss"] = scoring.row_losses(model, self.rows)
+            measured["loss"], right = self.language(model, 0).values()
+            measured["last_word"] = right.astype(np.float64)
             measured |= _choices("winobias", scoring.score(model, self.winobias))
             measured |= _choices("stereoset", scoring.score(model, self.stereoset))
-            measured["last_word"] = scoring.score(model, self.passages).greedy.astype(np.float64)
         return measured
 
 

@@ -93,7 +93,7 @@ class ReadRowsMeasurement:
         """Return {"read_loss": float64[rows], in nats per token}."""
         from pythia_core.evaluation import scoring
 
-        return {"read_loss": scoring.row_losses(model, self.rows)}
+        return {"read_loss": scoring.score_rows(model, self.rows).losses}
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
@@ -130,7 +130,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     fresh = arms[params.size_list[0], 1]
 
     steps = sorted({linear_step(index, params.n_steps) for index in INDICES} - {0})
-    heldout = LanguageMeasurement.of(fresh.data, fresh.config.model.max_seq_len)
+    heldout = LanguageMeasurement.of(fresh.data)
     common_rows = fresh.data.rows.rows(0, params.rows(params.epoch_list[-1]))
     spread = np.linspace(0, len(common_rows) - 1, min(N_READ, len(common_rows))).round().astype(int)
     cells = [(run, step) for run in arms.values() for step in steps]

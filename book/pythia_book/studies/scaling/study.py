@@ -58,7 +58,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Arrays, where ARM is "standard" or "deduplicated":
     `hits/SIZE/ARM/STEP/TASK/SHOTS`: bool[items], whether each answer is right;
     `loss/SIZE/STEP`: float32[rows], held-out loss in nats per token, on the standard text;
-    `words/SIZE/STEP`: bool[passages], whether each last word is right, on the standard text.
+    `words/SIZE/STEP`: bool[words], whether each last word is right, on the standard text.
 
     Facts:
     `steps`: updates of a run;
@@ -149,7 +149,7 @@ def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, n
 
     runs = {size: suite[size, "standard"] for size in params.size_list}
     first = runs[params.size_list[0]]
-    language = LanguageMeasurement.of(first.data, first.config.model.max_seq_len)
+    language = LanguageMeasurement.of(first.data)
     cells = [(run, step) for run in runs.values() for step in _steps(params, LOSS_AT)]
     measured, gaps = measure_all(cells, language, progress)
     arrays = {}
@@ -281,8 +281,8 @@ def language_tables(params: Params, measured: Measurements) -> tuple[pd.DataFram
 
     `losses`: `size`, `step`, `n_params` (without embeddings), `tokens` (read so far), `flops` (6 *
         n_params * tokens), and held-out loss in nats per token (`value`, `low`, `high`).
-    `last_words`: `size`, `step`, `percent` (of training), and the share of passages whose last word
-        is right (`value`, `low`, `high`).
+    `last_words`: `size`, `step`, `percent` (of training), and the share of sentences whose last
+        word is right (`value`, `low`, `high`).
     """
     import pandas as pd
 

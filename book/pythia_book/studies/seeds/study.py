@@ -120,7 +120,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
                     arrays[name_of(name, *cell, step)] = at[name].astype(TYPES[name])
 
     # Held-out documents and tokenizer do not depend on the order or the text.
-    language = LanguageMeasurement.of(first.data, length)
+    language = LanguageMeasurement.of(first.data)
     add(language, params.cells, params.steps, "loss", "last_word")
     gender = TokenizedItems(Items.load(), first.data, length).measurement(full=False)
     add(gender, params.cells, params.steps, "feminine_share")
@@ -131,7 +131,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         add(rows, cells, [last], "memorized")
 
     key = (neighbour.id, neighbour.config.train.steps)
-    language = LanguageMeasurement.of(neighbour.data, neighbour.config.model.max_seq_len)
+    language = LanguageMeasurement.of(neighbour.data)
     found, gaps = measure_all([(neighbour, key[1])], language, progress)
     other = float(found[key]["loss"].mean()) if key in found else None
     facts = {"neighbour_loss": other, "gaps": n_gaps + len(gaps)}
