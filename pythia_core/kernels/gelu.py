@@ -17,9 +17,6 @@ from torch import Tensor
 
 from pythia_core.kernels import dispatch, native
 
-BLOCKS = 16
-"""Number of partial sums of the bias's gradient in C, as in kernels.layer_norm."""
-
 
 def gelu_reference(x: Tensor, form: str) -> Tensor:
     """Return the GELU of a tensor, with every step written out; `form` is "tanh" or "erf"."""
@@ -43,9 +40,9 @@ class _NativeGelu(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, bias_c = ctx.saved_tensors
         dx, d = torch.empty_like(x), x.shape[-1]
-        sums = None if bias_c is None else x.new_empty(BLOCKS, d, dtype=torch.float32)
+        sums = None if bias_c is None else x.new_empty(native.BLOCKS, d, dtype=torch.float32)
         native.function("gelu_backward", x.dtype)(
-            x, bias_c, dy.contiguous(), dx, sums, x.numel() // d, d, BLOCKS
+            x, bias_c, dy.contiguous(), dx, sums, x.numel() // d, d, native.BLOCKS
         )
         return dx, None if sums is None else sums.sum(0), None
 

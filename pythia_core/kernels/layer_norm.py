@@ -15,8 +15,6 @@ from torch import Tensor
 
 from pythia_core.kernels import dispatch, native
 
-BLOCKS = 16
-"""Number of partial sums of a gradient; fixed, so results do not depend on the thread count."""
 WIDTH_MAX = 8192
 """Widest row, in elements, that the Triton kernels can hold in registers; Pythia-12B has 5,120."""
 
@@ -53,9 +51,9 @@ class _NativeLayerNorm(torch.autograd.Function):
         x, weight, mean, rstd = ctx.saved_tensors
         n, d = x.shape
         dx = torch.empty_like(x)
-        dweight, dbias = x.new_empty(BLOCKS, d), x.new_empty(BLOCKS, d)
+        dweight, dbias = x.new_empty(native.BLOCKS, d), x.new_empty(native.BLOCKS, d)
         native.function("layer_norm_backward", dy.dtype)(
-            x, dy.contiguous(), weight, mean, rstd, dx, dweight, dbias, n, d, BLOCKS
+            x, dy.contiguous(), weight, mean, rstd, dx, dweight, dbias, n, d, native.BLOCKS
         )
         return dx, dweight.sum(0), dbias.sum(0), None, None
 
@@ -107,10 +105,10 @@ class _NativePair(torch.autograd.Function):
         n, d = z.shape
         dx = torch.empty_like(z)
         dbranch = torch.empty_like(dy1) if ctx.branched else None
-        sums = z.new_empty(BLOCKS, 4, d)
+        sums = z.new_empty(native.BLOCKS, 4, d)
         native.function("layer_norm_pair_backward", dy1.dtype)(
             z, dz.contiguous(), dy1.contiguous(), dy2.contiguous(), weight1, weight2, mean, rstd,
-            dx, dbranch, sums, n, d, BLOCKS,
+            dx, dbranch, sums, n, d, native.BLOCKS,
         )  # fmt: skip
         return dx, dbranch, dbranch, *sums.sum(0), None, None
 

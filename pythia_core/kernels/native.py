@@ -36,6 +36,9 @@ FLAGS: tuple[str, ...] = (
 )
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ("-mprefer-vector-width=512",)  # compilers default to half of AVX-512's width
+BLOCKS = 16
+"""Number of partial sums in which C functions return the gradient of a vector; fixed, so results do
+not depend on the thread count."""
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 log = logging.getLogger(__name__)
 

@@ -70,8 +70,8 @@ def test_readme_needs_a_checkout(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "checkout", lambda: None)
-    assert main(["bench", "train", "--device", "cpu", "--readme"]) == 1
-    assert "--readme needs a checkout of the project" in capsys.readouterr().err
+    assert main(["bench", "train", "--device", "cpu", "--write"]) == 1
+    assert "--write needs a checkout of the project" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["terms RUN word --parquet x", "evaluate RUN --out x.parquet"])

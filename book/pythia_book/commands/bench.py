@@ -51,12 +51,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--seconds": {"type": float, "metavar": "S", "help": "minimum seconds per measurement"},
     "--precision": {"choices": ("fp32", "bf16"),
                     "help": "number format (default: both if the CPU has bf16)"},
-    "--readme": {"action": "store_true", "help": "update the table in README.md"},
-    "--page": {"action": "store_true", "help": "update the table in book/method.md"},
+    "--write": {"action": "store_true", "help": "also write the table into the page that shows it"},
     "--kernels": {"dest": "only", "type": _names, "metavar": "KERNELS",
                   "help": "comma-separated list of operations (default: all)"},
 }  # fmt: skip
-ONLY_ON = {"cpu": ("--rounds", "--precision", "--readme"),
+ONLY_ON = {"cpu": ("--rounds", "--precision", "--write"),
            "cuda": ("--dry-run", "--budget", "--seconds")}  # fmt: skip
 """Maps a device to the options of `bench train` that work only on this device."""
 
@@ -85,7 +84,7 @@ def add(command: AddCommand) -> None:
         for option in ONLY_ON[device]:
             group.add_argument(option, **OPTIONS[option])
     benchmark("learning-rates", _learning_rates, "held-out loss of each size at several learning "
-              "rates", "--sizes", "--page")  # fmt: skip
+              "rates", "--sizes", "--write")  # fmt: skip
     benchmark("terms", _terms, "counting terms, against decoding and splitting", "--rounds")
     benchmark("generate", _generate, "generating text, against transformers", "--sizes", "--rounds")
     gpu = ("--dry-run", "--budget")
@@ -120,9 +119,17 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in others}
 
 
+def _page(name: str) -> Path:
+    """Return the page of the project into which --write writes, or raise a ConfigError."""
+    from pythia_core.util.files import require_checkout
+
+    return require_checkout("--write") / name
+
+
 def _train(args: argparse.Namespace) -> None:
     """Run `bench train` and print its rows and, on a CPU, the table of the README."""
     from pythia_book.bench import rows, train
+    from pythia_book.site_runs import fill_block
 
     options, printed = _options(args), []
     for option in ONLY_ON["cuda" if args.device == "cpu" else "cpu"]:
@@ -133,11 +140,7 @@ def _train(args: argparse.Namespace) -> None:
             )
     if "precision" in options:
         options["precisions"] = (options.pop("precision"),)
-    readme = None
-    if options.pop("readme", False):
-        from pythia_core.util.files import require_checkout
-
-        readme = require_checkout("--readme") / "README.md"
+    page = _page("README.md") if options.pop("write", False) else None
 
     def show(row: rows.Row) -> None:
         printed.append(row)
@@ -147,20 +150,17 @@ def _train(args: argparse.Namespace) -> None:
     if args.device == "cpu":
         text = train.markdown(printed)
         print(f"\n{text}")
-        if readme:
-            from pythia_book.site_runs import fill_block
-
-            fill_block(readme, "bench", text)
+        if page:
+            fill_block(page, "bench", text)
 
 
 def _learning_rates(args: argparse.Namespace) -> None:
-    """Run `bench learning-rates` and print its table; with --page, update the page Method."""
+    """Run `bench learning-rates` and print its table; with --write, update the page Method."""
     from pythia_book.bench import learning_rates
     from pythia_book.site_runs import fill_block
-    from pythia_core.util.files import require_checkout
 
     options = _options(args)
-    page = options.pop("page", False) and require_checkout("--page") / "book" / "method.md"
+    page = _page("book/method.md") if options.pop("write", False) else None
     result = learning_rates.sweep_learning_rates(**options)
     _print_table(result, learning_rates.markdown, args.json)
     if page:

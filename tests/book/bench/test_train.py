@@ -312,8 +312,8 @@ def test_only_measurements_on_the_last_device_count(tmp_path: Path) -> None:
         ("train --device cuda", "bench train --device cuda needs a GPU, but torch finds no CUDA"),
         ("train --device cuda --sizes 9b --dry-run", "unknown size '9b'"),
         (
-            "train --device cuda --dry-run --readme",
-            "--readme does not apply to `bench train` on the device cuda",
+            "train --device cuda --dry-run --write",
+            "--write does not apply to `bench train` on the device cuda",
         ),
         ("train --budget 3", "--budget does not apply to `bench train` on the device cpu"),
         (

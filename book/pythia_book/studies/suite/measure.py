@@ -85,7 +85,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     for cell, (run, step) in last.items():
         for frames, odds in measured.get((run.id, step), {}).items():
             arrays[name_of(*cell, frames)] = odds.mean(0).astype(np.float32)
-    return Measurements(arrays, facts, list(suite.values()))
+    return Measurements(arrays, facts, list(finished.values()))
 
 
 def heldout_share(data: PreparedData) -> dict[str, float]:
