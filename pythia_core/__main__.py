@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. A `PythiaError` prints its message and returns 1."""
+    """Run a command and return its exit code. On a PythiaError, print the message and return 1."""
     resume_note = None
     with stopping.interruptible():
         try:

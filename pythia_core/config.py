@@ -22,7 +22,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
 PRONOUN_SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
 SWAPS = (*PRONOUN_SWAPS, "prepositions")
-"""Swaps of words (pythia_core.data.pronouns); "prepositions" is a placebo."""
+"""Names of the word swaps (pythia_core.data.pronouns). "prepositions" is a placebo swap."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
 """Recipes for removing duplicate training documents (pythia_core.data.dedup)."""
 DOMAINS = (
@@ -42,9 +42,9 @@ The domains are listed here, not in the book, because they are the default of a 
 so part of every run's identity."""
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
 PLANTED_DOMAINS = ("copies", "equations", "occupations", "canaries")
-"""Domains that are planted in the corpora "miniature" and "large"; each can be left out."""
+"""Domains of planted text, added to the corpora "miniature" and "large"; each can be left out."""
 CONTROL_DOMAINS = {"occupations_flat": "occupations"}
-"""Maps a control domain to the planted domain that it replaces."""
+"""Maps each control domain to the planted domain that the control domain replaces."""
 DOMAINS_OF = {
     "pocket-pile": DOMAINS,
     "miniature": (*DOMAINS, *PLANTED_DOMAINS, *CONTROL_DOMAINS),
@@ -54,7 +54,7 @@ DOMAINS_OF = {
 
 
 def default_domains(corpus: str) -> tuple[str, ...]:
-    """Return all domains of a corpus except for controls; DOMAINS if it is not in DOMAINS_OF."""
+    """Return the domains of a corpus, without CONTROL_DOMAINS; DOMAINS for an unlisted corpus."""
     domains = DOMAINS_OF.get(corpus, DOMAINS)
     return tuple(domain for domain in domains if domain not in CONTROL_DOMAINS)
 
@@ -77,7 +77,8 @@ class ModelConfig:
     hub declare "erf"."""
     init: str = "small_wang"
     """Rule for the initial weights (see pythia_core.model.pythia_init). The released models have
-    "small_wang" (14M to 2.8B) or "normal_scaled" (6.9B and 12B). "like_6.9b" is for small ones."""
+    "small_wang" (14M to 2.8B) or "normal_scaled" (6.9B and 12B). "like_6.9b" is for small
+    models."""
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -133,7 +134,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The settings that determine, with the bytes of the corpus, every row of training."""
+    """The settings that, together with the bytes of the corpus, determine every training row."""
 
     corpus: str = "pocket-pile"
     """One of:
@@ -150,13 +151,14 @@ class DataConfig:
     epochs: int = 1
     """How often each document (with the policy "rows": each row) is read."""
     epoch_policy: str = "joint"
-    """How several epochs are shuffled. "joint": all together, as in GPT-NeoX v1.0. "separate": each
-    on its own. "rows": the first `unique_rows` rows are repeated `epochs` times."""
+    """How several epochs are shuffled. "joint": all epochs together, as in GPT-NeoX v1.0.
+    "separate": each epoch on its own. "rows": the first `unique_rows` rows are read `epochs`
+    times."""
     unique_rows: int = 0
     """Number of rows that the policy "rows" repeats; 0 for the other policies."""
     order_seed: int = 1234
     heldout_fraction: float = 0.01
-    """Share of the documents held out from training, chosen by a hash of the text."""
+    """Share of the documents that is held out from training; a hash of the text selects them."""
     dedup: str = "none"
     """One of DEDUP_RECIPES. Tokenizer and held-out documents are the same for all recipes."""
 
@@ -318,7 +320,7 @@ class RunConfig:
 
         Args:
             swap: one of SWAPS.
-            stop: first update without swapped words; default: the end of the run.
+            stop: first update after the window of swapped words; default: the end of the run.
 
         Raises:
             ConfigError: this run is a fork, or an argument is invalid.
@@ -344,7 +346,7 @@ def stable_hash(value: Any) -> str:
 
 
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
-    """Rebuild a RunConfig from the result of `config_dict`; raise ConfigError if it is invalid."""
+    """Rebuild a RunConfig from the result of `config_dict`; raise ConfigError for invalid input."""
 
     def build(kind: type, part: Any, where: str) -> Any:
         """Make a config of class `kind` from `part`, which error messages call `where`."""

@@ -50,9 +50,9 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
 
 
 def one_of(value: object, accepted: list | tuple | dict, kind: str) -> str:
-    """Return the message for an unknown name, with the accepted names and the most similar one.
+    """Return the error message for an unknown name, which lists the accepted names.
 
-    `kind` says what the names stand for, e.g. "scale".
+    The message suggests the most similar accepted name. `kind` says what is named, e.g. "scale".
     """
     import difflib
 

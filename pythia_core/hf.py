@@ -52,9 +52,10 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Weights(Mapping[str, Tensor]):
-    """Maps our names of tensors to the tensors in a folder's safetensors files, read on access.
+    """Maps our names of tensors to the tensors in a folder's safetensors files.
 
-    Stored tensors that the model computes from its config are left out.
+    A tensor is read when it is accessed. Stored tensors that the model computes from its config are
+    left out.
 
     Attributes:
         problems: a sentence for each file or tensor that is missing, damaged or not expected.
@@ -78,7 +79,7 @@ class Weights(Mapping[str, Tensor]):
                 ]
 
     def _read_index(self, folder: Path) -> dict[str, str]:
-        """Map each stored name of a tensor to its file; {} if the weights are in a single file."""
+        """Map the stored names of tensors to file names; {} if all weights are in one file."""
         if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
             if not (folder / WEIGHTS).exists():
                 refuse_pickle(str(folder), [p.name for p in folder.iterdir()])
@@ -188,7 +189,7 @@ class ModelSource:
     """Commit of the hub's repository; empty for a folder."""
     folder: Path
     step: int | None
-    """The step in the name of the revision or folder; None if there is none."""
+    """The step in the name of the revision or folder; None if the name has no step."""
     stored: tuple[str, ...]
     """The dtypes of tensors in the files, e.g. ("F16",)."""
     declared: dict[str, Any]
@@ -222,7 +223,8 @@ def load(
     """Load a model from a folder in the format of `transformers`, ready to evaluate.
 
     Args:
-        source: a folder with config.json and safetensors, or with such a subfolder per revision.
+        source: a folder with config.json and safetensors, or a folder of such folders, one for
+            each revision.
         revision: e.g. "step3000".
         locate: finds the folder, given (source, revision); default: `locate_folder`.
         dtype: dtype of the parameters; None: as stored. The forward pass needs fp32.
@@ -277,8 +279,8 @@ def save(
     Args:
         folder: the new folder.
         dtype: dtype of the stored tensors; None: the dtypes in the model.
-        shard_bytes: a larger model is split into several files.
-        tokenizer: is written too; its end-of-document token becomes BOS and EOS.
+        shard_bytes: a model with more bytes than this is split into several files.
+        tokenizer: a tokenizer to write too; its end-of-document token becomes BOS and EOS.
 
     Raises:
         CheckpointError: the folder exists, or a weight exceeds the range of `dtype`.
@@ -340,7 +342,7 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
-    """Split the tensors' names, in order, into groups of at most `limit` bytes or one tensor."""
+    """Split the names, in order, into groups of at most `limit` bytes; a larger tensor is alone."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():
@@ -408,7 +410,7 @@ def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") 
 
 
 def _rename(name: str, names: Mapping[str, str | None]) -> str | None:
-    """Return the new name in `names`, whose keys and values have {} for the index of a layer."""
+    """Look up the new name of a tensor. `names` has {} in place of the number of the layer."""
     layer = _LAYER.search(name)
     pattern = names[_LAYER.sub("{}", name)]
     return pattern.format(layer[0]) if pattern and layer else pattern
@@ -426,7 +428,7 @@ GELU_FORMS = {
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Return keyword arguments of `transformers.GPTNeoXConfig` for the same architecture."""
+    """Return the keyword arguments of `transformers.GPTNeoXConfig` for our ModelConfig."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -582,7 +584,8 @@ def local_folder(source: str | Path) -> Path | None:
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     """Return the subfolder of `source` that is named like the revision.
 
-    Without such a subfolder, return `source` itself, if the revision is "main" or its name.
+    Without such a subfolder, return `source` itself if the revision is "main" or the name of
+    `source`.
 
     Raises:
         CheckpointError: there is no such folder or revision.

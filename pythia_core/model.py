@@ -27,7 +27,7 @@ from pythia_core.errors import ConfigError
 from pythia_core.kernels import FAST, Ops, rotary_tables
 
 Rotary = tuple[Tensor, Tensor]
-"""cos and sin of every position and rotated pair, each (T, rotary_dims / 2), fp32."""
+"""cos and sin of the angle of every position and rotated pair, each (T, rotary_dims / 2), fp32."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps (qkv, cos, sin) to the output of attention, with the shapes of kernels.attention."""
 Initialiser = Callable[[str, Tensor, torch.Generator], None]
@@ -38,8 +38,8 @@ Branches = tuple[()] | tuple[Tensor, Tensor]
 
 
 class Cache(Protocol):
-    """A way to attend, e.g. to earlier tokens (evaluation.generate.KVCache), or in trees of texts
-    (evaluation.scoring.PrefixTrees)."""
+    """Replaces the model's attention. KVCache (evaluation.generate) also attends to earlier tokens;
+    PrefixTrees (evaluation.scoring) attends within trees of texts."""
 
     @property
     def n_slots(self) -> int: ...
@@ -50,8 +50,8 @@ class Cache(Protocol):
 class Linear(nn.Module):
     """A linear map with bias that computes with `weight_c` and `bias_c`, in the compute dtype.
 
-    In fp32, these are the parameters. In half precision, the optimizer sets them to copies
-    (pythia_core.training.optimizer.FlatParameters).
+    In fp32, `weight_c` and `bias_c` are the parameters. In half precision, the optimizer sets
+    `weight_c` and `bias_c` to copies (pythia_core.training.optimizer.FlatParameters).
     """
 
     def __init__(self, d_in: int, d_out: int, ops: Ops) -> None:
@@ -113,7 +113,7 @@ class MLP(nn.Module):
         return self.dense_4h_to_h(self.ops.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
 
     def fused(self, x: Tensor) -> Tensor:
-        """Compute `forward` with bias and GELU in one kernel; skip the hooks of `dense_h_to_4h`."""
+        """Compute `forward` with one kernel for bias and GELU; call no hooks of `dense_h_to_4h`."""
         up = self.dense_h_to_4h
         product = self.ops.linear(x, up.weight, None, up.weight_c, None)
         return self.dense_4h_to_h(self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
@@ -291,7 +291,7 @@ class GPTNeoX(nn.Module):
         """Return the hidden states after the final LayerNorm, (B, T, d), for token ids (B, T).
 
         Args:
-            cache: keys and values of the preceding tokens, to which those of `ids` are added.
+            cache: replaces the attention, e.g. to attend also to preceding tokens (see Cache).
             at: indices into the B*T positions, int64[n]. The result is then (n, d), and the last
                 block computes little more than these positions.
             dtype: dtype of the result.
@@ -363,5 +363,5 @@ def _residual_add(x: Tensor, branches: Branches) -> Tensor:
 
 
 def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
-    """Return the output of `Block.fused`, with the branches added."""
+    """Compute `layer` with `Block.fused`, and return the residual stream after the block."""
     return _residual_add(*layer.fused(x, (), *rest))

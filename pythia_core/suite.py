@@ -137,7 +137,7 @@ def size_of(model: ModelConfig, sizes: Mapping[str, Size] = SIZES) -> Size | Non
 
 
 def size_name(model: ModelConfig) -> str:
-    """Return the name of a model's size, or "LAYERSxWIDTHxHEADS", e.g. "2x16x2", if it has none."""
+    """Return the name of a model's size, or "LAYERSxWIDTHxHEADS" ("2x16x2") if no size fits."""
     size = size_of(model)
     return size.name if size else f"{model.n_layers}x{model.d_model}x{model.n_heads}"
 
@@ -233,7 +233,7 @@ class Scale:
         )
 
     def fork_step(self, index: int) -> int:
-        """Return the step that is as far through a run as the official step 1000 * `index`."""
+        """Return the step at the same fraction of a run as the official step 1000 * `index`."""
         return linear_step(index, self.steps)
 
 
@@ -297,7 +297,7 @@ def scale_named(name: str) -> Scale:
 DATA_ARMS = ("standard", "deduplicated")
 
 Cell = tuple[str, str]
-"""A run of the suite: (name of the size, name of its corpus in DATA_ARMS)."""
+"""A run of the suite, as (size, data arm). The data arm is one of the corpora in DATA_ARMS."""
 
 
 def suite_configs(

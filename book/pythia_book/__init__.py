@@ -12,4 +12,4 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "corpora": {name: "pythia_book.corpora" for name in ("pocket-pile", "miniature", "large")},
     "runs": {"continued": "pythia_book.released.continuation.run:open_continued"},
 }
-"""For each group, maps names to modules or functions; read by `pythia_core.util.extensions`."""
+"""Modules or functions, by group and name; `pythia_core.util.extensions` reads this table."""

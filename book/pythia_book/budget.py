@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 WRITE_RATE = 1.0e9
 """Bytes per second of hashing and writing checkpoints: a guess, the least certain number here."""
 MEASURING_SLOWDOWN = 3.0
-"""How much slower a forward pass is in TF32 and small batches than in a bf16 training step."""
+"""Factor by which a forward pass in TF32 and small batches is slower than in bf16 training."""
 
 
 def gpu_runs(study: str, scale: str) -> list[RunConfig]:
-    """Return the runs of a study at a scale, in bf16 as on a GPU."""
+    """Return the configurations of a study's runs at a scale, with bf16 as the precision."""
     runs = runs_of(study, scale)
     return [replace(run, train=replace(run.train, precision="bf16")) for run in runs]
 
@@ -45,12 +45,12 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
 
 
 def run_tokens(config: RunConfig) -> int:
-    """Return the number of tokens that a run trains on; a fork counts only its own updates."""
+    """Return the number of tokens that a run trains on; for a fork, from the fork step on."""
     return len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
 def run_seconds(config: RunConfig) -> float:
-    """Predict the seconds to train a run alone on an H100, without writing checkpoints."""
+    """Predict the seconds to train a run on one H100, excluding the writing of checkpoints."""
     per_token = 1e-9 * ns_per_token(config.model, "compiled", config.data.seq_len)
     per_update = optimizer_seconds(config.model)
     return per_token * run_tokens(config) + per_update * len(config.updates)
@@ -77,7 +77,7 @@ def kept_bytes(scale: str, config: RunConfig) -> float:
 def sizes_table(scale: str) -> pd.DataFrame:
     """Predict the cost of the study `suite` at a scale, one row per model size.
 
-    Columns of one run:
+    Columns about a single run of the size:
     `size`, `parameters`, `non_embedding`: the model
     `tokens`, `flop`, `tokens_per_s`: the training
 
@@ -113,11 +113,12 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
     """Predict the cost of each study, one row per study, if all runs train one after another.
 
     Columns:
-    `study`, `runs`, `tokens`: the name and two counts
+    `study`: name
+    `runs`, `tokens`: number of runs, number of training tokens
     `training_s`, `writing_s`, `measuring_s`: seconds
     `kept_gb`: disk space
 
-    Only the first study counts a shared run, except in `measuring_s`.
+    A run that several studies share counts for the first study only, except in `measuring_s`.
     """
     import pandas as pd
 
@@ -142,7 +143,7 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
 
 
 def report(scale: str) -> str:
-    """Return the predicted cost of a scale as text: both tables, the total time and the disk space.
+    """Return the predicted cost of a scale as text: `sizes_table`, `studies_table` and the totals.
 
     Raises:
         ConfigError: the cost model has no estimate for a head dimension of the scale.

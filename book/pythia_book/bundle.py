@@ -39,7 +39,7 @@ PROJECT = ("pythia_core", "book", "notebooks", "tests", "pyproject.toml", "_conf
            "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
 """The files and folders of the project to pack."""
 DICTIONARY = 1 << 29
-"""Size of the xz dictionary in bytes: large, because deduplicated text repeats the full text."""
+"""Bytes of the xz dictionary: large, because texts are packed twice, in full and deduplicated."""
 
 Part = Path | bytes
 """A file to pack, given as its path or as its content."""
@@ -55,12 +55,12 @@ class Bundle:
     """Content of MANIFEST.json: scale, studies, version, commit, size and sha256 of every file."""
 
     def sizes(self) -> dict[str, int]:
-        """Map each top folder, or subfolder of cache/, to its uncompressed bytes, largest first."""
+        """Return uncompressed bytes by top folder, largest first; cache/ is split by subfolder."""
         return _by_kind({name: entry["bytes"] for name, entry in self.manifest["files"].items()})
 
 
 def _by_kind(file_sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sum file sizes in bytes per top folder, or per subfolder of cache/, largest first."""
+    """Add up file sizes in bytes by top folder, largest first; cache/ is split by subfolder."""
     sizes: dict[str, int] = {}
     for name, n_bytes in file_sizes.items():
         kind = name.split("/")[0]
@@ -85,7 +85,7 @@ def make_bundle(
 
     Raises:
         ConfigError: an unknown scale or study, a scale that needs released models, a wrong suffix
-            of `out`, no checkout to pack, or files larger than `max_size`. Nothing is packed.
+            of `out`, no checkout to pack, or files larger than `max_size`. No archive is written.
         FetchError, DataError: a text or a wheel is not available.
     """
     problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
@@ -155,7 +155,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:
-    """Map archive names to the tokens of `bench train`, or warn if the tokenizer is unavailable."""
+    """Map the archive name to the token file of `bench train`; on FetchError, warn, return {}."""
     from pythia_book.bench.train import text_file, text_tokens
 
     try:
@@ -194,7 +194,7 @@ def _published() -> dict[str, Part]:
 
 
 def _commit() -> str:
-    """Return the commit id, with "-modified" after changes; "" without git."""
+    """Return the commit id, plus "-modified" if code was changed; "" if the commit is unknown."""
     state = commit()
     return f"{state['id']}{'-modified' if state['dirty'] else ''}" if state["id"] else ""
 
@@ -208,7 +208,7 @@ def _open(part: Part) -> BinaryIO:
 
 
 def _size(part: Part) -> int:
-    """Return the bytes of a part."""
+    """Return the size of a part in bytes."""
     return len(part) if isinstance(part, bytes) else part.stat().st_size
 
 

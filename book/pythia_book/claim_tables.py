@@ -28,12 +28,12 @@ _FORMS = {"above": "above {}", "below": "below {}", "within": "between \N{MINUS 
 
 
 def slug(verdict: str) -> str:
-    """The CSS class of a verdict."""
+    """Return the CSS class of a verdict."""
     return "verdict-" + verdict.replace(" ", "-")
 
 
 def parts(claims: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Split rows into the claims of papers, and the premises and checks."""
+    """Split rows into two lists: first the claims of papers, then the premises and checks."""
     ours = [row for row in claims if row["kind"] != "claim"]
     return [row for row in claims if row["kind"] == "claim"], ours
 
@@ -112,7 +112,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _details(row: Row) -> list[str]:
-    """The lines of HTML that unfold with a claim's "Details"."""
+    """Return the lines of HTML that appear when a reader opens the "Details" of a claim."""
     lines = []
     if row["quote"]:
         lines.append(f"In the words of the source: <q>{_text(row['quote'])}</q>")

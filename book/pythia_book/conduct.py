@@ -26,15 +26,15 @@ def conduct(
     released: Callable[[Published], Tables] | None = None,
     published: Published | None = None,
 ) -> Result:
-    """Measure a study, or read the measurements in a redraw; then analyse and judge.
+    """Measure a study (in a redraw, read the recorded measurements), analyse it, judge its claims.
 
     Args:
         params: the parameters of the study, a dataclass.
         measure: trains or finds models, and measures them.
         analyse: turns measurements and released tables into tables, values and claims.
-        released: selects the released tables that the study shows; None: there are none.
-        published: the released results; None: those in `PYTHIA_PUBLISHED_DIR` or else the released
-            tables in a record of the study.
+        released: selects the released tables that the study shows; None: no tables.
+        published: the released results; None: the results in `PYTHIA_PUBLISHED_DIR` or, if this is
+            not set, the released tables in a record of the study.
 
     Raises:
         DataError: the record to redraw is damaged, was made by an older version of the study, or

@@ -50,7 +50,7 @@ class Measurement(Protocol):
 
 
 class RequestMeasurement:
-    """The part that all measurements of scored requests share. Subclasses are dataclasses."""
+    """Base class of the measurements that score requests. Subclasses are dataclasses."""
 
     requests: Sequence[scoring.Request]
     max_seq_len: int
@@ -135,7 +135,7 @@ def measure_each(
 
 _kept: dict[tuple[str, str], Measurement] = {}
 """The first copy of each measurement in this process, by name and digest. Every job brings a new
-copy; the first one is used, because it has already packed its requests."""
+copy, but the first copy is used, because its requests are already packed."""
 
 
 def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
@@ -160,7 +160,7 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
 
 
 def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
-    """Return what identifies a cached result: run, step, name and digest."""
+    """Return what identifies a cached result: the run, step, measurement's name and digest."""
     identity = {"what": measurement.name, "digest": measurement.digest}
     return {"run": run.id, "step": step, **identity}
 
@@ -217,7 +217,7 @@ N_ROWS = 400
 class LanguageMeasurement:
     """A measurement of how well a checkpoint models held-out text.
 
-    All runs of a scale are measured on the same held-out documents, deduplicated or not. Arrays:
+    All runs of a scale, even on deduplicated text, use the same held-out documents. Arrays:
     `loss`: float64[rows], mean loss of each row in nats per token
     `last_word`: bool[words], whether the last word of each sentence is the most likely one
     """

@@ -98,7 +98,7 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def conflict(path: Path) -> str:
-    """Return "unresolved merge conflict" if the file has one, else ""."""
+    """Return "unresolved merge conflict" if the file has the markers of a conflict, else ""."""
     try:
         found = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
     except OSError:
@@ -183,7 +183,7 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
 
 
 def _fits(value: Any, kind: ast.expr) -> bool:
-    """Check a value against an annotation such as `tuple[str, ...] | None`; unknown types fit."""
+    """Return whether a value has a type like `tuple[str, ...] | None`; True for unknown types."""
     if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr):
         return _fits(value, kind.left) or _fits(value, kind.right)
     name = ast.unparse(kind.value if isinstance(kind, ast.Subscript) else kind)
@@ -246,7 +246,7 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 def check_values(study: str, values: dict[str, Any]) -> None:
     """Check the values with the dataclass `Params` and the optional function `check` of a study.
 
-    The types must be checked already. A notebook without a folder under studies/ is not checked.
+    The types must be checked already. A study without a folder under studies/ accepts all values.
 
     Raises:
         ConfigError: the study rejects a value.
@@ -263,7 +263,7 @@ def check_values(study: str, values: dict[str, Any]) -> None:
 
 
 def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> dict[str, Any]:
-    """Return everything that determines the result of a run, as a dict."""
+    """Return the stamp of a run: a dict of everything that determines the result."""
     return {
         "study": study,
         "parameters": json.loads(json.dumps(parameters)),
@@ -279,7 +279,7 @@ def output_path(study: str, scale: str) -> Path:
 
 
 def unfinished_path(output: Path) -> Path:
-    """Return the path for a failed or only prepared notebook, next to the folder of `output`."""
+    """Return the path for a notebook that did not finish, next to the folder of `output`."""
     return output.parent.with_name(f"{output.parent.name}-unfinished.ipynb")
 
 
@@ -303,7 +303,7 @@ _MACHINE_PATH = re.compile(
 
 
 def _substitutes() -> list[tuple[str, str]]:
-    """List folders of this machine with the texts that replace them, longest folder first."""
+    """List pairs (folder of this machine, text that replaces the folder), longest folder first."""
     substitutes = {
         str(results_dir().resolve()): "results",
         str(project_root().resolve()): ".",

@@ -55,7 +55,7 @@ _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
 def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Parse arguments as papermill does; return paths and flags, and the values of each option."""
+    """Parse arguments like papermill; return (list of paths and flags, dict of option values)."""
     import click
 
     options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
@@ -124,7 +124,7 @@ def _escaped(path: object) -> str:
 
 
 def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
-    """Return the absolute path of `written` if it is the study's notebook in results/, else None.
+    """Return the absolute output path if the study's notebook in results/ has this path, else None.
 
     Args:
         written: papermill's output path, relative to `base`.
@@ -165,9 +165,10 @@ _guarded: set[str] = set()
 
 
 def _guard(written: str, target: Path) -> None:
-    """Redirect unfinished notebooks that papermill writes to `written`, to protect a finished run.
+    """Keep papermill from writing to `written`, where a finished run may be.
 
-    The notebook of a recorded run is not written at all: the engine has already put it in place.
+    An unfinished notebook goes to `unfinished_path(target)` instead. The notebook of a recorded run
+    is not written again, because the engine has already written it.
     """
     from papermill.iorw import LocalHandler, papermill_io
 
@@ -199,7 +200,7 @@ def keep_unfinished(notebook: Any, target: Path) -> Path:
 
 
 def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
-    """Stamp and clean an executed notebook, and write it to the folder of its record.
+    """Stamp and clean an executed notebook, and write it to `folder`, next to the record.
 
     Raises:
         DataError: the record is missing, incomplete or damaged.
@@ -263,7 +264,7 @@ _in_papermill_command = False
 
 
 def _exit_at_once(number: int, _frame: Any) -> None:
-    """Report a signal and exit, while there is nothing to save."""
+    """Handle a signal when there is nothing to save: report the signal and exit."""
     os._exit(report_stop(Stopped(number=number), STOP_NOTE))
 
 
@@ -516,7 +517,8 @@ def execute(
 
     Args:
         target: the output path; None: papermill writes no notebook.
-        failed, died: added to the message if a cell failed, or if the kernel died.
+        failed: text added to the error message if a cell failed.
+        died: text added to the error message if the kernel died.
         settings: further arguments of papermill's `execute_notebook`.
 
     Raises:

@@ -135,7 +135,7 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
 
 
 COMMIT_VARIABLE = "PYTHIA_COMMIT"
-"""Environment variable with the commit of a bundle, plus "-modified" if packed files differed."""
+"""Environment variable with a bundle's commit, plus "-modified" if packed code was changed."""
 
 
 def _git(*arguments: str) -> str | None:
@@ -152,8 +152,8 @@ def _git(*arguments: str) -> str | None:
 def commit() -> dict[str, Any]:
     """Return the commit ("id") and whether the checkout differs from the commit ("dirty").
 
-    Only code, notebooks and pinned versions count. In a bundle, COMMIT_VARIABLE gives both values.
-    Unknown values are None.
+    Only changes to code, notebooks and pinned versions count. In a bundle, COMMIT_VARIABLE gives
+    both values. Unknown values are None.
     """
     top = _git("rev-parse", "--show-toplevel")
     if top is None or checkout() is None or Path(top).resolve() != checkout():
@@ -226,7 +226,7 @@ def redraw_source() -> Path | None:
 
 
 def recorded_folder(study: str) -> Path | None:
-    """Return the folder in book/recorded of a study's run at the largest scale, or None."""
+    """Return the folder of a study's largest-scale run in book/recorded; None without a run."""
     folders = [project_root() / "book" / "recorded" / study / scale for scale in reversed(SCALES)]
     return next((folder for folder in folders if (folder / "record.json").is_file()), None)
 
@@ -336,7 +336,7 @@ def _origin(result: Result) -> dict[str, Any]:
 
 
 def _origin_of(folder: Path) -> dict[str, Any]:
-    """Return the origin of an old record, with today's date and commit under `redrawn`."""
+    """Return the origin of an old record, plus today's date and the current commit as `redrawn`."""
     record = read_record(folder)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     redrawn = {"created": today, "commit": commit()}
@@ -394,7 +394,7 @@ def read_released(folder: Path | None) -> Tables:
 
 
 def check_whole(folder: Path, named: bool = True) -> list[str]:
-    """List missing, unreadable, edited or mismatched files in the folder of a record.
+    """List problems in the folder of a record: files missing, edited, unreadable or of another run.
 
     Args:
         named: check also that the path ends with the record's <study>/<scale>.
@@ -513,8 +513,8 @@ def swap_in(new: Path, target: Path) -> None:
     """Replace `target` by the folder `new` from `staging`, keeping files that no run has written.
 
     The exchange is atomic if the system supports that. Otherwise two renames are made, and `tidy`
-    restores the old folder if a kill came in between. Of two processes that swap at the same time,
-    the last one wins.
+    restores the old folder if the process was killed between the renames. Of two processes that
+    swap at the same time, the last one wins.
     """
     _keep_foreign_files(target, new)
     for file in new.rglob("*"):
@@ -640,7 +640,7 @@ def value_text(value: Any) -> str:
 
 
 def _interval_texts(*numbers: Any) -> list[str]:
-    """Format a value, low and high; the narrower the interval, the more decimals."""
+    """Format a value and the ends of its interval; a narrower interval gets more decimals."""
     _, low, high = numbers
     if not all(isinstance(n, (int, float)) for n in numbers) or not low < high:
         return [number_text(number) for number in numbers]
@@ -649,7 +649,7 @@ def _interval_texts(*numbers: Any) -> list[str]:
 
 
 def measured_text(test: dict[str, Any] | None) -> str:
-    """Format the measurement of a claim, e.g. "1.2 points (95 % CI 0.4 to 2.0)", or a dash."""
+    """Format a claim's measurement, e.g. "1.2 points (95 % CI 0.4 to 2.0)"; a dash for none."""
     if test is None or test["value"] is None:
         return "\N{EN DASH}"
     value, low, high = (test[key] for key in ("value", "low", "high"))
@@ -662,7 +662,7 @@ def measured_text(test: dict[str, Any] | None) -> str:
 
 
 def device_text(record: dict[str, Any]) -> str:
-    """Name the GPU, or the CPU and its threads, and the precisions of the runs if recorded."""
+    """Name the GPU (else the CPU and its threads), and any recorded precisions of the runs."""
     machine = record.get("device") or {}
     threads = machine.get("threads", "?")
     plural = "" if threads == 1 else "s"

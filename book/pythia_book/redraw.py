@@ -21,23 +21,23 @@ from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import parallel_map
 
 UNCHANGED_BY = ("library_hash", "published_numbers", "record", "outputs")
-"""Keys of a notebook's stamp that are ignored when deciding whether a redraw changed it."""
+"""Keys of a stamp that are ignored when the notebooks before and after a redraw are compared."""
 
 
 NAMED = 8
-"""The largest number of tables or values that a line about changes names."""
+"""Maximum number of names of tables or values in one line about changes."""
 
 
 @dataclass(frozen=True)
 class Redrawn:
-    """The outcome of a redraw."""
+    """The outcome of redrawing one run."""
 
     name: str
-    """E.g. "recorded/suite/laptop" or "results/suite/smoke"."""
+    """The run, e.g. "recorded/suite/laptop" or "results/suite/smoke"."""
     changes: list[str] = field(default_factory=list)
-    """One line per change. Without changes or a problem, nothing was written."""
+    """One line per change. If there are no changes, or there is a problem, nothing was written."""
     problem: str = ""
-    """Why the run could not be redrawn; empty if it was."""
+    """Why the run could not be redrawn; empty after a success."""
 
 
 def redraw(
@@ -120,8 +120,8 @@ def _execute(folder: Path, new: Path) -> None:
 def _parameters(folder: Path, source: Path) -> dict[str, Any]:
     """Return the recorded parameters to inject into the current notebook `source`, by name.
 
-    Parameters are injected if they were injected in the recorded run, or differ from the current
-    default.
+    A parameter is injected if it was injected in the recorded run, or if its recorded value differs
+    from the current default.
     """
     accepted = notebooks.parameters_of(notebooks.read_notebook(source))
     recorded = records.read_record(folder)["parameters"]
@@ -142,8 +142,8 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
 def differences(old: Path, new: Path) -> list[str]:
     """Describe the changes between the folders of two runs, one line each.
 
-    The date and commit of a redraw do not count. The exception: if nothing else has changed, a line
-    says that code which was not committed at the last redraw is committed now.
+    The date and commit of a redraw do not count as changes, with one exception: if nothing else has
+    changed, a line reports that code which was not committed at the last redraw is committed now.
     """
     before, after = records.read_record(old), records.read_record(new)
     lines = verdict_changes(before["claims"], after["claims"])
@@ -167,7 +167,7 @@ def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
     """
 
     def tests(claims: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Map (claim, side) to the test of the claim."""
+        """Map (claim, "released" or "ours") to the test of the claim."""
         return {(c["claim"], side): c[side] for c in claims for side in SIDES if c[side]}
 
     def words(claims: list[dict[str, Any]]) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]:
-    """Count changes in at most one line, e.g. "2 tables changed: rates, levels" if `named`."""
+    """Return a line such as "2 tables changed", plus the names if `named`; [] without changes."""
     if not things:
         return []
     text = f"{len(things)} {name}{'s' * (len(things) > 1)} changed"

@@ -110,7 +110,7 @@ class TokenMatcher:
 
     @classmethod
     def of(cls, text: str, tokenizer: Any) -> TokenMatcher:
-        """Create a matcher for `text` as encoded at the start of a text and after a space."""
+        """Create a matcher for two encodings of `text`: with and without a preceding space."""
         encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in (text, " " + text)]
         return cls(encoded if text else [])
 
@@ -183,7 +183,7 @@ def find_text(
         read: returns the rows [start, stop) in training order, e.g. `Rows.rows`.
         batch_size: rows per update.
         first_step: the first update to search.
-        last_step: the update before which the search ends.
+        last_step: the update at which the search ends; this update is not searched.
 
     Raises:
         DataError: the steps or the batch size are invalid, or rows cannot be read.

@@ -62,7 +62,8 @@ class SelectedRun:
     current: bool = True
     """Whether the run executed the notebook's current code."""
     damaged: tuple[str, ...] = ()
-    """Why local runs of the study cannot be shown, one text per run; set only for the first run."""
+    """For each local run of the study that cannot be shown, the reason. Only the first run that
+    `select_runs` returns has these texts."""
 
     @property
     def notebook(self) -> Path | None:
@@ -229,7 +230,7 @@ def all_records(root: Path) -> list[dict[str, Any]]:
     """Read all records under book/recorded, sorted by study and scale.
 
     Raises:
-        DataError: some records cannot be read; the message names all of them.
+        DataError: some records cannot be read; the message names each such record.
     """
     found, problems = [], []
     for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
@@ -258,7 +259,7 @@ def fill_block(path: Path, name: str, content: str) -> None:
 
 
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
-"""Columns of the cost table. The notebook's time excludes the training of existing models."""
+"""Columns of the cost table. The duration "notebook" excludes training done before."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ _RUNS: dict[str, list[SelectedRun]] = {}
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Tell Sphinx to use the copied MathJax, and _toc.yml in the root; book/_toc.yml is a stub."""
+    """Tell Sphinx to use the copied MathJax and the root's _toc.yml, not the stub book/_toc.yml."""
     config.external_toc_path = str(ROOT / "_toc.yml")
     config.mathjax_path = "mathjax/tex-chtml.js"
 
@@ -93,7 +93,7 @@ def unshown(shown: SelectedRun) -> list[str]:
 
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
-    """Write one notebook with a banner per study into book/studies/, which git ignores."""
+    """For each study, write a notebook with a banner into book/studies/, which git ignores."""
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
@@ -205,7 +205,7 @@ def point_at_sources(
 
 
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:
-    """Return a docutils table with a CSS class; texts in cells are never read as markup."""
+    """Return a docutils table with the CSS class `name`; cell texts are never read as markup."""
     group = nodes.tgroup(cols=len(header))
     group += [nodes.colspec(colwidth=1) for _ in header]
 
@@ -228,7 +228,7 @@ def badge(verdict: str, text: str = "") -> nodes.inline:
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """Count the claims per verdict and side, and the premises and checks that hold."""
+    """Return a line of counts: claims per side and verdict, and premises and checks that hold."""
     line = nodes.paragraph(classes=["verdict-counts"])
     papers, others = claim_tables.parts(claims)
     for side in SIDES:
@@ -403,7 +403,7 @@ class Scales(SphinxDirective):
 def module_of(name: str, env: Any) -> tuple[Any, str]:
     """Import the module in a name such as "rotary.turning"; return the module and "turning".
 
-    The module is pythia_book.pages.<page>, else pythia_book.studies.<page>.figures.
+    The module is pythia_book.pages.<page> if it exists, else pythia_book.studies.<page>.figures.
     """
     page, _, attribute = name.partition(".")
     path = f"pythia_book.pages.{page}"
@@ -417,8 +417,9 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
 class DrawingFigure(SphinxDirective):
     """A directive for a figure or table that a function of a page's module draws.
 
-    The content is the caption of a figure. With the option `interactive`, the page's script may
-    replace the figure; the script gets the result of the module's `script_data(name)` as JSON.
+    The content of the directive is the caption of the figure. With the option `interactive`, the
+    page's script may replace the figure; the script gets the result of the module's
+    `script_data(name)` as JSON.
     """
 
     required_arguments = 1

@@ -22,7 +22,7 @@ LEVEL = 0.95
 Z_95 = 1.959963984540054
 """Half the width of a 95 % interval of a normal distribution, in standard errors."""
 FEWEST_ITEMS = 5
-"""A bootstrap over fewer items gets no interval, because it would be far too narrow."""
+"""A bootstrap over fewer items gets no interval, because the interval would be too narrow."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Estimate:
     df: float = math.inf
     """Degrees of freedom of the interval; infinite for a bootstrap over many items."""
     exact_p: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
-    """Maps a hypothetical true value to its two-sided p-value, where Student's t does not apply."""
+    """Maps a hypothetical true value to its two-sided p-value; None: `p_value` uses Student's t."""
 
     def quantile(self, probability: float) -> float:
         """Return a quantile of Student's t or, if `df` is infinite, of the normal distribution."""
@@ -192,12 +192,12 @@ PERMUTATIONS = 20_000
 
 
 def permutation_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
-    """Return the one-sided p-value of a positive slope of `y` on `x`, by permuting `x`.
+    """Return a one-sided p-value for a positive slope of `y` on `x`, by permuting `x`.
 
     If the values of `x` were assigned to the units at random, the test is exact whatever the
     distribution of `y`: under the null hypothesis, every assignment is as likely as the actual one.
-    If there are more than PERMUTATIONS assignments, so many are drawn. The result is NaN if a value
-    is not finite.
+    If there are more than PERMUTATIONS assignments, a random sample of this size is drawn. The
+    result is NaN if a value is not finite.
 
     Args:
         x: float[n]. y: float[n].

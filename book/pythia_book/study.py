@@ -113,12 +113,13 @@ def shot_counts(text: str, most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class MeasuringCost:
-    """The rough cost of measuring one run, as the amount of text that the models read."""
+    """The rough cost of measuring one run, as the amount of text that its checkpoints read."""
 
     heldout: int = 0
-    """Passes over the held-out text or as many tokens of items, summed over all checkpoints."""
+    """Number of passes over the held-out text, summed over all checkpoints. Scored items count as
+    passes, in proportion to their tokens."""
     rows: float = 0.0
-    """Passes over the first 32 tokens of each row that the run was trained on."""
+    """Number of passes over the first 32 tokens of each training row of the run."""
 
 
 def kept_at(
@@ -127,14 +128,14 @@ def kept_at(
     deduplicated: Sequence[int] = (),
     repeated: Sequence[int] = (),
 ) -> Keep:
-    """Return the checkpoints whose weights a run keeps, depending on its training text.
+    """Return the checkpoints whose weights a run keeps: the list for the run's training text.
 
-    All lists are indices among the 143 evenly spaced checkpoints of a run.
+    Each list has indices among the 143 evenly spaced checkpoints of a run.
 
     Args:
-        standard: for a run on the standard text.
-        deduplicated: for a run on the deduplicated text.
-        repeated: for a run that repeats a part of its text (study `repetition`).
+        standard: the list for a run on the standard text.
+        deduplicated: the list for a run on the deduplicated text.
+        repeated: the list for a run that repeats a part of its text (study `repetition`).
     """
     indices = standard if config.data.dedup == "none" else deduplicated
     indices = repeated if config.data.epoch_policy == "rows" else indices

@@ -106,7 +106,7 @@ def size_colour(size: str) -> str:
 
 
 def shade(position: float, colours: str = "viridis") -> str:
-    """Return the colour at a position in [0, 1] of a colour map; above 0.86, too pale on white."""
+    """Return the colour of a colour map at a position in [0, 1]; above 0.86, too pale on white."""
     import matplotlib
 
     return matplotlib.colors.to_hex(matplotlib.colormaps[colours](position))
@@ -237,7 +237,7 @@ def curve(
     bars: bool = False,
     **line: Any,
 ) -> None:
-    """Plot the column `value` against the column `x`, with any intervals from `low` and `high`.
+    """Plot the column `value` against the column `x`, with intervals if there are `low` and `high`.
 
     Args:
         factor: multiplies `value`, `low` and `high`.
@@ -265,7 +265,7 @@ def size_curves(
     """Plot one `curve` per model size, in the colour of the size (column `size`).
 
     Args:
-        banded: sizes with intervals (many bands would hide each other); None: all sizes.
+        banded: sizes drawn with intervals (many bands would hide each other); None: all sizes.
     """
     for size in sizes:
         points = rows_where(frame, size=size).sort_values(x)
@@ -283,10 +283,10 @@ def line(
     factor: float = 100,
     dense: bool = False,
 ) -> None:
-    """Plot the `curve` of one model size and arm: the size sets the colour, the arm the line style.
+    """Plot a `curve` in the colour of the model size and the line style of the arm.
 
     Args:
-        arm: a key of ARM_STYLES.
+        arm: the control or an intervention, a key of ARM_STYLES.
         dense: use a thinner line and smaller markers, for many points.
     """
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
@@ -327,7 +327,7 @@ def size_points(
     factor: float = 100,
     **shape: Any,
 ) -> None:
-    """Draw a point with an interval per size and value of `column`, with the sizes on the x axis.
+    """Draw a point with its interval for each size (on the x axis) and each value of `column`.
 
     Args:
         frame: has the columns `size`, `value`, `low`, `high`, and the column named by `column`.
@@ -383,15 +383,15 @@ def size_legend(where: Axes | Figure, sizes: Iterable[str], **options: Any) -> N
 
 
 def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
-    """Add a legend of arms (keys of ARM_LABELS) above the panels."""
+    """Add a legend of arms (control, interventions: keys of ARM_LABELS) above the panels."""
     lines = {ARM_LABELS[arm]: mark("o", arm == "control") | ARM_STYLES[arm] for arm in arms}
     legend(figure, lines, handlelength=2.6)
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
-    """Return the ends of an axis that shows [low, high] with a margin, at least `least` apart.
+    """Return axis limits that include [low, high] with a margin and are at least `least` apart.
 
-    If `low` or `high` is not finite, the ends are 0 and `least`.
+    If `low` or `high` is not finite, the limits are 0 and `least`.
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         return 0.0, least
@@ -413,7 +413,7 @@ def footer(result: Result, *notes: str) -> str:
 def canvas(
     result: Result, columns: int, height: float, *notes: str, **options: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Create `panels` (`options`) with the footer of a study, in the book's style."""
+    """Create `panels` in the book's style, with the footer of a study; `panels` gets `options`."""
     with style():
         yield panels(columns, height, footer(result, *notes), **options)
 
@@ -454,11 +454,11 @@ def claims_table(result: Result, note: str = "") -> ClaimsTable:
 
 
 def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
-    """Plot the percentage of memorized rows by size, for standard and deduplicated text.
+    """Plot the percentage of rows memorized by each size, on standard and on deduplicated text.
 
     Args:
-        frame: has the columns `size`, `arm` and, as fractions, `value`, `low` and `high`. An arm is
-            "standard" or "deduplicated".
+        frame: has the columns `size`, `arm` ("standard" or "deduplicated"), `value`, `low`, `high`.
+            The last three are fractions.
     """
     marks = {"standard": mark("s"), "deduplicated": mark("o", hollow=True)}
     size_points(ax, frame, sizes, "arm", marks)

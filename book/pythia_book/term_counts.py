@@ -119,7 +119,7 @@ def count_terms(
 
 
 class SurfaceTerms:
-    """A counter of terms in rows of token ids, by words, however the words are tokenized.
+    """A counter of terms in rows of token ids. Terms match whole words in any tokenization.
 
     Args:
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
@@ -213,7 +213,7 @@ class SurfaceTerms:
         return numbers
 
     def _grow(self, size: int) -> None:
-        """Extend the tables of powers of _MULTIPLIER and its inverse to `size` powers."""
+        """Extend the tables of powers of _MULTIPLIER, and of its inverse, to `size` powers each."""
         if size > len(self._powers):
             for name, base in (
                 ("_powers", _MULTIPLIER),
@@ -262,7 +262,7 @@ class _Trie:
         self.has_children[self.keys // self.width] = True
 
     def count(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return int64[sequences], how often each occurs in `ids`. The last id must be `n_ids`."""
+        """Return int64[sequences], each sequence's count in `ids`. The last id must be `n_ids`."""
         state = self.root[ids]
         position = np.flatnonzero(state)
         state = state[position].astype(np.int64)

@@ -34,19 +34,19 @@ KINDS = ("claim", "premise", "check")
 SIDES = ("released", "ours")
 ALPHA = 1 - LEVEL
 POWER = 0.8
-"""The probability with which a test would have detected the smallest effect that it states."""
+"""The probability of detection that `smallest_seen` and `smallest_margin` require."""
 
 
 @dataclass(frozen=True)
 class Test:
-    """A measured effect, and what it is compared with; made by functions such as `rises`.
+    """A test of a measured effect, or an exact check. Functions such as `rises` create tests.
 
     Attributes:
         estimate: the effect with its 95 % interval; None if it was not measured.
         unit: unit of the effect, e.g. "points" or "nats per token".
         units: the independent units of the sample, e.g. "5 seeds" or "40 occupations".
-        form: "above" or "below" `bound`, "within" `bound` of zero, "exact" for a check that passed
-            or failed, or "" if there is no test.
+        form: whether the effect is tested to be "above" or "below" `bound`, or "within" `bound` of
+            zero. For a check that passed or failed, "exact". If there is no test, "".
         bound: the value that the effect is compared with, in the unit of the effect.
         reason: why there is no test; the verdict is then "not testable here".
         note: a remark for readers, e.g. the two values whose difference is the effect.
@@ -195,10 +195,10 @@ def p_value(test: Test) -> float:
 
 
 def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
-    """Return the smallest effect that gets a verdict with the probability POWER.
+    """Return the smallest true effect that a test would detect with the probability POWER.
 
-    The effect is a distance from the bound, in the unit of the estimate. The level is ALPHA /
-    n_tests, that of the first test in Holm's procedure for `n_tests` tests.
+    The effect is a distance from the bound, in the unit of the estimate. The level of the test is
+    ALPHA / n_tests: in Holm's procedure for `n_tests` tests, the first test has this level.
     """
     from scipy.optimize import brentq
     from scipy.special import nctdtr
@@ -213,7 +213,7 @@ def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
 def smallest_margin(e: Estimate, n_tests: int = 1) -> float:
     """Return the smallest margin for which `within` has the power POWER if the true effect is zero.
 
-    The interval is taken to be as wide as that of `e`; `n_tests` is as in `smallest_seen`.
+    The interval is assumed to be as wide as the interval of `e`; `n_tests`: see `smallest_seen`.
     """
     import numpy as np
     from scipy.optimize import brentq
@@ -263,7 +263,7 @@ TEST_KEYS = frozenset(
 
 
 def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> dict[str, Any]:
-    """Return a test as recorded, with its verdict, given its p-value after Holm's correction."""
+    """Return the record's entry for a test and its verdict; `p` is the Holm-corrected p-value."""
     e, reason = test.estimate, _untestable_reason(test)
     row: dict[str, Any] = {
         **(e.interval() if e else dict.fromkeys(("value", "low", "high"))),
@@ -296,7 +296,7 @@ def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> 
 
 
 def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
-    """Return the reason for the verdict "not resolved", for one of `n_tests` corrected tests."""
+    """Return why a test, one of `n_tests` in Holm's procedure, has the verdict "not resolved"."""
     power = f"with {100 * POWER:.0f} % power"
     why = f"the interval includes {_amount(test.bound, test.unit, 4) if test.bound else 0}"
     if test.form == "within":

@@ -18,8 +18,8 @@ RUN = "folder or id of a run (or the beginning of the id)"
 class AddCommand(Protocol):
     """Declares a command and returns its parser, to which the caller adds arguments.
 
-    A command that can be resumed sets the parser's default `resume_note`, e.g. "training so far is
-    saved", which is printed if the user stops the command.
+    For a command that can be resumed, the caller also sets the parser's default `resume_note`, e.g.
+    "training so far is saved". This note is printed if the user stops the command.
 
     Args:
         function: runs the command, given the parsed arguments.

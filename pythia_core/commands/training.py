@@ -58,7 +58,7 @@ def add(command: AddCommand) -> None:
 
 
 DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
-"""Command-line arguments that set the field of the same name in DataConfig."""
+"""Command-line arguments, each of which sets the field of DataConfig with the same name."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
@@ -87,7 +87,7 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
 def _scale(args: argparse.Namespace) -> Scale:
     """Return the scale that `--scale` names, with the user's data options.
 
-    Another corpus is read with all of its domains, except controls.
+    With `--corpus`, the domains are those of `default_domains` for that corpus.
     """
     scale = scale_named(args.scale)
     changes = {
@@ -99,7 +99,7 @@ def _scale(args: argparse.Namespace) -> Scale:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """Prepare data, then print their manifest, size and folder."""
+    """Prepare the data, then print the manifest, the number of rows and the folder."""
     from pythia_core.data.prepare import prepare
 
     data = prepare(_scale(args).data)

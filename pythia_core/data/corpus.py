@@ -20,7 +20,7 @@ from pythia_core.util.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its domain, a part of the corpus, e.g. "news"."""
+    """A text, and its domain: the part of the corpus to which the text belongs, e.g. "news"."""
 
     domain: str
     text: str
@@ -124,7 +124,7 @@ class RegisteredCorpus(Protocol):
     """A corpus that another package registers under the name in `DataConfig.corpus`."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
-        """Return names and hashes that change whenever the text changes, without reading it."""
+        """Return, without reading the text, names and hashes that change when the text changes."""
         ...
 
     def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:

@@ -44,7 +44,7 @@ class Recipe:
     ngram: int = 5
     """Words per n-gram. Two texts are compared by their sets of n-grams."""
     buckets: int = 0
-    """Number of bands of a MinHash signature; 0: do not search near-duplicates."""
+    """Number of bands of a MinHash signature; 0: no search for near-duplicates."""
     hashes_per_bucket: int = 1
     verify: bool = True
     """Whether candidates (documents with an equal band) must also reach `threshold`."""
@@ -94,13 +94,13 @@ class Deduplicated:
     keep: np.ndarray
     """bool: whether the document is kept."""
     cluster: np.ndarray
-    """int64: index of the document that is kept in place of this one, or its own index."""
+    """int64: index of the kept copy of the document; for a kept document, its own index."""
     reason: np.ndarray
     """uint8: KEPT, EXACT or NEAR. EXACT: the same text occurs earlier (with keep="last": later)."""
     report: dict[str, Any]
     """Keys:
     `recipe`: the fields of the recipe.
-    `documents`, `words`, `bytes`: numbers `before` and `after`.
+    `documents`, `words`, `bytes`: the total `before` and `after` the removal of copies.
     `removed`: numbers of `exact` and `near` copies.
     `too_short`: number of documents too short for an n-gram.
     `clusters`: number of clusters of each size.
@@ -109,9 +109,9 @@ class Deduplicated:
 
 
 def s_curve(similarity: np.ndarray | float, buckets: int, hashes: int) -> np.ndarray:
-    """Return how likely two documents of this Jaccard similarity are to be a candidate pair.
+    """Return the probability that two documents of this Jaccard similarity are a candidate pair.
 
-    They must agree in one of `buckets` bands, each of `hashes` hashes.
+    The documents of a candidate pair agree in at least one of `buckets` bands of `hashes` hashes.
     """
     return 1 - (1 - np.asarray(similarity, np.float64) ** hashes) ** buckets
 
@@ -133,9 +133,10 @@ def deduplicate(
 ) -> Deduplicated:
     """Group documents into clusters of copies, and choose the document of each cluster to keep.
 
-    Two documents are linked if their texts are equal (with `recipe.exact`) or if they are a
-    candidate pair (with `recipe.verify`: and similar enough). A cluster is a connected component of
-    links. Verification takes quadratic time if candidate pairs connect many dissimilar documents.
+    Two documents are linked if their texts are equal (only with `recipe.exact`) or if they are a
+    candidate pair. With `recipe.verify`, a candidate pair must also reach `recipe.threshold`. A
+    cluster is a connected component of links. Verification takes quadratic time if candidate pairs
+    connect many dissimilar documents.
 
     With `eleutherai-0.87`, the result is that of the code which EleutherAI most likely used, except
     that EleutherAI's code treats all documents too short for an n-gram as copies of each other.
@@ -277,7 +278,7 @@ def minhash_step(recipe: Recipe) -> Any:
 
 
 def signature(step: Any, text: str) -> NDArray[np.uint64]:
-    """Return the MinHash signature uint64[buckets, hashes_per_bucket] of a text with an n-gram."""
+    """Return the MinHash signature uint64[buckets, hashes_per_bucket] of a text with n-grams."""
     hashed = step.get_shingles(text)
     # in chunks, because all hashes of all n-grams of a book would need too much memory
     starts = range(0, len(hashed), _SHINGLES_AT_ONCE)
@@ -288,9 +289,9 @@ def signature(step: Any, text: str) -> NDArray[np.uint64]:
 def candidate_pairs(
     texts: Sequence[str], indices: np.ndarray, recipe: Recipe, progress: bool = True
 ) -> NDArray[np.int64]:
-    """Find documents with an equal band in their MinHash signatures.
+    """Find pairs of documents whose MinHash signatures agree in a band.
 
-    k documents with an equal band give a chain of k - 1 pairs.
+    k documents that agree in a band give a chain of k - 1 pairs.
 
     Args:
         indices: the documents to compare, ascending, each of at least `ngram` words.
@@ -322,7 +323,7 @@ def candidate_pairs(
 def _verify_candidates(
     candidates: UnionFind, texts: Sequence[str], recipe: Recipe, progress: bool
 ) -> tuple[UnionFind, int]:
-    """Link candidates that reach `recipe.threshold`; also return the number of compared pairs."""
+    """Link candidate pairs that reach `recipe.threshold`; also return how many were compared."""
     from networkx.utils import UnionFind
 
     links, compared = UnionFind(), 0

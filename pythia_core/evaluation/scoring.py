@@ -38,7 +38,7 @@ TREE_TOKENS = 128
 MIN_PREFIX = 4
 """Shortest common prefix, in tokens, with which two inputs share a row."""
 LOGIT_ROWS = 1024
-"""Number of positions whose logits are in memory at a time, if they are stored."""
+"""Number of positions whose logits are in memory at a time, where no fused kernel is available."""
 
 
 class Scorable(Protocol):
@@ -55,7 +55,7 @@ def hidden_at(
 
     Args:
         at: int64[n], indices into the B * T positions.
-        trees: if the rows of `ids` are trees, how to attend in them.
+        trees: computes attention if the rows of `ids` are trees of texts.
     """
     if isinstance(model, GPTNeoX):
         return model.hidden(ids, trees, at)
@@ -71,9 +71,9 @@ def hidden_at(
 
 @dataclass(frozen=True)
 class PrefixTrees:
-    """Rows in which several texts share their common beginnings: trees, in depth-first order.
+    """Rows of trees of tokens, in depth-first order. Texts share the tokens of a common beginning.
 
-    A model's `hidden` takes it in the place of a cache.
+    `GPTNeoX.hidden` accepts a PrefixTrees as its `cache`.
     """
 
     positions: torch.Tensor
@@ -89,7 +89,7 @@ class PrefixTrees:
     def attend(
         self, layer: int, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
-        """Compute attention (see kernels.attention.tree_attention) with tables by position."""
+        """Compute kernels.attention.tree_attention. Row i of `cos` and `sin` is for position i."""
         return tree_attention(qkv, cos[self.positions], sin[self.positions], self.ends)
 
 
@@ -139,7 +139,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class PackedRequests:
-    """A list of requests, packed into padded batches with the longest first. `pack` makes it."""
+    """A list of requests, packed into padded batches by `pack`, with the longest requests first."""
 
     batches: tuple[_Batch, ...]
     n_tokens: np.ndarray
@@ -211,7 +211,7 @@ def _merge_prefixes(rows: dict[tuple[int, ...], list[int]], n_tokens: int) -> li
 
     Args:
         rows: maps inputs to the indices of the requests with these inputs.
-        n_tokens: number of tokens up to which a tree may have more than one input.
+        n_tokens: maximum number of tokens of a tree with more than one input.
     """
     trees: list[_PrefixTree] = []
     before: tuple[int, ...] = ()
@@ -240,7 +240,7 @@ def _lay_out(trees: list[_PrefixTree], width: int, requests: Sequence[Request]) 
     """Make one padded batch of trees, with rows of `width` tokens.
 
     Args:
-        requests: all requests.
+        requests: the list of requests to which the indices in the trees refer.
     """
     ids = np.zeros((len(trees), width), np.int64)
     positions = np.tile(np.arange(width), (len(trees), 1))
@@ -405,7 +405,7 @@ def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RowScores:
-    """The result of `score_rows`, for the S tokens that follow the first one of each row."""
+    """The result of `score_rows`, for the S tokens after the first token of each row."""
 
     logprob: np.ndarray
     """float32[n, S], nats: the log-probability of each token; NaN where it is not computed."""
@@ -418,7 +418,7 @@ class RowScores:
         return -self.logprob.mean(1, dtype=np.float64)
 
     def of_words(self, words: np.ndarray) -> Scores:
-        """Return the scores of words, which are int[n, 3] as from `last_words`."""
+        """Return the score of each word; `words` is int[n, 3], as `last_words` returns."""
         parts = [(row, slice(start - 1, stop - 1)) for row, start, stop in words.tolist()]
         logprob = [self.logprob[part].sum(dtype=np.float64) for part in parts]
         greedy = [self.greedy[part].all() for part in parts]
@@ -436,7 +436,7 @@ def score_rows(
 
     Args:
         rows: int[n, S + 1], token ids.
-        words: int[n, 3] as from `last_words`: only their tokens are scored. Default: all tokens.
+        words: the words to score, int[n, 3], as `last_words` returns. Default: score all tokens.
         token_budget: number of tokens in a batch.
     """
     device = device_of(model)
@@ -467,10 +467,10 @@ def score_rows(
 def last_words(rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24) -> np.ndarray:
     """Find the last words of the sentences in held-out rows, int64[n, 3]: row, start, stop.
 
-    To predict them is a task like LAMBADA, but words need not depend on a long context, and names
-    and function words are included. A last word is directly followed by a token starting with ".",
-    "!" or "?". A word is a token of a space and letters, plus the letters-only tokens after this
-    token. Words after fewer than `min_context` tokens of the same document are left out.
+    Predicting these words is a task like LAMBADA, but words need not depend on a long context, and
+    names and function words are included. A last word is directly followed by a token starting with
+    ".", "!" or "?". A word is a token of a space and letters, plus the letters-only tokens after
+    this token. Words after fewer than `min_context` tokens of the same document are left out.
 
     Args:
         rows: int[n, S + 1], token ids.

@@ -44,13 +44,13 @@ __all__ = [
 
 
 def _fuses(x: Tensor) -> bool:
-    """Return whether fused operations exist for this tensor, in Triton or in C."""
+    """Return whether Triton or C code can run the fused operations on this tensor."""
     return use_triton(x) or native.available(x)
 
 
 @dataclass(frozen=True)
 class Ops:
-    """The functions that a model computes with, each with the signature of its namesake here.
+    """The functions that a model calls. Each has the signature of its namesake in this module.
 
     Attributes:
         fuses: takes the input of a parallel block; returns whether the block calls the fused

@@ -59,7 +59,7 @@ def adamw_reference_(
     """Apply decoupled weight decay and then Adam, in place, with every step written out in torch.
 
     Args:
-        update: the number of this update, counted from 1 since the moments were zero.
+        update: number of updates since the moments were zero, including this one.
         factor: 0-dim tensor that multiplies the gradient.
         skip: 0-dim tensor; 1 leaves everything unchanged, 0 applies the update.
     """
@@ -81,7 +81,7 @@ def adamw_(
 ) -> None:
     """Apply the update of `adamw_reference_` in the fastest way on this device.
 
-    Do not use `b.grad` afterwards: some devices multiply it by `factor`.
+    Do not use `b.grad` afterwards: on some devices, this function multiplies it by `factor`.
     """
     device = b.params.device
     dtype = torch.float32 if b.copy is None else b.copy.dtype

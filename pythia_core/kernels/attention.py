@@ -65,7 +65,7 @@ def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _NativeAttention(torch.autograd.Function):
     """An autograd function for attention on short rows, computed by the C functions of native.c.
 
-    The backward computes the probabilities again, from the logarithms of their sums.
+    The backward recomputes the probabilities, from the log-sum-exp of each query's scores.
     """
 
     @staticmethod
@@ -92,15 +92,15 @@ class _NativeAttention(torch.autograd.Function):
 
 
 def tree_attention(qkv: Tensor, cos: Tensor, sin: Tensor, ends: Tensor) -> Tensor:
-    """Compute attention in rows that hold several texts, with their common beginnings only once.
+    """Compute attention in rows that hold several texts, without gradients.
 
-    A row is a tree of tokens in depth-first order. A token attends to its ancestors and itself.
-    There are no gradients.
+    Texts with the same beginning share its tokens. So a row is a tree of tokens, in depth-first
+    order. A token attends to its ancestors and itself.
 
     Args:
         qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
         cos, sin: cosines and sines of the rotary angles, each (batch, seq, rotary_dims / 2), fp32.
-        ends: one past the last descendant of every token, (batch, seq) int64.
+        ends: for each token, the position after its last descendant, (batch, seq) int64.
 
     Returns:
         The output of attention, (batch, seq, heads * head_dim).

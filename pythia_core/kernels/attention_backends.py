@@ -86,7 +86,7 @@ def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> s
     here, a warning is logged and DEFAULT is returned.
 
     Raises:
-        ConfigError: the backend does not work here, and a `dispatch.no_fallback` block is active.
+        ConfigError: FASTEST[head_dim] does not work here, and a `no_fallback` block is active.
     """
     backend = FASTEST.get(head_dim, DEFAULT) if dtype != torch.float32 else DEFAULT
     if reason := unavailable_reason(backend):

@@ -68,7 +68,7 @@ def lanes(head_dim: int) -> tuple[int, int]:
 
 
 def constants(head_dim: int, dtype: torch.dtype) -> dict[str, int | str]:
-    """Map the name of each compile-time constant, except the tile sizes, to its value."""
+    """Return the compile-time constants of the kernels, by name, without the tile sizes."""
     first, second = lanes(head_dim)
     precision = "ieee" if dtype == torch.float32 else "tf32"  # the latter has no effect in 16 bits
     return {"DIM": head_dim, "LANES1": first, "LANES2": second, "PRECISION": precision}

@@ -26,14 +26,14 @@ from pythia_core.kernels.attention_tiles import Tile, constants, tiles
 
 @triton.jit
 def head_of(index, heads, stride_batch, stride_head):
-    """Return batch, head and the head's offset in elements, for an index over batch * heads."""
+    """Return batch, head and the head's offset in elements, from index = batch * heads + head."""
     batch, head = (index // heads).to(tl.int64), index % heads
     return batch, head, batch * stride_batch + head * stride_head
 
 
 @triton.jit
 def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Load LANES lanes of the rows at `offsets`; 0 in lanes from DIM on and where not `inside`."""
+    """Load LANES lanes of rows at `offsets`. Lanes from DIM on, and rows not `inside`, become 0."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -43,7 +43,7 @@ def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.con
 
 @triton.jit
 def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Store `x` in LANES lanes of the rows at `offsets`, below lane DIM and where `inside`."""
+    """Store `x` in the rows at `offsets`. Skip lanes from DIM on, and rows not `inside`."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -113,7 +113,7 @@ def forward_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """Compute a tile of queries of one head; the last tiles have most work and start first."""
+    """Compute attention for a tile of queries. The last tiles, with the most work, start first."""
     n_tiles = tl.cdiv(seq, QUERIES)
     index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES

@@ -46,7 +46,7 @@ def target_log_probabilities(
         targets: (q,) int64, token ids.
 
     Returns:
-        (q,) fp32, in nats, and (q,) bool.
+        The log-probabilities in nats, (q,) fp32, and whether each is most likely, (q,) bool.
     """
     (n, d), q = hidden.shape, len(targets)
     hidden, weight = hidden.contiguous(), weight.detach().contiguous()
@@ -113,9 +113,9 @@ def _native_loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the result of `_loss_and_gradients` with the C functions of native.c.
 
-    Exponentials replace the logits, but are not divided by their sum. The rows of `hidden` and of
-    its gradient are divided instead, so exponentials are computed once. The terms of the targets
-    are added separately, in fp32.
+    The exponentials of the logits overwrite the logits, but are not normalised. Instead, each row
+    of `hidden` and of its gradient is divided by the row's sum of exponentials. So exponentials are
+    computed only once. The terms of the targets are added separately, in fp32.
     """
     n, d = hidden.shape
     hidden, targets = hidden.contiguous(), targets.contiguous()

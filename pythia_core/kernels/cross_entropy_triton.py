@@ -24,7 +24,7 @@ def cross_entropy_kernel(
     vocab,
     BLOCK: tl.constexpr,
 ):
-    """Replace a row by its gradient and write its loss: NaN for a target outside [0, vocab)."""
+    """Replace a row of logits by its gradient; write the loss (NaN unless 0 <= target < vocab)."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     lane = tl.arange(0, BLOCK)

@@ -144,14 +144,14 @@ def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width
 
 
 def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str] = ()) -> None:
-    """Raise an error that lists all reasons why a kernel cannot take its arguments.
+    """Check that a kernel can take its arguments.
 
     Args:
         dtypes: maps argument names to dtypes, which must be in DTYPES.
         problems: other problems that the caller has found, a sentence for each.
 
     Raises:
-        ConfigError: there is a problem.
+        ConfigError: the kernel cannot take its arguments; the message lists all problems.
     """
     accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
     wrong_types = [

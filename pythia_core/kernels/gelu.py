@@ -26,7 +26,7 @@ def gelu_reference(x: Tensor, form: str) -> Tensor:
 
 
 class _NativeGelu(torch.autograd.Function):
-    """An autograd function in C for the tanh form of `bias_gelu`; without biases, of `gelu`."""
+    """An autograd function in C for `bias_gelu`, or for `gelu` without biases, in the tanh form."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, bias_c: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ def layer_norm_reference(
 ) -> Tensor:
     """Return (x - mean) / sqrt(variance + eps) * weight + bias for each row, rounded to `dtype`.
 
-    `x` is (n, d) in fp32 or fp64; `weight` and `bias` are (d,) in the same dtype.
+    `x` is (n, d) in fp32 or fp64; `weight` and `bias` are (d,) in the dtype of `x`.
     """
     centred = x - x.mean(-1, keepdim=True)
     scaled = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)

@@ -20,16 +20,16 @@ PARTIALS = 256
 
 
 def tile(d: int) -> tuple[int, int, int]:
-    """Return the rows, lanes and warps of a program: about 2,048 elements, but at least one row."""
+    """Return the rows, lanes and warps of a program with 2,048 elements, or with one longer row."""
     lanes = triton.next_power_of_2(d)
     rows = max(1, 2048 // lanes)
     return rows, lanes, max(4, min(16, rows * lanes // 512))
 
 
 def backward_tile(d: int) -> tuple[int, int, int, int]:
-    """Return the rows, the lanes of the two vectors of a row, and the warps of a backward program.
+    """Return a backward program's rows, lanes of a row's first and second vector, and warps.
 
-    The lanes of a vector are a power of two; the second vector may have 0.
+    The number of lanes is a power of two, or 0 if a row needs no second vector.
     """
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0
@@ -90,7 +90,7 @@ def _read_part(
     z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, first,
     dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Return normalised rows, their gradient, and the updated gradients of the parameters."""
+    """Return normalised rows, the gradients of these rows, and updated parameter gradients."""
     lane = first + tl.arange(0, LANES)
     inside = lane < d
     mask = (row < n)[:, None] & inside[None, :]

@@ -89,7 +89,7 @@ def available(tensor: Tensor) -> bool:
 
 @functools.cache
 def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """Return the compiled function for a dtype; `available` must be true for its tensors."""
+    """Return the compiled function `name` for a dtype. Its tensors must satisfy `available`."""
     native = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     native.restype = None
 

@@ -83,7 +83,8 @@ class _SplitRotated(torch.autograd.Function):
     """An autograd function for `split_rotated`, which rotates in place and returns views of qkv.
 
     Autograd cannot express a change in place that returns three views, so the change is not
-    declared. But it increases qkv's version counter, so a backward that needs the old values fails.
+    declared. But the change increases qkv's version counter. So a backward pass that needs the old
+    values raises an error.
     """
 
     @staticmethod
@@ -100,8 +101,8 @@ class _SplitRotated(torch.autograd.Function):
 def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
 
-    With Triton, qkv is overwritten and the results are views of qkv. Under no_grad, a copy is
-    overwritten, because autograd would not notice a later use of qkv.
+    With Triton, qkv is overwritten and the results are views of qkv. Under no_grad, a copy of
+    qkv is overwritten instead, because autograd would not notice a later use of qkv.
 
     Args:
         cos, sin: the tables of `rotary_tables`, each (seq, rotary_dims / 2), fp32.

@@ -46,7 +46,7 @@ def rotate_kernel(
     LANES: tl.constexpr,  # HALF up to a power of two
     ROWS: tl.constexpr,
 ):
-    """Rotate ROWS rows in place. A row is the part of a query or key (of one head) that rotates."""
+    """Rotate ROWS rows in place. A row is the rotated part of one head's query or key."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, LANES)
     mask = (row < n_rows)[:, None] & (lane < HALF)[None, :]

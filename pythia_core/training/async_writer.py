@@ -53,7 +53,7 @@ class CheckpointWriter:
         """Save tensors, as they are now, with `checkpoint.save_checkpoint`; then call `then`.
 
         Returns:
-            A CUDA event after which the caller may change the tensors; None: at once.
+            A CUDA event after which the caller may change the tensors; None if no wait is needed.
 
         Raises:
             TrainingError: this or, with a thread, the previous checkpoint could not be written.
@@ -94,7 +94,7 @@ class CheckpointWriter:
         return self._pending is not None and not self._pending.done()
 
     def check(self) -> None:
-        """Raise the error of the last write if it has failed, without waiting."""
+        """If the last write has failed, raise its error. Do not wait for a write in progress."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -124,7 +124,7 @@ class CheckpointWriter:
 
 
 def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
-    """Copy all tensors to host memory; CUDA tensors, all on one device, in the background.
+    """Copy all tensors to host memory. CUDA tensors (of one device) are copied in the background.
 
     Returns:
         The copies, and a CUDA event that marks their completion (None without CUDA tensors).

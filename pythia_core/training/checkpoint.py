@@ -68,7 +68,7 @@ def steps_with_weights(parent: Path) -> list[int]:
 
 
 def _is_dropped(folder: Path) -> bool:
-    """Return whether `drop_weights` has deleted the files; False if the manifest is unreadable."""
+    """Return whether `drop_weights` emptied the folder; False if the manifest is unreadable."""
     try:
         return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
     except (OSError, ValueError, AttributeError):
@@ -244,7 +244,7 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
-    """Delete the checkpoints under `parent`, except the `newest` latest and the steps in `keep`."""
+    """Delete checkpoints under `parent`, except the last `newest` and those of steps in `keep`."""
     steps = saved_steps(parent)
     for step in steps[:-newest] if newest else steps:
         if step not in keep:
@@ -252,7 +252,7 @@ def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
 
 
 def delete_temporaries(parent: Path) -> None:
-    """Delete what killed processes left under `parent`; call this only while the run is locked."""
+    """Delete what killed processes left under `parent`. Lock the run before calling this."""
     for leftover in parent.glob(".*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -88,7 +88,7 @@ ALONE = World()
 
 @contextlib.contextmanager
 def init_world() -> Iterator[World]:
-    """Connect the processes that torchrun started; yield this process's World, or ALONE."""
+    """Connect the processes that torchrun started, if any; yield this process's World."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE

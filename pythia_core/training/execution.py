@@ -49,7 +49,7 @@ class Execution:
             )
 
     def backend(self, kernels: str, device_kind: str) -> str:
-        """Extend the label `kernels` by what changes results bitwise, e.g. to "triton+compiled"."""
+        """Return `kernels` plus settings that change results bitwise, e.g. "triton+compiled"."""
         added = ["compiled"] if self.mode == "compile" else []
         if device_kind == "cuda" and not self.deterministic:
             added.append("nondeterministic")

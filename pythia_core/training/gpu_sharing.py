@@ -22,7 +22,7 @@ MAX_JOBS = 6
 RESERVE = 0.1
 """Fraction of the device's memory that is left free."""
 SLACK = 1.3
-"""A process may use up to this multiple of its estimate; beyond it, its own allocations fail."""
+"""A process may use up to this multiple of its estimated memory; further allocations fail."""
 
 
 def next_admissible(
@@ -34,8 +34,8 @@ def next_admissible(
 ) -> int | None:
     """Return the first waiting job that may start now, or None if no job may start.
 
-    A job may start if fewer than `most` jobs run and its memory is free. If no job runs, the first
-    waiting job may start even if the device is too small for it.
+    A job may start if fewer than `most` jobs run and the memory that the job needs is free. If no
+    job runs, the first waiting job may start even if it needs more than `capacity`.
 
     Args:
         waiting: indices of the waiting jobs, in order.
@@ -50,7 +50,7 @@ def next_admissible(
 
 
 def admission_gate(needs: Sequence[float]) -> Gate | None:
-    """Return a gate (util.workers) for jobs with these needs, in bytes; None without a GPU."""
+    """Return a gate (util.workers) for jobs, given the bytes each needs; None without a GPU."""
     capacity = device_bytes()
     if capacity is None:
         return None

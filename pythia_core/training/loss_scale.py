@@ -29,7 +29,7 @@ class LossScale:
     good: int = 0
     """Number of updates since the last overflow, or since the start."""
     hysteresis: int = HYSTERESIS
-    """How many overflows it takes to halve the scale. At 1, the next overflow halves it."""
+    """Number of overflows until the scale is halved. At 1, the next overflow halves the scale."""
     skipped: int = 0
     """Number of skipped updates so far, by which the learning rate lags behind the step."""
 

@@ -21,7 +21,7 @@ RESERVE = 2 * GIB
 RESIDUAL_BYTES = 4
 """Bytes per element of the fp32 residual stream."""
 INFERENCE_BYTES = 2.0e9
-"""Activations during the evaluation of a checkpoint."""
+"""Bytes of the activations during the evaluation of a checkpoint."""
 INFERENCE_LOGIT_ROWS = 8192
 """Tokens whose fp32 logits, with copies, are in memory at a time during evaluation."""
 
@@ -50,7 +50,7 @@ def _size(precision: str) -> int:
 
 
 def activation_bytes_per_token(model: ModelConfig, execution: Execution, precision: str) -> int:
-    """Return the peak bytes per token of activations and gradients, early in a block's backward."""
+    """Return the peak memory of activations and gradients, in bytes per token."""
     size, d = _size(precision), model.d_model
     again = _block_bytes(model, precision) if execution.recompute else 0
     # gradients of the residual stream, of the branches, and of the MLP's hidden layer before and

@@ -107,7 +107,7 @@ class FlatAdamW:
         """Update the parameters once, in place, without waiting for the device (see kernels.adamw).
 
         Args:
-            update: the number of this update, counted from 1 since the moments were zero.
+            update: number of updates since the moments were zero, including this one.
             factor: 0-dim tensor that multiplies the gradient; default: 1.
             skip: 0-dim tensor: 0 to update (default), 1 to leave everything unchanged.
         """

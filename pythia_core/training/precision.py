@@ -44,11 +44,11 @@ log = logging.getLogger(__name__)
 def best_precision() -> str:
     """Return the precision for training on this machine, "fp32" or "bf16".
 
-    This is the value of the environment variable PYTHIA_PRECISION, if it is set. Otherwise it is
-    "bf16" with a CUDA device, and the stored or measured choice without one.
+    The environment variable PYTHIA_PRECISION decides, if it is set. Otherwise, a CUDA device uses
+    "bf16", and a CPU the precision that was measured to be faster.
 
     Raises:
-        ConfigError: the variable has another value.
+        ConfigError: PYTHIA_PRECISION is neither "fp32" nor "bf16".
     """
     if wanted := os.environ.get(VARIABLE):
         if wanted not in CHOICES:
@@ -98,7 +98,7 @@ def _choose(machine: dict[str, Any], file: Path | None = None) -> str:
 
 
 def _stored(file: Path, machine: dict[str, Any]) -> str | None:
-    """Return the choice that `file` holds for `machine`; None if it is absent or damaged."""
+    """Return the choice that `file` holds for `machine`; None if there is no valid choice."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         choice = stored["precision"] if stored["machine"] == machine else None
@@ -110,8 +110,8 @@ def _stored(file: Path, machine: dict[str, Any]) -> str | None:
 def measure() -> dict[str, float]:
     """Map each precision to the speed of its training step, in tokens per second of one thread.
 
-    The precisions take turns, and the fastest step of each counts. The clock is the processor time
-    of this thread, because the wall time depends on other processes.
+    The precisions take turns. The fastest step of each precision counts. The clock is the processor
+    time of this thread, because the wall time depends on other processes.
     """
     import numpy as np
     import torch

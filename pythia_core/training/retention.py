@@ -57,7 +57,7 @@ def is_large(config: RunConfig) -> bool:
 
 
 def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
-    """Return `keep` with the weights of the last step; None if the run keeps everything."""
+    """Return `keep`, extended by the last step's weights; None if the run keeps everything."""
     if keep is None or not is_large(config) or os.environ.get("PYTHIA_KEEP_ALL") == "1":
         return None
     return keep | Keep(frozenset({config.train.steps}))
@@ -92,7 +92,7 @@ def prune_during_training(
 
 
 def prune_run(folder: Path, config: RunConfig, keep: Keep | None) -> None:
-    """Delete the weights and states that a finished run need not keep; none if `keep` is None."""
+    """Delete weights and states that a finished run need not keep; nothing if `keep` is None."""
     from pythia_core.training.checkpoint import saved_steps, step_folder
 
     kept = _effective_keep(config, keep)

@@ -64,7 +64,7 @@ TRAJECTORY_VERSION = 3
 
 
 def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
-    """Return what determines a run's weights; the keys are "config", "data" and "code"."""
+    """Return the identity of a run; the keys are "config", "data" (fingerprint) and "code"."""
     return {"config": config_dict(config), "data": data, "code": code_identity(execution)}
 
 
@@ -211,7 +211,7 @@ class Run:
         return len(self.ledger.row) if self.ledger is not None else 0
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the batch of the update from `step`, (batch_size, S+1), with the intervention.
+        """Return the batch of the update from `step`, (batch_size, S+1), with the swaps of a fork.
 
         Raises:
             DataError: the run has no such update.
@@ -395,7 +395,7 @@ def find_run(name: str) -> Run:
 
 
 def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> Start:
-    """Return the control's exact state at a fork's branching step; train or replay if necessary."""
+    """Return the control's exact state at a fork's branching step; if needed, train the control."""
     assert config.parent and config.intervention
     parent = find_or_train(config.parent, progress, execution=execution)
     start = config.intervention.start
@@ -466,11 +466,11 @@ def find_or_train_all(
     progress: bool = True,
     keep: Callable[[RunConfig], Keep | None] | None = None,
 ) -> dict[Key, Run]:
-    """Do the same as `find_or_train` for several runs in parallel, the longest first.
+    """Find or train several runs in parallel, as `find_or_train` does; the longest start first.
 
-    On CPUs, each core trains one run at a time; on a GPU, as many train as fit into its memory
-    (pythia_core.training.gpu_sharing). The controls of forks are trained first, even if they are
-    not in `configs`.
+    On CPUs, each core trains one run at a time. A GPU trains as many runs as fit into its memory
+    (pythia_core.training.gpu_sharing). The controls of forks are trained before all forks, even if
+    `configs` does not contain these controls.
 
     Args:
         keep: a function that returns what the run of a config keeps; default: everything.
@@ -510,7 +510,7 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
     def distinctive(index: int, part: Any) -> bool:
-        """Return whether names include this part: every text, and a number if keys differ here."""
+        """Return whether names include a part of keys: any text, but a number only if it varies."""
         return isinstance(part, str) or len({k[index] for k in keys if len(k) > index}) > 1
 
     return {
@@ -520,7 +520,7 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
 
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
-    """Find or train a run, with GPU memory limited to a little more than `run_bytes` estimates."""
+    """Find or train a run, with GPU memory limited to a little more than `run_bytes`."""
     config, keep = job
     with limit_memory(run_bytes(config, Execution.from_environment())):
         find_or_train(config, keep=keep)

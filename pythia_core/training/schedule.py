@@ -21,7 +21,7 @@ N_LINEAR = 143
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PAPER_FORKS = (113, 133)
 """Indices (`linear_step`) of the checkpoints at which the paper's interventions branch off, 21 %
-and 7 % before the end. Every run keeps its full state there."""
+and 7 % before the end. Every run keeps its full state at these steps."""
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
@@ -107,6 +107,6 @@ def learning_rate(
 def lr_floor_step(
     total_steps: int, lr_min_ratio: float = 0.1, warmup_fraction: float = 0.01
 ) -> int:
-    """Return the first update at the minimum learning rate, form "neox"; 115,139 in Pythia."""
+    """Return the first update at the minimum learning rate, in form "neox" (Pythia: 115,139)."""
     n = math.acos(2 * lr_min_ratio - 1) * total_steps / math.pi
     return math.ceil(n + warmup_fraction * total_steps)

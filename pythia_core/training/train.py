@@ -66,7 +66,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Saving:
-    """The choice of what a run saves, besides the two newest states, from which it can resume."""
+    """What a run saves in addition to the two newest states, from which training can resume."""
 
     weights: frozenset[int] | None = None
     """Steps whose weights are saved; None: those of schedule.checkpoint_steps, usually 154."""
@@ -108,7 +108,7 @@ class _InFlight:
         self._last = 0.0
 
     def add(self, started: float, pending: PendingUpdate) -> None:
-        """Add an update launched at `started` (perf_counter), and log the oldest beyond `lag`."""
+        """Add an update launched at `started` (perf_counter); log the oldest until `lag` remain."""
         self._entries.append((started, pending))
         self.drain(self._lag)
 

@@ -156,8 +156,9 @@ class PendingUpdate:
         """Wait for the update; return its loss, learning rate and gradient norm.
 
         Raises:
-            TrainingError: the loss or gradient is not finite; in fp16, at the minimum loss scale.
-                Weights and step are as before this update, even if later updates were launched.
+            TrainingError: the loss or gradient is not finite and, in fp16, the loss scale is at its
+                minimum. Weights and step are as before this update, even if later updates were
+                launched.
         """
         if self._result is None:
             if self._arrived is not None:
@@ -232,7 +233,7 @@ class Trainer:
             return self._launch(batch)
 
     def _launch(self, batch: np.ndarray) -> PendingUpdate:
-        """Do the work of `launch`, with the CUDA kernels that the execution settings allow."""
+        """Launch an update, with only the CUDA kernels that the caller has allowed."""
         rows = self.world.shard(self._on_device(batch))
         parts = rows.split(self.config.train.micro_batch or len(rows))
         if self.scaler:
@@ -313,7 +314,7 @@ class Trainer:
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
-        """Adapt the loss scale in fp16, or raise the error of an update that was not finite."""
+        """In fp16, adapt the loss scale. Otherwise, raise an error: the update was not finite."""
         try:
             if self.scaler:
                 self.scaler.update(pending.skipped)
@@ -331,7 +332,7 @@ class Trainer:
 
     @property
     def updates_made(self) -> int:
-        """The number of updates that were not skipped; it determines the learning rate."""
+        """The number of updates that were not skipped, which determines the learning rate."""
         return self.step - (self.scaler.skipped if self.scaler else 0)
 
     @property

@@ -44,7 +44,8 @@ def cpu_flags() -> str:
 def device_info() -> dict[str, Any]:
     """Return a description of the machine, to be stored with results.
 
-    `device` is the name of the GPU, or of the CPU if there is no GPU. `threads` are those of torch.
+    `device` is the name of the GPU, or of the CPU if there is no GPU. `threads` is the number of
+    threads that torch uses.
     """
     import torch
 
@@ -64,7 +65,7 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Move an fp32 model to the GPU if there is one, and yield the model, which stays there.
 
     Inside the block, fp32 matrix products on a GPU round their factors to TF32. TF32 is several
-    times as fast, and has three mantissa bits more than bf16.
+    times as fast as fp32, and has three mantissa bits more than bf16.
     """
     import torch
 
@@ -81,7 +82,7 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool = True) -> Iterator[None]:
-    """Make torch refuse nondeterministic CUDA kernels inside the block, or allow them.
+    """Make torch refuse nondeterministic CUDA kernels inside the block; allow them if not `wanted`.
 
     A refused kernel raises a RuntimeError. (With a warning only, torch's attention would still use
     a nondeterministic kernel.) The setting applies to the whole process.

@@ -83,7 +83,8 @@ class _Lines(tqdm):
 class _Reporting(tqdm):
     """A progress bar that draws nothing, but passes the state of its job to `_report`.
 
-    The position is e.g. "step 412/572, 61.0k tokens/s", with the postfix up to the first comma.
+    The reported position, e.g. "step 412/572, 61.0k tokens/s", ends with the part of tqdm's postfix
+    before the first comma.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -47,7 +47,7 @@ def _unblock_signals() -> None:
 
 
 def _restore_default_signals() -> None:
-    """Undo `_handle_signals` in a forked process, which takes the signals from then on."""
+    """Undo `_handle_signals` in a forked process, so that signals end the process again."""
     for number in SIGNALS:
         if getattr(signal.getsignal(number), "__module__", None) == __name__:
             signal.signal(number, signal.SIG_DFL)

@@ -211,7 +211,7 @@ class _ProgressLine:
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
 
     def show(self, running: dict[int, tuple[float, str]]) -> None:
-        """Update the line; `running` has (fraction done, note) of each running job."""
+        """Update the line; `running` maps each running job's index to (fraction done, note)."""
         first, last = len(self._done) + 1, len(self._done) + max(1, len(running))
         numbers = f" {first}" if first == last else f"s {first}-{last}"
         names = dict(enumerate(self._names))
@@ -290,7 +290,7 @@ def _exit_worker(*_: Any) -> None:
 
 
 def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
-    """Run a job in this worker, with its progress bars writing to the worker's slot."""
+    """Run a job in this worker, and write the progress of the job to the worker's slot."""
     slot = _slot
     assert slot is not None
 
@@ -307,7 +307,7 @@ def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
 
 
 def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
-    """Start a thread that calls `end` once the process with the id `parent` has ended."""
+    """Start a thread that calls `end` when the process with the id `parent` has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -85,7 +85,7 @@ def check_gpu(
 
 
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the name of every check, and a function that returns the problem, or ""."""
+    """Yield (name, function) for every check; the function returns the problem, or ""."""
     first = sorted(sizes, key=lambda size: size != "160m")
     yield from _kernel_checks(first[0], "bf16", device)
     modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
@@ -119,7 +119,7 @@ def _kernel_checks(
 
 
 def _kernel_problem(case: Case, ours: Implementation) -> str:
-    """Compare a kernel with fp64; return the `problem`."""
+    """Compare a kernel with fp64 results; return the problem, or "", as `problem` does."""
     inputs, exact = exact_results(case)
     # a mean over many tokens can be exact by chance, so allow the error of one rounding
     least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
@@ -136,8 +136,8 @@ def problem(
 ) -> str:
     """Check a kernel against the tolerance rule; return the problem, or "" if there is none.
 
-    Every output and gradient may have twice the error of the reference in the same dtype, measured
-    against fp64. A second call must give the same bits. Every element must be written.
+    Compared with fp64, each output and gradient may have at most twice the error that the reference
+    has in the same dtype. A second call must give the same bits. Every element must be written.
 
     Args:
         reference: the same operation in plain PyTorch.
@@ -184,7 +184,7 @@ def _training_problem(mode: str, precision: str, device: str) -> str:
 
 @functools.cache
 def _plain_losses(seq_len: int) -> list[float]:
-    """Return the losses, in nats, of the tiny model with plain PyTorch in fp32 on the CPU."""
+    """Train the tiny model in plain PyTorch, in fp32 on the CPU; return the losses in nats."""
     return _train_tiny_model("fp32", "cpu", EAGER, seq_len, PLAIN)[0]
 
 

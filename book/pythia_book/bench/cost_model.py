@@ -27,7 +27,7 @@ PEAKS = (
     ("H200", 989.4),
     ("A100", 312.0),
 )
-"""Part of a device's name, and the dense bf16 TFLOP/s in its data sheet. The first match counts."""
+"""Pairs (part of a device name, dense bf16 TFLOP/s in the data sheet). The first match counts."""
 EFFICIENCY = {
     128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 2560: 0.88, 4096: 0.92,
 }  # fmt: skip
@@ -37,8 +37,8 @@ widths are interpolated."""
 # --- execution profiles ----------------------------------------------------------------------
 
 Rates = dict[int, tuple[float, float]]
-"""Maps head dims to the TFLOP/s of the forward and the backward pass of causal attention at 2,048
-tokens [estimates]."""
+"""Maps each head dim to (TFLOP/s of the forward pass, TFLOP/s of the backward pass) of causal
+attention at 2,048 tokens [estimates]."""
 
 LIBRARY: Rates = {
     32: (200, 130),
@@ -63,12 +63,12 @@ class Profile:
     Attributes:
         passes: how often a layer reads or writes a bf16 tensor of shape (tokens, width).
         bandwidth: TB/s of these reads and writes.
-        attention: rates of attention.
+        attention: the `Rates` of attention.
         loss_bytes: bytes per logit that the loss reads and writes.
         loss_bandwidth: TB/s at which the loss reads and writes.
         extra, most: the matrix products of the layers attain EFFICIENCY + extra of MATMUL, but at
             most the fraction `most`.
-        vocab_extra, vocab_most: the same for the matrix products with the vocabulary.
+        vocab_extra, vocab_most: as `extra` and `most`, for the matrix products with the vocabulary.
         vocab_bandwidth: TB/s of the matrix products with the vocabulary, which read or write 10
             bytes per logit.
     """
@@ -150,9 +150,9 @@ def predicted_tokens_per_s(model: ModelConfig, profile: str, tokens_per_update: 
 
 
 def peak_tflops(device: str) -> float | None:
-    """Return the dense bf16 TFLOP/s of a device by name; None if PEAKS lacks the device."""
+    """Return the dense bf16 TFLOP/s of the device with this name; None if PEAKS lacks the name."""
     return next((peak for name, peak in PEAKS if name in device), None)
 
 
 GOAL = 1.15
-"""The speedup that our kernels aim at, over the same model in plain PyTorch with torch.compile."""
+"""The target speedup of our kernels over the same model in plain PyTorch with torch.compile."""

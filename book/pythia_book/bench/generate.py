@@ -43,7 +43,7 @@ def _model(config: ModelConfig) -> GPTNeoX:
 
 
 def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
-    """Return a function from prompts to new token ids, written as `transformers` users would."""
+    """Return a function that continues lists of token ids as `transformers` users would."""
     from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
     settings = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation=attention)
@@ -88,9 +88,9 @@ def bench_size(
         `batch`
         `tokens_per_s`: our speed
         `peer`: the fastest `transformers` implementation
-        `peer_tokens_per_s`: its speed
-        `ratio`: our speed over the peer's
-        `equal_texts`: for how many prompts both write the same text
+        `peer_tokens_per_s`: speed of the peer
+        `ratio`: our speed divided by the speed of the peer
+        `equal_texts`: number of prompts that we and the peer continue with the same text
     """
     model = _model(config)
     rng = np.random.default_rng(batch)
@@ -119,7 +119,7 @@ def bench_size(
 def bench_generate(
     sizes: tuple[str, ...] = (), rounds: int = 5, progress: bool = True
 ) -> dict[str, Any]:
-    """Measure text generation for each size, at each batch size in BATCHES.
+    """Measure the speed of text generation for each size, at each batch size in BATCHES.
 
     Args:
         sizes: sizes of the scale `laptop` (default: the smallest, the middle and the largest).
@@ -127,8 +127,8 @@ def bench_generate(
 
     Returns:
         `machine`
-        `new_tokens`
-        `prompt_tokens`: minimum and maximum
+        `new_tokens`: tokens generated per prompt
+        `prompt_tokens`: lengths of the shortest and the longest prompt
         `rows`: see `bench_size`
 
     Raises:

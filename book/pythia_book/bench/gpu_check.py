@@ -35,12 +35,12 @@ DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
 STUDY = "gender_bias"
 FILES = ("correctness", "attention", "train", "kernels", "steps")
-"""Names of the files of rows in the results folder, without the suffix .jsonl."""
+"""Names of the result files in the results folder, without the suffix .jsonl."""
 OVERTIME = 1.5
 """A step is stopped after this multiple of its estimated duration. In a dry run, which may be on a
 slow machine, a step is stopped only at the end of the budget."""
 CLOSING_SECONDS = 15.0
-"""A benchmark starts no measurement if less than this is left before its time limit."""
+"""A benchmark starts no measurement in this many seconds before its time limit."""
 PROGRESS_SECONDS = 15.0
 """Seconds between two lines that show the progress of a step."""
 EXIT_SECONDS = 5.0
@@ -54,9 +54,9 @@ class Step:
     Attributes:
         command: a module and its arguments. {budget} in an argument becomes the number of seconds
             in which the step may start measurements.
-        file: the file of rows in the results folder; "" if there is none.
+        file: name of the result file in the results folder; "" if the step has none.
         seconds: estimated duration.
-        extra: whether skipping the step for lack of time is not a failure.
+        extra: whether the step is optional: skipping it for lack of time is no failure.
     """
 
     name: str
@@ -75,8 +75,8 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     Args:
         out: results folder.
         only: a subset of PARTS (default: all but the study).
-        sizes: names in ORDER of pythia_book.bench.train. By default, sizes other than 160m are
-            optional, and a dry run measures only 160m.
+        sizes: names in ORDER of pythia_book.bench.train; default: all, or only 160m in a dry run.
+            By default, the steps of all sizes but 160m are `extra`.
 
     Raises:
         ConfigError: an unknown part or size.
@@ -91,7 +91,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     dry = ("--dry-run",) if dry_run else ()
 
     def bench(benchmark: str, size: str, seconds: float, *more: str) -> Step:
-        """Return the step of one benchmark; without `size`, the benchmark chooses the sizes."""
+        """Return the step of one benchmark; if `size` is "", the benchmark chooses the sizes."""
         command = ("pythia_core", "bench", benchmark, *more, *dry, "--budget", "{budget}", "--json")
         command = (*command, str(out / f"{benchmark}.jsonl"), *(("--sizes", size) if size else ()))
         extra = bool(size) and not sizes and size != FIRST_SIZE
@@ -266,7 +266,7 @@ def child() -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process of a step, if it still runs, and all children that it has left behind."""
+    """End the process of a step, if the process still runs, and all its remaining children."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -282,7 +282,7 @@ def _log(out: Path, text: str) -> None:
 
 
 def _last_line(log: Path, offset: int) -> str:
-    """Return the last line after the byte `offset` that is not blank, or ""."""
+    """Return the last non-blank line of a log after the byte `offset`; "" if there is none."""
     with open(log, "rb") as file:
         file.seek(offset)
         lines = file.read().decode(errors="replace").splitlines()

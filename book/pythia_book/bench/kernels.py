@@ -57,9 +57,9 @@ class Case:
         inputs: creates the tensors to differentiate or, for an optimizer, to update.
         ours: our kernel.
         reference: the same operation in plain PyTorch, in the dtype of `ours`.
-        exact: the reference in fp64, which takes the inputs in fp64.
+        exact: the reference in fp64, to be called with fp64 inputs.
         unit: unit of the rate, "GB/s" or "TFLOP/s".
-        work: the minimal number of bytes or operations, and the formula of that number.
+        work: (minimal number of bytes or operations, formula of this number as text).
         others: maps names to further implementations.
         differentiated: whether the operation has a backward pass.
     """
@@ -240,7 +240,7 @@ REPEATS, CALLS = 3, 20
 def _timed_calls(
     function: Callable[[], Any], device: str, seconds: float, calls: int
 ) -> list[float]:
-    """Return the milliseconds of each call, for at least `calls` calls and at least `seconds`."""
+    """Call a function `calls` times or, if longer, for `seconds`; return the times in ms."""
     cuda = device == "cuda"
     flush_buffer = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
     times: list[float] = []
@@ -271,8 +271,8 @@ def timing(
         calls: minimum number of calls in each repeat.
 
     Returns:
-        `ms`: the median of the repeats' medians, in milliseconds
-        `ms_low`, `ms_high`: the lowest and highest of these medians
+        `ms`: the median, over repeats, of the median milliseconds of a call in the repeat
+        `ms_low`, `ms_high`: the lowest and the highest median of a repeat, in milliseconds
         `calls`: the number of timed calls
     """
     for _ in range(3):
@@ -290,9 +290,10 @@ def timing(
 def peak_rates(
     device: torch.device, dtypes: Sequence[torch.dtype], seconds: float
 ) -> dict[str, float]:
-    """Measure the rates of a copy ("copy", GB/s) and of matrix products (by precision, TFLOP/s).
+    """Measure the peak rates of a copy, in GB/s, and of matrix products, in TFLOP/s.
 
-    A copied byte counts twice: read and written. Each measurement takes at least `seconds`.
+    The names of the rates are "copy" and, for matrix products, the name of the precision. A copied
+    byte counts twice: read and written. Each measurement takes at least `seconds`.
     """
     cuda = device.type == "cuda"
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)
@@ -356,7 +357,7 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
-    """Return the inputs of a case, the same in every call, and (outputs, gradients) in fp64."""
+    """Return the inputs of a case, equal in every call, and the fp64 (outputs, gradients)."""
     torch.manual_seed(2)
     inputs = case.inputs()
     return inputs, results(case.exact, [x.double() for x in inputs], case.differentiated)
@@ -371,7 +372,7 @@ def error_of(case: Case, implementation: Implementation) -> float:
 
 
 def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
-    """Return a function that runs forward and, for a differentiated case, backward once."""
+    """Return a function that runs forward once and, if the case is differentiated, backward."""
     inputs = case.inputs()
     if not case.differentiated:
         return lambda: implementation(*inputs)
@@ -501,7 +502,8 @@ def bench_kernels(
         dry_run: measure tiny CPU tensors instead.
         seconds: minimum seconds of timed calls per measurement.
         only: on a GPU, a subset of KERNELS (default: all).
-        budget: seconds on a GPU after which no measurement starts; each skipped one gets a row.
+        budget: seconds on a GPU after which no measurement starts; each skipped measurement gets
+            a row.
         precisions: precisions to measure on a CPU; a GPU is always measured in bf16.
         calls: minimum timed calls per repeat on a CPU; on a GPU, always CALLS.
 
@@ -552,8 +554,8 @@ def _bench_on_cpu(
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
     """Return (rows, tokens per row, width, heads, vocabulary) at which to measure a size.
 
-    A dry run has 8 tokens and 2 heads. Otherwise there are 300 tokens if `few`, as for comparisons
-    with fp64, and 32,768 tokens if not.
+    A dry run has 8 tokens and 2 heads. Other runs have 32,768 tokens or, if `few`, 300 tokens.
+    Comparisons with fp64 use few tokens.
     """
     if dry_run:
         return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
@@ -568,8 +570,8 @@ HEAD_DIMS = (64, 128, 256, 80, 32)
 SEQ_LENS = (2048, 512)
 TOKENS, WIDTH = 32_768, 1024
 MEASURED = tuple(library for library in BACKENDS if library != "math")
-"""All libraries but "math". That is the plain formula, which stores every score, so nobody would
-train with it."""
+"""All libraries but "math". The library "math" is the plain formula, which stores every score.
+Nobody would train with "math"."""
 REPETITIONS = 4
 """How often the gradients are computed again, to check that the bits are the same."""
 
@@ -617,9 +619,9 @@ def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) ->
     """Time forward and backward together at one shape; compare the bits of repeated gradients.
 
     Columns, besides those of `timing`:
-    `bits_repeat`
+    `bits_repeat`: whether all repeated gradients have the bits of the first ones
     `tflops`: TFLOP/s
-    `chosen`: the backend that torch chooses, for the library "torch"
+    `chosen`: the backend that torch chooses, only for the library "torch"
     """
     device, tokens = ("cpu", seq_len) if dry_run else ("cuda", TOKENS)
     heads = 1 if dry_run else WIDTH // head_dim

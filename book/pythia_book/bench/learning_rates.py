@@ -15,7 +15,7 @@ from pythia_core.training.runs import find_or_train_all
 from pythia_core.util.machine import device_info
 
 FACTORS = (0.5, 1.0, 2.0)
-"""Peak learning rates to try, as multiples of the size's own."""
+"""Peak learning rates to try for a size, as multiples of the size's usual peak learning rate."""
 
 
 def sweep_learning_rates(sizes: Sequence[str] = (), scale: str = "laptop") -> dict[str, Any]:

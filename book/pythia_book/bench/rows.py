@@ -28,7 +28,7 @@ from pythia_core.util.files import results_dir
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
 SKIPPED = "skipped: the time budget was used up"
-"""The reason in the row of a measurement that was not started."""
+"""The reason that is stored in the row of a measurement that was not started for lack of time."""
 DRY_RUN = "[dry run: not a result] "
 """Prefix of printed lines whose numbers are meaningless."""
 
@@ -96,15 +96,15 @@ def _warn(message: str) -> None:
 
 
 def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
-    """Read the measurements of one kind on the device that was measured last, without dry runs.
+    """Read the measurements of one kind, without dry runs, on the device that was used last.
 
     Args:
         kind: the kind of rows, e.g. "train".
-        keys: the columns that identify a measurement. Of repeated measurements, the newest with a
-            speed is returned, or else the newest.
+        keys: the columns that identify a measurement. If a measurement was repeated, the newest
+            row that has a speed is returned; if no row has a speed, the newest row.
 
     Returns:
-        The row of the machine, then the measurements. Empty if no row has a speed.
+        The row of the machine, then the measurements. Empty if no measurement has a speed.
     """
     rows = [row for row in read_rows(path) if row.get("dry_run") is False]
     machines = [row for row in rows if row["kind"] == "machine"]

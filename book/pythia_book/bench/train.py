@@ -57,12 +57,12 @@ from pythia_core.util.machine import cpu_flags, deterministic, keep_freed_memory
 # --- implementations -------------------------------------------------------------------------
 
 Step = Callable[[np.ndarray], Any]
-"""Makes one update on rows of S+1 tokens."""
+"""A function that makes one update on rows of S+1 tokens."""
 LEARNING_RATE = 1e-4
 SAVED_BYTES = {"compile": (34, 8), "eager": (60, 14)}
-"""Maps each mode to (a, b), counted by hand. A baseline saves about a * width bytes per token and
-layer, and b * vocabulary bytes per token for the loss. The search for a batch size starts from this
-estimate."""
+"""Maps each mode to (a, b), counted by hand. For the backward pass, a baseline saves about
+a * width bytes per token and layer, and b * vocabulary bytes per token for the loss. The search for
+a batch size starts from this estimate."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Implementation:
         return memory.RESERVE + tokens * per_token
 
     def resident_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes kept while others run: training state and a CUDA graph's tensors."""
+        """Estimate the bytes kept between updates: training state, and tensors of a CUDA graph."""
         graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
         return memory.state_bytes(model, self.precision) + graph
 
@@ -147,7 +147,7 @@ class Implementation:
         return partial(_update, config, device, model, optimizer, forward)
 
     def _transformers(self, config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
-        """Make GPT-NeoX as a user of `transformers` would, with a faster form of the same GELU."""
+        """Make GPT-NeoX as users of `transformers` do, but with a faster form of the same GELU."""
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
         settings = {**hf.hf_config(config.model), "use_cache": False}
@@ -170,7 +170,8 @@ Baseline = tuple[nn.Module, Callable[[Tensor], Tensor]]
 BASELINE = Implementation("plain", "compile")
 """The baseline that our kernels must beat on a GPU."""
 SIZING_IMPLEMENTATION = Implementation("transformers")
-"""The implementation that needs the most memory. Rows that fit with it fit with all others."""
+"""The implementation that needs the most memory. If an update of this implementation fits into
+memory, an update of any other implementation with the same rows fits too."""
 GRAPH = Implementation("ours", "graph")
 ROUNDS_ON_GPU = (
     (GRAPH, BASELINE, SIZING_IMPLEMENTATION, Implementation("ours")),
@@ -182,8 +183,9 @@ ROUNDS_ON_GPU = (
         Implementation("plain"),
     ),
 )
-"""Groups of implementations; each group is measured at every size before the next starts. First the
-main comparison, then the other compiled implementations, then the costs of options."""
+"""Groups of implementations. A group is measured at every size before the next group starts. The
+first group is the main comparison. The second adds the other compiled implementations. The third
+measures the costs of options."""
 
 
 def implementations_on_cpu(
@@ -192,7 +194,7 @@ def implementations_on_cpu(
     """Return the implementations to measure on a CPU, in each precision.
 
     Args:
-        compiled: precisions in which to include torch.compile, which takes half a minute.
+        compiled: precisions in which to include torch.compile; compiling takes half a minute.
     """
     return tuple(
         implementation
@@ -208,7 +210,7 @@ def implementations_on_cpu(
 
 
 def _init(name: str, p: Tensor, _: torch.Generator) -> None:
-    """Initialise a parameter in place, on its own device; on a CPU, 2.8b would take too long."""
+    """Initialise a parameter on its own device, because a CPU would take too long for 2.8b."""
     if is_decayed(name):
         p.normal_(0.0, 0.02)
     else:
@@ -216,7 +218,7 @@ def _init(name: str, p: Tensor, _: torch.Generator) -> None:
 
 
 def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> Step:
-    """Create a trainer past warm-up; return its update, which reads losses late as `train` does."""
+    """Create a trainer past learning-rate warm-up; return a function that launches one update."""
     with torch.device(device):
         trainer = Trainer(config, device, execution, partial(GPTNeoX, init=_init))
     trainer.step = config.train.steps // 10
@@ -291,11 +293,13 @@ TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
 256."""
 WARM_UP = 3
 ROUNDS, MIN_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
-"""Rounds per implementation, and minimum updates per round: at least 20 timed updates in all."""
+"""Rounds per implementation, and minimum updates per round. Together, these are at least 20 timed
+updates per implementation."""
 TIME_ALLOWANCE = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
-"""An implementation is started only if this many seconds are left, by mode."""
+"""Maps each mode to a number of seconds. An implementation of this mode is started only if as many
+seconds are left."""
 COMPILE_SECONDS = 300
-"""How long torch.compile may take for one size on a CPU."""
+"""Maximum number of seconds that torch.compile may take for one size on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -377,7 +381,7 @@ def fitting_rows(job: Job) -> int:
 
 
 def _try_update(job: Job, rows: int) -> Exception | None:
-    """Make one update with SIZING_IMPLEMENTATION; return its error, or None."""
+    """Make one update with SIZING_IMPLEMENTATION; return the error that is raised, or None."""
     try:
         SIZING_IMPLEMENTATION.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
         _wait(job.device)
@@ -421,7 +425,7 @@ class _WarmedUp:
 def measure(job: Job) -> Iterator[Row]:
     """Measure a job; yield a row for every implementation as soon as it is measured.
 
-    An implementation that runs out of memory beside others is measured again alone.
+    An implementation that runs out of memory in a group of several is measured again alone.
     """
     device = job.device
     if time.time() > job.deadline:
@@ -499,7 +503,7 @@ def _compile(implementation: Implementation, job: Job, rows: int) -> None:
 
 
 def _in_own_group(function: Callable[[], object], threads: int) -> None:
-    """Call a function in a new process group, to which the processes that it starts belong."""
+    """Start a process group, which will include all new child processes, and call a function."""
     os.setsid()
     torch.set_num_threads(threads)
     function()
@@ -508,7 +512,7 @@ def _in_own_group(function: Callable[[], object], threads: int) -> None:
 def _in_time(function: Callable[[], object], seconds: float = COMPILE_SECONDS) -> None:
     """Call a picklable function in a child process, and kill the process tree when time is up.
 
-    An error in the child is not raised: the caller, which compiles next, meets it too.
+    An error in the child is not raised, because the caller compiles next and gets the same error.
 
     Raises:
         TimeoutError: the time is up.
@@ -609,7 +613,7 @@ def failures(job: Job, implementations: Sequence[Implementation], why: str) -> I
 
 TEXT_ROWS = 512
 DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
-"""The text for a GPU: the miniature corpus, tokenized with Pythia's tokenizer."""
+"""The text to train on in GPU measurements: the miniature corpus with Pythia's tokenizer."""
 
 
 def text_file() -> Path:
@@ -743,8 +747,9 @@ def bench_train(
 def markdown(rows: Sequence[Row]) -> str:
     """Format the rows of `bench_train` on a CPU as the table in the README.
 
-    Ratios in the precision that the machine trains in are bold. The last column is the ratio if our
-    update took only the time of the matrix products.
+    A ratio is our speed divided by the fastest speed of `transformers`. Ratios in the precision
+    that the machine trains in are bold. The last column is the ratio if our update took only the
+    time of the matrix products.
     """
     machine = rows[0]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"

@@ -120,7 +120,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _page(name: str) -> Path:
-    """Return the page of the project into which --write writes, or raise a ConfigError."""
+    """Return the path of a page that --write updates; outside a checkout, raise a ConfigError."""
     from pythia_core.util.files import require_checkout
 
     return require_checkout("--write") / name

@@ -170,7 +170,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 
 
 def _report(run: Continued, measure: bool) -> None:
-    """Print losses of the control and its source and, if `measure`, the gender bias."""
+    """Print losses of the control and of the source run; if `measure`, also print gender biases."""
     from pythia_book.studies.gender_bias.continuation import continuity, effects
 
     if run.place["control"]:

@@ -56,7 +56,7 @@ def _record(args: argparse.Namespace) -> None:
 
 
 def _redraw(args: argparse.Namespace) -> None:
-    """Redraw runs, and print what has changed."""
+    """Redraw finished runs of studies, and print what has changed."""
     from pythia_book.redraw import redraw
     from pythia_core.errors import DataError, raise_all
 

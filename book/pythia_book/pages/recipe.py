@@ -145,7 +145,7 @@ def cost_table() -> Table:
 
 
 def layout_table() -> Table:
-    """Return the table of how a batch was distributed over GPUs, by size."""
+    """Return the table that shows, for each size, how a batch was distributed over GPUs."""
     columns = {
         "size": ("Size", str),
         "gpus": ("A100s of 40 GB", str),
@@ -161,7 +161,7 @@ def layout_table() -> Table:
 
 
 def estimates() -> Table:
-    """Return the table of estimated energy and H100 hours."""
+    """Return the table of the estimated energy and H100 hours of training each size."""
     caption = (
         f"Our estimates. Energy: A100-hours {TIMES} {recipe.A100_WATT} W {TIMES} {recipe.PUE}. "
         f"H100: products / ({100 * recipe.H100_UTILISATION:.0f}\N{NO-BREAK SPACE}% of "
@@ -182,7 +182,7 @@ def estimates() -> Table:
 
 
 def gpt3_table() -> Table:
-    """Return the table that compares batch and peak learning rate with GPT-3's, by size."""
+    """Return the table that compares each size with GPT-3 in batch size and peak learning rate."""
     columns = {
         "size": ("Size", str),
         "lr_max": ("Peak rate", _rate),
@@ -292,12 +292,12 @@ def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, in
 
 
 def _y(row: int) -> float:
-    """Return the height of the middle of a box, by its number from the top."""
+    """Return the height of the middle of the box with index `row`, counted from the top."""
     return _TOP - _HIGH / 2 - 0.12 - row * _STEP
 
 
 def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """Draw a column of boxes around `x`, with labelled arrows from each box to the box below.
+    """Draw a column of boxes, centred at `x`, with labelled arrows from each box to the next.
 
     A box is (title, detail, kind, output width), where `kind` is a key of _FILL.
     """
@@ -319,7 +319,7 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
 
 
 def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
-    """Draw the residual stream between the attention and MLP boxes, and connect it to the boxes.
+    """Draw the residual stream between the attention and MLP boxes, and the arrows to the boxes.
 
     Args:
         parallel: whether the MLP reads the input of the layer, as attention does.

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 FOOTER = "drawn by book/pythia_book/pages/rotary.py whenever the book is built"
 BLUE, ORANGE = "#0072b2", "#d55e00"
 SHOWN = 64
-"""The head dimension in figures of a single head; 70M, 160M and 410M have it."""
+"""The head dimension of 70M, 160M and 410M. Figures of a single head show this dimension."""
 REACH = 128
 """The number of query and key positions in the figures."""
 STRETCH = 32
-"""Each point of an error curve shows the largest error in this many positions."""
+"""Each point of an error curve is the largest error in a span of this many positions."""
 PRECISIONS = {
     "bf16": ("bf16 throughout", BLUE, "-"),
     "fp16": ("fp16 throughout", ORANGE, "-"),
@@ -42,7 +42,7 @@ PRECISIONS = {
 
 
 def head_dims() -> dict[int, ModelConfig]:
-    """Map each head dimension of the official sizes, smallest first, to a config that has it."""
+    """Map each head dimension of the official sizes, smallest first, to the config of one model."""
     configs = {size.model().head_dim: size.model() for size in OFFICIAL_SIZES.values()}
     return dict(sorted(configs.items()))
 
@@ -72,8 +72,8 @@ def wavelengths(head_dim: int) -> np.ndarray:
 def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
     """Return the attention scores float[positions, positions] of queries (rows) and keys (columns).
 
-    The model's code rotates a vector at each position: all queries and keys are (1, 0) in each
-    rotated pair and 0 elsewhere. A score is at most 1.
+    All queries and keys are the same vector: (1, 0) in each rotated pair, and 0 elsewhere. The
+    model's code rotates the vector to each position. A score is at most 1.
     """
     import torch
 
@@ -91,8 +91,9 @@ def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
 def table_errors(head_dim: int, precision: str) -> np.ndarray:
     """Return the larger of the errors of cos and sin at each position, float[positions, pairs].
 
-    With one type in `precision` (a key of PRECISIONS), all steps are rounded to this type. With
-    "fp32, ", only the final cos and sin are rounded.
+    The `precision` is a key of PRECISIONS. If the key is a single type, all steps are rounded to
+    this type. If the key starts with "fp32", only the final cos and sin are rounded to the type
+    after the comma.
     """
     import torch
 
@@ -116,7 +117,7 @@ def table_errors(head_dim: int, precision: str) -> np.ndarray:
 
 @functools.cache
 def values() -> dict[str, str]:
-    """Return the numbers in the page's prose, by name, as text."""
+    """Map the name of each number in the page's prose to the number as text."""
     import torch
 
     config = head_dims()[SHOWN]
@@ -171,7 +172,7 @@ def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
 
 
 def turning() -> Drawing:
-    """Draw how rotary pairs rotate query and key, as clock hands, and their score by distance."""
+    """Draw query and key as clock hands, one dial per rotary pair, and the score by distance."""
     from matplotlib.figure import Figure
 
     m, n = 20, 12

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
 
 FIRST, BEFORE = 13_000, 93_000
-"""The first checkpoint used; and, of the checkpoints in the paper's Table 9 (appendix G), the last
-one before the deduplicated text has been read once.
+"""FIRST is the first checkpoint used. BEFORE is the last checkpoint in the paper's Table 9
+(appendix G) at which the deduplicated text has not yet been read once.
 """
 EPOCH_STEP = 98_700
 """The update after which 207B tokens, the size of the deduplicated Pile, have been read."""
@@ -29,11 +29,11 @@ COLUMNS = ["model", "shots", "step", "value", "stderr"]
 
 
 def twin_differences(published: Published) -> pd.DataFrame:
-    """Compute the accuracy of each deduplicated model minus that of its standard twin, in points.
+    """Compute the accuracy of each deduplicated model minus that of its standard twin.
 
-    The accuracy is averaged over the tasks SEVEN. There is one row for each model, number of shots
-    and step from FIRST at which both twins have scores on all tasks. Columns: `model`, `shots`,
-    `step`, `value` and `stderr` (an upper bound).
+    The accuracy is averaged over the tasks SEVEN. A row is a model, a number of shots, and a step
+    (FIRST or later) at which both twins have scores on all tasks. Columns: `model`, `shots`,
+    `step`, and, in percentage points, `value` and `stderr` (an upper bound).
     """
     import pandas as pd
 

@@ -38,7 +38,7 @@ FAMILIES = {
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
-    """Add a legend of model sizes and, with `arms`, of standard and deduplicated line styles."""
+    """Add a legend: the colour of each model size and, with `arms`, the line style of each text."""
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
@@ -46,7 +46,7 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
 
 
 def _released(result: Result, name: str) -> pd.DataFrame:
-    """Return a released table to draw, with `model` as `size` and 95 % limits `low`, `high`."""
+    """Return the table `name`; rename `model` to `size`, and add 95 % limits `low` and `high`."""
     import pandas as pd
 
     table = result.released.get(name, pd.DataFrame(columns=COLUMNS[name]))
@@ -64,7 +64,7 @@ def _sizes(table: pd.DataFrame) -> list[str]:
 
 
 def _label_outer(axes: list[Axes], columns: int, xlabel: str, ylabel: str = "% right") -> None:
-    """Label the x axes of the lowest row and the y axes of the first of `columns` columns."""
+    """In a grid of `columns` columns, label x in the lowest row and y in the leftmost column."""
     for ax in axes[-columns:]:
         ax.set_xlabel(xlabel)
     for ax in axes[::columns]:
@@ -95,7 +95,7 @@ def benchmarks_over_training(result: Result) -> Drawing:
 
 
 def benchmarks_by_size(result: Result) -> Drawing:
-    """Draw final zero-shot accuracy by size for Pythia, OPT and BLOOM, a panel per task."""
+    """Draw final zero-shot accuracy against size for Pythia, OPT and BLOOM; one panel per task."""
     final = _released(result, "final")
     notes = "final checkpoints, zero-shot; bars: 95 % intervals"
     with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
@@ -127,7 +127,7 @@ def late_change(result: Result) -> Drawing:
     """Draw accuracy over training, to compare the middle and the end of training.
 
     The panels show LAMBADA for standard models, LAMBADA for deduplicated models, and the mean over
-    seven tasks and both models of each size.
+    seven tasks and over the two models of each size.
     """
     lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
     deduped = lambada.deduped.astype(bool)
@@ -204,9 +204,9 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_by_task(result: Result) -> Drawing:
-    """Draw the accuracy with full minus small batches, in percentage points, a panel per task.
+    """Draw the accuracy with full batches minus that with small batches, in percentage points.
 
-    Models are compared after the same number of tokens.
+    Each panel is a task. Models are compared after the same number of tokens.
     """
     table = result.tables["batch_difference"].rename(columns={"model": "size"})
     table = table.assign(billions=table.tokens / 1e9)
@@ -230,7 +230,7 @@ def batch_by_task(result: Result) -> Drawing:
 
 
 def mmlu(result: Result) -> Drawing:
-    """Draw MMLU accuracy, zero-shot and five-shot: over training, and at the end by model size."""
+    """Draw zero-shot and five-shot accuracy on MMLU over training, and at the end by model size."""
     table = _released(result, "mmlu")
     sizes, last = _sizes(table), table.step.max()
     note = "mean of 57 subjects and both texts; bands and bars: 95 % intervals over subjects"

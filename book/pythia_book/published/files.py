@@ -27,7 +27,7 @@ MAX_FILE = 8 << 20
 MAX_TOTAL = 4 << 30
 """Limits of an archive: number of members, bytes per file, and bytes in total."""
 BRANCHES = ("pythia-v1", "pythia-v0", "bias-evals", "opt", "bloom")
-"""The folders of the public `evals` tree that are read."""
+"""The folders that are read in the public `evals` tree."""
 
 
 def has_tables(path: Path) -> bool:
@@ -36,10 +36,11 @@ def has_tables(path: Path) -> bool:
 
 
 def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the files of the evals tree whose names are `wanted`.
+    """Yield (name, content) of each file in the evals tree for whose name `wanted` is true.
 
     The tree is `path` itself, or is in the folder or archive `path`. Links are not followed. Raises
-    a DataError if a file is no archive, exceeds a limit, or has a member whose path leads outside.
+    a DataError if `path` is a file but no archive, if a limit is exceeded, or if the path of a
+    member leads outside the archive.
     """
     if path.is_file():
         yield from _archive_files(path, wanted)
@@ -55,7 +56,7 @@ def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
 
 
 def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the wanted files of an archive; raise a DataError as `files_of`."""
+    """Yield (name, content) of each wanted file in an archive; raise the errors of `files_of`."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -80,9 +81,10 @@ def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
 
 
 def _check(path: Path, name: str, count: int, total: int) -> None:
-    """Raise a DataError if a member's path leads outside, or the archive exceeds a limit.
+    """Raise a DataError if a member's path leads outside the archive, or a limit is exceeded.
 
-    `count` members come before this member; `total` is the bytes up to and including it.
+    `count` is the number of members before this member; `total` is the number of bytes up to the
+    end of this member.
     """
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise DataError(
@@ -110,15 +112,15 @@ Reader = Callable[[re.Match, dict], list]
 
 
 def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Pattern, list]:
-    """Read the JSON files of the evals tree whose names match a pattern; map patterns to rows.
+    """Read the JSON files of the evals tree whose names match a pattern in `readers`.
 
-    The Reader of a pattern makes the rows. Raises a DataError as `files_of`, or if a Reader does
-    not understand a file.
+    The result maps each pattern to the rows that its Reader made. Raises the errors of `files_of`,
+    and a DataError if a Reader does not understand a file.
     """
     rows: dict[re.Pattern, list] = {pattern: [] for pattern in readers}
 
     def match_of(name: str) -> re.Match | None:
-        """Return the match of the first pattern that matches the name; None if there is none."""
+        """Return the match of the first pattern that matches the name; None if no pattern does."""
         return next(filter(None, (pattern.search(name) for pattern in readers)), None)
 
     for name, content in files_of(path, lambda name: match_of(name) is not None):

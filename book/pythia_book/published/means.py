@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def mean_over_tasks(
     frame: pd.DataFrame, keys: list[str], n: int | None = None, error: str = "stderr"
 ) -> pd.DataFrame:
-    """Average scores over tasks, one row per group, with standard errors for independent tasks.
+    """Average the scores of each group over tasks, with standard errors for independent tasks.
 
     Args:
-        frame: one row per task, with the columns `keys`, value, and `error` (a standard error). No
-            two tasks may share items.
+        frame: one row per group and task, with the columns `keys`, value, and `error` (a standard
+            error). No two tasks may share items.
         keys: the columns that define a group.
-        n: omit groups with another number of tasks; None: any number.
+        n: number of tasks per group; groups with another number are omitted. None: any number.
     """
     groups = frame.assign(variance=frame[error] ** 2).groupby(keys, sort=False, observed=True)
     mean = groups.agg(
@@ -35,12 +35,12 @@ def mean_over_tasks(
 
 
 def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
-    """Estimate the mean of `values`, float[pairs], the differences between the models of a pair.
+    """Estimate the mean, over pairs of models, of the differences `values`, float[pairs].
 
-    The random-effects interval is a t interval with len(values) - 1 degrees of freedom. The
-    variance is that between pairs, but at least the mean square of the standard errors `stderr`,
-    float[pairs] (the method of moments). Pairs scored on the same items share an error that the
-    variance between pairs cannot show. The lower limit makes up for a part of this error.
+    The random-effects interval is a t interval with len(values) - 1 degrees of freedom. Its
+    variance is the variance between pairs, but at least the mean square of the standard errors
+    `stderr`, float[pairs] (the method of moments). Pairs scored on the same items share an error
+    that the variance between pairs cannot show. This minimum makes up for a part of that error.
     """
     e = mean_over(values)
     if e.df < 1:

@@ -53,7 +53,7 @@ FORKED = ("70m", "410m", "1.4b", "6.9b")
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
 BIASES = ("gender", "race_color", "nationality", "socioeconomic", "religion",
           "sexual_orientation", "age", "physical_appearance", "disability")  # fmt: skip
-"""The nine biases of CrowS-Pairs; eleven more pairs of the English file are about other things."""
+"""The nine biases of CrowS-Pairs. Eleven pairs of the English file are about other things."""
 COLUMNS = ("suite", "model", "intervention", "step", "source", "task", "prompt", "metric")
 COLUMNS += ("value", "stderr")
 
@@ -78,7 +78,7 @@ class Published:
     updates of 2M tokens.
     """
     path: Path | None = None
-    """The source of the other tables. It is never shown."""
+    """The folder or archive with the other tables. This path is never shown."""
 
     @cached_property
     def _tables(self) -> Tables:
@@ -87,14 +87,12 @@ class Published:
 
     @property
     def released_benchmarks(self) -> pd.DataFrame:
-        """All rows of benchmarks as released, including the rows that `benchmarks` leaves out."""
+        """All released rows of benchmark scores, including those that `benchmarks` leaves out."""
         return self._tables[0]
 
     @cached_property
     def benchmarks(self) -> pd.DataFrame:
-        """The scores of all sixteen models in tables.BENCHMARKS, without `misplaced` rows.
-        The scores of all sixteen models, without `misplaced` rows; columns tables.BENCHMARKS.
-        """
+        """The scores of all sixteen models, without `misplaced` rows; columns tables.BENCHMARKS."""
         return without_misplaced(self._tables[0])
 
     @property
@@ -109,17 +107,18 @@ class Published:
 
     @cached_property
     def memorization(self) -> pd.DataFrame:
-        """The released predictions of memorization, scored for each experiment, model and step.
+        """The scores of the released predictions of memorization.
 
-        Further columns: the rates `tp`, `fp`, `fn` and `tn` in percent, `precision` and `recall`.
+        Columns: `experiment`, `model`, `step`, the rates `tp`, `fp`, `fn` and `tn` in percent,
+        `precision` and `recall`.
         """
         return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
         """Return CrowS-Pairs scores for gender, of models trained with and without a pronoun swap.
 
-        `value` is the share of pairs whose more stereotypical sentence is likelier. Other columns:
-        `model`, `intervention`, `step`, `stderr`.
+        `value` is the share of pairs in which the more stereotypical sentence is the likelier one.
+        Other columns: `model`, `intervention`, `step`, `stderr`.
         """
         return self._view("crows_pairs_english_gender", "pct_stereotype")
 
@@ -161,7 +160,8 @@ class Published:
         - `suite`, `model`, `intervention`, `prompt`
         - `side`: "pro" for the stereotypical pronoun, "anti" for the other.
         - `step`: updates of 2M tokens, in both suites.
-        - `value`, `stderr`: share of exact matches, averaged over the two types of sentences.
+        - `value`, `stderr`: share of exact matches, a mean over the two types of sentences, and the
+          standard error of this mean.
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
@@ -169,7 +169,7 @@ class Published:
         return _ordered(mean_over_tasks(em, keys).sort_values(keys))
 
     def _view(self, task: str, metric: str) -> pd.DataFrame:
-        """Return one metric of one task for the models in FORKED, by model and step."""
+        """Return one metric of one task for the models in FORKED, in the order of `_ordered`."""
         keys = ["model", "intervention", "step"]
         rows = self._rows(task, metric).drop_duplicates(keys)  # the first is that of the twin
         return _ordered(rows[rows.model.isin(FORKED)][[*keys, "value", "stderr"]])
@@ -256,7 +256,7 @@ def _from_csv(path: Path) -> list[tuple]:
 
 
 def _sizes_from_csv(folder: Path) -> list[tuple]:
-    """Read main-table rows with CrowS-Pairs scores of deduplicated models outside FORKED."""
+    """Read CrowS-Pairs scores of deduplicated models not in FORKED, as rows of the main table."""
     table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
     chosen = table[(table.deduped == 1) & ~table.model.isin(FORKED)]
     return [

@@ -40,15 +40,16 @@ COLUMNS = {
     "blimp": ["phenomenon", "model", "step", "value", "stderr"],
     "paradigms": ["phenomenon", "paradigm", "value"],
 }
-"""The released tables of the study:
+"""Maps each released table of the study to its columns:
 
     curves      zero-shot accuracy over training, a column per task
     lambada     LAMBADA over training, from step 1,000
     final       zero-shot accuracy at the end, with OPT and BLOOM; LogiQA also by acc_norm
-    batch       five-shot accuracy with small and full batches at equal tokens, standard text
+    batch       five-shot accuracy with small and full batches after equal numbers of tokens,
+                standard text
     mmlu        mean over 57 subjects and both texts, t-interval over subjects; the model "small" is
                 the mean of SMALL
-    blimp       first suite, zero-shot: mean over the paradigms of a phenomenon and both texts
+    blimp       first suite, zero-shot: mean over both texts and over the paradigms of a phenomenon
     paradigms   first suite at the end: mean over all models and both texts
 """
 NORMALISED = "logiqa_acc_norm"
@@ -71,8 +72,8 @@ PHENOMENA = {
     "NPI licensing": ("matrix_question_npi", "npi_present", "only_npi", "sentential_negation_npi"),
     "quantifiers": ("existential_there_quantifiers", "superlative_quantifiers"),
 }  # fmt: skip
-"""The twelve phenomena of BLiMP, with the beginnings of the names of their paradigms, by the field
-`linguistics_term` in github.com/alexwarstadt/blimp.
+"""Maps each of the twelve phenomena of BLiMP to prefixes of its paradigms' names. The source is the
+field `linguistics_term` in github.com/alexwarstadt/blimp.
 """
 
 
@@ -135,7 +136,7 @@ def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
 def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
     """Return five-shot accuracies of models with small batches and of their twins in `acc`.
 
-    If either is missing, return `published.batch_size` as it is.
+    If there are no small batches, or `acc` is empty, return `published.batch_size` as it is.
     """
     import pandas as pd
 
@@ -180,10 +181,10 @@ def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average BLiMP accuracy over paradigms ("all" has all) and the two models of a size.
+    """Average BLiMP accuracy over the paradigms of each phenomenon and the two models of a size.
 
-    Paradigms are independent. Both models were scored on the same items, so the standard error of
-    their mean is taken to be that of a single model.
+    The added phenomenon "all" has all paradigms. Paradigms are independent. Both models were scored
+    on the same items, so their mean is taken to have the standard error of a single model.
     """
     import pandas as pd
 

@@ -39,13 +39,13 @@ TITLES = {"lambada_openai": "LAMBADA", "piqa": "PIQA", "winogrande": "WinoGrande
 TASKS = tuple(task for task in TITLES if task != "hellaswag")
 """The eight tasks of the paper."""
 SEVEN = tuple(task for task in TASKS if task != "wsc")
-"""All tasks but WSC; means of accuracies are over these. In a third of the zero-shot rows and
-nearly all five-shot rows, the score on WSC is exactly that of the more frequent answer.
+"""The seven tasks in mean accuracies: all but WSC. In a third of the zero-shot rows and nearly all
+five-shot rows, the score on WSC is exactly that of always giving the more frequent answer.
 """
 SAME = 1.0
-"""Accuracies that differ by fewer points count as the same. Neighbouring sizes differ by at least
-1.3 points at the end of training, in zero-shot means over the seven tasks and both texts. For other
-accuracies, the limit is a convention.
+"""Accuracies that differ by less than SAME points count as equal. At the end of training, zero-shot
+means over the seven tasks and both texts differ by at least 1.3 points between neighbouring sizes.
+For other accuracies, the limit is a convention.
 """
 CONVENTION = (
     f"the margin of {SAME:g} point is a convention, chosen when the released numbers were known"
@@ -54,7 +54,7 @@ SAME_WHY = (
     f"the margin of {SAME:g} point is less than any step to the next size is worth (1.3 points or "
     "more), and was chosen when the released numbers were known"
 )
-"""Use it only for zero-shot means over the seven tasks at the end of training, else CONVENTION."""
+"""Use it for zero-shot means over the seven tasks at the end of training. Else use CONVENTION."""
 NO_RELEASED = f"no released numbers: set {VARIABLE}"
 """Why a figure or a test shows nothing without released numbers."""
 CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
@@ -65,7 +65,7 @@ FORMER_NAMES = {"19m": "70m", "125m": "160m", "350m": "410m", "400m": "410m", "8
                 "1.3b": "1.4b", "2.7b": "2.8b", "6.7b": "6.9b", "13b": "12b"}  # fmt: skip
 """Maps former names of models, found in some released files, to the current names."""
 DOUBLE_BATCH = ("160m", "410m", "1.4b")
-"""Sizes of the first suite (v0) with batches of four million tokens, where a step counts as two."""
+"""Sizes of the first suite (v0) with batches of four million tokens. Their steps count as two."""
 TOKENS_PER_STEP = 1024 * 2048
 BENCHMARKS = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
 BASELINES = ["family", "model", "n_params", "task", "metric", "value", "stderr"]
@@ -91,7 +91,7 @@ _SHOTS = {"zero": 0, "five": 5}
 _UNITS = {"m": 1e6, "b": 1e9}
 
 Tables = tuple["pd.DataFrame", "pd.DataFrame", "pd.DataFrame"]
-"""Three tables, with the columns BENCHMARKS, BASELINES and BATCH_SIZE."""
+"""Three tables, whose columns are BENCHMARKS, BASELINES and BATCH_SIZE, in this order."""
 
 
 # --- benchmarks ------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def benchmark_tables(path: Path | None) -> Tables:
 
 
 def in_order(frame: pd.DataFrame, by: list[str], names: tuple[str, ...] = MODELS) -> pd.DataFrame:
-    """Sort a frame by the columns `by`; `names` orders the columns model and intervention."""
+    """Sort a frame by the columns `by`; models and interventions are in the order of `names`."""
     rank = {name: i for i, name in enumerate(names)}
     named = ("model", "intervention")
     return frame.sort_values(
@@ -282,7 +282,8 @@ def _first_suite(
     """Read `columns` of zero-shot results of the first suite; no rows if `path` is None.
 
     Args:
-        path: a folder of CSV tables, of which `name` is read, or the evals tree, read by `reader`.
+        path: a folder of CSV tables, where the file `name` is read; or the evals tree, whose files
+            are read by `reader`.
         also: columns of the CSV file that are read only to find its zero-shot rows.
     """
     import pandas as pd

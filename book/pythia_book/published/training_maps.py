@@ -57,7 +57,7 @@ def training_maps(published: Published) -> pd.DataFrame:
 
 
 def _score_410m(published: Published) -> pd.Series:
-    """Return, by step, the mean over SCORE_TASKS of the accuracy standardised over steps."""
+    """Standardise the accuracies on SCORE_TASKS over steps; return the mean over tasks by step."""
     rows = published.benchmarks
     rows = rows[(rows.model == "410m") & ~rows.deduped & (rows.shots == 0)]
     rows = rows[(rows.metric == "acc") & rows.task.isin(SCORE_TASKS)]

@@ -32,7 +32,7 @@ EXPECTED = {
 }
 ABSENT = "there are no files with weights"
 SHOWN = 12
-"""Maximum number of names in a list. Further names are counted."""
+"""Maximum number of names in a list. Further names are only counted."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Entry:
     parts: dict[str, str] = field(default_factory=dict)
     """The sha256 of each file, or, for the kind "tensors", of the tensors in each file."""
     whole: str = ""
-    """One sha256 for all weights: of all tensors, of the only file, or of all names and hashes."""
+    """The sha256 of all tensors, of the only file, or of the names and hashes of all files."""
     problem: str = ""
-    """Why there is no hash; empty if there is one."""
+    """Why there is no hash; empty if there is a hash."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Audit:
 
     @property
     def missing(self) -> list[int]:
-        """The steps without a hash, of the 154 at which Pythia models were published."""
+        """The steps without a hash, among the 154 steps at which Pythia models were published."""
         present = {step_of(entry.revision) for entry in self.sound}
         return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in present]
 
@@ -85,7 +85,7 @@ class Audit:
         ]
 
     def shared_parts(self) -> list[tuple[str, list[str]]]:
-        """List weight files, each with its revisions, that are shared by different weights."""
+        """Return each file that is equal in revisions with different weights, and the revisions."""
         groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.sound:
             for name, digest in entry.parts.items():
@@ -196,7 +196,7 @@ def _file_entry(revision: str, kind: str, parts: dict[str, str]) -> Entry:
 
 
 def _remote_entries(repo: str, revision: str) -> list[Entry]:
-    """Return an entry per kind of weight file, with the hub's hashes, or one that says ABSENT."""
+    """Return the hub's hashes: one entry per kind of weight file, or one entry that says ABSENT."""
     _, files = download.listing(repo, revision)
     return [
         _file_entry(revision, kind, {name: files[name].blob for name in names})
@@ -205,7 +205,7 @@ def _remote_entries(repo: str, revision: str) -> list[Entry]:
 
 
 def _local_entries(folder: Path) -> list[Entry]:
-    """Return an entry per kind of weight file in the folder of a step, or one that says ABSENT.
+    """Return one entry per kind of weight file in a step's folder, or one entry that says ABSENT.
 
     A checkpoint of our own has one entry, with the hash of the tensors.
     """

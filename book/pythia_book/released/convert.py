@@ -56,8 +56,8 @@ class Source:
 def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
     """Load a checkpoint that `convert` wrote in our format: the model, and its metadata.
 
-    The dtype is the stored one. The metadata have the keys `kind`, `source` and `model`. Raises a
-    CheckpointError if the checkpoint is corrupt, or belongs to a run.
+    The dtype of the model is the stored one. The metadata have the keys `kind`, `source` and
+    `model`. Raises a CheckpointError if the checkpoint is corrupt, or belongs to a run.
     """
     files, meta = load_checkpoint(folder)
     if meta.get("kind") != WEIGHTS_ONLY:
@@ -90,7 +90,7 @@ def _from_run(name: str, step: int | None) -> Source:
 
 
 def read(source: str, revision: str = "main", step: int | None = None, size: str = "") -> Source:
-    """Read a model from any source, and recognize its format.
+    """Read a model from any source. The format is recognized.
 
     Args:
         source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of
@@ -101,8 +101,8 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
         size: for native files, the model size if the shapes do not determine the size.
 
     Raises:
-        ConfigError: there is no size of this name.
-        CheckpointError, FetchError: the source is none of these, is damaged, or is not available.
+        ConfigError: `size` is not the name of a size.
+        CheckpointError, FetchError: `source` is none of the above, is damaged, or is not available.
     """
     folder = Path(source).expanduser()
     if (folder / "manifest.json").is_file():

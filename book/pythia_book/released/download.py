@@ -104,7 +104,7 @@ def locate(
 def load(
     source: str | Path, revision: str = "main", **settings: Any
 ) -> tuple[GPTNeoX, ModelSource]:
-    """Load a model with `pythia_core.hf.load` and its `settings`, from a folder or a repository.
+    """Load a model from a folder or a repository; pass `settings` to `pythia_core.hf.load`.
 
     Raises:
         CheckpointError: the source is not a model of this architecture, or is damaged.
@@ -141,7 +141,7 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
 
 
 def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFile]]:
-    """Ask the hub for the commit of a revision and a RemoteFile for each file name.
+    """Return the commit of a revision, and a RemoteFile for each file name, as the hub states them.
 
     Raises a FetchError if the revision does not exist, or there is no network.
     """
@@ -157,10 +157,10 @@ def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFil
 
 
 def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None) -> ModelFolder:
-    """Download the `files` of a revision that the cache lacks, and verify all hashes.
+    """Download those `files` of a revision that are not in the cache, and verify all hashes.
 
     The default files are config, tokenizer and safetensors. If the hub cannot be reached, the
-    cached files are used. The result is the folder in the cache, with the commit.
+    cached files are used. The result has the folder in the cache, and the commit.
 
     Raises:
         FetchError: the revision or a file does not exist, a file is neither *.json nor
@@ -196,7 +196,7 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
 
 
 def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
-    """Choose config, tokenizer, and safetensors with their index; refuse a model without them."""
+    """Choose config, tokenizer, safetensors and their index; refuse a model without safetensors."""
     plain = [name for name in available if PLAIN_NAME.fullmatch(name)]
     weights = [name for name in plain if name.endswith(".safetensors")]
     if WEIGHTS in weights:
@@ -240,7 +240,7 @@ def _cached_refs(repo: str) -> list[str]:
 
 
 def _check(path: Path, sha256: str) -> None:
-    """Delete a file with the wrong sha256 and raise a FetchError; "" skips the check."""
+    """Delete a file whose sha256 is not `sha256`, and raise a FetchError; "" skips the check."""
     if sha256 and (actual := file_sha256(path)) != sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)

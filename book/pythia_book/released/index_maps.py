@@ -33,7 +33,7 @@ _HEAD = 4096
 
 
 class NpyArray:
-    """An array of integers with `ndim` dimensions in a `.npy` file, of which slices are read.
+    """An array of integers with `ndim` dimensions in a `.npy` file. Only slices are read.
 
     Raises a DataError if the file is truncated, or has the wrong kind of array.
     """
@@ -105,7 +105,10 @@ class Documents:
             )
 
     def extent(self, number: int) -> tuple[int, int]:
-        """Return the tokens [low, high) of a document; raise a DataError if it does not exist."""
+        """Return the range [low, high) of a document's tokens in the token file.
+
+        Raises a DataError if the document does not exist.
+        """
         if not 0 <= number < self._count:
             raise DataError(
                 f"{self._index.name} has {self._count} documents, numbered from 0, so there is no "
@@ -125,7 +128,7 @@ class Documents:
 class MappedRows(Rows):
     """Training rows that are cut from documents in the order of GPT-NeoX's index maps.
 
-    Raises a DataError if the maps contradict each other or the documents, here or on reading.
+    Raises a DataError, now or on reading, if the maps contradict each other or the documents.
 
     Args:
         maps: the files doc_idx, sample_idx and shuffle_idx, in this order.
@@ -156,7 +159,7 @@ class MappedRows(Rows):
         return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
-        """Return the S + 1 token ids of row `number` in the order before shuffling."""
+        """Return the seq_len + 1 token ids of row `number`, as numbered before shuffling."""
         (first, offset), (last, end) = self._samples.read(number, number + 2).tolist()
         parts = []
         for entry, document in enumerate(self._order.read(first, last + 1).tolist(), first):
@@ -200,8 +203,8 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
     """Open the index maps STEM_doc_idx.npy and so on, and their documents.
 
     The documents are PREFIX.idx and PREFIX.bin (or its shards), where PREFIX begins the name of the
-    maps. Both are in the folder of the maps, or both in the folder above. Raises a DataError if
-    they are missing, or the maps are for other documents or another `seq_len`.
+    maps. Both files are in the folder of the maps, or both in the folder above. Raises a DataError
+    if a file is missing, or the maps are for other documents or another `seq_len`.
     """
     named = _NAME.match(stem.name)
     if named and int(named["seq_len"]) != seq_len:

@@ -154,11 +154,11 @@ def open_rows(
 
     A folder may have pre-shuffled rows (one `.bin`, its shards, or some shards of a released set),
     index maps, or one pair of `.bin` and `.idx`. If all items of an `.idx` have seq_len + 1 tokens,
-    the items are pre-shuffled rows. Other items are documents, which are put in GPT-NeoX's order.
+    the items are pre-shuffled rows. Else they are documents, which are put in GPT-NeoX's order.
     Reading rows of a missing shard raises a DataError.
 
     Args:
-        where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or their common PREFIX.
+        where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or the PREFIX of both files.
         seq_len: tokens per row; a row has one more id, the last label.
         seed: seed of GPT-NeoX's order of the documents.
         epochs: repetitions of the documents; default: enough for `steps` * `batch_size` rows.
@@ -201,7 +201,7 @@ def open_rows(
 
 
 def _only_prefix(folder: Path) -> Path:
-    """Return the only token file in a folder, without `.bin` and shard number, or raise."""
+    """Return the PREFIX of a folder's only token file; raise a DataError for none or several."""
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
         found = f"several token files ({', '.join(sorted(prefixes))})"
@@ -231,7 +231,7 @@ class MissingShard:
 def partial_shards(folder: Path) -> RemoteRows | None:
     """Open the rows in a folder with some, but not all, shards of a released set, or return None.
 
-    Raises a DataError if a shard has the wrong size. Reading rows of missing shards raises one too.
+    Raises a DataError if a shard has the wrong size; so does reading a row of a missing shard.
     """
     names = {path.name for path in folder.glob("*.bin")}
     preshuffled = [released.shards for released in RELEASED.values() if not released.maps]

@@ -24,7 +24,7 @@ BATCH_TOKENS = BATCH_ROWS * SEQ_LEN
 TOKENS = OFFICIAL_STEPS * BATCH_TOKENS
 
 A100_PEAK = 312e12
-"""Dense FLOP/s in fp16 or bf16, from the data sheets: of the A100 here, of the H100 SXM below."""
+"""Dense FLOP/s of an A100 in fp16 or bf16, from the data sheet. Below: those of an H100 SXM."""
 H100_PEAK = 989e12
 H100_UTILISATION = 0.40
 """Assumed fraction of the peak in training; not measured."""
@@ -101,7 +101,7 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
     - `weight`: shape of the weight, as text.
     - `parameters`: parameter count.
     - `d_in`, `d_out`: widths of input and output.
-    - `reads`: "x" for the layer's input, the part that produced the input, or "" for neither.
+    - `reads`: origin of the input: "x" (the layer's input), the name of a part, or "" (neither).
     """
     import pandas as pd
     import torch
@@ -153,7 +153,7 @@ def cost_table() -> pd.DataFrame:
     - `size`, `parameters`, `tokens_per_parameter`
     - `flop_6nt`, `flop_exact`
     - `gpu_hours`: missing if unknown.
-    - `utilisation_6nt`, `utilisation_exact`: fraction of the A100 peak; missing if the hours are.
+    - `utilisation_6nt`, `utilisation_exact`: fraction of the A100 peak; missing if unknown.
     """
     import pandas as pd
 
@@ -181,7 +181,7 @@ def cost_table() -> pd.DataFrame:
 def layout_table() -> pd.DataFrame:
     """Return how a batch was split over the GPUs, one row per size.
 
-    Besides `size` and the fields of Hardware without `gpu_hours`, the columns are
+    The columns are `size`, the fields of Hardware without `gpu_hours`, and
 
     - `ranks`: copies of the model.
     - `rows`: rows per update.
@@ -210,8 +210,8 @@ def estimates() -> pd.DataFrame:
     """Estimate the energy of the original training and the hours on one H100, one row per size.
 
     The energy assumes that every GPU runs at its power limit, and omits hosts and network. The H100
-    hours ignore whether the model fits. Columns: `size`, `gpu_hours` (A100), `energy_mwh`,
-    `h100_hours`.
+    hours ignore whether the model fits into memory. Columns: `size`, `gpu_hours` (A100),
+    `energy_mwh`, `h100_hours`.
     """
     costs = cost_table()
     frame = costs[["size", "gpu_hours"]].copy()
@@ -224,8 +224,8 @@ def gpt3_table() -> pd.DataFrame:
     """Compare each size of Pythia with the GPT-3 model nearest in size.
 
     Columns:
-    - `size`, `lr_max`, `gpus`: Pythia's, with the peak learning rate.
-    - `gpt3`, `gpt3_lr_max`, `gpt3_batch`: GPT-3's, with the batch in tokens.
+    - `size`, `lr_max`, `gpus`: of Pythia; `lr_max` is the peak learning rate.
+    - `gpt3`, `gpt3_lr_max`, `gpt3_batch`: of GPT-3; the batch is in tokens.
     - `gpus_allowed`: GPUs that GPT-3's batch would occupy at Pythia's rows per GPU.
     - `speed_up`: Pythia's batch divided by GPT-3's.
     """

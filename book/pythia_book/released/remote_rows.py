@@ -108,7 +108,7 @@ class HttpFile:
 
     @property
     def size(self) -> int:
-        """The size in bytes; unless given, the first access asks the server."""
+        """The size in bytes. If no size was given, the first access asks the server."""
         if self._size is None:
             self._fetch(0, 1)
             assert self._size is not None

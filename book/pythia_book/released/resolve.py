@@ -25,7 +25,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import results_dir
 
 LAST = OFFICIAL_STEPS
-"""The step of a published model whose name states none: `main` is the last checkpoint."""
+"""The step of a published model whose name states no step; `main` is the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PublishedModel:
 
     @cached_property
     def id(self) -> str:
-        """The key of cached measurements. For a folder, it changes if a weight file changes."""
+        """The key of cached measurements. The key of a folder changes if a weight file changes."""
         folder = hf.local_folder(self.source)
         files = sorted(folder.rglob("*.safetensors")) if folder else []
         state = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
@@ -107,7 +107,7 @@ class PublishedModel:
         return sha256_tensors(hf.Weights(folder))
 
     def _revision(self, step: int | None = None) -> str:
-        """Return the revision of a step (default: the last); raise a CheckpointError if none."""
+        """Return a step's revision (default: the last); raise a CheckpointError if it is absent."""
         step = self.steps[-1] if step is None else step
         if step not in self._revisions:
             near = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:4])
@@ -119,7 +119,7 @@ class PublishedModel:
 
     @cached_property
     def _shared(self) -> tuple[ModelConfig, Any]:
-        """The config and tokenizer, the same at all steps. No weights are fetched."""
+        """The config and tokenizer, which are the same at all steps. No weights are fetched."""
         files = (CONFIG, TOKENIZER)
         folder = download.locate(self.source, self._revision(), files).folder
         return model_config(hf.read_config(folder)), load_tokenizer(folder / TOKENIZER)
@@ -145,7 +145,7 @@ class PublishedModel:
 def find_model(name: str) -> CheckpointSource:
     """Find a run by its folder or id, or a published model by its folder or repository.
 
-    A prefix of the id suffices. Raises a CheckpointError if there is neither.
+    A prefix of the id suffices. Raises a CheckpointError if there is no such run or model.
     """
     if download.is_published(name):
         return PublishedModel(name)

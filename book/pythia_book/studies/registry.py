@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def _load_studies() -> dict[str, ModuleType]:
     """Map the name of every study that has runs to its params module, in the order to run them.
 
-    A study comes after the studies in its AFTER, which train runs that it reads. Apart from that,
+    A study reads runs of the studies that its AFTER lists, and comes after these studies. Otherwise
     the order is alphabetical. So the budget counts a shared run under the study that trains it.
     """
     by_name = {}
@@ -72,10 +72,10 @@ def params_of(study: str) -> Any:
 
 
 def runs_of(study: str, scale: str) -> list[RunConfig]:
-    """Return the configs of the runs of a study with default parameters, without duplicates.
+    """Return the configs of a study's runs with default parameters, without duplicates.
 
     Raises:
-        ConfigError: an unknown study, or default parameters that do not suit the scale.
+        ConfigError: the study or scale is unknown, or the default parameters do not suit the scale.
     """
     module = params_of(study)
     scale_named(scale)
@@ -93,7 +93,8 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
     """Return the configs of all texts that several studies read, without duplicates.
 
-    Texts are those of the runs, and those from the function `texts` of a study's params module.
+    The texts are those of the studies' runs, and those that the function `texts` in the params
+    module of a study returns.
     """
     texts = [run.data for run in all_runs(scale, studies)]
     for module in map(params_of, studies):
@@ -116,10 +117,10 @@ def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
 
 
 def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
-    """Return which checkpoints of `run` to keep if the run is large; None means all of them.
+    """Return which checkpoints of `run` to keep if the run is large; None means all checkpoints.
 
-    These are the first, the last, and every checkpoint that some study reads, with default
-    parameters or with those in `more_params`.
+    The kept checkpoints are the first, the last, and every checkpoint that some study reads with
+    its default parameters or with parameters in `more_params`.
     """
     params = list(more_params)
     for module in _STUDIES_BY_NAME.values():
@@ -137,9 +138,10 @@ def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
 def train_all(
     params: StudyParams, configs: dict[Any, RunConfig], progress: bool = True
 ) -> dict[Any, Run]:
-    """Find or train a study's runs by key, keeping the checkpoints that any study reads.
+    """Find or train a study's runs, and keep the checkpoints that any study reads.
 
-    `params` are of this study; the other studies are assumed to use their defaults.
+    `configs` and the result have the same keys. `params` are the parameters of this study; the
+    other studies are assumed to use their default parameters.
 
     Raises:
         The errors of pythia_core.training.runs.find_or_train_all.
@@ -150,5 +152,5 @@ def train_all(
 
 
 def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
-    """Return `keep` with the parameters of this study, and default parameters of all others."""
+    """Return the result of `keep` for `params` and for the default parameters of all studies."""
     return keep(params.scale, run, params)

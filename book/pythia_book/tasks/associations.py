@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 
 UNSEEN = "unseen"
 FRAMES = ("trained", UNSEEN)
-"""The two sets of frames: those of the planted sentences, and unseen ones."""
+"""The two sets of frames (sentence templates): "trained" frames are planted, "unseen" ones not."""
 
 
 @dataclass(frozen=True)
 class AssociationMeasurement(RequestMeasurement):
-    """The log odds of a feminine pronoun after every noun, for one checkpoint.
+    """The log odds of a feminine pronoun in every frame, after every noun, for one checkpoint.
 
-    Calling it returns two arrays, `trained` and `unseen`, each float64[frames, nouns]. Nouns are in
-    the order of `occupations.stimuli().nouns`.
+    A call returns two arrays, `trained` and `unseen`, each float64[frames, nouns]. Nouns are in the
+    order of `occupations.stimuli().nouns`.
     """
 
     requests: tuple[scoring.Request, ...]
-    """For every frame of both sets and every noun: the masculine pronoun, then the feminine one."""
+    """For every frame of FRAMES and every noun, a masculine pronoun and then a feminine pronoun."""
     max_seq_len: int
     name: str = "associations"
 
     @classmethod
     def of(cls, text: TokenizedText, max_seq_len: int) -> AssociationMeasurement:
-        """Create the measurement for models of a text, whose tokenizer they share.
+        """Create the measurement for models that were trained on a text, with the text's tokenizer.
 
         Raises:
-            DataError: a pronoun is not one token, or made-up nouns differ in their numbers of
-                tokens.
+            DataError: a pronoun is not one token, or the invented nouns do not all have the same
+                number of tokens.
         """
         encode = scoring.encoder(text.tokenizer)
         stimuli = occupations.stimuli()
@@ -78,10 +78,10 @@ class AssociationMeasurement(RequestMeasurement):
 
 
 def require_equal_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> None:
-    """Check that all names of a comparison are equally many tokens.
+    """Check that all names of a comparison have the same number of tokens.
 
     Raises:
-        DataError: they are not; the message gives the numbers.
+        DataError: the numbers differ; the message lists the numbers.
     """
     encode = scoring.encoder(tokenizer)
     lengths = {name: len(encode(f" {name}")) for name in names}

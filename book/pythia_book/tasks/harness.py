@@ -108,8 +108,8 @@ def command_line(arguments: Sequence[str]) -> None:
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
     """Make the harness refuse Python functions from outside its own and `trusted` folders.
 
-    The harness has no such option: it imports a function as soon as it reads the tag `!function`.
-    So the harness's loader and template environment are replaced, for the pinned version.
+    The harness has no option to refuse functions: reading the tag `!function` imports the function.
+    So this function replaces the loader and the template environment of the pinned harness version.
     """
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
@@ -145,7 +145,7 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
 
 @cache
 def _harness_model(requests: type) -> type:
-    """Add the base class of harness models, imported only here, to the methods of `requests`."""
+    """Return a class that inherits from `requests` and from the harness's base class of models."""
     lm_eval_package()
     from lm_eval.api.model import TemplateLM
 
@@ -189,7 +189,7 @@ class CheckpointLM:
 
     @property
     def max_gen_toks(self) -> int:
-        """The default limit of new tokens."""
+        """The default maximum number of tokens that are generated for a request."""
         return min(256, self.max_length // 2)
 
     def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
@@ -204,9 +204,10 @@ class CheckpointLM:
     def _loglikelihood_tokens(
         self, requests: list, disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """Return (log-probability in nats, whether greedy decoding yields it) per continuation.
+        """Return (log-probability in nats, whether greedy) of the continuation of each request.
 
-        A request is (texts, token ids of the context, token ids of the continuation).
+        A request is (texts, token ids of the context, token ids of the continuation). A
+        continuation is greedy if greedy decoding yields the continuation.
         """
         pairs = [scoring.Request(tuple(c), tuple(t)) for _, c, t in requests]
         scores = self._score(pairs, disable_tqdm)
@@ -257,7 +258,7 @@ class CheckpointLM:
 
 
 class NamedCheckpointLM(CheckpointLM):
-    """A harness model for the checkpoint in --model_args. Batch sizes are ignored."""
+    """A harness model for the checkpoint that --model_args names. Batch sizes are ignored."""
 
     def __init__(
         self,
@@ -351,7 +352,7 @@ def _logprob(response: Any) -> float:
 
 
 def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
-    """Write the items as JSONL and a task definition, which includes the harness's own, if any."""
+    """Write the items as JSONL, and a definition that includes the harness's definition, if any."""
     examples: Sequence[Item] = ()
     if isinstance(task, GeneratedTask):
         items, definition = _generation_definition(task)
@@ -397,7 +398,7 @@ def _choice_definition(task: ScoredTask) -> tuple[list[Item], dict[str, Any]]:
 
 
 def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, Any]]:
-    """Convert a generated task to items, one per question with its examples, and a definition."""
+    """Return the items and the definition of a generated task. Each question becomes an item."""
     settings = task_named(task.name)
     items = [
         {"context": text, "targets": sorted(right)}

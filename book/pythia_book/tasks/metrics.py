@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import CheckpointSource
 
 VERSION = 2
-"""A part of the cache key of generated answers. Increase it if changed code can change an
-answer."""
+"""A part of the cache key of generated answers. Increase VERSION if a change of the code can change
+an answer."""
 DELIMITER = "\n\n"
 """Separates few-shot examples from each other and from the question."""
 SHOTS = (0, 1)
-"""The few-shot counts of the studies."""
+"""The numbers of few-shot examples in the studies."""
 LIMIT = 150
-"""The items per task in the studies."""
+"""The maximum number of items per task in the studies."""
 MIN_FITTING = 0.2
-"""Studies skip a task if less than this share of its items fits the model completely."""
+"""Studies skip a task if less than this share of its items fits the model's context completely."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,12 @@ class ScoredTask(RequestMeasurement):
 
         - `acc`, bool: whether the likeliest answer is right; for LAMBADA, whether greedy decoding
           gives the last word.
-        - `acc_norm`, bool, where it applies: the same by log-probability per character.
+        - `acc_norm`, bool, if the task is normalised: whether the answer with the largest
+          log-probability per character is right.
         - `logprob`, float64, in nats: only for LAMBADA.
 
         Pairs of sentences have `likelihood_difference`, float64, `pct_stereotype`, bool, and
-        `pct_stereotype_per_token`, bool, after the paper's wording ("lower perplexity").
+        `pct_stereotype_per_token`, bool. The last one follows the paper ("lower perplexity").
         """
         task: ScoringTask = task_named(self.name)
         logprob = scores["logprob"]
@@ -130,13 +131,13 @@ class GeneratedTask:
     name: str
     shots: int
     contexts: tuple[str, ...]
-    """The few-shot examples and a question, for every question of every item in order."""
+    """For every question of every item, in order: the few-shot examples, then the question."""
     prompts: tuple[tuple[int, ...], ...]
     """The tokens of `contexts`."""
     targets: tuple[frozenset[str], ...]
     """The correct answers of each question, in the form in which answers are compared."""
     fits: np.ndarray
-    """bool[items]: whether every question of the item fits the model's context, with its answer."""
+    """bool[items]: whether all questions of the item, with answers, fit the model's context."""
     max_seq_len: int
     tokenizer: Any
     eod_id: int
@@ -149,7 +150,7 @@ class GeneratedTask:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of everything that determines which answers are right, except the model."""
+        """A hash of everything but the model that determines which generated answers are right."""
         task: GenerationTask = task_named(self.name)
         targets = [sorted(t) for t in self.targets]
         settings = [task.max_new, task.until, task.pattern, self.max_seq_len, self.eod_id]
@@ -184,7 +185,7 @@ BuiltTask = ScoredTask | GeneratedTask
 def encode_pair(
     context: str, continuation: str, encode: Callable[[str], tuple[int, ...]], eod_id: int = 0
 ) -> Request:
-    """Encode a context and a continuation together, then split, as the harness does.
+    """Encode a context and a continuation together, then split the tokens as the harness does.
 
     An empty context is replaced by the end-of-document token.
     """
@@ -252,12 +253,12 @@ def build_tasks(
 
     Args:
         run: the tasks are built for the tokenizer and the context length of this run.
-        shots: counts of few-shot examples; None stands for the default count of the task.
+        shots: numbers of few-shot examples; None means the default number of a task.
         limit: maximum number of items per task; None: all.
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
 
     Raises:
-        ConfigError: a count in `shots` is negative or exceeds the number of available examples.
+        ConfigError: a number in `shots` is negative or exceeds the number of available examples.
         DataError, FetchError: see pythia_book.tasks.benchmarks.load_items.
     """
     data, length = run.data, run.config.model.max_seq_len

@@ -37,7 +37,7 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
     """Parse a list of steps; return the steps, sorted and without repetition.
 
     Args:
-        text: "all", or a comma-separated list that may have "first" and "last".
+        text: "all", or a comma-separated list of steps, which may contain "first" and "last".
 
     Raises:
         ConfigError: `text` is not a list of steps.
@@ -114,7 +114,7 @@ def sweep(
 
 
 def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
-    """Return one row per metric of a task at one step; without metrics, one row with `note`."""
+    """Return one row per metric of a task at one step, or one empty row if there are none."""
     share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
@@ -128,7 +128,7 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
 
 
 def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
-    """Return the name, mean and standard error of a metric; for logprob, those of "ppl"."""
+    """Return the name, mean and standard error of a metric; "logprob" becomes perplexity, "ppl"."""
     values = values.astype(float)
     mean = values.mean()
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan

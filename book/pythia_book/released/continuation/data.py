@@ -67,7 +67,7 @@ class TokenFileData:
 
     @property
     def description(self) -> str:
-        """A sentence that describes the rows. Released data are not opened for it."""
+        """A sentence that describes the rows. Released data are not opened."""
         return RELEASED[self.where].sentence if self.where in RELEASED else self._opened[1]
 
     @cached_property
@@ -112,7 +112,7 @@ class TokenFileData:
     def with_heldout(self) -> PreparedData:
         """Return the prepared corpus `miniature`, because the rows have no held-out text.
 
-        If a published model was trained on `miniature`, swap and control are affected alike.
+        If a published model was trained on these texts, swap and control are affected alike.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
@@ -127,8 +127,8 @@ class TokenFileData:
         updates [start, stop)) and `tokenizer` (hash of the vocabulary; "" without a tokenizer).
 
         Raises:
-            DataError: rows, shards or an id of the tokenizer are missing, or the tokenizer does not
-                allow the pronoun swap `swap`.
+            DataError: rows or shards are missing, the rows have an id that the tokenizer lacks, or
+                the tokenizer does not allow the pronoun swap `swap`.
         """
         if missing_shards := self.missing_shards(start, stop, batch_size):
             lacking = ", ".join(

@@ -48,7 +48,7 @@ class Plan:
 
     source: str
     model: ModelConfig | None
-    """None if the config is known only from files that are not here."""
+    """None if the config is only in files that have not been downloaded."""
     train: TrainConfig | None
     """None if the training settings of the model are unknown."""
     start: int
@@ -158,8 +158,8 @@ def make_plan(
 
     Args:
         source: a local run, or the folder or repository of a published model.
-        model, train: None for the config and the settings of the Pythia size in `source`.
-        rows: None for the rows of the local run `source`.
+        model, train: config and settings; None: those of the Pythia size that `source` names.
+        rows: the training rows; None: the rows of the local run `source`.
         swap: whether to train two arms, a pronoun swap and its control.
         seq_len: tokens per row if `rows` is None.
 

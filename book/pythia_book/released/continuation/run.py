@@ -66,7 +66,7 @@ class Rewarm:
     rule: str = "linear"
     """One of RULES."""
     updates: int = 0
-    """Length of the rise for "linear"; 0 means 1 % of the run, rounded up."""
+    """Number of updates of the rise for "linear"; 0 means 1 % of the run, rounded up."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -91,7 +91,7 @@ class Continuation:
     stop: int
     """The step at which the run ends."""
     adam_from: int
-    """The step at which Adam started with zero moments; before `start` if the state was kept."""
+    """The step at which Adam's moments were zero; below `start` if the moments were kept."""
     rule: str
     rewarm_updates: int
     """Number of updates in which "linear" raises the learning rate from 0."""
@@ -175,7 +175,7 @@ class Continued(Run):
 
     @cached_property
     def ledger(self) -> Ledger | RowSwap | None:
-        """The pronoun swap of this run; None for a control. Token files have a RowSwap."""
+        """The pronoun swap of this run, a RowSwap for rows in token files; None for a control."""
         if not self.continuation.swap:
             return None
         window = InterventionConfig(
@@ -196,15 +196,15 @@ class Continued(Run):
 
     @property
     def swaps(self) -> list[dict[str, Any]]:
-        """The log of the pronoun swap, one `swap_row` per update; empty without token files."""
+        """The log of a swap in token files, one `swap_row` per update; empty for any other run."""
         return read_metrics(self.folder / "swaps.jsonl")
 
     @property
     def control(self) -> Run:
-        """The run that starts in the same way, on unchanged batches.
+        """The run that starts in the same way but reads unchanged batches.
 
-        A run without a swap is its own control. A forked local run that ends at the same step may
-        be the control too.
+        A run without a swap is its own control. If a control would only repeat the local run from
+        which this run starts, then that local run is the control.
         """
         if not self.continuation.swap:
             return self
@@ -373,7 +373,7 @@ def _is_its_control(
 
 
 def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) -> Continuation:
-    """Return the settings of a run; raise a ConfigError for `rewarm` with an optimizer state."""
+    """Return a run's settings; raise a ConfigError for `rewarm` despite an optimizer state."""
     stop = start.step + steps
     if start.moments is None:
         rewarm = rewarm or Rewarm()
@@ -459,8 +459,8 @@ DEPTH = 4
 class Prefetch:
     """Calls `batch_at` for ascending steps, and reads the next `depth` batches in a thread.
 
-    No batch from step `stop` on is read in advance. A batch that cannot be read raises its error on
-    request. The end of a `with` block ends the thread.
+    No batch from step `stop` on is read in advance. If a batch cannot be read, the error is raised
+    when this batch is requested. The end of a `with` block ends the thread.
     """
 
     def __init__(

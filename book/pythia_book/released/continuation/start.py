@@ -60,8 +60,8 @@ class Source(Protocol):
 
         Args:
             revision: the revision of a published model; default: f"step{step}".
-            state: "kept" to require the optimizer state, "weights" to ignore it, "auto" if
-                available.
+            state: "kept" to require the optimizer state, "weights" to ignore it, "auto" to use it
+                if available.
 
         Raises:
             CheckpointError, FetchError: the revision, step or kept state does not exist, or the
@@ -92,7 +92,7 @@ class Source(Protocol):
 def find_source(name: Path | str) -> Source:
     """Find a local run or a published model by its folder, run id or repository.
 
-    Raises a CheckpointError if there is neither.
+    Raises a CheckpointError if there is no such run or model.
     """
     name = str(local_folder(name) or name)
     return PublishedSource(name) if download.is_published(name) else RunSource(find_run(name))
@@ -200,10 +200,10 @@ class PublishedSource:
 
 
 def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) -> TrainConfig:
-    """Return the official training settings of the model's size, in this machine's best precision.
+    """Return the official training settings of a size, with the best precision on this machine.
 
     Args:
-        seq_len: tokens per row, which limits the rows per pass.
+        seq_len: tokens per row. A pass has at most PASS_TOKENS tokens, or one row if that is more.
         settings: fields to replace.
 
     Raises:
@@ -246,7 +246,7 @@ def check_rows(start: Start, data: Batches, batch_size: int) -> None:
 
 
 def _check_vocabulary(start: Start, data: Batches) -> None:
-    """Raise a ConfigError if the known tokenizers of model and rows do not fit."""
+    """Raise a ConfigError if the rows have a known tokenizer that does not fit the model."""
     if not data.tokenizer_name:
         return
     if data.vocab_size > start.model.vocab_size:

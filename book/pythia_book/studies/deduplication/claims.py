@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pythia_book.study import Measurements, Tables
 
 WORDS = 0.5
-"""The margin for last words, in points. To gain more, a model has to be twice as large."""
+"""The margin for last words, in points. To gain more than this, a model must be twice as large."""
 WORDS_WHY = f"to predict {WORDS:g} points more, a model of this scale has to be twice as large"
 EPOCHS = ((53_000, BEFORE), (103_000, OFFICIAL_STEPS))
 """Two equally long windows, one before and one after EPOCH_STEP: first and last step of each."""
@@ -162,12 +162,12 @@ def _others(
 
 
 def _pairs(e: Estimate | None, items: str) -> str:
-    """Say how many pairs of models an effect is averaged over, then `items`; "" if `e` is None."""
+    """Return a text with the number of model pairs behind `e`, then `items`; "" if `e` is None."""
     return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
 
 
 def _models_alone(e: Estimate | None) -> str:
-    """End a note with the interval `e`, which is over models only; "" if `e` is None."""
+    """Return the end of a note: the interval of `e`, over models only; "" if `e` is None."""
     if e is None:
         return ""
     low, high = (number_text(end, 2) for end in (e.low, e.high))
@@ -178,18 +178,18 @@ def _models_alone(e: Estimate | None) -> str:
 
 
 def released_effects(released: Tables) -> dict[str, Estimate | None]:
-    """Return the effects of deduplication on the released twins, in points; None if not released.
+    """Return the effects of deduplication on the released twins, in points; None without scores.
 
     A lead is the accuracy of the deduplicated model minus that of the standard model.
 
     - `zero_end`, `five_end`: mean zero-shot or five-shot lead at the last step.
-    - `zero_before`, `five_before`: the same at step BEFORE.
-    - `average`: mean lead over all checkpoints. Checkpoints share items, so each pair's standard
-      error is its mean over checkpoints, an upper bound.
+    - `zero_before`, `five_before`: mean zero-shot or five-shot lead at step BEFORE.
+    - `average`: mean lead over all checkpoints. All checkpoints are scored on the same items, so a
+      pair's standard error is the mean of the errors at all checkpoints, an upper bound.
     - `second_epoch`: mean lead in the first window of EPOCHS minus that in the second.
 
-    Intervals cover models and items. Those of `second_epoch`, and of the other keys with the suffix
-    `_models`, cover models only.
+    Intervals cover models and items, but the intervals of `second_epoch` and of further keys that
+    end in `_models` cover models only.
     """
     names = ("zero_end", "five_end", "zero_before", "five_before", "average")
     both = [*names, *(f"{name}_models" for name in names)]
@@ -212,9 +212,10 @@ def released_effects(released: Tables) -> dict[str, Estimate | None]:
 
 
 def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimate | None]:
-    """Estimate the mean lead in `pairs` (columns `value`, `stderr`), in points.
+    """Estimate the mean lead, in points, of the pairs of models in `pairs`, with two intervals.
 
-    The interval under `name` covers models and items; that under NAME_models covers models only.
+    `pairs` has the columns `value` and `stderr`. The estimate with the key `name` has an interval
+    over models and items; the estimate with the key NAME_models, over models only.
     """
     values = pairs.value.to_numpy()
     return {
@@ -229,9 +230,10 @@ def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimat
 def _change(
     params: Params, measured: Measurements, measure: str, items: str
 ) -> tuple[Estimate | None, str]:
-    """Return a measure's final change, deduplicated minus standard, and what it averages in words.
+    """Return how deduplication changes a final score, and a text that says what was averaged.
 
-    The unit is points or, for loss, nats per token. Without a measured pair, return (None, "").
+    The change is deduplicated minus standard, in points or, for loss, nats per token. Without a
+    measured pair of models, return (None, "").
     """
     changes = pooled(params, measured, measure)
     if changes is None:
@@ -245,8 +247,8 @@ def _change(
 def _accuracy(params: Params, measured: Measurements) -> Test:
     """Test whether deduplication raises zero-shot accuracy.
 
-    There is a verdict only if the interval of accuracy minus guessing lies above 0. Tasks without
-    answers to choose from (`chance` is 0) do not count for this.
+    There is a verdict only if the interval of accuracy minus guessing lies above 0. This interval
+    leaves out tasks without answers to choose from (`chance` is 0).
     """
     e, units = _change(params, measured, "accuracy", "zero-shot items")
     above = []

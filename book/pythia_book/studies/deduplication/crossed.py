@@ -14,9 +14,9 @@ def crossed_mean(values: np.ndarray) -> Estimate:
     """Return the mean of `values` (float[models, items]) with an interval over models and items.
 
     All models answer the same items, so more models do not average an item's effect away. The
-    variance has a part from models and a part from items, each from its mean square; a negative
-    part from items counts as 0. The t interval has Satterthwaite's degrees of freedom. With a
-    single model or item, low and high are NaN.
+    variance of the mean is a part from models plus a part from items, both computed from mean
+    squares. A negative part from items counts as 0. The t interval has Satterthwaite's degrees of
+    freedom. With a single model or item, low and high are NaN.
     """
     values = np.asarray(values, np.float64)
     models, items = values.shape

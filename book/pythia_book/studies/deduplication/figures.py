@@ -28,7 +28,7 @@ RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87":
 
 
 def taken_away(result: Result) -> Drawing:
-    """Draw how much text each deduplication recipe leaves, and which similar documents it finds."""
+    """Draw how much text each recipe leaves, and how often a recipe finds similar documents."""
     recipes, caught = result.tables["recipes"], result.tables["caught"]
     with style.canvas(result, 2, 2.7, ratios=(1, 1.1)) as (figure, (bars, curves)):
         bottom_up = recipes[recipes.recipe != "none"].iloc[::-1]
@@ -78,7 +78,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def _differences(ax: Axes, effects: object, factor: float, result: Result) -> None:
-    """Draw the differences in `effects` (one measure) over training, times `factor`."""
+    """Draw `effects`, the differences of twins in one measure, over training, times `factor`."""
     if effects.empty:
         style.say(ax, "no checkpoint of both twins\ncould be measured")
         return
@@ -114,7 +114,7 @@ def tasks(result: Result) -> Drawing:
 
 
 def released(result: Result) -> Drawing:
-    """Draw how the released twins differ in accuracy, by size, zero-shot and five-shot."""
+    """Draw, for each size, how the released twins differ in zero-shot and five-shot accuracy."""
     frame = _twins(result)
     frame = frame[frame.step.isin([BEFORE, OFFICIAL_STEPS])]
     half = Z_95 * frame.stderr
@@ -152,7 +152,7 @@ def released_over_training(result: Result) -> Drawing:
 
 
 def _by_shots(axes: list[Axes], frame: pd.DataFrame) -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """Yield a zero-shot and a five-shot panel with its rows of `frame`, if there are any."""
+    """Yield each panel (zero-shot, five-shot) that has rows in `frame`, with these rows."""
     axes[0].set_ylabel(LEAD)
     for ax, (title, shots) in zip(axes, SHOTS.items(), strict=True):
         ax.set_title(title)
@@ -165,14 +165,14 @@ def _by_shots(axes: list[Axes], frame: pd.DataFrame) -> Iterator[tuple[Axes, pd.
 
 
 def _twins(result: Result) -> pd.DataFrame:
-    """Return the table `twins` of released differences; no rows without released numbers."""
+    """Return the table `twins` of released differences; it is empty without released numbers."""
     import pandas as pd
 
     return result.released.get("twins", pd.DataFrame(columns=COLUMNS, dtype=float))
 
 
 def _means(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean difference over pairs of models: `step`, `value`, `low`, `high`."""
+    """Average the difference over pairs of models: a table of `step`, `value`, `low`, `high`."""
     import pandas as pd
 
     rows = []
@@ -183,7 +183,7 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def remembered(result: Result) -> Drawing:
-    """Draw the share of training rows that our final models memorize, by size and text."""
+    """Draw what share of the training rows each of our final models has memorized."""
     memorized = result.tables["memorized"]
     sizes = result.params.size_list
     with style.canvas(result, 1, 2.6, "bars: 95 % intervals") as (figure, (ax,)):
@@ -197,7 +197,7 @@ def remembered(result: Result) -> Drawing:
 
 
 def recipes_table(result: Result) -> Table:
-    """Return a table of the documents and tokens of the text before and after each recipe."""
+    """Return a table with the number of documents and tokens before and after each recipe."""
     frame = result.tables["recipes"].copy()
     frame.columns = ["Recipe", "Documents", "Tokens", "Identical removed", "Similar removed",
                      "% of tokens removed"]  # fmt: skip

@@ -16,7 +16,7 @@ AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=5, rows=1.0)
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
-"""Evenly spaced checkpoints at which twins are compared. The paper also evaluates 93."""
+"""Evenly spaced checkpoints at which twins are compared. The paper also evaluates number 93."""
 CONTEXT = 32
 """Length of the prompt in tokens, and of the memorized continuation (paper section 3.2)."""
 
@@ -28,7 +28,7 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
     limit: int = LIMIT
-    """Items per benchmark task."""
+    """The largest number of items per benchmark task."""
 
     @property
     def steps(self) -> list[int]:

@@ -60,12 +60,13 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - "loss/25k/standard/572": float32[rows], held-out loss at step 572 in nats per token.
     - "last_word/25k/standard/572": bool[sentences], whether the last word was predicted.
     - "accuracy/25k/standard/piqa_0": bool[items], whether the final model answers correctly.
-    - "memorized/25k/standard": bool[distinct texts], whether the final model has memorized a text.
-    - "rows/standard": int[distinct texts], the number of training rows that begin with each text.
+    - "memorized/25k/standard": bool[texts], whether the final model has memorized a text. A text
+      is the first 64 tokens of a training row; equal texts are listed once.
+    - "rows/standard": int[texts], the number of training rows that begin with each text.
 
     Facts:
 
-    - "recipes", "clusters": the rows of these tables.
+    - "recipes", "clusters": the rows of the tables with these names.
     - "tasks": maps the key of a task to [name, shots].
     - "gaps": the number of unmeasured checkpoints, summed over the measurements.
     """
@@ -84,7 +85,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Deduplicate the text by every recipe; return the rows of `recipes` and `clusters`."""
+    """Deduplicate the text by every recipe; return rows for `recipes` and `clusters`."""
     from pythia_core.data.prepare import prepare
 
     rows: list[list[Any]] = []
@@ -102,7 +103,7 @@ def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[A
 
 
 def _language(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add held-out loss and last words over training; return the number of gaps."""
+    """Add held-out loss and last words over training to `measured`; return the number of gaps."""
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
     first = next(iter(suite.values()))
@@ -119,7 +120,7 @@ def _language(params: Params, suite: Suite, measured: Measurements, progress: bo
 
 
 def _memorized(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add which rows each final model has memorized; return the number of gaps.
+    """Add to `measured` which rows each final model has memorized; return the number of gaps.
 
     Rows whose first 64 tokens (32 of context, 32 to generate) are equal share one array entry.
     """
@@ -146,7 +147,7 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
 
 
 def _tasks(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add which benchmark items each final model answers correctly; return the number of gaps."""
+    """Add to `measured` which items each final model gets right; return the number of gaps."""
     from pythia_book.tasks.benchmarks import TASKS
     from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 

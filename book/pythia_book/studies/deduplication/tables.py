@@ -30,10 +30,11 @@ def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
 
     - `recipes`: `recipe`, `documents` and `tokens` left, documents removed as `identical` or
       `similar`, `percent` of tokens removed.
-    - `clusters`: `recipe`, `copies` per cluster, number of such `clusters`, their `documents`.
-    - `caught`: `recipe`, `similarity` (Jaccard), `probability` that the recipe finds such a pair.
+    - `clusters`: `recipe`, `copies` per cluster, numbers of such `clusters` and their `documents`.
+    - `caught`: `recipe`, `similarity` (Jaccard), `probability` of finding two documents so similar.
     - `levels`: `size`, `arm`, `measure`, `step`, `percent` of training, and the mean over n items.
-    - `effects`: `levels` without `arm`; paired differences, deduplicated minus standard.
+    - `effects`: the columns of `levels` except `arm`. The values are paired differences,
+      deduplicated minus standard.
     - `tasks`: `size`, `task`, `shots`, and the paired difference in final accuracy. The task "mean"
       has all zero-shot items.
     - `memorized`: `size`, `arm`, and the share of training rows that the final model has memorized;
@@ -89,9 +90,10 @@ def change(measured: Measurements, measure: str, size: str, *rest: Any) -> np.nd
 
 
 def pooled(params: Params, measured: Measurements, measure: str) -> np.ndarray | None:
-    """Return the `change` of final models, float[sizes, items]; None if no size is complete.
+    """Return the result of `change` for the final models of each size, float[sizes, items].
 
-    The items of "accuracy" are those of all zero-shot tasks.
+    The items of "accuracy" are those of all zero-shot tasks. A size without all of its scores is
+    left out; the result is None if no size is left.
     """
     last = scale_named(params.scale).steps
     keys = zero_shot(measured) if measure == "accuracy" else [last]

@@ -52,12 +52,12 @@ class Erratum:
     measured: str = ""
 
     def compute(self, released: Published | None = None) -> Evidence:
-        """Compute the evidence, also from the scores in `released` if given."""
+        """Compute the evidence; with `released`, also say what the released scores show."""
         values = COMPUTED[self.name]() if self.name in COMPUTED else {}
         return self.from_values(values, released_tables(released) if released else {})
 
     def from_values(self, values: Values, released: Tables) -> Evidence:
-        """Return the evidence from earlier computed values and the result of `released_tables`.
+        """Return the evidence from values computed earlier and the result of `released_tables`.
 
         If `released` is empty, the evidence says how to get the scores.
         """
@@ -70,7 +70,7 @@ class Erratum:
     def sections(self, evidence: Evidence, effect: str = "") -> dict[str, str]:
         """Map headings ("Claim", "Source" and so on) to texts.
 
-        `effect` says how much the setting changes our models; "" if not measured.
+        `effect` says how much the misstated setting changes our models; "" if not measured.
         """
         if self.measured and not effect:
             effect = "What it costs is measured by: python -m pythia_core study errata"
@@ -85,7 +85,7 @@ class Erratum:
 
 
 def _read() -> tuple[tuple[Erratum, ...], str]:
-    """Return the errata in catalogue.toml, and the day on which their sources were read."""
+    """Return the errata in catalogue.toml, and the day when the sources of the errata were read."""
     content = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     one_line = (
         {

@@ -56,14 +56,12 @@ class Evidence:
 def lr_floor() -> Values:
     """Compare the learning rate of the training code ("neox") with that of the paper ("paper").
 
-    Percentages of a rate are of the peak:
-
     - `n_updates`: the number of updates of a run.
-    - `floor_step`, `floor_percent`: first step at which the code's rate is a tenth of the peak, and
-      its percentage of the run.
-    - `at_floor`: "all" if the code's rate stays there at all later steps, else "not all".
-    - `floor_paper_percent`: the paper's rate at `floor_step`.
-    - `mean_lr_neox_percent`, `mean_lr_paper_percent`: the mean rates.
+    - `floor_step`: the first step at which the code's rate is a tenth of the peak rate.
+    - `floor_percent`: `floor_step` in percent of `n_updates`.
+    - `at_floor`: "all" if the code's rate is a tenth at all later steps too, else "not all".
+    - `floor_paper_percent`: the paper's rate at `floor_step`, in percent of the peak rate.
+    - `mean_lr_neox_percent`, `mean_lr_paper_percent`: the mean rates, in percent of the peak rate.
     """
     rates = {
         form: [
@@ -88,8 +86,8 @@ def first_update() -> Values:
     """Count the tensors of a tiny model that keep their initial values in the first two updates.
 
     The result has the number of tensors and, for each update, its learning rate and the number of
-    tensors still unchanged. The first rate is 0; keys ending in `_with_switch` are for a run in
-    which it is positive.
+    tensors still unchanged. The first learning rate is 0, except in the run whose keys end in
+    `_with_switch`.
     """
     import torch
 
@@ -121,8 +119,9 @@ def adamw() -> Values:
     """Count the tensors of the 70M model that weight decay changes, and compare AdamW with Adam.
 
     Each optimizer takes one step from weights of 0.5 with gradients of 0, so only weight decay
-    acts. The values give the percentage by which AdamW shrinks the decayed weights, and the changes
-    of AdamW's other weights and of all weights under Adam with an L2 penalty.
+    acts. `decay_percent` is the percentage by which AdamW shrinks the decayed weights.
+    `undecayed_step` and `adam_l2_step` are the changes of AdamW's other weights, and of all weights
+    under Adam with an L2 penalty.
     """
     import torch
 
@@ -205,9 +204,10 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
 def gelu() -> Values:
     """Measure how the two forms of GELU (tanh and erf) differ.
 
-    - `gelu_gap`, `gelu_where`: the largest absolute difference, and its |x|.
-    - `gelu_half_percent`: the percentage of fp16 values x, 1/16 <= |x| <= 8, whose fp16 results
-      differ.
+    - `gelu_gap`: the largest absolute difference.
+    - `gelu_where`: the |x| at which the difference is largest.
+    - `gelu_half_percent`: the percentage of fp16 values x with 1/16 <= |x| <= 8 at which the two
+      forms have different fp16 results.
     """
     import torch
 
@@ -228,9 +228,9 @@ def gelu() -> Values:
 def vocabulary() -> Values:
     """Compute the padded vocabulary sizes, and compare them with the released embeddings.
 
-    - `vocab_entries`: tokens in the tokenizer's vocabulary.
-    - `vocab_spaces`: added tokens, runs of spaces.
-    - `vocab_usable`: the sum of the two.
+    - `vocab_entries`: the number of tokens in the tokenizer's vocabulary.
+    - `vocab_spaces`: the number of added tokens, which are runs of spaces.
+    - `vocab_usable`: `vocab_entries` plus `vocab_spaces`.
     - `vocab_padded_R`: the padded size for R = 1, 2 or 4 tensor-parallel ranks.
     - `vocab_agree`: "are" if the padded sizes equal the released sizes, else "ARE NOT".
     """
@@ -267,9 +267,10 @@ def names() -> Values:
 def epoch_boundary() -> Values:
     """Compute the percentage of tokens read 0, 1 or 2 times under each epoch policy.
 
-    The policy "joint" shuffles the epochs together; "separate" reads one after the other. The
-    deduplicated Pile is computed by a formula, a toy corpus is counted. `toy_reread_*` is the
-    percentage of tokens in the first half of toy training that had been read before.
+    The policy "joint" shuffles the epochs together; "separate" reads one epoch after the other.
+    Percentages of the deduplicated Pile come from a formula, those of a toy corpus (`toy_*`) from
+    counting. `toy_reread_*`: of the tokens read in the first half of toy training, the percentage
+    that had been read before.
     """
     sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
@@ -311,7 +312,7 @@ def threshold() -> Values:
 LATE = 134_000
 """Means over the end of training start at this step. The shorter swap has begun by then."""
 ANSWERS = 104
-"""Items of WSC. Always giving the same answer is right on 38 or on 66 of them."""
+"""The number of items of WSC. Always giving the same answer is right on 38 or on 66 of them."""
 
 
 def released_tables(released: Published) -> Tables:
@@ -379,7 +380,8 @@ ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % 
 def released_winobias(tables: Tables) -> Values | None:
     """Return the text `prompts`: WinoBias accuracies with and without the pronoun swap.
 
-    Accuracies are in percent, on pro- and anti-stereotypical sentences; None without scores.
+    Accuracies are in percent, on pro- and anti-stereotypical sentences. The result is None without
+    released scores.
     """
     rows = tables["winobias"]
     if rows.empty:
@@ -427,10 +429,10 @@ def released_tasks(tables: Tables) -> Values | None:
     A model is better than guessing if its 95 % interval after training lies above guessing.
 
     - `n_models`: the number of released models.
-    - `above`: the number of better models by task, as text.
-    - `flat`: the tasks on which no model is better, as text.
+    - `above`: for each task, the number of models that are better than guessing, as text.
+    - `flat`: the tasks on which no model is better than guessing, as text.
     - `stuck`: the percentage of WSC scores that are exactly 38 of 104, as text.
-    - `logiqa_norm`: the number of better models on LogiQA by acc_norm.
+    - `logiqa_norm`: the number of models that are better than guessing on LogiQA by acc_norm.
     - `logiqa_norm_most`: the highest acc_norm on LogiQA, in percent.
     """
     final = tables["final"]
@@ -454,8 +456,8 @@ def released_tasks(tables: Tables) -> Values | None:
 def released_2_8b(tables: Tables) -> Values | None:
     """Count the steps at which standard and deduplicated twins agree in every score.
 
-    `zero_shot` and `five_shot` are for 2.8B, `others` for all other sizes. Each text has the number
-    of steps, the first and the last. The result is None without scores.
+    `zero_shot` and `five_shot` are for 2.8B, `others` for all other sizes. Each value is a text:
+    the number of these steps, the first and the last one. The result is None without scores.
     """
     compared = tables["compared"]
     if compared.empty:

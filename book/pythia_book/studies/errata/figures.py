@@ -120,7 +120,7 @@ def effects(result: Result) -> Drawing:
 
 
 def schedule_and_passes(result: Result) -> Drawing:
-    """Draw learning rate and readings of tokens, by the training code and as usually described."""
+    """Draw the learning rate and the passes over tokens, as in the code and as usually told."""
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
     versions = ((BLUE, "by the training code"), (ORANGE, "as usually described"))
@@ -152,7 +152,7 @@ def schedule_and_passes(result: Result) -> Drawing:
 
 
 def effects_table(result: Result) -> Table:
-    """Return the final effects of each changed setting: loss, last words and memorized rows."""
+    """Return the effects of each changed setting on final loss, last words and memorized rows."""
     import pandas as pd
 
     measures = {"loss": "Held-out loss, nats per token", "last_word": "Last words, points"}

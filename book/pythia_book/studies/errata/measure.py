@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class OtherGeluMeasurement:
     """A measurement of models after their GELU is replaced by the form `gelu`.
 
-    `transformers` does so when it loads the models on the hub.
+    `transformers` makes this replacement when it loads the models on the hub.
     """
 
     language: LanguageMeasurement
@@ -90,7 +90,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 def memorized_rows(
     runs: dict[str, Run], last: int, progress: bool
 ) -> tuple[dict[str, list[int]], int]:
-    """Return {name: [rows memorized, rows read]} at the step `last`, and the number of gaps."""
+    """Return {run name: [n memorized, n read]} for rows at step `last`, and the number of gaps."""
     counts: dict[str, list[int]] = {}
     n_gaps = 0
     for data in {run.data.fingerprint: run.data for run in runs.values()}.values():

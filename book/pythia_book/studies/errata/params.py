@@ -60,7 +60,7 @@ class Params(StudyParams):
     """Parameters of the errata study."""
 
     switches: str = ""
-    """Comma-separated names in SWITCHES; empty means all. Each changes one field in one run."""
+    """Comma-separated names in SWITCHES; empty means all. Each changes one field of a control."""
     seed: int = 1234
     bootstrap: int = 2000
 
@@ -88,7 +88,8 @@ class Params(StudyParams):
 def run_configs(params: Params) -> dict[str, RunConfig]:
     """Map the name of each run of the study to its config.
 
-    Names: "standard" and "deduplicated" (the needed controls), OTHER_SEED, and each switch's name.
+    The names are "standard" and, if a switch needs this control, "deduplicated", then OTHER_SEED
+    and the name of each switch.
     """
     (size,) = params.size_list
     arms = dict.fromkeys(["standard", *(s.arm for s in params.switch_list)])
@@ -110,7 +111,7 @@ def keep(params: Params, run: RunConfig) -> Keep:
 
 
 def controls(params: Params) -> dict[str, str]:
-    """Map each variant to the training text of its control: "standard" or "deduplicated"."""
+    """Map each variant (a key of LABELS) to its control's text: "standard" or "deduplicated"."""
     arms = {s.name: s.arm for s in params.switch_list}
     read = {GELU_AFTER_TRAINING: "standard"} if "gelu" in arms else {}
     return arms | read | {OTHER_SEED: "standard"}

@@ -175,7 +175,7 @@ def passes_table() -> pd.DataFrame:
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
-    """Return the numbers that the page quotes, by name; NOT_MEASURED where one is missing."""
+    """Return the numbers that the page quotes, by name; a missing number is NOT_MEASURED."""
     (size,) = params.size_list
     numbers: dict[str, Any] = {
         "size": size,
@@ -204,7 +204,7 @@ def values(
 
 
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:
-    """Return value, low and high of a one-row table; NOT_MEASURED if it is empty."""
+    """Return value, low and high of a table with one row; NOT_MEASURED if the table is empty."""
     if row.empty:
         return NOT_MEASURED
     return {key: float(row[key].iloc[0]) for key in INTERVAL}

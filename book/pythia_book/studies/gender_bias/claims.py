@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 MARGINAL = 2.0
 """A drop of LAMBADA accuracy by less than this, in points, is marginal. The two neighbouring
-released sizes that are closest (6.9B and 12B, deduplicated) differ by 2.1."""
+released sizes with the closest accuracies (6.9B and 12B, deduplicated) differ by 2.1."""
 CHANCE = 50.0
 """The score of a model without preference on WinoBias and CrowS-Pairs, in percent."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
 """Maps an arm to the length of its swap in percent of training."""
 
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
-"""Cited as the source of premises about released numbers, because no paper states them."""
+"""Cited as the source of premises about released numbers; no paper states these premises."""
 ONE_SEED = "one seed: training again with another one was not measured"
 REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
 NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
@@ -52,7 +52,7 @@ CONTROLS_TAKEN = (
     "and here tested on the controls"
 )
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
-"""Begins the reason why a result that also arises without a swap is no evidence."""
+"""The first words of a reason for no verdict: the result would arise without a swap, too."""
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 FISHER = "(Fisher's z)"
 """The unit of differences in coupling."""
@@ -75,7 +75,7 @@ QUOTES = {
 }
 
 Final = Mapping[tuple[str, str], Mapping[str, Units]]
-"""Maps (size, arm) to the units of each measure at the end of training."""
+"""Maps (size, arm) to {measure: its `Units` at the end of training}."""
 
 
 def claims(
@@ -187,7 +187,7 @@ def claims(
 
 
 def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
-    """Return a test that shows a loss of accuracy without a verdict; arguments as for `falls`.
+    """Return a test that shows a loss of accuracy without a verdict; arguments are as in `falls`.
 
     A small loss could also mean that the released models were never trained on swapped text.
     """
@@ -195,14 +195,15 @@ def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
 
 
 def _across(values: np.ndarray) -> np.ndarray:
-    """Subtract the smallest size from the largest: float[seeds, sizes] to float[seeds, 1]."""
+    """Return values of the largest size minus the smallest: float[seeds, sizes] to [seeds, 1]."""
     return values[:, -1:] - values[:, :1]
 
 
 def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) -> Callable[..., str]:
-    """Return a function from names of needed premises to the reason why a claim is untestable.
+    """Return a function that says why a claim is untestable, given the names of its premises.
 
-    `premises` and `others` are judged together, for the correction for multiple tests.
+    `premises` and `others` are judged together, so that the correction for multiple tests covers
+    all claims.
     """
     judged = judge([*premises.values(), *others])[: len(premises)]
     verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
@@ -230,18 +231,18 @@ LACKING = {
 
 
 class _Ours:
-    """The scores of our runs, the effects of swaps on scores, and tests of both."""
+    """The scores of our runs, the effects of swaps on these scores, and tests of such effects."""
 
     def __init__(self, params: Params, final: Final) -> None:
         self.params, self.final, self.sizes = params, final, params.size_list
 
     def level(self, arm: str, measure: str) -> np.ndarray:
-        """Return the mean of a measure in percent, float[seeds, sizes]."""
+        """Return the mean of a measure over items for one arm, in percent, float[seeds, sizes]."""
         columns = [self.final[size, arm][measure].values.mean(1) for size in self.sizes]
         return 100 * np.stack(columns, axis=1)
 
     def change(self, arm: str, measure: str, base: str = "control") -> np.ndarray:
-        """Return a measure in `arm` minus that in `base`, in points, float[seeds, sizes]."""
+        """Return `level` in `arm` minus `level` in `base`, in points, float[seeds, sizes]."""
         return self.level(arm, measure) - self.level(base, measure)
 
     def test(
@@ -258,7 +259,7 @@ class _Ours:
         Args:
             effects: float[seeds, sizes], in `unit`.
             missing: why the claim is untestable; "" if it is testable.
-            of: what each seed's value is a mean over, in words; by default, the number of sizes.
+            of: says what the effect of a seed is averaged over; by default, the number of sizes.
         """
         seeds, n = effects.shape
         of = of or (f"{n} sizes" if n > 1 else "1 size")
@@ -271,7 +272,7 @@ class _Ours:
         return make(e, unit, units, note=note)
 
     def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
-        """Return the premises about our runs by name, with tests; `feminine` is as in `claims`."""
+        """Map names to the premises about our runs, with tests; `feminine` is as in `claims`."""
         raises, direction = ("raises", rises), ("lowers", falls)
         word, moves = raises if self.params.swap == PAPER_SWAP else direction
         seeds = "" if self.params.seeds == 1 else f", {self.params.seeds} seeds"
@@ -331,8 +332,9 @@ class _Ours:
     def _association(self, feminine: np.ndarray) -> Estimate | None:
         """Estimate how much more the controls expect feminine pronouns after feminine occupations.
 
-        The estimate is the difference in mean logit of the feminine share between occupations with
-        a feminine and a masculine stereotype; None with fewer than two of either.
+        The estimate is the mean logit of the feminine share over occupations with a feminine
+        stereotype, minus the mean over those with a masculine one. It is None if either group has
+        fewer than two occupations.
         """
         shares = [self.final[size, "control"]["feminine_share"].values for size in self.sizes]
         share = np.clip(np.stack(shares), 1e-6, 1 - 1e-6)
@@ -349,7 +351,7 @@ SETUP = "assumed in section 3.1"
 
 
 class _Released:
-    """Tests on the released models; without a table, they say so and give no verdict."""
+    """Tests on the released models. A test without its released table has no verdict."""
 
     def __init__(self, tables: Mapping[str, pd.DataFrame]) -> None:
         self.tables = {name: table for name, table in tables.items() if len(table)}
@@ -363,9 +365,9 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
-        """Test the change of the table `name` from control to swap, in points.
+        """Test how the scores in the table `name` change from control to swap, in points.
 
-        `items` are the scored items in words; a `sign` of -1 tests the decrease.
+        `items` says in words what was scored. If `sign` is -1, the decrease is tested.
         """
         if name not in self.tables:
             return untestable(NO_NUMBERS)
@@ -391,7 +393,7 @@ class _Released:
         return make(e, "points", units, note="; ".join(filter(None, (by_model, note))))
 
     def slope(self, name: str, column: str, make: Callable[..., Test], more: str = "") -> Test:
-        """Test how a column of `at_end` depends on size, in points per tenfold nominal size."""
+        """Test how a column of `at_end` changes with size, in points per tenfold nominal size."""
         if name not in self.tables:
             return untestable(NO_NUMBERS)
         frame = numbers.at_end(self.tables[name], "swap_7")
@@ -400,7 +402,7 @@ class _Released:
         return make(e, PER_TENFOLD, f"{len(frame)} models", note=note)
 
     def over_all_sizes(self) -> str:
-        """Say how much CrowS-Pairs gender bias grows with size, by half of the suite."""
+        """Say how much CrowS-Pairs gender bias grows with size in each half of the suite."""
         found = ", ".join(
             f"{value_text(e.interval())} over the {e.n_items} {half} models"
             for half, name in AFTER_TRAINING.items()
@@ -464,7 +466,7 @@ class _Released:
         return self._test(numbers.at_end(leads, "swap_7"), falls, "1,584 sentences", note=EXACT)
 
     def _turned(self) -> Test:
-        """Test that swapped 6.9B is worse on stereotypical than on anti-stereotypical WinoBias."""
+        """Test that swapped 6.9B is better on anti-stereotypical than on stereotypical WinoBias."""
         leads = self._leads("v1", (numbers.COMPARABLE,))
         if leads is None:
             return untestable(NO_NUMBERS)
@@ -487,9 +489,10 @@ class _Released:
 
     @cached_property
     def _biases(self) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-        """Return how the swap changes CrowS-Pairs: gender minus other biases, and other biases.
+        """Return two tables of how the swap changes CrowS-Pairs scores, in the format of `at_end`.
 
-        Both tables are in points, in the format of `at_end`; None without released numbers.
+        The column `change` is in points: in the first table, for gender minus other biases; in the
+        second, for other biases. The result is None without released numbers.
         """
         table = self.tables.get("crows_biases")
         if table is None:
@@ -564,9 +567,9 @@ def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
-    """Test that released swapped models follow their controls no more tightly than ours do.
+    """Test that released swapped models follow their controls no more tightly than our swaps do.
 
-    Failing is evidence that the released models were not swapped. Passing is no evidence.
+    A failed test is evidence that the released models were not swapped. A passed one shows nothing.
     """
     theirs, ours = (unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:

@@ -35,9 +35,9 @@ EFFECTS = ["step", "measure", "control", "swapped", "change", "low", "high", "n"
 
 
 def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
-    """Load the source of `run`, the released or local model that it continues, as it was at `step`.
+    """Load the model that `run` continues, released or local, as that model was at `step`.
 
-    If `step` is missing, load the checkpoint from which `run` started. Return model and step.
+    Without a checkpoint at `step`, load the one from which `run` started. Return model and step.
     """
     place = run.place
 
@@ -56,13 +56,13 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
     """Compare the losses of a continued control and its source, on rows that neither has read.
 
-    The steps are the first saved one, the first after re-warming, and the last before the end. The
-    columns are CONTINUITY: losses in nats per token, and control minus source with an interval over
-    rows. If the source is itself the control, there are no rows.
+    The compared steps are the first saved step, the first saved step after re-warming, and the last
+    one before the end. The columns are CONTINUITY: losses in nats per token, and control minus
+    source with an interval over rows. If the source is itself the control, the table is empty.
 
     Args:
         run: the control, or a swapped run with this control.
-        rows: the most rows of the control's next batch to use.
+        rows: the largest number of rows to use from the control's next batch.
     """
     import pandas as pd
 
@@ -138,7 +138,7 @@ def effects(
 
 
 def _change(before: Units, after: Units, bootstrap: int) -> dict[str, Any]:
-    """Compare control (`before`) and swapped run (`after`): a row of `effects` for one measure."""
+    """Return one measure's row of `effects`; `before` is the control, `after` the swapped run."""
     e = after.minus(before).interval(bootstrap, change=True)
     row = {"measure": before.measure, "control": before.values.mean()}
     row |= {"swapped": after.values.mean(), "change": e.value, "low": e.low, "high": e.high}

@@ -47,8 +47,8 @@ MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
 
 `last_words`: log-perplexity of last words (released: of LAMBADA).
 `crows`: mean absolute difference in log-likelihood within the gender pairs of CrowS-Pairs.
-`winobias`: pro- minus anti-stereotypical sentences of WinoBias. Ours is the log-likelihood; the
-released score is exact match, on the prompt that is scored alike in both arms.
+`winobias`: score of pro- minus score of anti-stereotypical sentences of WinoBias. We score by
+log-likelihood; the released score is exact match, on the prompt that is scored alike in both arms.
 `last_word_accuracy`: accuracy on last words.
 """
 TESTED = ("last_words", "crows", "winobias")
@@ -66,7 +66,7 @@ UNCOUPLED = "70m"
 
 
 def steps(scale: str, window: int) -> list[int]:
-    """Return the steps, ascending, at which forks over the last `window` % are compared."""
+    """Return the steps, ascending, at which forks of the last `window` % of training are scored."""
     step = scale_named(scale).fork_step
     first = WINDOWS[window]
     return sorted({step(i) for i in range(first + 1, LAST + 1)} - {step(first)})
@@ -107,7 +107,7 @@ class CouplingMeasurement:
 def measure(
     params: Params, runs: dict[Cell, Run], progress: bool = True, items: Items | None = None
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Score the runs of `coupled_runs` at every compared step; without such runs, return ({}, {}).
+    """Score the runs of `coupled_runs` at each of `steps`; without such runs, return ({}, {}).
 
     - array "coupling/MEASURE/SIZE/SEED/ARM": float32[steps], NaN for an unreadable checkpoint. A
       control is scored at the steps of the longest window.
@@ -255,13 +255,13 @@ def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A fork and its control, with their scores on one measure where both have a score.
+    """A fork and its control, with their scores on one measure at the steps that have both.
 
     Attributes:
         source: "released" or "ours".
         kind: one of KINDS.
         window: the length of the fork in percent of training.
-        control, fork: float[steps].
+        control, fork: the scores, float[steps].
     """
 
     source: str
@@ -297,14 +297,15 @@ def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
 def analyse(
     params: Params, arrays: Arrays, facts: dict[str, Any], released: Tables
 ) -> tuple[Tables, dict[str, Any]]:
-    """Compute the table `coupling`, with one row per `_Pair`, and values.
+    """Compute the table `coupling`, with one row per `_Pair`, and the numbers that the page quotes.
 
     - `source`, `model`, `seed`, `kind`, `window`, `measure`: as in `_Pair`.
     - `n`: the number of step-to-step changes.
     - `r`, `low`, `high`: the correlation of the changes, with its interval.
     - `z`: Fisher's z of r.
     - `autocorrelation`: see `autocorrelation`.
-    - `shift`: mean of fork minus control, in standard deviations of the control's changes.
+    - `shift`: mean score of the fork minus that of the control, in standard deviations of the
+      control's changes.
 
     Pairs for which `correlation` is None are left out.
     """
@@ -334,7 +335,7 @@ def unit_z(
     measures: tuple[str, ...] = TESTED,
     left_out: str = UNCOUPLED,
 ) -> pd.Series:
-    """Return how tightly forks are coupled: mean Fisher's z by (model, seed).
+    """Return how tightly forks are coupled: the mean Fisher's z for each (model, seed).
 
     The arguments select rows of the table `coupling`; `left_out` is a model, or "" for none.
     """

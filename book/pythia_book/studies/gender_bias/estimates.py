@@ -53,11 +53,11 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Units:
-    """The values of one measure by unit of resampling: an item or, for WinoBias, an occupation.
+    """One measure's values for each unit of resampling, an item or, for WinoBias, an occupation.
 
     Attributes:
         values: float64[seeds, units].
-        strata: the group of each unit, resampled separately; None: one group.
+        strata: the group of each unit. Each group is resampled separately. None means one group.
     """
 
     measure: str
@@ -69,8 +69,8 @@ class Units:
 
         Args:
             change: whether the values are differences between two models.
-            exact: whether a choice (see `is_choice`) whose values are all equal gets the exact
-                binomial bound instead of a bootstrap interval without width.
+            exact: whether a measure that scores 0 or 1 (see `is_choice`) gets the exact binomial
+                bound if all values are equal, instead of a bootstrap interval without width.
         """
         if len(self.values) > 1:
             return mean_over(self.values.mean(1))

@@ -37,7 +37,7 @@ BRANCH_PERCENT = 78
 
 
 def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
-    """Return notes on what was measured, on intervals, and on the released source; "" if unused."""
+    """Return three notes, on measurement, intervals and released source; an unused note is ""."""
     seeds = result.params.seeds
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
     meaning = f"intervals: 95 %, {f'over {seeds} seeds' if seeds > 1 else ONE_RUN}"
@@ -50,7 +50,7 @@ ONE_RUN = "over items of one run"
 
 
 def _forks(ax: Axes, scale: str) -> None:
-    """Draw a vertical line where each swap begins, in percent of training."""
+    """Draw a vertical line where each swap begins; the x axis is in percent of training."""
     setting = scale_named(scale)
     for arm, index in ARMS.items():
         if index is not None:
@@ -60,7 +60,7 @@ def _forks(ax: Axes, scale: str) -> None:
 
 
 def _released(result: Result, name: str) -> pd.DataFrame | None:
-    """Return a released table with the column `percent` of training added; None if missing."""
+    """Return a released table plus a column `percent` (of training); None without the table."""
     table = result.released.get(name)
     if table is None or table.empty:
         return None
@@ -68,9 +68,9 @@ def _released(result: Result, name: str) -> pd.DataFrame | None:
 
 
 def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = False) -> None:
-    """Draw a line over training by size and arm, with a band if there are `low` and `high`.
+    """Draw one line over training for each size and arm, with a band if `table` has `low`, `high`.
 
-    `dense` means many checkpoints, so thin lines and small markers.
+    With `dense`, lines are thin and markers small, because there are many checkpoints.
     """
     for size in sizes:
         for arm in ARMS:
@@ -80,14 +80,14 @@ def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = Fa
 
 
 def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
-    """Draw all released models and arms over training; return the sizes in table order."""
+    """Draw all released models and arms over training; return the sizes in the table's order."""
     sizes = list(dict.fromkeys(table["size"]))
     _lines(ax, table, sizes, dense=True)
     return sizes
 
 
 def prior_shift(result: Result) -> Drawing:
-    """Draw the feminine share of pronouns after occupations from the first fork on, by size."""
+    """Draw the feminine share of pronouns after occupations from the first fork on, per size."""
     shares = style.rows_where(result.tables["branch"], measure="feminine_share")
     shares = shares[shares.percent >= BRANCH_PERCENT]
     sizes = result.params.size_list
@@ -106,7 +106,7 @@ def prior_shift(result: Result) -> Drawing:
 
 
 def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
-    """Return a drawing described by a text and the largest model's scores on `measure`."""
+    """Return a drawing described by `text`, then by the largest model's scores on `measure`."""
     texts = (
         f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
@@ -219,7 +219,7 @@ def _halves(ax: Axes, result: Result) -> None:
 
 
 def language_cost(result: Result) -> Drawing:
-    """Draw the swap's cost: LAMBADA accuracy (the paper's figure 6), our last words and loss."""
+    """Draw the swap's cost in LAMBADA accuracy (paper's figure 6), last words and held-out loss."""
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
     with style.canvas(result, 3, 3.0, *_notes(result, n)) as (figure, (left, middle, right)):
@@ -250,7 +250,7 @@ def language_cost(result: Result) -> Drawing:
 
 
 def occupations(result: Result) -> Drawing:
-    """Draw our largest model's share of feminine pronouns after each occupation, by arm."""
+    """Draw, for each arm, our largest model's share of feminine pronouns after each occupation."""
     size = result.values["largest"]
     table = result.tables["occupations"]
     wide = style.rows_where(table, size=size)
@@ -280,7 +280,7 @@ def occupations(result: Result) -> Drawing:
 
 
 def released_winobias(result: Result) -> Drawing:
-    """Draw the share of released WinoBias answers that match exactly, by size, suite and prompt."""
+    """Draw what share of released WinoBias answers match exactly, by size, suite and prompt."""
     table = _released(result, "winobias")
     source = _notes(result, "")[-1]
     notes = ("intervals: 95 % over items, 792 sentences per point", source)
@@ -330,7 +330,7 @@ _SIZES = ("70m", "410m", "1.4b", "6.9b")
 
 
 def crows_biases(result: Result) -> Drawing:
-    """Draw how the swap changes the released CrowS-Pairs scores: a row per bias, in points."""
+    """Draw by how many points the swap changes the released CrowS-Pairs scores for each bias."""
     table, source = _released(result, "crows_biases"), _notes(result, "")[-1]
     notes = ("large points: mean over models, 95 % Student t over models", source)
     with style.canvas(result, 1, 3.2, *notes) as (figure, (ax,)):
@@ -363,7 +363,7 @@ def crows_biases(result: Result) -> Drawing:
 
 
 def coupling(result: Result) -> Drawing:
-    """Draw how the scores of forks correlate with those of their controls, a panel per score."""
+    """Draw, for each score, the correlation of its changes in a fork and in the fork's control."""
     table = result.tables["coupling"]
     lines = list(dict.fromkeys(zip(*(table[c] for c in _LINE), strict=True)))
     notes = (
@@ -400,7 +400,7 @@ _LINE = ["source", "model", "seed", "kind", "window"]
 
 
 def _label(line: tuple[str, str, int, str, int]) -> str:
-    """Return the label of a row of the figure; `line` has the columns _LINE."""
+    """Return the label of a row of the figure; `line` has one value per column of _LINE."""
     source, model, seed, kind, window = line
     if source == "released":
         return f"released {model}, last {window} %"
@@ -411,7 +411,7 @@ def _label(line: tuple[str, str, int, str, int]) -> str:
 
 
 def results_table(result: Result) -> Table:
-    """Return all main measures at the end of training: a row per size and arm."""
+    """Return a table of all main measures at the end of training, one row per size and arm."""
     import pandas as pd
 
     labels = {

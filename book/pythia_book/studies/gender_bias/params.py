@@ -79,10 +79,10 @@ class Params(StudyParams):
 
 
 def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
-    """Map (size, seed, arm) to the configs of the controls, swaps and placebos compared.
+    """Map (size, seed, arm) to the configs of the controls, swaps and placebos to compare.
 
-    The map is empty at the scale `paper`, where released models are continued, and if every run is
-    too large to keep all of its checkpoints.
+    The map is empty at the scale `paper`, where released models are continued. It is also empty if
+    every run is too large to keep all of its checkpoints.
     """
     scale = scale_named(params.scale)
     made: dict[Cell, RunConfig] = {}

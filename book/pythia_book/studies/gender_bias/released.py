@@ -35,7 +35,7 @@ LONG, SHORT, END = 113, 133, 143
 
 
 def _source(size: str) -> str:
-    """Return the repository or folder of a released model, by PYTHIA_PAPER_MODELS."""
+    """Return the repository or folder of a released model, according to PYTHIA_PAPER_MODELS."""
     where, name = os.environ.get(MODELS) or "hub", f"pythia-{size}-deduped"
     return f"EleutherAI/{name}" if where == "hub" else str(Path(where).expanduser() / name)
 
@@ -58,7 +58,7 @@ def plans(params: Params) -> list[Plan]:
 
     Raises:
         CheckpointError: a released model is missing.
-        DataError: the training rows do not exist, or there are too few.
+        DataError: there are no training rows, or too few.
     """
     scale, all_plans = scale_named(params.scale), []
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
@@ -75,7 +75,8 @@ def check(params: Params) -> None:
     """Check that the released models and data are there, and that there is only one seed.
 
     Raises:
-        ConfigError: lists what is missing, with sizes and hours, or there are several seeds.
+        ConfigError: something is missing, or there are several seeds. The message lists what is
+            missing, with sizes and hours.
     """
     if params.seeds != 1:
         raise ConfigError(

@@ -63,8 +63,8 @@ def select(published: Published) -> Tables:
     - `crows_sizes`: `size`, `value`, `stderr`. Final CrowS-Pairs for gender, all deduplicated
       models.
     - `crows_standard`: the same for all standard models.
-    - `winobias`: `suite`, `prompt`, `side` and the columns of `crows`. Each model begins at the
-      first step with scores of a swapped arm.
+    - `winobias`: `suite`, `prompt`, `side` and the columns of `crows`. The rows of each model begin
+      at the first step with scores of a swapped arm.
     - `lambada`: `perplexity` and the columns of `crows`, over training.
     """
 
@@ -118,7 +118,7 @@ def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFr
     - the columns `by`, e.g. ("bias",), then `size`, in the order of `table`.
     - `control`, `swapped`, `change` (swapped minus control), in percent.
     - `stderr`: the standard error of the change, over items.
-    - `checkpoints`: how many were averaged.
+    - `checkpoints`: the number of checkpoints averaged.
 
     Args:
         table: fractions of 1, with the columns `size`, `arm`, `step`, `value`, `stderr`.
@@ -152,7 +152,7 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 
     - `size`, `arm`, `step`
     - `value`: the lead, a fraction of 1.
-    - `stderr`: as if the two kinds of sentences were independent.
+    - `stderr`: its standard error, as if the two kinds of sentences were independent.
 
     Args:
         suite: "v1" for the current suite, "v0" for the first suite.
@@ -173,8 +173,8 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
     """Describe exact matches of control and swap at the swap's first checkpoint, in percent.
 
-    Each model of the current suite (v1) and length of the swap has a text like "410m 2.2 to 19.3";
-    "(last 21 %)" marks the long swap.
+    The result has one text per model of the current suite (v1) and length of the swap, such as
+    "410m 2.2 to 19.3". The mark "(last 21 %)" stands for the long swap.
     """
     rows = winobias[(winobias.suite == "v1") & (winobias.prompt == prompt)]
     means = 100 * rows.groupby(["size", "arm", "step"]).value.mean()
@@ -189,9 +189,10 @@ def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
 
 
 def other_biases(table: pd.DataFrame) -> pd.DataFrame:
-    """Average the change of CrowS-Pairs over all biases except gender, weighted by pairs, by size.
+    """Average, for each size, the change of CrowS-Pairs scores over all biases except gender.
 
-    `table` is the result of `at_end` by ("bias",). The columns are `change` and `stderr`.
+    Biases are weighted by their number of pairs. `table` is from `at_end` with `by` ("bias",).
+    The result has the columns `change` and `stderr`.
     """
     others = table[table.bias != "gender"]
     pairs, size = others.bias.map(PAIRS).astype(float), others["size"]
@@ -204,9 +205,10 @@ def other_biases(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_of_models(frame: pd.DataFrame) -> Estimate | None:
-    """Return the mean of the column `change` over models, like those of `at_end`; None if empty.
+    """Return the mean of the column `change` over the models in `frame`; None without models.
 
-    The interval is that of `mean_over_pairs` or, with only one pair, over the pair's items.
+    `frame` has one row per model, e.g. from `at_end`. The interval is that of `mean_over_pairs` or,
+    with only one model, over the model's items.
     """
     if frame.empty:
         return None

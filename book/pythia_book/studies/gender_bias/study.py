@@ -45,7 +45,7 @@ At the last step, all measures are kept."""
 
 
 def check(params: Params) -> None:
-    """Raise a ConfigError that lists models and data missing for `paper`, with sizes and hours."""
+    """Raise a ConfigError that lists missing models and data for `paper`, if any are missing."""
     if scale_named(params.scale).published:
         from pythia_book.studies.gender_bias import released
 
@@ -93,9 +93,9 @@ def measure(
     Arrays:
 
     - "MEASURE/SIZE/ARM/STEP": [seeds, items]; present only if all seeds were measured.
-    - "winobias_occupation": by WinoBias sentence, the index of its occupation.
-    - "winobias_feminine": by WinoBias sentence, whether the stereotype is feminine.
-    - those of `coupling.measure`.
+    - "winobias_occupation": for each WinoBias sentence, the index of its occupation.
+    - "winobias_feminine": for each WinoBias sentence, whether the stereotype is feminine.
+    - the arrays of `coupling.measure`.
 
     Raises:
         ConfigError: see `check`.
@@ -232,10 +232,10 @@ def tables(
 
     - `levels`: `size`, `arm`, `measure`, `value`, `low`, `high`, `n`, `seeds`, for the final
       weights. `n` counts items or, for WinoBias and the feminine share, occupations.
-    - `effects`: the columns of `levels`; arm minus control, paired.
-    - `branch`: `levels` plus `step` and `percent` of training, for every measured step. A fork
-      begins with its control's values at the fork.
-    - `branch_effects`: the columns of `branch`; arm minus control, paired.
+    - `effects`: the columns of `levels`. The values are paired differences, arm minus control.
+    - `branch`: the columns of `levels`, `step` and `percent` of training, for every measured step.
+      A fork begins with its control's values at the fork.
+    - `branch_effects`: the columns of `branch`, with differences as in `effects`.
     - `occupations`: `size`, `arm`, `occupation`, `value` (feminine share), `n` (contexts).
     - `ledger`: `size`, `seed`, `arm` and the keys of `_ledger_row`.
     """
@@ -335,7 +335,7 @@ def values(
 
 
 def released_values(released: Tables) -> dict[str, str]:
-    """Return the released numbers that the page quotes, as text, by name; else "not available".
+    """Return the released numbers that the page quotes, by name, each as text or "not available".
 
     - `first_stand_for`, `first_refers_to`: see `released_numbers.first_swapped`.
     - `crows_rise_70m`: how many points the swapped 70M model is above its control on CrowS-Pairs

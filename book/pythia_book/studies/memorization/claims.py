@@ -39,24 +39,24 @@ if TYPE_CHECKING:
 
 NO_BOUND = "the source gives no bound; its own numbers are shown"
 THEIRS = "the source's own numbers, no replication"
-"""Note on tests of the released numbers of Biderman et al. 2023b."""
+"""The note on tests that use the numbers released by Biderman et al. 2023b."""
 NO_PLACES = (
     "the released tables count memorized sequences without giving their position in training"
 )
 PLANTED = "nearly all are planted copies"
 CORRELATION = "recall, where the sentence is about correlation"
 TREND = 5.0
-"""A smaller change of the rate counts as no trend, in % of the mean rate per 10 % of training.
-Over all of training, such a change is less than half of the mean rate."""
+"""The smallest change of the rate of memorized rows that counts as a trend, in % of the mean rate
+per 10 % of training. Over all of training, a smaller change is less than half of the mean rate."""
 DISPERSION = 0.2
-"""A variance of counts per window counts as binomial if it differs from the binomial variance by
-less than this fraction."""
+"""The variance of the counts per window is taken as binomial if it differs from the binomial
+variance by less than this fraction of the binomial variance."""
 CHECKPOINT_PRECISION, SMALLER_PRECISION = 91.0, 88.4
-"""The lowest precisions, in percent, that Biderman et al. 2023b call high: of checkpoints (Table
-2) and of smaller models (Figure 2). Our precision is high if it is above."""
+"""The lowest precision, in percent, that Biderman et al. 2023b call high: first for checkpoints
+(Table 2), then for smaller models (Figure 2). Our precision is high if it is above the bound."""
 SMALLER_RECALL = 55.4
 """The recall, in percent, of 1.4B as a predictor of what 12B has memorized. Biderman et al. 2023b
-call it low. Our recall is low if it is below."""
+call this recall low. Our recall is low if it is below this bound."""
 TENTH = ("70m", "160m", "410m", "1b", "1.4b")
 """The models at least an order of magnitude smaller than 12B."""
 EARLY_RECALL = {
@@ -71,13 +71,14 @@ EARLY_RECALL = {
         "model's cost",
     ),
 }
-"""Maps each of EARLY to a recall, in percent, and to the words with which the source calls it low.
-Table 2 has two models; the recall is the higher one. Our recall is low if it is below."""
+"""Maps each checkpoint in EARLY to a recall, in percent, and to the words with which the source
+calls this recall low. The recall is the higher one of the two models in Table 2. Our recall is low
+if it is below this bound."""
 FEWEST_SIZES = 3
-"""Sizes that a trend over sizes needs."""
+"""The smallest number of sizes for which a trend over sizes is tested."""
 FEWEST_TEXTS = 10
-"""Number of independent texts that a verdict on precision or recall needs. With fewer, the result
-mostly shows how many texts were planted at each level of repetition."""
+"""Number of independent texts that a verdict on precision or recall needs. With fewer texts, the
+result mostly shows how many texts were planted at each level of repetition."""
 
 PYTHIA = "section 3.2, Figure 3"
 PREDICTION = "Biderman et al. 2023b, section 4 and Table 2"
@@ -234,7 +235,7 @@ def _repetition(extracted: Extracted, exposures: pd.DataFrame) -> Test:
 
 
 def _size_trend(by_size: dict[str, float], nothing: str = "", note: str = "") -> Test:
-    """Test that a measure in percent rises with size, in points per doubled nominal size."""
+    """Test that a measure in percent rises with model size. The slope is per doubling of size."""
     unit, n = "points per doubling of the nominal size", len(by_size)
     if nothing:
         return untestable(nothing)
@@ -345,8 +346,8 @@ def _predictions(
 def _fewest_readings(extracted: Extracted, step: int) -> int:
     """Return the smallest number of readings after which the largest model has memorized a row.
 
-    The rows are those memorized at `step`, with readings until `step`, and those memorized at the
-    end, with all readings. Return 0 if there are none.
+    For a row memorized at `step`, readings up to `step` count. For a row memorized at the end, all
+    readings count. Return 0 if no row was memorized.
     """
     size, n = extracted.params.size_list[-1], extracted.n_first
     readings = [np.zeros(0, int)]
@@ -361,7 +362,7 @@ def _fewest_readings(extracted: Extracted, step: int) -> int:
 
 
 def _few_readings(extracted: Extracted, step: int) -> str:
-    """Note that by `step` no text has been read often enough to be memorized; else return ""."""
+    """Return a note if by `step` no text has been read often enough to be memorized; else ""."""
     most = int(extracted.measured.arrays[f"read/{step}"].max())
     fewest = _fewest_readings(extracted, step)
     if most >= fewest:
@@ -375,9 +376,9 @@ def _few_readings(extracted: Extracted, step: int) -> str:
 def _too_few_readings(
     extracted: Extracted, ours: Prediction | None, step: int, percent: int, bound: float
 ) -> str:
-    """Say that by `step` too few texts have been read often enough for a recall above `bound` %.
+    """Say that too few texts have been read often enough by `step` for a recall above `bound` %.
 
-    Return "" if such a recall is possible, or if recall cannot be computed.
+    Return "" if a recall above `bound` is possible, or if recall cannot be computed.
     """
     if ours is None or not ours.truth.any():
         return ""
@@ -410,7 +411,7 @@ def _share(
     Args:
         test: `rises` for above, `falls` for below.
         bound: in percent, what the source calls a high precision or a low recall.
-        first: names the rows of the prediction, e.g. "the first 5,000 rows".
+        first: says which rows are predicted, e.g. "the first 5,000 rows".
         nothing: why the claim is untestable if there are no texts to count.
         design: why the result is certain by design, so that there is no test; else "".
     """
@@ -431,7 +432,7 @@ def _share(
 
 
 def _over_models(rows: pd.DataFrame, measure: str) -> Test:
-    """Show precision or recall by released model, and its mean, without a verdict."""
+    """Return the precision or recall of each released model, and the mean, without a verdict."""
     rows = rows.dropna(subset=[measure])
     if rows.empty:
         return untestable(NOT_MEASURED, unit="%")

@@ -24,7 +24,7 @@ FEW = "too few memorized rows"
 
 
 def shares(result: Result) -> Drawing:
-    """Draw the share of rows memorized, at the end by size and text, and over training."""
+    """Draw the share of memorized rows: at the end by size and training text, and over training."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
@@ -64,7 +64,7 @@ def exposures(result: Result) -> Drawing:
 def order(result: Result) -> Drawing:
     """Draw the paper's Q-Q plot with a 95 % band, and the share of rows memorized over training.
 
-    Each is shown for all rows and for rows whose continuation was read only once.
+    Both plots are shown for all rows and for rows whose continuation was read only once.
     """
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window
@@ -102,7 +102,7 @@ def order(result: Result) -> Drawing:
 
 
 def power(result: Result) -> Drawing:
-    """Draw the power of the test for each effect of order, by the number of memorized rows."""
+    """Draw the power to detect each effect of order, against the number of memorized rows."""
     table, values = result.tables["power"], result.values
     colours = (BLUE, ORANGE, GREEN, style.MUTED)
     note = f"{number_text(values['once_standard'])} rows read once; bands: 95 % intervals"
@@ -156,7 +156,7 @@ def prediction(result: Result) -> Drawing:
 
 
 def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
-    """Draw precision and recall of predictors, one row of `prediction` each, at the places `x`."""
+    """Draw the precision and recall of each row of the table `prediction`, at the x values `x`."""
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
@@ -167,13 +167,13 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
 
 
 def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, colour: str = "") -> None:
-    """Draw precision and recall of released predictors, one row each, at the places `x`."""
+    """Draw the precision and recall of each row of the table `released`, at the x values `x`."""
     for name, own, mark in MEASURES:
         ax.plot(x, 100 * rows[name], color=colour or own, marker=mark, markersize=3, linewidth=1)
 
 
 def released(result: Result) -> Drawing:
-    """Draw the released shares by size, both kinds of prediction, and recall by compute."""
+    """Draw how much released models memorize, and how well their memorization is predicted."""
     table = result.tables["released"]
     note = "of the first 23,552,000 sequences; one run per size, so there is no interval"
     with style.canvas(result, 4, 3.0, note) as (figure, axes):

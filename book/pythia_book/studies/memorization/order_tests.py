@@ -65,7 +65,7 @@ class Design:
 
     @property
     def test_columns(self) -> tuple[tuple[str, int], ...]:
-        """Test and window size of each column of `statistics`; size 0 for tests without windows."""
+        """The (test, window size) of each column of `statistics`; size 0 means no windows."""
         dispersion = tuple(("dispersion", w) for w in self.testable_windows)
         return (("trend", 0), *dispersion, ("positions", 0), ("gaps", 0))
 
@@ -92,7 +92,7 @@ def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.n
 
 
 def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Draw the eligible rows with the smallest random keys (float[k, n]), int64[draws, events]."""
+    """Return ranks of the rows with the smallest random keys, float[k, n]; int64[draws, events]."""
     ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
     for start in range(0, draws, step):
@@ -124,7 +124,7 @@ def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
     """Estimate how the rate of events changes over training, float64[draws].
 
     The result is the slope b of a rate proportional to 1 + b * (position - mean position), with
-    positions from 0 to 1, by Laplace's score divided by its information at b = 0.
+    positions from 0 to 1. The estimate is Laplace's score divided by its information at b = 0.
     """
     centred = design.position - design.position.mean()
     return centred[ranks].mean(1) / (centred**2).mean()
@@ -133,8 +133,8 @@ def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
 def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
     """Measure how unevenly events are spread over windows, float64[draws].
 
-    The result is Pearson's chi-square of the counts per window by degree of freedom. Its mean is 1
-    for binomial counts; clusters of events make it larger.
+    The result is Pearson's chi-square of the counts per window, divided by its degrees of freedom.
+    The mean of the result is 1 for binomial counts. Clusters of events make the result larger.
     """
     _, sizes = design.window_of(window)
     used = sizes > 0
@@ -144,7 +144,7 @@ def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
 
 
 def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Return the Kolmogorov-Smirnov distance of `ranks` from uniform, float64[draws]."""
+    """Return the Kolmogorov-Smirnov distance of `ranks` from uniform ranks, float64[draws]."""
     m, n = ranks.shape[1], design.n
     i = np.arange(m)
     above = np.abs((i + 1) / m - (ranks + 1) / n)
@@ -153,7 +153,7 @@ def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Return the Kolmogorov-Smirnov distance of gaps from geometric, float64[draws]."""
+    """Return the Kolmogorov-Smirnov distance of gaps from geometric gaps, float64[draws]."""
     m = ranks.shape[1]
     gaps = np.sort(np.diff(ranks, prepend=-1, axis=1), axis=1)
     miss = 1 - design.events / design.n
@@ -314,7 +314,8 @@ BATCH = 0
 def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) -> Draw:
     """Return a Draw in which some rows are more likely than others to be events.
 
-    `weights` returns relative rates, float[draws, n], or float[1, n] if equal in all draws.
+    `weights` returns the relative rate of each row, float[draws, n], or float[1, n] if the rates
+    are the same in all draws.
     """
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -327,7 +328,7 @@ def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) 
 
 
 def linear_trend(total: float) -> Draw:
-    """Return a Draw in which the rate rises linearly over training, by `total` times the mean."""
+    """Return a Draw in which the rate rises linearly over training by `total` times its mean."""
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
         """Return the relative rate of each eligible row, float[1, n]."""
@@ -379,7 +380,7 @@ ALTERNATIVES: dict[str, tuple[str, Draw]] = {
     "rates of batches vary by 30 %": ("dispersion", batch_rates(0.3)),
     "20 % of events in adjacent pairs": ("gaps", clusters(0.2, 2, 2)),
 }
-"""Maps a way in which order could matter to (the test that looks for it, a Draw with it)."""
+"""Maps an effect of order to the test that looks for this effect and a Draw with this effect."""
 
 
 def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
@@ -389,6 +390,6 @@ def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) ->
 
 
 def textbook_rejections(design: Design, window: int, draws: int) -> dict[str, int]:
-    """Count in how many of `draws` runs each textbook test rejects a true null at 5 %, by test."""
+    """Count for each textbook test in how many of `draws` runs it rejects a true null at 5 %."""
     p = textbook_p(design, random_subsets(design, draws, np.random.default_rng(1)), window)
     return {name: int((values <= 0.05).sum()) for name, values in p.items()}

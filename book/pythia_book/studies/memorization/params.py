@@ -22,8 +22,8 @@ CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
 DEDUPLICATED_AT = (63, 103, 143)
 """Evenly spaced checkpoints to measure on the deduplicated text."""
 EARLY = (23, 63)
-"""Evenly spaced checkpoints that predict what the last one has memorized. They lie at 16 % and 44 %
-of training, like the first and the third checkpoint of Biderman et al. 2023b."""
+"""Evenly spaced checkpoints that predict what the last checkpoint has memorized. They are at 16 %
+and 44 % of training, like the first and the third checkpoint of Biderman et al. 2023b."""
 WINDOWS = (32, 64, 128, 512)
 """Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
 
@@ -35,7 +35,7 @@ class Params(StudyParams):
     context: int = 32
     continuation: int = 32
     window: int = 128
-    """Rows per window in the Q-Q plot (in the paper 512, of 146 million rows)."""
+    """Rows per window in the Q-Q plot. The paper uses 512 rows, of 146 million in all."""
     simulations: int = 2000
     seed: int = 1234
     bootstrap: int = 2000
@@ -56,7 +56,7 @@ class Params(StudyParams):
             )
 
     def steps(self, arm: str) -> list[int]:
-        """Return the steps at which the arm is measured, ascending."""
+        """Return the steps at which models of an arm (a training text) are measured, ascending."""
         scale = scale_named(self.scale)
         indices = CHECKPOINTS if arm == "standard" else DEDUPLICATED_AT
         return sorted({scale.fork_step(i) for i in indices} - {0})
@@ -78,7 +78,7 @@ class Params(StudyParams):
 
     @property
     def tenth(self) -> str:
-        """The smaller size nearest to a tenth of the largest in parameters, or the only size."""
+        """The smaller size that is nearest to a tenth of the largest size, or the only size."""
         largest = nominal_parameters(self.size_list[-1])
         smaller = self.size_list[:-1] or self.size_list
         return min(smaller, key=lambda s: abs(math.log(10 * nominal_parameters(s) / largest)))

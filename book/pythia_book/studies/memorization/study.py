@@ -50,13 +50,13 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     Arrays with one entry per row, in training order:
 
-    - memorized/SIZE/ARM/STEP: whether the row is memorized; only rows read by that step.
+    - memorized/SIZE/ARM/STEP: whether the row is memorized; only for rows read by STEP.
     - times/ARM: how often the continuation occurs in the whole run.
     - beginnings/ARM: how often context and continuation together occur.
     - text/ARM: an index that rows with the same continuation share.
     - planted/ARM: the index of the planted text that contains the continuation, or -1.
-    - read/STEP: how often a run on the standard text had read the continuation; only steps of
-      params.EARLY, and rows read by the first checkpoint.
+    - read/STEP: how often a run on the standard text had read the continuation; only for steps
+      of params.EARLY, and only for rows read by the first checkpoint.
 
     The array "copies" has the number of occurrences of each planted text in the corpus.
 
@@ -66,7 +66,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - gaps: the number of unmeasured checkpoints.
     - generated: how many results were checked by actual generation.
     - disagreements: how many of the checked results were wrong.
-    - power, levels: the rows of these tables.
+    - power, levels: the rows of the tables `power` and `levels`.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.memorization.planted import planted_ids
@@ -124,7 +124,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def released(published: Published) -> Tables:
-    """Return the table `memorization`: the released confusion tables (`published.tables`)."""
+    """Return the table `memorization` of released confusion counts (see `published.tables`)."""
     return {"memorization": published.memorization}
 
 
@@ -184,11 +184,11 @@ def values(
 
 
 def _planted(extracted: Extracted) -> dict[str, Any]:
-    """Count the planted texts behind the standard text's rows that the largest model memorized.
+    """Count the planted texts that the largest model on the standard text has memorized.
 
-    - `planted_rows`: memorized rows that continue a planted text.
-    - `planted_texts`: the different planted texts among them.
-    - `planted_copies`: these texts by number of copies, e.g. "3 planted 128 times".
+    - `planted_rows`: the number of memorized rows whose continuation is in a planted text.
+    - `planted_texts`: the number of different planted texts in these rows.
+    - `planted_copies`: how often these texts were planted, e.g. "3 planted 128 times".
     """
     memorized = extracted.memorized(extracted.params.size_list[-1], "standard")
     if memorized is None:
@@ -205,12 +205,13 @@ def _planted(extracted: Extracted) -> dict[str, Any]:
 
 
 def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
-    """Count an arm's rows that were read once, and those that the largest model has memorized.
+    """Count an arm's rows that were read once, and how many of these the largest model memorized.
 
-    A beginning is context and continuation. Each name ends in the arm, e.g. once_standard.
+    A beginning is a context with its continuation. Each name ends in the arm, e.g. once_standard.
 
     - once: rows whose continuation was read once.
-    - once_memorized, once_percent: memorized rows in `once`, and their percentage with an interval.
+    - once_memorized, once_percent: number and percentage of memorized rows in `once`; the
+      percentage has an interval.
     - beginning_once: rows whose beginning was read once.
     - beginning_once_memorized: memorized rows in `beginning_once`.
     - beginning_once_read_more: rows in `beginning_once_memorized` whose continuation was read more

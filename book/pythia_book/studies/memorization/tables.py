@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
 """The smallest and the largest repetition count of each bin."""
 RATE_BINS = 20
-"""Equal parts into which training is divided."""
+"""The number of equal parts into which training is divided."""
 RATES = (0.01, 0.05, 0.2)
 """Event rates at which the level of every test is reported."""
 POWER_EVENTS = (30, 100, 300, 1000)
@@ -66,7 +66,7 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Facts about each training row of a run, in training order, the same for all sizes."""
+    """Facts about the training rows of a run, in training order; all sizes read the same rows."""
 
     times: np.ndarray
     """int[n]: how often the continuation was read in the whole run."""
@@ -75,11 +75,11 @@ class Rows:
     beginnings: np.ndarray
     """int[n]: how often context and continuation together were read."""
     planted: np.ndarray
-    """int[n]: the planted text that the continuation lies in; -1: in none."""
+    """int[n]: the index of the planted text that contains the continuation, or -1."""
 
     @property
     def unit(self) -> np.ndarray:
-        """int[n]: a number shared by rows of one planted text or, outside, of one continuation."""
+        """int[n]: the unit of each row (see the module); rows of one unit share a number."""
         first = int(self.text.max(initial=-1)) + 1
         return np.where(self.planted < 0, self.text, first + self.planted.astype(int))
 
@@ -94,7 +94,7 @@ class Extracted:
     params: Params
     measured: Measurements
     rows: dict[str, Rows]
-    """Maps an arm to the rows of its runs."""
+    """Maps an arm (a training text) to the rows of its runs."""
 
     @classmethod
     def of(cls, params: Params, measured: Measurements) -> Extracted:
@@ -115,7 +115,7 @@ class Extracted:
 
     @property
     def n_first(self) -> int:
-        """The number of rows that the earliest checkpoint had read; only they are predicted."""
+        """The number of rows that the earliest checkpoint had read; predictions use only these."""
         return self.params.steps("standard")[0] * self.measured.facts["batch_size"]
 
 
@@ -126,9 +126,10 @@ def numbered(group: np.ndarray) -> np.ndarray:
 
 
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum `columns`, float[n, k], over all rows (float[k]) and resampled texts (float[draws, k]).
+    """Sum `columns`, float[n, k], over all rows, float[k], and over resamples, float[draws, k].
 
-    Texts with equal sums are drawn together, which saves time without changing the distribution.
+    Whole texts are resampled; `text` has the text of each row. Texts with equal sums are drawn
+    together, which saves time without changing the distribution.
     """
     _, text = np.unique(text, return_inverse=True)
     n_texts = int(text.max()) + 1 if len(text) else 0
@@ -172,7 +173,7 @@ def share_over_units(part: np.ndarray, whole: np.ndarray, unit: np.ndarray) -> E
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
     `part` and `whole` are bool[n]. The interval is that of `over_units` for the logit of the share.
-    For a share of 0 or 1, it is the exact binomial interval with units as trials.
+    For a share of 0 or 1, the interval is the exact binomial interval with units as trials.
     """
     n, k = int(whole.sum()), int((part & whole).sum())
     if not n:
@@ -197,8 +198,9 @@ def _share(logit: float) -> float:
 def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
     """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
-    `part` and `whole` are bool[n]. The interval resamples units, the rows with the same number in
-    `text`. For a share of 0 or 1, it is the exact binomial interval with units as trials.
+    `part` and `whole` are bool[n]. The interval comes from resampling units. All rows with the
+    same number in `text` are one unit. For a share of 0 or 1, the interval is the exact binomial
+    interval with units as trials.
     """
     part = part & whole
     n = int(whole.sum())
@@ -251,7 +253,7 @@ def shares(extracted: Extracted) -> Lines:
 
 
 def by_exposure(extracted: Extracted) -> Lines:
-    """Return the table `exposures`: the share memorized, by final model and bin of readings."""
+    """Return the table `exposures`: the share of rows that final models memorized, by bin."""
     params, lines = extracted.params, []
     for size in params.size_list:
         for arm in DATA_ARMS:
@@ -319,9 +321,9 @@ def order(extracted: Extracted) -> dict[str, Lines]:
 def order_test_rows(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """Return one line of the table `tests` per test of order_tests on the eligible rows.
+    """Return the lines of the table `tests`: one for each test of order_tests on the eligible rows.
 
-    With too few rows memorized or not memorized, return a single line that says so.
+    If too few rows are memorized, or too few are not, return a single line that says so.
     """
     design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
     counts = {"rows": design.n, "events": design.events}
@@ -415,8 +417,8 @@ def qq_table(
     """Return the points of the paper's Q-Q plot, with a 95 % band; [] if nothing can be tested.
 
     - `window`: rows per window.
-    - `windows`: how many are at this point.
-    - the keys of `order_tests.poisson_qq`.
+    - `windows`: the number of windows at this point.
+    - `theoretical`, `observed`, `low`, `high`: see `order_tests.poisson_qq`.
     """
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
     if not (design.testable and design.testable_windows):
@@ -446,7 +448,7 @@ class Prediction:
     truth: np.ndarray
     """bool[texts]: memorized by the largest model at the end."""
     planted: np.ndarray
-    """int[texts]: the planted text that the continuation lies in; -1: in none."""
+    """int[texts]: the index of the planted text that contains the continuation, or -1."""
 
     @classmethod
     def of(cls, predicted: np.ndarray, truth: np.ndarray, rows: Rows) -> Prediction:
@@ -484,7 +486,7 @@ class Prediction:
 
 
 def predicted_by(extracted: Extracted, size: str, step: int) -> Prediction | None:
-    """Predict that the largest model ends with the texts memorized by `size` at `step`.
+    """Predict that the largest model finally memorizes what `size` has memorized at `step`.
 
     As in Biderman et al. 2023b, only rows that the earliest checkpoint had read are used. Return
     None if either model was not measured.
@@ -546,7 +548,7 @@ NAMES = {
 
 
 def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
-    """Return how well memorization by released models is predicted; no rows without `confusion`.
+    """Return the table `released`: how well memorization is predicted; no rows without `confusion`.
 
     - `experiment`: "earlier checkpoint" (a model predicts its own last checkpoint) or "smaller
       model" (a model predicts the 12B model at the same step).
@@ -555,7 +557,7 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
     - `precision`, `recall`, `gap` (precision minus recall): fractions of 1, NaN if a checkpoint
       predicts itself.
     - `share`: the percentage of sequences that the predictor memorizes.
-    - `truth`: the percentage that the predicted model memorizes.
+    - `truth`: the percentage of sequences that the predicted model memorizes.
     """
     import pandas as pd
 
@@ -581,8 +583,8 @@ def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
     """Compare early 12B checkpoints and smaller models as predictors of 12B, at equal compute.
 
     `recall_12b_at_P` and `recall_small_at_P` are in percent, for the checkpoint at P percent. The
-    recall of smaller models is interpolated linearly in log compute; checkpoints outside their
-    range are left out.
+    recall of smaller models is interpolated linearly in log compute. Checkpoints with more or less
+    compute than all smaller models are left out.
     """
     early = table[(table.experiment == "earlier checkpoint") & (table.model == MODELS[-1])]
     small = table[(table.experiment == "smaller model") & (table.step == OFFICIAL_STEPS)]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
-"""The evenly spaced checkpoint, of 143, at an eighth of training."""
+"""Index of the evenly spaced checkpoint, out of 143, at an eighth of training."""
 INDUCTION_TOKENS = 2.5e9
 """Olsson et al. 2022 (Argument 1) saw induction heads form after this many tokens. In shorter
 training, the absence of such heads would say nothing."""
@@ -190,8 +190,8 @@ def values(params: Params, models: Models, measured: Measurements) -> dict[str, 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:
     """Return the step of a milestone with its interval, or the text "not reached".
 
-    `indices` are positions in `steps`, one for each resample. An end of the interval that is not
-    reached is None.
+    `indices` are positions in `steps`, one for each resample. An end of the interval is None if
+    it means "not reached".
     """
     value, low, high = (steps[i] for i in interval_of(indices))
     return "not reached" if value is None else {"value": value, "low": low, "high": high}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NOTHING = "no checkpoint\ncould be measured"
 MARKS = {1: "o", 2: "s", 3: "^"}
 LENS_PANELS = 3
-"""Layers are drawn for this many sizes, the largest ones."""
+"""Number of sizes, counted from the largest, whose layers are drawn."""
 
 
 def distances(result: Result) -> Drawing:
@@ -44,7 +44,7 @@ def distances(result: Result) -> Drawing:
 
 
 def losses(result: Result) -> Drawing:
-    """Draw held-out losses, and when models are nearest to n-grams and when they beat n-grams."""
+    """Draw held-out losses, and when models are nearest to n-grams and first have a lower loss."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     with style.canvas(result, 2, 3.0, _rows_note(result)) as (figure, (loss, steps)):
@@ -128,7 +128,7 @@ def lens(result: Result) -> Drawing:
 
 
 def ngrams_table(result: Result) -> Table:
-    """Return the table of n-grams: losses, and when the largest model is nearest or better."""
+    """Return the table of n-grams: the loss of each order, and the largest model's milestones."""
     import pandas as pd
 
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]

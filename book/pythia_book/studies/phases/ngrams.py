@@ -28,11 +28,11 @@ class Ngrams:
 
     vocab_size: int
     unigrams: np.ndarray
-    """int64[V]"""
+    """int64[V]: how often each token occurs."""
     keys: tuple[np.ndarray, np.ndarray]
     """For orders 2 and 3: the n-grams that occur, as numbers in base V, ascending."""
     counts: tuple[np.ndarray, np.ndarray]
-    """How often each of these n-grams occurs."""
+    """How often each n-gram in `keys` occurs."""
     strengths: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
@@ -61,7 +61,7 @@ class Ngrams:
         return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
 
     def tuned(self, rows: np.ndarray) -> Ngrams:
-        """Return a copy with the strengths that predict `rows`, int[n, S+1], best."""
+        """Return a copy with the back-off strengths that best predict `rows`, int[n, S+1]."""
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, np.arange(1, rows.shape[1] - 1))
         best = self

@@ -22,7 +22,7 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
     steps: str = "all"
-    """Checkpoints to measure: "all", or a comma-separated list of steps, "first" and "last"."""
+    """Checkpoints to measure: "all", or a comma-separated list of steps, e.g. "first,512,last"."""
     source: str = ""
     """Released models to measure at the scale `paper`: comma-separated repositories or folders."""
     data: str = ""

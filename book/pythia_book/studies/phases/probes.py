@@ -37,7 +37,7 @@ N_ROWS = 24
 N_POSITIONS = 48
 """Number of positions in each row at which predictions are compared."""
 LENS_EVERY = 4
-"""The logit lens uses every fourth of these positions."""
+"""The logit lens uses one of every LENS_EVERY positions at which predictions are compared."""
 N_SEQUENCES = 12
 LONGEST_COPY = 64
 """Largest length, in tokens, of the N_SEQUENCES random sequences."""
@@ -55,15 +55,15 @@ class Probe:
     positions: np.ndarray
     """int64[p]: positions in a row; the target of each is the next token."""
     expected: Tensor
-    """float32[orders, n, p, V]: n-gram predictions at these positions."""
+    """float32[orders, n, p, V]: n-gram predictions of the token after each of `positions`."""
     entropy: Tensor
-    """float64[orders, n, p]: entropy of these predictions."""
+    """float64[orders, n, p]: entropy of the predictions in `expected`."""
     ngram_loss: np.ndarray
     """float64[orders, n]: loss of the n-grams, in nats per token."""
     copies: np.ndarray
-    """int64[sequences, 2 L]: a random sequence, twice."""
+    """int64[sequences, 2 L]: each random sequence, twice."""
     shuffled: np.ndarray
-    """int64[sequences, 2 L]: copies with the tokens of the first half in another order."""
+    """int64[sequences, 2 L]: `copies` with the tokens of the first half in another order."""
 
     @classmethod
     def of(cls, ngrams: Ngrams, rows: np.ndarray, positions: np.ndarray, copies: np.ndarray,

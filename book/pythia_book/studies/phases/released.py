@@ -56,7 +56,7 @@ class ReleasedText:
     path: Path
     fingerprint: str
     n_read: int
-    """Number of rows at the start on which n-grams are counted; the other rows are held out."""
+    """Number of rows, from the start, on which n-grams are counted; the others are held out."""
     seq_len: int
     eod_id: int
 
@@ -74,8 +74,8 @@ class ReleasedText:
 def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> ReleasedText:
     """Copy released rows to a file in the cache folder, and return them as a text.
 
-    Training rows are those of the first `batches` updates. Held-out rows are from the last update
-    of the scale.
+    Training rows are those of the first `batches` updates. Held-out rows are those of the last
+    update at this scale.
 
     Args:
         data: a name in RELEASED, a folder that has at least the needed shards, or a `.bin` file.

@@ -26,10 +26,10 @@ TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 KL = {order: f"kl_{order}" for order in ORDERS}
 MEASURES = ("loss", *KL.values(), "gain", "order_gain", "prefix", "lens_first", "lens_last",
             "lens_gap")  # fmt: skip
-"""What `Curves` has for every checkpoint, one value per row or per sequence.
+"""The measures in `Curves`. A measure has one value per checkpoint and held-out row or sequence.
 
 `kl_<order>`: KL of the n-grams of an order.
-`gain`: loss on a sequence the first time minus the second time.
+`gain`: loss on the first reading of a sequence minus loss on the second reading.
 `order_gain`: loss on a sequence after a shuffled copy minus loss after an exact copy.
 `prefix`: prefix matching of the best head.
 `lens_first`, `lens_last`: KL of the logit lens before the first and before the last block.
@@ -108,14 +108,15 @@ def best_head(prefix: np.ndarray) -> np.ndarray:
 
 
 def first_below(means: np.ndarray) -> np.ndarray:
-    """Return the index of the first checkpoint below 0, or the number of checkpoints, int[m]."""
+    """Return the index of the first mean below 0, or the number of checkpoints if none, int[m]."""
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
 
 
 def resampled(values: np.ndarray, draws: int) -> np.ndarray:
-    """Return means over rows, of the original rows and of resamples, float[1 + draws, checkpoints].
+    """Return the mean over rows at each checkpoint, float[1 + draws, checkpoints].
 
-    All checkpoints and measures use the same resamples. `values` are float[checkpoints, n].
+    The first mean is over the original rows, the others are over resamples. All checkpoints and
+    measures use the same resamples. `values` are float[checkpoints, n].
     """
     n = values.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
@@ -125,7 +126,7 @@ def resampled(values: np.ndarray, draws: int) -> np.ndarray:
 def interval_of(indices: np.ndarray) -> tuple[int, int, int]:
     """Return the index of a milestone's checkpoint, and the ends of its 95 % interval.
 
-    `indices` are int[1 + draws], on the original rows, then on each resample.
+    `indices`, int[1 + draws], has the index on the original rows, then the index on each resample.
     """
     low, high = np.quantile(indices[1:], TAILS, method="inverted_cdf")
     return int(indices[0]), int(low), int(high)

@@ -92,16 +92,16 @@ def claims(arms: Arms) -> list[Claim]:
 
 
 def _tested_at(arms: Arms) -> str:
-    """Say how large our largest model is, how much it reads, and how large the source's are."""
+    """Say how large our largest model is and how much it reads, next to the source's models."""
     count = arms.measured.facts["parameters"][arms.params.size_list[-1]]["all"]
     tokens = tokens_read(arms) / 1e6
     return f"tested at {count:,} parameters and {tokens:.1f} million tokens, while {THEIRS}"
 
 
 def _law(arms: Arms, units: str) -> Test:
-    """Return an untestable test of the law's predictions, with the measured worth of four epochs.
+    """Return the measured worth of four epochs, as a test of the law without a verdict.
 
-    The law was fitted to models of other sizes than ours.
+    The law is untestable here, because it was fitted to models of other sizes than ours.
     """
     size = arms.params.size_list[-1]
     counts, fresh = arms.measured.facts["parameters"][size], arms.loss(size, 1)
@@ -120,7 +120,7 @@ def _law(arms: Arms, units: str) -> Test:
 
 
 def _memorized(arms: Arms, units: str) -> Test:
-    """Test whether the arm with the most epochs memorizes more rows than the fresh arm does."""
+    """Test whether the arm with the most epochs has memorized more rows than the fresh arm."""
     most = arms.params.epoch_list[-1]
     e = arms.memorized_change(most)
     if e is None:

@@ -23,7 +23,7 @@ NOTHING = "no last checkpoint\ncould be measured"
 
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
-    """Return the colour of a run by its number of epochs: the fewer of `passes`, the darker."""
+    """Return the colour for a number of epochs in `passes`; the fewer epochs, the darker."""
     return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
 
 
@@ -74,7 +74,7 @@ def cost_and_worth(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Draw held-out loss over training at the largest size, also in percent above fresh data."""
+    """Draw the largest size's held-out loss over training, and its percentage above fresh data."""
     params, size = result.params, result.params.size_list[-1]
     with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
         for ax, name in ((levels, "levels"), (above, "effects")):
@@ -99,7 +99,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def read_rows(result: Result) -> Drawing:
-    """Draw final loss on held-out rows and on rows that every run has read, and memorization."""
+    """Draw final loss on held-out rows and on rows that all arms read, and memorized rows."""
     params, memorized = result.params, result.tables["memorized"]
     heldout, read = _last(result, "levels"), result.tables["read"]
     n = int(memorized.n.max()) if len(memorized) else 0
@@ -166,7 +166,7 @@ def arms_table(result: Result) -> Table:
 
 
 def _last(result: Result, table: str) -> pd.DataFrame:
-    """Return those rows of a table of the result that are about the last step."""
+    """Return those rows of the result's table `table` that are about the last step."""
     return style.rows_where(result.tables[table], step=result.params.n_steps)
 
 

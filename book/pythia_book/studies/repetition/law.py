@@ -19,7 +19,7 @@ EXPONENT = 0.3526596
 """The value of alpha and of beta."""
 R_DATA, R_PARAMETERS = 15.387756, 5.309743
 """The constants R*_D, for tokens, and R*_N, for parameters. After R*_D repetitions of the data, one
-more is worth 1/e of as many fresh tokens."""
+more repetition is worth 1/e of as many fresh tokens."""
 FITTED = "models of 7 million to 9 billion parameters"
 
 
@@ -37,7 +37,7 @@ def data_share(epochs: float, constant: float = R_DATA) -> float:
 
 
 def warranted(unique_tokens: float) -> float:
-    """Return the number of parameters that is optimal, by the law, for tokens read once."""
+    """Return the number of parameters that the law calls optimal for `unique_tokens`, read once."""
     g = (A / B) ** (1 / (2 * EXPONENT))
     return unique_tokens * g * g
 
@@ -54,7 +54,7 @@ def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
 
 
 def excess(parameters: float, tokens: float, epochs: float) -> float:
-    """Return by how many percent the law's loss is higher than with `tokens` different tokens."""
+    """Return by how many percent the law's loss is higher than for equally many fresh tokens."""
     return 100 * (loss(parameters, tokens, tokens / epochs) / loss(parameters, tokens, tokens) - 1)
 
 

@@ -60,7 +60,7 @@ class Params(StudyParams):
 
     @property
     def epoch_list(self) -> tuple[int, ...]:
-        """The epochs of each arm, ascending. The first arm has one epoch: it reads no row twice.
+        """The numbers of epochs of the arms, ascending. The first is 1: its arm reads no row twice.
 
         Raises:
             ConfigError: `epochs` does not list 1 and a larger number, or a number is above
@@ -81,17 +81,17 @@ class Params(StudyParams):
         return self.steps or DEFAULTS.get(self.scale, ("", scale.steps))[1]
 
     def rows(self, epochs: int = 1) -> int:
-        """Return how many different rows a run reads if it passes over them `epochs` times."""
+        """Return the number of different rows that an arm of `epochs` epochs reads."""
         return self.n_steps * scale_named(self.scale).batch_size // epochs
 
 
 def repetition_configs(
     params: Params,
 ) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
-    """Return the configs of the arms and of the single-pass runs, each by (size, epochs).
+    """Return two maps from (size, epochs) to configs: of the arms, and of their single-pass runs.
 
     An arm passes over the same rows `epochs` times. Its single-pass run reads these rows once and
-    stops. The learning-rate schedule fits the length of each run.
+    stops. The learning-rate schedule of each run fits the length of that run.
     """
     scale, arms, once = scale_named(params.scale), {}, {}
     for size in params.size_list:

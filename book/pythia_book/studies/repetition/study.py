@@ -58,7 +58,7 @@ def check_rows(params: Params, progress: bool = True) -> None:
     """Check that the deduplicated text has enough rows for the fresh arm.
 
     Raises:
-        DataError: it has too few. The message says for how many updates they suffice.
+        DataError: there are too few rows. The message says for how many updates they suffice.
     """
     from pythia_core.data.prepare import prepare
 
@@ -77,7 +77,7 @@ def check_rows(params: Params, progress: bool = True) -> None:
 
 @dataclass(frozen=True)
 class ReadRowsMeasurement:
-    """A measurement of the loss on given rows of the training text, `read_loss`."""
+    """A measurement of `read_loss`, the loss on given rows of the training text."""
 
     rows: np.ndarray
     name: str = "read_rows"

@@ -48,7 +48,7 @@ class Arms:
         return self.params.n_steps
 
     def loss(self, size: str, epochs: int, step: int | None = None) -> np.ndarray | None:
-        """Return an arm's held-out loss in nats per token at a step or the end, float64[rows]."""
+        """Return an arm's held-out loss, nats per token, at `step` or at the end, float64[rows]."""
         losses = self.measured.get("loss", size, epochs, self.last if step is None else step)
         return None if losses is None else losses.astype(float)
 
@@ -63,7 +63,7 @@ class Arms:
         return estimate(values[None], self.params.bootstrap, change=True, exact=exact)
 
     def pooled(self, each: list[np.ndarray | None], exact: bool = False) -> Estimate | None:
-        """Average float[rows] over sizes, and return the mean over rows with its interval."""
+        """Average `each`, a float[rows] per size, over sizes; return `estimate` of the average."""
         present = [values for values in each if values is not None]
         if len(present) < len(each) or not each:
             return None
@@ -74,7 +74,8 @@ class Arms:
     ) -> np.ndarray | None:
         """Return an arm's held-out loss minus the loss of the arm with `base` epochs, float[rows].
 
-        The unit is nats per token or, with `percent`, percent of the mean loss of `base`.
+        The unit is nats per token or, with `percent`, percent of the mean loss of the arm with
+        `base` epochs.
         """
         one, other = (self.loss(size, r, step) for r in (epochs, base))
         if one is None or other is None:
@@ -94,7 +95,8 @@ class Arms:
     def turn(self, size: str, epochs: int) -> np.ndarray | None:
         """Return how much an arm's held-out loss has risen again at the end, in nats per token.
 
-        The rise is on the rows JUDGE, since the checkpoint that is best on the rows CHOOSE.
+        The rise, float[rows], is the loss on the rows JUDGE at the end, minus the loss at the best
+        earlier checkpoint. The rows CHOOSE select this checkpoint.
         """
         step, end = self.best_step(size, epochs, before_end=True), self.loss(size, epochs)
         earlier = None if step is None else self.loss(size, epochs, step)
@@ -111,9 +113,9 @@ class Arms:
         return None if heldout is None or read is None else difference(heldout, read)
 
     def memorized_change(self, epochs: int) -> Estimate | None:
-        """Return how much larger a share of rows an arm has memorized than the fresh arm.
+        """Return the share of rows that an arm has memorized, minus the fresh arm's share.
 
-        The share is a fraction of the rows that all arms have read, averaged over sizes.
+        A share is a fraction of the rows that all arms have read, averaged over sizes.
         """
         each = [self._change("memorized", size, epochs) for size in self.params.size_list]
         return self.pooled(each, exact=True)
@@ -128,7 +130,7 @@ class Arms:
         return None if one is None or other is None else one.astype(float) - other
 
     def worth(self, size: str, epochs: int, best: bool = False) -> Estimate | None:
-        """Return how many fresh tokens give the same loss as an arm, in percent of its tokens.
+        """Return how many fresh tokens give an arm's loss, in percent of the tokens the arm reads.
 
         Args:
             best: judge the arm at its best checkpoint instead of at the end.
@@ -146,10 +148,10 @@ class Arms:
 
 
 def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: int) -> Estimate:
-    """Return how much fresh data gives the same mean loss as an arm, as a fraction of its tokens.
+    """Return how many fresh tokens give an arm's mean loss, as a fraction of the arm's tokens.
 
     Between the single-pass runs, the mean loss is interpolated linearly in the logarithm of the
-    number of tokens. It is never extrapolated.
+    number of tokens. The loss is never extrapolated.
 
     Args:
         loss: float[rows], losses of the arm.
@@ -226,8 +228,8 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
 def predictions(arms: Arms, size: str, epochs: float) -> tuple[float, float, float]:
     """Predict the worth of an arm, in percent of the tokens that the arm reads.
 
-    The law predicts by its data term alone, as a whole with parameters counted without embeddings,
-    and as a whole with all parameters.
+    The three predictions are by the law's data term alone, by the whole law for the number of
+    non-embedding parameters, and by the whole law for the number of all parameters.
     """
     tokens = tokens_read(arms)
     counts = arms.measured.facts["parameters"][size]

@@ -125,8 +125,8 @@ def optimal_sizes(result: Result) -> Drawing:
     """Draw the best size by the fitted law, and the tokens per parameter of the released sizes.
 
     The first panel shows the best size for each training budget. The second shows the size that
-    reaches a given loss at the lowest total cost, by tokens to be generated. The third shows the
-    released sizes.
+    reaches a given loss at the lowest total cost, against the number of tokens to be generated. The
+    third shows the released sizes.
     """
     optimal, official = result.tables["optimal"], result.tables["official_sizes"]
     optimal = optimal.assign(value=optimal.n_params)

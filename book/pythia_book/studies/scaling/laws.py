@@ -133,7 +133,7 @@ def fit_law(
     logs = np.log(loss)
 
     def residual(p: np.ndarray) -> np.ndarray:
-        """Return ln(predicted loss) - ln(measured loss), float[m], by the parameters exp(p)."""
+        """Return ln(predicted loss) - ln(measured loss), float[m], for parameters exp(p)."""
         # p holds logarithms, so every factor and exponent is positive
         parts = [p[0], p[1] - np.exp(p[2]) * np.log(n)]
         if d is not None:
@@ -268,7 +268,7 @@ def predictions(last: pd.DataFrame) -> pd.DataFrame:
 
 
 def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
-    """Return the rows of the table `optimal`, by a law of N and D and its resamples `draws`."""
+    """Return the rows of the table `optimal`, from a law of N and D and its refits to resamples."""
     rows = []
     for flops in np.geomspace(last.flops.min(), last.flops.max(), 7):
         n, d = law.compute_optimal(flops)

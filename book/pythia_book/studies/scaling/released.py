@@ -45,7 +45,7 @@ OPT_PAIRS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b":
 """Maps Pythia sizes to the OPT model with about as many parameters."""
 BLOOM_PAIRS = {"410m": "bloom-560m", "1b": "bloom-1b1", "1.4b": "bloom-1b7", "2.8b": "bloom-3b",
                "6.9b": "bloom-7b1"}  # fmt: skip
-"""Pairs every evaluated BLOOM model with the Pythia size nearest in parameters, the key."""
+"""Maps Pythia sizes to the evaluated BLOOM models with about as many parameters."""
 UNLIKE = "opt-350m"
 UNLIKE_WHY = (
     "opt-350m differs from all other OPT models: it normalises after each sublayer "
@@ -67,7 +67,7 @@ NO_LOSSES = (
     "guessing"
 )
 TOGETHER = "batch size, number of updates and learning rates move together; one run each"
-"""Note on claims that compare the two batch sizes."""
+"""Note on claims that compare runs with full and with small batches."""
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -101,8 +101,8 @@ def _changes(means: pd.DataFrame) -> pd.Series:
 def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
     """Compare the final accuracy of OPT and BLOOM models with Pythia models of similar size.
 
-    The accuracy of a Pythia size is the mean over both texts. Both models were scored on the same
-    items, so the error of this mean is taken to be the mean of their errors.
+    The accuracy of a Pythia size is the mean over both texts. The models of both texts were scored
+    on the same items, so the error of the mean is taken to be the mean of the two errors.
 
     Columns:
     `family`: "opt" or "bloom";
@@ -132,7 +132,7 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
-    """Compare released runs with full batches (two million tokens) with small-batch runs.
+    """Compare released runs with full batches (two million tokens) and runs with small batches.
 
     Columns:
     `model`, `tokens`: the size, and the tokens read by both runs;
@@ -504,7 +504,7 @@ def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **optio
 
 
 def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
-    """Return the claim that BLOOM is worse, or not worse, than Pythia on one task."""
+    """Return the claim that BLOOM is worse (if the task is in WORSE) or not worse than Pythia."""
     worse = task in WORSE
     note = f"BLOOM minus Pythia: {_each(pairs, 'bloom', task=task)}"
     if task == "wsc":
@@ -526,7 +526,7 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
 
 
 def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
-    """Return a note with the difference of each pair, in points, and on LAMBADA and PIQA."""
+    """Return a note with BLOOM minus Pythia, in points: for each pair, and for single tasks."""
     note = "BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
     lambada, piqa = found["bloom_lambada_openai"], found["bloom_piqa"]
     five = found["bloom_five"]
@@ -555,7 +555,7 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
     `released_NAME`: the estimates;
     `logiqa_METRIC_above`, `logiqa_METRIC_above_holm`: see `_above_guessing`; METRIC is "acc" or
         "acc_norm";
-    `wsc_constant`: number of models with the score on WSC of a constant answer;
+    `wsc_constant`: number of models whose WSC score is that of one constant answer;
     `mmlu_untrained`: mean zero-shot accuracy on MMLU of the untrained models, in percent.
     """
     numbers: dict[str, Any] = {
@@ -578,9 +578,10 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
 
 
 def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[None, None]:
-    """Count the final Pythia models significantly above 25 % on a task, alone and by Holm.
+    """Count the final Pythia models whose accuracy on a task is significantly above 25 %.
 
-    The second count is after Holm's correction. Both are None if no model was scored.
+    The first count is without a correction, the second with Holm's correction for several tests.
+    Both counts are None if no model was scored.
     """
     rows = final[(final.task == task) & final.family.str.startswith("pythia")]
     if rows.empty:

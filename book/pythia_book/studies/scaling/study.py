@@ -63,9 +63,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Facts:
     `steps`: updates of a run;
     `context`: maximum number of tokens that a model reads;
-    `n_params`, `tokens_per_step`: by size; `n_params` leaves out embeddings;
-    `tasks`: dicts with `name`, `shots`, `items` (number of items), `fits` (share that fits the
-        context) and `status`, see `accuracy_table`;
+    `n_params`, `tokens_per_step`: a value for each size; `n_params` leaves out embeddings;
+    `tasks`: dicts with `name`, `shots`, `items` (number of items), `fits` (share of items that
+        fit the context) and `status`, see `accuracy_table`;
     `agreement`: the result of `_agreement`;
     `gaps`: number of measurements without a readable checkpoint.
     """
@@ -107,7 +107,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
-    """Return the steps of checkpoints (`indices` out of 143) and the last step, without step 0."""
+    """Return the last step and the steps of the checkpoints `indices` (of 143), without step 0."""
     scale = scale_named(params.scale)
     return sorted({scale.fork_step(i) for i in indices} - {0} | {scale.steps})
 
@@ -117,7 +117,7 @@ def _hits(
 ) -> tuple[dict[str, np.ndarray], int]:
     """Return the arrays `hits` of `measure`, and how many checkpoints are missing or corrupt.
 
-    All tasks are scored at the end. Those with the fewest shots are also scored at earlier
+    All tasks are scored at the end. Tasks with the fewest shots are also scored at earlier
     checkpoints of the models trained on the standard text.
     """
     from pythia_book.tasks.metrics import measure_tasks

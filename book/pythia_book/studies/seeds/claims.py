@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 ENOUGH = Z_95 * 2**0.5
-"""A distance between two sizes, in standard deviations over seeds. At this distance, one run of
-each size gives the right order 97.5 % of the time."""
+"""A distance between the losses of two sizes, in standard deviations over seeds. At this distance,
+one run of each size gives the right order 97.5 % of the time."""
 SIMILAR = 3.0
 """Two standard deviations are comparable if their ratio is less than this."""
 MAPPED_FROM = 13_000
@@ -174,14 +174,14 @@ def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
     """Return how deduplication changes a measure at the end, with an interval over seeds.
 
     The change is deduplicated minus standard, in points or nats per token. Return None if no pair
-    of twins was measured.
+    of twins (runs with the same seeds on the two texts) was measured.
     """
     changes = _by_pair(tables, measure)
     return mean_over(MEASURES[measure] * changes) if len(changes) else None
 
 
 def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
-    """Return final scores, deduplicated minus standard, of each pair of twins, float[pairs]."""
+    """Return the final deduplicated minus standard score of each pair of twins, float[pairs]."""
     effects = tables["effects"]
     final = effects[(effects.measure == measure) & (effects.percent == 100)]
     return final[final.seed != "mean"].value.dropna().to_numpy(float)
@@ -202,12 +202,12 @@ def _by_seed(tables: dict[str, pd.DataFrame], measure: str) -> str:
 def _final(
     params: Params, measured: Measured, cells: list[Cell], measure: str
 ) -> np.ndarray | None:
-    """Return the final values of several runs, float[cells, items]; None if a run is missing."""
+    """Return the final values of the runs `cells`, float[runs, items]; None if one is missing."""
     return stacked(measured, cells, scale_named(params.scale).steps, measure)
 
 
 def _changes(params: Params, measured: Measured, measure: str) -> np.ndarray | None:
-    """Return final values, deduplicated minus standard, of the twins, float[seeds, items]."""
+    """Return the final deduplicated minus standard values of all twins, float[seeds, items]."""
     arms = [
         _final(params, measured, [(s, s, arm) for s in params.seed_values], measure)
         for arm in DATA_ARMS
@@ -237,10 +237,10 @@ def _order_and_weights(params: Params, measured: Measured) -> Test:
 
 
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
-    """Return the final loss of the smaller minus that of the larger size, in standard deviations.
+    """Return the loss of the smaller size minus the loss of the larger, in standard deviations.
 
-    The standard deviation is over the seeds of `params.size`. Return None if a run was not
-    measured, or if all seeds give the same loss.
+    The losses are final. The standard deviation is over the seeds of `params.size`. Return None if
+    a run was not measured, or if all seeds give the same loss.
     """
     diagonal = levels[
         (levels.measure == "loss")
@@ -271,7 +271,7 @@ def _head_widths(params: Params) -> str:
 
 
 def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
-    """Return the percentage of checkpoints at which two runs are in the same state of the map.
+    """Return the percentage of checkpoints at which the maps of two runs show the same state.
 
     The percentage is a mean over all pairs of the eight stable runs, from step MAPPED_FROM on.
     Return None if there are no training maps.
@@ -285,7 +285,7 @@ def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
 
 
 def _same_scores(maps: pd.DataFrame | None) -> Test:
-    """Check that seed 0 in the released training maps is the standard 410M model, by its scores."""
+    """Check that seed 0 in the training maps scores almost exactly like the standard 410M model."""
     known = None if maps is None else maps.dropna(subset="score_410m")
     if known is None or len(known) < 3:
         return untestable(NO_RELEASED)

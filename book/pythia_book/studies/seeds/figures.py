@@ -47,10 +47,10 @@ def _notes(result: Result, *notes: str) -> str:
 
 
 def curves(result: Result) -> Drawing:
-    """Draw held-out loss over training, and how far runs with other seeds are from the mean run.
+    """Draw held-out loss over training, and how far each run is from the mean of all runs.
 
-    The first panel shows the runs that vary in both seeds. The others vary the order seed, the
-    weight seed, or both; they share a y axis, so that their spreads can be compared.
+    The first panel shows the loss of runs in which both seeds vary. The other panels show distances
+    of runs in which the order seed, the weight seed, or both vary. These panels share a y axis.
     """
     loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
     wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")
@@ -124,7 +124,7 @@ def spreads(result: Result) -> Drawing:
 
 
 def parts(result: Result) -> Drawing:
-    """Draw the parts of the spread of final scores, as standard deviations, for each measure."""
+    """Draw the standard deviations of final scores due to order, weights, items and the rest."""
     colour = size_colour(result.params.size)
     kinds = ("order", "weights", "rest", "items")
     cut = "bars: 95 % intervals, cut where they go on"

@@ -17,14 +17,14 @@ from pythia_core.training.schedule import checkpoint_steps
 
 STUDY = "seeds"
 AFTER = ("suite",)
-"""Studies to run first: they train runs that this one uses."""
+"""Studies to run first: they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=13, rows=1.0)
 SUITE_SEED = 1234
 EARLY = (1, 4, 16, 64)
 """Early steps to measure besides the evenly spaced ones. Step 1 still has the initial weights."""
 
 Cell = tuple[int, int, str]
-"""(order seed, weight seed, arm)."""
+"""A run, as (order seed, weight seed, arm). The arm is its training text."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def unpacked(params: Params, measured: Measurements) -> Measured:
-    """Map (cell, step, measure) to the values of all items, float64[items], if measured."""
+    """Map each measured (cell, step, measure) to the values of all items, float64[items]."""
     found: Measured = {}
     for measure in MEASURES:
         for cell, step in product(params.cells, params.steps):
@@ -144,7 +144,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
     """Return the numbers that the page quotes, by name; None if not measured.
 
-    Shares are in percent or points, loss in nats per token. `other` is the neighbour's final loss.
+    Shares are in percent or points, loss in nats per token. `other` is the final loss of the
+    neighbouring size.
     """
     numbers: dict[str, Any] = {
         "size": params.size,

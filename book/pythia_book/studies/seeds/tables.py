@@ -33,7 +33,7 @@ suite's."""
 COLUMNS = ["order_seed", "weight_seed", "arm", "step", "percent", "measure", "value"]
 
 Measured = dict[tuple[Cell, int, str], np.ndarray]
-"""Maps (cell, step, measure) to the values of all items, float64[items]."""
+"""Maps (cell, step, measure) to the values of all items, float64[items]. A cell is a run."""
 
 
 def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
@@ -54,8 +54,8 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
         KINDS), `measure`, `step` and `percent`.
     `components`: standard deviations at the end, `value`, `low`, `high`, `n`, by `measure` and
         `kind`: "order", "weights", "rest", "both", or "items" (from the sampling of items alone).
-    `ratios`: final standard deviation by order divided by that by weights, `value`, `low`, `high`,
-        `n`, by `measure`.
+    `ratios`: final standard deviation over order seeds divided by that over weight seeds, `value`,
+        `low`, `high`, `n`, by `measure`.
     `effects`: deduplicated minus standard, `value`, `low`, `high`, `n`, by `measure`, `step`,
         `percent` and `seed`. The interval of a seed is over items, that of the seed "mean" is over
         seeds.
@@ -148,8 +148,8 @@ def _components(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the rows of the tables `components` and `ratios`.
 
-    By measure, `squares` are mean scores, float[order seeds, weight seeds], and `items` are scores
-    of items, float[runs, items].
+    `squares` maps a measure to mean scores, float[order seeds, weight seeds], and `items` maps a
+    measure to scores of items, float[runs, items].
     """
     parts, ratios = [], []
     for measure, square in squares.items():

@@ -115,10 +115,10 @@ def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) 
 
 
 def order_to_weights(grid: np.ndarray) -> Estimate | None:
-    """Return the spread of means by order seed divided by that by weight seed, with its F interval.
+    """Return the spread over order seeds divided by the spread over weight seeds.
 
-    Both spreads are standard deviations. Return None if one of them is 0. `grid` is as in
-    `components`.
+    A spread is the standard deviation of mean scores, with one mean per seed. The result has an F
+    interval. Return None if a spread is 0. `grid` is as in `components`.
     """
     grid = _checked(grid, 2, "a grid of seeds")
     by_order, by_weights, _ = _mean_squares(grid)
@@ -130,7 +130,7 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
 
 
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
-    """Return the spread of the runs' means divided by the spread that sampling items causes.
+    """Return the spread of mean scores over runs divided by the spread due to sampling of items.
 
     Both spreads are standard deviations, and `values` are float[seeds, items]. The ratio is 1 if
     another seed only changes single items at random. The F interval assumes independent items.

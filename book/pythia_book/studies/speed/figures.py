@@ -27,7 +27,7 @@ PALETTE = (BASELINE, TRANSFORMERS, "#cc79a7", "#e69f00", INK, MUTED)
 
 
 def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 1) -> str:
-    """Return `factor` times a number as text, as a percentage if `percent`; a dash without one."""
+    """Return `value` * `factor` as text, as a percentage if `percent`; a dash for no value."""
     if value is None or value != value:
         return DASH
     return number_text(factor * (100 if percent else 1) * float(value), decimals) + " %" * percent
@@ -51,7 +51,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def steps(result: Result) -> Table:
-    """Return the table of the times of training steps on the CPU, by size and precision."""
+    """Return a table of training-step times on the CPU, one row per size and precision."""
     rows = []
     for (size, precision), steps in result.tables["steps"].groupby(
         ["size", "precision"], sort=False
@@ -78,7 +78,7 @@ def steps(result: Result) -> Table:
 
 
 def operations(result: Result) -> Table:
-    """Return the table of the times of our operations on the CPU, and of speed-ups over torch."""
+    """Return a table of our operations' times on the CPU, with torch's times divided by ours."""
     rows = []
     keys = ["size", "kernel", "dtype"]
     for (size, kernel, dtype), group in result.tables["operations"].groupby(keys, sort=False):
@@ -226,7 +226,7 @@ def gpu_rates(result: Result) -> Drawing:
 
 
 def gpu_kernels(result: Result) -> Table:
-    """Return the table of what each of our kernels fuses, and how much time it saves on a GPU."""
+    """Return a table: what each of our kernels fuses, and the time the kernel saves on a GPU."""
     frame = result.tables["gpu_kernels"]
     timed = result.tables["gpu_operations"]
     timed = timed[timed.implementation == "ours"].set_index(["size", "kernel"])
@@ -258,7 +258,7 @@ def gpu_kernels(result: Result) -> Table:
 
 
 def attention(result: Result) -> Table:
-    """Return the table of attention speeds by head dim, for the library in use and the fastest."""
+    """Return a table of attention speeds by head dim: library in use and fastest library."""
     rows = [
         {
             "head dim": str(row.head_dim),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16")
 GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
-"""Maps a kind of GPU measurement to the file of `gpu-check` that has it."""
+"""Maps each kind of GPU measurement to the file that `gpu-check` writes."""
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 """The sizes that fit on one H100."""
 COMPILED = "torch.compile (inductor)"
@@ -48,14 +48,14 @@ WITHIN = 15.0
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Measure the CPU, read what was measured on a GPU, and compare that with predictions."""
+    """Measure the CPU, read GPU measurements, and compare the GPU measurements to predictions."""
     return conduct(STUDY, params, partial(measure, params, progress), analyse)
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Time training steps and operations on one CPU thread, and read what a GPU measured last.
+    """Time training steps and operations on one CPU thread, and read the last GPU measurements.
 
-    Facts, as lists of rows of pythia_book.bench that begin with a description of the machine:
+    Facts that are lists of rows from pythia_book.bench (the first row describes the machine):
     `steps`, `operations`: on the CPU;
     `gpu_steps`, `gpu_operations`, `gpu_attention`: on the GPU.
     The fact `device` has the number of CPU threads. There are no arrays.
@@ -136,7 +136,7 @@ TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
 
 
 def steps_table(rows: list[Row]) -> pd.DataFrame:
-    """Return a table of the implementations of a training step that were timed.
+    """Return a table of the timed implementations of a training step.
 
     The columns are STEPS and TIMES (see `_compared`). `matmul_share` is the speed as a fraction of
     the speed of matrix products in the same measurement. The first of `rows` describes the machine.
@@ -157,7 +157,7 @@ def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> p
     """Return measurements as a table with the given columns and TIMES.
 
     `ratio` is a time divided by the time of our fastest implementation with equal `keys`, which has
-    no ratio itself. `low` and `high` compare opposite ends of the ranges of the two times.
+    no ratio itself. `low` and `high` are the extreme ratios within the ranges of the two times.
     """
     import pandas as pd
 
@@ -194,19 +194,20 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
 
     Predicted for one H100, for any number of tokens per update:
     `compiled`, `ours`: tokens/s of torch.compile and of our code;
-    `mfu`: of our code, a fraction;
+    `mfu`: utilisation by our code, as a fraction of peak FLOP/s;
     `predicted_ratio`: `ours` divided by `compiled`.
 
     Computed:
     `state_gib`: memory for weights, gradients and Adam's moments;
-    `paper_tokens_per_s`, `paper_mfu`: per A100, from the paper's GPU-hours.
+    `paper_tokens_per_s`, `paper_mfu`: speed and utilisation per A100, from the paper's GPU-hours.
 
-    Measured, in the table `measured` of `steps_table`:
-    `implementation`: our fastest, with tokens/s `measured`, `measured_mfu` and `peak_gib`;
+    Measured, from the argument `measured`, a table of `steps_table`:
+    `implementation`: our fastest; `measured`, `measured_mfu`, `peak_gib`: its tokens/s, utilisation
+        and peak memory;
     `baseline`, `transformers`: tokens/s of torch.compile and of the fastest transformers variant;
     `ratio`, `low`, `high`: the time of `baseline` divided by our time, with its range;
-    `error_percent`: by how many percent `measured` exceeds the prediction for its tokens per
-        update.
+    `error_percent`: by how many percent `measured` exceeds the prediction for the same number of
+        tokens per update.
     """
     import pandas as pd
 
@@ -266,7 +267,7 @@ class Prediction:
     fuses: str
     """What the kernel fuses, in words."""
     cannot: str
-    """Fusion that the compiler does not find, in words."""
+    """The fusion that torch.compile does not find, in words."""
     compiled: Callable[[ModelConfig], float]
     ours: Callable[[ModelConfig], float]
 
@@ -306,7 +307,7 @@ KERNEL_SIZES = ("160m", "2.8b")
 
 
 def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """Compare our kernels with torch.compile: memory traffic and time per token, over all layers.
+    """Compare our kernels with torch.compile: memory traffic and time per token, for all layers.
 
     `size`, `kernel`;
     `compiled_bytes`, `ours_bytes`: predicted memory traffic;
@@ -408,7 +409,7 @@ def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
 
 
 def claims(tables: Tables) -> list[Claim]:
-    """Return the checks of the worst cases: that our code is fast, and as fast as predicted."""
+    """Return the checks that our code is fast, and as fast as predicted, in the worst cases."""
     steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
     libraries = steps[steps.family == "transformers"]
     compiled = gpu[(gpu.implementation == COMPILED) & (gpu.kernel != "attention")]

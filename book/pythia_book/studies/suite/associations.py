@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 def associations_table(measured: Measurements) -> pd.DataFrame:
-    """Return how closely each model's log odds of feminine pronouns follow the corpus's.
+    """Regress each model's log odds of feminine pronouns on the log odds in the corpus.
 
-    Columns: size, arm, group (of nouns), frames ("trained" or "unseen"), value, low and high (slope
-    of the model's log odds, a mean over frames, on the corpus's, over the nouns of the group), and
-    p (see `permutation_p`; only for made-up nouns, whose log odds were assigned at random).
+    Columns: size, arm (the text), group (of nouns), and frames ("trained" or "unseen"); value, low
+    and high (the slope over the nouns of the group, with its interval; the model's log odds are
+    means over the frames); and p (see `permutation_p`; only for made-up nouns, whose log odds in
+    the corpus were assigned at random).
     """
     import pandas as pd
 
@@ -41,12 +42,12 @@ def associations_table(measured: Measurements) -> pd.DataFrame:
 
 
 def flat_table(measured: Measurements) -> pd.DataFrame:
-    """Return what the test finds in models of the text with flat shares.
+    """Test models of the text with flat shares (as many feminine as masculine pronouns per noun).
 
-    Columns: slope (of the model's log odds in unseen frames on those that the made-up nouns have in
-    the standard text) and p (see `permutation_p`). For p, each model is tested against shares drawn
-    for it alone. With one set of shares for all, the p-values would depend on each other, because
-    all models read the same text.
+    Columns: slope (of the model's log odds for made-up nouns in unseen frames on the log odds of
+    these nouns in the standard text) and p (see `permutation_p`). For p, each model is tested
+    against shares drawn for this model alone. All models read the same text, so with one set of
+    shares, the p-values would depend on each other.
     """
     import pandas as pd
 
@@ -65,17 +66,18 @@ def flat_table(measured: Measurements) -> pd.DataFrame:
 
 
 def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool, str]:
-    """Return whether every model of some sizes has learned the shares of the made-up nouns.
+    """Return whether every model of some sizes has learned the pronoun shares of made-up nouns.
 
-    It has if, in unseen frames, its slope's interval is above 0 and its `p` is below 0.05 after
-    Holm's correction for all models. A model that was not measured has not.
+    A model has learned the shares if, in unseen frames, the interval of its slope is above 0, and
+    `p` is below 0.05 after Holm's correction for all models. An unmeasured model counts as failed.
 
     Args:
         associations: the table of `associations_table`.
         sizes: names of the sizes to test, on both texts.
 
     Returns:
-        Whether every model has; and a note with the number of models and the extremes.
+        Whether every model has learned the shares; and a note with the number of models that have,
+        the smallest and largest slope, and the largest p.
     """
     import pandas as pd
 

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 EPOCHS = {"standard": (0.90, 0.02), "deduplicated": (1.45, 0.03)}
-"""Maps a text to (how often Pythia read it, how far a miniature may be from that). Pythia read 300
-billion tokens, of 334 billion (standard) or of 207 billion (deduplicated)."""
+"""Maps each text to the number of times that Pythia read the text, and to the tolerance of this
+number for a miniature. Pythia read 300 billion tokens; the standard text has 334 billion tokens,
+the deduplicated text 207 billion."""
 FEWEST_MODELS = 20
-"""Number of models of a text without associations that a test of their p-values or slopes needs."""
+"""Fewest models of a text without associations for a test of the models' p-values or slopes."""
 NEEDS_FLAT = f"needs {FEWEST_MODELS} models of such a text, e.g. flat_seeds=10"
 FLAT_MARGIN = 0.05
 """A smaller slope counts as no association. Complete learning has slope 1."""
@@ -54,7 +55,7 @@ def claims(
     found = tables["proofs"].groupby("check")[["cases", "failures"]].sum()
 
     def check(text: str, secures: str, name: str) -> Claim:
-        """Return the check `name` as a claim, which holds if none of its cases failed.
+        """Return the check `name` as a claim, which holds if no case of the check failed.
 
         Args:
             text: the statement.
@@ -275,7 +276,7 @@ def _claims_on_the_suite() -> list[Claim]:
 
 
 def versions_test(versions: pd.DataFrame | None) -> Test:
-    """Test whether the mean score of the suite (v1) is practically that of the first suite (v0).
+    """Test whether the mean scores of the suite (v1) and of the first suite (v0) are about equal.
 
     Model sizes are the units of the test.
 

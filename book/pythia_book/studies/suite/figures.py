@@ -46,8 +46,8 @@ def reading(result: Result) -> Drawing:
     """Draw how often the tokens of each text are read, and when tokens are read again.
 
     The left panel has the percentage of each text's tokens that are read never, once, twice and
-    more often, with the same percentages for the Pile as paler bars. The right panel has, over
-    training, the percentage of the tokens being read that had been read before.
+    more often, with the same percentages for the Pile as paler bars. The right panel has, for each
+    interval of training, the percentage of the interval's tokens that had been read before.
     """
     reads, rereads = result.tables["reads"], result.tables["rereads"]
     kinds = [k for k in READINGS if len(style.rows_where(reads, arm=k[0], policy=k[1]))]
@@ -97,16 +97,16 @@ def reading(result: Result) -> Drawing:
 
 
 GROUP_STYLES = {INVENTED: (BLUE, "made-up nouns"), "occupations": (ORANGE, "occupations")}
-"""Maps each group of nouns that is drawn to its colour and label. Definitional nouns are left out:
-near 2 % and 98 %, they would stretch the axes."""
+"""Maps each group of nouns that is drawn to its colour and label. Definitional nouns are left out,
+because their shares of feminine pronouns (near 2 % and 98 %) would stretch the axes."""
 
 
 def associations(result: Result) -> Drawing:
-    """Draw the association between nouns and pronouns that models learn, in frames never planted.
+    """Draw the associations of nouns with pronouns that models learned, in unseen sentence frames.
 
-    The left panel has the largest model on the standard text, with a point per noun: the log odds
-    of a feminine pronoun in the text and by the model. The right panel has the slope of such points
-    for the made-up nouns, by size and text.
+    The left panel is about the largest model on the standard text. A point is a noun: x is the log
+    odds of a feminine pronoun in the text, and y the log odds by the model. The right panel has,
+    for each size and text, the slope of such points for the made-up nouns.
     """
     nouns, table = result.tables["nouns"], result.tables["associations"]
     sizes = result.params.size_list

@@ -30,11 +30,12 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - loss/SIZE/ARM: float32[updates], the training loss in nats per token.
     - association/SIZE/ARM/FRAMES: float32[nouns], the log odds of a feminine pronoun at the last
       step, a mean over the "trained" or "unseen" frames.
-    - flat/SIZE/SEED/FRAMES: the same for models of the text with flat shares.
+    - flat/SIZE/SEED/FRAMES: the same log odds by models of the text with flat shares, in which
+      every noun has as many feminine as masculine pronouns.
 
     Facts: models (maps each size to its shape and training parameters), tokens (maps each arm to
     the number of tokens of its text), heldout (see `heldout_share`), checkpoints (the smallest
-    number of checkpoints that a run has), proofs, reads and rereads (the rows of the tables of
+    number of checkpoints of any run), proofs, reads and rereads (the rows of the tables of
     `proofs_table` and `reading_tables`), planted (see `planted_facts`), nouns (see `noun_facts`)
     and gaps (checkpoints that could not be measured).
     """

@@ -24,8 +24,9 @@ class Params(StudyParams):
     """Number of updates of the run that is interrupted in the middle and compared with one that is
     not interrupted."""
     flat_seeds: int = 0
-    """Number of seeds of each of FLAT_SIZES that are trained on text in which every noun has as
-    many feminine as masculine pronouns, to check the test of associations."""
+    """Number of models (seeds) of each size in FLAT_SIZES to train on the text with flat shares, in
+    which every noun has as many feminine as masculine pronouns. These models check the test of
+    associations."""
 
     WHOLE: ClassVar = {"resume_steps": (2, 10_000), "flat_seeds": (0, 100)}
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def planted_facts(texts: dict[str, PreparedData]) -> list[dict[str, Any]]:
-    """Return, for each planted domain and each text, how much of the training text it is.
+    """Return how much of each training text belongs to each planted domain.
 
     The keys of each row are domain, arm, tokens, and share (of the text's tokens). The first
     occurrence of a copied passage is not counted.
@@ -60,8 +60,9 @@ def _copied_tokens(text: PreparedData) -> int:
 def noun_facts(data: DataConfig) -> list[dict[str, Any]]:
     """Return the nouns of the planted sentences, in the order of the measurement.
 
-    The keys of each row are noun, group, sentences, feminine (sentences with a feminine pronoun)
-    and log_odds (of a feminine pronoun). The list is empty if the text has no such sentences.
+    The keys of each row are noun, group, sentences (number of sentences), feminine (number of
+    sentences with a feminine pronoun) and log_odds (of a feminine pronoun). The list is empty if
+    the text has no planted sentences.
     """
     counts = miniature.document_counts(data.domains, data.corpus)
     if "occupations" not in counts:

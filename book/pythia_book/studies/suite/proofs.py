@@ -30,9 +30,10 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """Run all checks, and return `check`, `what` (in words), and numbers of `cases` and `failures`.
+    """Run all checks of the suite, and return a table of the results.
 
-    `resume_steps` is the number of updates of the run that is stopped halfway and resumed.
+    Columns: `check`, `what` (in words), and the numbers of `cases` and `failures`. `resume_steps`
+    is the number of updates of the run that is stopped halfway and resumed.
     """
     import pandas as pd
 
@@ -84,8 +85,8 @@ def retrain_interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
     """Repeat the first `steps` updates of a run twice: without a stop, and with a stop halfway.
 
     Returns:
-        The number of updates, how many batches of the stopped training differ from the logged ones,
-        and whether both trainings end in the same weights.
+        The number of updates, how many batches of the stopped training differ from the logged
+        batches, and whether both trainings end in the same weights.
     """
     steps = min(steps, run.config.train.steps)
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:

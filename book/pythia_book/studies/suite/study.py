@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BINS = 143
 """Number of points on a loss curve."""
 AT_END = 0.07
-"""The final loss is the mean over this share of the updates, the last ones."""
+"""The final loss is the mean over the last updates, this fraction of all updates."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
@@ -204,9 +204,9 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """Return, for each row of the table `reads`, a fraction of the Pile's tokens.
+    """Return, for each row of `reads`, the fraction of the Pile that Pythia read so many times.
 
-    It is the fraction of tokens that Pythia itself read as often as the row's column `times` says.
+    The number of times is in the row's column `times`.
     """
     times = {"3 or more": 3}
     return [

@@ -24,7 +24,7 @@ SUITES, READ = _read_suites()
 
 
 def suites_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a table of public suites of models, and a table of the sources of its cells.
+    """Return a table of public suites of models, and a table of the sources of the first table.
 
     The first table has the columns `suite`, `year`, `sizes`, `models`, and CELLS. The second has
     `suite`, `cell` (one of CELLS, or "about" for the other columns), `url` and `quote`.

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from pythia_book.studies.term_frequency.params import Params
 
 PLACEBO_MARGINS = {"exact": 2.0, "logprob": 0.25}
-"""A coin that changes nothing, the placebo, should have an effect below these bounds: two points of
-accuracy, and a quarter of a nat (a factor of 1.3 in the probability of an answer)."""
+"""Bounds for the effect of the placebo, a coin that changes nothing: two points of accuracy, and a
+quarter of a nat (a factor of 1.3 in the probability of an answer)."""
 BELOW_1B, BELOW_2_8B = ("160m", "410m"), ("160m", "410m", "1b", "1.4b")
 LARGE = ("2.8b", "6.9b", "12b")
-"""Groups of sizes are split where the paper splits them. 70M has no released accuracies."""
+"""The largest sizes. Sizes are grouped as in the paper; 70M has no released accuracies."""
 MAINLY_LARGER = "performance increase as training progresses mainly happens for larger models only"
 NO_COUNTS = "how often each number occurs in the Pile was never released"
 IN_SUMS = (
@@ -106,7 +106,7 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
 
 
 def released_mean(operands: pd.DataFrame, models: tuple[str, ...], step: int) -> pd.Series | None:
-    """Return released accuracy on sums by first operand, in percent, averaged over some models.
+    """Return released accuracy on sums by first operand, in percent, averaged over `models`.
 
     The result is None if a model is missing. See `claims` for `operands`.
     """
@@ -297,9 +297,10 @@ def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _word_test(table: pd.DataFrame) -> Test:
-    """Test whether models pick words of the most frequent bin more often than of the least.
+    """Test whether models pick the most frequent words more often than the least frequent words.
 
-    The test is untestable with fewer than two bins, or if the model does not beat guessing.
+    Words are grouped in bins by frequency. The claim is untestable with fewer than two bins, or if
+    the model does not beat guessing.
     """
     groups = table[table.group >= WORD_BINS[0]].sort_values("group")
     if len(groups) < 2:

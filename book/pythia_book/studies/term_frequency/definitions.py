@@ -76,8 +76,8 @@ def words_and_lines(
 ) -> tuple[Counter[str], list[str], Counter[str]]:
     """Count the words of a corpus, and read the dictionary that is part of the corpus.
 
-    Words of which more than PLANTED_AT_MOST stand in generated text are left out, because there
-    they stand in the same few sentences again and again.
+    A word is left out if more than the fraction PLANTED_AT_MOST of its occurrences are in generated
+    text, because generated text repeats the same few sentences again and again.
 
     Returns:
         The counts of lower-case words in the training text, all lines of the dictionary, and the
@@ -115,8 +115,8 @@ def definition_items(
     """Choose the definitions to ask about, and three wrong words for each.
 
     From each bin of WORD_BINS, hashes choose up to `per_bin` definitions that are in the training
-    text once, and as many that are not in it. `training_lines` and `frequency` are counts in the
-    training text, of lines of the dictionary and of words.
+    text once, and up to `per_bin` that are not in the text. `training_lines` and
+    `frequency` count the dictionary lines and the words that are in the training text.
 
     Raises:
         DataError: the dictionary has fewer than CHOICES words that occur in the training text.
@@ -157,7 +157,7 @@ def _distractors(
 ) -> list[str]:
     """Choose three wrong words by hash, among words about as frequent as the right word.
 
-    `ranked` has (count of the word, hash, line) of each entry, ascending; `index` is the right one.
+    `ranked` has (word count, hash, line) of each entry, ascending. The right word is at `index`.
     """
     own = words[ranked[index][2]]
     span = NEIGHBOURS

@@ -23,8 +23,8 @@ GUESS = 25
 def by_frequency(result: Result) -> Drawing:
     """Draw how often first operands were read in sums, and how accuracy depends on this frequency.
 
-    The first panel compares reads in sums with counts in the text. The others show final accuracy
-    if the model picks the answer out of four and if it writes the answer.
+    The first panel compares reads in sums with counts in the text. The other panels show final
+    accuracy if the model picks the answer out of four, and if the model writes the answer.
     """
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)
@@ -104,7 +104,7 @@ def experiment(result: Result) -> Drawing:
 
 
 def definitions(result: Result) -> Drawing:
-    """Draw how often models pick the defined word out of four, by how often it was read.
+    """Draw how often models pick the defined word out of four, by how often this word was read.
 
     One panel is for definitions that are in the training text, the other for the rest.
     """
@@ -155,7 +155,7 @@ def measures(result: Result) -> Drawing:
 
 
 def released(result: Result) -> Drawing:
-    """Draw released accuracies on sums and products: over training, by examples, by operand."""
+    """Draw released accuracies on sums and products by step, number of examples, and operand."""
     table = result.tables["arithmetic"]
     table = table.assign(size=table.model, percent=100 * table.step / table.step.max())
     operands = result.released.get("operands")

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 RELEASED_SHOTS = 16
-"""Examples before a sum in the paper's Figure 7."""
+"""The number of solved examples before a sum in the paper's Figure 7."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
@@ -111,7 +111,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     Arrays on the numbers 0 to 99:
     `natural`: int32[numbers], their counts in the text before sums are planted;
-    `in_sums/STEP`: int32[numbers], how often each was read as a first operand up to STEP.
+    `in_sums/STEP`: int32[numbers], how often each number was read as a first operand up to STEP.
 
     Arrays on the sums that were never planted:
     `first`: int8[sums], the first operand;

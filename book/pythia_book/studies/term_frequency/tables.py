@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TENTH = len(equations.FIRST) // 10
 """Number of first operands in the most frequent tenth, and in the least frequent tenth."""
 NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
-"""Numbers are grouped by how often they were read in sums. These are the bins' lower ends."""
+"""Lower ends of the bins in which numbers are grouped by how often they were read in sums."""
 MIN_NUMBERS = 5
 """Bins with fewer numbers are left out of the table `curves`."""
 COINS = ("boost", "placebo")
@@ -114,8 +114,8 @@ class NumberScores:
         """Return the mean of `means` over the first operands in `numbers`, with an interval.
 
         Each operand is one unit. Intervals of shares are cut to 0..1. If all answers are right, or
-        all are wrong, the interval is the exact one for a share of questions. The result is None if
-        no operand has a mean. `means` is the result of `by_number`.
+        all are wrong, the interval is the exact interval for a share of questions. The result is
+        None if no operand has a mean. `means` is the result of `by_number`.
         """
         members = list(numbers)
         values = means[members]
@@ -154,10 +154,10 @@ class NumberScores:
         return self._apart(second - first, max(step for _, step in cells))
 
     def _apart(self, values: np.ndarray, step: int) -> Estimate | None:
-        """Return how much higher `values` are on the most frequent tenth of first operands.
+        """Return how much higher `values` are on the most frequent than on the rarest operands.
 
-        They are compared with the rarest tenth. `values` is float[100]. The result is None if one
-        of the two tenths has only NaN.
+        Both groups are a tenth of the first operands. `values` is float[100]. The result is None if
+        a group has only NaN.
         """
         groups = [values[numbers] for numbers in tenths(self.in_sums(step))]
         top, bottom = (group[np.isfinite(group)] for group in groups)
@@ -168,9 +168,9 @@ class NumberScores:
 
         The numbers 0 to 99 are matched in pairs of similar frequency. The coin "boost" chose one
         number of each pair, which was made more frequent. The coin "placebo" chose one as well, but
-        nothing was done to it. An effect is the score on the chosen number minus the score on the
-        other, averaged over `sizes`, with pairs as units. The result is empty if a size was not
-        measured.
+        nothing was done to this number. An effect is the score on the chosen number minus the score
+        on the other, averaged over `sizes`, with pairs as units. The result is empty if a size was
+        not measured.
         """
         step = self.steps[-1]
         means = [self.by_number(size, step, shots, measure) for size in sizes]
@@ -286,7 +286,8 @@ def experiment_table(
     """Return the table of the effects that `NumberScores.coins` estimates on final scores.
 
     `coin`, `size`, `shots`, `measure`;
-    `ratio`: how many times as often the chosen number was read in sums, as a geometric mean;
+    `ratio`: readings of the chosen number in sums divided by readings of the other number of the
+        pair, as a geometric mean over pairs;
     `value`, `low`, `high`: the effect, as a share of right answers or in nats;
     `n`: number of pairs.
     """
@@ -310,7 +311,7 @@ def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFr
 
     `size`, `step`;
     `read`: whether the definition is in the training text;
-    `group`: lower end of the bin of the word's count in training, or 0;
+    `group`: lower end of the word's bin (WORD_BINS) by its count in training; 0: never read;
     `value`, `low`, `high`: share of right words;
     `n`: number of definitions.
     """
