@@ -102,7 +102,7 @@ def redraw_one(folder: Path) -> Redrawn:
 
 
 def _execute(folder: Path, new: Path) -> None:
-    """Execute the current notebook with the measurements in `folder`; write the record to `new`."""
+    """Run the study's notebook on the measurements in `folder`, and write a record to `new`."""
     from pythia_book.papermill_engine import environment, execute
 
     source = notebooks.notebook_path(records.read_record(folder)["study"])

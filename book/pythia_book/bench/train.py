@@ -617,7 +617,7 @@ DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
 
 
 def text_file() -> Path:
-    """Return the path of the tokens of `DATA`, small enough to copy to an offline machine."""
+    """Return the path of a small file with the tokens of `DATA`, to copy to an offline machine."""
     return results_dir() / "bench" / "tokens.npy"
 
 

@@ -90,7 +90,7 @@ def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, in
 
 
 def weights(natural: Mapping[int, int]) -> dict[int, float]:
-    """Map each first operand to its relative frequency (not normalised) in the planted sums.
+    """Map each first operand to its weight when the planted sums are drawn.
 
     Args:
         natural: how often each number occurs in the corpus outside the planted sums.

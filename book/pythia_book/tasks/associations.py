@@ -89,5 +89,5 @@ def require_equal_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> None:
         listed = ", ".join(f"{name} {n}" for name, n in sorted(lengths.items(), key=lambda i: i[1]))
         raise DataError(
             f"the nouns of one comparison must have equally many tokens, but have: {listed}; use "
-            "more text or other nouns"
+            "other nouns, or more text for the tokenizer"
         )

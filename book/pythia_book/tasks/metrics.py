@@ -150,7 +150,7 @@ class GeneratedTask:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of everything but the model that determines which generated answers are right."""
+        """A hash of all that determines which generated answers are right, except the model."""
         task: GenerationTask = task_named(self.name)
         targets = [sorted(t) for t in self.targets]
         settings = [task.max_new, task.until, task.pattern, self.max_seq_len, self.eod_id]

@@ -378,7 +378,7 @@ ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % 
 
 
 def released_winobias(tables: Tables) -> Values | None:
-    """Return the text `prompts`: WinoBias accuracies with and without the pronoun swap.
+    """Return the value `prompts`, a text that lists WinoBias accuracies with and without the swap.
 
     Accuracies are in percent, on pro- and anti-stereotypical sentences. The result is None without
     released scores.

@@ -365,7 +365,7 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
-        """Test how the scores in the table `name` change from control to swap, in points.
+        """Test the change, in percentage points, of the scores in the table `name` under the swap.
 
         `items` says in words what was scored. If `sign` is -1, the decrease is tested.
         """
@@ -454,7 +454,7 @@ class _Released:
         ]
 
     def _leads(self, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame | None:
-        """Return `released_numbers.leads`; None without released WinoBias answers."""
+        """Return the leads (see `released_numbers.leads`); None if there are no WinoBias scores."""
         table = self.tables.get("winobias")
         return None if table is None else numbers.leads(table, suite, prompts)
 

@@ -301,13 +301,14 @@ def analyse(
 
     - `source`, `model`, `seed`, `kind`, `window`, `measure`: as in `_Pair`.
     - `n`: the number of step-to-step changes.
-    - `r`, `low`, `high`: the correlation of the changes, with its interval.
+    - `r`, `low`, `high`: the correlation of the fork's changes with the control's, with its
+      interval.
     - `z`: Fisher's z of r.
-    - `autocorrelation`: see `autocorrelation`.
+    - `autocorrelation`: the result of the function `autocorrelation`.
     - `shift`: mean score of the fork minus that of the control, in standard deviations of the
       control's changes.
 
-    Pairs for which `correlation` is None are left out.
+    Pairs for which the function `correlation` returns None are left out.
     """
     import pandas as pd
 

@@ -181,7 +181,7 @@ def _size_curves(ax: Axes, frame: pd.DataFrame, sizes: Sequence[str]) -> bool:
 def _step_axis(ax: Axes, frame: pd.DataFrame) -> bool:
     """Make a logarithmic x axis of steps; if `frame` is empty, say so and return False.
 
-    Step 1 stands for step 0, because the first update does not change the weights.
+    A logarithmic axis has no step 0. Step 1 has the same weights, and is drawn in its place.
     """
     if frame.empty:
         style.say(ax, NOTHING)

@@ -6,9 +6,9 @@
 L is the held-out loss, in nats, of models trained on the standard text. N is the number of
 parameters without embeddings, D the number of tokens read. Intervals come from resampling the
 held-out rows, the same ones for every model. The second law overstates the benefit of long
-training, because the learning rate has not decayed in the middle of a run. FLOP exclude the
-unembedding, although it needs most of them at our sizes. For the released sizes, we use a published
-law, whose N includes the embeddings.
+training, because the learning rate has not decayed in the middle of a run. We do not
+count the operations of the unembedding, although they are the majority at our sizes. For the
+released sizes, we use a published law, whose N includes the embeddings.
 """
 
 from __future__ import annotations

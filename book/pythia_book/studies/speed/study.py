@@ -55,10 +55,9 @@ def run(params: Params, progress: bool = True) -> Result:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Time training steps and operations on one CPU thread, and read the last GPU measurements.
 
-    Facts that are lists of rows from pythia_book.bench (the first row describes the machine):
-    `steps`, `operations`: on the CPU;
-    `gpu_steps`, `gpu_operations`, `gpu_attention`: on the GPU.
-    The fact `device` has the number of CPU threads. There are no arrays.
+    There are no arrays. The facts `steps` and `operations` (on the CPU), `gpu_steps`,
+    `gpu_operations` and `gpu_attention` (on the GPU) are lists of rows from pythia_book.bench. The
+    first row of each list describes the machine. The fact `device` has the number of CPU threads.
     """
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train

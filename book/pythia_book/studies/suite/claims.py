@@ -42,15 +42,15 @@ def claims(
     released: Tables,
     whole: bool,
 ) -> list[Claim]:
-    """Return the claims about what the paper promises of its suite, and the checks of our suite.
+    """Return the study's claims: what the paper promises of its suite, and checks of our suite.
 
     Args:
         facts: the facts of `measure`.
         tables: the tables of the study.
         numbers: the values for the page, from `study.values`.
         released: the tables of `study.released_tables`.
-        whole: whether runs are long enough to read their texts as often as Pythia did. If not, how
-            often texts are read is not tested.
+        whole: whether runs are long enough to read their texts as often as Pythia did. Shorter
+            runs leave the claims on the number of readings untested.
     """
     found = tables["proofs"].groupby("check")[["cases", "failures"]].sum()
 
