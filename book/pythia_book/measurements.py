@@ -219,7 +219,7 @@ class LanguageMeasurement:
 
     All runs of a scale, even on deduplicated text, use the same held-out documents. Arrays:
     `loss`: float64[rows], mean loss of each row in nats per token
-    `last_word`: bool[words], whether the last word of each sentence is the most likely one
+    `last_word`: bool[words], whether greedy decoding gives each sentence's last word
     """
 
     rows: np.ndarray

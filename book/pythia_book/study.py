@@ -116,8 +116,8 @@ class MeasuringCost:
     """The rough cost of measuring one run, as the amount of text that its checkpoints read."""
 
     heldout: int = 0
-    """Number of passes over the held-out text, summed over all checkpoints. Scored items count as
-    passes, in proportion to their tokens."""
+    """Number of passes over the rows of the held-out loss, summed over all checkpoints. Other items
+    count by the time that they take on a CPU, relative to one pass."""
     rows: float = 0.0
     """Number of passes over the first 32 tokens of each training row of the run."""
 

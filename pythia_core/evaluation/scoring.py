@@ -298,19 +298,24 @@ def _log_probabilities(
     Returns:
         float32[q], in nats, and bool[q].
     """
-    if isinstance(model, GPTNeoX) and native.available(states):
+    if isinstance(model, GPTNeoX) and _is_plain(model.embed_out) and native.available(states):
         return target_log_probabilities(states, model.embed_out.weight, index, targets)
-    bounds = torch.searchsorted(index, torch.arange(0, len(states) + LOGIT_ROWS, LOGIT_ROWS,
-                                                    device=states.device)).tolist()  # fmt: skip
+    begins = torch.arange(0, len(states) + LOGIT_ROWS, LOGIT_ROWS, device=states.device)
+    bounds = torch.searchsorted(index, begins).tolist()
     parts = []
-    for i, (low, high) in enumerate(itertools.pairwise(bounds)):
-        begin = i * LOGIT_ROWS
+    for begin, (low, high) in zip(begins.tolist(), itertools.pairwise(bounds), strict=False):
         logits = model.logits(states[begin : begin + LOGIT_ROWS]).float()
         row = index[low:high] - begin
         at_target = logits[row, targets[low:high]]
         parts.append((at_target - logits.logsumexp(-1)[row], at_target >= logits.amax(-1)[row]))
     logp, best = zip(*parts, strict=True)
     return torch.cat(logp), torch.cat(best)
+
+
+def _is_plain(unembedding: torch.nn.Linear) -> bool:
+    """Return whether the unembedding is in fp32 and has no hooks, so that C may replace it."""
+    hooked = unembedding._forward_hooks or unembedding._forward_pre_hooks
+    return unembedding.weight.dtype == torch.float32 and not hooked
 
 
 def device_of(model: Any) -> torch.device:
@@ -405,10 +410,10 @@ def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RowScores:
-    """The result of `score_rows`, for the S tokens after the first token of each row."""
+    """The result of `score_rows`, for the S tokens that follow the first one of each row."""
 
     logprob: np.ndarray
-    """float32[n, S], nats: the log-probability of each token; NaN where it is not computed."""
+    """float32[n, S], nats: the log-probability of each token."""
     greedy: np.ndarray
     """bool[n, S]: whether the token is the most likely one."""
 
@@ -418,41 +423,53 @@ class RowScores:
         return -self.logprob.mean(1, dtype=np.float64)
 
     def of_words(self, words: np.ndarray) -> Scores:
-        """Return the score of each word; `words` is int[n, 3], as `last_words` returns."""
+        """Return the scores of words, which are int[n, 3] as from `last_words`."""
         parts = [(row, slice(start - 1, stop - 1)) for row, start, stop in words.tolist()]
         logprob = [self.logprob[part].sum(dtype=np.float64) for part in parts]
         greedy = [self.greedy[part].all() for part in parts]
         return Scores(np.array(logprob), words[:, 2] - words[:, 1], np.array(greedy, bool))
 
 
-@torch.no_grad()
-def score_rows(
-    model: Scorable,
-    rows: np.ndarray,
-    words: np.ndarray | None = None,
-    token_budget: int = TOKEN_BUDGET,
-) -> RowScores:
-    """Score the tokens of rows, each after all the tokens before it in its row.
+def score_rows(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> RowScores:
+    """Score every token of a row except the first, each after all tokens before it in the row.
 
     Args:
         rows: int[n, S + 1], token ids.
-        words: the words to score, int[n, 3], as `last_words` returns. Default: score all tokens.
         token_budget: number of tokens in a batch.
     """
+    return _score_where(model, rows, np.ones((len(rows), rows.shape[1] - 1), bool), token_budget)
+
+
+def score_words(
+    model: Scorable, rows: np.ndarray, words: np.ndarray, token_budget: int = TOKEN_BUDGET
+) -> Scores:
+    """Score words in rows, each after all tokens before it in its row.
+
+    Args:
+        rows: int[n, S + 1], token ids.
+        words: int[words, 3] as from `last_words`.
+        token_budget: number of tokens in a batch.
+    """
+    wanted = np.zeros((len(rows), rows.shape[1] - 1), bool)
+    for row, start, stop in words.tolist():
+        wanted[row, start - 1 : stop - 1] = True
+    return _score_where(model, rows, wanted, token_budget).of_words(words)
+
+
+@torch.no_grad()
+def _score_where(
+    model: Scorable, rows: np.ndarray, wanted: np.ndarray, token_budget: int
+) -> RowScores:
+    """Compute `score_rows` only where `wanted`, bool[n, S], is true."""
     device = device_of(model)
     rows = np.asarray(rows).astype(np.int64)
-    shape = len(rows), rows.shape[1] - 1
-    wanted = np.full(shape, words is None)
-    for row, start, stop in [] if words is None else words.tolist():
-        wanted[row, start - 1 : stop - 1] = True
-    scores = RowScores(np.full(shape, np.nan, np.float32), np.zeros(shape, bool))
+    scores = RowScores(np.full(wanted.shape, np.nan, np.float32), np.zeros(wanted.shape, bool))
     (used,) = np.nonzero(wanted.any(1))
-    step = max(1, token_budget // shape[1])
+    step = max(1, token_budget // wanted.shape[1])
     for start in range(0, len(used), step):
         part = used[start : start + step]
-        ids = torch.from_numpy(rows[part]).to(device)
-        mask = torch.from_numpy(wanted[part]).to(device)
-        if words is None:
+        ids, mask = (torch.from_numpy(a[part]).to(device) for a in (rows, wanted))
+        if mask.all():
             states = model.hidden(ids[:, :-1]).flatten(0, 1)
         else:
             states = hidden_at(model, ids[:, :-1], mask.flatten().nonzero()[:, 0])
@@ -465,15 +482,20 @@ def score_rows(
 
 
 def last_words(rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24) -> np.ndarray:
-    """Find the last words of the sentences in held-out rows, int64[n, 3]: row, start, stop.
+    """Find the last word of every sentence in held-out rows.
 
-    Predicting these words is a task like LAMBADA, but words need not depend on a long context, and
-    names and function words are included. A last word is directly followed by a token starting with
-    ".", "!" or "?". A word is a token of a space and letters, plus the letters-only tokens after
-    this token. Words after fewer than `min_context` tokens of the same document are left out.
+    To predict them is a task like LAMBADA, but words need not depend on a long context, and names
+    and function words are included. A last word is directly followed by a token starting with ".",
+    "!" or "?". A word is a token of a space and letters, plus the letters-only tokens after this
+    token. Left out are words at the very start of a row, and words with fewer than `min_context`
+    tokens of their document before them in the row.
 
     Args:
         rows: int[n, S + 1], token ids.
+
+    Returns:
+        int64[words, 3]: the row, and the indices in the row of the word's first token and of the
+        token after its last.
     """
     texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
     begins = np.array([bool(re.fullmatch(r" [^\W\d_]+", t)) for t in texts])

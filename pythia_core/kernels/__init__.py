@@ -7,7 +7,8 @@ of this package, `PLAIN` the same formulas in torch alone, which `torch.compile`
 On a CUDA device, `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and the rotation in
 `attention` run as Triton kernels (see dispatch); the rest of attention has several backends (see
 attention_backends). On a CPU with a C compiler, everything but plain matrix products runs in C (see
-native). The kernel of the optimizer (adamw) is not part of the model and not exported.
+native). The kernel of the optimizer (adamw) and the operations of evaluation (tree_attention, and
+target_log_probabilities, which exists only in C) are not part of `Ops` and not exported.
 """
 
 from __future__ import annotations

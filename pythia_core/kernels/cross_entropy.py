@@ -6,7 +6,7 @@ scales. Softmax and loss are in fp32, whatever the dtype of the matrix products,
 vocabulary.
 
 The softmax is a Triton kernel on a CUDA device (cross_entropy_triton), and a C function on a CPU
-with a C compiler.
+with a C compiler. `target_log_probabilities` scores tokens, without gradients.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pythia_core.errors import DataError
 from pythia_core.kernels import dispatch, native
 
 CHUNK_ELEMENTS = 1 << 21
@@ -47,8 +48,16 @@ def target_log_probabilities(
 
     Returns:
         The log-probabilities in nats, (q,) fp32, and whether each is most likely, (q,) bool.
+
+    Raises:
+        DataError: a target is not in the vocabulary.
     """
     (n, d), q = hidden.shape, len(targets)
+    if q and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
+        raise DataError(
+            f"target tokens must be in 0..{len(weight) - 1}, got {int(targets.min())} to "
+            f"{int(targets.max())}; was the text encoded with another tokenizer?"
+        )
     hidden, weight = hidden.contiguous(), weight.detach().contiguous()
     log_sum, largest = hidden.new_empty(2, n)
     logits = hidden.new_empty(q)

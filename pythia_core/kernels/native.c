@@ -1,9 +1,9 @@
-/* Attention and the element-wise passes of a training step on a CPU, one pass over memory each.
+/* Attention and the element-wise passes of a training step, and the scoring of tokens, on a CPU.
  *
  * Compiled on first use by pythia_core/kernels/native.py with the system's C compiler, cached, and
  * called through ctypes; without a compiler the callers run torch code instead. Matrix products
- * stay in torch, except those of attention. Every function exists for float and for bfloat16
- * (stored as uint16_t). Rows are split statically over OpenMP threads and each row is reduced by
+ * stay in torch, except those of attention and scoring. Functions of a training step exist for
+ * float and for bfloat16 (stored as uint16_t), those of evaluation for float only. Rows are split statically over OpenMP threads and each row is reduced by
  * one thread, so results do not change from call to call. Statistics and sums are fp32.
  */
 #include <math.h>
@@ -508,15 +508,15 @@ static inline __attribute__((always_inline)) void attend_backward(
 /* hidden (n, d), weight (vocab, d) -> log of the sum of exponentials, and largest, of the logits of
  * each row. Logits are not stored: a tile of weights stays in cache while it meets a group of rows,
  * of which W lie in the lanes of a vector. */
-#define TILE 64  /* rows of weight */
-#define GROUP 8 /* times W rows of hidden */
+#define TILE 64 /* rows of weight; a multiple of UNROLL */
+#define GROUP 8 /* blocks of W rows of hidden */
 void log_sum_exp_f32(const float *hidden, const float *weight, float *result, float *largest,
                      i64 n, i64 vocab, i64 d) {
   _Pragma("omp parallel") {
     float *columns = aligned_alloc(64, (GROUP * W + TILE) * d * sizeof(float));
     float *padded = columns + GROUP * W * d;
     _Pragma("omp for schedule(static)") for (i64 start = 0; start < n; start += GROUP * W) {
-      i64 blocks = (n - start + W - 1) / W < GROUP ? (n - start + W - 1) / W : GROUP;
+      i64 left = (n - start + W - 1) / W, blocks = left < GROUP ? left : GROUP;
       vec tops[GROUP], sums[GROUP];
       for (i64 b = 0; b < blocks; b++) {
         tops[b] = splat(-INFINITY), sums[b] = splat(0);
@@ -542,29 +542,31 @@ void log_sum_exp_f32(const float *hidden, const float *weight, float *result, fl
         }
       }
       for (i64 i = start; i < n && i < start + blocks * W; i++) {
-        largest[i] = tops[(i - start) / W][i % W];
-        result[i] = logf(sums[(i - start) / W][i % W]) + largest[i];
+        float sum = sums[(i - start) / W][i % W], top = tops[(i - start) / W][i % W];
+        largest[i] = isnan(sum) ? sum : top; /* max_vec forgets a NaN, the sum does not */
+        result[i] = logf(sum) + top;
       }
     }
     free(columns);
   }
 }
 
-/* The logits of targets[p] in row index[p] of hidden, for p < n, as log_sum_exp computes them. */
+/* The logits of targets[p] in row index[p] of hidden, for p < n. They come from `products`, as in
+ * log_sum_exp, so that they equal its largest logit to the bit. Of the products only the diagonal
+ * is used, which is cheap beside the whole vocabulary. */
 void target_logits_f32(const float *hidden, const float *weight, const i64 *index,
                        const i64 *targets, float *result, i64 n, i64 d) {
   _Pragma("omp parallel") {
-    float *rows = aligned_alloc(64, 3 * W * d * sizeof(float)), *columns = rows + W * d;
-    float *states = columns + W * d;
-    memset(rows, 0, 3 * W * d * sizeof(float));
+    float *rows = aligned_alloc(64, 2 * W * d * sizeof(float)), *columns = rows + W * d;
+    memset(rows, 0, 2 * W * d * sizeof(float));
     _Pragma("omp for schedule(static)") for (i64 start = 0; start < n; start += W) {
       i64 some = n - start < W ? n - start : W;
       float logits[W * W];
       for (i64 i = 0; i < some; i++) {
+        const float *state = hidden + index[start + i] * d;
         memcpy(rows + i * d, weight + targets[start + i] * d, d * sizeof(float));
-        memcpy(states + i * d, hidden + index[start + i] * d, d * sizeof(float));
+        for (i64 c = 0; c < d; c++) columns[c * W + i] = state[c];
       }
-      transpose(states, columns, d);
       products(rows, columns, logits, W, d);
       for (i64 i = 0; i < some; i++) result[start + i] = logits[i * W + i];
     }

@@ -2,7 +2,8 @@
 
 Work that can save its state runs inside `stop_requests`, which only records the signal; the work
 then saves its state and raises `Stopped`. All other work runs inside `interruptible`, where the
-signal raises `Stopped` at once. This is safe, because files are written atomically.
+signal raises `Stopped` at once. This is safe, because files are written atomically. A process that
+any package forks gets the default handling back.
 """
 
 from __future__ import annotations
@@ -34,33 +35,7 @@ class Stopped(KeyboardInterrupt):
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _last = -PATIENCE
 _shared_record: list[int] | None = None
-_mask: set[int] = set()
-
-
-def _block_signals() -> None:
-    global _mask
-    _mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def _unblock_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
-
-
-def _restore_default_signals() -> None:
-    """Undo `_handle_signals` in a forked process, so that signals end the process again."""
-    for number in SIGNALS:
-        if getattr(signal.getsignal(number), "__module__", None) == __name__:
-            signal.signal(number, signal.SIG_DFL)
-    _unblock_signals()
-
-
-# Other packages fork workers (the evaluation harness does). A worker that inherited our handlers
-# would survive a SIGTERM while it waits for a lock, and its pool would wait for it forever.
-os.register_at_fork(
-    before=_block_signals,
-    after_in_parent=_unblock_signals,
-    after_in_child=_restore_default_signals,
-)
+_mask_before_fork: set[int] = set()
 
 
 @contextlib.contextmanager
@@ -87,6 +62,34 @@ def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
         for number, before in previous.items():
             if signal.getsignal(number) is handle:
                 signal.signal(number, before)
+
+
+def _hold_signals() -> None:
+    """Block signals during a fork, so that none meets an inherited handler."""
+    global _mask_before_fork
+    _mask_before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _release_signals() -> None:
+    """Restore the mask from before the fork."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask_before_fork)
+
+
+def _restore_default_signals() -> None:
+    """Undo `_handle_signals` in a forked process, and restore the mask."""
+    for number in SIGNALS:
+        if getattr(signal.getsignal(number), "__module__", None) == __name__:
+            signal.signal(number, signal.SIG_DFL)
+    _release_signals()
+
+
+# Other packages fork workers (the evaluation harness does). A worker that inherited our handlers
+# would survive a SIGTERM while it waits for a lock, and its pool would wait for it forever.
+os.register_at_fork(
+    before=_hold_signals,
+    after_in_parent=_release_signals,
+    after_in_child=_restore_default_signals,
+)
 
 
 @contextlib.contextmanager

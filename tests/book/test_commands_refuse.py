@@ -66,11 +66,12 @@ def test_bad_arguments_are_refused_before_any_work(
     assert message in capsys.readouterr().err
 
 
-def test_readme_needs_a_checkout(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("words", ["bench train --device cpu", "bench learning-rates"])
+def test_writing_a_table_needs_a_checkout(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "checkout", lambda: None)
-    assert main(["bench", "train", "--device", "cpu", "--write"]) == 1
+    assert main([*words.split(), "--write"]) == 1
     assert "--write needs a checkout of the project" in capsys.readouterr().err
 
 

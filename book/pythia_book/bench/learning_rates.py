@@ -31,8 +31,8 @@ def sweep_learning_rates(sizes: Sequence[str] = (), scale: str = "laptop") -> di
     Raises:
         ConfigError: unknown size or scale.
     """
-    from pythia_book.measurements import LanguageMeasurement
-    from pythia_core.evaluation.scoring import score_rows
+    from pythia_book.measurements import N_ROWS
+    from pythia_core.evaluation.scoring import sample_windows, score_rows
 
     of_scale, precision = scale_named(scale), best_precision()
     configs = {}
@@ -43,7 +43,7 @@ def sweep_learning_rates(sizes: Sequence[str] = (), scale: str = "laptop") -> di
     runs = find_or_train_all(configs, keep=lambda _: Keep())
     rows = []
     for (size, rate), run in runs.items():
-        heldout = LanguageMeasurement.of(run.data).rows
+        heldout = sample_windows(run.data.heldout.tokens, run.data.config.seq_len, N_ROWS)
         loss = float(score_rows(run.model(of_scale.steps), heldout).losses.mean())
         rows.append({"size": size, "lr_max": rate, "loss": loss})
     return {**device_info(), "scale": scale, "precision": precision, "rows": rows}

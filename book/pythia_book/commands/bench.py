@@ -51,7 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--seconds": {"type": float, "metavar": "S", "help": "minimum seconds per measurement"},
     "--precision": {"choices": ("fp32", "bf16"),
                     "help": "number format (default: both if the CPU has bf16)"},
-    "--write": {"action": "store_true", "help": "also write the table into the page that shows it"},
+    "--write": {"action": "store_true", "help": "also write the table into the file that shows it"},
     "--kernels": {"dest": "only", "type": _names, "metavar": "KERNELS",
                   "help": "comma-separated list of operations (default: all)"},
 }  # fmt: skip
@@ -127,7 +127,7 @@ def _page(name: str) -> Path:
 
 
 def _train(args: argparse.Namespace) -> None:
-    """Run `bench train` and print its rows and, on a CPU, the table of the README."""
+    """Run `bench train` and print its rows and, on a CPU, a table; --write updates the README."""
     from pythia_book.bench import rows, train
     from pythia_book.site_runs import fill_block
 

@@ -42,19 +42,22 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
         seen.kept += [keep(config) for config in configs.values()]
         return {
             key: SimpleNamespace(
-                config=config, data=config.data, model=lambda step, c=config: model(c, step)
+                config=config,
+                data=SimpleNamespace(
+                    config=config.data, heldout=SimpleNamespace(tokens="held out")
+                ),
+                model=lambda step, c=config: model(c, step),
             )
             for key, config in configs.items()
         }
 
-    class Language:
-        @staticmethod
-        def of(data: object) -> SimpleNamespace:
-            assert data == scale_named("laptop").data
-            return SimpleNamespace(rows=np.array([-0.25, 0.25]))
+    def sample_windows(tokens: str, seq_len: int, n_rows: int) -> np.ndarray:
+        assert (tokens, seq_len) == ("held out", scale_named("laptop").data.seq_len)
+        assert n_rows == measurements.N_ROWS
+        return np.array([-0.25, 0.25])
 
     monkeypatch.setattr(learning_rates, "find_or_train_all", find_or_train_all)
-    monkeypatch.setattr(measurements, "LanguageMeasurement", Language)
+    monkeypatch.setattr(scoring, "sample_windows", sample_windows)
     monkeypatch.setattr(
         scoring, "score_rows", lambda loss, rows: SimpleNamespace(losses=loss + rows)
     )

@@ -144,12 +144,10 @@ def test_words_in_rows_are_scored_as_requests() -> None:
     rows = np.random.default_rng(0).integers(0, VOCAB, (9, 12))
     words = np.array([(0, 1, 2), (4, 3, 6), (4, 9, 12), (7, 5, 6)])
     for model in (MODEL, random_model(tiny(vocab_size=VOCAB))):
-        alone = scoring.score_rows(model, rows, words)
-        assert np.isnan(alone.logprob).sum() == alone.logprob.size - 8
         requests = [Request(tuple(rows[r, :a]), tuple(rows[r, a:b])) for r, a, b in words]
         expected = scoring.score(model, scoring.pack(requests, 32))
-        for found in (alone, scoring.score_rows(model, rows)):
-            scores = found.of_words(words)
+        whole = scoring.score_rows(model, rows).of_words(words)
+        for scores in (whole, scoring.score_words(model, rows, words)):
             np.testing.assert_allclose(scores.logprob, expected.logprob, atol=1e-5)
             np.testing.assert_array_equal(scores.greedy, expected.greedy)
             assert scores.n_tokens.tolist() == [1, 3, 3, 1]
@@ -193,12 +191,13 @@ def test_candidates_after_a_context_sum_below_one_and_follow_the_model():
 def test_last_words_are_cut_as_documented():
     made = tokenizer()
     encode = scoring.encoder(made)
-    text = "The nurse said that she would help the driver with the work. It was late. The"
+    text = "The nurse said that she would help the driver with the work! It was drivers? The"
     other = encode("It was late.")
     row = np.array([*other, 0, *encode(text)])
     words = scoring.last_words(np.array([[0] * len(row), row]), made, eod_id=0, min_context=4)
     assert words[:, 0].tolist() == [1, 1]  # the first document is too short
-    assert [made.decode(row[a:b].tolist()) for _, a, b in words] == [" work", " late"]
+    assert [made.decode(row[a:b].tolist()) for _, a, b in words] == [" work", " drivers"]
+    assert (words[:, 2] - words[:, 1]).tolist() == [1, 4]
     assert scoring.last_words(row[None], made, eod_id=0, min_context=60).shape == (0, 3)
     assert not len(scoring.last_words(np.array([encode("no sentence ends here")]), made, 0, 1))
 

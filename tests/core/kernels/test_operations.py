@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pythia_core import kernels
+from pythia_core.errors import DataError
 from pythia_core.kernels import native
 from pythia_core.kernels.attention import MAX_NATIVE_SEQ, attention_reference, tree_attention
 from pythia_core.kernels.cross_entropy import (
@@ -113,7 +114,9 @@ def test_attention_in_trees_equals_attention_in_texts() -> None:
 
 
 @pytest.mark.parametrize(("rows", "vocab", "d"), [(3, 97, 16), (1, 5, 7), (200, 1000, 40)])
-def test_target_log_probabilities(rows: int, vocab: int, d: int) -> None:
+def test_target_log_probabilities(compiled: bool, rows: int, vocab: int, d: int) -> None:
+    if not compiled:
+        pytest.skip("there is no torch version: scoring computes logits instead")
     hidden, weight = normal(rows, d).float(), normal(vocab, d).float()
     index = torch.arange(rows).repeat_interleave(vocab)  # every token is a target of every row
     targets = torch.arange(vocab).repeat(rows)
@@ -126,9 +129,20 @@ def test_target_log_probabilities(rows: int, vocab: int, d: int) -> None:
         hidden[index[some]], weight, torch.arange(len(some)), targets[some]
     )
     assert torch.equal(alone, logp[some]), "a target's result does not depend on the others"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    try:
+        assert torch.equal(target_log_probabilities(hidden, weight, index, targets)[0], logp)
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(DataError, match=rf"in 0..{vocab - 1}, got 0 to {vocab}"):
+        target_log_probabilities(hidden, weight, index[:2], torch.tensor([0, vocab]))
     hidden[0, 0] = torch.nan
     logp, best = target_log_probabilities(hidden, weight, index, targets)
     assert torch.equal(logp.isnan(), index == 0) and not best[index == 0].any()
+    weight[1] = torch.nan
+    logp, best = target_log_probabilities(hidden, weight, index, targets)
+    assert logp.isnan().all() and not best.any()
 
 
 def test_long_rows_use_torchs_attention() -> None:

@@ -99,7 +99,7 @@ def _others(
     released: dict[str, Estimate | None],
 ) -> list[Claim]:
     """Return the claims of the study except those of `_no_clear_benefit`."""
-    words, sentences = _change(params, measured, "last_word", "sentences")
+    words, n_words = _change(params, measured, "last_word", "last words")
     loss, rows_read = _change(params, measured, "loss", "held-out rows")
     recipes = frames["recipes"].set_index("recipe")
     removed = float(recipes.percent[DEDUP])
@@ -122,7 +122,7 @@ def _others(
             EQUAL_WORDS,
             "section 2.6",
             quote=NO_BENEFIT,
-            ours=within(words, "points", sentences, WORDS, WORDS_WHY),
+            ours=within(words, "points", n_words, WORDS, WORDS_WHY),
         ),
         Claim(
             COPIES_HARM,

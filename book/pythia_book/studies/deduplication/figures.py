@@ -65,7 +65,7 @@ def over_training(result: Result) -> Drawing:
     """Draw how our twins differ over training, in held-out loss and in last words predicted."""
     effects = result.tables["effects"]
     n = {m: int(g.n.max()) for m, g in effects.groupby("measure")}
-    notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} sentences"
+    notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} last words"
     with style.canvas(result, 2, 3.0, notes) as (figure, (loss, words)):
         _differences(loss, effects[effects.measure == "loss"], 1, result)
         loss.set_ylabel("held-out loss, nats per token\n(below 0: deduplicated is better)")

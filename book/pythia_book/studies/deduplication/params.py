@@ -14,7 +14,7 @@ from pythia_core.training.retention import Keep
 STUDY = "deduplication"
 AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
-MEASURING = MeasuringCost(heldout=5, rows=1.0)
+MEASURING = MeasuringCost(heldout=7, rows=1.0)
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """Evenly spaced checkpoints at which twins are compared. The paper also evaluates number 93."""
 CONTEXT = 32

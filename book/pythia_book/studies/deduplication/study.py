@@ -58,7 +58,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Arrays, e.g. for size 25k and the standard text:
 
     - "loss/25k/standard/572": float32[rows], held-out loss at step 572 in nats per token.
-    - "last_word/25k/standard/572": bool[sentences], whether the last word was predicted.
+    - "last_word/25k/standard/572": bool[words], whether each last word was predicted.
     - "accuracy/25k/standard/piqa_0": bool[items], whether the final model answers correctly.
     - "memorized/25k/standard": bool[texts], whether the final model has memorized a text. A text
       is the first 64 tokens of a training row; equal texts are listed once.

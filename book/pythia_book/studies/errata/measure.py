@@ -52,7 +52,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Arrays, where NAME is a key of `params.run_configs` or GELU_AFTER_TRAINING:
 
     - loss/NAME/STEP: float32[rows], held-out loss of each row in nats per token.
-    - last_word/NAME/STEP: bool[words], whether the last word of each sentence was predicted.
+    - last_word/NAME/STEP: bool[words], whether each last word was predicted.
 
     Facts:
 

@@ -83,7 +83,7 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
             - `measure`: "loss" in nats per token, or "last_word" in points.
             - `step`, `percent` of training.
             - `value`, `low`, `high`.
-            - `n`: rows or words.
+            - `n`: held-out rows or last words.
 
         losses: maps the training text of each control to the control's final loss.
     """

@@ -324,7 +324,7 @@ class _Ours:
                 "The controls prefer the stereotyping sentences of CrowS-Pairs (gender)",
             ),
             "last_word": above(
-                "last_word", MARGINAL, "sentences",
+                "last_word", MARGINAL, "last words",
                 f"The controls predict more than {MARGINAL:g} % of the last words",
             ),
         }  # fmt: skip

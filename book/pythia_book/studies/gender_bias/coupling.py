@@ -90,7 +90,7 @@ class CouplingMeasurement:
         from pythia_core.evaluation import scoring
 
         language = self.items.language
-        words = scoring.score_rows(model, language.rows, language.words).of_words(language.words)
+        words = scoring.score_words(model, language.rows, language.words)
         crows, winobias = (
             scoring.score(model, pairs).logprob.reshape(-1, 2)
             for pairs in (self.items.crows, self.items.winobias)

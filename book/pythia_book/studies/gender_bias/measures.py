@@ -156,8 +156,9 @@ class TokenizedItems:
         measured["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
         measured |= _choices("crows", scoring.score(model, self.crows))
         if full:
-            measured["loss"], right = self.language(model, 0).values()
-            measured["last_word"] = right.astype(np.float64)
+            language = self.language(model, 0)
+            measured["loss"] = language["loss"]
+            measured["last_word"] = language["last_word"].astype(np.float64)
             measured |= _choices("winobias", scoring.score(model, self.winobias))
             measured |= _choices("stereoset", scoring.score(model, self.stereoset))
         return measured

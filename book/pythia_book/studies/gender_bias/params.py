@@ -14,7 +14,7 @@ from pythia_core.training.retention import Keep, is_large
 from pythia_core.training.schedule import linear_steps
 
 STUDY = "gender_bias"
-MEASURING = MeasuringCost(heldout=11)
+MEASURING = MeasuringCost(heldout=15)
 ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Maps an arm to the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)

@@ -12,7 +12,7 @@ from pythia_core.suite import scale_named, suite_configs
 from pythia_core.training.retention import Keep
 
 STUDY = "phases"
-MEASURING = MeasuringCost(heldout=154)
+MEASURING = MeasuringCost(heldout=26)
 
 
 @dataclass(frozen=True)

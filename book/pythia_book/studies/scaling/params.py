@@ -15,7 +15,7 @@ from pythia_core.training.retention import Keep
 STUDY = "scaling"
 AFTER = ("suite",)
 """Studies that should run before this one, because they train the models that it reads."""
-MEASURING = MeasuringCost(heldout=19)
+MEASURING = MeasuringCost(heldout=28)
 OVER_TRAINING = (4, 13, 43, 93)
 """Indices of the evenly spaced checkpoints, besides the last, at which tasks are scored."""
 LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)

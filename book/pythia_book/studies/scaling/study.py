@@ -281,8 +281,8 @@ def language_tables(params: Params, measured: Measurements) -> tuple[pd.DataFram
 
     `losses`: `size`, `step`, `n_params` (without embeddings), `tokens` (read so far), `flops` (6 *
         n_params * tokens), and held-out loss in nats per token (`value`, `low`, `high`).
-    `last_words`: `size`, `step`, `percent` (of training), and the share of sentences whose last
-        word is right (`value`, `low`, `high`).
+    `last_words`: `size`, `step`, `percent` (of training), and the share of last words that
+        are right (`value`, `low`, `high`).
     """
     import pandas as pd
 

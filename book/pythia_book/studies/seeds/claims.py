@@ -181,7 +181,7 @@ def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
 
 
 def _by_pair(tables: dict[str, pd.DataFrame], measure: str) -> np.ndarray:
-    """Return the final deduplicated minus standard score of each pair of twins, float[pairs]."""
+    """Return each pair's difference in final score, deduplicated minus standard, float[pairs]."""
     effects = tables["effects"]
     final = effects[(effects.measure == measure) & (effects.percent == 100)]
     return final[final.seed != "mean"].value.dropna().to_numpy(float)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BINS = 143
 """Number of points on a loss curve."""
 AT_END = 0.07
-"""The final loss is the mean over the last updates, this fraction of all updates."""
+"""The final loss is the mean over this fraction of the updates, at the end of training."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:

@@ -14,7 +14,7 @@ from pythia_core.training.retention import Keep
 STUDY = "term_frequency"
 AFTER = ("suite",)
 """Studies that should run before this one, because they train the models that it reads."""
-MEASURING = MeasuringCost(heldout=8)
+MEASURING = MeasuringCost(heldout=10)
 INDICES = (13, 39, 65, 91, 117, 143)
 """Indices of the checkpoints to measure, as in the paper (steps 13,000, 39,000, ..., 143,000)."""
 DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
