@@ -23,7 +23,7 @@ from pythia_book.studies.deduplication.crossed import crossed_mean
 from pythia_book.studies.deduplication.tables import FACTORS, pooled, zero_shot
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
-from pythia_core.suite import DATA_ARMS, DEDUP
+from pythia_core.suite import DATA_ARMS, DEDUP, scale_named
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from pythia_book.study import Measurements, Tables
 
 WORDS = 0.5
-"""The margin for last words, in points. To gain more than this, a model must be twice as large."""
-WORDS_WHY = f"to predict {WORDS:g} points more, a model of this scale has to be twice as large"
+"""The margin for last words, in points."""
+FEWEST_WORDS = 10 * WORDS
+"""Percentage of last words that models must predict before equality within WORDS says anything."""
 EPOCHS = ((53_000, BEFORE), (103_000, OFFICIAL_STEPS))
 """Two equally long windows, one before and one after EPOCH_STEP: first and last step of each."""
 ITEMS = "items' errors as released, as if no item were shared"
@@ -122,7 +123,7 @@ def _others(
             EQUAL_WORDS,
             "section 2.6",
             quote=NO_BENEFIT,
-            ours=within(words, "points", n_words, WORDS, WORDS_WHY),
+            ours=equal_words(words, n_words, _words(params, measured)),
         ),
         Claim(
             COPIES_HARM,
@@ -242,6 +243,35 @@ def _change(
     plural = "" if models == 1 else "s"
     units = f"{models} size{plural}, one pair of models each, and {n:,} {items}"
     return crossed_mean(FACTORS[measure] * changes), units
+
+
+def equal_words(change: Estimate | None, units: str, right: list[np.ndarray]) -> Test:
+    """Test whether a change in last words predicted, in points, is 0 within WORDS.
+
+    There is a verdict only if the models predict at least FEWEST_WORDS percent of the words.
+
+    Args:
+        right: bool[words] for each model, whether it predicts each word.
+    """
+    percent = 100 * np.mean(right) if right else 0.0
+    if change is not None and percent < FEWEST_WORDS:
+        return untestable(
+            f"the models predict only {percent:.1f} % of the last words, so equality within "
+            f"{WORDS:g} points would say little; a verdict needs {FEWEST_WORDS:g} %",
+            change,
+            "points",
+            units,
+        )
+    why = f"a tenth of the {FEWEST_WORDS:g} % that models must predict for a verdict"
+    return within(change, "points", units, WORDS, why)
+
+
+def _words(params: Params, measured: Measurements) -> list[np.ndarray]:
+    """Return which last words each final model predicts, as `equal_words` takes them."""
+    last = scale_named(params.scale).steps
+    cells = [(size, arm, last) for size in params.size_list for arm in DATA_ARMS]
+    arrays = (measured.get("last_word", *cell) for cell in cells)
+    return [array for array in arrays if array is not None]
 
 
 def _accuracy(params: Params, measured: Measurements) -> Test:

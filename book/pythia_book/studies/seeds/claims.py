@@ -24,8 +24,7 @@ from pythia_book.studies.deduplication.claims import (
     LESS_MEMORIZED,
     NO_BENEFIT,
     SIX_TEXTS,
-    WORDS,
-    WORDS_WHY,
+    equal_words,
 )
 from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked
 from pythia_book.studies.seeds.variance import (
@@ -69,6 +68,7 @@ def claims(
         neighbour: the final held-out loss of the neighbouring size; None if it was not measured.
         released: the released tables; `training_maps` may be missing.
     """
+    last = scale_named(params.scale).steps
     seeds = f"{params.seeds} seeds of {params.size}"
     pairs = f"{params.seeds} pairs of twins of {params.size}, a seed each"
     both = "order and weights vary together"
@@ -89,7 +89,11 @@ def claims(
             EQUAL_WORDS,
             "section 2.6",
             quote=NO_BENEFIT,
-            ours=within(effect(tables, "last_word"), "points", pairs, WORDS, WORDS_WHY),
+            ours=equal_words(
+                effect(tables, "last_word"),
+                pairs,
+                [measured[key] for key in measured if key[1:] == (last, "last_word")],
+            ),
         ),
         Claim(
             "The order of the data and the initial weights contribute comparably to the variation "

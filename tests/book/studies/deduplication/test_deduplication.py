@@ -49,12 +49,17 @@ def test_bad_parameters_are_refused(params: dict, message: str) -> None:
 
 
 def measured(
-    change: float = 0.0, skill: float = 0.0, words: float = 0.0, forgotten: int = 0, n: int = 400
+    change: float = 0.0,
+    skill: float = 0.0,
+    words: float = 0.0,
+    forgotten: int = 0,
+    n: int = 400,
+    standard_words: float = 0.08,
 ) -> Measurements:
     """Twins of four sizes at the end of training with planted effects of deduplication.
 
-    `change` is of the loss, `skill` above guessing and `words` above the standard models are
-    shares, and `forgotten` of 40 memorized texts are not memorized by the deduplicated models.
+    `change` is of the loss. `skill` above guessing, `words` above `standard_words`, and the latter
+    are shares. `forgotten` of 40 memorized texts are not memorized by the deduplicated models.
     """
     rng = np.random.default_rng(2)
     last, arrays = scale_named("laptop").steps, {}
@@ -66,7 +71,7 @@ def measured(
             noise = rng.normal(0, 0.05, n)
             loss = difficulty + noise + deduplicated * (change + own)
             arrays[name_of("loss", size, arm, last)] = loss.astype(np.float32)
-            right = rng.random(20 * n) < 0.02 + deduplicated * words
+            right = rng.random(20 * n) < standard_words + deduplicated * words
             arrays[name_of("last_word", size, arm, last)] = right
             arrays[name_of("accuracy", size, arm, "piqa_0")] = rng.random(5 * n) < 0.5 + skill
             memorized = np.arange(100) < 40 - deduplicated * forgotten * (
@@ -98,6 +103,8 @@ def test_our_claims_come_out_both_ways() -> None:
     assert harm[LESS] == (None, "reproduced")
     assert verdicts(measured(change=0.2))[LOSS] == (None, "contradicted")
     assert verdicts(measured(words=0.03))[WORDS] == (None, "contradicted")
+    few = measured(standard_words=0.02)
+    assert verdicts(few)[WORDS] == (None, "not testable here")  # equal, but there is little to lose
     none = verdicts(measured())
     assert none[LOSS] == (None, "not resolved")
     assert none[LESS] == (None, "not testable here")  # no size differs
