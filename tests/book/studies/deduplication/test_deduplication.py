@@ -71,7 +71,7 @@ def measured(
             noise = rng.normal(0, 0.05, n)
             loss = difficulty + noise + deduplicated * (change + own)
             arrays[name_of("loss", size, arm, last)] = loss.astype(np.float32)
-            right = rng.random(20 * n) < standard_words + deduplicated * words
+            right = rng.random(80 * n) < standard_words + deduplicated * words
             arrays[name_of("last_word", size, arm, last)] = right
             arrays[name_of("accuracy", size, arm, "piqa_0")] = rng.random(5 * n) < 0.5 + skill
             memorized = np.arange(100) < 40 - deduplicated * forgotten * (
