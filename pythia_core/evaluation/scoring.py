@@ -25,7 +25,7 @@ import torch
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.kernels import native
 from pythia_core.kernels.attention import tree_attention
-from pythia_core.kernels.cross_entropy import target_log_probabilities
+from pythia_core.kernels.cross_entropy import check_targets, target_log_probabilities
 from pythia_core.model import GPTNeoX
 from pythia_core.util.progress import bar as progress_bar
 
@@ -305,6 +305,7 @@ def _log_probabilities(
     parts = []
     for begin, (low, high) in zip(begins.tolist(), itertools.pairwise(bounds), strict=False):
         logits = model.logits(states[begin : begin + LOGIT_ROWS]).float()
+        check_targets(targets[low:high], logits.shape[-1])
         row = index[low:high] - begin
         at_target = logits[row, targets[low:high]]
         parts.append((at_target - logits.logsumexp(-1)[row], at_target >= logits.amax(-1)[row]))
@@ -449,7 +450,16 @@ def score_words(
         rows: int[n, S + 1], token ids.
         words: int[words, 3] as from `last_words`.
         token_budget: number of tokens in a batch.
+
+    Raises:
+        DataError: a word is empty, reaches beyond its row, or includes a row's first token.
     """
+    for row, start, stop in words.tolist():
+        if not (0 <= row < len(rows) and 1 <= start < stop <= rows.shape[1]):
+            raise DataError(
+                f"a word needs a row in 0..{len(rows) - 1} and 1 <= start < stop <= "
+                f"{rows.shape[1]}; got row={row}, start={start}, stop={stop}"
+            )
     wanted = np.zeros((len(rows), rows.shape[1] - 1), bool)
     for row, start, stop in words.tolist():
         wanted[row, start - 1 : stop - 1] = True

@@ -32,6 +32,15 @@ def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tens
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 
 
+def check_targets(targets: Tensor, vocab: int) -> None:
+    """Raise a DataError if a token id is not in 0..vocab - 1."""
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
+        raise DataError(
+            f"target tokens must be in 0..{vocab - 1}, got {int(targets.min())} to "
+            f"{int(targets.max())}; was the text encoded with another tokenizer?"
+        )
+
+
 def target_log_probabilities(
     hidden: Tensor, weight: Tensor, index: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -53,11 +62,7 @@ def target_log_probabilities(
         DataError: a target is not in the vocabulary.
     """
     (n, d), q = hidden.shape, len(targets)
-    if q and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
-        raise DataError(
-            f"target tokens must be in 0..{len(weight) - 1}, got {int(targets.min())} to "
-            f"{int(targets.max())}; was the text encoded with another tokenizer?"
-        )
+    check_targets(targets, len(weight))
     hidden, weight = hidden.contiguous(), weight.detach().contiguous()
     log_sum, largest = hidden.new_empty(2, n)
     logits = hidden.new_empty(q)

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,7 +36,7 @@ class Stopped(KeyboardInterrupt):
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _last = -PATIENCE
 _shared_record: list[int] | None = None
-_mask_before_fork: set[int] = set()
+_before_fork = threading.local()
 
 
 @contextlib.contextmanager
@@ -66,13 +67,12 @@ def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
 
 def _hold_signals() -> None:
     """Block signals during a fork, so that none meets an inherited handler."""
-    global _mask_before_fork
-    _mask_before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    _before_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _release_signals() -> None:
     """Restore the mask from before the fork."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, _mask_before_fork)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before_fork.mask)
 
 
 def _restore_default_signals() -> None:

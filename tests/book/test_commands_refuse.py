@@ -66,6 +66,12 @@ def test_bad_arguments_are_refused_before_any_work(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["bench train", "bench learning-rates"])
+def test_a_table_is_not_replaced_by_a_part(words: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*words.split(), "--write", "--sizes", "7k"]) == 1
+    assert "omit --sizes or --write" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["bench train --device cpu", "bench learning-rates"])
 def test_writing_a_table_needs_a_checkout(
     words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -121,6 +121,12 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
     return [machines[-1], *newest.values()]
 
 
+def speed_range(row: Row) -> tuple[float, float]:
+    """Return the slowest and the fastest speed of a row of the kind "train", in tokens/s."""
+    low, high = (1e3 * row["tokens_per_update"] / row[ms] for ms in ("ms_high", "ms_low"))
+    return low, high
+
+
 def format_row(row: Row) -> str:
     """Format a row of the kind "train" or "machine" as one line for a terminal."""
     mark = DRY_RUN if row["dry_run"] else ""
@@ -135,7 +141,7 @@ def format_row(row: Row) -> str:
         return start + row["failed"]
     mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] is not None else ""
     peak = f", {row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] is not None else ""
-    low, high = (1e3 * row["tokens_per_update"] / row[ms] for ms in ("ms_high", "ms_low"))
+    low, high = speed_range(row)
     shape = f"{row['rows']} x {row['seq_len']} tokens: "
     speed = f"{row['tokens_per_s']:,.0f} tokens/s ({low:,.0f} to {high:,.0f})"
     return start + shape + speed + mfu + peak

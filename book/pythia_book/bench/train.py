@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from pythia_book.bench import cost_model
 from pythia_book.bench.kernels import OUT_OF_MEMORY, machine_row, peak_rates, reason
-from pythia_book.bench.rows import SKIPPED, Row, require_cuda
+from pythia_book.bench.rows import SKIPPED, Row, require_cuda, speed_range
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError, FetchError, one_of
@@ -53,6 +53,7 @@ from pythia_core.training.train import LAG
 from pythia_core.training.trainer import DTYPES, PendingUpdate, Trainer
 from pythia_core.util.files import atomic_file, results_dir
 from pythia_core.util.machine import cpu_flags, deterministic, keep_freed_memory
+from pythia_core.util.workers import exit_with_parent
 
 # --- implementations -------------------------------------------------------------------------
 
@@ -502,9 +503,10 @@ def _compile(implementation: Implementation, job: Job, rows: int) -> None:
     implementation.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
 
 
-def _in_own_group(function: Callable[[], object], threads: int) -> None:
-    """Start a process group, which will include all new child processes, and call a function."""
+def _in_own_group(function: Callable[[], object], threads: int, parent: int) -> None:
+    """Call a function in a new process group, which dies when the process `parent` has ended."""
     os.setsid()
+    exit_with_parent(parent, lambda: os.killpg(0, signal.SIGKILL))
     torch.set_num_threads(threads)
     function()
 
@@ -517,15 +519,18 @@ def _in_time(function: Callable[[], object], seconds: float = COMPILE_SECONDS) -
     Raises:
         TimeoutError: the time is up.
     """
-    arguments = (function, torch.get_num_threads())
+    arguments = (function, torch.get_num_threads(), os.getpid())
     child = multiprocessing.get_context("spawn").Process(target=_in_own_group, args=arguments)
     child.start()
-    child.join(seconds)
-    if child.is_alive():
+    try:
+        child.join(seconds)
+        late = child.is_alive()
+    finally:  # also on Ctrl-C
         with contextlib.suppress(ProcessLookupError):  # it may not have made its group yet
             os.killpg(child.pid or 0, signal.SIGKILL)
         child.kill()
         child.join()
+    if late:
         raise TimeoutError(f"torch.compile was stopped after {seconds / 60:.3g} minutes")
 
 
@@ -759,10 +764,11 @@ def markdown(rows: Sequence[Row]) -> str:
         f"{machine['precision']}. Measured matrix products, GFLOP/s: {rates}. FLOP: 6 x (matrix "
         f"parameters + unembedding) + causal attention, no recompute. "
         f"{rows[1]['rows'] * rows[1]['seq_len']:,} tokens per step. Last column: the ratio if our "
-        "step were nothing but the products of its linear maps and unembedding, measured alone.",
+        "step were nothing but the products of its linear maps and unembedding, measured alone; "
+        "before it, our speed as a share of theirs. Medians, with the slowest and fastest round.",
         "",
-        "| size | precision | ours, tokens/s | GFLOP/s | of matmul rate "
-        "| `transformers`' fastest, tokens/s | ratio | products alone |",
+        "| size | precision | ours, tokens/s | GFLOP/s | `transformers`' fastest, tokens/s "
+        "| ratio | of products' speed | products alone |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     timed = [row for row in rows[1:] if "ms" in row]
@@ -788,10 +794,14 @@ def markdown(rows: Sequence[Row]) -> str:
         ratio = f"{ours['tokens_per_s'] / fastest['tokens_per_s']:.2f}x"
         ratio = f"**{ratio}**" if ours["precision"] == machine["precision"] else ratio
         possible = f"{floor[0] / fastest['tokens_per_s']:.2f}x" if floor else ""
+        share = f"{ours['tokens_per_s'] / floor[0]:.0%}" if floor else ""
+        speeds = [
+            "{:,.0f} [{:,.0f}, {:,.0f}]".format(row["tokens_per_s"], *speed_range(row))
+            for row in (ours, fastest)
+        ]
         lines.append(
-            f"| {ours['size']} | {ours['precision']} | {ours['tokens_per_s']:,.0f} "
-            f"| {1e3 * ours['tflops']:,.1f} | {ours['matmul_share']:.0%} "
-            f"| {fastest['tokens_per_s']:,.0f} ({name}{'; ' * bool(missing)}{missing}) "
-            f"| {ratio} | {possible} |"
+            f"| {ours['size']} | {ours['precision']} | {speeds[0]} | {1e3 * ours['tflops']:,.1f} "
+            f"| {speeds[1]} ({name}{'; ' * bool(missing)}{missing}) "
+            f"| {ratio} | {share} | {possible} |"
         )
     return "\n".join(lines)

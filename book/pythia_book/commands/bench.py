@@ -119,6 +119,12 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in others}
 
 
+def _check_whole(options: dict[str, Any]) -> None:
+    """Raise a ConfigError if --write would replace a table by one of only some sizes."""
+    if options.get("write") and "sizes" in options:
+        raise ConfigError("--write replaces the table of all sizes; omit --sizes or --write")
+
+
 def _page(name: str) -> Path:
     """Return the path of a page that --write updates; outside a checkout, raise a ConfigError."""
     from pythia_core.util.files import require_checkout
@@ -132,6 +138,7 @@ def _train(args: argparse.Namespace) -> None:
     from pythia_book.site_runs import fill_block
 
     options, printed = _options(args), []
+    _check_whole(options)
     for option in ONLY_ON["cuda" if args.device == "cpu" else "cpu"]:
         if option[2:].replace("-", "_") in options:
             raise ConfigError(
@@ -160,6 +167,7 @@ def _learning_rates(args: argparse.Namespace) -> None:
     from pythia_book.site_runs import fill_block
 
     options = _options(args)
+    _check_whole(options)
     page = _page("book/method.md") if options.pop("write", False) else None
     result = learning_rates.sweep_learning_rates(**options)
     _print_table(result, learning_rates.markdown, args.json)

@@ -78,14 +78,20 @@ def parse_stimuli(raw: dict[str, Any]) -> Stimuli:
     """Make the stimuli from the content of occupations.toml.
 
     Raises:
-        ConfigError: lists what is wrong (see `problems`).
+        ConfigError: a part is missing or has the wrong type; else, what is wrong (see `problems`).
     """
-    shares = permuted_shares(raw["invented"])
-    nouns = [Noun(name, INVENTED, shares[name]) for name in raw["invented"]]
-    nouns += [Noun(n, "occupations", percent / 100) for n, percent in raw["percent_women"].items()]
-    for pair in raw["definitional"]:
-        nouns += [Noun(n, "definitional", s) for n, s in zip(pair, DEFINITIONAL, strict=True)]
-    result = Stimuli(tuple(raw["trained"]), tuple(raw["unseen"]), tuple(nouns))
+    try:
+        shares = permuted_shares(raw["invented"])
+        nouns = [Noun(name, INVENTED, shares[name]) for name in raw["invented"]]
+        nouns += [Noun(n, "occupations", p / 100) for n, p in raw["percent_women"].items()]
+        for pair in raw["definitional"]:
+            nouns += [Noun(n, "definitional", s) for n, s in zip(pair, DEFINITIONAL, strict=True)]
+        result = Stimuli(tuple(raw["trained"]), tuple(raw["unseen"]), tuple(nouns))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            "occupations.toml must have lists trained, unseen and invented, pairs of nouns in "
+            f"definitional, and numbers in percent_women; found otherwise: {error!r}"
+        ) from error
     raise_all(ConfigError, problems(result), "occupations.toml")
     limited = [
         replace(noun, share=min(max(noun.share, LIMITS[0]), LIMITS[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pythia_book.corpora import occupations
+from pythia_book.corpora import VERSIONS, occupations
 from pythia_book.corpora.occupations import Noun, stimuli
 
 from pythia_core.data.pronouns import WORDS
@@ -132,6 +133,28 @@ def test_a_noun_listed_twice_is_named() -> None:
 
 
 # --- occupations.toml ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"percent_women": {"nurse": "90"}}, {"definitional": [["king", "queen", "duke"]]},
+     {"percent_women": [90]}, {"invented": 3}],
+)  # fmt: skip
+def test_a_malformed_file_is_refused(wrong: dict[str, Any]) -> None:
+    whole = declared()
+    missing = {key: whole[key] for key in whole if key not in wrong}
+    for raw in (whole | wrong, missing):
+        with pytest.raises(ConfigError, match=r"occupations.toml must have lists .* otherwise: "):
+            occupations.parse_stimuli(raw)
+
+
+def test_the_version_changes_with_the_sentences() -> None:
+    """The version stands for the text in the identity of every run."""
+    text = (Path(occupations.__file__).parent / "occupations.toml").read_bytes()
+    known = {"9af5956e901bb122": {"miniature": 5, "large": 2}}
+    assert known.get(hashlib.sha256(text).hexdigest()[:16]) == VERSIONS, (
+        "occupations.toml has changed: raise the versions of both corpora, and update this hash"
+    )
 
 
 def declared(**percent_women: float) -> dict[str, Any]:

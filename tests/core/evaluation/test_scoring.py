@@ -153,6 +153,24 @@ def test_words_in_rows_are_scored_as_requests() -> None:
             assert scores.n_tokens.tolist() == [1, 3, 3, 1]
 
 
+@pytest.mark.parametrize("word", [(0, 0, 2), (0, 3, 3), (0, 3, 13), (9, 1, 2)])
+def test_words_outside_of_their_rows_are_refused(word: tuple[int, int, int]) -> None:
+    with pytest.raises(DataError, match=r"1 <= start < stop <= 12; got row="):
+        scoring.score_words(MODEL, np.zeros((9, 12), np.int64), np.array([word]))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_targets_outside_of_the_vocabulary_are_refused(
+    compiled: bool, token: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
+    model = random_model(tiny(vocab_size=VOCAB))
+    with pytest.raises(DataError, match=f"target tokens must be in 0..{VOCAB - 1}, got"):
+        scoring.score(model, scoring.pack([Request((1, 2), (3, token))], 8))
+
+
 def test_sum_and_per_token_can_disagree():
     """A longer text can have a lower sum but a higher mean, so both are reported."""
     model = Uniform([0.5, 0.1, 0.2, 0.2])

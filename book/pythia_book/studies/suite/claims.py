@@ -165,8 +165,8 @@ def _planted_checks(facts: dict[str, Any], tables: Tables, whole: bool) -> list[
             kind="check",
         ),
         Claim(
-            f"Every model of at least {least} parameters has learned which made-up nouns go with "
-            "feminine pronouns.",
+            f"Every model of at least {least} parameters, one run each, has learned which made-up "
+            "nouns go with feminine pronouns.",
             "interventions on pronouns; sentences that no model has read",
             ours=passes(learned, note) if large_enough and whole else untestable(reason),
             kind="check",
