@@ -280,10 +280,13 @@ class RunBanner(_StudyDirective):
             command = f"papermill notebooks/{run.study}.ipynb\njupyter-book build book/"
         else:
             title = "Your run. " if run.kind == "yours" else "Recorded run. "
+            notebook, training = (
+                records.duration_text(run.record.get(key) or 0)
+                for key in ("duration_s", "training_s")
+            )
             text = (
-                f"Scale {run.scale}; {records.device_text(run.record)}; "
-                f"{records.duration_text(run.record.get('duration_s') or 0)}; "
-                f"{run.record['created']}."
+                f"Scale {run.scale}; {records.device_text(run.record)}; notebook {notebook}, training "
+                f"{training}; {run.record['created']}."
             )
             if redrawn := run.record.get("redrawn"):
                 text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
