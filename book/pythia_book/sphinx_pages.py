@@ -285,8 +285,8 @@ class RunBanner(_StudyDirective):
                 for key in ("duration_s", "training_s")
             )
             text = (
-                f"Scale {run.scale}; {records.device_text(run.record)}; notebook {notebook}, training "
-                f"{training}; {run.record['created']}."
+                f"Scale {run.scale}; {records.device_text(run.record)}; notebook {notebook}, "
+                f"training {training}; {run.record['created']}."
             )
             if redrawn := run.record.get("redrawn"):
                 text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
