@@ -765,7 +765,8 @@ def markdown(rows: Sequence[Row]) -> str:
         f"parameters + unembedding) + causal attention, no recompute. "
         f"{rows[1]['rows'] * rows[1]['seq_len']:,} tokens per step. Last column: the ratio if our "
         "step were nothing but the products of its linear maps and unembedding, measured alone; "
-        "before it, our speed as a share of theirs. Medians, with the slowest and fastest round.",
+        "the column before it has our speed as a share of the products' speed. Speeds are medians, "
+        "with the slowest and the fastest round.",
         "",
         "| size | precision | ours, tokens/s | GFLOP/s | `transformers`' fastest, tokens/s "
         "| ratio | of products' speed | products alone |",
