@@ -3,8 +3,9 @@
  * Compiled on first use by pythia_core/kernels/native.py with the system's C compiler, cached, and
  * called through ctypes; without a compiler the callers run torch code instead. Matrix products
  * stay in torch, except those of attention and scoring. Functions of a training step exist for
- * float and for bfloat16 (stored as uint16_t), those of evaluation for float only. Rows are split statically over OpenMP threads and each row is reduced by
- * one thread, so results do not change from call to call. Statistics and sums are fp32.
+ * float and for bfloat16 (stored as uint16_t), those of evaluation for float only. Rows are split
+ * statically over OpenMP threads and each row is reduced by one thread, so results do not change
+ * from call to call. Statistics and sums are fp32.
  */
 #include <math.h>
 #include <stdint.h>
