@@ -23,6 +23,9 @@ EPOCH_POLICIES = ("joint", "separate", "rows")
 PRONOUN_SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
 SWAPS = (*PRONOUN_SWAPS, "prepositions")
 """Names of the word swaps (pythia_core.data.pronouns). "prepositions" is a placebo swap."""
+SHUFFLE, REPLACE = "shuffle_genders", "replace_text"
+TRANSFORMS = (*SWAPS, SHUFFLE, REPLACE)
+"""Names of the changes that an intervention can make (pythia_core.data.interventions)."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
 """Recipes for removing duplicate training documents (pythia_core.data.dedup)."""
 DOMAINS = (
@@ -264,16 +267,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class InterventionConfig:
-    """A swap of words in the training data of the updates [start, stop)."""
+    """A change of the training data of the updates [start, stop)."""
 
-    swap: str
+    transform: str
+    """One of TRANSFORMS."""
     start: int
     stop: int
+    domains: tuple[str, ...] = ()
+    """The domains whose documents are changed; empty: all documents."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "domains", tuple(self.domains))
         problems = []
-        if self.swap not in SWAPS:
-            problems.append(one_of(self.swap, SWAPS, "swap"))
+        if self.transform not in TRANSFORMS:
+            problems.append(one_of(self.transform, TRANSFORMS, "transform"))
+        if self.transform == REPLACE and not self.domains:
+            problems.append(f"{REPLACE} needs domains whose text is to be replaced, got none")
         if not 0 <= self.start < self.stop:
             problems.append(
                 "start must be at least 0 and less than stop, "
@@ -315,12 +324,19 @@ class RunConfig:
         """The updates of this run; a fork begins at its `start`. Update k leads to step k + 1."""
         return range(self.intervention.start if self.intervention else 0, self.train.steps)
 
-    def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
-        """Return the config of a fork, which branches off at `start` and swaps words up to `stop`.
+    def fork(
+        self,
+        transform: str,
+        start: int,
+        stop: int | None = None,
+        domains: tuple[str, ...] = (),
+    ) -> RunConfig:
+        """Return the config of a fork, which branches off at `start` and reads changed text.
 
         Args:
-            swap: one of SWAPS.
-            stop: first update after the window of swapped words; default: the end of the run.
+            transform: one of TRANSFORMS.
+            stop: first update that reads the original text again; default: the end of the run.
+            domains: the domains whose documents are changed; empty: all documents.
 
         Raises:
             ConfigError: this run is a fork, or an argument is invalid.
@@ -330,7 +346,8 @@ class RunConfig:
                 "this run is a fork (it has an intervention), and a fork cannot be forked; fork "
                 "its control run instead"
             )
-        window = InterventionConfig(swap, start, self.train.steps if stop is None else stop)
+        end = self.train.steps if stop is None else stop
+        window = InterventionConfig(transform, start, end, domains)
         return replace(self, intervention=window)
 
 

@@ -201,8 +201,9 @@ def _peak_memory_mb() -> int | None:
 
 def _run_entry(run: Any) -> dict[str, Any]:
     """Return a record's entry for a pythia_core.training.runs.Run."""
-    window, size = run.config.intervention, size_name(run.config.model)
-    role = f"{window.swap} from step {window.start}" if window else "control"
+    from pythia_core.training.runs import arm_label
+
+    role, size = arm_label(run.config), size_name(run.config.model)
     seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
     entry = {"id": run.id, "size": size, "role": role, **seeds}
     return entry | {"precision": run.config.train.precision, "final_sha256": run.final_sha256}

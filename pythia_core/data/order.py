@@ -272,16 +272,29 @@ class RowOrder:
                 f"this order was made for a file with {self.n_documents} documents and "
                 f"{self.tokens_per_epoch} tokens; pass that file"
             )
-        part, row = np.divmod(self.shuffle[indices].astype(np.int64), self._part_rows)
-        offsets = np.arange(-before, self.seq_len + 1 + after)
-        in_part = row[:, None] * self.seq_len + offsets
-        valid = (in_part >= 0) & (in_part < self._part_tokens)
-        stream = np.where(valid, in_part, 0) + part[:, None] * self._part_tokens
-        document = np.searchsorted(self._ends, stream.reshape(-1), side="right")
-        position = stream + self._shift[document].reshape(stream.shape)
-        tokens = data.tokens[position.reshape(-1)].reshape(stream.shape)
+        stream, valid = self.stream(indices, before, after)
+        tokens = data.tokens[self.positions(stream).reshape(-1)].reshape(stream.shape)
         tokens[~valid] = 0
         return tokens, valid
+
+    def stream(
+        self, rows: NDArray[np.integer], before: int = 0, after: int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return where the tokens of some training rows are in the stream of shuffled documents.
+
+        Returns:
+            The places and the mask of `gather`, [n, before + seq_len + 1 + after]. Outside the
+            stream, the place is that of another token.
+        """
+        part, row = np.divmod(self.shuffle[rows].astype(np.int64), self._part_rows)
+        in_part = row[:, None] * self.seq_len + np.arange(-before, self.seq_len + 1 + after)
+        valid = (in_part >= 0) & (in_part < self._part_tokens)
+        return np.where(valid, in_part, 0) + part[:, None] * self._part_tokens, valid
+
+    def positions(self, stream: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions, in the token file, of places in the stream of documents."""
+        document = np.searchsorted(self._ends, stream.reshape(-1), side="right")
+        return stream + self._shift[document].reshape(stream.shape)
 
     def read_counts(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         """Count how often the first `n_rows` rows read each token as an input.

@@ -15,12 +15,13 @@ import contextlib
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig, InterventionConfig, stable_hash
@@ -38,14 +39,14 @@ from pythia_core.data.tokenizer import (
     sample,
     train_bpe,
 )
-from pythia_core.errors import DataError
+from pythia_core.errors import DataError, one_of
 from pythia_core.util.files import atomic_dir, cache_dir, file_sha256, fraction
 from pythia_core.util.progress import bar as progress_bar
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format of prepared tokens; part of the cache key. Raise it with every change."""
 FULL_CHECK_BYTES = 1 << 28
 """Folders of at most this size are hashed whenever they are opened (0.5 s). For larger ones, only
@@ -54,15 +55,12 @@ BATCH_CHARACTERS = 1 << 20
 """Number of characters encoded in one call."""
 
 
-class SwapSource(Protocol):
-    """The changes that a swap of words makes to the batches of the updates [start, stop)."""
+class Changes(Protocol):
+    """The changes that an intervention makes to the batches of the updates [start, stop)."""
 
     @property
     def recorded(self) -> bool:
         """Whether the changes are saved on disk, not computed anew whenever a batch is read."""
-
-    @property
-    def swap(self) -> str: ...
 
     @property
     def start(self) -> int: ...
@@ -74,7 +72,7 @@ class SwapSource(Protocol):
     def batch_size(self) -> int: ...
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """Return a copy of the rows first_row, first_row + 1, ... with the swap applied."""
+        """Return a copy of the rows first_row, first_row + 1, ... with the changes."""
 
 
 class TokenizedText(Protocol):
@@ -116,7 +114,7 @@ class Batches(TokenizedText, Protocol):
             DataError: there are too few rows, or the tokenizer does not allow the swap.
         """
 
-    def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> SwapSource:
+    def changes(self, window: InterventionConfig, batch_size: int, folder: Path) -> Changes:
         """Return the changes that an intervention makes; `folder` may be used to save them."""
 
     def with_heldout(self) -> PreparedData:
@@ -192,6 +190,27 @@ class PreparedData:
             self.tokens.sizes, c.seq_len, c.order_seed, c.epochs, c.epoch_policy, c.unique_rows
         )
 
+    def in_domains(self, positions: NDArray[np.int64], domains: Sequence[str]) -> NDArray[np.bool_]:
+        """Return whether tokens belong to documents of some domains.
+
+        Args:
+            positions: int[...], positions of tokens in the file of training tokens.
+
+        Raises:
+            DataError: a domain has no training documents.
+        """
+        runs = self.manifest["tokens"]["train"]["domains"]
+        names = [name for name, _ in runs]
+        for domain in domains:
+            if domain not in names:
+                raise DataError(
+                    one_of(domain, sorted(set(names)), "domain with training documents")
+                )
+        ends = np.cumsum([n for _, n in runs])
+        bounds = np.cumsum(self.tokens.sizes, dtype=np.int64)[ends - 1]
+        chosen = np.array([name in domains for name in names])
+        return chosen[np.searchsorted(bounds, positions, side="right")]
+
     @cached_property
     def rows(self) -> PreshuffledRows:
         """The training rows on disk, in training order."""
@@ -202,7 +221,7 @@ class PreparedData:
         """Return the ids [batch_size, seq_len + 1] for the update from `step` to `step` + 1."""
         return self.rows.batch(step, batch_size)
 
-    def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
+    def changes(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
         """Return an intervention's ledger, from `folder` or else computed and saved there.
 
         Raises:
@@ -213,8 +232,7 @@ class PreparedData:
         if not path.exists():
             make_ledger(self, window, batch_size).save(path)
         ledger = Ledger.load(path)
-        expected = (window.swap, window.start, window.stop, batch_size)
-        if (ledger.swap, ledger.start, ledger.stop, ledger.batch_size) != expected:
+        if (ledger.intervention, ledger.batch_size) != (window, batch_size):
             raise DataError(
                 f"the ledger {path} belongs to another intervention; delete the file and run again"
             )
@@ -421,7 +439,7 @@ def make_tokens(
         heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
         bar = progress_bar(progress, total=n_bytes, desc="encoding text", unit="B", unit_scale=True)
         stack.enter_context(bar)
-        number = 0
+        number, train_domains = 0, _DomainRuns()
         for batch in _batches(data, second_tally):
             encoded = encode_documents(tokenizer, [text for _, text in batch])
             for (domain, text), ids in zip(batch, encoded, strict=True):
@@ -429,6 +447,8 @@ def make_tokens(
                 entry = domains[domain]
                 out = heldout if number in excluded else train
                 out.add(ids)
+                if out is train:
+                    train_domains.add(domain)
                 entry["heldout_documents"] += out is heldout
                 entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
                 bar.update(len(text.encode("utf-8")))
@@ -442,7 +462,7 @@ def make_tokens(
         "tokenizer_sha256": file_sha256(folder / "tokenizer.json"),
         "vocab_size": vocab_size,
         "eod_id": eod,
-        "train": {"documents": train.n_documents, "tokens": train.n_tokens},
+        "train": _train_entry(train, train_domains),
         "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
         "dedup": {},
         "files": list_files(folder),
@@ -467,7 +487,7 @@ def remove_duplicates(
     dropped, report = _find_duplicates(data, excluded, progress)
     for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
         shutil.copyfile(whole / name, folder / name)
-    source, position = MegatronIndexed(whole / "train"), 0
+    source, position, domains = MegatronIndexed(whole / "train"), 0, _DomainRuns()
     with IndexedWriter(folder / "train", manifest["vocab_size"]) as train:
         for number, document in enumerate(open_corpus(data, progress=False)):
             if number in excluded:
@@ -479,8 +499,28 @@ def remove_duplicates(
                 entry["duplicate_tokens"] += len(ids)
             else:
                 train.add(ids)
-    manifest["train"] = {"documents": train.n_documents, "tokens": train.n_tokens}
+                domains.add(document.domain)
+    manifest["train"] = _train_entry(train, domains)
     return {**manifest, "dedup": report, "files": list_files(folder)}
+
+
+class _DomainRuns:
+    """The domains of successive documents, as lists [domain, number of documents in a row]."""
+
+    def __init__(self) -> None:
+        self.runs: list[list[Any]] = []
+
+    def add(self, domain: str) -> None:
+        """Append a document."""
+        if self.runs and self.runs[-1][0] == domain:
+            self.runs[-1][1] += 1
+        else:
+            self.runs.append([domain, 1])
+
+
+def _train_entry(train: IndexedWriter, domains: _DomainRuns) -> dict[str, Any]:
+    """Return the manifest's entry for the training documents."""
+    return {"documents": train.n_documents, "tokens": train.n_tokens, "domains": domains.runs}
 
 
 def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:

@@ -35,6 +35,9 @@ WORDS = {
     "prepositions": {"on": "over", "with": "through", "for": "toward", "at": "near"},
 }
 assert tuple(WORDS) == SWAPS
+GENDERED = {"he": "she", "his": "her", "himself": "herself"}
+"""The pronouns of the transform "shuffle_genders". It leaves "him" and "hers" alone, because "her"
+corresponds to both "his" and "him"."""
 
 _BOUNDARY, _WORD, _UNSURE = 0, 1, 2
 Bytes = list[bytes | None]
@@ -54,9 +57,15 @@ class _TokenForm:
     word_at_start: bool
     """Whether the source begins with a letter, so that a longer word may begin before it."""
 
+    @property
+    def n_changed(self) -> int:
+        """The number of tokens in which source and target differ; 0 without a target."""
+        pairs = zip(self.source_ids, self.target_ids or self.source_ids, strict=True)
+        return sum(a != b for a, b in pairs)
+
 
 class WordSwap:
-    """A replacement of words by other words with as many tokens, made with `from_tokenizer`.
+    """A replacement of words by other words with as many tokens; see `from_tokenizer`.
 
     Attributes:
         table: (source text, target text, source ids, target ids) of every spelling that is swapped.
@@ -64,8 +73,7 @@ class WordSwap:
         context: number of tokens that `find` needs before and after each row.
     """
 
-    def __init__(self, direction: str, forms: list[_TokenForm], table: Bytes) -> None:
-        self.direction = direction
+    def __init__(self, forms: list[_TokenForm], table: Bytes) -> None:
         self._forms = sorted(forms, key=lambda form: -len(form.source_ids))
         self.table = [
             (f.source, f.target, list(f.source_ids), list(f.target_ids))
@@ -90,6 +98,20 @@ class WordSwap:
         """
         if direction not in WORDS:
             raise ConfigError(one_of(direction, SWAPS, "swap"))
+        return cls.of_words(tokenizer, WORDS[direction])
+
+    @classmethod
+    def of_words(
+        cls, tokenizer: Tokenizer, words: dict[str, str], one_token: bool = False
+    ) -> WordSwap:
+        """Make the swap of the keys of `words`, in lower case, for their values.
+
+        Args:
+            one_token: leave out spellings that differ from their replacements in several tokens.
+
+        Raises:
+            DataError: the tokenizer is not a byte-level BPE.
+        """
         table = token_bytes(tokenizer)
         vocabulary = {raw: i for i, raw in reversed(list(enumerate(table))) if raw}
 
@@ -97,7 +119,7 @@ class WordSwap:
             return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
         forms: dict[tuple[int, ...], _TokenForm] = {}
-        for source, target in WORDS[direction].items():
+        for source, target in words.items():
             for case in (str.lower, str.capitalize, str.upper):
                 for prefix in _prefixes(ids, case(source)):
                     text, swapped = prefix + case(source), prefix + case(target)
@@ -109,7 +131,8 @@ class WordSwap:
                     starts = _is_word(first.decode())
                     form = _TokenForm(text, swapped, source_ids, target_ids, starts)
                     forms.setdefault(source_ids, form)
-        return cls(direction, list(forms.values()), table)
+        kept = [form for form in forms.values() if not one_token or form.n_changed == 1]
+        return cls(kept, table)
 
     def find(
         self, windows: NDArray, valid: NDArray[np.bool_], before: int, after: int

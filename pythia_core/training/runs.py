@@ -4,9 +4,9 @@ The identity of a run is everything on which its weights depend bitwise: config,
 data, versions of torch and of this code, kernels and kind of device. A hash of the identity is part
 of the name of the run's folder. A finished run is loaded, and a stopped run is continued.
 
-A fork is a run with an intervention (a swap of words). Its control is the same run without the
-intervention, and is found or trained first. The fork starts from the control's exact state at the
-branching step, and then reads the control's batches with words swapped.
+A fork is a run with an intervention (a change of its training text). Its control is the same run
+without the intervention, and is found or trained first. The fork starts from the control's exact
+state at the branching step, and then reads the control's batches with the changes.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Run:
         window = self.config.intervention
         if window is None:
             return None
-        return self.data.swapped(window, self.config.train.batch_size, self.folder)
+        return self.data.changes(window, self.config.train.batch_size, self.folder)
 
     @property
     def tokens_changed(self) -> int:
@@ -211,7 +211,7 @@ class Run:
         return len(self.ledger.row) if self.ledger is not None else 0
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the batch of the update from `step`, (batch_size, S+1), with the swaps of a fork.
+        """Return the batch of the update from `step`, (batch_size, S+1), as a fork changes it.
 
         Raises:
             DataError: the run has no such update.
@@ -290,9 +290,16 @@ class Run:
 
 
 def arm_label(config: RunConfig) -> str:
-    """Return the arm of a run: "SWAP-START-STOP" with an intervention, otherwise "control"."""
+    """Return the arm of a run: "control", or "TRANSFORM-START-STOP" with an intervention.
+
+    If the intervention is limited to some domains, "-DOMAIN" or "-in-N-domains" follows TRANSFORM.
+    """
     window = config.intervention
-    return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
+    if not window:
+        return "control"
+    names = window.domains
+    where = names[0] if len(names) == 1 else f"in-{len(names)}-domains" if names else ""
+    return "-".join(filter(None, (window.transform, where, f"{window.start}-{window.stop}")))
 
 
 def _describe(config: RunConfig) -> str:
@@ -439,12 +446,14 @@ def find_or_train(
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.
+        DataError: the intervention changes nothing, or is impossible with these data.
         CheckpointError, TrainingError: see pythia_core.training.checkpoint and .train.
     """
     execution = execution or Execution.from_environment()
     run = locate(config, progress, execution)
     if run.finished:
         return run
+    _ = run.ledger  # its errors come before the control is trained
     states = linear_steps(PAPER_FORKS, config.train.steps)
     sha256 = train(
         config,
@@ -487,6 +496,8 @@ def find_or_train_all(
     parents = {c.parent: None for c in configs.values() if c.parent}
     controls = parents | {c: None for c in configs.values() if c.parent is None}
     forks = dict.fromkeys(c for c in configs.values() if c.parent is not None)
+    for config in forks:
+        _ = locate(config, progress).ledger  # its errors come before anything is trained
     for wave in (controls, forks):
         todo = [c for c in wave if not locate(c, progress).finished]
         todo.sort(key=run_flops, reverse=True)

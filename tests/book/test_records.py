@@ -130,7 +130,7 @@ def test_a_record_states_its_origin(project: Path) -> None:
     assert path == project / "results" / "tiny" / "laptop" / "record.json"
     assert record["data"] == ["f" * 64] and record["training_s"] == 25.0
     assert 75 <= record["duration_s"] < 90 and record["peak_memory_mb"] > 10
-    assert [r["role"] for r in record["runs"]] == ["control", "masculine_to_feminine from step 8"]
+    assert [r["role"] for r in record["runs"]] == ["control", "masculine_to_feminine-8-16"]
     assert {r["size"] for r in record["runs"]} == {"7k"} and record["disk_mb"] == 6
     assert record["versions"]["python"].startswith("3.") and record["device"]["cpu"]
     assert record["notebook_sha256"] == notebooks.source_hash(make_notebook())

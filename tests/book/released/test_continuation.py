@@ -246,7 +246,7 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
     refused(ConfigError, "step must be at least 0, got -1", lambda: go_on(p, -1, 5))
     refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 59, 2))
     refused(ConfigError, "has only weights", lambda: go_on(p, 40, 4, state="kept"))
-    refused(ConfigError, "unknown swap 'sideways'", lambda: go_on(p, 40, 4, "sideways"))
+    refused(ConfigError, "unknown transform 'sideways'", lambda: go_on(p, 40, 4, "sideways"))
     refused(ConfigError, "has no Pythia size", lambda: go_on(p, 40, 4, train_config=None))
     rows = p.rows
     refused(

@@ -67,7 +67,7 @@ def test_batches_differ_only_where_the_ledger_says(data: PreparedData, ledger: L
 def test_ledger_equals_swapping_the_whole_stream(data: PreparedData, ledger: Ledger) -> None:
     """Swap the whole stream of shuffled documents at once, then cut it into rows."""
     stream = np.concatenate([data.tokens.document(int(d)) for d in data.order.documents])
-    swap = WordSwap.from_tokenizer(data.tokenizer, WINDOW.swap)
+    swap = WordSwap.from_tokenizer(data.tokenizer, WINDOW.transform)
     whole = stream.copy()[None]
     _, column, _, new, _ = swap.find(whole, np.ones_like(whole, bool), 0, 0)
     whole[0, column] = new
@@ -96,8 +96,8 @@ def test_decoded_text_and_counts(data: PreparedData, ledger: Ledger) -> None:
 
 
 def test_feminine_to_masculine(data: PreparedData) -> None:
-    other = make_ledger(data, replace(WINDOW, swap="feminine_to_masculine"), BATCH)
-    assert other.swap == "feminine_to_masculine" and len(other.row) > 20
+    other = make_ledger(data, replace(WINDOW, transform="feminine_to_masculine"), BATCH)
+    assert other.transform == "feminine_to_masculine" and len(other.row) > 20
     first = {ids[0] for _, _, ids, _ in WordSwap.from_tokenizer(
         data.tokenizer, "feminine_to_masculine").table}  # fmt: skip
     assert set(other.old.tolist()) & first
@@ -159,19 +159,123 @@ def test_window_past_the_end(data: PreparedData) -> None:
         make_ledger(data, replace(WINDOW, stop=last + 1), BATCH)
 
 
-def test_window_without_pronouns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# --- domains, shuffled genders, replaced text ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_domains(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Texts of the domains "letters" and "notes", read twice; both have pronouns."""
+    folder = tmp_path_factory.mktemp("two")
+    rng = random.Random(2)
+    words = "he his him she her himself herself nurse saw that history and".split()
+    for domain in ("letters", "notes"):
+        (folder / "text" / domain).mkdir(parents=True)
+        with open(folder / "text" / domain / "x.jsonl", "w") as file:
+            for _ in range(60):
+                text = f"{domain} " + " ".join(rng.choices(words, k=rng.randrange(3, 60)))
+                file.write(json.dumps({"text": text}) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHIA_CACHE", str(folder / "cache"))
+        config = DataConfig(str(folder / "text"), tokenizer="bpe-420", seq_len=12, epochs=2)
+        return prepare(config)
+
+
+def changed_places(data: PreparedData, ledger: Ledger) -> dict[int, tuple[int, int]]:
+    """Map each changed place in the stream of documents to its old and its new token."""
+    places: dict[int, tuple[int, int]] = {}
+    stream = data.order.stream(ledger.row)[0][np.arange(len(ledger.row)), ledger.column]
+    for place, *ids in zip(stream, ledger.old, ledger.new, strict=True):
+        pair = int(ids[0]), int(ids[1])
+        assert places.setdefault(int(place), pair) == pair  # alike in every row that has it
+    return places
+
+
+def documents_of(data: PreparedData, places: dict[int, tuple[int, int]]) -> list[str]:
+    """Return the first word of the document at each place, which names its domain."""
+    positions = data.order.positions(np.array(list(places)))
+    number = np.searchsorted(np.cumsum(data.tokens.sizes), positions, side="right")
+    return [data.tokenizer.decode(data.tokens.document(int(n)).tolist()).split()[0] for n in number]
+
+
+def test_a_transform_of_some_domains_leaves_the_others_alone(two_domains: PreparedData) -> None:
+    both, notes, letters = (
+        make_ledger(two_domains, replace(WINDOW, domains=names), BATCH)
+        for names in ((), ("notes",), ("letters",))
+    )
+    assert set(documents_of(two_domains, changed_places(two_domains, notes))) == {"notes"}
+    assert set(documents_of(two_domains, changed_places(two_domains, letters))) == {"letters"}
+    parts = [set(zip(each.row, each.column, each.new, strict=True)) for each in (notes, letters)]
+    assert parts[0] | parts[1] == set(zip(both.row, both.column, both.new, strict=True))
+    assert Counter(notes.counts) + Counter(letters.counts) == Counter(both.counts)
+    with pytest.raises(DataError, match="unknown domain with training documents 'memos'"):
+        make_ledger(two_domains, replace(WINDOW, domains=("memos",)), BATCH)
+
+
+def test_shuffled_genders_keep_every_count(two_domains: PreparedData) -> None:
+    window = InterventionConfig("shuffle_genders", 3, 40, ("notes",))
+    ledger = make_ledger(two_domains, window, BATCH, chunk=7)
+    places = changed_places(two_domains, ledger)
+    assert Counter(old for old, _ in places.values()) == Counter(new for _, new in places.values())
+    words = {two_domains.tokenizer.decode([old]).strip() for old, _ in places.values()}
+    assert {"he", "she", "his", "her"} <= words and "him" not in words
+    assert set(documents_of(two_domains, places)) == {"notes"}
+    gendered = sum(n for form, n in ledger.counts.items() if form.strip() in ("he", "she"))
+    swapped = sum(
+        two_domains.tokenizer.decode([int(i)]).strip() in ("he", "she") for i in ledger.old
+    )
+    assert 0.3 < swapped / gendered < 0.7  # about half of them get the other gender
+    again = make_ledger(two_domains, window, BATCH, chunk=2048)
+    assert ledger.new.tolist() == again.new.tolist() and ledger.row.tolist() == again.row.tolist()
+
+
+def test_replaced_text_comes_from_the_last_rows_of_other_domains(two_domains: PreparedData) -> None:
+    window = InterventionConfig("replace_text", 3, 7, ("notes",))
+    ledger = make_ledger(two_domains, window, BATCH, chunk=7)
+    assert set(documents_of(two_domains, changed_places(two_domains, ledger))) == {"notes"}
+    assert two_domains.eod_id not in ledger.old
+    rows = np.arange(3 * BATCH, 7 * BATCH)
+    stream, _ = two_domains.order.stream(rows)
+    batch = two_domains.rows.rows(int(rows[0]), int(rows[-1]) + 1)
+    changed = ledger.apply(batch, int(rows[0]))
+    inside = two_domains.in_domains(two_domains.order.positions(stream), ["notes"])
+    inside &= batch != two_domains.eod_id
+    assert (changed[~inside] == batch[~inside]).all()
+    _, first = np.unique(stream[inside], return_index=True)
+    replaced = changed[inside][first]  # in the order of the stream
+    later = np.arange(7 * BATCH, two_domains.rows.n_rows)
+    positions = two_domains.order.positions(two_domains.order.stream(later)[0])[:, :-1]
+    letters = two_domains.in_domains(positions, ["letters"])
+    unread = two_domains.rows.rows(7 * BATCH, two_domains.rows.n_rows)[:, :-1][letters]
+    assert replaced.tolist() == unread[-len(replaced) :].tolist()
+    with pytest.raises(DataError, match=r"needs [0-9]+ tokens of other text"):
+        make_ledger(two_domains, replace(window, start=0, stop=120), BATCH)
+
+
+@pytest.mark.parametrize("transform", ["shuffle_genders", "replace_text"])
+def test_batches_outside_the_window_stay_the_same(
+    two_domains: PreparedData, transform: str, tmp_path: Path
+) -> None:
+    window = InterventionConfig(transform, 3, 7, ("notes",))
+    make_ledger(two_domains, window, BATCH).save(tmp_path / "ledger.safetensors")
+    ledger = Ledger.load(tmp_path / "ledger.safetensors")
+    assert ledger.intervention == window
+    for step in range(12):
+        ours = two_domains.batch(step, BATCH)
+        changed = ledger.apply(ours, step * BATCH)
+        assert (batch_hash(changed) != batch_hash(ours)) == (3 <= step < 7)
+
+
+def test_a_window_without_pronouns_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.txt").write_text("nothing of the kind\n" * 50)
     config = DataConfig(
         corpus=str(tmp_path / "a.txt"), tokenizer="bpe-300", seq_len=8, heldout_fraction=0
     )
     prepared = prepare(config)
-    ledger = make_ledger(prepared, InterventionConfig(WINDOW.swap, 0, 2), 2)
-    assert ledger.summary()["tokens_changed"] == 0
-    ledger.save(tmp_path / "l.safetensors")
-    assert Ledger.load(tmp_path / "l.safetensors").apply(prepared.batch(0, 2), 0).tolist() == (
-        prepared.batch(0, 2).tolist()
-    )
+    with pytest.raises(DataError, match=r"changes no token of the updates 0\.\.1"):
+        make_ledger(prepared, InterventionConfig(WINDOW.transform, 0, 2), 2)
 
 
 @pytest.mark.wheels
@@ -179,7 +283,7 @@ def test_window_without_pronouns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_pocket_pile_window_is_quick() -> None:
     prepared = prepare(DataConfig(), progress=False)
     started = time.perf_counter()
-    found = make_ledger(prepared, InterventionConfig(WINDOW.swap, 452, 572), 32).summary()
+    found = make_ledger(prepared, InterventionConfig(WINDOW.transform, 452, 572), 32).summary()
     assert time.perf_counter() - started < 2
     assert 2500 < found["words"] < 4500 and found["tokens"] == 120 * 32 * 129
     assert found["unmapped"] == {}

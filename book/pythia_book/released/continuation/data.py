@@ -105,9 +105,9 @@ class TokenFileData:
             dedup="eleutherai-0.87" if "dedup" in self.where else "none",
         )
 
-    def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
+    def changes(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
         """Return the pronoun swap that `window` describes. Nothing is stored in `folder`."""
-        return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
+        return RowSwap(self.tokenizer, window.transform, window.start, window.stop, batch_size)
 
     def with_heldout(self) -> PreparedData:
         """Return the prepared corpus `miniature`, because the rows have no held-out text.

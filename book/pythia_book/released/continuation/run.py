@@ -181,7 +181,7 @@ class Continued(Run):
         window = InterventionConfig(
             self.continuation.swap, self.continuation.start, self.continuation.stop
         )
-        return self.data.swapped(window, self.config.train.batch_size, self.folder)
+        return self.data.changes(window, self.config.train.batch_size, self.folder)
 
     @property
     def tokens_changed(self) -> int:

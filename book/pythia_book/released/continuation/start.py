@@ -118,7 +118,7 @@ class RunSource:
         run = self.run
         if run.ledger is not None and step < run.ledger.stop:
             raise ConfigError(
-                f"run {run.id} reads swapped text ({run.ledger.swap}) until step "
+                f"run {run.id} reads changed text ({run.ledger.transform}) until step "
                 f"{run.ledger.stop}, so this run cannot be continued from step {step}. Continue "
                 f"from step {run.ledger.stop} or later, or continue the control of this run "
                 "instead"
