@@ -1,8 +1,8 @@
 """Shows the claims of a study: as HTML on pages and in notebooks, as a pandas frame in terminals.
 
 A row has the claim, its source, the results on the released models and on our models, and the
-verdict. In HTML, "Details" unfolds the paper's words, exact numbers and tests. Premises and checks
-are in a second table, folded at first.
+verdict. In HTML, "Details" unfolds the paper's words, exact numbers and tests. Hypotheses of this
+book have a table of their own, and so have premises and checks, folded at first.
 """
 
 from __future__ import annotations
@@ -32,21 +32,30 @@ def slug(verdict: str) -> str:
     return "verdict-" + verdict.replace(" ", "-")
 
 
-def parts(claims: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Split rows into two lists: first the claims of papers, then the premises and checks."""
-    ours = [row for row in claims if row["kind"] != "claim"]
-    return [row for row in claims if row["kind"] == "claim"], ours
+def parts(claims: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Split rows into hypotheses of this book, claims of papers, and premises and checks."""
+    hypotheses, papers = ([r for r in claims if r["kind"] == k] for k in ("hypothesis", "claim"))
+    return hypotheses, papers, [row for row in claims if row["kind"] in ("premise", "check")]
 
 
-def counted(papers: Sequence[Row], others: Sequence[Row]) -> str:
+PLURALS = {
+    "hypothesis": "hypotheses", "claim": "claims", "premise": "premises", "check": "checks",
+}  # fmt: skip
+
+
+def counted(rows: Sequence[Row]) -> str:
     """Return a count of the rows, e.g. "3 claims, 1 check" or "2 claims, 4 premises and checks"."""
-    kinds = " and ".join(f"{kind}s" for kind in ("premise", "check") if _has(others, kind))
-    texts = [f"{len(rows)} {kind}" for rows, kind in ((papers, "claims"), (others, kinds)) if rows]
-    return ", ".join(t.removesuffix("s") if t.startswith("1 ") else t for t in texts)
-
-
-def _has(rows: Sequence[Row], kind: str) -> bool:
-    return any(row["kind"] == kind for row in rows)
+    kinds = {kind: sum(row["kind"] == kind for row in rows) for kind in PLURALS}
+    kinds = {kind: n for kind, n in kinds.items() if n}
+    both = kinds.keys() & {"premise", "check"}
+    texts = [
+        f"{n} {kind if n == 1 else PLURALS[kind]}"
+        for kind, n in kinds.items()
+        if len(both) < 2 or kind not in both
+    ]
+    if len(both) == 2:
+        texts.append(f"{kinds['premise'] + kinds['check']} premises and checks")
+    return ", ".join(texts)
 
 
 def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
@@ -56,13 +65,12 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
         note: a sentence below the tables.
         link: URL of the page that explains verdicts; empty: no link.
     """
-    papers, others = parts(claims)
-    text = _table(papers, "Claim") if papers else ""
+    hypotheses, papers, others = parts(claims)
+    text = _table(hypotheses, "Hypothesis, stated beforehand") if hypotheses else ""
+    text += _table(papers, "Claim") if papers else ""
     if others:
         table = _table(others, "Premise or check")
-        text += (
-            f'<details class="claims-of"><summary>{counted([], others)}</summary>{table}</details>'
-        )
+        text += f'<details class="claims-of"><summary>{counted(others)}</summary>{table}</details>'
     rule = f' <a href="{_text(link)}">{RULE_LINK}</a>' if link else ""
     words = _text(" ".join(filter(None, (note, RULE))))
     # no formulas: a dollar sign in a claim is one

@@ -228,9 +228,9 @@ def badge(verdict: str, text: str = "") -> nodes.inline:
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """Return a line of counts: claims per side and verdict, and premises and checks that hold."""
+    """Return a line of counts: claims per side and verdict, and how many other statements hold."""
     line = nodes.paragraph(classes=["verdict-counts"])
-    papers, others = claim_tables.parts(claims)
+    hypotheses, papers, others = claim_tables.parts(claims)
     for side in SIDES:
         counts = Counter(row[side]["verdict"] for row in papers if row[side])
         if counts:
@@ -238,13 +238,14 @@ def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
         for verdict, count in counts.most_common():
             line += [nodes.Text(" "), badge(verdict, f"{count} {verdict}")]
         line += nodes.Text(" ")
-    if others:
-        holding = sum(set(verdicts_of(row)) == {HOLDS} for row in others)
-        line += nodes.Text(
-            f"{claim_tables.counted([], others)}, of which {holding} "
+    texts = []
+    for rows in filter(None, (hypotheses, others)):
+        holding = sum(set(verdicts_of(row)) == {HOLDS} for row in rows)
+        texts.append(
+            f"{claim_tables.counted(rows)}, of which {holding} "
             f"{'holds' if holding == 1 else 'hold'}"
         )
-    return line
+    return line + nodes.Text("; ".join(texts))
 
 
 def shell(command: str) -> nodes.literal_block:
@@ -351,9 +352,8 @@ class Claims(SphinxDirective):
             if run.record is None:
                 sections.append(shell(f"papermill notebooks/{study}.ipynb"))
                 continue
-            papers, others = claim_tables.parts(run.record["claims"])
             sections.append(verdict_counts(run.record["claims"]))
-            what = claim_tables.counted(papers, others)
+            what = claim_tables.counted(run.record["claims"])
             rule = self.env.app.builder.get_relative_uri(self.env.docname, "method") + "#verdicts"
             rows = claim_tables.claims_html(run.record["claims"], link=rule)
             opening = f"<details class='claims-of'><summary>{what}</summary>"

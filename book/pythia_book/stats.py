@@ -159,6 +159,21 @@ def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
     return replace(e, low=middle - half, high=middle + half)
 
 
+def ratio_of_means(above: np.ndarray, below: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the ratio of two means over the same units, and the units' parts of its deviation.
+
+    The ratio plus the parts are values whose mean is the ratio and whose `mean_over` is its
+    interval, to first order. Parts of two ratios over the same units can be subtracted. Means over
+    units come first, because the ratio of one unit whose denominator is small would decide alone.
+
+    Args:
+        above: float[units]. below: float[units], whose mean is well above 0.
+    """
+    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    ratio = float(above.mean() / below.mean())
+    return ratio, (above - ratio * below) / below.mean()
+
+
 def exact_share(k: int, n: int) -> Estimate:
     """Return the share k / n of independent successes, with the exact Clopper-Pearson interval."""
     from scipy.stats import binom, binomtest

@@ -1,7 +1,8 @@
 """Turns a measurement into a verdict, by the same rule for every study.
 
-A *claim* is a statement of a paper, a *premise* an assumption that no paper states as a finding,
-and a *check* verifies our own code and data. A test compares the 95 % interval of an effect with a
+A *claim* is a statement of a paper, a *hypothesis* one of this book, written down before the runs
+that test it, a *premise* an assumption that no paper states as a finding, and a *check* verifies
+our own code and data. A test compares the 95 % interval of an effect with a
 bound, or with a margin around zero. It is made on our runs, on the released models, or on both:
 
     reproduced         the interval is on the claimed side of the bound, or inside the margin
@@ -10,7 +11,8 @@ bound, or with a margin around zero. It is made on our runs, on the released mod
     not testable here  the test cannot fail, lacks a measurement, or has no interval
 
 CONFIRMED, REFUTED, HOLDS and FAILS are other words for the first two. Per study, Holm's procedure
-limits the probability of any wrong verdict to 5 % among claims, and among premises and checks.
+limits the probability of any wrong verdict to 5 % among claims, among hypotheses, and among
+premises and checks.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ NOT_RESOLVED, NOT_TESTABLE = "not resolved", "not testable here"
 VERDICTS = (
     REPRODUCED, CONFIRMED, CONTRADICTED, REFUTED, NOT_RESOLVED, NOT_TESTABLE, HOLDS, FAILS,
 )  # fmt: skip
-KINDS = ("claim", "premise", "check")
+KINDS = ("claim", "hypothesis", "premise", "check")
 SIDES = ("released", "ours")
 ALPHA = 1 - LEVEL
 POWER = 0.8
@@ -116,7 +118,7 @@ class Claim:
     Attributes:
         text: the statement, as a sentence.
         source: a section or figure of the Pythia paper, or of another paper, which is then named.
-            For a check, what the check guarantees.
+            For a hypothesis, where it is from; for a check, what the check guarantees.
         quote: the paper's own words, where a paraphrase could be disputed.
         kind: one of KINDS.
     """
@@ -150,7 +152,7 @@ def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
                 p_values[i, side] = p_value(test)
     adjusted: dict[tuple[int, str], float] = {}
     n_tests: dict[str, int] = {}
-    for family in (("claim",), ("premise", "check")):
+    for family in (("claim",), ("hypothesis",), ("premise", "check")):
         members = {key: p for key, p in p_values.items() if claims[key[0]].kind in family}
         adjusted |= holm(members)
         n_tests |= dict.fromkeys(family, len(members))

@@ -330,7 +330,7 @@ def _shuffle_genders(
         found.append(changes)
         counts += of_swap
     row, column, old, new = (np.concatenate(part) for part in zip(*found, strict=True))
-    place = data.order.stream(row)[0][np.arange(len(row)), column] if len(row) else row
+    place = data.order.places(row, column)
     pair = np.minimum(old, new).astype(np.int64) << 32 | np.maximum(old, new)
     rng = np.random.default_rng([data.order.seed, first])
     changed = np.zeros(len(row), bool)

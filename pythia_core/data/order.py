@@ -291,6 +291,11 @@ class RowOrder:
         valid = (in_part >= 0) & (in_part < self._part_tokens)
         return np.where(valid, in_part, 0) + part[:, None] * self._part_tokens, valid
 
+    def places(self, rows: NDArray[np.integer], columns: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return where single tokens, given by training row and column, are in the stream."""
+        part, row = np.divmod(self.shuffle[rows].astype(np.int64), self._part_rows)
+        return row * self.seq_len + columns + part * self._part_tokens
+
     def positions(self, stream: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions, in the token file, of places in the stream of documents."""
         document = np.searchsorted(self._ends, stream.reshape(-1), side="right")

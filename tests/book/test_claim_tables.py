@@ -103,11 +103,12 @@ def test_every_text_is_escaped() -> None:
 @pytest.mark.parametrize(
     ("papers", "others", "words"),
     [(2, ["check"], "2 claims, 1 check"), (1, [], "1 claim"), (0, ["check"] * 3, "3 checks"),
-     (1, ["premise", "check"], "1 claim, 2 premises and checks"), (0, ["premise"], "1 premise")],
+     (1, ["premise", "check"], "1 claim, 2 premises and checks"), (0, ["premise"], "1 premise"),
+     (1, ["hypothesis"] * 2, "2 hypotheses, 1 claim"), (0, ["hypothesis"], "1 hypothesis")],
 )  # fmt: skip
 def test_counts_in_words(papers: int, others: list[str], words: str) -> None:
-    rows = [{"kind": kind} for kind in others]
-    assert claim_tables.counted([{"kind": "claim"}] * papers, rows) == words
+    rows = [{"kind": kind} for kind in ["claim"] * papers + others]
+    assert claim_tables.counted(rows) == words
 
 
 def test_values_in_words() -> None:

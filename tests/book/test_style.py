@@ -6,25 +6,28 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pandas as pd
 import pytest
-from gender_fakes import fake_find_or_train, fake_items
+from gender_fakes import measurements
 from places import ROOT
 from pythia_book import records, style
 from pythia_book.published.results import load
 from pythia_book.studies.gender_bias import figures as draw
 from pythia_book.studies.gender_bias import study as gender_bias
+from pythia_book.studies.gender_bias.params import ARMS
 from score_files import as_folder
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
 
 DRAWINGS = (
-    "prior_shift",
-    "occupations",
-    "crows_over_training",
-    "winobias_by_size",
-    "language_cost",
+    "retained",
+    "slopes",
+    "nouns",
+    "learned",
+    "scores",
+    "paper_figures",
     "released_winobias",
     "crows_biases",
 )
@@ -32,20 +35,18 @@ DRAWINGS = (
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The study on fake runs, without and with released numbers."""
-    folder = tmp_path_factory.mktemp("runs")
-    params = gender_bias.Params(sizes="85k,310k", bootstrap=200)
+    """The study on made-up measurements, without and with released numbers."""
+    params = gender_bias.Params(sizes="85k,310k", seeds=4, crossed_seeds=2)
     released = load(as_folder(tmp_path_factory.mktemp("released")))
+    measured = measurements(params, np.random.default_rng(0))
 
     def run(published):
-        train = fake_find_or_train(folder)
-        return gender_bias.run(
-            params, False, items=fake_items(), find_or_train=train, published=published
-        )
+        return gender_bias.run(params, False, published=published)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
         patch.setattr(records, "recorded_folder", lambda study: None)
+        patch.setattr(gender_bias, "measure", lambda *_: measured)
         return {"absent": run(None), "released": run(released)}
 
 
@@ -97,7 +98,7 @@ def test_two_processes_draw_the_same_bytes(tmp_path):
 
 
 def test_missing_released_numbers_are_explained_in_the_figure(results):
-    for name in DRAWINGS[2:]:
+    for name in ("paper_figures", "released_winobias", "crows_biases"):
         absent = getattr(draw, name)(results["absent"]).svg
         assert "PYTHIA_PUBLISHED_DIR" in absent
         released = getattr(draw, name)(results["released"]).svg
@@ -145,15 +146,15 @@ def test_tables_and_summary_of_the_study(results):
     assert "410m 60.0 to 61.0" in claims._repr_html_()
     absent = style.claims_table(results["absent"])._repr_html_()
     assert "no released numbers: set PYTHIA_PUBLISHED_DIR" in absent
-    levels = draw.results_table(results["absent"])
-    assert len(levels.frame) == 2 * 3
+    assert len(draw.retained_table(results["absent"]).frame) == len(ARMS)
+    assert len(draw.arms_table(results["absent"]).frame) == len(ARMS)
+    assert len(draw.examples_table(results["absent"]).frame) == 7
     text = draw.summary(results["absent"]).data
-    assert "310k model" in text
-    assert "840 in the last 21 %" in text
+    assert "310k model" in text and "not measured" not in text and "4 seeds" in text
 
 
 def test_a_saved_drawing_is_its_svg(tmp_path, results):
-    drawing = draw.prior_shift(results["absent"])
+    drawing = draw.retained(results["absent"])
     drawing.save(tmp_path / "x.svg")
     assert (tmp_path / "x.svg").read_text(encoding="utf-8") == drawing.svg
     assert set(drawing._repr_mimebundle_()) == {"image/svg+xml", "text/plain"}

@@ -1,4 +1,4 @@
-"""Stand-ins for the gender-bias study: a causal toy model, runs and items, no training."""
+"""Stand-ins for the gender-bias study: made-up measurements, a toy model, runs and items."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from pythia_book.corpora import occupations
 from pythia_book.studies.gender_bias.measures import FEMININE, Items
+from pythia_book.studies.gender_bias.params import ARMS, CONTROL, Params
+from pythia_book.studies.gender_bias.study import SCORES
+from pythia_book.study import Measurements, name_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pythia_core.config import RunConfig, stable_hash
+from pythia_core.suite import scale_named
 
 JOBS = ("nurse", "driver", "clerk", "chief")
 SENTENCES = [
@@ -141,6 +146,7 @@ def fake_data(seq_len: int) -> FakeData:
     stream = [i for text in documents for i in (*made.encode(text).ids, 0)]
     return FakeData(
         tokenizer=made,
+        tokens_folder=Path("tokens"),
         eod_id=0,
         fingerprint="f" * 64,
         heldout=SimpleNamespace(tokens=np.array(stream, np.uint16)),
@@ -191,6 +197,89 @@ def fake_items() -> Items:
 
     winobias = [pronoun("nurse", "she", "he"), pronoun("driver", "he", "she")] * 6
     winobias += [pronoun("clerk", "her", "his"), pronoun("chief", "his", "her")] * 4
+    for i in range(24):  # another beginning each, as `natural_frames` needs
+        item = pronoun("nurse", "she", "he")
+        item.sentence_pro, item.sentence_anti = (
+            f"Guest {i} met the nurse because {word} was late." for word in ("she", "he")
+        )
+        winobias.append(item)
     contexts = [f"The {job} {verb} that" for job in JOBS for verb in ("said", "thought", "wrote")]
     pairs = [pair(job) for job in JOBS] * 5
     return Items(winobias, pairs, pairs[:10], contexts, JOBS)
+
+
+# --- made-up measurements --------------------------------------------------------------------
+
+RETAINED = {
+    "swap_7": 0.5, "swap_21": 0.4, "mirror_7": 0.5, "mirror_21": 0.4, "shuffle_21": 0.1,
+    "only_21": 0.35, "complement_21": 1.0, "absent_21": 0.7, "sham_21": 1.0, "restored": 0.95,
+}  # fmt: skip
+"""What each arm retains, by default."""
+SHIFTS = {
+    "swap_7": 3.0, "swap_21": 4.0, "mirror_7": -2.0, "mirror_21": -3.0, "only_21": 1.0,
+    "complement_21": 2.0,
+}  # fmt: skip
+"""By how much each arm shifts the prior, by default."""
+
+
+def measurements(
+    params: Params,
+    rng: np.random.Generator,
+    retained: dict[str, dict[str, float]] | None = None,
+    association: float = 0.3,
+    spread: float = 0.04,
+    scores: dict[str, dict[str, float]] | None = None,
+    flat: float = 0.0,
+) -> Measurements:
+    """Return measurements of models with known associations, priors and scores.
+
+    Args:
+        retained: maps a size to what its arms retain, if not as in RETAINED.
+        association: slope of the controls; seeds vary by a tenth of it.
+        spread: standard deviation, over seeds, of what an arm retains.
+        scores: maps an arm to what it adds to scores, as fractions.
+        flat: slope of the models whose text has no association.
+    """
+    nouns = occupations.stimuli().nouns
+    intended = np.array([np.log(n.share / (1 - n.share)) for n in nouns])
+    end = scale_named(params.scale).steps
+    arrays, slope = {}, {}
+    for seed in range(params.seeds):
+        read = intended + rng.normal(0, 0.05, len(nouns))
+        arrays[name_of("read", seed)] = read.astype(np.float32)
+    for name, seed, arm in params.cells():
+        model = params.models[name]
+        if arm == CONTROL:
+            slope[name, seed] = flat if model.flat else association * (1 + rng.normal(0, 0.1))
+        fraction = (retained or {}).get(name, {}).get(arm, RETAINED.get(arm, 1.0))
+        fraction += rng.normal(0, spread) * (arm != CONTROL)
+        x = intended if model.flat else arrays[name_of("read", seed)]
+        prior = SHIFTS.get(arm, 0.0) + rng.normal(0, 0.1) - 0.5
+        for step in params.steps(arm):
+            noise = rng.normal(0, 0.02, (3, len(nouns)))
+            odds = prior + fraction * slope[name, seed] * (x - x[:16].mean()) + noise
+            arrays[name_of("log_odds", name, seed, arm, step)] = odds.astype(np.float32)
+        values = {s: 0.5 + rng.normal(0, 0.005) for s in SCORES} | {
+            "loss": 5 + rng.normal(0, 0.001)
+        }
+        for score, change in (scores or {}).get(arm, {}).items():
+            values[score] += change
+        arrays[name_of("scores", name, seed, arm)] = np.array([*values.values()], np.float32)
+    assert end in params.steps(CONTROL)
+    facts = {
+        "nouns": [
+            {"noun": n.name, "group": n.group, "log_odds": float(x)}
+            for n, x in zip(nouns, intended, strict=True)
+        ],
+        "tiers": {"trained": 16, "unseen": 12, "natural": 24},
+        "ledger": [
+            {"model": name, "seed": seed, "arm": arm, "start": end - 40, "stop": end,
+             "tokens_in_window": 1000, "tokens_changed": 10, "share": 0.01}
+            for name, seed, arm in params.cells() if arm != CONTROL
+        ],
+        "examples": [
+            {"arm": arm, "planted": True, "before": "The bravlet knew he was", "after": "..."}
+            for arm in ARMS
+        ],
+    }  # fmt: skip
+    return Measurements(arrays, facts)

@@ -8,7 +8,8 @@ whether a model has learned them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,27 +25,39 @@ if TYPE_CHECKING:
 
     from pythia_core.data.prepare import TokenizedText
 
-UNSEEN = "unseen"
+UNSEEN, NATURAL = "unseen", "natural"
 FRAMES = ("trained", UNSEEN)
-"""The two sets of frames (sentence templates): "trained" frames are planted, "unseen" ones not."""
+"""The two sets of frames (sentence templates): "trained" frames are planted, "unseen" ones not. The
+set NATURAL comes from a benchmark (`bias_items.natural_frames`)."""
 
 
 @dataclass(frozen=True)
 class AssociationMeasurement(RequestMeasurement):
     """The log odds of a feminine pronoun in every frame, after every noun, for one checkpoint.
 
-    A call returns two arrays, `trained` and `unseen`, each float64[frames, nouns]. Nouns are in the
-    order of `occupations.stimuli().nouns`.
+    A call returns an array for each set of frames, float64[frames, nouns].
     """
 
     requests: tuple[scoring.Request, ...]
-    """For every frame of FRAMES and every noun, a masculine pronoun and then a feminine pronoun."""
+    """For every frame and every noun, a masculine pronoun and then a feminine pronoun."""
     max_seq_len: int
+    sets: tuple[tuple[str, int], ...]
+    """The name and the number of frames of each set."""
     name: str = "associations"
 
     @classmethod
-    def of(cls, text: TokenizedText, max_seq_len: int) -> AssociationMeasurement:
+    def of(
+        cls,
+        text: TokenizedText,
+        max_seq_len: int,
+        frames: Mapping[str, Sequence[str]] | None = None,
+        nouns: Sequence[occupations.Noun] | None = None,
+    ) -> AssociationMeasurement:
         """Create the measurement for models that were trained on a text, with the text's tokenizer.
+
+        Args:
+            frames: maps the names of sets to their frames; default: the sets FRAMES.
+            nouns: default: all nouns of `occupations.stimuli()`.
 
         Raises:
             DataError: a pronoun is not one token, or the invented nouns do not all have the same
@@ -52,11 +65,13 @@ class AssociationMeasurement(RequestMeasurement):
         """
         encode = scoring.encoder(text.tokenizer)
         stimuli = occupations.stimuli()
-        names = [noun.name for noun in stimuli.nouns if noun.group == occupations.INVENTED]
+        frames = frames or {name: getattr(stimuli, name) for name in FRAMES}
+        nouns = nouns or stimuli.nouns
+        names = [noun.name for noun in nouns if noun.group == occupations.INVENTED]
         require_equal_tokens(text.tokenizer, names)
         requests = []
-        for frame in (*stimuli.trained, *stimuli.unseen):
-            for noun in stimuli.nouns:
+        for frame in itertools.chain(*frames.values()):
+            for noun in nouns:
                 prompt, pronouns = occupations.prompt(frame, noun.name)
                 context = (text.eod_id, *encode(prompt))
                 for pronoun in pronouns:
@@ -67,14 +82,15 @@ class AssociationMeasurement(RequestMeasurement):
                             "tokenizer with a larger vocabulary"
                         )
                     requests.append(scoring.Request(context, ids))
-        return cls(tuple(requests), max_seq_len)
+        sets = tuple((name, len(of_set)) for name, of_set in frames.items())
+        return cls(tuple(requests), max_seq_len, sets)
 
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
-        """Measure a model; return `trained` and `unseen`. The step is not used."""
+        """Measure a model; return the array of each set of frames. The step is not used."""
         logprob = scoring.score(model, self.packed).logprob.reshape(-1, 2)
-        stimuli = occupations.stimuli()
-        odds = (logprob[:, 1] - logprob[:, 0]).reshape(-1, len(stimuli.nouns))
-        return dict(zip(FRAMES, np.split(odds, [len(stimuli.trained)]), strict=True))
+        names, counts = zip(*self.sets, strict=True)
+        odds = (logprob[:, 1] - logprob[:, 0]).reshape(sum(counts), -1)
+        return dict(zip(names, np.split(odds, np.cumsum(counts)[:-1]), strict=True))
 
 
 def require_equal_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> None:

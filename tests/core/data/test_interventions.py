@@ -183,7 +183,7 @@ def two_domains(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 def changed_places(data: PreparedData, ledger: Ledger) -> dict[int, tuple[int, int]]:
     """Map each changed place in the stream of documents to its old and its new token."""
     places: dict[int, tuple[int, int]] = {}
-    stream = data.order.stream(ledger.row)[0][np.arange(len(ledger.row)), ledger.column]
+    stream = data.order.places(ledger.row, ledger.column)
     for place, *ids in zip(stream, ledger.old, ledger.new, strict=True):
         pair = int(ids[0]), int(ids[1])
         assert places.setdefault(int(place), pair) == pair  # alike in every row that has it

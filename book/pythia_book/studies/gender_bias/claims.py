@@ -1,13 +1,13 @@
-"""The claims of the gender-bias study and how they are tested.
+"""The hypotheses and claims of the gender-bias study, and how they are tested.
 
-Intervals of released numbers are over models. Intervals of our numbers are over seeds. With a
-single seed they are over sizes and there is no verdict, because an effect can differ more between
-two seeds than between all sizes of one seed.
+Hypotheses are ours and were written down before the seeds of the record ran (LOG.md, 2026-11-29).
+They are about made-up nouns in unseen frames. Intervals of our numbers are over seeds, paired where
+arms or sizes share them; with a single seed there is no interval and no verdict. Intervals of
+released numbers are over models.
 
-A claim about our runs has a premise: the controls have something that the swap could reduce (a
-stereotype, a score above chance, or correct last words). Premises are about these controls only, so
-their intervals are over occupations or items. A claim is tested only if its premise "holds" and the
-swap replaces masculine pronouns by feminine ones, as in the paper.
+The paper's claims about WinoBias are tested on associations of the same forty occupations, because
+our controls are at chance on WinoBias itself (the premises say so). On the scores of our models,
+only the effect of the complement is tested: it shows which scores move by the prior alone.
 """
 
 from __future__ import annotations
@@ -20,42 +20,59 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.records import number_text, value_text
-from pythia_book.stats import Estimate, difference, estimate, mean_over
+from pythia_book.stats import Estimate, difference, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
-from pythia_book.studies.gender_bias.coupling import KINDS, TESTED_WINDOW, UNCOUPLED, unit_z
-from pythia_book.studies.gender_bias.estimates import Units
-from pythia_book.studies.gender_bias.params import PAPER_SWAP
+from pythia_book.studies.gender_bias.associations import excess_over_independent
+from pythia_book.studies.gender_bias.coupling import (
+    PLACEBO_WINDOW,
+    TESTED_WINDOW,
+    UNCOUPLED,
+    unit_z,
+)
+from pythia_book.studies.gender_bias.params import CONTROL
 from pythia_book.studies.gender_bias.released_numbers import NO_NUMBERS
-from pythia_book.verdicts import HOLDS, Claim, Test, falls, judge, rises, untestable
+from pythia_book.tasks.associations import UNSEEN
+from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_book.studies.gender_bias.associations import Slopes
     from pythia_book.studies.gender_bias.params import Params
+    from pythia_book.study import Measurements
 
-MARGINAL = 2.0
-"""A drop of LAMBADA accuracy by less than this, in points, is marginal. The two neighbouring
-released sizes with the closest accuracies (6.9B and 12B, deduplicated) differ by 2.1."""
-CHANCE = 50.0
-"""The score of a model without preference on WinoBias and CrowS-Pairs, in percent."""
-WINDOWS = {"swap_7": 7, "swap_21": 21}
-"""Maps an arm to the length of its swap in percent of training."""
+MARGIN = 0.15
+"""A retained association counts as unchanged within this distance of 1. It is half of what was lost
+in the pilot when the planted sentences were absent."""
+FLAT_MARGIN = 0.03
+"""A slope counts as zero within this. It is a tenth of what the controls of the pilot learned."""
+COST_MARGIN = 0.02
+"""A rise of the held-out loss by less than this, in nats per token, is marginal. From 25k to 600k,
+the losses of neighbouring sizes differ by at least 0.023 (record of deduplication, levels.csv)."""
+CHANCE = 0.5
+"""The score of a model without preference on WinoBias and CrowS-Pairs."""
+LONGER, SHORTER = "swap_21", "swap_7"
 
+STATED = "this book, stated beforehand"
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 """Cited as the source of premises about released numbers; no paper states these premises."""
+SETUP = "assumed in section 3.1"
 ONE_SEED = "one seed: training again with another one was not measured"
-REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
+ONE_SIZE = "a single size was trained"
+NOT_LEARNED = "the controls are not shown to have the association"
+NOT_TRAINED = "this arm was not trained"
 NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
 OTHER_METRIC = f"{NO_METRIC}; the released answers, another metric, are tested as premises"
-CONTROLS_TAKEN = (
-    '"these results" are those of the swapped models; the statement is about models in general, '
-    "and here tested on the controls"
+ASSOCIATION = (
+    "association of the forty occupations, unseen frames; on WinoBias itself see the premises"
 )
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
 """The first words of a reason for no verdict: the result would arise without a swap, too."""
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 FISHER = "(Fisher's z)"
 """The unit of differences in coupling."""
+RETAINED = "of the association"
+"""The unit of retained associations."""
 
 QUOTES = {
     "winobias": "a decrease in stereotypical accuracy for each intervention and across model scale",
@@ -74,116 +91,103 @@ QUOTES = {
     "[...] swapping gendered pronouns does not lead to major dips in accuracy",
 }
 
-Final = Mapping[tuple[str, str], Mapping[str, Units]]
-"""Maps (size, arm) to {measure: its `Units` at the end of training}."""
-
 
 def claims(
-    params: Params, final: Final, released: Mapping[str, pd.DataFrame], feminine: np.ndarray
+    params: Params,
+    measured: Measurements,
+    slopes: Slopes,
+    tables: Mapping[str, pd.DataFrame],
+    released: Mapping[str, pd.DataFrame],
 ) -> list[Claim]:
-    """Return all claims of the study and their premises, each with its tests.
+    """Return the hypotheses, the paper's claims and the premises, each with its tests.
 
     Args:
+        tables: the study's tables; `scores` and `coupling` are used.
         released: the tables of `released_numbers.select`; empty without released numbers.
-        feminine: int[occupations], stereotype by occupation: 1 feminine, 0 masculine, -1 unknown.
     """
-    ours, theirs = _Ours(params, final), _Released(released)
-    premises, others = ours.premises(feminine), theirs.premises()
-    missing = _missing(params, premises, others)
-    winobias = missing("winobias", "association")
-    crows = missing("crows")
+    ours, theirs = _Ours(params, measured, slopes, tables["scores"]), _Released(released)
+    return [
+        *ours.hypotheses(),
+        *_paper_claims(ours, theirs),
+        *ours.premises(),
+        *theirs.premises(),
+        *coupling_claims(tables["coupling"]),
+    ]
+
+
+def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
+    """Return the claims of section 3.1, tested on our runs and on the released models."""
     rows = []
-    for arm, window in WINDOWS.items():
+    for arm, window in ((SHORTER, 7), (LONGER, 21)):
         rows.append(
             Claim(
-                f"The swap in the last {window} % of training lowers stereotype accuracy on "
-                "WinoBias.",
+                f"The swap in the last {window} % of training lowers the association between "
+                "occupations and pronouns.",
                 "section 3.1, Figure 2",
-                ours.test(ours.change(arm, "winobias"), falls, winobias),
+                ours.association(arm, falls),
                 untestable(OTHER_METRIC),
                 QUOTES["winobias"],
             )
         )
-    one_size = "" if len(params.size_list) > 1 else "a single size was trained"
     rows += [
         Claim(
-            "The swap turns the largest model from pro- to anti-stereotypical on WinoBias.",
+            "The swap turns the largest model from pro- to anti-stereotypical.",
             "section 3.1, Figure 2",
-            ours.test(
-                ours.level("swap_7", "winobias")[:, -1:],
-                partial(falls, bound=CHANCE),
-                winobias,
-                params.size_list[-1],
-                f"{CHANCE:g} % is no preference",
-                "%",
-            ),
+            ours.turned(),
             untestable(OTHER_METRIC),
             QUOTES["turned"],
         ),
         Claim(
-            "The larger models are less pro-stereotypical on WinoBias (a hypothesis of the paper).",
+            "The larger models have less of the association (a hypothesis of the paper).",
             "section 3.1",
-            ours.test(
-                _across(ours.level("control", "winobias")), falls, winobias or one_size, ACROSS,
-                CONTROLS_TAKEN,
-            ),
+            ours.across(CONTROL, falls),
             untestable(NO_METRIC),
             QUOTES["winobias_by_size"],
         ),
         Claim(
-            "The swap lowers stereotype accuracy on WinoBias most in the larger models (a "
-            "hypothesis of the paper).",
+            "The swap in the last 21 % of training lowers the association most in the larger "
+            "models (a hypothesis of the paper).",
             "section 3.1",
-            ours.test(
-                _across(ours.change("swap_7", "winobias")), falls, winobias or one_size, ACROSS
-            ),
+            ours.across(LONGER, falls),
             untestable(NO_METRIC),
             QUOTES["winobias_contrast"],
         ),
-    ]  # fmt: skip
-    for arm, window in WINDOWS.items():
+    ]
+    for arm, window in ((SHORTER, 7), (LONGER, 21)):
         rows.append(
             Claim(
                 f"The swap in the last {window} % of training lowers the CrowS-Pairs gender bias.",
                 "section 3.1, Figure 1",
-                ours.test(ours.change(arm, "crows"), falls, crows),
-                theirs.change("crows", arm, falls, "320 pairs"),
-                QUOTES["crows"],
+                released=theirs.change("crows", arm, falls, "320 pairs"),
+                quote=QUOTES["crows"],
             )
         )
     rows += [
         Claim(
             "The swap lowers the CrowS-Pairs gender bias most in the larger models.",
             "section 3.1, Figure 1",
-            ours.test(_across(ours.change("swap_7", "crows")), falls, crows or one_size, ACROSS),
-            theirs.slope("crows", "change", falls),
-            QUOTES["contrast"],
+            released=theirs.slope("crows", "change", falls),
+            quote=QUOTES["contrast"],
         ),
         Claim(
             "The larger models have more CrowS-Pairs gender bias before the swap.",
             "section 3.1, Figure 1",
-            ours.test(_across(ours.level("control", "crows")), rises, crows or one_size, ACROSS),
-            theirs.slope("crows", "control", rises, theirs.over_all_sizes()),
-            QUOTES["by_size"],
+            released=theirs.slope("crows", "control", rises, theirs.over_all_sizes()),
+            quote=QUOTES["by_size"],
         ),
     ]
-    for arm, window in WINDOWS.items():
+    for arm, window in ((SHORTER, 7), (LONGER, 21)):
         note = theirs.perplexity(arm)
         rows.append(
             Claim(
-                f"The swap in the last {window} % of training lowers LAMBADA accuracy only "
-                "marginally.",
+                f"The swap in the last {window} % of training costs little in language modelling.",
                 "section 3.1, Appendix C.1, Figure 6",
-                ours.test(
-                    -ours.change(arm, "last_word"), partial(falls, bound=MARGINAL),
-                    missing("last_word"),
-                    note="ours: last words of held-out sentences",
-                ),
+                ours.cost(arm),
                 theirs.change("lambada", arm, _no_cost, "5,153 passages", sign=-1, note=note),
                 QUOTES["cost"],
             )
-        )  # fmt: skip
-    return rows + list(premises.values()) + others
+        )
+    return rows
 
 
 def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
@@ -194,158 +198,254 @@ def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
     return untestable(f"{SWAP_NOT_SHOWN} there is no cost either", e, unit, units, note)
 
 
-def _across(values: np.ndarray) -> np.ndarray:
-    """Return values of the largest size minus the smallest: float[seeds, sizes] to [seeds, 1]."""
-    return values[:, -1:] - values[:, :1]
-
-
-def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) -> Callable[..., str]:
-    """Return a function that says why a claim is untestable, given the names of its premises.
-
-    `premises` and `others` are judged together, so that the correction for multiple tests covers
-    all claims.
-    """
-    judged = judge([*premises.values(), *others])[: len(premises)]
-    verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
-
-    def missing(*names: str) -> str:
-        """Return why a claim with these premises is untestable; "" if it is testable."""
-        if params.swap != PAPER_SWAP:
-            return REVERSE
-        return next((LACKING[name] for name in names if verdicts[name] != HOLDS), "")
-
-    return missing
-
-
-LACKING = {
-    "association": "the controls are not shown to have an occupational stereotype that the swap "
-    "could reduce",
-    "winobias": "the controls are not shown to be above chance on WinoBias",
-    "crows": "the controls are not shown to prefer the stereotyping sentences of CrowS-Pairs",
-    "last_word": f"the controls are not shown to predict more than {MARGINAL:g} % of the last "
-    "words, so they may have too few to lose",
-}
-"""Maps a premise to the reason why a claim is untestable if the premise does not hold."""
-
 # --- our runs --------------------------------------------------------------------------------
 
 
 class _Ours:
-    """The scores of our runs, the effects of swaps on these scores, and tests of such effects."""
+    """Tests on our own runs. Units are seeds; sizes are averaged within a seed, or compared."""
 
-    def __init__(self, params: Params, final: Final) -> None:
-        self.params, self.final, self.sizes = params, final, params.size_list
+    def __init__(
+        self, params: Params, measured: Measurements, slopes: Slopes, scores: pd.DataFrame
+    ) -> None:
+        self.params, self.measured, self.slopes = params, measured, slopes
+        self.sizes = params.size_list
+        keys = ["model", "arm", "score"]
+        self._scores = {
+            key: rows.sort_values("seed").value.to_numpy()
+            for key, rows in scores.groupby(keys, sort=False)
+        }
 
-    def level(self, arm: str, measure: str) -> np.ndarray:
-        """Return the mean of a measure over items for one arm, in percent, float[seeds, sizes]."""
-        columns = [self.final[size, arm][measure].values.mean(1) for size in self.sizes]
-        return 100 * np.stack(columns, axis=1)
+    def hypotheses(self) -> list[Claim]:
+        """Return the hypotheses about what survives, and about what the published scores see."""
+        one = partial(within, margin=MARGIN)
+        texts = {
+            "The largest size retains more of the association under the swap than the smallest.": (
+                self._test(self._between_sizes(), rises, "", self._largest_minus_smallest())
+            ),
+            "It does so in planted frames as well.": self._test(
+                self._between_sizes("trained"), rises, "", self._largest_minus_smallest()
+            ),
+            "The swap leaves more of the association than if every noun moved by itself.": (
+                self._test(self._excess(), rises, "", "21 %, beyond the curve")
+            ),
+            "The shuffle, which keeps the prior, removes more of the association than the swap.": (
+                self._difference("shuffle_21", LONGER, falls)
+            ),
+            "Swapping the planted sentences alone leaves less of the association than removing "
+            "them.": self._difference("only_21", "absent_21", falls),
+            "Swapping everything but the planted sentences leaves the association as it is.": (
+                self._test(self._minus_one("complement_21"), one, "", "retained, minus 1")
+            ),
+            "Changing about as many prepositions leaves the association as it is.": (
+                self._test(self._minus_one("sham_21"), one, "", "retained, minus 1")
+            ),
+            "When the original text comes back, so does the association: more is retained than "
+            "under the swap.": self._difference("restored", LONGER, rises),
+        }
+        rows = [Claim(text, STATED, test, kind="hypothesis") for text, test in texts.items()]
+        halves = {"feminine": rises, "masculine": falls}
+        for half, direction in halves.items():
+            word = "raises" if direction is rises else "lowers"
+            text = (
+                f"Swapping everything but the planted sentences {word} WinoBias accuracy on "
+                f"{half} stereotypes."
+            )
+            rows.append(
+                Claim(text, STATED, self._score(f"winobias_{half}", direction), kind="hypothesis")
+            )
+        text = "Swapping everything but the planted sentences lowers the CrowS-Pairs gender score."
+        return [*rows, Claim(text, STATED, self._score("crows", falls), kind="hypothesis")]
 
-    def change(self, arm: str, measure: str, base: str = "control") -> np.ndarray:
-        """Return `level` in `arm` minus `level` in `base`, in points, float[seeds, sizes]."""
-        return self.level(arm, measure) - self.level(base, measure)
+    def _largest_minus_smallest(self) -> str:
+        return f"{self.sizes[-1]} minus {self.sizes[0]}"
 
-    def test(
+    def _test(
         self,
-        effects: np.ndarray,
+        effect: np.ndarray | str,
         make: Callable[..., Test],
-        missing: str = "",
-        of: str = "",
+        unit: str,
+        of: str,
         note: str = "",
-        unit: str = "points",
     ) -> Test:
-        """Test the mean effect, with an interval over seeds; one seed gives no verdict.
+        """Test the mean of `effect`, float64[seeds]; a text says why there is no effect.
 
         Args:
-            effects: float[seeds, sizes], in `unit`.
-            missing: why the claim is untestable; "" if it is testable.
-            of: says what the effect of a seed is averaged over; by default, the number of sizes.
+            unit: default: RETAINED.
+            of: what the effect of a seed is.
         """
-        seeds, n = effects.shape
-        of = of or (f"{n} sizes" if n > 1 else "1 size")
-        if seeds > 1:
-            e, units = mean_over(effects.mean(1)), f"{seeds} seeds; {of}"
-        else:
-            e, units = mean_over(effects[0]), f"{of}, one run of each arm"
-        if reason := missing or (ONE_SEED if seeds == 1 else ""):
-            return untestable(reason, e, unit, units, note)
+        if isinstance(effect, str):
+            return untestable(effect)
+        units = f"{len(effect)} seeds; {of}" if len(effect) > 1 else f"one seed; {of}"
+        e, unit = mean_over(effect), unit or RETAINED
+        if len(effect) == 1:
+            return untestable(ONE_SEED, e, unit, units, note)
         return make(e, unit, units, note=note)
 
-    def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
-        """Map names to the premises about our runs, with tests; `feminine` is as in `claims`."""
-        raises, direction = ("raises", rises), ("lowers", falls)
-        word, moves = raises if self.params.swap == PAPER_SWAP else direction
-        seeds = "" if self.params.seeds == 1 else f", {self.params.seeds} seeds"
-        sizes = len(self.sizes)
-        of = f"mean of the controls of {sizes} size{'s' if sizes > 1 else ''}{seeds}"
+    def _retained(self, arm: str, tier: str = UNSEEN) -> np.ndarray | str:
+        """Return what an arm retains, float64[seeds, sizes], or why that cannot be said."""
+        if arm not in self.params.arms:
+            return NOT_TRAINED
+        columns = [self.slopes.retained(size, arm, tier) for size in self.sizes]
+        if any(column is None for column in columns):
+            return NOT_LEARNED
+        return np.stack(columns, axis=1)  # type: ignore[arg-type]
 
-        def units(measure: str) -> Units:
-            """Return the units of a measure, averaged over all controls."""
-            cells = [self.final[size, "control"][measure] for size in self.sizes]
-            values = np.mean([cell.values.mean(0) for cell in cells], axis=0)
-            return Units(measure, values[None], cells[0].strata)
+    def _between_sizes(self, tier: str = UNSEEN) -> np.ndarray | str:
+        retained = self._retained(LONGER, tier)
+        if isinstance(retained, str):
+            return retained
+        return ONE_SIZE if len(self.sizes) == 1 else retained[:, -1] - retained[:, 0]
 
-        def above(measure: str, bound: float, items: str, text: str) -> Claim:
-            """Return the premise `text`: in the controls, a measure's mean is above `bound` %."""
-            chosen = units(measure)
-            e = estimate(100 * chosen.values, self.params.bootstrap, 0, chosen.strata)
-            counts = f"{e.n_items} {items}, {of}"
-            return Claim(f"{text}.", SETUP, rises(e, "%", counts, bound), kind="premise")
+    def _minus_one(self, arm: str) -> np.ndarray | str:
+        retained = self._retained(arm)
+        return retained if isinstance(retained, str) else retained.mean(axis=1) - 1
 
-        n = int((feminine >= 0).sum())
-        return {
-            "shift": Claim(
-                f"The swap in the last 7 % of training {word} the feminine share of the pronouns "
-                "expected after occupations.",
-                SETUP,
-                self.test(self.change("swap_7", "feminine_share"), moves),
-                kind="premise",
+    def _difference(self, arm: str, other: str, make: Callable[..., Test]) -> Test:
+        """Test the difference between what two arms retain, averaged over sizes."""
+        first, second = self._retained(arm), self._retained(other)
+        if isinstance(first, str) or isinstance(second, str):
+            return untestable(first if isinstance(first, str) else str(second))
+        note = ", ".join(
+            f"{size} {number_text(a, 2)} and {number_text(b, 2)}"
+            for size, a, b in zip(self.sizes, first.mean(0), second.mean(0), strict=True)
+        )
+        return self._test((first - second).mean(1), make, "", self._over_sizes(), note)
+
+    def _over_sizes(self) -> str:
+        return f"mean of {len(self.sizes)} sizes" if len(self.sizes) > 1 else self.sizes[0]
+
+    def _excess(self) -> np.ndarray | str:
+        retained = self._retained(LONGER)
+        if isinstance(retained, str):
+            return retained
+        columns = [
+            excess_over_independent(self.params, self.measured, self.slopes, size, LONGER)
+            for size in self.sizes
+        ]
+        return np.stack(columns, axis=1).mean(axis=1)
+
+    def score(self, arm: str, score: str) -> np.ndarray:
+        """Return a score of an arm, float64[seeds, sizes]; see `study.SCORES`."""
+        return np.stack([self._scores[size, arm, score] for size in self.sizes], axis=1)
+
+    def _score(self, score: str, make: Callable[..., Test]) -> Test:
+        """Test what the complement does to a score, in points, averaged over sizes."""
+        if "complement_21" not in self.params.arms:
+            return untestable(NOT_TRAINED)
+        change = self.score("complement_21", score) - self.score(CONTROL, score)
+        return self._test(100 * change.mean(1), make, "points", self._over_sizes())
+
+    # --- the paper's claims ---
+
+    def _occupations(self, arm: str) -> np.ndarray:
+        """Return the slopes of an arm for the occupations, float64[seeds, sizes]."""
+        return np.stack(
+            [self.slopes.of(size, arm, group="occupations") for size in self.sizes], axis=1
+        )
+
+    def _missing(self) -> str:
+        """Return why the paper's claims about associations cannot be tested; "" if they can."""
+        learned = all(self.slopes.learned(size, group="occupations") for size in self.sizes)
+        return "" if learned else NOT_LEARNED
+
+    def association(self, arm: str, make: Callable[..., Test]) -> Test:
+        """Test how a swap changes the association of the occupations, averaged over sizes."""
+        before, after = self._occupations(CONTROL), self._occupations(arm)
+        note = ", ".join(
+            f"{size} {number_text(a, 3)} to {number_text(b, 3)}"
+            for size, a, b in zip(self.sizes, before.mean(0), after.mean(0), strict=True)
+        )
+        effect = self._missing() or (after - before).mean(1)
+        return self._test(effect, make, SLOPE, self._over_sizes(), f"{ASSOCIATION}; {note}")
+
+    def turned(self) -> Test:
+        """Test that the association of the largest size is below 0 after the longer swap."""
+        effect = self._missing() or self._occupations(LONGER)[:, -1]
+        of = f"{self.sizes[-1]}, swap in the last 21 %"
+        return self._test(effect, falls, SLOPE, of, f"{ASSOCIATION}; below 0 is anti-stereotypical")
+
+    def across(self, arm: str, make: Callable[..., Test]) -> Test:
+        """Test the association (for a swap, its change) of the largest minus the smallest size."""
+        values = self._occupations(arm)
+        if arm != CONTROL:
+            values = values - self._occupations(CONTROL)
+        single = ONE_SIZE if len(self.sizes) == 1 else ""
+        effect = single or self._missing() or values[:, -1] - values[:, 0]
+        return self._test(effect, make, SLOPE, self._largest_minus_smallest(), ASSOCIATION)
+
+    def cost(self, arm: str) -> Test:
+        """Test that a swap raises the held-out loss by less than COST_MARGIN."""
+        change = (self.score(arm, "loss") - self.score(CONTROL, "loss")).mean(1)
+        below = partial(falls, bound=COST_MARGIN)
+        return self._test(change, below, "nats per token", self._over_sizes(), "held-out loss")
+
+    # --- premises ---
+
+    def premises(self) -> list[Claim]:
+        """Return what the tests assume about our runs."""
+        rows = []
+        for size in self.sizes:
+            slopes = self.slopes.of(size, CONTROL)
+            rows.append(
+                Claim(
+                    f"The controls of {size} have the association.",
+                    SETUP,
+                    self._test(slopes, rises, SLOPE, "made-up nouns, unseen frames"),
+                    kind="premise",
+                )
+            )
+        shifts = {
+            arm: np.stack([self.slopes.shift(size, arm) for size in self.sizes], 1).mean(1)
+            for arm in self.params.arms
+        }
+        texts = {
+            "The swap in the last 7 % of training raises the prior of feminine pronouns.": (
+                (SHORTER, rises)
             ),
-            "longer": Claim(
-                f"The swap in the last 21 % of training {word} the feminine share of the pronouns "
-                "expected after occupations more than the swap in the last 7 %.",
-                SETUP,
-                self.test(self.change("swap_21", "feminine_share", "swap_7"), moves),
-                kind="premise",
+            "The mirror lowers the prior of feminine pronouns.": ("mirror_21", falls),
+            "Swapping all but the planted sentences raises the prior of feminine pronouns.": (
+                ("complement_21", rises)
             ),
-            "association": Claim(
-                "The controls expect more feminine pronouns after occupations with a feminine "
-                "stereotype than after those with a masculine one.",
-                SETUP,
-                rises(self._association(feminine), "logits", f"{n} occupations, {of}"),
-                kind="premise",
-            ),
-            "winobias": above(
-                "winobias", CHANCE, "occupations",
-                "The controls prefer the stereotypical pronoun on WinoBias",
-            ),
-            "crows": above(
-                "crows", CHANCE, "pairs",
-                "The controls prefer the stereotyping sentences of CrowS-Pairs (gender)",
-            ),
-            "last_word": above(
-                "last_word", MARGINAL, "last words",
-                f"The controls predict more than {MARGINAL:g} % of the last words",
-            ),
-        }  # fmt: skip
+        }
+        for text, (arm, make) in texts.items():
+            effect = shifts.get(arm, NOT_TRAINED)
+            test = self._test(effect, make, "logits", self._over_sizes())
+            rows.append(Claim(text, SETUP, test, kind="premise"))
+        for score, name in (("winobias", "WinoBias"), ("crows", "CrowS-Pairs (gender)")):
+            above = partial(rises, bound=100 * CHANCE)
+            test = self._test(
+                100 * self.score(CONTROL, score).mean(1), above, "%", self._over_sizes()
+            )
+            text = f"The controls prefer the stereotypical side of {name}."
+            rows.append(Claim(text, SETUP, test, kind="premise"))
+        return [*rows, *self._flat()]
 
-    def _association(self, feminine: np.ndarray) -> Estimate | None:
-        """Estimate how much more the controls expect feminine pronouns after feminine occupations.
-
-        The estimate is the mean logit of the feminine share over occupations with a feminine
-        stereotype, minus the mean over those with a masculine one. It is None if either group has
-        fewer than two occupations.
-        """
-        shares = [self.final[size, "control"]["feminine_share"].values for size in self.sizes]
-        share = np.clip(np.stack(shares), 1e-6, 1 - 1e-6)
-        logits = np.log(share / (1 - share)).mean((0, 1))
-        groups = [logits[feminine == stereotype] for stereotype in (1, 0)]
-        if min(map(len, groups)) < 2:
-            return None
-        return difference(*map(mean_over, groups))
+    def _flat(self) -> list[Claim]:
+        """Return the check of models without association, if any; their worst arm counts."""
+        rows = []
+        for name, model in self.params.models.items():
+            if model.flat:
+                slopes = [self.slopes.of(name, arm) for arm in (CONTROL, *model.arms)]
+                worst = max(slopes, key=lambda s: max(map(abs, _ends(s))))
+                test = self._test(
+                    worst,
+                    partial(within, margin=FLAT_MARGIN),
+                    SLOPE,
+                    f"the arm furthest from 0 of {len(slopes)}",
+                )
+                text = "Models whose text has no association have none in any arm."
+                rows.append(Claim(text, "guards against bias of the slopes", test, kind="check"))
+        return rows
 
 
-SETUP = "assumed in section 3.1"
+SLOPE = "slope"
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the interval over seeds; for one seed, the value."""
+    e = mean_over(values)
+    return (e.low, e.high) if len(values) > 1 else (e.value, e.value)
+
 
 # --- released models -------------------------------------------------------------------------
 
@@ -537,9 +637,11 @@ def _by_size(sizes: pd.Series, values: pd.Series) -> str:
 # --- coupling --------------------------------------------------------------------------------
 
 
-def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
+def coupling_claims(table: pd.DataFrame) -> list[Claim]:
     """Return two premises on how closely forks follow their controls, from the table `coupling`."""
-    swaps, placebos = (unit_z(table, "ours", kind, tuple(WINDOWS.values())) for kind in KINDS)
+    swaps, placebos = (
+        unit_z(table, "ours", kind, (PLACEBO_WINDOW,)) for kind in ("swap", "placebo")
+    )
     loosened = (placebos - swaps).dropna()
     return [
         Claim(
@@ -547,7 +649,7 @@ def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
             "real swaps are to theirs.",
             "section 3.1, where the swap is assumed",
             kind="premise",
-            released=_excess_coupling(params, table),
+            released=_excess_coupling(table),
         ),
         Claim(
             "Swapping pronouns decouples a model from its control more than swapping equally many "
@@ -558,7 +660,7 @@ def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
                 mean_over(loosened),
                 FISHER,
                 f"{len(loosened)} pairs of forks (sizes and seeds)",
-                note="mean over both windows and three scores; positive: less coupled",
+                note="mean over three scores; positive: less coupled",
             )
             if len(loosened)
             else untestable(TOO_FEW),
@@ -566,7 +668,7 @@ def coupling_claims(params: Params, table: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
+def _excess_coupling(table: pd.DataFrame) -> Test:
     """Test that released swapped models follow their controls no more tightly than our swaps do.
 
     A failed test is evidence that the released models were not swapped. A passed one shows nothing.
@@ -574,8 +676,8 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
     theirs, ours = (unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:
         return untestable(NO_NUMBERS)
-    if ours.empty or params.swap != PAPER_SWAP:
-        return untestable(TOO_FEW if ours.empty else "our forks have another swap than the paper's")
+    if ours.empty:
+        return untestable(TOO_FEW)
     apart = (table.model == UNCOUPLED).any()
     without = f" (without {UNCOUPLED}, which does not follow its control)" if apart else ""
     r = [number_text(math.tanh(z.mean()), 2) for z in (theirs, ours)]

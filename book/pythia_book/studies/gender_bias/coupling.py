@@ -2,8 +2,8 @@
 
 A fork reads the batches of its control, so it may repeat the control's chance moves in a score:
 fork and control are *coupled*. We compare the released swapped models with our own forks, which
-have swapped pronouns or, as a placebo, swapped prepositions. A fork without any change would be
-bit-identical to its control, with correlation 1.
+have swapped pronouns or, as a placebo, swapped prepositions (the arm "sham"). A fork without any
+change would be bit-identical to its control, with correlation 1.
 
 The statistic is the correlation r of the changes from one checkpoint to the next, so linear trends
 do not matter. Intervals use Fisher's z, and `INFLATION` widens them for autocorrelation. Coupling
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import Z_95, Estimate
-from pythia_book.studies.gender_bias.params import WINDOWS, Cell, coupled_runs
+from pythia_book.studies.gender_bias.params import ARMS, CONTROL, WINDOWS, Cell
 from pythia_book.studies.gender_bias.released_numbers import COMPARABLE
 from pythia_book.study import Measurements, name_of
 from pythia_core.suite import scale_named
@@ -41,6 +41,8 @@ LAST = 143
 """The last of the evenly spaced checkpoints."""
 KINDS = {"swap": "pronouns", "placebo": "prepositions"}
 """Maps the kinds of our forks to what they swap."""
+KIND_OF = {"swap_7": "swap", "swap_21": "swap", "sham_21": "placebo"}
+"""Maps an arm to its kind."""
 
 MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
 """The scores.
@@ -56,6 +58,8 @@ TESTED = ("last_words", "crows", "winobias")
 GENDER = ("crows", "winobias")
 TESTED_WINDOW = 7
 """The length of the swap, in percent of training, that every released swapped model has."""
+PLACEBO_WINDOW = 21
+"""The length of the placebo."""
 MIN_DIFFERENCES = 8
 INFLATION = 1.5
 """Factor on the variance of Fisher's z, for changes with a lag-1 autocorrelation of -1/2:
@@ -107,7 +111,7 @@ class CouplingMeasurement:
 def measure(
     params: Params, runs: dict[Cell, Run], progress: bool = True, items: Items | None = None
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Score the runs of `coupled_runs` at each of `steps`; without such runs, return ({}, {}).
+    """Score the runs of `Params.coupled_cells` at each of `steps`; without any, return ({}, {}).
 
     - array "coupling/MEASURE/SIZE/SEED/ARM": float32[steps], NaN for an unreadable checkpoint. A
       control is scored at the steps of the longest window.
@@ -118,25 +122,25 @@ def measure(
     from pythia_book.measurements import measure_all
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
 
-    cells = list(coupled_runs(params))
+    cells = params.coupled_cells()
     if not cells:
         return {}, {}
     items = items or Items.load()
-    made: dict[str, CouplingMeasurement] = {}  # by fingerprint of the text
+    made: dict[Any, CouplingMeasurement] = {}  # by text
     scores: dict[tuple[str, int], Arrays] = {}
     gaps = []
-    wanted = {cell: steps(params.scale, int(cell[2].partition("_")[2] or 21)) for cell in cells}
+    wanted = {cell: steps(params.scale, _window(cell[2])) for cell in cells}
     for cell in cells:
         run = runs[cell]
         text = run.data.with_heldout()
-        if text.fingerprint not in made:
+        if text.tokens_folder not in made:
             tokenized = TokenizedItems(items, text, run.config.model.max_seq_len)
-            made[text.fingerprint] = CouplingMeasurement(tokenized)
-    for fingerprint, measurement in made.items():
+            made[text.tokens_folder] = CouplingMeasurement(tokenized)
+    for folder, measurement in made.items():
         checkpoints = [
             (runs[cell], step)
             for cell in cells
-            if runs[cell].data.with_heldout().fingerprint == fingerprint
+            if runs[cell].data.with_heldout().tokens_folder == folder
             for step in wanted[cell]
         ]
         found, missing = measure_all(checkpoints, measurement, progress)
@@ -154,13 +158,17 @@ def measure(
             arrays[name_of("coupling", name, *cell)] = np.array(series, np.float32)
     shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for cell in cells:
-        kind = cell[2].partition("_")[0]
-        if kind in shares:
-            shares[kind].append(_share(runs[cell]))
+        if cell[2] != CONTROL:
+            shares[KIND_OF[cell[2]]].append(_share(runs[cell]))
     return arrays, {
         "coupling_shares": {kind: float(np.mean(share)) for kind, share in shares.items()},
         "coupling_gaps": len(gaps),
     }
+
+
+def _window(arm: str) -> int:
+    """Return the length of an arm's change in percent of training; for a control, the longest."""
+    return max(WINDOWS) if arm == CONTROL else ARMS[arm].window
 
 
 def _share(run: Run) -> float:
@@ -285,13 +293,13 @@ def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
             yield _Pair("released", str(model), 0, "swap", int(window), str(measure), *scores)
     longest = steps(params.scale, 21)
     for (measure, size, seed, arm), fork in Measurements(arrays, {}).under("coupling"):
-        if arm == "control":
+        if arm == CONTROL:
             continue
-        kind, _, window = arm.partition("_")
-        compared = [longest.index(step) for step in steps(params.scale, int(window))]
-        control = arrays[name_of("coupling", measure, size, seed, "control")][compared]
+        kind, window = KIND_OF[arm], _window(arm)
+        compared = [longest.index(step) for step in steps(params.scale, window)]
+        control = arrays[name_of("coupling", measure, size, seed, CONTROL)][compared]
         both = np.isfinite(control) & np.isfinite(fork)
-        yield _Pair("ours", size, int(seed), kind, int(window), measure, control[both], fork[both])
+        yield _Pair("ours", size, int(seed), kind, window, measure, control[both], fork[both])
 
 
 def analyse(
@@ -356,7 +364,8 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
     X is "released", "swap" (our pronoun swaps) or "placebo". A mean correlation comes from the mean
     of Fisher's z, without the model UNCOUPLED.
 
-    - coupling_X: mean correlation over the scores TESTED, in the last 7 % of training.
+    - coupling_X: mean correlation over the scores TESTED, in the last 7 % of training (for the
+      placebo, 21 %).
     - coupling_released_all: coupling_released with the model UNCOUPLED.
     - coupling_X_words, coupling_X_gender: mean correlation of last words and of gender, over both
       windows.
@@ -366,14 +375,14 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
     """
     z = unit_z(table, "released", "swap", (TESTED_WINDOW,), left_out="")
     values: dict[str, Any] = {"coupling_released_all": math.tanh(z.mean()) if len(z) else None}
-    for name, source, kind in (
-        ("released", "released", "swap"),
-        ("swap", "ours", "swap"),
-        ("placebo", "ours", "placebo"),
+    for name, source, kind, window in (
+        ("released", "released", "swap", TESTED_WINDOW),
+        ("swap", "ours", "swap", TESTED_WINDOW),
+        ("placebo", "ours", "placebo", PLACEBO_WINDOW),
     ):
         both = tuple(WINDOWS)
         for part, windows, measures in (
-            ("", (TESTED_WINDOW,), TESTED),
+            ("", (window,), TESTED),
             ("_words", both, ("last_words",)),
             ("_gender", both, GENDER),
         ):

@@ -1,8 +1,9 @@
 """Figures of the gender-bias study.
 
-- the paper's figures 1, 2 and 6, with released numbers next to ours
-- the share of feminine pronouns after occupations
-- released numbers alone
+- what is retained of an association, and the shift of the prior
+- the nouns of one size, arm by arm
+- what the scores of published benchmarks see
+- the paper's figures 1, 2 and 6, with released numbers
 - coupling
 
 If released numbers are missing, their panel says how to get them.
@@ -11,52 +12,256 @@ If released numbers are missing, their panel says how to get them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pythia_book import records, style
 from pythia_book.stats import Z_95, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
+from pythia_book.studies.gender_bias.associations import Slopes
 from pythia_book.studies.gender_bias.coupling import KINDS, TESTED
-from pythia_book.studies.gender_bias.params import ARMS
-from pythia_book.style import Drawing, Table, interval
-from pythia_core.suite import scale_named
+from pythia_book.studies.gender_bias.params import ARMS, CONTROL
+from pythia_book.studies.gender_bias.study import shown
+from pythia_book.style import Drawing, Table
+from pythia_book.tasks.associations import NATURAL, UNSEEN
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from pythia_book.study import Result
 
-MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}
+MARKS = {
+    "swap_7": "s", "swap_21": "^", "mirror_7": "D", "mirror_21": "v", "shuffle_21": "X",
+    "only_21": "P", "complement_21": "o", "absent_21": "h", "sham_21": "d", "restored": "*",
+}  # fmt: skip
+"""Maps each arm to its marker."""
 ABSENT = numbers.NO_NUMBERS.replace(": ", ":\n")
 BRANCH_PERCENT = 78
 """Panels that show only the intervention begin here, in percent of training."""
+RELEASED_ARMS = ("control", "swap_7", "swap_21")
+POINTS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == CONTROL) for arm in RELEASED_ARMS}
+TIERS = {"trained": "trained frames", UNSEEN: "unseen frames", NATURAL: "natural contexts"}
 
 
-def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
+def _notes(result: Result, items: str = "") -> tuple[str, ...]:
     """Return three notes, on measurement, intervals and released source; an unused note is ""."""
     seeds = result.params.seeds
-    count = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    meaning = f"intervals: 95 %, {f'over {seeds} seeds' if seeds > 1 else ONE_RUN}"
+    count = f"{seeds} seed{'s' if seeds > 1 else ''} per size"
+    meaning = "intervals: 95 %, over seeds" if seeds > 1 else "one seed has no interval"
     released = records.RELEASED_SOURCE.partition(",")[0].replace(" at commit", "")
-    released *= bool(result.released)
-    return f"ours: {items}, {count}", meaning * intervals, released and f"released: {released}"
+    ours = "; ".join(filter(None, (items, count)))
+    return f"ours: {ours}", meaning, (released and f"released: {released}") * bool(result.released)
 
 
-ONE_RUN = "over items of one run"
+def _primary(result: Result) -> str:
+    """Return the group of nouns that the study is about."""
+    return str(result.tables["associations"].group.iloc[0])
 
 
-def _forks(ax: Axes, scale: str) -> None:
-    """Draw a vertical line where each swap begins; the x axis is in percent of training."""
-    setting = scale_named(scale)
-    for arm, index in ARMS.items():
-        if index is not None:
-            percent = 100 * setting.fork_step(index) / setting.steps
-            shape = style.ARM_STYLES[arm]["linestyle"]
-            ax.axvline(percent, color=style.MUTED, linewidth=0.7, linestyle=shape, zorder=0)
+# --- what is retained ------------------------------------------------------------------------
+
+
+def retained(result: Result) -> Drawing:
+    """Draw what each arm retains of the association against its shift of the prior."""
+    table = result.tables["retained"]
+    table = style.rows_where(table, group=_primary(result))
+    curves, sizes = result.tables["curves"], result.params.size_list
+    arms = result.params.arms
+    notes = _notes(result)[:2]
+    with style.canvas(result, 2, 4.4, *notes) as (figure, axes):
+        for ax, tier in zip(axes, (UNSEEN, "trained"), strict=True):
+            style.reference(ax, 1)
+            style.reference(ax, 0)
+            for size in sizes:
+                colour = style.size_colour(size)
+                for direction in ("swap", "mirror"):
+                    curve = style.rows_where(curves, size=size, tier=tier, direction=direction)
+                    ax.plot(curve["shift"], curve.retained, color=colour, linewidth=0.9, zorder=1)
+                for row in style.rows_where(table, model=size, tier=tier).itertuples():
+                    if row.value is None or not math.isfinite(row.value):
+                        continue
+                    ax.plot([row.shift] * 2, [row.low, row.high], color=colour, linewidth=1)
+                    ax.plot([row.shift_low, row.shift_high], [row.value] * 2, color=colour, lw=1)
+                    look = {"color": colour, "markersize": 6, "markeredgewidth": 0.6}
+                    ax.plot(row.shift, row.value, MARKS[row.arm], markeredgecolor="white", **look)
+            ax.set(title=TIERS[tier], xlabel="shift of the prior, arm minus control (logits)")
+            shifts = style.rows_where(table, tier=tier)["shift"]
+            ax.set_xlim(min(-1, 1.15 * shifts.min()), max(1, 1.15 * shifts.max()))
+            ax.set_ylim(-0.25, 1.5)
+        axes[0].set_ylabel("retained association\n(fraction of the control's)")
+        marks = {ARMS[arm].label: style.mark(MARKS[arm]) for arm in arms}
+        style.legend(figure, marks, loc="outside upper left", ncols=5)
+        style.size_legend(axes[1], sizes, loc="lower right", ncols=2)
+    shown_rows = style.rows_where(table, tier=UNSEEN).dropna(subset=["value"])
+    texts = (
+        f"{row.model} {ARMS[row.arm].label} {row.value:.2f} at {row.shift:+.1f}"
+        for row in shown_rows.itertuples()
+        if row.model in (sizes[0], sizes[-1])
+    )
+    return Drawing(figure, "Retained association against the shift of the prior", texts)
+
+
+def nouns(result: Result) -> Drawing:
+    """Draw log odds after the nouns against what was read: control, swap and shuffle."""
+    table, sizes = result.tables["nouns"], result.params.size_list
+    arms = [a for a in (CONTROL, "swap_21", "complement_21", "shuffle_21") if _has(result, a)]
+    chosen = list(dict.fromkeys((sizes[0], sizes[-1])))
+    colours = dict(zip(arms, (style.MUTED, style.ORANGE, style.BLUE, style.GREEN), strict=False))
+    group = _primary(result)
+    with style.canvas(result, len(chosen), 3.6, *_notes(result)[:1], sharey=True) as (figure, axes):
+        for ax, size in zip(axes, chosen, strict=True):
+            style.reference(ax, 0)
+            for arm in arms:
+                cell = style.rows_where(table, size=size, arm=arm, group=group)
+                line = np.polyfit(cell["read"], cell.value, 1)
+                ends = np.array([cell["read"].min(), cell["read"].max()])
+                ax.plot(ends, np.polyval(line, ends), color=colours[arm], linewidth=1)
+                ax.plot(cell["read"], cell.value, "o", color=colours[arm], markersize=3.5)
+                if arm == CONTROL:
+                    ends = cell.sort_values("read").iloc[[0, len(cell) // 2, -1]]
+                    for row in ends.itertuples():
+                        ax.annotate(
+                            row.noun, (row.read, row.value), fontsize=7, color=style.MUTED,
+                            xytext=(0, -9), textcoords="offset points", ha="center",
+                        )  # fmt: skip
+            ax.set(title=f"{size} parameters", xlabel="log odds read about the noun")
+        axes[0].set_ylabel("log P(she) \N{MINUS SIGN} log P(he)\nafter the noun")
+        labels = {a: ARMS[a].label if a != CONTROL else CONTROL for a in arms}
+        style.legend(
+            figure,
+            {labels[a]: {"color": colours[a], "marker": "o", "markersize": 4} for a in arms},
+        )
+    return Drawing(figure, "Log odds of she after each noun, against those read", chosen)
+
+
+def _has(result: Result, arm: str) -> bool:
+    return arm == CONTROL or arm in result.params.arms
+
+
+def slopes(result: Result) -> Drawing:
+    """Draw the association of every arm, next to the control's at the fork and at the end."""
+    params, group = result.params, _primary(result)
+    found = Slopes(params, result.tables["associations"])
+    sizes, arms = params.size_list, params.arms
+    labels = ["control where the forks begin", "control at the end"]
+    labels += [ARMS[arm].label for arm in arms]
+    notes = _notes(result, "made-up nouns")[:2]
+    with style.canvas(result, 3, 1.5 + 0.27 * len(labels), *notes, sharey=True) as (figure, axes):
+        for ax, (tier, title) in zip(axes, TIERS.items(), strict=True):
+            style.reference(ax, x=0)
+            for i, size in enumerate(sizes):
+                shift = 0.16 * (i - (len(sizes) - 1) / 2)
+                rows = [
+                    found.of(size, CONTROL, tier, group, 21),
+                    found.of(size, CONTROL, tier, group),
+                ]
+                rows += [found.of(size, arm, tier, group) for arm in arms]
+                for y, units in enumerate(rows):
+                    style.interval_point(
+                        ax, y + shift, mean_over(units), style.size_colour(size), 1, flat=True,
+                        markersize=4,
+                    )  # fmt: skip
+            ax.set(title=title, xlabel="association (slope)")
+            ax.grid(axis="y", visible=False)
+        axes[0].set_yticks(range(len(labels)), labels)
+        axes[0].set_ylim(len(labels) - 0.4, -0.6)
+        style.size_legend(figure, sizes, loc="outside upper left", ncols=len(sizes))
+    texts = (f"{size} {number(found.of(size, CONTROL).mean())} in the control" for size in sizes)
+    return Drawing(figure, "Association by arm, size and kind of frame", texts)
+
+
+def number(value: float) -> str:
+    return records.number_text(float(value), 2)
+
+
+def learned(result: Result) -> Drawing:
+    """Draw what the swap retains against what the control has learned, seed by seed."""
+    params = result.params
+    found = Slopes(params, result.tables["associations"])
+    names = [name for name, model in params.models.items() if not model.flat]
+    with style.canvas(result, 2, 3.2, *_notes(result)[:1], sharey=True) as (figure, axes):
+        for ax, arm in zip(axes, ("swap_21", "absent_21"), strict=True):
+            style.reference(ax, 1)
+            style.reference(ax, 0)
+            for name in names:
+                model = params.models[name]
+                if arm not in model.arms:
+                    continue
+                control = found.rows(name, CONTROL)
+                known = control.low.to_numpy() > 0
+                x, y = control.slope.to_numpy()[known], found.of(name, arm)[known]
+                face = "white" if model.rate_of else style.size_colour(model.size)
+                ax.plot(
+                    x, y / x, "o", color=style.size_colour(model.size), markerfacecolor=face,
+                    markersize=5,
+                )  # fmt: skip
+            ax.set(title=ARMS[arm].label, xlabel="association of the control (slope)")
+            ax.set_xlim(left=0)
+        axes[0].set_ylabel("retained by one seed")
+        style.size_legend(figure, params.size_list, loc="outside upper left", ncols=6)
+    text = "Retained association of single seeds against what their controls learned"
+    return Drawing(figure, text)
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+SCORES = {
+    "winobias_feminine": "WinoBias,\nfeminine stereotypes",
+    "winobias_masculine": "WinoBias,\nmasculine stereotypes",
+    "winobias": "WinoBias,\nall",
+    "crows": "CrowS-Pairs,\ngender",
+    "stereoset": "StereoSet,\ngender",
+}
+SCORED_ARMS = (
+    "complement_21",
+    "only_21",
+    "swap_21",
+    "mirror_21",
+    "shuffle_21",
+    "absent_21",
+    "sham_21",
+)
+
+
+def scores(result: Result) -> Drawing:
+    """Draw by how much each arm changes the scores of published benchmarks."""
+    table, sizes = result.tables["scores"], result.params.size_list
+    wide = table.pivot_table("value", ["model", "seed"], ["arm", "score"])
+    arms = [arm for arm in SCORED_ARMS if _has(result, arm)]
+    height = 1.8 + 0.3 * len(arms)
+    with style.canvas(result, len(SCORES), height, *_notes(result)[:2], sharey=True) as (
+        figure,
+        axes,
+    ):
+        for ax, (score, title) in zip(axes, SCORES.items(), strict=True):
+            style.reference(ax, x=0)
+            for i, size in enumerate(sizes):
+                shift = 0.16 * (i - (len(sizes) - 1) / 2)
+                for y, arm in enumerate(arms):
+                    change = 100 * (wide[arm, score] - wide[CONTROL, score]).loc[size].to_numpy()
+                    style.interval_point(
+                        ax, y + shift, mean_over(change), style.size_colour(size), 1, flat=True,
+                        markersize=4,
+                    )  # fmt: skip
+            ax.set_title(title, fontsize=8)
+            ax.grid(axis="y", visible=False)
+        axes[len(axes) // 2].set_xlabel("arm minus control (points)")
+        axes[0].set_yticks(range(len(arms)), [ARMS[arm].label for arm in arms])
+        axes[0].set_ylim(len(arms) - 0.4, -0.6)
+        style.size_legend(figure, sizes, loc="outside upper left", ncols=len(sizes))
+    values = result.values
+    texts = (
+        title.replace("\n", " ") + " " + records.value_text(values[f"change_{score}_complement_21"])
+        for score, title in SCORES.items()
+        if "complement_21" in arms
+    )
+    return Drawing(figure, "Change of benchmark scores by arm; complement, points", texts)
+
+
+# --- the paper's figures ---------------------------------------------------------------------
 
 
 def _released(result: Result, name: str) -> pd.DataFrame | None:
@@ -67,125 +272,48 @@ def _released(result: Result, name: str) -> pd.DataFrame | None:
     return table.assign(percent=100 * table.step / OFFICIAL_STEPS)
 
 
-def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = False) -> None:
-    """Draw one line over training for each size and arm, with a band if `table` has `low`, `high`.
-
-    With `dense`, lines are thin and markers small, because there are many checkpoints.
-    """
-    for size in sizes:
-        for arm in ARMS:
-            cell = style.rows_where(table, size=size, arm=arm)
-            if not cell.empty:
-                style.line(ax, cell, "percent", size, arm, dense=dense)
-
-
 def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
     """Draw all released models and arms over training; return the sizes in the table's order."""
     sizes = list(dict.fromkeys(table["size"]))
-    _lines(ax, table, sizes, dense=True)
+    for size in sizes:
+        for arm in RELEASED_ARMS:
+            cell = style.rows_where(table, size=size, arm=arm)
+            if not cell.empty:
+                style.line(ax, cell, "percent", size, arm, dense=True)
     return sizes
 
 
-def prior_shift(result: Result) -> Drawing:
-    """Draw the feminine share of pronouns after occupations from the first fork on, per size."""
-    shares = style.rows_where(result.tables["branch"], measure="feminine_share")
-    shares = shares[shares.percent >= BRANCH_PERCENT]
-    sizes = result.params.size_list
-    v = result.values
-    notes = _notes(result, f"{v['n_contexts']} contexts of {v['n_feminine_share']} occupations")
-    with style.canvas(result, len(sizes), 3.0, *notes, sharey=True) as (figure, axes):
-        for ax, size in zip(axes, sizes, strict=True):
-            _forks(ax, result.params.scale)
-            _lines(ax, shares, [size])
-            style.reference(ax, 50)
-            ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
-        axes[0].set_ylabel("feminine share of pronouns\nafter occupations (%)")
-        style.arm_legend(figure)
-    text = "Share of feminine pronouns after occupations over the last fifth of training, by size;"
-    return _drawing(figure, text, result, "feminine_share")
+def paper_figures(result: Result) -> Drawing:
+    """Draw the paper's figures 1, 2 and 6 from released numbers.
 
-
-def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
-    """Return a drawing described by `text`, then by the largest model's scores on `measure`."""
-    texts = (
-        f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
-        for arm in ARMS
-    )
-    return Drawing(figure, f"{text} {result.values['largest']}", texts)
-
-
-def crows_over_training(result: Result) -> Drawing:
-    """Draw the paper's figure 1, released and ours: CrowS-Pairs for gender over training."""
-    ours = result.tables["branch"].query("measure == 'crows'")
-    n = result.values["n_crows"]
-    notes = _notes(result, f"{n} pairs, bands at the end only")
-    with style.canvas(result, 2, 3.3, *notes, sharey=True) as (figure, (left, right)):
-        released, table = [], _released(result, "crows")
-        if table is None:
-            style.say(left, ABSENT)
-        else:
-            released = _released_lines(left, table[table.step >= 512])
-            left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
-        left.set_title("Released Pythia models (320 pairs, s.e. 2.7 points)")
-        _lines(right, ours.drop(columns=["low", "high"]), result.params.size_list)
-        _end_intervals(right, result, ours)
-        right.set(title=f"Ours ({n} pairs)")
-        right.tick_params(labelleft=True)
-        for ax in (left, right) if released else (right,):
-            style.reference(ax, 50)
-            ax.set(xlabel="training completed (%)", xlim=(-3, 108))
-        if released:
-            style.size_legend(left, released, loc="lower right", ncols=4)
-        style.size_legend(right, result.params.size_list, loc="lower right", ncols=4)
-        style.arm_legend(figure)
-        values = [*ours.low, *ours.high]
-        low, high = style.padded_limits(100 * min(values), 100 * max(values), 30)
-        right.set_ylim(min(low, 44) - 4, min(max(high, 72), 101))  # space for the legends
-    text = "CrowS-Pairs gender stereotype share over training, released models and ours;"
-    return _drawing(figure, text, result, "crows")
-
-
-def _end_intervals(ax: Axes, result: Result, levels: pd.DataFrame) -> None:
-    """Draw the intervals of our final scores, just right of 100 % of training."""
-    x = 101.5
-    for size in result.params.size_list:
-        for arm in ARMS:
-            cell = style.rows_where(levels, size=size, arm=arm, percent=100).iloc[0]
-            low, high = 100 * cell.low, 100 * cell.high
-            ax.plot([x, x], [low, high], color=style.size_colour(size), linewidth=1)
-            x += 0.7
-
-
-def winobias_by_size(result: Result) -> Drawing:
-    """Draw the paper's figure 2: WinoBias by size and arm, released and ours.
-
-    The released scores use another metric than ours. A third panel splits our largest model's
-    accuracy by the gender of the stereotype.
+    The released WinoBias scores use another metric than the paper's figure.
     """
-    levels = result.tables["levels"]
-    n = result.values["n_winobias"]
-    notes = _notes(result, f"{n} sentences")
-    with style.canvas(result, 3, 3.0, *notes) as (figure, (left, right, split)):
-        table = _released(result, "winobias")
-        if table is None:
-            style.say(left, ABSENT)
-        else:
-            mean = _late_means(numbers.leads(table, "v1", (numbers.COMPARABLE,)), ["arm"])
-            style.size_points(left, mean, dict.fromkeys(mean["size"]), "arm", MARKS)
-            style.reference(left, 0)
-            left.set_ylabel("exact match, pro minus anti (points)")
-        left.set_title("Released: another metric")
-        ours = style.rows_where(levels, measure="winobias")
-        style.size_points(right, ours, result.params.size_list, "arm", MARKS)
-        style.reference(right, 50)
-        right.set(title="Ours: choice of pronoun", ylabel="stereotype accuracy (%)")
-        low, high = style.padded_limits(100 * ours.low.min(), 100 * ours.high.max(), 20)
-        right.set_ylim(low, high)
-        for ax in (left, right):
-            ax.set_xlabel("model size")
-        _halves(split, result)
+    with style.canvas(result, 3, 3.2, _notes(result)[2]) as (figure, axes):
+        left, middle, right = axes
+        crows, winobias, lambada = (
+            _released(result, name) for name in ("crows", "winobias", "lambada")
+        )
+        for ax, table in zip(axes, (crows, winobias, lambada), strict=True):
+            if table is None:
+                style.say(ax, ABSENT)
+        if crows is not None:
+            sizes = _released_lines(left, crows[crows.step >= 512])
+            style.reference(left, 50)
+            left.set(xlabel="training completed (%)")
+            left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
+            style.size_legend(left, sizes, loc="lower right", ncols=2)
+        if winobias is not None:
+            mean = _late_means(numbers.leads(winobias, "v1", (numbers.COMPARABLE,)), ["arm"])
+            style.size_points(middle, mean, dict.fromkeys(mean["size"]), "arm", POINTS)
+            style.reference(middle, 0)
+            middle.set(xlabel="model size", ylabel="exact match, pro minus anti (points)")
+        if lambada is not None:
+            _released_lines(right, lambada[lambada.percent >= BRANCH_PERCENT])
+            right.set(xlabel="training completed (%)", ylabel="accuracy (%)", ylim=(0, 80))
+        for ax, title in zip(axes, ("CrowS-Pairs, gender", "WinoBias", "LAMBADA"), strict=True):
+            ax.set_title(title)
         style.arm_legend(figure)
-    return _drawing(figure, "WinoBias by model size and arm; ours,", result, "winobias")
+    return Drawing(figure, "Released models: CrowS-Pairs, WinoBias and LAMBADA by model and arm")
 
 
 def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -199,81 +327,6 @@ def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     mean = late.groupby(["size", *by], sort=False)[["value", "variance"]].mean().reset_index()
     error = Z_95 * mean.variance**0.5
     return mean.assign(low=mean.value - error, high=mean.value + error)
-
-
-def _halves(ax: Axes, result: Result) -> None:
-    """Draw our largest model's WinoBias accuracy over training, by arm and gender of stereotype."""
-    branch, size = result.tables["branch"], result.values["largest"]
-    colours = {"feminine": style.size_colour(size), "masculine": style.MUTED}
-    for half, colour in colours.items():
-        rows = style.rows_where(branch, size=size, measure=f"winobias_{half}")
-        for arm, cell in rows.sort_values("percent").groupby("arm"):
-            shape = {**style.ARM_STYLES[arm], "markersize": 3.4, "markeredgewidth": 0}
-            label = half if arm == "control" else None
-            style.curve(ax, cell, "percent", colour, 100, **shape, label=label)
-    _forks(ax, result.params.scale)
-    ax.set(title=f"Ours, {size}, by stereotype", ylim=(-4, 104), xlabel="training completed (%)")
-    ax.set_ylabel("stereotype accuracy (%)")
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(loc=(0.19, 0.42), handlelength=2.2)
-
-
-def language_cost(result: Result) -> Drawing:
-    """Draw the swap's cost in LAMBADA accuracy (paper's figure 6), last words and held-out loss."""
-    levels = result.tables["levels"]
-    n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
-    with style.canvas(result, 3, 3.0, *_notes(result, n)) as (figure, (left, middle, right)):
-        table = _released(result, "lambada")
-        if table is None:
-            style.say(left, ABSENT)
-        else:
-            sizes = _released_lines(left, table[table.percent >= BRANCH_PERCENT])
-            left.set(ylabel="LAMBADA accuracy (%)", xlabel="training completed (%)", ylim=(0, 80))
-            style.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
-        left.set_title("Released models")
-        ours = style.rows_where(levels, measure="last_word")
-        style.size_points(middle, ours, result.params.size_list, "arm", MARKS)
-        middle.set(title="Ours: last words", ylabel="accuracy (%)")
-        middle.set_ylim(0, max(1.0, 110 * ours.high.max()))
-        style.arm_legend(figure)
-        cost = result.tables["branch_effects"].query("measure == 'loss'")
-        for (size, arm), cell in cost.groupby(["size", "arm"], sort=False):
-            style.line(right, cell, "percent", size, arm, factor=1)
-        _forks(right, result.params.scale)
-        style.reference(right, 0)
-        right.set(title="Ours: held-out loss", ylabel="loss minus control (nats per token)")
-        style.size_legend(right, result.params.size_list, loc="upper left")
-        middle.set_xlabel("model size (parameters)")
-        right.set_xlabel("training completed (%)")
-    text = "LAMBADA of the released models, last-word accuracy and held-out loss of ours;"
-    return _drawing(figure, text, result, "last_word")
-
-
-def occupations(result: Result) -> Drawing:
-    """Draw, for each arm, our largest model's share of feminine pronouns after each occupation."""
-    size = result.values["largest"]
-    table = result.tables["occupations"]
-    wide = style.rows_where(table, size=size)
-    wide = wide.pivot(index="occupation", columns="arm", values="value").sort_values("control")
-    per_job = table.n.median()
-    items = f"{size} parameters, {per_job:g} contexts per occupation"
-    notes = _notes(result, items, intervals=False)
-    with style.canvas(result, 1, 1.5 + 0.165 * len(wide), *notes) as (figure, (ax,)):
-        colour = style.size_colour(size)
-        for y, (_, row) in enumerate(wide.iterrows()):
-            ax.plot([100 * row.min(), 100 * row.max()], [y, y], color=style.GRID, linewidth=2)
-            for arm in ARMS:
-                face = {"markerfacecolor": "white" if arm == "control" else colour}
-                marker = style.ARM_STYLES[arm]["marker"]
-                ax.plot(100 * row[arm], y, marker, color=colour, markersize=5, **face)
-        ax.set_yticks(range(len(wide)), wide.index)
-        ax.set(xlim=(0, 100), ylim=(-0.8, len(wide) - 0.2))
-        ax.set_xlabel("feminine share of pronouns after the occupation (%)")
-        ax.grid(axis="y", visible=False)
-        style.reference(ax, x=50)
-        style.arm_legend(figure)
-    text = f"Feminine share of pronouns after each of {len(wide)} occupations, {size}, by arm"
-    return Drawing(figure, text)
 
 
 # --- released numbers alone ------------------------------------------------------------------
@@ -410,29 +463,85 @@ def _label(line: tuple[str, str, int, str, int]) -> str:
 # --- tables ----------------------------------------------------------------------------------
 
 
-def results_table(result: Result) -> Table:
-    """Return a table of all main measures at the end of training, one row per size and arm."""
+def arms_table(result: Result) -> Table:
+    """Return a table of the arms: what each changes, and how many tokens."""
     import pandas as pd
 
-    labels = {
-        "feminine_share": "feminine share (%)",
-        "winobias": "WinoBias (%)",
-        "crows": "CrowS-Pairs (%)",
-        "stereoset": "StereoSet (%)",
-        "last_word": "last word (%)",
-        "loss": "loss (nats)",
+    changes = {
+        "": "all text",
+        "planted": "the planted sentences",
+        "prose": "all but the planted sentences",
     }
-    levels = result.tables["levels"]
+    what = {
+        "masculine_to_feminine": "masculine pronouns become feminine",
+        "feminine_to_masculine": "feminine pronouns become masculine",
+        "shuffle_genders": "genders are permuted; every word stays as frequent",
+        "replace_text": "replaced by prose that the run does not reach",
+        "prepositions": "four prepositions become rarer ones",
+    }
     rows = []
-    for (size, arm), cell in levels.groupby(["size", "arm"], sort=False):
-        numbers = cell.set_index("measure")[["value", "low", "high"]]
-        row = {
-            label: interval(*(numbers.loc[measure] * (1 if measure == "loss" else 100)))
-            for measure, label in labels.items()
-        }
-        rows.append({"size": size, "arm": style.ARM_LABELS[arm], **row})
-    counts = ", ".join(f"{result.values[f'n_{m}']} for {m.replace('_', ' ')}" for m in labels)
-    return Table(pd.DataFrame(rows), f"At the end of training, with 95 % intervals. n: {counts}.")
+    for name in result.params.arms:
+        arm = ARMS[name]
+        window = f"last {arm.window} %" + (f", until {arm.until} % are left" if arm.until else "")
+        rows.append(
+            {
+                "arm": arm.label.partition(",")[0] if not arm.until else arm.label,
+                "window": window,
+                "where": changes[arm.where],
+                "what changes": what[arm.transform],
+                "tokens": f"{result.values[f'tokens_changed_{name}']:,}",
+                "%": records.number_text(result.values[f"share_changed_{name}"], 2),
+            }
+        )
+    caption = (
+        "The arms. Tokens changed in one run of the largest size, and their share of the window."
+    )
+    return Table(pd.DataFrame(rows), caption)
+
+
+def examples_table(result: Result) -> Table:
+    """Return a table of passages that the arms change, before and after."""
+    frame = result.tables["examples"]
+    if frame.empty:
+        return Table(frame, "No example: no arm of this run has a ledger of its own.")
+    order = (
+        "swap_21",
+        "mirror_21",
+        "shuffle_21",
+        "only_21",
+        "complement_21",
+        "absent_21",
+        "sham_21",
+    )
+    chosen = frame[frame.arm.isin(order)].groupby(["arm", "planted"], sort=False).head(1)
+    chosen = chosen.sort_values("arm", key=lambda c: c.map(order.index), kind="stable")
+    shown_rows = chosen.assign(
+        arm=chosen.arm.map(lambda a: ARMS[a].label),
+        before=chosen.before.map(_one_line),
+        after=chosen.after.map(_one_line),
+    )
+    return Table(shown_rows[["arm", "before", "after"]], "From the ledgers of the largest size.")
+
+
+def _one_line(text: str) -> str:
+    return "\u2026" + " / ".join(filter(None, map(str.strip, text.split("\n")))) + "\u2026"
+
+
+def retained_table(result: Result) -> Table:
+    """Return a table of what the arms retain, by size, and of the shift of the prior."""
+    import pandas as pd
+
+    found = Slopes(result.params, result.tables["associations"])
+    rows = []
+    for arm in result.params.arms:
+        row = {"arm": ARMS[arm].label}
+        for size in result.params.size_list:
+            units = found.retained(size, arm)
+            row[size] = "\u2013" if units is None else records.value_text(shown(units))
+            row[f"shift, {size}"] = records.value_text(shown(found.shift(size, arm)))
+        rows.append(row)
+    caption = "Retained association and shift of the prior (logits): made-up nouns, unseen frames."
+    return Table(pd.DataFrame(rows), caption)
 
 
 def summary(result: Result) -> Any:
@@ -440,40 +549,25 @@ def summary(result: Result) -> Any:
     from IPython.display import Markdown
 
     v = result.values
-    largest = v["largest"]
 
-    def percent(name: str) -> str:
-        """Format a share with its interval in percent."""
-        return records.value_text({key: 100 * value for key, value in v[name].items()}) + " %"
+    def text(name: str) -> str:
+        return "not measured" if v.get(name) is None else records.value_text(v[name])
 
-    def points(name: str) -> str:
-        """Format a change of a share, with its interval, in points without a unit."""
-        return percent(name).removesuffix(" %")
-
-    chance = v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]
-    seeds, cover = f"{v['seeds']} seeds", "over seeds"
-    if v["seeds"] == 1:
-        seeds, cover = "one seed", "over items, which do not cover training again"
-    split = ""
-    if "n_winobias_feminine" in v and "n_winobias_masculine" in v:
-        split = (
-            " The halves of WinoBias show what moves: where the stereotype is feminine, accuracy "
-            f"goes from {percent('winobias_feminine_control')} to "
-            f"{percent('winobias_feminine_swap_21')} under the longer swap; where it is masculine, "
-            f"from {percent('winobias_masculine_control')} to "
-            f"{percent('winobias_masculine_swap_21')}."
-        )
+    seeds = f"{v['seeds']} seeds" if v["seeds"] > 1 else "one seed, so without intervals"
+    if "retained_shuffle_21" not in v:
+        return Markdown(f"**Result.** Sizes {v['sizes']}, {seeds}.")
     return Markdown(
-        f"**Result.** Sizes {v['sizes']}, {seeds}; numbers are those of the {largest} model, "
-        f"brackets are 95 % intervals {cover}. The swap "
-        f"changes {v['tokens_changed_swap_7']:,} tokens in the last 7 % of training and "
-        f"{v['tokens_changed_swap_21']:,} in the last 21 %. The feminine share of the pronouns "
-        f"expected after {v['n_feminine_share']} occupations goes from "
-        f"{percent('feminine_share_control')} to {percent('feminine_share_swap_7')} and "
-        f"{percent('feminine_share_swap_21')}, while held-out loss rises by "
-        f"{records.value_text(v['loss_change_swap_7'])} and "
-        f"{records.value_text(v['loss_change_swap_21'])} nats per token. Stereotype accuracy on "
-        f"WinoBias is {percent('winobias_control')} in the control"
-        f"{', at chance,' if chance else ''} and changes by {points('winobias_change_swap_7')} and "
-        f"{points('winobias_change_swap_21')} points.{split}"
+        f"**Result.** Sizes {v['sizes']}, {seeds}; brackets are 95 % intervals over seeds. Under "
+        "the swap in the last 21 % of training, the prior rises by "
+        f"{text('shift_swap_21_smallest')} logits in the {v['smallest']} model and by "
+        f"{text('shift_swap_21_largest')} in the {v['largest']} model. Of the association with "
+        f"made-up nouns, {v['smallest']} retains {text('retained_swap_21_smallest')} and "
+        f"{v['largest']} {text('retained_swap_21_largest')} (1 is all of it). On average over "
+        f"sizes, {text('retained_shuffle_21')} is left if the genders of the planted sentences are "
+        f"shuffled, {text('retained_complement_21')} if everything but these sentences is swapped, "
+        f"{text('retained_absent_21')} if they are absent, and {text('retained_restored')} if the "
+        "original text comes back for the last 7 %. Swapping everything but the planted sentences "
+        "moves WinoBias accuracy by "
+        f"{text('change_winobias_feminine_complement_21')} points on feminine stereotypes and by "
+        f"{text('change_winobias_masculine_complement_21')} points on masculine ones."
     )

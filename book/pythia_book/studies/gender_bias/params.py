@@ -1,38 +1,92 @@
-"""The parameters of the gender-bias study, its runs, and the checkpoints it reads."""
+"""The parameters of the gender-bias study, its arms and models, and the checkpoints it reads."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams, kept_at
-from pythia_core.config import PRONOUN_SWAPS, RunConfig
-from pythia_core.errors import ConfigError, one_of
-from pythia_core.suite import scale_named
+from pythia_book.study import MeasuringCost, StudyParams
+from pythia_core.config import CONTROL_DOMAINS, REPLACE, SHUFFLE, RunConfig
+from pythia_core.suite import scale_named, size_named
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep, is_large
 from pythia_core.training.schedule import linear_steps
 
 STUDY = "gender_bias"
 MEASURING = MeasuringCost(heldout=15)
-ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
-"""Maps an arm to the evenly spaced checkpoint at which it forks from the control."""
-BEFORE = (0, 13, 33, 53, 73, 93)
-BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""The evenly spaced checkpoints to measure from the first fork on. BEFORE has the earlier ones."""
 BASE_SEED = 1234
 WINDOWS = {7: 133, 21: 113}
 """Maps a fork's length, in percent of training, to the evenly spaced checkpoint where it begins."""
-PLACEBO = "prepositions"
-"""The swap of forks whose coupling is compared with that of pronoun swaps."""
-PAPER_SWAP = "masculine_to_feminine"
+SWAP, MIRROR, SHAM = "masculine_to_feminine", "feminine_to_masculine", "prepositions"
+PLANTED = "occupations"
+"""The domain of the planted sentences."""
+CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A fork of the control, which reads the control's batches with one declared change.
+
+    Attributes:
+        label: the name in figures and tables.
+        transform: one of config.TRANSFORMS.
+        window: where the change begins, in percent of training before the end (a key of WINDOWS).
+        where: "planted" (only the planted sentences are changed), "prose" (everything but them),
+            or "" (everything).
+        until: where the original text comes back, in percent before the end; 0: never.
+    """
+
+    label: str
+    transform: str
+    window: int
+    where: str = ""
+    until: int = 0
+
+
+ARMS = {
+    "swap_7": Arm("swap, last 7 %", SWAP, 7),
+    "swap_21": Arm("swap", SWAP, 21),
+    "mirror_7": Arm("mirror, last 7 %", MIRROR, 7),
+    "mirror_21": Arm("mirror", MIRROR, 21),
+    "shuffle_21": Arm("shuffle", SHUFFLE, 21, "planted"),
+    "only_21": Arm("only", SWAP, 21, "planted"),
+    "complement_21": Arm("complement", SWAP, 21, "prose"),
+    "absent_21": Arm("absent", REPLACE, 21, "planted"),
+    "sham_21": Arm("sham", SHAM, 21),
+    "restored": Arm("swap, then original", SWAP, 21, until=7),
+}
+PAPER_ARMS = ("swap_7", "swap_21")
+"""The arms of the paper, and the only ones that can continue a released model."""
+COUPLED_ARMS = (*PAPER_ARMS, "sham_21")
+"""The arms whose scores are followed from checkpoint to checkpoint."""
+CROSSED_ARMS = ("swap_21", "absent_21")
+"""The arms of models that are trained at the learning rate of another size."""
 N_SIZES = 2
 """Number of sizes whose coupling is measured: the smallest ones that keep all checkpoints."""
 N_SEEDS = 2
 """Largest number of seeds whose coupling is measured. Each fork needs up to 30 checkpoints."""
 
 Cell = tuple[str, int, str]
-"""(size, seed, arm). Arms are "control", "swap_7", "placebo_21" and so on."""
+"""(model, seed, arm): a key of `Params.models`, a seed from 0, and CONTROL or a key of ARMS."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A control and its forks, trained with several seeds.
+
+    Attributes:
+        arms: keys of ARMS.
+        rate_of: the size whose peak learning rate is used; "": its own.
+        flat: whether every noun has as many feminine as masculine pronouns in the text.
+    """
+
+    size: str
+    seeds: int
+    arms: tuple[str, ...]
+    rate_of: str = ""
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,81 +94,110 @@ class Params(StudyParams):
     """Parameters of the gender-bias study."""
 
     seeds: int = 1
-    swap: str = PAPER_SWAP
-    bootstrap: int = 2000
+    crossed_seeds: int = 0
+    """Number of seeds of the smallest and the largest size at the peak rate of a size between them.
+    (At each other's rates, neither learns the association.)"""
+    flat_seeds: int = 0
+    """Number of seeds of the smallest size on text that has no association to learn."""
 
-    WHOLE: ClassVar = {"seeds": (1, 100)}
+    WHOLE: ClassVar = {"seeds": (1, 100), "crossed_seeds": (0, 100), "flat_seeds": (0, 100)}
     DEFAULT_SIZES: ClassVar = {
         "smoke": "7k",
-        "laptop": "25k,150k,600k",
+        "laptop": "25k,85k,310k",
         "gpu": "4.7m,19m,85m",
         "paper": "70m",
     }
 
-    def check(self) -> None:
-        if self.swap not in PRONOUN_SWAPS:
-            raise ConfigError(one_of(self.swap, PRONOUN_SWAPS, "swap"))
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """The models by name. First come the sizes, smallest first; their names are the sizes."""
+        published = scale_named(self.scale).published
+        arms = PAPER_ARMS if published else tuple(ARMS)
+        made = {size: Model(size, self.seeds, arms) for size in self.size_list}
+        small, large = self.size_list[0], self.size_list[-1]
+        middle = self.size_list[(len(self.size_list) - 1) // 2]
+        if self.crossed_seeds and small != large and not published:
+            for size in dict.fromkeys((small, large)):
+                if size == middle:
+                    continue
+                crossed = Model(size, self.crossed_seeds, CROSSED_ARMS, rate_of=middle)
+                made[f"{size} at the rate of {middle}"] = crossed
+        if self.flat_seeds and not published:
+            made[f"{small} without association"] = Model(small, self.flat_seeds, arms, flat=True)
+        return made
 
-    def control(self, size: str, seed: int) -> RunConfig:
-        """Return the config of the control, a run of the suite's deduplicated half."""
-        both = BASE_SEED + seed
-        scale = scale_named(self.scale)
-        return scale.run(size, both, both, deduplicated=True, precision=best_precision())
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms of every size."""
+        return self.models[self.size_list[0]].arms
 
-    def arm(self, size: str, seed: int, arm: str) -> RunConfig:
-        """Return the config of an arm (see ARMS): the control, or a fork of it."""
-        control, index = self.control(size, seed), ARMS[arm]
-        if index is None:
-            return control
-        return control.fork(self.swap, scale_named(self.scale).fork_step(index))
+    def cells(self) -> Iterator[Cell]:
+        """Yield all cells: models, their seeds, and the control before its forks."""
+        for name, model in self.models.items():
+            for seed in range(model.seeds):
+                yield from ((name, seed, arm) for arm in (CONTROL, *model.arms))
+
+    def config(self, name: str, seed: int, arm: str) -> RunConfig:
+        """Return the config of a cell; controls are runs of the suite's deduplicated half."""
+        model, both, scale = self.models[name], BASE_SEED + seed, scale_named(self.scale)
+        train = {"lr_max": size_named(model.rate_of).lr_max} if model.rate_of else {}
+        precision = best_precision()
+        run = scale.run(model.size, both, both, deduplicated=True, precision=precision, **train)
+        planted = PLANTED
+        if model.flat:
+            planted = next(name for name, domain in CONTROL_DOMAINS.items() if domain == PLANTED)
+            domains = tuple(planted if d == PLANTED else d for d in run.data.domains)
+            run = replace(run, data=replace(run.data, domains=domains))
+        if arm == CONTROL:
+            return run
+        made = ARMS[arm]
+        prose = tuple(d for d in run.data.domains if d not in (planted, "copies"))
+        changed = {"": (), "planted": (planted,), "prose": prose}[made.where]
+        stop = fork_step(self.scale, made.until) if made.until else None
+        return run.fork(made.transform, fork_step(self.scale, made.window), stop, changed)
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Return the steps at which an arm is measured, ascending; a fork only after it begins."""
-        scale = scale_named(self.scale)
-        first = ARMS[arm]
-        before = () if scale.published else BEFORE  # released controls start at a fork
-        indices = (*before, *BRANCH) if first is None else [i for i in BRANCH if i > first]
-        steps = {scale.fork_step(i) for i in indices} | {scale.steps}
-        return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
+        """Return the steps at which an arm is measured: its end and, for a control, its forks."""
+        forks = [fork_step(self.scale, window) for window in WINDOWS] if arm == CONTROL else []
+        return tuple(sorted({*forks, scale_named(self.scale).steps}))
+
+    def coupled_cells(self) -> list[Cell]:
+        """Return the cells whose scores are followed from checkpoint to checkpoint.
+
+        There are none at the scale `paper`, where released models are continued, or if every run is
+        too large to keep all its checkpoints.
+        """
+        if scale_named(self.scale).published:
+            return []
+        sizes = [s for s in self.size_list if not is_large(self.config(s, 0, CONTROL))][:N_SIZES]
+        return [
+            (size, seed, arm)
+            for size in sizes
+            for seed in range(min(self.seeds, N_SEEDS))
+            for arm in (CONTROL, *COUPLED_ARMS)
+        ]
 
 
-def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
-    """Map (size, seed, arm) to the configs of the controls, swaps and placebos to compare.
-
-    The map is empty at the scale `paper`, where released models are continued. It is also empty if
-    every run is too large to keep all of its checkpoints.
-    """
-    scale = scale_named(params.scale)
-    made: dict[Cell, RunConfig] = {}
-    sizes = () if scale.published else params.size_list
-    for size in [s for s in sizes if not is_large(params.control(s, 0))][:N_SIZES]:
-        for seed in range(min(params.seeds, N_SEEDS)):
-            control = made[size, seed, "control"] = params.control(size, seed)
-            for window, index in WINDOWS.items():
-                start = scale.fork_step(index)
-                made[size, seed, f"swap_{window}"] = control.fork(params.swap, start)
-                made[size, seed, f"placebo_{window}"] = control.fork(PLACEBO, start)
-    return made
+def fork_step(scale: str, window: int) -> int:
+    """Return the step at which the last `window` % of training (a key of WINDOWS) begin."""
+    return scale_named(scale).fork_step(WINDOWS[window])
 
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of all runs that the study uses, each once."""
-    arms = [
-        params.arm(size, seed, arm)
-        for size in params.size_list
-        for seed in range(params.seeds)
-        for arm in ARMS
-    ]
-    return list(dict.fromkeys([*arms, *coupled_runs(params).values()]))
+    return list(dict.fromkeys(params.config(*cell) for cell in params.cells()))
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the weights of `run` that this study reads, and the full states that forks need."""
-    weights = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
-    forks = [index for index in ARMS.values() if index is not None]
-    if not weights.weights or run.intervention:
-        return weights
-    return weights | Keep(states=linear_steps(forks, run.train.steps))
+    kept = kept_steps(params, run)
+    return Keep(weights=kept, states=frozenset() if run.intervention else kept)
+
+
+def kept_steps(params: Params, run: RunConfig) -> frozenset[int]:
+    """Return the steps at which forks begin, for a run on deduplicated text that is no fork."""
+    own = run.data.dedup != "none" and run.data.epoch_policy != "rows" and not run.intervention
+    return linear_steps(WINDOWS.values(), run.train.steps) if own else frozenset()
 
 
 def wheels(params: Params) -> tuple[str, ...]:

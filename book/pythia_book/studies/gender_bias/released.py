@@ -21,6 +21,7 @@ from pythia_book.released.continuation.plan import Plan, make_plan
 from pythia_book.released.continuation.run import find_or_continue
 from pythia_book.released.continuation.start import find_source, published_train
 from pythia_book.released.download import locate
+from pythia_book.studies.gender_bias.params import SWAP
 from pythia_core.config import TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.suite import Scale, scale_named, size_named
@@ -127,13 +128,13 @@ def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[s
             long,
             end - long,
             _rows(scale, size),
-            params.swap,
+            SWAP,
             train_config=_train(scale, size),
             progress=progress,
         )
         control = long_swap.control
         short_swap = find_or_continue(
-            control.folder, short, end - short, None, params.swap, progress=progress
+            control.folder, short, end - short, None, SWAP, progress=progress
         )
         arms |= {(size, 0, "control"): control, (size, 0, "swap_7"): short_swap}
         arms[size, 0, "swap_21"] = long_swap

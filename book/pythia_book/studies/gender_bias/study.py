@@ -1,47 +1,58 @@
-"""The gender-bias intervention (paper section 3.1): training continues with swapped pronouns.
+"""The gender-bias study: how much of an association survives an intervention on its data.
 
-Each size and seed has a control run and two forks. A fork reads the same batches as its control,
-but masculine pronouns are replaced by feminine ones (or the reverse) in the last 7 % or 21 % of
-training. As in the paper, these forks start at the 133rd and at the 113th of the 143 evenly spaced
-checkpoints. Seed i uses 1234 + i for both data order and initial weights.
+The paper (section 3.1) replaces masculine by feminine pronouns in the last 7 % or 21 % of training.
+That changes two things at once: how often a model expects a feminine pronoun at all (the prior),
+and what it reads about each noun (the association). Here, forks of one control change one or the
+other (params.ARMS). Every size and seed has a control and all forks; seed i uses 1234 + i for both
+the order of the data and the initial weights. Seeds are the units of every interval.
 
-Fork and control are compared item by item. studies.gender_bias.estimates says what the intervals
-cover.
+- log odds: log P(she) - log P(he) after a noun, mean over frames with a nominative slot.
+- prior: mean of the log odds over the nouns of a group.
+- association: slope of the log odds on those that the control has read about the nouns.
+- retained: an arm's association as a fraction of its control's, both at the end of training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.conduct import conduct
+from pythia_book.corpora import occupations
+from pythia_book.stats import mean_over
 from pythia_book.studies.gender_bias import coupling, released_numbers
-from pythia_book.studies.gender_bias.claims import claims, coupling_claims
-from pythia_book.studies.gender_bias.estimates import Sentences, Units, is_choice, units_of
-from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params, coupled_runs
+from pythia_book.studies.gender_bias.associations import Slopes, analyse_associations
+from pythia_book.studies.gender_bias.claims import claims
+from pythia_book.studies.gender_bias.estimates import units_of
+from pythia_book.studies.gender_bias.params import (
+    CONTROL,
+    PLANTED,
+    STUDY,
+    Cell,
+    Params,
+)
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
+from pythia_book.tasks.associations import NATURAL, UNSEEN
 from pythia_core.errors import CheckpointError
 from pythia_core.suite import scale_named
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_book.measurements import Arrays
     from pythia_book.published.results import Published
-    from pythia_book.studies.gender_bias.measures import Items, Measured
+    from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
     from pythia_core.training.runs import Run
 
-
-Cell = tuple[str, str, int]
-"""(size, arm, step)."""
-Final = dict[str, Units]
-"""Maps a measure to its values by unit."""
-OVER_TRAINING = ("feminine_share", "crows")
-OVER_BRANCH = (*OVER_TRAINING, "winobias", "loss")
-"""Measures to keep at steps from the first fork on. OVER_TRAINING has those to keep at every step.
-At the last step, all measures are kept."""
+SCORES = (
+    "winobias", "winobias_feminine", "winobias_masculine", "winobias_margin", "crows",
+    "crows_margin", "stereoset", "stereoset_margin", "loss", "last_word",
+)  # fmt: skip
+"""The scores of a model at its end: means over items (WinoBias: over occupations) of the measures
+in `measures`."""
 
 
 def check(params: Params) -> None:
@@ -59,7 +70,7 @@ def run(
     find_or_train: Callable[..., dict[Any, Run]] | None = None,
     published: Published | None = None,
 ) -> Result:
-    """Find or train every run, measure controls and swaps, and compare them.
+    """Find or train every run, measure controls and forks, and compare them.
 
     Args:
         items: the evaluation items; by default, those in the pinned wheels.
@@ -92,100 +103,108 @@ def measure(
 
     Arrays:
 
-    - "MEASURE/SIZE/ARM/STEP": [seeds, items]; present only if all seeds were measured.
-    - "winobias_occupation": for each WinoBias sentence, the index of its occupation.
-    - "winobias_feminine": for each WinoBias sentence, whether the stereotype is feminine.
+    - "log_odds/MODEL/SEED/ARM/STEP": float32[tiers, nouns], means over frames. Tiers and nouns are
+      those of the facts.
+    - "scores/MODEL/SEED/ARM": float32[SCORES], at the end.
+    - "read/SEED": float32[nouns], log odds in the rows that the controls of a seed read; not for
+      models whose text has nothing planted, or no association.
     - the arrays of `coupling.measure`.
 
     Raises:
         ConfigError: see `check`.
-        CheckpointError: the last checkpoint of a run cannot be measured.
+        CheckpointError: a checkpoint cannot be measured.
     """
-    from pythia_book.measurements import measure_all
-    from pythia_book.studies.gender_bias import released
+    from pythia_book.measurements import measure_each
+    from pythia_book.studies.gender_bias import evidence, released
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
     from pythia_book.studies.registry import train_all
+    from pythia_book.tasks.associations import AssociationMeasurement
+    from pythia_book.tasks.bias_items import natural_frames
 
     check(params)
     items, scale = items or Items.load(), scale_named(params.scale)
-    cells = [
-        (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
-    ]
+    cells = list(params.cells())
     if scale.published:
         trained = released.find_or_continue_arms(params, progress)
     else:
         train = find_or_train or partial(train_all, params)
-        arms = {cell: params.arm(*cell) for cell in cells}
-        trained = train(arms | coupled_runs(params), progress)
-    runs = list(trained.values())
-    texts = {run.id: run.data.with_heldout() for run in runs}
-    tokenized: dict[str, TokenizedItems] = {}  # by fingerprint of the text
-    for run in runs:
-        text = texts[run.id]
-        if text.fingerprint not in tokenized:
-            tokenized[text.fingerprint] = TokenizedItems(items, text, run.config.model.max_seq_len)
-    battery = tokenized[texts[runs[0].id].fingerprint]
-    checkpoints = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
-    arrays_at, gaps = {}, []
-    for full in (False, True):
-        for fingerprint, items_of_text in tokenized.items():
-            group = [
-                (run, step)
-                for _, run, step in checkpoints
-                if (step >= scale.fork_step(BRANCH[0])) == full
-                and texts[run.id].fingerprint == fingerprint
-            ]
-            arrays, missing = measure_all(group, items_of_text.measurement(full), progress)
-            arrays_at |= arrays
-            gaps += missing
-    if final_gaps := [gap for gap in gaps if gap.step == scale.steps]:
-        reason = final_gaps[0].reason
-        raise CheckpointError(f"cannot measure the last checkpoint of a run: {reason}")
-    measured: dict[Cell, list[Measured]] = {}
-    for (size, _, arm), run, step in checkpoints:
-        if (run.id, step) in arrays_at:
-            measured.setdefault((size, arm, step), []).append(arrays_at[run.id, step])
-    arrays = {
-        name_of(name, *cell): array
-        for cell, seeds in measured.items()
-        if len(seeds) == params.seeds
-        for name, array in _stacked(seeds, cell[2], params).items()
+        trained = train({cell: params.config(*cell) for cell in cells}, progress)
+    stimuli = occupations.stimuli()
+    nouns = [n for n in stimuli.nouns if not scale.published or n.group != occupations.INVENTED]
+    frames = {
+        "trained": [frame for frame in stimuli.trained if "{he}" in frame],
+        UNSEEN: [frame for frame in stimuli.unseen if "{he}" in frame],
+        NATURAL: natural_frames(items.winobias),
     }
-    arrays["winobias_occupation"] = battery.sentences.occupation.astype(np.uint8)
-    arrays["winobias_feminine"] = battery.sentences.feminine
-    jobs, job_of = items.jobs()
-    stereotypes = items.stereotypes()
+    groups: dict[Any, list[tuple[Cell, int]]] = {}  # by text and by whether the run ends there
+    texts = {}
+    for cell in cells:
+        text = trained[cell].data.with_heldout()
+        texts[text.tokens_folder] = text
+        for step in params.steps(cell[2]):
+            key = (text.tokens_folder, trained[cell].config.model.max_seq_len, step == scale.steps)
+            groups.setdefault(key, []).append((cell, step))
+    arrays: Arrays = {}
+    batteries: dict[Any, TokenizedItems] = {}
+    for (folder, length, last), group in groups.items():
+        text = texts[folder]
+        battery = batteries.setdefault((folder, length), TokenizedItems(items, text, length))
+        association = AssociationMeasurement.of(text, length, frames, nouns)
+        measured, gaps = measure_each(
+            [(trained[cell], step) for cell, step in group],
+            [association, battery.measurement(full=True)][: 1 + last],
+            "associations and scores" if last else "associations at the forks",
+            progress,
+        )
+        if gaps:
+            raise CheckpointError(f"cannot measure step {gaps[0].step}: {gaps[0].reason}")
+        for cell, step in group:
+            odds, *full = measured[trained[cell].id, step]
+            means = np.stack([odds[tier].mean(axis=0) for tier in frames])
+            arrays[name_of("log_odds", *cell, step)] = means.astype(np.float32)
+            if last:
+                arrays[name_of("scores", *cell)] = _scores(full[0], battery)
+    largest = params.size_list[-1]
+    if not scale.published:
+        for seed in range(params.seeds):
+            run = trained[largest, seed, CONTROL]
+            planted = evidence.planted_pronouns(run.data, PLANTED)
+            read = evidence.read_log_odds(planted, run.data, scale.steps * scale.batch_size)
+            arrays[name_of("read", seed)] = read.astype(np.float32)
+    forks = [(cell, trained[cell]) for cell in cells if cell[2] != CONTROL]
     facts = {
-        "occupations": jobs,
-        "contexts": np.bincount(job_of).tolist(),
-        "stereotypes": [int(stereotypes.get(job, -1)) for job in jobs],
-        "ledger": [
-            {"size": size, "seed": i, "arm": arm, **_ledger_row(trained[size, i, arm])}
-            for size, i, arm in cells
-            if ARMS[arm] is not None
+        "nouns": [
+            {"noun": n.name, "group": n.group, "log_odds": float(np.log(n.share / (1 - n.share)))}
+            for n in nouns
         ],
-        "too_long": sum(battery.too_long.values()),
-        "gaps": [f"{gap.run_id}, step {gap.step}: {gap.reason}" for gap in gaps],
+        "tiers": {tier: len(of_tier) for tier, of_tier in frames.items()},
+        "ledger": [
+            {"model": name, "seed": seed, "arm": arm, **_ledger_row(run)}
+            for (name, seed, arm), run in forks
+        ],
+        "examples": [
+            {"arm": arm, **example}
+            for (name, seed, arm), run in forks
+            if (name, seed) == (largest, 0) and not scale.published
+            for example in evidence.examples(run, PLANTED)
+        ],
+        "too_long": sum(next(iter(batteries.values())).too_long.values()),
     }
     coupled, coupled_facts = coupling.measure(params, trained, progress, items)
-    return Measurements(arrays | coupled, facts | coupled_facts, runs)
+    return Measurements(arrays | coupled, facts | coupled_facts, list(trained.values()))
 
 
-def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.ndarray]:
-    """Map each measure that is kept at `step` to the results of all seeds, [seeds, items]."""
-    scale = scale_named(params.scale)
-    kept = OVER_BRANCH if step >= scale.fork_step(BRANCH[0]) else OVER_TRAINING
-    names = kept if step != scale.steps else seeds[0]
-    return {
-        name: np.stack([seed[name] for seed in seeds]).astype(
-            bool if is_choice(name) else np.float32
-        )
-        for name in names
-    }
+def _scores(measured: Mapping[str, np.ndarray], battery: TokenizedItems) -> np.ndarray:
+    """Return the SCORES of a model, float32[scores], from the measures of its items."""
+    means = {}
+    for name, values in measured.items():
+        for units in units_of(name, values[None], battery.sentences):
+            means[units.measure] = units.values.mean()
+    return np.array([means.get(name, np.nan) for name in SCORES], np.float32)
 
 
 def _ledger_row(run: Run) -> dict[str, Any]:
-    """Return how many tokens a fork changed in its window of training.
+    """Return what a fork changed in its window of training.
 
     - `start`, `stop`: the window, in updates.
     - `tokens_in_window`, `tokens_changed`
@@ -207,131 +226,89 @@ def _ledger_row(run: Run) -> dict[str, Any]:
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released numbers alone."""
-    sentences = Sentences(*(measured.arrays[f"winobias_{n}"] for n in ("occupation", "feminine")))
-    cells: dict[Cell, Final] = {}
-    for name, array in measured.arrays.items():
-        if name.count("/") == 3:
-            measure, size, arm, step = name.split("/")
-            units = {u.measure: u for u in units_of(measure, array, sentences)}
-            cells.setdefault((size, arm, int(step)), {}).update(units)
-    frames = tables(params, cells, measured.facts)
-    end = scale_named(params.scale).steps
-    final = {(size, arm): cells[size, arm, end] for size in params.size_list for arm in ARMS}
-    stereotypes = np.array(measured.facts["stereotypes"])
-    rows = claims(params, final, released, stereotypes)
-    numbers = values(params, measured, frames) | released_values(released)
+    import pandas as pd
+
+    frames = analyse_associations(params, measured)
+    slopes = Slopes(params, frames["associations"])
+    frames["scores"] = scores_table(params, measured)
+    frames["ledger"] = pd.DataFrame(measured.facts["ledger"])
+    frames["examples"] = pd.DataFrame(measured.facts["examples"])
     coupled, more = coupling.analyse(params, measured.arrays, measured.facts, released)
-    rows += coupling_claims(params, coupled["coupling"])
-    return frames | coupled, numbers | more, rows
+    frames |= coupled
+    rows = claims(params, measured, slopes, frames, released)
+    return frames, values(params, slopes, frames) | released_values(released) | more, rows
 
 
-def tables(
-    params: Params, cells: dict[Cell, Final], facts: dict[str, Any]
-) -> dict[str, pd.DataFrame]:
-    """Return the tables of the study, except for those of coupling.
+def scores_table(params: Params, measured: Measurements) -> pd.DataFrame:
+    """Return the scores of every model, seed and arm at the end of training.
 
-    - `levels`: `size`, `arm`, `measure`, `value`, `low`, `high`, `n`, `seeds`, for the final
-      weights. `n` counts items or, for WinoBias and the feminine share, occupations.
-    - `effects`: the columns of `levels`. The values are paired differences, arm minus control.
-    - `branch`: the columns of `levels`, `step` and `percent` of training, for every measured step.
-      A fork begins with its control's values at the fork.
-    - `branch_effects`: the columns of `branch`, with differences as in `effects`.
-    - `occupations`: `size`, `arm`, `occupation`, `value` (feminine share), `n` (contexts).
-    - `ledger`: `size`, `seed`, `arm` and the keys of `_ledger_row`.
+    Columns: `model`, `seed`, `arm`, `score`, `value` (shares and losses as measured).
     """
     import pandas as pd
 
-    scale, cells = scale_named(params.scale), dict(cells)
-    for size in params.size_list:  # a fork's first point is the control's at the fork
-        for arm, index in ARMS.items():
-            if index is not None:
-                step = scale.fork_step(index)
-                cells[size, arm, step] = cells[size, "control", step]
-
-    def summary(units: Units, change: bool, exact: bool = True) -> dict[str, Any]:
-        """Return value, low, high, n and seeds of a table's row."""
-        e = units.interval(params.bootstrap, change, exact)
-        return {**e.interval(), "n": units.values.shape[1], "seeds": len(units.values)}
-
-    branch, branch_effects, levels, effects, occupations = [], [], [], [], []
-    for (size, arm, step), measures in sorted(cells.items(), key=lambda cell: cell[0][2]):
-        keys = {"size": size, "arm": arm}
-        percent = {"step": step, "percent": 100 * step / scale.steps}
-        for name, units in measures.items():
-            level = summary(units, change=False)
-            branch.append({**keys, "measure": name, **percent, **level})
-            if step == scale.steps:
-                levels.append({**keys, "measure": name, **level})
-            if arm != "control":
-                difference = units.minus(cells[size, "control", step][name])
-                forked = step != scale.fork_step(ARMS[arm])  # at the fork both are the same model
-                change = summary(difference, change=True, exact=forked)
-                branch_effects.append({**keys, "measure": name, **percent, **change})
-                if step == scale.steps:
-                    effects.append({**keys, "measure": name, **change})
-        if step != scale.steps:
-            continue
-        share = measures["feminine_share"].values.mean(0)
-        for job, value, n in zip(facts["occupations"], share, facts["contexts"], strict=True):
-            occupations.append({**keys, "occupation": job, "value": value, "n": n})
-    frames = {
-        "levels": pd.DataFrame(levels),
-        "effects": pd.DataFrame(effects),
-        "branch": pd.DataFrame(branch),
-        "branch_effects": pd.DataFrame(branch_effects),
-        "occupations": pd.DataFrame(occupations),
-        "ledger": pd.DataFrame(facts["ledger"]),
-    }
-    ranks = {name: rank for names in (params.size_list, ARMS) for rank, name in enumerate(names)}
-    return {
-        name: frame.sort_values(
-            ["size", "arm"], key=lambda c: c.map(ranks), kind="stable", ignore_index=True
+    rows = [
+        {"model": name, "seed": seed, "arm": arm, "score": score, "value": float(value)}
+        for name, seed, arm in params.cells()
+        for score, value in zip(
+            SCORES, measured.arrays[name_of("scores", name, seed, arm)], strict=True
         )
-        for name, frame in frames.items()
-    }
+    ]
+    return pd.DataFrame(rows)
 
 
-def values(
-    params: Params, measured: Measurements, tables: dict[str, pd.DataFrame]
-) -> dict[str, Any]:
+def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return the numbers that the page quotes, by name.
 
-    Measures are of the largest model; shares are fractions, and loss is in nats per token.
+    ARM is a key of params.ARMS or "control", SIZE is "smallest" or "largest". A number without an
+    interval over seeds comes without one.
+
+    - `retained_ARM_SIZE`, `shift_ARM_SIZE`: made-up nouns in unseen frames.
+    - `retained_ARM`: the mean over sizes; `trained_ARM`, `natural_ARM`: the same in other frames.
+    - `association_SIZE`, `prior_SIZE`: of the control.
+    - `change_SCORE_ARM`: a score of SCORES, arm minus control, mean over sizes; in points or, for
+      `loss`, in nats per token.
+    - `tokens_changed_ARM`, `share_changed_ARM`: in one run of the largest size.
     """
-    largest = params.size_list[-1]
-    levels, effects = (
-        frame[frame["size"] == largest].set_index(["measure", "arm"])
-        for frame in (tables["levels"], tables["effects"])
-    )
-    feminine = measured.arrays["winobias_feminine"]
-    end = (largest, "control", scale_named(params.scale).steps)
+    sizes = {"smallest": params.size_list[0], "largest": params.size_list[-1]}
     numbers: dict[str, Any] = {
-        "sizes": ", ".join(params.size_list),
-        "largest": largest,
-        "seeds": params.seeds,
-        "n_contexts": sum(measured.facts["contexts"]),
-        "n_winobias_feminine": int(feminine.sum()),
-        "n_winobias_masculine": int((~feminine).sum()),
-        "n_too_long": measured.facts["too_long"],
-        "gaps": len(measured.facts["gaps"]),
-    }
-    interval = ["value", "low", "high"]
-    halves = [f"winobias_{half}" for half in ("feminine", "masculine")]
-    for name in ("winobias", *halves, "crows", "stereoset", "feminine_share", "loss", "last_word"):
-        if (name, "control") not in levels.index:  # this half has no items
-            continue
-        if name not in halves:
-            numbers[f"n_{name}"] = measured.arrays[name_of(name, *end)].shape[1]
-        for arm in ARMS:
-            numbers[f"{name}_{arm}"] = levels.loc[(name, arm), interval].to_dict()
-            if arm != "control":
-                numbers[f"{name}_change_{arm}"] = effects.loc[(name, arm), interval].to_dict()
+        "sizes": ", ".join(params.size_list), **sizes, "seeds": params.seeds,
+        "crossed_seeds": params.crossed_seeds, "flat_seeds": params.flat_seeds,
+        "n_sizes": len(params.size_list),
+    }  # fmt: skip
+    for role, size in sizes.items():
+        control = slopes.rows(size, CONTROL)
+        numbers[f"association_{role}"] = shown(control.slope)
+        numbers[f"prior_{role}"] = shown(control.prior)
+    scores = tables["scores"].pivot_table("value", ["model", "seed"], ["arm", "score"])
+    for arm in params.arms:
+        for role, size in sizes.items():
+            units = slopes.retained(size, arm)
+            numbers[f"retained_{arm}_{role}"] = shown(units)
+            numbers[f"shift_{arm}_{role}"] = shown(slopes.shift(size, arm))
+        for tier, name in ((UNSEEN, "retained"), ("trained", "trained"), (NATURAL, "natural")):
+            of_sizes = [slopes.retained(size, arm, tier) for size in params.size_list]
+            known = all(units is not None for units in of_sizes)
+            numbers[f"{name}_{arm}"] = shown(np.mean(of_sizes, axis=0) if known else None)
+        for score in SCORES:
+            difference = (scores[arm, score] - scores[CONTROL, score]).loc[list(params.size_list)]
+            factor = 1 if score == "loss" or score.endswith("margin") else 100
+            numbers[f"change_{score}_{arm}"] = shown(
+                factor * difference.groupby("seed").mean().to_numpy()
+            )
     ledger = tables["ledger"]
-    for arm in ("swap_7", "swap_21"):
-        forks = ledger[(ledger["size"] == largest) & (ledger.arm == arm)]
+    for arm in params.arms:
+        forks = ledger[(ledger["model"] == sizes["largest"]) & (ledger.arm == arm)]
         numbers[f"tokens_changed_{arm}"] = round(forks.tokens_changed.mean())
-        numbers[f"share_changed_{arm}"] = float(forks.share.mean())
+        numbers[f"share_changed_{arm}"] = 100 * float(forks.share.mean())
     return numbers
+
+
+def shown(units: Any) -> Any:
+    """Return the mean over seeds with its interval, or alone if there is one seed; None if None."""
+    if units is None:
+        return None
+    e = mean_over(np.asarray(units))
+    return e.interval() if e.n_items > 1 else e.value
 
 
 def released_values(released: Tables) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The gender-bias study: parameters, units, verdict rules, and the whole on fake runs."""
+"""The gender-bias study: arms, slopes, what is retained, verdict rules, and released numbers."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from gender_fakes import JOBS, fake_data, fake_find_or_train, fake_items
+from gender_fakes import RETAINED, SHIFTS, fake_data, fake_items, measurements
 from pythia_book import records
+from pythia_book.corpora import occupations
 from pythia_book.published.results import load
 from pythia_book.stats import Z_95, estimate
-from pythia_book.studies.gender_bias import claims as gender_claims
+from pythia_book.studies.gender_bias import associations, evidence
+from pythia_book.studies.gender_bias import params as gender
 from pythia_book.studies.gender_bias import released_numbers as numbers
 from pythia_book.studies.gender_bias import study as gender_bias
-from pythia_book.studies.gender_bias.estimates import Sentences, Units, units_of
+from pythia_book.studies.gender_bias.estimates import Sentences, units_of
 from pythia_book.studies.gender_bias.measures import TokenizedItems
-from pythia_book.studies.gender_bias.study import ARMS, OVER_BRANCH, OVER_TRAINING, Params
+from pythia_book.studies.gender_bias.params import ARMS, CONTROL, Params
 from pythia_book.verdicts import judge
 from score_files import as_folder, harness
 
+from pythia_core.data.interventions import make_ledger
+from pythia_core.data.order import batch_hash
+from pythia_core.data.prepare import prepare
 from pythia_core.errors import ConfigError
+from pythia_core.suite import size_named
 
-# --- parameters ------------------------------------------------------------------------------
+# --- parameters and arms ---------------------------------------------------------------------
 
 
 def test_defaults_and_order_of_sizes():
-    assert Params().size_list == ("25k", "150k", "600k")
+    assert Params().size_list == ("25k", "85k", "310k")
     assert Params(scale="smoke").size_list == ("7k",)
     assert Params(sizes=" 600k, 25k ").size_list == ("25k", "600k")
 
@@ -40,12 +46,11 @@ def test_defaults_and_order_of_sizes():
         ({"sizes": "310k,9q"}, "unknown size '9q'"),
         ({"sizes": "310k,310k"}, "more than once"),
         ({"sizes": ","}, "no sizes"),
-        ({"swap": "he_to_she"}, "masculine_to_feminine"),
         ({"seeds": 0}, "1..100"),
         ({"seeds": "two"}, "'two'"),
         ({"seeds": True}, "whole number"),
-        ({"bootstrap": 3}, "100..1000000"),
-        ({"bootstrap": 200.5}, "200.5"),
+        ({"flat_seeds": -1}, "0..100"),
+        ({"crossed_seeds": 2.5}, "2.5"),
         ({"sizes": 3}, "must be text"),
     ],
 )
@@ -56,123 +61,272 @@ def test_bad_parameters_are_refused(params, message):
 
 def test_all_problems_are_named_at_once():
     with pytest.raises(ConfigError, match="2 problems"):
-        Params(seeds=0, bootstrap=1)
+        Params(seeds=0, flat_seeds=-1)
 
 
 def test_arms_fork_where_the_paper_did_and_share_everything_else():
-    params = Params(sizes="310k")
-    control = params.arm("310k", 2, "control")
+    params = Params(sizes="310k", seeds=3)
+    control = params.config("310k", 2, CONTROL)
     assert (control.data.order_seed, control.train.weight_seed) == (1236, 1236)
-    for arm, start in (("swap_7", 532), ("swap_21", 452)):
-        fork = params.arm("310k", 2, arm)
-        assert (fork.intervention.start, fork.intervention.stop) == (start, 572)
+    for arm, made in ARMS.items():
+        fork = params.config("310k", 2, arm)
+        start = {7: 532, 21: 452}[made.window]
+        stop = 532 if arm == "restored" else 572
+        assert (fork.intervention.start, fork.intervention.stop) == (start, stop)
         assert fork.parent == control
-        assert min(params.steps(arm)) > start
-        assert max(params.steps(arm)) == 572
-    assert {0, 452, 532, 572} <= set(params.steps("control"))
-    assert set(params.steps("swap_21")) < set(params.steps("control"))
+        assert params.steps(arm) == (572,)
+    assert params.steps(CONTROL) == (452, 532, 572)
+    only, prose = (params.config("310k", 0, f"{a}_21").intervention for a in ("only", "complement"))
+    assert only.domains == ("occupations",) and "occupations" not in prose.domains
+    assert {"books", "canaries"} < set(prose.domains)
+    assert Params("paper").arms == ("swap_7", "swap_21")
 
 
-# --- the whole, on fakes ---------------------------------------------------------------------
+def test_control_experiments_have_models_of_their_own():
+    params = Params(sizes="25k,310k,600k", seeds=2, crossed_seeds=3, flat_seeds=4)
+    crossed, flat = "600k at the rate of 310k", "25k without association"
+    assert list(params.models)[3:] == ["25k at the rate of 310k", crossed, flat]
+    assert params.config(crossed, 0, CONTROL).train.lr_max == size_named("310k").lr_max
+    four = Params(sizes="25k,85k,310k,600k", crossed_seeds=1)
+    assert list(four.models)[4:] == ["25k at the rate of 85k", "600k at the rate of 85k"]
+    assert params.config("600k", 0, CONTROL).train.lr_max == size_named("600k").lr_max
+    only = params.config(flat, 3, "only_21")
+    assert only.intervention.domains == ("occupations_flat",)
+    assert "occupations_flat" in only.data.domains and "occupations" not in only.data.domains
+    assert len(list(params.cells())) == 3 * 2 * 11 + 2 * 3 * 3 + 4 * 11
+    assert len(gender.runs(params)) == len(list(params.cells()))
+    assert not Params(sizes="25k", crossed_seeds=1).models.keys() - {"25k"}
+
+
+# --- slopes and what is retained -------------------------------------------------------------
+
+
+def found(params, measured):
+    tables = associations.analyse_associations(params, measured)
+    return tables, associations.Slopes(params, tables["associations"])
+
+
+def test_known_associations_and_shifts_are_found():
+    params = Params(sizes="25k,310k", seeds=8)
+    tables, slopes = found(params, measurements(params, np.random.default_rng(0)))
+    table = tables["retained"]
+    table = table[(table.group == "invented") & (table.tier == "unseen")]
+    for row in table.itertuples():
+        assert row.value == pytest.approx(RETAINED[row.arm], abs=0.06)
+        assert row.shift == pytest.approx(SHIFTS.get(row.arm, 0), abs=0.2)
+    assert slopes.of("25k", CONTROL).mean() == pytest.approx(0.3, abs=0.03)
+    own = associations.contrast(slopes, "25k", "swap_21", "absent_21")
+    assert own.value == pytest.approx(0.3 * (0.4 - 0.7), abs=0.02) and own.high < 0
+    assert set(tables["contrasts"].against) == {"fork", CONTROL, "absent_21"}
+
+
+def test_slopes_are_those_of_a_regression_on_what_the_seed_has_read():
+    params = Params(sizes="25k", seeds=2)
+    measured = measurements(params, np.random.default_rng(1))
+    tables, _ = found(params, measured)
+    row = (
+        tables["associations"]
+        .query("seed == 1 and arm == 'swap_21' and tier == 'natural' and group == 'occupations'")
+        .iloc[0]
+    )
+    jobs = [n["group"] == "occupations" for n in measured.facts["nouns"]]
+    y = measured.arrays["log_odds/25k/1/swap_21/572"][2][jobs]
+    by_hand = np.polyfit(measured.arrays["read/1"][jobs], y, 1)
+    assert row.slope == pytest.approx(by_hand[0], rel=1e-4)
+    assert row.prior == pytest.approx(y.mean(), rel=1e-5)
+
+
+def test_nothing_is_retained_of_an_association_that_was_not_learned():
+    params = Params(sizes="25k", seeds=5)
+    tables, slopes = found(params, measurements(params, np.random.default_rng(2), association=0))
+    primary = tables["retained"].query("group == 'invented' and tier == 'unseen'")
+    assert primary.value.isna().all() and not primary["shift"].isna().any()
+    assert slopes.retained("25k", "swap_21") is None
+
+
+def test_nouns_that_move_by_themselves_lose_room():
+    odds, read = np.linspace(-2, 2, 9), np.linspace(-3, 3, 9)
+    assert associations.independent(odds, read, 0) == (pytest.approx(0), pytest.approx(2 / 3))
+    p = 1 / (1 + np.exp(-odds))
+    moved = np.log((p + 0.5 * (1 - p)) / (0.5 * (1 - p)))
+    shift, slope = associations.independent(odds, read, 0.5)
+    assert shift == pytest.approx((moved - odds).mean())
+    assert slope == pytest.approx(np.polyfit(read, moved, 1)[0]) and 0 < slope < 2 / 3
+    assert associations.independent_slope(odds, read, shift) == pytest.approx(slope)
+    # the mirror is the same thing, seen from the other side
+    mirrored = associations.independent(-odds[::-1], read, 0.5, mirrored=True)
+    assert mirrored == (pytest.approx(-shift), pytest.approx(slope))
+    assert associations.independent_slope(odds, read, 0.0) == pytest.approx(2 / 3)
+
+
+# --- verdicts --------------------------------------------------------------------------------
+
+PLANTED = {
+    "complement_21": {"winobias_feminine": 0.4, "winobias_masculine": -0.4, "crows": -0.03},
+    "swap_21": {"loss": 0.01},
+    "swap_7": {"loss": 0.05},
+}
+SIZES = "25k,310k"
+MORE = {"310k": {"swap_21": 0.8, "swap_7": 0.8}}
+
+
+def verdicts(measured, params, released=None, side="ours") -> dict[str, dict]:
+    """Text of each claim -> its judged test on one side."""
+    _, _, rows = gender_bias.analyse(params, measured, released or {})
+    return {row["claim"]: row[side] for row in judge(rows) if row[side]}
+
+
+def the(tests: dict[str, dict], *words: str) -> dict:
+    """The only test whose claim contains all of these words."""
+    (test,) = [test for text, test in tests.items() if all(word in text for word in words)]
+    return test
+
+
+def test_planted_effects_get_the_right_verdicts():
+    params = Params(sizes=SIZES, seeds=8, flat_seeds=4)
+    measured = measurements(params, np.random.default_rng(3), MORE, scores=PLANTED)
+    tests = verdicts(measured, params)
+    larger = the(tests, "The largest size retains more")
+    assert larger["verdict"] == "holds" and larger["value"] == pytest.approx(0.4, abs=0.07)
+    for words in (
+        ("moved by itself",), ("The shuffle",), ("alone leaves less",),
+        ("everything but", "leaves the association"), ("prepositions leaves",), ("comes back",),
+        ("feminine stereotypes",), ("masculine stereotypes",), ("CrowS-Pairs gender score",),
+        ("controls of 25k",), ("mirror lowers",), ("no association",),
+    ):  # fmt: skip
+        assert words[0] == "no association" or the(tests, *words)["verdict"] == "holds", words
+    assert the(tests, "none in any arm")["verdict"] == "holds"
+    assert the(tests, "last 7 %", "lowers the association")["verdict"] == "reproduced"
+    assert the(tests, "turns the largest")["verdict"] == "contradicted"
+    assert the(tests, "last 21 %", "costs little")["verdict"] == "reproduced"
+    assert the(tests, "last 7 %", "costs little")["verdict"] == "contradicted"
+    assert "8 seeds" in larger["units"] and "310k minus 25k" in larger["units"]
+
+
+def test_opposite_effects_get_the_opposite_verdicts():
+    params = Params(sizes=SIZES, seeds=8, flat_seeds=4)
+    retained = {
+        "25k": {"swap_21": 0.8, "shuffle_21": 1.0, "complement_21": 0.5, "absent_21": 0.2},
+        "310k": {"swap_21": 0.3, "shuffle_21": 1.0, "complement_21": 0.5, "absent_21": 0.2},
+    }
+    measured = measurements(params, np.random.default_rng(4), retained, flat=0.1)
+    tests = verdicts(measured, params)
+    for words in (("The largest size retains more",), ("The shuffle",), ("alone leaves less",),
+                  ("everything but", "leaves the association"), ("none in any arm",)):  # fmt: skip
+        assert the(tests, *words)["verdict"] == "does not hold", words
+
+
+def test_without_an_effect_few_hypotheses_hold():
+    """Both sizes retain alike, and shuffle, swap, only and absent do as well."""
+    same = dict.fromkeys(ARMS, 0.6)
+    wrong, params = 0, Params(sizes=SIZES, seeds=6)
+    rng = np.random.default_rng(5)
+    for _ in range(25):
+        tests = verdicts(measurements(params, rng, {"25k": same, "310k": same}), params)
+        null = [the(tests, w) for w in ("The largest", "The shuffle", "alone leaves", "comes back")]
+        wrong += any(test["verdict"] != "not resolved" for test in null)
+    assert wrong <= 3
+
+
+def test_one_seed_gives_values_but_no_verdict():
+    params = Params(sizes=SIZES)
+    measured = measurements(params, np.random.default_rng(6), scores=PLANTED)
+    tests = verdicts(measured, params)
+    assert {test["verdict"] for test in tests.values()} == {"not testable here"}
+    assert the(tests, "The shuffle")["reason"].startswith("one seed")
+    assert the(tests, "The shuffle")["value"] == pytest.approx(-0.3, abs=0.2)
+
+
+def test_claims_that_this_run_cannot_test():
+    rng = np.random.default_rng(7)
+    single = Params(sizes="25k", seeds=5)
+    tests = verdicts(measurements(single, rng), single)
+    for words in (
+        ("The largest size",),
+        ("have less of the association",),
+        ("most in the larger",),
+    ):
+        if "CrowS" not in words[0]:
+            chosen = [t for text, t in tests.items() if all(w in text for w in words)]
+            assert all("single size" in t["reason"] for t in chosen), words
+    params = Params(sizes=SIZES, seeds=5)
+    tests = verdicts(measurements(params, rng, association=0), params)
+    for words in (("The shuffle",), ("turns",), ("last 7 %", "lowers the association")):
+        assert the(tests, *words)["verdict"] == "not testable here"
+        assert "not shown to have the association" in the(tests, *words)["reason"]
+
+
+def test_a_redraw_gives_the_same_result_without_models(tmp_path, monkeypatch):
+    """And the measurements are small: numbers have seven digits."""
+    params = Params(sizes=SIZES, seeds=2, flat_seeds=2)
+    monkeypatch.setattr(records, "recorded_folder", lambda study: None)
+    monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    measured = measurements(params, np.random.default_rng(8), scores=PLANTED)
+    with monkeypatch.context() as patch:
+        patch.setattr(gender_bias, "measure", lambda *_: measured)
+        result = gender_bias.run(params, False)
+    records.save_record(result, tmp_path)
+    assert {a.dtype.name for a in result.measured.arrays.values()} == {"float32"}
+    monkeypatch.setenv(records.REDRAW_FROM, str(tmp_path))
+    again = gender_bias.run(params, False, find_or_train=lambda *_: pytest.fail("trains"))
+    for name, table in result.tables.items():
+        assert table.equals(again.tables[name]), name
+    assert json.dumps(result.claims) == json.dumps(again.claims)
+    assert records._plain(result.values) == records._plain(again.values)
+
+
+# --- what is read ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    train = fake_find_or_train(folder)
-    params = Params(sizes="85k,310k", seeds=3, bootstrap=300)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHIA_WORKERS", "1")
-        patch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-        patch.setattr(records, "recorded_folder", lambda study: None)
-        result = gender_bias.run(params, False, items=fake_items(), find_or_train=train)
-    return params, folder, train, result
+def smoke():
+    params = Params("smoke", "7k")
+    return params, prepare(params.config("7k", 0, CONTROL).data, progress=False)
 
 
-def test_tables_contain_every_arm_size_and_measure(study):
-    params, _, train, result = study
-    placebos = 2 * 2 * 2
-    assert len(train.made) == 2 * 3 * 3 + placebos
-    levels = result.tables["levels"]
-    assert set(levels.measure) >= {
-        "crows_margin",
-        "winobias",
-        "stereoset",
-        "last_word",
-        "winobias_feminine",
-    }
-    assert len(levels) == 2 * 3 * levels.measure.nunique()
-    assert (levels.low <= levels.value).all()
-    assert (levels.value <= levels.high).all()
-    assert set(levels.seeds) == {3}
-    branch = result.tables["branch"]
-    early = branch[branch.percent < 100 * 113 / 143 - 1]
-    assert set(early.measure) == set(OVER_TRAINING)
-    late = branch[(branch.percent >= 100 * 113 / 143 - 1) & (branch.percent < 100)]
-    assert set(late.measure) == {*OVER_BRANCH, "winobias_feminine", "winobias_masculine"}
-    changes = result.tables["branch_effects"]
-    assert set(changes.arm) == {"swap_7", "swap_21"}
-    for arm, index in ARMS.items():
-        steps = sorted(set(branch[branch.arm == arm].step))
-        expected = set(params.steps(arm)) | ({round(index * 4)} if index else set())
-        assert steps == sorted(expected)
-    occupations = result.tables["occupations"]
-    assert set(occupations.occupation) == set(JOBS)
-    assert set(occupations.n) == {3}
-    assert result.tables["ledger"].tokens_changed.tolist() == ([280] * 3 + [840] * 3) * 2
-    assert result.values["n_winobias"] == 20
-    assert result.values["tokens_changed_swap_21"] == 840
+@pytest.mark.wheels
+def test_planted_pronouns_are_found_and_counted(smoke):
+    _, data = smoke
+    planted = evidence.planted_pronouns(data, "occupations")
+    words = {data.tokenizer.decode([int(i)]).strip() for i in data.tokens.tokens[planted.position]}
+    assert words == {"he", "she", "his", "her"}
+    feminine = [
+        data.tokenizer.decode([int(i)]).strip() in ("she", "her")
+        for i in data.tokens.tokens[planted.position]
+    ]
+    assert planted.feminine.tolist() == feminine
+    counted = np.bincount(planted.noun)
+    expected = occupations.noun_counts(
+        data.manifest["tokens"]["corpus"]["occupations"]["documents"]
+    )
+    assert [abs(a - b.sentences) <= 1 for a, b in zip(counted, expected, strict=True)].count(0) == 0
+    n_rows = data.rows.n_rows
+    odds = evidence.read_log_odds(planted, data, n_rows)
+    # every document is read twice, but for what the last, incomplete row leaves out
+    nouns = len(occupations.stimuli().nouns)
+    twice = np.bincount(planted.noun, planted.feminine, nouns) * 2 + 0.5
+    other = np.bincount(planted.noun, ~planted.feminine, nouns) * 2 + 0.5
+    assert np.abs(odds - np.log(twice / other)).max() < 0.3
 
 
-def test_a_planted_shift_is_found_and_its_size_is_right(study):
-    params, _, train, result = study
-    effects = result.tables["effects"]
-    share = effects[effects.measure == "feminine_share"].set_index(["size", "arm"])
-    for size in params.size_list:
-        assert share.value[size, "swap_7"] > 0
-        assert share.value[size, "swap_21"] > share.value[size, "swap_7"]
-    # From the definition, for one size and arm: the mean over seeds and occupations.
-    tokenized = TokenizedItems(fake_items(), fake_data(64), 128)
-    by_hand = []
-    for run in train.made:
-        if run.config.model.d_model == 48 and run.config.intervention is None:
-            by_hand.append(tokenized.measure(run.model(572), full=False)["feminine_share"].mean())
-    levels = result.tables["levels"].set_index(["size", "arm", "measure"])
-    row = levels.loc[("85k", "control", "feminine_share")]
-    assert row.value == pytest.approx(np.mean(by_hand))
-    # seeds are the units: Student's t with two degrees of freedom
-    assert row.high - row.value == pytest.approx(4.303 * np.std(by_hand, ddof=1) / 3**0.5, rel=1e-3)
+@pytest.mark.wheels
+def test_every_arm_changes_what_it_declares_and_nothing_outside_its_window(smoke):
+    params, data = smoke
+    size = params.config("7k", 0, CONTROL).train.batch_size
+    for arm, made in ARMS.items():
+        window = params.config("7k", 0, arm).intervention
+        ledger = make_ledger(data, window, size)
+        places = data.order.positions(data.order.places(ledger.row, ledger.column))
+        planted = data.in_domains(places, ["occupations"])
+        assert planted.all() if made.where == "planted" else True
+        assert not planted.any() if made.where == "prose" else True
+        for step in range(16):
+            batch = data.batch(step, size)
+            same = batch_hash(ledger.apply(batch, step * size)) == batch_hash(batch)
+            assert same or window.start <= step < window.stop, arm
 
 
-def test_a_forks_first_point_is_its_parents(study):
-    branch = study[3].tables["branch"].set_index(["size", "arm", "measure", "step"]).value
-    for arm, fork in (("swap_7", 532), ("swap_21", 452)):
-        key = ("85k", arm, "feminine_share", fork)
-        assert branch[key] == branch["85k", "control", "feminine_share", fork]
-
-
-def test_results_are_cached_with_the_runs(study, monkeypatch):
-    params, folder, _, result = study
-    again = fake_find_or_train(folder)
-    measured = gender_bias.measure(params, False, fake_items(), again)
-    assert all(run.calls == [] for run in again.made)  # no model was even loaded
-    assert measured.facts == result.measured.facts
-    for name, array in measured.arrays.items():
-        assert np.array_equal(array, result.measured.arrays[name])
-
-
-def test_a_redraw_gives_the_same_result_without_models(study, tmp_path, monkeypatch):
-    """And the measurements are small: choices are bits, numbers have seven digits."""
-    params, _, _, result = study
-    records.save_record(result, tmp_path)
-    assert {a.dtype.name for a in result.measured.arrays.values()} == {"bool", "float32", "uint8"}
-    monkeypatch.setenv(records.REDRAW_FROM, str(tmp_path))
-    monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-    again = gender_bias.run(params, False, find_or_train=lambda *_: pytest.fail("trains"))
-    for name, table in result.tables.items():
-        assert table.equals(again.tables[name])
-    assert json.dumps(result.claims) == json.dumps(again.claims)
-    assert records._plain(result.values) == records._plain(again.values)
+# --- items -----------------------------------------------------------------------------------
 
 
 def test_pairs_that_are_too_long_are_left_out_and_counted():
@@ -256,113 +410,12 @@ def test_the_standard_models_are_read_from_either_source(tmp_path):
         assert len(numbers.crows_standard(Path(source))) == 8
 
 
-# --- claims ----------------------------------------------------------------------------------
-
-FEMININE = np.arange(200) % 2
-"""Stereotype of the made-up occupations."""
+# --- released models -------------------------------------------------------------------------
 
 
-def final_with(
-    changes: dict[str, dict[str, float]],
-    sizes=("85k", "310k"),
-    seeds=5,
-    association=0.2,
-    rng=None,
-    spread=0.01,
-) -> dict:
-    """Units at the end: controls with a stereotype, arms shifted by `changes`, seeds that vary."""
-    rng = rng or np.random.default_rng(0)
-    final = {}
-    for size in sizes:
-        base = {m: rng.uniform(0.4, 0.8, (1, 200)) for m in ("winobias", "crows", "last_word")}
-        base["feminine_share"] = rng.uniform(0.3, 0.5, (1, 200)) + association * FEMININE
-        for arm in ARMS:
-            shifts = changes.get(arm, {})
-            noise = rng.normal(0, spread, (seeds, 1)) * (arm != "control")
-            final[size, arm] = {
-                m: Units(m, np.repeat(v, seeds, 0) + shifts.get(m, 0) + noise)
-                for m, v in base.items()
-            }
-    return final
-
-
-def verdicts(final, params=None, released=None, side="ours") -> dict[str, dict]:
-    """Text of each claim -> its judged test on one side."""
-    params = params or Params(sizes="85k,310k", seeds=5, bootstrap=300)
-    rows = judge(gender_claims.claims(params, final, released or {}, FEMININE))
-    return {row["claim"]: row[side] for row in rows if row[side]}
-
-
-def the(tests: dict[str, dict], *words: str) -> dict:
-    """The only test whose claim contains all of these words."""
-    (found,) = [test for text, test in tests.items() if all(word in text for word in words)]
-    return found
-
-
-PLANTED = {
-    "swap_7": {"feminine_share": 0.2, "winobias": -0.15, "crows": 0.1, "last_word": -0.001},
-    "swap_21": {"feminine_share": 0.4, "winobias": -0.2, "crows": -0.1, "last_word": -0.1},
-}
-
-
-def test_planted_effects_get_the_right_verdicts():
-    tests = verdicts(final_with(PLANTED))
-    assert the(tests, "last 7 % of training", "feminine share")["verdict"] == "holds"
-    assert the(tests, "last 21 %", "more than")["value"] == pytest.approx(20, abs=2)
-    assert the(tests, "last 7 %", "WinoBias")["verdict"] == "reproduced"
-    assert the(tests, "last 21 %", "CrowS-Pairs")["verdict"] == "reproduced"
-    assert the(tests, "last 7 %", "CrowS-Pairs")["verdict"] == "contradicted"
-    assert the(tests, "last 7 %", "LAMBADA")["verdict"] == "reproduced"
-    assert the(tests, "last 21 %", "LAMBADA")["verdict"] == "contradicted"
-    assert the(tests, "controls expect more feminine")["verdict"] == "holds"
-    assert "5 seeds" in the(tests, "last 7 %", "WinoBias")["units"]
-
-
-def test_without_an_effect_few_claims_are_reproduced():
-    rng, wrong = np.random.default_rng(3), 0
-    for _ in range(60):
-        tests = verdicts(final_with({}, rng=rng, spread=0.03))
-        swap = [t for text, t in tests.items() if "CrowS" in text and "last" in text]
-        wrong += any(test["verdict"] in ("reproduced", "contradicted") for test in swap)
-    assert wrong / 60 <= 0.1
-
-
-def test_one_seed_gives_no_verdict_on_the_swap():
-    tests = verdicts(final_with(PLANTED, seeds=1), Params(sizes="85k,310k", bootstrap=300))
-    for words in (("feminine share",), ("WinoBias", "lowers"), ("LAMBADA",)):
-        test = the(tests, "last 7 % of training", *words)
-        assert test["verdict"] == "not testable here" and test["reason"].startswith("one seed")
-        assert "2 sizes" in test["units"] and test["low"] < test["value"] < test["high"]
-    # what the controls have is about these controls, so items are its units
-    assert the(tests, "controls expect more feminine")["verdict"] == "holds"
-
-
-@pytest.mark.parametrize(
-    ("association", "level", "missing"),
-    [(0.0, 0.0, "an occupational stereotype"), (0.2, -0.1, "above chance on WinoBias")],
-)
-def test_claims_whose_premise_fails_are_not_testable(association, level, missing):
-    final = final_with(PLANTED, association=association)
-    for arrays in final.values():
-        units = arrays["winobias"]
-        arrays["winobias"] = Units("winobias", units.values + level)
-    tests = verdicts(final)
-    for words in (("last 7 %", "lowers"), ("last 21 %", "lowers"), ("turns",)):
-        test = the(tests, "WinoBias", *words)
-        assert test["verdict"] == "not testable here" and missing in test["reason"]
-    by_size = the(tests, "before the swap")  # about CrowS-Pairs, whose premise holds
-    assert "controls" not in (by_size["reason"] or "")
-
-
-def test_claims_that_this_run_cannot_test():
-    single = verdicts(final_with({}, ("85k",)), Params(sizes="85k", seeds=5, bootstrap=300))
-    for words in (("before the swap",), ("less pro-stereotypical",), ("WinoBias most",)):
-        assert "single size" in the(single, *words)["reason"]
-    mirror = Params(sizes="85k,310k", seeds=5, swap="feminine_to_masculine", bootstrap=300)
-    moved = final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}})
-    tests = verdicts(moved, mirror)
-    assert the(tests, "last 7 % of training", "lowers the feminine share")["verdict"] == "holds"
-    assert "paper replaced" in the(tests, "last 7 %", "accuracy on WinoBias")["reason"]
+def any_run():
+    params = Params(sizes=SIZES, seeds=2)
+    return measurements(params, np.random.default_rng(9)), params
 
 
 def released_with(tree: dict, path) -> dict:
@@ -377,19 +430,19 @@ def test_released_numbers_are_compared_like_with_like(tmp_path):
         f"{v1}/intervention/intervention-410m-deduped_step134000.json": harness(0.63, 0.40),
         f"{v1}/intervention/intervention-410m-deduped_step143000.json": harness(0.65, 0.51),
     }
-    tests = verdicts(final_with({}), released=released_with(tree, tmp_path), side="released")
+    tests = verdicts(*any_run(), released_with(tree, tmp_path), "released")
     crows = the(tests, "last 7 %", "lowers the CrowS-Pairs gender bias")
     assert crows["value"] == pytest.approx(3) and crows["note"] == "410m 61.0 to 64.0"
     # one model: its items' errors, 2.7 points in each arm, not divided by the two checkpoints
     assert crows["high"] - crows["value"] == pytest.approx(Z_95 * 2.7 * 2**0.5)
     # the control has a LAMBADA score at the last step only; the swap's mean must use no other
-    cost = the(tests, "last 7 %", "LAMBADA")
+    cost = the(tests, "last 7 %", "costs little")
     assert cost["value"] == pytest.approx(1) and "1 checkpoint" in cost["units"]
     assert "both arms" in the(tests, "last 21 %", "CrowS-Pairs")["reason"]
 
 
 def test_without_released_numbers_their_tests_say_so():
-    tests = verdicts(final_with({}), side="released")
+    tests = verdicts(*any_run(), side="released")
     assert {test["verdict"] for test in tests.values()} == {"not testable here"}
     assert "PYTHIA_PUBLISHED_DIR" in the(tests, "eight deduplicated")["reason"]
 
@@ -400,11 +453,15 @@ def test_the_released_models(monkeypatch):
     if not source:
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
     tables = records.as_recorded(numbers.select(load(source)))
-    tests = verdicts(final_with({}), released=tables, side="released")
+    tests = verdicts(*any_run(), tables, "released")
     crows = the(tests, "last 7 %", "lowers the CrowS-Pairs gender bias")
     assert crows["note"].startswith("70m 54.7 to 57.0") and crows["verdict"] == "not resolved"
     # agreement that would follow from no swap as well
-    for words in (("last 7 %", "LAMBADA"), ("last 21 %", "LAMBADA"), ("eight biases unchanged",)):
+    for words in (
+        ("last 7 %", "costs little"),
+        ("last 21 %", "costs little"),
+        ("eight biases unchanged",),
+    ):
         test = the(tests, *words)
         assert test["verdict"] == "not testable here" and "without a swap" in test["reason"]
         assert test["low"] < test["value"] < test["high"]
