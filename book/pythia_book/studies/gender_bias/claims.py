@@ -32,7 +32,7 @@ from pythia_book.studies.gender_bias.coupling import (
 from pythia_book.studies.gender_bias.params import CONTROL
 from pythia_book.studies.gender_bias.released_numbers import NO_NUMBERS
 from pythia_book.tasks.associations import UNSEEN
-from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
+from pythia_book.verdicts import Claim, Test, falls, rises, smallest_seen, untestable, within
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,10 +45,13 @@ MARGIN = 0.15
 """A retained association counts as unchanged within this distance of 1. It is half of what was lost
 in the pilot when the planted sentences were absent."""
 FLAT_MARGIN = 0.03
-"""A slope counts as zero within this. It is a tenth of what the controls of the pilot learned."""
+"""A slope counts as zero within this, a tenth of what the controls of the pilot learned."""
 COST_MARGIN = 0.02
 """A rise of the held-out loss by less than this, in nats per token, is marginal. From 25k to 600k,
 the losses of neighbouring sizes differ by at least 0.023 (record of deduplication, levels.csv)."""
+PILOT_SD = {UNSEEN: 0.297, "trained": 0.061}
+"""Standard deviation over the pilot's three seeds of what 600k retains under the swap minus what 25k
+retains, by kind of frame (LOG.md, 2026-11-29)."""
 CHANCE = 0.5
 """The score of a model without preference on WinoBias and CrowS-Pairs."""
 LONGER, SHORTER = "swap_21", "swap_7"
@@ -61,8 +64,10 @@ ONE_SEED = "one seed: training again with another one was not measured"
 ONE_SIZE = "a single size was trained"
 NOT_LEARNED = "the controls are not shown to have the association"
 NOT_TRAINED = "this arm was not trained"
-NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
-OTHER_METRIC = f"{NO_METRIC}; the released answers, another metric, are tested as premises"
+OTHER_METRIC = (
+    "the raw results of the paper's WinoBias metric were not released; the released answers, "
+    "another metric, are tested as premises"
+)
 ASSOCIATION = (
     "association of the forty occupations, unseen frames; on WinoBias itself see the premises"
 )
@@ -134,23 +139,20 @@ def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
             "The swap turns the largest model from pro- to anti-stereotypical.",
             "section 3.1, Figure 2",
             ours.turned(),
-            untestable(OTHER_METRIC),
-            QUOTES["turned"],
+            quote=QUOTES["turned"],
         ),
         Claim(
             "The larger models have less of the association (a hypothesis of the paper).",
             "section 3.1",
             ours.across(CONTROL, falls),
-            untestable(NO_METRIC),
-            QUOTES["winobias_by_size"],
+            quote=QUOTES["winobias_by_size"],
         ),
         Claim(
             "The swap in the last 21 % of training lowers the association most in the larger "
             "models (a hypothesis of the paper).",
             "section 3.1",
             ours.across(LONGER, falls),
-            untestable(NO_METRIC),
-            QUOTES["winobias_contrast"],
+            quote=QUOTES["winobias_contrast"],
         ),
     ]
     for arm, window in ((SHORTER, 7), (LONGER, 21)):
@@ -439,6 +441,17 @@ class _Ours:
 
 
 SLOPE = "slope"
+
+
+def detectable(tier: str, seeds: int) -> float | None:
+    """Return the difference between two sizes that would be found with 80 % power; None if none.
+
+    The difference is in what is retained, and tested alone, not after Holm's correction.
+    """
+    if seeds < 2:
+        return None
+    unit = np.arange(seeds) - (seeds - 1) / 2
+    return smallest_seen(mean_over(unit / unit.std(ddof=1) * PILOT_SD[tier]))
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

@@ -43,7 +43,12 @@ BRANCH_PERCENT = 78
 """Panels that show only the intervention begin here, in percent of training."""
 RELEASED_ARMS = ("control", "swap_7", "swap_21")
 POINTS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == CONTROL) for arm in RELEASED_ARMS}
-TIERS = {"trained": "trained frames", UNSEEN: "unseen frames", NATURAL: "natural contexts"}
+TIERS = {UNSEEN: "unseen frames", "trained": "planted frames", NATURAL: "natural contexts"}
+GROUPS = {
+    "invented": "made-up nouns",
+    "occupations": "occupations",
+    "definitional": "king, queen, ...",
+}
 
 
 def _notes(result: Result, items: str = "") -> tuple[str, ...]:
@@ -528,20 +533,56 @@ def _one_line(text: str) -> str:
 
 
 def retained_table(result: Result) -> Table:
-    """Return a table of what the arms retain, by size, and of the shift of the prior."""
+    """Return a table of what the arms retain: by size for the primary nouns, then by group."""
     import pandas as pd
 
     found = Slopes(result.params, result.tables["associations"])
+    sizes = result.params.size_list
     rows = []
     for arm in result.params.arms:
         row = {"arm": ARMS[arm].label}
-        for size in result.params.size_list:
-            units = found.retained(size, arm)
-            row[size] = "\u2013" if units is None else records.value_text(shown(units))
-            row[f"shift, {size}"] = records.value_text(shown(found.shift(size, arm)))
+        row |= {size: _units_text(found.retained(size, arm)) for size in sizes}
+        for group in found.groups[1:]:
+            units = [found.retained(size, arm, group=group) for size in sizes]
+            known = all(of_size is not None for of_size in units)
+            row[GROUPS[group]] = _units_text(np.mean(units, axis=0) if known else None)
+        row["prior, logits"] = _units_text(
+            np.mean([found.shift(size, arm) for size in sizes], axis=0)
+        )
+        row["per 1,000 tokens"] = records.value_text(result.values[f"per_1000_{arm}"])
         rows.append(row)
-    caption = "Retained association and shift of the prior (logits): made-up nouns, unseen frames."
+    caption = (
+        "Retained association in unseen frames: by size for the made-up nouns, then means over "
+        "sizes for the other nouns; and the shift of the prior, mean over sizes, also per 1,000 "
+        "changed tokens."
+    )
     return Table(pd.DataFrame(rows), caption)
+
+
+def scores_table(result: Result) -> Table:
+    """Return a table of how much each arm changes every score, means over sizes."""
+    import pandas as pd
+
+    labels = {score: title.replace("\n", " ") for score, title in SCORES.items()} | {
+        "winobias_margin": "WinoBias margin (nats)",
+        "last_word": "last words",
+        "loss": "held-out loss (nats)",
+    }
+    rows = [
+        {"arm": ARMS[arm].label}
+        | {
+            label: records.value_text(result.values[f"change_{score}_{arm}"])
+            for score, label in labels.items()
+        }
+        for arm in result.params.arms
+    ]
+    caption = "Arm minus control at the end, means over sizes; points unless it says nats."
+    return Table(pd.DataFrame(rows), caption)
+
+
+def _units_text(units: Any) -> str:
+    """Format the mean of values over seeds, with its interval if there are several."""
+    return style.DASH if units is None else records.value_text(shown(units))
 
 
 def summary(result: Result) -> Any:

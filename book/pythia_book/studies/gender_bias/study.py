@@ -25,7 +25,7 @@ from pythia_book.corpora import occupations
 from pythia_book.stats import mean_over
 from pythia_book.studies.gender_bias import coupling, released_numbers
 from pythia_book.studies.gender_bias.associations import Slopes, analyse_associations
-from pythia_book.studies.gender_bias.claims import claims
+from pythia_book.studies.gender_bias.claims import claims, detectable
 from pythia_book.studies.gender_bias.estimates import units_of
 from pythia_book.studies.gender_bias.params import (
     CONTROL,
@@ -268,6 +268,8 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
     - `change_SCORE_ARM`: a score of SCORES, arm minus control, mean over sizes; in points or, for
       `loss`, in nats per token.
     - `tokens_changed_ARM`, `share_changed_ARM`: in one run of the largest size.
+    - `per_1000_ARM`: shift of the prior per 1,000 changed tokens, mean over sizes.
+    - `detectable_unseen`, `detectable_trained`: see `claims.detectable`.
     """
     sizes = {"smallest": params.size_list[0], "largest": params.size_list[-1]}
     numbers: dict[str, Any] = {
@@ -299,7 +301,12 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
     for arm in params.arms:
         forks = ledger[(ledger["model"] == sizes["largest"]) & (ledger.arm == arm)]
         numbers[f"tokens_changed_{arm}"] = round(forks.tokens_changed.mean())
+        shifts = np.mean([slopes.shift(size, arm) for size in params.size_list], axis=0)
+        changed = forks.sort_values("seed").tokens_changed.to_numpy()
+        numbers[f"per_1000_{arm}"] = shown(1000 * shifts / changed)
         numbers[f"share_changed_{arm}"] = 100 * float(forks.share.mean())
+    for tier in (UNSEEN, "trained"):
+        numbers[f"detectable_{tier}"] = detectable(tier, params.seeds)
     return numbers
 
 
