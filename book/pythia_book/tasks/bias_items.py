@@ -123,7 +123,9 @@ def natural_frames(items: Sequence[PronounItem]) -> tuple[str, ...]:
             frames.setdefault(tuple(text.split()[:4]), f"{text} {{he}}")
     chosen = sorted(frames.values(), key=fraction)[:N_NATURAL]
     if len(chosen) < N_NATURAL:
-        raise DataError(f"WinoBias has {len(chosen)} frames of the kind, {N_NATURAL} are needed")
+        raise DataError(
+            f"{N_NATURAL} natural frames are needed, but these items give {len(chosen)}"
+        )
     return tuple(chosen)
 
 

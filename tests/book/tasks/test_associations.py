@@ -101,6 +101,18 @@ def test_planted_log_odds_are_measured(words: Tokenizer) -> None:
     assert all(np.allclose(odds, -1.5, atol=1e-4) for odds in masculine.values())
 
 
+def test_other_frames_and_nouns_can_be_chosen(words: Tokenizer) -> None:
+    jobs = [noun for noun in NOUNS if noun.group == "occupations"]
+    frames = {
+        "two": ["The {noun} knew {he}", "We met the {noun} and {his}"],
+        "one": ["A {noun}, {he}"],
+    }
+    measurement = AssociationMeasurement.of(text(words, 0), 64, frames, jobs)
+    measured = measurement(Believer(words, planted_odds), 7)
+    assert {name: odds.shape for name, odds in measured.items()} == {"two": (2, 40), "one": (1, 40)}
+    np.testing.assert_allclose(measured["one"][0], [planted_odds(n.name) for n in jobs], atol=1e-4)
+
+
 def test_a_preference_of_frames_is_no_association(words: Tokenizer) -> None:
     """It is the same for every noun of as many tokens."""
     measured = AssociationMeasurement.of(text(words, 0), 64)(

@@ -46,6 +46,24 @@ def test_winobias_items_are_complete_pairs() -> None:
 
 
 @pytest.mark.wheels
+def test_natural_frames_are_sentences_up_to_the_pronoun() -> None:
+    items = bias_items.winobias()
+    frames = bias_items.natural_frames(items)
+    assert len(frames) == len(set(frames)) == bias_items.N_NATURAL
+    assert len({tuple(frame.split()[:4]) for frame in frames}) == bias_items.N_NATURAL
+    for frame in frames:
+        assert frame.count("{noun}") == 1 and frame.endswith(" {he}")
+        assert not PRONOUNS.keys() & set(frame.lower().split())
+        before = frame.removesuffix("{he}")
+        assert any(
+            item.sentence_pro.startswith(before.replace("{noun}", item.occupation))
+            for item in items
+        )
+    with pytest.raises(DataError, match="24 natural frames are needed, but these items give 0"):
+        bias_items.natural_frames([])
+
+
+@pytest.mark.wheels
 def test_crows_pairs_and_stereoset() -> None:
     crows, stereo = bias_items.crows_pairs(), bias_items.stereoset_gender()
     assert (len(crows), len(stereo)) == (127, 255)

@@ -132,6 +132,18 @@ def test_context_comes_from_the_stream(
             assert got[column] == (part[position] if inside else 0)
 
 
+def test_single_places_are_those_of_whole_rows(tmp_path: Path) -> None:
+    data = corpus(tmp_path / "x", [5, 0, 9, 3, 12])
+    for policy in ("joint", "separate"):
+        order = RowOrder(data.sizes, 4, 3, 2, policy)
+        rows = np.arange(order.n_rows)
+        stream, valid = order.stream(rows)
+        assert valid.all()
+        assert (data.tokens[order.positions(stream)] == order.gather(data, rows)[0]).all()
+        row, column = np.divmod(np.arange(stream.size), stream.shape[1])
+        assert (order.places(row, column) == stream.reshape(-1)).all()
+
+
 def test_separate_epochs_do_not_mix(tmp_path: Path) -> None:
     data = corpus(tmp_path / "x", [5, 0, 9, 12, 3, 8])
     one = RowOrder(data.sizes, 4, 3)

@@ -125,6 +125,32 @@ def test_giant_document(make: Maker) -> None:
     assert list(documents(p, "tokens")) == [giant, "short"]
 
 
+def test_the_domain_of_every_token_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without duplicates as well: the copies of "b" are removed."""
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    for domain, texts in (("a", [text(1), text(2)]), ("b", [text(3)] * 3), ("c", [text(4)])):
+        (tmp_path / "text" / domain).mkdir(parents=True)
+        lines = "".join(json.dumps({"text": f"{domain} {one}"}) + "\n" for one in texts)
+        (tmp_path / "text" / domain / "x.jsonl").write_text(lines)
+    for dedup, n_b in (("none", 3), ("exact", 1)):
+        prepared = prepare(
+            DataConfig(
+                str(tmp_path / "text"), tokenizer="bpe-300", seq_len=8, heldout_fraction=0,
+                dedup=dedup,
+            )
+        )  # fmt: skip
+        runs = prepared.manifest["tokens"]["train"]["domains"]
+        assert runs == [["a", 2], ["b", n_b], ["c", 1]]
+        ends = np.cumsum(prepared.tokens.sizes)
+        for number, end in enumerate(ends):
+            first = prepared.tokenizer.decode(prepared.tokens.document(number).tolist())[0]
+            places = np.array([end - prepared.tokens.sizes[number], end - 1])
+            assert prepared.in_domains(places, [first]).all()
+            assert not prepared.in_domains(places, {"a", "b", "c"} - {first}).any()
+
+
 def test_second_call_reads_nothing(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make([text(i) for i in range(60)])
     first = prepare(config)

@@ -90,6 +90,21 @@ def test_a_fork_differs_only_inside_its_window(config: RunConfig, swap: str) -> 
     assert fork.final_sha256 != control.final_sha256
 
 
+def test_a_fork_that_would_change_nothing_is_refused_before_its_control_trains(
+    config: RunConfig,
+) -> None:
+    fork = config.fork("replace_text", 12, 17, domains=("absent",))
+    for call in (
+        lambda: train(fork),
+        lambda: runs.find_or_train_all({"fork": fork}, progress=False),
+    ):
+        with pytest.raises(DataError, match="unknown domain with training documents 'absent'"):
+            call()
+    assert not any(
+        path.exists() for path in (runs.results_dir() / "runs").glob("*control*/metrics.jsonl")
+    )
+
+
 def test_a_fork_starts_from_the_exact_state_of_its_control(config: RunConfig) -> None:
     """If the state at the branching step was deleted, the control is replayed up to it."""
     control = train(config)

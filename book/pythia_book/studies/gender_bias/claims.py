@@ -50,7 +50,7 @@ COST_MARGIN = 0.02
 """A rise of the held-out loss by less than this, in nats per token, is marginal. From 25k to 600k,
 the losses of neighbouring sizes differ by at least 0.023 (record of deduplication, levels.csv)."""
 PILOT_SD = {UNSEEN: 0.297, "trained": 0.061}
-"""Standard deviation over the pilot's three seeds of what 600k retains under the swap minus what 25k
+"""Standard deviation, over three pilot seeds, of what 600k retains under the swap minus what 25k
 retains, by kind of frame (LOG.md, 2026-11-29)."""
 CHANCE = 0.5
 """The score of a model without preference on WinoBias and CrowS-Pairs."""
