@@ -147,7 +147,8 @@ def test_tables_and_summary_of_the_study(results):
     absent = style.claims_table(results["absent"])._repr_html_()
     assert "no released numbers: set PYTHIA_PUBLISHED_DIR" in absent
     assert len(draw.retained_table(results["absent"]).frame) == len(ARMS)
-    assert len(draw.arms_table(results["absent"]).frame) == len(ARMS)
+    for table in (draw.arms_table, draw.contrasts_table, draw.scores_table):
+        assert len(table(results["absent"]).frame) == len(ARMS)
     assert len(draw.examples_table(results["absent"]).frame) == 7
     text = draw.summary(results["absent"]).data
     assert "310k model" in text and "not measured" not in text and "4 seeds" in text

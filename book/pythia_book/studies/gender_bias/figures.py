@@ -559,6 +559,36 @@ def retained_table(result: Result) -> Table:
     return Table(pd.DataFrame(rows), caption)
 
 
+def contrasts_table(result: Result) -> Table:
+    """Return a table of every arm's association minus three others: see its caption."""
+    import pandas as pd
+
+    found = Slopes(result.params, result.tables["associations"])
+    sizes, rows = result.params.size_list, []
+    columns = {
+        "minus control at the fork": lambda size, arm: found.of(
+            size, CONTROL, window=ARMS[arm].window
+        ),
+        "minus control at the end": lambda size, arm: found.of(size, CONTROL),
+        "minus absent": lambda size, arm: found.of(size, "absent_21"),
+    }
+    for arm in result.params.arms:
+        row = {"arm": ARMS[arm].label}
+        for title, base in columns.items():
+            if title == "minus absent" and (arm == "absent_21" or not _has(result, "absent_21")):
+                row[title] = style.DASH
+                continue
+            units = [found.of(size, arm) - base(size, arm) for size in sizes]
+            row[title] = _units_text(np.mean(units, axis=0))
+        rows.append(row)
+    caption = (
+        "Differences of associations (slopes): made-up nouns in unseen frames, means over sizes. "
+        "The first column is what was removed; the second adds what was not learned any more; the "
+        "third compares with a window that says nothing about the nouns."
+    )
+    return Table(pd.DataFrame(rows), caption)
+
+
 def scores_table(result: Result) -> Table:
     """Return a table of how much each arm changes every score, means over sizes."""
     import pandas as pd

@@ -25,7 +25,7 @@ from pythia_book.corpora import occupations
 from pythia_book.stats import mean_over
 from pythia_book.studies.gender_bias import coupling, released_numbers
 from pythia_book.studies.gender_bias.associations import Slopes, analyse_associations
-from pythia_book.studies.gender_bias.claims import claims, detectable
+from pythia_book.studies.gender_bias.claims import LONGER, claims, detectable
 from pythia_book.studies.gender_bias.estimates import units_of
 from pythia_book.studies.gender_bias.params import (
     CONTROL,
@@ -270,6 +270,8 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
     - `tokens_changed_ARM`, `share_changed_ARM`: in one run of the largest size.
     - `per_1000_ARM`: shift of the prior per 1,000 changed tokens, mean over sizes.
     - `detectable_unseen`, `detectable_trained`: see `claims.detectable`.
+    - `crossed_SIZE`, `crossed_difference`: what the swap leaves of the association at one common
+      learning rate, and largest minus smallest size; None if not trained.
     """
     sizes = {"smallest": params.size_list[0], "largest": params.size_list[-1]}
     numbers: dict[str, Any] = {
@@ -307,6 +309,16 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
         numbers[f"share_changed_{arm}"] = 100 * float(forks.share.mean())
     for tier in (UNSEEN, "trained"):
         numbers[f"detectable_{tier}"] = detectable(tier, params.seeds)
+    crossed = {
+        model.size: slopes.retained(name, LONGER)
+        for name, model in params.models.items()
+        if model.rate_of
+    }
+    ends = [crossed.get(size) for size in sizes.values()]
+    for role, units in zip(sizes, ends, strict=True):
+        numbers[f"crossed_{role}"] = shown(units)
+    known = all(units is not None for units in ends)
+    numbers["crossed_difference"] = shown(np.subtract(*ends[::-1])) if known else None
     return numbers
 
 
