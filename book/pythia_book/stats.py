@@ -159,19 +159,19 @@ def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
     return replace(e, low=middle - half, high=middle + half)
 
 
-def ratio_of_means(above: np.ndarray, below: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the ratio of two means over the same units, and the units' parts of its deviation.
+def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return values, one per unit, whose mean is the ratio of two means over these units.
 
-    The ratio plus the parts are values whose mean is the ratio and whose `mean_over` is its
-    interval, to first order. Parts of two ratios over the same units can be subtracted. Means over
-    units come first, because the ratio of one unit whose denominator is small would decide alone.
+    `mean_over` of the values gives the interval of the ratio (the delta method). Values of two
+    ratios over the same units can be subtracted. The ratio is one of means, because one unit with
+    a small denominator would dominate a mean of ratios.
 
     Args:
-        above: float[units]. below: float[units], whose mean is well above 0.
+        numerator: float[units]. denominator: float[units], whose mean is well above 0.
     """
-    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    ratio = float(above.mean() / below.mean())
-    return ratio, (above - ratio * below) / below.mean()
+    above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    ratio = above.mean() / below.mean()
+    return ratio + (above - ratio * below) / below.mean()
 
 
 def exact_share(k: int, n: int) -> Estimate:

@@ -221,8 +221,9 @@ def make_ledger(
       anew, and likewise "his" and "her", "himself" and "herself". Every word stays as frequent as
       it was, but its gender no longer depends on the text around it. A place that is read twice in
       the window is drawn once.
-    - "replace_text": documents become as many tokens of other domains, without PLANTED_DOMAINS,
-      from the last rows of the order. Ends of documents stay where they are.
+    - "replace_text": documents become as many tokens of other domains, without PLANTED_DOMAINS and
+      CONTROL_DOMAINS, from the last rows of the order. These lie after the window; a run that reads
+      all rows reads them again. Ends of documents stay where they are.
 
     Raises:
         DataError: there are too few rows, the stored rows are not in the order `data.order`, there
@@ -255,8 +256,8 @@ def make_ledger(
         where = f" in {', '.join(intervention.domains)}" if intervention.domains else ""
         raise DataError(
             f"the intervention {transform}{where} changes no token of the updates "
-            f"{intervention.start}..{intervention.stop - 1}; choose a longer window, or text that "
-            "has such words"
+            f"{intervention.start}..{intervention.stop - 1}; choose a longer window, other "
+            "domains, or text to which the transform applies"
         )
     return ledger
 
@@ -325,7 +326,7 @@ def _shuffle_genders(
     """
     found, counts = [], Counter[str]()
     for words in (GENDERED, {feminine: masculine for masculine, feminine in GENDERED.items()}):
-        swap = WordSwap.of_words(data.tokenizer, words, one_token=True)
+        swap = WordSwap.of_words(data.tokenizer, words, one_change=True)
         changes, of_swap = _find(data, swap, intervention, first, last, chunk)
         found.append(changes)
         counts += of_swap

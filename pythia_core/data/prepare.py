@@ -203,9 +203,7 @@ class PreparedData:
         names = [name for name, _ in runs]
         for domain in domains:
             if domain not in names:
-                raise DataError(
-                    one_of(domain, sorted(set(names)), "domain with training documents")
-                )
+                raise DataError(one_of(domain, sorted(set(names)), "domain"))
         ends = np.cumsum([n for _, n in runs])
         bounds = np.cumsum(self.tokens.sizes, dtype=np.int64)[ends - 1]
         chosen = np.array([name in domains for name in names])

@@ -102,12 +102,12 @@ class WordSwap:
 
     @classmethod
     def of_words(
-        cls, tokenizer: Tokenizer, words: dict[str, str], one_token: bool = False
+        cls, tokenizer: Tokenizer, words: dict[str, str], one_change: bool = False
     ) -> WordSwap:
         """Make the swap of the keys of `words`, in lower case, for their values.
 
         Args:
-            one_token: leave out spellings that differ from their replacements in several tokens.
+            one_change: leave out spellings that differ from their replacements in several tokens.
 
         Raises:
             DataError: the tokenizer is not a byte-level BPE.
@@ -131,7 +131,7 @@ class WordSwap:
                     starts = _is_word(first.decode())
                     form = _TokenForm(text, swapped, source_ids, target_ids, starts)
                     forms.setdefault(source_ids, form)
-        kept = [form for form in forms.values() if not one_token or form.n_changed == 1]
+        kept = [form for form in forms.values() if not one_change or form.n_changed == 1]
         return cls(kept, table)
 
     def find(

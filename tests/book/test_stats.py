@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pythia_book.stats import estimate, slope
+from pythia_book.stats import estimate, mean_over, ratio_of_means, slope
 
 from pythia_core.errors import ConfigError, DataError
 
@@ -88,3 +88,21 @@ def test_a_slope_is_that_of_scipy_with_a_t_interval():
     assert (ours.value, ours.low, ours.high) == pytest.approx(expected)
     assert ours.p_value() == pytest.approx(theirs.pvalue)
     assert slope([1, 2], [1, 2]) is None
+
+
+def test_a_ratio_of_means_covers_where_a_bootstrap_over_few_units_does_not():
+    rng, n, trials = np.random.default_rng(12), 6, 400
+    inside = {"ratio": 0, "bootstrap": 0}
+    for _ in range(trials):
+        below = np.clip(rng.normal(1, 0.3, n), 0.1, None)
+        above = 0.5 * below + rng.normal(0, 0.1, n)
+        values = ratio_of_means(above, below)
+        assert values.mean() == pytest.approx(above.mean() / below.mean())
+        e = mean_over(values)
+        inside["ratio"] += e.low <= 0.5 <= e.high
+        pick = rng.integers(n, size=(300, n))
+        drawn = above[pick].mean(1) / below[pick].mean(1)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        inside["bootstrap"] += low <= 0.5 <= high
+    assert 0.92 <= inside["ratio"] / trials <= 0.98
+    assert inside["bootstrap"] / trials < 0.9

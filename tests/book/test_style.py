@@ -151,7 +151,7 @@ def test_tables_and_summary_of_the_study(results):
         assert len(table(results["absent"]).frame) == len(ARMS)
     assert len(draw.examples_table(results["absent"]).frame) == 7
     text = draw.summary(results["absent"]).data
-    assert "310k model" in text and "not measured" not in text and "4 seeds" in text
+    assert "310k retains" in text and "not measured" not in text and "4 seeds" in text
 
 
 def test_a_saved_drawing_is_its_svg(tmp_path, results):

@@ -157,23 +157,18 @@ def fake_data(seq_len: int) -> FakeData:
 def fake_find_or_train(folder: Path):
     """Return a stand-in for `find_or_train_all` that makes fake runs at once.
 
-    Its attribute `made` is the list of all runs that it has made so far.
-
     Args:
         folder: the parent of the folders of the runs.
     """
     data = fake_data(64)
-    made: list[FakeRun] = []
 
     def find_or_train(configs: dict[Any, RunConfig], progress: bool = True) -> dict[Any, FakeRun]:
         """Make a fake run for each config, and return the runs by the same keys."""
         runs = {key: FakeRun(config, folder, data) for key, config in configs.items()}
         for run in runs.values():
             run.folder = folder / run.id
-            made.append(run)
         return runs
 
-    find_or_train.made = made
     return find_or_train
 
 
@@ -212,7 +207,7 @@ def fake_items() -> Items:
 
 RETAINED = {
     "swap_7": 0.5, "swap_21": 0.4, "mirror_7": 0.5, "mirror_21": 0.4, "shuffle_21": 0.1,
-    "only_21": 0.35, "complement_21": 1.0, "absent_21": 0.7, "sham_21": 1.0, "restored": 0.95,
+    "only_21": 0.35, "complement_21": 1.0, "absent_21": 0.7, "placebo_21": 1.0, "restored": 0.95,
 }  # fmt: skip
 """What each arm retains, by default."""
 SHIFTS = {
@@ -265,13 +260,12 @@ def measurements(
         for score, change in (scores or {}).get(arm, {}).items():
             values[score] += change
         arrays[name_of("scores", name, seed, arm)] = np.array([*values.values()], np.float32)
-    assert end in params.steps(CONTROL)
     facts = {
         "nouns": [
             {"noun": n.name, "group": n.group, "log_odds": float(x)}
             for n, x in zip(nouns, intended, strict=True)
         ],
-        "tiers": {"trained": 16, "unseen": 12, "natural": 24},
+        "frames": {"planted": 16, "unseen": 12, "natural": 24},
         "ledger": [
             {"model": name, "seed": seed, "arm": arm, "start": end - 40, "stop": end,
              "tokens_in_window": 1000, "tokens_changed": 10, "share": 0.01}

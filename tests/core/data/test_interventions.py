@@ -207,7 +207,7 @@ def test_a_transform_of_some_domains_leaves_the_others_alone(two_domains: Prepar
     parts = [set(zip(each.row, each.column, each.new, strict=True)) for each in (notes, letters)]
     assert parts[0] | parts[1] == set(zip(both.row, both.column, both.new, strict=True))
     assert Counter(notes.counts) + Counter(letters.counts) == Counter(both.counts)
-    with pytest.raises(DataError, match="unknown domain with training documents 'memos'"):
+    with pytest.raises(DataError, match="unknown domain 'memos'"):
         make_ledger(two_domains, replace(WINDOW, domains=("memos",)), BATCH)
 
 

@@ -98,7 +98,7 @@ def test_a_fork_that_would_change_nothing_is_refused_before_its_control_trains(
         lambda: train(fork),
         lambda: runs.find_or_train_all({"fork": fork}, progress=False),
     ):
-        with pytest.raises(DataError, match="unknown domain with training documents 'absent'"):
+        with pytest.raises(DataError, match="unknown domain 'absent'"):
             call()
     assert not any(
         path.exists() for path in (runs.results_dir() / "runs").glob("*control*/metrics.jsonl")

@@ -106,7 +106,16 @@ class TokenFileData:
         )
 
     def changes(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
-        """Return the pronoun swap that `window` describes. Nothing is stored in `folder`."""
+        """Return the pronoun swap that `window` describes. Nothing is stored in `folder`.
+
+        Raises:
+            ConfigError: the intervention is no swap, or is limited to some domains.
+        """
+        if window.domains:
+            raise ConfigError(
+                "token files do not say which domain a document belongs to, so a swap cannot be "
+                f"limited to {', '.join(window.domains)}"
+            )
         return RowSwap(self.tokenizer, window.transform, window.start, window.stop, batch_size)
 
     def with_heldout(self) -> PreparedData:

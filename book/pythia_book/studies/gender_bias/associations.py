@@ -1,21 +1,21 @@
-"""Analyse associations: slopes, what is retained of them, and two curves to compare that with.
+"""Analyse associations: slopes, what is retained of them, and what to compare that with.
 
 If a change of the training text moves the log odds of all nouns alike, the slope stays: 1 is
-retained. If every noun moves by itself, its log odds approach those of the changed text, and the
-further they have moved, the less room there is between nouns. The curve "independent" has this
-second case: every noun's probability of a feminine pronoun, P, becomes P + t (1 - P), or P (1 - t)
-for the mirror. So the curve is not a fit; it follows from the control alone.
+retained. Suppose instead that every noun's probability of a feminine pronoun, P, moves the same
+fraction t of the way to 1 (or, for the mirror, to 0). Then log odds are compressed, and the slope
+falls although no noun is singled out. This is the curve "compressed". It is not a fit; it follows
+from the control alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.corpora.occupations import GROUPS, INVENTED
-from pythia_book.stats import Estimate, mean_over, ratio_of_means, slope
+from pythia_book.stats import mean_over, ratio_of_means, slope
 from pythia_book.studies.gender_bias.params import ARMS, CONTROL, Params, fork_step
 from pythia_book.study import Measurements, name_of
 from pythia_book.tasks.associations import UNSEEN
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from pythia_book.study import Tables
 
-MIRRORED = ("mirror_7", "mirror_21")
+PLANTED_FRAMES = "planted"
 GRID = np.linspace(0, 0.999, 60)
-"""Values of t at which the curve "independent" is computed."""
+"""Values of t at which the curve "compressed" is computed."""
 FORK = "fork"
 """Stands for the control at the step where an arm forks."""
 
@@ -36,14 +36,14 @@ FORK = "fork"
 def analyse_associations(params: Params, measured: Measurements) -> Tables:
     """Compute the tables of associations.
 
-    - `associations`: one row per `model`, `seed`, `arm`, `step`, `tier` (of frames) and `group` (of
-      nouns): `slope`, its interval over nouns (`low`, `high`), and `prior`.
-    - `retained`: one row per `model`, `arm`, `tier`, `group`: the retained association with its
+    - `associations`: one row per `model`, `seed`, `arm`, `step`, `frames` and `group` (of nouns):
+      `slope`, its interval over nouns (`low`, `high`), and `prior`.
+    - `retained`: one row per `model`, `arm`, `frames`, `group`: the retained association with its
       interval over seeds; empty where the control's association does not exclude 0; likewise the
       shift of the prior (`shift`, `shift_low`, `shift_high`), arm minus control; and `seeds`.
     - `contrasts`: for every arm, differences of slopes (`value`, `low`, `high`) to the control
       where it forks (`against` "fork"), to the control's end and to the arm `absent_21`.
-    - `curves`: the curve "independent" (`shift`, `retained`) by size, `tier` and `direction`.
+    - `curves`: the curve "compressed" (`shift`, `retained`) by size, `frames` and `direction`.
     - `nouns`: by size, `arm` and `noun`, in unseen frames at the end: `read` (log odds in the rows
       that the control read) and `value` (log odds of the model), means over seeds.
     """
@@ -81,96 +81,114 @@ def associations_table(params: Params, measured: Measurements) -> pd.DataFrame:
         read = log_odds_read(params, measured, name, seed)
         for step in params.steps(arm):
             odds = measured.arrays[name_of("log_odds", name, seed, arm, step)]
-            for tier, y in zip(measured.facts["tiers"], odds.astype(np.float64), strict=True):
+            for frames, y in zip(measured.facts["frames"], odds.astype(np.float64), strict=True):
                 for group in filter(set(groups).__contains__, GROUPS):
                     chosen = groups == group
                     fit = slope(read[chosen], y[chosen])
                     assert fit is not None
                     keys = {"model": name, "seed": seed, "arm": arm, "step": step}
-                    keys |= {"tier": tier, "group": group}
+                    keys |= {"frames": frames, "group": group}
                     ends = {"low": fit.low, "high": fit.high, "prior": y[chosen].mean()}
                     rows.append(keys | {"slope": fit.value} | ends)
     return pd.DataFrame(rows)
 
 
 class Slopes:
-    """Looks up slopes and priors in the table `associations`, as float64[seeds].
-
-    Args:
-        associations: the table.
-    """
+    """Looks up slopes and priors in the table `associations`, as float64[seeds]."""
 
     def __init__(self, params: Params, associations: pd.DataFrame) -> None:
         self.params = params
-        keys = ["model", "arm", "step", "tier", "group"]
+        keys = ["model", "arm", "step", "frames", "group"]
         self._cells = {
             key: rows.sort_values("seed")
             for key, rows in associations.groupby(keys, sort=False, observed=True)
         }
-        self.tiers = tuple(dict.fromkeys(associations.tier))
+        self.frames = tuple(dict.fromkeys(associations.frames))
         self.groups = tuple(dict.fromkeys(associations.group))
         self.primary = self.groups[0]
         """The made-up nouns or, for models that never read them, the occupations."""
 
     def rows(
-        self, name: str, arm: str, tier: str = UNSEEN, group: str = "", window: int = 0
+        self, name: str, arm: str, frames: str = UNSEEN, group: str = "", window: int = 0
     ) -> pd.DataFrame:
         """Return the rows of a model and arm, one per seed.
 
         Args:
             group: default: `primary`.
-            window: for a control, the fork (a key of params.WINDOWS); 0: the end of training.
+            window: the step at which this last part of training begins (a key of params.WINDOWS);
+                0: the end.
         """
         scale = self.params.scale
         step = fork_step(scale, window) if window else scale_named(scale).steps
-        return self._cells[name, arm, step, tier, group or self.primary]
+        return self._cells[name, arm, step, frames, group or self.primary]
 
-    def of(self, name: str, arm: str, tier: str = UNSEEN, group: str = "", window: int = 0):
+    def of(
+        self, name: str, arm: str, frames: str = UNSEEN, group: str = "", window: int = 0
+    ) -> np.ndarray:
         """Return the slopes of a model and arm, float64[seeds]; see `rows`."""
-        return self.rows(name, arm, tier, group, window).slope.to_numpy()
+        return self.rows(name, arm, frames, group, window).slope.to_numpy()
 
-    def shift(self, name: str, arm: str, tier: str = UNSEEN, group: str = "") -> np.ndarray:
+    def shift(self, name: str, arm: str, frames: str = UNSEEN, group: str = "") -> np.ndarray:
         """Return the prior of an arm minus that of its control, float64[seeds]."""
-        arms = (self.rows(name, a, tier, group).prior.to_numpy() for a in (arm, CONTROL))
+        arms = (self.rows(name, a, frames, group).prior.to_numpy() for a in (arm, CONTROL))
         return np.subtract(*arms)
 
-    def learned(self, name: str, tier: str = UNSEEN, group: str = "") -> bool:
+    def difference(
+        self, name: str, arm: str, other: str, frames: str = UNSEEN, group: str = ""
+    ) -> np.ndarray:
+        """Return the slopes of an arm minus those of another arm, or of its control at FORK."""
+        at_fork = other == FORK
+        base = CONTROL if at_fork else other
+        window = ARMS[arm].window if at_fork else 0
+        return self.of(name, arm, frames, group) - self.of(name, base, frames, group, window)
+
+    def learned(self, name: str, frames: str = UNSEEN, group: str = "") -> bool:
         """Return whether the association of a control excludes 0.
 
         The interval is over seeds or, for a single seed, over nouns.
         """
-        rows = self.rows(name, CONTROL, tier, group)
+        rows = self.rows(name, CONTROL, frames, group)
         if len(rows) == 1:
             return bool(rows.low.iloc[0] > 0)
         return mean_over(rows.slope.to_numpy()).low > 0
 
     def retained(
-        self, name: str, arm: str, tier: str = UNSEEN, group: str = ""
+        self, name: str, arm: str, frames: str = UNSEEN, group: str = "", window: int = 0
     ) -> np.ndarray | None:
-        """Return values whose mean is the retained association, float64[seeds]; see `learned`.
+        """Return values whose mean is the retained association, float64[seeds].
 
         See `stats.ratio_of_means`. None if the control's association does not exclude 0.
+
+        Args:
+            window: the step of the arm, as in `rows`; the control is always taken at its end.
         """
-        if not self.learned(name, tier, group):
+        if not self.learned(name, frames, group):
             return None
-        ratio, parts = ratio_of_means(
-            self.of(name, arm, tier, group), self.of(name, CONTROL, tier, group)
+        return ratio_of_means(
+            self.of(name, arm, frames, group, window), self.of(name, CONTROL, frames, group)
         )
-        return ratio + parts
+
+
+def seed_mean(units: Any) -> Any:
+    """Return the mean over seeds with its interval, or alone if there is one seed; None if None."""
+    if units is None:
+        return None
+    e = mean_over(np.asarray(units))
+    return e.interval() if e.n_items > 1 else e.value
 
 
 def _retained_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]]:
     for name, model in params.models.items():
         for arm in model.arms:
-            for tier in slopes.tiers:
+            for frames in slopes.frames:
                 for group in slopes.groups:
-                    units = slopes.retained(name, arm, tier, group)
+                    units = slopes.retained(name, arm, frames, group)
                     e = None if units is None else mean_over(units)
-                    shift = mean_over(slopes.shift(name, arm, tier, group))
+                    shift = mean_over(slopes.shift(name, arm, frames, group))
                     yield {
                         "model": name,
                         "arm": arm,
-                        "tier": tier,
+                        "frames": frames,
                         "group": group,
                         "value": e and e.value,
                         "low": e and e.low,
@@ -185,39 +203,29 @@ def _retained_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]
 def _contrast_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]]:
     for name, model in params.models.items():
         for arm in model.arms:
-            others = [FORK, CONTROL, *(a for a in ("absent_21",) if a in model.arms and a != arm)]
-            for tier in slopes.tiers:
+            others = [FORK, CONTROL]
+            if "absent_21" in model.arms and arm != "absent_21":
+                others.append("absent_21")
+            for frames in slopes.frames:
                 for group in slopes.groups:
                     for other in others:
-                        e = contrast(slopes, name, arm, other, tier, group)
-                        keys = {"model": name, "arm": arm, "tier": tier, "group": group}
+                        e = mean_over(slopes.difference(name, arm, other, frames, group))
+                        keys = {"model": name, "arm": arm, "frames": frames, "group": group}
                         yield {**keys, "against": other, **e.interval()}
 
 
-def contrast(
-    slopes: Slopes, name: str, arm: str, other: str, tier: str = UNSEEN, group: str = ""
-) -> Estimate:
-    """Estimate the association of an arm minus that of another arm, or of its control at FORK."""
-    base = (
-        slopes.of(name, CONTROL, tier, group, ARMS[arm].window)
-        if other == FORK
-        else slopes.of(name, other, tier, group)
-    )
-    return mean_over(slopes.of(name, arm, tier, group) - base)
+# --- the curve "compressed" ------------------------------------------------------------------
 
 
-# --- the curve "independent" -----------------------------------------------------------------
-
-
-def independent(
+def compressed(
     odds: np.ndarray, read: np.ndarray, t: float, mirrored: bool = False
 ) -> tuple[float, float]:
-    """Return the shift of the prior and the slope if every noun moves by itself.
+    """Return the shift of the prior and the slope of compressed log odds.
 
     Args:
         odds: float64[nouns], log odds of the control.
         read: float64[nouns], the regressor of the slope.
-        t: how far the nouns move, from 0 (not at all) to 1.
+        t: the fraction of the way that every probability moves, from 0 to 1.
     """
     sign = -1 if mirrored else 1
     p = 1 / (1 + np.exp(-sign * odds))
@@ -227,63 +235,68 @@ def independent(
     return float((new - odds).mean()), float(centred @ new / (centred @ centred))
 
 
-def independent_slope(odds: np.ndarray, read: np.ndarray, shift: float) -> float:
-    """Return the slope at which nouns that move by themselves have shifted the prior by `shift`."""
+def compressed_slope(odds: np.ndarray, read: np.ndarray, shift: float) -> float:
+    """Return the slope of log odds that are compressed so far that the prior shifts by `shift`."""
     from scipy.optimize import brentq
 
     mirrored = shift < 0
     limit = 1 - 1e-12
-    if abs(independent(odds, read, limit, mirrored)[0]) < abs(shift):
-        return independent(odds, read, limit, mirrored)[1]
-    t = brentq(lambda t: independent(odds, read, t, mirrored)[0] - shift, 0, limit)
-    return independent(odds, read, t, mirrored)[1]
+    if abs(compressed(odds, read, limit, mirrored)[0]) < abs(shift):
+        return compressed(odds, read, limit, mirrored)[1]
+    t = brentq(lambda t: compressed(odds, read, t, mirrored)[0] - shift, 0, limit)
+    return compressed(odds, read, t, mirrored)[1]
 
 
-def _by_group(
-    params: Params, measured: Measurements, name: str, seed: int, arm: str, tier: str
+def _primary_odds(
+    params: Params, measured: Measurements, name: str, seed: int, frames: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the log odds of the primary nouns at the end, and what was read about them."""
+    """Return the control's log odds of the primary nouns at the end, and those that it read."""
     groups = np.array([noun["group"] for noun in measured.facts["nouns"]])
     primary = INVENTED if INVENTED in groups else groups[0]
-    odds = measured.arrays[name_of("log_odds", name, seed, arm, scale_named(params.scale).steps)]
-    at = list(measured.facts["tiers"]).index(tier)
+    end = scale_named(params.scale).steps
+    odds = measured.arrays[name_of("log_odds", name, seed, CONTROL, end)]
+    at = list(measured.facts["frames"]).index(frames)
     chosen = groups == primary
     read = log_odds_read(params, measured, name, seed)
     return odds[at].astype(np.float64)[chosen], read[chosen]
 
 
-def excess_over_independent(
-    params: Params, measured: Measurements, slopes: Slopes, name: str, arm: str, tier: str = UNSEEN
+def excess_over_compressed(
+    params: Params,
+    measured: Measurements,
+    slopes: Slopes,
+    name: str,
+    arm: str,
+    frames: str = UNSEEN,
 ) -> np.ndarray:
-    """Return, as a fraction of the control's association, what an arm retains beyond "independent".
+    """Return, as a fraction of the control's association, what an arm retains beyond "compressed".
 
     float64[seeds]: values as those of `Slopes.retained`. The curve is taken at the shift of each
     seed.
     """
     expected = []
-    for seed, shift in enumerate(slopes.shift(name, arm, tier)):
-        odds, read = _by_group(params, measured, name, seed, CONTROL, tier)
-        expected.append(independent_slope(odds, read, float(shift)))
-    above = slopes.of(name, arm, tier) - np.array(expected)
-    ratio, parts = ratio_of_means(above, slopes.of(name, CONTROL, tier))
-    return ratio + parts
+    for seed, shift in enumerate(slopes.shift(name, arm, frames)):
+        odds, read = _primary_odds(params, measured, name, seed, frames)
+        expected.append(compressed_slope(odds, read, float(shift)))
+    above = slopes.of(name, arm, frames) - np.array(expected)
+    return ratio_of_means(above, slopes.of(name, CONTROL, frames))
 
 
 def _curve_rows(params: Params, measured: Measurements) -> Iterator[dict[str, object]]:
     for size in params.size_list:
-        for tier in measured.facts["tiers"]:
+        for frames in measured.facts["frames"]:
             for mirrored in (False, True):
                 for t in GRID:
                     shifts, after, before = [], [], []
                     for seed in range(params.models[size].seeds):
-                        odds, read = _by_group(params, measured, size, seed, CONTROL, tier)
-                        shift, new = independent(odds, read, t, mirrored)
+                        odds, read = _primary_odds(params, measured, size, seed, frames)
+                        shift, new = compressed(odds, read, t, mirrored)
                         shifts.append(shift)
                         after.append(new)
-                        before.append(independent(odds, read, 0.0)[1])
+                        before.append(compressed(odds, read, 0.0)[1])
                     yield {
                         "size": size,
-                        "tier": tier,
+                        "frames": frames,
                         "direction": "mirror" if mirrored else "swap",
                         "shift": np.mean(shifts),
                         "retained": np.mean(after) / np.mean(before),
@@ -291,7 +304,7 @@ def _curve_rows(params: Params, measured: Measurements) -> Iterator[dict[str, ob
 
 
 def _noun_rows(params: Params, measured: Measurements) -> Iterator[dict[str, object]]:
-    end, at = scale_named(params.scale).steps, list(measured.facts["tiers"]).index(UNSEEN)
+    end, at = scale_named(params.scale).steps, list(measured.facts["frames"]).index(UNSEEN)
     for size in params.size_list:
         seeds = range(params.models[size].seeds)
         read = np.mean([log_odds_read(params, measured, size, seed) for seed in seeds], axis=0)

@@ -6,8 +6,9 @@ arms or sizes share them; with a single seed there is no interval and no verdict
 released numbers are over models.
 
 The paper's claims about WinoBias are tested on associations of the same forty occupations, because
-our controls are at chance on WinoBias itself (the premises say so). On the scores of our models,
-only the effect of the complement is tested: it shows which scores move by the prior alone.
+our controls are not shown to be above chance on WinoBias itself (see the premises). Of the scores
+of our models, only the response to `complement_21` is tested: it shows which scores move by the
+prior alone.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ import numpy as np
 from pythia_book.records import number_text, value_text
 from pythia_book.stats import Estimate, difference, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
-from pythia_book.studies.gender_bias.associations import excess_over_independent
+from pythia_book.studies.gender_bias.associations import PLANTED_FRAMES, excess_over_compressed
 from pythia_book.studies.gender_bias.coupling import (
     PLACEBO_WINDOW,
     TESTED_WINDOW,
     UNCOUPLED,
     unit_z,
 )
-from pythia_book.studies.gender_bias.params import CONTROL
+from pythia_book.studies.gender_bias.params import CONTROL, LONGER
 from pythia_book.studies.gender_bias.released_numbers import NO_NUMBERS
 from pythia_book.tasks.associations import UNSEEN
 from pythia_book.verdicts import Claim, Test, falls, rises, smallest_seen, untestable, within
@@ -46,20 +47,24 @@ MARGIN = 0.15
 in the pilot when the planted sentences were absent."""
 FLAT_MARGIN = 0.03
 """A slope counts as zero within this, a tenth of what the controls of the pilot learned."""
+SHIFT_MARGIN = 0.4
+"""A prior counts as unchanged within this, in logits. It is a tenth of what the swap shifted the
+prior by in the pilot."""
 COST_MARGIN = 0.02
 """A rise of the held-out loss by less than this, in nats per token, is marginal. From 25k to 600k,
 the losses of neighbouring sizes differ by at least 0.023 (record of deduplication, levels.csv)."""
-PILOT_SD = {UNSEEN: 0.297, "trained": 0.061}
+PILOT_SD = {UNSEEN: 0.297, PLANTED_FRAMES: 0.061}
 """Standard deviation, over three pilot seeds, of what 600k retains under the swap minus what 25k
 retains, by kind of frame (LOG.md, 2026-11-29)."""
 CHANCE = 0.5
 """The score of a model without preference on WinoBias and CrowS-Pairs."""
-LONGER, SHORTER = "swap_21", "swap_7"
+SHORTER = "swap_7"
 
 STATED = "this book, stated beforehand"
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 """Cited as the source of premises about released numbers; no paper states these premises."""
 SETUP = "assumed in section 3.1"
+ASSUMED = "assumed by the hypotheses"
 ONE_SEED = "one seed: training again with another one was not measured"
 ONE_SIZE = "a single size was trained"
 NOT_LEARNED = "the controls are not shown to have the association"
@@ -76,8 +81,8 @@ SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; w
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 FISHER = "(Fisher's z)"
 """The unit of differences in coupling."""
-RETAINED = "of the association"
-"""The unit of retained associations."""
+RETAINED, SLOPE = "of the association", "slope"
+"""The units of retained associations and of associations."""
 
 QUOTES = {
     "winobias": "a decrease in stereotypical accuracy for each intervention and across model scale",
@@ -142,14 +147,15 @@ def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
             quote=QUOTES["turned"],
         ),
         Claim(
-            "The larger models have less of the association (a hypothesis of the paper).",
+            "The largest model has less of the association than the smallest (a hypothesis of the "
+            "paper, on larger models).",
             "section 3.1",
             ours.across(CONTROL, falls),
             quote=QUOTES["winobias_by_size"],
         ),
         Claim(
-            "The swap in the last 21 % of training lowers the association most in the larger "
-            "models (a hypothesis of the paper).",
+            "The swap in the last 21 % of training lowers the association more in the largest "
+            "model than in the smallest (a hypothesis of the paper, on larger models).",
             "section 3.1",
             ours.across(LONGER, falls),
             quote=QUOTES["winobias_contrast"],
@@ -218,82 +224,115 @@ class _Ours:
         }
 
     def hypotheses(self) -> list[Claim]:
-        """Return the hypotheses about what survives, and about what the published scores see."""
-        one = partial(within, margin=MARGIN)
-        texts = {
-            "The largest size retains more of the association under the swap than the smallest.": (
-                self._test(self._between_sizes(), rises, "", self._largest_minus_smallest())
+        """Return the hypotheses about what survives, and about what benchmark scores respond to."""
+        unchanged = partial(within, margin=MARGIN)
+        over, minus_one = self._over_sizes(), "retained, minus 1"
+        tests = [
+            (
+                "Under the swap in the last 21 % of training, the largest size retains more of "
+                "the association than the smallest.",
+                self._test(
+                    self._between_sizes(),
+                    rises,
+                    self._largest_minus_smallest(),
+                    note=self._shifts(),
+                ),
             ),
-            "It does so in planted frames as well.": self._test(
-                self._between_sizes("trained"), rises, "", self._largest_minus_smallest()
+            (
+                "In planted frames, too, the largest size retains more of the association under "
+                "the swap than the smallest.",
+                self._test(
+                    self._between_sizes(PLANTED_FRAMES), rises, self._largest_minus_smallest()
+                ),
             ),
-            "The swap leaves more of the association than if every noun moved by itself.": (
-                self._test(self._excess(), rises, "", "21 %, beyond the curve")
+            (
+                "The swap leaves more of the association than if every noun's probability of a "
+                "feminine pronoun moved the same fraction of the way to 1.",
+                self._test(self._excess(), rises, f"{over}; beyond the curve at a seed's shift"),
             ),
-            "The shuffle, which keeps the prior, removes more of the association than the swap.": (
-                self._difference("shuffle_21", LONGER, falls)
+            (
+                "The shuffle, which keeps the prior, leaves less of the association than the swap.",
+                self._difference("shuffle_21", LONGER, falls),
             ),
-            "Swapping the planted sentences alone leaves less of the association than removing "
-            "them.": self._difference("only_21", "absent_21", falls),
-            "Swapping everything but the planted sentences leaves the association as it is.": (
-                self._test(self._minus_one("complement_21"), one, "", "retained, minus 1")
+            (
+                "Swapping the planted sentences alone leaves less of the association than "
+                "replacing them by prose.",
+                self._difference("only_21", "absent_21", falls),
             ),
-            "Changing about as many prepositions leaves the association as it is.": (
-                self._test(self._minus_one("sham_21"), one, "", "retained, minus 1")
+            (
+                "Swapping everything but the planted sentences leaves the association unchanged, "
+                f"within {100 * MARGIN:g} % of the control's.",
+                self._test(self._minus_one("complement_21"), unchanged, f"{over}; {minus_one}"),
             ),
-            "When the original text comes back, so does the association: more is retained than "
-            "under the swap.": self._difference("restored", LONGER, rises),
-        }
-        rows = [Claim(text, STATED, test, kind="hypothesis") for text, test in texts.items()]
-        halves = {"feminine": rises, "masculine": falls}
-        for half, direction in halves.items():
-            word = "raises" if direction is rises else "lowers"
-            text = (
-                f"Swapping everything but the planted sentences {word} WinoBias accuracy on "
-                f"{half} stereotypes."
-            )
-            rows.append(
-                Claim(text, STATED, self._score(f"winobias_{half}", direction), kind="hypothesis")
-            )
-        text = "Swapping everything but the planted sentences lowers the CrowS-Pairs gender score."
-        return [*rows, Claim(text, STATED, self._score("crows", falls), kind="hypothesis")]
+            (
+                "Swapping about as many prepositions (a placebo) leaves the association unchanged, "
+                f"within {100 * MARGIN:g} % of the control's.",
+                self._test(self._minus_one("placebo_21"), unchanged, f"{over}; {minus_one}"),
+            ),
+            (
+                "After the original text returns for the last 7 % of training, more of the "
+                "association is retained than when the swap runs to the end.",
+                self._difference("restored", LONGER, rises),
+            ),
+            (
+                "Swapping everything but the planted sentences raises WinoBias accuracy on "
+                "feminine stereotypes.",
+                self._score("winobias_feminine", rises),
+            ),
+            (
+                "Swapping everything but the planted sentences lowers WinoBias accuracy on "
+                "masculine stereotypes.",
+                self._score("winobias_masculine", falls),
+            ),
+            (
+                "Swapping everything but the planted sentences lowers the CrowS-Pairs score for "
+                "gender.",
+                self._score("crows", falls),
+            ),
+        ]
+        return [Claim(text, STATED, test, kind="hypothesis") for text, test in tests]
 
     def _largest_minus_smallest(self) -> str:
         return f"{self.sizes[-1]} minus {self.sizes[0]}"
+
+    def _shifts(self) -> str:
+        """Say how far the swap has shifted the prior of the smallest and of the largest size."""
+        ends = dict.fromkeys((self.sizes[0], self.sizes[-1]))
+        shifts = (f"{s} {number_text(self.slopes.shift(s, LONGER).mean(), 2)}" for s in ends)
+        return f"shift of the prior: {', '.join(shifts)} logits"
 
     def _test(
         self,
         effect: np.ndarray | str,
         make: Callable[..., Test],
-        unit: str,
         of: str,
+        unit: str = RETAINED,
         note: str = "",
     ) -> Test:
         """Test the mean of `effect`, float64[seeds]; a text says why there is no effect.
 
         Args:
-            unit: default: RETAINED.
             of: what the effect of a seed is.
         """
         if isinstance(effect, str):
             return untestable(effect)
         units = f"{len(effect)} seeds; {of}" if len(effect) > 1 else f"one seed; {of}"
-        e, unit = mean_over(effect), unit or RETAINED
+        e = mean_over(effect)
         if len(effect) == 1:
             return untestable(ONE_SEED, e, unit, units, note)
         return make(e, unit, units, note=note)
 
-    def _retained(self, arm: str, tier: str = UNSEEN) -> np.ndarray | str:
+    def _retained(self, arm: str, frames: str = UNSEEN) -> np.ndarray | str:
         """Return what an arm retains, float64[seeds, sizes], or why that cannot be said."""
         if arm not in self.params.arms:
             return NOT_TRAINED
-        columns = [self.slopes.retained(size, arm, tier) for size in self.sizes]
+        columns = [self.slopes.retained(size, arm, frames) for size in self.sizes]
         if any(column is None for column in columns):
             return NOT_LEARNED
         return np.stack(columns, axis=1)  # type: ignore[arg-type]
 
-    def _between_sizes(self, tier: str = UNSEEN) -> np.ndarray | str:
-        retained = self._retained(LONGER, tier)
+    def _between_sizes(self, frames: str = UNSEEN) -> np.ndarray | str:
+        retained = self._retained(LONGER, frames)
         if isinstance(retained, str):
             return retained
         return ONE_SIZE if len(self.sizes) == 1 else retained[:, -1] - retained[:, 0]
@@ -311,7 +350,7 @@ class _Ours:
             f"{size} {number_text(a, 2)} and {number_text(b, 2)}"
             for size, a, b in zip(self.sizes, first.mean(0), second.mean(0), strict=True)
         )
-        return self._test((first - second).mean(1), make, "", self._over_sizes(), note)
+        return self._test((first - second).mean(1), make, self._over_sizes(), note=note)
 
     def _over_sizes(self) -> str:
         return f"mean of {len(self.sizes)} sizes" if len(self.sizes) > 1 else self.sizes[0]
@@ -321,7 +360,7 @@ class _Ours:
         if isinstance(retained, str):
             return retained
         columns = [
-            excess_over_independent(self.params, self.measured, self.slopes, size, LONGER)
+            excess_over_compressed(self.params, self.measured, self.slopes, size, LONGER)
             for size in self.sizes
         ]
         return np.stack(columns, axis=1).mean(axis=1)
@@ -335,7 +374,7 @@ class _Ours:
         if "complement_21" not in self.params.arms:
             return untestable(NOT_TRAINED)
         change = self.score("complement_21", score) - self.score(CONTROL, score)
-        return self._test(100 * change.mean(1), make, "points", self._over_sizes())
+        return self._test(100 * change.mean(1), make, self._over_sizes(), "points")
 
     # --- the paper's claims ---
 
@@ -358,13 +397,13 @@ class _Ours:
             for size, a, b in zip(self.sizes, before.mean(0), after.mean(0), strict=True)
         )
         effect = self._missing() or (after - before).mean(1)
-        return self._test(effect, make, SLOPE, self._over_sizes(), f"{ASSOCIATION}; {note}")
+        return self._test(effect, make, self._over_sizes(), SLOPE, f"{ASSOCIATION}; {note}")
 
     def turned(self) -> Test:
         """Test that the association of the largest size is below 0 after the longer swap."""
         effect = self._missing() or self._occupations(LONGER)[:, -1]
         of = f"{self.sizes[-1]}, swap in the last 21 %"
-        return self._test(effect, falls, SLOPE, of, f"{ASSOCIATION}; below 0 is anti-stereotypical")
+        return self._test(effect, falls, of, SLOPE, f"{ASSOCIATION}; below 0 is anti-stereotypical")
 
     def across(self, arm: str, make: Callable[..., Test]) -> Test:
         """Test the association (for a swap, its change) of the largest minus the smallest size."""
@@ -373,13 +412,13 @@ class _Ours:
             values = values - self._occupations(CONTROL)
         single = ONE_SIZE if len(self.sizes) == 1 else ""
         effect = single or self._missing() or values[:, -1] - values[:, 0]
-        return self._test(effect, make, SLOPE, self._largest_minus_smallest(), ASSOCIATION)
+        return self._test(effect, make, self._largest_minus_smallest(), SLOPE, ASSOCIATION)
 
     def cost(self, arm: str) -> Test:
         """Test that a swap raises the held-out loss by less than COST_MARGIN."""
         change = (self.score(arm, "loss") - self.score(CONTROL, "loss")).mean(1)
         below = partial(falls, bound=COST_MARGIN)
-        return self._test(change, below, "nats per token", self._over_sizes(), "held-out loss")
+        return self._test(change, below, self._over_sizes(), "nats per token", "held-out loss")
 
     # --- premises ---
 
@@ -387,37 +426,38 @@ class _Ours:
         """Return what the tests assume about our runs."""
         rows = []
         for size in self.sizes:
-            slopes = self.slopes.of(size, CONTROL)
-            rows.append(
-                Claim(
-                    f"The controls of {size} have the association.",
-                    SETUP,
-                    self._test(slopes, rises, SLOPE, "made-up nouns, unseen frames"),
-                    kind="premise",
-                )
+            test = self._test(
+                self.slopes.of(size, CONTROL), rises, "made-up nouns, unseen frames", SLOPE
             )
+            text = f"The controls of {size} have the association."
+            rows.append(Claim(text, ASSUMED, test, kind="premise"))
+        same = partial(within, margin=SHIFT_MARGIN)
         shifts = {
-            arm: np.stack([self.slopes.shift(size, arm) for size in self.sizes], 1).mean(1)
-            for arm in self.params.arms
-        }
-        texts = {
             "The swap in the last 7 % of training raises the prior of feminine pronouns.": (
-                (SHORTER, rises)
+                SETUP, SHORTER, rises,
             ),
-            "The mirror lowers the prior of feminine pronouns.": ("mirror_21", falls),
+            "The swap in the last 21 % of training raises the prior of feminine pronouns.": (
+                SETUP, LONGER, rises,
+            ),
+            "The mirror in the last 21 % of training lowers the prior of feminine pronouns.": (
+                ASSUMED, "mirror_21", falls,
+            ),
             "Swapping all but the planted sentences raises the prior of feminine pronouns.": (
-                ("complement_21", rises)
+                ASSUMED, "complement_21", rises,
             ),
-        }
-        for text, (arm, make) in texts.items():
-            effect = shifts.get(arm, NOT_TRAINED)
-            test = self._test(effect, make, "logits", self._over_sizes())
-            rows.append(Claim(text, SETUP, test, kind="premise"))
+            "The shuffle leaves the prior of feminine pronouns unchanged, within "
+            f"{SHIFT_MARGIN:g} logits.": (ASSUMED, "shuffle_21", same),
+        }  # fmt: skip
+        for text, (source, arm, make) in shifts.items():
+            effect: np.ndarray | str = NOT_TRAINED
+            if arm in self.params.arms:
+                effect = np.stack([self.slopes.shift(size, arm) for size in self.sizes], 1).mean(1)
+            test = self._test(effect, make, self._over_sizes(), "logits")
+            rows.append(Claim(text, source, test, kind="premise"))
         for score, name in (("winobias", "WinoBias"), ("crows", "CrowS-Pairs (gender)")):
             above = partial(rises, bound=100 * CHANCE)
-            test = self._test(
-                100 * self.score(CONTROL, score).mean(1), above, "%", self._over_sizes()
-            )
+            values = 100 * self.score(CONTROL, score).mean(1)
+            test = self._test(values, above, self._over_sizes(), "%")
             text = f"The controls prefer the stereotypical side of {name}."
             rows.append(Claim(text, SETUP, test, kind="premise"))
         return [*rows, *self._flat()]
@@ -432,18 +472,15 @@ class _Ours:
                 test = self._test(
                     worst,
                     partial(within, margin=FLAT_MARGIN),
-                    SLOPE,
                     f"the arm furthest from 0 of {len(slopes)}",
+                    SLOPE,
                 )
                 text = "Models whose text has no association have none in any arm."
                 rows.append(Claim(text, "guards against bias of the slopes", test, kind="check"))
         return rows
 
 
-SLOPE = "slope"
-
-
-def detectable(tier: str, seeds: int) -> float | None:
+def detectable(frames: str, seeds: int) -> float | None:
     """Return the difference between two sizes that would be found with 80 % power; None if none.
 
     The difference is in what is retained, and tested alone, not after Holm's correction.
@@ -451,7 +488,7 @@ def detectable(tier: str, seeds: int) -> float | None:
     if seeds < 2:
         return None
     unit = np.arange(seeds) - (seeds - 1) / 2
-    return smallest_seen(mean_over(unit / unit.std(ddof=1) * PILOT_SD[tier]))
+    return smallest_seen(mean_over(unit / unit.std(ddof=1) * PILOT_SD[frames]))
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
@@ -635,7 +672,6 @@ class _Released:
         return untestable(reason, numbers.mean_of_models(frame), "points", units)
 
 
-ACROSS = "largest minus smallest size"
 PER_TENFOLD = "points per tenfold nominal size"
 AFTER_TRAINING = {"deduplicated": "crows_sizes", "standard": "crows_standard"}
 """Maps each half of the suite to its table of CrowS-Pairs scores after training."""

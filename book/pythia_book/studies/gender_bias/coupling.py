@@ -2,8 +2,8 @@
 
 A fork reads the batches of its control, so it may repeat the control's chance moves in a score:
 fork and control are *coupled*. We compare the released swapped models with our own forks, which
-have swapped pronouns or, as a placebo, swapped prepositions (the arm "sham"). A fork without any
-change would be bit-identical to its control, with correlation 1.
+have swapped pronouns or, as a placebo, swapped prepositions. A fork without any change would be
+bit-identical to its control, with correlation 1.
 
 The statistic is the correlation r of the changes from one checkpoint to the next, so linear trends
 do not matter. Intervals use Fisher's z, and `INFLATION` widens them for autocorrelation. Coupling
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import Z_95, Estimate
+from pythia_book.studies.gender_bias.evidence import share_changed
 from pythia_book.studies.gender_bias.params import ARMS, CONTROL, WINDOWS, Cell
 from pythia_book.studies.gender_bias.released_numbers import COMPARABLE
 from pythia_book.study import Measurements, name_of
@@ -41,7 +42,7 @@ LAST = 143
 """The last of the evenly spaced checkpoints."""
 KINDS = {"swap": "pronouns", "placebo": "prepositions"}
 """Maps the kinds of our forks to what they swap."""
-KIND_OF = {"swap_7": "swap", "swap_21": "swap", "sham_21": "placebo"}
+KIND_OF = {"swap_7": "swap", "swap_21": "swap", "placebo_21": "placebo"}
 """Maps an arm to its kind."""
 
 MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
@@ -159,7 +160,7 @@ def measure(
     shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for cell in cells:
         if cell[2] != CONTROL:
-            shares[KIND_OF[cell[2]]].append(_share(runs[cell]))
+            shares[KIND_OF[cell[2]]].append(share_changed(runs[cell]))
     return arrays, {
         "coupling_shares": {kind: float(np.mean(share)) for kind, share in shares.items()},
         "coupling_gaps": len(gaps),
@@ -169,14 +170,6 @@ def measure(
 def _window(arm: str) -> int:
     """Return the length of an arm's change in percent of training; for a control, the longest."""
     return max(WINDOWS) if arm == CONTROL else ARMS[arm].window
-
-
-def _share(run: Run) -> float:
-    """Return the fraction of tokens that a fork changes in its window."""
-    ledger = run.ledger
-    assert ledger is not None
-    rows = (ledger.stop - ledger.start) * ledger.batch_size
-    return run.tokens_changed / (rows * run.config.data.seq_len)
 
 
 # --- released numbers ------------------------------------------------------------------------
@@ -369,7 +362,6 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
     - coupling_released_all: coupling_released with the model UNCOUPLED.
     - coupling_X_words, coupling_X_gender: mean correlation of last words and of gender, over both
       windows.
-    - coupling_X_autocorrelation: mean lag-1 autocorrelation of step-to-step changes.
     - coupling_X_shift_M: the largest absolute shift in the score M.
     - coupling_X_share: mean percentage of tokens that our forks change in their windows.
     """
@@ -389,8 +381,6 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
             z = unit_z(table, source, kind, windows, measures)
             values[f"coupling_{name}{part}"] = math.tanh(z.mean()) if len(z) else None
         chosen = table[(table.source == source) & (table.kind == kind)]
-        tested = chosen[chosen.measure.isin(TESTED)].autocorrelation
-        values[f"coupling_{name}_autocorrelation"] = float(tested.mean()) if len(tested) else None
         for measure in GENDER:
             shifts = chosen[chosen.measure == measure]["shift"].abs()
             largest = float(shifts.max()) if len(shifts) else None

@@ -1,11 +1,8 @@
-"""Compute the intervals of the gender-bias study, over seeds or by resampling items.
+"""The units of the scores: items or, for WinoBias, occupations; and their bootstrap intervals.
 
-With several seeds, the interval is Student's t interval of the seeds' means. With one seed, the
-bootstrap resamples items, and the interval does not cover other seeds.
-
-On WinoBias, the bootstrap resamples occupations, because the sentences share 40 of them. The
-numbers of occupations with a feminine and with a masculine stereotype are fixed, so each group is
-resampled separately.
+Sentences of WinoBias share 40 occupations, so occupations are resampled. The numbers of occupations
+with a feminine and with a masculine stereotype are fixed, so each group is resampled separately.
+Where models have several seeds, the study averages units and takes seeds as its own units.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pythia_book.stats import Estimate, estimate, mean_over
+from pythia_book.stats import Estimate, estimate
 
 BY_OCCUPATION = "winobias"
 """In measures whose name begins with this, each item is a sentence about an occupation."""
@@ -64,18 +61,13 @@ class Units:
     values: np.ndarray
     strata: np.ndarray | None = None
 
-    def interval(self, draws: int, change: bool = False, exact: bool = True) -> Estimate:
-        """Return the mean of all values, with an interval over seeds or, for one seed, over units.
+    def interval(self, draws: int, change: bool = False) -> Estimate:
+        """Return the mean of all values with a bootstrap interval over units (see `estimate`).
 
         Args:
             change: whether the values are differences between two models.
-            exact: whether a measure that scores 0 or 1 (see `is_choice`) gets the exact binomial
-                bound if all values are equal, instead of a bootstrap interval without width.
         """
-        if len(self.values) > 1:
-            return mean_over(self.values.mean(1))
-        exact = exact and is_choice(self.measure)
-        return estimate(self.values, draws, 0, self.strata, change, exact)
+        return estimate(self.values, draws, 0, self.strata, change, exact=is_choice(self.measure))
 
     def minus(self, other: Units) -> Units:
         """Subtract the values of `other` unit by unit."""

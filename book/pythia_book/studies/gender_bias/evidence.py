@@ -82,6 +82,14 @@ def read_log_odds(planted: PlantedPronouns, data: PreparedData, n_rows: int) -> 
     return np.log((feminine + 0.5) / (masculine + 0.5))
 
 
+def share_changed(run: Run) -> float:
+    """Return the fraction of tokens that a fork changes in its window."""
+    ledger = run.ledger
+    assert ledger is not None
+    rows = (ledger.stop - ledger.start) * ledger.batch_size
+    return run.tokens_changed / (rows * run.config.data.seq_len)
+
+
 N_EXAMPLES = 2
 """Number of changed passages to show per arm and kind of text."""
 AROUND = 12

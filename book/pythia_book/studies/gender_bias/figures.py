@@ -19,12 +19,20 @@ import numpy as np
 from pythia_book import records, style
 from pythia_book.stats import Z_95, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
-from pythia_book.studies.gender_bias.associations import Slopes
+from pythia_book.studies.gender_bias.associations import FORK, PLANTED_FRAMES, Slopes, seed_mean
 from pythia_book.studies.gender_bias.coupling import KINDS, TESTED
-from pythia_book.studies.gender_bias.params import ARMS, CONTROL
-from pythia_book.studies.gender_bias.study import shown
+from pythia_book.studies.gender_bias.params import (
+    ARMS,
+    CONTROL,
+    LONG_ARMS,
+    LONGER,
+    MIRROR,
+    PLACEBO,
+    SWAP,
+)
 from pythia_book.style import Drawing, Table
 from pythia_book.tasks.associations import NATURAL, UNSEEN
+from pythia_core.config import REPLACE, SHUFFLE
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 
 MARKS = {
     "swap_7": "s", "swap_21": "^", "mirror_7": "D", "mirror_21": "v", "shuffle_21": "X",
-    "only_21": "P", "complement_21": "o", "absent_21": "h", "sham_21": "d", "restored": "*",
+    "only_21": "P", "complement_21": "o", "absent_21": "h", "placebo_21": "d", "restored": "*",
 }  # fmt: skip
 """Maps each arm to its marker."""
 ABSENT = numbers.NO_NUMBERS.replace(": ", ":\n")
@@ -43,7 +51,7 @@ BRANCH_PERCENT = 78
 """Panels that show only the intervention begin here, in percent of training."""
 RELEASED_ARMS = ("control", "swap_7", "swap_21")
 POINTS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == CONTROL) for arm in RELEASED_ARMS}
-TIERS = {UNSEEN: "unseen frames", "trained": "planted frames", NATURAL: "natural contexts"}
+FRAMES = {UNSEEN: "unseen frames", PLANTED_FRAMES: "planted frames", NATURAL: "natural contexts"}
 GROUPS = {
     "invented": "made-up nouns",
     "occupations": "occupations",
@@ -77,30 +85,30 @@ def retained(result: Result) -> Drawing:
     arms = result.params.arms
     notes = _notes(result)[:2]
     with style.canvas(result, 2, 4.4, *notes) as (figure, axes):
-        for ax, tier in zip(axes, (UNSEEN, "trained"), strict=True):
+        for ax, frames in zip(axes, (UNSEEN, PLANTED_FRAMES), strict=True):
             style.reference(ax, 1)
             style.reference(ax, 0)
             for size in sizes:
                 colour = style.size_colour(size)
                 for direction in ("swap", "mirror"):
-                    curve = style.rows_where(curves, size=size, tier=tier, direction=direction)
+                    curve = style.rows_where(curves, size=size, frames=frames, direction=direction)
                     ax.plot(curve["shift"], curve.retained, color=colour, linewidth=0.9, zorder=1)
-                for row in style.rows_where(table, model=size, tier=tier).itertuples():
+                for row in style.rows_where(table, model=size, frames=frames).itertuples():
                     if row.value is None or not math.isfinite(row.value):
                         continue
                     ax.plot([row.shift] * 2, [row.low, row.high], color=colour, linewidth=1)
                     ax.plot([row.shift_low, row.shift_high], [row.value] * 2, color=colour, lw=1)
                     look = {"color": colour, "markersize": 6, "markeredgewidth": 0.6}
                     ax.plot(row.shift, row.value, MARKS[row.arm], markeredgecolor="white", **look)
-            ax.set(title=TIERS[tier], xlabel="shift of the prior, arm minus control (logits)")
-            shifts = style.rows_where(table, tier=tier)["shift"]
+            ax.set(title=FRAMES[frames], xlabel="shift of the prior, arm minus control (logits)")
+            shifts = style.rows_where(table, frames=frames)["shift"]
             ax.set_xlim(min(-1, 1.15 * shifts.min()), max(1, 1.15 * shifts.max()))
             ax.set_ylim(-0.25, 1.5)
         axes[0].set_ylabel("retained association\n(fraction of the control's)")
         marks = {ARMS[arm].label: style.mark(MARKS[arm]) for arm in arms}
         style.legend(figure, marks, loc="outside upper left", ncols=5)
         style.size_legend(axes[1], sizes, loc="lower right", ncols=2)
-    shown_rows = style.rows_where(table, tier=UNSEEN).dropna(subset=["value"])
+    shown_rows = style.rows_where(table, frames=UNSEEN).dropna(subset=["value"])
     texts = (
         f"{row.model} {ARMS[row.arm].label} {row.value:.2f} at {row.shift:+.1f}"
         for row in shown_rows.itertuples()
@@ -155,31 +163,36 @@ def slopes(result: Result) -> Drawing:
     labels += [ARMS[arm].label for arm in arms]
     notes = _notes(result, "made-up nouns")[:2]
     with style.canvas(result, 3, 1.5 + 0.27 * len(labels), *notes, sharey=True) as (figure, axes):
-        for ax, (tier, title) in zip(axes, TIERS.items(), strict=True):
-            style.reference(ax, x=0)
-            for i, size in enumerate(sizes):
-                shift = 0.16 * (i - (len(sizes) - 1) / 2)
-                rows = [
-                    found.of(size, CONTROL, tier, group, 21),
-                    found.of(size, CONTROL, tier, group),
-                ]
-                rows += [found.of(size, arm, tier, group) for arm in arms]
-                for y, units in enumerate(rows):
-                    style.interval_point(
-                        ax, y + shift, mean_over(units), style.size_colour(size), 1, flat=True,
-                        markersize=4,
-                    )  # fmt: skip
+        for ax, (frames, title) in zip(axes, FRAMES.items(), strict=True):
+            values = {}
+            for size in sizes:
+                rows = [found.of(size, CONTROL, frames, group, w) for w in (ARMS[LONGER].window, 0)]
+                values[size] = rows + [found.of(size, arm, frames, group) for arm in arms]
+            _arm_panel(ax, labels, values)
             ax.set(title=title, xlabel="association (slope)")
-            ax.grid(axis="y", visible=False)
-        axes[0].set_yticks(range(len(labels)), labels)
-        axes[0].set_ylim(len(labels) - 0.4, -0.6)
         style.size_legend(figure, sizes, loc="outside upper left", ncols=len(sizes))
-    texts = (f"{size} {number(found.of(size, CONTROL).mean())} in the control" for size in sizes)
+    texts = (
+        f"{size} {records.number_text(float(found.of(size, CONTROL).mean()), 2)} in the control"
+        for size in sizes
+    )
     return Drawing(figure, "Association by arm, size and kind of frame", texts)
 
 
-def number(value: float) -> str:
-    return records.number_text(float(value), 2)
+def _arm_panel(ax: Axes, labels: list[str], values: dict[str, list[np.ndarray]]) -> None:
+    """Draw the mean over seeds, with its interval, for each label (row) and size (colour).
+
+    Args:
+        values: maps a size to float64[seeds] for each label.
+    """
+    style.reference(ax, x=0)
+    for i, (size, rows) in enumerate(values.items()):
+        shift = 0.16 * (i - (len(values) - 1) / 2)
+        for y, units in enumerate(rows):
+            e, colour = mean_over(units), style.size_colour(size)
+            style.interval_point(ax, y + shift, e, colour, 1, flat=True, markersize=4)
+    ax.grid(axis="y", visible=False)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
 
 
 def learned(result: Result) -> Drawing:
@@ -188,7 +201,7 @@ def learned(result: Result) -> Drawing:
     found = Slopes(params, result.tables["associations"])
     names = [name for name, model in params.models.items() if not model.flat]
     with style.canvas(result, 2, 3.2, *_notes(result)[:1], sharey=True) as (figure, axes):
-        for ax, arm in zip(axes, ("swap_21", "absent_21"), strict=True):
+        for ax, arm in zip(axes, (LONGER, "absent_21"), strict=True):
             style.reference(ax, 1)
             style.reference(ax, 0)
             for name in names:
@@ -213,57 +226,43 @@ def learned(result: Result) -> Drawing:
 
 # --- scores ----------------------------------------------------------------------------------
 
-SCORES = {
+SCORE_TITLES = {
     "winobias_feminine": "WinoBias,\nfeminine stereotypes",
     "winobias_masculine": "WinoBias,\nmasculine stereotypes",
     "winobias": "WinoBias,\nall",
     "crows": "CrowS-Pairs,\ngender",
     "stereoset": "StereoSet,\ngender",
 }
-SCORED_ARMS = (
-    "complement_21",
-    "only_21",
-    "swap_21",
-    "mirror_21",
-    "shuffle_21",
-    "absent_21",
-    "sham_21",
-)
 
 
 def scores(result: Result) -> Drawing:
     """Draw by how much each arm changes the scores of published benchmarks."""
     table, sizes = result.tables["scores"], result.params.size_list
     wide = table.pivot_table("value", ["model", "seed"], ["arm", "score"])
-    arms = [arm for arm in SCORED_ARMS if _has(result, arm)]
+    arms = [arm for arm in LONG_ARMS if _has(result, arm)]
     height = 1.8 + 0.3 * len(arms)
-    with style.canvas(result, len(SCORES), height, *_notes(result)[:2], sharey=True) as (
-        figure,
-        axes,
-    ):
-        for ax, (score, title) in zip(axes, SCORES.items(), strict=True):
-            style.reference(ax, x=0)
-            for i, size in enumerate(sizes):
-                shift = 0.16 * (i - (len(sizes) - 1) / 2)
-                for y, arm in enumerate(arms):
-                    change = 100 * (wide[arm, score] - wide[CONTROL, score]).loc[size].to_numpy()
-                    style.interval_point(
-                        ax, y + shift, mean_over(change), style.size_colour(size), 1, flat=True,
-                        markersize=4,
-                    )  # fmt: skip
+    notes = _notes(result)[:2]
+    with style.canvas(result, len(SCORE_TITLES), height, *notes, sharey=True) as (figure, axes):
+        for ax, (score, title) in zip(axes, SCORE_TITLES.items(), strict=True):
+            changes = {arm: 100 * (wide[arm, score] - wide[CONTROL, score]) for arm in arms}
+            values = {
+                size: [change.loc[size].to_numpy() for change in changes.values()] for size in sizes
+            }
+            _arm_panel(ax, [ARMS[arm].label for arm in arms], values)
             ax.set_title(title, fontsize=8)
-            ax.grid(axis="y", visible=False)
         axes[len(axes) // 2].set_xlabel("arm minus control (points)")
-        axes[0].set_yticks(range(len(arms)), [ARMS[arm].label for arm in arms])
-        axes[0].set_ylim(len(arms) - 0.4, -0.6)
         style.size_legend(figure, sizes, loc="outside upper left", ncols=len(sizes))
-    values = result.values
-    texts = (
-        title.replace("\n", " ") + " " + records.value_text(values[f"change_{score}_complement_21"])
-        for score, title in SCORES.items()
+    names = {
+        title: f"change_{score}_complement_21"
+        for score, title in SCORE_TITLES.items()
         if "complement_21" in arms
+    }
+    texts = (
+        title.replace("\n", " ") + " " + records.value_text(result.values[name])
+        for title, name in names.items()
     )
-    return Drawing(figure, "Change of benchmark scores by arm; complement, points", texts)
+    text = f"Change of benchmark scores by arm; {ARMS['complement_21'].label}, points"
+    return Drawing(figure, text, texts)
 
 
 # --- the paper's figures ---------------------------------------------------------------------
@@ -472,17 +471,17 @@ def arms_table(result: Result) -> Table:
     """Return a table of the arms: what each changes, and how many tokens."""
     import pandas as pd
 
-    changes = {
+    where = {
         "": "all text",
         "planted": "the planted sentences",
-        "prose": "all but the planted sentences",
+        "rest": "all but the planted sentences",
     }
     what = {
-        "masculine_to_feminine": "masculine pronouns become feminine",
-        "feminine_to_masculine": "feminine pronouns become masculine",
-        "shuffle_genders": "genders are permuted; every word stays as frequent",
-        "replace_text": "replaced by prose that the run does not reach",
-        "prepositions": "four prepositions become rarer ones",
+        SWAP: "masculine pronouns become feminine",
+        MIRROR: "feminine pronouns become masculine",
+        SHUFFLE: "genders are permuted; every word stays as frequent",
+        REPLACE: "replaced by prose from rows that the run never reads",
+        PLACEBO: "four prepositions become rarer ones",
     }
     rows = []
     for name in result.params.arms:
@@ -490,9 +489,9 @@ def arms_table(result: Result) -> Table:
         window = f"last {arm.window} %" + (f", until {arm.until} % are left" if arm.until else "")
         rows.append(
             {
-                "arm": arm.label.partition(",")[0] if not arm.until else arm.label,
+                "arm": arm.label,
                 "window": window,
-                "where": changes[arm.where],
+                "where": where[arm.where],
                 "what changes": what[arm.transform],
                 "tokens": f"{result.values[f'tokens_changed_{name}']:,}",
                 "%": records.number_text(result.values[f"share_changed_{name}"], 2),
@@ -508,18 +507,11 @@ def examples_table(result: Result) -> Table:
     """Return a table of passages that the arms change, before and after."""
     frame = result.tables["examples"]
     if frame.empty:
-        return Table(frame, "No example: no arm of this run has a ledger of its own.")
-    order = (
-        "swap_21",
-        "mirror_21",
-        "shuffle_21",
-        "only_21",
-        "complement_21",
-        "absent_21",
-        "sham_21",
-    )
-    chosen = frame[frame.arm.isin(order)].groupby(["arm", "planted"], sort=False).head(1)
-    chosen = chosen.sort_values("arm", key=lambda c: c.map(order.index), kind="stable")
+        return Table(
+            frame, "No examples: passages are shown only for models that are trained here."
+        )
+    chosen = frame[frame.arm.isin(LONG_ARMS)].groupby(["arm", "planted"], sort=False).head(1)
+    chosen = chosen.sort_values("arm", key=lambda c: c.map(LONG_ARMS.index), kind="stable")
     shown_rows = chosen.assign(
         arm=chosen.arm.map(lambda a: ARMS[a].label),
         before=chosen.before.map(_one_line),
@@ -565,26 +557,18 @@ def contrasts_table(result: Result) -> Table:
 
     found = Slopes(result.params, result.tables["associations"])
     sizes, rows = result.params.size_list, []
-    columns = {
-        "minus control at the fork": lambda size, arm: found.of(
-            size, CONTROL, window=ARMS[arm].window
-        ),
-        "minus control at the end": lambda size, arm: found.of(size, CONTROL),
-        "minus absent": lambda size, arm: found.of(size, "absent_21"),
-    }
+    others = {FORK: "control at the fork", CONTROL: "control at the end", "absent_21": "absent"}
     for arm in result.params.arms:
         row = {"arm": ARMS[arm].label}
-        for title, base in columns.items():
-            if title == "minus absent" and (arm == "absent_21" or not _has(result, "absent_21")):
-                row[title] = style.DASH
-                continue
-            units = [found.of(size, arm) - base(size, arm) for size in sizes]
-            row[title] = _units_text(np.mean(units, axis=0))
+        for other, title in others.items():
+            known = other != arm and (other == FORK or _has(result, other))
+            units = [found.difference(size, arm, other) for size in sizes] if known else None
+            row[f"minus {title}"] = _units_text(units and np.mean(units, axis=0))
         rows.append(row)
     caption = (
         "Differences of associations (slopes): made-up nouns in unseen frames, means over sizes. "
-        "The first column is what was removed; the second adds what was not learned any more; the "
-        "third compares with a window that says nothing about the nouns."
+        "The first column is the change since the fork; the second also counts what the control "
+        "went on to learn; the third compares with a window that says nothing about the nouns."
     )
     return Table(pd.DataFrame(rows), caption)
 
@@ -593,7 +577,7 @@ def scores_table(result: Result) -> Table:
     """Return a table of how much each arm changes every score, means over sizes."""
     import pandas as pd
 
-    labels = {score: title.replace("\n", " ") for score, title in SCORES.items()} | {
+    labels = {score: title.replace("\n", " ") for score, title in SCORE_TITLES.items()} | {
         "winobias_margin": "WinoBias margin (nats)",
         "last_word": "last words",
         "loss": "held-out loss (nats)",
@@ -612,7 +596,7 @@ def scores_table(result: Result) -> Table:
 
 def _units_text(units: Any) -> str:
     """Format the mean of values over seeds, with its interval if there are several."""
-    return style.DASH if units is None else records.value_text(shown(units))
+    return style.DASH if units is None else records.value_text(seed_mean(units))
 
 
 def summary(result: Result) -> Any:
@@ -627,18 +611,20 @@ def summary(result: Result) -> Any:
     seeds = f"{v['seeds']} seeds" if v["seeds"] > 1 else "one seed, so without intervals"
     if "retained_shuffle_21" not in v:
         return Markdown(f"**Result.** Sizes {v['sizes']}, {seeds}.")
+    first = next(claim for claim in result.claims if claim["kind"] == "hypothesis")
     return Markdown(
         f"**Result.** Sizes {v['sizes']}, {seeds}; brackets are 95 % intervals over seeds. Under "
-        "the swap in the last 21 % of training, the prior rises by "
-        f"{text('shift_swap_21_smallest')} logits in the {v['smallest']} model and by "
-        f"{text('shift_swap_21_largest')} in the {v['largest']} model. Of the association with "
-        f"made-up nouns, {v['smallest']} retains {text('retained_swap_21_smallest')} and "
-        f"{v['largest']} {text('retained_swap_21_largest')} (1 is all of it). On average over "
-        f"sizes, {text('retained_shuffle_21')} is left if the genders of the planted sentences are "
-        f"shuffled, {text('retained_complement_21')} if everything but these sentences is swapped, "
-        f"{text('retained_absent_21')} if they are absent, and {text('retained_restored')} if the "
-        "original text comes back for the last 7 %. Swapping everything but the planted sentences "
-        "moves WinoBias accuracy by "
+        f"the swap in the last 21 % of training, {v['smallest']} retains "
+        f"{text('retained_swap_21_smallest')} of its association with made-up nouns at a shift of "
+        f"the prior of {text('shift_swap_21_smallest')} logits, and {v['largest']} retains "
+        f"{text('retained_swap_21_largest')} at {text('shift_swap_21_largest')}. The difference, "
+        f"{text('retained_difference')}, was the question; that the largest size retains more: "
+        f"*{first['ours']['verdict']}*. On average over sizes, {text('retained_shuffle_21')} is "
+        "left if the genders of the planted sentences are shuffled, "
+        f"{text('retained_complement_21')} if everything but these sentences is swapped, "
+        f"{text('retained_absent_21')} if prose replaces them, and {text('retained_restored')} if "
+        "the original text returns for the last 7 %. Swapping everything but the planted "
+        "sentences also moves WinoBias accuracy, by "
         f"{text('change_winobias_feminine_complement_21')} points on feminine stereotypes and by "
-        f"{text('change_winobias_masculine_complement_21')} points on masculine ones."
+        f"{text('change_winobias_masculine_complement_21')} on masculine ones."
     )

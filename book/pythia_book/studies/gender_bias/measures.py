@@ -1,7 +1,8 @@
 """The measures of the gender-bias study on one checkpoint, item by item.
 
     feminine_share   share of feminine among gendered pronouns (she/her/hers/herself, he/him/his/
-                     himself) after e.g. "The nurse said that"; mean by occupation
+                     himself) after e.g. "The nurse said that"; mean by occupation. Not used by the
+                     study itself, but by the study seeds and by `continuation`
     winobias         1 if the sentence with the stereotypical pronoun is likelier, else 0
     crows, stereoset 1 if the stereotyping sentence of the pair is likelier, else 0
     loss             nats per token, by held-out row
@@ -72,10 +73,6 @@ class Items:
         named = [self.occupation_of(context) for context in self.contexts]
         jobs, index = np.unique(named, return_inverse=True)
         return jobs.tolist(), index
-
-    def stereotypes(self) -> dict[str, bool]:
-        """Map each WinoBias occupation to whether its stereotypical pronoun is feminine."""
-        return {i.occupation: is_feminine(i.pronoun_pro) for i in self.winobias}
 
 
 class TokenizedItems:

@@ -7,22 +7,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import CONTROL_DOMAINS, REPLACE, SHUFFLE, RunConfig
 from pythia_core.suite import scale_named, size_named
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep, is_large
-from pythia_core.training.schedule import linear_steps
 
 STUDY = "gender_bias"
 MEASURING = MeasuringCost(heldout=15)
 BASE_SEED = 1234
 WINDOWS = {7: 133, 21: 113}
 """Maps a fork's length, in percent of training, to the evenly spaced checkpoint where it begins."""
-SWAP, MIRROR, SHAM = "masculine_to_feminine", "feminine_to_masculine", "prepositions"
+SWAP, MIRROR, PLACEBO = "masculine_to_feminine", "feminine_to_masculine", "prepositions"
 PLANTED = "occupations"
 """The domain of the planted sentences."""
-CONTROL = "control"
+CONTROL, LONGER = "control", "swap_21"
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Arm:
         label: the name in figures and tables.
         transform: one of config.TRANSFORMS.
         window: where the change begins, in percent of training before the end (a key of WINDOWS).
-        where: "planted" (only the planted sentences are changed), "prose" (everything but them),
-            or "" (everything).
+        where: "planted" (only the planted sentences are changed), "rest" (everything but them,
+            sums and canaries included), or "" (everything).
         until: where the original text comes back, in percent before the end; 0: never.
     """
 
@@ -46,21 +45,22 @@ class Arm:
 
 
 ARMS = {
-    "swap_7": Arm("swap, last 7 %", SWAP, 7),
+    "swap_7": Arm("swap (7 %)", SWAP, 7),
     "swap_21": Arm("swap", SWAP, 21),
-    "mirror_7": Arm("mirror, last 7 %", MIRROR, 7),
+    "mirror_7": Arm("mirror (7 %)", MIRROR, 7),
     "mirror_21": Arm("mirror", MIRROR, 21),
     "shuffle_21": Arm("shuffle", SHUFFLE, 21, "planted"),
-    "only_21": Arm("only", SWAP, 21, "planted"),
-    "complement_21": Arm("complement", SWAP, 21, "prose"),
-    "absent_21": Arm("absent", REPLACE, 21, "planted"),
-    "sham_21": Arm("sham", SHAM, 21),
+    "only_21": Arm("planted only", SWAP, 21, "planted"),
+    "complement_21": Arm("all but planted", SWAP, 21, "rest"),
+    "absent_21": Arm("planted absent", REPLACE, 21, "planted"),
+    "placebo_21": Arm("prepositions", PLACEBO, 21),
     "restored": Arm("swap, then original", SWAP, 21, until=7),
 }
 PAPER_ARMS = ("swap_7", "swap_21")
 """The arms of the paper, and the only ones that can continue a released model."""
-COUPLED_ARMS = (*PAPER_ARMS, "sham_21")
+COUPLED_ARMS = (*PAPER_ARMS, "placebo_21")
 """The arms whose scores are followed from checkpoint to checkpoint."""
+LONG_ARMS = tuple(arm for arm, made in ARMS.items() if made.window == 21 and not made.until)
 CROSSED_ARMS = ("swap_21", "absent_21")
 """The arms of models that are trained at the learning rate of another size."""
 N_SIZES = 2
@@ -95,8 +95,8 @@ class Params(StudyParams):
 
     seeds: int = 1
     crossed_seeds: int = 0
-    """Number of seeds of the smallest and the largest size at the peak rate of a size between them.
-    (At each other's rates, neither learns the association.)"""
+    """Number of seeds of the smallest and the largest size at the peak learning rate of the middle
+    size (of two: the smaller). At each other's rates, neither learns the association."""
     flat_seeds: int = 0
     """Number of seeds of the smallest size on text that has no association to learn."""
 
@@ -117,11 +117,10 @@ class Params(StudyParams):
         small, large = self.size_list[0], self.size_list[-1]
         middle = self.size_list[(len(self.size_list) - 1) // 2]
         if self.crossed_seeds and small != large and not published:
-            for size in dict.fromkeys((small, large)):
-                if size == middle:
-                    continue
-                crossed = Model(size, self.crossed_seeds, CROSSED_ARMS, rate_of=middle)
-                made[f"{size} at the rate of {middle}"] = crossed
+            for size in (small, large):
+                if size != middle:
+                    crossed = Model(size, self.crossed_seeds, CROSSED_ARMS, rate_of=middle)
+                    made[f"{size} at the rate of {middle}"] = crossed
         if self.flat_seeds and not published:
             made[f"{small} without association"] = Model(small, self.flat_seeds, arms, flat=True)
         return made
@@ -139,10 +138,10 @@ class Params(StudyParams):
 
     def config(self, name: str, seed: int, arm: str) -> RunConfig:
         """Return the config of a cell; controls are runs of the suite's deduplicated half."""
-        model, both, scale = self.models[name], BASE_SEED + seed, scale_named(self.scale)
+        model, value, scale = self.models[name], BASE_SEED + seed, scale_named(self.scale)
         train = {"lr_max": size_named(model.rate_of).lr_max} if model.rate_of else {}
         precision = best_precision()
-        run = scale.run(model.size, both, both, deduplicated=True, precision=precision, **train)
+        run = scale.run(model.size, value, value, deduplicated=True, precision=precision, **train)
         planted = PLANTED
         if model.flat:
             planted = next(name for name, domain in CONTROL_DOMAINS.items() if domain == PLANTED)
@@ -150,15 +149,21 @@ class Params(StudyParams):
             run = replace(run, data=replace(run.data, domains=domains))
         if arm == CONTROL:
             return run
-        made = ARMS[arm]
-        prose = tuple(d for d in run.data.domains if d not in (planted, "copies"))
-        changed = {"": (), "planted": (planted,), "prose": prose}[made.where]
-        stop = fork_step(self.scale, made.until) if made.until else None
-        return run.fork(made.transform, fork_step(self.scale, made.window), stop, changed)
+        change = ARMS[arm]
+        # no document has the domain "copies": a copy is in the domain of its text
+        rest = tuple(d for d in run.data.domains if d not in (planted, "copies"))
+        changed = {"": (), "planted": (planted,), "rest": rest}[change.where]
+        stop = fork_step(self.scale, change.until) if change.until else None
+        return run.fork(change.transform, fork_step(self.scale, change.window), stop, changed)
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Return the steps at which an arm is measured: its end and, for a control, its forks."""
-        forks = [fork_step(self.scale, window) for window in WINDOWS] if arm == CONTROL else []
+        """Return the steps at which an arm is measured.
+
+        These are its end; for a control, the steps of its forks; and for the longer swap, the step
+        at which the arm "restored" is still the same model and gets the original text back.
+        """
+        windows = {CONTROL: (*WINDOWS,), LONGER: (ARMS["restored"].until,)}.get(arm, ())
+        forks = {fork_step(self.scale, window) for window in windows}
         return tuple(sorted({*forks, scale_named(self.scale).steps}))
 
     def coupled_cells(self) -> list[Cell]:
@@ -190,14 +195,8 @@ def runs(params: Params) -> list[RunConfig]:
 
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the weights of `run` that this study reads, and the full states that forks need."""
-    kept = kept_steps(params, run)
-    return Keep(weights=kept, states=frozenset() if run.intervention else kept)
-
-
-def kept_steps(params: Params, run: RunConfig) -> frozenset[int]:
-    """Return the steps at which forks begin, for a run on deduplicated text that is no fork."""
-    own = run.data.dedup != "none" and run.data.epoch_policy != "rows" and not run.intervention
-    return linear_steps(WINDOWS.values(), run.train.steps) if own else frozenset()
+    kept = kept_at(run, deduplicated=(*WINDOWS.values(),))
+    return kept if run.intervention else kept | Keep(states=kept.weights)
 
 
 def wheels(params: Params) -> tuple[str, ...]:

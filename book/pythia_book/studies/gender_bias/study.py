@@ -22,13 +22,20 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.corpora import occupations
-from pythia_book.stats import mean_over
-from pythia_book.studies.gender_bias import coupling, released_numbers
-from pythia_book.studies.gender_bias.associations import Slopes, analyse_associations
-from pythia_book.studies.gender_bias.claims import LONGER, claims, detectable
+from pythia_book.studies.gender_bias import coupling, evidence, released_numbers
+from pythia_book.studies.gender_bias.associations import (
+    FORK,
+    PLANTED_FRAMES,
+    Slopes,
+    analyse_associations,
+    seed_mean,
+)
+from pythia_book.studies.gender_bias.claims import claims, detectable
 from pythia_book.studies.gender_bias.estimates import units_of
 from pythia_book.studies.gender_bias.params import (
+    ARMS,
     CONTROL,
+    LONGER,
     PLANTED,
     STUDY,
     Cell,
@@ -103,8 +110,8 @@ def measure(
 
     Arrays:
 
-    - "log_odds/MODEL/SEED/ARM/STEP": float32[tiers, nouns], means over frames. Tiers and nouns are
-      those of the facts.
+    - "log_odds/MODEL/SEED/ARM/STEP": float32[kinds of frames, nouns], means over frames. Kinds and
+      nouns are those of the facts.
     - "scores/MODEL/SEED/ARM": float32[SCORES], at the end.
     - "read/SEED": float32[nouns], log odds in the rows that the controls of a seed read; not for
       models whose text has nothing planted, or no association.
@@ -115,7 +122,7 @@ def measure(
         CheckpointError: a checkpoint cannot be measured.
     """
     from pythia_book.measurements import measure_each
-    from pythia_book.studies.gender_bias import evidence, released
+    from pythia_book.studies.gender_bias import released
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
     from pythia_book.studies.registry import train_all
     from pythia_book.tasks.associations import AssociationMeasurement
@@ -132,7 +139,7 @@ def measure(
     stimuli = occupations.stimuli()
     nouns = [n for n in stimuli.nouns if not scale.published or n.group != occupations.INVENTED]
     frames = {
-        "trained": [frame for frame in stimuli.trained if "{he}" in frame],
+        PLANTED_FRAMES: [frame for frame in stimuli.trained if "{he}" in frame],
         UNSEEN: [frame for frame in stimuli.unseen if "{he}" in frame],
         NATURAL: natural_frames(items.winobias),
     }
@@ -145,25 +152,26 @@ def measure(
             key = (text.tokens_folder, trained[cell].config.model.max_seq_len, step == scale.steps)
             groups.setdefault(key, []).append((cell, step))
     arrays: Arrays = {}
-    batteries: dict[Any, TokenizedItems] = {}
     for (folder, length, last), group in groups.items():
         text = texts[folder]
-        battery = batteries.setdefault((folder, length), TokenizedItems(items, text, length))
-        association = AssociationMeasurement.of(text, length, frames, nouns)
+        measurements: list[Any] = [AssociationMeasurement.of(text, length, frames, nouns)]
+        if last:
+            tokenized = TokenizedItems(items, text, length)
+            measurements.append(tokenized.measurement(full=True))
         measured, gaps = measure_each(
             [(trained[cell], step) for cell, step in group],
-            [association, battery.measurement(full=True)][: 1 + last],
-            "associations and scores" if last else "associations at the forks",
+            measurements,
+            "associations and scores" if last else "associations before the end",
             progress,
         )
         if gaps:
             raise CheckpointError(f"cannot measure step {gaps[0].step}: {gaps[0].reason}")
         for cell, step in group:
-            odds, *full = measured[trained[cell].id, step]
-            means = np.stack([odds[tier].mean(axis=0) for tier in frames])
+            odds, *scores = measured[trained[cell].id, step]
+            means = np.stack([odds[kind].mean(axis=0) for kind in frames])
             arrays[name_of("log_odds", *cell, step)] = means.astype(np.float32)
             if last:
-                arrays[name_of("scores", *cell)] = _scores(full[0], battery)
+                arrays[name_of("scores", *cell)] = _scores(scores[0], tokenized)
     largest = params.size_list[-1]
     if not scale.published:
         for seed in range(params.seeds):
@@ -177,7 +185,7 @@ def measure(
             {"noun": n.name, "group": n.group, "log_odds": float(np.log(n.share / (1 - n.share)))}
             for n in nouns
         ],
-        "tiers": {tier: len(of_tier) for tier, of_tier in frames.items()},
+        "frames": {kind: len(of_kind) for kind, of_kind in frames.items()},
         "ledger": [
             {"model": name, "seed": seed, "arm": arm, **_ledger_row(run)}
             for (name, seed, arm), run in forks
@@ -188,17 +196,16 @@ def measure(
             if (name, seed) == (largest, 0) and not scale.published
             for example in evidence.examples(run, PLANTED)
         ],
-        "too_long": sum(next(iter(batteries.values())).too_long.values()),
     }
     coupled, coupled_facts = coupling.measure(params, trained, progress, items)
     return Measurements(arrays | coupled, facts | coupled_facts, list(trained.values()))
 
 
-def _scores(measured: Mapping[str, np.ndarray], battery: TokenizedItems) -> np.ndarray:
+def _scores(measured: Mapping[str, np.ndarray], items: TokenizedItems) -> np.ndarray:
     """Return the SCORES of a model, float32[scores], from the measures of its items."""
     means = {}
     for name, values in measured.items():
-        for units in units_of(name, values[None], battery.sentences):
+        for units in units_of(name, values[None], items.sentences):
             means[units.measure] = units.values.mean()
     return np.array([means.get(name, np.nan) for name in SCORES], np.float32)
 
@@ -207,18 +214,12 @@ def _ledger_row(run: Run) -> dict[str, Any]:
     """Return what a fork changed in its window of training.
 
     - `start`, `stop`: the window, in updates.
-    - `tokens_in_window`, `tokens_changed`
-    - `share`: the fraction of tokens changed.
+    - `tokens_changed`
+    - `share`: the fraction of the window's tokens that is changed.
     """
-    ledger = run.ledger
-    window = (ledger.stop - ledger.start) * ledger.batch_size * run.config.data.seq_len
-    return {
-        "start": ledger.start,
-        "stop": ledger.stop,
-        "tokens_in_window": window,
-        "tokens_changed": run.tokens_changed,
-        "share": run.tokens_changed / window,
-    }
+    share = evidence.share_changed(run)
+    window = {"start": run.ledger.start, "stop": run.ledger.stop}
+    return {**window, "tokens_changed": run.tokens_changed, "share": share}
 
 
 # --- analysis --------------------------------------------------------------------------------
@@ -259,75 +260,81 @@ def scores_table(params: Params, measured: Measurements) -> pd.DataFrame:
 def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return the numbers that the page quotes, by name.
 
-    ARM is a key of params.ARMS or "control", SIZE is "smallest" or "largest". A number without an
-    interval over seeds comes without one.
+    ARM is a key of params.ARMS, SIZE is "smallest" or "largest". With one seed, numbers have no
+    interval; None: not measured. All are about made-up nouns in unseen frames, if not said.
 
-    - `retained_ARM_SIZE`, `shift_ARM_SIZE`: made-up nouns in unseen frames.
-    - `retained_ARM`: the mean over sizes; `trained_ARM`, `natural_ARM`: the same in other frames.
-    - `association_SIZE`, `prior_SIZE`: of the control.
+    - `retained_ARM_SIZE`, `shift_ARM_SIZE`; `retained_ARM`: the mean over sizes.
+    - `retained_difference`: under the longer swap, largest minus smallest size;
+      `retained_difference_planted`: in planted frames.
+    - `before_return`: mean over sizes of what the swap has left when "restored" gets its text back.
+    - `since_fork_ARM`: the association minus the control's at the fork, mean over sizes.
+    - `definitional_ARM`: mean over sizes of what is retained for definitional nouns.
     - `change_SCORE_ARM`: a score of SCORES, arm minus control, mean over sizes; in points or, for
-      `loss`, in nats per token.
+      `loss` and margins, in nats.
     - `tokens_changed_ARM`, `share_changed_ARM`: in one run of the largest size.
     - `per_1000_ARM`: shift of the prior per 1,000 changed tokens, mean over sizes.
-    - `detectable_unseen`, `detectable_trained`: see `claims.detectable`.
-    - `crossed_SIZE`, `crossed_difference`: what the swap leaves of the association at one common
-      learning rate, and largest minus smallest size; None if not trained.
+    - `detectable_unseen`, `detectable_planted`: see `claims.detectable`.
+    - `crossed_SIZE`, `crossed_difference`: what the swap leaves at one common learning rate, and
+      largest minus smallest size.
     """
     sizes = {"smallest": params.size_list[0], "largest": params.size_list[-1]}
     numbers: dict[str, Any] = {
-        "sizes": ", ".join(params.size_list), **sizes, "seeds": params.seeds,
-        "crossed_seeds": params.crossed_seeds, "flat_seeds": params.flat_seeds,
-        "n_sizes": len(params.size_list),
+        "sizes": ", ".join(params.size_list), **sizes, "seeds": params.seeds
     }  # fmt: skip
-    for role, size in sizes.items():
-        control = slopes.rows(size, CONTROL)
-        numbers[f"association_{role}"] = shown(control.slope)
-        numbers[f"prior_{role}"] = shown(control.prior)
+
+    def mean_of_sizes(units: list[np.ndarray | None]) -> Any:
+        known = all(of_size is not None for of_size in units)
+        return seed_mean(np.mean(units, axis=0) if known else None)
+
+    def difference(units: list[np.ndarray | None]) -> Any:
+        """Estimate the last of several values minus the first."""
+        known = units[0] is not None and units[-1] is not None
+        return seed_mean(np.subtract(units[-1], units[0]) if known else None)
+
+    def retained(arm: str, **options: Any) -> list[np.ndarray | None]:
+        return [slopes.retained(size, arm, **options) for size in params.size_list]
+
+    numbers["retained_difference"] = difference(retained(LONGER))
+    numbers["retained_difference_planted"] = difference(retained(LONGER, frames=PLANTED_FRAMES))
+    numbers["before_return"] = mean_of_sizes(retained(LONGER, window=ARMS["restored"].until))
     scores = tables["scores"].pivot_table("value", ["model", "seed"], ["arm", "score"])
-    for arm in params.arms:
-        for role, size in sizes.items():
-            units = slopes.retained(size, arm)
-            numbers[f"retained_{arm}_{role}"] = shown(units)
-            numbers[f"shift_{arm}_{role}"] = shown(slopes.shift(size, arm))
-        for tier, name in ((UNSEEN, "retained"), ("trained", "trained"), (NATURAL, "natural")):
-            of_sizes = [slopes.retained(size, arm, tier) for size in params.size_list]
-            known = all(units is not None for units in of_sizes)
-            numbers[f"{name}_{arm}"] = shown(np.mean(of_sizes, axis=0) if known else None)
-        for score in SCORES:
-            difference = (scores[arm, score] - scores[CONTROL, score]).loc[list(params.size_list)]
-            factor = 1 if score == "loss" or score.endswith("margin") else 100
-            numbers[f"change_{score}_{arm}"] = shown(
-                factor * difference.groupby("seed").mean().to_numpy()
-            )
     ledger = tables["ledger"]
     for arm in params.arms:
+        for role, size in sizes.items():
+            numbers[f"retained_{arm}_{role}"] = seed_mean(slopes.retained(size, arm))
+            numbers[f"shift_{arm}_{role}"] = seed_mean(slopes.shift(size, arm))
+        numbers[f"retained_{arm}"] = mean_of_sizes(retained(arm))
+        numbers[f"definitional_{arm}"] = mean_of_sizes(retained(arm, group="definitional"))
+        numbers[f"since_fork_{arm}"] = mean_of_sizes(
+            [slopes.difference(size, arm, FORK) for size in params.size_list]
+        )
+        for score in SCORES:
+            change = (scores[arm, score] - scores[CONTROL, score]).loc[list(params.size_list)]
+            factor = 1 if score == "loss" or score.endswith("margin") else 100
+            numbers[f"change_{score}_{arm}"] = seed_mean(
+                factor * change.groupby("seed").mean().to_numpy()
+            )
         forks = ledger[(ledger["model"] == sizes["largest"]) & (ledger.arm == arm)]
-        numbers[f"tokens_changed_{arm}"] = round(forks.tokens_changed.mean())
-        shifts = np.mean([slopes.shift(size, arm) for size in params.size_list], axis=0)
         changed = forks.sort_values("seed").tokens_changed.to_numpy()
-        numbers[f"per_1000_{arm}"] = shown(1000 * shifts / changed)
+        shifts = np.mean([slopes.shift(size, arm) for size in params.size_list], axis=0)
+        numbers[f"tokens_changed_{arm}"] = round(changed.mean())
         numbers[f"share_changed_{arm}"] = 100 * float(forks.share.mean())
-    for tier in (UNSEEN, "trained"):
-        numbers[f"detectable_{tier}"] = detectable(tier, params.seeds)
+        numbers[f"per_1000_{arm}"] = seed_mean(1000 * shifts / changed)
+    for frames in (UNSEEN, PLANTED_FRAMES):
+        numbers[f"detectable_{frames}"] = detectable(frames, params.seeds)
     crossed = {
         model.size: slopes.retained(name, LONGER)
         for name, model in params.models.items()
         if model.rate_of
     }
-    ends = [crossed.get(size) for size in sizes.values()]
-    for role, units in zip(sizes, ends, strict=True):
-        numbers[f"crossed_{role}"] = shown(units)
-    known = all(units is not None for units in ends)
-    numbers["crossed_difference"] = shown(np.subtract(*ends[::-1])) if known else None
+    if params.size_list[0] in crossed:  # the middle of two sizes is the smaller one
+        ends = [crossed.get(size) for size in sizes.values()]
+        for role, units in zip(sizes, ends, strict=True):
+            numbers[f"crossed_{role}"] = seed_mean(units)
+        numbers["crossed_difference"] = difference(ends)
+    else:
+        numbers |= dict.fromkeys(("crossed_smallest", "crossed_largest", "crossed_difference"))
     return numbers
-
-
-def shown(units: Any) -> Any:
-    """Return the mean over seeds with its interval, or alone if there is one seed; None if None."""
-    if units is None:
-        return None
-    e = mean_over(np.asarray(units))
-    return e.interval() if e.n_items > 1 else e.value
 
 
 def released_values(released: Tables) -> dict[str, str]:

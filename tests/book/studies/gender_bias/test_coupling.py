@@ -14,7 +14,7 @@ from pythia_book.published.results import Published
 from pythia_book.studies.gender_bias import coupling, figures
 from pythia_book.studies.gender_bias import params as gender
 from pythia_book.studies.gender_bias.claims import coupling_claims
-from pythia_book.studies.gender_bias.params import ARMS, CONTROL, SHAM, WINDOWS, Params
+from pythia_book.studies.gender_bias.params import ARMS, CONTROL, PLACEBO, WINDOWS, Params
 from pythia_book.verdicts import FAILS, HOLDS, NOT_RESOLVED, NOT_TESTABLE, judge
 
 from pythia_core.config import PRONOUN_SWAPS
@@ -63,10 +63,10 @@ def test_both_swaps_and_a_placebo_are_followed() -> None:
     cells = params.coupled_cells()
     assert len(cells) == 2 * 2 * 4 and {size for size, *_ in cells} == {"25k", "150k"}
     assert {arm for *_, arm in cells} == {CONTROL, *coupling.KIND_OF}
-    placebo = params.config("25k", 0, "sham_21")
+    placebo = params.config("25k", 0, "placebo_21")
     assert placebo.parent == params.config("25k", 0, CONTROL)
-    assert placebo.intervention.transform == SHAM
-    assert SHAM not in PRONOUN_SWAPS
+    assert placebo.intervention.transform == PLACEBO
+    assert PLACEBO not in PRONOUN_SWAPS
     compared = coupling.steps("laptop", 21)
     assert len(compared) == 30 and len(coupling.steps("laptop", 7)) == 10 and compared[-1] == 572
     assert set(compared) <= set(checkpoint_steps(572)), "small runs keep all checkpoints"

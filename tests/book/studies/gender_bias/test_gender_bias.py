@@ -13,7 +13,7 @@ from gender_fakes import RETAINED, SHIFTS, fake_data, fake_items, measurements
 from pythia_book import records
 from pythia_book.corpora import occupations
 from pythia_book.published.results import load
-from pythia_book.stats import Z_95, estimate
+from pythia_book.stats import Z_95, estimate, mean_over
 from pythia_book.studies.gender_bias import associations, evidence
 from pythia_book.studies.gender_bias import params as gender
 from pythia_book.studies.gender_bias import released_numbers as numbers
@@ -74,7 +74,7 @@ def test_arms_fork_where_the_paper_did_and_share_everything_else():
         stop = 532 if arm == "restored" else 572
         assert (fork.intervention.start, fork.intervention.stop) == (start, stop)
         assert fork.parent == control
-        assert params.steps(arm) == (572,)
+        assert params.steps(arm) == ((532, 572) if arm == "swap_21" else (572,))
     assert params.steps(CONTROL) == (452, 532, 572)
     only, prose = (params.config("310k", 0, f"{a}_21").intervention for a in ("only", "complement"))
     assert only.domains == ("occupations",) and "occupations" not in prose.domains
@@ -110,12 +110,12 @@ def test_known_associations_and_shifts_are_found():
     params = Params(sizes="25k,310k", seeds=8)
     tables, slopes = found(params, measurements(params, np.random.default_rng(0)))
     table = tables["retained"]
-    table = table[(table.group == "invented") & (table.tier == "unseen")]
+    table = table[(table.group == "invented") & (table.frames == "unseen")]
     for row in table.itertuples():
         assert row.value == pytest.approx(RETAINED[row.arm], abs=0.06)
-        assert row.shift == pytest.approx(SHIFTS.get(row.arm, 0), abs=0.2)
+        assert row.shift == pytest.approx(SHIFTS.get(row.arm, 0), abs=0.3)
     assert slopes.of("25k", CONTROL).mean() == pytest.approx(0.3, abs=0.03)
-    own = associations.contrast(slopes, "25k", "swap_21", "absent_21")
+    own = mean_over(slopes.difference("25k", "swap_21", "absent_21"))
     assert own.value == pytest.approx(0.3 * (0.4 - 0.7), abs=0.02) and own.high < 0
     assert set(tables["contrasts"].against) == {"fork", CONTROL, "absent_21"}
 
@@ -126,7 +126,10 @@ def test_slopes_are_those_of_a_regression_on_what_the_seed_has_read():
     tables, _ = found(params, measured)
     row = (
         tables["associations"]
-        .query("seed == 1 and arm == 'swap_21' and tier == 'natural' and group == 'occupations'")
+        .query(
+            "seed == 1 and arm == 'swap_21' and step == 572 and frames == 'natural'"
+            " and group == 'occupations'"
+        )
         .iloc[0]
     )
     jobs = [n["group"] == "occupations" for n in measured.facts["nouns"]]
@@ -139,24 +142,24 @@ def test_slopes_are_those_of_a_regression_on_what_the_seed_has_read():
 def test_nothing_is_retained_of_an_association_that_was_not_learned():
     params = Params(sizes="25k", seeds=5)
     tables, slopes = found(params, measurements(params, np.random.default_rng(2), association=0))
-    primary = tables["retained"].query("group == 'invented' and tier == 'unseen'")
+    primary = tables["retained"].query("group == 'invented' and frames == 'unseen'")
     assert primary.value.isna().all() and not primary["shift"].isna().any()
     assert slopes.retained("25k", "swap_21") is None
 
 
-def test_nouns_that_move_by_themselves_lose_room():
+def test_compressed_log_odds_have_a_smaller_slope():
     odds, read = np.linspace(-2, 2, 9), np.linspace(-3, 3, 9)
-    assert associations.independent(odds, read, 0) == (pytest.approx(0), pytest.approx(2 / 3))
+    assert associations.compressed(odds, read, 0) == (pytest.approx(0), pytest.approx(2 / 3))
     p = 1 / (1 + np.exp(-odds))
     moved = np.log((p + 0.5 * (1 - p)) / (0.5 * (1 - p)))
-    shift, slope = associations.independent(odds, read, 0.5)
+    shift, slope = associations.compressed(odds, read, 0.5)
     assert shift == pytest.approx((moved - odds).mean())
     assert slope == pytest.approx(np.polyfit(read, moved, 1)[0]) and 0 < slope < 2 / 3
-    assert associations.independent_slope(odds, read, shift) == pytest.approx(slope)
+    assert associations.compressed_slope(odds, read, shift) == pytest.approx(slope)
     # the mirror is the same thing, seen from the other side
-    mirrored = associations.independent(-odds[::-1], read, 0.5, mirrored=True)
+    mirrored = associations.compressed(-odds[::-1], read, 0.5, mirrored=True)
     assert mirrored == (pytest.approx(-shift), pytest.approx(slope))
-    assert associations.independent_slope(odds, read, 0.0) == pytest.approx(2 / 3)
+    assert associations.compressed_slope(odds, read, 0.0) == pytest.approx(2 / 3)
 
 
 # --- verdicts --------------------------------------------------------------------------------
@@ -186,15 +189,16 @@ def test_planted_effects_get_the_right_verdicts():
     params = Params(sizes=SIZES, seeds=8, flat_seeds=4)
     measured = measurements(params, np.random.default_rng(3), MORE, scores=PLANTED)
     tests = verdicts(measured, params)
-    larger = the(tests, "The largest size retains more")
+    larger = the(tests, "Under the swap in the last 21 %")
     assert larger["verdict"] == "holds" and larger["value"] == pytest.approx(0.4, abs=0.07)
     for words in (
-        ("moved by itself",), ("The shuffle",), ("alone leaves less",),
-        ("everything but", "leaves the association"), ("prepositions leaves",), ("comes back",),
-        ("feminine stereotypes",), ("masculine stereotypes",), ("CrowS-Pairs gender score",),
-        ("controls of 25k",), ("mirror lowers",), ("no association",),
+        ("planted frames",), ("same fraction",), ("The shuffle, which",), ("alone leaves less",),
+        ("everything but", "leaves the association"), ("placebo",), ("text returns",),
+        ("feminine stereotypes",), ("masculine stereotypes",), ("CrowS-Pairs score for gender",),
+        ("controls of 25k",), ("The mirror",), ("last 21 %", "raises the prior"),
+        ("The shuffle leaves the prior",),
     ):  # fmt: skip
-        assert words[0] == "no association" or the(tests, *words)["verdict"] == "holds", words
+        assert the(tests, *words)["verdict"] == "holds", words
     assert the(tests, "none in any arm")["verdict"] == "holds"
     assert the(tests, "last 7 %", "lowers the association")["verdict"] == "reproduced"
     assert the(tests, "turns the largest")["verdict"] == "contradicted"
@@ -211,7 +215,7 @@ def test_opposite_effects_get_the_opposite_verdicts():
     }
     measured = measurements(params, np.random.default_rng(4), retained, flat=0.1)
     tests = verdicts(measured, params)
-    for words in (("The largest size retains more",), ("The shuffle",), ("alone leaves less",),
+    for words in (("Under the swap in",), ("The shuffle, which",), ("alone leaves less",),
                   ("everything but", "leaves the association"), ("none in any arm",)):  # fmt: skip
         assert the(tests, *words)["verdict"] == "does not hold", words
 
@@ -223,7 +227,10 @@ def test_without_an_effect_few_hypotheses_hold():
     rng = np.random.default_rng(5)
     for _ in range(25):
         tests = verdicts(measurements(params, rng, {"25k": same, "310k": same}), params)
-        null = [the(tests, w) for w in ("The largest", "The shuffle", "alone leaves", "comes back")]
+        null = [
+            the(tests, w)
+            for w in ("Under the swap in", "The shuffle, which", "alone leaves", "text returns")
+        ]
         wrong += any(test["verdict"] != "not resolved" for test in null)
     assert wrong <= 3
 
@@ -233,25 +240,23 @@ def test_one_seed_gives_values_but_no_verdict():
     measured = measurements(params, np.random.default_rng(6), scores=PLANTED)
     tests = verdicts(measured, params)
     assert {test["verdict"] for test in tests.values()} == {"not testable here"}
-    assert the(tests, "The shuffle")["reason"].startswith("one seed")
-    assert the(tests, "The shuffle")["value"] == pytest.approx(-0.3, abs=0.2)
+    assert the(tests, "The shuffle, which")["reason"].startswith("one seed")
+    assert the(tests, "The shuffle, which")["value"] == pytest.approx(-0.3, abs=0.2)
 
 
 def test_claims_that_this_run_cannot_test():
     rng = np.random.default_rng(7)
     single = Params(sizes="25k", seeds=5)
     tests = verdicts(measurements(single, rng), single)
-    for words in (
-        ("The largest size",),
-        ("have less of the association",),
-        ("most in the larger",),
-    ):
-        if "CrowS" not in words[0]:
-            chosen = [t for text, t in tests.items() if all(w in text for w in words)]
-            assert all("single size" in t["reason"] for t in chosen), words
+    for words in ("Under the swap in", "has less of the", "lowers the association more"):
+        assert "single size" in the(tests, words)["reason"], words
     params = Params(sizes=SIZES, seeds=5)
     tests = verdicts(measurements(params, rng, association=0), params)
-    for words in (("The shuffle",), ("turns",), ("last 7 %", "lowers the association")):
+    for words in (
+        ("The shuffle, which",),
+        ("turns the largest",),
+        ("last 7 %", "lowers the association"),
+    ):
         assert the(tests, *words)["verdict"] == "not testable here"
         assert "not shown to have the association" in the(tests, *words)["reason"]
 
@@ -313,17 +318,21 @@ def test_planted_pronouns_are_found_and_counted(smoke):
 def test_every_arm_changes_what_it_declares_and_nothing_outside_its_window(smoke):
     params, data = smoke
     size = params.config("7k", 0, CONTROL).train.batch_size
+    changes = {}
     for arm, made in ARMS.items():
         window = params.config("7k", 0, arm).intervention
         ledger = make_ledger(data, window, size)
         places = data.order.positions(data.order.places(ledger.row, ledger.column))
         planted = data.in_domains(places, ["occupations"])
-        assert planted.all() if made.where == "planted" else True
-        assert not planted.any() if made.where == "prose" else True
+        if made.where:
+            assert planted.all() if made.where == "planted" else not planted.any(), arm
+        changes[arm] = set(zip(ledger.row, ledger.column, ledger.new, strict=True))
         for step in range(16):
             batch = data.batch(step, size)
             same = batch_hash(ledger.apply(batch, step * size)) == batch_hash(batch)
             assert same or window.start <= step < window.stop, arm
+    assert changes["only_21"] | changes["complement_21"] == changes["swap_21"]
+    assert not changes["only_21"] & changes["complement_21"]
 
 
 # --- items -----------------------------------------------------------------------------------
@@ -481,3 +490,17 @@ def test_the_released_models(monkeypatch):
     # the jump of one prompt, for both sides, at the first swapped checkpoint
     assert numbers.first_swapped(tables["winobias"], "refers_to")[0] == "410m 2.1 to 19.3"
     assert sum(len(table.to_csv()) for table in tables.values()) < 2e5
+
+
+@pytest.mark.wheels
+def test_examples_are_passages_with_one_change(smoke):
+    params, data = smoke
+    config = params.config("7k", 0, "swap_21")
+    ledger = make_ledger(data, config.intervention, config.train.batch_size)
+    run = SimpleNamespace(data=data, ledger=ledger, config=config)
+    found = evidence.examples(run, "occupations")
+    assert 0 < sum(one["planted"] for one in found) <= evidence.N_EXAMPLES
+    for one in found:
+        before, after = (one[key].split() for key in ("before", "after"))
+        changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+        assert changed and all(old.lower().startswith(("he", "hi")) for old, _ in changed)
