@@ -36,7 +36,7 @@ DRAWINGS = (
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The study on made-up measurements, without and with released numbers."""
-    params = gender_bias.Params(sizes="85k,310k", seeds=4, crossed_seeds=2)
+    params = gender_bias.Params(sizes="25k,85k,310k", seeds=4, crossed_seeds=2)
     released = load(as_folder(tmp_path_factory.mktemp("released")))
     measured = measurements(params, np.random.default_rng(0))
 

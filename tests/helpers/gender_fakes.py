@@ -205,6 +205,8 @@ def fake_items() -> Items:
 
 # --- made-up measurements --------------------------------------------------------------------
 
+FRAMES = {"planted": 16, "unseen": 12, "natural": 24}
+"""The number of frames of each kind."""
 RETAINED = {
     "swap_7": 0.5, "swap_21": 0.4, "mirror_7": 0.5, "mirror_21": 0.4, "shuffle_21": 0.1,
     "only_21": 0.35, "complement_21": 1.0, "absent_21": 0.7, "placebo_21": 1.0, "restored": 0.95,
@@ -239,7 +241,7 @@ def measurements(
     intended = np.array([np.log(n.share / (1 - n.share)) for n in nouns])
     end = scale_named(params.scale).steps
     arrays, slope = {}, {}
-    for seed in range(params.seeds):
+    for seed in range(max(params.seeds, params.crossed_seeds)):
         read = intended + rng.normal(0, 0.05, len(nouns))
         arrays[name_of("read", seed)] = read.astype(np.float32)
     for name, seed, arm in params.cells():
@@ -254,6 +256,10 @@ def measurements(
             noise = rng.normal(0, 0.02, (3, len(nouns)))
             odds = prior + fraction * slope[name, seed] * (x - x[:16].mean()) + noise
             arrays[name_of("log_odds", name, seed, arm, step)] = odds.astype(np.float32)
+        if arm == CONTROL:
+            for kind, n in FRAMES.items():
+                of_frames = odds[0, :16] + rng.normal(0, 0.5, (n, 1))
+                arrays[name_of("frames", name, seed, kind)] = of_frames.astype(np.float16)
         values = {s: 0.5 + rng.normal(0, 0.005) for s in SCORES} | {
             "loss": 5 + rng.normal(0, 0.001)
         }
@@ -265,10 +271,11 @@ def measurements(
             {"noun": n.name, "group": n.group, "log_odds": float(x)}
             for n, x in zip(nouns, intended, strict=True)
         ],
-        "frames": {"planted": 16, "unseen": 12, "natural": 24},
+        "frames": FRAMES,
         "ledger": [
             {"model": name, "seed": seed, "arm": arm, "start": end - 40, "stop": end,
-             "tokens_in_window": 1000, "tokens_changed": 10, "share": 0.01}
+             "tokens_changed": 10, "share": 0.01, "misplaced": 0, "inside": 40, "outside": 0,
+             "changed_inside": 40, "changed_outside": 0}
             for name, seed, arm in params.cells() if arm != CONTROL
         ],
         "examples": [

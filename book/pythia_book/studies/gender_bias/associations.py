@@ -1,10 +1,15 @@
 """Analyse associations: slopes, what is retained of them, and what to compare that with.
 
 If a change of the training text moves the log odds of all nouns alike, the slope stays: 1 is
-retained. Suppose instead that every noun's probability of a feminine pronoun, P, moves the same
-fraction t of the way to 1 (or, for the mirror, to 0). Then log odds are compressed, and the slope
-falls although no noun is singled out. This is the curve "compressed". It is not a fit; it follows
-from the control alone.
+retained. If every noun moves for itself, log odds are compressed, and the slope falls although no
+noun is singled out. There are two such references, which follow from the control alone:
+
+    mixture   every probability of the feminine pronoun (against the masculine one), P, moves the
+              same fraction of the way to 1, as if a text without differences were mixed in
+    gradient  every log odds climb the gradient of log P for the same time, as if each were a
+              parameter of its own
+
+Large shifts leave more under "mixture", about the mean P, so it is the stricter one there.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.corpora.occupations import GROUPS, INVENTED
+from pythia_book.corpora.occupations import GROUPS
 from pythia_book.stats import mean_over, ratio_of_means, slope
 from pythia_book.studies.gender_bias.params import ARMS, CONTROL, Params, fork_step
 from pythia_book.study import Measurements, name_of
@@ -27,8 +32,10 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 PLANTED_FRAMES = "planted"
-GRID = np.linspace(0, 0.999, 60)
-"""Values of t at which the curve "compressed" is computed."""
+REFERENCES = ("mixture", "gradient")
+MIXTURE, GRADIENT = REFERENCES
+N_POINTS = 40
+"""Number of points of a reference curve on either side of no shift."""
 FORK = "fork"
 """Stands for the control at the step where an arm forks."""
 
@@ -43,7 +50,8 @@ def analyse_associations(params: Params, measured: Measurements) -> Tables:
       shift of the prior (`shift`, `shift_low`, `shift_high`), arm minus control; and `seeds`.
     - `contrasts`: for every arm, differences of slopes (`value`, `low`, `high`) to the control
       where it forks (`against` "fork"), to the control's end and to the arm `absent_21`.
-    - `curves`: the curve "compressed" (`shift`, `retained`) by size, `frames` and `direction`.
+    - `curves`: `shift` and `retained` of the references by size, `frames` and `reference`, from
+      the largest shift of any arm to both sides; without sizes that have no association.
     - `nouns`: by size, `arm` and `noun`, in unseen frames at the end: `read` (log odds in the rows
       that the control read) and `value` (log odds of the model), means over seeds.
     """
@@ -55,7 +63,7 @@ def analyse_associations(params: Params, measured: Measurements) -> Tables:
         "associations": table,
         "retained": pd.DataFrame(_retained_rows(params, slopes)),
         "contrasts": pd.DataFrame(_contrast_rows(params, slopes)),
-        "curves": pd.DataFrame(_curve_rows(params, measured)),
+        "curves": pd.DataFrame(_curve_rows(params, measured, slopes), columns=_CURVE),
         "nouns": pd.DataFrame(_noun_rows(params, measured)),
     }
 
@@ -64,11 +72,13 @@ def log_odds_read(params: Params, measured: Measurements, name: str, seed: int) 
     """Return the regressor of a model: log odds that its control read, float64[nouns].
 
     For a text without planted sentences, or without an association, the intended log odds stand in.
+
+    Raises:
+        KeyError: the measurements lack what the runs of a text with planted sentences have read.
     """
-    read = None if params.models[name].flat else measured.get("read", seed)
-    if read is None:
-        read = np.array([noun["log_odds"] for noun in measured.facts["nouns"]])
-    return read.astype(np.float64)
+    if params.models[name].flat or scale_named(params.scale).published:
+        return np.array([noun["log_odds"] for noun in measured.facts["nouns"]])
+    return measured.arrays[name_of("read", seed)].astype(np.float64)
 
 
 def associations_table(params: Params, measured: Measurements) -> pd.DataFrame:
@@ -214,93 +224,94 @@ def _contrast_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]
                         yield {**keys, "against": other, **e.interval()}
 
 
-# --- the curve "compressed" ------------------------------------------------------------------
+# --- references ------------------------------------------------------------------------------
 
 
-def compressed(
-    odds: np.ndarray, read: np.ndarray, t: float, mirrored: bool = False
-) -> tuple[float, float]:
-    """Return the shift of the prior and the slope of compressed log odds.
+def moved(odds: np.ndarray, shift: float, reference: str) -> np.ndarray:
+    """Return log odds that move for themselves until their mean has shifted by `shift`.
 
     Args:
-        odds: float64[nouns], log odds of the control.
-        read: float64[nouns], the regressor of the slope.
-        t: the fraction of the way that every probability moves, from 0 to 1.
+        odds: float64[...], log odds of the control.
+        reference: one of REFERENCES.
     """
-    sign = -1 if mirrored else 1
-    p = 1 / (1 + np.exp(-sign * odds))
-    moved = p + t * (1 - p)
-    new = sign * np.log(moved / (1 - moved))
-    centred = read - read.mean()
-    return float((new - odds).mean()), float(centred @ new / (centred @ centred))
-
-
-def compressed_slope(odds: np.ndarray, read: np.ndarray, shift: float) -> float:
-    """Return the slope of log odds that are compressed so far that the prior shifts by `shift`."""
     from scipy.optimize import brentq
+    from scipy.special import wrightomega
 
-    mirrored = shift < 0
-    limit = 1 - 1e-12
-    if abs(compressed(odds, read, limit, mirrored)[0]) < abs(shift):
-        return compressed(odds, read, limit, mirrored)[1]
-    t = brentq(lambda t: compressed(odds, read, t, mirrored)[0] - shift, 0, limit)
-    return compressed(odds, read, t, mirrored)[1]
+    sign = -1.0 if shift < 0 else 1.0
+    start = sign * odds
+
+    def at(amount: float) -> np.ndarray:
+        """Return the log odds, mirrored for a negative shift, after some movement."""
+        if reference == GRADIENT:  # the solution of dx/dt = 1 - P(x), at time e^amount - 1
+            return np.log(wrightomega(np.expm1(amount) + start + np.exp(start)))
+        p = 1 / (1 + np.exp(-start))
+        rest = np.exp(-amount) * (1 - p)  # of 1 - P
+        return np.log((1 - rest) / rest)
+
+    if shift == 0:
+        return odds
+    amount = brentq(lambda a: float((at(a) - start).mean()) - abs(shift), 0, 60)
+    return sign * at(amount)
+
+
+def reference_slope(odds: np.ndarray, read: np.ndarray, shift: float, reference: str) -> float:
+    """Return the slope of `moved` log odds, float64[frames, nouns], on those read."""
+    centred = read - read.mean()
+    return float(centred @ moved(odds, shift, reference).mean(axis=0) / (centred @ centred))
 
 
 def _primary_odds(
     params: Params, measured: Measurements, name: str, seed: int, frames: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the control's log odds of the primary nouns at the end, and those that it read."""
+    """Return the control's log odds of the primary nouns, [frames, nouns], and those it read."""
     groups = np.array([noun["group"] for noun in measured.facts["nouns"]])
-    primary = INVENTED if INVENTED in groups else groups[0]
-    end = scale_named(params.scale).steps
-    odds = measured.arrays[name_of("log_odds", name, seed, CONTROL, end)]
-    at = list(measured.facts["frames"]).index(frames)
-    chosen = groups == primary
-    read = log_odds_read(params, measured, name, seed)
-    return odds[at].astype(np.float64)[chosen], read[chosen]
+    odds = measured.arrays[name_of("frames", name, seed, frames)].astype(np.float64)
+    return odds, log_odds_read(params, measured, name, seed)[groups == groups[0]]
 
 
-def excess_over_compressed(
-    params: Params,
-    measured: Measurements,
-    slopes: Slopes,
-    name: str,
-    arm: str,
-    frames: str = UNSEEN,
+def excess_over_mixture(
+    params: Params, measured: Measurements, slopes: Slopes, name: str, arm: str
 ) -> np.ndarray:
-    """Return, as a fraction of the control's association, what an arm retains beyond "compressed".
+    """Return, as a fraction of the control's association, what an arm retains beyond "mixture".
 
-    float64[seeds]: values as those of `Slopes.retained`. The curve is taken at the shift of each
-    seed.
+    float64[seeds]: values as those of `Slopes.retained`, in unseen frames. The reference is taken
+    at the shift of each seed.
     """
     expected = []
-    for seed, shift in enumerate(slopes.shift(name, arm, frames)):
-        odds, read = _primary_odds(params, measured, name, seed, frames)
-        expected.append(compressed_slope(odds, read, float(shift)))
-    above = slopes.of(name, arm, frames) - np.array(expected)
-    return ratio_of_means(above, slopes.of(name, CONTROL, frames))
+    for seed, shift in enumerate(slopes.shift(name, arm)):
+        odds, read = _primary_odds(params, measured, name, seed, UNSEEN)
+        expected.append(reference_slope(odds, read, float(shift), MIXTURE))
+    return ratio_of_means(slopes.of(name, arm) - np.array(expected), slopes.of(name, CONTROL))
 
 
-def _curve_rows(params: Params, measured: Measurements) -> Iterator[dict[str, object]]:
+def _curve_rows(
+    params: Params, measured: Measurements, slopes: Slopes
+) -> Iterator[dict[str, object]]:
     for size in params.size_list:
-        for frames in measured.facts["frames"]:
-            for mirrored in (False, True):
-                for t in GRID:
-                    shifts, after, before = [], [], []
+        for frames in (UNSEEN, PLANTED_FRAMES):
+            if not slopes.learned(size, frames):
+                continue
+            shifts = [slopes.shift(size, arm, frames).mean() for arm in params.arms]
+            ends = min(-1.0, 1.1 * min(shifts)), max(1.0, 1.1 * max(shifts))
+            for reference in REFERENCES:
+                for shift in np.r_[
+                    np.linspace(ends[0], 0, N_POINTS), np.linspace(0, ends[1], N_POINTS)[1:]
+                ]:
+                    after, before = [], []
                     for seed in range(params.models[size].seeds):
                         odds, read = _primary_odds(params, measured, size, seed, frames)
-                        shift, new = compressed(odds, read, t, mirrored)
-                        shifts.append(shift)
-                        after.append(new)
-                        before.append(compressed(odds, read, 0.0)[1])
+                        after.append(reference_slope(odds, read, float(shift), reference))
+                        before.append(reference_slope(odds, read, 0.0, reference))
                     yield {
                         "size": size,
                         "frames": frames,
-                        "direction": "mirror" if mirrored else "swap",
-                        "shift": np.mean(shifts),
-                        "retained": np.mean(after) / np.mean(before),
+                        "reference": reference,
+                        "shift": float(shift),
+                        "retained": float(np.mean(after) / np.mean(before)),
                     }
+
+
+_CURVE = ["size", "frames", "reference", "shift", "retained"]
 
 
 def _noun_rows(params: Params, measured: Measurements) -> Iterator[dict[str, object]]:

@@ -23,7 +23,7 @@ import numpy as np
 from pythia_book.records import number_text, value_text
 from pythia_book.stats import Estimate, difference, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
-from pythia_book.studies.gender_bias.associations import PLANTED_FRAMES, excess_over_compressed
+from pythia_book.studies.gender_bias.associations import PLANTED_FRAMES, excess_over_mixture
 from pythia_book.studies.gender_bias.coupling import (
     PLACEBO_WINDOW,
     TESTED_WINDOW,
@@ -33,7 +33,16 @@ from pythia_book.studies.gender_bias.coupling import (
 from pythia_book.studies.gender_bias.params import CONTROL, LONGER
 from pythia_book.studies.gender_bias.released_numbers import NO_NUMBERS
 from pythia_book.tasks.associations import UNSEEN
-from pythia_book.verdicts import Claim, Test, falls, rises, smallest_seen, untestable, within
+from pythia_book.verdicts import (
+    Claim,
+    Test,
+    falls,
+    passes,
+    rises,
+    smallest_seen,
+    untestable,
+    within,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +61,8 @@ SHIFT_MARGIN = 0.4
 prior by in the pilot."""
 COST_MARGIN = 0.02
 """A rise of the held-out loss by less than this, in nats per token, is marginal. From 25k to 600k,
-the losses of neighbouring sizes differ by at least 0.023 (record of deduplication, levels.csv)."""
+the losses of neighbouring sizes differ by at least 0.023 (record of deduplication, levels.csv). The
+margin was set when the losses of an earlier run were known (0.014 to 0.018 for 21 %)."""
 PILOT_SD = {UNSEEN: 0.297, PLANTED_FRAMES: 0.061}
 """Standard deviation, over three pilot seeds, of what 600k retains under the swap minus what 25k
 retains, by kind of frame (LOG.md, 2026-11-29)."""
@@ -67,8 +77,11 @@ SETUP = "assumed in section 3.1"
 ASSUMED = "assumed by the hypotheses"
 ONE_SEED = "one seed: training again with another one was not measured"
 ONE_SIZE = "a single size was trained"
-NOT_LEARNED = "the controls are not shown to have the association"
 NOT_TRAINED = "this arm was not trained"
+NO_REVERSE = (
+    "no swapped text has the reverse association, so whatever is left of it is above 0; what "
+    "happens to the halves of WinoBias, the hypotheses say"
+)
 OTHER_METRIC = (
     "the raw results of the paper's WinoBias metric were not released; the released answers, "
     "another metric, are tested as premises"
@@ -120,6 +133,7 @@ def claims(
         *ours.hypotheses(),
         *_paper_claims(ours, theirs),
         *ours.premises(),
+        contract(tables["ledger"]),
         *theirs.premises(),
         *coupling_claims(tables["coupling"]),
     ]
@@ -132,7 +146,7 @@ def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
         rows.append(
             Claim(
                 f"The swap in the last {window} % of training lowers the association between "
-                "occupations and pronouns.",
+                "occupations and pronouns, on average over sizes.",
                 "section 3.1, Figure 2",
                 ours.association(arm, falls),
                 untestable(OTHER_METRIC),
@@ -150,14 +164,15 @@ def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
             "The largest model has less of the association than the smallest (a hypothesis of the "
             "paper, on larger models).",
             "section 3.1",
-            ours.across(CONTROL, falls),
+            ours.largest_is_less_biased(),
             quote=QUOTES["winobias_by_size"],
         ),
         Claim(
-            "The swap in the last 21 % of training lowers the association more in the largest "
-            "model than in the smallest (a hypothesis of the paper, on larger models).",
+            "The swap in the last 21 % of training removes a larger part of the association from "
+            "the largest model than from the smallest (a hypothesis of the paper, on larger "
+            "models).",
             "section 3.1",
-            ours.across(LONGER, falls),
+            ours.effect_by_size(),
             quote=QUOTES["winobias_contrast"],
         ),
     ]
@@ -226,7 +241,7 @@ class _Ours:
     def hypotheses(self) -> list[Claim]:
         """Return the hypotheses about what survives, and about what benchmark scores respond to."""
         unchanged = partial(within, margin=MARGIN)
-        over, minus_one = self._over_sizes(), "retained, minus 1"
+        minus_one = "retained, minus 1"
         tests = [
             (
                 "Under the swap in the last 21 % of training, the largest size retains more of "
@@ -248,7 +263,7 @@ class _Ours:
             (
                 "The swap leaves more of the association than if every noun's probability of a "
                 "feminine pronoun moved the same fraction of the way to 1.",
-                self._test(self._excess(), rises, f"{over}; beyond the curve at a seed's shift"),
+                self._mean(self._excess(), rises, "beyond the reference at a seed's shift"),
             ),
             (
                 "The shuffle, which keeps the prior, leaves less of the association than the swap.",
@@ -262,12 +277,12 @@ class _Ours:
             (
                 "Swapping everything but the planted sentences leaves the association unchanged, "
                 f"within {100 * MARGIN:g} % of the control's.",
-                self._test(self._minus_one("complement_21"), unchanged, f"{over}; {minus_one}"),
+                self._mean(self._minus_one("complement_21"), unchanged, minus_one),
             ),
             (
                 "Swapping about as many prepositions (a placebo) leaves the association unchanged, "
                 f"within {100 * MARGIN:g} % of the control's.",
-                self._test(self._minus_one("placebo_21"), unchanged, f"{over}; {minus_one}"),
+                self._mean(self._minus_one("placebo_21"), unchanged, minus_one),
             ),
             (
                 "After the original text returns for the last 7 % of training, more of the "
@@ -327,9 +342,10 @@ class _Ours:
         if arm not in self.params.arms:
             return NOT_TRAINED
         columns = [self.slopes.retained(size, arm, frames) for size in self.sizes]
-        if any(column is None for column in columns):
-            return NOT_LEARNED
-        return np.stack(columns, axis=1)  # type: ignore[arg-type]
+        missing = [s for s, column in zip(self.sizes, columns, strict=True) if column is None]
+        if missing:
+            return f"the controls of {', '.join(missing)} are not shown to have the association"
+        return np.stack([column for column in columns if column is not None], axis=1)
 
     def _between_sizes(self, frames: str = UNSEEN) -> np.ndarray | str:
         retained = self._retained(LONGER, frames)
@@ -339,31 +355,42 @@ class _Ours:
 
     def _minus_one(self, arm: str) -> np.ndarray | str:
         retained = self._retained(arm)
-        return retained if isinstance(retained, str) else retained.mean(axis=1) - 1
+        return retained if isinstance(retained, str) else retained - 1
+
+    def _mean(self, effect: np.ndarray | str, make: Callable[..., Test], of: str) -> Test:
+        """Test the mean over sizes of an effect, float64[seeds, sizes], and list the sizes."""
+        if isinstance(effect, str):
+            return untestable(effect)
+        return self._test(
+            effect.mean(1), make, f"{self._over_sizes()}; {of}", note=self._by_size(effect)
+        )
+
+    def _by_size(self, *effects: np.ndarray) -> str:
+        """List the mean over seeds of effects, float64[seeds, sizes], for every size."""
+        means = zip(self.sizes, *(effect.mean(0) for effect in effects), strict=True)
+        return ", ".join(f"{s} {' and '.join(number_text(v, 2) for v in row)}" for s, *row in means)
 
     def _difference(self, arm: str, other: str, make: Callable[..., Test]) -> Test:
         """Test the difference between what two arms retain, averaged over sizes."""
         first, second = self._retained(arm), self._retained(other)
         if isinstance(first, str) or isinstance(second, str):
             return untestable(first if isinstance(first, str) else str(second))
-        note = ", ".join(
-            f"{size} {number_text(a, 2)} and {number_text(b, 2)}"
-            for size, a, b in zip(self.sizes, first.mean(0), second.mean(0), strict=True)
-        )
+        note = self._by_size(first, second)
         return self._test((first - second).mean(1), make, self._over_sizes(), note=note)
 
     def _over_sizes(self) -> str:
         return f"mean of {len(self.sizes)} sizes" if len(self.sizes) > 1 else self.sizes[0]
 
     def _excess(self) -> np.ndarray | str:
+        """Return what the swap leaves beyond "mixture", float64[seeds, sizes], or why not."""
         retained = self._retained(LONGER)
         if isinstance(retained, str):
             return retained
         columns = [
-            excess_over_compressed(self.params, self.measured, self.slopes, size, LONGER)
+            excess_over_mixture(self.params, self.measured, self.slopes, size, LONGER)
             for size in self.sizes
         ]
-        return np.stack(columns, axis=1).mean(axis=1)
+        return np.stack(columns, axis=1)
 
     def score(self, arm: str, score: str) -> np.ndarray:
         """Return a score of an arm, float64[seeds, sizes]; see `study.SCORES`."""
@@ -373,8 +400,17 @@ class _Ours:
         """Test what the complement does to a score, in points, averaged over sizes."""
         if "complement_21" not in self.params.arms:
             return untestable(NOT_TRAINED)
-        change = self.score("complement_21", score) - self.score(CONTROL, score)
-        return self._test(100 * change.mean(1), make, self._over_sizes(), "points")
+        change = 100 * (self.score("complement_21", score) - self.score(CONTROL, score))
+        retained = [
+            self.slopes.retained(s, "complement_21", group="occupations") for s in self.sizes
+        ]
+        kept = [units for units in retained if units is not None]
+        note = self._by_size(change)
+        if len(kept) == len(self.sizes):
+            note += (
+                f"; of the occupations' association, {number_text(np.mean(kept), 2)} is retained"
+            )
+        return self._test(change.mean(1), make, self._over_sizes(), "points", note)
 
     # --- the paper's claims ---
 
@@ -386,8 +422,9 @@ class _Ours:
 
     def _missing(self) -> str:
         """Return why the paper's claims about associations cannot be tested; "" if they can."""
-        learned = all(self.slopes.learned(size, group="occupations") for size in self.sizes)
-        return "" if learned else NOT_LEARNED
+        missing = [s for s in self.sizes if not self.slopes.learned(s, group="occupations")]
+        names = ", ".join(missing)
+        return names and f"the controls of {names} are not shown to have the association"
 
     def association(self, arm: str, make: Callable[..., Test]) -> Test:
         """Test how a swap changes the association of the occupations, averaged over sizes."""
@@ -400,25 +437,46 @@ class _Ours:
         return self._test(effect, make, self._over_sizes(), SLOPE, f"{ASSOCIATION}; {note}")
 
     def turned(self) -> Test:
-        """Test that the association of the largest size is below 0 after the longer swap."""
+        """Show, without a verdict, the association of the largest size after the longer swap."""
         effect = self._missing() or self._occupations(LONGER)[:, -1]
         of = f"{self.sizes[-1]}, swap in the last 21 %"
-        return self._test(effect, falls, of, SLOPE, f"{ASSOCIATION}; below 0 is anti-stereotypical")
+        test = self._test(effect, falls, of, SLOPE, f"{ASSOCIATION}; below 0 is anti-stereotypical")
+        return untestable(
+            test.reason or NO_REVERSE, test.estimate, test.unit, test.units, test.note
+        )
 
-    def across(self, arm: str, make: Callable[..., Test]) -> Test:
-        """Test the association (for a swap, its change) of the largest minus the smallest size."""
-        values = self._occupations(arm)
-        if arm != CONTROL:
-            values = values - self._occupations(CONTROL)
+    def largest_is_less_biased(self) -> Test:
+        """Test the controls' association of the largest size minus the smallest."""
+        values = self._occupations(CONTROL)
         single = ONE_SIZE if len(self.sizes) == 1 else ""
         effect = single or self._missing() or values[:, -1] - values[:, 0]
-        return self._test(effect, make, self._largest_minus_smallest(), SLOPE, ASSOCIATION)
+        return self._test(effect, falls, self._largest_minus_smallest(), SLOPE, ASSOCIATION)
+
+    def effect_by_size(self) -> Test:
+        """Test what the swap leaves of the occupations' association, largest minus smallest size.
+
+        A fraction is compared, because of equal fractions the larger association loses more.
+        """
+        ends = [
+            self.slopes.retained(size, LONGER, group="occupations")
+            for size in (self.sizes[0], self.sizes[-1])
+        ]
+        single = ONE_SIZE if len(self.sizes) == 1 else ""
+        missing = single or self._missing()
+        effect = missing or np.subtract(*ends[::-1])
+        return self._test(
+            effect, falls, self._largest_minus_smallest(), note=f"{ASSOCIATION}; fraction retained"
+        )
 
     def cost(self, arm: str) -> Test:
-        """Test that a swap raises the held-out loss by less than COST_MARGIN."""
-        change = (self.score(arm, "loss") - self.score(CONTROL, "loss")).mean(1)
+        """Test that a swap raises the held-out loss by less than COST_MARGIN.
+
+        Gendered pronouns are left out as targets: expecting others there is the aim, not the cost.
+        """
+        change = self.score(arm, "loss_rest") - self.score(CONTROL, "loss_rest")
+        note = f"held-out loss without gendered pronouns; {self._by_size(change)}"
         below = partial(falls, bound=COST_MARGIN)
-        return self._test(change, below, self._over_sizes(), "nats per token", "held-out loss")
+        return self._test(change.mean(1), below, self._over_sizes(), "nats per token", note)
 
     # --- premises ---
 
@@ -463,21 +521,47 @@ class _Ours:
         return [*rows, *self._flat()]
 
     def _flat(self) -> list[Claim]:
-        """Return the check of models without association, if any; their worst arm counts."""
+        """Return the check of models without association, if any; the worst case counts."""
         rows = []
         for name, model in self.params.models.items():
             if model.flat:
-                slopes = [self.slopes.of(name, arm) for arm in (CONTROL, *model.arms)]
+                slopes = [
+                    self.slopes.of(name, arm, group=group)
+                    for arm in (CONTROL, *model.arms)
+                    for group in ("invented", "occupations")
+                ]
                 worst = max(slopes, key=lambda s: max(map(abs, _ends(s))))
                 test = self._test(
                     worst,
                     partial(within, margin=FLAT_MARGIN),
-                    f"the arm furthest from 0 of {len(slopes)}",
+                    f"the one furthest from 0 of {len(slopes)} arms and groups of nouns",
                     SLOPE,
                 )
-                text = "Models whose text has no association have none in any arm."
+                text = (
+                    "Models whose text has no association have none in any arm, within "
+                    f"{FLAT_MARGIN:g}."
+                )
                 rows.append(Claim(text, "guards against bias of the slopes", test, kind="check"))
         return rows
+
+
+def contract(ledger: pd.DataFrame) -> Claim:
+    """Return the check that forks read their controls' batches but for what the arms declare."""
+    total = ledger[["inside", "outside", "changed_inside", "changed_outside", "misplaced"]].sum()
+    idle = int((ledger.changed_inside == 0).sum())
+    note = (
+        f"{len(ledger)} forks: {total.changed_outside} of {total.outside} batches outside the "
+        f"windows and {total.changed_inside} of {total.inside} inside differ from the control's; "
+        f"{total.misplaced} changed tokens outside the declared domains"
+    )
+    passed = total.changed_outside == 0 and total.misplaced == 0 and idle == 0
+    return Claim(
+        "Every fork reads its control's batches, and only in its window the changes that its arm "
+        "declares.",
+        "the contract of interventions",
+        passes(bool(passed), note),
+        kind="check",
+    )
 
 
 def detectable(frames: str, seeds: int) -> float | None:

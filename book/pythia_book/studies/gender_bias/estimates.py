@@ -81,7 +81,8 @@ def units_of(measure: str, values: np.ndarray, sentences: Sentences) -> Iterator
         return
     means, feminine = sentences.by_occupation(values)
     yield Units(measure, means, feminine)
-    if measure == BY_OCCUPATION:
+    if measure in (BY_OCCUPATION, f"{BY_OCCUPATION}_margin"):
         for half, stereotype in HALVES.items():
             if (feminine == stereotype).any():
-                yield Units(half, means[:, feminine == stereotype])
+                name = measure.replace(BY_OCCUPATION, half)
+                yield Units(name, means[:, feminine == stereotype])

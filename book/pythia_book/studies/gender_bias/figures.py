@@ -19,7 +19,13 @@ import numpy as np
 from pythia_book import records, style
 from pythia_book.stats import Z_95, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
-from pythia_book.studies.gender_bias.associations import FORK, PLANTED_FRAMES, Slopes, seed_mean
+from pythia_book.studies.gender_bias.associations import (
+    FORK,
+    PLANTED_FRAMES,
+    REFERENCES,
+    Slopes,
+    seed_mean,
+)
 from pythia_book.studies.gender_bias.coupling import KINDS, TESTED
 from pythia_book.studies.gender_bias.params import (
     ARMS,
@@ -90,9 +96,10 @@ def retained(result: Result) -> Drawing:
             style.reference(ax, 0)
             for size in sizes:
                 colour = style.size_colour(size)
-                for direction in ("swap", "mirror"):
-                    curve = style.rows_where(curves, size=size, frames=frames, direction=direction)
-                    ax.plot(curve["shift"], curve.retained, color=colour, linewidth=0.9, zorder=1)
+                for reference, dashes in zip(REFERENCES, ("-", (0, (3, 2))), strict=True):
+                    curve = style.rows_where(curves, size=size, frames=frames, reference=reference)
+                    shape = {"linewidth": 0.9, "linestyle": dashes, "zorder": 1}
+                    ax.plot(curve["shift"], curve.retained, color=colour, **shape)
                 for row in style.rows_where(table, model=size, frames=frames).itertuples():
                     if row.value is None or not math.isfinite(row.value):
                         continue
@@ -196,32 +203,27 @@ def _arm_panel(ax: Axes, labels: list[str], values: dict[str, list[np.ndarray]])
 
 
 def learned(result: Result) -> Drawing:
-    """Draw what the swap retains against what the control has learned, seed by seed."""
+    """Draw the association of two arms against the control's, seed by seed."""
     params = result.params
     found = Slopes(params, result.tables["associations"])
     names = [name for name, model in params.models.items() if not model.flat]
-    with style.canvas(result, 2, 3.2, *_notes(result)[:1], sharey=True) as (figure, axes):
-        for ax, arm in zip(axes, (LONGER, "absent_21"), strict=True):
-            style.reference(ax, 1)
-            style.reference(ax, 0)
+    arms = [arm for arm in (LONGER, "absent_21") if _has(result, arm)]
+    with style.canvas(result, 2, 3.4, *_notes(result)[:1], sharey=True) as (figure, axes):
+        largest = max(found.of(name, CONTROL).max() for name in names)
+        for ax, arm in zip(axes, arms, strict=False):
+            for fraction in (1, 0.5, 0):
+                ax.plot([0, largest], [0, fraction * largest], color=style.MUTED, linewidth=0.7)
+                ax.annotate(f"{fraction:g}", (largest, fraction * largest), fontsize=7, va="center")
             for name in names:
                 model = params.models[name]
-                if arm not in model.arms:
-                    continue
-                control = found.rows(name, CONTROL)
-                known = control.low.to_numpy() > 0
-                x, y = control.slope.to_numpy()[known], found.of(name, arm)[known]
-                face = "white" if model.rate_of else style.size_colour(model.size)
-                ax.plot(
-                    x, y / x, "o", color=style.size_colour(model.size), markerfacecolor=face,
-                    markersize=5,
-                )  # fmt: skip
+                colour = style.size_colour(model.size)
+                face = "white" if model.rate_of else colour
+                shape = {"color": colour, "markerfacecolor": face, "markersize": 5}
+                ax.plot(found.of(name, CONTROL), found.of(name, arm), "o", **shape)
             ax.set(title=ARMS[arm].label, xlabel="association of the control (slope)")
-            ax.set_xlim(left=0)
-        axes[0].set_ylabel("retained by one seed")
+        axes[0].set_ylabel("association of the arm (slope)")
         style.size_legend(figure, params.size_list, loc="outside upper left", ncols=6)
-    text = "Retained association of single seeds against what their controls learned"
-    return Drawing(figure, text)
+    return Drawing(figure, "Association of single seeds under two arms against their controls'")
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -578,9 +580,11 @@ def scores_table(result: Result) -> Table:
     import pandas as pd
 
     labels = {score: title.replace("\n", " ") for score, title in SCORE_TITLES.items()} | {
-        "winobias_margin": "WinoBias margin (nats)",
+        "winobias_feminine_margin": "margin, feminine (nats)",
+        "winobias_masculine_margin": "margin, masculine (nats)",
         "last_word": "last words",
         "loss": "held-out loss (nats)",
+        "loss_rest": "loss without pronouns (nats)",
     }
     rows = [
         {"arm": ARMS[arm].label}

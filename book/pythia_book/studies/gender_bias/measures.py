@@ -6,6 +6,7 @@
     winobias         1 if the sentence with the stereotypical pronoun is likelier, else 0
     crows, stereoset 1 if the stereotyping sentence of the pair is likelier, else 0
     loss             nats per token, by held-out row
+    loss_rest        the same without gendered pronouns as targets
     last_word        1 if the last word of a held-out sentence is predicted greedily, else 0
 
 winobias, crows and stereoset compare total log-likelihoods after one end-of-document token, like
@@ -134,7 +135,12 @@ class TokenizedItems:
         self.language = LanguageMeasurement.of(data)
         if not len(self.language.words):
             raise DataError("no held-out sentence has a last word to predict; use more text")
-        digests.append(self.language.digest)
+        self._gendered = np.zeros(data.tokenizer.get_vocab_size(), bool)
+        for word in (*FEMININE, *MASCULINE):
+            for text in (word, word.strip(), word.title(), word.strip().capitalize()):
+                ids = encode(text)
+                self._gendered[list(ids)] |= len(ids) == 1
+        digests.append([self.language.digest, np.flatnonzero(self._gendered).tolist()])
         self.digest = stable_hash([scoring.VERSION, max_seq_len, digests])
 
     def measurement(self, full: bool) -> GenderMeasurement:
@@ -153,9 +159,13 @@ class TokenizedItems:
         measured["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
         measured |= _choices("crows", scoring.score(model, self.crows))
         if full:
-            language = self.language(model, 0)
-            measured["loss"] = language["loss"]
-            measured["last_word"] = language["last_word"].astype(np.float64)
+            language = self.language
+            scores = scoring.score_rows(model, language.rows)
+            measured["loss"] = scores.losses
+            measured["loss_rest"] = np.nanmean(
+                np.where(self._gendered[language.rows[:, 1:]], np.nan, -scores.logprob), axis=1
+            )
+            measured["last_word"] = scores.of_words(language.words).greedy.astype(np.float64)
             measured |= _choices("winobias", scoring.score(model, self.winobias))
             measured |= _choices("stereoset", scoring.score(model, self.stereoset))
         return measured

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import CONTROL_DOMAINS, REPLACE, SHUFFLE, RunConfig
+from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named, size_named
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep, is_large
@@ -95,8 +96,8 @@ class Params(StudyParams):
 
     seeds: int = 1
     crossed_seeds: int = 0
-    """Number of seeds of the smallest and the largest size at the peak learning rate of the middle
-    size (of two: the smaller). At each other's rates, neither learns the association."""
+    """Number of seeds of the smallest and the largest size at the peak learning rate of a size
+    between them. (At each other's rates, three of four runs of a pilot learned nothing.)"""
     flat_seeds: int = 0
     """Number of seeds of the smallest size on text that has no association to learn."""
 
@@ -108,6 +109,20 @@ class Params(StudyParams):
         "paper": "70m",
     }
 
+    def check(self) -> None:
+        extra = [n for n in ("crossed_seeds", "flat_seeds") if getattr(self, n)]
+        if extra and scale_named(self.scale).published:
+            raise ConfigError(
+                f"{' and '.join(extra)} must be 0 at the scale {self.scale!r}, where released "
+                "models are continued"
+            )
+        if self.crossed_seeds and len(self.size_list) < 3:
+            raise ConfigError(
+                f"crossed_seeds={self.crossed_seeds} needs at least three sizes, because the "
+                "smallest and the largest are trained at the rate of one between them; got "
+                f"{', '.join(self.size_list)}"
+            )
+
     @cached_property
     def models(self) -> dict[str, Model]:
         """The models by name. First come the sizes, smallest first; their names are the sizes."""
@@ -115,13 +130,12 @@ class Params(StudyParams):
         arms = PAPER_ARMS if published else tuple(ARMS)
         made = {size: Model(size, self.seeds, arms) for size in self.size_list}
         small, large = self.size_list[0], self.size_list[-1]
-        middle = self.size_list[(len(self.size_list) - 1) // 2]
-        if self.crossed_seeds and small != large and not published:
+        if self.crossed_seeds:
+            middle = self.size_list[(len(self.size_list) - 1) // 2]
             for size in (small, large):
-                if size != middle:
-                    crossed = Model(size, self.crossed_seeds, CROSSED_ARMS, rate_of=middle)
-                    made[f"{size} at the rate of {middle}"] = crossed
-        if self.flat_seeds and not published:
+                crossed = Model(size, self.crossed_seeds, CROSSED_ARMS, rate_of=middle)
+                made[f"{size} at the rate of {middle}"] = crossed
+        if self.flat_seeds:
             made[f"{small} without association"] = Model(small, self.flat_seeds, arms, flat=True)
         return made
 

@@ -28,6 +28,7 @@ from pythia_book.studies.gender_bias.associations import (
     PLANTED_FRAMES,
     Slopes,
     analyse_associations,
+    excess_over_mixture,
     seed_mean,
 )
 from pythia_book.studies.gender_bias.claims import claims, detectable
@@ -55,8 +56,9 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 SCORES = (
-    "winobias", "winobias_feminine", "winobias_masculine", "winobias_margin", "crows",
-    "crows_margin", "stereoset", "stereoset_margin", "loss", "last_word",
+    "winobias", "winobias_feminine", "winobias_masculine", "winobias_margin",
+    "winobias_feminine_margin", "winobias_masculine_margin", "crows", "crows_margin", "stereoset",
+    "stereoset_margin", "loss", "loss_rest", "last_word",
 )  # fmt: skip
 """The scores of a model at its end: means over items (WinoBias: over occupations) of the measures
 in `measures`."""
@@ -112,6 +114,8 @@ def measure(
 
     - "log_odds/MODEL/SEED/ARM/STEP": float32[kinds of frames, nouns], means over frames. Kinds and
       nouns are those of the facts.
+    - "frames/MODEL/SEED/KIND": float16[frames, nouns of the first group], log odds of the control
+      at the end, frame by frame.
     - "scores/MODEL/SEED/ARM": float32[SCORES], at the end.
     - "read/SEED": float32[nouns], log odds in the rows that the controls of a seed read; not for
       models whose text has nothing planted, or no association.
@@ -165,17 +169,28 @@ def measure(
             progress,
         )
         if gaps:
-            raise CheckpointError(f"cannot measure step {gaps[0].step}: {gaps[0].reason}")
+            gap = gaps[0]
+            raise CheckpointError(f"cannot measure {gap.run_id}, step {gap.step}: {gap.reason}")
         for cell, step in group:
             odds, *scores = measured[trained[cell].id, step]
             means = np.stack([odds[kind].mean(axis=0) for kind in frames])
             arrays[name_of("log_odds", *cell, step)] = means.astype(np.float32)
             if last:
                 arrays[name_of("scores", *cell)] = _scores(scores[0], tokenized)
+            if last and cell[2] == CONTROL:
+                primary = [noun.group == nouns[0].group for noun in nouns]
+                for kind in frames:
+                    name = name_of("frames", *cell[:2], kind)
+                    arrays[name] = odds[kind][:, primary].astype(np.float16)
     largest = params.size_list[-1]
     if not scale.published:
-        for seed in range(params.seeds):
-            run = trained[largest, seed, CONTROL]
+        planted_text = {
+            seed: trained[name, seed, CONTROL]
+            for name, model in params.models.items()
+            if not model.flat
+            for seed in range(model.seeds)
+        }
+        for seed, run in planted_text.items():
             planted = evidence.planted_pronouns(run.data, PLANTED)
             read = evidence.read_log_odds(planted, run.data, scale.steps * scale.batch_size)
             arrays[name_of("read", seed)] = read.astype(np.float32)
@@ -187,7 +202,12 @@ def measure(
         ],
         "frames": {kind: len(of_kind) for kind, of_kind in frames.items()},
         "ledger": [
-            {"model": name, "seed": seed, "arm": arm, **_ledger_row(run)}
+            {
+                "model": name,
+                "seed": seed,
+                "arm": arm,
+                **_ledger_row(run, trained[name, seed, CONTROL]),
+            }
             for (name, seed, arm), run in forks
         ],
         "examples": [
@@ -210,16 +230,31 @@ def _scores(measured: Mapping[str, np.ndarray], items: TokenizedItems) -> np.nda
     return np.array([means.get(name, np.nan) for name in SCORES], np.float32)
 
 
-def _ledger_row(run: Run) -> dict[str, Any]:
-    """Return what a fork changed in its window of training.
+def _ledger_row(run: Run, control: Run) -> dict[str, Any]:
+    """Return what a fork changed in its window of training, and whether it did nothing else.
 
     - `start`, `stop`: the window, in updates.
     - `tokens_changed`
     - `share`: the fraction of the window's tokens that is changed.
+    - `inside`, `outside`: the number of the fork's updates inside and outside the window.
+    - `changed_inside`, `changed_outside`: how many of these read another batch than the control, by
+      the hashes in the logs of both runs.
+    - `misplaced`: changed tokens outside the domains that the arm declares.
     """
-    share = evidence.share_changed(run)
-    window = {"start": run.ledger.start, "stop": run.ledger.stop}
-    return {**window, "tokens_changed": run.tokens_changed, "share": share}
+    ledger, domains = run.ledger, run.config.intervention and run.config.intervention.domains
+    hashes = {row["step"]: row["batch_hash"] for row in control.metrics()}
+    row = {"start": ledger.start, "stop": ledger.stop, "tokens_changed": run.tokens_changed}
+    row |= {"share": evidence.share_changed(run), "misplaced": 0}
+    row |= dict.fromkeys(("inside", "outside", "changed_inside", "changed_outside"), 0)
+    for update in run.metrics():
+        where = "inside" if ledger.start < update["step"] <= ledger.stop else "outside"
+        row[where] += 1
+        row[f"changed_{where}"] += hashes[update["step"]] != update["batch_hash"]
+    if domains:
+        order = run.data.order
+        places = order.positions(order.places(ledger.row, ledger.column))
+        row["misplaced"] = int((~run.data.in_domains(places, domains)).sum())
+    return row
 
 
 # --- analysis --------------------------------------------------------------------------------
@@ -237,7 +272,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     coupled, more = coupling.analyse(params, measured.arrays, measured.facts, released)
     frames |= coupled
     rows = claims(params, measured, slopes, frames, released)
-    return frames, values(params, slopes, frames) | released_values(released) | more, rows
+    return frames, values(params, measured, slopes, frames) | released_values(released) | more, rows
 
 
 def scores_table(params: Params, measured: Measurements) -> pd.DataFrame:
@@ -257,7 +292,9 @@ def scores_table(params: Params, measured: Measurements) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def values(
+    params: Params, measured: Measurements, slopes: Slopes, tables: Mapping[str, pd.DataFrame]
+) -> dict[str, Any]:
     """Return the numbers that the page quotes, by name.
 
     ARM is a key of params.ARMS, SIZE is "smallest" or "largest". With one seed, numbers have no
@@ -266,11 +303,14 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
     - `retained_ARM_SIZE`, `shift_ARM_SIZE`; `retained_ARM`: the mean over sizes.
     - `retained_difference`: under the longer swap, largest minus smallest size;
       `retained_difference_planted`: in planted frames.
-    - `before_return`: mean over sizes of what the swap has left when "restored" gets its text back.
+    - `before_return`: mean over sizes of what the swap has left when "restored" gets its text back;
+      `return_gain`: what "restored" retains at its end minus that.
+    - `excess_SIZE`, `excess_difference`: what the longer swap retains beyond "mixture".
     - `since_fork_ARM`: the association minus the control's at the fork, mean over sizes.
-    - `definitional_ARM`: mean over sizes of what is retained for definitional nouns.
+    - `occupations_ARM`, `definitional_ARM`: mean over sizes of what is retained for other nouns;
+      `natural_ARM`: in natural contexts.
     - `change_SCORE_ARM`: a score of SCORES, arm minus control, mean over sizes; in points or, for
-      `loss` and margins, in nats.
+      losses and margins, in nats.
     - `tokens_changed_ARM`, `share_changed_ARM`: in one run of the largest size.
     - `per_1000_ARM`: shift of the prior per 1,000 changed tokens, mean over sizes.
     - `detectable_unseen`, `detectable_planted`: see `claims.detectable`.
@@ -288,7 +328,7 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
 
     def difference(units: list[np.ndarray | None]) -> Any:
         """Estimate the last of several values minus the first."""
-        known = units[0] is not None and units[-1] is not None
+        known = len(units) > 1 and units[0] is not None and units[-1] is not None
         return seed_mean(np.subtract(units[-1], units[0]) if known else None)
 
     def retained(arm: str, **options: Any) -> list[np.ndarray | None]:
@@ -296,7 +336,23 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
 
     numbers["retained_difference"] = difference(retained(LONGER))
     numbers["retained_difference_planted"] = difference(retained(LONGER, frames=PLANTED_FRAMES))
-    numbers["before_return"] = mean_of_sizes(retained(LONGER, window=ARMS["restored"].until))
+    before = retained(LONGER, window=ARMS["restored"].until)
+    numbers["before_return"] = mean_of_sizes(before)
+    if "restored" in params.arms:
+        known = all(units is not None for units in before)
+        pairs = zip(retained("restored"), before, strict=True)
+        numbers["return_gain"] = mean_of_sizes(
+            [np.subtract(*pair) for pair in pairs] if known else [None]
+        )
+    excess = [
+        excess_over_mixture(params, measured, slopes, size, LONGER)
+        if slopes.learned(size)
+        else None
+        for size in params.size_list
+    ]
+    for role, units in zip(sizes, (excess[0], excess[-1]), strict=True):
+        numbers[f"excess_{role}"] = seed_mean(units)
+    numbers["excess_difference"] = difference(excess)
     scores = tables["scores"].pivot_table("value", ["model", "seed"], ["arm", "score"])
     ledger = tables["ledger"]
     for arm in params.arms:
@@ -304,13 +360,15 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
             numbers[f"retained_{arm}_{role}"] = seed_mean(slopes.retained(size, arm))
             numbers[f"shift_{arm}_{role}"] = seed_mean(slopes.shift(size, arm))
         numbers[f"retained_{arm}"] = mean_of_sizes(retained(arm))
-        numbers[f"definitional_{arm}"] = mean_of_sizes(retained(arm, group="definitional"))
+        for group in ("occupations", "definitional"):
+            numbers[f"{group}_{arm}"] = mean_of_sizes(retained(arm, group=group))
+        numbers[f"natural_{arm}"] = mean_of_sizes(retained(arm, frames=NATURAL))
         numbers[f"since_fork_{arm}"] = mean_of_sizes(
             [slopes.difference(size, arm, FORK) for size in params.size_list]
         )
         for score in SCORES:
             change = (scores[arm, score] - scores[CONTROL, score]).loc[list(params.size_list)]
-            factor = 1 if score == "loss" or score.endswith("margin") else 100
+            factor = 1 if score.startswith("loss") or score.endswith("margin") else 100
             numbers[f"change_{score}_{arm}"] = seed_mean(
                 factor * change.groupby("seed").mean().to_numpy()
             )
@@ -327,13 +385,10 @@ def values(params: Params, slopes: Slopes, tables: Mapping[str, pd.DataFrame]) -
         for name, model in params.models.items()
         if model.rate_of
     }
-    if params.size_list[0] in crossed:  # the middle of two sizes is the smaller one
-        ends = [crossed.get(size) for size in sizes.values()]
-        for role, units in zip(sizes, ends, strict=True):
-            numbers[f"crossed_{role}"] = seed_mean(units)
-        numbers["crossed_difference"] = difference(ends)
-    else:
-        numbers |= dict.fromkeys(("crossed_smallest", "crossed_largest", "crossed_difference"))
+    ends = [crossed.get(size) for size in sizes.values()]
+    for role, units in zip(sizes, ends, strict=True):
+        numbers[f"crossed_{role}"] = seed_mean(units)
+    numbers["crossed_difference"] = difference(ends)
     return numbers
 
 

@@ -52,6 +52,8 @@ def test_defaults_and_order_of_sizes():
         ({"flat_seeds": -1}, "0..100"),
         ({"crossed_seeds": 2.5}, "2.5"),
         ({"sizes": 3}, "must be text"),
+        ({"sizes": "25k,85k", "crossed_seeds": 1}, "needs at least three sizes.*got 25k, 85k"),
+        ({"scale": "paper", "flat_seeds": 1}, "flat_seeds must be 0 at the scale 'paper'"),
     ],
 )
 def test_bad_parameters_are_refused(params, message):
@@ -95,7 +97,6 @@ def test_control_experiments_have_models_of_their_own():
     assert "occupations_flat" in only.data.domains and "occupations" not in only.data.domains
     assert len(list(params.cells())) == 3 * 2 * 11 + 2 * 3 * 3 + 4 * 11
     assert len(gender.runs(params)) == len(list(params.cells()))
-    assert not Params(sizes="25k", crossed_seeds=1).models.keys() - {"25k"}
 
 
 # --- slopes and what is retained -------------------------------------------------------------
@@ -147,27 +148,44 @@ def test_nothing_is_retained_of_an_association_that_was_not_learned():
     assert slopes.retained("25k", "swap_21") is None
 
 
-def test_compressed_log_odds_have_a_smaller_slope():
-    odds, read = np.linspace(-2, 2, 9), np.linspace(-3, 3, 9)
-    assert associations.compressed(odds, read, 0) == (pytest.approx(0), pytest.approx(2 / 3))
-    p = 1 / (1 + np.exp(-odds))
-    moved = np.log((p + 0.5 * (1 - p)) / (0.5 * (1 - p)))
-    shift, slope = associations.compressed(odds, read, 0.5)
-    assert shift == pytest.approx((moved - odds).mean())
-    assert slope == pytest.approx(np.polyfit(read, moved, 1)[0]) and 0 < slope < 2 / 3
-    assert associations.compressed_slope(odds, read, shift) == pytest.approx(slope)
-    # the mirror is the same thing, seen from the other side
-    mirrored = associations.compressed(-odds[::-1], read, 0.5, mirrored=True)
-    assert mirrored == (pytest.approx(-shift), pytest.approx(slope))
-    assert associations.compressed_slope(odds, read, 0.0) == pytest.approx(2 / 3)
+@pytest.mark.parametrize("reference", associations.REFERENCES)
+@pytest.mark.parametrize("shift", [-4.0, -0.5, 0.5, 4.0])
+def test_references_shift_the_mean_and_lose_room_for_differences(reference, shift):
+    odds, read = np.linspace(-2, 2, 9)[None], np.linspace(-3, 3, 9)
+    moved = associations.moved(odds, shift, reference)
+    assert (moved - odds).mean() == pytest.approx(shift)
+    slope = associations.reference_slope(odds, read, shift, reference)
+    assert slope == pytest.approx(np.polyfit(read, moved[0], 1)[0])
+    assert (
+        0 < slope < 2 / 3 == pytest.approx(associations.reference_slope(odds, read, 0, reference))
+    )
+    # the other direction is the same thing, seen from the other side
+    mirrored = associations.moved(-odds[:, ::-1], -shift, reference)
+    assert np.allclose(mirrored, -moved[:, ::-1])
+
+
+def test_references_are_what_they_are_said_to_be():
+    odds = np.linspace(-2, 2, 9)
+    mixed = associations.moved(odds, 1.0, associations.MIXTURE)
+    p, q = (1 / (1 + np.exp(-x)) for x in (odds, mixed))
+    assert np.ptp((q - p) / (1 - p)) < 1e-9  # the same fraction of the way to 1
+    climbed, time = odds.copy(), 0.0
+    while (climbed - odds).mean() < 1.0:  # small steps along the gradient of log P
+        climbed += 1e-4 / (1 + np.exp(climbed))
+        time += 1e-4
+    assert np.allclose(associations.moved(odds, 1.0, associations.GRADIENT), climbed, atol=1e-3)
+    strict, loose = (
+        associations.reference_slope(odds[None], odds, 4.0, r) for r in associations.REFERENCES
+    )
+    assert strict > loose
 
 
 # --- verdicts --------------------------------------------------------------------------------
 
 PLANTED = {
     "complement_21": {"winobias_feminine": 0.4, "winobias_masculine": -0.4, "crows": -0.03},
-    "swap_21": {"loss": 0.01},
-    "swap_7": {"loss": 0.05},
+    "swap_21": {"loss_rest": 0.01},
+    "swap_7": {"loss_rest": 0.05},
 }
 SIZES = "25k,310k"
 MORE = {"310k": {"swap_21": 0.8, "swap_7": 0.8}}
@@ -201,7 +219,9 @@ def test_planted_effects_get_the_right_verdicts():
         assert the(tests, *words)["verdict"] == "holds", words
     assert the(tests, "none in any arm")["verdict"] == "holds"
     assert the(tests, "last 7 %", "lowers the association")["verdict"] == "reproduced"
-    assert the(tests, "turns the largest")["verdict"] == "contradicted"
+    turned = the(tests, "turns the largest")
+    assert turned["verdict"] == "not testable here" and turned["low"] > 0
+    assert the(tests, "batches, and only in its window")["verdict"] == "holds"
     assert the(tests, "last 21 %", "costs little")["verdict"] == "reproduced"
     assert the(tests, "last 7 %", "costs little")["verdict"] == "contradicted"
     assert "8 seeds" in larger["units"] and "310k minus 25k" in larger["units"]
@@ -239,7 +259,8 @@ def test_one_seed_gives_values_but_no_verdict():
     params = Params(sizes=SIZES)
     measured = measurements(params, np.random.default_rng(6), scores=PLANTED)
     tests = verdicts(measured, params)
-    assert {test["verdict"] for test in tests.values()} == {"not testable here"}
+    tested = {text for text, test in tests.items() if test["verdict"] != "not testable here"}
+    assert tested == {text for text in tests if text.startswith("Every fork")}
     assert the(tests, "The shuffle, which")["reason"].startswith("one seed")
     assert the(tests, "The shuffle, which")["value"] == pytest.approx(-0.3, abs=0.2)
 
@@ -248,7 +269,7 @@ def test_claims_that_this_run_cannot_test():
     rng = np.random.default_rng(7)
     single = Params(sizes="25k", seeds=5)
     tests = verdicts(measurements(single, rng), single)
-    for words in ("Under the swap in", "has less of the", "lowers the association more"):
+    for words in ("Under the swap in", "has less of the", "removes a larger part"):
         assert "single size" in the(tests, words)["reason"], words
     params = Params(sizes=SIZES, seeds=5)
     tests = verdicts(measurements(params, rng, association=0), params)
@@ -258,7 +279,7 @@ def test_claims_that_this_run_cannot_test():
         ("last 7 %", "lowers the association"),
     ):
         assert the(tests, *words)["verdict"] == "not testable here"
-        assert "not shown to have the association" in the(tests, *words)["reason"]
+        assert "of 25k, 310k are not shown to have the association" in the(tests, *words)["reason"]
 
 
 def test_a_redraw_gives_the_same_result_without_models(tmp_path, monkeypatch):
@@ -271,7 +292,7 @@ def test_a_redraw_gives_the_same_result_without_models(tmp_path, monkeypatch):
         patch.setattr(gender_bias, "measure", lambda *_: measured)
         result = gender_bias.run(params, False)
     records.save_record(result, tmp_path)
-    assert {a.dtype.name for a in result.measured.arrays.values()} == {"float32"}
+    assert {a.dtype.name for a in result.measured.arrays.values()} == {"float16", "float32"}
     monkeypatch.setenv(records.REDRAW_FROM, str(tmp_path))
     again = gender_bias.run(params, False, find_or_train=lambda *_: pytest.fail("trains"))
     for name, table in result.tables.items():
