@@ -11,12 +11,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pythia_book.corpora import occupations
 from pythia_book.measurements import RequestMeasurement
+from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
 from pythia_core.evaluation import scoring
 
@@ -84,6 +86,11 @@ class AssociationMeasurement(RequestMeasurement):
                     requests.append(scoring.Request(context, ids))
         sets = tuple((name, len(of_set)) for name, of_set in frames.items())
         return cls(tuple(requests), max_seq_len, sets)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the requests, the method of scoring, and the sets."""
+        return stable_hash([super().digest, self.sets])
 
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
         """Measure a model; return the array of each set of frames. The step is not used."""

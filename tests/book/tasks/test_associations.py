@@ -111,6 +111,9 @@ def test_other_frames_and_nouns_can_be_chosen(words: Tokenizer) -> None:
     measured = measurement(Believer(words, planted_odds), 7)
     assert {name: odds.shape for name, odds in measured.items()} == {"two": (2, 40), "one": (1, 40)}
     np.testing.assert_allclose(measured["one"][0], [planted_odds(n.name) for n in jobs], atol=1e-4)
+    renamed = {"three": frames["two"], "one": frames["one"]}
+    other = AssociationMeasurement.of(text(words, 0), 64, renamed, jobs)
+    assert other.digest != measurement.digest, "cached results have the names of the sets"
 
 
 def test_a_preference_of_frames_is_no_association(words: Tokenizer) -> None:
