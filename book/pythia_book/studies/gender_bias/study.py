@@ -22,6 +22,7 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.corpora import occupations
+from pythia_book.records import value_text
 from pythia_book.studies.gender_bias import coupling, evidence, released_numbers
 from pythia_book.studies.gender_bias.associations import (
     FORK,
@@ -308,14 +309,14 @@ def values(
     - `excess_SIZE`, `excess_difference`: what the longer swap retains beyond "mixture".
     - `since_fork_ARM`: the association minus the control's at the fork, mean over sizes.
     - `occupations_ARM`, `definitional_ARM`: mean over sizes of what is retained for other nouns;
-      `natural_ARM`: in natural contexts.
+      `natural_ARM`: in natural contexts; `natural_shift_ARM`: the shift of the prior after
+      occupations there.
     - `change_SCORE_ARM`: a score of SCORES, arm minus control, mean over sizes; in points or, for
       losses and margins, in nats.
     - `tokens_changed_ARM`, `share_changed_ARM`: in one run of the largest size.
     - `per_1000_ARM`: shift of the prior per 1,000 changed tokens, mean over sizes.
     - `detectable_unseen`, `detectable_planted`: see `claims.detectable`.
-    - `crossed_SIZE`, `crossed_difference`: what the swap leaves at one common learning rate, and
-      largest minus smallest size.
+    - `crossed`: a text on what the swap leaves at one common learning rate.
     """
     sizes = {"smallest": params.size_list[0], "largest": params.size_list[-1]}
     numbers: dict[str, Any] = {
@@ -363,6 +364,9 @@ def values(
         for group in ("occupations", "definitional"):
             numbers[f"{group}_{arm}"] = mean_of_sizes(retained(arm, group=group))
         numbers[f"natural_{arm}"] = mean_of_sizes(retained(arm, frames=NATURAL))
+        numbers[f"natural_shift_{arm}"] = mean_of_sizes(
+            [slopes.shift(size, arm, NATURAL, "occupations") for size in params.size_list]
+        )
         numbers[f"since_fork_{arm}"] = mean_of_sizes(
             [slopes.difference(size, arm, FORK) for size in params.size_list]
         )
@@ -380,16 +384,23 @@ def values(
         numbers[f"per_1000_{arm}"] = seed_mean(1000 * shifts / changed)
     for frames in (UNSEEN, PLANTED_FRAMES):
         numbers[f"detectable_{frames}"] = detectable(frames, params.seeds)
-    crossed = {
-        model.size: slopes.retained(name, LONGER)
-        for name, model in params.models.items()
-        if model.rate_of
-    }
-    ends = [crossed.get(size) for size in sizes.values()]
-    for role, units in zip(sizes, ends, strict=True):
-        numbers[f"crossed_{role}"] = seed_mean(units)
-    numbers["crossed_difference"] = difference(ends)
+    numbers["crossed"] = _crossed(params, slopes)
     return numbers
+
+
+def _crossed(params: Params, slopes: Slopes) -> str:
+    """Say what the swap leaves of associations in models with another size's learning rate."""
+    texts = []
+    for name, model in params.models.items():
+        if model.rate_of:
+            kept = seed_mean(slopes.retained(name, LONGER))
+            texts.append(
+                f"{model.size} retains {value_text(kept)}"
+                if kept is not None
+                else f"for {model.size} this cannot be said, because over its {model.seeds} seeds "
+                "the association of the controls is not shown to differ from 0"
+            )
+    return "; ".join(texts) or "this run has no such models"
 
 
 def released_values(released: Tables) -> dict[str, str]:
