@@ -66,7 +66,11 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
         link: URL of the page that explains verdicts; empty: no link.
     """
     hypotheses, papers, others = parts(claims)
-    text = _table(hypotheses, "Hypothesis, stated beforehand") if hypotheses else ""
+    text = (
+        _table(hypotheses, "Hypothesis, written down before the runs were measured")
+        if hypotheses
+        else ""
+    )
     text += _table(papers, "Claim") if papers else ""
     if others:
         table = _table(others, "Premise or check")

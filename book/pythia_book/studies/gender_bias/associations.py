@@ -270,18 +270,24 @@ def _primary_odds(
 
 
 def excess_over_mixture(
-    params: Params, measured: Measurements, slopes: Slopes, name: str, arm: str
+    params: Params,
+    measured: Measurements,
+    slopes: Slopes,
+    name: str,
+    arm: str,
+    frames: str = UNSEEN,
 ) -> np.ndarray:
     """Return, as a fraction of the control's association, what an arm retains beyond "mixture".
 
-    float64[seeds]: values as those of `Slopes.retained`, in unseen frames. The reference is taken
-    at the shift of each seed.
+    float64[seeds]: values as those of `Slopes.retained`. The reference is taken at the shift of
+    each seed.
     """
     expected = []
-    for seed, shift in enumerate(slopes.shift(name, arm)):
-        odds, read = _primary_odds(params, measured, name, seed, UNSEEN)
+    for seed, shift in enumerate(slopes.shift(name, arm, frames)):
+        odds, read = _primary_odds(params, measured, name, seed, frames)
         expected.append(reference_slope(odds, read, float(shift), MIXTURE))
-    return ratio_of_means(slopes.of(name, arm) - np.array(expected), slopes.of(name, CONTROL))
+    above = slopes.of(name, arm, frames) - np.array(expected)
+    return ratio_of_means(above, slopes.of(name, CONTROL, frames))
 
 
 def _curve_rows(

@@ -70,7 +70,8 @@ CHANCE = 0.5
 """The score of a model without preference on WinoBias and CrowS-Pairs."""
 SHORTER = "swap_7"
 
-STATED = "this book, stated beforehand"
+STATED = "this book, stated after a pilot"
+LOOKED = "this book, stated with a look at an earlier record of three of the seeds (LOG.md)"
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 """Cited as the source of premises about released numbers; no paper states these premises."""
 SETUP = "assumed in section 3.1"
@@ -257,12 +258,15 @@ class _Ours:
                 "In planted frames, too, the largest size retains more of the association under "
                 "the swap than the smallest.",
                 self._test(
-                    self._between_sizes(PLANTED_FRAMES), rises, self._largest_minus_smallest()
+                    self._between_sizes(PLANTED_FRAMES),
+                    rises,
+                    self._largest_minus_smallest(),
+                    note=self._shifts(PLANTED_FRAMES),
                 ),
             ),
             (
-                "The swap leaves more of the association than if every noun's probability of a "
-                "feminine pronoun moved the same fraction of the way to 1.",
+                "In unseen frames, the swap leaves more of the association than if every noun's "
+                "probability of a feminine pronoun moved the same fraction of the way to 1.",
                 self._mean(self._excess(), rises, "beyond the reference at a seed's shift"),
             ),
             (
@@ -305,15 +309,20 @@ class _Ours:
                 self._score("crows", falls),
             ),
         ]
-        return [Claim(text, STATED, test, kind="hypothesis") for text, test in tests]
+        return [
+            Claim(text, LOOKED if "WinoBias" in text else STATED, test, kind="hypothesis")
+            for text, test in tests
+        ]
 
     def _largest_minus_smallest(self) -> str:
         return f"{self.sizes[-1]} minus {self.sizes[0]}"
 
-    def _shifts(self) -> str:
+    def _shifts(self, frames: str = UNSEEN) -> str:
         """Say how far the swap has shifted the prior of the smallest and of the largest size."""
         ends = dict.fromkeys((self.sizes[0], self.sizes[-1]))
-        shifts = (f"{s} {number_text(self.slopes.shift(s, LONGER).mean(), 2)}" for s in ends)
+        shifts = (
+            f"{s} {number_text(self.slopes.shift(s, LONGER, frames).mean(), 2)}" for s in ends
+        )
         return f"shift of the prior: {', '.join(shifts)} logits"
 
     def _test(
@@ -365,10 +374,12 @@ class _Ours:
             effect.mean(1), make, f"{self._over_sizes()}; {of}", note=self._by_size(effect)
         )
 
-    def _by_size(self, *effects: np.ndarray) -> str:
+    def _by_size(self, *effects: np.ndarray, digits: int = 2) -> str:
         """List the mean over seeds of effects, float64[seeds, sizes], for every size."""
         means = zip(self.sizes, *(effect.mean(0) for effect in effects), strict=True)
-        return ", ".join(f"{s} {' and '.join(number_text(v, 2) for v in row)}" for s, *row in means)
+        return ", ".join(
+            f"{s} {' and '.join(number_text(v, digits) for v in row)}" for s, *row in means
+        )
 
     def _difference(self, arm: str, other: str, make: Callable[..., Test]) -> Test:
         """Test the difference between what two arms retain, averaged over sizes."""
@@ -474,7 +485,7 @@ class _Ours:
         Gendered pronouns are left out as targets: expecting others there is the aim, not the cost.
         """
         change = self.score(arm, "loss_rest") - self.score(CONTROL, "loss_rest")
-        note = f"held-out loss without gendered pronouns; {self._by_size(change)}"
+        note = f"held-out loss without gendered pronouns; {self._by_size(change, digits=4)}"
         below = partial(falls, bound=COST_MARGIN)
         return self._test(change.mean(1), below, self._over_sizes(), "nats per token", note)
 
@@ -550,8 +561,9 @@ def contract(ledger: pd.DataFrame) -> Claim:
     total = ledger[["inside", "outside", "changed_inside", "changed_outside", "misplaced"]].sum()
     idle = int((ledger.changed_inside == 0).sum())
     note = (
-        f"{len(ledger)} forks: {total.changed_outside} of {total.outside} batches outside the "
-        f"windows and {total.changed_inside} of {total.inside} inside differ from the control's; "
+        f"{len(ledger)} forks: {total.changed_outside} of {total.outside} batches after the "
+        f"windows (of the forks whose text returns) and {total.changed_inside} of {total.inside} "
+        "inside differ from the control's; "
         f"{total.misplaced} changed tokens outside the declared domains"
     )
     passed = total.changed_outside == 0 and total.misplaced == 0 and idle == 0

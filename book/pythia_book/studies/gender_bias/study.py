@@ -306,7 +306,13 @@ def values(
       `retained_difference_planted`: in planted frames.
     - `before_return`: mean over sizes of what the swap has left when "restored" gets its text back;
       `return_gain`: what "restored" retains at its end minus that.
-    - `excess_SIZE`, `excess_difference`: what the longer swap retains beyond "mixture".
+    - `excess_SIZE`, `excess_difference`: what the longer swap retains beyond "mixture";
+      `excess`, `excess_FRAMES`, `excess_mirror`: the mean over sizes, in other frames, and of the
+      longer mirror.
+    - `absent_difference`: what `absent_21` retains, largest minus smallest size.
+    - `control_since_fork`: the control's association at its end minus that at the earlier fork.
+    - `planted_shift_ARM`: the shift of the prior in planted frames, mean over sizes;
+      `planted_shift_SIZE`: of the longer swap.
     - `since_fork_ARM`: the association minus the control's at the fork, mean over sizes.
     - `occupations_ARM`, `definitional_ARM`: mean over sizes of what is retained for other nouns;
       `natural_ARM`: in natural contexts; `natural_shift_ARM`: the shift of the prior after
@@ -354,6 +360,29 @@ def values(
     for role, units in zip(sizes, (excess[0], excess[-1]), strict=True):
         numbers[f"excess_{role}"] = seed_mean(units)
     numbers["excess_difference"] = difference(excess)
+    for name, arm, frames in (
+        ("excess", LONGER, UNSEEN),
+        ("excess_planted", LONGER, PLANTED_FRAMES),
+        ("excess_natural", LONGER, NATURAL),
+        ("excess_mirror", "mirror_21", UNSEEN),
+    ):
+        known = arm in params.arms and all(slopes.learned(s, frames) for s in params.size_list)
+        numbers[name] = mean_of_sizes(
+            [
+                excess_over_mixture(params, measured, slopes, size, arm, frames)
+                for size in params.size_list
+            ]
+            if known
+            else [None]
+        )
+    if "absent_21" in params.arms:
+        numbers["absent_difference"] = difference(retained("absent_21"))
+    window = ARMS[LONGER].window
+    numbers["control_since_fork"] = mean_of_sizes(
+        [slopes.of(s, CONTROL) - slopes.of(s, CONTROL, window=window) for s in params.size_list]
+    )
+    for role, size in sizes.items():
+        numbers[f"planted_shift_{role}"] = seed_mean(slopes.shift(size, LONGER, PLANTED_FRAMES))
     scores = tables["scores"].pivot_table("value", ["model", "seed"], ["arm", "score"])
     ledger = tables["ledger"]
     for arm in params.arms:
@@ -361,6 +390,9 @@ def values(
             numbers[f"retained_{arm}_{role}"] = seed_mean(slopes.retained(size, arm))
             numbers[f"shift_{arm}_{role}"] = seed_mean(slopes.shift(size, arm))
         numbers[f"retained_{arm}"] = mean_of_sizes(retained(arm))
+        numbers[f"planted_shift_{arm}"] = mean_of_sizes(
+            [slopes.shift(size, arm, PLANTED_FRAMES) for size in params.size_list]
+        )
         for group in ("occupations", "definitional"):
             numbers[f"{group}_{arm}"] = mean_of_sizes(retained(arm, group=group))
         numbers[f"natural_{arm}"] = mean_of_sizes(retained(arm, frames=NATURAL))
