@@ -245,7 +245,8 @@ def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
             f"{claim_tables.counted(rows)}, of which {holding} "
             f"{'holds' if holding == 1 else 'hold'}"
         )
-    return line + nodes.Text("; ".join(texts))
+    line += nodes.Text("; ".join(texts))
+    return line
 
 
 def shell(command: str) -> nodes.literal_block:
