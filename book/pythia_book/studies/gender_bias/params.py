@@ -15,7 +15,7 @@ from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep, is_large
 
 STUDY = "gender_bias"
-MEASURING = MeasuringCost(heldout=15)
+MEASURING = MeasuringCost(heldout=10)
 BASE_SEED = 1234
 WINDOWS = {7: 133, 21: 113}
 """Maps a fork's length, in percent of training, to the evenly spaced checkpoint where it begins."""
