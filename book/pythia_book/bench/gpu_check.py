@@ -112,9 +112,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     if "attention" in steps:
         steps["attention"] = [bench("attention", "", 8 if dry_run else 60)]
     if "study" in steps:
-        sizes_of_study = () if dry_run else ("-p", "sizes=4.7m,19m")  # all sizes take too long
-        scale = "smoke" if dry_run else "gpu"
-        study = ("pythia_core", "study", STUDY, *sizes_of_study, "--scale", scale)
+        study = ("pythia_core", "study", STUDY, "--scale", "smoke" if dry_run else "gpu")
         steps["study"] = [Step(f"study {STUDY}", study, "", 90 if dry_run else 400)]
     chosen = [step for part in PARTS for step in steps.get(part, ())]
     return sorted(chosen, key=lambda step: step.extra)  # stable: the first size of everything first

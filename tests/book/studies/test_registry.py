@@ -62,7 +62,7 @@ def test_checkpoints_kept_for_each_kind_of_run() -> None:
     assert keep("gpu", suite["85m", "standard"]) == Keep(
         kept_steps(SUITE, suite["85m", "standard"])
     )
-    control = gender_bias.Params("gpu").config("85m", 0, gender_bias.CONTROL)
+    control = gender_bias.Params("gpu", "85m").config("85m", 0, gender_bias.CONTROL)
     assert control == suite["85m", "deduplicated"]
     assert keep("gpu", control) == Keep(kept_steps(DEDUPLICATED, control), frozenset({791, 931}))
     fork = control.fork("masculine_to_feminine", 931)

@@ -105,7 +105,7 @@ class Params(StudyParams):
     DEFAULT_SIZES: ClassVar = {
         "smoke": "7k",
         "laptop": "25k,85k,310k",
-        "gpu": "4.7m,19m,85m",
+        "gpu": "1.2m,4.7m,19m",
         "paper": "70m",
     }
 
