@@ -276,12 +276,14 @@ def excess_over_mixture(
     name: str,
     arm: str,
     frames: str = UNSEEN,
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Return, as a fraction of the control's association, what an arm retains beyond "mixture".
 
-    float64[seeds]: values as those of `Slopes.retained`. The reference is taken at the shift of
-    each seed.
+    float64[seeds], or None: values as those of `Slopes.retained`. The reference is taken at the
+    shift of each seed.
     """
+    if not slopes.learned(name, frames):
+        return None
     expected = []
     for seed, shift in enumerate(slopes.shift(name, arm, frames)):
         odds, read = _primary_odds(params, measured, name, seed, frames)
@@ -299,15 +301,18 @@ def _curve_rows(
                 continue
             shifts = [slopes.shift(size, arm, frames).mean() for arm in params.arms]
             ends = min(-1.0, 1.1 * min(shifts)), max(1.0, 1.1 * max(shifts))
+            sides = np.linspace(ends[0], 0, N_POINTS), np.linspace(0, ends[1], N_POINTS)[1:]
+            controls = [
+                _primary_odds(params, measured, size, seed, frames)
+                for seed in range(params.models[size].seeds)
+            ]
+            before = [reference_slope(odds, read, 0.0, MIXTURE) for odds, read in controls]
             for reference in REFERENCES:
-                for shift in np.r_[
-                    np.linspace(ends[0], 0, N_POINTS), np.linspace(0, ends[1], N_POINTS)[1:]
-                ]:
-                    after, before = [], []
-                    for seed in range(params.models[size].seeds):
-                        odds, read = _primary_odds(params, measured, size, seed, frames)
-                        after.append(reference_slope(odds, read, float(shift), reference))
-                        before.append(reference_slope(odds, read, 0.0, reference))
+                for shift in np.concatenate(sides):
+                    after = [
+                        reference_slope(odds, read, float(shift), reference)
+                        for odds, read in controls
+                    ]
                     yield {
                         "size": size,
                         "frames": frames,

@@ -351,30 +351,23 @@ def values(
         numbers["return_gain"] = mean_of_sizes(
             [np.subtract(*pair) for pair in pairs] if known else [None]
         )
-    excess = [
-        excess_over_mixture(params, measured, slopes, size, LONGER)
-        if slopes.learned(size)
-        else None
-        for size in params.size_list
-    ]
-    for role, units in zip(sizes, (excess[0], excess[-1]), strict=True):
+
+    def excess(arm: str, frames: str = UNSEEN) -> list[np.ndarray | None]:
+        if arm not in params.arms:
+            return [None]
+        return [
+            excess_over_mixture(params, measured, slopes, size, arm, frames)
+            for size in params.size_list
+        ]
+
+    unseen = excess(LONGER)
+    for role, units in zip(sizes, (unseen[0], unseen[-1]), strict=True):
         numbers[f"excess_{role}"] = seed_mean(units)
-    numbers["excess_difference"] = difference(excess)
-    for name, arm, frames in (
-        ("excess", LONGER, UNSEEN),
-        ("excess_planted", LONGER, PLANTED_FRAMES),
-        ("excess_natural", LONGER, NATURAL),
-        ("excess_mirror", "mirror_21", UNSEEN),
-    ):
-        known = arm in params.arms and all(slopes.learned(s, frames) for s in params.size_list)
-        numbers[name] = mean_of_sizes(
-            [
-                excess_over_mixture(params, measured, slopes, size, arm, frames)
-                for size in params.size_list
-            ]
-            if known
-            else [None]
-        )
+    numbers["excess_difference"] = difference(unseen)
+    numbers["excess"] = mean_of_sizes(unseen)
+    numbers["excess_planted"] = mean_of_sizes(excess(LONGER, PLANTED_FRAMES))
+    numbers["excess_natural"] = mean_of_sizes(excess(LONGER, NATURAL))
+    numbers["excess_mirror"] = mean_of_sizes(excess("mirror_21"))
     if "absent_21" in params.arms:
         numbers["absent_difference"] = difference(retained("absent_21"))
     window = ARMS[LONGER].window
