@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from places import ROOT
-from pythia_book import notebooks, records, site_runs
+from pythia_book import notebooks, records
+from pythia_book.site import runs as site_runs
 
 from pythia_core import __version__
 

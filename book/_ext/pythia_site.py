@@ -12,6 +12,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "book")]
 
-from pythia_book.sphinx_pages import setup  # noqa: E402
+from pythia_book.site.extension import setup  # noqa: E402
 
 __all__ = ["setup"]

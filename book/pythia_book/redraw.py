@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pythia_book import notebooks, records, site_runs
+from pythia_book import notebooks, records
+from pythia_book.site.runs import refresh_readme
 from pythia_book.verdicts import SIDES
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
 from pythia_core.suite import SCALES
@@ -67,7 +68,7 @@ def redraw(
         redraw_one, folders, progress=progress, desc="redrawing", unit="run", names=names
     )
     if any(each.changes and each.name.startswith("recorded/") for each in done):
-        site_runs.refresh_readme()
+        refresh_readme()
     return done
 
 

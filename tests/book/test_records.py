@@ -14,7 +14,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book import notebooks, papermill_engine, records, site_runs
+from pythia_book import notebooks, papermill_engine, records
+from pythia_book.site import runs as site_runs
 from pythia_book.stats import Estimate
 from pythia_book.study import Measurements, Result
 from pythia_book.verdicts import Claim, judge, rises

@@ -207,7 +207,7 @@ def test_the_page_is_in_the_book() -> None:
 
 def test_its_script_and_style_are_loaded_on_that_page_only() -> None:
     pytest.importorskip("sphinx", reason="the extra `book` is not installed")
-    from pythia_book import sphinx_pages as extension
+    from pythia_book.site import extension
 
     loaded: list[str] = []
     app = SimpleNamespace(

@@ -1,0 +1,133 @@
+"""Markup of explanatory pages: `{drawing}`, `{value}` and `{source}`.
+
+`{drawing}` and `{value}` show what functions of pythia_book.pages.<page> return, and `{source}`
+links to a line of code. An unknown name fails the strict build.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx import addnodes
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from pythia_book.site.staging import ROOT
+from pythia_book.site.studies import table
+from pythia_book.style import Table
+
+
+def module_of(name: str, env: Any) -> tuple[Any, str]:
+    """Import the module in a name such as "rotary.turning"; return the module and "turning".
+
+    The module is pythia_book.pages.<page> if it exists, else pythia_book.studies.<page>.figures.
+    """
+    page, _, attribute = name.partition(".")
+    path = f"pythia_book.pages.{page}"
+    if importlib.util.find_spec(path) is None:  # else the figures of a study
+        path = f"pythia_book.studies.{page}.figures"
+    module = importlib.import_module(path)
+    env.note_dependency(module.__file__)  # a page is read again when its drawings change
+    return module, attribute
+
+
+class DrawingFigure(SphinxDirective):
+    """A directive for a figure or table that a function of a page's module draws.
+
+    The content of the directive is the caption of the figure. With the option `interactive`, the
+    page's script may replace the figure; the script gets the result of the module's
+    `script_data(name)` as JSON.
+    """
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {
+        "name": directives.unchanged,
+        "interactive": directives.flag,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        module, attribute = module_of(self.arguments[0], self.env)
+        drawing = getattr(module, attribute)()
+        if isinstance(drawing, Table):
+            rows = [
+                [
+                    nodes.paragraph("", "", nodes.literal("", cell))
+                    if name in drawing.code
+                    else cell
+                    for name, cell in zip(drawing.frame.columns, row, strict=True)
+                ]
+                for row in drawing.frame.to_numpy().tolist()
+            ]
+            node = table(list(drawing.frame.columns), rows, "pythia-table")
+            node.insert(0, nodes.title("", drawing.caption))
+            self.add_name(node)
+            return [node]
+        path = Path(self.env.app.outdir).parent / "drawings" / f"{self.arguments[0]}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.save(path)
+        folder = Path(self.env.doc2path(self.env.docname)).parent
+        figure = nodes.figure()
+        if "interactive" in self.options:
+            for asset in (Path(self.env.srcdir) / "_static").glob(f"{self.env.docname}.*"):
+                self.env.note_dependency(str(asset))  # else a changed script is not copied
+            page = self.arguments[0].partition(".")[0]
+            data = getattr(module, "script_data", lambda name: None)(attribute)
+            values = html.escape(json.dumps(data, separators=(",", ":")))
+            div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
+            figure += nodes.raw("", div, format="html")
+        figure += nodes.image(uri=os.path.relpath(path, folder), alt=drawing.description)
+        caption = nodes.caption()
+        parsed = nodes.Element()
+        self.state.nested_parse(self.content, self.content_offset, parsed)
+        for paragraph in parsed:
+            caption += paragraph.children
+        figure += caption
+        self.add_name(figure)
+        return [figure]
+
+
+class Value(SphinxRole):
+    """A role such as {value}`rotary.base`, which shows a number that `rotary.values()` returns."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        module, name = module_of(self.text, self.env)
+        values = module.values()
+        if name not in values:
+            message = f"unknown value {self.text!r}; choose one of {', '.join(sorted(values))}"
+            return [], [self.inliner.reporter.error(message, line=self.lineno)]
+        return [nodes.Text(values[name])], []
+
+
+class Source(SphinxRole):
+    """A role that turns `path#text` into a link to the first line with `text` in the file `path`.
+
+    The link points to the repository in the book's configuration, or else to a copy of the file.
+    """
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name, _, text = self.text.partition("#")
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        line = next((number for number, line in enumerate(lines, 1) if text in line), None)
+        if line is None:
+            message = f"no line of {name} contains {text!r}"
+            return [], [self.inliner.reporter.error(message, line=self.lineno)]
+        self.env.note_dependency(str(ROOT / name))
+        label = nodes.literal("", f"{name}:{line}")
+        options = self.config.html_theme_options
+        if options.get("repository_url"):
+            branch = options.get("repository_branch") or "main"
+            target = f"{options['repository_url']}/blob/{branch}/{name}#L{line}"
+            return [nodes.reference("", "", label, refuri=target)], []
+        copy = os.path.relpath(ROOT / name, self.env.srcdir)
+        link = addnodes.download_reference(
+            "", "", label, refdoc=self.env.docname, reftarget=f"/{copy}", refdomain=""
+        )
+        return [link], []
