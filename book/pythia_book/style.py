@@ -112,6 +112,10 @@ def shade(position: float, colours: str = "viridis") -> str:
     return matplotlib.colors.to_hex(matplotlib.colormaps[colours](position))
 
 
+TABLE = "application/vnd.pythia.table+json"
+"""MIME type of the content of a `Table`, from which a page makes a numbered table."""
+
+
 class Drawing:
     """A finished figure, which a notebook shows as SVG, with a description for screen readers.
 
@@ -170,7 +174,25 @@ class Table:
     def __init__(self, frame: pd.DataFrame, caption: str = "", code: tuple[str, ...] = ()) -> None:
         self.frame, self.caption, self.code = frame, caption, code
 
-    def _repr_html_(self) -> str:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {"text/html": self.html, "text/plain": repr(self), TABLE: self.content}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The caption, the column names and the cells as texts, which a page makes a table of."""
+        import pandas as pd
+
+        rows = self.frame.astype(object).where(pd.notna(self.frame), DASH).to_numpy().tolist()
+        return {
+            "caption": self.caption,
+            "columns": [str(name) for name in self.frame.columns],
+            "rows": [[str(cell) for cell in row] for row in rows],
+            "code": list(self.code),
+        }
+
+    @property
+    def html(self) -> str:
+        """The table as HTML, for a notebook."""
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         body = self.frame.to_html(index=False, escape=True, border=0, classes="pythia-table")
         return body.replace("<thead>", f"{caption}<thead>", 1)

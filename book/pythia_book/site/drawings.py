@@ -20,8 +20,8 @@ from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from pythia_book.site.staging import ROOT
-from pythia_book.site.studies import table
-from pythia_book.style import Table
+from pythia_book.site.studies import numbered_table
+from pythia_book.style import Drawing, Table
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
@@ -36,6 +36,15 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
     module = importlib.import_module(path)
     env.note_dependency(module.__file__)  # a page is read again when its drawings change
     return module, attribute
+
+
+def picture(env: Any, name: str, drawing: Drawing) -> nodes.Node:
+    """Return the node that shows a drawing on the current page."""
+    path = Path(env.app.outdir).parent / "drawings" / f"{name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.save(path)
+    folder = Path(env.doc2path(env.docname)).parent
+    return nodes.image(uri=os.path.relpath(path, folder), alt=drawing.description)
 
 
 class DrawingFigure(SphinxDirective):
@@ -57,23 +66,9 @@ class DrawingFigure(SphinxDirective):
         module, attribute = module_of(self.arguments[0], self.env)
         drawing = getattr(module, attribute)()
         if isinstance(drawing, Table):
-            rows = [
-                [
-                    nodes.paragraph("", "", nodes.literal("", cell))
-                    if name in drawing.code
-                    else cell
-                    for name, cell in zip(drawing.frame.columns, row, strict=True)
-                ]
-                for row in drawing.frame.to_numpy().tolist()
-            ]
-            node = table(list(drawing.frame.columns), rows, "pythia-table")
-            node.insert(0, nodes.title("", drawing.caption))
+            node = numbered_table(drawing.content)
             self.add_name(node)
             return [node]
-        path = Path(self.env.app.outdir).parent / "drawings" / f"{self.arguments[0]}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawing.save(path)
-        folder = Path(self.env.doc2path(self.env.docname)).parent
         figure = nodes.figure()
         if "interactive" in self.options:
             for asset in (Path(self.env.srcdir) / "_static").glob(f"{self.env.docname}.*"):
@@ -83,7 +78,7 @@ class DrawingFigure(SphinxDirective):
             values = html.escape(json.dumps(data, separators=(",", ":")))
             div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
             figure += nodes.raw("", div, format="html")
-        figure += nodes.image(uri=os.path.relpath(path, folder), alt=drawing.description)
+        figure += picture(self.env, self.arguments[0], drawing)
         caption = nodes.caption()
         parsed = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, parsed)

@@ -16,8 +16,16 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
 from pythia_book.site.drawings import DrawingFigure, Source, Value
+from pythia_book.site.front import Cite, Finding, PaperClaims
 from pythia_book.site.staging import ROOT, choose_runs, fill_numbers, stage_notebooks
-from pythia_book.site.studies import Claims, CompareRuns, Costs, RunBanner, Scales
+from pythia_book.site.studies import (
+    Code,
+    Costs,
+    ReproductionReport,
+    RunBanner,
+    Scales,
+    StudyTable,
+)
 
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 
@@ -87,8 +95,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", point_at_sources, priority=900)
     for name, directive in {
         "pythia-run": RunBanner,
-        "pythia-compare": CompareRuns,
-        "pythia-claims": Claims,
+        "pythia-report": ReproductionReport,
+        "pythia-table": StudyTable,
+        "pythia-code": Code,
+        "pythia-finding": Finding,
+        "pythia-claims": PaperClaims,
+        "pythia-cite": Cite,
         "pythia-costs": Costs,
         "pythia-scales": Scales,
         "drawing": DrawingFigure,

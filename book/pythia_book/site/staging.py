@@ -26,6 +26,7 @@ from pythia_book.site.runs import (
     substitutions,
     with_prose_of,
 )
+from pythia_book.style import TABLE
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
 
@@ -64,6 +65,12 @@ def choose_runs(app: Sphinx, config: Config) -> None:
     )
 
 
+def recorded_run(study: str) -> SelectedRun:
+    """Return the recorded run of a study, that of the largest scale; else a placeholder."""
+    recorded = (run for run in RUNS.get(study, []) if run.kind == "recorded")
+    return next(recorded, SelectedRun(study, "unrun"))
+
+
 def unshown(shown: SelectedRun) -> list[str]:
     """Explain in one sentence per damaged local run what is shown instead of the run."""
     instead = {"yours": "another of your runs is shown", "recorded": "the recorded run is shown"}
@@ -83,64 +90,97 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
             executed = notebooks.read_notebook(runs[0].notebook)
             current = runs[0].current
             notebook = with_prose_of(notebook, executed) if current else executed
-        notebooks.write_notebook(with_banner(notebook, study, len(runs) > 1), target / source.name)
+        page = as_page(notebook, study, reported=len([r for r in runs if r.record]) > 1)
+        notebooks.write_notebook(page, target / source.name)
     for stale in target.glob("*.ipynb"):
         if stale.stem not in RUNS:
             stale.unlink()
 
 
 def add_placeholders(notebook: notebooks.Notebook) -> None:
-    """Give the figure cells of an unexecuted notebook an output, so that references resolve."""
+    """Give the figures and tables of an unexecuted notebook outputs, so that references resolve."""
     import nbformat
 
     for cell in notebook.cells:
-        if "figure" in cell.metadata.get("mystnb", {}):
-            data = {"text/markdown": f"*{NOT_RUN}*", "text/plain": NOT_RUN}
-            cell["outputs"] = [nbformat.v4.new_output("display_data", data=data)]
+        if cell.cell_type != "code":
+            continue
+        data: dict[str, Any] = {"text/markdown": f"*{NOT_RUN}*", "text/plain": NOT_RUN}
+        if re.search(r"_table\(", cell.source) and "claims_table" not in cell.source:
+            data[TABLE] = {"caption": "", "columns": [NOT_RUN], "rows": [], "code": []}
+        elif "figure" not in cell.metadata.get("mystnb", {}):
+            continue
+        cell["outputs"] = [nbformat.v4.new_output("display_data", data=data)]
 
 
-def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> notebooks.Notebook:
-    """Prepare a notebook for its page, in place: banner, alternative texts, hidden parameters.
+def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> notebooks.Notebook:
+    """Turn a notebook into its page, in place: results in the text, all code in a fold at the end.
+
+    - The banner that names the run follows the abstract (the first cell).
+    - A table becomes a numbered one, with the label `tab-<study>-<cell id>`.
+    - The page keeps no code; `{pythia-code}` shows it.
 
     Args:
-        several: whether to compare several runs at the end of the page.
+        reported: whether to compare the run with another one at the end of the page.
     """
     import nbformat
 
-    def cell(name: str, text: str) -> Any:
+    def markdown(name: str, text: str) -> Any:
         return nbformat.v4.new_markdown_cell(text, id=name)
 
-    first = notebook.cells[0] if notebook.cells else cell("title", f"# {study}")
-    title, _, rest = first.source.partition("\n")
-    head = [cell("title", title), cell("run", f":::{{pythia-run}} {study}\n:::")]
-    if rest.strip():
-        head.append(cell("opening", rest.strip()))
-    tail = [cell("runs", f"## Your run and ours\n\n:::{{pythia-compare}} {study}\n:::")]
-    notebook.cells = [*head, *notebook.cells[1:], *(tail if several else [])]
+    def directive(name: str, argument: str, *options: str) -> Any:
+        lines = [f":::{{{name}}} {argument}", *options, ":::"]
+        return markdown(f"{name}-{argument.replace('/', '-')}", "\n".join(lines))
+
+    cells = []
     for each in notebook.cells:
-        tags, display = each.metadata.get("tags", []), each.metadata.get("mystnb", {})
-        images = [o.data for o in each.get("outputs", []) if "image/svg+xml" in o.get("data", {})]
-        if images and "figure" in display:
-            alt = "".join(images[0].get("text/plain", "")).strip()
-            each.metadata["mystnb"] = {**display, "image": {"alt": alt}}
-        if "injected-parameters" in tags:  # they are in the banner's command
-            each.metadata["tags"] = sorted({*tags, "remove-input"})
-        elif "parameters" in tags:
-            each.metadata["tags"] = sorted({*tags, "hide-input"})
-            each.metadata["mystnb"] = {"code_prompt_show": "Parameters"}
+        if each.cell_type == "code" and is_table(each):
+            each = directive("pythia-table", f"{study}/{each.id}", f":name: tab-{study}-{each.id}")
+        elif each.cell_type == "code":
+            tags = {*each.metadata.get("tags", [])} - {"hide-input"}
+            each.metadata["tags"] = sorted(tags | {"remove-input"})
+            describe(each)
+        cells.append(each)
+    cells = cells or [markdown("title", f"# {study}")]
+    tail = [directive("pythia-code", study)]
+    if reported:
+        tail.insert(0, markdown("report", "## Your run and ours"))
+        tail.insert(1, directive("pythia-report", study))
+    notebook.cells = [cells[0], directive("pythia-run", study), *cells[1:], *tail]
     return notebook
+
+
+def is_table(cell: Any) -> bool:
+    """Return whether a code cell shows a `style.Table`."""
+    return any(TABLE in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+def describe(cell: Any) -> None:
+    """Give the image of a figure cell the description of the drawing as alternative text."""
+    display = cell.metadata.get("mystnb", {})
+    images = [o.data for o in cell.get("outputs", []) if "image/svg+xml" in o.get("data", {})]
+    if images and "figure" in display:
+        alt = "".join(images[0].get("text/plain", "")).strip()
+        cell.metadata["mystnb"] = {**display, "image": {"alt": alt}}
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
     """Give Sphinx the numbers for `{{ name }}` in prose.
 
     Numbers of a study without a run are NOT_RUN. A number that a local run lacks is "not in this
-    run": no number is taken from another run.
+    run": no number is taken from another run. With the prefix `recorded_`, a number is that of the
+    recorded run, also where the page shows the reader's.
     """
     numbers: dict[str, str] = {}
-    for runs in RUNS.values():
+    for study, runs in RUNS.items():
         numbers |= substitutions(runs[0])
-    unrun = tuple(f"{study}_" for study, runs in RUNS.items() if runs[0].record is None)
+        recorded = substitutions(recorded_run(study))
+        numbers |= {f"recorded_{name}": text for name, text in recorded.items()}
+    unrun = tuple(
+        f"{mark}{study}_"
+        for study, runs in RUNS.items()
+        for mark, run in (("", runs[0]), ("recorded_", recorded_run(study)))
+        if run.record is None
+    )
     yours = tuple(f"{study}_" for study, runs in RUNS.items() if runs[0].kind == "yours")
     for page in [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]:
         for name in _SUBSTITUTION.findall(page.read_text(encoding="utf-8")):
@@ -148,4 +188,26 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
                 numbers[name] = f"*{NOT_RUN}*"
             elif yours and name.startswith(yours):
                 numbers.setdefault(name, "*not in this run*")
-    config.myst_substitutions = {**(config.myst_substitutions or {}), **numbers}
+    about = about_the_book(config)
+    config.myst_substitutions = {**(config.myst_substitutions or {}), **numbers, **about}
+
+
+def about_the_book(config: Config) -> dict[str, str]:
+    """Return `book_authors`, `_license`, `_version` and `_repository` (a link or "") for prose.
+
+    They come from CITATION.cff, and the repository from the setting `repository: {url: ...}`.
+    """
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    people = (
+        p.get("name") or f"{p['given-names']} {p['family-names']}" for p in citation["authors"]
+    )
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    url = (settings.get("repository") or {}).get("url")
+    return {
+        "book_authors": ", ".join(people),
+        "book_license": citation["license"],
+        "book_version": str(citation["version"]),
+        "book_repository": f" · [source]({url})" if url else "",
+    }

@@ -1,11 +1,12 @@
-"""Directives about studies: the banner of a page, verdicts, costs and scales.
+"""Directives about studies: the run on a page, its tables, code and comparison, costs, scales.
 
 Texts in a record never become markup.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import html
+import re
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -13,10 +14,14 @@ from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 from pythia_book import claim_tables, notebooks, records
+from pythia_book.site import report
 from pythia_book.site.runs import COSTS, NOT_RUN, SelectedRun, all_records, costs_of
 from pythia_book.site.staging import ROOT, RUNS, unshown
-from pythia_book.verdicts import HOLDS, SIDES, verdicts_of
+from pythia_book.style import TABLE
 from pythia_core.suite import SCALES
+
+_NUMBER = re.compile(r"[\N{MINUS SIGN}+-]?[\d.,]+( ?%)?( ?\[.*\])?|\N{EN DASH}")
+"""A cell that is a number, with or without an interval: such cells are aligned on the right."""
 
 
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:
@@ -28,8 +33,11 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
         entries = nodes.row()
         for content in cells:
             if isinstance(content, str):  # a number and its unit stay on one line
+                is_number = _NUMBER.fullmatch(content)
                 content = nodes.paragraph("", content.replace(" %", "\N{NO-BREAK SPACE}%"))
-            entries += nodes.entry("", content)
+                entries += nodes.entry("", content, classes=["number"] if is_number else [])
+            else:
+                entries += nodes.entry("", content)
         return entries
 
     group += nodes.thead("", row(list(header)))
@@ -37,31 +45,23 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
     return nodes.table("", group, classes=[name])
 
 
+def numbered_table(content: dict[str, Any]) -> nodes.table:
+    """Return a table with a caption, from the content of a `style.Table` (see its `content`)."""
+    rows: list[list[nodes.Node | str]] = [
+        [
+            nodes.paragraph("", "", nodes.literal("", text)) if name in content["code"] else text
+            for name, text in zip(content["columns"], row, strict=True)
+        ]
+        for row in content["rows"]
+    ]
+    node = table(content["columns"], rows, "pythia-table")
+    node.insert(0, nodes.title("", content["caption"] or NOT_RUN))
+    return node
+
+
 def badge(verdict: str, text: str = "") -> nodes.inline:
     """Return `text`, by default the verdict itself, in the colour of the verdict."""
     return nodes.inline("", text or verdict, classes=["verdict", claim_tables.slug(verdict)])
-
-
-def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """Return a line of counts: claims per side and verdict, and how many other statements hold."""
-    line = nodes.paragraph(classes=["verdict-counts"])
-    hypotheses, papers, others = claim_tables.parts(claims)
-    for side in SIDES:
-        counts = Counter(row[side]["verdict"] for row in papers if row[side])
-        if counts:
-            line += nodes.inline("", claim_tables.WHOSE[side].capitalize(), classes=["claim-side"])
-        for verdict, count in counts.most_common():
-            line += [nodes.Text(" "), badge(verdict, f"{count} {verdict}")]
-        line += nodes.Text(" ")
-    texts = []
-    for rows in filter(None, (hypotheses, others)):
-        holding = sum(set(verdicts_of(row)) == {HOLDS} for row in rows)
-        texts.append(
-            f"{claim_tables.counted(rows)}, of which {holding} "
-            f"{'holds' if holding == 1 else 'hold'}"
-        )
-    line += nodes.Text("; ".join(texts))
-    return line
 
 
 def shell(command: str) -> nodes.literal_block:
@@ -86,52 +86,57 @@ class _StudyDirective(SphinxDirective):
 
 
 class RunBanner(_StudyDirective):
-    """A banner that names the run on a page, with the command that repeats the run."""
+    """One line that names the run on a page; it unfolds to the command that repeats the run."""
 
     def run(self) -> list[nodes.Node]:
         run = self.runs[0]
-        box = nodes.container(classes=["run-banner", f"run-{run.kind}"])
         if run.record is None:
-            title = "Not run yet. "
-            text = "This is the notebook's source; to run it and fill this page:"
+            title, text = "Not run yet. ", "This page shows the notebook's source."
+            advice = "To run it and fill this page:"
             command = f"papermill notebooks/{run.study}.ipynb\njupyter-book build book/"
         else:
             title = "Your run. " if run.kind == "yours" else "Recorded run. "
-            notebook, training = (
-                records.duration_text(run.record.get(key) or 0)
-                for key in ("duration_s", "training_s")
-            )
-            text = (
-                f"Scale {run.scale}; {records.device_text(run.record)}; notebook {notebook}, "
-                f"training {training}; {run.record['created']}."
-            )
-            if redrawn := run.record.get("redrawn"):
-                text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
+            text = f"Scale {run.scale}, {records.device_text(run.record)}, {run.record['created']}."
             if run.scale == "smoke":
                 text += " A smoke run only checks that everything works; its numbers mean nothing."
             if not run.current:
                 text += " The notebook's code has changed since: run it again for its new results."
-            if run.kind == "recorded":
-                text += " Run it yourself and rebuild the book, and this page shows your run:"
-            else:
-                text += " To run it again:"
+            advice = self.advice(run, run.record)
             command = records.command(run.record)
-        box += nodes.paragraph("", "", nodes.strong("", title), nodes.Text(text))
-        box += [nodes.paragraph("", sentence) for sentence in unshown(run)]
-        box += shell(command)
-        return [box]
+        summary = f"<strong>{title}</strong>{html.escape(text)}"
+        opening = f'<details class="run-banner run-{run.kind}"><summary>{summary}</summary>'
+        return [
+            nodes.raw("", opening, format="html"),
+            nodes.paragraph("", advice),
+            shell(command),
+            nodes.raw("", "</details>", format="html"),
+            *[nodes.paragraph("", sentence, classes=["run-unshown"]) for sentence in unshown(run)],
+        ]
+
+    @staticmethod
+    def advice(run: SelectedRun, record: dict[str, Any]) -> str:
+        """Say what the run cost, when it was redrawn, and what the command below does."""
+        notebook, training = (
+            records.duration_text(record.get(key) or 0) for key in ("duration_s", "training_s")
+        )
+        text = f"The notebook took {notebook}, and training {training} on one thread."
+        if redrawn := record.get("redrawn"):
+            text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
+        if run.kind == "recorded":
+            return f"{text} Run it yourself and rebuild the book, and this page shows your run:"
+        return f"{text} To run it again:"
 
 
-class CompareRuns(_StudyDirective):
-    """A table of the verdicts on our models, with a row per claim and a column per run."""
+class ReproductionReport(_StudyDirective):
+    """A comparison of the reader's run with the recorded one: verdicts, numbers, machines."""
 
     def run(self) -> list[nodes.Node]:
         runs = [run for run in self.runs if run.record]
-        names = {"yours": "your run", "recorded": "recorded"}
-        header = ["Claim", *(f"{names[run.kind]}, {run.scale}" for run in runs)]
-        claims = [
-            {c["claim"]: c["ours"] for c in run.record["claims"] if c["ours"]} for run in runs
-        ]
+        yours, recorded = runs[0], next((r for r in runs[1:] if r.kind == "recorded"), runs[1])
+        assert yours.record and recorded.record
+        found = report.compare(yours.record, recorded.record)
+        items = [nodes.list_item("", nodes.paragraph("", text)) for text in found.sentences()]
+        header = ["Claim", "your run", "recorded", "distance"]
 
         def cell(test: dict[str, Any] | None) -> nodes.Node | str:
             """Return the value and the verdict of a test; "" without a test."""
@@ -141,53 +146,62 @@ class CompareRuns(_StudyDirective):
             return nodes.paragraph("", "", nodes.Text(text), badge(test["verdict"]))
 
         rows: list[list[nodes.Node | str]] = [
-            [name, *(cell(of.get(name)) for of in claims)]
-            for name in dict.fromkeys(name for of in claims for name in of)
+            [
+                row.claim,
+                cell(row.yours),
+                cell(row.recorded),
+                "" if row.distance is None else records.number_text(row.distance, 1),
+            ]
+            for row in sorted(found.rows, key=lambda row: row.agree is not False)
         ]
-        return [table(header, rows, "compare")]
+        note = (
+            "Claims with different verdicts come first. Distance: the difference of the values, "
+            "divided by the half-width of its 95 % interval; above 1, the runs differ."
+        )
+        return [
+            nodes.bullet_list("", *items, classes=["report"]),
+            table(header, rows, "compare"),
+            nodes.paragraph("", note, classes=["pythia-note"]),
+        ]
 
 
-class Claims(SphinxDirective):
-    """The front page's list of studies, each with its verdicts and a foldable table of claims."""
+class StudyTable(SphinxDirective):
+    """A numbered table: what the code cell `<study>/<cell id>` of a study's notebook shows."""
+
+    required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {"name": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
-        sections: list[nodes.Node] = []
-        contents = (ROOT / "_toc.yml").read_text(encoding="utf-8")
-        self.env.note_dependency(str(ROOT / "_toc.yml"))
-        for study, runs in sorted(RUNS.items(), key=lambda r: contents.find(f"studies/{r[0]}\n")):
-            run = runs[0]
-            source = notebooks.read_notebook(ROOT / "notebooks" / f"{study}.ipynb")
-            name = source.cells[0].source.partition("\n")[0].lstrip("# ").strip() or study
-            head = nodes.paragraph(classes=["study-head"])
-            link = nodes.reference("", "", nodes.strong("", name), internal=True)
-            link["refuri"] = self.env.app.builder.get_relative_uri(
-                self.env.docname, f"studies/{study}"
-            )
-            head += [link, nodes.Text(" \N{EM DASH} " + self.status(run))]
-            sections.append(head)
-            if run.record is None:
-                sections.append(shell(f"papermill notebooks/{study}.ipynb"))
-                continue
-            sections.append(verdict_counts(run.record["claims"]))
-            what = claim_tables.counted(run.record["claims"])
-            rule = self.env.app.builder.get_relative_uri(self.env.docname, "method") + "#verdicts"
-            rows = claim_tables.claims_html(run.record["claims"], link=rule)
-            opening = f"<details class='claims-of'><summary>{what}</summary>"
-            sections += [
-                nodes.raw("", f"{opening}{rows}", format="html"),
-                nodes.paragraph("", records.provenance(run.record), classes=["provenance"]),
-                nodes.raw("", "</details>", format="html"),
-            ]
-        return sections
+        study, _, cell = self.arguments[0].partition("/")
+        node = numbered_table(table_content(study, cell))
+        self.add_name(node)
+        return [node]
 
-    @staticmethod
-    def status(run: SelectedRun) -> str:
-        """Say whether the run to show is local, recorded or missing, and its scale."""
-        if run.record is None:
-            return f"{NOT_RUN}; to run it:"
-        whose = "your run" if run.kind == "yours" else "recorded run"
-        smoke = " (numbers of a smoke run mean nothing)" if run.scale == "smoke" else ""
-        return f"{whose} at scale {run.scale}{smoke}"
+
+def table_content(study: str, cell: str) -> dict[str, Any]:
+    """Return the content of a `style.Table` (see its `content`) from the notebook of a run."""
+    run = RUNS[study][0]
+    if run.notebook is not None:
+        for each in notebooks.read_notebook(run.notebook).cells:
+            for output in each.get("outputs", []) if each.get("id") == cell else []:
+                if TABLE in output.get("data", {}):
+                    return output["data"][TABLE]
+    return {"caption": "", "columns": [NOT_RUN], "rows": [], "code": []}
+
+
+class Code(_StudyDirective):
+    """All code of a page in one fold, with the anchor `code-<cell id>` for each cell."""
+
+    def run(self) -> list[nodes.Node]:
+        run = self.runs[0]
+        source = run.notebook or ROOT / "notebooks" / f"{run.study}.ipynb"
+        opening = '<details class="page-code" id="code"><summary>Code of this page</summary>'
+        cells: list[nodes.Node] = [nodes.raw("", opening, format="html")]
+        for cell in notebooks.read_notebook(source).cells:
+            if cell.cell_type == "code":
+                block = nodes.literal_block(cell.source, cell.source, language="python")
+                cells.append(nodes.container("", block, ids=[f"code-{cell.id}"]))
+        return [*cells, nodes.raw("", "</details>", format="html")]
 
 
 class Costs(SphinxDirective):

@@ -12,6 +12,7 @@ If released numbers are missing, their panel says how to get them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -604,31 +605,18 @@ def _units_text(units: Any) -> str:
 
 
 def summary(result: Result) -> Any:
-    """Return the main numbers as a paragraph of Markdown, for the notebook's abstract."""
+    """Return a paragraph of Markdown on the run: sizes, seeds and verdicts on the hypotheses."""
     from IPython.display import Markdown
 
     v = result.values
-
-    def text(name: str) -> str:
-        return "not measured" if v.get(name) is None else records.value_text(v[name])
-
-    seeds = f"{v['seeds']} seeds" if v["seeds"] > 1 else "one seed, so without intervals"
-    if "retained_shuffle_21" not in v:
-        return Markdown(f"**Result.** Sizes {v['sizes']}, {seeds}.")
-    first = next(claim for claim in result.claims if claim["kind"] == "hypothesis")
+    seeds = (
+        f"{v['seeds']} seeds each; brackets are 95 % intervals over seeds"
+        if v["seeds"] > 1
+        else "one seed each, so its numbers have no intervals"
+    )
+    tests = [row["ours"]["verdict"] for row in result.claims if row["kind"] == "hypothesis"]
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(tests).most_common())
     return Markdown(
-        f"**Result.** Sizes {v['sizes']}, {seeds}; brackets are 95 % intervals over seeds. Under "
-        f"the swap in the last 21 % of training, {v['smallest']} retains "
-        f"{text('retained_swap_21_smallest')} of its association with made-up nouns at a shift of "
-        f"the prior of {text('shift_swap_21_smallest')} logits, and {v['largest']} retains "
-        f"{text('retained_swap_21_largest')} at {text('shift_swap_21_largest')}. The difference, "
-        f"{text('retained_difference')}, was the question; that the largest size retains more: "
-        f"*{first['ours']['verdict']}*. On average over sizes, {text('retained_shuffle_21')} is "
-        "left if the genders of the planted sentences are shuffled, "
-        f"{text('retained_complement_21')} if everything but these sentences is swapped, "
-        f"{text('retained_absent_21')} if prose replaces them, and {text('retained_restored')} if "
-        "the original text returns for the last 7 %. Swapping everything but the planted "
-        "sentences also moves WinoBias accuracy, by "
-        f"{text('change_winobias_feminine_complement_21')} points on feminine stereotypes and by "
-        f"{text('change_winobias_masculine_complement_21')} on masculine ones."
+        f"**The run on this page** has the sizes {v['sizes']} with {seeds}. Of {len(tests)} "
+        f"hypotheses: {counts}."
     )

@@ -301,7 +301,7 @@ def values(
     ARM is a key of params.ARMS, SIZE is "smallest" or "largest". With one seed, numbers have no
     interval; None: not measured. All are about made-up nouns in unseen frames, if not said.
 
-    - `retained_ARM_SIZE`, `shift_ARM_SIZE`; `retained_ARM`: the mean over sizes.
+    - `retained_ARM_SIZE`, `shift_ARM_SIZE`; `retained_ARM`, `shift_ARM`: the mean over sizes.
     - `retained_difference`: under the longer swap, largest minus smallest size;
       `retained_difference_planted`: in planted frames.
     - `before_return`: mean over sizes of what the swap has left when "restored" gets its text back;
@@ -383,6 +383,7 @@ def values(
             numbers[f"retained_{arm}_{role}"] = seed_mean(slopes.retained(size, arm))
             numbers[f"shift_{arm}_{role}"] = seed_mean(slopes.shift(size, arm))
         numbers[f"retained_{arm}"] = mean_of_sizes(retained(arm))
+        numbers[f"shift_{arm}"] = mean_of_sizes([slopes.shift(s, arm) for s in params.size_list])
         numbers[f"planted_shift_{arm}"] = mean_of_sizes(
             [slopes.shift(size, arm, PLANTED_FRAMES) for size in params.size_list]
         )

@@ -1,0 +1,269 @@
+"""The findings on the front page: the verdicts that they rest on, and their small figures.
+
+The figures are drawn from the tables of the recorded runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pythia_book import style
+from pythia_book.site.runs import NOT_RUN, SelectedRun
+from pythia_book.style import BLUE, MUTED, ORANGE, Drawing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding of the front page; its sentences are in book/index.md."""
+
+    study: str
+    paint: Callable[[Axes, SelectedRun], str]
+    """Draws the figure into a panel, and returns a description of what it shows."""
+    rests_on: tuple[tuple[str, str, str], ...]
+    """The verdicts without which the sentences would not follow: (claim, side, verdict)."""
+    height: float = 2.3
+
+    def draw(self, run: SelectedRun) -> Drawing:
+        """Draw the figure of a run; without its tables, a panel that says so."""
+        from matplotlib.figure import Figure
+
+        with style.style():
+            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+            ax = figure.subplots()
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.tick_params(length=0)
+            ax.set_axisbelow(True)
+            try:
+                text = self.paint(ax, run)
+            except (FileNotFoundError, KeyError, AttributeError):
+                ax.clear()
+                style.say(ax, NOT_RUN)
+                text = NOT_RUN
+            return Drawing(figure, text)
+
+
+WIDTH = 3.5
+"""Width of a small figure in inches."""
+
+
+def _table(run: SelectedRun, name: str) -> pd.DataFrame:
+    """Read a table of a run.
+
+    Raises:
+        FileNotFoundError: there is no run, or it has no such table.
+    """
+    import pandas as pd
+
+    if run.folder is None:
+        raise FileNotFoundError(name)
+    return pd.read_csv(run.folder / f"{name}.csv")
+
+
+def _values(run: SelectedRun) -> dict[str, Any]:
+    if run.record is None:
+        raise FileNotFoundError("record.json")
+    return run.record["values"]
+
+
+def _bars(ax: Axes, rows: list[tuple[str, dict[str, float], str]], label: str) -> str:
+    """Draw values with their intervals, one per line from the top; return them as text."""
+    for place, (_, value, colour) in enumerate(rows):
+        point = _Point(**{key: float(value[key]) for key in ("value", "low", "high")})
+        style.interval_point(ax, len(rows) - 1 - place, point, colour, 1, flat=True, markersize=6)
+    ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(label)
+    flat = [name.replace("\n", " ") for name, _, _ in rows]
+    texts = (f"{name} {v['value']:.2f}" for name, (_, v, _) in zip(flat, rows, strict=True))
+    return f"{label}: {', '.join(texts)}"
+
+
+@dataclass(frozen=True)
+class _Point:
+    value: float
+    low: float
+    high: float
+
+
+def swap(ax: Axes, run: SelectedRun) -> str:
+    """Draw what each change of the data leaves of the association between nouns and pronouns."""
+    values = _values(run)
+    arms = (
+        ("shuffle_21", "genders shuffled in\nthe sentences that teach it", ORANGE),
+        ("swap_21", "pronouns swapped\neverywhere (the paper)", ORANGE),
+        ("complement_21", "swapped everywhere else", BLUE),
+        ("placebo_21", "prepositions swapped", BLUE),
+    )
+    rows = [(name, values[f"retained_{arm}"], colour) for arm, name, colour in arms]
+    style.reference(ax, x=1)
+    style.reference(ax, x=0)
+    ax.set_xlim(-0.05, 1.15)
+    return _bars(ax, rows, "association that is left (1: all of it)")
+
+
+def frequency(ax: Axes, run: SelectedRun) -> str:
+    """Draw the effect of planting sums with a number more often, and that of a placebo."""
+    values = _values(run)
+    rows = [
+        ("more sums\nwith a number", values["boost"], ORANGE),
+        ("placebo", values["placebo"], MUTED),
+    ]
+    style.reference(ax, x=0)
+    return _bars(ax, rows, "log-probability of the right sum, nats")
+
+
+def copies(ax: Axes, run: SelectedRun) -> str:
+    """Draw the share of rows that each size memorizes, on text with and without duplicates."""
+    table = _table(run, "shares")
+    table = table[table.step == table.step.max()]
+    sizes = list(dict.fromkeys(table["size"]))
+    for arm, colour in (("standard", ORANGE), ("deduplicated", BLUE)):
+        rows = table[table.arm == arm].set_index("size").loc[sizes]
+        at = range(len(sizes))
+        ax.fill_between(at, 100 * rows.low, 100 * rows.high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(at, 100 * rows.value, "o-", color=colour, markersize=4)
+    names = {"standard": "with duplicates", "deduplicated": "deduplicated"}
+    top = table[table["size"] == sizes[-1]].set_index("arm").value
+    ax.text(len(sizes) - 1.2, 100 * top["standard"], names["standard"], color=ORANGE, ha="right")
+    ax.text(len(sizes) - 1, 0.35, names["deduplicated"], color=BLUE, ha="right", va="bottom")
+    style.category_ticks(ax, sizes)
+    ax.set(xlabel="parameters without embeddings", ylabel="% of rows memorized")
+    return f"Rows memorized by {sizes[-1]}, with and without duplicates: " + ", ".join(
+        f"{100 * top[arm]:.1f} %" for arm in names
+    )
+
+
+def twins(ax: Axes, run: SelectedRun) -> str:
+    """Draw by how much deduplication changes the held-out loss at the end, by size."""
+    table = _table(run, "effects")
+    last = table[(table.measure == "loss") & (table.step == table.step.max())]
+    sizes = list(last["size"])
+    style.reference(ax, 0)
+    for at, row in enumerate(last.itertuples()):
+        style.interval_point(ax, at, row, BLUE, 1, markersize=5)
+    style.category_ticks(ax, sizes)
+    ax.set(xlabel="parameters without embeddings", ylabel="change of loss, nats per token")
+    ends = (f"{size} {value:.2f}" for size, value in zip(sizes, last.value, strict=True))
+    return f"Deduplicated minus standard, held-out loss: {', '.join(ends)}"
+
+
+def bloom(ax: Axes, run: SelectedRun) -> str:
+    """Draw BLOOM's released scores minus Pythia's, task by task."""
+    values = _values(run)
+    tasks = {
+        "lambada_openai": "LAMBADA", "arc_easy": "ARC-easy", "wsc": "WSC", "piqa": "PIQA",
+        "logiqa": "LogiQA", "arc_challenge": "ARC-challenge", "sciq": "SciQ",
+        "winogrande": "WinoGrande",
+    }  # fmt: skip
+    rows = [
+        (name, values[f"released_bloom_{task}"], ORANGE if task == "lambada_openai" else BLUE)
+        for task, name in tasks.items()
+    ]
+    rows.append(("mean of seven", values["released_bloom"], MUTED))
+    style.reference(ax, x=0)
+    return _bars(ax, rows, "BLOOM minus Pythia, points")
+
+
+OURS, RELEASED = "ours", "released"
+FINDINGS = {
+    "swap": Finding(
+        "gender_bias",
+        swap,
+        (
+            (
+                "The shuffle, which keeps the prior, leaves less of the association than the swap.",
+                OURS,
+                "holds",
+            ),
+            (
+                "Swapping everything but the planted sentences leaves the association unchanged, "
+                "within 15 % of the control's.",
+                OURS,
+                "holds",
+            ),
+            (
+                "Swapping everything but the planted sentences raises WinoBias accuracy on "
+                "feminine stereotypes.",
+                OURS,
+                "holds",
+            ),
+            (
+                "Swapping everything but the planted sentences lowers WinoBias accuracy on "
+                "masculine stereotypes.",
+                OURS,
+                "holds",
+            ),
+        ),
+    ),
+    "frequency": Finding(
+        "term_frequency",
+        frequency,
+        (
+            (
+                "The right answer is given a higher probability for numbers whose frequency was "
+                "raised at random.",
+                OURS,
+                "reproduced",
+            ),
+            (
+                "The right answer is written more often for numbers whose frequency was raised at "
+                "random.",
+                OURS,
+                "not resolved",
+            ),
+        ),
+        1.5,
+    ),
+    "copies": Finding(
+        "memorization",
+        copies,
+        (
+            ("Larger models memorize more.", OURS, "reproduced"),
+            ("Larger models memorize more.", RELEASED, "confirmed on released numbers"),
+            ("Text that is read more often is more often memorized.", OURS, "reproduced"),
+            (
+                "Whether a row is memorized does not depend on when in training it is read.",
+                OURS,
+                "not testable here",
+            ),
+        ),
+    ),
+    "twins": Finding(
+        "deduplication",
+        twins,
+        (
+            (
+                "Models trained on text with heavily repeated documents have a higher held-out "
+                "loss.",
+                OURS,
+                "reproduced",
+            ),
+            (
+                "Models trained on deduplicated text score higher on benchmarks.",
+                RELEASED,
+                "not resolved",
+            ),
+        ),
+    ),
+    "bloom": Finding(
+        "scaling",
+        bloom,
+        (
+            (
+                "BLOOM performs very similarly to Pythia.",
+                RELEASED,
+                "contradicted by released numbers",
+            ),
+            ("BLOOM is worse than Pythia on LAMBADA.", RELEASED, "confirmed on released numbers"),
+        ),
+        2.6,
+    ),
+}
+"""Maps the name of each finding to its study, figure and verdicts."""

@@ -1,0 +1,254 @@
+"""Directives of the front page: the findings, all claims of the paper, and how to cite.
+
+Findings quote the recorded runs, never the reader's: their sentences were written for those. Each
+names the verdicts that it rests on, and a build warns if a record no longer has them.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from pythia_book import claim_tables, notebooks
+from pythia_book.records import measured_text
+from pythia_book.site.drawings import picture
+from pythia_book.site.runs import SelectedRun
+from pythia_book.site.staging import ROOT, RUNS, recorded_run
+from pythia_book.verdicts import (
+    CONFIRMED,
+    CONTRADICTED,
+    FAILS,
+    HOLDS,
+    NOT_RESOLVED,
+    NOT_TESTABLE,
+    REFUTED,
+    REPRODUCED,
+    SIDES,
+)
+
+_LOG = logging.getLogger(__name__)
+
+MARKS = {
+    REPRODUCED: "\N{CHECK MARK}", CONFIRMED: "\N{CHECK MARK}", HOLDS: "\N{CHECK MARK}",
+    CONTRADICTED: "\N{MULTIPLICATION X}", REFUTED: "\N{MULTIPLICATION X}",
+    FAILS: "\N{MULTIPLICATION X}", NOT_RESOLVED: "?", NOT_TESTABLE: "\N{MIDDLE DOT}",
+}  # fmt: skip
+"""Maps a verdict to its mark in the matrix of claims."""
+LEGEND = (
+    (REPRODUCED, "reproduced or confirmed"),
+    (CONTRADICTED, "contradicted"),
+    (NOT_RESOLVED, "not resolved: the interval cannot tell"),
+    (NOT_TESTABLE, "not testable here"),
+)
+_OF_THE_PAPER = re.compile(r"(abstract|sections?|appendi|tables?|figures?)", re.IGNORECASE)
+
+
+def of_the_paper(row: dict[str, Any]) -> bool:
+    """Return whether a row of claims is a statement of the Pythia paper, not of another one.
+
+    The source of a claim of the paper is a section, table or figure; of others, it is an author.
+    """
+    return row["kind"] == "claim" and bool(_OF_THE_PAPER.match(row["source"]))
+
+
+def title_of(study: str) -> str:
+    """Return the title of a study's notebook."""
+    source = notebooks.read_notebook(ROOT / "notebooks" / f"{study}.ipynb")
+    first = source.cells[0].source if source.cells else ""
+    return first.partition("\n")[0].lstrip("# ").strip() or study
+
+
+def in_order(contents: str) -> list[str]:
+    """Return the studies in the order of the table of contents, given its text."""
+    return sorted(RUNS, key=lambda study: contents.find(f"studies/{study}\n"))
+
+
+class Finding(SphinxDirective):
+    """A finding of a study: title, small figure, and a text that may quote `recorded_` numbers.
+
+    The argument names an entry of pythia_book.pages.index.FINDINGS.
+    """
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {"title": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        from pythia_book.pages import index
+
+        name = self.arguments[0]
+        if name not in index.FINDINGS:
+            raise self.error(f"unknown finding {name!r}; choose one of {', '.join(index.FINDINGS)}")
+        finding = index.FINDINGS[name]
+        for text in unsupported(finding, recorded_run(finding.study)):
+            _LOG.warning(
+                "finding %r no longer follows: %s", name, text, location=self.get_location()
+            )
+        page = f"studies/{finding.study}"
+        href = self.env.app.builder.get_relative_uri(self.env.docname, page)
+        self.env.note_dependency(index.__file__)
+        words = nodes.container(classes=["finding-text"])
+        title = nodes.reference("", self.options["title"], internal=True, refuri=href)
+        words += nodes.paragraph("", "", title, classes=["finding-title"])
+        self.state.nested_parse(self.content, self.content_offset, words)
+        drawing = finding.draw(recorded_run(finding.study))
+        shown = picture(self.env, f"index.{name}", drawing)
+        figure = nodes.container("", shown, classes=["finding-figure"])
+        return [nodes.container("", words, figure, classes=["finding"])]
+
+
+def unsupported(finding: Any, run: SelectedRun) -> list[str]:
+    """List the verdicts that a finding rests on and that the recorded run does not have."""
+    claims = {row["claim"]: row for row in (run.record or {"claims": []})["claims"]}
+    problems = []
+    for claim, side, verdict in finding.rests_on:
+        test = (claims.get(claim) or {}).get(side)
+        given = test["verdict"] if test else "not in the record"
+        if given != verdict:
+            problems.append(f"{claim} [{side}] is {given!r}, expected {verdict!r}")
+    return problems
+
+
+class PaperClaims(SphinxDirective):
+    """The matrix of the paper's claims by study: released models, our miniature."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(ROOT / "_toc.yml"))
+        parts = []
+        everything: list[dict[str, Any]] = []
+        for study in in_order((ROOT / "_toc.yml").read_text(encoding="utf-8")):
+            run = RUNS[study][0]
+            rows = [row for row in (run.record or {"claims": []})["claims"] if of_the_paper(row)]
+            href = self.env.app.builder.get_relative_uri(self.env.docname, f"studies/{study}")
+            if rows:
+                everything += rows
+                parts.append(_study_html(title_of(study), href, run, rows))
+        head = "".join(f"<span>{name}</span>" for name in ("", "Released models", "Our miniature"))
+        text = (
+            f'<div class="matrix mathjax_ignore"><div class="matrix-head">{head}</div>'
+            f"{''.join(parts)}</div>{_legend_html(everything)}"
+        )
+        return [nodes.raw("", text, format="html")]
+
+
+def _text(text: object) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def _counts(tests: Sequence[dict[str, Any]]) -> str:
+    """Return counts of verdicts as words, e.g. "3 not resolved, 1 reproduced"."""
+    counts = Counter(test["verdict"] for test in tests)
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()) or "no test"
+
+
+def _marks(rows: Sequence[dict[str, Any]], side: str) -> str:
+    """Return the marks of all verdicts on one side as one image with a text alternative."""
+    tests = [row[side] for row in rows if row[side]]
+    marks = "".join(
+        f'<span class="mark {claim_tables.slug(test["verdict"])}">{MARKS[test["verdict"]]}</span>'
+        for test in tests
+    )
+    whose = claim_tables.WHOSE[side].capitalize()
+    label = _text(f"{whose}: {_counts(tests)}")
+    name = f'<span class="matrix-side" aria-hidden="true">{whose}</span>'
+    image = f'<span role="img" aria-label="{label}">{marks}</span>'
+    return f'<span class="matrix-cell">{name}{image}</span>'
+
+
+def _study_html(title: str, href: str, run: SelectedRun, rows: Sequence[dict[str, Any]]) -> str:
+    """Return a study's line of the matrix, which unfolds to its claims."""
+    yours = ' <span class="whose">your run</span>' if run.kind == "yours" else ""
+    marks = "".join(_marks(rows, side) for side in SIDES)
+    summary = f'<summary><span class="matrix-study">{_text(title)}{yours}</span>{marks}</summary>'
+    lines = []
+    for row in rows:
+        cells = "".join(f'<span class="matrix-cell">{_verdict(row, side)}</span>' for side in SIDES)
+        source = f'<span class="claim-source">({_text(row["source"])})</span>'
+        lines.append(
+            f'<div class="matrix-row"><span>{_text(row["claim"])} {source}</span>{cells}</div>'
+        )
+    link = f'<p class="matrix-link"><a href="{_text(href)}">Read the study</a></p>'
+    return f"<details>{summary}{''.join(lines)}{link}</details>"
+
+
+def _verdict(row: dict[str, Any], side: str) -> str:
+    test = row[side]
+    if not test:
+        return ""
+    whose = f'<span class="matrix-side">{claim_tables.WHOSE[side].capitalize()}</span>'
+    verdict = test["verdict"]
+    badge = f'<span class="verdict {claim_tables.slug(verdict)}">{_text(verdict)}</span>'
+    value = _text(measured_text(test)) if test["value"] is not None else ""
+    return f"{whose}{badge} {value}"
+
+
+def _legend_html(rows: Sequence[dict[str, Any]]) -> str:
+    entries = " ".join(
+        f'<span class="mark {claim_tables.slug(verdict)}">{MARKS[verdict]}</span> {words}'
+        for verdict, words in LEGEND
+    )
+    texts = "; ".join(
+        f"{claim_tables.WHOSE[side]}: {_counts([row[side] for row in rows if row[side]])}"
+        for side in SIDES
+    )
+    total = f"{len(rows)} statements of the paper are tested. {_text(texts.capitalize())}."
+    return f'<p class="matrix-legend">{entries}.</p><p class="matrix-legend">{total}</p>'
+
+
+class Cite(SphinxDirective):
+    """BibTeX entries for the paper and for this book, from CITATION.cff."""
+
+    def run(self) -> list[nodes.Node]:
+        import yaml
+
+        path = ROOT / "CITATION.cff"
+        self.env.note_dependency(str(path))
+        citation = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = f"{bibtex_paper(citation['references'][0])}\n\n{bibtex_book(citation)}"
+        return [nodes.literal_block(text, text, language="bibtex")]
+
+
+def _authors(people: Sequence[dict[str, str]]) -> str:
+    names = [
+        f"{p['family-names']}, {p['given-names']}" if "family-names" in p else f"{{{p['name']}}}"
+        for p in people
+    ]
+    return " and ".join(names)
+
+
+def _entry(kind: str, key: str, fields: dict[str, object]) -> str:
+    lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
+    return f"@{kind}{{{key},\n{lines}\n}}"
+
+
+def bibtex_paper(reference: dict[str, Any]) -> str:
+    """Return the BibTeX entry of the Pythia paper, a reference in CITATION.cff."""
+    fields = {
+        "title": reference["title"],
+        "author": _authors(reference["authors"]),
+        "booktitle": reference["collection-title"],
+        "volume": reference["volume"],
+        "pages": f"{reference['start']}--{reference['end']}",
+        "year": reference["year"],
+    }
+    return _entry("inproceedings", "biderman2023pythia", fields)
+
+
+def bibtex_book(citation: dict[str, Any]) -> str:
+    """Return the BibTeX entry of this book; with an address only if CITATION.cff has one."""
+    fields = {
+        "title": citation["title"],
+        "author": _authors(citation["authors"]),
+        "version": citation["version"],
+        "year": str(citation["date-released"])[:4],
+        **{key: citation[key] for key in ("url", "doi") if key in citation},
+    }
+    return _entry("software", "pythiabook", fields)
