@@ -168,11 +168,20 @@ class Table:
     """A table that a notebook shows as HTML, with every cell escaped.
 
     Args:
-        code: columns that an explanatory page shows in a monospaced font.
+        code: columns that a page shows in a monospaced font.
+        strong: for some columns, the passages that a page emphasizes: a list of (start, end) for
+            each row, positions in the text of the cell.
     """
 
-    def __init__(self, frame: pd.DataFrame, caption: str = "", code: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        caption: str = "",
+        code: tuple[str, ...] = (),
+        strong: dict[str, list[list[tuple[int, int]]]] | None = None,
+    ) -> None:
         self.frame, self.caption, self.code = frame, caption, code
+        self.strong = strong or {}
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/html": self.html, "text/plain": repr(self), TABLE: self.content}
@@ -188,6 +197,7 @@ class Table:
             "columns": [str(name) for name in self.frame.columns],
             "rows": [[str(cell) for cell in row] for row in rows],
             "code": list(self.code),
+            "strong": self.strong,
         }
 
     @property

@@ -131,7 +131,7 @@ def copies(ax: Axes, run: SelectedRun) -> str:
         ax.plot(at, 100 * rows.value, "o-", color=colour, markersize=4)
     names = {"standard": "with duplicates", "deduplicated": "deduplicated"}
     top = table[table["size"] == sizes[-1]].set_index("arm").value
-    ax.text(len(sizes) - 1.2, 100 * top["standard"], names["standard"], color=ORANGE, ha="right")
+    ax.text(0, 130 * top["standard"], names["standard"], color=ORANGE)
     ax.text(len(sizes) - 1, 0.35, names["deduplicated"], color=BLUE, ha="right", va="bottom")
     style.category_ticks(ax, sizes)
     ax.set(xlabel="parameters without embeddings", ylabel="% of rows memorized")

@@ -106,10 +106,15 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
             continue
         data: dict[str, Any] = {"text/markdown": f"*{NOT_RUN}*", "text/plain": NOT_RUN}
         if re.search(r"_table\(", cell.source) and "claims_table" not in cell.source:
-            data[TABLE] = {"caption": "", "columns": [NOT_RUN], "rows": [], "code": []}
+            data[TABLE] = no_table()
         elif "figure" not in cell.metadata.get("mystnb", {}):
             continue
         cell["outputs"] = [nbformat.v4.new_output("display_data", data=data)]
+
+
+def no_table() -> dict[str, Any]:
+    """Return the content of a table in a notebook that was not run."""
+    return {"caption": "", "columns": [NOT_RUN], "rows": [], "code": [], "strong": {}}
 
 
 def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> notebooks.Notebook:
@@ -188,11 +193,11 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
                 numbers[name] = f"*{NOT_RUN}*"
             elif yours and name.startswith(yours):
                 numbers.setdefault(name, "*not in this run*")
-    about = about_the_book(config)
+    about = about_the_book()
     config.myst_substitutions = {**(config.myst_substitutions or {}), **numbers, **about}
 
 
-def about_the_book(config: Config) -> dict[str, str]:
+def about_the_book() -> dict[str, str]:
     """Return `book_authors`, `_license`, `_version` and `_repository` (a link or "") for prose.
 
     They come from CITATION.cff, and the repository from the setting `repository: {url: ...}`.

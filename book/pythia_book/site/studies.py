@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 from pythia_book import claim_tables, notebooks, records
 from pythia_book.site import report
 from pythia_book.site.runs import COSTS, NOT_RUN, SelectedRun, all_records, costs_of
-from pythia_book.site.staging import ROOT, RUNS, unshown
+from pythia_book.site.staging import ROOT, RUNS, no_table, unshown
 from pythia_book.style import TABLE
 from pythia_core.suite import SCALES
 
@@ -47,16 +47,31 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
 
 def numbered_table(content: dict[str, Any]) -> nodes.table:
     """Return a table with a caption, from the content of a `style.Table` (see its `content`)."""
+
+    def cell(number: int, name: str, text: str) -> nodes.Node | str:
+        if name in content["code"]:
+            return nodes.paragraph("", "", nodes.literal("", text))
+        if name in content["strong"]:
+            return emphasized(text, content["strong"][name][number])
+        return text
+
     rows: list[list[nodes.Node | str]] = [
-        [
-            nodes.paragraph("", "", nodes.literal("", text)) if name in content["code"] else text
-            for name, text in zip(content["columns"], row, strict=True)
-        ]
-        for row in content["rows"]
+        [cell(number, name, text) for name, text in zip(content["columns"], row, strict=True)]
+        for number, row in enumerate(content["rows"])
     ]
     node = table(content["columns"], rows, "pythia-table")
     node.insert(0, nodes.title("", content["caption"] or NOT_RUN))
     return node
+
+
+def emphasized(text: str, passages: list[tuple[int, int]]) -> nodes.paragraph:
+    """Return a paragraph in which the passages (start, end) are strong."""
+    words, at = nodes.paragraph(), 0
+    for start, end in passages:
+        words += [nodes.Text(text[at:start]), nodes.strong("", text[start:end])]
+        at = end
+    words += nodes.Text(text[at:])
+    return words
 
 
 def badge(verdict: str, text: str = "") -> nodes.inline:
@@ -186,7 +201,7 @@ def table_content(study: str, cell: str) -> dict[str, Any]:
             for output in each.get("outputs", []) if each.get("id") == cell else []:
                 if TABLE in output.get("data", {}):
                     return output["data"][TABLE]
-    return {"caption": "", "columns": [NOT_RUN], "rows": [], "code": []}
+    return no_table()
 
 
 class Code(_StudyDirective):

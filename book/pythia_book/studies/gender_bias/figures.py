@@ -12,7 +12,9 @@ If released numbers are missing, their panel says how to get them.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +41,7 @@ from pythia_book.studies.gender_bias.params import (
 )
 from pythia_book.style import Drawing, Table
 from pythia_book.tasks.associations import NATURAL, UNSEEN
+from pythia_book.verdicts import FAILS, HOLDS
 from pythia_core.config import REPLACE, SHUFFLE
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -519,8 +522,23 @@ def examples_table(result: Result) -> Table:
         arm=chosen.arm.map(lambda a: ARMS[a].label),
         before=chosen.before.map(_one_line),
         after=chosen.after.map(_one_line),
-    )
-    return Table(shown_rows[["arm", "before", "after"]], "From the ledgers of the largest size.")
+    )[["arm", "before", "after"]]
+    changes = [_changes(r.before, r.after) for r in shown_rows.itertuples()]
+    strong = {"before": [b for b, _ in changes], "after": [a for _, a in changes]}
+    caption = "What the arms change: passages from the ledgers of the largest size."
+    return Table(shown_rows, caption, strong=strong)
+
+
+def _changes(before: str, after: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the words in which two texts differ, as positions (start, end) in each text."""
+    words = [list(re.finditer(r"\w+|[^\w\s]", text)) for text in (before, after)]
+    matcher = SequenceMatcher(None, *([w[0] for w in of] for of in words), autojunk=False)
+    found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    for kind, *places in matcher.get_opcodes():
+        for of, passages, start, end in zip(words, found, places[::2], places[1::2], strict=True):
+            if kind != "equal" and end > start:
+                passages.append((of[start].start(), of[end - 1].end()))
+    return found
 
 
 def _one_line(text: str) -> str:
@@ -615,7 +633,10 @@ def summary(result: Result) -> Any:
         else "one seed each, so its numbers have no intervals"
     )
     tests = [row["ours"]["verdict"] for row in result.claims if row["kind"] == "hypothesis"]
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(tests).most_common())
+    words = {HOLDS: "hold", FAILS: "do not hold"}
+    counts = ", ".join(
+        f"{n} {words.get(verdict, f'are {verdict}')}" for verdict, n in Counter(tests).most_common()
+    )
     return Markdown(
         f"**The run on this page** has the sizes {v['sizes']} with {seeds}. Of {len(tests)} "
         f"hypotheses: {counts}."

@@ -1,0 +1,62 @@
+"""The comparison of the reader's run with the recorded one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pythia_book.site.report import compare
+
+
+def a_test(value: float | None, half: float | None, verdict: str) -> dict[str, Any]:
+    known = value is not None and half is not None
+    low, high = (value - half, value + half) if known else (None, None)
+    return {"value": value, "low": low, "high": high, "verdict": verdict}
+
+
+def a_record(*claims: tuple[str, Any, Any], **more: Any) -> dict[str, Any]:
+    rows = [{"claim": name, "ours": ours, "released": released} for name, ours, released in claims]
+    base = {"scale": "laptop", "parameters": {"seeds": 1}, "created": "2026-01-01", "claims": rows}
+    return base | {"device": {"cpu": "A", "threads": 1}, "runs": []} | more
+
+
+def test_verdicts_and_values_are_compared_claim_by_claim() -> None:
+    yours = a_record(
+        ("same", a_test(1.0, 0.3, "holds"), None),
+        ("other", a_test(2.0, 0.3, "holds"), a_test(0.0, 1.0, "not resolved")),
+        ("only here", a_test(1.0, 0.1, "holds"), None),
+    )
+    recorded = a_record(
+        ("same", a_test(1.2, 0.4, "holds"), None),
+        ("other", a_test(1.0, 0.4, "not resolved"), a_test(0.0, 1.0, "not resolved")),
+        parameters={"seeds": 8},
+        device={"cpu": "B", "threads": 1},
+    )
+    found = compare(yours, recorded)
+    assert [row.claim for row in found.compared] == ["same", "other"]
+    assert [row.claim for row in found.differing] == ["other"]
+    near, far = (row.distance for row in found.compared)
+    assert near is not None and abs(near - 0.2 / 0.5) < 1e-12
+    assert far is not None and abs(far - 1.0 / 0.5) < 1e-12
+    text = " ".join(found.sentences())
+    assert "1 of 2 verdicts on our models agree." in text
+    assert "1 of 1 verdicts on released numbers agree." in text
+    assert "seeds 1 (recorded: 8)" in text and "A, 1 thread" in text and "B, 1 thread" in text
+    assert "1 of them differ" in text.replace("differs", "differ")
+
+
+def test_without_intervals_no_distance_is_claimed() -> None:
+    yours = a_record(("a", a_test(1.0, None, "not testable here"), None))
+    found = compare(yours, a_record(("a", a_test(1.0, 0.1, "holds"), None)))
+    assert found.compared[0].distance is None
+    assert "is not known" in " ".join(found.sentences())
+    nothing = compare(a_record(), a_record())
+    assert "share no test" in " ".join(nothing.sentences())
+
+
+def test_a_run_agrees_with_itself() -> None:
+    record = a_record(
+        ("a", a_test(1.0, 0.1, "holds"), None), ("b", a_test(2.0, 0.1, "holds"), None)
+    )
+    found = compare(record, record)
+    assert not found.differing and not found.parameters
+    assert all(row.distance == 0 for row in found.compared)
