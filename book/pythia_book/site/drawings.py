@@ -19,6 +19,7 @@ from docutils.parsers.rst import directives
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from pythia_book.site.figures import inline_figure
 from pythia_book.site.staging import ROOT
 from pythia_book.site.studies import table
 from pythia_book.style import Table
@@ -70,20 +71,16 @@ class DrawingFigure(SphinxDirective):
             node.insert(0, nodes.title("", drawing.caption))
             self.add_name(node)
             return [node]
-        path = Path(self.env.app.outdir).parent / "drawings" / f"{self.arguments[0]}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawing.save(path)
-        folder = Path(self.env.doc2path(self.env.docname)).parent
-        figure = nodes.figure()
+        figure, page = nodes.figure(), self.arguments[0].partition(".")[0]
         if "interactive" in self.options:
             for asset in (Path(self.env.srcdir) / "_static").glob(f"{self.env.docname}.*"):
                 self.env.note_dependency(str(asset))  # else a changed script is not copied
-            page = self.arguments[0].partition(".")[0]
             data = getattr(module, "script_data", lambda name: None)(attribute)
             values = html.escape(json.dumps(data, separators=(",", ":")))
             div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
             figure += nodes.raw("", div, format="html")
-        figure += nodes.image(uri=os.path.relpath(path, folder), alt=drawing.description)
+        shapes = inline_figure(drawing._repr_mimebundle_(), f"{page}-{attribute}")
+        figure += nodes.raw("", shapes, format="html")
         caption = nodes.caption()
         parsed = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, parsed)

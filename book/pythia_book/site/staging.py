@@ -19,6 +19,7 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
 from pythia_book import notebooks
+from pythia_book.site.figures import with_inline_figures
 from pythia_book.site.runs import (
     NOT_RUN,
     SelectedRun,
@@ -83,7 +84,8 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
             executed = notebooks.read_notebook(runs[0].notebook)
             current = runs[0].current
             notebook = with_prose_of(notebook, executed) if current else executed
-        notebooks.write_notebook(with_banner(notebook, study, len(runs) > 1), target / source.name)
+        notebook = with_inline_figures(with_banner(notebook, study, len(runs) > 1), runs[0])
+        notebooks.write_notebook(notebook, target / source.name)
     for stale in target.glob("*.ipynb"):
         if stale.stem not in RUNS:
             stale.unlink()
