@@ -1,45 +1,54 @@
-"""Defines the common look of all figures of the book: style, palette, SVG output and tables.
+"""Defines the common look of all figures of the book: style, layouts, SVG output and tables.
 
-Each model size has one colour in all figures, from a colour-blind-safe colour map. Each arm of an
-intervention has one line style and marker. Drawings are made without pyplot, hence without global
-state. The same numbers give the same bytes of SVG. A white background keeps figures readable on
-dark pages.
+Each model size has one colour in all figures (pythia_book.palette). Each arm of an intervention has
+one line style and marker. Drawings are made without pyplot, hence without global state. The same
+numbers give the same bytes of SVG.
+
+The decorator `figure` draws each figure twice: as wide as the text column, and with its panels
+below each other for phones. The helpers here note the values of what they draw, so that the site
+can show them on hover; other artists are shown with their label.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import html
 import io
 import math
-from collections.abc import Iterable, Iterator
+import textwrap
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from pythia_book import records
+from pythia_book import records, svg
 from pythia_book.claim_tables import claims_frame, claims_html
-from pythia_core.errors import ConfigError, one_of
-from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
+from pythia_book.palette import BLUE as BLUE
+from pythia_book.palette import GREEN as GREEN
+from pythia_book.palette import GRID, INK, MUTED, WHITE, shade, size_colour, text_colour
+from pythia_book.palette import ORANGE as ORANGE
+from pythia_book.study import Result
 from pythia_core.util.files import atomic_file
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
-    from pythia_book.study import Result
+__all__ = ["BLUE", "GREEN", "GRID", "INK", "MUTED", "ORANGE", "WHITE", "shade", "size_colour"]
 
-
-INK = "#222222"
-MUTED = "#6b6b6b"
-GRID = "#e3e3e3"
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-"""Colours for anything but model sizes; colour-blind readers can tell them apart."""
+FIGURE_TYPE = "application/vnd.pythia.figure+json"
+"""MIME type of what the site needs to know of a figure, apart from its wide SVG."""
 DASH = "\N{EN DASH}"
 """Marks an empty cell of a table."""
-WIDTH = 7.4
-"""Width of a page's text column, in inches."""
+WIDTH, NARROW = 7.4, 3.68
+"""Widths of a page's text column and of a phone, in inches; text has the same size in both."""
+SMALLEST = 8.5
+"""Smallest size of text in points, which is 11 px in a text column of 720 px."""
 
 THIN = {"marker": "o", "markersize": 2.5, "linewidth": 1.2}
 """Line properties for a curve with many points."""
@@ -58,13 +67,14 @@ _RC = {
     "svg.fonttype": "none",  # text stays text: small files, selectable, searchable
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8.5,
-    "axes.titlesize": 9,
+    "font.size": SMALLEST,
+    "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
+    "axes.labelsize": SMALLEST,
+    "xtick.labelsize": SMALLEST,
+    "ytick.labelsize": SMALLEST,
+    "legend.fontsize": SMALLEST,
+    "legend.title_fontsize": SMALLEST,
     "legend.frameon": False,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -93,25 +103,6 @@ def style() -> Iterator[None]:
         yield
 
 
-def size_colour(size: str) -> str:
-    """Return the colour of a model size. Smaller sizes are darker.
-
-    Raises:
-        ConfigError: the size is unknown.
-    """
-    for sizes in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
-        if size in sizes:
-            return shade(0.84 * list(sizes).index(size) / (len(sizes) - 1), "plasma")
-    raise ConfigError(one_of(size, [*LAPTOP_SIZES, *GPU_SIZES, *OFFICIAL_SIZES], "size"))
-
-
-def shade(position: float, colours: str = "viridis") -> str:
-    """Return the colour of a colour map at a position in [0, 1]; above 0.86, too pale on white."""
-    import matplotlib
-
-    return matplotlib.colors.to_hex(matplotlib.colormaps[colours](position))
-
-
 TABLE = "application/vnd.pythia.table+json"
 """MIME type of the content of a `Table`, from which a page makes a numbered table."""
 
@@ -121,7 +112,14 @@ class Drawing:
 
     Args:
         numbers: main numbers to append to the description, e.g. "25k 3.012".
+
+    Attributes:
+        narrow: the same figure for phones; None if it was drawn without the decorator `figure`.
+        tables: names of the CSV files of the record that the figure shows, without ".csv".
     """
+
+    narrow: Drawing | None = None
+    tables: tuple[str, ...] = ()
 
     def __init__(self, figure: Figure, description: str, numbers: Iterable[str] = ()) -> None:
         self.figure = figure
@@ -136,19 +134,80 @@ class Drawing:
         stream = io.StringIO()
         metadata = {"Date": None, "Creator": None}
         with style():
+            foot = _finish(self.figure)
             self.figure.savefig(stream, format="svg", metadata=metadata)
-        text = stream.getvalue()
-        # A screen reader gets the description; "<title>" would also show up as a tool tip.
-        label = html.escape(self.description, quote=True)
-        return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+        values = svg.panel_values(self.figure)
+        return svg.compact(stream.getvalue(), self.description, values, foot)
 
     def save(self, path: Path) -> None:
         """Write the SVG to a file, atomically."""
         with atomic_file(Path(path)) as target:
             target.write_text(self.svg, encoding="utf-8")
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"image/svg+xml": self.svg, "text/plain": self.description}
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle: dict[str, Any] = {"image/svg+xml": self.svg, "text/plain": self.description}
+        if self.narrow is not None:
+            page = _PAGES.get(self.figure, _Page())
+            bundle[FIGURE_TYPE] = {
+                "narrow": self.narrow.svg,
+                "note": page.note,
+                "command": page.command,
+                "tables": list(self.tables),
+            }
+        return bundle
+
+
+_P = ParamSpec("_P")
+_NARROW: ContextVar[bool] = ContextVar("narrow", default=False)
+
+
+def narrow() -> bool:
+    """Return whether the figure is being drawn for a phone."""
+    return _NARROW.get()
+
+
+def figure(draw: Callable[_P, Drawing]) -> Callable[_P, Drawing]:
+    """Let a function that draws a figure draw it wide and narrow; note which tables it reads."""
+
+    @functools.wraps(draw)
+    def both(*args: _P.args, **kwargs: _P.kwargs) -> Drawing:
+        read: dict[str, None] = {}
+        watched = [_watched(arg, read) if isinstance(arg, Result) else arg for arg in args]
+        drawing = draw(*watched, **kwargs)
+        token = _NARROW.set(True)
+        try:
+            drawing.narrow = draw(*args, **kwargs)
+        finally:
+            _NARROW.reset(token)
+        drawing.tables = tuple(read)
+        return drawing
+
+    return both
+
+
+class _Watched(dict):
+    """A dictionary of tables that notes which of them are read."""
+
+    def __init__(self, tables: dict[str, Any], read: dict[str, None], name: str) -> None:
+        super().__init__(tables)
+        self._note = lambda key: read.setdefault(name.format(key)) if key in tables else None
+
+    def __getitem__(self, key: str) -> Any:
+        self._note(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._note(key)
+        return super().get(key, default)
+
+
+def _watched(result: Result, read: dict[str, None]) -> Result:
+    """Return a copy of the result that adds the names of the CSV files of read tables to `read`."""
+    return dataclasses.replace(
+        result,
+        tables=_Watched(result.tables, read, "{}"),
+        released=_Watched(result.released, read, "released_{}"),
+    )
 
 
 class Note:
@@ -214,6 +273,25 @@ class Table:
 # --- parts of figures ------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class _Page:
+    """What `panels` knows of a figure: its small print, its height, and its panels by rows."""
+
+    note: str = ""
+    command: str = ""
+    height: float = 0.0
+    rows: list[list[Axes]] = dataclasses.field(default_factory=list)
+    ends: list[tuple[Axes, list[tuple[str, float, float, str]]]] = dataclasses.field(
+        default_factory=list
+    )
+
+
+_PAGES: weakref.WeakKeyDictionary[Figure, _Page] = weakref.WeakKeyDictionary()
+_LEGEND_ROW = 0.25
+_FOOT_LINE = 0.165
+_FOOT_COLUMNS = 98
+
+
 def panels(
     columns: int,
     height: float,
@@ -221,25 +299,101 @@ def panels(
     sharey: bool = False,
     ratios: Any = None,
     rows: int = 1,
+    each: float | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """Create a figure of page width with a footer; return the figure and its panels, row by row.
 
+    On a phone, the panels form one column, and labels of axes that they share are repeated.
+
     Args:
-        height: height of the figure in inches.
+        height: height of the wide figure in inches, without the footer.
         ratios: relative widths of the columns.
+        each: height of each panel on a phone in inches; by default about as on a wide page.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    margin = 0.02 + 0.13 * (1 + footer.count("\n")) / height
-    figure.get_layout_engine().set(rect=(0, margin, 1, 1 - margin))
-    figure.text(0.008, 0.012, footer, fontsize=6.5, color=MUTED, linespacing=1.3)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey, width_ratios=ratios)
-    for ax in grid.flat:
+    shape = {"nrows": rows, "ncols": columns, "width_ratios": ratios}
+    if narrow():
+        count = rows * columns
+        least, usual = (1.55 if count > 6 else 1.9), (height - 0.3) / rows
+        height = count * (each or max(least, usual)) + 0.1
+        shape = {"nrows": count, "ncols": 1}
+    size = (NARROW if narrow() else WIDTH, height)
+    figure = Figure(figsize=size, dpi=svg.POINTS, layout="constrained")
+    FigureCanvasAgg(figure)  # measures legends
+    grid = list(figure.subplots(squeeze=False, sharey=sharey, **shape).flat)
+    command = next((part for part in footer.splitlines() if part.startswith(_REDRAW)), "")
+    note = " ".join(part for part in footer.splitlines() if part and part != command)
+    by_rows = [grid[i : i + columns] for i in range(0, len(grid), columns)]
+    _PAGES[figure] = _Page(note, command.removeprefix(_REDRAW), height, by_rows)
+    for ax in grid:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(length=0)
+        ax.tick_params(length=0, left=False, bottom=False)
         ax.set_axisbelow(True)
-    return figure, list(grid.flat)
+    return figure, grid
+
+
+_REDRAW = "Redraw: "
+
+
+def _finish(figure: Figure) -> float:
+    """Lay out a figure for good; return the height of its footer in points."""
+    page = _PAGES.get(figure)
+    if page is None:
+        figure.draw_without_rendering()
+        return 0.0
+    _repeat_labels(page, visible=figure.get_figwidth() < WIDTH)
+    above = sum(_size_of(each)[1] for each in figure.legends)
+    above = max(0.0, above - (0 if figure.get_figwidth() < WIDTH else _LEGEND_ROW))
+    small_print = [
+        *textwrap.wrap(page.note, _FOOT_COLUMNS),
+        *textwrap.wrap(_REDRAW + page.command if page.command else "", _FOOT_COLUMNS),
+    ]
+    foot = 0.0
+    if small_print and figure.get_figwidth() == WIDTH:
+        foot = 0.08 + _FOOT_LINE * len(small_print)
+    height = page.height + above + foot
+    figure.set_figheight(height)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0, foot / height, 1, 1 - foot / height))
+    if foot:
+        text = "\n".join(small_print)
+        figure.text(0.006, 0.03 / height, text, color=MUTED, linespacing=1.25, gid="footer",
+                    va="bottom", in_layout=False)  # fmt: skip
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax, labels in page.ends:
+        _spread(ax, labels)
+    return foot * svg.POINTS
+
+
+def _repeat_labels(page: _Page, visible: bool) -> None:
+    """Give panels without labels of axes the labels of their row and column.
+
+    Args:
+        visible: draw these labels, as for panels in one column; else they only name the values.
+    """
+    for i, row in enumerate(page.rows):
+        for j, ax in enumerate(row):
+            if not ax.axison or not len(ax.get_xticks()):
+                continue
+            before = [left.get_ylabel() for left in row[:j]]
+            if not ax.get_ylabel() and any(before) and not svg.categories(ax.yaxis):
+                label = [text for text in before if text][-1]
+                if visible:
+                    ax.set_ylabel(label)
+                svg.name_values(ax, label)
+            below = [under[j].get_xlabel() for under in page.rows[i + 1 :] if j < len(under)]
+            if visible and not ax.get_xlabel() and any(below):
+                ax.set_xlabel(next(filter(None, below)))
+
+
+def _size_of(legend: Legend) -> tuple[float, float]:
+    """Return the width and height of a legend in inches."""
+    box = legend.get_window_extent(legend.get_figure().canvas.get_renderer())
+    return box.width / legend.get_figure().dpi, box.height / legend.get_figure().dpi
 
 
 def say(ax: Axes, text: str) -> None:
@@ -250,7 +404,7 @@ def say(ax: Axes, text: str) -> None:
     for side in ax.spines.values():
         side.set(visible=True, color=GRID)
     centred = {"transform": ax.transAxes, "ha": "center", "va": "center"}
-    ax.text(0.5, 0.5, text, **centred, color=MUTED, fontsize=8, wrap=True)
+    ax.text(0.5, 0.5, text, **centred, color=MUTED, wrap=True)
 
 
 def rows_where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
@@ -267,6 +421,7 @@ def curve(
     colour: str,
     factor: float = 1,
     bars: bool = False,
+    name: str = "",
     **line: Any,
 ) -> None:
     """Plot the column `value` against the column `x`, with intervals if there are `low` and `high`.
@@ -274,11 +429,14 @@ def curve(
     Args:
         factor: multiplies `value`, `low` and `high`.
         bars: draw intervals as bars instead of a band.
+        name: name of the curve on hover.
     """
     at = frame[x].astype(float)
-    ax.plot(at, factor * frame.value.astype(float), color=colour, **line)
+    (drawn,) = ax.plot(at, factor * frame.value.astype(float), color=colour, **line)
+    svg.register(drawn, svg.Series(name, flat=False))
     if "low" in frame:
         low, high = (factor * frame[bound].astype(float) for bound in ("low", "high"))
+        svg.register(drawn, svg.Series(name, list(low), list(high), flat=False))
         if bars:
             ax.vlines(at, low, high, color=colour, linewidth=1.1)
         else:
@@ -292,18 +450,91 @@ def size_curves(
     sizes: Iterable[str],
     factor: float = 1,
     banded: Iterable[str] | None = None,
+    labelled: bool = False,
     **line: Any,
 ) -> None:
     """Plot one `curve` per model size, in the colour of the size (column `size`).
 
     Args:
         banded: sizes drawn with intervals (many bands would hide each other); None: all sizes.
+        labelled: write the sizes at the ends of their curves.
     """
+    ends = []
     for size in sizes:
         points = rows_where(frame, size=size).sort_values(x)
         if banded is not None and size not in banded:
             points = points.drop(columns=["low", "high"], errors="ignore")
-        curve(ax, points, x, size_colour(size), factor, **(THIN | line))
+        curve(ax, points, x, size_colour(size), factor, **({"name": size} | THIN | line))
+        if len(known := points.dropna(subset=["value"])):
+            last = known.iloc[-1]
+            ends.append((size, float(last[x]), factor * float(last.value), size_colour(size)))
+    if labelled:
+        end_labels(ax, ends)
+
+
+def end_labels(ax: Axes, labels: Iterable[tuple[str, float, float, str]]) -> None:
+    """Write labels to the right of a panel, each at the height of the end of its curve.
+
+    Labels that would overlap are moved apart, and a thin line connects each to its curve.
+
+    Args:
+        labels: (text, x and y of the end of the curve, colour of the curve).
+    """
+    labels = [label for label in labels if math.isfinite(label[2])]
+    for text, _, y, colour in labels:  # the layout makes room for them
+        ax.annotate(text, (1, y), (_GAP, 0), ("axes fraction", "data"), "offset points",
+                    color=text_colour(colour), va="center", annotation_clip=False)  # fmt: skip
+    _PAGES[ax.figure].ends.append((ax, labels))
+
+
+_GAP, _LINE = 9.0, 10.5
+"""Distance of end labels from the panel, and between two of them, in points."""
+
+
+def _spread(ax: Axes, labels: list[tuple[str, float, float, str]]) -> None:
+    """Move the labels at the ends of curves apart, after the layout is final."""
+    texts = {id(t): t for t in ax.texts}.values()
+    places = sorted(
+        (float(ax.transData.transform((x, y))[1]), text, x, y, colour)
+        for text, x, y, colour in labels
+    )
+    heights = spread([place[0] for place in places], _LINE)
+    box = ax.get_window_extent()
+    shift = min(0.0, box.y1 - heights[-1]) if heights else 0.0
+    shift = max(shift, box.y0 - heights[0]) if heights else 0.0
+    for height, (old, text, x, y, colour) in zip(heights, places, strict=True):
+        moved = height + shift - old
+        label = next(t for t in texts if t.get_text() == text and t.xy == (1, y))
+        label.set_position((_GAP, moved))
+        end = ax.transData.transform((x, y))
+        path = ((end[0] + 2, end[1]), (box.x1 + _GAP - 2, height + shift))
+        points = [ax.transAxes.inverted().transform(place) for place in path]
+        (link,) = ax.plot(*zip(*points, strict=True), transform=ax.transAxes, color=colour,
+                          linewidth=0.5, alpha=0.6, clip_on=False, scalex=False,
+                          scaley=False)  # fmt: skip
+        svg.hide(link)
+
+
+def spread(heights: list[float], least: float) -> list[float]:
+    """Return sorted heights that are at least `least` apart, each near its old place.
+
+    Overlapping labels form groups, which stay centred on the mean of their old heights.
+    """
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1:
+            (low, high) = groups[-2:]
+            top = sum(low) / len(low) + least * (len(low) - 1) / 2
+            bottom = sum(high) / len(high) - least * (len(high) - 1) / 2
+            if bottom - top >= least:
+                break
+            groups[-2:] = [low + high]
+    return [
+        sum(group) / len(group) + least * (i - (len(group) - 1) / 2)
+        for group in groups
+        for i in range(len(group))
+    ]
 
 
 def line(
@@ -323,6 +554,7 @@ def line(
     """
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
     shape = {**ARM_STYLES[arm], "linewidth": width, "markersize": marker, "markeredgewidth": 0}
+    shape["name"] = f"{size}, {ARM_LABELS[arm]}"
     curve(ax, frame.sort_values(x), x, size_colour(size), factor, **shape)
 
 
@@ -334,6 +566,7 @@ def interval_point(
     factor: float = 100,
     width: float = 1.3,
     flat: bool = False,
+    name: str = "",
     **shape: Any,
 ) -> None:
     """Draw a value as a point with its interval as a bar.
@@ -341,13 +574,18 @@ def interval_point(
     Args:
         at: position on the x axis or, if `flat`, on the y axis.
         row: has the attributes `value`, `low` and `high`, which are multiplied by `factor`.
+        name: name of the point on hover; by default the attribute `size` of the row, if any.
     """
     value, low, high = (factor * float(x) for x in (row.value, row.low, row.high))
     bar, point = ([at, at], [low, high]), ([at], [value])
     if flat:
         bar, point = bar[::-1], point[::-1]
-    ax.plot(*bar, color=colour, linewidth=width, solid_capstyle="butt")
-    ax.plot(*point, color=colour, **({"marker": "o"} | shape))
+    (whisker,) = ax.plot(*bar, color=colour, linewidth=width, solid_capstyle="butt")
+    svg.hide(whisker)
+    (dot,) = ax.plot(*point, color=colour, **({"marker": "o"} | shape))
+    size = getattr(row, "size", "")
+    name = name or (size if isinstance(size, str) else "")
+    svg.register(dot, svg.Series(name, [low], [high], flat=flat))
 
 
 def size_points(
@@ -357,6 +595,7 @@ def size_points(
     column: str,
     marks: dict[Any, dict[str, Any]],
     factor: float = 100,
+    names: dict[Any, str] | None = None,
     **shape: Any,
 ) -> None:
     """Draw a point with its interval for each size (on the x axis) and each value of `column`.
@@ -364,6 +603,7 @@ def size_points(
     Args:
         frame: has the columns `size`, `value`, `low`, `high`, and the column named by `column`.
         marks: maps each value of `column` to its `mark`. Filled markers get the colour of the size.
+        names: maps values of `column` to their names on hover.
     """
     sizes = list(sizes)
     for j, (key, mark) in enumerate(marks.items()):
@@ -371,7 +611,9 @@ def size_points(
         for row in rows_where(frame, **{column: key}).itertuples():
             at, colour = sizes.index(row.size) + shift, size_colour(row.size)
             face = "white" if mark["markerfacecolor"] == "white" else colour
+            name = (names or {}).get(key, key if isinstance(key, str) else f"{column} {key}")
             look = {"markersize": 5, "marker": mark["marker"], "markerfacecolor": face}
+            look["name"] = f"{row.size}, {name}"
             interval_point(ax, at, row, colour, factor, **(look | shape))
     category_ticks(ax, sizes)
     ax.set_xlim(-0.6, len(sizes) - 0.4)
@@ -391,15 +633,21 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
 
 
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
-    """Add a legend that maps labels to line properties, by default as one row above the panels."""
+    """Add a legend that maps labels to line properties, above the panels, in as few rows as fit."""
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], **({"color": MUTED} | shape), label=label) for label, shape in lines.items()
     ]
-    if "loc" not in options:
-        options |= {"loc": "outside upper left", "ncols": len(lines)}
-    where.legend(handles=handles, **options)
+    figure = where if isinstance(where, Figure) else where.figure
+    options = {"loc": "outside upper left", "columnspacing": 1.4, "borderpad": 0.2} | options
+    for columns in range(min(options.pop("ncols", len(handles)), len(handles)), 0, -1):
+        by_rows = [handle for k in range(columns) for handle in handles[k::columns]]
+        drawn = figure.legend(handles=by_rows, ncols=columns, **options)
+        if columns == 1 or _size_of(drawn)[0] <= figure.get_figwidth():
+            break
+        drawn.remove()
 
 
 def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
@@ -494,7 +742,7 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
     """
     marks = {"standard": mark("s"), "deduplicated": mark("o", hollow=True)}
     size_points(ax, frame, sizes, "arm", marks)
-    legend(ax, marks, loc="upper left")
+    legend(ax, marks)
     ax.set(xlabel="parameters without embeddings", ylabel="% of rows memorized")
 
 

@@ -74,7 +74,7 @@ def run_page(script: Path, style: Path, body: str, then: str, folder: Path) -> d
           (input) => input.labels.length);
         result.widths = [...document.querySelectorAll("figure, .picture")].map(
           (each) => each.scrollWidth - each.clientWidth);
-        result.images = [...document.querySelectorAll("img")].map(
+        result.images = [...document.querySelectorAll(".pythia-figure")].map(
           (image) => getComputedStyle(image).display);
         result.wrong = document.body.innerHTML.match(/NaN|undefined|Infinity/g);
         document.body.innerHTML = "";

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pythia_book import style
+from pythia_book import palette, style
 from pythia_book.published.means import mean_over_tasks
 from pythia_book.published.scaling import (
     COLUMNS,
@@ -31,7 +31,7 @@ DASHED = (0, (3, 1.2))
 ABSENT = NO_RELEASED.replace(": ", ":\n")
 FAMILIES = {
     "pythia": ("Pythia", "o", BLUE),
-    "pythia-deduped": ("Pythia, deduplicated", "s", "#56b4e9"),
+    "pythia-deduped": ("Pythia, deduplicated", "s", palette.SKY),
     "opt": ("OPT", "^", ORANGE),
     "bloom": ("BLOOM", "D", GREEN),
 }
@@ -42,7 +42,7 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
-    style.legend(figure, lines, handlelength=1.6, columnspacing=0.9, fontsize=7)
+    style.legend(figure, lines, handlelength=1.6, columnspacing=0.9)
 
 
 def _released(result: Result, name: str) -> pd.DataFrame:
@@ -71,6 +71,7 @@ def _label_outer(axes: list[Axes], columns: int, xlabel: str, ylabel: str = "% r
         ax.set_ylabel(ylabel)
 
 
+@style.figure
 def benchmarks_over_training(result: Result) -> Drawing:
     """Draw the zero-shot accuracy of the sixteen models over training, with a panel per task."""
     curves = _released(result, "curves")
@@ -94,6 +95,7 @@ def benchmarks_over_training(result: Result) -> Drawing:
         return Drawing(figure, f"Zero-shot accuracy of {models} released models on eight tasks")
 
 
+@style.figure
 def benchmarks_by_size(result: Result) -> Drawing:
     """Draw final zero-shot accuracy against size for Pythia, OPT and BLOOM; one panel per task."""
     final = _released(result, "final")
@@ -123,6 +125,7 @@ def benchmarks_by_size(result: Result) -> Drawing:
         return Drawing(figure, text)
 
 
+@style.figure
 def late_change(result: Result) -> Drawing:
     """Draw accuracy over training, to compare the middle and the end of training.
 
@@ -161,6 +164,7 @@ def late_change(result: Result) -> Drawing:
 BATCH_PANELS = {"mean": "seven tasks", "lambada_openai": "LAMBADA", "sciq": "SciQ"}
 
 
+@style.figure
 def batch_size(result: Result) -> Drawing:
     """Draw accuracy against tokens read, for models trained with small and with full batches.
 
@@ -185,7 +189,7 @@ def batch_size(result: Result) -> Drawing:
                 line = line.assign(billions=line.tokens / 1e9).sort_values("tokens")
                 style.curve(ax, line, "billions", size_colour(size), 100, **shape)
             if task == "mean":
-                ax.set_title(f"{size}: {small / 2**20:g}M or {full / 2**20:g}M", fontsize=8)
+                ax.set_title(f"{size}: {small / 2**20:g}M or {full / 2**20:g}M")
         _label_outer(axes, len(sizes), "tokens, billions")
         for ax, title in zip(axes[:: len(sizes)], BATCH_PANELS.values(), strict=True):
             ax.set_ylabel(f"{title}, % right")
@@ -203,6 +207,7 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
     return mean.assign(low=mean.value - half, high=mean.value + half)
 
 
+@style.figure
 def batch_by_task(result: Result) -> Drawing:
     """Draw the accuracy with full batches minus that with small batches, in percentage points.
 
@@ -229,6 +234,7 @@ def batch_by_task(result: Result) -> Drawing:
         return Drawing(figure, "Full minus small batches at the end of training", numbers)
 
 
+@style.figure
 def mmlu(result: Result) -> Drawing:
     """Draw zero-shot and five-shot accuracy on MMLU over training, and at the end by model size."""
     table = _released(result, "mmlu")
@@ -250,7 +256,7 @@ def mmlu(result: Result) -> Drawing:
         marks = {0: style.mark("o"), 5: style.mark("s", hollow=True)}
         end = table[(table.step == last) & table["size"].isin(sizes)]
         style.size_points(axes[2], end, sizes, "shots", marks, markersize=3.6, width=1)
-        style.category_ticks(axes[2], sizes, rotation=60, fontsize=6.5)
+        style.category_ticks(axes[2], sizes, rotation=60)
         style.legend(axes[2], {f"{k}-shot": mark for k, mark in marks.items()}, loc="upper left")
         for ax in axes:
             style.reference(ax, 25)
@@ -261,6 +267,7 @@ def mmlu(result: Result) -> Drawing:
         return Drawing(figure, "Five-shot MMLU at the end of training", numbers)
 
 
+@style.figure
 def blimp(result: Result) -> Drawing:
     """Draw the BLiMP accuracy of the first suite (v0) over training, a panel per phenomenon."""
     table = _released(result, "blimp")
@@ -272,7 +279,7 @@ def blimp(result: Result) -> Drawing:
         axes,
     ):
         for ax, phenomenon in zip(axes, PHENOMENA, strict=True):
-            ax.set_title(phenomenon, fontsize=8)
+            ax.set_title(phenomenon)
             rows = table[table.phenomenon == phenomenon]
             if rows.empty:
                 style.say(ax, ABSENT)

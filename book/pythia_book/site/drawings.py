@@ -19,6 +19,7 @@ from docutils.parsers.rst import directives
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from pythia_book.site.figures import inline_figure
 from pythia_book.site.staging import ROOT
 from pythia_book.site.studies import numbered_table
 from pythia_book.style import Drawing, Table
@@ -38,13 +39,9 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
     return module, attribute
 
 
-def picture(env: Any, name: str, drawing: Drawing) -> nodes.Node:
-    """Return the node that shows a drawing on the current page."""
-    path = Path(env.app.outdir).parent / "drawings" / f"{name}.svg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.save(path)
-    folder = Path(env.doc2path(env.docname)).parent
-    return nodes.image(uri=os.path.relpath(path, folder), alt=drawing.description)
+def picture(name: str, drawing: Drawing, small: bool = False) -> nodes.Node:
+    """Return the node that shows a drawing, with the arguments of `inline_figure`."""
+    return nodes.raw("", inline_figure(drawing._repr_mimebundle_(), name, small), format="html")
 
 
 class DrawingFigure(SphinxDirective):
@@ -69,16 +66,15 @@ class DrawingFigure(SphinxDirective):
             node = numbered_table(drawing.content)
             self.add_name(node)
             return [node]
-        figure = nodes.figure()
+        figure, page = nodes.figure(), self.arguments[0].partition(".")[0]
         if "interactive" in self.options:
             for asset in (Path(self.env.srcdir) / "_static").glob(f"{self.env.docname}.*"):
                 self.env.note_dependency(str(asset))  # else a changed script is not copied
-            page = self.arguments[0].partition(".")[0]
             data = getattr(module, "script_data", lambda name: None)(attribute)
             values = html.escape(json.dumps(data, separators=(",", ":")))
             div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
             figure += nodes.raw("", div, format="html")
-        figure += picture(self.env, self.arguments[0], drawing)
+        figure += picture(f"{page}-{attribute}", drawing)
         caption = nodes.caption()
         parsed = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, parsed)

@@ -16,8 +16,9 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
 from pythia_book.site.drawings import DrawingFigure, Source, Value
+from pythia_book.site.figures import write_files
 from pythia_book.site.front import Cite, Finding, PaperClaims
-from pythia_book.site.staging import ROOT, choose_runs, fill_numbers, stage_notebooks
+from pythia_book.site.staging import ROOT, RUNS, choose_runs, fill_numbers, stage_notebooks
 from pythia_book.site.studies import (
     Code,
     Costs,
@@ -53,6 +54,13 @@ def copy_mathjax(app: Sphinx) -> None:
         else:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(package / part, target / part)
+
+
+def write_figure_files(app: Sphinx) -> None:
+    """Write the figures and tables of the shown runs as files that pages link to."""
+    if app.builder.format == "html":
+        shown = (runs[0] for runs in RUNS.values())
+        write_files(shown, Path(app.outdir) / "_static")
 
 
 def point_at_sources(
@@ -91,6 +99,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for order, hook in enumerate(hooks):
         app.connect("config-inited", hook, priority=100 + order)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("builder-inited", write_figure_files)
     app.connect("html-page-context", load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)
     for name, directive in {

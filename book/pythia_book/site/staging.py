@@ -19,6 +19,7 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
 from pythia_book import notebooks
+from pythia_book.site.figures import with_inline_figures
 from pythia_book.site.runs import (
     NOT_RUN,
     SelectedRun,
@@ -91,7 +92,7 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
             current = runs[0].current
             notebook = with_prose_of(notebook, executed) if current else executed
         page = as_page(notebook, study, reported=len([r for r in runs if r.record]) > 1)
-        notebooks.write_notebook(page, target / source.name)
+        notebooks.write_notebook(with_inline_figures(page, runs[0]), target / source.name)
     for stale in target.glob("*.ipynb"):
         if stale.stem not in RUNS:
             stale.unlink()
@@ -143,7 +144,6 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
         elif each.cell_type == "code":
             tags = {*each.metadata.get("tags", [])} - {"hide-input"}
             each.metadata["tags"] = sorted(tags | {"remove-input"})
-            describe(each)
         cells.append(each)
     cells = cells or [markdown("title", f"# {study}")]
     tail = [directive("pythia-code", study)]
@@ -157,15 +157,6 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
 def is_table(cell: Any) -> bool:
     """Return whether a code cell shows a `style.Table`."""
     return any(TABLE in output.get("data", {}) for output in cell.get("outputs", []))
-
-
-def describe(cell: Any) -> None:
-    """Give the image of a figure cell the description of the drawing as alternative text."""
-    display = cell.metadata.get("mystnb", {})
-    images = [o.data for o in cell.get("outputs", []) if "image/svg+xml" in o.get("data", {})]
-    if images and "figure" in display:
-        alt = "".join(images[0].get("text/plain", "")).strip()
-        cell.metadata["mystnb"] = {**display, "image": {"alt": alt}}
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:

@@ -151,7 +151,7 @@ THEN = """
 @browser.needed
 def test_in_a_browser(tmp_path: Path) -> None:
     figures = [
-        f'<figure><div class="rotary" data-rotary="{name}"></div><img alt="">'
+        f'<figure><div class="rotary" data-rotary="{name}"></div><div class="pythia-figure"></div>'
         "<figcaption>c</figcaption></figure>"
         for name in DRAWINGS
     ]

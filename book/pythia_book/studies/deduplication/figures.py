@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pythia_book import style
+from pythia_book import palette, style
 from pythia_book.published.deduplication import BEFORE, COLUMNS, EPOCH_STEP
 from pythia_book.published.figures import ABSENT
 from pythia_book.published.means import mean_over_pairs
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from pythia_book.study import Result
 
-PALE = "#c9c9c9"
+PALE = palette.PALE
 SHOTS = {"Zero-shot": 0, "Five-shot": 5}
 LEAD = "deduplicated minus standard,\naccuracy, points"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
 
 
+@style.figure
 def taken_away(result: Result) -> Drawing:
     """Draw how much text each recipe leaves, and how often a recipe finds similar documents."""
     recipes, caught = result.tables["recipes"], result.tables["caught"]
@@ -51,7 +52,7 @@ def taken_away(result: Result) -> Drawing:
         for recipe, points in caught.groupby("recipe", sort=False):
             colour = RECIPE_COLOURS[recipe]
             curves.plot(points.similarity, 100 * points.probability, color=colour)
-            curves.text(*notes[recipe], color=colour, fontsize=7.5)
+            curves.text(*notes[recipe], color=colour)
         style.reference(curves, x=0.87)
         curves.set_xlim(0.4, 1.005)
         curves.set_ylim(-3, 103)
@@ -61,6 +62,7 @@ def taken_away(result: Result) -> Drawing:
         return Drawing(figure, "Tokens that stay", numbers)
 
 
+@style.figure
 def over_training(result: Result) -> Drawing:
     """Draw how our twins differ over training, in held-out loss and in last words predicted."""
     effects = result.tables["effects"]
@@ -88,6 +90,7 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
     ax.set_xlabel("% of training")
 
 
+@style.figure
 def tasks(result: Result) -> Drawing:
     """Draw how our final twins differ in zero-shot accuracy, task by task."""
     table = result.tables["tasks"]
@@ -113,6 +116,7 @@ def tasks(result: Result) -> Drawing:
         return Drawing(figure, "Change of zero-shot accuracy, all items", numbers)
 
 
+@style.figure
 def released(result: Result) -> Drawing:
     """Draw, for each size, how the released twins differ in zero-shot and five-shot accuracy."""
     frame = _twins(result)
@@ -131,6 +135,7 @@ def released(result: Result) -> Drawing:
         return Drawing(figure, "Released models, mean change by deduplication", numbers)
 
 
+@style.figure
 def released_over_training(result: Result) -> Drawing:
     """Draw how each pair of released twins differs over training, and the mean over pairs."""
     frame = _twins(result)
@@ -182,6 +187,7 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@style.figure
 def remembered(result: Result) -> Drawing:
     """Draw what share of the training rows each of our final models has memorized."""
     memorized = result.tables["memorized"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from pythia_book import style
+from pythia_book import palette, style
 from pythia_book.records import number_text, value_text
 from pythia_book.studies.errata.catalogue import ERRATA, READ, STATUSES, Erratum
 from pythia_book.studies.errata.claims import INTERVAL, MARGIN
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pythia_book.study import Result
 
 COLOURS = dict(
-    zip(LABELS, (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#8c6d31", INK), strict=True)
+    zip(LABELS, (BLUE, ORANGE, GREEN, palette.PINK, palette.SKY, palette.BROWN, INK), strict=True)
 )
 COMMAND = "python -m pythia_core errata NAME"
 
@@ -77,6 +77,7 @@ def effect(result: Result, erratum: Erratum) -> str:
     return f"Held-out loss at {result.values['size']} changes: {'; '.join(parts)}{seed}."
 
 
+@style.figure
 def effects(result: Result) -> Drawing:
     """Draw how each changed setting affects held-out loss, at the end and during training."""
     frame = result.tables["effects"]
@@ -103,7 +104,7 @@ def effects(result: Result) -> Drawing:
             style.curve(curves, points, "percent", colour, **shape)
             rows = style.rows_where(last, variant=name)
             if rows.empty:
-                final.text(0, y, "not measured", color=MUTED, va="center", fontsize=7)
+                final.text(0, y, "not measured", color=MUTED, va="center")
             for row in rows.itertuples():
                 shape = {"marker": marker, "markersize": 5}
                 style.interval_point(final, y, row, colour, 1, flat=True, **shape)
@@ -119,6 +120,7 @@ def effects(result: Result) -> Drawing:
         return Drawing(figure, "Change of held-out loss at the end", numbers)
 
 
+@style.figure
 def schedule_and_passes(result: Result) -> Drawing:
     """Draw the learning rate and the passes over tokens, as in the code and as usually told."""
     schedule, passes = result.tables["schedule"], result.tables["passes"]
@@ -129,7 +131,7 @@ def schedule_and_passes(result: Result) -> Drawing:
             rate.plot(schedule.step / 1000, 100 * schedule[form], color=colour, label=label)
         style.reference(rate, x=floor / 1000)
         rate.text(floor / 1000 - 2, 92, f"floor from\nupdate {floor:,}", ha="right", va="top",
-                  color=MUTED, fontsize=7.5)  # fmt: skip
+                  color=MUTED)  # fmt: skip
         rate.set(xlabel="thousand updates", ylabel="learning rate, % of the peak",
                  xlim=(0, OFFICIAL_STEPS / 1000), ylim=(0, 104), title="official run")  # fmt: skip
         rate.legend(loc="lower left")
@@ -139,7 +141,7 @@ def schedule_and_passes(result: Result) -> Drawing:
             positions = bars.times + shift
             reads.bar(positions, bars.percent, width=0.34, color=colour, label=label)
             for x, value in zip(positions, bars.percent, strict=True):
-                reads.text(x, value + 1, f"{value:.0f}", ha="center", fontsize=7, color=colour)
+                reads.text(x, value + 1, f"{value:.0f}", ha="center", color=colour)
         style.category_ticks(reads, ["never", "once", "twice"])
         reads.set(ylabel="% of its text's tokens", ylim=(0, 78), xlabel="read",
                   title="deduplicated Pile")  # fmt: skip

@@ -87,6 +87,7 @@ def _primary(result: Result) -> str:
 # --- what is retained ------------------------------------------------------------------------
 
 
+@style.figure
 def retained(result: Result) -> Drawing:
     """Draw what each arm retains of the association against its shift of the prior."""
     table = result.tables["retained"]
@@ -128,6 +129,7 @@ def retained(result: Result) -> Drawing:
     return Drawing(figure, "Retained association against the shift of the prior", texts)
 
 
+@style.figure
 def nouns(result: Result) -> Drawing:
     """Draw log odds after the nouns against what was read: control, swap and shuffle."""
     table, sizes = result.tables["nouns"], result.params.size_list
@@ -148,7 +150,7 @@ def nouns(result: Result) -> Drawing:
                     ends = cell.sort_values("read").iloc[[0, len(cell) // 2, -1]]
                     for row in ends.itertuples():
                         ax.annotate(
-                            row.noun, (row.read, row.value), fontsize=7, color=style.MUTED,
+                            row.noun, (row.read, row.value), color=style.MUTED,
                             xytext=(0, -9), textcoords="offset points", ha="center",
                         )  # fmt: skip
             ax.set(title=f"{size} parameters", xlabel="log odds read about the noun")
@@ -165,6 +167,7 @@ def _has(result: Result, arm: str) -> bool:
     return arm == CONTROL or arm in result.params.arms
 
 
+@style.figure
 def slopes(result: Result) -> Drawing:
     """Draw the association of every arm, next to the control's at the fork and at the end."""
     params, group = result.params, _primary(result)
@@ -206,6 +209,7 @@ def _arm_panel(ax: Axes, labels: list[str], values: dict[str, list[np.ndarray]])
     ax.set_ylim(len(labels) - 0.4, -0.6)
 
 
+@style.figure
 def learned(result: Result) -> Drawing:
     """Draw the association of two arms against the control's, seed by seed."""
     params = result.params
@@ -217,7 +221,7 @@ def learned(result: Result) -> Drawing:
         for ax, arm in zip(axes, arms, strict=False):
             for fraction in (1, 0.5, 0):
                 ax.plot([0, largest], [0, fraction * largest], color=style.MUTED, linewidth=0.7)
-                ax.annotate(f"{fraction:g}", (largest, fraction * largest), fontsize=7, va="center")
+                ax.annotate(f"{fraction:g}", (largest, fraction * largest), va="center")
             for name in names:
                 model = params.models[name]
                 colour = style.size_colour(model.size)
@@ -241,6 +245,7 @@ SCORE_TITLES = {
 }
 
 
+@style.figure
 def scores(result: Result) -> Drawing:
     """Draw by how much each arm changes the scores of published benchmarks."""
     table, sizes = result.tables["scores"], result.params.size_list
@@ -255,7 +260,7 @@ def scores(result: Result) -> Drawing:
                 size: [change.loc[size].to_numpy() for change in changes.values()] for size in sizes
             }
             _arm_panel(ax, [ARMS[arm].label for arm in arms], values)
-            ax.set_title(title, fontsize=8)
+            ax.set_title(title)
         axes[len(axes) // 2].set_xlabel("arm minus control (points)")
         style.size_legend(figure, sizes, loc="outside upper left", ncols=len(sizes))
     names = {
@@ -293,6 +298,7 @@ def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
     return sizes
 
 
+@style.figure
 def paper_figures(result: Result) -> Drawing:
     """Draw the paper's figures 1, 2 and 6 from released numbers.
 
@@ -342,6 +348,7 @@ def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 # --- released numbers alone ------------------------------------------------------------------
 
 
+@style.figure
 def released_winobias(result: Result) -> Drawing:
     """Draw what share of released WinoBias answers match exactly, by size, suite and prompt."""
     table = _released(result, "winobias")
@@ -392,6 +399,7 @@ def released_winobias(result: Result) -> Drawing:
 _SIZES = ("70m", "410m", "1.4b", "6.9b")
 
 
+@style.figure
 def crows_biases(result: Result) -> Drawing:
     """Draw by how many points the swap changes the released CrowS-Pairs scores for each bias."""
     table, source = _released(result, "crows_biases"), _notes(result, "")[-1]
@@ -425,6 +433,7 @@ def crows_biases(result: Result) -> Drawing:
 # --- coupling --------------------------------------------------------------------------------
 
 
+@style.figure
 def coupling(result: Result) -> Drawing:
     """Draw, for each score, the correlation of its changes in a fork and in the fork's control."""
     table = result.tables["coupling"]

@@ -23,6 +23,7 @@ MEASURES = (("precision", GREEN, "s"), ("recall", ORANGE, "o"))
 FEW = "too few memorized rows"
 
 
+@style.figure
 def shares(result: Result) -> Drawing:
     """Draw the share of memorized rows: at the end by size and training text, and over training."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
@@ -39,6 +40,7 @@ def shares(result: Result) -> Drawing:
         return Drawing(figure, "Share of memorized rows at the end", numbers)
 
 
+@style.figure
 def exposures(result: Result) -> Drawing:
     """Draw the share of rows memorized, by how often the continuation was read."""
     table = style.rows_where(result.tables["exposures"], arm="standard")
@@ -61,6 +63,7 @@ def exposures(result: Result) -> Drawing:
         return Drawing(figure, "Share of rows memorized by how often they were read", numbers)
 
 
+@style.figure
 def order(result: Result) -> Drawing:
     """Draw the paper's Q-Q plot with a 95 % band, and the share of rows memorized over training.
 
@@ -101,6 +104,7 @@ def order(result: Result) -> Drawing:
         return Drawing(figure, f"Counts of memorized rows per {n} rows against Poisson quantiles")
 
 
+@style.figure
 def power(result: Result) -> Drawing:
     """Draw the power to detect each effect of order, against the number of memorized rows."""
     table, values = result.tables["power"], result.values
@@ -123,12 +127,13 @@ def power(result: Result) -> Drawing:
         ax.set_ylim(0, 102)
         ax.set_xlabel("memorized rows among those read once")
         ax.set_ylabel("% of simulated orders rejected")
-        ax.legend(loc="upper left", fontsize=7)
+        ax.legend(loc="upper left")
         last = table[table.events == events[-1]]
         numbers = (f"{row.alternative} {100 * row.value:.0f} %" for row in last.itertuples())
         return Drawing(figure, f"Power at {events[-1]} memorized rows", numbers)
 
 
+@style.figure
 def prediction(result: Result) -> Drawing:
     """Draw how well earlier checkpoints and smaller models predict which texts are memorized."""
     table = result.tables["prediction"]
@@ -141,7 +146,7 @@ def prediction(result: Result) -> Drawing:
         axes[0].set_title("earlier checkpoints")
         axes[0].set_xlabel("% of training")
         _precision_recall(axes[1], np.arange(len(sizes)), sizes)
-        style.category_ticks(axes[1], sizes["size"], rotation=60, fontsize=7)
+        style.category_ticks(axes[1], sizes["size"], rotation=60)
         axes[1].set_title("smaller models")
         axes[0].set_ylabel("%")
         axes[0].set_ylim(-4, 104)
@@ -172,6 +177,7 @@ def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, colour: str = "")
         ax.plot(x, 100 * rows[name], color=colour or own, marker=mark, markersize=3, linewidth=1)
 
 
+@style.figure
 def released(result: Result) -> Drawing:
     """Draw how much released models memorize, and how well their memorization is predicted."""
     table = result.tables["released"]
@@ -190,13 +196,13 @@ def released(result: Result) -> Drawing:
         axes[0].scatter(places, small.share, color=[style.size_colour(m) for m in small.model])
         axes[0].set_ylabel("% of sequences")
         axes[0].set_ylim(bottom=0)
-        style.category_ticks(axes[0], small.model, rotation=60, fontsize=7)
+        style.category_ticks(axes[0], small.model, rotation=60)
         for model in MODELS:
             rows = style.rows_where(early, model=model)
             _both_measures(axes[1], rows.percent, rows, style.size_colour(model))
         axes[1].set_xlabel("% of training")
         _both_measures(axes[2], places, small)
-        style.category_ticks(axes[2], small.model, rotation=60, fontsize=7)
+        style.category_ticks(axes[2], small.model, rotation=60)
         partial = style.rows_where(early, model=MODELS[-1])
         for rows, colour, label in ((partial, BLUE, "12B itself"), (small, ORANGE, "smaller")):
             rows = rows.dropna(subset=["recall"])
@@ -210,7 +216,7 @@ def released(result: Result) -> Drawing:
             )
         axes[3].set_xscale("log")
         axes[3].set_xlabel("compute, % of all of 12B's")
-        axes[3].legend(loc="lower right", fontsize=7)
+        axes[3].legend(loc="lower right")
         for ax in axes[1:]:
             ax.set_ylim(0, 104)
         axes[1].set_ylabel("%")

@@ -22,6 +22,7 @@ LENS_PANELS = 3
 """Number of sizes, counted from the largest, whose layers are drawn."""
 
 
+@style.figure
 def distances(result: Result) -> Drawing:
     """Draw the KL between n-grams and models over training, and mark the nearest checkpoints."""
     levels, milestones = result.tables["levels"], result.tables["milestones"]
@@ -43,6 +44,7 @@ def distances(result: Result) -> Drawing:
         return Drawing(figure, "Nearest to n-grams", numbers)
 
 
+@style.figure
 def losses(result: Result) -> Drawing:
     """Draw held-out losses, and when models are nearest to n-grams and first have a lower loss."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
@@ -51,7 +53,7 @@ def losses(result: Result) -> Drawing:
         if _size_curves(loss, style.rows_where(levels, measure="loss"), sizes):
             for row in ngrams.itertuples():
                 style.reference(loss, row.value)
-                loss.annotate(NAMES[row.order], (0.01, row.value), fontsize=7, color=MUTED,
+                loss.annotate(NAMES[row.order], (0.01, row.value), color=MUTED,
                               xycoords=("axes fraction", "data"), va="bottom")  # fmt: skip
             style.size_legend(loss, sizes, loc="upper right")
         loss.set_ylabel("held-out loss, nats per token")
@@ -78,6 +80,7 @@ def losses(result: Result) -> Drawing:
         return Drawing(figure, "Held-out loss of n-grams", numbers)
 
 
+@style.figure
 def induction(result: Result) -> Drawing:
     """Draw three measures of induction over training: `gain`, `order_gain` and `prefix`."""
     levels, values = result.tables["levels"], result.values
@@ -104,6 +107,7 @@ def induction(result: Result) -> Drawing:
         return Drawing(figure, "At the end of training", numbers)
 
 
+@style.figure
 def lens(result: Result) -> Drawing:
     """Draw the KL between a model's prediction and the logit lens of each layer, over training."""
     frame, sizes = result.tables["lens"], result.params.size_list[-LENS_PANELS:]
@@ -117,11 +121,10 @@ def lens(result: Result) -> Drawing:
             ax.set_yscale("log")
             last, deepest = depths.step.max(), max(1, depths.layer.max())
             for layer, points in depths[depths.step > 0].groupby("layer"):
-                colour = style.shade(0.86 * layer / deepest)
+                colour = style.shade(layer / deepest)
                 style.curve(ax, points.sort_values("step"), "step", colour, linewidth=1.2)
                 value = float(style.rows_where(points, step=last).value.iloc[0])
-                ax.annotate(str(layer), (1.01, value), xycoords=("axes fraction", "data"),
-                            fontsize=7, color=colour, va="center")  # fmt: skip
+                ax.annotate(str(layer), (1.01, value), xycoords=("axes fraction", "data"), color=colour, va="center")  # fmt: skip
                 numbers.append(f"{size} after {layer} blocks {value:.2f}")
         axes[0].set_ylabel("KL(final || lens), nats")
         return Drawing(figure, "Lens at the end of training", numbers)

@@ -24,9 +24,10 @@ NOTHING = "no last checkpoint\ncould be measured"
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
     """Return the colour for a number of epochs in `passes`; the fewer epochs, the darker."""
-    return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
+    return style.shade(passes.index(epochs) / (len(passes) - 1))
 
 
+@style.figure
 def cost_and_worth(result: Result) -> Drawing:
     """Draw by how many percent repeating raises the loss, and what repeated data are worth."""
     params = result.params
@@ -64,7 +65,7 @@ def cost_and_worth(result: Result) -> Drawing:
             "the law's data term": {"linestyle": "-", "color": style.MUTED, "linewidth": 1.2},
             "the whole law": {"linestyle": "-", "color": style.GRID, "linewidth": 6},
         }
-        style.legend(shares, shapes, loc="lower left", fontsize=7)
+        style.legend(shares, shapes, loc="lower left")
         if len(params.size_list) > 1:
             style.size_legend(cost, params.size_list, loc="upper left")
         numbers = (
@@ -73,6 +74,7 @@ def cost_and_worth(result: Result) -> Drawing:
         return Drawing(figure, "Held-out loss above fresh data", numbers)
 
 
+@style.figure
 def over_training(result: Result) -> Drawing:
     """Draw the largest size's held-out loss over training, and its percentage above fresh data."""
     params, size = result.params, result.params.size_list[-1]
@@ -90,7 +92,7 @@ def over_training(result: Result) -> Drawing:
             ax.set_xlim(0, 102)
             ax.set_xlabel("% of training")
         levels.set_ylabel("held-out loss, nats per token")
-        levels.legend(title="epochs", title_fontsize=8, loc="upper right")
+        levels.legend(title="epochs", loc="upper right")
         style.reference(above, 0)
         above.set_ylabel("% above fresh data")
         last = style.rows_where(_last(result, "levels"), size=size)
@@ -98,6 +100,7 @@ def over_training(result: Result) -> Drawing:
         return Drawing(figure, f"Held-out loss of {size} at the end", numbers)
 
 
+@style.figure
 def read_rows(result: Result) -> Drawing:
     """Draw final loss on held-out rows and on rows that all arms read, and memorized rows."""
     params, memorized = result.params, result.tables["memorized"]

@@ -45,6 +45,7 @@ def _task_panels(
         yield figure, axes[: len(titles)]
 
 
+@style.figure
 def tasks_by_size(result: Result) -> Drawing:
     """Draw the final accuracy of our models on the standard text, by task, size and shots."""
     table = style.rows_where(result.tables["accuracy"], percent=100, arm="standard")
@@ -67,14 +68,15 @@ def tasks_by_size(result: Result) -> Drawing:
             for shots in marks:
                 if shots not in set(points.shots):
                     ax.text(0.97, 0.93, f"{shots}-shot does not fit", transform=ax.transAxes,
-                            ha="right", va="top", fontsize=6.5, color=MUTED)  # fmt: skip
+                            ha="right", va="top", color=MUTED)  # fmt: skip
             style.reference(ax, 100 * TASKS[task].chance)
-            style.category_ticks(ax, sizes, rotation=60, fontsize=6.5)
+            style.category_ticks(ax, sizes, rotation=60)
         style.legend(figure, {f"{shots}-shot": mark for shots, mark in marks.items()})
         cells = scored.groupby(["task", "shots"]).ngroups
         return Drawing(figure, f"Accuracy of {len(sizes)} sizes in {cells} cells")
 
 
+@style.figure
 def over_training(result: Result) -> Drawing:
     """Draw accuracy over training on each task and on last words, with the fewest shots."""
     first, sizes = min(result.params.shot_list), result.params.size_list
@@ -95,6 +97,7 @@ def over_training(result: Result) -> Drawing:
         return Drawing(figure, "Accuracy of our models over training, by task and size")
 
 
+@style.figure
 def losses(result: Result) -> Drawing:
     """Draw final held-out loss by size, with the fitted law, and held-out loss by training FLOP."""
     table, laws = result.tables["losses"], result.tables["laws"]
@@ -111,7 +114,7 @@ def losses(result: Result) -> Drawing:
             by_size.plot(n, e + a * n**-alpha, color=MUTED, linewidth=1, zorder=1)
             text = interval(alpha, law.low["alpha"], law.high["alpha"])
             by_size.text(0.97, 0.93, f"exponent {text}", transform=by_size.transAxes, ha="right",
-                         color=style.INK, fontsize=7.5)  # fmt: skip
+                         color=style.INK)  # fmt: skip
         by_size.set(xscale="log", xlabel="parameters without embeddings",
                     ylabel="held-out loss, nats per token")  # fmt: skip
         style.size_curves(by_flop, table, "flops", sizes, banded=(), markersize=2)
@@ -121,6 +124,7 @@ def losses(result: Result) -> Drawing:
         return Drawing(figure, "Held-out loss at the end", numbers)
 
 
+@style.figure
 def optimal_sizes(result: Result) -> Drawing:
     """Draw the best size by the fitted law, and the tokens per parameter of the released sizes.
 
@@ -149,8 +153,7 @@ def optimal_sizes(result: Result) -> Drawing:
             colour = style.size_colour(row.size)
             released.barh(y, row.tokens_per_parameter, color=colour, height=0.7)
         released.axvline(20, color=ORANGE, linewidth=1)
-        released.text(24, len(official) - 0.9, "20: optimal for compute", color=ORANGE,
-                      fontsize=6.5, va="bottom")  # fmt: skip
+        released.text(24, len(official) - 0.9, "20: optimal for compute", color=ORANGE, va="bottom")  # fmt: skip
         released.set_yticks(range(len(official)), list(OFFICIAL_SIZES)[::-1])
         released.set(xscale="log", xlabel="tokens per parameter")
         released.set_title("the released sizes", pad=12)

@@ -46,6 +46,7 @@ def _notes(result: Result, *notes: str) -> str:
     return "; ".join([f"size {result.params.size}", *notes])
 
 
+@style.figure
 def curves(result: Result) -> Drawing:
     """Draw held-out loss over training, and how far each run is from the mean of all runs.
 
@@ -88,6 +89,7 @@ def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
     ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
 
 
+@style.figure
 def spreads(result: Result) -> Drawing:
     """Draw the standard deviation over seeds during training, with one panel per measure."""
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
@@ -123,6 +125,7 @@ def spreads(result: Result) -> Drawing:
         return Drawing(figure, "Standard deviation of the final held-out loss over seeds", numbers)
 
 
+@style.figure
 def parts(result: Result) -> Drawing:
     """Draw the standard deviations of final scores due to order, weights, items and the rest."""
     colour = size_colour(result.params.size)
@@ -147,12 +150,10 @@ def parts(result: Result) -> Drawing:
                 style.interval_point(ax, i, row.clip(upper=2 * top), colour, 1, **shape)
                 if row.high > top:
                     ax.annotate(number_text(row.high), (i, 1), xycoords=("data", "axes fraction"),
-                                xytext=(2, -6), textcoords="offset points", fontsize=6.5,
+                                xytext=(2, -6), textcoords="offset points",
                                 color=MUTED)  # fmt: skip
             ax.set_ylim(-0.03 * top, top)
-            style.category_ticks(
-                ax, [LABELS[kind].replace(" ", "\n") for kind in frame.index], fontsize=7
-            )
+            style.category_ticks(ax, [LABELS[kind].replace(" ", "\n") for kind in frame.index])
             ax.set_xlim(-0.5, len(frame) - 0.3)
             ax.set_ylabel(f"sd, {unit}")
             values = (f"{LABELS[kind]} {number_text(value)}" for kind, value in frame.value.items())
@@ -160,6 +161,7 @@ def parts(result: Result) -> Drawing:
         return Drawing(figure, "Parts of the standard deviation at the end. " + "; ".join(texts))
 
 
+@style.figure
 def effects(result: Result) -> Drawing:
     """Draw how deduplication changes each measure at the end: for each seed, and on average."""
     frame = style.rows_where(result.tables["effects"], percent=100)
@@ -181,12 +183,13 @@ def effects(result: Result) -> Drawing:
                 if mean and row.n:
                     numbers.append(f"{title} {number_text(factor * float(row.value))} {unit}")
             style.reference(ax, 0)
-            style.category_ticks(ax, [*changes.seed[:-1], "over\nseeds"], fontsize=7)
+            style.category_ticks(ax, [*changes.seed[:-1], "over\nseeds"])
             ax.set_xlim(-0.5, len(changes) - 0.5)
             ax.set(xlabel="seed", ylabel=unit)
         return Drawing(figure, "Deduplicated minus standard at the end, mean over seeds", numbers)
 
 
+@style.figure
 def training_maps(result: Result) -> Drawing:
     """Draw the training maps (a state per checkpoint) and scores of PolyPythias' ten 410M runs."""
     maps = result.released.get("training_maps")
@@ -200,7 +203,7 @@ def training_maps(result: Result) -> Drawing:
         seeds = [*outlier.index[~outlier], *outlier.index[outlier]]
         steps = sorted(maps.step.unique())
         states = sorted(maps.state.unique())
-        colours = {s: style.shade(0.84 * i / max(len(states) - 1, 1)) for i, s in enumerate(states)}
+        colours = {s: style.shade(i / max(len(states) - 1, 1)) for i, s in enumerate(states)}
         for row in maps.itertuples():
             at = steps.index(row.step), seeds.index(row.seed)
             grid.plot(*at, "s", color=colours[row.state], markersize=6.4, markeredgewidth=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pythia_book import style
+from pythia_book import palette, style
 from pythia_book.records import number_text
 from pythia_book.studies.speed.study import PREDICTIONS
 from pythia_book.style import BLUE, DASH, GREEN, INK, MUTED, ORANGE, Drawing, Table
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OURS, BASELINE, TRANSFORMERS = BLUE, ORANGE, GREEN
 TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
-PALETTE = (BASELINE, TRANSFORMERS, "#cc79a7", "#e69f00", INK, MUTED)
+PALETTE = (BASELINE, TRANSFORMERS, palette.PINK, palette.GOLD, INK, MUTED)
 
 
 def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 1) -> str:
@@ -105,6 +105,7 @@ def operations(result: Result) -> Table:
     return Table(_frame(rows), caption)
 
 
+@style.figure
 def ratios(result: Result) -> Drawing:
     """Draw the time of other implementations on the CPU, divided by our implementation's time."""
     tables = result.tables
@@ -191,6 +192,7 @@ def gpu_sizes(result: Result) -> Table:
     return Table(_frame(rows), caption)
 
 
+@style.figure
 def gpu_rates(result: Result) -> Drawing:
     """Draw speed, utilisation and memory on one GPU by size, predicted and measured."""
     frame = result.tables["gpu_sizes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from pythia_book import style
+from pythia_book import palette, style
 from pythia_book.corpora.occupations import INVENTED
 from pythia_book.records import number_text
 from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table
@@ -23,9 +23,10 @@ READINGS = {
     ("deduplicated", "joint"): "deduplicated,\ncopies shuffled together",
     ("deduplicated", "separate"): "deduplicated,\none epoch after the other",
 }
-TIMES = {"never": "#c9c9c9", "once": BLUE, "twice": "#e69f00", "more often": INK}
+TIMES = {"never": palette.PALE, "once": BLUE, "twice": palette.GOLD, "more often": INK}
 
 
+@style.figure
 def loss_curves(result: Result) -> Drawing:
     """Draw training loss against tokens read, with one panel per text and one line per size."""
     losses = result.tables["losses"]
@@ -42,6 +43,7 @@ def loss_curves(result: Result) -> Drawing:
         return Drawing(figure, words)
 
 
+@style.figure
 def reading(result: Result) -> Drawing:
     """Draw how often the tokens of each text are read, and when tokens are read again.
 
@@ -63,10 +65,10 @@ def reading(result: Result) -> Drawing:
                         dark = shade in (BLUE, INK) and alpha == 1
                         ink = "white" if dark else INK
                         bars.text(left + value / 2, at, f"{value:.0f}", color=ink,
-                                  ha="center", va="center", fontsize=7)  # fmt: skip
+                                  ha="center", va="center")  # fmt: skip
                     left += value
         names = [READINGS[kind] for kind in reversed(kinds)]
-        bars.set_yticks(range(len(kinds)), names, fontsize=7)
+        bars.set_yticks(range(len(kinds)), names)
         bars.set_xlim(0, 100)
         bars.set_xlabel("% of the tokens of the text (pale: the Pile, by its size)")
         bars.grid(axis="y", visible=False)
@@ -90,7 +92,7 @@ def reading(result: Result) -> Drawing:
         }
         for kind in kinds:
             x, y, side = corners[kind]
-            lines.text(x, y, READINGS[kind], color=colours[kind[0]], ha=side, fontsize=7)
+            lines.text(x, y, READINGS[kind], color=colours[kind[0]], ha=side)
         joint = style.rows_where(reads, arm="deduplicated", policy="joint")
         numbers = (f"{100 * share:.1f} %" for share in joint.share[:3])
         return Drawing(figure, "Tokens of the deduplicated text read 0, 1 and 2 times", numbers)
@@ -101,6 +103,7 @@ GROUP_STYLES = {INVENTED: (BLUE, "made-up nouns"), "occupations": (ORANGE, "occu
 because their shares of feminine pronouns (near 2 % and 98 %) would stretch the axes."""
 
 
+@style.figure
 def associations(result: Result) -> Drawing:
     """Draw the associations of nouns with pronouns that models learned, in unseen sentence frames.
 
@@ -123,13 +126,13 @@ def associations(result: Result) -> Drawing:
             xlabel="log odds of she/her in planted sentences",
             ylabel=f"log odds by the {sizes[-1]} model",
         )
-        points.legend(fontsize=7)
+        points.legend()
         marks = {arm: style.mark("o", arm != "standard") for arm in ARM_TITLES}
         style.size_points(lines, slopes, sizes, "arm", marks, factor=1)
         style.reference(lines, y=0)
         lines.set(xlabel="parameters", ylabel="slope (1: learned completely)")
         texts = {title: marks[arm] for arm, title in ARM_TITLES.items()}
-        style.legend(lines, texts, loc="upper left", fontsize=7)
+        style.legend(lines, texts, loc="upper left")
         standard = style.rows_where(slopes, arm="standard")
         numbers = [f"{r.size} {r.value:.3f}" for r in standard.itertuples()]
         return Drawing(figure, "Slope of the learned association, made-up nouns", numbers)

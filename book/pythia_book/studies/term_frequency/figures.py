@@ -20,6 +20,7 @@ GUESS = 25
 """Accuracy of guessing among four, in percent."""
 
 
+@style.figure
 def by_frequency(result: Result) -> Drawing:
     """Draw how often first operands were read in sums, and how accuracy depends on this frequency.
 
@@ -64,6 +65,7 @@ def _last_gaps(result: Result) -> list[str]:
     return [f"{row.size} {100 * row.value:+.0f}" for row in gaps.itertuples()]
 
 
+@style.figure
 def over_training(result: Result) -> Drawing:
     """Draw how the accuracy gap between frequent and rare operands changes over training."""
     gaps = result.tables["gaps"]
@@ -83,6 +85,7 @@ def over_training(result: Result) -> Drawing:
         return Drawing(figure, text, _last_gaps(result))
 
 
+@style.figure
 def experiment(result: Result) -> Drawing:
     """Draw how planting more sums with a number changes scores on sums with this number."""
     shots, sizes = result.params.shot_list[-1], result.params.size_list
@@ -103,6 +106,7 @@ def experiment(result: Result) -> Drawing:
         return Drawing(figure, f"Chosen minus other numbers, {sizes[-1]}", numbers)
 
 
+@style.figure
 def definitions(result: Result) -> Drawing:
     """Draw how often models pick the defined word out of four, by how often this word was read.
 
@@ -131,6 +135,7 @@ def definitions(result: Result) -> Drawing:
         return Drawing(figure, "Right words of four for a definition, by how often they were read")
 
 
+@style.figure
 def measures(result: Result) -> Drawing:
     """Draw three measures of the same zero-shot sums over training: exact, choice and logprob."""
     accuracy = style.rows_where(result.tables["accuracy"], shots=0)
@@ -154,6 +159,7 @@ def measures(result: Result) -> Drawing:
         return Drawing(figure, f"Three measures of sums at the end, {sizes[-1]}", numbers)
 
 
+@style.figure
 def released(result: Result) -> Drawing:
     """Draw released accuracies on sums and products by step, number of examples, and operand."""
     table = result.tables["arithmetic"]

@@ -1,0 +1,316 @@
+"""Puts figures into pages as inline SVG, with both layouts, theme colours and values on hover.
+
+`inline_figure` turns the outputs of a Drawing into HTML. A figure comes from a notebook that may be
+anybody's, so only listed elements and attributes are kept. Colours become CSS variables, with a
+variant for dark pages. `_static/figures.css` and `_static/figures.js` do the rest.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pythia_book import notebooks, records
+from pythia_book.palette import INK, THEME, WHITE, dark_variant
+from pythia_book.site.runs import SelectedRun
+from pythia_book.style import FIGURE_TYPE
+from pythia_core.errors import DataError
+
+SVG_TYPE = "image/svg+xml"
+ELEMENTS = frozenset(
+    "svg g defs path use rect circle ellipse line polyline polygon text tspan clipPath".split()
+)
+ATTRIBUTES = frozenset(
+    "viewBox d x y x1 y1 x2 y2 cx cy r rx ry width height points transform fill stroke opacity "
+    "fill-opacity stroke-opacity stroke-width stroke-dasharray stroke-linejoin stroke-linecap "
+    "fill-rule clip-path clip-rule text-anchor font-size font-weight font-style data-values "
+    "class id href".split()
+)
+STYLES = frozenset(
+    "fill stroke opacity fill-opacity stroke-opacity stroke-width stroke-dasharray "
+    "stroke-dashoffset stroke-linejoin stroke-linecap stroke-miterlimit fill-rule clip-rule "
+    "text-anchor font-size font-weight font-style".split()
+)
+CLASSES = frozenset({"panel"})
+_LOCAL = re.compile(r"url\(#([\w.-]+)\)")
+_HEX = re.compile(r"#[0-9a-f]{6}")
+_SAFE = re.compile(r"[\w\s.,:;#%()+*/=-]*")
+_LARGEST = 8_000_000
+
+
+# --- SVG -------------------------------------------------------------------------------------
+
+
+def sanitised(text: str, prefix: str, colours: dict[str, None]) -> ET.Element:
+    """Return a drawing as an element tree that is safe in a page, without its small print.
+
+    Args:
+        prefix: put before each id, so that the ids of a page are unique.
+        colours: gets the colours that the drawing uses, as "#rrggbb" and, of text, "t#rrggbb".
+
+    Raises:
+        DataError: the text is not SVG, is too large, or defines entities.
+    """
+    if len(text) > _LARGEST or "<!ENTITY" in text.upper():
+        raise DataError("the drawing is too large or defines entities; run the study again")
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError as error:
+        raise DataError(f"the drawing is not SVG ({error}); run the study again") from error
+    if _name(root) != "svg":
+        raise DataError(f"expected a drawing, got a <{_name(root)}>; run the study again")
+    return _whole(root, prefix, colours)
+
+
+def _whole(root: ET.Element, prefix: str, colours: dict[str, None]) -> ET.Element:
+    try:
+        box = [float(part) for part in root.get("viewBox", "").split()]
+        box[3] -= float(root.get("data-foot", "0"))
+        left, top, width, height = box
+    except (ValueError, IndexError) as error:
+        raise DataError("the drawing has no valid viewBox; run the study again") from error
+    clean = _copy(root, prefix, colours)
+    clean.attrib = {
+        "viewBox": f"{left:g} {top:g} {width:g} {height:g}",
+        "width": f"{width:g}",
+        "height": f"{height:g}",
+        "aria-hidden": "true",
+        "focusable": "false",
+    }
+    return clean
+
+
+def _name(element: ET.Element) -> str:
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def _copy(element: ET.Element, prefix: str, colours: dict[str, None]) -> ET.Element:
+    """Copy the listed elements and attributes of a drawing."""
+    name = _name(element)
+    clean = ET.Element(name)
+    of_text = name in ("text", "tspan")
+    for key, value in element.attrib.items():
+        key = key.rpartition("}")[2]
+        if key == "style":
+            for declaration in value.split(";"):
+                part, _, what = declaration.partition(":")
+                if part.strip() in STYLES:
+                    _set(clean, part.strip(), what.strip(), prefix, colours, of_text)
+        elif key in ATTRIBUTES:
+            _set(clean, key, value, prefix, colours, of_text)
+    if of_text:
+        clean.text = element.text
+        if "fill" not in clean.attrib:
+            _set(clean, "fill", INK, prefix, colours, True)
+    for child in element:
+        if _name(child) in ELEMENTS and child.get("id") != "footer":
+            clean.append(_copy(child, prefix, colours))
+            if of_text:
+                clean[-1].tail = child.tail
+    return clean
+
+
+def _set(
+    element: ET.Element, key: str, value: str, prefix: str, colours: dict[str, None], text: bool
+) -> None:
+    """Set an attribute of a drawing in a page, if its value is harmless."""
+    if key == "id":
+        value = prefix + value
+    elif key == "href":
+        if not value.startswith("#"):
+            return
+        value = f"#{prefix}{value[1:]}"
+    elif key == "class":
+        value = " ".join(word for word in value.split() if word in CLASSES)
+        if not value:
+            return
+    elif key == "data-values":
+        value = _values(value, colours)
+    elif key in ("fill", "stroke"):
+        value = _colour(value.strip().lower(), colours, text)
+    elif key == "clip-path":
+        local = _LOCAL.fullmatch(value.strip())
+        if not local:
+            return
+        value = f"url(#{prefix}{local[1]})"
+    elif "url(" in value.lower().replace(" ", "") or not _SAFE.fullmatch(value):
+        return
+    element.set(key, value)
+
+
+def _colour(value: str, colours: dict[str, None], text: bool = False) -> str:
+    """Return the CSS variable of a colour; the colour itself is what a light page shows."""
+    value = {"white": WHITE, "black": "#000000"}.get(value, value)
+    if re.fullmatch(r"#[0-9a-f]{3}", value):
+        value = "#" + "".join(2 * digit for digit in value[1:])
+    if not _HEX.fullmatch(value):
+        return "none" if value in ("none", "transparent") else "currentColor"
+    if value in THEME:
+        return THEME[value].replace(")", f", {value})")
+    key = ("t" if text else "c") + value[1:]
+    colours[key] = None
+    return f"var(--{key}, {value})"
+
+
+def _values(text: str, colours: dict[str, None]) -> str:
+    """Return the values of a panel with its colours as CSS; "" if they are not as expected."""
+    try:
+        panel = json.loads(text)
+        for series in panel["series"]:
+            series[1] = _colour(str(series[1]).lower(), colours)
+    except (ValueError, TypeError, KeyError, IndexError):
+        return ""
+    return json.dumps(panel, separators=(",", ":"), ensure_ascii=False)
+
+
+def dark_rules(colours: dict[str, None]) -> str:
+    """Return the style rule that gives the colours of a figure their variants for dark pages."""
+    rules = ";".join(f"--{key}:{dark_variant('#' + key[1:], key[0] == 't')}" for key in colours)
+    return f'@media screen{{html[data-theme="dark"] .pythia-figure{{{rules}}}}}' if rules else ""
+
+
+# --- pages -----------------------------------------------------------------------------------
+
+
+def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> str:
+    """Return the HTML of a figure, from the outputs of a Drawing by MIME type.
+
+    A figure without a narrow layout scrolls on phones. A damaged figure becomes its description.
+
+    Args:
+        prefix: a name that is unique in the page, for the ids of the figure.
+        small: whether its one layout fits a phone.
+    """
+    prefix = re.sub(r"[^\w-]", "-", prefix)
+    label = html.escape("".join(bundle.get("text/plain", "")).strip() or "Figure", quote=True)
+    more = bundle.get(FIGURE_TYPE)
+    more = more if isinstance(more, dict) else {}
+    colours: dict[str, None] = {}
+    drawings = []
+    for layout, text in (("wide", bundle.get(SVG_TYPE)), ("narrow", more.get("narrow"))):
+        try:
+            if text:
+                drawing = sanitised("".join(text), f"{prefix}-{layout[0]}-", colours)
+                drawing.set("class", layout)
+                drawings.append(drawing)
+        except DataError:
+            continue
+    if not drawings:
+        return f'<p class="pythia-lost">This figure is damaged. It shows: {label}</p>'
+    if rules := dark_rules(colours):
+        style = ET.Element("style")
+        style.text = rules
+        drawings[0].insert(0, style)
+    scrolls = len(drawings) == 1 and not small
+    kind = "pythia-figure" + (" one-layout" if scrolls else "")
+    scroll = ' tabindex="0"' if scrolls else ""
+    shapes = "".join(
+        ET.tostring(d, encoding="unicode", short_empty_elements=True) for d in drawings
+    )
+    return f'<div class="{kind}"><div class="drawing" role="img" aria-label="{label}"{scroll}>' + (
+        f"{shapes}</div></div>"
+    )
+
+
+def tools(bundle: dict[str, Any], study: str, cell: str, tables: set[str]) -> str:
+    """Return the HTML under a study's figure: links to code, data and file, and the small print.
+
+    Args:
+        tables: the CSV files in the record, without ".csv".
+    """
+    more = bundle.get(FIGURE_TYPE)
+    more = more if isinstance(more, dict) else {}
+    parts = [
+        _link("code", f"#code-{cell}", "Code", "Code of this figure"),
+        *(
+            _link("data", f"../_static/data/{study}/{name}.csv", f"{name}.csv", f"Data: {name}.csv")
+            for name in more.get("tables", [])
+            if name in tables
+        ),
+        _link(
+            "file", f"../_static/figures/{study}/{cell}.svg", "SVG", "This figure as an SVG file"
+        ),
+    ]
+    if command := str(more.get("command", "")):
+        words = html.escape(command, quote=True)
+        parts.append(
+            f'<button type="button" class="tool command" data-command="{words}">Command</button>'
+            f'<code class="redraw" hidden>{words}</code>'
+        )
+    note = html.escape(str(more.get("note", "")))
+    small = f'<p class="small-print">{note}</p>' if note else ""
+    return f'<div class="figure-tools"><p class="tools">{" ".join(parts)}</p>{small}</div>'
+
+
+def _link(kind: str, target: str, text: str, name: str) -> str:
+    target, text, name = (html.escape(part, quote=True) for part in (target, text, name))
+    download = "" if kind == "code" else " download"
+    return (
+        f'<a class="tool {kind}" href="{target}" aria-label="{name}" title="{name}"'
+        f"{download}>{text}</a>"
+    )
+
+
+def _figures(notebook: notebooks.Notebook) -> list[tuple[Any, Any]]:
+    """Return the cells with a figure, each with the output that is the figure."""
+    return [
+        (cell, output)
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if SVG_TYPE in output.get("data", {})
+    ]
+
+
+def with_inline_figures(notebook: notebooks.Notebook, run: SelectedRun) -> notebooks.Notebook:
+    """Replace the figures of a run's notebook by HTML, in place, and add the tools under each."""
+    import nbformat
+
+    study = run.study
+    tables = {Path(name).stem for name in _csv_files(run.folder)} if run.folder else set()
+    below = {}
+    for cell, output in _figures(notebook):
+        bundle = dict(output.data)
+        output.data = nbformat.from_dict(
+            {"text/html": inline_figure(bundle, f"{study}-{cell.id}"), "text/plain": ""}
+        )
+        markup = tools(bundle, study, cell.id, tables)
+        markup = markup.replace("\n", " ").replace("`", "&#96;")  # it cannot end the fence
+        source = f"```{{raw}} html\n{markup}\n```"
+        below[cell.id] = nbformat.v4.new_markdown_cell(source, id=f"tools-{cell.id}"[:64])
+    notebook.cells = [
+        each
+        for cell in notebook.cells
+        for each in ([cell, below[cell.id]] if cell.id in below else [cell])
+    ]
+    return notebook
+
+
+def _csv_files(folder: Path) -> list[str]:
+    """Return the names of the tables in the folder of a run."""
+    return [name for name in records.read_record(folder)["files"] if name.endswith(".csv")]
+
+
+def write_files(runs: Iterable[SelectedRun], static: Path) -> None:
+    """Write the figures and tables of runs to the site's folder `static`, for readers to download.
+
+    A figure is `figures/<study>/<cell>.svg`, a table `data/<study>/<name>.csv`.
+    """
+    for kind in ("figures", "data"):
+        shutil.rmtree(static / kind, ignore_errors=True)
+    for run in runs:
+        if run.folder is None or run.notebook is None:
+            continue
+        drawings, data = static / "figures" / run.study, static / "data" / run.study
+        for each in (drawings, data):
+            each.mkdir(parents=True, exist_ok=True)
+        for cell, output in _figures(notebooks.read_notebook(run.notebook)):
+            text = "".join(output.data[SVG_TYPE])
+            (drawings / f"{cell.id}.svg").write_text(text, encoding="utf-8")
+        for name in _csv_files(run.folder):
+            shutil.copyfile(run.folder / name, data / name)

@@ -1,0 +1,302 @@
+"""Writes finished figures as short SVG text, with the values behind them.
+
+The same figure gives the same bytes. `compact` shortens what matplotlib writes. For each panel, the
+file has one element `<g class="panel" data-values="...">` with the values that the site shows on
+hover: see `panel_values`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import weakref
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pythia_book.palette import INK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SVG = "http://www.w3.org/2000/svg"
+LINK = "{http://www.w3.org/1999/xlink}href"
+FONTS = "'DejaVu Sans', Verdana, sans-serif"
+DENSE = 40
+"""A curve with more points than this keeps about so many for hovering, evenly chosen."""
+POINTS = 72
+"""Points per inch; the unit of coordinates in SVG files."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """What is known of the points of a line: its name, and the ends of intervals.
+
+    Attributes:
+        name: the name of the series; empty: the label of the artist, if it has one.
+        low, high: ends of intervals in the unit of the axis, one per point.
+        shown: whether its points are shown on hover.
+        flat: whether the values are on the x axis.
+    """
+
+    name: str = ""
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    shown: bool = True
+    flat: bool | None = None
+
+
+_SERIES: weakref.WeakKeyDictionary[Artist, Series] = weakref.WeakKeyDictionary()
+
+
+def register(artist: Artist, series: Series) -> None:
+    """Note what an artist shows, for `panel_values`."""
+    _SERIES[artist] = series
+
+
+def hide(*artists: Artist) -> None:
+    """Note that artists are not data, so that hovering does not find them."""
+    for artist in artists:
+        register(artist, Series(shown=False))
+
+
+_NAMES: weakref.WeakKeyDictionary[Axes, str] = weakref.WeakKeyDictionary()
+
+
+def name_values(ax: Axes, label: str) -> None:
+    """Give the values of a panel a name, where its y axis is labelled in another panel."""
+    _NAMES[ax] = label
+
+
+# --- values behind a figure ------------------------------------------------------------------
+
+
+def panel_values(figure: Figure) -> list[dict[str, Any]]:
+    """Return the values of each panel that has axes, after the layout is final.
+
+    Each panel has its `title`, the labels `x` and `y`, its `box` [left, top, right, bottom] and
+    `series`: [name, colour, flat, points]. A point is [left, top, x, value] or [left, top, x,
+    value, low, high], where x is a number or the name of a category, and `flat` swaps the axes.
+    Coordinates are those of the file.
+    """
+    found = []
+    for ax in figure.axes:
+        if not ax.axison:
+            continue
+        series = _merged(row for row in _series_of(ax) if row[3])
+        if series:
+            box = ax.get_window_extent()
+            corners = (_place(figure, box.x0, box.y1), _place(figure, box.x1, box.y0))
+            found.append(
+                {
+                    "title": _one_line(ax.get_title(loc="left")),
+                    "x": _one_line(ax.get_xlabel()),
+                    "y": _one_line(ax.get_ylabel() or _NAMES.get(ax, "")),
+                    "box": [*corners[0], *corners[1]],
+                    "series": series,
+                }
+            )
+    return found
+
+
+def _series_of(ax: Axes) -> Iterator[list[Any]]:
+    from matplotlib.collections import PathCollection
+    from matplotlib.colors import to_hex
+
+    for artist in (*ax.lines, *ax.collections):
+        about = _SERIES.get(artist, Series())
+        if not about.shown or not artist.get_transform().contains_branch(ax.transData):
+            continue
+        if artist in ax.lines:
+            if artist.get_transform() != ax.transData:
+                continue  # a line across the panel, not data
+            points, colour = artist.get_xydata(), artist.get_color()
+        elif isinstance(artist, PathCollection):
+            points, colour = artist.get_offsets(), artist.get_facecolor()
+            colour = colour[0] if len(colour) else INK
+        else:
+            continue
+        yield _row(ax, about, _label(about, artist), to_hex(colour), points)
+    for bars in ax.containers:
+        about = _SERIES.get(bars[0], Series()) if len(bars) else Series(shown=False)
+        if not about.shown or not hasattr(bars, "datavalues"):
+            continue
+        flat = bars.orientation == "horizontal"
+        points = [
+            (bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2)
+            if flat
+            else (bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height())
+            for bar in bars
+        ]
+        about = Series(about.name, about.low, about.high, True, flat)
+        row = _row(ax, about, _label(about, bars), to_hex(bars[0].get_facecolor()), points)
+        for point, value in zip(row[3], bars.datavalues, strict=True):
+            point[3] = _number(value)  # of the bar itself, also if it is stacked on another
+        yield row
+
+
+def _merged(rows: Iterable[list[Any]]) -> list[list[Any]]:
+    """Join series of the same name and colour, e.g. single points."""
+    merged: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        merged.setdefault(tuple(row[:3]), [*row[:3], []])[3] += row[3]
+    return list(merged.values())
+
+
+def _label(about: Series, artist: Any) -> str:
+    label = about.name or str(artist.get_label() or "")
+    return "" if label.startswith("_") else _one_line(label)
+
+
+def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[Any]:
+    """Return [name, colour, flat, points] of one series."""
+    across, up = categories(ax.xaxis), categories(ax.yaxis)
+    flat = bool(up and not across) if about.flat is None else about.flat
+    whole = [
+        (i, float(x), float(y))
+        for i, (x, y) in enumerate(points)
+        if math.isfinite(float(x)) and math.isfinite(float(y))
+    ]
+    if len(whole) > DENSE:
+        step = (len(whole) - 1) / (DENSE - 1)
+        whole = [whole[round(k * step)] for k in range(DENSE)]
+    rows = []
+    for i, x, y in whole:
+        along, value = (y, x) if flat else (x, y)
+        names = up if flat else across
+        place = _place(ax.figure, *ax.transData.transform((x, y)))
+        row: list[Any] = [*place, _nearest(names, along), _number(value)]
+        if about.low is not None and about.high is not None:
+            ends = [float(about.low[i]), float(about.high[i])]
+            if all(map(math.isfinite, ends)):
+                row += [_number(end) for end in ends]
+        rows.append(row)
+    return [name, colour, int(flat), rows]
+
+
+def categories(axis: Any) -> dict[float, str]:
+    """Return the names at 0, 1, 2, ... of an axis of categories; empty for other axes."""
+    from matplotlib.ticker import FixedFormatter
+
+    formatter, ticks = axis.get_major_formatter(), list(axis.get_majorticklocs())
+    if not isinstance(formatter, FixedFormatter) or ticks != list(range(len(ticks))):
+        return {}
+    return dict(zip(ticks, map(_one_line, formatter.seq), strict=False))
+
+
+def _nearest(names: dict[float, str], at: float) -> float | str:
+    near = min(names, key=lambda tick: abs(tick - at), default=None)
+    return names[near] if near is not None and abs(near - at) <= 0.5 else _number(at)
+
+
+def _number(value: float) -> float | int:
+    """Round to five significant digits; whole numbers stay whole."""
+    rounded = float(f"{float(value):.5g}")
+    whole = float(value)
+    if whole.is_integer() and abs(whole) < 1e15:
+        return int(whole)
+    return rounded
+
+
+def _place(figure: Figure, x: float, y: float) -> tuple[float, float]:
+    """Convert pixels from the lower left to the coordinates of the file."""
+    scale, height = POINTS / figure.dpi, POINTS * figure.get_figheight()
+    return round(x * scale, 1), round(height - y * scale, 1)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split())
+
+
+# --- a short file ----------------------------------------------------------------------------
+
+_LONG = re.compile(r"-?\d+\.\d{3,}(?:e-?\d+)?")
+_SPACES = re.compile(r"\s+")
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_FONT = re.compile(r"font: (?:(bold|italic) )?([\d.]+)px[^;]*;?\s*")
+
+
+def compact(text: str, label: str, panels: list[dict[str, Any]], foot: float = 0.0) -> str:
+    """Shorten a file of matplotlib's, and add a description and the values of its panels.
+
+    Args:
+        label: description for screen readers.
+        foot: height of the small print under the drawing, which is the group "footer".
+    """
+    ET.register_namespace("", SVG)
+    root = ET.fromstring(text)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
+                parent.remove(child)
+    used = {
+        name for each in root.iter() for value in each.attrib.values()
+        for name in _REFERENCE.findall(value)
+    } | {each.get(LINK, "#")[1:] for each in root.iter()}  # fmt: skip
+    for each in root.iter():
+        _shorten(each)
+        if each.get("id") not in {*used, "footer"}:
+            each.attrib.pop("id", None)
+    _flatten(root)
+    root.attrib.pop("width", None)
+    root.attrib.pop("height", None)
+    width, height = root.get("viewBox", "0 0 0 0").split()[2:]
+    root.attrib = {
+        "viewBox": f"0 0 {width} {height}",
+        "width": f"{width}pt",
+        "height": f"{height}pt",
+        "role": "img",
+        "aria-label": label,
+        "font-family": FONTS,
+        "stroke-linejoin": "round",
+        **({"data-foot": f"{foot:g}"} if foot else {}),
+    }
+    for panel in panels:
+        values = json.dumps(panel, separators=(",", ":"), ensure_ascii=False)
+        ET.SubElement(root, f"{{{SVG}}}g", {"class": "panel", "data-values": values})
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _shorten(element: ET.Element) -> None:
+    for name, value in list(element.attrib.items()):
+        if name == LINK:
+            del element.attrib[name]
+            element.set("href", value)
+        elif name == "style":
+            value = _FONT.sub(_font, value)
+            element.set(name, _LONG.sub(_short, value).replace("; ", ";").replace(": ", ":"))
+            if not value:
+                del element.attrib[name]
+        elif name not in ("id", "aria-label"):
+            element.set(name, _SPACES.sub(" ", _LONG.sub(_short, value)).strip())
+    if element.get("transform", "").startswith("rotate(-0 "):
+        del element.attrib["transform"]
+    if element.tag != f"{{{SVG}}}text" and not (element.text or "").strip():
+        element.text = None
+    element.tail = None
+
+
+def _short(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _font(match: re.Match[str]) -> str:
+    weight = {"bold": "font-weight: bold; ", "italic": "font-style: italic; "}.get(match[1], "")
+    return f"{weight}font-size: {match[2]}px; "
+
+
+def _flatten(element: ET.Element) -> None:
+    """Replace each group without attributes by what it contains."""
+    children: list[ET.Element] = []
+    for child in element:
+        _flatten(child)
+        if child.tag == f"{{{SVG}}}g" and not child.attrib:
+            children += list(child)
+        elif child.tag not in (f"{{{SVG}}}g", f"{{{SVG}}}defs") or len(child) or child.attrib:
+            children.append(child)
+    element[:] = children
