@@ -1,0 +1,232 @@
+"""Which scripts and style sheets a page loads: what it needs, from the site itself, nothing twice.
+
+All pages share one style sheet, site.css, made when the build ends from those of the theme and the
+book: without fonts, and without rules for things that no page has. Scripts that no part of a page
+needs are not loaded, least of all MathJax (1.2 MB) where there is no mathematics. A page's own
+script and style sheet, _static/<page>.js and _static/<page>.css, are loaded on that page only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ExtensionError
+
+MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
+SHEET = "site.css"
+THEME_SHEETS = ("styles/pydata-sphinx-theme.css",)
+"""Style sheets that the theme's template would load itself."""
+NEEDED = {
+    "mathjax/": r'class="[^"]*\bmath\b|\\\(|\\\[|\\begin\{',
+    "design-tabs.js": r"sd-tab-set",
+    "clipboard.min.js": r"<pre",
+    "copybutton.js": r"<pre",
+}
+"""For scripts that some pages do without: HTML of the pages that need them."""
+UNUSED = (
+    "scripts/fontawesome.js",
+    "scripts/bootstrap.js",
+    "vendor",
+    "locales",
+    "webpack-macros.html",
+)
+"""What the theme copies into _static and no page loads."""
+
+_shared: dict[str, None] = {}
+"""The style sheets that pages share, in the order in which pages load them."""
+
+
+# --- MathJax ---------------------------------------------------------------------------------
+
+
+def copy_mathjax(app: Sphinx) -> None:
+    """Copy the parts of MathJax that pages load (1.6 of 24 MB) from the installed package.
+
+    Raises:
+        ExtensionError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None or not spec.submodule_search_locations:
+        raise ExtensionError("the site needs MathJax; run pip install sphinx-mathjax-offline")
+    package = Path(spec.submodule_search_locations[0]) / "static" / "mathjax"
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for part in MATHJAX:
+        if (package / part).is_dir():
+            shutil.copytree(package / part, target / part, dirs_exist_ok=True)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package / part, target / part)
+
+
+# --- what a page loads -----------------------------------------------------------------------
+
+
+def exclude_page_assets(app: Sphinx, config: Config) -> None:
+    """Stop all pages from loading scripts and style sheets that belong to a single page."""
+    pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
+    for files in (config.html_css_files, config.html_js_files):
+        files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]
+
+
+def load_on_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Load the script and the style sheet that belong to a page, if they exist."""
+    static = Path(app.srcdir) / "_static"
+    if (static / f"{pagename}.css").is_file():
+        app.add_css_file(f"{pagename}.css")
+    if (static / f"{pagename}.js").is_file():
+        app.add_js_file(f"{pagename}.js", loading_method="defer")
+
+
+def lighten(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Leave out the scripts that a page does not need, defer the others, share style sheets."""
+    body = context.get("body") or ""
+    scripts = []
+    for script in context["script_files"]:
+        name = str(getattr(script, "filename", None) or script or "")
+        attributes = getattr(script, "attributes", {})
+        inline = attributes.get("body", "")
+        if inline.startswith("DOCUMENTATION_OPTIONS."):
+            continue  # for parts of the theme that the site does not have; would run too early
+        needed = next((html for part, html in NEEDED.items() if part in name), "")
+        if "MathJax" in inline:
+            needed = NEEDED["mathjax/"]
+        if not re.search(needed, body):
+            continue
+        if name.startswith("_static/"):
+            attributes["defer"] = "defer"
+        scripts.append(script)
+    context["script_files"] = scripts
+    own = f"_static/{pagename}.css"
+    sheets = [str(getattr(sheet, "filename", sheet)) for sheet in context["css_files"]]
+    for name in (*THEME_SHEETS, *(sheet for sheet in sheets if sheet != own)):
+        _shared.setdefault(name.removeprefix("_static/"))
+    context["css_files"] = [
+        *([f"_static/{SHEET}"]),
+        *(sheet for sheet, name in zip(context["css_files"], sheets, strict=True) if name == own),
+    ]
+
+
+# --- the shared style sheet ------------------------------------------------------------------
+
+
+def write_sheet(app: Sphinx, error: Exception | None) -> None:
+    """Write site.css from the shared style sheets, and delete what no page loads."""
+    if error is not None or app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    used = words_of(Path(app.outdir))
+    parts = [prune((static / name).read_text(encoding="utf-8"), used) for name in _shared]
+    (static / SHEET).write_text("\n".join(parts), encoding="utf-8")
+    for name in UNUSED:
+        path = static / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in static.rglob("*.map"):
+        path.unlink()
+
+
+def words_of(site: Path) -> set[str]:
+    """Return every class and id in the pages of a site, and every word of its scripts."""
+    words: set[str] = set()
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        for value in re.findall(r"""\b(?:class|id)\s*=\s*(?:"([^"]*)"|'([^']*)')""", text):
+            words.update("".join(value).split())
+        for script in re.findall(r"<script>(.*?)</script>", text, re.DOTALL):
+            words.update(re.findall(r"[\w-]+", script))
+    for path in (site / "_static").rglob("*.js"):
+        name = path.relative_to(site / "_static").as_posix()
+        if not name.startswith(("mathjax/", *UNUSED)):
+            words.update(re.findall(r"[\w-]+", path.read_text(encoding="utf-8")))
+    return words
+
+
+def prune(css: str, used: set[str]) -> str:
+    """Return a style sheet without comments, fonts and rules whose classes or ids are not used.
+
+    Args:
+        used: names of classes and ids.
+    """
+    css = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)
+    return "".join(_kept(css, used))
+
+
+def _kept(css: str, used: set[str]) -> Iterator[str]:
+    for head, block in _rules(css):
+        if not block:  # a statement such as @charset
+            yield head if not head.startswith("@charset") else ""
+        elif head.startswith("@font-face"):
+            continue
+        elif re.match(r"@(media|supports|layer|container)\b", head):
+            if inner := "".join(_kept(block[1:-1], used)):
+                yield f"{head}{{{inner}}}"
+        elif head.startswith("@"):
+            yield head + block
+        elif selectors := [each for each in _selectors(head) if _possible(each, used)]:
+            yield ",".join(selectors) + block
+
+
+def _rules(css: str) -> Iterator[tuple[str, str]]:
+    """Split a style sheet at its top level into pairs of a prelude and a block in braces.
+
+    The block of a statement is "", and its prelude ends with a semicolon.
+    """
+    start = depth = opened = 0
+    quote = ""
+    position = 0
+    while position < len(css):
+        character = css[position]
+        if character == "\\":
+            position += 1
+        elif quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character == "{":
+            if depth == 0:
+                opened = position
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                yield " ".join(css[start:opened].split()), css[opened : position + 1]
+                start = position + 1
+        elif character == ";" and depth == 0:
+            yield css[start : position + 1].strip(), ""
+            start = position + 1
+        position += 1
+
+
+def _selectors(prelude: str) -> list[str]:
+    """Split a list of selectors at the commas that are not inside parentheses or brackets."""
+    parts, depth = [""], 0
+    for character in prelude:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _possible(selector: str, used: set[str]) -> bool:
+    """Whether an element can match: all classes and ids outside parentheses and brackets exist."""
+    if "\\" in selector:  # an escaped name: rare, and not worth reading
+        return True
+    plain = selector
+    while (shorter := re.sub(r"\([^()]*\)|\[[^\]]*\]", "", plain)) != plain:
+        plain = shorter
+    return all(name in used for name in re.findall(r"[.#]([A-Za-z_][\w-]*)", plain))

@@ -1,0 +1,193 @@
+"""What search engines, link previews and reference managers read: the metadata of each page.
+
+Titles, authors and the licence come from CITATION.cff. Absolute addresses appear only if the
+configuration has the site's own address (`html: baseurl` in _config.yml), and a link to the
+repository only if it has `repository: url`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ExtensionError
+
+from pythia_book.site.staging import ROOT
+
+CARD = "_static/card.png"
+"""The image of link previews, relative to the site (pythia_book.site.card)."""
+LONGEST = 160
+"""The most characters of a description that search engines show."""
+_APART = {"byline", "run-banner", "provenance", "study-head", "verdict-counts", "admonition"}
+"""CSS classes of containers and paragraphs that say nothing about a page's subject."""
+
+
+@dataclass(frozen=True)
+class Citation:
+    """How to cite the book, from CITATION.cff."""
+
+    title: str
+    authors: tuple[str, ...]
+    date: str
+    """ISO date of the release."""
+    version: str
+    license: str
+    """SPDX identifier."""
+
+    @property
+    def bibtex(self) -> str:
+        """An entry for reference managers."""
+        return (
+            "@software{pythia_book,\n"
+            f"  title   = {{{self.title}}},\n"
+            f"  author  = {{{' and '.join('{' + name + '}' for name in self.authors)}}},\n"
+            f"  year    = {{{self.date[:4]}}},\n"
+            f"  version = {{{self.version}}}\n"
+            "}"
+        )
+
+
+@functools.cache
+def citation() -> Citation:
+    """Return what CITATION.cff says about the book.
+
+    Raises:
+        ExtensionError: the file is missing or lacks a key.
+    """
+    import yaml
+
+    path = ROOT / "CITATION.cff"
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        authors = tuple(
+            author.get("name") or f"{author['given-names']} {author['family-names']}"
+            for author in given["authors"]
+        )
+        texts = (given[key] for key in ("date-released", "version", "license"))
+        return Citation(given["title"], authors, *map(str, texts))
+    except (OSError, KeyError, TypeError) as error:
+        raise ExtensionError(
+            f"CITATION.cff must name the book and its authors: {error!r}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Head:
+    """The title and the `<meta>` elements of a page; texts are not escaped yet."""
+
+    title: str
+    named: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of the attributes `name` and `content`."""
+    properties: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of the attributes `property` and `content`."""
+
+
+def identify(app: Sphinx, config: Config) -> None:
+    """Take the author from CITATION.cff, and the repository only from the book's own settings.
+
+    Jupyter Book fills in the address of its own repository where _config.yml has none.
+    """
+    import yaml
+
+    config.author = ", ".join(citation().authors)
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")) or {}
+    if not (settings.get("repository") or {}).get("url"):
+        config.html_theme_options.pop("repository_url", None)
+
+
+def shorten(text: str, longest: int = LONGEST) -> str:
+    """Shorten a text to whole sentences if that leaves at least half, else to whole words."""
+    text = " ".join(text.split())
+    if len(text) <= longest:
+        return text
+    ends = [end.end() for end in re.finditer(r"[.?!](?= )", text[: longest + 1])]
+    if ends and ends[-1] >= longest / 2:
+        return text[: ends[-1]]
+    return text[: longest - 1].rpartition(" ")[0].rstrip(",;:") + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def description_of(doctree: nodes.document) -> str:
+    """Return the abstract of a page, or else its first paragraph, as plain text without citations;
+    "" if there is none."""
+    found = ""
+    for paragraph in doctree.findall(nodes.paragraph):
+        above, classes = paragraph.parent, set(paragraph.get("classes", []))
+        while above is not None:
+            classes |= set(above.get("classes", []))
+            above = above.parent
+        inside_table = isinstance(paragraph.parent, nodes.entry | nodes.list_item)
+        if classes & _APART or inside_table:
+            continue
+        text = _plain(paragraph)
+        if "abstract" in classes or text.startswith("Abstract."):
+            return shorten(text.removeprefix("Abstract.").strip())
+        found = found or shorten(text)
+    return found
+
+
+def _plain(node: nodes.Node) -> str:
+    """Return the text of a node without citations and without a space that one leaves behind."""
+    if isinstance(node, nodes.Text):
+        return node.astext()
+    if isinstance(node, nodes.Element) and "bibtex-citation" in node.get("classes", []):
+        return ""
+    return re.sub(r"\s+(?=[.,;:)])", "", "".join(_plain(child) for child in node.children))
+
+
+def add_head(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Give the page's template its metadata, as `head`, `citation` and `repository`."""
+    book, site = citation(), app.config.html_title
+    name = re.sub(r"<[^>]*>", "", context.get("title") or "") or site
+    name = _unescaped(name)
+    front = pagename == app.config.root_doc
+    title = site if front else f"{name} \N{EM DASH} {site}"
+    about = description_of(doctree) if doctree is not None else ""
+    about = about or f"{name}: {site}"
+    tags = context.get("metatags") or ""
+    # the theme's frame has a viewport already, and an author's own description goes first
+    context["metatags"] = tags = re.sub(r'\s*<meta name="viewport"[^>]*>', "", tags)
+    named = [] if 'name="description"' in tags else [("description", about)]
+    named += [("citation_title", book.title if front else name)]
+    named += [("citation_author", author) for author in book.authors]
+    named += [("citation_publication_date", book.date.replace("-", "/"))]
+    if not front:
+        named += [("citation_inbook_title", book.title)]
+    properties = [
+        ("og:type", "website" if front else "article"),
+        ("og:site_name", site),
+        ("og:title", site if front else name),
+        ("og:description", about),
+    ]
+    card = "summary"
+    if base := app.config.html_baseurl:
+        card = "summary_large_image"
+        image = f"{base.rstrip('/')}/{CARD}"
+        properties += [
+            ("og:url", context.get("pageurl") or base),
+            ("og:image", image),
+            ("og:image:width", "1200"),
+            ("og:image:height", "630"),
+            ("og:image:alt", f"{site}: a figure of the gender-bias study"),
+        ]
+        named += [("twitter:image", image)]
+    named += [
+        ("twitter:card", card),
+        ("twitter:title", site if front else name),
+        ("twitter:description", about),
+    ]
+    context["head"] = Head(title, named, properties)
+    context["citation"] = book
+    context["repository"] = app.config.html_theme_options.get("repository_url")
+
+
+def _unescaped(text: str) -> str:
+    import html
+
+    return html.unescape(text)
