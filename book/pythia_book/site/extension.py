@@ -1,7 +1,7 @@
 """The book's Sphinx extension, which `jupyter-book build book/` loads.
 
-No page makes a request to another host. _static/<page>.js and _static/<page>.css are loaded on that
-page only.
+No page makes a request to another host. _static/<page>.css, _static/<page>.model.js and
+_static/<page>.js are loaded on that page only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
+from pythia_book.site import checkpoints
 from pythia_book.site.drawings import DrawingFigure, Source, Value
 from pythia_book.site.staging import ROOT, choose_runs, fill_numbers, stage_notebooks
 from pythia_book.site.studies import Claims, CompareRuns, Costs, RunBanner, Scales
@@ -61,28 +62,33 @@ def exclude_page_assets(app: Sphinx, config: Config) -> None:
     """Stop all pages from loading scripts and style sheets that belong to a single page."""
     pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
     for files in (config.html_css_files, config.html_js_files):
-        files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]
+        files[:] = [
+            f for f in files if not (isinstance(f, str) and Path(f).name.partition(".")[0] in pages)
+        ]
 
 
 def load_on_page(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Load the script and the style sheet that belong to a page, if they exist."""
+    """Load the scripts and the style sheet that belong to a page, if they exist."""
     static = Path(app.srcdir) / "_static"
     if (static / f"{pagename}.css").is_file():
         app.add_css_file(f"{pagename}.css")
-    if (static / f"{pagename}.js").is_file():
-        app.add_js_file(f"{pagename}.js", loading_method="defer")
+    for kind in ("model.js", "js"):  # the page's script uses what its model defines
+        if (static / f"{pagename}.{kind}").is_file():
+            app.add_js_file(f"{pagename}.{kind}", loading_method="defer")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the hooks, directives and roles of this extension with Sphinx."""
     app.add_config_value("pythia_shown", "", "env")
     # these run before priority 900, at which sphinx-external-toc reads the table of contents
-    hooks = (configure, choose_runs, stage_notebooks, fill_numbers, exclude_page_assets)
+    hooks = (configure, choose_runs, stage_notebooks, fill_numbers, checkpoints.fill_facts)
+    hooks += (exclude_page_assets,)
     for order, hook in enumerate(hooks):
         app.connect("config-inited", hook, priority=100 + order)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("builder-inited", checkpoints.stage_scripts)
     app.connect("html-page-context", load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)
     for name, directive in {
@@ -91,6 +97,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "pythia-claims": Claims,
         "pythia-costs": Costs,
         "pythia-scales": Scales,
+        "pythia-checkpoints": checkpoints.PromptCheckpoints,
         "drawing": DrawingFigure,
     }.items():
         app.add_directive(name, directive)
