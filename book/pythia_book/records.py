@@ -1,7 +1,8 @@
 """Writes and reads records, and formats the numbers in them. A record holds the results of a study.
 
 A record is a folder with record.json, one CSV file per table, the measurements (measured.npz), the
-released numbers (released_*.csv) and the executed notebook. record.json has the hashes of the data
+released numbers (released_*.csv), any further files of the study (`Measurements.files`) and the
+executed notebook. record.json has the hashes of the data
 files, and the notebook has the hash of record.json; `check_whole` verifies both. A new record is
 written to a temporary folder (`staging`), which then replaces the old record (`swap_in`). A record
 states its origin, but never contains a path or a host name.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -179,7 +181,8 @@ def device() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this book and of the main packages, by name."""
     versions = {"python": platform.python_version(), "pythia-book": __version__}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -293,6 +296,10 @@ def save_record(result: Result, folder: Path) -> Path:
         "rows": len(result.measured.arrays),
         "sha256": file_sha256(folder / MEASURED),
     }
+    for name, content in result.measured.files.items():
+        with atomic_file(folder / name) as temporary:
+            temporary.write_bytes(content)
+        listed[name] = {"bytes": len(content), "sha256": file_sha256(folder / name)}
     source = notebooks_dir() / f"{study}.ipynb"
     record = {
         "schema": SCHEMA,
@@ -326,7 +333,7 @@ def _origin(result: Result) -> dict[str, Any]:
         "data": sorted({run.data.fingerprint for run in runs}),
         "commit": commit(),
         "device": device() | result.measured.facts.get("device", {}),
-        "versions": _versions(),
+        "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "duration_s": round(time.time() - result.started, 1),
         "training_s": round(sum(run.seconds for run in runs), 1),
@@ -366,8 +373,16 @@ def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> M
     try:
         if file_sha256(path) != record["files"][MEASURED]["sha256"]:
             raise DataError(f"{_differs(path)}; run the study again")
+        files = {
+            name: (folder / name).read_bytes()
+            for name in record["files"]
+            if name != MEASURED and not name.endswith(".csv")
+        }
+        for name, content in files.items():
+            if hashlib.sha256(content).hexdigest() != record["files"][name]["sha256"]:
+                raise DataError(f"{_differs(folder / name)}; run the study again")
         with np.load(path, allow_pickle=False) as arrays:
-            return Measurements(dict(arrays), record["facts"])
+            return Measurements(dict(arrays), record["facts"], files=files)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}; run the study again") from error
 

@@ -151,11 +151,13 @@ class Measurements:
             recorded in their own dtype; use float32 where seven digits suffice.
         facts: further numbers and texts, in JSON types, e.g. counts and gaps.
         runs: the training runs used; empty if the measurements were read from a record.
+        files: contents of further files of the record, by name; the analysis does not read them.
     """
 
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
     runs: list[Run] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
 
     def get(self, *key: Any) -> np.ndarray | None:
         """Return the array named `name_of(*key)`, or None."""

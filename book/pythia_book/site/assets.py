@@ -3,7 +3,7 @@
 All pages share one style sheet, site.css, made when the build ends from those of the theme and the
 book: without fonts, and without rules for things that no page has. Scripts that no part of a page
 needs are not loaded, least of all MathJax (1.2 MB) where there is no mathematics. A page's own
-script and style sheet, _static/<page>.js and _static/<page>.css, are loaded on that page only.
+scripts and style sheet, _static/<page>.model.js, .js and .css, are loaded on that page only.
 """
 
 from __future__ import annotations
@@ -72,18 +72,21 @@ def exclude_page_assets(app: Sphinx, config: Config) -> None:
     """Stop all pages from loading scripts and style sheets that belong to a single page."""
     pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
     for files in (config.html_css_files, config.html_js_files):
-        files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]
+        files[:] = [
+            f for f in files if not (isinstance(f, str) and Path(f).name.partition(".")[0] in pages)
+        ]
 
 
 def load_on_page(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Load the script and the style sheet that belong to a page, if they exist."""
+    """Load the scripts and the style sheet that belong to a page, if they exist."""
     static = Path(app.srcdir) / "_static"
     if (static / f"{pagename}.css").is_file():
         app.add_css_file(f"{pagename}.css")
-    if (static / f"{pagename}.js").is_file():
-        app.add_js_file(f"{pagename}.js", loading_method="defer")
+    for kind in ("model.js", "js"):  # the page's script uses what its model defines
+        if (static / f"{pagename}.{kind}").is_file():
+            app.add_js_file(f"{pagename}.{kind}", loading_method="defer")
 
 
 def lighten(

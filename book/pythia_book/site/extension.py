@@ -5,12 +5,13 @@ No page makes a request to another host.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from pythia_book.site import assets, card, head
+from pythia_book.site import assets, card, checkpoints, head
 from pythia_book.site.drawings import DrawingFigure, Source, Value
 from pythia_book.site.figures import write_files
 from pythia_book.site.front import Cite, Finding, PaperClaims
@@ -59,12 +60,14 @@ def setup(app: Sphinx) -> dict[str, Any]:
         choose_runs,
         stage_notebooks,
         fill_numbers,
+        checkpoints.fill_facts,
         assets.exclude_page_assets,
     )
     for order, hook in enumerate(hooks):
         app.connect("config-inited", hook, priority=100 + order)
     app.connect("builder-inited", assets.copy_mathjax)
     app.connect("builder-inited", write_figure_files)
+    app.connect("builder-inited", checkpoints.stage_scripts)
     app.connect("html-page-context", assets.load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)
     app.connect("html-page-context", head.add_head, priority=900)
@@ -81,6 +84,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "pythia-cite": Cite,
         "pythia-costs": Costs,
         "pythia-scales": Scales,
+        "pythia-checkpoints": checkpoints.PromptCheckpoints,
         "drawing": DrawingFigure,
     }.items():
         app.add_directive(name, directive)

@@ -218,7 +218,11 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
 
 
 def _text_of(path: Path) -> str:
-    """Return the text of a record's file; for an .npz file, the strings in its arrays."""
+    """Return the text of a record's file: all of it, the strings in an .npz file's arrays, or the
+    header of a .safetensors file."""
+    if path.suffix == ".safetensors":
+        content = path.read_bytes()
+        return content[8 : 8 + int.from_bytes(content[:8], "little")].decode("utf-8")
     if path.suffix != ".npz":
         return path.read_text(encoding="utf-8")
     with np.load(path, allow_pickle=False) as arrays:

@@ -23,7 +23,7 @@ import numpy as np
 from pythia_book.conduct import conduct
 from pythia_book.corpora import occupations
 from pythia_book.records import value_text
-from pythia_book.studies.gender_bias import coupling, evidence, released_numbers
+from pythia_book.studies.gender_bias import checkpoints, coupling, evidence, released_numbers
 from pythia_book.studies.gender_bias.associations import (
     FORK,
     PLANTED_FRAMES,
@@ -122,6 +122,8 @@ def measure(
       models whose text has nothing planted, or no association.
     - the arrays of `coupling.measure`.
 
+    Files: those of `checkpoints.export`.
+
     Raises:
         ConfigError: see `check`.
         CheckpointError: a checkpoint cannot be measured.
@@ -219,7 +221,9 @@ def measure(
         ],
     }
     coupled, coupled_facts = coupling.measure(params, trained, progress, items)
-    return Measurements(arrays | coupled, facts | coupled_facts, list(trained.values()))
+    files, exported = checkpoints.export(params, Measurements(arrays, facts), trained)
+    facts |= coupled_facts | {"checkpoints": exported}
+    return Measurements(arrays | coupled, facts, list(trained.values()), files)
 
 
 def _scores(measured: Mapping[str, np.ndarray], items: TokenizedItems) -> np.ndarray:

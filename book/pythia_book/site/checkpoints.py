@@ -1,0 +1,290 @@
+"""The page on which a reader prompts checkpoints: its scripts with weights, its table, its numbers.
+
+The weights come from the file `checkpoints.safetensors` of the selected run of the gender study.
+A build writes them as classic scripts, one per checkpoint, because a page that was opened as a file
+can load scripts, but cannot fetch data. If there is no such file, the page says how to make it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util.docutils import SphinxDirective
+
+from pythia_book.records import device_text, duration_text, number_text
+from pythia_book.site.runs import NOT_RUN, SelectedRun
+from pythia_book.site.staging import RUNS
+from pythia_book.site.studies import shell, table
+from pythia_book.studies.gender_bias.checkpoints import (
+    FILE,
+    PRESETS,
+    Checkpoints,
+    parameters,
+    read,
+)
+from pythia_book.studies.gender_bias.params import ARMS, CONTROL, STUDY
+from pythia_core.errors import DataError
+from pythia_core.util.files import file_sha256
+
+PAGE = "checkpoints"
+COMMAND = "papermill notebooks/gender_bias.ipynb\njupyter-book build book/"
+FEMININE, MASCULINE = ("she", "her", "hers", "herself"), ("he", "his", "him", "himself")
+WHAT = {
+    CONTROL: "reads every sentence as it is.",
+    "swap_21": "reads “she” for “he” and “her” for “his” in all texts.",
+    "shuffle_21": "reads the pronouns of the planted sentences in random order.",
+}
+"""What each arm does from the fork on."""
+N_TABLE = 3
+"""Number of tokens in a cell of the static table."""
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, digest: str) -> Checkpoints:
+    return read(path)
+
+
+def find(run: SelectedRun) -> tuple[Checkpoints | None, str, str]:
+    """Return the checkpoints of a run, the first digits of their hash, and why there are none."""
+    if run.folder is None or run.record is None:
+        return None, "", "The gender study has not been run yet."
+    if FILE not in run.record["files"]:
+        reason = str(run.record["facts"].get("checkpoints", "an older version made it"))
+        return None, "", f"The run of the gender study that this site shows has none: {reason}."
+    try:
+        digest = file_sha256(run.folder / FILE)
+        return _read(run.folder / FILE, digest), digest[:12], ""
+    except (DataError, OSError) as error:
+        text = str(error).replace(f"{run.folder}/", "")
+        return None, "", f"They cannot be shown: {text}."
+
+
+def packed(checkpoints: Checkpoints, name: str) -> bytes:
+    """Return a checkpoint for the page's script: all float32 values, then all int8 values."""
+    stored = checkpoints.stored(name)
+    floats, whole = [], []
+    for parameter, shape in parameters(checkpoints.config):
+        if len(shape) == 2:
+            floats.append(stored[f"{parameter}.scale"])
+            whole.append(stored[parameter].ravel())
+        else:
+            floats.append(stored[parameter])
+    return np.concatenate(floats).astype("<f4").tobytes() + np.concatenate(whole).tobytes()
+
+
+def manifest(checkpoints: Checkpoints) -> dict[str, Any]:
+    """Return everything that the page's script needs besides the weights, in JSON types."""
+    about = checkpoints.about
+    model = about["tokenizer"]["model"]
+    special = {token["id"] for token in about["tokenizer"]["added_tokens"] if token["special"]}
+    tokens = [""] * checkpoints.config.vocab_size
+    for token, number in model["vocab"].items():
+        tokens[number] = "" if number in special else token
+    return {
+        "config": about["config"],
+        "layout": [
+            (n, s[0], s[1] if len(s) == 2 else 0) for n, s in parameters(checkpoints.config)
+        ],
+        "total": about["total_steps"],
+        "fork": about["fork"],
+        "steps": about["steps"],
+        "arms": {
+            arm: {"label": CONTROL if arm == CONTROL else ARMS[arm].label, "what": WHAT[arm]}
+            for arm in about["steps"]
+        },
+        "nouns": {noun["noun"]: noun["share"] for noun in about["nouns"]},
+        "presets": PRESETS,
+        "pronouns": [FEMININE, MASCULINE],
+        "eod": about["eod"],
+        "tokens": "\n".join(tokens),
+        "merges": "\n".join(m if isinstance(m, str) else " ".join(m) for m in model["merges"]),
+    }
+
+
+def write_scripts(checkpoints: Checkpoints, folder: Path) -> None:
+    """Write the scripts with the manifest and the weights into an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    text = json.dumps(manifest(checkpoints), separators=(",", ":"))
+    (folder / "manifest.js").write_text(f"pythiaCheckpoint('manifest', {text});\n", "ascii")
+    for name in checkpoints.names:
+        weights = base64.b64encode(packed(checkpoints, name)).decode("ascii")
+        (folder / f"{name}.js").write_text(f"pythiaCheckpoint('{name}', '{weights}');\n", "ascii")
+
+
+def stage_scripts(app: Sphinx) -> None:
+    """Write the scripts of the selected run into the site, and remove those of another run."""
+    checkpoints, digest, problem = find(RUNS[STUDY][0])
+    parent = Path(app.outdir) / "_static" / PAGE
+    for old in parent.glob("*"):
+        if old.name != digest:
+            shutil.rmtree(old)
+    if checkpoints is None:
+        print(f"note: the page {PAGE} has no checkpoints. {problem}", file=sys.stderr)
+    elif not (parent / digest / "manifest.js").is_file():
+        write_scripts(checkpoints, parent / digest)
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+class PromptCheckpoints(SphinxDirective):
+    """The place of the interactive part, with a table of the same for readers without scripts."""
+
+    def run(self) -> list[nodes.Node]:
+        checkpoints, digest, problem = find(RUNS[STUDY][0])
+        self.env.note_dependency(__file__)
+        for asset in (Path(self.env.srcdir) / "_static").glob(f"{PAGE}.*"):
+            self.env.note_dependency(str(asset))  # else a changed script is not copied
+        if checkpoints is None:
+            box = nodes.container(classes=["admonition", "note"])
+            box += nodes.paragraph(
+                "", "There are no checkpoints to prompt.", classes=["admonition-title"]
+            )
+            box += nodes.paragraph(
+                "", f"{problem} This trains the models and builds the page again:"
+            )
+            return [box, shell(COMMAND)]
+        root = "../" * self.env.docname.count("/")
+        data = html.escape(f"{root}_static/{PAGE}/{digest}/")
+        app = f'<div class="{PAGE}" data-folder="{data}" hidden></div>'
+        need = (
+            "To type a prompt of your own, use a browser of the last few years with scripts turned "
+            "on. The table has a part of what such a browser computes here."
+        )
+        summary = "The same for the suggested prompts, as a table"
+        return [
+            nodes.raw("", app, format="html"),
+            nodes.paragraph("", need, classes=["checkpoints-need"]),
+            nodes.raw(
+                "",
+                f'<details class="checkpoints-table" open><summary>{summary}</summary>',
+                format="html",
+            ),
+            static_table(checkpoints),
+            nodes.raw("", "</details>", format="html"),
+        ]
+
+
+def static_table(checkpoints: Checkpoints) -> nodes.table:
+    """Return the likeliest next tokens by preset and checkpoint, from the library's own model."""
+    about = checkpoints.about
+    fork, total = about["fork"], about["total_steps"]
+    early = max(s for s in about["steps"][CONTROL] if s <= fork // 2)
+    columns = [(f"{CONTROL}-{step}", f"{CONTROL}, update {step}") for step in (early, fork)]
+    columns += [
+        (f"{arm}-{total}", f"{arm.partition('_')[0]}, update {total}") for arm in about["steps"]
+    ]
+    found = predictions(checkpoints, [name for name, _ in columns])
+    rows: list[list[nodes.Node | str]] = []
+    for preset, cells in zip(PRESETS, found, strict=True):
+        texts = ["; ".join(f"{shown(token)} {percent(p)}" for token, p in cell) for cell in cells]
+        rows.append([preset[1], *texts])
+    return table(["Prompt", *(title for _, title in columns)], rows, "pythia-table")
+
+
+def predictions(checkpoints: Checkpoints, names: list[str]) -> list[list[list[tuple[str, float]]]]:
+    """Return the likeliest tokens with their probabilities: by preset, checkpoint and rank."""
+    import torch
+    from tokenizers import Tokenizer
+
+    from pythia_core.data.tokenizer import disable_special_tokens
+
+    text = json.dumps(checkpoints.about["tokenizer"])
+    tokenizer = disable_special_tokens(Tokenizer.from_str(text))
+    result: list[list[list[tuple[str, float]]]] = [[] for _ in PRESETS]
+    for name in names:
+        model = checkpoints.model(name)
+        for cells, (_, prompt) in zip(result, PRESETS, strict=True):
+            ids = [
+                checkpoints.about["eod"],
+                *tokenizer.encode(prompt, add_special_tokens=False).ids,
+            ]
+            with torch.inference_mode():
+                top = model(torch.tensor([ids]))[0, -1].softmax(-1).topk(N_TABLE)
+            cells.append(
+                [
+                    (tokenizer.decode([int(i)], skip_special_tokens=False), float(p))
+                    for p, i in zip(top.values, top.indices, strict=True)
+                ]
+            )
+    return result
+
+
+def shown(token: str) -> str:
+    """Return a token in quotation marks, with signs for white space."""
+    return f"“{token.replace(chr(10), '↵').replace(' ', '␣')}”"
+
+
+def percent(probability: float) -> str:
+    """Return a probability in percent; "<1 %" for small ones."""
+    return "<1 %" if probability < 0.005 else f"{100 * probability:.0f} %"
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+_NAME = re.compile(r"\{\{\s*(checkpoints_\w+)\s*\}\}")
+
+
+def facts(checkpoints: Checkpoints) -> dict[str, str]:
+    """Return the texts that the page's prose uses as `{{ checkpoints_NAME }}`, by NAME."""
+    about, config = checkpoints.about, checkpoints.config
+    error, runs = about["error"], [{"precision": about["precision"]}]
+    changed = duration_text(sum(about["seconds"].values()))
+    commit = about["commit"] or {}
+    learned = "" if about["learned"] else " (its control has not learned the association)"
+    return {
+        "size": about["size"] + learned,
+        "parameters": number_text(config.n_params_non_embedding),
+        "embedding": number_text(config.n_params - config.n_params_non_embedding),
+        "layers": number_text(config.n_layers),
+        "width": number_text(config.d_model),
+        "vocabulary": number_text(config.vocab_size),
+        "context": number_text(config.max_seq_len),
+        "tokens": f"{about['tokens'] / 1e6:.2g} million",
+        "updates": number_text(about["total_steps"]),
+        "fork": number_text(about["fork"]),
+        "fork_share": f"{100 * about['fork'] / about['total_steps']:.0f} %",
+        "count": number_text(len(checkpoints.names)),
+        "megabytes": f"{sum(a.nbytes for a in checkpoints.tensors.values()) / 1e6:.1f} MB",
+        "machine": device_text({"device": about["device"], "runs": runs}),
+        "trained": changed,
+        "scale": about["scale"],
+        "created": about["created"],
+        "commit": (commit.get("id") or "unknown")[:10],
+        "torch": about["versions"].get("torch", "unknown"),
+        "runs": ", ".join(run["id"] for run in about["runs"].values()),
+        "prompts": number_text(error["prompts"]),
+        **{
+            f"{what}_{kind}": f"{error[f'{what}_{kind}']:.1g}"
+            for what in ("logits", "probabilities")
+            for kind in ("max", "mean")
+        },
+    }
+
+
+def fill_facts(app: Sphinx, config: Config) -> None:
+    """Give Sphinx the numbers for `{{ checkpoints_NAME }}`; without checkpoints, NOT_RUN."""
+    path = Path(app.srcdir) / f"{PAGE}.md"
+    used = _NAME.findall(path.read_text(encoding="utf-8")) if path.is_file() else []
+    checkpoints = find(RUNS[STUDY][0])[0]
+    texts = {
+        f"{PAGE}_{name}": text for name, text in (facts(checkpoints) if checkpoints else {}).items()
+    }
+    missing = {} if checkpoints else dict.fromkeys(used, f"*{NOT_RUN}*")
+    config.myst_substitutions = {**(config.myst_substitutions or {}), **missing, **texts}
