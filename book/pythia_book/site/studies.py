@@ -51,8 +51,8 @@ def numbered_table(content: dict[str, Any]) -> nodes.table:
     def cell(number: int, name: str, text: str) -> nodes.Node | str:
         if name in content["code"]:
             return nodes.paragraph("", "", nodes.literal("", text))
-        if name in content["strong"]:
-            return emphasized(text, content["strong"][name][number])
+        if passages := content.get("strong", {}).get(name):
+            return emphasized(text, passages[number])
         return text
 
     rows: list[list[nodes.Node | str]] = [
