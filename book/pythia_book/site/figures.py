@@ -208,7 +208,7 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
         style.text = rules
         drawings[0].insert(0, style)
     scrolls = len(drawings) == 1 and not small
-    kind = "pythia-figure" + (" one-layout" if scrolls else "")
+    kind = "pythia-figure" + (" one-layout" if scrolls else " two-layouts" if not small else "")
     scroll = ' tabindex="0"' if scrolls else ""
     shapes = "".join(
         ET.tostring(d, encoding="unicode", short_empty_elements=True) for d in drawings
