@@ -41,7 +41,8 @@ class Series:
         name: the name of the series; empty: the label of the artist, if it has one.
         low, high: ends of intervals in the unit of the axis, one per point.
         shown: whether its points are shown on hover.
-        flat: whether the values are on the x axis.
+        flat: whether the values are on the x axis; None: if the y axis has categories.
+        points: names of the points, shown instead of their places on the x axis.
     """
 
     name: str = ""
@@ -49,6 +50,7 @@ class Series:
     high: Sequence[float] | None = None
     shown: bool = True
     flat: bool | None = None
+    points: Sequence[str] | None = None
 
 
 _SERIES: weakref.WeakKeyDictionary[Artist, Series] = weakref.WeakKeyDictionary()
@@ -170,7 +172,8 @@ def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[A
         along, value = (y, x) if flat else (x, y)
         names = up if flat else across
         place = _place(ax.figure, *ax.transData.transform((x, y)))
-        row: list[Any] = [*place, _nearest(names, along), _number(value)]
+        named = about.points[i] if about.points is not None else _nearest(names, along)
+        row: list[Any] = [*place, named, _number(value)]
         if about.low is not None and about.high is not None:
             ends = [float(about.low[i]), float(about.high[i])]
             if all(map(math.isfinite, ends)):
@@ -240,7 +243,7 @@ def compact(text: str, label: str, panels: list[dict[str, Any]], foot: float = 0
     } | {each.get(LINK, "#")[1:] for each in root.iter()}  # fmt: skip
     for each in root.iter():
         _shorten(each)
-        if each.get("id") not in {*used, "footer"}:
+        if each.get("id") not in {*used, "footer", "paper"}:
             each.attrib.pop("id", None)
     _flatten(root)
     root.attrib.pop("width", None)

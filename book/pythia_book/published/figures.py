@@ -257,7 +257,7 @@ def mmlu(result: Result) -> Drawing:
         end = table[(table.step == last) & table["size"].isin(sizes)]
         style.size_points(axes[2], end, sizes, "shots", marks, markersize=3.6, width=1)
         style.category_ticks(axes[2], sizes, rotation=60)
-        style.legend(axes[2], {f"{k}-shot": mark for k, mark in marks.items()}, loc="upper left")
+        style.legend(axes[2], {f"{k}-shot": mark for k, mark in marks.items()})
         for ax in axes:
             style.reference(ax, 25)
         axes[0].set_ylabel("% right")

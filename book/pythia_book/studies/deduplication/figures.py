@@ -73,7 +73,7 @@ def over_training(result: Result) -> Drawing:
         loss.set_ylabel("held-out loss, nats per token\n(below 0: deduplicated is better)")
         _differences(words, effects[effects.measure == "last_word"], 100, result)
         words.set_ylabel("last words predicted, points\n(above 0: deduplicated is better)")
-        style.size_legend(loss, result.params.size_list, loc="best", ncols=2)
+        style.size_legend(figure, result.params.size_list)
         last = style.rows_where(effects, measure="loss", percent=effects.percent.max())
         numbers = (f"{row.size} {row.value:+.3f}" for row in last.itertuples())
         return Drawing(figure, "Change of held-out loss by deduplication at the end", numbers)
@@ -110,7 +110,7 @@ def tasks(result: Result) -> Drawing:
         ax.margins(y=0.14)  # leaves space for the legend
         style.category_ticks(ax, [TITLES.get(name, "all items") for name in names])
         ax.set_ylabel(LEAD)
-        style.size_legend(ax, sizes, loc="upper left", ncols=8)
+        style.size_legend(figure, sizes)
         mean = style.rows_where(table, task="mean")
         numbers = (f"{row.size} {100 * row.value:+.1f} points" for row in mean.itertuples())
         return Drawing(figure, "Change of zero-shot accuracy, all items", numbers)

@@ -35,7 +35,7 @@ def shares(result: Result) -> Drawing:
         right.set_xlabel("% of training")
         right.set_ylabel("% of the rows read so far")
         right.set_xlim(0, 103)
-        style.size_legend(right, sizes, loc="upper left", ncols=2)
+        style.size_legend(figure, sizes)
         numbers = (f"{row.size} {row.arm} {100 * row.value:.2f} %" for row in last.itertuples())
         return Drawing(figure, "Share of memorized rows at the end", numbers)
 
@@ -55,7 +55,7 @@ def exposures(result: Result) -> Drawing:
         ax.set_xticks(range(len(names)), labels)
         ax.set_xlabel("times the continuation of a row was read in the run (rows)")
         ax.set_ylabel("% of them memorized")
-        style.size_legend(ax, sizes, loc="upper left", ncols=2)
+        style.size_legend(figure, sizes)
         numbers = (
             f"{row.size} {row.times} times {100 * row.value:.1f} %"
             for row in points[points["size"] == sizes[-1]].itertuples()

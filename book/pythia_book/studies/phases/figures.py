@@ -40,7 +40,7 @@ def distances(result: Result) -> Drawing:
                 numbers.append(f"{name} {row.size} step {row.step}")
         axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel("KL(n-gram || model), nats")
-        style.size_legend(axes[0], result.params.size_list, loc="upper left")
+        style.size_legend(figure, result.params.size_list)
         return Drawing(figure, "Nearest to n-grams", numbers)
 
 
@@ -55,7 +55,7 @@ def losses(result: Result) -> Drawing:
                 style.reference(loss, row.value)
                 loss.annotate(NAMES[row.order], (0.01, row.value), color=MUTED,
                               xycoords=("axes fraction", "data"), va="bottom")  # fmt: skip
-            style.size_legend(loss, sizes, loc="upper right")
+            style.size_legend(figure, sizes)
         loss.set_ylabel("held-out loss, nats per token")
         rows = [(event, order) for event in ("nearest", "beaten") for order in NAMES]
         end = 1.25 * levels.step.max() if len(levels) else 2
@@ -103,7 +103,7 @@ def induction(result: Result) -> Drawing:
                 last = style.rows_where(curves, step=curves.step.max())
                 numbers += [f"{measure} {row.size} {row.value:.3f}" for row in last.itertuples()]
             ax.set_ylabel(label)
-        style.size_legend(axes[0], result.params.size_list, loc="lower left")
+        style.size_legend(figure, result.params.size_list)
         return Drawing(figure, "At the end of training", numbers)
 
 

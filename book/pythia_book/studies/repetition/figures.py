@@ -65,9 +65,9 @@ def cost_and_worth(result: Result) -> Drawing:
             "the law's data term": {"linestyle": "-", "color": style.MUTED, "linewidth": 1.2},
             "the whole law": {"linestyle": "-", "color": style.GRID, "linewidth": 6},
         }
-        style.legend(shares, shapes, loc="lower left")
+        style.legend(shares, shapes)
         if len(params.size_list) > 1:
-            style.size_legend(cost, params.size_list, loc="upper left")
+            style.size_legend(figure, params.size_list)
         numbers = (
             f"{row.size} {row.epochs} epochs {row.value:+.2f} %" for row in excess.itertuples()
         )
@@ -92,7 +92,7 @@ def over_training(result: Result) -> Drawing:
             ax.set_xlim(0, 102)
             ax.set_xlabel("% of training")
         levels.set_ylabel("held-out loss, nats per token")
-        levels.legend(title="epochs", loc="upper right")
+        levels.legend(title="epochs")
         style.reference(above, 0)
         above.set_ylabel("% above fresh data")
         last = style.rows_where(_last(result, "levels"), size=size)
@@ -123,9 +123,9 @@ def read_rows(result: Result) -> Drawing:
             "held-out rows": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
             "rows read": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
         }
-        style.legend(losses, shapes, loc="best")
+        style.legend(losses, shapes)
         if len(params.size_list) > 1:
-            style.size_legend(recited, params.size_list, loc="upper left")
+            style.size_legend(figure, params.size_list)
         numbers = (f"{row.size} {row.epochs} epochs {row.value:.3f}" for row in read.itertuples())
         return Drawing(figure, "Loss at the end, held-out and read rows", numbers)
 

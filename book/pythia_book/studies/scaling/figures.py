@@ -119,7 +119,7 @@ def losses(result: Result) -> Drawing:
                     ylabel="held-out loss, nats per token")  # fmt: skip
         style.size_curves(by_flop, table, "flops", sizes, banded=(), markersize=2)
         by_flop.set(xscale="log", xlabel="training FLOP")
-        style.size_legend(by_flop, sizes, loc="upper right", ncols=2)
+        style.size_legend(figure, sizes)
         numbers = (f"{row.size} {row.value:.3f}" for row in last.itertuples())
         return Drawing(figure, "Held-out loss at the end", numbers)
 

@@ -37,7 +37,7 @@ def loss_curves(result: Result) -> Drawing:
             style.size_curves(ax, points, "tokens", sizes, marker="", linewidth=1.1)
             ax.set(xscale="log", title=title, xlabel="tokens read")
         axes[0].set_ylabel("training loss, nats per token")
-        style.size_legend(axes[1], sizes, loc="upper right", ncols=2, title="parameters")
+        style.size_legend(figure, sizes, title="parameters")
         last = losses.groupby(["size", "arm"]).loss.last()
         words = f"Training loss of {len(last)} models, falling to {last.min():.2f} nats per token"
         return Drawing(figure, words)
@@ -132,7 +132,7 @@ def associations(result: Result) -> Drawing:
         style.reference(lines, y=0)
         lines.set(xlabel="parameters", ylabel="slope (1: learned completely)")
         texts = {title: marks[arm] for arm, title in ARM_TITLES.items()}
-        style.legend(lines, texts, loc="upper left")
+        style.legend(lines, texts)
         standard = style.rows_where(slopes, arm="standard")
         numbers = [f"{r.size} {r.value:.3f}" for r in standard.itertuples()]
         return Drawing(figure, "Slope of the learned association, made-up nouns", numbers)

@@ -47,7 +47,7 @@ def by_frequency(result: Result) -> Drawing:
         choice.set(title="choice of four, zero-shot", ylabel="% right")
         exact.set_title(f"answer written, {shots}-shot")
         style.reference(choice, GUESS)
-        style.size_legend(choice, result.params.size_list, loc="upper left", ncols=2)
+        style.size_legend(figure, result.params.size_list)
         text = "Right choices of frequent numbers minus rare ones, in points"
         return Drawing(figure, text, _last_gaps(result))
 
@@ -80,7 +80,7 @@ def over_training(result: Result) -> Drawing:
             ax.set(title=title, xlabel="% of training")
             style.reference(ax, 0)
         axes[0].set_ylabel("most minus least\nfrequent tenth, points")
-        style.size_legend(axes[0], result.params.size_list, loc="upper left", ncols=3)
+        style.size_legend(figure, result.params.size_list)
         text = "Gap between frequent and rare numbers at the end, in points"
         return Drawing(figure, text, _last_gaps(result))
 
@@ -177,7 +177,7 @@ def released(result: Result) -> Drawing:
             few = style.rows_where(table, operation=operation, shots=16)
             style.size_curves(ax, few, "percent", models, 100, markersize=3)
             ax.set(title=f"{operation}, 16 examples", xlabel="% of training", ylim=(-3, 100))
-        style.size_legend(adding, models, loc="upper left", ncols=2)
+        style.size_legend(figure, models)
         end = style.rows_where(table, operation="addition", step=table.step.max())
         counts = sorted(end.shots.unique())
         end = end.assign(position=end.shots.map(counts.index))
