@@ -520,7 +520,7 @@ def _spread(ax: Axes, labels: list[tuple[str, float, float, str]]) -> None:
     )
     heights = spread([place[0] for place in places], _LINE)
     box = ax.get_window_extent()
-    shift = min(0.0, box.y1 - heights[-1]) if heights else 0.0
+    shift = min(0.0, box.y1 - 3 - heights[-1]) if heights else 0.0
     shift = max(shift, box.y0 - heights[0]) if heights else 0.0
     for height, (old, text, x, y, colour) in zip(heights, places, strict=True):
         moved = height + shift - old
@@ -667,7 +667,7 @@ def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: An
     figure = where if isinstance(where, Figure) else where.figure
     room = figure.get_figwidth()
     if not whole:
-        room = 0.86 * room * where.get_subplotspec().get_position(figure).width
+        room = 1.08 * room * where.get_subplotspec().get_position(figure).width
     options = {
         "loc": "upper left" if whole else "lower left",
         "bbox_to_anchor": (0, 1),

@@ -168,12 +168,12 @@ def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[A
         step = (len(whole) - 1) / (DENSE - 1)
         whole = [whole[round(k * step)] for k in range(DENSE)]
     rows = []
-    for i, x, y in whole:
+    places = ax.transData.transform([(x, y) for _, x, y in whole]) if whole else []
+    names = up if flat else across
+    for (i, x, y), place in zip(whole, places, strict=True):
         along, value = (y, x) if flat else (x, y)
-        names = up if flat else across
-        place = _place(ax.figure, *ax.transData.transform((x, y)))
         named = about.points[i] if about.points is not None else _nearest(names, along)
-        row: list[Any] = [*place, named, _number(value)]
+        row: list[Any] = [*_place(ax.figure, *place), named, _number(value)]
         if about.low is not None and about.high is not None:
             ends = [float(about.low[i]), float(about.high[i])]
             if all(map(math.isfinite, ends)):
@@ -184,12 +184,14 @@ def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[A
 
 def categories(axis: Any) -> dict[float, str]:
     """Return the names at 0, 1, 2, ... of an axis of categories; empty for other axes."""
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FixedLocator
 
-    formatter, ticks = axis.get_major_formatter(), list(axis.get_majorticklocs())
-    if not isinstance(formatter, FixedFormatter) or ticks != list(range(len(ticks))):
+    ticks = [float(tick) for tick in axis.get_majorticklocs()]
+    if not isinstance(axis.get_major_locator(), FixedLocator) or len(ticks) < 2:
         return {}
-    return dict(zip(ticks, map(_one_line, formatter.seq), strict=False))
+    texts = axis.get_major_formatter().format_ticks(ticks)
+    named = ticks == list(range(len(ticks))) and texts != [str(i) for i in range(len(ticks))]
+    return dict(zip(ticks, map(_one_line, texts), strict=True)) if named else {}
 
 
 def _nearest(names: dict[float, str], at: float) -> float | str:
