@@ -23,12 +23,12 @@ PINK, SKY, GOLD, BROWN = "#b5538c", "#2f8fc9", "#a67c00", "#7a5f2a"
 """Colours for anything but model sizes; colour-blind readers can tell them apart."""
 PALE = "#d4d4d4"
 """Fills an area that is not about data, or the rest of a whole."""
-DARK_PAGE = "#14181e"
+DARK_PAGE = "#121212"
 """The background of the site's dark pages."""
 THEME = {
     INK: "var(--pst-color-text-base)",
     MUTED: "var(--mute)",
-    GRID: "var(--pst-color-border)",
+    GRID: "var(--figure-grid)",
     WHITE: "var(--pst-color-background)",
 }
 """Maps the colours of text, grid and paper to what the site's theme has for them."""

@@ -70,6 +70,7 @@ _RC = {
     "font.size": SMALLEST,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
+    "axes.titlepad": 8,
     "axes.labelsize": SMALLEST,
     "xtick.labelsize": SMALLEST,
     "ytick.labelsize": SMALLEST,
@@ -281,6 +282,7 @@ class _Page:
     command: str = ""
     height: float = 0.0
     rows: list[list[Axes]] = dataclasses.field(default_factory=list)
+    legends: list[Legend] = dataclasses.field(default_factory=list)
     ends: list[tuple[Axes, list[tuple[str, float, float, str]]]] = dataclasses.field(
         default_factory=list
     )
@@ -322,6 +324,7 @@ def panels(
     size = (NARROW if narrow() else WIDTH, height)
     figure = Figure(figsize=size, dpi=svg.POINTS, layout="constrained")
     FigureCanvasAgg(figure)  # measures legends
+    figure.patch.set_gid("paper")
     grid = list(figure.subplots(squeeze=False, sharey=sharey, **shape).flat)
     command = next((part for part in footer.splitlines() if part.startswith(_REDRAW)), "")
     note = " ".join(part for part in footer.splitlines() if part and part != command)
@@ -344,8 +347,7 @@ def _finish(figure: Figure) -> float:
         figure.draw_without_rendering()
         return 0.0
     _repeat_labels(page, visible=figure.get_figwidth() < WIDTH)
-    above = sum(_size_of(each)[1] for each in figure.legends)
-    above = max(0.0, above - (0 if figure.get_figwidth() < WIDTH else _LEGEND_ROW))
+    places, above = _legend_places(page.legends, figure.get_figwidth())
     small_print = [
         *textwrap.wrap(page.note, _FOOT_COLUMNS),
         *textwrap.wrap(_REDRAW + page.command if page.command else "", _FOOT_COLUMNS),
@@ -353,20 +355,70 @@ def _finish(figure: Figure) -> float:
     foot = 0.0
     if small_print and figure.get_figwidth() == WIDTH:
         foot = 0.08 + _FOOT_LINE * len(small_print)
-    height = page.height + above + foot
+    room = 0 if figure.get_figwidth() < WIDTH else _LEGEND_ROW  # of wide figures, for one row
+    height = page.height + max(0.0, above - room) + foot
     figure.set_figheight(height)
     engine = figure.get_layout_engine()
     if engine is not None:
-        engine.set(rect=(0, foot / height, 1, 1 - foot / height))
+        engine.set(rect=(0, foot / height, 1, 1 - (foot + above) / height))
+    for each, (x, y) in zip(page.legends, places, strict=True):
+        each.set_bbox_to_anchor((x / figure.get_figwidth(), 1 - y / height))
     if foot:
         text = "\n".join(small_print)
         figure.text(0.006, 0.03 / height, text, color=MUTED, linespacing=1.25, gid="footer",
                     va="bottom", in_layout=False)  # fmt: skip
     figure.draw_without_rendering()
+    if _fit_texts(page):
+        figure.draw_without_rendering()
+    _place_texts(page)
     figure.set_layout_engine("none")
     for ax, labels in page.ends:
         _spread(ax, labels)
     return foot * svg.POINTS
+
+
+def _legend_places(legends: list[Legend], width: float) -> tuple[list[tuple[float, float]], float]:
+    """Return where legends go, from the upper left in inches, and how high they are together."""
+    places, x, y, high = [], 0.0, 0.0, 0.0
+    for each in legends:
+        wide, tall = _size_of(each)
+        if x and x + wide > width:
+            x, y, high = 0.0, y + high, 0.0
+        places.append((x, y))
+        x, high = x + wide + 0.15, max(high, tall)
+    return places, y + high + (0.04 if legends else 0.0)
+
+
+def _fit_texts(page: _Page) -> bool:
+    """Break titles and labels of axes that are longer than their panels; return whether any was.
+
+    On a phone, titles begin at the left edge of the figure, and long labels end at the right edge.
+    """
+    changed = False
+    for ax in (ax for row in page.rows for ax in row if ax.axison):
+        box, figure = ax.get_window_extent(), ax.figure
+        wide = svg.POINTS * figure.get_figwidth() if figure.get_figwidth() < WIDTH else box.width
+        texts = ((ax._left_title, wide), (ax.xaxis.label, max(wide, 1.15 * box.width)),
+                 (ax.yaxis.label, 1.1 * box.height))  # fmt: skip
+        for text, room in texts:
+            words = text.get_text()
+            long = text.get_window_extent()
+            length = long.height if text is ax.yaxis.label else long.width
+            letters = max(map(len, words.split("\n")), default=0)
+            if words and length > room:
+                text.set_text(textwrap.fill(" ".join(words.split()), int(letters * room / length)))
+                changed = changed or text.get_text() != words
+    return changed
+
+
+def _place_texts(page: _Page) -> None:
+    """Move titles to the left edge of a phone, and long labels of x axes to the right edge."""
+    for ax in (ax for row in page.rows for ax in row if ax.axison):
+        box, label = ax.get_window_extent(), ax.xaxis.label
+        if ax.figure.get_figwidth() < WIDTH:
+            ax._left_title.set_x((3 - box.x0) / box.width)
+        if label.get_window_extent().width > box.width:
+            label.set(x=1, ha="right")
 
 
 def _repeat_labels(page: _Page, visible: bool) -> None:
@@ -500,7 +552,7 @@ def _spread(ax: Axes, labels: list[tuple[str, float, float, str]]) -> None:
     )
     heights = spread([place[0] for place in places], _LINE)
     box = ax.get_window_extent()
-    shift = min(0.0, box.y1 - heights[-1]) if heights else 0.0
+    shift = min(0.0, box.y1 - 3 - heights[-1]) if heights else 0.0
     shift = max(shift, box.y0 - heights[0]) if heights else 0.0
     for height, (old, text, x, y, colour) in zip(heights, places, strict=True):
         moved = height + shift - old
@@ -633,21 +685,42 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
 
 
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
-    """Add a legend that maps labels to line properties, above the panels, in as few rows as fit."""
+    """Add a legend that maps labels to line properties, in as few rows as fit.
+
+    The legend of a figure is above all panels, that of a panel between its title and its axes.
+    """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], **({"color": MUTED} | shape), label=label) for label, shape in lines.items()
     ]
+    whole = isinstance(where, Figure)
     figure = where if isinstance(where, Figure) else where.figure
-    options = {"loc": "outside upper left", "columnspacing": 1.4, "borderpad": 0.2} | options
+    room = figure.get_figwidth()
+    if not whole:
+        room = 1.08 * room * where.get_subplotspec().get_position(figure).width
+    options = {
+        "loc": "upper left" if whole else "lower left",
+        "bbox_to_anchor": (0, 1),
+        "columnspacing": 1.3,
+        "handletextpad": 0.5,
+        "borderpad": 0.2,
+        "borderaxespad": 0.0,
+        **options,
+    }
     for columns in range(min(options.pop("ncols", len(handles)), len(handles)), 0, -1):
         by_rows = [handle for k in range(columns) for handle in handles[k::columns]]
-        drawn = figure.legend(handles=by_rows, ncols=columns, **options)
-        if columns == 1 or _size_of(drawn)[0] <= figure.get_figwidth():
+        drawn = where.legend(handles=by_rows, ncols=columns, **options)
+        if columns == 1 or _size_of(drawn)[0] <= room:
             break
         drawn.remove()
+    if whole:
+        drawn.set_in_layout(False)
+        _PAGES[figure].legends.append(drawn)
+    else:
+        title = where.get_title(loc="left")
+        where.set_title(title, pad=svg.POINTS * _size_of(drawn)[1] + 2)
 
 
 def mark(marker: str, hollow: bool = False) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Series:
         name: the name of the series; empty: the label of the artist, if it has one.
         low, high: ends of intervals in the unit of the axis, one per point.
         shown: whether its points are shown on hover.
-        flat: whether the values are on the x axis.
+        flat: whether the values are on the x axis; None: if the y axis has categories.
+        points: names of the points, shown instead of their places on the x axis.
     """
 
     name: str = ""
@@ -49,6 +50,7 @@ class Series:
     high: Sequence[float] | None = None
     shown: bool = True
     flat: bool | None = None
+    points: Sequence[str] | None = None
 
 
 _SERIES: weakref.WeakKeyDictionary[Artist, Series] = weakref.WeakKeyDictionary()
@@ -166,11 +168,12 @@ def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[A
         step = (len(whole) - 1) / (DENSE - 1)
         whole = [whole[round(k * step)] for k in range(DENSE)]
     rows = []
-    for i, x, y in whole:
+    places = ax.transData.transform([(x, y) for _, x, y in whole]) if whole else []
+    names = up if flat else across
+    for (i, x, y), place in zip(whole, places, strict=True):
         along, value = (y, x) if flat else (x, y)
-        names = up if flat else across
-        place = _place(ax.figure, *ax.transData.transform((x, y)))
-        row: list[Any] = [*place, _nearest(names, along), _number(value)]
+        named = about.points[i] if about.points is not None else _nearest(names, along)
+        row: list[Any] = [*_place(ax.figure, *place), named, _number(value)]
         if about.low is not None and about.high is not None:
             ends = [float(about.low[i]), float(about.high[i])]
             if all(map(math.isfinite, ends)):
@@ -181,12 +184,14 @@ def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[A
 
 def categories(axis: Any) -> dict[float, str]:
     """Return the names at 0, 1, 2, ... of an axis of categories; empty for other axes."""
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FixedLocator
 
-    formatter, ticks = axis.get_major_formatter(), list(axis.get_majorticklocs())
-    if not isinstance(formatter, FixedFormatter) or ticks != list(range(len(ticks))):
+    ticks = [float(tick) for tick in axis.get_majorticklocs()]
+    if not isinstance(axis.get_major_locator(), FixedLocator) or len(ticks) < 2:
         return {}
-    return dict(zip(ticks, map(_one_line, formatter.seq), strict=False))
+    texts = axis.get_major_formatter().format_ticks(ticks)
+    named = ticks == list(range(len(ticks))) and texts != [str(i) for i in range(len(ticks))]
+    return dict(zip(ticks, map(_one_line, texts), strict=True)) if named else {}
 
 
 def _nearest(names: dict[float, str], at: float) -> float | str:
@@ -240,7 +245,7 @@ def compact(text: str, label: str, panels: list[dict[str, Any]], foot: float = 0
     } | {each.get(LINK, "#")[1:] for each in root.iter()}  # fmt: skip
     for each in root.iter():
         _shorten(each)
-        if each.get("id") not in {*used, "footer"}:
+        if each.get("id") not in {*used, "footer", "paper"}:
             each.attrib.pop("id", None)
     _flatten(root)
     root.attrib.pop("width", None)

@@ -84,8 +84,10 @@ def benchmarks_over_training(result: Result) -> Drawing:
             steps = sorted(curves.step.unique())  # a missing step breaks the line
             for (size, deduped), line in curves.groupby(["size", "deduped"]):
                 values = line.set_index("step")[task].reindex(steps)
-                ax.plot(steps, 100 * values, color=size_colour(size), linewidth=0.9,
-                        linestyle=DASHED if deduped else "-")  # fmt: skip
+                shape = {"linewidth": 0.9, "linestyle": DASHED if deduped else "-"}
+                text = "deduplicated" if deduped else "standard"
+                shape |= {"color": size_colour(size), "label": f"{size}, {text}"}
+                ax.plot(steps, 100 * values, **shape)
             ax.set_xscale("log")
             style.reference(ax, CHANCE[task])
         _label_outer(axes, 4, "step")
@@ -107,9 +109,9 @@ def benchmarks_by_size(result: Result) -> Drawing:
             if rows.empty:
                 style.say(ax, ABSENT)
                 continue
-            for family, (_, marker, colour) in FAMILIES.items():
+            for family, (label, marker, colour) in FAMILIES.items():
                 points = style.rows_where(rows, family=family).sort_values("n_params")
-                shape = {"marker": marker, "markersize": 3.2, "linewidth": 0.9}
+                shape = {"marker": marker, "markersize": 3.2, "linewidth": 0.9, "name": label}
                 style.curve(ax, points, "n_params", colour, 100, bars=True, **shape)
             ax.set_xscale("log")
             style.reference(ax, CHANCE[task])
@@ -150,14 +152,13 @@ def late_change(result: Result) -> Drawing:
                 style.say(ax, ABSENT)
                 continue
             rows = rows.assign(thousands=rows.step / 1000)
-            style.size_curves(ax, rows, "thousands", _sizes(rows), 100, marker="", linewidth=1.2)
+            shape = {"marker": "", "linewidth": 1.2, "labelled": True}
+            style.size_curves(ax, rows, "thousands", _sizes(rows), 100, **shape)
             for steps in (MIDDLE_STEPS, LAST_STEPS):
                 ends = (min(steps) / 1000 - 3, max(steps) / 1000 + 3)
                 ax.axvspan(*ends, color=MUTED, alpha=0.12, linewidth=0, zorder=0)
             ax.set_xlabel("step, thousands")
         axes[0].set_ylabel("% right")
-        if not lambada.empty:
-            model_legend(figure, arms=False)
         return Drawing(figure, "Accuracy of the released models over training, by size")
 
 
@@ -186,13 +187,17 @@ def batch_size(result: Result) -> Drawing:
             full, small = lines.batch_tokens.max(), lines.batch_tokens.min()
             for tokens, line in lines.groupby("batch_tokens"):
                 shape = {"linewidth": 1.2, "linestyle": "-" if tokens == full else DASHED}
+                shape["name"] = f"{tokens / 2**20:g}M tokens per batch"
                 line = line.assign(billions=line.tokens / 1e9).sort_values("tokens")
                 style.curve(ax, line, "billions", size_colour(size), 100, **shape)
-            if task == "mean":
-                ax.set_title(f"{size}: {small / 2**20:g}M or {full / 2**20:g}M")
+            batches = f"{small / 2**20:g}M or {full / 2**20:g}M"
+            if style.narrow():
+                ax.set_title(f"{BATCH_PANELS[task]}, {size}: {batches}")
+            elif task == "mean":
+                ax.set_title(f"{size}: {batches}")
         _label_outer(axes, len(sizes), "tokens, billions")
         for ax, title in zip(axes[:: len(sizes)], BATCH_PANELS.values(), strict=True):
-            ax.set_ylabel(f"{title}, % right")
+            ax.set_ylabel("% right" if style.narrow() else f"{title}, % right")
         caption = "Accuracy with batches of two million tokens (solid) and smaller ones (dashed)"
         return Drawing(figure, caption)
 
@@ -257,11 +262,11 @@ def mmlu(result: Result) -> Drawing:
         end = table[(table.step == last) & table["size"].isin(sizes)]
         style.size_points(axes[2], end, sizes, "shots", marks, markersize=3.6, width=1)
         style.category_ticks(axes[2], sizes, rotation=60)
-        style.legend(axes[2], {f"{k}-shot": mark for k, mark in marks.items()}, loc="upper left")
         for ax in axes:
             style.reference(ax, 25)
         axes[0].set_ylabel("% right")
         model_legend(figure, tuple(sizes), arms=False)
+        style.legend(figure, {f"{k}-shot, at the end": mark for k, mark in marks.items()})
         five = style.rows_where(end, shots=5)
         numbers = (f"{row.size} {100 * row.value:.1f} %" for row in five.itertuples())
         return Drawing(figure, "Five-shot MMLU at the end of training", numbers)

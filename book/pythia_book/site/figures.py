@@ -38,6 +38,8 @@ STYLES = frozenset(
     "text-anchor font-size font-weight font-style".split()
 )
 CLASSES = frozenset({"panel"})
+UNSHOWN = ("footer", "paper")
+"""Groups of a file that a page does not need: the small print and the white background."""
 _LOCAL = re.compile(r"url\(#([\w.-]+)\)")
 _HEX = re.compile(r"#[0-9a-f]{6}")
 _SAFE = re.compile(r"[\w\s.,:;#%()+*/=-]*")
@@ -109,7 +111,7 @@ def _copy(element: ET.Element, prefix: str, colours: dict[str, None]) -> ET.Elem
         if "fill" not in clean.attrib:
             _set(clean, "fill", INK, prefix, colours, True)
     for child in element:
-        if _name(child) in ELEMENTS and child.get("id") != "footer":
+        if _name(child) in ELEMENTS and child.get("id") not in UNSHOWN:
             clean.append(_copy(child, prefix, colours))
             if of_text:
                 clean[-1].tail = child.tail

@@ -37,22 +37,28 @@ def taken_away(result: Result) -> Drawing:
         names = [*bottom_up.recipe, "the Pile"]
         left = [*(100 * bottom_up.tokens / before), 100 - result.values["percent_pile"]]
         colours = [*(RECIPE_COLOURS[r] for r in bottom_up.recipe), style.INK]
-        bars.barh(range(len(names)), left, color=colours, height=0.62)
-        bars.barh(range(len(names)), [100 - v for v in left], left=left, color=PALE, height=0.62)
-        for i, value in enumerate(left):
-            bars.text(value - 2, i, f"{value:.0f} %", color="white", ha="right", va="center")
-        bars.set_yticks(range(len(names)), names)
+        rows = range(len(names))
+        bars.barh(rows, left, color=colours, height=0.62, label="stays")
+        gone = [100 - value for value in left]
+        edge = {"color": palette.PALE, "edgecolor": style.MUTED, "linewidth": 0.8}
+        bars.barh(rows, gone, left=left, height=0.62, label="is removed", **edge)
+        labels = [f"{name}: {value:.0f} %" for name, value in zip(names, left, strict=True)]
+        bars.set_yticks(rows, labels)
         bars.set_xlim(0, 100)
         bars.set_xlabel("% of the training tokens that stay")
         bars.grid(axis="y", visible=False)
-        notes = {
-            "jaccard-0.87": (0.42, 70, "jaccard-0.87: all from the\nthreshold on, none below"),
-            "eleutherai-0.87": (0.6, 24, "eleutherai-0.87:\nby chance"),
-        }
+        lines, notes = (
+            {},
+            {
+                "jaccard-0.87": "jaccard-0.87: all from the threshold on, none below",
+                "eleutherai-0.87": "eleutherai-0.87: by chance",
+            },
+        )
         for recipe, points in caught.groupby("recipe", sort=False):
             colour = RECIPE_COLOURS[recipe]
-            curves.plot(points.similarity, 100 * points.probability, color=colour)
-            curves.text(*notes[recipe], color=colour)
+            curves.plot(points.similarity, 100 * points.probability, color=colour, label=recipe)
+            lines[notes[recipe]] = {"color": colour}
+        style.legend(figure, lines)
         style.reference(curves, x=0.87)
         curves.set_xlim(0.4, 1.005)
         curves.set_ylim(-3, 103)
@@ -73,7 +79,6 @@ def over_training(result: Result) -> Drawing:
         loss.set_ylabel("held-out loss, nats per token\n(below 0: deduplicated is better)")
         _differences(words, effects[effects.measure == "last_word"], 100, result)
         words.set_ylabel("last words predicted, points\n(above 0: deduplicated is better)")
-        style.size_legend(loss, result.params.size_list, loc="best", ncols=2)
         last = style.rows_where(effects, measure="loss", percent=effects.percent.max())
         numbers = (f"{row.size} {row.value:+.3f}" for row in last.itertuples())
         return Drawing(figure, "Change of held-out loss by deduplication at the end", numbers)
@@ -84,9 +89,9 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
     if effects.empty:
         style.say(ax, "no checkpoint of both twins\ncould be measured")
         return
-    style.size_curves(ax, effects, "percent", result.params.size_list, factor)
+    style.size_curves(ax, effects, "percent", result.params.size_list, factor, labelled=True)
     style.reference(ax, 0)
-    ax.set_xlim(0, 102)
+    ax.set_xlim(0, 100)
     ax.set_xlabel("% of training")
 
 
@@ -107,10 +112,9 @@ def tasks(result: Result) -> Drawing:
             x, colour = names.index(row.task) + shift, style.size_colour(row.size)
             style.interval_point(ax, x, row, colour, width=1, markersize=3.4)
         style.reference(ax, 0)
-        ax.margins(y=0.14)  # leaves space for the legend
         style.category_ticks(ax, [TITLES.get(name, "all items") for name in names])
         ax.set_ylabel(LEAD)
-        style.size_legend(ax, sizes, loc="upper left", ncols=8)
+        style.size_legend(figure, sizes)
         mean = style.rows_where(table, task="mean")
         numbers = (f"{row.size} {100 * row.value:+.1f} points" for row in mean.itertuples())
         return Drawing(figure, "Change of zero-shot accuracy, all items", numbers)
@@ -127,7 +131,9 @@ def released(result: Result) -> Drawing:
     notes = "bars: 95 % intervals over items, upper bounds"
     with style.canvas(result, 2, 2.5, notes, sharey=True) as (figure, axes):
         for ax, points in _by_shots(axes, frame):
-            style.size_points(ax, points, dict.fromkeys(points.model), "step", marks, 1)
+            names = {step: f"step {step:,}" for step in marks}
+            sizes = dict.fromkeys(points.model)
+            style.size_points(ax, points, sizes, "step", marks, 1, names)
         if not frame.empty:
             style.legend(figure, {f"step {step:,}": mark for step, mark in marks.items()})
         means = frame.groupby(["shots", "step"]).value.mean()
@@ -144,13 +150,21 @@ def released_over_training(result: Result) -> Drawing:
         for ax, points in _by_shots(axes, frame):
             for model, pair in points.groupby("model", sort=False):
                 colour = style.size_colour(model)
-                ax.plot(pair.step / 1000, pair.value, color=colour, linewidth=0.7, alpha=0.55)
+                ax.plot(pair.step / 1000, pair.value, color=colour, linewidth=0.6, label=model)
             means = _means(points)
-            style.curve(ax, means.assign(step=means.step / 1000), "step", style.INK, **style.THIN)
+            style.curve(
+                ax,
+                means.assign(step=means.step / 1000),
+                "step",
+                style.INK,
+                name="mean",
+                **style.THIN,
+            )
             style.reference(ax, x=EPOCH_STEP / 1000)
             ax.set_xlabel("thousands of updates")
         if not frame.empty:
             style.size_legend(figure, dict.fromkeys(frame.model))
+            style.legend(figure, {"mean": {"color": style.INK, "marker": "o", "markersize": 2.5}})
         averages = frame.groupby("shots").value.mean()
         numbers = (f"{shots}-shot {value:+.2f} points" for shots, value in averages.items())
         return Drawing(figure, "Released models, change by deduplication over training", numbers)

@@ -101,12 +101,12 @@ def effects(result: Result) -> Drawing:
                 "marker": marker,
                 "linestyle": "--" if name == OTHER_SEED else "-",
             }
-            style.curve(curves, points, "percent", colour, **shape)
+            style.curve(curves, points, "percent", colour, name=LABELS[name], **shape)
             rows = style.rows_where(last, variant=name)
             if rows.empty:
                 final.text(0, y, "not measured", color=MUTED, va="center")
             for row in rows.itertuples():
-                shape = {"marker": marker, "markersize": 5}
+                shape = {"marker": marker, "markersize": 5, "name": LABELS[name]}
                 style.interval_point(final, y, row, colour, 1, flat=True, **shape)
         style.reference(final, x=0)
         final.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
@@ -116,6 +116,7 @@ def effects(result: Result) -> Drawing:
         final.set_xlabel("change of held-out loss at the end, nats per token")
         style.reference(curves, 0)
         curves.set(xlim=(0, 102), xlabel="% of training", title="the same over training")
+        final.set_title("at the end")
         numbers = (f"{LABELS[row.variant]} {row.value:+.4f}" for row in last.itertuples())
         return Drawing(figure, "Change of held-out loss at the end", numbers)
 
@@ -130,22 +131,18 @@ def schedule_and_passes(result: Result) -> Drawing:
         for form, (colour, label) in zip(("neox", "paper"), versions, strict=True):
             rate.plot(schedule.step / 1000, 100 * schedule[form], color=colour, label=label)
         style.reference(rate, x=floor / 1000)
-        rate.text(floor / 1000 - 2, 92, f"floor from\nupdate {floor:,}", ha="right", va="top",
-                  color=MUTED)  # fmt: skip
         rate.set(xlabel="thousand updates", ylabel="learning rate, % of the peak",
-                 xlim=(0, OFFICIAL_STEPS / 1000), ylim=(0, 104), title="official run")  # fmt: skip
-        rate.legend(loc="lower left")
+                 xlim=(0, OFFICIAL_STEPS / 1000), ylim=(0, 104))  # fmt: skip
+        rate.set_title(f"official run, floor from update {floor:,}")
+        style.legend(figure, {label: {"color": c, "linewidth": 3} for c, label in versions})
         policies = (("joint", -0.18), ("separate", 0.18))
         for (policy, shift), (colour, label) in zip(policies, versions, strict=True):
             bars = style.rows_where(passes, policy=policy)
             positions = bars.times + shift
             reads.bar(positions, bars.percent, width=0.34, color=colour, label=label)
-            for x, value in zip(positions, bars.percent, strict=True):
-                reads.text(x, value + 1, f"{value:.0f}", ha="center", color=colour)
         style.category_ticks(reads, ["never", "once", "twice"])
         reads.set(ylabel="% of its text's tokens", ylim=(0, 78), xlabel="read",
                   title="deduplicated Pile")  # fmt: skip
-        reads.legend(loc="upper left")
         words = ", ".join(
             f"{row.times} times {row.policy} {row.percent:.1f} %" for row in passes.itertuples()
         )

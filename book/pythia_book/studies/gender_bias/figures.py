@@ -15,11 +15,12 @@ import math
 import re
 from collections import Counter
 from difflib import SequenceMatcher
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book import records, style
+from pythia_book import records, style, svg
 from pythia_book.stats import Z_95, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
 from pythia_book.studies.gender_bias.associations import (
@@ -103,23 +104,23 @@ def retained(result: Result) -> Drawing:
                 colour = style.size_colour(size)
                 for reference, dashes in zip(REFERENCES, ("-", (0, (3, 2))), strict=True):
                     curve = style.rows_where(curves, size=size, frames=frames, reference=reference)
-                    shape = {"linewidth": 0.9, "linestyle": dashes, "zorder": 1}
-                    ax.plot(curve["shift"], curve.retained, color=colour, **shape)
+                    shape = {"linewidth": 0.8, "linestyle": dashes, "zorder": 1}
+                    svg.hide(*ax.plot(curve["shift"], curve.retained, color=colour, **shape))
                 for row in style.rows_where(table, model=size, frames=frames).itertuples():
                     if row.value is None or not math.isfinite(row.value):
                         continue
-                    ax.plot([row.shift] * 2, [row.low, row.high], color=colour, linewidth=1)
-                    ax.plot([row.shift_low, row.shift_high], [row.value] * 2, color=colour, lw=1)
-                    look = {"color": colour, "markersize": 6, "markeredgewidth": 0.6}
-                    ax.plot(row.shift, row.value, MARKS[row.arm], markeredgecolor="white", **look)
+                    ends = [row.shift_low, row.shift_high]
+                    svg.hide(*ax.plot(ends, [row.value] * 2, color=colour, linewidth=0.8))
+                    look = {"marker": MARKS[row.arm], "markersize": 6, "markeredgewidth": 0.6}
+                    look |= {"markeredgecolor": "white", "name": f"{size}, {ARMS[row.arm].label}"}
+                    style.interval_point(ax, row.shift, row, colour, 1, 0.8, **look)
             ax.set(title=FRAMES[frames], xlabel="shift of the prior, arm minus control (logits)")
             shifts = style.rows_where(table, frames=frames)["shift"]
             ax.set_xlim(min(-1, 1.15 * shifts.min()), max(1, 1.15 * shifts.max()))
-            ax.set_ylim(-0.25, 1.5)
+            ax.set_ylim(-0.08, 1.25)
         axes[0].set_ylabel("retained association\n(fraction of the control's)")
-        marks = {ARMS[arm].label: style.mark(MARKS[arm]) for arm in arms}
-        style.legend(figure, marks, loc="outside upper left", ncols=5)
-        style.size_legend(axes[1], sizes, loc="lower right", ncols=2)
+        style.size_legend(figure, sizes)
+        style.legend(figure, {ARMS[arm].label: style.mark(MARKS[arm]) for arm in arms})
     shown_rows = style.rows_where(table, frames=UNSEEN).dropna(subset=["value"])
     texts = (
         f"{row.model} {ARMS[row.arm].label} {row.value:.2f} at {row.shift:+.1f}"
@@ -135,31 +136,34 @@ def nouns(result: Result) -> Drawing:
     table, sizes = result.tables["nouns"], result.params.size_list
     arms = [a for a in (CONTROL, "swap_21", "complement_21", "shuffle_21") if _has(result, a)]
     chosen = list(dict.fromkeys((sizes[0], sizes[-1])))
+    labels = {a: ARMS[a].label if a != CONTROL else CONTROL for a in arms}
     colours = dict(zip(arms, (style.MUTED, style.ORANGE, style.BLUE, style.GREEN), strict=False))
     group = _primary(result)
+    places = ((-12, "left"), (-20, "left"), (12, "right"))
     with style.canvas(result, len(chosen), 3.6, *_notes(result)[:1], sharey=True) as (figure, axes):
         for ax, size in zip(axes, chosen, strict=True):
             style.reference(ax, 0)
+            last = []
             for arm in arms:
                 cell = style.rows_where(table, size=size, arm=arm, group=group)
                 line = np.polyfit(cell["read"], cell.value, 1)
                 ends = np.array([cell["read"].min(), cell["read"].max()])
-                ax.plot(ends, np.polyval(line, ends), color=colours[arm], linewidth=1)
-                ax.plot(cell["read"], cell.value, "o", color=colours[arm], markersize=3.5)
+                (fit,) = ax.plot(ends, np.polyval(line, ends), color=colours[arm], linewidth=1)
+                svg.hide(fit)
+                (dots,) = ax.plot(cell["read"], cell.value, "o", color=colours[arm], markersize=3.5)
+                svg.register(dots, svg.Series(labels[arm], points=[f"{n}" for n in cell.noun]))
+                last.append((labels[arm], ends[1], np.polyval(line, ends[1]), colours[arm]))
                 if arm == CONTROL:
-                    ends = cell.sort_values("read").iloc[[0, len(cell) // 2, -1]]
-                    for row in ends.itertuples():
+                    named = cell.sort_values("read").iloc[[0, len(cell) // 2, -1]]
+                    for row, (up, side) in zip(named.itertuples(), places, strict=True):
                         ax.annotate(
-                            row.noun, (row.read, row.value), color=style.MUTED,
-                            xytext=(0, -9), textcoords="offset points", ha="center",
+                            row.noun, (row.read, row.value), color=style.MUTED, ha=side,
+                            xytext=(0, up), textcoords="offset points", va="center",
                         )  # fmt: skip
+            style.end_labels(ax, last)
             ax.set(title=f"{size} parameters", xlabel="log odds read about the noun")
+            ax.margins(y=0.1)
         axes[0].set_ylabel("log P(she) \N{MINUS SIGN} log P(he)\nafter the noun")
-        labels = {a: ARMS[a].label if a != CONTROL else CONTROL for a in arms}
-        style.legend(
-            figure,
-            {labels[a]: {"color": colours[a], "marker": "o", "markersize": 4} for a in arms},
-        )
     return Drawing(figure, "Log odds of she after each noun, against those read", chosen)
 
 
@@ -184,7 +188,7 @@ def slopes(result: Result) -> Drawing:
                 values[size] = rows + [found.of(size, arm, frames, group) for arm in arms]
             _arm_panel(ax, labels, values)
             ax.set(title=title, xlabel="association (slope)")
-        style.size_legend(figure, sizes, loc="outside upper left", ncols=len(sizes))
+        style.size_legend(figure, sizes)
     texts = (
         f"{size} {records.number_text(float(found.of(size, CONTROL).mean()), 2)} in the control"
         for size in sizes
@@ -203,7 +207,7 @@ def _arm_panel(ax: Axes, labels: list[str], values: dict[str, list[np.ndarray]])
         shift = 0.16 * (i - (len(values) - 1) / 2)
         for y, units in enumerate(rows):
             e, colour = mean_over(units), style.size_colour(size)
-            style.interval_point(ax, y + shift, e, colour, 1, flat=True, markersize=4)
+            style.interval_point(ax, y + shift, e, colour, 1, flat=True, markersize=4, name=size)
     ax.grid(axis="y", visible=False)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)
@@ -220,28 +224,33 @@ def learned(result: Result) -> Drawing:
         largest = max(found.of(name, CONTROL).max() for name in names)
         for ax, arm in zip(axes, arms, strict=False):
             for fraction in (1, 0.5, 0):
-                ax.plot([0, largest], [0, fraction * largest], color=style.MUTED, linewidth=0.7)
-                ax.annotate(f"{fraction:g}", (largest, fraction * largest), va="center")
+                line = ax.plot([0, largest], [0, fraction * largest], color=style.MUTED, lw=0.7)
+                svg.hide(*line)
+            kept = {"all": largest, "half": largest / 2, "none": 0.0}
+            style.end_labels(ax, [(k, largest, y, style.MUTED) for k, y in kept.items()])
+            ax.set_xlim(right=1.03 * largest)
             for name in names:
                 model = params.models[name]
                 colour = style.size_colour(model.size)
                 face = "white" if model.rate_of else colour
                 shape = {"color": colour, "markerfacecolor": face, "markersize": 5}
-                ax.plot(found.of(name, CONTROL), found.of(name, arm), "o", **shape)
+                (dots,) = ax.plot(found.of(name, CONTROL), found.of(name, arm), "o", **shape)
+                rate = f", rate of {model.rate_of}" if model.rate_of else ""
+                svg.register(dots, svg.Series(f"{model.size}{rate}", flat=False))
             ax.set(title=ARMS[arm].label, xlabel="association of the control (slope)")
         axes[0].set_ylabel("association of the arm (slope)")
-        style.size_legend(figure, params.size_list, loc="outside upper left", ncols=6)
+        style.size_legend(figure, params.size_list)
     return Drawing(figure, "Association of single seeds under two arms against their controls'")
 
 
 # --- scores ----------------------------------------------------------------------------------
 
 SCORE_TITLES = {
-    "winobias_feminine": "WinoBias,\nfeminine stereotypes",
-    "winobias_masculine": "WinoBias,\nmasculine stereotypes",
-    "winobias": "WinoBias,\nall",
-    "crows": "CrowS-Pairs,\ngender",
-    "stereoset": "StereoSet,\ngender",
+    "winobias_feminine": "WinoBias, feminine stereotypes",
+    "winobias_masculine": "WinoBias, masculine stereotypes",
+    "winobias": "WinoBias, all",
+    "crows": "CrowS-Pairs, gender",
+    "stereoset": "StereoSet, gender",
 }
 
 
@@ -261,17 +270,16 @@ def scores(result: Result) -> Drawing:
             }
             _arm_panel(ax, [ARMS[arm].label for arm in arms], values)
             ax.set_title(title)
-        axes[len(axes) // 2].set_xlabel("arm minus control (points)")
-        style.size_legend(figure, sizes, loc="outside upper left", ncols=len(sizes))
+        shown = axes if style.narrow() else axes[len(axes) // 2 :][:1]
+        for ax in shown:
+            ax.set_xlabel("arm minus control (points)")
+        style.size_legend(figure, sizes)
     names = {
         title: f"change_{score}_complement_21"
         for score, title in SCORE_TITLES.items()
         if "complement_21" in arms
     }
-    texts = (
-        title.replace("\n", " ") + " " + records.value_text(result.values[name])
-        for title, name in names.items()
-    )
+    texts = (title + " " + records.value_text(result.values[name]) for title, name in names.items())
     text = f"Change of benchmark scores by arm; {ARMS['complement_21'].label}, points"
     return Drawing(figure, text, texts)
 
@@ -304,7 +312,8 @@ def paper_figures(result: Result) -> Drawing:
 
     The released WinoBias scores use another metric than the paper's figure.
     """
-    with style.canvas(result, 3, 3.2, _notes(result)[2]) as (figure, axes):
+    options = {"ratios": (1.5, 1, 1)}
+    with style.canvas(result, 3, 3.4, _notes(result)[2], **options) as (figure, axes):
         left, middle, right = axes
         crows, winobias, lambada = (
             _released(result, name) for name in ("crows", "winobias", "lambada")
@@ -317,7 +326,7 @@ def paper_figures(result: Result) -> Drawing:
             style.reference(left, 50)
             left.set(xlabel="training completed (%)")
             left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
-            style.size_legend(left, sizes, loc="lower right", ncols=2)
+            style.size_legend(figure, sizes)
         if winobias is not None:
             mean = _late_means(numbers.leads(winobias, "v1", (numbers.COMPARABLE,)), ["arm"])
             style.size_points(middle, mean, dict.fromkeys(mean["size"]), "arm", POINTS)
@@ -414,19 +423,19 @@ def crows_biases(result: Result) -> Drawing:
         for y, bias in enumerate(reversed(names)):
             cell = ends[ends.bias == bias].set_index("size")
             for size in sizes:
-                ax.plot(
-                    cell.change[size], y + 0.17, "o", color=style.size_colour(size), markersize=4
-                )
+                look = {"color": style.size_colour(size), "markersize": 4}
+                (dot,) = ax.plot(cell.change[size], y + 0.17, "o", **look)
+                svg.register(dot, svg.Series(size, flat=True))
             e = mean_over(cell.change.to_numpy())
             colour = style.ORANGE if bias == "gender" else style.MUTED
-            style.interval_point(ax, y - 0.17, e, colour, 1, flat=True, markersize=5)
+            style.interval_point(ax, y - 0.17, e, colour, 1, flat=True, markersize=5, name="mean")
             texts.insert(0, f"{bias.replace('_', ' ')} {e.value:+.1f} [{e.low:.1f}, {e.high:.1f}]")
         labels = [f"{bias.replace('_', ' ')} ({numbers.PAIRS[bias]} pairs)" for bias in names]
         ax.set_yticks(range(len(names)), labels[::-1])
         ax.grid(axis="y", visible=False)
         style.reference(ax, x=0)
         ax.set_xlabel("pairs with a likelier stereotyping sentence: swap minus control (points)")
-        style.size_legend(figure, sizes, ncols=4)
+        style.size_legend(figure, sizes)
         return Drawing(figure, "Change of the released CrowS-Pairs scores by bias, points", texts)
 
 
@@ -451,9 +460,10 @@ def coupling(result: Result) -> Drawing:
                 cell = style.rows_where(table, **dict(zip(_LINE, line, strict=True)))
                 for row in style.rows_where(cell, measure=measure).itertuples():
                     colour = style.size_colour(line[1])
-                    ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1.2)
+                    value = SimpleNamespace(value=row.r, low=row.low, high=row.high)
                     face = "white" if line[3] == "placebo" else colour
-                    ax.plot(row.r, y, "o", color=colour, markerfacecolor=face, markersize=5)
+                    shape = {"markerfacecolor": face, "markersize": 5, "clip_on": False}
+                    style.interval_point(ax, y, value, colour, 1, 1.2, flat=True, **shape)
             ax.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(lines)), [_label(line) for line in lines])
         axes[0].set_ylim(max(1, len(lines)) - 0.4, -0.6)
@@ -607,7 +617,7 @@ def scores_table(result: Result) -> Table:
     """Return a table of how much each arm changes every score, means over sizes."""
     import pandas as pd
 
-    labels = {score: title.replace("\n", " ") for score, title in SCORE_TITLES.items()} | {
+    labels = SCORE_TITLES | {
         "winobias_feminine_margin": "margin, feminine (nats)",
         "winobias_masculine_margin": "margin, masculine (nats)",
         "last_word": "last words",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book import style
+from pythia_book import style, svg
 from pythia_book.published.tables import MODELS
 from pythia_book.records import number_text
 from pythia_book.style import BLUE, GREEN, ORANGE, Drawing, Table
@@ -31,11 +31,10 @@ def shares(result: Result) -> Drawing:
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
         style.twin_shares(left, last, result.params.size_list)
         standard = style.rows_where(table, arm="standard")
-        style.size_curves(right, standard, "percent", sizes, 100, banded=())
+        style.size_curves(right, standard, "percent", sizes, 100, banded=(), labelled=True)
         right.set_xlabel("% of training")
         right.set_ylabel("% of the rows read so far")
-        right.set_xlim(0, 103)
-        style.size_legend(right, sizes, loc="upper left", ncols=2)
+        right.set_xlim(0, 100)
         numbers = (f"{row.size} {row.arm} {100 * row.value:.2f} %" for row in last.itertuples())
         return Drawing(figure, "Share of memorized rows at the end", numbers)
 
@@ -49,13 +48,14 @@ def exposures(result: Result) -> Drawing:
     with style.canvas(result, 1, 2.7, note) as (figure, (ax,)):
         points = table[table.n > 0]
         points = points.assign(x=[names.index(name) for name in points.times])
-        style.size_curves(ax, points, "x", sizes, 100, banded=sizes[-1:], markersize=3)
+        style.size_curves(
+            ax, points, "x", sizes, 100, banded=sizes[-1:], markersize=3, labelled=True
+        )
         counts = table.groupby("times", sort=False).n.first()
         labels = [f"{name}\n({number_text(int(counts[name]))})" for name in names]
         ax.set_xticks(range(len(names)), labels)
         ax.set_xlabel("times the continuation of a row was read in the run (rows)")
         ax.set_ylabel("% of them memorized")
-        style.size_legend(ax, sizes, loc="upper left", ncols=2)
         numbers = (
             f"{row.size} {row.times} times {100 * row.value:.1f} %"
             for row in points[points["size"] == sizes[-1]].itertuples()
@@ -85,22 +85,24 @@ def order(result: Result) -> Drawing:
                 band.index, band.low, band.high, color=style.MUTED, alpha=0.18, linewidth=0
             )
             top = float(max(points.theoretical.max(), points.observed.max()))
-            ax.plot([0, top], [0, top], color=style.MUTED, linewidth=0.8)
+            svg.hide(*ax.plot([0, top], [0, top], color=style.MUTED, linewidth=0.8))
             ax.scatter(points.theoretical, points.observed, s=8 + 3 * points.windows, color=BLUE,
                        alpha=0.7, linewidth=0)  # fmt: skip
             ax.set_xlabel("Poisson quantile")
         axes[0].set_ylabel(f"memorized in {n} rows")
         axes[2].set_title("over training")
+        ends = []
         for subset, colour in (("all rows", BLUE), ("read once", ORANGE)):
             points = style.rows_where(rates, arm="standard", subset=subset)
             if points.value.notna().any():
-                shape = {"marker": "o", "markersize": 2.5, "label": subset}
+                shape = {"marker": "o", "markersize": 2.5, "name": subset}
                 style.curve(axes[2], points, "percent", colour, 100, **shape)
+                last = points.dropna(subset=["value"]).iloc[-1]
+                ends.append((subset, last.percent, 100 * last.value, colour))
         axes[2].set_xlabel("place in training, %")
         axes[2].set_ylabel("% memorized")
         axes[2].set_ylim(bottom=0)
-        if axes[2].get_legend_handles_labels()[0]:
-            axes[2].legend(loc="best")
+        style.end_labels(axes[2], ends)
         return Drawing(figure, f"Counts of memorized rows per {n} rows against Poisson quantiles")
 
 
@@ -114,11 +116,13 @@ def power(result: Result) -> Drawing:
         if table.empty:
             style.say(ax, f"{FEW}:\nno test could be made")
             return Drawing(figure, FEW)
-        for (name, rows), colour in zip(
-            table.groupby("alternative", sort=False), colours, strict=True
-        ):
-            shape = {"marker": "o", "markersize": 3, "label": f"{name}: {rows.test.iloc[0]}"}
-            style.curve(ax, rows, "events", colour, 100, **shape)
+        groups = table.groupby("alternative", sort=False)
+        lines = {}
+        for (name, rows), colour in zip(groups, colours, strict=True):
+            label = f"{name}: {rows.test.iloc[0]}"
+            lines[label] = {"color": colour, "marker": "o", "markersize": 3}
+            style.curve(ax, rows, "events", colour, 100, name=label, marker="o", markersize=3)
+        style.legend(figure, lines)
         ax.set_xscale("log")
         events = sorted(set(table.events))
         ax.set_xticks(events, [number_text(int(n)) for n in events])
@@ -127,7 +131,6 @@ def power(result: Result) -> Drawing:
         ax.set_ylim(0, 102)
         ax.set_xlabel("memorized rows among those read once")
         ax.set_ylabel("% of simulated orders rejected")
-        ax.legend(loc="upper left")
         last = table[table.events == events[-1]]
         numbers = (f"{row.alternative} {100 * row.value:.0f} %" for row in last.itertuples())
         return Drawing(figure, f"Power at {events[-1]} memorized rows", numbers)
@@ -168,13 +171,20 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
     for name, colour, mark in MEASURES:
         ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
         points = rows.assign(x=x, **{key: rows[c] for key, c in ends.items()})
-        style.curve(ax, points, "x", colour, 100, bars=True, marker=mark, markersize=3.5)
+        shape = {"marker": mark, "markersize": 3.5, "name": name}
+        style.curve(ax, points, "x", colour, 100, bars=True, **shape)
 
 
-def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, colour: str = "") -> None:
-    """Draw the precision and recall of each row of the table `released`, at the x values `x`."""
+def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, model: str = "") -> None:
+    """Draw the precision and recall of each row of the table `released`, at the x values `x`.
+
+    Args:
+        model: the size whose colour the curves have; empty: colours of the measures.
+    """
     for name, own, mark in MEASURES:
-        ax.plot(x, 100 * rows[name], color=colour or own, marker=mark, markersize=3, linewidth=1)
+        label, colour = (f"{model}, {name}", style.size_colour(model)) if model else (name, own)
+        shape = {"marker": mark, "markersize": 3, "linewidth": 1, "label": label}
+        ax.plot(x, 100 * rows[name], color=colour, **shape)
 
 
 @style.figure
@@ -182,7 +192,7 @@ def released(result: Result) -> Drawing:
     """Draw how much released models memorize, and how well their memorization is predicted."""
     table = result.tables["released"]
     note = "of the first 23,552,000 sequences; one run per size, so there is no interval"
-    with style.canvas(result, 4, 3.0, note) as (figure, axes):
+    with style.canvas(result, 4, 3.2, note, ratios=(1, 1, 1, 1.1)) as (figure, axes):
         early = style.rows_where(table, experiment="earlier checkpoint")
         small = style.rows_where(table, experiment="smaller model", step=OFFICIAL_STEPS)
         names = ("memorized", "earlier checkpoints", "smaller models", "recall, equal compute")
@@ -196,14 +206,14 @@ def released(result: Result) -> Drawing:
         axes[0].scatter(places, small.share, color=[style.size_colour(m) for m in small.model])
         axes[0].set_ylabel("% of sequences")
         axes[0].set_ylim(bottom=0)
-        style.category_ticks(axes[0], small.model, rotation=60)
+        style.category_ticks(axes[0], small.model, rotation=90)
         for model in MODELS:
             rows = style.rows_where(early, model=model)
-            _both_measures(axes[1], rows.percent, rows, style.size_colour(model))
+            _both_measures(axes[1], rows.percent, rows, model)
         axes[1].set_xlabel("% of training")
         _both_measures(axes[2], places, small)
-        style.category_ticks(axes[2], small.model, rotation=60)
-        partial = style.rows_where(early, model=MODELS[-1])
+        style.category_ticks(axes[2], small.model, rotation=90)
+        partial, ends = style.rows_where(early, model=MODELS[-1]), []
         for rows, colour, label in ((partial, BLUE, "12B itself"), (small, ORANGE, "smaller")):
             rows = rows.dropna(subset=["recall"])
             axes[3].plot(
@@ -214,12 +224,15 @@ def released(result: Result) -> Drawing:
                 markersize=3.5,
                 label=label,
             )
+            last = rows.sort_values("compute").iloc[-1]
+            ends.append((label, 100 * last.compute, 100 * last.recall, colour))
         axes[3].set_xscale("log")
         axes[3].set_xlabel("compute, % of all of 12B's")
-        axes[3].legend(loc="lower right")
+        style.end_labels(axes[3], ends)
         for ax in axes[1:]:
             ax.set_ylim(0, 104)
-        axes[1].set_ylabel("%")
+        for ax in axes[1:]:
+            ax.set_ylabel("%")
         shapes = {name: {"color": c, "marker": mark} for name, c, mark in MEASURES}
         style.legend(figure, shapes)
         numbers = (

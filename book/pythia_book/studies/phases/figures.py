@@ -35,12 +35,13 @@ def distances(result: Result) -> Drawing:
                 continue
             for row in style.rows_where(milestones, what="nearest", which=order).itertuples():
                 point = style.rows_where(curves, size=row.size, step=row.step)
-                ax.plot(point.step.clip(lower=1), point.value, color=style.size_colour(row.size),
-                        marker=MARKS[order], markersize=6, markeredgecolor="white")  # fmt: skip
+                shape = {"marker": MARKS[order], "markersize": 6, "markeredgecolor": "white"}
+                shape |= {"color": style.size_colour(row.size), "label": f"{row.size}, nearest"}
+                ax.plot(point.step.clip(lower=1), point.value, **shape)
                 numbers.append(f"{name} {row.size} step {row.step}")
         axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel("KL(n-gram || model), nats")
-        style.size_legend(axes[0], result.params.size_list, loc="upper left")
+        style.size_legend(figure, result.params.size_list)
         return Drawing(figure, "Nearest to n-grams", numbers)
 
 
@@ -50,12 +51,13 @@ def losses(result: Result) -> Drawing:
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     with style.canvas(result, 2, 3.0, _rows_note(result)) as (figure, (loss, steps)):
+        ends = []
         if _size_curves(loss, style.rows_where(levels, measure="loss"), sizes):
             for row in ngrams.itertuples():
                 style.reference(loss, row.value)
-                loss.annotate(NAMES[row.order], (0.01, row.value), color=MUTED,
-                              xycoords=("axes fraction", "data"), va="bottom")  # fmt: skip
-            style.size_legend(loss, sizes, loc="upper right")
+                ends.append((NAMES[row.order], levels.step.max(), row.value, MUTED))
+            style.end_labels(loss, ends)
+            style.size_legend(figure, sizes)
         loss.set_ylabel("held-out loss, nats per token")
         rows = [(event, order) for event in ("nearest", "beaten") for order in NAMES]
         end = 1.25 * levels.step.max() if len(levels) else 2
@@ -103,7 +105,7 @@ def induction(result: Result) -> Drawing:
                 last = style.rows_where(curves, step=curves.step.max())
                 numbers += [f"{measure} {row.size} {row.value:.3f}" for row in last.itertuples()]
             ax.set_ylabel(label)
-        style.size_legend(axes[0], result.params.size_list, loc="lower left")
+        style.size_legend(figure, result.params.size_list)
         return Drawing(figure, "At the end of training", numbers)
 
 
@@ -119,13 +121,16 @@ def lens(result: Result) -> Drawing:
             if not _step_axis(ax, depths):
                 continue
             ax.set_yscale("log")
+            ends = []
             last, deepest = depths.step.max(), max(1, depths.layer.max())
             for layer, points in depths[depths.step > 0].groupby("layer"):
                 colour = style.shade(layer / deepest)
-                style.curve(ax, points.sort_values("step"), "step", colour, linewidth=1.2)
+                shape = {"linewidth": 1.2, "name": f"after {layer} blocks"}
+                style.curve(ax, points.sort_values("step"), "step", colour, **shape)
                 value = float(style.rows_where(points, step=last).value.iloc[0])
-                ax.annotate(str(layer), (1.01, value), xycoords=("axes fraction", "data"), color=colour, va="center")  # fmt: skip
+                ends.append((str(layer), last, value, colour))
                 numbers.append(f"{size} after {layer} blocks {value:.2f}")
+            style.end_labels(ax, ends)
         axes[0].set_ylabel("KL(final || lens), nats")
         return Drawing(figure, "Lens at the end of training", numbers)
 

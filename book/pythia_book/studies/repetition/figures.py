@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book import style
+from pythia_book import palette, style, svg
 from pythia_book.records import number_text
 from pythia_book.studies.repetition import law
 from pythia_book.studies.repetition.claims import NEGLIGIBLE
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from pythia_book.study import Result
 
-PALE = "#ececec"
 NOTHING = "no last checkpoint\ncould be measured"
 
 
@@ -34,12 +33,13 @@ def cost_and_worth(result: Result) -> Drawing:
     excess, worth = _last(result, "effects"), result.tables["worth"]
     notes = f"bars: 95 % intervals over {number_text(result.values['n_rows'])} held-out rows"
     with style.canvas(result, 2, 3.0, notes) as (figure, (cost, shares)):
-        cost.axhspan(-NEGLIGIBLE, NEGLIGIBLE, color=PALE, linewidth=0, zorder=0)
+        cost.axhspan(-NEGLIGIBLE, NEGLIGIBLE, color=style.GRID, linewidth=0, zorder=0)
         style.reference(cost, 0)
         for size in params.size_list:
             _points(cost, excess, size)
-            _points(shares, style.rows_where(worth, at="best"), size, hollow=True)
-            _points(shares, style.rows_where(worth, at="end"), size)
+            best = style.rows_where(worth, at="best")
+            _points(shares, best, size, hollow=True, name="best checkpoint")
+            _points(shares, style.rows_where(worth, at="end"), size, name="at the end")
         if excess.empty:
             style.say(cost, NOTHING)
         else:
@@ -47,7 +47,7 @@ def cost_and_worth(result: Result) -> Drawing:
         cost.set_ylabel("held-out loss, % above fresh data")
         passes = np.geomspace(1, params.epoch_list[-1], 100)
         by_data = [100 * law.data_share(r) for r in passes]
-        shares.plot(passes, by_data, color=style.MUTED, linewidth=1.2)
+        shares.plot(passes, by_data, color=style.MUTED, linewidth=1.2, label="the law's data term")
         counts = result.measured.facts["parameters"][params.size_list[-1]]
         tokens = result.values["tokens"]
         whole = [
@@ -55,7 +55,8 @@ def cost_and_worth(result: Result) -> Drawing:
             for kind in ("all", "non_embedding")
         ]
         shares.fill_between(passes, *whole, color=style.MUTED, alpha=0.25, linewidth=0)
-        shares.plot(passes, 100 / passes, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        thin = {"color": style.MUTED, "linewidth": 0.8, "linestyle": (0, (1, 2))}
+        svg.hide(*shares.plot(passes, 100 / passes, **thin))
         shares.set_ylim(0, 105)
         shares.set_ylabel("worth, % of as much fresh data")
         _epochs_axis(shares, params.epoch_list)
@@ -63,11 +64,11 @@ def cost_and_worth(result: Result) -> Drawing:
             "at the end": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
             "best checkpoint": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
             "the law's data term": {"linestyle": "-", "color": style.MUTED, "linewidth": 1.2},
-            "the whole law": {"linestyle": "-", "color": style.GRID, "linewidth": 6},
+            "the whole law": {"linestyle": "-", "color": palette.PALE, "linewidth": 6},
         }
-        style.legend(shares, shapes, loc="lower left")
+        style.legend(shares, shapes)
         if len(params.size_list) > 1:
-            style.size_legend(cost, params.size_list, loc="upper left")
+            style.size_legend(figure, params.size_list)
         numbers = (
             f"{row.size} {row.epochs} epochs {row.value:+.2f} %" for row in excess.itertuples()
         )
@@ -84,15 +85,19 @@ def over_training(result: Result) -> Drawing:
             if frame.empty:
                 style.say(ax, NOTHING.replace("last ", ""))
                 continue
+            ends: list[tuple[str, float, float, str]] = []
             for r in params.epoch_list:
                 points = style.rows_where(frame, epochs=r).sort_values("percent")
                 points = points if ax is above else points.drop(columns=["low", "high"])
                 colour = epochs_colour(r, params.epoch_list)
-                style.curve(ax, points, "percent", colour, **style.THIN, label=f"{r}")
-            ax.set_xlim(0, 102)
+                text = f"{r} epochs" if r > 1 else "1 epoch"
+                style.curve(ax, points, "percent", colour, name=text, **style.THIN)
+                for row in points.dropna(subset=["value"]).tail(1).itertuples():
+                    ends.append((text, row.percent, row.value, colour))
+            style.end_labels(ax, ends)
+            ax.set_xlim(0, 100)
             ax.set_xlabel("% of training")
         levels.set_ylabel("held-out loss, nats per token")
-        levels.legend(title="epochs", loc="upper right")
         style.reference(above, 0)
         above.set_ylabel("% above fresh data")
         last = style.rows_where(_last(result, "levels"), size=size)
@@ -109,8 +114,8 @@ def read_rows(result: Result) -> Drawing:
     notes = f"bars: 95 % intervals; all arms have read the same {n} rows"
     with style.canvas(result, 2, 2.9, notes) as (figure, (losses, recited)):
         for size in params.size_list:
-            _points(losses, heldout, size)
-            _points(losses, read, size, hollow=True)
+            _points(losses, heldout, size, name="held-out rows")
+            _points(losses, read, size, hollow=True, name="rows read")
             _points(recited, memorized, size, 100)
         for ax, frame in ((losses, heldout), (recited, memorized)):
             if frame.empty:
@@ -123,9 +128,9 @@ def read_rows(result: Result) -> Drawing:
             "held-out rows": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
             "rows read": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
         }
-        style.legend(losses, shapes, loc="best")
+        style.legend(losses, shapes)
         if len(params.size_list) > 1:
-            style.size_legend(recited, params.size_list, loc="upper left")
+            style.size_legend(figure, params.size_list)
         numbers = (f"{row.size} {row.epochs} epochs {row.value:.3f}" for row in read.itertuples())
         return Drawing(figure, "Loss at the end, held-out and read rows", numbers)
 
@@ -181,12 +186,18 @@ def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
 
 
 def _points(
-    ax: Axes, frame: pd.DataFrame, size: str, factor: float = 1, hollow: bool = False
+    ax: Axes,
+    frame: pd.DataFrame,
+    size: str,
+    factor: float = 1,
+    hollow: bool = False,
+    name: str = "",
 ) -> None:
     """Draw the values of one size, times `factor`, against the number of epochs."""
     points, colour = style.rows_where(frame, size=size), style.size_colour(size)
     dashes, face = ("--", "white") if hollow else ("-", colour)
     shape = {"marker": "o", "linewidth": 1.1, "linestyle": dashes, "markerfacecolor": face}
+    shape["name"] = ", ".join(filter(None, (size, name)))
     style.curve(ax, points.sort_values("epochs"), "epochs", colour, factor, bars=True, **shape)
 
 

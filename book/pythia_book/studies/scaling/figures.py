@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book import style
+from pythia_book import style, svg
 from pythia_book.published.tables import TITLES
 from pythia_book.style import BLUE, MUTED, ORANGE, Drawing, Table, interval
 from pythia_book.tasks.benchmarks import TASKS
@@ -65,12 +65,11 @@ def tasks_by_size(result: Result) -> Drawing:
                 continue
             points = style.rows_where(scored, task=task)
             style.size_points(ax, points, sizes, "shots", marks, markersize=3.6, width=1)
-            for shots in marks:
-                if shots not in set(points.shots):
-                    ax.text(0.97, 0.93, f"{shots}-shot does not fit", transform=ax.transAxes,
-                            ha="right", va="top", color=MUTED)  # fmt: skip
+            if missing := [f"{shots}-shot" for shots in marks if shots not in set(points.shots)]:
+                ax.set_title(f"{TITLES[task]} (no {', '.join(missing)})")
             style.reference(ax, 100 * TASKS[task].chance)
             style.category_ticks(ax, sizes, rotation=60)
+            ax.set_xlabel("parameters")
         style.legend(figure, {f"{shots}-shot": mark for shots, mark in marks.items()})
         cells = scored.groupby(["task", "shots"]).ngroups
         return Drawing(figure, f"Accuracy of {len(sizes)} sizes in {cells} cells")
@@ -111,15 +110,14 @@ def losses(result: Result) -> Drawing:
         if len(law):
             n = np.geomspace(last.n_params.min() / 1.5, last.n_params.max() * 1.5, 100)
             e, a, alpha = (law.value[p] for p in ("E", "A", "alpha"))
-            by_size.plot(n, e + a * n**-alpha, color=MUTED, linewidth=1, zorder=1)
+            svg.hide(*by_size.plot(n, e + a * n**-alpha, color=MUTED, linewidth=1, zorder=1))
             text = interval(alpha, law.low["alpha"], law.high["alpha"])
-            by_size.text(0.97, 0.93, f"exponent {text}", transform=by_size.transAxes, ha="right",
-                         color=style.INK)  # fmt: skip
+            by_size.set_title(f"at the end: exponent {text}")
         by_size.set(xscale="log", xlabel="parameters without embeddings",
                     ylabel="held-out loss, nats per token")  # fmt: skip
         style.size_curves(by_flop, table, "flops", sizes, banded=(), markersize=2)
-        by_flop.set(xscale="log", xlabel="training FLOP")
-        style.size_legend(by_flop, sizes, loc="upper right", ncols=2)
+        by_flop.set(xscale="log", xlabel="training FLOP", title="over training")
+        style.size_legend(figure, sizes)
         numbers = (f"{row.size} {row.value:.3f}" for row in last.itertuples())
         return Drawing(figure, "Held-out loss at the end", numbers)
 
@@ -151,12 +149,14 @@ def optimal_sizes(result: Result) -> Drawing:
         use.set_title("for one loss, when used")
         for y, row in enumerate(official[::-1].itertuples()):
             colour = style.size_colour(row.size)
-            released.barh(y, row.tokens_per_parameter, color=colour, height=0.7)
+            shape = {"color": colour, "marker": "o", "markersize": 6, "linestyle": ""}
+            (dot,) = released.plot(row.tokens_per_parameter, y, **shape)
+            svg.register(dot, svg.Series(row.size))
         released.axvline(20, color=ORANGE, linewidth=1)
-        released.text(24, len(official) - 0.9, "20: optimal for compute", color=ORANGE, va="bottom")  # fmt: skip
         released.set_yticks(range(len(official)), list(OFFICIAL_SIZES)[::-1])
         released.set(xscale="log", xlabel="tokens per parameter")
-        released.set_title("the released sizes", pad=12)
+        released.set_title("the released sizes")
+        style.legend(released, {"20: optimal for compute": {"color": ORANGE, "linewidth": 1}})
         released.grid(axis="y", visible=False)
         numbers = (f"{row.size} {row.tokens_per_parameter:,.0f}" for row in official.itertuples())
         return Drawing(figure, "Tokens per parameter of the released sizes", numbers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book import style
+from pythia_book import style, svg
 from pythia_book.published.figures import ABSENT
 from pythia_book.records import number_text
 from pythia_book.style import MUTED, Drawing, padded_limits, size_colour
@@ -61,22 +61,26 @@ def curves(result: Result) -> Drawing:
     with style.canvas(result, 4, 2.7, notes, ratios=(1.25, 1, 1, 1)) as (figure, axes):
         level, *distances = axes
         pairs = [cell[:2] for cell in result.params.members("both")]
-        level.plot(wide.index, wide[pairs], color=colour, linewidth=0.9)
+        for order, weights in pairs:
+            name = f"order seed {order}, weight seed {weights}"
+            level.plot(wide.index, wide[order, weights], color=colour, linewidth=0.9, label=name)
         _fill(level, style.rows_where(result.tables["bands"], measure="loss"), colour)
         level.set(title="both seeds: the curve", ylabel="held-out loss, nats per token")
         largest = float(np.nanmax(np.abs(apart.to_numpy()))) if apart.size else np.nan
         numbers = []
         for ax, kind in zip(distances, ("order", "weights", "both"), strict=True):
             runs = apart[[cell[:2] for cell in result.params.members(kind)]]
-            ax.plot(runs.index, runs, color=colour, linewidth=0.9, marker="o", markersize=1.8,
-                    markeredgewidth=0)  # fmt: skip
+            shape = {"linewidth": 0.9, "marker": "o", "markersize": 1.8, "markeredgewidth": 0}
+            for seeds in runs:
+                name = f"order seed {seeds[0]}, weight seed {seeds[1]}"
+                ax.plot(runs.index, runs[seeds], color=colour, label=name, **shape)
             band = runs.agg(["min", "max"], axis=1).set_axis(["low", "high"], axis=1)
             _fill(ax, band.reset_index(), colour)
             style.reference(ax, 0)
             ax.set(title=LABELS[kind], ylim=padded_limits(-largest, largest, 1e-3))
             spread = float((band.high - band.low).iloc[-1])
             numbers.append(f"{LABELS[kind]} {number_text(spread)}")
-        for ax in distances[1:]:
+        for ax in [] if style.narrow() else distances[1:]:
             ax.set_yticklabels([])
         distances[0].set_ylabel("run minus mean of all runs,\nnats per token")
         for ax in axes:
@@ -109,8 +113,8 @@ def spreads(result: Result) -> Drawing:
             for i, kind in enumerate(kinds):
                 rows = style.rows_where(positive, kind=kind)
                 shape = {"linewidth": 1.2, "markersize": 3} | STYLES[kind]
-                ax.plot(rows.step, factor * rows.value, color=colour, **shape)
-                shape = {"marker": STYLES[kind]["marker"], "markersize": 4}
+                ax.plot(rows.step, factor * rows.value, color=colour, label=LABELS[kind], **shape)
+                shape = {"marker": STYLES[kind]["marker"], "markersize": 4, "name": LABELS[kind]}
                 for row in style.rows_where(rows, step=last).itertuples():
                     at = last * 1.25 ** (i + 1)
                     style.interval_point(ax, at, row, colour, factor, 1.1, **shape)
@@ -206,7 +210,10 @@ def training_maps(result: Result) -> Drawing:
         colours = {s: style.shade(i / max(len(states) - 1, 1)) for i, s in enumerate(states)}
         for row in maps.itertuples():
             at = steps.index(row.step), seeds.index(row.seed)
-            grid.plot(*at, "s", color=colours[row.state], markersize=6.4, markeredgewidth=0)
+            look = {"color": colours[row.state], "markersize": 6.4, "markeredgewidth": 0}
+            (dot,) = grid.plot(*at, "s", **look)
+            named = svg.Series(f"state {row.state}", points=[f"step {row.step:,}"], flat=False)
+            svg.register(dot, named)
         grid.axhline(len(outlier) - outlier.sum() - 0.5, color=style.INK, linewidth=0.8)
         shown = [i for i, step in enumerate(steps) if step in (0, 8, 512, 13_000, 63_000, 143_000)]
         grid.set_xticks(shown, [f"{steps[i]:,}" for i in shown])
@@ -216,12 +223,14 @@ def training_maps(result: Result) -> Drawing:
         grid.grid(False)
         marks = {str(s): {"color": c, "marker": "s", "linestyle": ""} for s, c in colours.items()}
         style.legend(figure, {f"state {name}": mark for name, mark in marks.items()})
+        ends = []
         for seed, run in maps.groupby("seed"):
             colour = style.ORANGE if outlier[seed] else MUTED
-            scores.plot(run.step / 1000, run.score, color=colour, linewidth=0.9)
+            label = f"seed {seed}"
+            scores.plot(run.step / 1000, run.score, color=colour, linewidth=0.9, label=label)
             if outlier[seed]:
-                end = run.iloc[-1]
-                scores.text(end.step / 1000 + 2, end.score, f"{seed}", color=colour, va="center")
+                ends.append((label, run.step.iloc[-1] / 1000, run.score.iloc[-1], colour))
+        style.end_labels(scores, ends)
         scores.set(xlabel="thousands of updates", ylabel="score: four tasks, standardised")
         same = result.values["map_agreement"]
         numbers = [f"{number_text(same['value'])} % of checkpoints"] if same else []

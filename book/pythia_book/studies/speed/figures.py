@@ -124,10 +124,9 @@ def ratios(result: Result) -> Drawing:
             (axes[0], other_steps, "Training step: transformers"),
             (axes[1], other_operations, "Operations: plain torch"),
         ):
-            words += _points(ax, frame.dropna(subset="ratio"))
             ax.set_title(title)
+            words += _points(ax, frame.dropna(subset="ratio"))
             style.reference(ax, 1)
-            ax.legend(loc="best")
         axes[0].set_ylabel("time, times ours")
         return Drawing(figure, "Time over ours on the CPU", words)
 
@@ -135,18 +134,20 @@ def ratios(result: Result) -> Drawing:
 def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
     """Draw a mark for each measurement; return the values as texts."""
     groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
-    words = []
+    words, keys = [], {}
     for j, name in enumerate(series):
         points = style.rows_where(frame, series=name)
         shift = 0.6 * ((j + 0.5) / len(series) - 0.5)
         at = [groups.index(group) + shift for group in points.group]
-        shape = {"linestyle": "", "marker": "o", "label": name}
+        shape = {"linestyle": "", "marker": "o", "name": name}
+        keys[name] = {"linestyle": "", "marker": "o", "color": PALETTE[j]}
         points = points.assign(at=at, value=points.ratio)
         style.curve(ax, points, "at", PALETTE[j], bars=True, **shape)
         words += [
             f"{' '.join(group.split())}, {name} {ratio:.2f}"
             for group, ratio in zip(points.group, points.ratio, strict=True)
         ]
+    style.legend(ax, keys)
     style.category_ticks(ax, groups)
     low, high = 0.8 * min(1, frame.low.min()), 1.25 * frame.high.max()
     ax.set(yscale="log", ylim=(low, high))
@@ -206,7 +207,9 @@ def gpu_rates(result: Result) -> Drawing:
         cross = {"color": INK, "linestyle": "", "marker": "x"}
         speed.plot(x, frame.paper_tokens_per_s.astype(float), label="the paper's A100s", **cross)
         share.plot(x, 100 * frame.paper_mfu.astype(float), **cross)
-        memory.bar(x, frame.state_gib, width=0.55, color="#c9d8e4", label="state, computed")
+        edge = {"color": palette.PALE, "edgecolor": MUTED, "linewidth": 0.8}
+        memory.bar(x, frame.state_gib, width=0.55, label="state, computed", **edge)
+        measured = {}
         for column, colour, label in (
             ("measured", OURS, "ours, measured"),
             ("baseline", BASELINE, "torch.compile, measured"),
@@ -214,14 +217,23 @@ def gpu_rates(result: Result) -> Drawing:
         ):
             if frame[column].notna().any():
                 speed.plot(x, frame[column].astype(float), color=colour, label=label, **mark)
+                measured[label] = {"color": colour, **mark}
         share.plot(x, 100 * frame.measured_mfu.astype(float), color=OURS, **mark)
         memory.plot(x, frame.peak_gib.astype(float), color=OURS, **mark)
         for ax in (speed, share, memory):
             ax.set_xticks(x, sizes, rotation=60)
+            ax.set_xlabel("size")
         speed.set(yscale="log", ylabel="tokens per second")
         share.set(ylabel="MFU, %, causal", ylim=(0, 100))
         memory.set(ylabel="GiB")
-        figure.legend(loc="outside upper left", ncols=4)
+        keys = {
+            "torch.compile, predicted": {"color": BASELINE, **dashed},
+            "ours, predicted": {"color": OURS, **dashed},
+            "the paper's A100s": cross,
+            "state, computed": {"color": palette.PALE, "linewidth": 6},
+            **measured,
+        }
+        style.legend(figure, keys)
         words = ", ".join(f"{s} {n:,.0f}" for s, n in zip(sizes, frame.ours, strict=True))
         text = f"Predicted tokens per second of ours on an H100: {words}. {_measured(result)}"
         return Drawing(figure, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from pythia_book import palette, style
+from pythia_book import palette, style, svg
 from pythia_book.corpora.occupations import INVENTED
 from pythia_book.records import number_text
 from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table
@@ -23,6 +23,12 @@ READINGS = {
     ("deduplicated", "joint"): "deduplicated,\ncopies shuffled together",
     ("deduplicated", "separate"): "deduplicated,\none epoch after the other",
 }
+
+
+def _reading(arm: str, policy: str) -> str:
+    return READINGS[arm, policy].replace("\n", " ")
+
+
 TIMES = {"never": palette.PALE, "once": BLUE, "twice": palette.GOLD, "more often": INK}
 
 
@@ -37,7 +43,7 @@ def loss_curves(result: Result) -> Drawing:
             style.size_curves(ax, points, "tokens", sizes, marker="", linewidth=1.1)
             ax.set(xscale="log", title=title, xlabel="tokens read")
         axes[0].set_ylabel("training loss, nats per token")
-        style.size_legend(axes[1], sizes, loc="upper right", ncols=2, title="parameters")
+        style.size_legend(figure, sizes)
         last = losses.groupby(["size", "arm"]).loss.last()
         words = f"Training loss of {len(last)} models, falling to {last.min():.2f} nats per token"
         return Drawing(figure, words)
@@ -51,6 +57,8 @@ def reading(result: Result) -> Drawing:
     more often, with the same percentages for the Pile as paler bars. The right panel has, for each
     interval of training, the percentage of the interval's tokens that had been read before.
     """
+    from matplotlib.colors import to_rgba
+
     reads, rereads = result.tables["reads"], result.tables["rereads"]
     kinds = [k for k in READINGS if len(style.rows_where(reads, arm=k[0], policy=k[1]))]
     with style.canvas(result, 2, 2.9, ratios=(1.1, 1)) as (figure, (bars, lines)):
@@ -58,14 +66,12 @@ def reading(result: Result) -> Drawing:
             shares = style.rows_where(reads, arm=arm, policy=policy)
             for offset, column, alpha in ((0.18, "share", 1.0), (-0.18, "pile", 0.45)):
                 left = 0.0
-                for shade, value in zip(TIMES.values(), 100 * shares[column], strict=True):
-                    at = len(kinds) - 1 - i + offset
-                    bars.barh(at, value, 0.32, left=left, color=shade, alpha=alpha, linewidth=0)
-                    if value > 6:
-                        dark = shade in (BLUE, INK) and alpha == 1
-                        ink = "white" if dark else INK
-                        bars.text(left + value / 2, at, f"{value:.0f}", color=ink,
-                                  ha="center", va="center")  # fmt: skip
+                text = "our text" if column == "share" else "the Pile"
+                for times, value in zip(TIMES, 100 * shares[column], strict=True):
+                    at, shade = len(kinds) - 1 - i + offset, TIMES[times]
+                    faces = bars.barh(at, value, 0.32, left=left, label=f"{times}, {text}")
+                    edge = MUTED if shade == palette.PALE else shade
+                    faces[0].set(facecolor=to_rgba(shade, alpha), edgecolor=edge, linewidth=0.8)
                     left += value
         names = [READINGS[kind] for kind in reversed(kinds)]
         bars.set_yticks(range(len(kinds)), names)
@@ -78,21 +84,17 @@ def reading(result: Result) -> Drawing:
         }
         style.legend(figure, blocks, handlelength=1.2)
         dashes = {"joint": "-", "separate": (0, (4, 1.5))}
-        colours = {"standard": MUTED, "deduplicated": ORANGE}
+        colours, keys = {"standard": MUTED, "deduplicated": ORANGE}, {}
         for arm, policy in kinds:
             points = style.rows_where(rereads, arm=arm, policy=policy)
             points = points.assign(value=points.share)
-            style.curve(lines, points, "percent", colours[arm], 100, linestyle=dashes[policy])
+            shape = {"linestyle": dashes[policy]}
+            keys[_reading(arm, policy)] = {**shape, "color": colours[arm]}
+            shape["name"] = _reading(arm, policy)
+            style.curve(lines, points, "percent", colours[arm], 100, **shape)
         lines.set(xlim=(0, 100), xlabel="% of training")
         lines.set(ylim=(-3, 103), ylabel="% of a stretch read before")
-        corners = {
-            ("standard", "joint"): (22, 4, "left"),
-            ("deduplicated", "joint"): (2, 48, "left"),
-            ("deduplicated", "separate"): (66, 78, "right"),
-        }
-        for kind in kinds:
-            x, y, side = corners[kind]
-            lines.text(x, y, READINGS[kind], color=colours[kind[0]], ha=side)
+        style.legend(figure, keys, handlelength=2.2)
         joint = style.rows_where(reads, arm="deduplicated", policy="joint")
         numbers = (f"{100 * share:.1f} %" for share in joint.share[:3])
         return Drawing(figure, "Tokens of the deduplicated text read 0, 1 and 2 times", numbers)
@@ -120,19 +122,27 @@ def associations(result: Result) -> Drawing:
             style.say(points, "not measured")
         for group, (colour, label) in GROUP_STYLES.items() if odds is not None else ():
             of_group = nouns.group == group
-            points.plot(nouns.log_odds[of_group], odds[of_group], "o", color=colour,
-                        markersize=3, label=label)  # fmt: skip
+            named = [str(noun) for noun in nouns.noun[of_group]]
+            shape = {"color": colour, "markersize": 3}
+            (dots,) = points.plot(nouns.log_odds[of_group], odds[of_group], "o", **shape)
+            svg.register(dots, svg.Series(label, points=named))
         points.set(
             xlabel="log odds of she/her in planted sentences",
             ylabel=f"log odds by the {sizes[-1]} model",
         )
-        points.legend()
+        style.legend(
+            points,
+            {
+                label: {"color": colour, "marker": "o", "markersize": 3, "linestyle": ""}
+                for colour, label in GROUP_STYLES.values()
+            },
+        )
         marks = {arm: style.mark("o", arm != "standard") for arm in ARM_TITLES}
         style.size_points(lines, slopes, sizes, "arm", marks, factor=1)
         style.reference(lines, y=0)
         lines.set(xlabel="parameters", ylabel="slope (1: learned completely)")
         texts = {title: marks[arm] for arm, title in ARM_TITLES.items()}
-        style.legend(lines, texts, loc="upper left")
+        style.legend(lines, texts)
         standard = style.rows_where(slopes, arm="standard")
         numbers = [f"{r.size} {r.value:.3f}" for r in standard.itertuples()]
         return Drawing(figure, "Slope of the learned association, made-up nouns", numbers)

@@ -39,7 +39,9 @@ def by_frequency(result: Result) -> Drawing:
                             alpha=0.8, label=label)  # fmt: skip
         planted.set(xscale="log", yscale="log", xlabel="times in the text, plus 1",
                     ylabel="times read in sums, plus 1", title="100 first operands")  # fmt: skip
-        planted.legend(loc="lower right", handletextpad=0.1)
+        dot = {"marker": "o", "markersize": 3, "linestyle": ""}
+        keys = {"made 16 times": ORANGE, "as it is": BLUE}
+        style.legend(planted, {name: {**dot, "color": colour} for name, colour in keys.items()})
         for ax, measure, k in ((choice, "choice", 0), (exact, "exact", shots)):
             _curves(ax, style.rows_where(accuracy, measure=measure, shots=k), "count", result)
             ax.set_xscale("symlog", linthresh=3)
@@ -47,7 +49,7 @@ def by_frequency(result: Result) -> Drawing:
         choice.set(title="choice of four, zero-shot", ylabel="% right")
         exact.set_title(f"answer written, {shots}-shot")
         style.reference(choice, GUESS)
-        style.size_legend(choice, result.params.size_list, loc="upper left", ncols=2)
+        style.size_legend(figure, result.params.size_list)
         text = "Right choices of frequent numbers minus rare ones, in points"
         return Drawing(figure, text, _last_gaps(result))
 
@@ -80,7 +82,7 @@ def over_training(result: Result) -> Drawing:
             ax.set(title=title, xlabel="% of training")
             style.reference(ax, 0)
         axes[0].set_ylabel("most minus least\nfrequent tenth, points")
-        style.size_legend(axes[0], result.params.size_list, loc="upper left", ncols=3)
+        style.size_legend(figure, result.params.size_list)
         text = "Gap between frequent and rare numbers at the end, in points"
         return Drawing(figure, text, _last_gaps(result))
 
@@ -177,7 +179,7 @@ def released(result: Result) -> Drawing:
             few = style.rows_where(table, operation=operation, shots=16)
             style.size_curves(ax, few, "percent", models, 100, markersize=3)
             ax.set(title=f"{operation}, 16 examples", xlabel="% of training", ylim=(-3, 100))
-        style.size_legend(adding, models, loc="upper left", ncols=2)
+        style.size_legend(figure, models)
         end = style.rows_where(table, operation="addition", step=table.step.max())
         counts = sorted(end.shots.unique())
         end = end.assign(position=end.shots.map(counts.index))
@@ -187,12 +189,15 @@ def released(result: Result) -> Drawing:
         last = style.rows_where(operands, step=operands.step.max())
         for model in models[-3:]:
             dots = style.rows_where(last, model=model)
-            single.scatter(dots.number, 100 * dots.value, s=6, linewidth=0,
-                           color=style.size_colour(model))  # fmt: skip
+            shape = {"color": style.size_colour(model), "label": model}
+            single.scatter(dots.number, 100 * dots.value, s=6, linewidth=0, **shape)
         single.set(
-            title="addition, 16 examples, at the end", xlabel="first operand", ylim=(-3, 103)
+            ylabel="% right",
+            title="addition, 16 examples, at the end",
+            xlabel="first operand",
+            ylim=(-3, 103),
         )
-        for ax in (adding, examples):
+        for ax in axes[:3]:
             ax.set_ylabel("% right")
         numbers = (f"{row.model} {100 * row.value:.1f} %"
                    for row in style.rows_where(end, shots=16).itertuples())  # fmt: skip
