@@ -1,7 +1,7 @@
 """The book's Sphinx extension, which `jupyter-book build book/` loads.
 
-No page makes a request to another host. _static/<page>.css, _static/<page>.model.js and
-_static/<page>.js are loaded on that page only.
+No page makes a request to another host. _static/<page>.css, _static/<page>.js and the scripts before
+it, _static/<page>.model.js and _static/<page>.view.js, are loaded on that page only.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def load_on_page(
     static = Path(app.srcdir) / "_static"
     if (static / f"{pagename}.css").is_file():
         app.add_css_file(f"{pagename}.css")
-    for kind in ("model.js", "js"):  # the page's script uses what its model defines
+    for kind in ("model.js", "view.js", "js"):  # later ones use what earlier ones define
         if (static / f"{pagename}.{kind}").is_file():
             app.add_js_file(f"{pagename}.{kind}", loading_method="defer")
 
