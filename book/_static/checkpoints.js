@@ -1,7 +1,7 @@
 /* The page on checkpoints: a prompt, a slider over training, and what the control and two forks expect.
 
    checkpoints.model.js computes and checkpoints.view.js draws. Weights come from scripts that call
-   pythiaCheckpoint(name, content), because a page that was opened as a file cannot fetch. */
+   pythiaCheckpoint(name, content): all that a page can load that was opened as a file. */
 "use strict";
 
 (() => {
@@ -35,7 +35,7 @@
   };
 
   /** Load the checkpoints before and after the one shown when nothing else is to be done. */
-  function prefetch(page) {
+  function loadNeighbours(page) {
     const idle = window.requestIdleCallback || ((work) => setTimeout(work, 300));
     const names = [1, -1].flatMap((by) => namesAt(page, page.state.index + by));
     return new Promise((done) => idle(done)).then(() =>
@@ -64,10 +64,11 @@
     const turn = page.turn;
     page.later = setTimeout(() => {
       const redraw = () => turn === page.turn && pythiaView.trace(page, prompt, noun);
+      if (turn !== page.turn) return;
       const words = pythiaView.summary(page, prompt);
       if (parts.status.textContent !== words) parts.status.textContent = words;
       redraw();
-      prefetch(page).then(redraw);
+      loadNeighbours(page).then(redraw);
     }, 200);
   }
 

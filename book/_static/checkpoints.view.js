@@ -164,7 +164,7 @@ const pythiaView = (() => {
     const { label, what } = page.manifest.arms[arm], name = `${arm}-${step}`;
     const result = expect(page, name, prompt);
     const box = make("section", "arm", undefined, { "aria-label": label });
-    const head = make("h3", "", label);
+    const head = make("h2", "", label);
     head.append(make("small", "", step > page.manifest.fork ? what : "one model so far"));
     const left = make("div", "numbers"), right = make("div", "words");
     left.append(split(result, noun), bars(result));

@@ -1,7 +1,7 @@
 """The book's Sphinx extension, which `jupyter-book build book/` loads.
 
-No page makes a request to another host. _static/<page>.css, _static/<page>.js and the scripts before
-it, _static/<page>.model.js and _static/<page>.view.js, are loaded on that page only.
+No page makes a request to another host. _static/<page>.css, _static/<page>.js and what it uses,
+_static/<page>.model.js and _static/<page>.view.js, are loaded on that page only.
 """
 
 from __future__ import annotations
