@@ -14,6 +14,7 @@ import yaml
 from places import ROOT
 from pythia_book import notebooks, records
 from pythia_book.site import runs as site_runs
+from pythia_book.studies.gender_bias import checkpoints
 
 from pythia_core import __version__
 
