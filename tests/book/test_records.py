@@ -187,6 +187,27 @@ def test_a_redraw_keeps_the_origin(project: Path, monkeypatch: pytest.MonkeyPatc
     assert same[0] == same[1]
 
 
+def test_further_files_are_hashed_read_back_and_kept_by_a_redraw(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(range(256))
+    folder = write(project, measured=Measurements({}, {}, files={"extra.bin": content})).parent
+    finish(project)
+    entry = {"bytes": 256, "sha256": file_sha256(folder / "extra.bin")}
+    assert records.read_record(folder)["files"]["extra.bin"] == entry
+    measured = records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 2})
+    assert measured.files == {"extra.bin": content} and records.check_whole(folder) == []
+    shutil.copytree(folder, project / "copy")
+    monkeypatch.setenv(records.REDRAW_FROM, str(project / "copy"))
+    write(project, measured=measured)
+    assert (folder / "extra.bin").read_bytes() == content
+    assert records.read_record(folder)["files"]["extra.bin"] == entry
+    (folder / "extra.bin").write_bytes(b"")
+    assert any("extra.bin was changed or damaged" in p for p in records.check_whole(folder))
+    with pytest.raises(DataError, match=r"extra\.bin was changed or damaged"):
+        records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 2})
+
+
 def test_first_and_later_analyses_read_the_same(project: Path) -> None:
     facts = {"counts": (1, 2), "by": {3: np.float64(0.1)}, "gap": float("nan")}
     assert records.facts_as_recorded(facts) == {"counts": [1, 2], "by": {"3": 0.1}, "gap": None}

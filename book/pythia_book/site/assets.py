@@ -3,7 +3,7 @@
 All pages share one style sheet, site.css, made when the build ends from those of the theme and the
 book: without fonts, and without rules for things that no page has. Scripts that no part of a page
 needs are not loaded, least of all MathJax (1.2 MB) where there is no mathematics. A page's own
-scripts and style sheet, _static/<page>.model.js, .js and .css, are loaded on that page only.
+scripts and style sheet, _static/<page>.{model,view}.js, .js and .css, are loaded on that page only.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def load_on_page(
     static = Path(app.srcdir) / "_static"
     if (static / f"{pagename}.css").is_file():
         app.add_css_file(f"{pagename}.css")
-    for kind in ("model.js", "js"):  # the page's script uses what its model defines
+    for kind in ("model.js", "view.js", "js"):  # later ones use what earlier ones define
         if (static / f"{pagename}.{kind}").is_file():
             app.add_js_file(f"{pagename}.{kind}", loading_method="defer")
 
