@@ -71,9 +71,15 @@ def figure(title: str, values: dict[str, Any]) -> Figure:
         axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"], fontsize=14, color=SOFT)
         axes.axvline(1, color=SOFT, linewidth=1, linestyle=":", zorder=0)
         axes.set_title(
-            "How much of a learned association is left", color=LIGHT, fontsize=16, loc="right", pad=14
+            "How much of a learned association is left",
+            color=LIGHT,
+            fontsize=16,
+            loc="right",
+            pad=14,
         )
-        card.text(0.94, 0.06, "mean and 95 % interval over seeds", color=SOFT, fontsize=12, ha="right")
+        card.text(
+            0.94, 0.06, "mean and 95 % interval over seeds", color=SOFT, fontsize=12, ha="right"
+        )
     return card
 
 
@@ -88,7 +94,9 @@ def icon(pixels: int = 32) -> bytes:
     axes.set_axis_off()
     axes.set_xlim(0, 32)
     axes.set_ylim(32, 0)
-    corner = FancyBboxPatch((6, 6), 20, 20, "round,pad=6,rounding_size=6", facecolor="#1f4e79", lw=0)
+    corner = FancyBboxPatch(
+        (6, 6), 20, 20, "round,pad=6,rounding_size=6", facecolor="#1f4e79", lw=0
+    )
     axes.add_patch(corner)
     steps = range(33)
     across = [6 + 20 * step / 32 for step in steps]

@@ -10,10 +10,11 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from pythia_book.site import assets, card, head
+from pythia_book.site import assets, card, head, markup
 from pythia_book.site.drawings import DrawingFigure, Source, Value
 from pythia_book.site.staging import ROOT, choose_runs, fill_numbers, stage_notebooks
 from pythia_book.site.studies import Claims, CompareRuns, Costs, RunBanner, Scales
+
 
 def configure(app: Sphinx, config: Config) -> None:
     """Tell Sphinx to use the copied MathJax, the book's templates, and the root's _toc.yml."""
@@ -50,6 +51,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", assets.load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)
     app.connect("html-page-context", head.add_head, priority=900)
+    app.connect("html-page-context", markup.mend, priority=900)
     app.connect("html-page-context", assets.lighten, priority=910)
     app.connect("build-finished", card.draw)
     app.connect("build-finished", assets.write_sheet, priority=910)  # after the theme's own

@@ -71,7 +71,9 @@ def citation() -> Citation:
         texts = (given[key] for key in ("date-released", "version", "license"))
         return Citation(given["title"], authors, *map(str, texts))
     except (OSError, KeyError, TypeError) as error:
-        raise ExtensionError(f"CITATION.cff must name the book and its authors: {error!r}") from None
+        raise ExtensionError(
+            f"CITATION.cff must name the book and its authors: {error!r}"
+        ) from None
 
 
 @dataclass(frozen=True)
