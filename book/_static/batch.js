@@ -253,7 +253,7 @@ function draw(host, figure) {
   }
   const drawn = [documentStrips(figure, width), streamWindow(figure, width), rowGrid(figure, width)];
   frame.innerHTML = [...drawn, batchList(figure)].map((markup, i) =>
-    `<h4>${i + 1} \u00b7 ${HEADS[i]}</h4>` + (i < 3 ? `<div aria-hidden="true">${markup}</div>` : markup)).join("");
+    `<h3>${i + 1} \u00b7 ${HEADS[i]}</h3>` + (i < 3 ? `<div aria-hidden="true">${markup}</div>` : markup)).join("");
   const output = host.querySelector("output"), words = says(figure);
   if (output.textContent !== words) output.textContent = words;
 }

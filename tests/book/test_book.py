@@ -7,12 +7,7 @@ record is full of hostile text.
 from __future__ import annotations
 
 import html.parser
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,27 +18,13 @@ import pytest
 from places import ROOT
 from pythia_book import notebooks, records, verdicts
 from pythia_book.study import Measurements, Result, StudyParams
+from site_build import build, copy_of_the_checkout, strict_build
 
 from pythia_core.errors import DataError
 from pythia_core.util.files import file_sha256
 
-PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "pythia_core", "README.md", "CITATION.cff")
 HOSTILE = "<script>alert(1)</script> {{ x }} *b* `c` $d$ [e](http://x.invalid/) | &lt;"
 STUDY = "phases"  # no finding of the front page rests on it
-
-
-def copy_of_the_checkout(target: Path) -> Path:
-    ignore = shutil.ignore_patterns("__pycache__", "_build", ".ipynb_checkpoints")
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, target / part, ignore=ignore)
-        else:
-            shutil.copyfile(ROOT / part, target / part)
-    shutil.rmtree(target / "book" / "studies", ignore_errors=True)
-    for path in (target / "book" / "recorded").glob("*/*/record.json"):
-        if json.loads(path.read_text(encoding="utf-8"))["schema"] < records.SCHEMA:
-            shutil.rmtree(path.parent)  # until its study is run again
-    return target
 
 
 def make_run(
@@ -95,32 +76,6 @@ def change_prose(root: Path, text: str) -> None:
     cell = next(c for c in notebook.cells[1:] if c.cell_type == "markdown")
     cell.source += f"\n\n{text}\n"
     notebooks.write_notebook(notebook, path)
-
-
-def build(root: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHIA_")}
-    script = Path(sys.executable).with_name("jupyter-book")
-    return subprocess.run(
-        [str(script), "build", "book/", *words],
-        cwd=root,
-        env={**kept, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def strict_build(root: Path, **environment: str) -> Path:
-    done = build(root, "-W", "--keep-going", "-n", **environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return root / "_build" / "html"
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site of a fresh clone."""
-    return strict_build(copy_of_the_checkout(tmp_path_factory.mktemp("fresh clone")))
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,182 @@
-"""Runs a page's script: its functions in node, its page in a headless browser."""
+"""Looks at pages in a headless browser, and runs the functions of their scripts in node.
+
+The browser is the machine's own Chromium, which Playwright drives; nothing is downloaded.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gzip
 import html
+import http.server
 import json
 import re
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 
 needed = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+
+WIDE, PHONE = (1440, 900), (390, 844)
+"""Sizes of windows, in CSS pixels."""
+THEMES = ("light", "dark")
+
+
+# --- whole pages -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start the machine's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class _Compressing(http.server.SimpleHTTPRequestHandler):
+    """Serves files, text compressed, and is quiet."""
+
+    protocol_version = "HTTP/1.1"
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
+        ".js": "text/javascript",
+        ".svg": "image/svg+xml",
+        ".woff": "font/woff",
+    }
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        path = path / "index.html" if path.is_dir() else path
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Type", self.guess_type(str(path)))
+        if path.suffix in (".html", ".css", ".js", ".svg", ".json"):
+            content = gzip.compress(content, 6)
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; yields its address, which ends with a slash."""
+    handler = functools.partial(_Compressing, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@dataclass
+class Visit:
+    """A page in a browser, and what went wrong since it was opened."""
+
+    page: Page
+    problems: list[str] = field(default_factory=list)
+    """Script errors, failed requests, and requests to other hosts."""
+    transferred: int = 0
+    """Bytes of all responses, as sent: compressed, with headers."""
+
+    def look(self, theme: str, size: tuple[int, int]) -> None:
+        """Show the page in one of THEMES in a window of this size."""
+        self.page.set_viewport_size({"width": size[0], "height": size[1]})
+        self.page.emulate_media(color_scheme=theme, media="screen")
+        self.page.evaluate(
+            """theme => {
+              Object.assign(document.documentElement.dataset, { theme, mode: theme });
+              return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+            }""",
+            theme,
+        )
+
+
+@contextlib.contextmanager
+def visit(
+    browser: Browser, url: str, size: tuple[int, int] = WIDE, **options: Any
+) -> Iterator[Visit]:
+    """Open a page in a fresh profile and wait until it has loaded.
+
+    Args:
+        options: of Playwright's `new_context`, such as `java_script_enabled` or `has_touch`.
+    """
+    home = re.match(r"(\w+://[^/]*)", url)
+    assert home, url
+    options.setdefault("viewport", {"width": size[0], "height": size[1]})
+    context = browser.new_context(**options)
+    seen = Visit(context.new_page())
+
+    def requested(request: Any) -> None:
+        if not request.url.startswith((home[1], "data:", "blob:")):
+            seen.problems.append(f"asks another host: {request.url}")
+
+    def answered(response: Any) -> None:
+        if response.status >= 400:
+            seen.problems.append(f"status {response.status}: {response.url}")
+
+    requests: list[Any] = []  # their sizes can be asked for only outside a handler
+    seen.page.on("pageerror", lambda error: seen.problems.append(f"script error: {error}"))
+    seen.page.on("console", lambda said: said.type == "error" and seen.problems.append(said.text))
+    seen.page.on("requestfailed", lambda request: seen.problems.append(f"failed: {request.url}"))
+    seen.page.on("request", requested)
+    seen.page.on("response", answered)
+    seen.page.on("requestfinished", lambda request: requests.append(request))
+    seen.page.goto(url, wait_until="load")
+    seen.page.evaluate("async () => { if (window.MathJax) await MathJax.startup.promise; }")
+    for request in requests:
+        if request.url.startswith("http"):
+            sizes = request.sizes()
+            seen.transferred += sizes["responseBodySize"] + sizes["responseHeadersSize"]
+    try:
+        yield seen
+    finally:
+        context.close()
+
+
+def axe(page: Page, *rules: str) -> list[str]:
+    """Return what axe finds wrong with a page: rule, impact and the first elements, as text.
+
+    Args:
+        rules: the rules to check; none: all of axe's rules.
+    """
+    from axe_playwright_python.sync_playwright import Axe
+
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": list(rules)}
+    found = Axe().run(page, options=options).response["violations"]
+    return [
+        f"{each['id']} ({each['impact']}): "
+        + " | ".join(f"{node['target']} {node['html'][:160]}" for node in each["nodes"][:4])
+        for each in found
+    ]
+
+
+# --- scripts ---------------------------------------------------------------------------------
 
 
 def in_node(script: Path, expression: str, **values: Any) -> Any:

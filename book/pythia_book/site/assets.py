@@ -21,8 +21,8 @@ from sphinx.errors import ExtensionError
 
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 SHEET = "site.css"
-THEME_SHEETS = ("styles/pydata-sphinx-theme.css",)
-"""Style sheets that the theme's template would load itself."""
+THEME_SHEETS = ("basic.css", "styles/pydata-sphinx-theme.css")
+"""Style sheets that the theme's template would load itself, before all others."""
 NEEDED = {
     "mathjax/": r'class="[^"]*\bmath\b|\\\(|\\\[|\\begin\{',
     "design-tabs.js": r"sd-tab-set",
@@ -39,6 +39,7 @@ UNUSED = (
 )
 """What the theme copies into _static and no page loads."""
 
+_HEAD = "/* What this site uses of: "
 _shared: dict[str, None] = {}
 """The style sheets that pages share, in the order in which pages load them."""
 
@@ -111,13 +112,12 @@ def lighten(
         scripts.append(script)
     context["script_files"] = scripts
     own = f"_static/{pagename}.css"
-    sheets = [str(getattr(sheet, "filename", sheet)) for sheet in context["css_files"]]
-    for name in (*THEME_SHEETS, *(sheet for sheet in sheets if sheet != own)):
+    files = sorted(context["css_files"], key=lambda file: getattr(file, "priority", 500))
+    names = [str(getattr(file, "filename", file)) for file in files]
+    for name in (*THEME_SHEETS, *(name for name in names if name != own)):
         _shared.setdefault(name.removeprefix("_static/"))
-    context["css_files"] = [
-        *([f"_static/{SHEET}"]),
-        *(sheet for sheet, name in zip(context["css_files"], sheets, strict=True) if name == own),
-    ]
+    alone = [file for file, name in zip(files, names, strict=True) if name == own]
+    context["css_files"] = [f"_static/{SHEET}", *alone]
 
 
 # --- the shared style sheet ------------------------------------------------------------------
@@ -128,9 +128,13 @@ def write_sheet(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
+    names = list(_shared)
+    if not names and (static / SHEET).is_file():  # no page has changed: the same sheets as before
+        head = (static / SHEET).read_text(encoding="utf-8").partition("*/")[0]
+        names = head.removeprefix(_HEAD).split()
     used = words_of(Path(app.outdir))
-    parts = [prune((static / name).read_text(encoding="utf-8"), used) for name in _shared]
-    (static / SHEET).write_text("\n".join(parts), encoding="utf-8")
+    parts = [prune((static / name).read_text(encoding="utf-8"), used) for name in names]
+    (static / SHEET).write_text("\n".join([f"{_HEAD}{' '.join(names)} */", *parts]), "utf-8")
     for name in UNUSED:
         path = static / name
         if path.is_dir():
@@ -164,7 +168,7 @@ def prune(css: str, used: set[str]) -> str:
         used: names of classes and ids.
     """
     css = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)
-    return "".join(_kept(css, used))
+    return re.sub(r"\s*\n\s*", " ", "".join(_kept(css, used)))
 
 
 def _kept(css: str, used: set[str]) -> Iterator[str]:
@@ -232,4 +236,4 @@ def _possible(selector: str, used: set[str]) -> bool:
     plain = selector
     while (shorter := re.sub(r"\([^()]*\)|\[[^\]]*\]", "", plain)) != plain:
         plain = shorter
-    return all(name in used for name in re.findall(r"[.#]([A-Za-z_][\w-]*)", plain))
+    return all(name in used for name in re.findall(r"[.#](-?[A-Za-z_][\w-]*)", plain))

@@ -11,7 +11,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from pythia_book.site import assets, card, checkpoints, head
+from pythia_book.site import assets, card, checkpoints, head, markup
 from pythia_book.site.drawings import DrawingFigure, Source, Value
 from pythia_book.site.figures import write_files
 from pythia_book.site.front import Cite, Finding, PaperClaims
@@ -71,6 +71,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", assets.load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)
     app.connect("html-page-context", head.add_head, priority=900)
+    app.connect("html-page-context", markup.mend, priority=900)
     app.connect("html-page-context", assets.lighten, priority=910)
     app.connect("build-finished", card.draw)
     app.connect("build-finished", assets.write_sheet, priority=910)  # after the theme's own

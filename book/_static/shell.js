@@ -1,0 +1,75 @@
+/* The frame of a page: boxes that scroll get a name and a stop of the Tab key while they scroll, and
+   the menus above a page close like menus. */
+'use strict';
+
+(() => {
+  /** The words that name a table or an equation: its caption, or the heading above it. */
+  function nameOf(box, headings) {
+    const caption = box.querySelector('caption, .caption-text');
+    if (caption && caption.textContent.trim()) return caption.textContent.trim();
+    let above = null;
+    for (const heading of headings) {
+      if (heading.compareDocumentPosition(box) & Node.DOCUMENT_POSITION_FOLLOWING) above = heading;
+    }
+    const kind = box.matches('.math') ? 'Equation' : 'Table';
+    const words = above ? above.textContent.replace(/#$/, '').trim() : '';
+    return words ? `${kind}: ${words}` : kind;
+  }
+
+  /** Put each table that has no box of its own into one. */
+  function wrapTables(article) {
+    for (const table of article.querySelectorAll('table')) {
+      if (table.closest('.pst-scrollable-table-container, .scrolls, .highlighttable, mjx-container')) continue;
+      const box = document.createElement('div');
+      box.className = 'scrolls';
+      table.before(box);
+      box.append(table);
+    }
+  }
+
+  /** Make boxes that scroll focusable regions with unique names, and undo it when they fit. */
+  function nameScrollers(article) {
+    const headings = article.querySelectorAll('h1, h2, h3, h4');
+    const seen = new Map();
+    for (const box of article.querySelectorAll('.scrolls, .pst-scrollable-table-container, div.math, figure')) {
+      const scrolls = box.scrollWidth > box.clientWidth + 1;
+      if (scrolls && !box.hasAttribute('role') && !box.matches('figure')) {
+        const name = nameOf(box, headings);
+        const count = (seen.get(name) || 0) + 1;
+        seen.set(name, count);
+        box.setAttribute('role', 'region');
+        box.setAttribute('aria-label', count > 1 ? `${name} (${count})` : name);
+      }
+      if (!scrolls && box.getAttribute('role') === 'region') {
+        box.removeAttribute('role');
+        box.removeAttribute('aria-label');
+      }
+      if (scrolls) box.setAttribute('tabindex', '0');
+      else box.removeAttribute('tabindex');
+    }
+  }
+
+  /** Close open menus on Escape and on clicks elsewhere. */
+  function closeMenus(event) {
+    for (const menu of document.querySelectorAll('.page-menu[open]')) {
+      if (event.type === 'keydown' ? event.key !== 'Escape' : menu.contains(event.target)) continue;
+      menu.open = false;
+      if (event.type === 'keydown') menu.querySelector('summary').focus();
+    }
+  }
+
+  const article = document.querySelector('.bd-article');
+  if (article) {
+    wrapTables(article);
+    let waiting = 0;
+    const later = () => {
+      cancelAnimationFrame(waiting);
+      waiting = requestAnimationFrame(() => nameScrollers(article));
+    };
+    new ResizeObserver(later).observe(article);
+    addEventListener('load', later);
+    article.addEventListener('toggle', later, true);
+  }
+  document.addEventListener('click', closeMenus);
+  document.addEventListener('keydown', closeMenus);
+})();

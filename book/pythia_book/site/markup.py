@@ -1,0 +1,113 @@
+"""Small corrections of the HTML that Sphinx and the notebooks produce, before a page is written.
+
+Images get their size, so that nothing moves while a page loads; columns of numbers are aligned on
+the right; and roles and header cells are as assistive technology expects them.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+_NUMBER = re.compile(
+    r"[\N{MINUS SIGN}\-+±<≥≤~]?\s*[\d.,]+(e[\N{MINUS SIGN}\-+]?\d+)?(\s*(%|×|[kMB]))?"
+    r"(\s*[\[(][^\])]*\d[^\])]*[\])])?"
+)
+"""A number, perhaps with a sign, an exponent, a unit of one character, or an interval."""
+_EMPTY = {"", "\N{EN DASH}", "\N{EM DASH}", "-", "nan"}
+
+
+def mend(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Correct the HTML of a page's text."""
+    body = context.get("body")
+    if not body:
+        return
+    originals = {name: Path(app.srcdir, path) for path, name in app.builder.images.items()}
+    body = sized_images(body, originals)
+    body = re.sub(r"<table\b.*?</table>", lambda table: aligned(table[0]), body, flags=re.DOTALL)
+    # a header cell without words is an ordinary cell, and a bibliography is a list of items
+    body = re.sub(r"<th\b[^>]*>\s*(<p>\s*</p>)?\s*</th>", "<td></td>", body)
+    context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def sized_images(body: str, originals: dict[str, Path]) -> str:
+    """Add width and height to SVG images, and load all but the first only when they come near.
+
+    Args:
+        originals: for each name of an image in the site, the file that was copied.
+    """
+    seen = 0
+
+    def sized(image: re.Match[str]) -> str:
+        nonlocal seen
+        seen += 1
+        tag = image[0]
+        source = re.search(r'src="([^"]*)"', tag)
+        path = originals.get(source[1].rpartition("/")[2]) if source else None
+        added = "" if seen == 1 or "loading=" in tag else ' loading="lazy" decoding="async"'
+        if path is not None and path.suffix == ".svg" and "width=" not in tag:
+            added += _size(path)
+        return f"{tag.rstrip('/>').rstrip()}{added} />"
+
+    return re.sub(r"<img\b[^>]*>", sized, body)
+
+
+def _size(path: Path) -> str:
+    """Return the attributes width and height of an SVG file, or "" if it does not say."""
+    with path.open(encoding="utf-8") as file:
+        box = re.search(r'viewBox="\S+ \S+ ([\d.]+) ([\d.]+)"', file.read(2000))
+    return f' width="{float(box[1]):.0f}" height="{float(box[2]):.0f}"' if box else ""
+
+
+def aligned(table: str) -> str:
+    """Give the class "number" to the cells of columns whose every entry is a number.
+
+    Tables with merged cells, with tables inside, and tables of claims stay as they are.
+    """
+    if re.search(r'colspan=|rowspan=|class="claims"', table) or table.count("<table") > 1:
+        return table
+    rows = [_CELL.findall(row) for row in re.findall(r"<tr\b.*?</tr>", table, re.DOTALL)]
+    columns: dict[int, list[str]] = {}
+    for cells in rows:
+        for place, (kind, text) in enumerate(cells):
+            if kind == "td":
+                columns.setdefault(place, []).append(_words(text))
+    numeric = {
+        place
+        for place, texts in columns.items()
+        if any(text not in _EMPTY for text in texts)
+        and all(text in _EMPTY or _NUMBER.fullmatch(text) for text in texts)
+    }
+
+    def mark(row: re.Match[str]) -> str:
+        place = -1
+
+        def cell(found: re.Match[str]) -> str:
+            nonlocal place
+            place += 1
+            return _with_class(found[0]) if place in numeric else found[0]
+
+        return re.sub(r"<t[hd]\b[^>]*>", cell, row[0])
+
+    return re.sub(r"<tr\b.*?</tr>", mark, table, flags=re.DOTALL) if numeric else table
+
+
+_CELL = re.compile(r"<(t[hd])\b[^>]*>(.*?)</t[hd]>", re.DOTALL)
+
+
+def _words(cell: str) -> str:
+    """Return the text of a cell without markup."""
+    return html.unescape(re.sub(r"<[^>]*>", "", cell)).replace("\N{NO-BREAK SPACE}", " ").strip()
+
+
+def _with_class(tag: str) -> str:
+    """Add the class "number" to a start tag."""
+    if 'class="' in tag:
+        return tag.replace('class="', 'class="number ', 1)
+    return f'{tag[:-1]} class="number">'

@@ -1,0 +1,166 @@
+"""Every page in a browser: wide and on a phone, light and dark, served and from a file.
+
+Nothing fails to load or asks another host, nothing is clipped or wider than the screen, and axe
+finds no barrier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import browser as tools
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = [
+    pytest.mark.commands,
+    pytest.mark.slow,
+    pytest.mark.skipif(tools.BROWSER is None, reason="no Chromium is installed"),
+]
+WEIGHT = 300_000
+"""The most bytes that the front page may transfer, compressed."""
+UNFOLD = "document.querySelectorAll('.bd-article details').forEach(each => { each.open = true; })"
+STRUCTURE = """() => {
+  const wrong = [], count = selector => document.querySelectorAll(selector).length;
+  for (const selector of ['head > title', 'h1', 'main', 'meta[name=description]', 'meta[name=viewport]',
+                          'meta[property="og:title"]', 'meta[name=citation_author]']) {
+    if (count(selector) !== 1) wrong.push(`${count(selector)} times ${selector}`);
+  }
+  const ids = [...document.querySelectorAll('[id]')].map(each => each.id);
+  for (const id of new Set(ids.filter((id, place) => ids.indexOf(id) !== place))) {
+    wrong.push(`id ${id} is not unique`);
+  }
+  let level = 0;
+  for (const heading of document.querySelectorAll('.bd-article :is(h1, h2, h3, h4, h5, h6)')) {
+    const next = Number(heading.tagName[1]);
+    if (next > level + 1) wrong.push(`h${level} is followed by h${next}: ${heading.textContent}`);
+    level = next;
+  }
+  const said = document.querySelector('meta[name=description]')?.content ?? '';
+  if (said.length < 20 || said.length > 160) wrong.push(`description: ${said}`);
+  return wrong;
+}"""
+OVERFLOW = """() => {
+  const root = document.documentElement, wrong = [];
+  if (root.scrollWidth > root.clientWidth) wrong.push(`page scrolls: ${root.scrollWidth}`);
+  for (const box of document.querySelectorAll('.bd-main *')) {
+    const looks = getComputedStyle(box);
+    if (!box.checkVisibility() || box.clientWidth < 2 || looks.display === 'inline') continue;
+    if (box.closest('mjx-assistive-mml, svg')) continue;
+    const name = `${box.tagName}.${box.className?.baseVal ?? box.className}`;
+    const more = box.scrollWidth - box.clientWidth;
+    if (['hidden', 'clip'].includes(looks.overflowX) && more > 1) wrong.push(`clipped: ${name}`);
+    if (['auto', 'scroll'].includes(looks.overflowX) && more > 1) {
+      if (innerWidth > 1000 && !box.closest('pre, .highlight')) wrong.push(`scrolls: ${name}`);
+      if (box.tabIndex < 0) wrong.push(`scrolls without a keyboard: ${name}`);
+      const unnamed = box.querySelector('table') && !(box.role && box.ariaLabel);
+      if (unnamed) wrong.push(`unnamed: ${name}`);
+    }
+  }
+  return [...new Set(wrong)];
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with tools.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def address(fresh: Path) -> Iterator[str]:
+    with tools.served(fresh) as url:
+        yield url
+
+
+def names(site: Path) -> list[str]:
+    paths = (path.relative_to(site).as_posix() for path in sorted(site.rglob("*.html")))
+    return [name for name in paths if not name.startswith("_")]
+
+
+@pytest.mark.timeout(300)
+def test_pages_fit_and_have_no_barriers(fresh: Path, address: str, chromium: Browser) -> None:
+    wrong: dict[str, list[str]] = {}
+    for name in names(fresh):
+        found: list[str] = []
+        with tools.visit(chromium, address + name) as seen:
+            seen.page.evaluate(UNFOLD)
+            found += seen.page.evaluate(STRUCTURE)
+            for theme in tools.THEMES:
+                for size in (tools.WIDE, tools.PHONE):
+                    seen.look(theme, size)
+                    if theme == "light":  # colours move nothing
+                        found += [f"{size[0]}: {each}" for each in seen.page.evaluate(OVERFLOW)]
+                    rules = [] if theme == "light" else ["color-contrast"]
+                    if (theme, size) != ("dark", tools.PHONE):
+                        found += [f"{theme}, {size[0]}: {e}" for e in tools.axe(seen.page, *rules)]
+            found += seen.problems
+        if found:
+            wrong[name] = found
+    assert not wrong, "\n".join(f"{name}: {each}" for name in wrong for each in wrong[name])
+
+
+def test_pages_work_as_files(fresh: Path, chromium: Browser) -> None:
+    wrong = {}
+    for name in names(fresh):
+        with tools.visit(chromium, (fresh / name).as_uri(), tools.PHONE) as seen:
+            if seen.problems:
+                wrong[name] = seen.problems
+    assert not wrong
+
+
+def test_the_front_page_is_light(address: str, chromium: Browser) -> None:
+    with tools.visit(chromium, f"{address}index.html") as seen:
+        assert 20_000 < seen.transferred <= WEIGHT, seen.transferred
+
+
+def test_pages_can_be_read_without_scripts(address: str, chromium: Browser) -> None:
+    with tools.visit(chromium, address, tools.PHONE, java_script_enabled=False) as seen:
+        assert seen.page.locator("h1").is_visible()
+        assert not seen.page.locator(".theme-switch-button").is_visible()
+
+
+def test_buttons_above_a_page(address: str, chromium: Browser) -> None:
+    with tools.visit(chromium, f"{address}method.html") as seen:
+        page = seen.page
+        page.get_by_label("Download this page").click()
+        menu = page.locator(".page-menu-items")
+        assert menu.is_visible() and menu.get_by_text(".md").is_visible()
+        page.keyboard.press("Escape")
+        assert not menu.is_visible()
+        shown = page.locator("html").get_attribute("data-theme")
+        page.get_by_label("Color mode").click()
+        assert page.locator("html").get_attribute("data-theme") != shown
+        page.keyboard.press("Control+k")
+        page.keyboard.type("swap")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#search-results li a")
+        assert seen.problems == []
+
+
+def test_a_phone_opens_the_contents(address: str, chromium: Browser) -> None:
+    with tools.visit(chromium, f"{address}method.html", tools.PHONE, has_touch=True) as seen:
+        seen.page.locator(".primary-toggle").tap()
+        contents = seen.page.locator("#pst-primary-sidebar-modal")
+        contents.wait_for(state="visible")
+        assert contents.get_by_role("link", name="Glossary").is_visible()
+        assert seen.problems == []
+
+
+@pytest.mark.parametrize("name", ["studies/suite.html", "recipe.html"])
+def test_print_clips_no_table(name: str, address: str, chromium: Browser) -> None:
+    with tools.visit(chromium, address + name) as seen:
+        seen.page.emulate_media(media="print", color_scheme="light")
+        seen.page.set_viewport_size({"width": 643, "height": 900})  # A4 between its margins
+        wide = seen.page.evaluate(
+            """() => [...document.querySelectorAll('.bd-article :is(table, img, pre)')]
+              .filter(each => each.checkVisibility())
+              .map(each => Math.round(each.getBoundingClientRect().right)).filter(x => x > 643)"""
+        )
+        assert wide == []
+        assert len(seen.page.locator("h1").all()) == 1
+        assert seen.page.pdf().startswith(b"%PDF")
