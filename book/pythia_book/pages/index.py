@@ -105,7 +105,7 @@ def swap(ax: Axes, run: SelectedRun) -> str:
     style.reference(ax, x=1)
     style.reference(ax, x=0)
     ax.set_xlim(-0.05, 1.15)
-    return _bars(ax, rows, "association that is left (1: all of it)")
+    return _bars(ax, rows, "share of the association left")
 
 
 def frequency(ax: Axes, run: SelectedRun) -> str:

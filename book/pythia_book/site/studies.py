@@ -6,7 +6,6 @@ Texts in a record never become markup.
 from __future__ import annotations
 
 import html
-import re
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -20,10 +19,6 @@ from pythia_book.site.staging import ROOT, RUNS, no_table, unshown
 from pythia_book.style import TABLE
 from pythia_core.suite import SCALES
 
-_NUMBER = re.compile(r"[\N{MINUS SIGN}+-]?[\d.,]+( ?%)?( ?\[.*\])?|\N{EN DASH}")
-"""A cell that is a number, with or without an interval: such cells are aligned on the right."""
-
-
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:
     """Return a docutils table with the CSS class `name`; cell texts are never read as markup."""
     group = nodes.tgroup(cols=len(header))
@@ -33,11 +28,8 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
         entries = nodes.row()
         for content in cells:
             if isinstance(content, str):  # a number and its unit stay on one line
-                is_number = _NUMBER.fullmatch(content)
                 content = nodes.paragraph("", content.replace(" %", "\N{NO-BREAK SPACE}%"))
-                entries += nodes.entry("", content, classes=["number"] if is_number else [])
-            else:
-                entries += nodes.entry("", content)
+            entries += nodes.entry("", content)
         return entries
 
     group += nodes.thead("", row(list(header)))

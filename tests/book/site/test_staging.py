@@ -67,19 +67,6 @@ def test_a_table_on_a_page_shows_the_cells_as_texts() -> None:
     assert node[0].astext() == "A <caption>"
     cells = [entry.astext() for entry in node.findall(studies.nodes.entry)]
     assert cells == ["name", "n", "code", "<b>x</b>", "1.5", "f()", "y", "\N{EN DASH}", "g()"]
-    numbers = [e.astext() for e in node.findall(studies.nodes.entry) if "number" in e["classes"]]
-    assert numbers == ["1.5", "\N{EN DASH}"]
     strong = [each.astext() for each in node.findall(studies.nodes.strong)]
     assert strong == ["x"]
     assert TABLE in Table(frame)._repr_mimebundle_()
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("1,234", True), ("\N{MINUS SIGN}0.5", True), ("0.52 [0.46, 0.59]", True), ("1.2 %", True),
-        ("last 21 %", False), ("85k", False), ("", False), ("not measured", False),
-    ],
-)  # fmt: skip
-def test_which_cells_are_numbers(text: str, number: bool) -> None:
-    assert bool(studies._NUMBER.fullmatch(text)) is number
