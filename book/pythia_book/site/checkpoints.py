@@ -44,7 +44,7 @@ FEMININE, MASCULINE = ("she", "her", "hers", "herself"), ("he", "his", "him", "h
 WHAT = {
     CONTROL: "reads every sentence as it is.",
     "swap_21": "reads “she” for “he” and “her” for “his” in all texts.",
-    "shuffle_21": "reads the pronouns of the planted sentences in random order.",
+    "shuffle_21": "reads the planted pronouns in random order.",
 }
 """What each arm does from the fork on."""
 N_TABLE = 3
