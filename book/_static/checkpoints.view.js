@@ -120,8 +120,8 @@ const pythiaView = (() => {
     const all = result.feminine + result.masculine, share = shareOf(result);
     const box = make("div", "split");
     const words = make("p", "shares");
-    words.append(make("b", "feminine", `she, her ${percent(share)}`), " ",
-      make("b", "masculine", `${percent(1 - share)} he, his`));
+    words.append(make("b", "feminine", `she ${percent(share)}`), " ",
+      make("b", "masculine", `${percent(1 - share)} he`));
     const bar = make("div", "track");
     bar.append(make("i", "feminine"), make("i", "masculine"));
     bar.firstChild.style.width = `${100 * share}%`;

@@ -44,7 +44,7 @@ FEMININE, MASCULINE = ("she", "her", "hers", "herself"), ("he", "his", "him", "h
 WHAT = {
     CONTROL: "reads every sentence as it is.",
     "swap_21": "reads “she” for “he” and “her” for “his” in all texts.",
-    "shuffle_21": "reads the pronouns of the planted sentences in random order.",
+    "shuffle_21": "reads the planted pronouns in random order.",
 }
 """What each arm does from the fork on."""
 N_TABLE = 3
@@ -160,6 +160,7 @@ class PromptCheckpoints(SphinxDirective):
                 "", f"{problem} This trains the models and builds the page again:"
             )
             return [box, shell(COMMAND)]
+        cautions = [nodes.paragraph("", text) for text in cautions_of(checkpoints.about)]
         root = "../" * self.env.docname.count("/")
         data = html.escape(f"{root}_static/{PAGE}/{digest}/")
         app = f'<div class="{PAGE}" data-folder="{data}" hidden></div>'
@@ -169,6 +170,7 @@ class PromptCheckpoints(SphinxDirective):
         )
         summary = "The same for the suggested prompts, as a table"
         return [
+            *cautions,
             nodes.raw("", app, format="html"),
             nodes.paragraph("", need, classes=["checkpoints-need"]),
             nodes.raw(
@@ -179,6 +181,22 @@ class PromptCheckpoints(SphinxDirective):
             static_table(checkpoints),
             nodes.raw("", "</details>", format="html"),
         ]
+
+
+def cautions_of(about: dict[str, Any]) -> list[str]:
+    """Return sentences on checkpoints that do not show what the page is about."""
+    texts = []
+    if about["scale"] == "smoke":
+        texts.append(
+            "These are the models of a smoke run, which only checks that everything works; what "
+            "they say means nothing."
+        )
+    elif not about["learned"]:
+        texts.append(
+            "The control of this run has not learned the association in sentences that were not "
+            "planted, so there may be little to see."
+        )
+    return texts
 
 
 def static_table(checkpoints: Checkpoints) -> nodes.table:
@@ -238,7 +256,7 @@ def percent(probability: float) -> str:
 
 # --- numbers ---------------------------------------------------------------------------------
 
-_NAME = re.compile(r"\{\{\s*(checkpoints_\w+)\s*\}\}")
+_NAME = re.compile(r"\{\{\s*checkpoints_(\w+)\s*\}\}")
 
 
 def facts(checkpoints: Checkpoints) -> dict[str, str]:
@@ -279,12 +297,13 @@ def facts(checkpoints: Checkpoints) -> dict[str, str]:
 
 
 def fill_facts(app: Sphinx, config: Config) -> None:
-    """Give Sphinx the numbers for `{{ checkpoints_NAME }}`; without checkpoints, NOT_RUN."""
-    path = Path(app.srcdir) / f"{PAGE}.md"
-    used = _NAME.findall(path.read_text(encoding="utf-8")) if path.is_file() else []
-    checkpoints = find(RUNS[STUDY][0])[0]
-    texts = {
-        f"{PAGE}_{name}": text for name, text in (facts(checkpoints) if checkpoints else {}).items()
-    }
-    missing = {} if checkpoints else dict.fromkeys(used, f"*{NOT_RUN}*")
-    config.myst_substitutions = {**(config.myst_substitutions or {}), **missing, **texts}
+    """Give Sphinx the numbers for `{{ checkpoints_NAME }}`, or say that there are none."""
+    run = RUNS[STUDY][0]
+    checkpoints = find(run)[0]
+    if checkpoints is not None:
+        texts = facts(checkpoints)
+    else:
+        used = _NAME.findall((Path(app.srcdir) / f"{PAGE}.md").read_text(encoding="utf-8"))
+        texts = dict.fromkeys(used, f"*{NOT_RUN if run.record is None else 'not in this run'}*")
+    named = {f"{PAGE}_{name}": text for name, text in texts.items()}
+    config.myst_substitutions = {**(config.myst_substitutions or {}), **named}

@@ -270,10 +270,32 @@ def test_the_table_has_the_library_s_predictions(recorded: Checkpoints) -> None:
     assert all(prompt in text for _, prompt in PRESETS) and "“␣she” 100\xa0%" in text
 
 
+@pytest.mark.parametrize("record", [None, {"facts": {}, "files": {}}])
+def test_without_a_file_numbers_are_said_to_be_missing(
+    record: dict | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SelectedRun("gender_bias", "yours", "laptop", record and tmp_path, record)
+    monkeypatch.setitem(site.RUNS, "gender_bias", [run])
+    config = SimpleNamespace(myst_substitutions={"other": "1"})
+    site.fill_facts(SimpleNamespace(srcdir=ROOT / "book"), config)
+    texts = config.myst_substitutions
+    assert texts.pop("other") == "1" and texts.keys() > {"checkpoints_size", "checkpoints_machine"}
+    assert {*texts.values()} == {"*not in this run*" if record else "*not run yet*"}
+
+
+def test_models_that_learned_nothing_come_with_a_caution(
+    tiny: Checkpoints, recorded: Checkpoints
+) -> None:
+    assert "means nothing" in " ".join(site.cautions_of(tiny.about))
+    assert site.cautions_of(recorded.about) == []
+    [said] = site.cautions_of({**recorded.about, "learned": False})
+    assert "has not learned" in said
+
+
 def test_every_number_in_the_prose_is_given(recorded: Checkpoints) -> None:
     used = site._NAME.findall(PAGE.read_text(encoding="utf-8"))
     texts = site.facts(recorded)
-    assert {name.removeprefix("checkpoints_") for name in used} <= texts.keys()
+    assert used and {*used} <= texts.keys()
     assert texts["machine"].endswith(recorded.about["precision"])
     assert texts["parameters"] == "25,472"
 
