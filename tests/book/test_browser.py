@@ -51,7 +51,7 @@ OVERFLOW = """() => {
   for (const box of document.querySelectorAll('.bd-main *')) {
     const looks = getComputedStyle(box);
     if (!box.checkVisibility() || box.clientWidth < 2 || looks.display === 'inline') continue;
-    if (box.closest('mjx-assistive-mml, svg')) continue; // for screen readers; drawings
+    if (box.closest('math, svg')) continue;
     const name = `${box.tagName}.${box.className?.baseVal ?? box.className}`;
     const more = box.scrollWidth - box.clientWidth;
     const hides = ['hidden', 'clip'].includes(looks.overflowX) && !box.closest('.batch');

@@ -149,7 +149,6 @@ def visit(
     seen.page.on("response", answered)
     seen.page.on("requestfinished", lambda request: requests.append(request))
     seen.page.goto(url, wait_until="load")
-    seen.page.evaluate("async () => { if (window.MathJax) await MathJax.startup.promise; }")
     for request in requests:
         if request.url.startswith("http"):
             sizes = request.sizes()

@@ -14,7 +14,8 @@ from typing import Any
 from sphinx.application import Sphinx
 
 _NUMBER = re.compile(
-    r"[\N{MINUS SIGN}\-+±<≥≤~]?\s*[\d.,]+(e[\N{MINUS SIGN}\-+]?\d+)?(\s*(%|\N{MULTIPLICATION SIGN}|[kMB]))?"
+    r"[\N{MINUS SIGN}\-+±<≥≤~]?\s*[\d.,]+(e[\N{MINUS SIGN}\-+]?\d+)?"
+    r"(\s*(%|\N{MULTIPLICATION SIGN}|[kMB]))?"
     r"(\s*[\[(][^\])]*\d[^\])]*[\])])?"
 )
 """A number, perhaps with a sign, an exponent, a unit of one character, or an interval."""
@@ -35,7 +36,9 @@ def mend(
     body = re.sub(r"<table\b.*?</table>", lambda table: aligned(table[0]), body, flags=re.DOTALL)
     # a header cell without words is an ordinary cell, and a bibliography is a list of items
     body = re.sub(r"<th\b[^>]*>\s*(<p>\s*</p>)?\s*</th>", "<td></td>", body)
-    context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    # what a fold is called is what it says: "Code"
+    context["body"] = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
 
 
 def sized_images(body: str, originals: dict[str, Path]) -> str:
