@@ -19,7 +19,7 @@
   /** Put each table that has no box of its own into one. */
   function wrapTables(article) {
     for (const table of article.querySelectorAll('table')) {
-      if (table.closest('.pst-scrollable-table-container, .scrolls, .highlighttable, mjx-container')) continue;
+      if (table.closest('.pst-scrollable-table-container, .scrolls, .highlighttable')) continue;
       const box = document.createElement('div');
       box.className = 'scrolls';
       table.before(box);

@@ -107,9 +107,12 @@ class Visit:
         self.page.set_viewport_size({"width": size[0], "height": size[1]})
         self.page.emulate_media(color_scheme=theme, media="screen")
         self.page.evaluate(
-            """theme => {
+            """async theme => {
               Object.assign(document.documentElement.dataset, { theme, mode: theme });
-              return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+              const drawn = () => new Promise(done => requestAnimationFrame(() => done()));
+              await drawn();
+              await Promise.all(document.getAnimations().map(each => each.finished));
+              await drawn();
             }""",
             theme,
         )
@@ -146,7 +149,6 @@ def visit(
     seen.page.on("response", answered)
     seen.page.on("requestfinished", lambda request: requests.append(request))
     seen.page.goto(url, wait_until="load")
-    seen.page.evaluate("async () => { if (window.MathJax) await MathJax.startup.promise; }")
     for request in requests:
         if request.url.startswith("http"):
             sizes = request.sizes()

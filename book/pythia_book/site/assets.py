@@ -2,13 +2,12 @@
 
 All pages share one style sheet, site.css, made when the build ends from those of the theme and the
 book: without fonts, and without rules for things that no page has. Scripts that no part of a page
-needs are not loaded, least of all MathJax (1.2 MB) where there is no mathematics. A page's own
-scripts and style sheet, _static/<page>.{model,view}.js, .js and .css, are loaded on that page only.
+needs are not loaded, and the others run after the page is drawn. A page's own scripts and style
+sheet, _static/<page>.{model,view}.js, .js and .css, are loaded on that page only.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,14 +16,11 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx.errors import ExtensionError
 
-MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 SHEET = "site.css"
 THEME_SHEETS = ("basic.css", "styles/pydata-sphinx-theme.css")
 """Style sheets that the theme's template would load itself, before all others."""
 NEEDED = {
-    "mathjax/": r'class="[^"]*\bmath\b|\\\(|\\\[|\\begin\{',
     "design-tabs.js": r"sd-tab-set",
     "clipboard.min.js": r"<pre",
     "copybutton.js": r"<pre",
@@ -42,28 +38,6 @@ UNUSED = (
 _HEAD = "/* What this site uses of: "
 _shared: dict[str, None] = {}
 """The style sheets that pages share, in the order in which pages load them."""
-
-
-# --- MathJax ---------------------------------------------------------------------------------
-
-
-def copy_mathjax(app: Sphinx) -> None:
-    """Copy the parts of MathJax that pages load (1.6 of 24 MB) from the installed package.
-
-    Raises:
-        ExtensionError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("sphinx-mathjax-offline")
-    if spec is None or not spec.submodule_search_locations:
-        raise ExtensionError("the site needs MathJax; run pip install sphinx-mathjax-offline")
-    package = Path(spec.submodule_search_locations[0]) / "static" / "mathjax"
-    target = Path(app.outdir) / "_static" / "mathjax"
-    for part in MATHJAX:
-        if (package / part).is_dir():
-            shutil.copytree(package / part, target / part, dirs_exist_ok=True)
-        else:
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(package / part, target / part)
 
 
 # --- what a page loads -----------------------------------------------------------------------
@@ -103,8 +77,6 @@ def lighten(
         if inline.startswith("DOCUMENTATION_OPTIONS."):
             continue  # for parts of the theme that the site does not have; would run too early
         needed = next((html for part, html in NEEDED.items() if part in name), "")
-        if "MathJax" in inline:
-            needed = NEEDED["mathjax/"]
         if not re.search(needed, body):
             continue
         if name.startswith("_static/"):
@@ -156,7 +128,7 @@ def words_of(site: Path) -> set[str]:
             words.update(re.findall(r"[\w-]+", script))
     for path in (site / "_static").rglob("*.js"):
         name = path.relative_to(site / "_static").as_posix()
-        if not name.startswith(("mathjax/", *UNUSED)):
+        if not name.startswith(UNUSED):
             words.update(re.findall(r"[\w-]+", path.read_text(encoding="utf-8")))
     return words
 

@@ -11,7 +11,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from pythia_book.site import assets, card, checkpoints, head, markup
+from pythia_book.site import assets, card, checkpoints, head, markup, mathematics
 from pythia_book.site.drawings import DrawingFigure, Source, Value
 from pythia_book.site.figures import write_files
 from pythia_book.site.front import Cite, Finding, PaperClaims
@@ -27,9 +27,9 @@ from pythia_book.site.studies import (
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Tell Sphinx to use the copied MathJax, the book's templates, and the root's _toc.yml."""
+    """Tell Sphinx where the templates and the table of contents are, and how to show formulas."""
     config.external_toc_path = str(ROOT / "_toc.yml")
-    config.mathjax_path = "mathjax/tex-chtml.js"
+    config.html_math_renderer = mathematics.NAME
     config.templates_path.insert(0, str(ROOT / "book" / "_templates"))
 
 
@@ -65,9 +65,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     )
     for order, hook in enumerate(hooks):
         app.connect("config-inited", hook, priority=100 + order)
-    app.connect("builder-inited", assets.copy_mathjax)
     app.connect("builder-inited", write_figure_files)
     app.connect("builder-inited", checkpoints.stage_scripts)
+    mathematics.register(app)
     app.connect("html-page-context", assets.load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)
     app.connect("html-page-context", head.add_head, priority=900)

@@ -14,10 +14,13 @@ from typing import Any
 from sphinx.application import Sphinx
 
 _NUMBER = re.compile(
-    r"[\N{MINUS SIGN}\-+±<≥≤~]?\s*[\d.,]+(e[\N{MINUS SIGN}\-+]?\d+)?(\s*(%|×|[kMB]))?"
+    r"[\N{MINUS SIGN}\-+±<≥≤~]?\s*[\d.,]+(e[\N{MINUS SIGN}\-+]?\d+)?"
+    r"(\s*(%|\N{MULTIPLICATION SIGN}|[kMB]))?"
     r"(\s*[\[(][^\])]*\d[^\])]*[\])])?"
 )
 """A number, perhaps with a sign, an exponent, a unit of one character, or an interval."""
+MANY = 8
+"""The number of columns from which intervals may break."""
 _EMPTY = {"", "\N{EN DASH}", "\N{EM DASH}", "-", "nan"}
 
 
@@ -33,7 +36,9 @@ def mend(
     body = re.sub(r"<table\b.*?</table>", lambda table: aligned(table[0]), body, flags=re.DOTALL)
     # a header cell without words is an ordinary cell, and a bibliography is a list of items
     body = re.sub(r"<th\b[^>]*>\s*(<p>\s*</p>)?\s*</th>", "<td></td>", body)
-    context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    # what a fold is called is what it says: "Code"
+    context["body"] = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
 
 
 def sized_images(body: str, originals: dict[str, Path]) -> str:
@@ -68,7 +73,8 @@ def _size(path: Path) -> str:
 def aligned(table: str) -> str:
     """Give the class "number" to the cells of columns whose every entry is a number.
 
-    Tables with merged cells, with tables inside, and tables of claims stay as they are.
+    The first column, which names the rows, stays as it is, and so do tables with merged cells, with
+    tables inside, and of claims. In tables of MANY columns, intervals may break after the comma.
     """
     if re.search(r'colspan=|rowspan=|class="claims"', table) or table.count("<table") > 1:
         return table
@@ -79,9 +85,10 @@ def aligned(table: str) -> str:
             if kind == "td":
                 columns.setdefault(place, []).append(_words(text))
     numeric = {
-        place
+        place: " interval" if any("[" in text for text in texts) else ""
         for place, texts in columns.items()
-        if any(text not in _EMPTY for text in texts)
+        if place > 0
+        and any(text not in _EMPTY for text in texts)
         and all(text in _EMPTY or _NUMBER.fullmatch(text) for text in texts)
     }
 
@@ -91,14 +98,23 @@ def aligned(table: str) -> str:
         def cell(found: re.Match[str]) -> str:
             nonlocal place
             place += 1
-            return _with_class(found[0]) if place in numeric else found[0]
+            return _with_class(found[0], numeric[place]) if place in numeric else found[0]
 
         return re.sub(r"<t[hd]\b[^>]*>", cell, row[0])
 
+    if len(columns) >= MANY:
+        table = re.sub(r"\[[^\]<]*\]", _range, table)
     return re.sub(r"<tr\b.*?</tr>", mark, table, flags=re.DOTALL) if numeric else table
 
 
 _CELL = re.compile(r"<(t[hd])\b[^>]*>(.*?)</t[hd]>", re.DOTALL)
+
+
+def _range(interval: re.Match[str]) -> str:
+    """Let an interval break after its comma, and begin a line of its own where it breaks."""
+    return (
+        f'<span class="range">{interval[0].replace(chr(0xA0), " ").replace("&nbsp;", " ")}</span>'
+    )
 
 
 def _words(cell: str) -> str:
@@ -106,8 +122,8 @@ def _words(cell: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "", cell)).replace("\N{NO-BREAK SPACE}", " ").strip()
 
 
-def _with_class(tag: str) -> str:
-    """Add the class "number" to a start tag."""
+def _with_class(tag: str, more: str) -> str:
+    """Add the class "number", and `more`, to a start tag."""
     if 'class="' in tag:
-        return tag.replace('class="', 'class="number ', 1)
-    return f'{tag[:-1]} class="number">'
+        return tag.replace('class="', f'class="number{more} ', 1)
+    return f'{tag[:-1]} class="number{more}">'

@@ -19,6 +19,7 @@ from pythia_book.site.staging import ROOT, RUNS, no_table, unshown
 from pythia_book.style import TABLE
 from pythia_core.suite import SCALES
 
+
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:
     """Return a docutils table with the CSS class `name`; cell texts are never read as markup."""
     group = nodes.tgroup(cols=len(header))

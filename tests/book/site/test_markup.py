@@ -1,0 +1,40 @@
+"""Corrections of the HTML of pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pythia_book.site.markup import aligned, sized_images
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in rows[0])
+    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows[1:])
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def test_columns_of_numbers_are_marked() -> None:
+    marked = aligned(
+        table(
+            ("size", "loss", "change", "note"),
+            ("7k", "3.90", "\N{MINUS SIGN}0.5 [\N{MINUS SIGN}1, 2]", "1 of 2"),
+            ("13k", "\N{EN DASH}", "1,024", "fine"),
+        )
+    )
+    assert '<th>size</th><th class="number">loss</th>' in marked
+    assert '<th class="number interval">change</th><th>note</th>' in marked
+    assert marked.count("<td>") == 4 and marked.count('<td class="number">') == 2
+
+
+def test_tables_with_merged_cells_stay_as_they_are() -> None:
+    merged = '<table><tr><td colspan="2">1</td><td>2</td></tr></table>'
+    assert aligned(merged) == merged
+
+
+def test_images_have_a_size_and_only_the_first_loads_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.svg").write_text('<svg width="5in" viewBox="0 0 360.4 180">')
+    body = '<img alt="x" src="../_images/a.svg" /><img src="b.png"><img src="../_images/a.svg">'
+    first, other, second = sized_images(body, {"a.svg": tmp_path / "a.svg"}).split("><")
+    assert 'width="360" height="180"' in first and "lazy" not in first
+    assert "width" not in other and "lazy" in other
+    assert 'width="360" height="180"' in second and 'loading="lazy"' in second

@@ -1,0 +1,19 @@
+"""Formulas become MathML."""
+
+from __future__ import annotations
+
+import pytest
+from pythia_book.site.mathematics import mathml
+
+
+def test_formulas_become_mathml() -> None:
+    assert mathml("x_1").startswith("<math") and "<msub>" in mathml("x_1")
+    assert 'display="block"' in mathml(r"\frac{a}{b}", display=True)
+    for lines in ("a &= b \\\\[2pt]\n c &= d", r"\begin{aligned} a &= b \\ c &= d \end{aligned}"):
+        assert "<mtable" in mathml(lines, display=True) and ">&<" not in mathml(lines)
+
+
+@pytest.mark.parametrize("latex", [r"\nosuchcommand x", r"\frac{a", "a & b"])
+def test_a_formula_that_cannot_be_shown_is_named(latex: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        mathml(latex)
