@@ -24,7 +24,7 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
 from pythia_book.records import device_text, duration_text, number_text
-from pythia_book.site.runs import NOT_RUN, SelectedRun
+from pythia_book.site.runs import NOT_RUN, SelectedRun, escaped
 from pythia_book.site.staging import RUNS
 from pythia_book.site.studies import shell, table
 from pythia_book.studies.gender_bias.checkpoints import (
@@ -301,7 +301,7 @@ def fill_facts(app: Sphinx, config: Config) -> None:
     run = RUNS[STUDY][0]
     checkpoints = find(run)[0]
     if checkpoints is not None:
-        texts = facts(checkpoints)
+        texts = {name: escaped(text) for name, text in facts(checkpoints).items()}
     else:
         used = _NAME.findall((Path(app.srcdir) / f"{PAGE}.md").read_text(encoding="utf-8"))
         texts = dict.fromkeys(used, f"*{NOT_RUN if run.record is None else 'not in this run'}*")

@@ -133,7 +133,7 @@ def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
     return executed
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape every character that Markdown could interpret, and join all lines."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
 
@@ -164,7 +164,7 @@ def substitutions(run: SelectedRun) -> dict[str, str]:
             texts |= {
                 f"{name}_{part}": number_text(value.get(part)) for part in ("value", "low", "high")
             }
-    return {f"{run.study}_{name}": _escaped(text) for name, text in texts.items()}
+    return {f"{run.study}_{name}": escaped(text) for name, text in texts.items()}
 
 
 # --- recording -------------------------------------------------------------------------------

@@ -283,6 +283,19 @@ def test_without_a_file_numbers_are_said_to_be_missing(
     assert {*texts.values()} == {"*not in this run*" if record else "*not run yet*"}
 
 
+def test_texts_of_a_file_never_become_markup(
+    recorded: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = {**recorded.about, "scale": "<script>alert(1)</script> *b* {{ x }}"}
+    file = Checkpoints(hostile, recorded.config, recorded.tensors)
+    monkeypatch.setattr(site, "find", lambda run: (file, "0", ""))
+    monkeypatch.setitem(site.RUNS, "gender_bias", [selected(None)])
+    config = SimpleNamespace(myst_substitutions={})
+    site.fill_facts(SimpleNamespace(srcdir=ROOT / "book"), config)
+    text = config.myst_substitutions["checkpoints_scale"]
+    assert text.startswith(r"\<script\>alert\(1\)") and r"\{\{ x \}\}" in text
+
+
 def test_models_that_learned_nothing_come_with_a_caution(
     tiny: Checkpoints, recorded: Checkpoints
 ) -> None:

@@ -368,6 +368,8 @@ def _problem(about: Any, tensors: Weights) -> str:
     steps, fork, total = about["steps"], about["fork"], about["total_steps"]
     if tuple(steps) != SHOWN or any(list(s) != sorted({*s}) or not s for s in steps.values()):
         return f"it must have ascending steps of the arms {', '.join(SHOWN)}"
+    if not all(type(step) is int for of_arm in steps.values() for step in of_arm):
+        return "its steps are not whole numbers"
     after = [step for step in steps[CONTROL] if step > fork]
     if fork not in steps[CONTROL] or after[-1:] != [total]:
         return "its control lacks the fork or the end of training"
