@@ -158,4 +158,5 @@ def test_a_saved_drawing_is_its_svg(tmp_path, results):
     drawing = draw.retained(results["absent"])
     drawing.save(tmp_path / "x.svg")
     assert (tmp_path / "x.svg").read_text(encoding="utf-8") == drawing.svg
-    assert set(drawing._repr_mimebundle_()) == {"image/svg+xml", "text/plain"}
+    kinds = {"image/svg+xml", "text/plain", style.FIGURE_TYPE}
+    assert set(drawing._repr_mimebundle_()) == kinds

@@ -207,7 +207,7 @@ def test_the_page_is_in_the_book() -> None:
 
 def test_its_script_and_style_are_loaded_on_that_page_only() -> None:
     pytest.importorskip("sphinx", reason="the extra `book` is not installed")
-    from pythia_book.site import extension
+    from pythia_book.site import assets
 
     loaded: list[str] = []
     app = SimpleNamespace(
@@ -218,9 +218,9 @@ def test_its_script_and_style_are_loaded_on_that_page_only() -> None:
     config = SimpleNamespace(
         html_css_files=["paper.css", "rotary.css"], html_js_files=["rotary.js"]
     )
-    extension.exclude_page_assets(app, config)
+    assets.exclude_page_assets(app, config)
     assert config.html_css_files == ["paper.css"] and config.html_js_files == []
-    extension.load_on_page(app, "method", "", {}, None)
+    assets.load_on_page(app, "method", "", {}, None)
     assert loaded == []
-    extension.load_on_page(app, "rotary", "", {}, None)
+    assets.load_on_page(app, "rotary", "", {}, None)
     assert loaded == ["rotary.css", "rotary.js defer"]

@@ -314,7 +314,7 @@ def test_every_number_in_the_prose_is_given(recorded: Checkpoints) -> None:
 
 
 def test_the_page_is_the_first_chapter_and_its_scripts_load_on_it_alone() -> None:
-    from pythia_book.site import extension
+    from pythia_book.site import assets
 
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     assert toc["parts"][0]["chapters"][0] == {"file": "checkpoints"}
@@ -325,9 +325,9 @@ def test_the_page_is_the_first_chapter_and_its_scripts_load_on_it_alone() -> Non
         add_js_file=lambda name, loading_method: loaded.append(name),
     )
     config = SimpleNamespace(html_css_files=["paper.css"], html_js_files=[MODEL.name, SCRIPT.name])
-    extension.exclude_page_assets(app, config)
+    assets.exclude_page_assets(app, config)
     assert config.html_js_files == []
-    extension.load_on_page(app, "checkpoints", "", {}, None)
+    assets.load_on_page(app, "checkpoints", "", {}, None)
     assert loaded == [STYLE.name, MODEL.name, VIEW.name, SCRIPT.name]
 
 
