@@ -13,6 +13,11 @@ def test_formulas_become_mathml() -> None:
         assert "<mtable" in mathml(lines, display=True) and ">&<" not in mathml(lines)
 
 
+def test_functions_have_space_around_their_names() -> None:
+    assert mathml(r"a \cos b").count("<mspace") == 2
+    assert "<mspace" not in mathml(r"\cos(b)")
+
+
 @pytest.mark.parametrize("latex", [r"\nosuchcommand x", r"\frac{a", "a & b"])
 def test_a_formula_that_cannot_be_shown_is_named(latex: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
