@@ -22,7 +22,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from pythia_book.site.figures import inline_figure
 from pythia_book.site.staging import ROOT
 from pythia_book.site.studies import table
-from pythia_book.style import Table
+from pythia_book.style import FIGURE_TYPE, Table
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
@@ -79,7 +79,8 @@ class DrawingFigure(SphinxDirective):
             values = html.escape(json.dumps(data, separators=(",", ":")))
             div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
             figure += nodes.raw("", div, format="html")
-        shapes = inline_figure(drawing._repr_mimebundle_(), f"{page}-{attribute}")
+        bundle = drawing._repr_mimebundle_()
+        shapes = inline_figure(bundle, f"{page}-{attribute}")
         figure += nodes.raw("", shapes, format="html")
         caption = nodes.caption()
         parsed = nodes.Element()
@@ -87,6 +88,9 @@ class DrawingFigure(SphinxDirective):
         for paragraph in parsed:
             caption += paragraph.children
         figure += caption
+        if note := bundle.get(FIGURE_TYPE, {}).get("note"):
+            small = f'<p class="figure-note">{html.escape(note)}</p>'
+            figure += nodes.raw("", small, format="html")
         self.add_name(figure)
         return [figure]
 
