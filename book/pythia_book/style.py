@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import html
 import io
+import itertools
 import math
 import textwrap
 import weakref
@@ -301,7 +302,7 @@ def panels(
     sharey: bool = False,
     ratios: Any = None,
     rows: int = 1,
-    each: float | None = None,
+    heights: Any = None,
 ) -> tuple[Figure, list[Axes]]:
     """Create a figure of page width with a footer; return the figure and its panels, row by row.
 
@@ -310,26 +311,24 @@ def panels(
     Args:
         height: height of the wide figure in inches, without the footer.
         ratios: relative widths of the columns.
-        each: height of each panel on a phone in inches; by default about as on a wide page.
+        heights: relative heights of the rows.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shape = {"nrows": rows, "ncols": columns, "width_ratios": ratios}
+    shape = {"nrows": rows, "ncols": columns, "width_ratios": ratios, "height_ratios": heights}
     if narrow():
         count = rows * columns
         least, usual = (1.55 if count > 6 else 1.9), (height - 0.3) / rows
-        height = count * (each or max(least, usual)) + 0.1
-        shape = {"nrows": count, "ncols": 1}
+        height = count * max(least, usual) + 0.1
+        shape = {"nrows": count, "ncols": 1, "height_ratios": heights}
     size = (NARROW if narrow() else WIDTH, height)
     figure = Figure(figsize=size, dpi=svg.POINTS, layout="constrained")
     FigureCanvasAgg(figure)  # measures legends
     figure.patch.set_gid("paper")
     grid = list(figure.subplots(squeeze=False, sharey=sharey, **shape).flat)
-    command = next((part for part in footer.splitlines() if part.startswith(_REDRAW)), "")
-    note = " ".join(part for part in footer.splitlines() if part and part != command)
-    by_rows = [grid[i : i + columns] for i in range(0, len(grid), columns)]
-    _PAGES[figure] = _Page(note, command.removeprefix(_REDRAW), height, by_rows)
+    page = _PAGES[figure] = _page_of(footer, height)
+    page.rows = [grid[i : i + columns] for i in range(0, len(grid), columns)]
     for ax in grid:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(length=0, left=False, bottom=False)
@@ -338,6 +337,26 @@ def panels(
 
 
 _REDRAW = "Redraw: "
+
+
+def sheet(height: float, footer: str) -> Figure:
+    """Create a figure without panels, of the width of a page or phone, to be filled by hand.
+
+    Args:
+        height: height of the figure in inches, without the footer.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(NARROW if narrow() else WIDTH, height), dpi=svg.POINTS)
+    figure.patch.set_gid("paper")
+    _PAGES[figure] = _page_of(footer, height)
+    return figure
+
+
+def _page_of(footer: str, height: float) -> _Page:
+    command = next((part for part in footer.splitlines() if part.startswith(_REDRAW)), "")
+    note = " ".join(part for part in footer.splitlines() if part and part != command)
+    return _Page(note, command.removeprefix(_REDRAW), height)
 
 
 def _finish(figure: Figure) -> float:
@@ -361,6 +380,9 @@ def _finish(figure: Figure) -> float:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, foot / height, 1, 1 - (foot + above) / height))
+    for ax in figure.axes if engine is None else ():
+        x, y, wide, tall = ax.get_position().bounds
+        ax.set_position((x, (y * page.height + foot) / height, wide, tall * page.height / height))
     for each, (x, y) in zip(page.legends, places, strict=True):
         each.set_bbox_to_anchor((x / figure.get_figwidth(), 1 - y / height))
     if foot:
@@ -370,8 +392,9 @@ def _finish(figure: Figure) -> float:
     figure.draw_without_rendering()
     if _fit_texts(page):
         figure.draw_without_rendering()
-    _place_texts(page)
     figure.set_layout_engine("none")
+    _widen(page)
+    _place_texts(page)
     for ax, labels in page.ends:
         _spread(ax, labels)
     return foot * svg.POINTS
@@ -395,7 +418,7 @@ def _fit_texts(page: _Page) -> bool:
     On a phone, titles begin at the left edge of the figure, and long labels end at the right edge.
     """
     changed = False
-    for ax in (ax for row in page.rows for ax in row if ax.axison):
+    for ax in (ax for row in page.rows for ax in row):
         box, figure = ax.get_window_extent(), ax.figure
         wide = svg.POINTS * figure.get_figwidth() if figure.get_figwidth() < WIDTH else box.width
         texts = ((ax._left_title, wide), (ax.xaxis.label, max(wide, 1.15 * box.width)),
@@ -408,12 +431,37 @@ def _fit_texts(page: _Page) -> bool:
             if words and length > room:
                 text.set_text(textwrap.fill(" ".join(words.split()), int(letters * room / length)))
                 changed = changed or text.get_text() != words
+        names = ax.get_xticklabels() if svg.categories(ax.xaxis) else []
+        boxes = [name.get_window_extent() for name in names]
+        if any(one.x1 + 2 > two.x0 for one, two in itertools.pairwise(boxes)):
+            if names[0].get_rotation() == 0:
+                slanted = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+                ax.set_xticks(ax.get_xticks(), [name.get_text() for name in names], **slanted)
+                changed = True
     return changed
+
+
+def _widen(page: _Page) -> None:
+    """Let panels of a phone use the space beside them that other panels need for their labels."""
+    for ax in (ax for row in page.rows for ax in row):
+        width = ax.figure.get_window_extent().width
+        if ax.figure.get_figwidth() == WIDTH or not ax.axison:
+            continue
+        outer = ax.get_tightbbox(for_layout_only=True)
+        left, right = max(0.0, outer.x0 - 4), max(0.0, width - 4 - outer.x1)
+        if left + right > _SPARE:
+            box = ax.get_position()
+            ax.set_position((box.x0 - left / width, box.y0, box.width + (left + right) / width,
+                             box.height))  # fmt: skip
+
+
+_SPARE = 30
+"""Free space beside a panel, in points, from which on the panel is widened."""
 
 
 def _place_texts(page: _Page) -> None:
     """Move titles to the left edge of a phone, and long labels of x axes to the right edge."""
-    for ax in (ax for row in page.rows for ax in row if ax.axison):
+    for ax in (ax for row in page.rows for ax in row):
         box, label = ax.get_window_extent(), ax.xaxis.label
         if ax.figure.get_figwidth() < WIDTH:
             ax._left_title.set_x((3 - box.x0) / box.width)

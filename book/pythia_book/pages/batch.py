@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.pages import hls_colour
-from pythia_book.style import INK, MUTED, WIDTH, Drawing, style
+from pythia_book.style import INK, Drawing, figure, narrow, sheet, style
 from pythia_core.data.order import RowOrder, batch_hash, epochs_needed, samples_requested
 from pythia_core.errors import PythiaError
 from pythia_core.util.files import cache_dir
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FOOTER = "drawn by book/pythia_book/pages/batch.py whenever the book is built"
+PALENESS = 0.45
+"""Opacity of colours under text, so that text can be read on light and dark pages."""
 DEDUPED_TOKENS = 207_000_000_000
 """The number of tokens in the deduplicated Pile (paper section 2.2)."""
 TEXTS = (
@@ -227,11 +229,11 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, la
     for start, width, document in parts:
         ax.add_patch(
             Rectangle((start, y), width, 0.7, facecolor=hue(document, n), edgecolor="white",
-                      linewidth=0.4 if labels else 0)
+                      linewidth=0.4 if labels else 0, alpha=PALENESS)
         )  # fmt: skip
-        if labels and width > 0.02:
-            ax.text(start + width / 2, y + 0.34, f"{document}", ha="center", va="center",
-                    fontsize=6.5)  # fmt: skip
+        if labels and width > (0.06 if narrow() else 0.03):
+            middle = start + width / 2, y + 0.34
+            ax.text(*middle, f"{document}", ha="center", va="center")
 
 
 def row_to_show(example: Example) -> tuple[int, int]:
@@ -246,7 +248,6 @@ def row_to_show(example: Example) -> tuple[int, int]:
 
 def _picture(example: Example) -> Drawing:
     """Draw how documents become a batch: the file, the shuffled stream, the rows and one batch."""
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     order, n, S = example.order, len(example.sizes), example.seq_len
@@ -256,19 +257,22 @@ def _picture(example: Example) -> Drawing:
     row = int(order.shuffle[step * example.batch_size + index])
     tiled = np.tile(np.arange(n), order.epochs)
     with style():
-        figure = Figure(figsize=(WIDTH, 4.6))
         # placed by hand: the solver of a constrained layout does not always round the same way
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.06, top=0.95, hspace=0.3)
-        figure.text(0.008, 0.012, FOOTER, fontsize=6.5, color=MUTED)
-        top, middle, grid, batch = figure.subplots(4, 1, height_ratios=(1.2, 0.9, 0.9, 1.6))
+        drawn = sheet(5.0, FOOTER)
+        drawn.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.95, hspace=0.34)
+        top, middle, grid, batch = drawn.subplots(4, 1, height_ratios=(1.2, 0.9, 0.9, 1.7))
         for y, documents, label in ((1.1, tiled, "in the file"), (0, order.documents, "shuffled")):
             ends = np.cumsum(sizes[documents])
             parts = zip((ends - sizes[documents]) / total, sizes[documents] / total, documents,
                         strict=True)  # fmt: skip
             _strip(top, y, [(float(s), float(w), int(d)) for s, w, d in parts], n, labels)
-            top.text(-0.01, y + 0.35, label, ha="right", va="center", fontsize=7.5)
+            top.text(-0.01, y + 0.35, label, ha="right", va="center")
         top.plot([(row * S + S / 2) / total] * 2, [-0.35, 0.8], color=INK, linewidth=1.2)
-        top.set(xlim=(-0.13, 1), ylim=(-0.4, 2.0), title="1  the documents are shuffled")
+        top.set(
+            xlim=(-0.25 if narrow() else -0.13, 1),
+            ylim=(-0.4, 2.0),
+            title="1  the documents are shuffled",
+        )
         low, high = row * S - 1.5 * S, row * S + 2.5 * S
         ends = np.cumsum(sizes[order.documents])
         begins = ends - sizes[order.documents]
@@ -279,14 +283,15 @@ def _picture(example: Example) -> Drawing:
         ]
         _strip(middle, 0, near, n, False)
         for start, width, document in near:
-            if width > 0.3 * S:
-                middle.text(start + width / 2, 0.34, f"document {document}", ha="center",
-                            va="center", fontsize=7)  # fmt: skip
+            if width > 0.45 * S:
+                label = f"{document}" if narrow() else f"document {document}"
+                middle.text(start + width / 2, 0.34, label, ha="center",
+                            va="center")  # fmt: skip
         for k in range(-1, 3):
             middle.plot([(row + k) * S] * 2, [-0.3, 1.0], color=INK, linewidth=0.9)
         middle.add_patch(Rectangle((row * S, -0.08), S + 1, 0.86, fill=False,
                                    edgecolor=INK, linewidth=2))  # fmt: skip
-        middle.text(row * S + S / 2, -0.3, f"row {row:,}", ha="center", va="top", fontsize=7.5)
+        middle.text(row * S + S / 2, -0.3, f"row {row:,}", ha="center", va="top")
         middle.set(xlim=(low - 0.5 * S, high), ylim=(-0.75, 1.05),
                    title=f"2  their stream is cut into rows of {S}")  # fmt: skip
         n_batches = min(example.steps, 24)
@@ -294,28 +299,31 @@ def _picture(example: Example) -> Drawing:
             for i in range(example.batch_size):
                 number = int(order.shuffle[k * example.batch_size + i])
                 colour = hue(spans(order, example.sizes, number)[0][0], n)
-                grid.add_patch(Rectangle((k, -i), 0.9, 0.9, facecolor=colour, linewidth=0))
+                cell = Rectangle((k, -i), 0.9, 0.9, facecolor=colour, alpha=0.8, lw=0)
+                grid.add_patch(cell)
         grid.add_patch(Rectangle((step - 0.05, 0.95), 1, -example.batch_size, fill=False,
                                  edgecolor=INK, linewidth=1.6))  # fmt: skip
         grid.set(xlim=(-1, n_batches), ylim=(1 - example.batch_size, 1.2))
-        grid.set_title("3  the rows are shuffled; each column is a batch, coloured by document")
+        title = "3  the rows are shuffled; each column is a batch"
+        grid.set_title(title if narrow() else f"{title}, coloured by document")
         for i, ids in enumerate(example.batch(step).tolist()):
             number = int(order.shuffle[step * example.batch_size + i])
             x = 0
             for document, first, stop in spans(order, example.sizes, number):
                 batch.add_patch(Rectangle((x, -i), stop - first, 0.8, linewidth=0,
-                                          facecolor=hue(document, n)))  # fmt: skip
+                                          facecolor=hue(document, n),
+                                          alpha=PALENESS))  # fmt: skip
                 x += stop - first
             words = "".join(example.pieces[t] or " \N{SQUARE LOZENGE} " for t in ids)
             words = " ".join(words.split()).replace("$", r"\$")
-            batch.text(0.006 * S, 0.4 - i, words[:88], va="center", fontsize=6.5)
+            batch.text(0.006 * S, 0.4 - i, words[: 42 if narrow() else 84], va="center")
         batch.set(xlim=(0, S + 1), ylim=(0.9 - example.batch_size, 1),
                   title=f"4  batch {step}: the beginning of each row")  # fmt: skip
         for ax in (top, middle, grid, batch):
             ax.set_axis_off()
     parts = ", ".join(f"{d}" for d, _, _ in spans(order, example.sizes, row))
     return Drawing(
-        figure,
+        drawn,
         f"Four steps. {n} documents in the order of the file and shuffled; the stream of shuffled "
         f"documents near row {row}, which has tokens of document(s) {parts}; a grid of the first "
         f"{n_batches} batches of {example.batch_size} shuffled rows; and the beginning of the text "
@@ -323,11 +331,13 @@ def _picture(example: Example) -> Drawing:
     )
 
 
+@figure
 def follow() -> Drawing:
     """Draw how documents become the rows of one batch, with the data of the scale `smoke`."""
     return _picture(real())
 
 
+@figure
 def shuffle() -> Drawing:
     """Draw how a few sentences, which the page's script reshuffles, become the rows of a batch."""
     return _picture(tiny())

@@ -6,11 +6,29 @@ current library. `block` draws what `recipe.block_parts` observes in a forward p
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
+from pythia_book import svg
 from pythia_book.pages import formatted
+from pythia_book.palette import BLUE, GOLD
 from pythia_book.released import recipe
-from pythia_book.style import GRID, INK, MUTED, WIDTH, Drawing, Table, panels, size_colour, style
+from pythia_book.style import (
+    GRID,
+    INK,
+    MUTED,
+    NARROW,
+    WIDTH,
+    Drawing,
+    Table,
+    figure,
+    legend,
+    narrow,
+    panels,
+    sheet,
+    size_colour,
+    style,
+)
 from pythia_core.suite import OFFICIAL_SIZES
 
 if TYPE_CHECKING:
@@ -19,9 +37,8 @@ if TYPE_CHECKING:
 
     from pythia_core.config import ModelConfig
 
-_LINE = "#0072b2"
 
-
+@figure
 def schedule() -> Drawing:
     """Draw the learning rate during training, and the peak rate of each size.
 
@@ -32,41 +49,46 @@ def schedule() -> Drawing:
     rates = recipe.gpt3_table()
     with style():
         note = "Left: training.schedule. Right: the released configs, and GPT-3's paper."
-        figure, (ax, peaks) = panels(2, 2.9, note, ratios=(1.35, 1))
-        ax.plot(frame.step / 1000, 100 * frame.paper, color=MUTED, linestyle=(0, (4, 1.5)),
-                linewidth=1.1)  # fmt: skip
-        ax.plot(frame.step / 1000, 100 * frame.neox, color=_LINE, linewidth=2)
+        drawn, (ax, peaks) = panels(2, 2.9, note, ratios=(1.2, 1))
+        forms = {
+            "as used: cosine to 0, cut off at 10 %": (frame.neox, BLUE, {"linewidth": 2}),
+            "cosine to 10 %, as usually described": (
+                frame.paper, MUTED, {"linewidth": 1.1, "linestyle": (0, (4, 1.5))},
+            ),
+        }  # fmt: skip
+        for label, (rate, colour, shape) in forms.items():
+            ax.plot(frame.step / 1000, 100 * rate, color=colour, label=label, **shape)
         ax.axvline(floor / 1000, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-        ax.text(floor / 1000 - 2, 96, f"floor from step {floor:,}", ha="right", va="top",
-                fontsize=7.5)  # fmt: skip
-        ax.text(62, 72, "cosine to 10 %,\nas usually described", color=MUTED, fontsize=7.5)
-        ax.text(17, 30, "as used: cosine to 0,\ncut off at 10 %", color=_LINE,
-                fontsize=7.5)  # fmt: skip
         ax.set(xlim=(0, 143), ylim=(0, 104), xlabel="step, thousands",
-               ylabel="learning rate, % of its peak", title="The schedule")  # fmt: skip
+               ylabel="learning rate, % of its peak")  # fmt: skip
+        ax.set_title(f"The schedule: floor from step {floor:,}")
+        legend(ax, {label: {"color": c} | shape for label, (_, c, shape) in forms.items()})
         for row in rates.itertuples(index=False):
             name = row.size
             n = OFFICIAL_SIZES[name].model().n_params
             if row.gpt3 is not None:
                 peaks.plot([n], [row.gpt3_lr_max], marker="D", markersize=8, color=MUTED,
-                           markerfacecolor="none", linestyle="")  # fmt: skip
-            peaks.plot([n], [row.lr_max], marker="o", color=size_colour(name), linestyle="")
+                           markerfacecolor="none", linestyle="",
+                           label=f"{row.gpt3}, GPT-3")  # fmt: skip
+            shape = {"color": size_colour(name), "linestyle": "", "label": name}
+            peaks.plot([n], [row.lr_max], marker="o", **shape)
             low = name == "6.9b"  # the next size is close by
-            peaks.annotate(name, (n, row.lr_max), xytext=(-6, -9) if low else (5, 4),
-                           ha="right" if low else "left", textcoords="offset points",
-                           fontsize=7)  # fmt: skip
+            peaks.annotate(name, (n, row.lr_max), xytext=(-7, -10) if low else (6, 6),
+                           ha="right" if low else "left",
+                           textcoords="offset points")  # fmt: skip
         peaks.set(xscale="log", yscale="log", xlabel="parameters", title="Peaks, and GPT-3's",
-                  xlim=(4e7, 3e10), ylim=(8e-5, 1.6e-3))  # fmt: skip
+                  xlim=(4e7, 4e10), ylim=(8e-5, 1.6e-3))  # fmt: skip
         peaks.set_ylabel("peak learning rate")
-        peaks.legend(handles=_marks(("o", MUTED, "Pythia"), ("D", "none", "GPT-3, nearest size")))
+        legend(peaks, _marks(("o", MUTED, "Pythia"), ("D", "none", "GPT-3, nearest size")))
         description = (
             f"Learning rate over {frame.step.iloc[-1]:,} steps: the released runs are at their "
             f"floor from step {floor:,} on, a cosine to a tenth only at the end; "
             "peak rates by size, next to GPT-3's"
         )
-        return Drawing(figure, description)
+        return Drawing(drawn, description)
 
 
+@figure
 def cost() -> Drawing:
     """Draw the GPU-hours of training each size, and what share of the peak FLOP/s was used."""
     costs = recipe.cost_table().dropna()
@@ -78,48 +100,49 @@ def cost() -> Drawing:
             f"{recipe.H100_PEAK / 1e12:.0f} TFLOP/s, not measured. Utilisation: of "
             f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s."
         )
-        figure, (hours, share) = panels(2, 2.9, note)
+        drawn, (hours, share) = panels(2, 2.9, note)
         for row in costs.itertuples(index=False):
             colour = size_colour(row.size)
-            hours.plot([row.parameters], [row.gpu_hours], marker="o", color=colour)
+            label = f"{row.size}, A100, as trained"
+            hours.plot([row.parameters], [row.gpu_hours], marker="o", color=colour, label=label)
             hours.plot([row.parameters], [today[row.size]], marker="D", color=colour,
-                       markerfacecolor="white")  # fmt: skip
-            hours.annotate(row.size, (row.parameters, row.gpu_hours), xytext=(-5, 4), ha="right",
-                           textcoords="offset points", fontsize=7)  # fmt: skip
+                       markerfacecolor="white", label=f"{row.size}, H100, computed")  # fmt: skip
+            hours.annotate(row.size, (row.parameters, row.gpu_hours), xytext=(-5, 5), ha="right",
+                           textcoords="offset points")  # fmt: skip
         hours.set(xscale="log", yscale="log", xlabel="parameters", ylabel="GPU-hours",
                   title="One model", xlim=(2.5e7, 3e10),
                   ylim=(40, 2.5e5))  # fmt: skip
         kinds = _marks(("o", MUTED, "A100, as trained"), ("D", "white", "H100, computed"))
-        hours.legend(handles=kinds, loc="upper left")
+        legend(hours, kinds)
         for x, row in enumerate(costs.itertuples(index=False)):
             colour = size_colour(row.size)
             pair = [100 * row.utilisation_6nt, 100 * row.utilisation_exact]
-            share.plot([x, x], pair, color=colour, linewidth=1.2, zorder=1)
-            share.plot([x], pair[:1], marker="s", color=colour, markerfacecolor="white")
-            share.plot([x], pair[1:], marker="o", color=colour)
+            svg.hide(*share.plot([x, x], pair, color=colour, linewidth=1.2, zorder=1))
+            share.plot([x], pair[:1], marker="s", color=colour, markerfacecolor="white",
+                       label=f"6 {TIMES} parameters {TIMES} tokens")  # fmt: skip
+            share.plot([x], pair[1:], marker="o", color=colour, label="products performed")
         share.set_xticks(range(len(costs)), costs["size"])
+        share.set_xlabel("size")
         share.set(ylim=(0, 42), ylabel="% of the peak", title="Utilisation, counted in two ways")
         share.grid(axis="x", visible=False)
         rule = f"6 {TIMES} parameters {TIMES} tokens"
         kinds = _marks(("s", "white", rule), ("o", MUTED, "matrix products performed"))
-        share.legend(handles=kinds, loc="lower right")
+        legend(share, kinds)
         first, last = costs.iloc[0], costs.iloc[-1]
         description = (
             f"From {first.gpu_hours:,.0f} A100-hours at {first['size']} to {last.gpu_hours:,.0f} "
             f"at {last['size']}; utilisation between {100 * costs.utilisation_exact.min():.0f} "
             f"and {100 * costs.utilisation_exact.max():.0f} % of the peak"
         )
-        return Drawing(figure, description)
+        return Drawing(drawn, description)
 
 
-def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
-    """Return legend handles from (marker, face colour, label)."""
-    from matplotlib.lines import Line2D
-
-    return [
-        Line2D([], [], linestyle="", marker=m, color=MUTED, markerfacecolor=face, label=label)
-        for m, face, label in kinds
-    ]
+def _marks(*kinds: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
+    """Return the lines of a legend from (marker, face colour, label)."""
+    return {
+        label: {"linestyle": "", "marker": marker, "markerfacecolor": face}
+        for marker, face, label in kinds
+    }
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -222,25 +245,39 @@ def _power(value: float, digits: int = 2) -> str:
 TIMES = "\N{MULTIPLICATION SIGN}"
 DRAWN_SIZE = "70m"
 _FILL = {"norm": "#f3ead6", "linear": "#dbe7f3", "plain": "#f4f4f4"}
-_ATTENTION_X, _MLP_X, _BOX = 1.25, 3.75, 1.9
-_TOP, _STEP, _HIGH = 4.55, 0.78, 0.46
 
 
+class _Places:
+    """Where the parts of the drawing of a layer are, in inches."""
+
+    def __init__(self) -> None:
+        small = narrow()
+        self.attention, self.mlp, self.box = (0.96, 2.72, 1.62) if small else (1.25, 3.75, 2.1)
+        self.top, self.step, self.high = 4.55, (1.0 if small else 0.8), (0.66 if small else 0.5)
+        self.lowest = -6.1 if small else -0.2
+        self.side = (0.15, -6.5) if small else (5.2, 0.0)
+        self.width = NARROW if small else WIDTH
+
+    def row(self, number: int) -> float:
+        """Return the height of the middle of a box, counted from the top."""
+        return self.top - self.high / 2 - 0.12 - number * self.step
+
+
+@figure
 def block(config: ModelConfig | None = None) -> Drawing:
     """Draw one layer of the model, as observed in a forward pass of pythia_core.model.
 
     Args:
         config: the model; default: the official size DRAWN_SIZE.
     """
-    from matplotlib.figure import Figure
-
     config = config or OFFICIAL_SIZES[DRAWN_SIZE].model()
     parts = recipe.block_parts(config).set_index("part")
     parallel = parts.reads["post_attention_layernorm"] == "x"
     with style():
-        figure = Figure(figsize=(WIDTH, 5.45))
-        ax = figure.add_axes((0, 0, 1, 1))
-        ax.set(xlim=(0, WIDTH), ylim=(-0.2, 5.25))
+        at = _Places()
+        drawn = sheet(5.25 - at.lowest, "")
+        ax = drawn.add_axes((0, 0, 1, 1))
+        ax.set(xlim=(0, at.width), ylim=(at.lowest, 5.25))
         ax.axis("off")
         attention = [
             _part(parts, "input_layernorm", "LayerNorm"),
@@ -257,23 +294,23 @@ def block(config: ModelConfig | None = None) -> Drawing:
             (f"GELU, {config.gelu} form", "", "plain", parts.d_in["mlp.dense_4h_to_h"]),
             _part(parts, "mlp.dense_4h_to_h", "MLP down"),
         ]
-        _lane(ax, _ATTENTION_X, attention)
-        _lane(ax, _MLP_X, mlp)
-        _wires(ax, parallel, config.d_model, len(attention), len(mlp))
-        _packing(ax, config)
+        _lane(ax, at, at.attention, attention)
+        _lane(ax, at, at.mlp, mlp)
+        _wires(ax, at, parallel, config.d_model, len(attention), len(mlp))
+        _packing(ax, at, config)
         total = int(parts.parameters.sum())
-        ax.text(5.15, 1.42, f"{total:,} parameters per layer", fontsize=8, weight="bold")
+        x, y = at.side
+        ax.text(x, y + 1.42, f"{total:,} parameters per layer", weight="bold")
         ax.text(
-            5.15,
-            1.3,
+            x,
+            y + 1.33,
             f"{TIMES} {config.n_layers} layers, and outside them:\n"
             f"a final LayerNorm, {2 * config.d_model:,};\n"
             f"embedding and unembedding,\nuntied, no bias,\n"
             f"2 {TIMES} {config.vocab_size:,} {TIMES} {config.d_model:,}",
-            fontsize=7,
             color=MUTED,
             va="top",
-            linespacing=1.4,
+            linespacing=1.35,
         )
         kind = "parallel" if parallel else "sequential"
         description = (
@@ -281,22 +318,18 @@ def block(config: ModelConfig | None = None) -> Drawing:
             + ", ".join(f"{name} {p.weight}" for name, p in parts.iterrows())
             + f"; {total:,} parameters"
         )
-        return Drawing(figure, description)
+        return Drawing(drawn, description)
 
 
 def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, int]:
     """Return the box of a LayerNorm or linear map: (title, detail, kind, output width)."""
     part = parts.loc[name]
     kind = "norm" if "layernorm" in name else "linear"
-    return title, f"{part.weight} + bias = {part.parameters:,}", kind, part.d_out
+    joint = "\n" if narrow() else " "
+    return title, f"{part.weight}{joint}+ bias = {part.parameters:,}", kind, part.d_out
 
 
-def _y(row: int) -> float:
-    """Return the height of the middle of the box with index `row`, counted from the top."""
-    return _TOP - _HIGH / 2 - 0.12 - row * _STEP
-
-
-def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
+def _lane(ax: Axes, at: _Places, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
     """Draw a column of boxes, centred at `x`, with labelled arrows from each box to the next.
 
     A box is (title, detail, kind, output width), where `kind` is a key of _FILL.
@@ -304,51 +337,57 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
     from matplotlib.patches import Rectangle
 
     for row, (title, detail, kind, width) in enumerate(boxes):
-        y = _y(row)
-        corner = (x - _BOX / 2, y - _HIGH / 2)
-        face = _FILL[kind]
-        ax.add_patch(Rectangle(corner, _BOX, _HIGH, facecolor=face, edgecolor=MUTED, linewidth=0.8))
-        lift = 0.09 if detail else 0
-        ax.text(x, y + lift, title, ha="center", va="center", fontsize=8, weight="bold")
-        if detail:
-            ax.text(x, y - 0.11, detail, ha="center", va="center", fontsize=6.6)
+        y = at.row(row)
+        corner = (x - at.box / 2, y - at.high / 2)
+        look = {"facecolor": _FILL[kind], "edgecolor": MUTED, "linewidth": 0.8}
+        ax.add_patch(Rectangle(corner, at.box, at.high, **look))
+        room = 20 if narrow() else 40
+        lines = [part for line in detail.split("\n") for part in textwrap.wrap(line, room)]
+        middle = 0.085 * len(lines)
+        ax.text(x, y + middle, title, ha="center", va="center", weight="bold")
+        if lines:
+            below = y + middle - 0.1
+            ax.text(x, below, "\n".join(lines), ha="center", va="top", linespacing=1.2)
         if row < len(boxes) - 1:
-            _arrow(ax, (x, y - _HIGH / 2), (x, _y(row + 1) + _HIGH / 2))
-            ax.text(x + 0.07, y - _STEP / 2, f"T {TIMES} {width:,}", fontsize=6.8, va="center",
-                    color=MUTED)  # fmt: skip
+            _arrow(ax, (x, y - at.high / 2), (x, at.row(row + 1) + at.high / 2))
+            ax.text(x + 0.07, y - at.step / 2, f"T {TIMES} {width:,}", va="center", color=MUTED)
 
 
-def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
+def _wires(ax: Axes, at: _Places, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
     """Draw the residual stream between the attention and MLP boxes, and the arrows to the boxes.
 
     Args:
         parallel: whether the MLP reads the input of the layer, as attention does.
         n_attention, n_mlp: the numbers of boxes.
     """
-    stream = (_ATTENTION_X + _MLP_X) / 2
-    top, bottom = 5.02, 0.22
-    low_a, low_m = _y(n_attention - 1) - _HIGH / 2, _y(n_mlp - 1) - _HIGH / 2
-    branch, first = 4.78, _y(0) + _HIGH / 2
+    stream = (at.attention + at.mlp) / 2
+    low_a, low_m = (at.row(n - 1) - at.high / 2 for n in (n_attention, n_mlp))
+    top, bottom = 5.02, low_a - 0.55
+    branch, first = 4.78, at.row(0) + at.high / 2
     label = f"x: T {TIMES} {width:,}"
-    ax.text(stream, top + 0.1, label, ha="center", va="center", fontsize=8, weight="bold")
+    ax.text(stream, top + 0.1, label, ha="center", va="center", weight="bold")
     _arrow(ax, (stream, top), (stream, bottom + 0.11))
-    _arrow(ax, (stream, branch), (_ATTENTION_X, branch), (_ATTENTION_X, first))
+    _arrow(ax, (stream, branch), (at.attention, branch), (at.attention, first))
     if parallel:
-        _arrow(ax, (stream, branch), (_MLP_X, branch), (_MLP_X, first))
-        _arrow(ax, (_ATTENTION_X, low_a), (_ATTENTION_X, bottom), (stream - 0.11, bottom))
+        _arrow(ax, (stream, branch), (at.mlp, branch), (at.mlp, first))
+        _arrow(ax, (at.attention, low_a), (at.attention, bottom), (stream - 0.11, bottom))
         title = "out = x + attention(LN x) + MLP(LN\N{PRIME} x)"
     else:  # attention is added first; the MLP reads the sum
         middle = low_a - 0.14
-        _arrow(ax, (_ATTENTION_X, low_a), (_ATTENTION_X, middle), (stream - 0.11, middle))
+        _arrow(ax, (at.attention, low_a), (at.attention, middle), (stream - 0.11, middle))
         _plus(ax, stream, middle)
-        gap = _MLP_X - _BOX / 2 - 0.12
+        gap = at.mlp - at.box / 2 - 0.12
         tap = middle - 0.2
-        _arrow(ax, (stream, tap), (gap, tap), (gap, branch), (_MLP_X, branch), (_MLP_X, first))
+        _arrow(ax, (stream, tap), (gap, tap), (gap, branch), (at.mlp, branch), (at.mlp, first))
         title = "x\N{PRIME} = x + attention(LN x);  out = x\N{PRIME} + MLP(LN\N{PRIME} x\N{PRIME})"
-    _arrow(ax, (_MLP_X, low_m), (_MLP_X, bottom), (stream + 0.11, bottom))
+    _arrow(ax, (at.mlp, low_m), (at.mlp, bottom), (stream + 0.11, bottom))
     _plus(ax, stream, bottom)
     _arrow(ax, (stream, bottom - 0.11), (stream, bottom - 0.36))
-    ax.text(stream + 0.12, bottom - 0.27, title, fontsize=7.5, va="center")
+    if narrow():
+        title = title.replace(";  ", "\n")
+        ax.text(stream, bottom - 0.42, title, ha="center", va="top", linespacing=1.3)
+    else:
+        ax.text(stream + 0.12, bottom - 0.27, title, va="center")
 
 
 def _arrow(ax: Axes, *points: tuple[float, float]) -> None:
@@ -373,41 +412,42 @@ def _plus(ax: Axes, x: float, y: float) -> None:
     ax.text(x, y - 0.005, "+", ha="center", va="center", fontsize=9, zorder=4)
 
 
-def _packing(ax: Axes, config: ModelConfig) -> None:
+def _packing(ax: Axes, at: _Places, config: ModelConfig) -> None:
     """Draw the layout of the QKV output (for each head: q, k and v), and the legend."""
     from matplotlib.patches import Rectangle
 
-    x, y, high, each = 5.15, 3.62, 0.27, 0.68
-    ax.text(x, 4.78, "Layout of Q, K, V", fontsize=8, weight="bold", va="center")
-    ax.text(x, 4.63, "rows of the map, head after head:", fontsize=7, color=MUTED, va="center")
+    (x, base), high, each = at.side, 0.27, 0.68
+    y, split = base + 3.62, base + 4.22
+    ax.text(x, base + 4.82, "Layout of Q, K, V", weight="bold", va="center")
+    ax.text(x, base + 4.64, "rows of the map, by heads:", color=MUTED, va="center")
     wide = 3 * each / config.n_heads
     for head in range(config.n_heads):
         face = "#c9d9ea" if head == 0 else "white"
-        corner = (x + head * wide, 4.22)
+        corner = (x + head * wide, split)
         ax.add_patch(Rectangle(corner, wide, high, facecolor=face, edgecolor=MUTED, linewidth=0.7))
         if config.n_heads <= 16:
-            ax.text(x + (head + 0.5) * wide, 4.22 + high / 2, f"{head + 1}", ha="center",
-                    va="center", fontsize=6.5)  # fmt: skip
+            ax.text(x + (head + 0.5) * wide, split + high / 2, f"{head + 1}", ha="center",
+                    va="center")  # fmt: skip
     for a, b in ((x, x), (x + wide, x + 3 * each)):
-        ax.plot([a, b], [4.22, y + high], color=MUTED, linewidth=0.6, linestyle=(0, (2, 2)))
+        ax.plot([a, b], [split, y + high], color=MUTED, linewidth=0.6, linestyle=(0, (2, 2)))
     turned = each * config.rotary_dims / config.head_dim
     for i, name in enumerate("qkv"):
         left = x + i * each
         ax.add_patch(Rectangle((left, y), each, high, facecolor="white", edgecolor=MUTED,
                                linewidth=0.7))  # fmt: skip
         if name != "v":
-            ax.add_patch(Rectangle((left, y), turned, high, facecolor="#e69f00", linewidth=0))
-        ax.text(left + each / 2, y + high / 2, f"{name}: {config.head_dim}", fontsize=7.5,
+            ax.add_patch(Rectangle((left, y), turned, high, facecolor=GOLD, alpha=0.5, linewidth=0))
+        ax.text(left + each / 2, y + high / 2, f"{name}: {config.head_dim}", 
                 ha="center", va="center")  # fmt: skip
     share = f"{config.rotary_fraction:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
-    ax.add_patch(Rectangle((x, 3.33), 0.13, 0.13, facecolor="#e69f00", linewidth=0))
-    ax.text(x + 0.2, 3.39, f"rotated: {config.rotary_dims} of {config.head_dim} ({share})",
-            fontsize=7, va="center")  # fmt: skip
-    ax.plot([x, WIDTH - 0.2], [1.72, 1.72], color=GRID, linewidth=0.8)
+    ax.add_patch(Rectangle((x, base + 3.33), 0.13, 0.13, facecolor=GOLD, alpha=0.5, linewidth=0))
+    ax.text(x + 0.2, base + 3.39, f"rotated: {config.rotary_dims} of {config.head_dim} ({share})",
+            va="center")  # fmt: skip
+    ax.plot([x, at.width - 0.1], [base + 1.75] * 2, color=GRID, linewidth=0.8)
     labels = (("norm", "normalisation"), ("linear", "matrix product"), ("plain", "no parameters"))
     for i, (kind, label) in enumerate(labels):
-        bottom = 2.85 - 0.24 * i
+        bottom = base + 2.85 - 0.24 * i
         ax.add_patch(Rectangle((x, bottom), 0.22, 0.14, facecolor=_FILL[kind], edgecolor=MUTED,
                                linewidth=0.7))  # fmt: skip
-        ax.text(x + 0.3, bottom + 0.07, label, fontsize=7, va="center")
-    ax.text(x, 2.1, "T: positions of a row", fontsize=7, va="center", color=MUTED)
+        ax.text(x + 0.3, bottom + 0.07, label, va="center")
+    ax.text(x, base + 2.05, "T: positions of a row", va="center", color=MUTED)

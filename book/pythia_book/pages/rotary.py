@@ -14,7 +14,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.pages import hls_colour
-from pythia_book.style import INK, MUTED, WIDTH, Drawing, panels, reference, style
+from pythia_book.palette import PALE, text_colour
+from pythia_book.style import (
+    BLUE,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    Drawing,
+    figure,
+    legend,
+    narrow,
+    panels,
+    reference,
+    style,
+)
 from pythia_core.config import ModelConfig
 from pythia_core.suite import OFFICIAL_SIZES
 
@@ -22,7 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FOOTER = "drawn by book/pythia_book/pages/rotary.py whenever the book is built"
-BLUE, ORANGE = "#0072b2", "#d55e00"
 SHOWN = 64
 """The head dimension of 70M, 160M and 410M. Figures of a single head show this dimension."""
 REACH = 128
@@ -171,39 +184,36 @@ def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
         ax.plot([x, tip[0]], [0, tip[1]], color=colour, linestyle=line, linewidth=1.8)
 
 
+@figure
 def turning() -> Drawing:
     """Draw query and key as clock hands, one dial per rotary pair, and the score by distance."""
-    from matplotlib.figure import Figure
-
     m, n = 20, 12
     turn, table = inverse_frequencies(SHOWN), scores(SHOWN)
     pairs = len(turn)
     with style():
-        figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
-        figure.get_layout_engine().set(rect=(0.01, 0.05, 0.98, 0.95))
-        figure.text(0.008, 0.012, FOOTER, fontsize=6.5, color=MUTED)
-        dials, ax = figure.subplots(2, 1, height_ratios=(1, 1.7))
+        drawn, (dials, ax) = panels(1, 3.7, FOOTER, rows=2, heights=(0.6 if narrow() else 1, 1.7))
         for i in range(pairs):
             _dial(dials, 2.5 * i, m * turn[i], n * turn[i], hue(i, pairs))
-            dials.text(2.5 * i, -1.5, f"pair {i}", ha="center", va="center", fontsize=7.5)
-        dials.set(xlim=(-1.6, 2.5 * pairs - 0.9), ylim=(-1.8, 1.2), aspect="equal")
+            label = f"{i}" if narrow() else f"pair {i}"
+            dials.text(2.5 * i, -1.7, label, ha="center", va="center")
+        dials.set(xlim=(-1.6, 2.5 * pairs - 0.9), ylim=(-2.1, 1.2), aspect="equal")
         dials.set_axis_off()
         dials.set_title(f"query at m = {m} (solid hands), key at n = {n} (dashed)")
         distance = np.arange(1 - REACH, REACH)
         curve = [table.diagonal(-d)[0] for d in distance]
-        ax.axvspan(1 - REACH, -0.5, color="#f2f2f2", linewidth=0)
-        ax.text(-REACH + 4, 0.93, "key after query: masked", color=MUTED, fontsize=7.5, va="top")
-        ax.plot(distance, curve, color=INK, linewidth=1.1)
+        ax.axvspan(1 - REACH, -0.5, color=GRID, alpha=0.5, linewidth=0)
+        masked = "key after\nquery: masked" if narrow() else "key after query: masked"
+        ax.text(-REACH + 4, 1.25 if narrow() else 0.97, masked, color=MUTED, va="top")
+        ax.plot(distance, curve, color=INK, linewidth=1.1, label="score")
         for shift in range(0, REACH - m, 12):  # equal shifts of both give the same point
             ax.plot([m - n], [table[m + shift, n + shift]], "o", color=ORANGE, markersize=5)
         ax.annotate(f"m \N{MINUS SIGN} n = {m - n},\nwherever they are", (m - n, table[m, n]),
-                    (20, -0.36), color=ORANGE, fontsize=8,
+                    (20, -0.36), color=text_colour(ORANGE),
                     arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.8})  # fmt: skip
-        ax.set(xlim=(1 - REACH, REACH - 1), ylim=(-0.5, 1.05))
+        ax.set(xlim=(1 - REACH, REACH - 1), ylim=(-0.5, 1.3 if narrow() else 1.05))
         ax.set(xlabel="distance m \N{MINUS SIGN} n", ylabel="score (at most 1)")
-        ax.spines[["top", "right"]].set_visible(False)
     return Drawing(
-        figure,
+        drawn,
         f"Above, {pairs} clock dials, one per rotated pair of a head of {SHOWN} dims: each has a "
         f"solid hand for a query at position {m} and a dashed one for a key at {n}; the first "
         "turn fast, the last hardly at all. Below, the score against the distance m minus n: "
@@ -211,69 +221,81 @@ def turning() -> Drawing:
     )
 
 
+@figure
 def quarter() -> Drawing:
     """Draw which dims of a head rotate, and which form a pair, for each official head dimension."""
     from matplotlib.patches import Arc, Rectangle
 
     dims = head_dims()
     with style():
-        figure, (ax,) = panels(1, 3.3, f"arcs join the two dims of a pair; {FOOTER}")
+        drawn, (ax,) = panels(1, 3.3, f"arcs join the two dims of a pair; {FOOTER}")
+        apart = 2.1 if narrow() else 1.5
         for row, (head_dim, config) in enumerate(dims.items()):
-            half, wide, y = config.rotary_dims // 2, 256 / head_dim, -1.5 * row
+            half, wide, y = config.rotary_dims // 2, 256 / head_dim, -apart * row
             for dim in range(head_dim):
-                colour = hue(dim % half, half) if dim < 2 * half else "#dedede"
+                colour = hue(dim % half, half) if dim < 2 * half else PALE
                 ax.add_patch(Rectangle((dim * wide, y), wide, 0.55, facecolor=colour,
                                        edgecolor="white", linewidth=0.25))  # fmt: skip
             for i in range(half):
                 middle = (i + half / 2 + 0.5) * wide
                 ax.add_patch(Arc((middle, y + 0.55), half * wide, 0.9, theta1=0, theta2=180,
                                  color=hue(i, half), linewidth=0.7))  # fmt: skip
-            ax.text(-4, y + 0.28, f"{head_dim} dims", ha="right", va="center", fontsize=8.5)
-            ax.text(260, y + 0.28, ", ".join(models_of(head_dim)), va="center", fontsize=8)
+            models = ", ".join(models_of(head_dim))
+            if narrow():
+                ax.text(0, y - 0.12, f"{head_dim} dims: {models}", va="top")
+            else:
+                ax.text(-4, y + 0.28, f"{head_dim} dims", ha="right", va="center")
+                ax.text(260, y + 0.28, models, va="center")
             words = f"the first {config.rotary_dims} rotate; {head_dim - config.rotary_dims} do not"
-            ax.text(256, y + 0.68, words, ha="right", fontsize=7.5, color=MUTED)
-        ax.set(xlim=(-34, 326), ylim=(-1.5 * len(dims) + 1.2, 1.25))
+            ax.text(256, y + 0.66, words, ha="right", color=MUTED)
+        ends = (-2, 258) if narrow() else (-34, 326)
+        ax.set(xlim=ends, ylim=(-apart * len(dims) + apart - 0.5, 1.25))
         ax.set_axis_off()
     shares = ", ".join(f"{c.rotary_dims} of {d}" for d, c in dims.items())
     return Drawing(
-        figure,
+        drawn,
         "Five strips of cells, one for each head dim of the official sizes; the first quarter is "
         f"coloured ({shares}). Arcs join dim i with the dim an eighth of the head further on.",
     )
 
 
+@figure
 def frequencies() -> Drawing:
     """Draw the wavelengths of rotary pairs, in tokens, for each official head dimension."""
     dims = head_dims()
     context = dims[SHOWN].max_seq_len
     with style():
-        figure, (ax,) = panels(1, 2.7, f"one dot per pair; dotted: the context; {FOOTER}")
+        names = []
+        drawn, (ax,) = panels(1, 2.7, f"one dot per pair; dotted: the context; {FOOTER}")
         for row, head_dim in enumerate(dims):
             periods = wavelengths(head_dim)
             for i, period in enumerate(periods):
-                ax.plot([row], [period], "o", color=hue(i, len(periods)), markersize=5)
-            label = f"{(periods > context).sum()} of {len(periods)} above"
-            ax.text(row + 0.08, context * 1.18, label, fontsize=7.5, color=MUTED)
+                shape = {"color": hue(i, len(periods)), "markersize": 5, "label": f"pair {i}"}
+                ax.plot([row], [period], "o", **shape)
+            above = f"{(periods > context).sum()} of {len(periods)}"
+            names.append(f"{head_dim}\n{above}")
         reference(ax, context)
         ax.set_yscale("log")
-        ax.set_xticks(range(len(dims)), [f"{d} dims" for d in dims])
+        ax.set_xticks(range(len(dims)), names)
         ax.set_xlim(-0.4, len(dims) - 0.3)
         ax.grid(axis="x", visible=False)
+        ax.set_xlabel("dims of a head, and how many pairs are above the dotted line")
         ax.set_ylabel("tokens for one full turn")
     low, high = wavelengths(SHOWN)[[0, -1]]
     return Drawing(
-        figure,
+        drawn,
         "Tokens in which each pair makes one full turn, on a logarithmic scale, for five head "
         f"dims: evenly spaced dots, for {SHOWN} dims from {low:.1f} to {high:,.0f}, some of them "
         f"above the context of {context:,}.",
     )
 
 
+@figure
 def precision() -> Drawing:
     """Draw the error of cos and sin by position, for each precision of the computation."""
     with style():
         notes = f"largest error of any pair in each stretch of {STRETCH} positions, against fp64"
-        figure, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)
+        drawn, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)
         for ax, head_dim in zip(axes, (SHOWN, 128), strict=True):
             for name, (label, colour, line) in PRECISIONS.items():
                 worst = table_errors(head_dim, name).max(axis=1)
@@ -283,9 +305,10 @@ def precision() -> Drawing:
             ax.set_yscale("log")
             ax.set(title=f"head of {head_dim} dims", xlabel="position", xlim=(0, len(worst)))
         axes[0].set_ylabel("error of cos or sin")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
+        kinds = PRECISIONS.values()
+        legend(drawn, {name: {"color": c, "linestyle": line} for name, c, line in kinds})
     return Drawing(
-        figure,
+        drawn,
         "Error of cos or sin against the position on a logarithmic scale, for heads of "
         f"{SHOWN} and 128 dims. With everything in bf16 or fp16 it grows with the position, in "
         "bf16 to the size of cos itself; with the angle in fp32 it stays flat and small.",

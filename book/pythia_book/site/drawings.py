@@ -22,7 +22,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from pythia_book.site.figures import inline_figure
 from pythia_book.site.staging import ROOT
 from pythia_book.site.studies import numbered_table
-from pythia_book.style import Drawing, Table
+from pythia_book.style import FIGURE_TYPE, Drawing, Table
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
@@ -74,6 +74,7 @@ class DrawingFigure(SphinxDirective):
             values = html.escape(json.dumps(data, separators=(",", ":")))
             div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
             figure += nodes.raw("", div, format="html")
+        bundle = drawing._repr_mimebundle_()
         figure += picture(f"{page}-{attribute}", drawing)
         caption = nodes.caption()
         parsed = nodes.Element()
@@ -81,6 +82,9 @@ class DrawingFigure(SphinxDirective):
         for paragraph in parsed:
             caption += paragraph.children
         figure += caption
+        if note := bundle.get(FIGURE_TYPE, {}).get("note"):
+            small = f'<p class="figure-note">{html.escape(note)}</p>'
+            figure += nodes.raw("", small, format="html")
         self.add_name(figure)
         return [figure]
 

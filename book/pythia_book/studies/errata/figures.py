@@ -112,7 +112,7 @@ def effects(result: Result) -> Drawing:
         final.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
         final.set_ylim(-0.6, len(names) - 0.4)
         final.grid(axis="y", visible=False)
-        final.locator_params(axis="x", nbins=5)
+        final.locator_params(axis="x", nbins=3 if style.narrow() else 5)
         final.set_xlabel("change of held-out loss at the end, nats per token")
         style.reference(curves, 0)
         curves.set(xlim=(0, 102), xlabel="% of training", title="the same over training")

@@ -66,7 +66,7 @@ def cost_and_worth(result: Result) -> Drawing:
             "the law's data term": {"linestyle": "-", "color": style.MUTED, "linewidth": 1.2},
             "the whole law": {"linestyle": "-", "color": palette.PALE, "linewidth": 6},
         }
-        style.legend(shares, shapes)
+        style.legend(figure, shapes)
         if len(params.size_list) > 1:
             style.size_legend(figure, params.size_list)
         numbers = (
@@ -128,7 +128,7 @@ def read_rows(result: Result) -> Drawing:
             "held-out rows": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
             "rows read": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
         }
-        style.legend(losses, shapes)
+        style.legend(figure, shapes)
         if len(params.size_list) > 1:
             style.size_legend(figure, params.size_list)
         numbers = (f"{row.size} {row.epochs} epochs {row.value:.3f}" for row in read.itertuples())

@@ -157,7 +157,7 @@ def parts(result: Result) -> Drawing:
                                 xytext=(2, -6), textcoords="offset points",
                                 color=MUTED)  # fmt: skip
             ax.set_ylim(-0.03 * top, top)
-            style.category_ticks(ax, [LABELS[kind].replace(" ", "\n") for kind in frame.index])
+            style.category_ticks(ax, [LABELS[kind] for kind in frame.index])
             ax.set_xlim(-0.5, len(frame) - 0.3)
             ax.set_ylabel(f"sd, {unit}")
             values = (f"{LABELS[kind]} {number_text(value)}" for kind, value in frame.value.items())
@@ -187,7 +187,7 @@ def effects(result: Result) -> Drawing:
                 if mean and row.n:
                     numbers.append(f"{title} {number_text(factor * float(row.value))} {unit}")
             style.reference(ax, 0)
-            style.category_ticks(ax, [*changes.seed[:-1], "over\nseeds"])
+            style.category_ticks(ax, [*changes.seed[:-1], "mean"])
             ax.set_xlim(-0.5, len(changes) - 0.5)
             ax.set(xlabel="seed", ylabel=unit)
         return Drawing(figure, "Deduplicated minus standard at the end, mean over seeds", numbers)
@@ -208,14 +208,16 @@ def training_maps(result: Result) -> Drawing:
         steps = sorted(maps.step.unique())
         states = sorted(maps.state.unique())
         colours = {s: style.shade(i / max(len(states) - 1, 1)) for i, s in enumerate(states)}
+        side = 5.0 if style.narrow() else 6.4
         for row in maps.itertuples():
             at = steps.index(row.step), seeds.index(row.seed)
-            look = {"color": colours[row.state], "markersize": 6.4, "markeredgewidth": 0}
+            look = {"color": colours[row.state], "markersize": side, "markeredgewidth": 0}
             (dot,) = grid.plot(*at, "s", **look)
             named = svg.Series(f"state {row.state}", points=[f"step {row.step:,}"], flat=False)
             svg.register(dot, named)
         grid.axhline(len(outlier) - outlier.sum() - 0.5, color=style.INK, linewidth=0.8)
-        shown = [i for i, step in enumerate(steps) if step in (0, 8, 512, 13_000, 63_000, 143_000)]
+        named = (0, 512, 143_000) if style.narrow() else (0, 8, 512, 13_000, 63_000, 143_000)
+        shown = [i for i, step in enumerate(steps) if step in named]
         grid.set_xticks(shown, [f"{steps[i]:,}" for i in shown])
         grid.set_yticks(range(len(seeds)), [str(seed) for seed in seeds])
         grid.set(xlabel="step (equal places)", ylabel="seed", xlim=(-0.8, len(steps) - 0.2))

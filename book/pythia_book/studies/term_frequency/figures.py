@@ -41,7 +41,7 @@ def by_frequency(result: Result) -> Drawing:
                     ylabel="times read in sums, plus 1", title="100 first operands")  # fmt: skip
         dot = {"marker": "o", "markersize": 3, "linestyle": ""}
         keys = {"made 16 times": ORANGE, "as it is": BLUE}
-        style.legend(planted, {name: {**dot, "color": colour} for name, colour in keys.items()})
+        style.legend(figure, {name: {**dot, "color": colour} for name, colour in keys.items()})
         for ax, measure, k in ((choice, "choice", 0), (exact, "exact", shots)):
             _curves(ax, style.rows_where(accuracy, measure=measure, shots=k), "count", result)
             ax.set_xscale("symlog", linthresh=3)
@@ -146,14 +146,14 @@ def measures(result: Result) -> Drawing:
     note = "zero-shot, held-out pairs; band: 95 % interval over numbers, largest size"
     with style.canvas(result, 3, 2.7, note) as (figure, axes):
         shown = (
-            ("exact", 100, "answer written, % right"),
-            ("choice", 100, "choice of four, % right"),
-            ("logprob", 1, "log-probability, nats"),
+            ("exact", 100, "answer written", "% right"),
+            ("choice", 100, "choice of four", "% right"),
+            ("logprob", 1, "log-probability", "nats"),
         )
-        for ax, (name, factor, title) in zip(axes, shown, strict=True):
+        for ax, (name, factor, title, unit) in zip(axes, shown, strict=True):
             points = style.rows_where(accuracy, measure=name)
             style.size_curves(ax, points, "percent", sizes, factor, banded=sizes[-1:], markersize=3)
-            ax.set(title=title, xlabel="% of training")
+            ax.set(title=title, xlabel="% of training", ylabel=unit)
         style.reference(axes[1], GUESS)
         style.size_legend(figure, sizes)
         last = style.rows_where(accuracy, size=sizes[-1], step=accuracy.step.max())
