@@ -19,6 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from pythia_book import claim_tables, notebooks
 from pythia_book.records import measured_text
+from pythia_book.site.citation import citation
 from pythia_book.site.drawings import picture
 from pythia_book.site.runs import SelectedRun
 from pythia_book.site.staging import ROOT, RUNS, recorded_run
@@ -207,48 +208,7 @@ class Cite(SphinxDirective):
     """BibTeX entries for the paper and for this book, from CITATION.cff."""
 
     def run(self) -> list[nodes.Node]:
-        import yaml
-
-        path = ROOT / "CITATION.cff"
-        self.env.note_dependency(str(path))
-        citation = yaml.safe_load(path.read_text(encoding="utf-8"))
-        text = f"{bibtex_paper(citation['references'][0])}\n\n{bibtex_book(citation)}"
+        self.env.note_dependency(str(ROOT / "CITATION.cff"))
+        book = citation(ROOT)
+        text = f"{book.paper_bibtex}\n\n{book.bibtex}"
         return [nodes.literal_block(text, text, language="bibtex")]
-
-
-def _authors(people: Sequence[dict[str, str]]) -> str:
-    names = [
-        f"{p['family-names']}, {p['given-names']}" if "family-names" in p else f"{{{p['name']}}}"
-        for p in people
-    ]
-    return " and ".join(names)
-
-
-def _entry(kind: str, key: str, fields: dict[str, object]) -> str:
-    lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
-    return f"@{kind}{{{key},\n{lines}\n}}"
-
-
-def bibtex_paper(reference: dict[str, Any]) -> str:
-    """Return the BibTeX entry of the Pythia paper, a reference in CITATION.cff."""
-    fields = {
-        "title": reference["title"],
-        "author": _authors(reference["authors"]),
-        "booktitle": reference["collection-title"],
-        "volume": reference["volume"],
-        "pages": f"{reference['start']}--{reference['end']}",
-        "year": reference["year"],
-    }
-    return _entry("inproceedings", "biderman2023pythia", fields)
-
-
-def bibtex_book(citation: dict[str, Any]) -> str:
-    """Return the BibTeX entry of this book; with an address only if CITATION.cff has one."""
-    fields = {
-        "title": citation["title"],
-        "author": _authors(citation["authors"]),
-        "version": citation["version"],
-        "year": str(citation["date-released"])[:4],
-        **{key: citation[key] for key in ("url", "doi") if key in citation},
-    }
-    return _entry("software", "pythiabook", fields)

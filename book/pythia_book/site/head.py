@@ -1,13 +1,12 @@
 """What search engines, link previews and reference managers read: the metadata of each page.
 
-Titles, authors and the licence come from CITATION.cff. Absolute addresses appear only if the
+Titles and authors come from CITATION.cff. Absolute addresses appear only if the
 configuration has the site's own address (`html: baseurl` in _config.yml), and a link to the
 repository only if it has `repository: url`.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,65 +14,16 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx.errors import ExtensionError
 
+from pythia_book.site.citation import citation
 from pythia_book.site.staging import ROOT
 
 CARD = "_static/card.png"
 """The image of link previews, relative to the site (pythia_book.site.card)."""
 LONGEST = 160
 """The most characters of a description that search engines show."""
-_APART = {"byline", "run-banner", "provenance", "study-head", "verdict-counts", "admonition"}
+_APART = {"byline", "run-unshown", "pythia-note", "finding-text", "admonition"}
 """CSS classes of containers and paragraphs that say nothing about a page's subject."""
-
-
-@dataclass(frozen=True)
-class Citation:
-    """How to cite the book, from CITATION.cff."""
-
-    title: str
-    authors: tuple[str, ...]
-    date: str
-    """ISO date of the release."""
-    version: str
-    license: str
-    """SPDX identifier."""
-
-    @property
-    def bibtex(self) -> str:
-        """An entry for reference managers."""
-        return (
-            "@software{pythia_book,\n"
-            f"  title   = {{{self.title}}},\n"
-            f"  author  = {{{' and '.join('{' + name + '}' for name in self.authors)}}},\n"
-            f"  year    = {{{self.date[:4]}}},\n"
-            f"  version = {{{self.version}}}\n"
-            "}"
-        )
-
-
-@functools.cache
-def citation() -> Citation:
-    """Return what CITATION.cff says about the book.
-
-    Raises:
-        ExtensionError: the file is missing or lacks a key.
-    """
-    import yaml
-
-    path = ROOT / "CITATION.cff"
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        authors = tuple(
-            author.get("name") or f"{author['given-names']} {author['family-names']}"
-            for author in given["authors"]
-        )
-        texts = (given[key] for key in ("date-released", "version", "license"))
-        return Citation(given["title"], authors, *map(str, texts))
-    except (OSError, KeyError, TypeError) as error:
-        raise ExtensionError(
-            f"CITATION.cff must name the book and its authors: {error!r}"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -94,7 +44,7 @@ def identify(app: Sphinx, config: Config) -> None:
     """
     import yaml
 
-    config.author = ", ".join(citation().authors)
+    config.author = ", ".join(citation(ROOT).authors)
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")) or {}
     if not (settings.get("repository") or {}).get("url"):
         config.html_theme_options.pop("repository_url", None)
@@ -143,7 +93,7 @@ def add_head(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
     """Give the page's template its metadata, as `head`, `citation` and `repository`."""
-    book, site = citation(), app.config.html_title
+    book, site = citation(ROOT), app.config.html_title
     name = re.sub(r"<[^>]*>", "", context.get("title") or "") or site
     name = _unescaped(name)
     front = pagename == app.config.root_doc

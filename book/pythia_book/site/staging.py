@@ -19,6 +19,7 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
 from pythia_book import notebooks
+from pythia_book.site.citation import citation
 from pythia_book.site.figures import with_inline_figures
 from pythia_book.site.runs import (
     NOT_RUN,
@@ -195,15 +196,12 @@ def about_the_book() -> dict[str, str]:
     """
     import yaml
 
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    people = (
-        p.get("name") or f"{p['given-names']} {p['family-names']}" for p in citation["authors"]
-    )
-    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    book = citation(ROOT)
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")) or {}
     url = (settings.get("repository") or {}).get("url")
     return {
-        "book_authors": ", ".join(people),
-        "book_license": citation["license"],
-        "book_version": str(citation["version"]),
+        "book_authors": ", ".join(book.authors),
+        "book_license": book.license,
+        "book_version": book.version,
         "book_repository": f" · [source]({url})" if url else "",
     }

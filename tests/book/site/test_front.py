@@ -12,7 +12,7 @@ from pythia_book.pages import index
 
 pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 
-from pythia_book.site import front, staging
+from pythia_book.site import citation, front, staging
 from pythia_book.site.runs import SelectedRun, select_runs
 from pythia_book.verdicts import VERDICTS
 
@@ -93,7 +93,7 @@ def test_the_matrix_escapes_and_has_a_text_for_its_marks() -> None:
 
 
 def test_bibtex_comes_from_the_citation_file() -> None:
-    book = front.bibtex_book(
+    book = citation.book_entry(
         {
             "title": "T",
             "authors": [{"name": "The authors"}],
@@ -102,7 +102,7 @@ def test_bibtex_comes_from_the_citation_file() -> None:
         }
     )
     assert "author = {{The authors}}" in book and "url" not in book and "doi" not in book
-    linked = front.bibtex_book(
+    linked = citation.book_entry(
         {"title": "T", "authors": [{"family-names": "B", "given-names": "A"}], "version": "1",
          "date-released": "2026-01-01", "url": "https://example.org"}
     )  # fmt: skip
