@@ -28,7 +28,7 @@ def page(*children: nodes.Node) -> nodes.document:
 
 
 def test_a_description_is_the_abstract_else_the_first_paragraph() -> None:
-    banner = nodes.container("", paragraph("Recorded run."), classes=["run-banner"])
+    banner = nodes.container("", paragraph("Recorded run."), classes=["run-unshown"])
     abstract = paragraph("Abstract. What is read is learned.")
     assert head.description_of(page(banner, paragraph("First."), abstract)) == (
         "What is read is learned."
