@@ -203,7 +203,8 @@ def test_in_a_browser(tmp_path: Path) -> None:
     data = {name: draw.script_data(name) for name in ("follow", "shuffle")}
     figures = [
         f'<figure><div class="batch" data-batch="{name}" '
-        f'data-values="{html.escape(json.dumps(values))}"></div><div class="pythia-figure"></div></figure>'
+        f'data-values="{html.escape(json.dumps(values))}"></div>'
+        '<div class="pythia-figure"></div></figure>'
         for name, values in data.items()
     ]
     seen = browser.run_page(SCRIPT, STYLE, "".join(figures), THEN, tmp_path)
