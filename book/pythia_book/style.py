@@ -65,6 +65,7 @@ ARM_STYLES: dict[str, dict[str, Any]] = {
 }
 _RC = {
     "svg.hashsalt": "pythia-book",  # ids in the file follow from its content
+    "path.simplify_threshold": 0.35,  # of a pixel: curves with many points become shorter
     "svg.fonttype": "none",  # text stays text: small files, selectable, searchable
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -682,7 +683,7 @@ def interval_point(
         bar, point = bar[::-1], point[::-1]
     (whisker,) = ax.plot(*bar, color=colour, linewidth=width, solid_capstyle="butt")
     svg.hide(whisker)
-    (dot,) = ax.plot(*point, color=colour, **({"marker": "o"} | shape))
+    (dot,) = ax.plot(*point, color=colour, **({"marker": "o", "linestyle": ""} | shape))
     size = getattr(row, "size", "")
     name = name or (size if isinstance(size, str) else "")
     svg.register(dot, svg.Series(name, [low], [high], flat=flat))

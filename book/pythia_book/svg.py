@@ -200,8 +200,8 @@ def _nearest(names: dict[float, str], at: float) -> float | str:
 
 
 def _number(value: float) -> float | int:
-    """Round to five significant digits; whole numbers stay whole."""
-    rounded = float(f"{float(value):.5g}")
+    """Round to four significant digits; whole numbers stay whole."""
+    rounded = float(f"{float(value):.4g}")
     whole = float(value)
     if whole.is_integer() and abs(whole) < 1e15:
         return int(whole)
@@ -248,6 +248,7 @@ def compact(text: str, label: str, panels: list[dict[str, Any]], foot: float = 0
         if each.get("id") not in {*used, "footer", "paper"}:
             each.attrib.pop("id", None)
     _flatten(root)
+    _share_styles(root)
     root.attrib.pop("width", None)
     root.attrib.pop("height", None)
     width, height = root.get("viewBox", "0 0 0 0").split()[2:]
@@ -278,7 +279,10 @@ def _shorten(element: ET.Element) -> None:
             if not value:
                 del element.attrib[name]
         elif name not in ("id", "aria-label"):
-            element.set(name, _SPACES.sub(" ", _LONG.sub(_short, value)).strip())
+            value = _SPACES.sub(" ", _LONG.sub(_short, value)).strip()
+            if name == "d":
+                value = _path(value)
+            element.set(name, value)
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
     if element.tag != f"{{{SVG}}}text" and not (element.text or "").strip():
@@ -288,6 +292,31 @@ def _shorten(element: ET.Element) -> None:
 
 def _short(match: re.Match[str]) -> str:
     return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _path(commands: str) -> str:
+    """Shorten a path: long ones keep one decimal, and repeated or needless letters go."""
+    if len(commands) > _LONG_PATH:
+        commands = _TWO_DECIMALS.sub(r"\1", commands)
+    return re.sub(r" ?([A-Za-z]) ?", r"\1", re.sub(r"(?<=[0-9]) L (?=[-0-9])", " ", commands))
+
+
+_LONG_PATH = 300
+_TWO_DECIMALS = re.compile(r"(\.\d)\d")
+
+
+def _share_styles(element: ET.Element) -> None:
+    """Move a style that all children of a group have to the group."""
+    for child in element:
+        _share_styles(child)
+    styles = {child.get("style", "") for child in element}
+    if element.tag != f"{{{SVG}}}g" or len(element) < 2 or len(styles) != 1:
+        return
+    (style,) = styles
+    if style and "opacity" not in style and not element.get("style"):
+        element.set("style", style)
+        for child in element:
+            del child.attrib["style"]
 
 
 def _font(match: re.Match[str]) -> str:

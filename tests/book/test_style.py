@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -11,7 +14,7 @@ import pandas as pd
 import pytest
 from gender_fakes import measurements
 from places import ROOT
-from pythia_book import records, style
+from pythia_book import palette, records, style, svg
 from pythia_book.published.results import load
 from pythia_book.studies.gender_bias import figures as draw
 from pythia_book.studies.gender_bias import study as gender_bias
@@ -110,16 +113,128 @@ def test_a_size_has_one_colour_and_ladders_are_ordered():
     for ladder in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
         colours = [style.size_colour(size) for size in ladder]
         assert len(set(colours)) == len(colours)
-
-        def luminance(colour: str) -> float:
-            r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-            return 0.2126 * r + 0.7152 * g + 0.0722 * b
-
-        shades = [luminance(colour) for colour in colours]
-        assert shades == sorted(shades)  # also told apart without any colour vision
-        assert shades[-1] < 0.75  # and seen on white
+        for on_page in (colours, [palette.dark_variant(colour) for colour in colours]):
+            shades = [palette.luminance(colour) for colour in on_page]
+            assert shades == sorted(shades)  # also told apart without any colour vision
+            assert least_distance(on_page) > 0.033
     with pytest.raises(ConfigError, match="unknown size"):
         style.size_colour("9q")
+
+
+SEEN_BY = {  # Machado et al. 2009, in linear light
+    "all": np.eye(3),
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+}
+
+
+def least_distance(colours: list[str]) -> float:
+    """Return the least OKLab distance of two colours, by readers with any colour vision."""
+    distances = []
+    for matrix in SEEN_BY.values():
+        seen = [
+            palette._times(palette._TO_LAB, tuple(np.cbrt(palette._times(palette._TO_CONES, rgb))))
+            for rgb in (np.array(matrix) @ palette._linear(colour) for colour in colours)
+        ]
+        distances += [math.dist(a, b) for a, b in itertools.combinations(seen, 2)]
+    return min(distances)
+
+
+DATA = (style.BLUE, style.ORANGE, style.GREEN, palette.PINK, palette.SKY, palette.GOLD,
+        palette.BROWN, style.MUTED, style.INK)  # fmt: skip
+
+
+def test_colours_have_contrast_in_both_themes():
+    sizes = (*LAPTOP_SIZES, *GPU_SIZES, *OFFICIAL_SIZES)
+    shades = (palette.shade(i / 20) for i in range(21))
+    for colour in {*map(style.size_colour, sizes), *shades, *DATA}:
+        assert palette.contrast(colour, style.WHITE) >= 3
+        assert palette.contrast(palette.text_colour(colour), style.WHITE) >= 4.5
+        assert palette.contrast(palette.dark_variant(colour), palette.DARK_PAGE) >= 3
+        assert palette.contrast(palette.dark_variant(colour, True), palette.DARK_PAGE) >= 4.5
+    pale = palette.dark_variant(palette.PALE)
+    assert palette.contrast(pale, palette.DARK_PAGE) < 2  # pale areas stay areas, not data
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_text_is_large_enough_and_panels_of_a_phone_form_one_column(name, results):
+    drawing = getattr(draw, name)(results["released"])
+    for each in (drawing, drawing.narrow):
+        sizes = re.findall(r"font-size:([\d.]+)px", each.svg)
+        assert sizes and min(map(float, sizes)) >= 0.69 * style.SMALLEST  # powers of ten
+        assert sum(float(size) < style.SMALLEST for size in sizes) <= len(sizes) / 4
+    lefts = {round(ax.get_position().x0, 1) for ax in drawing.narrow.figure.axes}
+    tops = [ax.get_position().y1 for ax in drawing.narrow.figure.axes]
+    assert len(lefts) <= 2 and tops == sorted(tops, reverse=True) and len(set(tops)) == len(tops)
+    assert drawing.narrow.figure.get_figwidth() == style.NARROW < drawing.figure.get_figwidth()
+
+
+def test_hover_values_are_those_of_the_table(results):
+    drawing = draw.retained(results["absent"])
+    table = results["absent"].tables["retained"]
+    for each in (drawing, drawing.narrow):
+        panels = svg.panel_values(each.figure)
+        assert [panel["title"] for panel in panels] == ["unseen frames", "planted frames"]
+        found = {
+            (panel["title"], name): point
+            for panel in panels
+            for name, _, _, points in panel["series"]
+            for point in points
+        }
+        rows = table[table.group == "invented"].dropna(subset=["value"])
+        frames = {"unseen": "unseen frames", "planted": "planted frames"}
+        for row in rows.itertuples():
+            title = next((t for key, t in frames.items() if key in row.frames), None)
+            if title is None:
+                continue
+            _, _, shift, *values = found[title, f"{row.model}, {ARMS[row.arm].label}"]
+            assert shift == pytest.approx(row.shift, rel=1e-3)
+            assert values == pytest.approx([row.value, row.low, row.high], rel=1e-3)
+        for panel in panels:
+            left, top, right, bottom = panel["box"]
+            for _, _, _, points in panel["series"]:
+                for x, y, *_ in points:
+                    assert left - 1 <= x <= right + 1 and y <= bottom + 1 and y >= top - 200
+
+
+def test_a_figure_names_the_tables_and_the_command_behind_it(results):
+    bundle = draw.paper_figures(results["released"])._repr_mimebundle_()
+    more = bundle[style.FIGURE_TYPE]
+    assert more["tables"] == ["released_crows", "released_winobias", "released_lambada"]
+    assert more["command"].startswith("papermill notebooks/gender_bias.ipynb")
+    assert "released" in more["note"] and "Redraw" not in more["note"]
+    assert ET.fromstring(more["narrow"]).tag.endswith("svg")
+
+
+def test_categories_name_the_points():
+    with style.style():
+        figure, (ax,) = style.panels(1, 2.5, "")
+        frame = pd.DataFrame({"size": ["7k", "85k"], "kind": "a", "value": [0.1, 0.2]})
+        frame["low"], frame["high"] = frame.value - 0.1, frame.value + 0.1
+        style.size_points(ax, frame, ["7k", "85k"], "kind", {"a": style.mark("o")})
+        style.reference(ax, 15)
+    drawing = style.Drawing(figure, "test")
+    assert drawing.svg
+    (panel,) = svg.panel_values(figure)
+    assert [s[0] for s in panel["series"]] == ["7k, a", "85k, a"]
+    assert [s[3][0][2:] for s in panel["series"]] == [["7k", 10, 0, 20], ["85k", 20, 10, 30]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_labels_at_the_ends_of_curves_do_not_overlap(count):
+    heights = sorted(np.random.default_rng(count).normal(100, 5, count).tolist())
+    moved = style.spread(heights, 10)
+    assert all(b - a >= 10 - 1e-9 for a, b in itertools.pairwise(moved))
+    assert np.mean(moved) == pytest.approx(np.mean(heights), abs=15)
+    assert style.spread([0.0, 50.0], 10) == [0.0, 50.0]
 
 
 def test_style_does_not_change_global_settings():

@@ -247,6 +247,51 @@ def run_page(script: Path, style: Path, body: str, then: str, folder: Path) -> d
       }};
       document.head.append(script);
     """
+    result = _dumped(driver, style, folder)
+    assert result["errors"] == [] and result["wrong"] is None
+    assert result["labelled"], "an input has no label"
+    assert max(result["widths"]) <= 0, "a phone would scroll sideways"
+    assert set(result["images"]) == {"none"}, "the static figures make room"
+    return result
+
+
+def evaluate(
+    script: Path, style: Path, body: str, then: str, folder: Path, width: int
+) -> dict[str, Any]:
+    """Run a script on a piece of a page in a headless browser, and return an object of results.
+
+    Also assert that there are no errors.
+
+    Args:
+        body: HTML of the piece when the script starts, inside a block `width` pixels wide.
+        then: the body of a JavaScript function that returns the object, to call after the script.
+        folder: where the page and the browser's profile are written.
+    """
+    driver = f"""
+      document.body.innerHTML = "<div style='width: {width}px'>" + {_literal(body)} + "</div>";
+      const errors = [];
+      addEventListener("error", (event) => errors.push(event.message));
+      const script = document.createElement("script");
+      script.src = {_literal(script.as_uri())};
+      script.onload = () => {{
+        const start = () => {{
+          const result = (() => {{ {then} }})();
+          document.body.innerHTML = "";
+          const pre = document.body.appendChild(document.createElement("pre"));
+          pre.textContent = JSON.stringify({{ ...result, errors }});
+        }};
+        if (document.readyState === "complete") start();
+        else addEventListener("load", start);
+      }};
+      document.head.append(script);
+    """
+    result = _dumped(driver, style, folder)
+    assert result.pop("errors") == []
+    return result
+
+
+def _dumped(driver: str, style: Path, folder: Path) -> dict[str, Any]:
+    """Open a page with a script in a headless browser; return the JSON that it leaves in <pre>."""
     head = f'<meta charset="utf-8"><link rel="stylesheet" href="{style.as_uri()}">'
     page = folder / "page.html"
     page.write_text(
@@ -263,12 +308,7 @@ def run_page(script: Path, style: Path, body: str, then: str, folder: Path) -> d
     )
     pre = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     assert pre, done.stdout[-2000:] + done.stderr[-2000:]
-    result = json.loads(html.unescape(pre[1]))
-    assert result["errors"] == [] and result["wrong"] is None
-    assert result["labelled"], "an input has no label"
-    assert max(result["widths"]) <= 0, "a phone would scroll sideways"
-    assert set(result["images"]) == {"none"}, "the static figures make room"
-    return result
+    return json.loads(html.unescape(pre[1]))
 
 
 def _literal(text: str) -> str:
