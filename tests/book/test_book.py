@@ -143,6 +143,21 @@ def test_no_page_asks_another_host(which: str, request: pytest.FixtureRequest) -
 
 
 @pytest.mark.commands
+def test_links_to_code_lead_to_the_shipped_copy(fresh: Path) -> None:
+    """Unless the reader names a repository: never to that of the program that builds the site."""
+    linked = 0
+    for path in fresh.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert "executablebooks" not in text, path.name
+        for target in re.findall(
+            r'<a class="reference download internal"[^>]*href="([^"]*)"', text
+        ):
+            assert (path.parent / target).is_file(), f"{path.name}: {target}"
+            linked += target.endswith(".py")
+    assert linked
+
+
+@pytest.mark.commands
 def test_local_files_that_pages_fetch_exist(fresh: Path) -> None:
     for name, page in pages(fresh).items():
         for url in page.fetched:

@@ -40,14 +40,16 @@ class Head:
 def identify(app: Sphinx, config: Config) -> None:
     """Take the author from CITATION.cff, and the repository only from the book's own settings.
 
-    Jupyter Book fills in the address of its own repository where _config.yml has none.
+    Where _config.yml has none, Jupyter Book fills in the address and the branch of its own.
     """
     import yaml
 
     config.author = ", ".join(citation(ROOT).authors)
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")) or {}
-    if not (settings.get("repository") or {}).get("url"):
-        config.html_theme_options.pop("repository_url", None)
+    repository = settings.get("repository") or {}
+    for setting in ("url", "branch"):
+        if not repository.get(setting):
+            config.html_theme_options.pop(f"repository_{setting}", None)
 
 
 def shorten(text: str, longest: int = LONGEST) -> str:
