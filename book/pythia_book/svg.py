@@ -295,10 +295,17 @@ def _short(match: re.Match[str]) -> str:
 
 
 def _path(commands: str) -> str:
-    """Shorten a path: long ones keep one decimal, and repeated or needless letters go."""
+    """Shorten a path: long ones keep one decimal, and letters that SVG implies go.
+
+    Numbers after those of M or L are further L; after a curve, they would be a curve.
+    """
     if len(commands) > _LONG_PATH:
         commands = _TWO_DECIMALS.sub(r"\1", commands)
-    return re.sub(r" ?([A-Za-z]) ?", r"\1", re.sub(r"(?<=[0-9]) L (?=[-0-9])", " ", commands))
+    text, before = "", ""
+    for letter, numbers in re.findall(r"([A-Za-z])([^A-Za-z]*)", commands):
+        text += " " if letter == "L" and before in ("M", "L") else letter
+        text, before = text + numbers.strip(), letter
+    return text
 
 
 _LONG_PATH = 300

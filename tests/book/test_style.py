@@ -275,3 +275,14 @@ def test_a_saved_drawing_is_its_svg(tmp_path, results):
     assert (tmp_path / "x.svg").read_text(encoding="utf-8") == drawing.svg
     kinds = {"image/svg+xml", "text/plain", style.FIGURE_TYPE}
     assert set(drawing._repr_mimebundle_()) == kinds
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("M 0 0 L 1 2 L 3 4 z", "M0 0 1 2 3 4z"),
+        ("M 0 0 C 1 1 2 2 3 3 L 4 4 L 5 5 z M 6 6 L 7 7", "M0 0C1 1 2 2 3 3L4 4 5 5zM6 6 7 7"),
+    ],
+)
+def test_short_paths_draw_the_same(path: str, short: str) -> None:
+    assert svg._path(path) == short

@@ -150,13 +150,14 @@ def _counts(tests: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()) or "no test"
 
 
+def _mark(verdict: str) -> str:
+    return f'<span class="verdict-mark {claim_tables.slug(verdict)}">{MARKS[verdict]}</span>'
+
+
 def _marks(rows: Sequence[dict[str, Any]], side: str) -> str:
     """Return the marks of all verdicts on one side as one image with a text alternative."""
     tests = [row[side] for row in rows if row[side]]
-    marks = "".join(
-        f'<span class="mark {claim_tables.slug(test["verdict"])}">{MARKS[test["verdict"]]}</span>'
-        for test in tests
-    )
+    marks = "".join(_mark(test["verdict"]) for test in tests)
     whose = claim_tables.WHOSE[side].capitalize()
     label = _text(f"{whose}: {_counts(tests)}")
     name = f'<span class="matrix-side" aria-hidden="true">{whose}</span>'
@@ -192,10 +193,7 @@ def _verdict(row: dict[str, Any], side: str) -> str:
 
 
 def _legend_html(rows: Sequence[dict[str, Any]]) -> str:
-    entries = " ".join(
-        f'<span class="mark {claim_tables.slug(verdict)}">{MARKS[verdict]}</span> {words}'
-        for verdict, words in LEGEND
-    )
+    entries = " ".join(f"{_mark(verdict)} {words}" for verdict, words in LEGEND)
     texts = "; ".join(
         f"{claim_tables.WHOSE[side]}: {_counts([row[side] for row in rows if row[side]])}"
         for side in SIDES
