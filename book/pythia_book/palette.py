@@ -91,7 +91,7 @@ def dark_variant(colour: str, text: bool = False) -> str:
     paper = _to_lch(DARK_PAGE)[0]
     if lightness > _PALE_LIGHTNESS and chroma < _PALE_CHROMA and not text:
         return _from_lch(paper + 1.1 * (1 - lightness), chroma, hue)
-    lightness = min(0.93, 0.58 + 0.7 * max(0.0, lightness - _DARKEST))
+    lightness = min(0.93, 0.54 + 0.9 * max(0.0, lightness - _DARKEST))
     variant = _from_lch(lightness, chroma, hue)
     while contrast(variant, DARK_PAGE) < (TEXT if text else GRAPHIC) and lightness < 1:
         lightness += 0.01

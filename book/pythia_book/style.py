@@ -395,10 +395,22 @@ def _finish(figure: Figure) -> float:
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     _widen(page)
+    for ax in figure.axes if engine is not None else ():
+        ax.set_position(_snapped(ax))
     _place_texts(page)
     for ax, labels in page.ends:
         _spread(ax, labels)
     return foot * svg.POINTS
+
+
+def _snapped(ax: Axes) -> list[float]:
+    """Return the place of a panel in whole eighths of a point.
+
+    The solver of constrained layouts does not always round the same way, the file must.
+    """
+    wide, tall = (8 * svg.POINTS * inches for inches in ax.figure.get_size_inches())
+    box = ax.get_position(original=True).bounds
+    return [round(part * size) / size for part, size in zip(box, (wide, tall) * 2, strict=True)]
 
 
 def _legend_places(legends: list[Legend], width: float) -> tuple[list[tuple[float, float]], float]:

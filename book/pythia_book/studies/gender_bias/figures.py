@@ -96,6 +96,8 @@ def retained(result: Result) -> Drawing:
     curves, sizes = result.tables["curves"], result.params.size_list
     arms = result.params.arms
     notes = _notes(result)[:2]
+    ends = table[["value", "low", "high"]].astype(float)
+    limits = max(-0.5, min(-0.08, ends.min().min())), min(2.0, max(1.25, ends.max().max()))
     with style.canvas(result, 2, 4.4, *notes) as (figure, axes):
         for ax, frames in zip(axes, (UNSEEN, PLANTED_FRAMES), strict=True):
             style.reference(ax, 1)
@@ -117,7 +119,7 @@ def retained(result: Result) -> Drawing:
             ax.set(title=FRAMES[frames], xlabel="shift of the prior, arm minus control (logits)")
             shifts = style.rows_where(table, frames=frames)["shift"]
             ax.set_xlim(min(-1, 1.15 * shifts.min()), max(1, 1.15 * shifts.max()))
-            ax.set_ylim(-0.08, 1.25)
+            ax.set_ylim(*limits)
         axes[0].set_ylabel("retained association\n(fraction of the control's)")
         style.size_legend(figure, sizes)
         style.legend(figure, {ARMS[arm].label: style.mark(MARKS[arm]) for arm in arms})
