@@ -41,7 +41,7 @@ def choose_runs(app: Sphinx, config: Config) -> None:
     Raises:
         ExtensionError: committed runs are damaged; the message names all of them.
     """
-    local = os.environ.get("PYTHIA_BOOKRUNS") != "recorded"
+    local = os.environ.get("PYTHIA_BOOK_RUNS") != "recorded"
     results = Path(os.environ.get("PYTHIA_RESULTS") or ROOT / "results") if local else None
     RUNS.clear()
     problems = []
