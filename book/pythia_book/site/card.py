@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 STUDY = "gender_bias"
 THESIS = "Every figure from raw text,\nwith one command."
+QUESTION = "How much of a learned association is left when training goes on with changed text?"
 PAPER, LIGHT, SOFT, ACCENT = "#12263a", "#f5f7fa", "#a9bccf", "#f2b36b"
 ARMS = {
     "placebo_21": "prepositions swapped",
@@ -51,12 +52,13 @@ def figure(title: str, values: dict[str, Any]) -> Figure:
     rows = [(name, values.get(f"retained_{arm}")) for arm, name in ARMS.items()]
     with style.style():
         card = Figure(figsize=(12, 6.3), facecolor=PAPER)
-        card.text(0.06, 0.78, title, color=LIGHT, fontsize=38, fontweight="bold", va="center")
+        card.text(0.06, 0.82, title, color=LIGHT, fontsize=38, fontweight="bold", va="center")
         if not all(isinstance(value, dict) for _, value in rows):
             card.text(0.06, 0.45, THESIS, color=SOFT, fontsize=27, va="center", linespacing=1.5)
             return card
-        card.text(0.06, 0.42, THESIS, color=SOFT, fontsize=20, va="center", linespacing=1.5)
-        axes = card.add_axes((0.64, 0.2, 0.3, 0.38), facecolor="none")
+        card.text(0.06, 0.68, THESIS.replace("\n", " "), color=SOFT, fontsize=22, va="center")
+        card.text(0.06, 0.53, QUESTION, color=LIGHT, fontsize=17)
+        axes = card.add_axes((0.34, 0.16, 0.58, 0.32), facecolor="none")
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -64,19 +66,12 @@ def figure(title: str, values: dict[str, Any]) -> Figure:
             colour = LIGHT if place == 0 else ACCENT
             axes.plot([value["low"], value["high"]], [-place] * 2, color=colour, linewidth=4)
             axes.plot(value["value"], -place, "o", color=colour, markersize=12)
-            axes.text(-0.06, -place, name, color=LIGHT, fontsize=15, ha="right", va="center")
+            axes.text(-0.52, -place, name, color=LIGHT, fontsize=16, va="center", clip_on=False)
         axes.set_yticks([])
         axes.set_xlim(0, 1.08)
         axes.set_ylim(-len(rows) + 0.5, 0.5)
         axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"], fontsize=14, color=SOFT)
         axes.axvline(1, color=SOFT, linewidth=1, linestyle=":", zorder=0)
-        axes.set_title(
-            "How much of a learned association is left",
-            color=LIGHT,
-            fontsize=16,
-            loc="right",
-            pad=14,
-        )
         card.text(
             0.94, 0.06, "mean and 95 % interval over seeds", color=SOFT, fontsize=12, ha="right"
         )
