@@ -246,6 +246,7 @@ def tools(bundle: dict[str, Any], study: str, cell: str, tables: set[str]) -> st
             f'<code class="redraw" hidden>{words}</code>'
         )
     note = html.escape(str(more.get("note", "")))
+    note = note[:1].upper() + note[1:]
     small = f'<p class="small-print">{note}</p>' if note else ""
     return f'<div class="figure-tools"><p class="tools">{" ".join(parts)}</p>{small}</div>'
 

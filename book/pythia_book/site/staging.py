@@ -122,7 +122,7 @@ def no_table() -> dict[str, Any]:
 def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> notebooks.Notebook:
     """Turn a notebook into its page, in place: results in the text, all code in a fold at the end.
 
-    - The banner that names the run follows the abstract (the first cell).
+    - The banner that names the run follows the abstract (the first cell up to a heading).
     - A table becomes a numbered one, with the label `tab-<study>-<cell id>`.
     - The page keeps no code; `{pythia-code}` shows it.
 
@@ -151,6 +151,10 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
     if reported:
         tail.insert(0, markdown("report", "## Your run and ours"))
         tail.insert(1, directive("pythia-report", study))
+    opening, heading, section = cells[0].source.partition("\n## ")
+    cells[0].source = opening.rstrip()
+    if heading:
+        cells.insert(1, markdown("section", heading.lstrip("\n") + section))
     notebook.cells = [cells[0], directive("pythia-run", study), *cells[1:], *tail]
     return notebook
 

@@ -23,7 +23,7 @@ def a_notebook() -> Any:
     figure = {"mystnb": {"figure": {"caption": "C", "name": "fig-x"}}, "tags": ["hide-input"]}
     return v4.new_notebook(
         cells=[
-            v4.new_markdown_cell("# Title\n\n**Abstract.** A.", id="title"),
+            v4.new_markdown_cell("# Title\n\n**Abstract.** A.\n\n## One\n\nText.", id="title"),
             v4.new_code_cell('scale: str = "laptop"', metadata={"tags": ["parameters"]}, id="p"),
             v4.new_code_cell("draw.a_table(result)", outputs=[shown], id="a-table"),
             v4.new_code_cell("draw.x(result)", outputs=[drawn], metadata=figure, id="x"),
@@ -34,7 +34,11 @@ def a_notebook() -> Any:
 def test_a_page_has_its_results_in_the_text_and_its_code_at_the_end() -> None:
     page = staging.as_page(a_notebook(), "phases", reported=True)
     sources = [cell.source for cell in page.cells]
-    assert sources[0].startswith("# Title") and sources[1] == ":::{pythia-run} phases\n:::"
+    assert sources[:3] == [
+        "# Title\n\n**Abstract.** A.",
+        ":::{pythia-run} phases\n:::",
+        "## One\n\nText.",
+    ]
     assert ":::{pythia-table} phases/a-table\n:name: tab-phases-a-table\n:::" in sources
     assert sources[-3:] == [
         "## Your run and ours",
