@@ -135,8 +135,8 @@ function setUp(figure) {
   drawing.addEventListener("click", point);
   drawing.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
   drawing.addEventListener("blur", hide);
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   drawing.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") return hide();
     if (!/^(Arrow(Left|Right|Up|Down)|Home|End)$/.test(event.key)) return;
     const { svg, points } = layout(), next = neighbour(points, current, event.key);
     if (next) {

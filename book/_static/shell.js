@@ -1,5 +1,5 @@
-/* The frame of a page: boxes that scroll get a name and a stop of the Tab key while they scroll, and
-   the menus above a page close like menus. */
+/* The frame of a page: boxes that scroll get a name and a stop of the Tab key while they scroll, the
+   menus above a page close like menus, and links into a fold open it. */
 'use strict';
 
 (() => {
@@ -58,6 +58,18 @@
     }
   }
 
+  /** Open what hides the target of the address, such as the code of a figure, and go there. */
+  function reveal() {
+    const target = document.getElementById(location.hash.slice(1));
+    if (!target) return;
+    const folds = [];
+    for (let fold = target.closest('details'); fold; fold = fold.parentElement.closest('details')) {
+      if (!fold.open) folds.push(fold);
+    }
+    for (const fold of folds) fold.open = true;
+    if (folds.length) target.scrollIntoView();
+  }
+
   const article = document.querySelector('.bd-article');
   if (article) {
     wrapTables(article);
@@ -72,4 +84,6 @@
   }
   document.addEventListener('click', closeMenus);
   document.addEventListener('keydown', closeMenus);
+  addEventListener('hashchange', reveal);
+  reveal();
 })();

@@ -67,6 +67,23 @@ OVERFLOW = """() => {
 }"""
 
 
+FIGURES = """() => {
+  // on a phone, text of at least 11 px, and nothing to move sideways
+  const wrong = new Set();
+  for (const drawing of document.querySelectorAll('.pythia-figure .drawing')) {
+    const name = drawing.ariaLabel.slice(0, 60);
+    if (drawing.scrollWidth > drawing.clientWidth + 1) wrong.add(`scrolls: ${name}`);
+    for (const shape of drawing.querySelectorAll('svg')) {
+      if (!shape.checkVisibility()) continue;
+      const scale = shape.getBoundingClientRect().width / shape.viewBox.baseVal.width;
+      for (const text of shape.querySelectorAll('text')) {
+        const size = parseFloat(getComputedStyle(text).fontSize) * scale;
+        if (size < 10.9) wrong.add(`text of ${size.toFixed(1)} px: ${text.textContent}: ${name}`);
+      }
+    }
+  }
+  return [...wrong];
+}"""
 CONTRAST = """() => {
   // as WCAG has it: 4.5 to 1, for large text 3 to 1; axe's own rule takes seconds per page.
   // Not of text that lies over another element, such as a bar of a drawing.
@@ -132,6 +149,7 @@ def faults(seen: tools.Visit) -> list[str]:
             seen.look(theme, size)
             found += [f"{theme}, {size[0]}: {each}" for each in seen.page.evaluate(CONTRAST)]
         found += [f"{size[0]}: {each}" for each in seen.page.evaluate(OVERFLOW)]
+        found += [f"{size[0]}: {each}" for each in seen.page.evaluate(FIGURES)]
     return [*found, *seen.problems]
 
 
@@ -189,6 +207,41 @@ def test_buttons_above_a_page(address: str, chromium: Browser) -> None:
         page.keyboard.press("Enter")
         page.wait_for_selector("#search-results li a")
         assert seen.problems == []
+
+
+def test_the_tools_of_a_figure(fresh: Path, chromium: Browser) -> None:
+    url = (fresh / "studies" / "gender_bias.html").as_uri()
+    with tools.visit(chromium, url) as seen:
+        first = seen.page.locator(".figure-tools").first
+        assert not seen.page.locator(".page-code pre").first.is_visible()
+        first.get_by_role("link", name="Code of this figure").click()
+        cell = seen.page.locator(seen.page.evaluate("location.hash"))
+        assert cell.is_visible() and "draw." in cell.inner_text()
+        for name in ("Data:", "This figure as an SVG file"):
+            target = first.get_by_role("link", name=name).first.get_attribute("href")
+            assert target and (fresh / "studies" / target).is_file()
+        button = first.locator("button.command")
+        button.click()
+        command = button.get_attribute("data-command") or ""
+        assert command.startswith("papermill notebooks/gender_bias.ipynb")
+        shown = first.inner_text()
+        assert "Copied" in shown or command in shown, "without permission, the command is shown"
+        assert seen.problems == []
+
+
+def test_a_figure_shows_the_values_behind_it(fresh: Path, chromium: Browser) -> None:
+    url = (fresh / "studies" / "gender_bias.html").as_uri()
+    with tools.visit(chromium, url) as seen:
+        figure = seen.page.locator(".pythia-figure").first
+        figure.scroll_into_view_if_needed()
+        box = figure.locator("svg.wide").bounding_box()
+        assert box
+        seen.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+        tip = figure.locator(".value-tip")
+        tip.wait_for(state="visible")
+        assert any(digit in tip.inner_text() for digit in "0123456789")
+        seen.page.keyboard.press("Escape")
+        assert not tip.is_visible() and seen.problems == []
 
 
 def test_a_phone_opens_the_contents(address: str, chromium: Browser) -> None:
