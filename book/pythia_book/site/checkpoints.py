@@ -74,6 +74,20 @@ def find(run: SelectedRun) -> tuple[Checkpoints | None, str, str]:
         return None, "", f"They cannot be shown: {text}."
 
 
+def chosen() -> tuple[Checkpoints | None, str, str]:
+    """Return what `find` returns for the first run on the site that has checkpoints.
+
+    The third value says why the runs before it have none; if no run has any, why the first has none.
+    """
+    first = ""
+    for run in RUNS[STUDY]:
+        checkpoints, digest, problem = find(run)
+        first = first or problem
+        if checkpoints is not None:
+            return checkpoints, digest, first
+    return None, "", first
+
+
 def packed(checkpoints: Checkpoints, name: str) -> bytes:
     """Return a checkpoint for the page's script: all float32 values, then all int8 values."""
     stored = checkpoints.stored(name)
@@ -129,14 +143,15 @@ def write_scripts(checkpoints: Checkpoints, folder: Path) -> None:
 
 def stage_scripts(app: Sphinx) -> None:
     """Write the scripts of the selected run into the site, and remove those of another run."""
-    checkpoints, digest, problem = find(RUNS[STUDY][0])
+    checkpoints, digest, problem = chosen()
     parent = Path(app.outdir) / "_static" / PAGE
     for old in parent.glob("*"):
         if old.name != digest:
             shutil.rmtree(old)
-    if checkpoints is None:
-        print(f"note: the page {PAGE} has no checkpoints. {problem}", file=sys.stderr)
-    elif not (parent / digest / "manifest.js").is_file():
+    if problem:
+        instead = "has no" if checkpoints is None else "shows the recorded"
+        print(f"note: the page {PAGE} {instead} checkpoints. {problem}", file=sys.stderr)
+    if checkpoints is not None and not (parent / digest / "manifest.js").is_file():
         write_scripts(checkpoints, parent / digest)
 
 
@@ -147,7 +162,7 @@ class PromptCheckpoints(SphinxDirective):
     """The place of the interactive part, with a table of the same for readers without scripts."""
 
     def run(self) -> list[nodes.Node]:
-        checkpoints, digest, problem = find(RUNS[STUDY][0])
+        checkpoints, digest, problem = chosen()
         self.env.note_dependency(__file__)
         for asset in (Path(self.env.srcdir) / "_static").glob(f"{PAGE}.*"):
             self.env.note_dependency(str(asset))  # else a changed script is not copied
@@ -160,7 +175,9 @@ class PromptCheckpoints(SphinxDirective):
                 "", f"{problem} This trains the models and builds the page again:"
             )
             return [box, shell(COMMAND)]
-        cautions = [nodes.paragraph("", text) for text in cautions_of(checkpoints.about)]
+        texts = [f"{problem} Shown are the recorded ones."] if problem else []
+        texts += cautions_of(checkpoints.about)
+        cautions = [nodes.paragraph("", text) for text in texts]
         root = "../" * self.env.docname.count("/")
         data = html.escape(f"{root}_static/{PAGE}/{digest}/")
         app = f'<div class="{PAGE}" data-folder="{data}" hidden></div>'
@@ -298,8 +315,7 @@ def facts(checkpoints: Checkpoints) -> dict[str, str]:
 
 def fill_facts(app: Sphinx, config: Config) -> None:
     """Give Sphinx the numbers for `{{ checkpoints_NAME }}`, or say that there are none."""
-    run = RUNS[STUDY][0]
-    checkpoints = find(run)[0]
+    run, checkpoints = RUNS[STUDY][0], chosen()[0]
     if checkpoints is not None:
         texts = {name: escaped(text) for name, text in facts(checkpoints).items()}
     else:

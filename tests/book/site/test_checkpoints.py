@@ -258,6 +258,21 @@ def test_scripts_are_written_for_the_selected_run_only(
     assert list(stale.parent.iterdir()) == [], "scripts of a run that is not shown are removed"
 
 
+def test_a_run_without_a_file_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, recorded = tmp_path / "mine", tmp_path / "recorded"
+    recorded.mkdir()
+    path = write_file(recorded)
+    entry = {FILE: {"sha256": file_sha256(path)}}
+    runs = [selected(mine, facts={"checkpoints": "too large"}), selected(recorded, files=entry)]
+    monkeypatch.setitem(site.RUNS, "gender_bias", runs)
+    found, digest, problem = site.chosen()
+    assert found is not None and digest == file_sha256(path)[:12] and "too large" in problem
+    monkeypatch.setitem(site.RUNS, "gender_bias", runs[:1])
+    assert site.chosen()[0] is None
+
+
 def test_the_table_has_the_library_s_predictions(recorded: Checkpoints) -> None:
     total = recorded.about["total_steps"]
     cells = site.predictions(recorded, [f"{arm}-{total}" for arm in recorded.about["steps"]])
