@@ -77,7 +77,7 @@ def find(run: SelectedRun) -> tuple[Checkpoints | None, str, str]:
 def chosen() -> tuple[Checkpoints | None, str, str]:
     """Return what `find` returns for the first run on the site that has checkpoints.
 
-    The third value says why the runs before it have none; if no run has any, why the first has none.
+    The third value says why the run to show first has none; "" if it has some.
     """
     first = ""
     for run in RUNS[STUDY]:
