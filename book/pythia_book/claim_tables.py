@@ -77,8 +77,7 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
         text += f'<details class="claims-of"><summary>{counted(others)}</summary>{table}</details>'
     rule = f' <a href="{_text(link)}">{RULE_LINK}</a>' if link else ""
     words = _text(" ".join(filter(None, (note, RULE))))
-    # no formulas: a dollar sign in a claim is one
-    return f'<div class="mathjax_ignore">{text}<p class="verdict-rule">{words}{rule}</p></div>'
+    return f'<div>{text}<p class="verdict-rule">{words}{rule}</p></div>'
 
 
 def claims_frame(claims: Sequence[Row]) -> pd.DataFrame:

@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import style
 from pythia_book.site.runs import NOT_RUN, SelectedRun
 from pythia_book.style import BLUE, MUTED, ORANGE, Drawing
+from pythia_book.verdicts import (
+    CONFIRMED,
+    HOLDS,
+    NOT_RESOLVED,
+    NOT_TESTABLE,
+    REFUTED,
+    REPRODUCED,
+    SIDES,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +84,7 @@ def _values(run: SelectedRun) -> dict[str, Any]:
 def _bars(ax: Axes, rows: list[tuple[str, dict[str, float], str]], label: str) -> str:
     """Draw values with their intervals, one per line from the top; return them as text."""
     for place, (_, value, colour) in enumerate(rows):
-        point = _Point(**{key: float(value[key]) for key in ("value", "low", "high")})
+        point = SimpleNamespace(**value)
         style.interval_point(ax, len(rows) - 1 - place, point, colour, 1, flat=True, markersize=6)
     ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)
@@ -83,13 +93,6 @@ def _bars(ax: Axes, rows: list[tuple[str, dict[str, float], str]], label: str) -
     flat = [name.replace("\n", " ") for name, _, _ in rows]
     texts = (f"{name} {v['value']:.2f}" for name, (_, v, _) in zip(flat, rows, strict=True))
     return f"{label}: {', '.join(texts)}"
-
-
-@dataclass(frozen=True)
-class _Point:
-    value: float
-    low: float
-    high: float
 
 
 def swap(ax: Axes, run: SelectedRun) -> str:
@@ -171,7 +174,7 @@ def bloom(ax: Axes, run: SelectedRun) -> str:
     return _bars(ax, rows, "BLOOM minus Pythia, points")
 
 
-OURS, RELEASED = "ours", "released"
+RELEASED, OURS = SIDES
 FINDINGS = {
     "swap": Finding(
         "gender_bias",
@@ -180,25 +183,25 @@ FINDINGS = {
             (
                 "The shuffle, which keeps the prior, leaves less of the association than the swap.",
                 OURS,
-                "holds",
+                HOLDS,
             ),
             (
                 "Swapping everything but the planted sentences leaves the association unchanged, "
                 "within 15 % of the control's.",
                 OURS,
-                "holds",
+                HOLDS,
             ),
             (
                 "Swapping everything but the planted sentences raises WinoBias accuracy on "
                 "feminine stereotypes.",
                 OURS,
-                "holds",
+                HOLDS,
             ),
             (
                 "Swapping everything but the planted sentences lowers WinoBias accuracy on "
                 "masculine stereotypes.",
                 OURS,
-                "holds",
+                HOLDS,
             ),
         ),
     ),
@@ -210,13 +213,13 @@ FINDINGS = {
                 "The right answer is given a higher probability for numbers whose frequency was "
                 "raised at random.",
                 OURS,
-                "reproduced",
+                REPRODUCED,
             ),
             (
                 "The right answer is written more often for numbers whose frequency was raised at "
                 "random.",
                 OURS,
-                "not resolved",
+                NOT_RESOLVED,
             ),
         ),
         1.5,
@@ -225,13 +228,13 @@ FINDINGS = {
         "memorization",
         copies,
         (
-            ("Larger models memorize more.", OURS, "reproduced"),
-            ("Larger models memorize more.", RELEASED, "confirmed on released numbers"),
-            ("Text that is read more often is more often memorized.", OURS, "reproduced"),
+            ("Larger models memorize more.", OURS, REPRODUCED),
+            ("Larger models memorize more.", RELEASED, CONFIRMED),
+            ("Text that is read more often is more often memorized.", OURS, REPRODUCED),
             (
                 "Whether a row is memorized does not depend on when in training it is read.",
                 OURS,
-                "not testable here",
+                NOT_TESTABLE,
             ),
         ),
     ),
@@ -243,12 +246,12 @@ FINDINGS = {
                 "Models trained on text with heavily repeated documents have a higher held-out "
                 "loss.",
                 OURS,
-                "reproduced",
+                REPRODUCED,
             ),
             (
                 "Models trained on deduplicated text score higher on benchmarks.",
                 RELEASED,
-                "not resolved",
+                NOT_RESOLVED,
             ),
         ),
     ),
@@ -259,9 +262,9 @@ FINDINGS = {
             (
                 "BLOOM performs very similarly to Pythia.",
                 RELEASED,
-                "contradicted by released numbers",
+                REFUTED,
             ),
-            ("BLOOM is worse than Pythia on LAMBADA.", RELEASED, "confirmed on released numbers"),
+            ("BLOOM is worse than Pythia on LAMBADA.", RELEASED, CONFIRMED),
         ),
         2.6,
     ),

@@ -1,7 +1,7 @@
-"""The page on which a reader prompts checkpoints: its scripts with weights, its table, its numbers.
+"""Builds the page for prompting checkpoints: weight scripts, static table, numbers in its prose.
 
-The weights come from the file `checkpoints.safetensors` of the selected run of the gender study.
-A build writes them as classic scripts, one per checkpoint, because a page that was opened as a file
+The weights come from the file `checkpoints.safetensors` of the gender-bias study: of the first run
+on the site that has one. A build writes them as classic scripts, one per checkpoint, because a page that was opened as a file
 can load scripts, but cannot fetch data. If there is no such file, the page says how to make it.
 """
 
@@ -26,7 +26,7 @@ from sphinx.util.docutils import SphinxDirective
 from pythia_book.records import device_text, duration_text, number_text
 from pythia_book.site.runs import NOT_RUN, SelectedRun, escaped
 from pythia_book.site.staging import RUNS
-from pythia_book.site.studies import shell, table
+from pythia_book.site.studies import rebuild_command, shell, table
 from pythia_book.studies.gender_bias.checkpoints import (
     FILE,
     PRESETS,
@@ -39,7 +39,6 @@ from pythia_core.errors import DataError
 from pythia_core.util.files import file_sha256
 
 PAGE = "checkpoints"
-COMMAND = "papermill notebooks/gender_bias.ipynb\njupyter-book build book/"
 FEMININE, MASCULINE = ("she", "her", "hers", "herself"), ("he", "his", "him", "himself")
 WHAT = {
     CONTROL: "reads every sentence as it is.",
@@ -62,10 +61,10 @@ def _read(path: Path, digest: str) -> Checkpoints:
 def find(run: SelectedRun) -> tuple[Checkpoints | None, str, str]:
     """Return the checkpoints of a run, the first digits of their hash, and why there are none."""
     if run.folder is None or run.record is None:
-        return None, "", "The gender study has not been run yet."
+        return None, "", "The gender-bias study has not been run yet."
     if FILE not in run.record["files"]:
-        reason = str(run.record["facts"].get("checkpoints", "an older version made it"))
-        return None, "", f"The run of the gender study that this site shows has none: {reason}."
+        reason = str(run.record["facts"].get("checkpoints", "it was made by an older version"))
+        return None, "", f"This run of the gender-bias study has none: {reason}."
     try:
         digest = file_sha256(run.folder / FILE)
         return _read(run.folder / FILE, digest), digest[:12], ""
@@ -142,15 +141,15 @@ def write_scripts(checkpoints: Checkpoints, folder: Path) -> None:
 
 
 def stage_scripts(app: Sphinx) -> None:
-    """Write the scripts of the selected run into the site, and remove those of another run."""
+    """Write the scripts of the chosen run into the site, and remove those of other runs."""
     checkpoints, digest, problem = chosen()
     parent = Path(app.outdir) / "_static" / PAGE
     for old in parent.glob("*"):
         if old.name != digest:
             shutil.rmtree(old)
     if problem:
-        instead = "has no" if checkpoints is None else "shows the recorded"
-        print(f"note: the page {PAGE} {instead} checkpoints. {problem}", file=sys.stderr)
+        instead = "has no checkpoints" if checkpoints is None else "shows those of another run"
+        print(f"note: the page {PAGE} {instead}. {problem}", file=sys.stderr)
     if checkpoints is not None and not (parent / digest / "manifest.js").is_file():
         write_scripts(checkpoints, parent / digest)
 
@@ -171,21 +170,19 @@ class PromptCheckpoints(SphinxDirective):
             box += nodes.paragraph(
                 "", "There are no checkpoints to prompt.", classes=["admonition-title"]
             )
-            box += nodes.paragraph(
-                "", f"{problem} This trains the models and builds the page again:"
-            )
-            return [box, shell(COMMAND)]
-        texts = [f"{problem} Shown are the recorded ones."] if problem else []
+            box += nodes.paragraph("", f"{problem} To train the models and rebuild the page:")
+            return [box, shell(rebuild_command(STUDY))]
+        texts = [f"{problem} The checkpoints shown are those of another run."] if problem else []
         texts += cautions_of(checkpoints.about)
         cautions = [nodes.paragraph("", text) for text in texts]
         root = "../" * self.env.docname.count("/")
         data = html.escape(f"{root}_static/{PAGE}/{digest}/")
         app = f'<div class="{PAGE}" data-folder="{data}" hidden></div>'
         need = (
-            "To type a prompt of your own, use a browser of the last few years with scripts turned "
-            "on. The table has a part of what such a browser computes here."
+            "To type your own prompt, use a recent browser with JavaScript enabled. The table has "
+            "some of what it would compute here."
         )
-        summary = "The same for the suggested prompts, as a table"
+        summary = "Predictions for the suggested prompts, as a table"
         return [
             *cautions,
             nodes.raw("", app, format="html"),
@@ -280,27 +277,22 @@ def facts(checkpoints: Checkpoints) -> dict[str, str]:
     """Return the texts that the page's prose uses as `{{ checkpoints_NAME }}`, by NAME."""
     about, config = checkpoints.about, checkpoints.config
     error, runs = about["error"], [{"precision": about["precision"]}]
-    changed = duration_text(sum(about["seconds"].values()))
     commit = about["commit"] or {}
-    learned = "" if about["learned"] else " (its control has not learned the association)"
     return {
-        "size": about["size"] + learned,
+        "size": about["size"],
         "parameters": number_text(config.n_params_non_embedding),
         "embedding": number_text(config.n_params - config.n_params_non_embedding),
         "layers": number_text(config.n_layers),
         "width": number_text(config.d_model),
         "vocabulary": number_text(config.vocab_size),
-        "context": number_text(config.max_seq_len),
         "tokens": f"{about['tokens'] / 1e6:.2g} million",
-        "updates": number_text(about["total_steps"]),
         "fork": number_text(about["fork"]),
         "fork_share": f"{100 * about['fork'] / about['total_steps']:.0f} %",
         "count": number_text(len(checkpoints.names)),
         "megabytes": f"{sum(a.nbytes for a in checkpoints.tensors.values()) / 1e6:.1f} MB",
         "machine": device_text({"device": about["device"], "runs": runs}),
-        "trained": changed,
+        "trained": duration_text(sum(about["seconds"].values())),
         "scale": about["scale"],
-        "created": about["created"],
         "commit": (commit.get("id") or "unknown")[:10],
         "torch": about["versions"].get("torch", "unknown"),
         "runs": ", ".join(run["id"] for run in about["runs"].values()),

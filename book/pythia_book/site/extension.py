@@ -1,7 +1,4 @@
-"""The book's Sphinx extension, which `jupyter-book build book/` loads.
-
-No page makes a request to another host.
-"""
+"""The book's Sphinx extension, which `jupyter-book build book/` loads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Puts figures into pages as inline SVG, with both layouts, theme colours and values on hover.
 
-`inline_figure` turns the outputs of a Drawing into HTML. A figure comes from a notebook that may be
-anybody's, so only listed elements and attributes are kept. Colours become CSS variables, with a
+`inline_figure` turns the outputs of a Drawing into HTML. Notebooks may come from anyone,
+so only listed elements and attributes are kept. Colours become CSS variables, with a
 variant for dark pages. `_static/figures.css` and `_static/figures.js` do the rest.
 """
 
@@ -183,14 +183,15 @@ def dark_rules(colours: dict[str, None]) -> str:
 def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> str:
     """Return the HTML of a figure, from the outputs of a Drawing by MIME type.
 
-    A figure without a narrow layout scrolls on phones. A damaged figure becomes its description.
+    A figure without a narrow layout scrolls on phones. A damaged one is replaced by its
+    description.
 
     Args:
         prefix: a name that is unique in the page, for the ids of the figure.
         small: whether its one layout fits a phone.
     """
     prefix = re.sub(r"[^\w-]", "-", prefix)
-    label = html.escape("".join(bundle.get("text/plain", "")).strip() or "Figure", quote=True)
+    label = html.escape("".join(bundle.get("text/plain", "")).strip() or "Figure")
     more = bundle.get(FIGURE_TYPE)
     more = more if isinstance(more, dict) else {}
     colours: dict[str, None] = {}
@@ -212,9 +213,7 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     scrolls = len(drawings) == 1 and not small
     kind = "pythia-figure" + (" one-layout" if scrolls else " two-layouts" if not small else "")
     scroll = ' tabindex="0"' if scrolls else ""
-    shapes = "".join(
-        ET.tostring(d, encoding="unicode", short_empty_elements=True) for d in drawings
-    )
+    shapes = "".join(ET.tostring(d, encoding="unicode") for d in drawings)
     return f'<div class="{kind}"><div class="drawing" role="img" aria-label="{label}"{scroll}>' + (
         f"{shapes}</div></div>"
     )
@@ -240,7 +239,7 @@ def tools(bundle: dict[str, Any], study: str, cell: str, tables: set[str]) -> st
         ),
     ]
     if command := str(more.get("command", "")):
-        words = html.escape(command, quote=True)
+        words = html.escape(command)
         parts.append(
             f'<button type="button" class="tool command" data-command="{words}">Command</button>'
             f'<code class="redraw" hidden>{words}</code>'
@@ -252,7 +251,7 @@ def tools(bundle: dict[str, Any], study: str, cell: str, tables: set[str]) -> st
 
 
 def _link(kind: str, target: str, text: str, name: str) -> str:
-    target, text, name = (html.escape(part, quote=True) for part in (target, text, name))
+    target, text, name = (html.escape(part) for part in (target, text, name))
     download = "" if kind == "code" else " download"
     return (
         f'<a class="tool {kind}" href="{target}" aria-label="{name}" title="{name}"'

@@ -46,7 +46,7 @@ MARKS = {
 LEGEND = (
     (REPRODUCED, "reproduced or confirmed"),
     (CONTRADICTED, "contradicted"),
-    (NOT_RESOLVED, "not resolved: the interval cannot tell"),
+    (NOT_RESOLVED, "not resolved: the interval does not decide"),
     (NOT_TESTABLE, "not testable here"),
 )
 _OF_THE_PAPER = re.compile(r"(abstract|sections?|appendi|tables?|figures?)", re.IGNORECASE)
@@ -107,7 +107,7 @@ class Finding(SphinxDirective):
 
 
 def unsupported(finding: Any, run: SelectedRun) -> list[str]:
-    """List the verdicts that a finding rests on and that the recorded run does not have."""
+    """List the verdicts that a finding rests on and the recorded run no longer gives."""
     claims = {row["claim"]: row for row in (run.record or {"claims": []})["claims"]}
     problems = []
     for claim, side, verdict in finding.rests_on:
@@ -132,16 +132,17 @@ class PaperClaims(SphinxDirective):
             if rows:
                 everything += rows
                 parts.append(_study_html(title_of(study), href, run, rows))
-        head = "".join(f"<span>{name}</span>" for name in ("", "Released models", "Our miniature"))
+        names = ("", *(claim_tables.WHOSE[side].capitalize() for side in SIDES))
+        head = "".join(f"<span>{name}</span>" for name in names)
         text = (
-            f'<div class="matrix mathjax_ignore"><div class="matrix-head">{head}</div>'
+            f'<div class="matrix"><div class="matrix-head">{head}</div>'
             f"{''.join(parts)}</div>{_legend_html(everything)}"
         )
         return [nodes.raw("", text, format="html")]
 
 
 def _text(text: object) -> str:
-    return html.escape(str(text), quote=True)
+    return html.escape(str(text))
 
 
 def _counts(tests: Sequence[dict[str, Any]]) -> str:
@@ -198,7 +199,7 @@ def _legend_html(rows: Sequence[dict[str, Any]]) -> str:
         f"{claim_tables.WHOSE[side]}: {_counts([row[side] for row in rows if row[side]])}"
         for side in SIDES
     )
-    total = f"{len(rows)} statements of the paper are tested. {_text(texts.capitalize())}."
+    total = f"The table has {len(rows)} statements of the paper. {_text(texts.capitalize())}."
     return f'<p class="matrix-legend">{entries}.</p><p class="matrix-legend">{total}</p>'
 
 

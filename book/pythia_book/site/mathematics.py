@@ -1,11 +1,12 @@
 """Turns formulas into MathML while the book is built, so that pages load no script for them.
 
-Browsers draw MathML themselves, also without a network or scripts, and screen readers read it.
+Browsers render MathML natively, without a network or scripts, and screen readers read it.
 """
 
 from __future__ import annotations
 
 import functools
+import html
 import re
 
 from docutils import nodes
@@ -58,7 +59,7 @@ def _converted(node: nodes.Node, display: bool) -> str:
         return mathml(latex, display)
     except ValueError as error:
         _log.warning("the formula %r cannot be shown: %s", latex, error, location=node)
-        return f"<code>{latex.replace('&', '&amp;').replace('<', '&lt;')}</code>"
+        return f"<code>{html.escape(latex)}</code>"
 
 
 def _inline(self: HTML5Translator, node: nodes.math) -> None:

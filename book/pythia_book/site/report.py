@@ -81,25 +81,26 @@ class Report:
             texts.append(f"Parameters that differ: {changed}.")
         same = len(self.compared) - len(self.differing)
         texts.append(
-            f"{same} of {len(self.compared)} verdicts on our models agree."
+            f"Equal verdicts on our models: {same} of {len(self.compared)}."
             if self.compared
             else "The two runs share no test on our models."
         )
         if self.released:
             texts.append(
-                f"{self.released_agree} of {self.released} verdicts on released numbers agree."
+                f"Equal verdicts on released numbers: {self.released_agree} of {self.released}."
             )
         distances = [row.distance for row in self.compared if row.distance is not None]
         if distances:
             far = sum(distance > 1 for distance in distances)
             texts.append(
-                f"{len(distances)} values have an interval in both runs; {far} of them differ by "
-                "more than the two intervals together allow."
+                f"Values with an interval in both runs: {len(distances)}, of which {far} "
+                f"{'differs' if far == 1 else 'differ'} by more than the two intervals together "
+                "allow."
             )
         elif self.compared:
             texts.append(
-                "No value has an interval in both runs (with one seed there is none over seeds), "
-                "so how far values may differ by chance is not known."
+                "No value has an interval in both runs (one seed gives none), so it is unknown how "
+                "far values may differ by chance."
             )
         return texts
 

@@ -92,7 +92,8 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
             executed = notebooks.read_notebook(runs[0].notebook)
             current = runs[0].current
             notebook = with_prose_of(notebook, executed) if current else executed
-        page = as_page(notebook, study, reported=len([r for r in runs if r.record]) > 1)
+        reported = runs[0].kind == "yours" and recorded_run(study).record is not None
+        page = as_page(notebook, study, reported)
         notebooks.write_notebook(with_inline_figures(page, runs[0]), target / source.name)
     for stale in target.glob("*.ipynb"):
         if stale.stem not in RUNS:
@@ -127,7 +128,7 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
     - The page keeps no code; `{pythia-code}` shows it.
 
     Args:
-        reported: whether to compare the run with another one at the end of the page.
+        reported: whether to compare the run with the recorded one at the end of the page.
     """
     import nbformat
 

@@ -15,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 from pythia_book import claim_tables, notebooks, records
 from pythia_book.site import report
 from pythia_book.site.runs import COSTS, NOT_RUN, SelectedRun, all_records, costs_of
-from pythia_book.site.staging import ROOT, RUNS, no_table, unshown
+from pythia_book.site.staging import ROOT, RUNS, no_table, recorded_run, unshown
 from pythia_book.style import TABLE
 from pythia_core.suite import SCALES
 
@@ -72,6 +72,11 @@ def badge(verdict: str, text: str = "") -> nodes.inline:
     return nodes.inline("", text or verdict, classes=["verdict", claim_tables.slug(verdict)])
 
 
+def rebuild_command(study: str) -> str:
+    """Return the commands that run a study and build the site again."""
+    return f"papermill notebooks/{study}.ipynb\njupyter-book build book/"
+
+
 def shell(command: str) -> nodes.literal_block:
     """Return a shell command as a block of code."""
     return nodes.literal_block(command, command, language="bash", classes=["command"])
@@ -101,14 +106,16 @@ class RunBanner(_StudyDirective):
         if run.record is None:
             title, text = "Not run yet. ", "This page shows the notebook's source."
             advice = "To run it and fill this page:"
-            command = f"papermill notebooks/{run.study}.ipynb\njupyter-book build book/"
+            command = rebuild_command(run.study)
         else:
             title = "Your run. " if run.kind == "yours" else "Recorded run. "
             text = f"Scale {run.scale}, {records.device_text(run.record)}, {run.record['created']}."
             if run.scale == "smoke":
                 text += " A smoke run only checks that everything works; its numbers mean nothing."
             if not run.current:
-                text += " The notebook's code has changed since: run it again for its new results."
+                text += (
+                    " The notebook's code has changed since; run it again to update the results."
+                )
             advice = self.advice(run, run.record)
             command = records.command(run.record)
         summary = f"<strong>{title}</strong>{html.escape(text)}"
@@ -131,7 +138,7 @@ class RunBanner(_StudyDirective):
         if redrawn := record.get("redrawn"):
             text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
         if run.kind == "recorded":
-            return f"{text} Run it yourself and rebuild the book, and this page shows your run:"
+            return f"{text} To see your own run here, run this and rebuild the book:"
         return f"{text} To run it again:"
 
 
@@ -139,8 +146,7 @@ class ReproductionReport(_StudyDirective):
     """A comparison of the reader's run with the recorded one: verdicts, numbers, machines."""
 
     def run(self) -> list[nodes.Node]:
-        runs = [run for run in self.runs if run.record]
-        yours, recorded = runs[0], next((r for r in runs[1:] if r.kind == "recorded"), runs[1])
+        yours, recorded = self.runs[0], recorded_run(self.arguments[0])
         assert yours.record and recorded.record
         found = report.compare(yours.record, recorded.record)
         items = [nodes.list_item("", nodes.paragraph("", text)) for text in found.sentences()]

@@ -224,7 +224,7 @@ def selected(folder: Path | None, **record: Any) -> SelectedRun:
 
 def test_a_run_without_a_file_says_why(tmp_path: Path) -> None:
     assert "has not been run" in site.find(SelectedRun("gender_bias", "unrun"))[2]
-    assert "an older version made it" in site.find(selected(tmp_path))[2]
+    assert "it was made by an older version" in site.find(selected(tmp_path))[2]
     assert "too large" in site.find(selected(tmp_path, facts={"checkpoints": "too large"}))[2]
 
 

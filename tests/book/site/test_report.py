@@ -38,17 +38,17 @@ def test_verdicts_and_values_are_compared_claim_by_claim() -> None:
     assert near is not None and abs(near - 0.2 / 0.5) < 1e-12
     assert far is not None and abs(far - 1.0 / 0.5) < 1e-12
     text = " ".join(found.sentences())
-    assert "1 of 2 verdicts on our models agree." in text
-    assert "1 of 1 verdicts on released numbers agree." in text
+    assert "Equal verdicts on our models: 1 of 2." in text
+    assert "Equal verdicts on released numbers: 1 of 1." in text
     assert "seeds 1 (recorded: 8)" in text and "A, 1 thread" in text and "B, 1 thread" in text
-    assert "1 of them differ" in text.replace("differs", "differ")
+    assert "in both runs: 2, of which 1 differs by more" in text
 
 
 def test_without_intervals_no_distance_is_claimed() -> None:
     yours = a_record(("a", a_test(1.0, None, "not testable here"), None))
     found = compare(yours, a_record(("a", a_test(1.0, 0.1, "holds"), None)))
     assert found.compared[0].distance is None
-    assert "is not known" in " ".join(found.sentences())
+    assert "it is unknown" in " ".join(found.sentences())
     nothing = compare(a_record(), a_record())
     assert "share no test" in " ".join(nothing.sentences())
 
