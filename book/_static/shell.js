@@ -16,37 +16,27 @@
     return words ? `${kind}: ${words}` : kind;
   }
 
-  /** Put each table that has no box of its own into one. */
-  function wrapTables(article) {
-    for (const table of article.querySelectorAll('table')) {
-      if (table.closest('.pst-scrollable-table-container, .scrolls, .highlighttable')) continue;
-      const box = document.createElement('div');
-      box.className = 'scrolls';
-      table.before(box);
-      box.append(table);
-    }
-  }
-
   /** Make boxes that scroll focusable regions with unique names, and undo it when they fit. */
   function nameScrollers(article) {
     const headings = article.querySelectorAll('h1, h2, h3, h4');
+    const boxes = [...article.querySelectorAll('.scrolls, .pst-scrollable-table-container, div.math, figure')]
+      .filter((box) => !box.closest('details:not([open])')); // until it is opened, it has no size
+    // all sizes are read before anything changes: the page is laid out once
+    const scrolling = boxes.map((box) => box.scrollWidth > box.clientWidth + 1);
     const seen = new Map();
-    for (const box of article.querySelectorAll('.scrolls, .pst-scrollable-table-container, div.math, figure')) {
-      const scrolls = box.scrollWidth > box.clientWidth + 1;
-      if (scrolls && !box.hasAttribute('role') && !box.matches('figure')) {
-        const name = nameOf(box, headings);
-        const count = (seen.get(name) || 0) + 1;
-        seen.set(name, count);
-        box.setAttribute('role', 'region');
-        box.setAttribute('aria-label', count > 1 ? `${name} (${count})` : name);
+    boxes.forEach((box, place) => {
+      const region = !box.matches('figure'); // a figure has a role and a name of its own
+      if (!scrolling[place]) {
+        for (const name of ['tabindex', ...(region ? ['role', 'aria-label'] : [])]) box.removeAttribute(name);
+        return;
       }
-      if (!scrolls && box.getAttribute('role') === 'region') {
-        box.removeAttribute('role');
-        box.removeAttribute('aria-label');
-      }
-      if (scrolls) box.setAttribute('tabindex', '0');
-      else box.removeAttribute('tabindex');
-    }
+      box.setAttribute('tabindex', '0');
+      if (!region) return;
+      const name = nameOf(box, headings);
+      seen.set(name, (seen.get(name) || 0) + 1);
+      box.setAttribute('role', 'region');
+      box.setAttribute('aria-label', seen.get(name) > 1 ? `${name} (${seen.get(name)})` : name);
+    });
   }
 
   /** Close open menus on Escape and on clicks elsewhere. */
@@ -72,7 +62,6 @@
 
   const article = document.querySelector('.bd-article');
   if (article) {
-    wrapTables(article);
     let waiting = 0;
     const later = () => {
       cancelAnimationFrame(waiting);

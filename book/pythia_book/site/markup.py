@@ -34,11 +34,31 @@ def mend(
     originals = {name: Path(app.srcdir, path) for path, name in app.builder.images.items()}
     body = sized_images(body, originals)
     body = re.sub(r"<table\b.*?</table>", lambda table: aligned(table[0]), body, flags=re.DOTALL)
+    body = boxed(body)
     # a header cell without words is an ordinary cell, and a bibliography is a list of items
     body = re.sub(r"<th\b[^>]*>\s*(<p>\s*</p>)?\s*</th>", "<td></td>", body)
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     # what a fold is called is what it says: "Code"
     context["body"] = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+
+
+def boxed(body: str) -> str:
+    """Put the outermost tables that have no box to scroll in into one of class "scrolls"."""
+    depth, parts, last = 0, [], 0
+    for found in re.finditer(r"<(/?)table\b[^>]*>", body):
+        closing = bool(found[1])
+        depth += -1 if closing else 1
+        if depth != (0 if closing else 1):
+            continue
+        if not closing:
+            before = body[: found.start()].rstrip()
+            bare = not before.endswith('class="pst-scrollable-table-container">')
+            bare = bare and "highlighttable" not in found[0]
+            parts.append(body[last : found.start()] + ('<div class="scrolls">' if bare else ""))
+        else:
+            parts.append(body[last : found.start()] + found[0] + ("</div>" if bare else ""))
+        last = found.end() if closing else found.start()
+    return "".join(parts) + body[last:]
 
 
 def sized_images(body: str, originals: dict[str, Path]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pythia_book.site.markup import aligned, sized_images
+from pythia_book.site.markup import aligned, boxed, sized_images
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -38,3 +38,13 @@ def test_images_have_a_size_and_only_the_first_loads_at_once(tmp_path: Path) -> 
     assert 'width="360" height="180"' in first and "lazy" not in first
     assert "width" not in other and "lazy" in other
     assert 'width="360" height="180"' in second and 'loading="lazy"' in second
+
+
+def test_each_outermost_table_has_one_box() -> None:
+    inner = "<table><tr><td><table></table></td></tr></table>"
+    assert (
+        boxed(f"<p>a</p>{inner}<p>b</p>") == f'<p>a</p><div class="scrolls">{inner}</div><p>b</p>'
+    )
+    has_one = f'<div class="pst-scrollable-table-container">{inner}</div>'
+    assert boxed(has_one) == has_one
+    assert boxed(inner + inner).count('class="scrolls"') == 2
