@@ -1,8 +1,9 @@
 """Builds the page for prompting checkpoints: weight scripts, static table, numbers in its prose.
 
 The weights come from the file `checkpoints.safetensors` of the gender-bias study: of the first run
-on the site that has one. A build writes them as classic scripts, one per checkpoint, because a page that was opened as a file
-can load scripts, but cannot fetch data. If there is no such file, the page says how to make it.
+on the site that has one. A build writes them as classic scripts, one per checkpoint, because a page
+that was opened as a file can load scripts, but cannot fetch data. If there is no such file, the
+page says how to make it.
 """
 
 from __future__ import annotations

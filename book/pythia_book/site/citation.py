@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sphinx.errors import ExtensionError
+
+PAPER = "biderman2023pythia"
+"""The key of the Pythia paper in book/references.bib."""
 
 
 @dataclass(frozen=True)
@@ -30,65 +32,57 @@ class Citation:
 
 @functools.cache
 def citation(root: Path) -> Citation:
-    """Read CITATION.cff in the folder `root`.
+    """Read CITATION.cff and book/references.bib in the checkout `root`.
 
     Raises:
-        ExtensionError: the file is missing or lacks a key.
+        ExtensionError: a file is missing or lacks a key.
     """
     import yaml
+    from pybtex.database import BibliographyData, PybtexError, parse_file
 
     try:
         given = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+        paper = parse_file(str(root / "book" / "references.bib")).entries[PAPER]
         return Citation(
             given["title"],
             tuple(_name(person) for person in given["authors"]),
             *(str(given[key]) for key in ("date-released", "version", "license")),
             book_entry(given),
-            paper_entry(given["references"][0]),
+            BibliographyData({PAPER: paper}).to_string("bibtex").strip(),
         )
-    except (OSError, KeyError, TypeError, IndexError, yaml.YAMLError) as error:
+    except (OSError, KeyError, TypeError, yaml.YAMLError, PybtexError) as error:
         raise ExtensionError(
-            f"CITATION.cff must name the book, its authors and the paper: {error!r}"
+            f"CITATION.cff must name the book and its authors, and references.bib the paper: "
+            f"{error!r}"
         ) from None
+
+
+def repository(root: Path) -> dict[str, str]:
+    """Return the setting `repository` of the book's own _config.yml; {} without one.
+
+    Where _config.yml has none, Jupyter Book fills in the address and the branch of its own.
+    """
+    import yaml
+
+    settings = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
+    return settings.get("repository") or {}
 
 
 def _name(person: dict[str, str]) -> str:
     return person.get("name") or f"{person['given-names']} {person['family-names']}"
 
 
-def _authors(people: Sequence[dict[str, str]]) -> str:
-    names = [
-        f"{p['family-names']}, {p['given-names']}" if "family-names" in p else f"{{{p['name']}}}"
-        for p in people
-    ]
-    return " and ".join(names)
-
-
-def _entry(kind: str, key: str, fields: dict[str, object]) -> str:
-    lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
-    return f"@{kind}{{{key},\n{lines}\n}}"
-
-
-def paper_entry(reference: dict[str, Any]) -> str:
-    """Return the BibTeX entry of the Pythia paper, a reference in CITATION.cff."""
-    fields = {
-        "title": reference["title"],
-        "author": _authors(reference["authors"]),
-        "booktitle": reference["collection-title"],
-        "volume": reference["volume"],
-        "pages": f"{reference['start']}--{reference['end']}",
-        "year": reference["year"],
-    }
-    return _entry("inproceedings", "biderman2023pythia", fields)
-
-
 def book_entry(given: dict[str, Any]) -> str:
     """Return the BibTeX entry of the book, from the content of CITATION.cff."""
+    from pybtex.database import BibliographyData, Entry
+
+    names = (p["name"] if "name" in p else _name(p) for p in given["authors"])
     fields = {
         "title": given["title"],
-        "author": _authors(given["authors"]),
-        "version": given["version"],
+        "author": " and ".join(f"{{{name}}}" for name in names),
+        "version": str(given["version"]),
         "year": str(given["date-released"])[:4],
-        **{key: given[key] for key in ("url", "doi") if key in given},
+        **{key: str(given[key]) for key in ("url", "doi") if key in given},
     }
-    return _entry("software", "pythia_book", fields)
+    data = BibliographyData({"pythia_book": Entry("software", fields)})
+    return data.to_string("bibtex").strip()

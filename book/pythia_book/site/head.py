@@ -7,6 +7,7 @@ repository only if it has `repository: url`.
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,17 +39,11 @@ class Head:
 
 
 def identify(app: Sphinx, config: Config) -> None:
-    """Take the author from CITATION.cff, and the repository only from the book's own settings.
-
-    Where _config.yml has none, Jupyter Book fills in the address and the branch of its own.
-    """
-    import yaml
-
+    """Take the author from CITATION.cff, and the repository only from the book's own settings."""
     config.author = ", ".join(citation(ROOT).authors)
-    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")) or {}
-    repository = settings.get("repository") or {}
+    own = repository(ROOT)
     for setting in ("url", "branch"):
-        if not repository.get(setting):
+        if not own.get(setting):
             config.html_theme_options.pop(f"repository_{setting}", None)
 
 
@@ -76,7 +71,7 @@ def description_of(doctree: nodes.document) -> str:
         if classes & _APART or inside_table:
             continue
         text = _plain(paragraph)
-        if "abstract" in classes or text.startswith("Abstract."):
+        if text.startswith("Abstract."):
             return shorten(text.removeprefix("Abstract.").strip())
         found = found or shorten(text)
     return found
@@ -96,8 +91,7 @@ def add_head(
 ) -> None:
     """Give the page's template its metadata, as `head`, `citation` and `repository`."""
     book, site = citation(ROOT), app.config.html_title
-    name = re.sub(r"<[^>]*>", "", context.get("title") or "") or site
-    name = _unescaped(name)
+    name = html.unescape(re.sub(r"<[^>]*>", "", context.get("title") or "")) or site
     front = pagename == app.config.root_doc
     title = site if front else f"{name} \N{EM DASH} {site}"
     about = description_of(doctree) if doctree is not None else ""
@@ -137,9 +131,3 @@ def add_head(
     context["head"] = Head(title, named, properties)
     context["citation"] = book
     context["repository"] = app.config.html_theme_options.get("repository_url")
-
-
-def _unescaped(text: str) -> str:
-    import html
-
-    return html.unescape(text)

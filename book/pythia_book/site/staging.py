@@ -19,7 +19,7 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
 from pythia_book import notebooks
-from pythia_book.site.citation import citation
+from pythia_book.site.citation import citation, repository
 from pythia_book.site.figures import with_inline_figures
 from pythia_book.site.runs import (
     NOT_RUN,
@@ -199,11 +199,7 @@ def about_the_book() -> dict[str, str]:
 
     They come from CITATION.cff, and the repository from the setting `repository: {url: ...}`.
     """
-    import yaml
-
-    book = citation(ROOT)
-    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")) or {}
-    url = (settings.get("repository") or {}).get("url")
+    book, url = citation(ROOT), repository(ROOT).get("url")
     return {
         "book_authors": ", ".join(book.authors),
         "book_license": book.license,

@@ -12,7 +12,7 @@ from pythia_book.pages import index
 
 pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 
-from pythia_book.site import citation, front, staging
+from pythia_book.site import front
 from pythia_book.site.runs import SelectedRun, select_runs
 from pythia_book.verdicts import VERDICTS
 
@@ -90,26 +90,3 @@ def test_the_matrix_escapes_and_has_a_text_for_its_marks() -> None:
     assert "<script>" not in text and "<h1>" not in text and "<i>" not in text
     assert 'aria-label="Our miniature: 1 holds"' in text and "your run" in text
     assert set(front.MARKS) == set(VERDICTS)
-
-
-def test_bibtex_comes_from_the_citation_file() -> None:
-    book = citation.book_entry(
-        {
-            "title": "T",
-            "authors": [{"name": "The authors"}],
-            "version": "1",
-            "date-released": "2026",
-        }
-    )
-    assert "author = {{The authors}}" in book and "url" not in book and "doi" not in book
-    linked = citation.book_entry(
-        {"title": "T", "authors": [{"family-names": "B", "given-names": "A"}], "version": "1",
-         "date-released": "2026-01-01", "url": "https://example.org"}
-    )  # fmt: skip
-    assert "author = {B, A}" in linked and "url = {https://example.org}" in linked
-    assert "year = {2026}" in linked
-
-
-def test_what_the_page_says_of_itself_is_in_the_settings() -> None:
-    about = staging.about_the_book()
-    assert about["book_license"] == "Apache-2.0" and about["book_repository"] == ""

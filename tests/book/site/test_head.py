@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +10,6 @@ import pytest
 from docutils import nodes
 from places import ROOT
 from pythia_book.site import head
-from pythia_book.site.citation import citation
-from sphinx.errors import ExtensionError
 
 
 def paragraph(text: str, *classes: str) -> nodes.paragraph:
@@ -59,19 +56,6 @@ def test_long_texts_end_at_a_sentence_or_a_word(text: str, shortened: str) -> No
     assert len(shortened) <= 40
 
 
-def test_the_citation_has_all_authors() -> None:
-    book = citation(ROOT)
-    assert book.authors and book.license and re.fullmatch(r"\d{4}-\d\d-\d\d", book.date)
-    assert all(author in book.bibtex for author in book.authors)
-    assert "Biderman, Stella" in book.paper_bibtex and "volume = {202}" in book.paper_bibtex
-
-
-def test_an_incomplete_citation_is_named(tmp_path: Path) -> None:
-    (tmp_path / "CITATION.cff").write_text("title: A book\n", encoding="utf-8")
-    with pytest.raises(ExtensionError, match=r"CITATION\.cff.*authors"):
-        citation(tmp_path)
-
-
 def context_of(base: str, name: str = "method", **given: object) -> dict:
     config = SimpleNamespace(
         html_title="The book", root_doc="index", html_baseurl=base, html_theme_options={}
@@ -108,7 +92,9 @@ def test_an_author_may_write_the_description() -> None:
 def test_the_repository_is_the_readers(
     settings: str, kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    shutil.copyfile(ROOT / "CITATION.cff", tmp_path / "CITATION.cff")
+    for part in ("CITATION.cff", "book/references.bib"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / part, tmp_path / part)
     monkeypatch.setattr(head, "ROOT", tmp_path)
     (tmp_path / "_config.yml").write_text(settings, encoding="utf-8")
     config = SimpleNamespace(html_theme_options={"repository_url": "https://x/y/z"}, author="")
