@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from pythia_book.site.citation import citation
+from pythia_book.site.citation import citation, repository
 from pythia_book.site.staging import ROOT
 
 CARD = "_static/card.png"
