@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from places import ROOT
-from pythia_book import notebooks, records
-from pythia_book.site import runs as site_runs
+from pythia_book import notebooks, recording, records
 from pythia_book.studies.gender_bias import checkpoints
 
 from pythia_core import __version__
@@ -113,7 +112,7 @@ def test_notebooks_are_sources(path: Path) -> None:
 
 
 def test_recorded_runs_belong_to_their_notebooks() -> None:
-    for record in site_runs.all_records(ROOT):
+    for record in recording.all_records(ROOT):
         folder = ROOT / "book" / "recorded" / record["study"] / record["scale"]
         assert records.check_whole(folder) == []
         executed = notebooks.read_notebook(folder / "notebook.ipynb")
@@ -128,9 +127,9 @@ def test_the_readme_has_its_blocks_and_names_real_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for block in ("costs", "bench"):
         assert f"<!-- {block} -->\n" in text and f"<!-- /{block} -->" in text
-    recorded = site_runs.all_records(ROOT)
+    recorded = recording.all_records(ROOT)
     if len(recorded) == len(list(ROOT.glob("book/recorded/*/*"))):  # else they must run again
-        assert site_runs.costs_table(recorded) in text, "run refresh_readme()"
+        assert recording.costs_table(recorded) in text, "run refresh_readme()"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).is_file(), f"README links to {link}"
 

@@ -49,8 +49,8 @@
     const prompt = { text: state.prompt, ...read(page, state.prompt) };
     const noun = nounIn(manifest, state.prompt), notes = [...prompt.notes];
     if (noun) {
-      notes.unshift(`In the text of training, ${percent(noun.share)} of the pronouns for ` +
-        `\u201c${noun.noun}\u201d are feminine (the mark on the bars, the thin line above).`);
+      notes.unshift(`In the training text, ${percent(noun.share)} of the pronouns for ` +
+        `\u201c${noun.noun}\u201d are feminine (mark on the bars, the thin line above).`);
     }
     if (step <= manifest.fork) {
       notes.push(`Until update ${manifest.fork} there is one model; then swap and shuffle fork off.`);
@@ -155,11 +155,11 @@
     time.append(pythiaView.ticks(page));
     parts.trace = time.appendChild(make("div", "trace"));
     const key = time.appendChild(make("p", "key"));
-    key.textContent = "Pronouns that the models expect, over training: ";
+    key.textContent = "Share of feminine pronouns over training: ";
     for (const arm of Object.keys(page.manifest.arms)) {
       key.append(make("span", arm, page.manifest.arms[arm].label), " ");
     }
-    key.append("as far as checkpoints are loaded; press Play for all.");
+    key.append("(only loaded checkpoints are drawn; press Play to load all).");
     parts.notes = host.appendChild(make("p", "notes"));
     parts.arms = host.appendChild(make("div", "arms"));
     const foot = host.appendChild(make("div", "foot"));
@@ -176,7 +176,7 @@
   function listen(page) {
     const { parts, state, host } = page;
     const showSeed = () => {
-      parts.seed.textContent = `Sample ${state.seed}; the same random numbers in every column.`;
+      parts.seed.textContent = `Sample ${state.seed}, with the same random numbers in every column.`;
     };
     showSeed();
     parts.prompt.addEventListener("input", () => {
@@ -233,8 +233,8 @@
       build(page);
       return refresh(page);
     }).catch(() => {
-      host.replaceChildren(make("p", "notes", "The checkpoints could not be loaded: reload the " +
-        "page, or build the site again with jupyter-book build book/. The table below has a part."));
+      host.replaceChildren(make("p", "notes", "The checkpoints could not be loaded. Reload the " +
+        "page, or build the site again with jupyter-book build book/. The table below shows some of the predictions."));
     });
   }
 

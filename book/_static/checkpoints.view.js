@@ -30,11 +30,11 @@ const pythiaView = (() => {
     let ids = [manifest.eod, ...tokenizer.encode(prompt)];
     if (!prompt) notes.push("Without a prompt, the models predict how a document begins.");
     else if (/\s$/.test(prompt)) {
-      notes.push("The prompt ends with a space. Tokens of words begin with theirs, so remove it.");
+      notes.push("The prompt ends with a space. Word tokens carry their own leading space, so remove it.");
     }
     if (ids.length > most - room) {
       ids = ids.slice(room - most);
-      notes.push(`The prompt is long: the models read its last ${ids.length} tokens.`);
+      notes.push(`The prompt is too long: the models read only its last ${ids.length} tokens.`);
     }
     return { ids, room, notes };
   }
@@ -256,8 +256,7 @@ const pythiaView = (() => {
   }
 
   return {
-    make, drawn, percent, visible, read, nounIn, genderOf, expect, continuation, stepNow, armsAt, when,
-    summary, accept, pageOf, column, trace, ticks, chips,
+    make, percent, read, nounIn, stepNow, armsAt, when, summary, accept, pageOf, column, trace, ticks, chips,
   };
 })();
 

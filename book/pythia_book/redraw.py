@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_book import notebooks, records
-from pythia_book.site.runs import refresh_readme
+from pythia_book.recording import refresh_readme
 from pythia_book.verdicts import SIDES
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
 from pythia_core.suite import SCALES

@@ -106,7 +106,7 @@ def style() -> Iterator[None]:
         yield
 
 
-TABLE = "application/vnd.pythia.table+json"
+TABLE_TYPE = "application/vnd.pythia.table+json"
 """MIME type of the content of a `Table`, from which a page makes a numbered table."""
 
 
@@ -246,7 +246,7 @@ class Table:
         self.strong = strong or {}
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {"text/html": self.html, "text/plain": repr(self), TABLE: self.content}
+        return {"text/html": self.html, "text/plain": repr(self), TABLE_TYPE: self.content}
 
     @property
     def content(self) -> dict[str, Any]:

@@ -81,9 +81,9 @@ def name_values(ax: Axes, label: str) -> None:
 def panel_values(figure: Figure) -> list[dict[str, Any]]:
     """Return the values of each panel that has axes, after the layout is final.
 
-    Each panel has its `title`, the labels `x` and `y`, its `box` [left, top, right, bottom] and
-    `series`: [name, colour, flat, points]. A point is [left, top, x, value] or [left, top, x,
-    value, low, high], where x is a number or the name of a category, and `flat` swaps the axes.
+    Each panel has its `title`, the labels `x` and `y`, and `series`: [name, colour, flat, points].
+    A point is [left, top, x, value] or [left, top, x, value, low, high], where x is a number or the
+    name of a category, and `flat` swaps the axes.
     Coordinates are those of the file.
     """
     found = []
@@ -92,14 +92,11 @@ def panel_values(figure: Figure) -> list[dict[str, Any]]:
             continue
         series = _merged(row for row in _series_of(ax) if row[3])
         if series:
-            box = ax.get_window_extent()
-            corners = (_place(figure, box.x0, box.y1), _place(figure, box.x1, box.y0))
             found.append(
                 {
                     "title": _one_line(ax.get_title(loc="left")),
                     "x": _one_line(ax.get_xlabel()),
                     "y": _one_line(ax.get_ylabel() or _NAMES.get(ax, "")),
-                    "box": [*corners[0], *corners[1]],
                     "series": series,
                 }
             )

@@ -14,7 +14,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book import notebooks, papermill_engine, records
+from pythia_book import notebooks, papermill_engine, recording, records
 from pythia_book.site import runs as site_runs
 from pythia_book.stats import Estimate
 from pythia_book.study import Measurements, Result
@@ -59,7 +59,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project with one notebook, `tiny`; library code thinks it lives there."""
     (tmp_path / "notebooks").mkdir()
     nbformat.write(make_notebook(), tmp_path / "notebooks" / "tiny.ipynb")
-    for module in (records, site_runs, notebooks):
+    for module in (records, recording, notebooks):
         monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     return tmp_path
@@ -451,7 +451,7 @@ def test_notebook_and_record_of_different_runs_are_told_apart(project: Path, who
     said = "notebook.ipynb and record.json are from different runs"
     assert records.check_whole(whole) == [said]
     with pytest.raises(DataError, match=said):
-        site_runs.record_run("tiny", "laptop")
+        recording.record_run("tiny", "laptop")
     first = site_runs.select_runs(project, project / "results", "tiny")[0]
     assert first.kind == "unrun"
     assert first.damaged == (f"results/tiny/laptop cannot be shown: {said}",)
@@ -520,7 +520,7 @@ def test_your_run_comes_before_the_recorded_one(committed: None, project: Path) 
     assert site_runs.select_runs(project, results, "tiny")[0].kind == "unrun", "no notebook yet"
     finish(project)
     (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
-    site_runs.record_run("tiny", "laptop")
+    recording.record_run("tiny", "laptop")
     kinds = [run.kind for run in site_runs.select_runs(project, results, "tiny")]
     assert kinds == ["yours", "recorded"]
     assert [run.kind for run in site_runs.select_runs(project, None, "tiny")] == ["recorded"]
@@ -536,7 +536,7 @@ def test_a_run_of_an_older_notebook_is_shown_as_such(project: Path, whole: Path)
     nbformat.write(notebook, project / "notebooks" / "tiny.ipynb")
     assert not site_runs.select_runs(project, project / "results", "tiny")[0].current
     with pytest.raises(DataError, match="code has changed since"):
-        site_runs.record_run("tiny", "laptop")
+        recording.record_run("tiny", "laptop")
 
 
 def test_a_failed_run_is_never_shown(project: Path, whole: Path) -> None:
@@ -548,7 +548,7 @@ def test_a_failed_run_is_never_shown(project: Path, whole: Path) -> None:
     first = site_runs.select_runs(project, project / "results", "tiny")[0]
     assert first.kind == "unrun" and "did not run to its end" in first.damaged[0]
     with pytest.raises(DataError, match="did not run to its end"):
-        site_runs.record_run("tiny", "laptop")
+        recording.record_run("tiny", "laptop")
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -556,7 +556,7 @@ def test_a_damaged_run_of_yours_is_named_and_a_recorded_one_refused(
     committed: None, project: Path, whole: Path, old: bool
 ) -> None:
     (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
-    site_runs.record_run("tiny", "laptop")
+    recording.record_run("tiny", "laptop")
     text = (whole / "record.json").read_text()
     damaged = text.replace('"schema": 2', '"schema": 1') if old else text[: len(text) // 2]
     (whole / "record.json").write_text(damaged)
@@ -566,7 +566,7 @@ def test_a_damaged_run_of_yours_is_named_and_a_recorded_one_refused(
     assert first.damaged[0].startswith("results/tiny/laptop cannot be shown: record.json")
     assert said in first.damaged[0] and str(project) not in first.damaged[0]
     with pytest.raises(DataError, match=said):
-        site_runs.record_run("tiny", "laptop")
+        recording.record_run("tiny", "laptop")
     recorded = project / "book" / "recorded" / "tiny" / "laptop"
     (recorded / "record.json").write_text(damaged)
     with pytest.raises(
@@ -574,7 +574,7 @@ def test_a_damaged_run_of_yours_is_named_and_a_recorded_one_refused(
     ):
         site_runs.select_runs(project, project / "results", "tiny")
     with pytest.raises(DataError, match=said):
-        site_runs.all_records(project)
+        recording.all_records(project)
 
 
 def test_an_unreadable_record_keeps_its_row_in_the_costs(
@@ -585,7 +585,7 @@ def test_an_unreadable_record_keeps_its_row_in_the_costs(
     other = project / "book" / "recorded" / "other" / "laptop"
     other.mkdir(parents=True)
     (other / "record.json").write_text('{"schema": 1}')
-    assert site_runs.record_run("tiny", "laptop").is_dir()
+    assert recording.record_run("tiny", "laptop").is_dir()
     assert "old row" in readme.read_text()
     assert "not updated" in capsys.readouterr().err
 
@@ -630,7 +630,7 @@ def test_recording_copies_the_run_and_fills_in_the_costs(committed: None, projec
     write(project)
     finish(project)
     (project / "README.md").write_text("a\n<!-- costs -->\nold\n<!-- /costs -->\nb\n")
-    target = site_runs.record_run("tiny", "laptop")
+    target = recording.record_run("tiny", "laptop")
     names = {path.name for path in target.iterdir()}
     assert names == {
         "notebook.ipynb", "record.json", "levels.csv", "released_crows.csv", records.MEASURED,
@@ -639,7 +639,7 @@ def test_recording_copies_the_run_and_fills_in_the_costs(committed: None, projec
     readme = (project / "README.md").read_text()
     assert "| tiny | laptop |" in readme and "1 min 1" in readme and "old" not in readme
     assert readme.startswith("a\n") and readme.endswith("b\n")
-    assert site_runs.record_run("tiny", "laptop") == target, "a second time replaces the first"
+    assert recording.record_run("tiny", "laptop") == target, "a second time replaces the first"
     assert [path.name for path in target.parent.iterdir()] == ["laptop"]
 
 
@@ -648,7 +648,7 @@ def test_recording_refuses_what_names_the_machine(committed: None, project: Path
     write(project, measured=Measurements({"texts": texts}, {}))
     finish(project, output=f"saved in {project}/x")
     with pytest.raises(DataError, match=r"(?s)notebook\.ipynb contains.*measured\.npz contains"):
-        site_runs.record_run("tiny", "laptop")
+        recording.record_run("tiny", "laptop")
     assert not (project / "book" / "recorded" / "tiny" / "laptop").exists()
 
 
@@ -657,16 +657,16 @@ def test_recording_refuses_code_that_is_not_committed(
 ) -> None:
     (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
     with pytest.raises(DataError, match="measured by code that is not committed"):
-        site_runs.record_run("tiny", "laptop")
+        recording.record_run("tiny", "laptop")
     monkeypatch.setattr(records, "commit", lambda: {"id": "c" * 40, "dirty": True})
     write(project)
     finish(project)
     (whole / "levels.csv").write_text("")
     with pytest.raises(DataError, match=r"(?s)2 problems.*levels\.csv was changed.*not committed"):
-        site_runs.record_run("tiny", "laptop")
+        recording.record_run("tiny", "laptop")
     write(project)
     finish(project)
-    assert site_runs.record_run("tiny", "laptop", force=True).is_dir()
+    assert recording.record_run("tiny", "laptop", force=True).is_dir()
 
 
 def test_substitutions_are_plain_text(project: Path) -> None:
@@ -682,4 +682,4 @@ def test_substitutions_are_plain_text(project: Path) -> None:
 def test_a_missing_block_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(DataError, match="no block <!-- costs -->"):
-        site_runs.fill_block(tmp_path / "README.md", "costs", "x")
+        recording.fill_block(tmp_path / "README.md", "costs", "x")

@@ -135,7 +135,7 @@ def _page(name: str) -> Path:
 def _train(args: argparse.Namespace) -> None:
     """Run `bench train` and print its rows and, on a CPU, a table; --write updates the README."""
     from pythia_book.bench import rows, train
-    from pythia_book.site.runs import fill_block
+    from pythia_book.recording import fill_block
 
     options, printed = _options(args), []
     _check_whole(options)
@@ -164,7 +164,7 @@ def _train(args: argparse.Namespace) -> None:
 def _learning_rates(args: argparse.Namespace) -> None:
     """Run `bench learning-rates` and print its table; with --write, update the page Method."""
     from pythia_book.bench import learning_rates
-    from pythia_book.site.runs import fill_block
+    from pythia_book.recording import fill_block
 
     options = _options(args)
     _check_whole(options)

@@ -49,7 +49,7 @@ def _study(args: argparse.Namespace) -> None:
 
 def _record(args: argparse.Namespace) -> None:
     """Copy a local run into book/recorded, and print the folder of the copy."""
-    from pythia_book.site.runs import record_run
+    from pythia_book.recording import record_run
 
     folder = record_run(args.study, args.scale, args.force)
     print(f"recorded in {folder}; review and commit it")

@@ -1,14 +1,13 @@
 """Small corrections of the HTML that Sphinx and the notebooks produce, before a page is written.
 
-Images get their size, so that nothing moves while a page loads; columns of numbers are aligned on
-the right; and roles and header cells are as assistive technology expects them.
+Columns of numbers are aligned on the right, and roles and header cells are as assistive technology
+expects them.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -31,15 +30,11 @@ def mend(
     body = context.get("body")
     if not body:
         return
-    originals = {name: Path(app.srcdir, path) for path, name in app.builder.images.items()}
-    body = sized_images(body, originals)
     body = re.sub(r"<table\b.*?</table>", lambda table: aligned(table[0]), body, flags=re.DOTALL)
     body = boxed(body)
     # a header cell without words is an ordinary cell, and a bibliography is a list of items
     body = re.sub(r"<th\b[^>]*>\s*(<p>\s*</p>)?\s*</th>", "<td></td>", body)
-    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
-    # what a fold is called is what it says: "Code"
-    context["body"] = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def boxed(body: str) -> str:
@@ -59,35 +54,6 @@ def boxed(body: str) -> str:
             parts.append(body[last : found.start()] + found[0] + ("</div>" if bare else ""))
         last = found.end() if closing else found.start()
     return "".join(parts) + body[last:]
-
-
-def sized_images(body: str, originals: dict[str, Path]) -> str:
-    """Add width and height to SVG images, and load all but the first only when they come near.
-
-    Args:
-        originals: for each name of an image in the site, the file that was copied.
-    """
-    seen = 0
-
-    def sized(image: re.Match[str]) -> str:
-        nonlocal seen
-        seen += 1
-        tag = image[0]
-        source = re.search(r'src="([^"]*)"', tag)
-        path = originals.get(source[1].rpartition("/")[2]) if source else None
-        added = "" if seen == 1 or "loading=" in tag else ' loading="lazy" decoding="async"'
-        if path is not None and path.suffix == ".svg" and "width=" not in tag:
-            added += _size(path)
-        return f"{tag.rstrip('/>').rstrip()}{added} />"
-
-    return re.sub(r"<img\b[^>]*>", sized, body)
-
-
-def _size(path: Path) -> str:
-    """Return the attributes width and height of an SVG file, or "" if it does not say."""
-    with path.open(encoding="utf-8") as file:
-        box = re.search(r'viewBox="\S+ \S+ ([\d.]+) ([\d.]+)"', file.read(2000))
-    return f' width="{float(box[1]):.0f}" height="{float(box[2]):.0f}"' if box else ""
 
 
 def aligned(table: str) -> str:

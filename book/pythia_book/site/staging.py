@@ -28,7 +28,7 @@ from pythia_book.site.runs import (
     substitutions,
     with_prose_of,
 )
-from pythia_book.style import TABLE
+from pythia_book.style import TABLE_TYPE
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
 
@@ -109,7 +109,7 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
             continue
         data: dict[str, Any] = {"text/markdown": f"*{NOT_RUN}*", "text/plain": NOT_RUN}
         if re.search(r"_table\(", cell.source) and "claims_table" not in cell.source:
-            data[TABLE] = no_table()
+            data[TABLE_TYPE] = no_table()
         elif "figure" not in cell.metadata.get("mystnb", {}):
             continue
         cell["outputs"] = [nbformat.v4.new_output("display_data", data=data)]
@@ -162,7 +162,7 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
 
 def is_table(cell: Any) -> bool:
     """Return whether a code cell shows a `style.Table`."""
-    return any(TABLE in output.get("data", {}) for output in cell.get("outputs", []))
+    return any(TABLE_TYPE in output.get("data", {}) for output in cell.get("outputs", []))
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:

@@ -13,10 +13,11 @@ from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 from pythia_book import claim_tables, notebooks, records
+from pythia_book.recording import COSTS, all_records, costs_of
 from pythia_book.site import report
-from pythia_book.site.runs import COSTS, NOT_RUN, SelectedRun, all_records, costs_of
+from pythia_book.site.runs import NOT_RUN, SelectedRun
 from pythia_book.site.staging import ROOT, RUNS, no_table, recorded_run, unshown
-from pythia_book.style import TABLE
+from pythia_book.style import TABLE_TYPE
 from pythia_core.suite import SCALES
 
 
@@ -198,8 +199,8 @@ def table_content(study: str, cell: str) -> dict[str, Any]:
     if run.notebook is not None:
         for each in notebooks.read_notebook(run.notebook).cells:
             for output in each.get("outputs", []) if each.get("id") == cell else []:
-                if TABLE in output.get("data", {}):
-                    return output["data"][TABLE]
+                if TABLE_TYPE in output.get("data", {}):
+                    return output["data"][TABLE_TYPE]
     return no_table()
 
 

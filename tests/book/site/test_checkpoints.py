@@ -209,7 +209,7 @@ def test_prompts_are_read_with_notes(tiny: Checkpoints, tmp_path: Path) -> None:
     assert notes("") == [1, "Without a prompt, the models predict how a document begins.", None]
     assert "ends with a space" in notes("The nurse ")[1]
     length, said, _ = notes("word " * 99 + "x")
-    assert length == 64 - 21 and said == "The prompt is long: the models read its last 43 tokens."
+    assert length == 64 - 21 and said.endswith("the models read only its last 43 tokens.")
     assert notes("When the Pelgrat, arrived")[2] == "pelgrat" and notes("pelgrats")[2] is None
 
 

@@ -131,7 +131,7 @@ def test_the_page_has_the_tools_of_a_figure(bundle: dict[str, Any], tmp_path: Pa
     )
     assert 'href="../_static/data/suite/a.csv"' in shown
     assert "gone" not in shown and "b.csv" not in shown
-    assert 'data-command="papermill x.ipynb"' in shown and "a note" in shown
+    assert 'data-command="papermill x.ipynb"' in shown and "A note" in shown
     assert shown.count("<a ") == shown.count("aria-label=")
     old = figures.tools({"image/svg+xml": "x"}, "suite", "cell-03", set())
     assert "Command" not in old and "SVG" in old
@@ -220,7 +220,8 @@ def test_in_a_browser(width: int, shown: str, bundle: dict[str, Any], tmp_path: 
     then = """
       const figure = document.querySelector(".pythia-figure"), drawing = figure.firstChild;
       const seen = [...figure.querySelectorAll("svg")].filter((svg) => svg.getClientRects().length);
-      const key = (name) => drawing.dispatchEvent(new KeyboardEvent("keydown", { key: name }));
+      const key = (name) =>
+        drawing.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
       drawing.focus();
       key("ArrowRight");
       key("ArrowRight");

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pythia_book.site.markup import aligned, boxed, sized_images
+from pythia_book.site.markup import aligned, boxed
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -29,15 +27,6 @@ def test_columns_of_numbers_are_marked() -> None:
 def test_tables_with_merged_cells_stay_as_they_are() -> None:
     merged = '<table><tr><td colspan="2">1</td><td>2</td></tr></table>'
     assert aligned(merged) == merged
-
-
-def test_images_have_a_size_and_only_the_first_loads_at_once(tmp_path: Path) -> None:
-    (tmp_path / "a.svg").write_text('<svg width="5in" viewBox="0 0 360.4 180">')
-    body = '<img alt="x" src="../_images/a.svg" /><img src="b.png"><img src="../_images/a.svg">'
-    first, other, second = sized_images(body, {"a.svg": tmp_path / "a.svg"}).split("><")
-    assert 'width="360" height="180"' in first and "lazy" not in first
-    assert "width" not in other and "lazy" in other
-    assert 'width="360" height="180"' in second and 'loading="lazy"' in second
 
 
 def test_each_outermost_table_has_one_box() -> None:

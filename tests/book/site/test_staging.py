@@ -7,7 +7,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
-from pythia_book.style import TABLE, Table
+from pythia_book.style import TABLE_TYPE, Table
 
 pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 
@@ -73,4 +73,4 @@ def test_a_table_on_a_page_shows_the_cells_as_texts() -> None:
     assert cells == ["name", "n", "code", "<b>x</b>", "1.5", "f()", "y", "\N{EN DASH}", "g()"]
     strong = [each.astext() for each in node.findall(studies.nodes.strong)]
     assert strong == ["x"]
-    assert TABLE in Table(frame)._repr_mimebundle_()
+    assert TABLE_TYPE in Table(frame)._repr_mimebundle_()

@@ -57,6 +57,14 @@ MARKS = {
     "only_21": "P", "complement_21": "o", "absent_21": "h", "placebo_21": "d", "restored": "*",
 }  # fmt: skip
 """Maps each arm to its marker."""
+BESIDE = {
+    "swap_7": (0, 26, "center"), "swap_21": (0, -30, "center"), "mirror_7": (12, -34, "center"),
+    "mirror_21": (-6, 28, "center"), "shuffle_21": (14, 0, "left"), "only_21": (26, 0, "left"),
+    "complement_21": (30, 14, "left"), "absent_21": (-16, 0, "right"),
+    "placebo_21": (-14, 8, "right"), "restored": (24, 2, "left"),
+}  # fmt: skip
+"""Maps each arm to the place of its name in `retained`: (right, up) of its points, in points of
+type, and the side of the text that is there."""
 ABSENT = numbers.NO_NUMBERS.replace(": ", ":\n")
 BRANCH_PERCENT = 78
 """Panels that show only the intervention begin here, in percent of training."""
@@ -98,7 +106,8 @@ def retained(result: Result) -> Drawing:
     notes = _notes(result)[:2]
     ends = table[["value", "low", "high"]].astype(float)
     limits = max(-0.5, min(-0.08, ends.min().min())), min(2.0, max(1.25, ends.max().max()))
-    with style.canvas(result, 2, 4.4, *notes) as (figure, axes):
+    wide = not style.narrow()
+    with style.canvas(result, 1, 7.2, *notes, rows=2) as (figure, axes):
         for ax, frames in zip(axes, (UNSEEN, PLANTED_FRAMES), strict=True):
             style.reference(ax, 1)
             style.reference(ax, 0)
@@ -120,9 +129,12 @@ def retained(result: Result) -> Drawing:
             shifts = style.rows_where(table, frames=frames)["shift"]
             ax.set_xlim(min(-1, 1.15 * shifts.min()), max(1, 1.15 * shifts.max()))
             ax.set_ylim(*limits)
-        axes[0].set_ylabel("retained association\n(fraction of the control's)")
+            ax.set_ylabel("retained association\n(fraction of the control's)")
         style.size_legend(figure, sizes)
-        style.legend(figure, {ARMS[arm].label: style.mark(MARKS[arm]) for arm in arms})
+        if wide:
+            _name_arms(axes[0], style.rows_where(table, frames=UNSEEN))
+        else:
+            style.legend(figure, {ARMS[arm].label: style.mark(MARKS[arm]) for arm in arms})
     shown_rows = style.rows_where(table, frames=UNSEEN).dropna(subset=["value"])
     texts = (
         f"{row.model} {ARMS[row.arm].label} {row.value:.2f} at {row.shift:+.1f}"
@@ -130,6 +142,16 @@ def retained(result: Result) -> Drawing:
         if row.model in (sizes[0], sizes[-1])
     )
     return Drawing(figure, "Retained association against the shift of the prior", texts)
+
+
+def _name_arms(ax: Axes, table: pd.DataFrame) -> None:
+    """Write the name of each arm next to its points."""
+    for arm, rows in table.dropna(subset=["value"]).groupby("arm", sort=False):
+        right, up, side = BESIDE[arm]
+        ax.annotate(
+            ARMS[arm].label, (rows["shift"].mean(), rows.value.mean()), (right, up),
+            textcoords="offset points", ha=side, va="center", color=style.INK,
+        )  # fmt: skip
 
 
 @style.figure

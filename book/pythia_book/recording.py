@@ -1,0 +1,153 @@
+"""Copies finished runs into book/recorded, and lists what recorded runs cost."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pythia_book import records
+from pythia_book.notebooks import (
+    NOTEBOOK,
+    machine_traces,
+    notebook_path,
+    read_notebook,
+    source_hash,
+)
+from pythia_book.records import device_text, duration_text, read_record
+from pythia_core.errors import DataError, raise_all
+from pythia_core.util.files import atomic_file, project_root, require_checkout, results_dir
+
+
+def record_run(study: str, scale: str, force: bool = False) -> Path:
+    """Copy a finished local run into book/recorded/<study>/<scale>/, and return that folder.
+
+    The costs in the README are updated too.
+
+    Args:
+        force: record the run even if it was made by code that is not committed.
+
+    Raises:
+        DataError: the run is incomplete or damaged, the notebook's code has changed since, the code
+            of the run is not committed, or a file names this machine. The message lists every
+            reason.
+    """
+    require_checkout("recording a run")
+    source = results_dir() / study / scale
+    records.tidy(source)
+    record = read_record(source)
+    problems = records.check_whole(source)
+    names = [NOTEBOOK, "record.json", *record["files"]]
+    if not problems:
+        code = source_hash(read_notebook(notebook_path(study)))
+        if source_hash(read_notebook(source / NOTEBOOK)) != code:
+            problems.append("the notebook's code has changed since the run; run the study again")
+        for name in names:
+            traces = machine_traces(_text_of(source / name))
+            problems += [
+                f"{name} contains {trace!r}, which identifies this machine, so the run cannot be "
+                "recorded"
+                for trace in traces
+            ]
+    for step, origin in (("measured", record), ("redrawn", record.get("redrawn"))):
+        state = (origin or {}).get("commit") or {}
+        if origin and not force and (not state.get("id") or state.get("dirty")):
+            problems.append(
+                f"the run was {step} by code that is not committed; commit the code and run the "
+                "study again, or pass --force"
+            )
+    raise_all(DataError, problems, f"results of {study} at scale {scale}")
+    target = project_root() / "book" / "recorded" / study / scale
+    with records.staging(target) as new:
+        for name in names:
+            shutil.copyfile(source / name, new / name)
+        records.swap_in(new, target)
+    refresh_readme()
+    return target
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of a record's file: all of it, the strings in an .npz file's arrays, or the
+    header of a .safetensors file."""
+    if path.suffix == ".safetensors":
+        content = path.read_bytes()
+        return content[8 : 8 + int.from_bytes(content[:8], "little")].decode("utf-8")
+    if path.suffix != ".npz":
+        return path.read_text(encoding="utf-8")
+    with np.load(path, allow_pickle=False) as arrays:
+        texts = [array.ravel().tolist() for array in arrays.values() if array.dtype.kind == "U"]
+    return "\n".join(map(str, texts))
+
+
+def all_records(root: Path) -> list[dict[str, Any]]:
+    """Read all records under book/recorded, sorted by study and scale.
+
+    Raises:
+        DataError: some records cannot be read; the message names each such record.
+    """
+    found, problems = [], []
+    for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
+        try:
+            found.append(read_record(path))
+        except DataError as error:
+            problems.append(str(error))
+    raise_all(DataError, problems, "book/recorded")
+    return found
+
+
+def fill_block(path: Path, name: str, content: str) -> None:
+    """Replace the text between `<!-- name -->` and `<!-- /name -->` in a file.
+
+    Raises:
+        DataError: the file has no such block.
+    """
+    text = path.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
+    if not pattern.search(text):
+        raise DataError(f"{path.name} has no block <!-- {name} --> ... <!-- /{name} -->")
+    filled = pattern.sub(lambda m: f"{m.group(1)}{content.strip()}\n{m.group(2)}", text)
+    if filled != text:
+        with atomic_file(path) as temporary:
+            temporary.write_text(filled, encoding="utf-8")
+
+
+COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
+"""Columns of the cost table. The duration "notebook" excludes training done before."""
+
+
+def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """Return a record's row of the cost table."""
+    return (
+        record["study"],
+        record["scale"],
+        device_text(record),
+        duration_text(record.get("duration_s") or 0),
+        duration_text(record.get("training_s") or 0),
+        f"{(record.get('peak_memory_mb') or 0) / 1000:.1f} GB",
+        f"{record.get('disk_mb') or 0} MB",
+    )
+
+
+def costs_table(recorded: list[dict[str, Any]]) -> str:
+    """Return a Markdown table with the cost of each recorded run."""
+    rows = ["| " + " | ".join(COSTS) + " |", "|" + "---|" * len(COSTS)]
+    for r in recorded:
+        rows.append("| " + " | ".join(c.replace("|", "\\|") for c in costs_of(r)) + " |")
+    return "\n".join(rows) if recorded else "No run has been recorded yet."
+
+
+def refresh_readme() -> None:
+    """Write the cost table into the README's block `costs`.
+
+    If a committed record cannot be read, warn on stderr and keep the old table.
+    """
+    try:
+        table = costs_table(all_records(project_root()))
+    except DataError as error:
+        print(f"the costs in README.md were not updated: {error}", file=sys.stderr)
+    else:
+        fill_block(project_root() / "README.md", "costs", table)
