@@ -194,7 +194,7 @@ def test_your_run_is_shown_and_its_text_stays_text(yours: Path) -> None:
     study, index, method = (seen[f"{n}.html"] for n in (f"studies/{STUDY}", "index", "method"))
     assert "Your run. Scale smoke" in study.text and "A sentence of today." in study.text
     assert "A sentence of today. not in this run" in study.text
-    assert "your run" in index.text
+    assert "your run and ours" in index.text, "where the front page leads to it"
     assert "The share is 0.70 [0.60, 0.80] and" in method.text.replace("\N{NO-BREAK SPACE}", " ")
     for page in (study, index, method):
         assert "<script>alert(1)</script> {{ x }} *b* `c` $d$ [e](http://x.invalid/)" in page.text

@@ -152,7 +152,10 @@ def twins(ax: Axes, run: SelectedRun) -> str:
     for at, row in enumerate(last.itertuples()):
         style.interval_point(ax, at, row, BLUE, 1, markersize=5)
     style.category_ticks(ax, sizes)
-    ax.set(xlabel="parameters without embeddings", ylabel="change of loss, nats per token")
+    ax.set(
+        xlabel="parameters without embeddings",
+        ylabel="deduplicated minus standard,\nloss in nats per token",
+    )
     ends = (f"{size} {value:.2f}" for size, value in zip(sizes, last.value, strict=True))
     return f"Deduplicated minus standard, held-out loss: {', '.join(ends)}"
 
@@ -161,8 +164,8 @@ def bloom(ax: Axes, run: SelectedRun) -> str:
     """Draw BLOOM's released scores minus Pythia's, task by task."""
     values = _values(run)
     tasks = {
-        "lambada_openai": "LAMBADA", "arc_easy": "ARC-easy", "wsc": "WSC", "piqa": "PIQA",
-        "logiqa": "LogiQA", "arc_challenge": "ARC-challenge", "sciq": "SciQ",
+        "lambada_openai": "LAMBADA", "arc_easy": "ARC-easy", "wsc": "WSC (not in the mean)",
+        "piqa": "PIQA", "logiqa": "LogiQA", "arc_challenge": "ARC-challenge", "sciq": "SciQ",
         "winogrande": "WinoGrande",
     }  # fmt: skip
     rows = [

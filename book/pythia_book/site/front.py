@@ -1,7 +1,8 @@
 """Directives of the front page: the findings, all claims of the paper, and how to cite.
 
-Findings quote the recorded runs, never the reader's: their sentences were written for those. Each
-names the verdicts that it rests on, and a build warns if a record no longer has them.
+Findings and claims are those of the recorded runs, never of the reader's: their sentences were
+written for those. Each finding names the verdicts that it rests on, and a build warns if a record
+no longer has them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ MARKS = {
 LEGEND = (
     (REPRODUCED, "reproduced or confirmed"),
     (CONTRADICTED, "contradicted"),
-    (NOT_RESOLVED, "not resolved: the interval does not decide"),
+    (NOT_RESOLVED, "not resolved: neither shown nor excluded, counting how much is tested"),
     (NOT_TESTABLE, "not testable here"),
 )
 _OF_THE_PAPER = re.compile(r"(abstract|sections?|appendi|tables?|figures?)", re.IGNORECASE)
@@ -58,6 +59,12 @@ def of_the_paper(row: dict[str, Any]) -> bool:
     The source of a claim of the paper is a section, table or figure; of others, it is an author.
     """
     return row["kind"] == "claim" and bool(_OF_THE_PAPER.match(row["source"]))
+
+
+def paper_rows(study: str) -> list[dict[str, Any]]:
+    """Return the claims of the paper in the recorded run of a study."""
+    record = recorded_run(study).record or {"claims": []}
+    return [row for row in record["claims"] if of_the_paper(row)]
 
 
 def title_of(study: str) -> str:
@@ -119,24 +126,22 @@ def unsupported(finding: Any, run: SelectedRun) -> list[str]:
 
 
 class PaperClaims(SphinxDirective):
-    """The matrix of the paper's claims by study: released models, our miniature."""
+    """The matrix of the paper's claims by study, in the recorded runs: released models, ours."""
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(ROOT / "_toc.yml"))
         parts = []
-        everything: list[dict[str, Any]] = []
         for study in in_order((ROOT / "_toc.yml").read_text(encoding="utf-8")):
-            run = RUNS[study][0]
-            rows = [row for row in (run.record or {"claims": []})["claims"] if of_the_paper(row)]
+            rows = paper_rows(study)
             href = self.env.app.builder.get_relative_uri(self.env.docname, f"studies/{study}")
             if rows:
-                everything += rows
-                parts.append(_study_html(title_of(study), href, run, rows))
+                yours = RUNS[study][0].kind == "yours"
+                parts.append(_study_html(title_of(study), href, rows, yours))
         names = ("", *(claim_tables.WHOSE[side].capitalize() for side in SIDES))
         head = "".join(f"<span>{name}</span>" for name in names)
         text = (
             f'<div class="matrix"><div class="matrix-head">{head}</div>'
-            f"{''.join(parts)}</div>{_legend_html(everything)}"
+            f"{''.join(parts)}</div>{_legend_html()}"
         )
         return [nodes.raw("", text, format="html")]
 
@@ -151,6 +156,10 @@ def _counts(tests: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()) or "no test"
 
 
+_NO_MARK = '<span class="verdict-mark none"></span>'
+"""Takes the place of a mark, so that the marks of a claim stand in the same place on both sides."""
+
+
 def _mark(verdict: str) -> str:
     return f'<span class="verdict-mark {claim_tables.slug(verdict)}">{MARKS[verdict]}</span>'
 
@@ -158,7 +167,7 @@ def _mark(verdict: str) -> str:
 def _marks(rows: Sequence[dict[str, Any]], side: str) -> str:
     """Return the marks of all verdicts on one side as one image with a text alternative."""
     tests = [row[side] for row in rows if row[side]]
-    marks = "".join(_mark(test["verdict"]) for test in tests)
+    marks = "".join(_mark(row[side]["verdict"]) if row[side] else _NO_MARK for row in rows)
     whose = claim_tables.WHOSE[side].capitalize()
     label = _text(f"{whose}: {_counts(tests)}")
     name = f'<span class="matrix-side" aria-hidden="true">{whose}</span>'
@@ -166,11 +175,14 @@ def _marks(rows: Sequence[dict[str, Any]], side: str) -> str:
     return f'<span class="matrix-cell">{name}{image}</span>'
 
 
-def _study_html(title: str, href: str, run: SelectedRun, rows: Sequence[dict[str, Any]]) -> str:
-    """Return a study's line of the matrix, which unfolds to its claims."""
-    yours = ' <span class="whose">your run</span>' if run.kind == "yours" else ""
+def _study_html(title: str, href: str, rows: Sequence[dict[str, Any]], yours: bool) -> str:
+    """Return a study's line of the matrix, which unfolds to its claims.
+
+    Args:
+        yours: whether the page of the study shows the reader's run.
+    """
     marks = "".join(_marks(rows, side) for side in SIDES)
-    summary = f'<summary><span class="matrix-study">{_text(title)}{yours}</span>{marks}</summary>'
+    summary = f'<summary><span class="matrix-study">{_text(title)}</span>{marks}</summary>'
     lines = []
     for row in rows:
         cells = "".join(f'<span class="matrix-cell">{_verdict(row, side)}</span>' for side in SIDES)
@@ -178,7 +190,8 @@ def _study_html(title: str, href: str, run: SelectedRun, rows: Sequence[dict[str
         lines.append(
             f'<div class="matrix-row"><span>{_text(row["claim"])} {source}</span>{cells}</div>'
         )
-    link = f'<p class="matrix-link"><a href="{_text(href)}">Read the study</a></p>'
+    more = f', <a href="{_text(href)}#your-run-and-ours">your run and ours</a>' if yours else ""
+    link = f'<p class="matrix-link"><a href="{_text(href)}">Read the study</a>{more}</p>'
     return f"<details>{summary}{''.join(lines)}{link}</details>"
 
 
@@ -193,14 +206,33 @@ def _verdict(row: dict[str, Any], side: str) -> str:
     return f"{whose}{badge} {value}"
 
 
-def _legend_html(rows: Sequence[dict[str, Any]]) -> str:
+def _legend_html() -> str:
     entries = " ".join(f"{_mark(verdict)} {words}" for verdict, words in LEGEND)
-    texts = "; ".join(
-        f"{claim_tables.WHOSE[side]}: {_counts([row[side] for row in rows if row[side]])}"
-        for side in SIDES
+    return f'<p class="matrix-legend">{entries}.</p>'
+
+
+class Outcome(SphinxDirective):
+    """One sentence: how many of the paper's statements come out how, in the recorded runs."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = [row for study in RUNS for row in paper_rows(study)]
+        if not rows:
+            return [nodes.paragraph("", "No study has been recorded yet.")]
+        return [nodes.paragraph("", outcome(rows), classes=["outcome"])]
+
+
+def outcome(rows: Sequence[dict[str, Any]]) -> str:
+    """Say how many statements are reproduced, contradicted, not resolved and not testable."""
+    counts = {side: Counter(row[side]["verdict"] for row in rows if row[side]) for side in SIDES}
+    released, ours = counts["released"], counts["ours"]
+    return (
+        f"Of {len({row['claim'] for row in rows})} statements of the paper, the released numbers "
+        f"confirm {released[CONFIRMED]} and contradict {released[REFUTED]}; "
+        f"{released[NOT_RESOLVED]} are not resolved and {released[NOT_TESTABLE]} cannot be tested "
+        f"on them. Our miniature reproduces {ours[REPRODUCED]}, contradicts "
+        f"{ours[CONTRADICTED] or 'none'}, and leaves {ours[NOT_RESOLVED]} not resolved; "
+        f"{ours[NOT_TESTABLE]} cannot be tested at its size."
     )
-    total = f"The table has {len(rows)} statements of the paper. {_text(texts.capitalize())}."
-    return f'<p class="matrix-legend">{entries}.</p><p class="matrix-legend">{total}</p>'
 
 
 class Cite(SphinxDirective):

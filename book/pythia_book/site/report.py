@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pythia_book import records
-from pythia_book.verdicts import SIDES
+from pythia_book.verdicts import NOT_TESTABLE, SIDES
 
 Test = dict[str, Any]
 """A test of a claim as a record stores it (pythia_book.verdicts.judge)."""
@@ -23,26 +23,35 @@ class Row:
 
     @property
     def agree(self) -> bool | None:
-        """Whether both runs have the same verdict; None if a run has no test."""
-        if self.yours is None or self.recorded is None:
+        """Whether both runs have the same verdict; None if one of them could not test the claim."""
+        tests = (self.yours, self.recorded)
+        if any(test is None or test["verdict"] == NOT_TESTABLE for test in tests):
             return None
+        assert self.yours and self.recorded
         return self.yours["verdict"] == self.recorded["verdict"]
 
     @property
     def distance(self) -> float | None:
-        """|difference| of the values, in units of the half-width that a 95 % interval of the
-        difference would have; None without two values with intervals.
+        """|difference| of the values, in units of the half-width of its 95 % interval.
 
-        Above 1, the runs differ by more than both intervals allow.
+        Above 1, the runs differ by more than chance allows. A value of one seed, which has no
+        interval, is compared with the interval in which one more seed of the recorded run would
+        lie. None if that is not known.
         """
-        halves = []
-        for test in (self.yours, self.recorded):
-            if test is None or any(test[key] is None for key in ("value", "low", "high")):
-                return None
-            halves.append((test["high"] - test["low"]) / 2)
-        error = math.hypot(*halves)
-        assert self.yours and self.recorded
-        return abs(self.yours["value"] - self.recorded["value"]) / error if error else None
+        yours, recorded = self.yours, self.recorded
+        if not yours or not recorded or yours["value"] is None or recorded["value"] is None:
+            return None
+        half = _half(recorded)
+        if half is None:
+            return None
+        own = _half(yours)
+        if own is not None:
+            error = math.hypot(own, half)
+        elif "seed" in recorded["units"] and recorded["df"]:
+            error = half * math.sqrt(recorded["df"] + 2)  # of n + 1 seeds, where df is n - 1
+        else:
+            return None
+        return abs(yours["value"] - recorded["value"]) / error if error else None
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Report:
 
     @property
     def compared(self) -> list[Row]:
-        """The rows that both runs have."""
+        """The rows that both runs have tested."""
         return [row for row in self.rows if row.agree is not None]
 
     @property
@@ -89,20 +98,28 @@ class Report:
             texts.append(
                 f"Equal verdicts on released numbers: {self.released_agree} of {self.released}."
             )
-        distances = [row.distance for row in self.compared if row.distance is not None]
+        shared = [row for row in self.rows if row.yours and row.recorded]
+        if untested := len(shared) - len(self.compared):
+            texts.append(
+                f"Claims without a verdict in one of the runs, e.g. for lack of seeds: {untested}."
+            )
+        distances = [row.distance for row in shared if row.distance is not None]
         if distances:
             far = sum(distance > 1 for distance in distances)
             texts.append(
-                f"Values with an interval in both runs: {len(distances)}, of which {far} "
-                f"{'differs' if far == 1 else 'differ'} by more than the two intervals together "
-                "allow."
+                f"Values whose distance can be judged: {len(distances)}, of which {far} "
+                f"{'differs' if far == 1 else 'differ'} by more than chance allows."
             )
-        elif self.compared:
-            texts.append(
-                "No value has an interval in both runs (one seed gives none), so it is unknown how "
-                "far values may differ by chance."
-            )
+        elif shared:
+            texts.append("How far values may differ by chance is unknown for all of them.")
         return texts
+
+
+def _half(test: Test) -> float | None:
+    """Return the half-width of a test's interval, if it has one."""
+    if test["low"] is None or test["high"] is None or not test["low"] < test["high"]:
+        return None
+    return (test["high"] - test["low"]) / 2
 
 
 def _shown(value: Any) -> str:

@@ -171,7 +171,9 @@ class ReproductionReport(_StudyDirective):
         ]
         note = (
             "Claims with different verdicts come first. Distance: the difference of the values, "
-            "divided by the half-width of its 95 % interval; above 1, the runs differ."
+            "divided by the half-width of its 95 % interval (for a value of one seed, of the "
+            "interval in which one more seed of the recorded run would lie); above 1, the runs "
+            "differ by more than chance allows."
         )
         return [
             nodes.bullet_list("", *items, classes=["report"]),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pythia_book.site.report import compare
+import numpy as np
+from pythia_book.site.report import Row, compare
+from scipy import stats
 
 
-def a_test(value: float | None, half: float | None, verdict: str) -> dict[str, Any]:
+def a_test(value: float | None, half: float | None, verdict: str, seeds: int = 0) -> dict[str, Any]:
     known = value is not None and half is not None
     low, high = (value - half, value + half) if known else (None, None)
-    return {"value": value, "low": low, "high": high, "verdict": verdict}
+    test = {"value": value, "low": low, "high": high, "verdict": verdict}
+    return test | {"units": f"{seeds} seeds" if seeds else "items", "df": seeds - 1 if seeds else 9}
 
 
 def a_record(*claims: tuple[str, Any, Any], **more: Any) -> dict[str, Any]:
@@ -41,16 +44,31 @@ def test_verdicts_and_values_are_compared_claim_by_claim() -> None:
     assert "Equal verdicts on our models: 1 of 2." in text
     assert "Equal verdicts on released numbers: 1 of 1." in text
     assert "seeds 1 (recorded: 8)" in text and "A, 1 thread" in text and "B, 1 thread" in text
-    assert "in both runs: 2, of which 1 differs by more" in text
+    assert "can be judged: 2, of which 1 differs by more" in text
 
 
-def test_without_intervals_no_distance_is_claimed() -> None:
+def test_a_claim_that_one_run_cannot_test_is_no_disagreement() -> None:
     yours = a_record(("a", a_test(1.0, None, "not testable here"), None))
     found = compare(yours, a_record(("a", a_test(1.0, 0.1, "holds"), None)))
-    assert found.compared[0].distance is None
-    assert "it is unknown" in " ".join(found.sentences())
+    assert found.compared == found.differing == [] and found.rows[0].distance is None
+    text = " ".join(found.sentences())
+    assert "without a verdict in one of the runs, e.g. for lack of seeds: 1." in text
+    assert "is unknown" in text
     nothing = compare(a_record(), a_record())
     assert "share no test" in " ".join(nothing.sentences())
+
+
+def test_one_seed_is_compared_with_the_spread_over_recorded_seeds() -> None:
+    """A new seed lies in the mean +- its interval's half-width * sqrt(n + 1) in 95 % of cases."""
+    rng, n, trials = np.random.default_rng(5), 8, 4000
+    draws = rng.normal(0, 1, (trials, n + 1))
+    half = stats.t.ppf(0.975, n - 1) * draws[:, :n].std(axis=1, ddof=1) / n**0.5
+    far = 0
+    for mean, width, new in zip(draws[:, :n].mean(axis=1), half, draws[:, n], strict=True):
+        row = Row("a", a_test(new, None, "not testable here"), a_test(mean, width, "holds", n))
+        assert row.distance is not None
+        far += row.distance > 1
+    assert abs(far / trials - 0.05) < 0.012
 
 
 def test_a_run_agrees_with_itself() -> None:

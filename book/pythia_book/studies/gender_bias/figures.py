@@ -58,10 +58,10 @@ MARKS = {
 }  # fmt: skip
 """Maps each arm to its marker."""
 BESIDE = {
-    "swap_7": (0, 26, "center"), "swap_21": (0, -30, "center"), "mirror_7": (12, -34, "center"),
-    "mirror_21": (-6, 28, "center"), "shuffle_21": (14, 0, "left"), "only_21": (26, 0, "left"),
-    "complement_21": (30, 14, "left"), "absent_21": (-16, 0, "right"),
-    "placebo_21": (-14, 8, "right"), "restored": (24, 2, "left"),
+    "swap_7": (-16, 28, "center"), "swap_21": (0, -30, "center"), "mirror_7": (-14, 20, "center"),
+    "mirror_21": (12, -28, "left"), "shuffle_21": (14, 0, "left"), "only_21": (0, -36, "center"),
+    "complement_21": (30, 14, "left"), "absent_21": (-8, -44, "center"),
+    "placebo_21": (-14, 8, "right"), "restored": (22, -3, "left"),
 }  # fmt: skip
 """Maps each arm to the place of its name in `retained`: (right, up) of its points, in points of
 type, and the side of the text that is there."""
