@@ -47,7 +47,7 @@ MARKS = {
 LEGEND = (
     (REPRODUCED, "reproduced or confirmed"),
     (CONTRADICTED, "contradicted"),
-    (NOT_RESOLVED, "not resolved: neither shown nor excluded, counting how much is tested"),
+    (NOT_RESOLVED, "not resolved: shown neither way, allowing for the number of tests"),
     (NOT_TESTABLE, "not testable here"),
 )
 _OF_THE_PAPER = re.compile(r"(abstract|sections?|appendi|tables?|figures?)", re.IGNORECASE)
