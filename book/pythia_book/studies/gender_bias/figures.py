@@ -58,9 +58,9 @@ MARKS = {
 }  # fmt: skip
 """Maps each arm to its marker."""
 BESIDE = {
-    "swap_7": (-16, 28, "center"), "swap_21": (0, -30, "center"), "mirror_7": (-14, 20, "center"),
-    "mirror_21": (12, -28, "left"), "shuffle_21": (14, 0, "left"), "only_21": (0, -36, "center"),
-    "complement_21": (30, 14, "left"), "absent_21": (-8, -44, "center"),
+    "swap_7": (2, 28, "center"), "swap_21": (0, -30, "center"), "mirror_7": (-14, 20, "center"),
+    "mirror_21": (12, -28, "left"), "shuffle_21": (14, 0, "left"), "only_21": (20, -36, "center"),
+    "complement_21": (30, 14, "left"), "absent_21": (-30, -44, "center"),
     "placebo_21": (-14, 8, "right"), "restored": (22, -3, "left"),
 }  # fmt: skip
 """Maps each arm to the place of its name in `retained`: (right, up) of its points, in points of
