@@ -246,7 +246,11 @@ class Table:
         self.strong = strong or {}
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {"text/html": self.html, "text/plain": repr(self), TABLE_TYPE: self.content}
+        return {
+            "text/html": self._repr_html_(),
+            "text/plain": repr(self),
+            TABLE_TYPE: self.content,
+        }
 
     @property
     def content(self) -> dict[str, Any]:
@@ -262,9 +266,7 @@ class Table:
             "strong": self.strong,
         }
 
-    @property
-    def html(self) -> str:
-        """The table as HTML, for a notebook."""
+    def _repr_html_(self) -> str:
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         body = self.frame.to_html(index=False, escape=True, border=0, classes="pythia-table")
         return body.replace("<thead>", f"{caption}<thead>", 1)

@@ -84,7 +84,7 @@ def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = copy_of_the_checkout(tmp_path_factory.mktemp("yours"))
     share = {"value": 0.7, "low": 0.6, "high": 0.8}
     make_run(root, "smoke", HOSTILE, {"evil": HOSTILE, "share": share})
-    make_run(root, "laptop", values={"share": share}, under="book/recorded")
+    make_run(root, "laptop", HOSTILE, {"share": share}, under="book/recorded")
     change_prose(root, f"A sentence of today. {{{{ {STUDY}_value_of_tomorrow }}}}")
     with open(root / "book" / "method.md", "a", encoding="utf-8") as page:
         page.write(f"\nThe share is {{{{ {STUDY}_share }}}} and {{{{ {STUDY}_evil }}}}.\n")

@@ -234,9 +234,15 @@ def test_a_figure_shows_the_values_behind_it(fresh: Path, chromium: Browser) -> 
     with tools.visit(chromium, url) as seen:
         figure = seen.page.locator(".pythia-figure").first
         figure.scroll_into_view_if_needed()
-        box = figure.locator("svg.wide").bounding_box()
-        assert box
-        seen.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+        x, y = figure.evaluate(
+            """figure => {
+              const svg = figure.querySelector('svg.wide'), box = svg.getBoundingClientRect();
+              const { series } = JSON.parse(svg.querySelector('.panel').dataset.values);
+              const [left, top] = series[0][3][0], scale = box.width / svg.viewBox.baseVal.width;
+              return [box.left + left * scale, box.top + top * scale];
+            }"""
+        )
+        seen.page.mouse.move(x, y)
         tip = figure.locator(".value-tip")
         tip.wait_for(state="visible")
         assert any(digit in tip.inner_text() for digit in "0123456789")

@@ -246,7 +246,7 @@ def test_style_does_not_change_global_settings():
 
 def test_tables_escape_what_they_show():
     frame = pd.DataFrame({"a<b": ["<script>alert(1)</script>", "x & y"]})
-    shown = style.Table(frame, "n < 3").html
+    shown = style.Table(frame, "n < 3")._repr_html_()
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
     assert "<caption>n &lt; 3</caption>" in shown

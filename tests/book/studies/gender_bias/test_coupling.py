@@ -15,6 +15,7 @@ from pythia_book.studies.gender_bias import coupling, figures
 from pythia_book.studies.gender_bias import params as gender
 from pythia_book.studies.gender_bias.claims import coupling_claims
 from pythia_book.studies.gender_bias.params import ARMS, CONTROL, PLACEBO, WINDOWS, Params
+from pythia_book.style import FIGURE_TYPE
 from pythia_book.verdicts import FAILS, HOLDS, NOT_RESOLVED, NOT_TESTABLE, judge
 
 from pythia_core.config import PRONOUN_SWAPS
@@ -217,5 +218,5 @@ def test_the_figure_names_every_line_and_says_what_is_missing() -> None:
         labels = [t.get_text() for t in drawn.figure.axes[0].get_yticklabels()]
         assert len(set(labels)) == len(labels) == (4 if released else 0) + 12
         assert "25k, prepositions, last 21 % r = " in drawn.description
-        said = " ".join(t.get_text() for t in drawn.figure.texts)
+        said = drawn._repr_mimebundle_()[FIGURE_TYPE]["note"]
         assert ("no released numbers" in said) == (not released)
