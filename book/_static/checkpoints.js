@@ -233,6 +233,7 @@
       build(page);
       return refresh(page);
     }).catch(() => {
+      host.classList.add("failed");
       host.replaceChildren(make("p", "notes", "The checkpoints could not be loaded. Reload the " +
         "page, or build the site again with jupyter-book build book/. The table below shows some of the predictions."));
     });

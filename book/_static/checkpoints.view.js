@@ -168,7 +168,10 @@ const pythiaView = (() => {
     head.append(make("small", "", step > page.manifest.fork ? what : "one model so far"));
     const left = make("div", "numbers"), right = make("div", "words");
     left.append(split(result, noun), bars(result));
-    right.append(told(page, prompt, continuation(page, name, prompt)));
+    const sampled = right.appendChild(make("p", "told"));
+    setTimeout(() => { // one column after the other, so that the page answers in between
+      if (sampled.isConnected) sampled.replaceWith(told(page, prompt, continuation(page, name, prompt)));
+    });
     box.append(head, left, right);
     return box;
   }
