@@ -221,17 +221,30 @@ class Outcome(SphinxDirective):
         return [nodes.paragraph("", outcome(rows), classes=["outcome"])]
 
 
+_OUTCOMES = {
+    "released": {
+        CONFIRMED: "confirmed", REFUTED: "contradicted", NOT_RESOLVED: "not resolved",
+        NOT_TESTABLE: "not testable on them",
+    },
+    "ours": {
+        REPRODUCED: "reproduced", CONTRADICTED: "contradicted", NOT_RESOLVED: "not resolved",
+        NOT_TESTABLE: "not testable at its size",
+    },
+}  # fmt: skip
+"""Maps each side and verdict to its words in `outcome`."""
+
+
 def outcome(rows: Sequence[dict[str, Any]]) -> str:
-    """Say how many statements are reproduced, contradicted, not resolved and not testable."""
-    counts = {side: Counter(row[side]["verdict"] for row in rows if row[side]) for side in SIDES}
-    released, ours = counts["released"], counts["ours"]
+    """Say how many statements of the paper come out how, on the released numbers and on ours."""
+    texts = {}
+    for side, words in _OUTCOMES.items():
+        counts = Counter(row[side]["verdict"] for row in rows if row[side])
+        parts = (f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
+        texts[side] = f"{sum(counts.values())} times on {{}} ({', '.join(parts)})"
     return (
-        f"Of {len({row['claim'] for row in rows})} statements of the paper, the released numbers "
-        f"confirm {released[CONFIRMED]} and contradict {released[REFUTED]}; "
-        f"{released[NOT_RESOLVED]} are not resolved and {released[NOT_TESTABLE]} cannot be tested "
-        f"on them. Our miniature reproduces {ours[REPRODUCED]}, contradicts "
-        f"{ours[CONTRADICTED] or 'none'}, and leaves {ours[NOT_RESOLVED]} not resolved; "
-        f"{ours[NOT_TESTABLE]} cannot be tested at its size."
+        f"We test {len({row['claim'] for row in rows})} statements of the paper, "
+        f"{texts['released'].format('the released numbers')} and "
+        f"{texts['ours'].format('our miniature')}."
     )
 
 
