@@ -83,8 +83,7 @@ def panel_values(figure: Figure) -> list[dict[str, Any]]:
 
     Each panel has its `title`, the labels `x` and `y`, and `series`: [name, colour, flat, points].
     A point is [left, top, x, value] or [left, top, x, value, low, high], where x is a number or the
-    name of a category, and `flat` swaps the axes.
-    Coordinates are those of the file.
+    name of a category, and `flat` swaps the axes. Coordinates are those of the file.
     """
     found = []
     for ax in figure.axes:

@@ -22,7 +22,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from pythia_book.site.figures import inline_figure
 from pythia_book.site.staging import ROOT
 from pythia_book.site.studies import numbered_table
-from pythia_book.style import FIGURE_TYPE, Drawing, Table
+from pythia_book.style import FIGURE_TYPE, Table
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
@@ -39,9 +39,9 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
     return module, attribute
 
 
-def picture(name: str, drawing: Drawing, small: bool = False) -> nodes.Node:
+def picture(bundle: dict[str, Any], name: str, small: bool = False) -> nodes.Node:
     """Return the node that shows a drawing, with the arguments of `inline_figure`."""
-    return nodes.raw("", inline_figure(drawing._repr_mimebundle_(), name, small), format="html")
+    return nodes.raw("", inline_figure(bundle, name, small), format="html")
 
 
 class DrawingFigure(SphinxDirective):
@@ -75,7 +75,7 @@ class DrawingFigure(SphinxDirective):
             div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
             figure += nodes.raw("", div, format="html")
         bundle = drawing._repr_mimebundle_()
-        figure += picture(f"{page}-{attribute}", drawing)
+        figure += picture(bundle, f"{page}-{attribute}")
         caption = nodes.caption()
         parsed = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, parsed)

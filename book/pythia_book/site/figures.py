@@ -1,8 +1,8 @@
 """Puts figures into pages as inline SVG, with both layouts, theme colours and values on hover.
 
-`inline_figure` turns the outputs of a Drawing into HTML. Notebooks may come from anyone,
-so only listed elements and attributes are kept. Colours become CSS variables, with a
-variant for dark pages. `_static/figures.css` and `_static/figures.js` do the rest.
+`inline_figure` turns the outputs of a Drawing into HTML. Notebooks may come from anyone, so only
+listed elements and attributes are kept. Colours become CSS variables, with a variant for dark
+pages. `_static/figures.css` and `_static/figures.js` do the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pythia_book import notebooks, records
+from pythia_book import notebooks
 from pythia_book.palette import INK, THEME, WHITE, dark_variant
 from pythia_book.site.runs import SelectedRun
 from pythia_book.style import FIGURE_TYPE
@@ -192,8 +192,7 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     """
     prefix = re.sub(r"[^\w-]", "-", prefix)
     label = html.escape("".join(bundle.get("text/plain", "")).strip() or "Figure")
-    more = bundle.get(FIGURE_TYPE)
-    more = more if isinstance(more, dict) else {}
+    more = _more(bundle)
     colours: dict[str, None] = {}
     drawings = []
     for layout, text in (("wide", bundle.get(SVG_TYPE)), ("narrow", more.get("narrow"))):
@@ -219,14 +218,19 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     )
 
 
+def _more(bundle: dict[str, Any]) -> dict[str, Any]:
+    """Return what a bundle says of its figure besides the wide drawing; {} for an old one."""
+    more = bundle.get(FIGURE_TYPE)
+    return more if isinstance(more, dict) else {}
+
+
 def tools(bundle: dict[str, Any], study: str, cell: str, tables: set[str]) -> str:
     """Return the HTML under a study's figure: links to code, data and file, and the small print.
 
     Args:
         tables: the CSV files in the record, without ".csv".
     """
-    more = bundle.get(FIGURE_TYPE)
-    more = more if isinstance(more, dict) else {}
+    more = _more(bundle)
     parts = [
         _link("code", f"#code-{cell}", "Code", "Code of this figure"),
         *(
@@ -274,7 +278,7 @@ def with_inline_figures(notebook: notebooks.Notebook, run: SelectedRun) -> noteb
     import nbformat
 
     study = run.study
-    tables = {Path(name).stem for name in _csv_files(run.folder)} if run.folder else set()
+    tables = {Path(name).stem for name in _csv_files(run)}
     below = {}
     for cell, output in _figures(notebook):
         bundle = dict(output.data)
@@ -293,9 +297,10 @@ def with_inline_figures(notebook: notebooks.Notebook, run: SelectedRun) -> noteb
     return notebook
 
 
-def _csv_files(folder: Path) -> list[str]:
+def _csv_files(run: SelectedRun) -> list[str]:
     """Return the names of the tables in the folder of a run."""
-    return [name for name in records.read_record(folder)["files"] if name.endswith(".csv")]
+    files = run.record["files"] if run.record else {}
+    return [name for name in files if name.endswith(".csv")]
 
 
 def write_files(runs: Iterable[SelectedRun], static: Path) -> None:
@@ -314,5 +319,5 @@ def write_files(runs: Iterable[SelectedRun], static: Path) -> None:
         for cell, output in _figures(notebooks.read_notebook(run.notebook)):
             text = "".join(output.data[SVG_TYPE])
             (drawings / f"{cell.id}.svg").write_text(text, encoding="utf-8")
-        for name in _csv_files(run.folder):
+        for name in _csv_files(run):
             shutil.copyfile(run.folder / name, data / name)

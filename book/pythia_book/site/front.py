@@ -108,7 +108,7 @@ class Finding(SphinxDirective):
         words += nodes.paragraph("", "", title, classes=["finding-title"])
         self.state.nested_parse(self.content, self.content_offset, words)
         drawing = finding.draw(recorded_run(finding.study))
-        shown = picture(f"finding-{name}", drawing, small=True)
+        shown = picture(drawing._repr_mimebundle_(), f"finding-{name}", small=True)
         figure = nodes.container("", shown, classes=["finding-figure"])
         return [nodes.container("", words, figure, classes=["finding"])]
 

@@ -1,8 +1,8 @@
 """What search engines, link previews and reference managers read: the metadata of each page.
 
-Titles and authors come from CITATION.cff. Absolute addresses appear only if the
-configuration has the site's own address (`html: baseurl` in _config.yml), and a link to the
-repository only if it has `repository: url`.
+Titles and authors come from CITATION.cff. Absolute addresses appear only if the configuration has
+the site's own address (`html: baseurl` in _config.yml), and a link to the repository only if it has
+`repository: url`.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[3]
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 RUNS: dict[str, list[SelectedRun]] = {}
 """Maps each study to its complete runs, the run to show first; `choose_runs` fills it per build."""
+TABLES: dict[str, dict[str, Any]] = {}
+"""Maps "<study>/<cell id>" to the content of a `style.Table`; `as_page` fills it per build."""
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
@@ -83,6 +85,7 @@ def unshown(shown: SelectedRun) -> list[str]:
 def stage_notebooks(app: Sphinx, config: Config) -> None:
     """For each study, write a notebook with a banner into book/studies/, which git ignores."""
     target = ROOT / "book" / "studies"
+    TABLES.clear()
     for study, runs in RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
         notebook = notebooks.read_notebook(source)
@@ -109,15 +112,10 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
             continue
         data: dict[str, Any] = {"text/markdown": f"*{NOT_RUN}*", "text/plain": NOT_RUN}
         if re.search(r"_table\(", cell.source) and "claims_table" not in cell.source:
-            data[TABLE_TYPE] = no_table()
+            data[TABLE_TYPE] = {"caption": "", "columns": [NOT_RUN], "rows": [], "code": []}
         elif "figure" not in cell.metadata.get("mystnb", {}):
             continue
         cell["outputs"] = [nbformat.v4.new_output("display_data", data=data)]
-
-
-def no_table() -> dict[str, Any]:
-    """Return the content of a table in a notebook that was not run."""
-    return {"caption": "", "columns": [NOT_RUN], "rows": [], "code": [], "strong": {}}
 
 
 def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> notebooks.Notebook:
@@ -141,8 +139,11 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
 
     cells = []
     for each in notebook.cells:
-        if each.cell_type == "code" and is_table(each):
-            each = directive("pythia-table", f"{study}/{each.id}", f":name: tab-{study}-{each.id}")
+        shown = [output.get("data", {}) for output in each.get("outputs", [])]
+        if content := next((data[TABLE_TYPE] for data in shown if TABLE_TYPE in data), None):
+            name = f"{study}/{each.id}"
+            TABLES[name] = content
+            each = directive("pythia-table", name, f":name: tab-{study}-{each.id}")
         elif each.cell_type == "code":
             tags = {*each.metadata.get("tags", [])} - {"hide-input"}
             each.metadata["tags"] = sorted(tags | {"remove-input"})
@@ -158,11 +159,6 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
         cells.insert(1, markdown("section", heading.lstrip("\n") + section))
     notebook.cells = [cells[0], directive("pythia-run", study), *cells[1:], *tail]
     return notebook
-
-
-def is_table(cell: Any) -> bool:
-    """Return whether a code cell shows a `style.Table`."""
-    return any(TABLE_TYPE in output.get("data", {}) for output in cell.get("outputs", []))
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:

@@ -16,8 +16,7 @@ from pythia_book import claim_tables, notebooks, records
 from pythia_book.recording import COSTS, all_records, costs_of
 from pythia_book.site import report
 from pythia_book.site.runs import NOT_RUN, SelectedRun
-from pythia_book.site.staging import ROOT, RUNS, no_table, recorded_run, unshown
-from pythia_book.style import TABLE_TYPE
+from pythia_book.site.staging import ROOT, RUNS, TABLES, recorded_run, unshown
 from pythia_core.suite import SCALES
 
 
@@ -189,21 +188,11 @@ class StudyTable(SphinxDirective):
     option_spec: ClassVar[dict[str, Any]] = {"name": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
-        study, _, cell = self.arguments[0].partition("/")
-        node = numbered_table(table_content(study, cell))
+        if self.arguments[0] not in TABLES:
+            raise self.error(f"no cell {self.arguments[0]!r} shows a table")
+        node = numbered_table(TABLES[self.arguments[0]])
         self.add_name(node)
         return [node]
-
-
-def table_content(study: str, cell: str) -> dict[str, Any]:
-    """Return the content of a `style.Table` (see its `content`) from the notebook of a run."""
-    run = RUNS[study][0]
-    if run.notebook is not None:
-        for each in notebooks.read_notebook(run.notebook).cells:
-            for output in each.get("outputs", []) if each.get("id") == cell else []:
-                if TABLE_TYPE in output.get("data", {}):
-                    return output["data"][TABLE_TYPE]
-    return no_table()
 
 
 class Code(_StudyDirective):

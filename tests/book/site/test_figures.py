@@ -7,7 +7,6 @@ import re
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import browser
@@ -148,12 +147,10 @@ def test_figures_of_a_notebook_become_html_and_files(
     cell.metadata["mystnb"] = {"figure": {"caption": "A caption", "name": "fig-a"}}
     notebook = nbformat.v4.new_notebook(cells=[cell])
     nbformat.write(notebook, run / "notebook.ipynb")
-    selected = SelectedRun("suite", "yours", "smoke", run, {})
-    with pytest.MonkeyPatch.context() as patch:
-        record = {"files": {"a.csv": {}, "measured.npz": {}}}
-        patch.setattr(figures, "records", SimpleNamespace(read_record=lambda folder: record))
-        shown = figures.with_inline_figures(notebook, selected)
-        figures.write_files([selected], tmp_path / "static")
+    record = {"files": {"a.csv": {}, "measured.npz": {}}}
+    selected = SelectedRun("suite", "yours", "smoke", run, record)
+    shown = figures.with_inline_figures(notebook, selected)
+    figures.write_files([selected], tmp_path / "static")
     assert "pythia-figure" in shown.cells[0].outputs[0].data["text/html"]
     assert shown.cells[0].metadata["mystnb"]["figure"]["name"] == "fig-a"
     assert "figure-tools" in shown.cells[1].source and len(shown.cells) == 2
@@ -169,7 +166,6 @@ PANEL = {
     "title": "first",
     "x": "step",
     "y": "score",
-    "box": [0, 0, 100, 100],
     "series": [
         ["25k", "#000000", 0, [[10, 50, 1, 0.1], [90, 40, 2, 0.25, 0.2, 0.3]]],
         ["600k", "#ffffff", 0, [[10, 20, 1, 0.7], [90, 10, 2, -12345.5]]],
