@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help steps book test studies record redraw lab lint lock clean
+.PHONY: help steps book test test-gpu-image studies record redraw lab lint lock clean
 .NOTPARALLEL:
 # Paths are relative to this file, so `make -C path/to/here book` works from anywhere.
 
@@ -28,8 +28,8 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 help: ## list the targets
 	@echo "make TARGET [SCALE=smoke|laptop] [PYTHON=python3.11] [TORCH_INDEX=URL of a wheel index for torch]"
 	@echo
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
-	  while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
+	  while IFS=$$'\t' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 # named in the message of a stopped command (pythia_core.util.stopping)
 export PYTHIA_COMMAND = $(strip make $(MAKECMDGOALS) $(MAKEOVERRIDES))
@@ -56,6 +56,19 @@ book: steps $(READY) ## set up, run the study from raw text at SCALE, build the 
 test: $(READY) ## set up, run every test, the notebooks included (at scale smoke)
 	@echo "== Running the tests"
 	@OMP_NUM_THREADS=1 exec env -u PYTHIA_COMMAND $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) < /dev/null
+
+# Older versions than in .venv, as found on a GPU machine. Without a GPU, the kernels are interpreted, and compiled for sm_90.
+# The interpreter of Triton 3.6 fails with numpy 2.4.
+GPU_IMAGE := .venv-gpu
+GPU_PACKAGES := torch==2.11.0 triton==3.6.0 transformers==5.17.0 'numpy<2.4' pandas scipy tqdm filelock \
+  pytest pytest-timeout pytest-xdist hypothesis
+
+test-gpu-image: ## the tests of kernels, training and benchmarks with torch 2.11 and Triton 3.6 (about 6 GB, minutes to install)
+	@test -e $(GPU_IMAGE)/.ready || { echo "== Setting up $(GPU_IMAGE)"; $(PYTHON) -m venv --clear $(GPU_IMAGE); }
+	@$(call stoppable,test -e $(GPU_IMAGE)/.ready || $(GPU_IMAGE)/bin/python -m pip install -qq --disable-pip-version-check $(GPU_PACKAGES))
+	@touch $(GPU_IMAGE)/.ready
+	@PYTHONPATH=$(CURDIR):$(CURDIR)/book OMP_NUM_THREADS=1 exec env -u PYTHIA_COMMAND $(GPU_IMAGE)/bin/python -m pytest \
+	  -n $(WORKERS) --dist loadfile tests/core/kernels tests/core/training tests/book/bench $(PYTEST_ARGS) < /dev/null
 
 studies: $(STUDIES:%=study-%) ## train the suite at SCALE and run its studies (finished work is not repeated)
 
@@ -98,10 +111,10 @@ lock: $(READY) ## write requirements.lock from what is installed in .venv
 	@mv $(VENV)/requirements.lock requirements.lock
 	@touch $(READY)
 
-clean: ## remove the built site and caches; keeps your runs and the environment
+clean: ## remove the built site and caches; keeps your runs and the environments
 	rm -rf _build book/studies .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find pythia_core tests book -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "Kept: results (your runs) and $(VENV) (the packages). Delete them by hand if you mean to."
+	@echo "Kept: results (your runs) , $(VENV) and $(GPU_IMAGE) (packages). Delete them by hand if you mean to."
 
 $(READY): requirements.lock requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
