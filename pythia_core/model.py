@@ -52,6 +52,9 @@ class Linear(nn.Module):
 
     In fp32, `weight_c` and `bias_c` are the parameters. In half precision, the optimizer sets
     `weight_c` and `bias_c` to copies (pythia_core.training.optimizer.FlatParameters).
+
+    Attributes:
+        sums: buffers that receive the gradients (see kernels.linear); () to use autograd's.
     """
 
     def __init__(self, d_in: int, d_out: int, ops: Ops) -> None:
@@ -60,9 +63,10 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out))
         self.copies: dict[str, Tensor] = {}
+        self.sums: tuple[Tensor, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias, self.weight_c, self.bias_c)
+        return self.ops.linear(x, self.weight, self.bias, self.weight_c, self.bias_c, self.sums)
 
     @property
     def weight_c(self) -> Tensor:
@@ -115,7 +119,7 @@ class MLP(nn.Module):
     def fused(self, x: Tensor) -> Tensor:
         """Compute `forward` with one kernel for bias and GELU; call no hooks of `dense_h_to_4h`."""
         up = self.dense_h_to_4h
-        product = self.ops.linear(x, up.weight, None, up.weight_c, None)
+        product = self.ops.linear(x, up.weight, None, up.weight_c, None, up.sums)
         return self.dense_4h_to_h(self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
 
 
@@ -264,6 +268,7 @@ class GPTNeoX(nn.Module):
         self.final_layer_norm = LayerNorm(config, ops)
         self.embed_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.embed_out_copy: Tensor | None = None
+        self.embed_out_sum: Tensor | None = None
         self._tables: dict[tuple[int, torch.device], Rotary] = {}
 
     @torch.no_grad()
@@ -354,7 +359,8 @@ class GPTNeoX(nn.Module):
         hidden = self.hidden(rows[:, :-1], dtype=self.compute_dtype).flatten(0, 1)
         weight = self.embed_out.weight
         weight_c = weight if self.embed_out_copy is None else self.embed_out_copy
-        return self.ops.linear_cross_entropy(hidden, weight, rows[:, 1:].flatten(), weight_c)
+        targets = rows[:, 1:].flatten()
+        return self.ops.linear_cross_entropy(hidden, weight, targets, weight_c, self.embed_out_sum)
 
 
 def _residual_add(x: Tensor, branches: Branches) -> Tensor:

@@ -69,9 +69,9 @@ class Ops:
 
 
 def _plain_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor, sums: object = ()
 ) -> Tensor:
-    """Compute `linear` in plain torch, without the copies `weight_c` and `bias_c`."""
+    """Compute `linear` in plain torch, without the copies; autograd receives the gradients."""
     return linear_reference(x, weight, bias)
 
 
@@ -88,9 +88,9 @@ def _plain_gelu(x: Tensor, form: str) -> Tensor:
 
 
 def _plain_linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
+    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor, total: object = None
 ) -> Tensor:
-    """Compute `linear_cross_entropy` in plain torch, without the copy `weight_c`."""
+    """Compute `linear_cross_entropy` in plain torch; autograd receives the gradients."""
     return linear_cross_entropy_reference(hidden, weight, targets)
 
 

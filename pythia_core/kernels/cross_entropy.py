@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pythia_core.errors import DataError
 from pythia_core.kernels import dispatch, native
+from pythia_core.kernels.linear import Accumulator, accumulator, add_product_
 
 CHUNK_ELEMENTS = 1 << 21
 """Logits per chunk without Triton. On two CPU cores, half or twice as many are slower."""
@@ -75,14 +76,6 @@ def target_log_probabilities(
     return logits - log_sum[index], logits >= largest[index]
 
 
-def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a^T b to `total`, in place, with the product in the dtype of `a` and `b`."""
-    if a.dtype == torch.float32:
-        total.addmm_(a.t(), b)
-    else:
-        total += torch.mm(a.t(), b)
-
-
 def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
     """Replace each row of logits by softmax(row) - onehot(target), and write the fp32 losses."""
     logp = torch.log_softmax(logits.float(), -1)
@@ -99,12 +92,12 @@ def _loss_and_gradients(
     targets: Tensor,
     chunk: int,
     to_gradient_: Callable[[Tensor, Tensor, Tensor], None],
-    add_product_: Callable[[Tensor, Tensor, Tensor], object],
+    add_: Accumulator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the mean cross-entropy and the gradients of the summed cross-entropy, in chunks.
 
-    `add_product_` is a function (total, a, b) that adds a^T b to the fp32 `total`. Returns the mean
-    loss, the gradient of `hidden` in its dtype, and the fp32 gradient of the weight.
+    Returns the mean loss, the gradient of `hidden` in its dtype, and the fp32 gradient of the
+    weight, which `add_` sums.
     """
     n, d = hidden.shape
     losses = hidden.new_empty(n, dtype=torch.float32)
@@ -118,7 +111,7 @@ def _loss_and_gradients(
         logits = torch.mm(h, weight_c.t(), out=workspace[: len(h)])
         to_gradient_(logits, targets[part], losses[part])
         torch.mm(logits, weight_c, out=dhidden[part])
-        add_product_(dweight, logits, h)
+        add_(dweight, logits, h)
     return losses.mean(), dhidden, dweight
 
 
@@ -160,12 +153,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
     ) -> Tensor:
+        ctx.total = None
         chunk = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight_c)))
         if native.available(hidden):
             result = _native_loss_and_gradients(hidden, weight_c, targets, chunk)
         else:
             result = _loss_and_gradients(
-                hidden, weight_c, targets, chunk, _to_gradient_, _add_product_
+                hidden, weight_c, targets, chunk, _to_gradient_, add_product_
             )
         loss, dhidden, dweight = result
         ctx.save_for_backward(dhidden, dweight)
@@ -175,7 +169,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = dloss / dhidden.shape[0]
-        return dhidden * scale.to(dhidden.dtype), dweight * scale, None, None
+        dhidden = dhidden * scale.to(dhidden.dtype)
+        if ctx.total is None:
+            return dhidden, dweight * scale, None, None
+        ctx.total.addcmul_(dweight, scale)
+        return dhidden, None, None, None
 
 
 # A registered operation, which torch.compile does not trace.
@@ -183,31 +181,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 @torch.library.custom_op("pythia::linear_cross_entropy", mutates_args=())
 def _fused(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
+    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor, total: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the result of `_loss_and_gradients` with the Triton kernel."""
+    """Compute the result of `_loss_and_gradients` with the Triton kernel.
+
+    `total` is not used here: an input is the only way to hand it to the backward.
+    """
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
-    chunk = CHUNK_ELEMENTS_CUDA // len(weight_c)
-    chunk = min(len(hidden), max(128, chunk // 128 * 128))  # whole tiles of the matrix products
     return _loss_and_gradients(
-        hidden, weight_c, targets.contiguous(), chunk, cross_entropy_, _add_product_fp32_
+        hidden,
+        weight_c,
+        targets.contiguous(),
+        even_chunk(len(hidden), len(weight_c)),
+        cross_entropy_,
+        accumulator(hidden.device, hidden.dtype),
     )
 
 
-def _add_product_fp32_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a^T b to `total`, in place, with the product in fp32."""
-    if a.dtype == torch.float32:
-        total += torch.mm(a.t(), b)
-    elif a.device.type == "cpu":  # torch.mm does not take out_dtype here
-        total += torch.mm(a.t().float(), b.float())
-    else:
-        total += torch.mm(a.t(), b, out_dtype=torch.float32)
+def even_chunk(n: int, vocab: int) -> int:
+    """Return how many of n rows to process at a time on a CUDA device.
+
+    The chunks are as equal as possible, because a short last one uses the device badly, and have
+    whole tiles of 128 rows of the matrix products.
+    """
+    most = max(128, CHUNK_ELEMENTS_CUDA // vocab // 128 * 128)
+    chunks = max(1, -(-n // most))
+    return max(1, min(n, -(-n // (128 * chunks)) * 128))
 
 
 @_fused.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
+    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor, total: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     fp32 = torch.float32
     return (
@@ -218,12 +223,14 @@ def _(
 
 
 def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    """Save the gradients that the forward has computed."""
+    """Save the gradients that the forward has computed, and the buffer for one of them."""
     ctx.save_for_backward(*output[1:])
+    ctx.total = inputs[-1]
 
 
 _fused.register_autograd(
-    lambda ctx, dloss, *_: _LinearCrossEntropy.backward(ctx, dloss), setup_context=_keep_gradients
+    lambda ctx, dloss, *_: (*_LinearCrossEntropy.backward(ctx, dloss), None),
+    setup_context=_keep_gradients,
 )
 
 
@@ -237,7 +244,11 @@ def _probe(device: torch.device, dtype: torch.dtype, vocab: int) -> None:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weight_c: Tensor,
+    total: Tensor | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy, in nats, of the logits `hidden @ weight_c.T`.
 
@@ -246,6 +257,8 @@ def linear_cross_entropy(
         weight: (vocab, d), the fp32 parameter, which receives the gradient.
         targets: (n,) int64. In the Triton kernel, an id outside [0, vocab) makes the loss NaN.
         weight_c: copy of `weight` in the dtype of `hidden`, used in the matrix products.
+        total: an fp32 buffer to which the Triton path adds the gradient of the weight instead of
+            returning it to autograd; None: autograd receives the gradient.
 
     Raises:
         ConfigError: the Triton kernel cannot take a dtype.
@@ -255,5 +268,5 @@ def linear_cross_entropy(
         dispatch.check("linear_cross_entropy", {"hidden": hidden.dtype, "weight_c": weight_c.dtype})
         device, dtype = hidden.device, hidden.dtype
         if dispatch.is_supported("linear_cross_entropy", device, dtype, len(weight_c)):
-            return _fused(hidden, weight, targets, weight_c)[0]
+            return _fused(hidden, weight, targets, weight_c, total)[0]
     return _LinearCrossEntropy.apply(hidden, weight, targets, weight_c)

@@ -66,6 +66,18 @@ class FlatParameters:
         if isinstance(module, Linear):
             module.copies[leaf] = copy
 
+    def add_gradients_in_backward(self, model: GPTNeoX) -> None:
+        """Let the backward of linear maps and of the loss add to `grad` itself.
+
+        Autograd no longer returns these gradients, so `torch.autograd.grad` cannot be used on the
+        parameters of these maps.
+        """
+        for module in model.modules():
+            if isinstance(module, Linear):
+                assert module.weight.grad is not None and module.bias.grad is not None
+                module.sums = (module.weight.grad, module.bias.grad)
+        model.embed_out_sum = model.embed_out.weight.grad
+
     def refresh_copies(self) -> None:
         """Round the master weights into the copies. Call this after changing the master weights."""
         if self.copy is not None:

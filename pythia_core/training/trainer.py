@@ -33,7 +33,7 @@ from pythia_core.training.loss_scale import LossScale
 from pythia_core.training.memory import largest_micro_batch
 from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor
 from pythia_core.training.schedule import learning_rate
-from pythia_core.util.machine import deterministic
+from pythia_core.util.machine import repeatable
 
 # --- one micro-batch -------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class Trainer:
         execution.check(device.type)
         self.config, self.device, self.execution, self.step = config, device, execution, 0
         self._kernels: Callable[[], contextlib.AbstractContextManager[None]] = (
-            partial(deterministic, execution.deterministic)
+            partial(repeatable, execution.deterministic)
             if device.type == "cuda"
             else contextlib.nullcontext
         )
@@ -201,6 +201,10 @@ class Trainer:
         self.model.init_weights(config.train.weight_seed)
         self.model.to(device)
         self.flat = FlatParameters(self.model, DTYPES[config.train.precision])
+        half = config.train.precision != "fp32"
+        if device.type == "cuda" and half and execution.mode != "compile":
+            # torch.compile neither traces a gradient that is added to a buffer nor `out_dtype`
+            self.flat.add_gradients_in_backward(self.model)
         self.optimizer = FlatAdamW(self.flat, config.train)
         self.scaler = LossScale() if config.train.precision == "fp16" else None
         self._total = torch.zeros((), dtype=torch.float64, device=device)

@@ -72,12 +72,32 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     if not torch.cuda.is_available():
         yield model
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
+    with _fp32_products("high"):
         yield model.to("cuda")
+
+
+@contextlib.contextmanager
+def _fp32_products(precision: str) -> Iterator[None]:
+    """Set, inside the block, the precision of fp32 products: "highest" (fp32) or "high" (TF32)."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def repeatable(wanted: bool = True) -> Iterator[None]:
+    """Set, inside the block, what decides about the bits of CUDA results: as for training.
+
+    fp32 products do not use TF32, whatever the process has chosen before. If `wanted`, torch also
+    refuses nondeterministic kernels (see `deterministic`).
+    """
+    with _fp32_products("highest"), deterministic(wanted):
+        yield
 
 
 @contextlib.contextmanager

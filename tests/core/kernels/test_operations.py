@@ -5,8 +5,10 @@ In bf16, the error against fp64 may be at most twice that of plain torch on the 
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm_reference
 from pythia_core.kernels.linear import linear_reference
 from pythia_core.kernels.rotary import rotary_reference
+
+linear = importlib.import_module("pythia_core.kernels.linear")  # the name is a function's, too
 
 
 @pytest.fixture(params=[True, False], ids=["compiled", "torch"], autouse=True)
@@ -217,6 +221,44 @@ def test_linear(dtype: torch.dtype) -> None:
         return kernels.linear(x, weight, bias, weight.detach(), bias.detach())
 
     check(fast, linear_reference, [normal(37, 24), normal(40, 24, seed=1), normal(40)], dtype)
+
+
+def forgets_the_total_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    total.copy_(a.t() @ b)
+
+
+def rounds_the_sum_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    total.copy_(total.to(a.dtype) + a.t() @ b)
+
+
+def does_not_exist_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    raise NotImplementedError("out_dtype")
+
+
+def adds_in_fp32_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    total += a.t().float() @ b.float()
+
+
+def test_a_sum_of_products_must_be_exact() -> None:
+    cpu = torch.device("cpu")
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert linear.adds_exactly(adds_in_fp32_, cpu, dtype)
+        assert not linear.adds_exactly(forgets_the_total_, cpu, dtype)
+        assert not linear.adds_exactly(does_not_exist_, cpu, dtype)
+    assert not linear.adds_exactly(rounds_the_sum_, cpu, torch.bfloat16)
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_broken_sum_of_products_is_not_used(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first `broken` of three ways fail, as if torch lacked them on this GPU."""
+    names = ["add_in_product_", "add_fp32_product_", "add_product_"]
+    for index, name in enumerate(names[:2]):
+        way = does_not_exist_ if index < broken else adds_in_fp32_
+        monkeypatch.setattr(linear, name, way)
+    on_cpu = partial(linear.adds_exactly, device=torch.device("cpu"))
+    monkeypatch.setattr(linear, "adds_exactly", lambda add, _, dtype: on_cpu(add, dtype=dtype))
+    chosen = linear.accumulator.__wrapped__(torch.device("cuda"), torch.bfloat16)
+    assert chosen is getattr(linear, names[broken])
 
 
 @DTYPES

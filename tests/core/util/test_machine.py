@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pythia_core.util.machine import deterministic, on_device
+from pythia_core.util.machine import deterministic, on_device, repeatable
 
 
 def switches() -> tuple[bool, bool, bool]:
@@ -76,6 +76,18 @@ def test_tf32_is_used_inside_the_block_only(fails: bool, monkeypatch: pytest.Mon
         if fails:
             raise KeyError("a measurement failed")
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("chosen", ["highest", "high"])
+def test_training_never_uses_tf32(chosen: str) -> None:
+    original = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(chosen)
+    try:
+        with repeatable():
+            assert torch.get_float32_matmul_precision() == "highest" and switches()[0]
+        assert torch.get_float32_matmul_precision() == chosen and not switches()[0]
+    finally:
+        torch.set_float32_matmul_precision(original)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -87,7 +87,7 @@ def test_the_operation_passes_opcheck(device: str) -> None:
     hidden = normal(9, 8).float().to(device).requires_grad_()
     weight = normal(33, 8).float().to(device).requires_grad_()
     targets = torch.arange(9, device=device)
-    arguments = (hidden, weight, targets, weight.detach())
+    arguments = (hidden, weight, targets, weight.detach(), None)
     torch.library.opcheck(torch.ops.pythia.linear_cross_entropy.default, arguments)
 
 

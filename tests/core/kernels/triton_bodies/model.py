@@ -102,6 +102,24 @@ def test_recomputation_changes_no_bit(dtype: torch.dtype, device: str) -> None:
     assert torch.equal(loss, again_loss) and torch.equal(saved, again)
 
 
+@DTYPES
+def test_gradients_added_in_the_backward_equal_those_of_autograd(
+    dtype: torch.dtype, device: str
+) -> None:
+    """Every parameter gets its gradient once, and a second micro-batch is added to it."""
+    gradients = []
+    for added in (False, True):
+        made, flat = model(device, dtype)
+        if added:
+            flat.add_gradients_in_backward(made)
+        step = MicroStep(made, Execution(), torch.zeros((), dtype=torch.float64, device=device))
+        for micro_batch in (rows(device), rows(device).flip(0, 1)):
+            step(micro_batch, 4)
+        gradients.append(flat.grad)
+    assert relative_error(gradients[1], gradients[0]) < (1e-6 if dtype == torch.float32 else 1e-2)
+    assert (gradients[1] != 0).float().mean() > 0.5
+
+
 def test_hooks_fire_and_receive_the_same_values(device: str) -> None:
     made, _ = model(device)
     ids = rows(device)
