@@ -2,8 +2,8 @@
 
 The mode "eager" executes one operation after another, "graph" replays a recorded CUDA graph of a
 micro-batch, and "compile" uses torch.compile. In each mode, activations can be stored or recomputed
-in the backward pass. The environment variable `PYTHIA_EXECUTION` sets the execution of all runs,
-e.g. "compile+recompute".
+in the backward pass. Runs on a CUDA device use "graph" unless the environment variable
+`PYTHIA_EXECUTION` sets another execution of all runs, e.g. "compile+recompute".
 
 A choice that changes results bitwise is still part of a run's identity (`Execution.backend`).
 "compile" changes them, because it fuses operations. "graph" and recomputation do not: they run the
@@ -23,7 +23,7 @@ VARIABLE = "PYTHIA_EXECUTION"
 
 @dataclass(frozen=True)
 class Execution:
-    """How a `Trainer` executes its updates. The defaults work on every device."""
+    """How a `Trainer` executes its updates. The defaults of the fields work on every device."""
 
     mode: str = "eager"
     """One of MODES."""
@@ -72,12 +72,19 @@ class Execution:
 
     @classmethod
     def from_environment(cls) -> Execution:
-        """Return the execution that PYTHIA_EXECUTION names, or the default if it is not set.
+        """Return the execution that PYTHIA_EXECUTION names.
+
+        If the variable is not set, the mode is "graph" with a CUDA device and "eager" without.
+        Small models need it: their kernels finish before Python has launched the next ones.
 
         Raises:
             ConfigError: the value of the variable is invalid (see `parse`).
         """
-        return cls.parse(os.environ.get(VARIABLE) or "eager")
+        if text := os.environ.get(VARIABLE):
+            return cls.parse(text)
+        import torch
+
+        return cls("graph" if torch.cuda.is_available() else "eager")
 
 
 EAGER = Execution()

@@ -1,6 +1,8 @@
 """Train several small models on one GPU at the same time without exceeding its memory.
 
-A model of a million parameters keeps a large GPU busy for only a fraction of each step. A waiting
+A model of a million parameters leaves a large GPU idle between its updates, while Python prepares
+the next one or writes a checkpoint. Another process can use this time, although the kernels of two
+processes do not run at the same time. A waiting
 job starts once its estimated memory (pythia_core.training.memory) fits next to the running jobs; if
 several fit, the first in the queue starts. A job that needs the whole GPU runs alone. The
 environment variable `PYTHIA_GPU_JOBS` limits the number of running jobs. The gain has not been
@@ -17,7 +19,7 @@ from pythia_core.training.memory import CONTEXT_BYTES
 from pythia_core.util.workers import Gate, process_count_from
 
 VARIABLE = "PYTHIA_GPU_JOBS"
-MAX_JOBS = 6
+MAX_JOBS = 3
 """Maximum number of processes on one GPU unless `PYTHIA_GPU_JOBS` is set."""
 RESERVE = 0.1
 """Fraction of the device's memory that is left free."""

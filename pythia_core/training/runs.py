@@ -72,13 +72,15 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
     """Return the part of a run's identity that depends on the code and the machine.
 
     The keys are "trajectory" (TRAJECTORY_VERSION), "torch" (major and minor version), "device"
-    (kind of device) and "kernels" (see `Execution.backend`).
+    ("cpu", or the model of the GPU, because libraries choose their algorithms by it) and "kernels"
+    (see `Execution.backend`).
 
     Raises:
         ConfigError: this machine's device does not support the execution mode.
     """
     major, minor = torch.__version__.split(".")[:2]
-    kind = device_info()["kind"]
+    info = device_info()
+    kind = info["kind"]
     execution.check(kind)
     if kind == "cuda":
         kernels = "triton" if use_triton(torch.empty(0, device=kind)) else "torch"
@@ -87,7 +89,7 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
     return {
         "trajectory": TRAJECTORY_VERSION,
         "torch": f"{major}.{minor}",
-        "device": kind,
+        "device": info["device"] if kind == "cuda" else kind,
         "kernels": execution.backend(kernels, kind),
     }
 

@@ -2,7 +2,8 @@
 
 `MicroStep` adds the gradient of a micro-batch to the parameters' `.grad` and the loss to a sum, in
 one of the modes of pythia_core.training.execution. In the mode "graph", `prepare` records a CUDA
-graph for every shape of rows. Recording overwrites gradient and sum, so zero them afterwards.
+graph for every shape of rows. Recording overwrites gradient and sum, so zero them afterwards. If a
+step cannot be recorded, it runs in the mode "eager", which gives the same bits.
 
 `Trainer.launch` enqueues an update and returns a `PendingUpdate`, whose result is read later. Loss,
 gradient norm and clipping factor stay on the device, so host and device do not wait for each other.
@@ -26,6 +27,7 @@ from torch import Tensor
 from pythia_core.config import ModelConfig, RunConfig
 from pythia_core.data.order import batch_hash
 from pythia_core.errors import CheckpointError, DataError, TrainingError
+from pythia_core.kernels import dispatch
 from pythia_core.model import GPTNeoX, LayerNorm, Rotary
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
@@ -49,7 +51,7 @@ class MicroStep:
         total: 0-dim fp64 sum of the losses.
         scale: 0-dim loss scale; None means 1.
         capture: records a function, and returns a function that replays the recording on the same
-            memory; default: `capture_cuda`.
+            memory; default: `capture_cuda`, with one pool of memory for all recordings.
     """
 
     def __init__(
@@ -65,10 +67,10 @@ class MicroStep:
         self._loss = model.loss
         if execution.mode == "compile":
             self._loss = torch.compile(model.loss, dynamic=False)
-        self._capture = capture or capture_cuda
-        self._graphs: dict[tuple, tuple[Tensor, Replay, Rotary]] | None = (
-            {} if execution.mode == "graph" else None
-        )
+        self._graphs: dict[tuple, tuple[Tensor, Replay, Rotary]] | None = None
+        if execution.mode == "graph":
+            self._graphs = {}
+            self._capture = capture or partial(capture_cuda, pool=torch.cuda.graph_pool_handle())
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
         """Build rotary tables and, in mode "graph", record a CUDA graph for every new shape.
@@ -82,7 +84,21 @@ class MicroStep:
             key = (tuple(rows.shape), n_rows)
             if self._graphs is not None and key not in self._graphs:
                 fixed = rows.clone()
-                repeat = self._capture(partial(self._run, fixed, n_rows))
+                try:
+                    repeat = self._capture(partial(self._run, fixed, n_rows))
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
+                    if dispatch.strict():
+                        raise
+                    reason = str(error).strip().split("\n")[0]
+                    dispatch.warn_once(
+                        f"a training step could not be recorded as a CUDA graph ({reason}). "
+                        "Training continues without graphs, with the same results but perhaps "
+                        "slower; PYTHIA_EXECUTION=eager avoids this warning"
+                    )
+                    self._graphs = None
+                    return
                 self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
@@ -101,18 +117,25 @@ class MicroStep:
         (loss if self._scale is None else loss * self._scale).backward()
 
 
-def capture_cuda(function: Replay) -> Replay:
-    """Record `function`, which must not synchronise, as a CUDA graph; return the graph's replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+def capture_cuda(function: Replay, pool: Any = None) -> Replay:
+    """Record `function`, which must not synchronise, as a CUDA graph; return the graph's replay.
+
+    Recordings with the same `pool` share the memory of their temporary tensors, so they must not
+    run at the same time.
+    """
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # "thread_local": a checkpoint may be written by another thread meanwhile
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        function()
+    try:
+        # "thread_local": a checkpoint may be written by another thread meanwhile
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            function()
+    finally:
+        torch.cuda.set_stream(current)  # a failed recording leaves its own stream in place
     return graph.replay
 
 

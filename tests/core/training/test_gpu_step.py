@@ -38,9 +38,9 @@ DEVICES = pytest.mark.parametrize("device", ["cpu", CUDA])
 ON_CUDA = pytest.mark.parametrize("device", [CUDA])
 VOCAB, STEPS = 256, 50
 SEQ_LEN = 32
-SEVERAL_TILES = 512
-"""Row length at which attention has several tiles. Its backward pass sums over tiles, and with one
-tile there is only one order of summation."""
+LENGTHS = pytest.mark.parametrize("seq_len", [512, 2048])
+"""The row lengths of scale `gpu` and of Pythia. Attention then has several tiles of keys. Its
+backward pass sums over tiles, and with one tile there is only one order of summation."""
 
 
 def config(precision: str = "fp32", seq_len: int = SEQ_LEN, **changes) -> RunConfig:
@@ -114,19 +114,21 @@ def test_other_modes_are_near_transformers(device: str, mode: str, precision: st
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("recompute", [False, True])
+@LENGTHS
 @ON_CUDA
-def test_a_graph_changes_no_bit(device: str, recompute: bool, precision: str) -> None:
-    run = config(precision, SEVERAL_TILES, micro_batch=2)
+def test_a_graph_changes_no_bit(device: str, seq_len: int, recompute: bool, precision: str) -> None:
+    run = config(precision, seq_len, micro_batch=3)  # a batch of 4: two shapes, two graphs
     losses, trainer = ours(run, device)
     recorded, twin = ours(run, device, Execution("graph", recompute))
     assert losses == recorded and torch.equal(trainer.flat.flat, twin.flat.flat)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
+@LENGTHS
 @ON_CUDA
-def test_a_repeated_run_has_the_same_bits(device: str, heads: int) -> None:
+def test_a_repeated_run_has_the_same_bits(device: str, seq_len: int, heads: int) -> None:
     """Head dims of 128, 64 and 32, for which libraries use different kernels."""
-    run = config("bf16", SEVERAL_TILES)
+    run = config("bf16", seq_len)
     run = replace(run, model=replace(run.model, d_model=128, n_heads=heads))
     (losses, trainer), (again, twin) = (ours(run, device) for _ in range(2))
     assert losses == again and torch.equal(trainer.flat.flat, twin.flat.flat)
@@ -137,15 +139,22 @@ def whole_state(trainer: Trainer) -> dict[str, Tensor]:
     return {k: t for tensors in trainer.state().values() for k, t in tensors.items()}
 
 
-def check_resumption(folder: Path, device: str, execution: Execution, precision: str) -> None:
-    run = config(precision, SEVERAL_TILES, micro_batch=2)
-    batches = functools.partial(batch_at, seq_len=SEVERAL_TILES)
+def check_resumption(
+    folder: Path,
+    device: str,
+    execution: Execution,
+    precision: str,
+    seq_len: int,
+    steps: int = STEPS,
+) -> None:
+    run = config(precision, seq_len, micro_batch=2, steps=steps)
+    batches = functools.partial(batch_at, seq_len=seq_len)
     common = {"progress": False, "device": torch.device(device), "execution": execution}
     straight = train(run, batches, folder / "a", **common)
-    for stop in (17, 33):
+    for stop in (steps // 3, 2 * steps // 3):
         train(run, batches, folder / "b", stop_at=stop, **common)
     assert train(run, batches, folder / "b", **common) == straight
-    a, b = (step_folder(folder / x / "states", STEPS) for x in "ab")
+    a, b = (step_folder(folder / x / "states", steps) for x in "ab")
     for file in a.glob("*.safetensors"):
         assert file.read_bytes() == (b / file.name).read_bytes()
     rows = [read_metrics(folder / x / "metrics.jsonl") for x in "ab"]
@@ -156,9 +165,17 @@ def check_resumption(folder: Path, device: str, execution: Execution, precision:
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@LENGTHS
 @ON_CUDA
-def test_resumption_is_exact(tmp_path: Path, device: str, precision: str, mode: str) -> None:
-    check_resumption(tmp_path, device, Execution(mode), precision)
+def test_resumption_is_exact(
+    tmp_path: Path, device: str, seq_len: int, precision: str, mode: str
+) -> None:
+    check_resumption(tmp_path, device, Execution(mode), precision, seq_len)
+
+
+@LENGTHS
+def test_resumption_is_exact_on_a_cpu(tmp_path: Path, seq_len: int) -> None:
+    check_resumption(tmp_path, "cpu", EAGER, "fp32", seq_len, steps=6)
 
 
 @ON_CUDA

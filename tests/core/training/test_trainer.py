@@ -16,6 +16,7 @@ from tiny_training import batch_at, config
 
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, TrainingError
+from pythia_core.kernels import dispatch
 from pythia_core.model import GPTNeoX
 from pythia_core.training import train as loop
 from pythia_core.training.checkpoint import saved_steps, sha256_tensors
@@ -42,7 +43,9 @@ def test_modes_are_checked() -> None:
 
 def test_the_environment_variable_applies_to_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHIA_EXECUTION", raising=False)
-    assert Execution.from_environment() == EAGER
+    for cuda, mode in ((False, "eager"), (True, "graph")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert Execution.from_environment() == Execution(mode)
     monkeypatch.setenv("PYTHIA_EXECUTION", "compile+recompute")
     assert Execution.from_environment() == Execution("compile", recompute=True)
     for wrong in ("compile+", "eager+graph", "fast"):
@@ -144,6 +147,41 @@ def test_a_recorded_step_equals_the_eager_one(micro_batch: int) -> None:
     for a, b in zip(eager, graph, strict=True):
         assert a[2] == b[2] and torch.equal(a[3], b[3])
     assert not torch.equal(eager[0][3], eager[1][3]) and torch.equal(eager[0][3], eager[2][3])
+
+
+def recorded_with(capture: Callable) -> MicroStep:
+    model = GPTNeoX(config().model)
+    model.init_weights(1)
+    total = torch.zeros((), dtype=torch.float64)
+    micro = MicroStep(model, Execution("graph"), total, capture=capture)
+    rows = torch.from_numpy(batch_at(0).astype(np.int64))
+    micro.prepare([rows], len(rows))
+    micro(rows, len(rows))
+    assert total > 0
+    return micro
+
+
+def test_a_step_that_cannot_be_recorded_runs_without_a_graph(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(function: Callable[[], object]) -> Callable[[], object]:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(dispatch, "_warned", set())
+    recorded_with(fails)
+    recorded_with(fails)
+    (warning,) = [r.getMessage() for r in caplog.records]
+    assert "not permitted when stream is capturing)" in warning and "same results" in warning
+    with dispatch.no_fallback(), pytest.raises(RuntimeError, match="not permitted"):
+        recorded_with(fails)
+
+
+def test_a_recording_that_runs_out_of_memory_is_an_error() -> None:
+    def fails(function: Callable[[], object]) -> Callable[[], object]:
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        recorded_with(fails)
 
 
 @pytest.mark.slow

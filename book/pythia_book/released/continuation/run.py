@@ -339,7 +339,7 @@ def locate_continued(
         "model": config_dict(start.model),
         "train": config_dict(train_config),
         "data": data.identity(start.step, continuation.stop, train_config.batch_size, swap),
-        "code": code_identity(),
+        "code": code_identity(Execution.from_environment()),
     }
     check_rows(start, data, train_config.batch_size)
     folder = _folder(start.model, continuation, identity)
@@ -425,6 +425,7 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             make_trainer=functools.partial(ContinuedTrainer, continuation=run.continuation),
             progress=progress,
             label=f"continuing {start.label} from step {run.updates.start}, {run.continuation.arm}",
+            execution=Execution.from_environment(),
             world=world,
         )
     if world.is_rank_zero:
