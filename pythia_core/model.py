@@ -25,10 +25,11 @@ from torch.utils.checkpoint import checkpoint
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError
 from pythia_core.kernels import FAST, Ops, rotary_tables
+from pythia_core.kernels.linear import with_bias_gradient
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of the angle of every position and rotated pair, each (T, rotary_dims / 2), fp32."""
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[..., Tensor]
 """Maps (qkv, cos, sin) to the output of attention, with the shapes of kernels.attention."""
 Initialiser = Callable[[str, Tensor, torch.Generator], None]
 """Fills a parameter in place, given (name, parameter, generator)."""
@@ -65,8 +66,15 @@ class Linear(nn.Module):
         self.copies: dict[str, Tensor] = {}
         self.sums: tuple[Tensor, ...] = ()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias, self.weight_c, self.bias_c, self.sums)
+    def forward(self, x: Tensor, fused: bool = False) -> Tensor:
+        """Compute the map; with `fused`, the next operation adds the bias's gradient to `sums`."""
+        sums = self.sums[:1] if fused else self.sums
+        return self.ops.linear(x, self.weight, self.bias, self.weight_c, self.bias_c, sums)
+
+    @property
+    def bias_sums(self) -> tuple[Tensor, ...]:
+        """The buffer for the gradient of the bias, if there is one and gradients are computed."""
+        return self.sums[1:] if torch.is_grad_enabled() else ()
 
     @property
     def weight_c(self) -> Tensor:
@@ -89,18 +97,27 @@ class Attention(nn.Module):
         self.dense = Linear(config.d_model, config.d_model, ops)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, batch: int, attend: Attend, at: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        batch: int,
+        attend: Attend,
+        at: Tensor | None = None,
+        fused: bool = False,
     ) -> Tensor:
         """Compute attention and its projections.
 
         Args:
             x: the block's input after LayerNorm, (B*T, d).
             at: rows of the output to return, int64[n]; default: all B*T rows.
+            fused: whether `attend`, and the operation that adds the result to the residual stream,
+                compute the gradients of the biases.
         """
-        qkv = self.query_key_value(x)  # (B*T, 3*d), grouped per head as [q | k | v]
+        qkv = self.query_key_value(x, fused)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
-        out = attend(qkv, *rotary).flatten(0, 1)  # (B*T, d)
-        return self.dense(out if at is None else out[at])
+        bias_sums = self.query_key_value.bias_sums if fused else ()
+        out = attend(qkv, *rotary, *bias_sums).flatten(0, 1)  # (B*T, d)
+        return self.dense(out if at is None else out[at], fused)
 
 
 class MLP(nn.Module):
@@ -117,10 +134,14 @@ class MLP(nn.Module):
         return self.dense_4h_to_h(self.ops.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
 
     def fused(self, x: Tensor) -> Tensor:
-        """Compute `forward` with one kernel for bias and GELU; call no hooks of `dense_h_to_4h`."""
+        """Compute `forward` with one kernel for bias and GELU; call no hooks of `dense_h_to_4h`.
+
+        The operation that adds the result to the residual stream computes the gradient of the bias.
+        """
         up = self.dense_h_to_4h
         product = self.ops.linear(x, up.weight, None, up.weight_c, None, up.sums)
-        return self.dense_4h_to_h(self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
+        hidden = self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c)
+        return self.dense_4h_to_h(hidden, True)
 
 
 class LayerNorm(nn.Module):
@@ -178,10 +199,16 @@ class Block(nn.Module):
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x, dtype))
 
+    @property
+    def bias_sums(self) -> tuple[Tensor, ...]:
+        """The buffers for the gradients of the biases of `fused`'s two branches, if any."""
+        return (*self.attention.dense.bias_sums, *self.mlp.dense_4h_to_h.bias_sums)
+
     def fused(
         self,
         x: Tensor,
         branches: Branches,
+        bias_sums: tuple[Tensor, ...],
         rotary: Rotary,
         batch: int,
         dtype: torch.dtype,
@@ -189,15 +216,17 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Branches]:
         """Compute a parallel block in fewer kernels than `forward`.
 
-        The block's input is x + (branches[0] + branches[1]), or `x` without branches.
+        The block's input is x + (branches[0] + branches[1]), or `x` without branches. `bias_sums`
+        are those of the block that the branches come from.
 
         Returns:
             The block's input, and the block's branches, which are not yet added.
         """
         norm1, norm2 = self.input_layernorm, self.post_attention_layernorm
         norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
-        x, y1, y2 = self.ops.layer_norm_pair(x, branches, norms, norm1.eps, dtype)
-        return x, (self.attention(y1, rotary, batch, attend), self.mlp.fused(y2))
+        x, y1, y2 = self.ops.layer_norm_pair(x, branches, norms, norm1.eps, dtype, bias_sums)
+        attended = self.attention(y1, rotary, batch, attend, fused=True)
+        return x, (attended, self.mlp.fused(y2))
 
 
 SHAPE_6_9B = (4096, 32)
@@ -315,10 +344,11 @@ class GPTNeoX(nn.Module):
         # (B*T, d): embeddings are rounded to the compute dtype; the residual stream stays fp32
         fused = self._fused(x)
         branches: Branches = ()
+        bias_sums: tuple[Tensor, ...] = ()
         for number, layer in enumerate(cast("list[Block]", self.layers)):
             attend = partial(cache.attend, number) if cache else self.ops.attention
             if at is not None and number == self.config.n_layers - 1:
-                x = _residual_add(x, branches)
+                x = _residual_add(x, branches, bias_sums)
                 x = layer(x, rotary, batch, self.compute_dtype, attend, at)
                 return self.final_layer_norm(x, dtype)
             if self.recompute and torch.is_grad_enabled():
@@ -328,10 +358,13 @@ class GPTNeoX(nn.Module):
                     use_reentrant=False, preserve_rng_state=False,
                 )  # fmt: skip
             elif fused:
-                x, branches = layer.fused(x, branches, rotary, batch, self.compute_dtype, attend)
+                x, branches = layer.fused(
+                    x, branches, bias_sums, rotary, batch, self.compute_dtype, attend
+                )
+                bias_sums = layer.bias_sums
             else:
                 x = layer(x, rotary, batch, self.compute_dtype, attend)
-        x = self.final_layer_norm(_residual_add(x, branches), dtype)
+        x = self.final_layer_norm(_residual_add(x, branches, bias_sums), dtype)
         return x.view(batch, seq_len, -1)
 
     def _fused(self, x: Tensor) -> bool:
@@ -363,11 +396,18 @@ class GPTNeoX(nn.Module):
         return self.ops.linear_cross_entropy(hidden, weight, targets, weight_c, self.embed_out_sum)
 
 
-def _residual_add(x: Tensor, branches: Branches) -> Tensor:
-    """Return `x` plus the branches, if there are any, in fp32."""
-    return x + (branches[0].float() + branches[1]) if branches else x
+def _residual_add(x: Tensor, branches: Branches, bias_sums: tuple[Tensor, ...]) -> Tensor:
+    """Return `x` plus the branches, if there are any, in fp32; for `bias_sums`, see Block.fused."""
+    if not branches:
+        return x
+    first, second = (
+        with_bias_gradient(b, total)
+        for b, total in zip(branches, bias_sums or (None, None), strict=True)
+    )
+    return x + (first.float() + second)
 
 
 def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
     """Compute `layer` with `Block.fused`, and return the residual stream after the block."""
-    return _residual_add(*layer.fused(x, (), *rest))
+    x, branches = layer.fused(x, (), (), *rest)
+    return _residual_add(x, branches, layer.bias_sums)

@@ -27,6 +27,7 @@ from pythia_core.kernels.attention_backends import (
     packed_forward,
     select_backend,
 )
+from pythia_core.kernels.linear import add_column_sums_, with_bias_gradient
 from pythia_core.kernels.rotary import rotary_reference, rotate_, split_rotated
 
 MAX_NATIVE_SEQ = 512
@@ -125,27 +126,32 @@ def tree_attention(qkv: Tensor, cos: Tensor, sin: Tensor, ends: Tensor) -> Tenso
 class _PackedAttention(torch.autograd.Function):
     """An autograd function for our Triton attention on a packed qkv.
 
-    The forward rotates the queries and keys of qkv in place. The backward rotates the gradients of
-    the queries and keys back. `kernels.rotary._SplitRotated` explains how autograd copes with the
-    change in place.
+    The forward rotates the queries and keys of qkv in place; `kernels.rotary._SplitRotated`
+    explains how autograd copes with that. The backward rotates the gradients of the queries and
+    keys back, and adds the gradient of qkv's bias.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None) -> Tensor:
         rotate_(qkv, cos, sin, False)
+        ctx.bias_sum = bias_sum
         out, lse = packed_forward(*qkv.unbind(3))
         ctx.save_for_backward(qkv, out, lse, cos, sin)
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None, None]:
         qkv, out, lse, cos, sin = ctx.saved_tensors
         dqkv = packed_backward(dout, *qkv.unbind(3), out, lse)
         rotate_(dqkv, cos, sin, True)
-        return dqkv, None, None
+        if ctx.bias_sum is not None:
+            add_column_sums_(ctx.bias_sum, dqkv)
+        return dqkv, None, None, None
 
 
-def attention_with_backend(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
+def attention_with_backend(
+    qkv: Tensor, cos: Tensor, sin: Tensor, backend: str, bias_sum: Tensor | None = None
+) -> Tensor:
     """Compute the result of `attention` with a given backend, on a CUDA device with Triton.
 
     Args:
@@ -155,14 +161,14 @@ def attention_with_backend(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) 
         ConfigError: the backend is unknown, unavailable, or cannot take these tensors.
     """
     if backend != "triton":
-        q, k, v = split_rotated(qkv, cos, sin)
+        q, k, v = split_rotated(qkv, cos, sin, bias_sum)
         return backend_attention(q, k, v, backend).flatten(2)
     check_packed(qkv[:, :, :, 0])
     qkv = qkv if torch.is_grad_enabled() else qkv.clone()  # see split_rotated
-    return _PackedAttention.apply(qkv, cos, sin).flatten(2)
+    return _PackedAttention.apply(qkv, cos, sin, bias_sum).flatten(2)
 
 
-def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def attention(qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None = None) -> Tensor:
     """Compute causal attention with rotary embedding, in the fastest way on this device.
 
     On a CUDA device with Triton, `qkv` may be overwritten (see `kernels.rotary.split_rotated`).
@@ -170,13 +176,17 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
         cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32.
+        bias_sum: an fp32 buffer to which the backward adds the gradient of qkv's bias (see
+            kernels.linear), (heads * 3 * head_dim,); or None.
 
     Returns:
         The output of attention, (batch, seq, heads * head_dim).
     """
     device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
     if dispatch.use_triton(qkv) and dispatch.is_supported("rotation", device, dtype, head_dim):
-        return attention_with_backend(qkv, cos, sin, select_backend(head_dim, dtype, device))
+        backend = select_backend(head_dim, dtype, device)
+        return attention_with_backend(qkv, cos, sin, backend, bias_sum)
+    qkv = with_bias_gradient(qkv, bias_sum)
     if qkv.shape[1] <= MAX_NATIVE_SEQ and native.available(qkv):
         return _NativeAttention.apply(qkv, cos, sin)
     return attention_torch(qkv, cos, sin)

@@ -5,7 +5,8 @@ The parameters and their gradients are in fp32. The copy is refreshed once per u
 
 On a CUDA device in half precision, the backward can also add the gradients of the parameters to
 fp32 buffers itself. Otherwise autograd writes each gradient in half precision, converts it, and
-adds it: 20 bytes per weight and micro-batch instead of 8.
+adds it: 20 bytes per weight and micro-batch instead of 8. The gradient of a bias is the sum of dy
+over rows. If the next operation's backward computes it where it writes dy, dy is not read again.
 """
 
 from __future__ import annotations
@@ -75,6 +76,36 @@ def adds_exactly(add: Accumulator, device: torch.device, dtype: torch.dtype) -> 
     return torch.equal(total.double(), start.double() + a.double().t() @ b.double())
 
 
+def add_column_sums_(total: Tensor, dy: Tensor) -> None:
+    """Add the sums of dy (n, d) over its rows to the fp32 vector `total` (d,).
+
+    `dy` may also have more dims, if its elements are in the same order.
+    """
+    total.add_(dy.reshape(-1, len(total)).sum(0, dtype=torch.float32))
+
+
+class _ColumnSums(torch.autograd.Function):
+    """An autograd function that returns its input; the backward adds dy's column sums."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, total: Tensor) -> Tensor:
+        ctx.total = total
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        add_column_sums_(ctx.total, dy)
+        return dy, None
+
+
+def with_bias_gradient(y: Tensor, total: Tensor | None) -> Tensor:
+    """Return `y`, whose gradient's column sums the backward adds to `total`, if it is a tensor.
+
+    For an operation after `linear` that adds a bias's gradient but has no kernel for it here.
+    """
+    return y if total is None else _ColumnSums.apply(y, total)
+
+
 # --- the operation ---------------------------------------------------------------------------
 
 
@@ -103,8 +134,8 @@ class _Linear(torch.autograd.Function):
         dx = torch.mm(dy, weight_c) if ctx.needs_input_grad[0] else None
         if ctx.sums:
             accumulator(dy.device, dy.dtype)(ctx.sums[0], dy, x)
-            if ctx.biased:
-                ctx.sums[1].add_(dy.sum(0, dtype=torch.float32))
+            if ctx.biased and len(ctx.sums) > 1:
+                add_column_sums_(ctx.sums[1], dy)
             return dx, None, None, None, None, None
         dweight = torch.mm(dy.t(), x).float()
         dbias = dy.sum(0).float() if ctx.biased else None
@@ -126,7 +157,8 @@ def linear(
         weight_c, bias_c: copies of the parameters in the dtype of `x`. Both biases are None if the
             next operation adds the bias.
         sums: fp32 buffers for the gradients of weight and bias, to which the backward adds them
-            instead of returning them to autograd; empty: autograd receives the gradients.
+            instead of returning them to autograd. Only the first: the next operation adds the
+            gradient of the bias. Empty: autograd receives the gradients.
     """
     # detached: in fp32, copy and master are one tensor, which torch.compile refuses as two inputs
     bias_c = bias_c if bias_c is None else bias_c.detach()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pythia_core.kernels import dispatch
+from pythia_core.kernels.linear import with_bias_gradient
 
 
 def rotary_tables(
@@ -57,17 +58,20 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 
 @torch.library.custom_op("pythia::pack_rotated_back", mutates_args=())
-def _pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return the gradient of the packed qkv, (batch, seq, heads, 3, head_dim)."""
+def _pack_rotated_back(
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the packed qkv and its sums; see `rotary_triton.pack_rotated_back`."""
     from pythia_core.kernels.rotary_triton import pack_rotated_back
 
     return pack_rotated_back(dq, dk, dv, cos, sin)
 
 
 @_pack_rotated_back.register_fake
-def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     batch, seq, heads, dim = dq.shape
-    return dq.new_empty(batch, seq, heads, 3, dim)
+    sums = dq.new_empty(heads * 3 * dim, dtype=torch.float32)
+    return dq.new_empty(batch, seq, heads, 3, dim), sums
 
 
 @dispatch.probe("rotation")
@@ -88,17 +92,25 @@ class _SplitRotated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None
+    ) -> tuple[Tensor, ...]:
         rotate_(qkv, cos, sin, False)
         ctx.save_for_backward(cos, sin)
+        ctx.bias_sum = bias_sum
         return qkv.unbind(3)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _pack_rotated_back(*grads, *ctx.saved_tensors), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        dqkv, sums = _pack_rotated_back(*grads, *ctx.saved_tensors)
+        if ctx.bias_sum is not None:
+            ctx.bias_sum.add_(sums)
+        return dqkv, None, None, None
 
 
-def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+def split_rotated(
+    qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
 
     With Triton, qkv is overwritten and the results are views of qkv. Under no_grad, a copy of
@@ -106,6 +118,8 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
 
     Args:
         cos, sin: the tables of `rotary_tables`, each (seq, rotary_dims / 2), fp32.
+        bias_sum: an fp32 buffer to which the backward adds the gradient of qkv's bias (see
+            kernels.linear), (heads * 3 * head_dim,); or None.
 
     Returns:
         Rotated queries, rotated keys, and values, each (batch, seq, heads, head_dim).
@@ -114,7 +128,7 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         ConfigError: the Triton kernel cannot take the dtype, head dim or number of rotary lanes.
     """
     if not dispatch.use_triton(qkv):
-        return split_rotated_reference(qkv, cos, sin)
+        return split_rotated_reference(with_bias_gradient(qkv, bias_sum), cos, sin)
     dim, half = qkv.shape[-1], cos.shape[-1]
     problems = []
     if dim > dispatch.HEAD_DIM_MAX:
@@ -123,5 +137,6 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         problems.append(f"there are {2 * half} rotary lanes, but a head has only {dim} lanes")
     dispatch.check("split_rotated", {"qkv": qkv.dtype}, problems)
     if not dispatch.is_supported("rotation", qkv.device, qkv.dtype, dim):
-        return split_rotated_reference(qkv, cos, sin)
-    return _SplitRotated.apply(qkv if torch.is_grad_enabled() else qkv.clone(), cos, sin)
+        return split_rotated_reference(with_bias_gradient(qkv, bias_sum), cos, sin)
+    qkv = qkv if torch.is_grad_enabled() else qkv.clone()
+    return _SplitRotated.apply(qkv, cos, sin, bias_sum)

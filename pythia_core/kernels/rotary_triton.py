@@ -1,8 +1,9 @@
 """Triton kernels for the rotary embedding on the packed QKV.
 
 The forward rotates queries and keys in place, and touches only rotated lanes: in Pythia, a sixth of
-the buffer. The backward rotates the gradients back and writes one packed gradient. Rotations are
-computed in fp32, and rounded once.
+the buffer. The backward rotates the gradients back and writes one packed gradient, and the sums of
+its columns, which are the gradient of the projection's bias. Rotations are computed in fp32, and
+rounded once. The number of partial sums, PARTIALS, is fixed, so the device does not change results.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 WARPS = 4
+PARTIALS = 128
 
 
 def tile(half: int) -> tuple[int, int]:
@@ -69,19 +71,20 @@ def rotate_kernel(
 
 @triton.jit
 def _copy(from_ptr, to_ptr, inside, WIDTH: tl.constexpr, LANES: tl.constexpr):
-    """Copy WIDTH lanes of each row for which `inside` is true, unchanged."""
+    """Copy WIDTH lanes of each row for which `inside` is true; return the sum of the rows."""
     lane = tl.arange(0, LANES)
     mask = inside[:, None] & (lane < WIDTH)[None, :]
     x = tl.load(from_ptr[:, None] + lane[None, :], mask=mask, other=0.0)
     tl.store(to_ptr[:, None] + lane[None, :], x, mask=mask)
+    return tl.sum(x.to(tl.float32), 0)
 
 
 @triton.jit
 def _copy_rotated_back(
-    from_ptr, to_ptr, cos, sin, mask, inside, HALF: tl.constexpr, LANES: tl.constexpr,
-    REST: tl.constexpr, REST_LANES: tl.constexpr,
+    from_ptr, to_ptr, cos, sin, mask, inside, first_sum, second_sum, rest_sum,
+    HALF: tl.constexpr, LANES: tl.constexpr, REST: tl.constexpr, REST_LANES: tl.constexpr,
 ):  # fmt: skip
-    """Copy rows of a gradient, with the first 2 * HALF lanes rotated back."""
+    """Copy rows of a gradient, with the first 2 * HALF lanes rotated back; update their sums."""
     if HALF > 0:
         lane = tl.arange(0, LANES)
         first_ptr = from_ptr[:, None] + lane[None, :]
@@ -91,8 +94,26 @@ def _copy_rotated_back(
         out_ptr = to_ptr[:, None] + lane[None, :]
         tl.store(out_ptr, first.to(to_ptr.dtype.element_ty), mask=mask)
         tl.store(out_ptr + HALF, second.to(to_ptr.dtype.element_ty), mask=mask)
+        first_sum += tl.sum(first, 0)
+        second_sum += tl.sum(second, 0)
     if REST > 0:
-        _copy(from_ptr + 2 * HALF, to_ptr + 2 * HALF, inside, REST, REST_LANES)
+        rest_sum += _copy(from_ptr + 2 * HALF, to_ptr + 2 * HALF, inside, REST, REST_LANES)
+    return first_sum, second_sum, rest_sum
+
+
+@triton.jit
+def _write_sums(
+    to_ptr, first_sum, second_sum, rest_sum, HALF: tl.constexpr, LANES: tl.constexpr,
+    REST: tl.constexpr, REST_LANES: tl.constexpr,
+):  # fmt: skip
+    """Write the column sums of one head's queries or keys."""
+    if HALF > 0:
+        lane = tl.arange(0, LANES)
+        tl.store(to_ptr + lane, first_sum, mask=lane < HALF)
+        tl.store(to_ptr + HALF + lane, second_sum, mask=lane < HALF)
+    if REST > 0:
+        lane = tl.arange(0, REST_LANES)
+        tl.store(to_ptr + 2 * HALF + lane, rest_sum, mask=lane < REST)
 
 
 @triton.jit
@@ -103,7 +124,8 @@ def pack_kernel(
     out_ptr,  # (batch, seq, heads, 3, head_dim), contiguous
     cos_ptr,  # (seq, HALF) fp32
     sin_ptr,  # (seq, HALF) fp32
-    n_rows,  # batch * seq * heads
+    partial_ptr,  # (PARTIALS, heads, 3, head_dim) fp32: column sums of `out`
+    n_tokens,  # batch * seq
     seq,
     heads,
     dq_batch, dq_seq, dq_head,
@@ -116,27 +138,44 @@ def pack_kernel(
     REST: tl.constexpr,
     REST_LANES: tl.constexpr,
     ROWS: tl.constexpr,
+    PARTIALS: tl.constexpr,
 ):  # fmt: skip
-    """Rotate dq and dk back, and pack dq, dk and dv, for ROWS rows. A row is a head of a token."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = row < n_rows
-    head = row % heads
-    token = row // heads
-    position = token % seq
-    batch = (token // seq).to(tl.int64)
-    at = position.to(tl.int64)
+    """Rotate dq and dk back, and pack dq, dk and dv, for one head and every PARTIALS-th tile."""
+    program, head = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, LANES)
-    mask = inside[:, None] & (lane < HALF)[None, :]
-    table = position[:, None] * HALF + lane[None, :]
-    cos = tl.load(cos_ptr + table, mask=mask, other=0.0)
-    sin = tl.load(sin_ptr + table, mask=mask, other=0.0)
-    out = out_ptr + row.to(tl.int64) * (3 * DIM)
-    dq = dq_ptr + batch * dq_batch + at * dq_seq + head * dq_head
-    dk = dk_ptr + batch * dk_batch + at * dk_seq + head * dk_head
-    dv = dv_ptr + batch * dv_batch + at * dv_seq + head * dv_head
-    _copy_rotated_back(dq, out, cos, sin, mask, inside, HALF, LANES, REST, REST_LANES)
-    _copy_rotated_back(dk, out + DIM, cos, sin, mask, inside, HALF, LANES, REST, REST_LANES)
-    _copy(dv, out + 2 * DIM, inside, DIM, DIM_LANES)
+    q_first = tl.zeros((LANES,), tl.float32)
+    q_second, k_first, k_second = q_first, q_first, q_first
+    q_rest = tl.zeros((REST_LANES,), tl.float32)
+    k_rest = q_rest
+    v_sum = tl.zeros((DIM_LANES,), tl.float32)
+    for start in range(program * ROWS, n_tokens, PARTIALS * ROWS):
+        token = start + tl.arange(0, ROWS)
+        inside = token < n_tokens
+        position = token % seq
+        batch = (token // seq).to(tl.int64)
+        at = position.to(tl.int64)
+        mask = inside[:, None] & (lane < HALF)[None, :]
+        table = position[:, None] * HALF + lane[None, :]
+        cos = tl.load(cos_ptr + table, mask=mask, other=0.0)
+        sin = tl.load(sin_ptr + table, mask=mask, other=0.0)
+        out = out_ptr + (token.to(tl.int64) * heads + head) * (3 * DIM)
+        dq = dq_ptr + batch * dq_batch + at * dq_seq + head * dq_head
+        dk = dk_ptr + batch * dk_batch + at * dk_seq + head * dk_head
+        dv = dv_ptr + batch * dv_batch + at * dv_seq + head * dv_head
+        q_first, q_second, q_rest = _copy_rotated_back(
+            dq, out, cos, sin, mask, inside, q_first, q_second, q_rest,
+            HALF, LANES, REST, REST_LANES,
+        )  # fmt: skip
+        k_first, k_second, k_rest = _copy_rotated_back(
+            dk, out + DIM, cos, sin, mask, inside, k_first, k_second, k_rest,
+            HALF, LANES, REST, REST_LANES,
+        )  # fmt: skip
+        v_sum += _copy(dv, out + 2 * DIM, inside, DIM, DIM_LANES)
+    sums = partial_ptr + (program * heads + head) * (3 * DIM)
+    _write_sums(sums, q_first, q_second, q_rest, HALF, LANES, REST, REST_LANES)
+    _write_sums(sums + DIM, k_first, k_second, k_rest, HALF, LANES, REST, REST_LANES)
+    lanes = tl.arange(0, DIM_LANES)
+    tl.store(sums + 2 * DIM + lanes, v_sum, mask=lanes < DIM)
 
 
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
@@ -157,22 +196,28 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
         )  # fmt: skip
 
 
-def pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate dq and dk back, and pack dq, dk and dv into one (batch, seq, heads, 3, head_dim)."""
+def pack_rotated_back(
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotate dq and dk back, and pack dq, dk and dv into one (batch, seq, heads, 3, head_dim).
+
+    Returns:
+        The packed gradient, and its sums over tokens, (heads * 3 * head_dim,) in fp32.
+    """
     dq, dk, dv = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk, dv))
     batch, seq, heads, dim = dq.shape
     half = cos.shape[-1]
     rest = dim - 2 * half
     out = dq.new_empty(batch, seq, heads, 3, dim)
-    n_rows = batch * seq * heads
+    partial = out.new_empty(PARTIALS, heads * 3 * dim, dtype=torch.float32)
     rows, lanes = tile(half)
-    if n_rows:
-        pack_kernel[(triton.cdiv(n_rows, rows),)](
-            dq, dk, dv, out, cos, sin, n_rows, seq, heads,
+    if heads:
+        pack_kernel[(PARTIALS, heads)](
+            dq, dk, dv, out, cos, sin, partial, batch * seq, seq, heads,
             *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
             DIM=dim, DIM_LANES=triton.next_power_of_2(dim),
             HALF=half, LANES=lanes,
             REST=rest, REST_LANES=triton.next_power_of_2(max(rest, 1)),
-            ROWS=rows, num_warps=WARPS,
+            ROWS=rows, PARTIALS=PARTIALS, num_warps=WARPS,
         )  # fmt: skip
-    return out
+    return out, partial.sum(0)

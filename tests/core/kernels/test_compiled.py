@@ -149,11 +149,12 @@ def test_packing_of_gradients(head_dim: int) -> None:
         "REST": rest,
         "REST_LANES": triton.next_power_of_2(rest),
         "ROWS": rows,
+        "PARTIALS": t.PARTIALS,
     }
     types = {
         **dict.fromkeys(("dq_ptr", "dk_ptr", "dv_ptr", "out_ptr"), "*bf16"),
-        **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
-        **dict.fromkeys(("n_rows", "seq"), "i32:16"),
+        **dict.fromkeys(("cos_ptr", "sin_ptr", "partial_ptr"), "*fp32"),
+        **dict.fromkeys(("n_tokens", "seq"), "i32:16"),
         "heads": "i32",
         **{f"{g}_{s}": "i32:16" for g in ("dq", "dk", "dv") for s in ("batch", "seq", "head")},
     }

@@ -64,6 +64,15 @@ if INTERPRETED:
     correct_bf16()
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the interpreter would run mostly idle programs in the sums over rows."""
+    from pythia_core.kernels import gelu_triton, layer_norm_triton, rotary_triton
+
+    for kernels in (gelu_triton, layer_norm_triton, rotary_triton):
+        monkeypatch.setattr(kernels, "PARTIALS", 2)
+
+
 @pytest.fixture
 def device() -> str:
     return "cpu" if INTERPRETED else "cuda"

@@ -14,13 +14,6 @@ from pythia_core.kernels.gelu import bias_gelu_reference
 FORMS = pytest.mark.parametrize("form", ["tanh", "erf"])
 
 
-@pytest.fixture(autouse=True)
-def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pythia_core.kernels import gelu_triton
-
-    monkeypatch.setattr(gelu_triton, "PARTIALS", 4)  # fewer programs to interpret
-
-
 @DTYPES
 @FORMS
 @pytest.mark.parametrize(("n", "d"), [(1, 3), (37, 24), (70, 260)])

@@ -19,16 +19,6 @@ from pythia_core.training.memory import saved_activation_bytes
 from pythia_core.training.optimizer import FlatParameters
 from pythia_core.training.trainer import MicroStep
 
-
-@pytest.fixture(autouse=True)
-def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the interpreter would run mostly idle programs in the sums over rows."""
-    from pythia_core.kernels import gelu_triton, layer_norm_triton
-
-    for kernels in (gelu_triton, layer_norm_triton):
-        monkeypatch.setattr(kernels, "PARTIALS", 4)
-
-
 TINY = ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=50, max_seq_len=16)
 
 

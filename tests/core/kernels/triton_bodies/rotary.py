@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_checks import DTYPES, check, normal
+from pythia_book.bench.kernels import relative_error
 from torch import Tensor
 
 from pythia_core import kernels
@@ -43,6 +44,22 @@ def test_heads_of_small_models(head_dim: int, dims: int, device: str) -> None:
         return split_rotated_reference(qkv, *(t.to(qkv) for t in (cos, sin)))
 
     check(kernel, reference, [normal(1, 5, 2, 3, head_dim).float().to(device)])
+
+
+@DTYPES
+@pytest.mark.parametrize(("tokens", "head_dim"), [(300, 64), (3, 80), (5, 6)])
+def test_the_gradient_of_the_bias_is_added(
+    dtype: torch.dtype, tokens: int, head_dim: int, device: str
+) -> None:
+    """300 tokens are more than the programs' first tiles."""
+    cos, sin = tables(tokens, head_dim // 8 * 2, device)
+    qkv = normal(2, tokens, 2, 3, head_dim).to(device, dtype).requires_grad_()
+    upstream = [normal(2, tokens, 2, head_dim, seed=i).to(device, dtype) for i in range(3)]
+    total = torch.ones(2 * 3 * head_dim, device=device)
+    for _ in range(2):
+        (dqkv,) = torch.autograd.grad(split_rotated(qkv * 1, cos, sin, total), qkv, upstream)
+    exact = 1 + 2 * dqkv.double().sum((0, 1)).flatten()
+    assert relative_error(total.double(), exact) < (1e-6 if dtype == torch.float32 else 1e-3)
 
 
 @HEAD_DIMS
