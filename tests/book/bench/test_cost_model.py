@@ -1,49 +1,59 @@
-"""The cost model reproduces the table of its derivation, and its bounds hold."""
+"""The cost model: recomputed for one size, equal to the code where it counts the code's work."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 from pythia_book.bench import cost_model
 
+from pythia_core.kernels import cross_entropy
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.metrics import flops_per_token
 
 MODELS = {name: size.model() for name, size in OFFICIAL_SIZES.items()}
-COMPILED = {  # ns per token: gemm, logits, attention, elementwise, loss, their sum
-    "14m": (30, 193, 76, 33, 121, 453),
-    "31m": (79, 193, 153, 67, 121, 612),
-    "70m": (229, 269, 164, 133, 121, 916),
-    "160m": (887, 354, 492, 399, 121, 2_254),
-    "410m": (2_911, 440, 1_313, 1_065, 121, 5_850),
-    "1b": (6_881, 880, 2_298, 1_420, 121, 11_599),
-    "1.4b": (10_321, 880, 2_135, 2_130, 121, 15_587),
-    "2.8b": (21_502, 1_100, 4_849, 3_550, 121, 31_122),
-    "6.9b": (52_652, 1_765, 5_693, 5_680, 121, 65_910),
-    "12b": (92_552, 2_217, 8_006, 7_987, 122, 110_883),
-}
-OURS = {
-    "14m": 366, "31m": 501, "70m": 769, "160m": 1_924, "410m": 5_048, "1b": 9_589,
-    "1.4b": 13_684, "2.8b": 27_944, "6.9b": 61_858, "12b": 105_017,
-}  # fmt: skip
 
 
-@pytest.mark.parametrize("size", COMPILED)
-def test_every_part_of_the_compiled_step_equals_the_table(size: str) -> None:
-    parts = list(cost_model.parts(MODELS[size], "compiled").values())
-    assert [*parts, sum(parts)] == pytest.approx(COMPILED[size], abs=1.0, rel=1e-4)
-
-
-@pytest.mark.parametrize("size", OURS)
-def test_the_totals_of_our_step_equal_the_table(size: str) -> None:
-    total = cost_model.ns_per_token(MODELS[size], "ours")
-    assert total == pytest.approx(OURS[size], abs=1.0, rel=2e-4)
+def test_every_part_of_a_step_recomputed_by_hand() -> None:
+    """160M: 12 layers, width 768, 64 dims a head, 50,304 tokens; its products reach 72 %."""
+    d, layers, vocab = 768, 12, 50_304
+    scores = 2 * d * 2049 * layers
+    expected = {
+        "gemm": 72 * d**2 * layers / (0.72 * 798),
+        "logits": 6 * d * vocab / (0.82 * 798),
+        "attention": scores / 334 + 2.5 * scores / 249,
+        "elementwise": 44 * 2 * d * layers / 2.4,
+        "loss": 4 * vocab / 2.4,
+        "gradients": (8 * 12 * d**2 * layers + (16 + 7 * 8) * d * vocab) / 32_768 / 3,
+    }
+    parts = cost_model.parts(MODELS["160m"], "ours")
+    assert parts == pytest.approx({name: ps / 1e3 for name, ps in expected.items()})
 
 
 @pytest.mark.parametrize("size", MODELS)
-def test_ours_is_faster_than_compiled_and_slower_than_its_matrix_products(size: str) -> None:
-    ns = {way: cost_model.ns_per_token(MODELS[size], way) for way in cost_model.PROFILES}
-    assert ns["compiled"] > ns["ours"]
-    assert ns["ours"] > flops_per_token(MODELS[size], cost_model.SEQ_LEN) / cost_model.MATMUL / 1e3
+def test_ours_is_between_torch_compile_and_the_products_alone(size: str) -> None:
+    model = MODELS[size]
+    compiled, ours = (cost_model.parts(model, profile) for profile in ("compiled", "ours"))
+    # torch.compile writes all logits at once and so adds one gradient of the unembedding, not seven
+    assert all(ours[part] <= compiled[part] for part in ours if part != "gradients")
+    least = flops_per_token(model, cost_model.SEQ_LEN) / cost_model.MATMUL / 1e3
+    assert sum(compiled.values()) > sum(ours.values()) > least
+
+
+def test_the_chunks_of_the_loss_are_those_of_the_code() -> None:
+    vocab, tokens = 50_304, cost_model.MICRO_TOKENS
+    assert cost_model.CHUNK_LOGITS == cross_entropy.CHUNK_ELEMENTS_CUDA
+    chunks = math.ceil(tokens / cross_entropy.even_chunk(tokens, vocab))
+    assert chunks == math.ceil(tokens * vocab / cost_model.CHUNK_LOGITS)
+
+
+def test_small_micro_batches_cost_more_per_token() -> None:
+    model = MODELS["2.8b"]
+    small, large = (
+        cost_model.parts(model, "ours", micro_tokens=tokens) for tokens in (4_096, 32_768)
+    )
+    gradients = small.pop("gradients"), large.pop("gradients")
+    assert small == large and 6 < gradients[0] / gradients[1] <= 8
 
 
 def test_peak_rates_come_from_data_sheets() -> None:
@@ -57,4 +67,4 @@ def test_the_optimizer_matters_for_small_updates_only() -> None:
     free = 1e9 / cost_model.ns_per_token(model, "ours")
     small, large = (cost_model.predicted_tokens_per_s(model, "ours", n) for n in (2**15, 2**21))
     assert small < 0.98 * free and large == pytest.approx(free, rel=1e-3)
-    assert cost_model.optimizer_seconds(model) == pytest.approx(1.6e-3, rel=0.05)
+    assert cost_model.optimizer_seconds(model) == pytest.approx(2.06e-3, rel=0.05)
