@@ -88,7 +88,8 @@ def _kernels(operations: Sequence[Row]) -> Iterator[Row]:
             yield _decision(file, rule, None, NOT_MEASURED)
             continue
         ratios = {size: theirs["ms"] / ours["ms"] for size, (ours, theirs) in pairs.items()}
-        value, smallest = _geometric_mean(list(ratios.values())), min(ratios, key=ratios.__getitem__)
+        value = _geometric_mean(list(ratios.values()))
+        smallest = min(ratios, key=ratios.__getitem__)
         note = f"smallest {ratios[smallest]:.3g} at {smallest}, of {', '.join(ratios)}"
         keep = value >= THRESHOLD
         if kernel == LOSS:
@@ -131,7 +132,7 @@ def _attention(attention: Sequence[Row]) -> Iterator[Row]:
             if gains[-1] >= THRESHOLD:
                 libraries[OURS] = ms[OURS]
         what = f"attention at head dim {dim}"
-        rule = f"replace {DEFAULT} by the fastest repeatable library if >= {THRESHOLD:g} times as fast"
+        rule = f"take the fastest repeatable library if >= {THRESHOLD:g} times as fast as {DEFAULT}"
         best = min(libraries, key=libraries.__getitem__, default="")
         if DEFAULT not in libraries or math.isinf(libraries[best]):
             yield _decision(what, rule, None, NOT_MEASURED)

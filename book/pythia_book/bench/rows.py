@@ -118,13 +118,19 @@ def _warn(message: str) -> None:
     log.warning(message)
 
 
-def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
+KEYS = {
+    "train": ("size", "implementation", "micro_rows"),
+    "operation": ("size", "kernel", "implementation"),
+    "attention": ("library", "seq_len", "head_dim", "deterministic"),
+}
+"""Maps a kind of rows to the columns that identify a measurement."""
+
+
+def measured_rows(path: Path, kind: str) -> list[Row]:
     """Read the measurements of one kind, without dry runs, on the device that was used last.
 
-    Args:
-        kind: the kind of rows, e.g. "train".
-        keys: the columns that identify a measurement. If a measurement was repeated, the newest
-            row that has a speed is returned; if no row has a speed, the newest row.
+    If a measurement was repeated, the newest row that has a speed is returned; if no row has a
+    speed, the newest row. `kind` is a kind in KEYS.
 
     Returns:
         The row of the machine, then the measurements. Empty if no measurement has a speed.
@@ -136,7 +142,7 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
         if row["kind"] == "machine":
             device = row["device"]
         elif row["kind"] == kind and machines and device == machines[-1]["device"]:
-            key = tuple(row.get(name) for name in keys)
+            key = tuple(row.get(name) for name in KEYS[kind])
             if "ms" in row or "ms" not in newest.get(key, ()):
                 newest[key] = row
     if not any("ms" in row for row in newest.values()):
