@@ -72,7 +72,7 @@ def gpu_steps(ratio: float = 1.3, dry_run: bool = False) -> list[Row]:
         CARD,
         step(train.BASELINE, baseline, "160m"),
         step(train.Implementation("plain"), baseline / 2, "160m"),  # faster, but not compiled
-        step(train.SIZING_IMPLEMENTATION, 2 * baseline, "160m"),
+        step(train.Implementation("transformers"), 2 * baseline, "160m"),
         step(train.Implementation("ours"), 1.1 * baseline, "160m"),
         step(train.GRAPH, baseline / ratio, "160m"),
         {
