@@ -51,7 +51,7 @@ from pythia_book.bench.rows import SKIPPED, Row, require_cuda, speed_range
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError, FetchError, PythiaError, one_of
-from pythia_core.kernels import FAST, PLAIN, Ops
+from pythia_core.kernels import FAST, PLAIN, Ops, dispatch
 from pythia_core.kernels.cross_entropy import CHUNK_ELEMENTS
 from pythia_core.kernels.gelu import bias_gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference
@@ -115,11 +115,15 @@ class Implementation:
 
     @property
     def columns(self) -> Row:
-        """The columns of a row that describe the implementation."""
+        """The columns of a row that describe the implementation.
+
+        The column `family` is "ours" only for our code as users get it.
+        """
+        usual = self.deterministic and not self.compiled_formulas
         return {
             "implementation": self.name,
             "label": self.label,
-            "family": self.family,
+            "family": self.family if usual else f"{self.family}, modified",
             "mode": self.mode,
             "precision": self.precision,
         }
@@ -139,11 +143,11 @@ class Implementation:
         return memory.RESERVE + tokens * per_token
 
     def resident_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes kept between updates: training state, and tensors of CUDA graphs.
+        """Estimate the bytes kept between updates: training state, and memory of CUDA graphs.
 
-        There is a graph for updates of 1 micro-batch, and one for updates of ACCUMULATE.
+        The graphs of updates of 1 and of ACCUMULATE micro-batches share their memory.
         """
-        graphs = 2 * self.activation_bytes(model, tokens) if self.mode == "graph" else 0
+        graphs = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
         return memory.state_bytes(model, self.precision) + graphs
 
     def transient_bytes(self, model: ModelConfig, tokens: int) -> int:
@@ -619,8 +623,11 @@ def _warm_up_with_rows_that_fit(
     rows, most, total = first, most_rows(job), _total_bytes(job.device)
     while True:
         entry, why = None, ""
+        # a step that cannot be recorded would be timed in mode "eager"
+        recorded = implementation.mode == "graph"
         try:
-            entry = _warm_up(implementation, job, rows)
+            with dispatch.no_fallback() if recorded else contextlib.nullcontext():
+                entry = _warm_up(implementation, job, rows)
         except Exception as error:  # e.g. out of memory: a result too
             why = reason(error)
         if entry:

@@ -332,6 +332,20 @@ def test_rows_are_doubled_while_memory_lasts_and_halved_when_it_does_not(
     assert tried_rows(monkeypatch, fit=64, job=fixed, first=4) == ([4], 4, "")
 
 
+def test_a_graph_is_not_replaced_by_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = {}
+    monkeypatch.setattr(
+        train,
+        "_warm_up",
+        lambda i, job, rows: (
+            strict.update({i.mode: train.dispatch.strict()}) or SimpleNamespace(bytes_if_doubled=0)
+        ),
+    )
+    for implementation in (train.GRAPH, FIRST[3]):
+        train._warm_up_with_rows_that_fit(implementation, DRY, 2, True)
+    assert strict == {"graph": True, "eager": False}
+
+
 def test_out_of_memory_says_at_which_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     detail = "CUDA out of memory. Tried to allocate 9 GiB"
     tried, _, why = tried_rows(monkeypatch, fit=0, first=4)
