@@ -55,8 +55,8 @@ CLOSING_SECONDS = 15.0
 PROGRESS_SECONDS = 15.0
 """Seconds between two lines that show the progress of a step."""
 OLDEST_TORCH = (2, 11)
-SMALLEST_GPU = 80e9
-"""Bytes of memory of the GPU for which durations are estimated."""
+LARGEST_GPU = 150e9
+"""Bytes of memory of the GPU for which durations are estimated: more rows take more time."""
 TEXT_SECONDS, LAUNCH_SECONDS, KERNEL_SECONDS = 40.0, 15.0, 12.0
 """Guesses: seconds to prepare the text, to start a process and measure the rates of a GPU, and to
 compile and time the implementations of an operation at one size."""
@@ -129,7 +129,7 @@ def plan(
         """Estimate the duration of the main comparison and, at one size, of the options."""
         job = train.Job(size, ())
         return sum(
-            train.seconds_needed(i, job, train.estimated_rows(i, job, SMALLEST_GPU))
+            train.seconds_needed(i, job, train.estimated_rows(i, job, LARGEST_GPU))
             for group in train.ROUNDS_ON_GPU[: 2 if size == FIRST_SIZE else 1]
             for i in group
         )
