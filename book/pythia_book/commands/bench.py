@@ -113,7 +113,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--dry-run", **DRY_RUN)
     p.epilog = (
         "By default: correctness of kernels and training (up to 2.5 minutes), every attention "
-        "library (1 minute), training steps of 160m (3.5 minutes) and its kernels (1.5 minutes); "
+        "library (1 minute), training steps of 160m (2.5 minutes) and its kernels (1.5 minutes); "
         "then, while the budget lasts, training (1 to 7 minutes a size) and kernels of other "
         "sizes. These times are guesses; a step is stopped after 1.5 times its guess. With 9m, the "
         "default fits, without most other sizes. A second call adds to the results, e.g. --budget "
