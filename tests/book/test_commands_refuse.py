@@ -18,7 +18,7 @@ WORK = (
     "pythia_book.released.resolve.find_model",
     "pythia_book.released.continuation.start.find_source",
     "pythia_book.bundle.prepare_tokens",
-    "pythia_book.bench.train.peak_rates",
+    "pythia_book.bench.kernels.peak_rates",
 )
 """The functions with which the commands below start to work."""
 

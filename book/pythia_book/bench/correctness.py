@@ -2,12 +2,14 @@
 
 Kernels are compared with results in fp64. A kernel that would fall back to a slower operation
 counts as failed. Training is compared, in every mode, with the same model in plain PyTorch on the
-CPU in fp32. Training twice must give the same bits; this is not checked under torch.compile. A dry
-run makes the same checks on tiny CPU tensors, without GPU kernels.
+CPU in fp32. Except under torch.compile, training must give the bits of a run in eager mode, and of
+a run that was saved and resumed half-way. A dry run makes the same checks on tiny CPU tensors,
+without GPU kernels.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +24,7 @@ from pythia_book.bench.kernels import (
     Implementation,
     cases,
     check_can_run,
+    check_gpu_answers,
     exact_results,
     machine_row,
     reason,
@@ -40,9 +43,13 @@ from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.trainer import DTYPES, Trainer
 from pythia_core.util.machine import deterministic
 
-UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
-"""Number of updates, vocabulary size and row length of the training check. A row is several tiles
-of an attention kernel long."""
+VOCAB = 256
+"""Vocabulary size of the tiny model that is trained."""
+UPDATES = {32: 20, 64: 6, 512: 20, 2048: 6}
+"""Maps a row length of the training check to the number of updates. On a GPU, rows are several
+tiles of an attention kernel long."""
+SEQ_LENS = {"cpu": (32, 64), "cuda": (512, 2048)}
+"""Maps a kind of device to the row lengths: one for all checks, and one for bf16 alone."""
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 """Maps each precision to the largest allowed difference, in nats, from the loss in plain fp32."""
 
@@ -59,7 +66,8 @@ def check_gpu(
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size.
-        PythiaError: some checks failed. The error is raised after the last row.
+        PythiaError: some checks failed. The error is raised after the last row, or after a failure
+            that made the GPU unusable for this process.
     """
     deadline = time.monotonic() + budget
     sizes = check_can_run("correctness", sizes, dry_run)
@@ -80,6 +88,8 @@ def check_gpu(
             failed += [name] if why else []
             done += 1
         yield {**row, "dry_run": dry_run}
+        if row["outcome"] == "failed":
+            check_gpu_answers(name)
     if failed:
         raise PythiaError(f"{len(failed)} of {done} GPU checks failed: {', '.join(failed)}")
 
@@ -88,13 +98,14 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
     """Yield (name, function) for every check; the function returns the problem, or ""."""
     first = sorted(sizes, key=lambda size: size != "160m")
     yield from _kernel_checks(first[0], "bf16", device)
-    modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
-    for precision in ("bf16", "fp32", "fp16"):
-        for mode in modes if precision == "bf16" else modes[:2]:
-            yield (
-                f"training {mode} {precision}",
-                partial(_training_problem, mode, precision, device),
-            )
+    modes = ("eager", "graph") if device == "cuda" else ("eager",)
+    short, long = SEQ_LENS[device]
+    trained = [(mode, "bf16", seq_len) for seq_len in (short, long) for mode in modes]
+    trained += [("compile", "bf16", short)] * (device == "cuda")
+    trained += [(mode, precision, short) for precision in ("fp32", "fp16") for mode in modes]
+    for mode, precision, seq_len in trained:
+        name = f"training {mode} {precision}, rows of {seq_len}"
+        yield name, partial(_training_problem, mode, precision, device, seq_len)
     for precision in ("fp32", "fp16"):
         yield from _kernel_checks(first[0], precision, device)
     for size in first[1:]:
@@ -163,9 +174,8 @@ def problem(
 # --- training ------------------------------------------------------------------------------------
 
 
-def _training_problem(mode: str, precision: str, device: str) -> str:
+def _training_problem(mode: str, precision: str, device: str, seq_len: int) -> str:
     """Train a tiny model in one mode; return the problem, or "" if there is none."""
-    seq_len = 32 if device == "cpu" else SEQ_LEN
     losses, weights = _train_tiny_model(precision, device, Execution(mode), seq_len)
     expected = _plain_losses(seq_len)
     error = max(abs(ours - plain) for ours, plain in zip(losses, expected, strict=True))
@@ -175,11 +185,23 @@ def _training_problem(mode: str, precision: str, device: str) -> str:
             f"a loss differs from that of plain PyTorch by {error:.2g} nats; at most {allowed:.2g} "
             "is allowed"
         )
-    if mode == "compile":  # a second run would compile everything again
+    if mode == "compile":  # every further run would compile everything again
         return ""
-    losses_again, weights_again = _train_tiny_model(precision, device, EAGER, seq_len)
-    same = losses == losses_again and torch.equal(weights, weights_again)
-    return "" if same else "a second run, in eager mode, gives different bits"
+    repetitions = {
+        "a second run, in eager mode,": (EAGER, False),
+        "a run that is saved and resumed half-way": (Execution(mode), True),
+    }
+    for run, (execution, resumed) in repetitions.items():
+        losses_again, weights_again = _train_tiny_model(
+            precision, device, execution, seq_len, resumed=resumed
+        )
+        if losses != losses_again:
+            pairs = enumerate(zip(losses, losses_again, strict=True))
+            update = next(number for number, (a, b) in pairs if a != b)
+            return f"{run} gives different bits: the loss of update {update}"
+        if not torch.equal(weights, weights_again):
+            return f"{run} gives different bits: the final weights"
+    return ""
 
 
 @functools.cache
@@ -189,17 +211,33 @@ def _plain_losses(seq_len: int) -> list[float]:
 
 
 def _train_tiny_model(
-    precision: str, device: str, execution: Execution, seq_len: int, ops: Ops | None = None
+    precision: str,
+    device: str,
+    execution: Execution,
+    seq_len: int,
+    ops: Ops | None = None,
+    resumed: bool = False,
 ) -> tuple[list[float], Tensor]:
-    """Train a tiny model; return the loss of each update in nats, and the final fp32 weights."""
+    """Train a tiny model; return the loss of each update in nats, and the final fp32 weights.
+
+    Args:
+        resumed: whether a new `Trainer` takes over half-way, with a copy of the first one's state.
+    """
+    updates = UPDATES[seq_len]
     run = RunConfig(
         ModelConfig(n_layers=2, d_model=128, n_heads=2, vocab_size=VOCAB, max_seq_len=seq_len),
         DataConfig(seq_len=seq_len),
-        TrainConfig(UPDATES, batch_size=4, lr_max=2e-3, micro_batch=2, precision=precision),
+        TrainConfig(updates, batch_size=4, lr_max=2e-3, micro_batch=2, precision=precision),
     )
     make_model = partial(GPTNeoX, ops=ops or kernels.FAST)
     trainer = Trainer(run, torch.device(device), execution, make_model)
-    losses = [trainer.update(_rows(step, seq_len))[0] for step in range(UPDATES)]
+    losses = []
+    for step in range(updates):
+        if resumed and step == updates // 2:
+            saved = copy.deepcopy(trainer.state())
+            trainer = Trainer(run, torch.device(device), execution, make_model)
+            trainer.load_state(step, saved)
+        losses.append(trainer.update(_rows(step, seq_len))[0])
     return losses, trainer.flat.flat
 
 

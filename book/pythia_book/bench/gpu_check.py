@@ -6,7 +6,8 @@ remaining time.
 
 Results are written to one folder as soon as they are known, so they survive the loss of the
 machine: a .jsonl file for each name in `FILES`, and the printed output in check.log. A later call
-adds to the same files.
+adds to the same files. The printed table ends with the decisions that follow from all results
+(pythia_book.bench.decisions).
 """
 
 from __future__ import annotations
@@ -23,9 +24,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pythia_book.bench.rows import DRY_RUN, Row, format_row, read_rows, require_cuda, write_rows
+from pythia_book.bench.decisions import decisions, format_decision
+from pythia_book.bench.rows import (
+    DRY_RUN,
+    Row,
+    append,
+    fastest_steps,
+    format_row,
+    measured_rows,
+    read_rows,
+    require_cuda,
+    write_rows,
+)
 from pythia_core.errors import ConfigError, PythiaError, one_of
-from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.stopping import Stopped
 from pythia_core.util.workers import exit_with_parent
@@ -43,6 +54,12 @@ CLOSING_SECONDS = 15.0
 """A benchmark starts no measurement in this many seconds before its time limit."""
 PROGRESS_SECONDS = 15.0
 """Seconds between two lines that show the progress of a step."""
+OLDEST_TORCH = (2, 11)
+LARGEST_GPU = 150e9
+"""Bytes of memory of the GPU for which durations are estimated: more rows take more time."""
+TEXT_SECONDS, LAUNCH_SECONDS, KERNEL_SECONDS = 40.0, 15.0, 12.0
+"""Guesses: seconds to prepare the text, to start a process and measure the rates of a GPU, and to
+compile and time the implementations of an operation at one size."""
 EXIT_SECONDS = 5.0
 """Seconds that a process gets to end after a signal."""
 
@@ -69,7 +86,13 @@ class Step:
 # --- plan ----------------------------------------------------------------------------------------
 
 
-def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) -> list[Step]:
+def plan(
+    out: Path,
+    only: Sequence[str],
+    sizes: Sequence[str],
+    dry_run: bool,
+    kernels: Sequence[str] = (),
+) -> list[Step]:
     """Return the steps of a check, most useful first. The durations are rough guesses.
 
     Args:
@@ -77,17 +100,22 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
         only: a subset of PARTS (default: all but the study).
         sizes: names in ORDER of pythia_book.bench.train; default: all, or only 160m in a dry run.
             By default, the steps of all sizes but 160m are `extra`.
+        kernels: the operations to time (default: all).
 
     Raises:
-        ConfigError: an unknown part or size.
+        ConfigError: an unknown part, size or kernel.
     """
-    from pythia_book.bench.kernels import SIZES
-    from pythia_book.bench.train import ORDER, text_file
+    from pythia_book.bench import train
+    from pythia_book.bench.kernels import KERNELS, SIZES
 
-    for names, accepted, kind in ((only, PARTS, "part"), (sizes, ORDER, "size")):
+    for names, accepted, kind in (
+        (only, PARTS, "part of gpu-check"),
+        (sizes, train.ORDER, "size of gpu-check"),
+        (kernels, KERNELS, "kernel"),
+    ):
         for name in names:
             if name not in accepted:
-                raise ConfigError(one_of(name, accepted, f"{kind} of gpu-check"))
+                raise ConfigError(one_of(name, accepted, kind))
     dry = ("--dry-run",) if dry_run else ()
 
     def bench(benchmark: str, size: str, seconds: float, *more: str) -> Step:
@@ -97,16 +125,27 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
         extra = bool(size) and not sizes and size != FIRST_SIZE
         return Step(f"{benchmark} {size}".strip(), command, f"{benchmark}.jsonl", seconds, extra)
 
+    def training_seconds(size: str) -> float:
+        """Estimate the duration of the main comparison and, at one size, of the options."""
+        job = train.Job(size, ())
+        return sum(
+            train.seconds_needed(i, job, train.estimated_rows(i, job, LARGEST_GPU))
+            for group in train.ROUNDS_ON_GPU[: 2 if size == FIRST_SIZE else 1]
+            for i in group
+        )
+
+    chosen_kernels = ("--kernels", ",".join(kernels)) if kernels else ()
+    kernel_seconds = KERNEL_SECONDS * len(kernels or KERNELS)
     steps: dict[str, list[Step]] = {part: [] for part in only or DEFAULT_PARTS}
     for size in sizes or (
-        (FIRST_SIZE,) if dry_run else sorted(ORDER, key=lambda s: s != FIRST_SIZE)
+        (FIRST_SIZE,) if dry_run else sorted(train.ORDER, key=lambda s: s != FIRST_SIZE)
     ):
-        compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # seconds to compile the baselines
-        text_seconds = 0 if text_file().is_file() or steps.get("train") else 40
-        seconds = text_seconds + (25 if dry_run else 60 + compiling)
+        text_seconds = 0.0 if train.text_file().is_file() or steps.get("train") else TEXT_SECONDS
+        seconds = text_seconds + (25 if dry_run else LAUNCH_SECONDS + training_seconds(size))
         steps.get("train", []).append(bench("train", size, seconds, "--device", "cuda"))
         if sizes or size in SIZES:
-            steps.get("kernels", []).append(bench("kernels", size, 10 if dry_run else 60))
+            seconds = 10 if dry_run else LAUNCH_SECONDS + kernel_seconds
+            steps.get("kernels", []).append(bench("kernels", size, seconds, *chosen_kernels))
     if "correctness" in steps:
         steps["correctness"] = [bench("correctness", "", 12 if dry_run else 150)]
     if "attention" in steps:
@@ -127,25 +166,27 @@ def gpu_check(
     only: Sequence[str] = (),
     sizes: Sequence[str] = (),
     dry_run: bool = False,
+    kernels: Sequence[str] = (),
 ) -> None:
     """Run the steps that fit the budget, then print a table of all results in `out`.
 
     Args:
         budget: total seconds for all steps.
         out: results folder, which may already hold results of an earlier call.
-        only, sizes, dry_run: as in `plan`.
+        only, sizes, dry_run, kernels: as in `plan`.
 
     Raises:
-        ConfigError: there is no CUDA device (outside a dry run), a part or size is unknown, or
-            `out` would mix results of dry runs and measurements.
-        PythiaError: a step failed or was stopped, or a required step was skipped. The error names
-            all these steps.
+        ConfigError: there is no CUDA device (outside a dry run), torch is too old, a part, size or
+            kernel is unknown, or `out` would mix results of dry runs and measurements.
+        PythiaError: a step failed or was stopped, a required step was skipped, or no space is left
+            in `out`. The error names all these steps.
         KeyboardInterrupt: the user stopped the command; the table is printed first.
     """
     deadline = time.monotonic() + budget - EXIT_SECONDS
     if not dry_run:
         require_cuda("gpu-check")
-    steps = plan(out, only, sizes, dry_run)
+    warning = check_software()
+    steps = plan(out, only, sizes, dry_run, kernels)
     if any(row.get("dry_run") is not dry_run for rows in results(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(
@@ -153,6 +194,8 @@ def gpu_check(
             f"{'a dry run' if dry_run else 'measurements'}; name another folder with --out"
         )
     out.mkdir(parents=True, exist_ok=True)
+    if warning:
+        _log(out, f"warning: {warning}")
     unavailable = (OSError, subprocess.TimeoutExpired)
     with open(out / "check.log", "ab") as log, contextlib.suppress(*unavailable):
         subprocess.run(["nvidia-smi"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=20)
@@ -168,6 +211,25 @@ def gpu_check(
             f"{len(problems)} of {len(steps)} steps failed or did not finish: "
             f"{', '.join(problems)}. The output of all steps is in {out / 'check.log'}"
         )
+
+
+def check_software() -> str:
+    """Return what is wrong with the version of Triton and what to do, or "".
+
+    Raises:
+        ConfigError: torch is older than OLDEST_TORCH.
+    """
+    import torch
+
+    from pythia_core.kernels.dispatch import version_problem
+
+    if torch.__version__ < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ConfigError(
+            f"gpu-check needs torch {oldest} or newer, but torch {torch.__version__} is installed; "
+            f"run `pip install 'torch>={oldest}'`"
+        )
+    return version_problem()
 
 
 def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) -> Iterator[Row]:
@@ -212,7 +274,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(max(0.0, min(PROGRESS_SECONDS, limit - used)))
                 outcome = "failed" if code else "ok"
-                why = _last_line(log, log_start) if code else ""
+                why = _exit_reason(code, _last_line(log, log_start))
             if not outcome and time.monotonic() - began >= limit:
                 outcome = "stopped at its limit"
             elif not outcome:
@@ -237,6 +299,18 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
         shutil.make_archive(str(out / STUDY), "xztar", results_dir(), folder)
     seconds = round(time.monotonic() - began, 1)
     return {"outcome": outcome, "why": why[:300], "seconds": seconds, **stopped_by}
+
+
+def _exit_reason(code: int, last_line: str) -> str:
+    """Say why a process failed, given its exit code and its last line of output; "" for code 0."""
+    if code >= 0:
+        return last_line if code else ""
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-code}"
+    perhaps = " (perhaps out of memory)" if -code == signal.SIGKILL else ""
+    return f"killed by {name}{perhaps}; last output: {last_line}"
 
 
 def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
@@ -277,8 +351,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _log(out: Path, text: str) -> None:
     """Print a text, and append it to check.log in the results folder."""
     print(text, flush=True)
-    with open(out / "check.log", "a", encoding="utf-8") as file:
-        file.write(text + "\n")
+    append(out / "check.log", text + "\n")
 
 
 def _last_line(log: Path, offset: int) -> str:
@@ -322,8 +395,7 @@ def table(out: Path) -> list[str]:
         for (seq_len, dim, library), rates in sorted(tflops.items())
     ]
 
-    train = [row for row in rows["train"] if "tokens_per_s" in row]
-    newest = {(row["size"], row["implementation"]): row for row in train}
+    train = fastest_steps([row for row in rows["train"] if "tokens_per_s" in row])
 
     ms: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows["kernels"]:
@@ -340,10 +412,15 @@ def table(out: Path) -> list[str]:
     blocks = {
         "correctness": counts,
         "attention, TFLOP/s forward and backward (with deterministic kernels)": attention,
-        "training": [format_row(row).removeprefix(mark) for row in newest.values()],
+        "training": [format_row(row).removeprefix(mark) for row in train],
         "kernels, ms forward and backward": kernels,
         "steps": [_outcome_text(row) for row in steps.values()],
     }
+    if rows["kernels"] or rows["attention"]:
+        operations = measured_rows(out / "kernels.jsonl", "operation")
+        libraries = measured_rows(out / "attention.jsonl", "attention")
+        decided = decisions(operations[1:], libraries[1:])  # without the machine's row
+        blocks["decisions"] = [format_decision(row) for row in decided]
     return [
         line
         for title, lines in blocks.items()

@@ -1,7 +1,9 @@
 """Compares the speed of every kernel with its reference implementation and with libraries.
 
 A row has the time of one forward and one backward pass of one implementation (see `timing`). On a
-GPU, the caches are flushed before every call. The column `rate`, in GB/s or TFLOP/s, counts only
+GPU, both are recorded in a CUDA graph, so that the launches of many small kernels are not timed,
+and the caches are flushed before every replay. If recording fails, the column `graph` is false, and
+the passes are launched one kernel at a time. The column `rate`, in GB/s or TFLOP/s, counts only
 the necessary work: reading each operand once, writing each result once, and no products with masked
 keys. The column `share` is the rate divided by the measured rate of a plain copy or matrix product.
 Errors are measured on fewer tokens, against fp64. A dry run does everything on tiny CPU tensors;
@@ -16,13 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from pythia_book.bench.rows import SKIPPED, Row, require_cuda
+from pythia_book.bench.rows import SKIPPED, Row, read_rows, require_cuda
 from pythia_core import kernels
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.kernels import PLAIN, dispatch
@@ -40,7 +43,7 @@ from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm_reference
 from pythia_core.kernels.rotary import split_rotated_reference
 from pythia_core.suite import OFFICIAL_SIZES, Size, scale_named, size_named
-from pythia_core.training.trainer import DTYPES
+from pythia_core.training.trainer import DTYPES, capture_cuda
 from pythia_core.util.machine import cpu_name, deterministic, device_info
 
 # --- operations and implementations ----------------------------------------------------------
@@ -326,6 +329,27 @@ def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
     }
 
 
+def machine_with_rates(
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+    seconds: float,
+    dry_run: bool,
+    file: Path | None = None,
+) -> Row:
+    """Return the `machine_row` with the `peak_rates` of the device.
+
+    Measuring the rates takes ten seconds on a GPU, so the newest rates in the result file `file`
+    are used if they were measured on this device with this version of torch.
+    """
+    here = machine_row(device, {}) | {"dry_run": dry_run}
+    same = ("kind", "device", "torch", "dry_run")
+    for row in reversed(read_rows(file) if file else []):
+        if all(row.get(name) == here[name] for name in same) and row.get("copy_gb_per_s"):
+            rates = ("copy_gb_per_s", "matmul_tflop_per_s")
+            return here | {name: row[name] for name in rates}
+    return machine_row(device, peak_rates(device, dtypes, seconds)) | {"dry_run": dry_run}
+
+
 def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tensor]:
     """Return the outputs of an implementation as a list."""
     outputs = implementation(*leaves)
@@ -393,13 +417,39 @@ def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
+def _recorded(call: Callable[[], Any]) -> tuple[Callable[[], Any], Row]:
+    """Record a call, which has been warmed up, as a CUDA graph; return its replay and columns.
+
+    If recording fails, e.g. because the call reads a value from the GPU, the call itself is
+    returned. The column `graph` says whether it was recorded, and `graph_failed` why not.
+    """
+    try:
+        return capture_cuda(call), {"graph": True}
+    except Exception as error:
+        why = reason(error)[:200]
+    return call, {"graph": False, "graph_failed": why}
+
+
+def _timed(
+    case: Case, implementation: Implementation, device: str, seconds: float, calls: int
+) -> Row:
+    """Time an implementation of an operation; return the columns of time and memory."""
+    call = _call(case, implementation)
+    call()  # compiles
+    row: Row = {"peak_bytes": _peak_bytes(call, device)}
+    if device == "cuda":
+        call, columns = _recorded(call)
+        row |= columns
+    return row | timing(call, device, seconds, calls)
+
+
 def measure(
     case: Case,
     error_case: Case,
     dtype: torch.dtype,
     device: str,
     seconds: float,
-    peaks: dict[str, float],
+    peaks: Row,
     calls: int = CALLS,
     deadline: float = float("inf"),
     compiled: bool = True,
@@ -408,14 +458,14 @@ def measure(
 
     Args:
         error_case: the same operation on few tokens, used to measure errors.
-        peaks: the `peak_rates` of the device.
+        peaks: a machine's row with rates.
         deadline: the time.monotonic() value after which no measurement starts.
         compiled: whether to time the reference under torch.compile too.
+
+    Raises:
+        PythiaError: after a row, if its failure made the GPU unusable for this process.
     """
-    implementations = {
-        "ours": (case.ours, error_case.ours),
-        "reference": (case.reference, error_case.reference),
-    }
+    implementations = {"ours": (case.ours, error_case.ours)}
     if compiled:
         backend = "inductor" if device == "cuda" else "eager"
         torch.compiler.reset()  # its cache is limited to a few variants per function
@@ -424,6 +474,7 @@ def measure(
             torch.compile(c.reference, backend=backend, dynamic=False)
             for c in (case, error_case)
         )
+    implementations["reference"] = case.reference, error_case.reference
     implementations |= {
         name: (other, error_case.others[name]) for name, other in case.others.items()
     }
@@ -441,30 +492,62 @@ def measure(
         try:
             with dispatch.no_fallback():
                 row["relative_error"] = error_of(error_case, error_implementation)
-                call = _call(case, implementation)
-                row |= timing(call, device, seconds, calls)
-                row["peak_bytes"] = _peak_bytes(call, device)
+                row |= _timed(case, implementation, device, seconds, calls)
             amount, formula = case.work
             memory_bound = case.unit == "GB/s"
             rate = amount / row["ms"] / (1e6 if memory_bound else 1e9)
-            peak = peaks["copy" if memory_bound else precision_name(dtype)]
+            rates = peaks["matmul_tflop_per_s"]
+            peak = peaks["copy_gb_per_s"] if memory_bound else rates[precision_name(dtype)]
             row |= {"rate": rate, "unit": case.unit, "share": rate / peak}
             row["formula"] = f"{formula}, over time"
         except Exception as error:  # e.g. not installed, or an unsupported head dim
             row["failed"] = reason(error)[:200]
         yield row
+        if "failed" in row:
+            check_gpu_answers(f"{name} of {case.kernel}")
 
 
 OUT_OF_MEMORY = "out of memory"
 
 
 def reason(error: Exception) -> str:
-    """Describe an error in one line."""
+    """Describe an error in one line, which begins with OUT_OF_MEMORY if a GPU's memory was full."""
     text = " ".join(str(error).split())[:300]
-    if isinstance(error, torch.OutOfMemoryError):
+    # a library, or the recording of a graph, raises a RuntimeError instead
+    full = isinstance(error, RuntimeError) and (
+        "CUDA error: out of memory" in text or "ALLOC_FAILED" in text
+    )
+    if full or isinstance(error, torch.OutOfMemoryError):
         return f"{OUT_OF_MEMORY}: {text}"
     kind = "" if isinstance(error, PythiaError) else type(error).__name__
     return ": ".join(filter(None, (kind, text)))
+
+
+def check_gpu_answers(failed: str) -> None:
+    """Check, after an error, that the GPU still works in this process.
+
+    After e.g. an illegal memory access, every later call in the process fails, so that the rows of
+    other implementations would be wrong.
+
+    Args:
+        failed: what raised the error, in words.
+
+    Raises:
+        PythiaError: the GPU does not work any more.
+    """
+    if not torch.cuda.is_initialized():
+        return
+    why = ""
+    for _ in range(2):  # the first call may raise an error that is over
+        try:
+            torch.cuda.synchronize()
+            return
+        except RuntimeError as error:
+            why = reason(error)
+    raise PythiaError(
+        f"{failed} has made the GPU unusable for this process ({why}), so its later measurements "
+        "were not started. All rows before are kept; run the benchmark again without what failed"
+    )
 
 
 def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
@@ -493,6 +576,7 @@ def bench_kernels(
     device: str = "cuda",
     precisions: Sequence[str] = ("bf16",),
     calls: int = CALLS,
+    rates_from: Path | None = None,
 ) -> Iterator[Row]:
     """Measure the kernels; yield a row for the machine, then a row for each measurement.
 
@@ -506,9 +590,11 @@ def bench_kernels(
             a row.
         precisions: precisions to measure on a CPU; a GPU is always measured in bf16.
         calls: minimum timed calls per repeat on a CPU; on a GPU, always CALLS.
+        rates_from: result file that may have the rates of this GPU (see `machine_with_rates`).
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), or an unknown size or kernel.
+        PythiaError: after a row, if its failure made the GPU unusable for this process.
     """
     if device == "cpu":
         yield from _bench_on_cpu(sizes, precisions, seconds, calls)
@@ -520,8 +606,8 @@ def bench_kernels(
             raise ConfigError(one_of(name, KERNELS, "kernel"))
     device, dtype = ("cpu" if dry_run else "cuda"), torch.bfloat16
     seconds, calls = (0.0, 1) if dry_run else (seconds, CALLS)
-    peaks = peak_rates(torch.device(device), (dtype,), seconds)
-    yield {**machine_row(torch.device(device), peaks), "dry_run": dry_run}
+    machine = machine_with_rates(torch.device(device), (dtype,), seconds, dry_run, rates_from)
+    yield machine
     for name in sizes:
         torch.manual_seed(0)
         shape, few = (shape_of(OFFICIAL_SIZES[name], dry_run, t) for t in (False, True))
@@ -529,7 +615,7 @@ def bench_kernels(
         for case, error_case in pairs:
             if only and case.kernel not in only:
                 continue
-            for row in measure(case, error_case, dtype, device, seconds, peaks, calls, deadline):
+            for row in measure(case, error_case, dtype, device, seconds, machine, calls, deadline):
                 yield {"size": name, **row, "dry_run": dry_run}
 
 
@@ -539,14 +625,15 @@ def _bench_on_cpu(
     """Measure the CPU kernels, without torch.compile; yield rows as `bench_kernels` does."""
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
-    vocab, peaks = scale.run(sizes[0]).model.vocab_size, peak_rates(device, dtypes, seconds)
-    yield {**machine_row(device, peaks), "dry_run": False}
+    vocab = scale.run(sizes[0]).model.vocab_size
+    machine = machine_with_rates(device, dtypes, seconds, dry_run=False)
+    yield machine
     for size, dtype in itertools.product(map(size_named, sizes), dtypes):
         torch.manual_seed(0)
         shape = (scale.data.seq_len, size.d_model, size.n_heads, vocab, dtype, "cpu", False)
         for case, error_case in zip(cases(scale.batch_size, *shape), cases(2, *shape), strict=True):
             for row in measure(
-                case, error_case, dtype, "cpu", seconds, peaks, calls, compiled=False
+                case, error_case, dtype, "cpu", seconds, machine, calls, compiled=False
             ):
                 yield {"size": size.name, **row, "dry_run": False}
 
@@ -592,6 +679,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
 
     Raises:
         ConfigError: no CUDA device (outside a dry run).
+        PythiaError: after a row, if its failure made the GPU unusable for this process.
     """
     check_can_run("attention", (), dry_run)
     deadline = time.monotonic() + budget
@@ -613,6 +701,8 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
             except Exception as error:  # e.g. an unsupported head dim
                 row["failed"] = reason(error)[:200]
             yield row
+            if "failed" in row:
+                check_gpu_answers(f"attention by {library}")
 
 
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:

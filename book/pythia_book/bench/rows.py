@@ -14,15 +14,16 @@ them. If a measurement failed, the column `failed` says why. The kinds of rows a
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pythia_core.errors import ConfigError
+from pythia_core.errors import ConfigError, PythiaError
 from pythia_core.util.files import results_dir
 
 Row = dict[str, Any]
@@ -49,15 +50,37 @@ def gpu_folder() -> Path:
     return results_dir() / "gpu-check"
 
 
+def append(path: Path, text: str) -> None:
+    """Append a text to a file.
+
+    Raises:
+        PythiaError: no space is left.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise PythiaError(
+            f"no space left to write {path} ({error.strerror}); the lines that are already in the "
+            "file are kept. Free some space, or name a file or folder on another disk, and run the "
+            "command again: it adds to the file"
+        ) from error
+
+
 def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], None]) -> None:
-    """Append each row to the file `path`, if given, as soon as it arrives, and `show` it."""
+    """Append each row to the file `path`, if given, as soon as it arrives, and `show` it.
+
+    Raises:
+        PythiaError: no space is left.
+    """
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _terminate_last_line(path)
     for row in rows:
         if path is not None:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append(path, json.dumps(row) + "\n")
         show(row)
 
 
@@ -95,13 +118,19 @@ def _warn(message: str) -> None:
     log.warning(message)
 
 
-def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
+KEYS = {
+    "train": ("size", "implementation", "micro_rows"),
+    "operation": ("size", "kernel", "implementation"),
+    "attention": ("library", "seq_len", "head_dim", "deterministic"),
+}
+"""Maps a kind of rows to the columns that identify a measurement."""
+
+
+def measured_rows(path: Path, kind: str) -> list[Row]:
     """Read the measurements of one kind, without dry runs, on the device that was used last.
 
-    Args:
-        kind: the kind of rows, e.g. "train".
-        keys: the columns that identify a measurement. If a measurement was repeated, the newest
-            row that has a speed is returned; if no row has a speed, the newest row.
+    If a measurement was repeated, the newest row that has a speed is returned; if no row has a
+    speed, the newest row. `kind` is a kind in KEYS.
 
     Returns:
         The row of the machine, then the measurements. Empty if no measurement has a speed.
@@ -113,12 +142,27 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
         if row["kind"] == "machine":
             device = row["device"]
         elif row["kind"] == kind and machines and device == machines[-1]["device"]:
-            key = tuple(row.get(name) for name in keys)
+            key = tuple(row.get(name) for name in KEYS[kind])
             if "ms" in row or "ms" not in newest.get(key, ()):
                 newest[key] = row
     if not any("ms" in row for row in newest.values()):
         return []
     return [machines[-1], *newest.values()]
+
+
+def fastest_steps(rows: Sequence[Row]) -> list[Row]:
+    """Of rows of the kind "train", return the fastest micro-batch of each implementation and size.
+
+    If a measurement was repeated, its newest row counts. An implementation that was never measured
+    is represented by a row that says why.
+    """
+    newest = {(row["size"], row["implementation"], row.get("micro_rows")): row for row in rows}
+    fastest: dict[tuple[str, str], Row] = {}
+    for (size, implementation, _), row in newest.items():
+        best = fastest.get((size, implementation))
+        if best is None or row.get("tokens_per_s", 0.0) > best.get("tokens_per_s", 0.0):
+            fastest[size, implementation] = row
+    return list(fastest.values())
 
 
 def speed_range(row: Row) -> tuple[float, float]:
@@ -142,6 +186,7 @@ def format_row(row: Row) -> str:
     mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] is not None else ""
     peak = f", {row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] is not None else ""
     low, high = speed_range(row)
-    shape = f"{row['rows']} x {row['seq_len']} tokens: "
+    at_a_time = f", {row['micro_rows']} rows at a time" if "micro_rows" in row else ""
+    shape = f"{row['rows']} x {row['seq_len']} tokens{at_a_time}: "
     speed = f"{row['tokens_per_s']:,.0f} tokens/s ({low:,.0f} to {high:,.0f})"
     return start + shape + speed + mfu + peak

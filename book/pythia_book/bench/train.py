@@ -7,9 +7,15 @@ All have fp32 master weights and the same AdamW and clipping settings:
 - transformers: GPT-NeoX as users of `transformers` train it, in fp32 or under bf16 autocast;
 - products, on a CPU only: nothing but the matrix products that every implementation needs.
 
-All read the same batches of real text. Implementations that fit into memory together take turns, so
-that changes of the clock rate affect all. A dry run has tiny models on the CPU; its numbers mean
+All read the same real text. Implementations that fit into memory together take turns, so that
+changes of the clock rate affect all. A dry run has tiny models on the CPU; its numbers mean
 nothing.
+
+On a GPU, an update has 2M tokens, as in Pythia, and adds up the gradients of micro-batches; each
+implementation takes the largest micro-batch that fits, a power of two of rows with at most `TOKENS`
+tokens. Updates of 1 and of ACCUMULATE micro-batches are timed in turns: seven micro-batches are the
+difference, and clipping and optimizer are what else the small update took. The speed is that of a
+whole update, computed from these two times.
 """
 
 from __future__ import annotations
@@ -35,13 +41,20 @@ import torch
 from torch import Tensor, nn
 
 from pythia_book.bench import cost_model
-from pythia_book.bench.kernels import OUT_OF_MEMORY, machine_row, peak_rates, reason
+from pythia_book.bench.kernels import (
+    OUT_OF_MEMORY,
+    check_gpu_answers,
+    machine_with_rates,
+    reason,
+)
 from pythia_book.bench.rows import SKIPPED, Row, require_cuda, speed_range
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.errors import ConfigError, DataError, FetchError, one_of
-from pythia_core.kernels import PLAIN
+from pythia_core.errors import ConfigError, DataError, FetchError, PythiaError, one_of
+from pythia_core.kernels import FAST, PLAIN, Ops, dispatch
 from pythia_core.kernels.cross_entropy import CHUNK_ELEMENTS
+from pythia_core.kernels.gelu import bias_gelu_reference
+from pythia_core.kernels.layer_norm import layer_norm_pair_reference
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES, scale_named
 from pythia_core.training import memory
@@ -52,7 +65,7 @@ from pythia_core.training.precision import best_precision
 from pythia_core.training.train import LAG
 from pythia_core.training.trainer import DTYPES, PendingUpdate, Trainer
 from pythia_core.util.files import atomic_file, results_dir
-from pythia_core.util.machine import cpu_flags, deterministic, keep_freed_memory
+from pythia_core.util.machine import cpu_flags, keep_freed_memory
 from pythia_core.util.workers import exit_with_parent
 
 # --- implementations -------------------------------------------------------------------------
@@ -75,6 +88,7 @@ class Implementation:
         mode: for "ours", a mode of Execution; for the other families, "eager" or "compile".
         attention: the attention implementation of `transformers`, "sdpa" or "eager".
         recompute, deterministic: options of Execution; used only for "ours".
+        compiled_formulas: for "ours", whether torch.compile takes the place of two Triton kernels.
     """
 
     family: str
@@ -82,13 +96,16 @@ class Implementation:
     precision: str = "bf16"
     attention: str = "sdpa"
     recompute: bool = False
-    deterministic: bool = False
+    deterministic: bool = True
+    compiled_formulas: bool = False
 
     @property
     def label(self) -> str:
         """The name without the precision, e.g. "ours graph, recompute"."""
         options = ["sdpa"] * (self.family == "transformers" and self.attention == "sdpa")
-        options += ["recompute"] * self.recompute + ["deterministic"] * self.deterministic
+        options += ["recompute"] * self.recompute
+        options += ["nondeterministic"] * (not self.deterministic)
+        options += ["compiled norms and GELU"] * self.compiled_formulas
         return ", ".join([f"{self.family} {self.mode}", *options])
 
     @property
@@ -98,11 +115,15 @@ class Implementation:
 
     @property
     def columns(self) -> Row:
-        """The columns of a row that describe the implementation."""
+        """The columns of a row that describe the implementation.
+
+        The column `family` is "ours" only for our code as users get it.
+        """
+        usual = self.deterministic and not self.compiled_formulas
         return {
             "implementation": self.name,
             "label": self.label,
-            "family": self.family,
+            "family": self.family if usual else f"{self.family}, modified",
             "mode": self.mode,
             "precision": self.precision,
         }
@@ -113,7 +134,7 @@ class Implementation:
         return Execution(self.mode, self.recompute, self.deterministic)
 
     def activation_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes that an update needs beyond weights and optimizer state."""
+        """Estimate the bytes that a micro-batch needs beyond weights and optimizer state."""
         if self.family == "ours":
             per_token = memory.activation_bytes_per_token(model, self.execution, self.precision)
         else:
@@ -122,22 +143,29 @@ class Implementation:
         return memory.RESERVE + tokens * per_token
 
     def resident_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """Estimate the bytes kept between updates: training state, and tensors of a CUDA graph."""
-        graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
-        return memory.state_bytes(model, self.precision) + graph
+        """Estimate the bytes kept between updates: training state, and memory of CUDA graphs.
+
+        The graphs of updates of 1 and of ACCUMULATE micro-batches share their memory.
+        """
+        graphs = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
+        return memory.state_bytes(model, self.precision) + graphs
+
+    def transient_bytes(self, model: ModelConfig, tokens: int) -> int:
+        """Estimate the bytes that an update needs beyond `resident_bytes`."""
+        return 0 if self.mode == "graph" else self.activation_bytes(model, tokens)
 
     def make(self, config: RunConfig, device: torch.device) -> Step:
         """Initialise a model; return a function that makes one update of the model."""
         train = replace(config.train, precision=self.precision)
         config = replace(config, train=train)
-        with deterministic(self.deterministic):
-            if self.family == "ours":
-                return _our_step(config, device, self.execution)
-            if self.family == "products":
-                return _products_step(config, device)
-            model, forward = (_plain if self.family == "plain" else self._transformers)(
-                config, device, self.mode == "compile"
-            )
+        if self.family == "ours":
+            ops = _with_compiled_formulas() if self.compiled_formulas else FAST
+            return _our_step(config, device, self.execution, ops)
+        if self.family == "products":
+            return _products_step(config, device)
+        model, forward = (_plain if self.family == "plain" else self._transformers)(
+            config, device, self.mode == "compile"
+        )
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=LEARNING_RATE,
@@ -157,7 +185,7 @@ class Implementation:
         with torch.device(device):
             settings = GPTNeoXConfig(**settings, attn_implementation=self.attention)
             model = GPTNeoXForCausalLM(settings).train()
-        run = torch.compile(model) if compiled else model
+        run = torch.compile(model, dynamic=False) if compiled else model
 
         def forward(rows: Tensor) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -170,23 +198,26 @@ Baseline = tuple[nn.Module, Callable[[Tensor], Tensor]]
 """A model, and a function that computes the loss of the model on rows."""
 BASELINE = Implementation("plain", "compile")
 """The baseline that our kernels must beat on a GPU."""
-SIZING_IMPLEMENTATION = Implementation("transformers")
-"""The implementation that needs the most memory. If an update of this implementation fits into
-memory, an update of any other implementation with the same rows fits too."""
 GRAPH = Implementation("ours", "graph")
 ROUNDS_ON_GPU = (
-    (GRAPH, BASELINE, SIZING_IMPLEMENTATION, Implementation("ours")),
-    (GRAPH, Implementation("transformers", "compile"), Implementation("ours", "compile")),
     (
-        Implementation("ours", "graph", deterministic=True),
+        GRAPH,
+        BASELINE,
+        Implementation("transformers"),
+        Implementation("ours"),
+        Implementation("ours", "graph", deterministic=False),
+    ),
+    (
+        Implementation("ours", "graph", compiled_formulas=True),
         Implementation("ours", "graph", recompute=True),
-        Implementation("ours", deterministic=True),
         Implementation("plain"),
     ),
+    (Implementation("transformers", "compile"), Implementation("ours", "compile")),
 )
 """Groups of implementations. A group is measured at every size before the next group starts. The
-first group is the main comparison. The second adds the other compiled implementations. The third
-measures the costs of options."""
+first group is the main comparison, with the price of deterministic kernels. The second measures the
+costs of options, and whether two Triton kernels gain anything over their compiled formulas. The
+third adds the other compiled models."""
 
 
 def implementations_on_cpu(
@@ -218,10 +249,21 @@ def _init(name: str, p: Tensor, _: torch.Generator) -> None:
         p.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> Step:
+def _with_compiled_formulas() -> Ops:
+    """Return our operations, with two formulas compiled by torch instead of written in Triton."""
+    pair = torch.compile(layer_norm_pair_reference, dynamic=False)
+    bias_gelu = torch.compile(bias_gelu_reference, dynamic=False)
+    return replace(
+        FAST,
+        layer_norm_pair=pair,
+        bias_gelu=lambda x, bias, form, bias_c=None: bias_gelu(x, bias, form),
+    )
+
+
+def _our_step(config: RunConfig, device: torch.device, execution: Execution, ops: Ops) -> Step:
     """Create a trainer past learning-rate warm-up; return a function that launches one update."""
     with torch.device(device):
-        trainer = Trainer(config, device, execution, partial(GPTNeoX, init=_init))
+        trainer = Trainer(config, device, execution, partial(GPTNeoX, ops=ops, init=_init))
     trainer.step = config.train.steps // 10
     return partial(_launch, trainer, deque(), LAG[device.type])
 
@@ -267,7 +309,7 @@ def _plain(config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
         model.init_weights(0)
     if config.train.precision == "bf16":
         model.compute_dtype = torch.bfloat16
-    return model, torch.compile(model.loss) if compiled else model.loss
+    return model, torch.compile(model.loss, dynamic=False) if compiled else model.loss
 
 
 def _update(
@@ -279,9 +321,13 @@ def _update(
     batch: np.ndarray,
 ) -> None:
     """Make one update of a baseline on rows (batch, S+1), without waiting for the device."""
-    rows = torch.from_numpy(batch.astype(np.int64)).to(device)
+    rows = torch.from_numpy(batch.astype(np.int64))
+    if device.type == "cuda":
+        rows = rows.pin_memory()
+    rows = rows.to(device, non_blocking=True)
     optimizer.zero_grad(set_to_none=True)
-    forward(rows).backward()
+    for part in rows.split(config.train.micro_batch or len(rows)):
+        (forward(part) * (len(part) / len(rows))).backward()
     nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip)
     optimizer.step()
 
@@ -290,15 +336,26 @@ def _update(
 
 SEQ_LEN = cost_model.SEQ_LEN
 TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
-"""Maximum tokens per update, enough to keep an H100 busy. "narrow" models have a width of up to
-256."""
+"""Maximum tokens per micro-batch, enough to keep an H100 busy. "narrow" models have a width of up
+to 256."""
+TOKENS_PER_UPDATE = 1 << 21
+"""Tokens per update on a GPU: 1,024 rows of 2,048, the batch of Pythia."""
+ACCUMULATE = 8
+"""Micro-batches of the larger of the two updates that are timed on a GPU."""
+ROOM = 0.95
+"""A micro-batch is doubled if the doubled one is expected to need at most this fraction of the
+device's memory."""
 WARM_UP = 3
-ROUNDS, MIN_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
-"""Rounds per implementation, and minimum updates per round. Together, these are at least 20 timed
-updates per implementation."""
-TIME_ALLOWANCE = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
-"""Maps each mode to a number of seconds. An implementation of this mode is started only if as many
-seconds are left."""
+ROUNDS = {"cpu": 10, "cuda": 3}
+MIN_UPDATES = {"cpu": {1: 2}, "cuda": {1: 3, ACCUMULATE: 1}}
+"""Minimum updates per round, by their number of micro-batches. ROUNDS rounds have at least 20 timed
+updates on a CPU, and 33 timed micro-batches on a GPU."""
+START_SECONDS = 6.0
+"""Seconds to initialise a model on a GPU and to warm up [guess]."""
+COMPILE_SECONDS_PER_LAYER, FORMULA_SECONDS = 3.5, 20.0
+"""Seconds that torch.compile takes for a layer of a model, and for the formulas [guesses]."""
+ASSUMED_FLOP_PER_S = 4e14
+"""Speed that `seconds_needed` assumes [guess]."""
 COMPILE_SECONDS = 300
 """Maximum number of seconds that torch.compile may take for one size on a CPU."""
 
@@ -311,7 +368,7 @@ class Job:
     implementations: tuple[Implementation, ...]
     kind: str = "cuda"
     rows: int = 0
-    """Rows per update; 0: as many as fit into memory (see `fitting_rows`)."""
+    """Rows per update on a CPU, or per micro-batch on a GPU; 0: as many as fit into memory."""
     seq_len: int = SEQ_LEN
     dry_run: bool = False
     rounds: int = 3
@@ -338,12 +395,18 @@ class Job:
     @property
     def columns(self) -> Row:
         """The columns of a row that describe the job."""
-        rows = self.rows or None
+        rows = TOKENS_PER_UPDATE // self.seq_len if self.kind == "cuda" else self.rows
         return {"kind": "train", "size": self.size, "rows": rows, "seq_len": self.seq_len}
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The numbers of micro-batches of the updates to time."""
+        return tuple(MIN_UPDATES[self.kind])
+
     def config(self, rows: int) -> RunConfig:
-        """Return the config of a training run with `rows` rows per update."""
-        train = TrainConfig(steps=100_000, batch_size=rows, lr_max=LEARNING_RATE)
+        """Return the config of a training run with `rows` rows per micro-batch."""
+        batch = rows * max(self.parts)
+        train = TrainConfig(100_000, batch, lr_max=LEARNING_RATE, micro_batch=rows)
         return RunConfig(self.model, DataConfig(seq_len=self.seq_len), train)
 
     def batches(self, rows: int, n: int = 4) -> list[np.ndarray]:
@@ -352,53 +415,58 @@ class Job:
         return list(np.resize(self.tokens, int(np.prod(shape))).reshape(shape))
 
 
-def rows_to_try(job: Job, total_bytes: float) -> list[int]:
-    """Return the rows per update to try: `job.rows` or else powers of two, largest first."""
-    if job.rows:
-        return [job.rows]
-    model, most = job.model, TOKENS["narrow" if job.model.d_model <= 256 else "wide"]
-    free = total_bytes - SIZING_IMPLEMENTATION.resident_bytes(model, 0)
-    largest = rows = max(1, most // job.seq_len)
-    while rows > 1 and SIZING_IMPLEMENTATION.activation_bytes(model, rows * job.seq_len) > free:
-        rows //= 2
-    first = min(2 * rows, largest)
-    return [2**power for power in range(first.bit_length() - 1, -1, -1)]
-
-
-def fitting_rows(job: Job) -> int:
-    """Return the rows per update: `job.rows` if set, else as many as fit into memory.
+def most_rows(job: Job) -> int:
+    """Return the largest micro-batch to try, in rows: `job.rows` or else that of TOKENS tokens.
 
     Without a GPU, the default is 2 rows.
     """
     if job.rows or job.device.type != "cuda":
         return job.rows or 2
-    tries = rows_to_try(job, _total_bytes(job.device))
-    for rows in tries[:-1]:
-        error = _try_update(job, rows)
-        _release(job.device)
-        if not isinstance(error, torch.OutOfMemoryError):
-            return rows if error is None else tries[1]
-    return tries[-1]
+    return max(1, TOKENS["narrow" if job.model.d_model <= 256 else "wide"] // job.seq_len)
 
 
-def _try_update(job: Job, rows: int) -> Exception | None:
-    """Make one update with SIZING_IMPLEMENTATION; return the error that is raised, or None."""
-    try:
-        SIZING_IMPLEMENTATION.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
-        _wait(job.device)
-    except Exception as error:
-        return error.with_traceback(None)  # it would keep the memory alive
-    return None
+def estimated_rows(implementation: Implementation, job: Job, total_bytes: float) -> int:
+    """Return the largest micro-batch, a power of two of rows, estimated to fit `total_bytes`.
+
+    At least one row is returned. A micro-batch that the job fixes is returned as it is.
+    """
+    rows, model = most_rows(job), job.model
+    if job.rows or job.device.type != "cuda":
+        return rows
+
+    def need(rows: int) -> int:
+        tokens = rows * job.seq_len
+        resident = implementation.resident_bytes(model, tokens)
+        return resident + implementation.transient_bytes(model, tokens)
+
+    while rows > 1 and need(rows) > total_bytes:
+        rows //= 2
+    return rows
 
 
-def groups(job: Job, rows: int, total_bytes: float) -> list[list[Implementation]]:
-    """Divide the implementations, in order, into groups that should fit into `total_bytes`."""
-    model, tokens = job.model, rows * job.seq_len
+def seconds_needed(implementation: Implementation, job: Job, rows: int) -> float:
+    """Estimate the seconds to compile, warm up and time an implementation on a GPU."""
+    compiling = COMPILE_SECONDS_PER_LAYER * job.model.n_layers * (implementation.mode == "compile")
+    compiling += FORMULA_SECONDS * implementation.compiled_formulas
+    per_round = sum(n * least for n, least in MIN_UPDATES[job.kind].items())
+    micro_batches = WARM_UP + max(job.parts) + job.rounds * per_round
+    tokens = micro_batches * rows * job.seq_len
+    timing = tokens * flops_per_token(job.model, job.seq_len) / ASSUMED_FLOP_PER_S
+    return START_SECONDS + compiling + max(timing, job.rounds * job.seconds)
+
+
+def groups(job: Job, rows: dict[str, int], total_bytes: float) -> list[list[Implementation]]:
+    """Divide the implementations, in order, into groups that should fit into `total_bytes`.
+
+    `rows` maps the name of each implementation to the rows of its micro-batch.
+    """
+    model = job.model
     result: list[list[Implementation]] = []
     total_resident = peak = 0
     for implementation in job.implementations:
+        tokens = rows[implementation.name] * job.seq_len
         resident = implementation.resident_bytes(model, tokens)
-        transient = implementation.activation_bytes(model, tokens)
+        transient = implementation.transient_bytes(model, tokens)
         if not result or total_resident + resident + max(peak, transient) > total_bytes:
             result.append([])
             total_resident = peak = 0
@@ -416,17 +484,30 @@ class _WarmedUp:
 
     implementation: Implementation
     step: Step
-    n_updates: int
-    """Updates per round."""
+    rows: int
+    """Rows per micro-batch."""
+    batches: dict[int, list[np.ndarray]]
+    """Maps each number of micro-batches per update to batches of this size."""
+    n_updates: dict[int, int]
+    """Maps each number of micro-batches per update to the number of such updates per round."""
+    round_seconds: float
+    """Expected duration of a round."""
     peak_bytes: int
-    seconds: list[float] = field(default_factory=list)
-    """Seconds per update of each finished round."""
+    bytes_if_doubled: int
+    """Device memory that twice the rows should need; 0 on a CPU."""
+    seconds: list[dict[int, float]] = field(default_factory=list)
+    """For each finished round, maps micro-batches per update to the seconds of an update."""
 
 
 def measure(job: Job) -> Iterator[Row]:
     """Measure a job; yield a row for every implementation as soon as it is measured.
 
-    An implementation that runs out of memory in a group of several is measured again alone.
+    An implementation that runs out of memory in a group of several is measured again alone, with
+    fewer rows if necessary.
+
+    Raises:
+        PythiaError: a failure made the GPU unusable for this process. What was measured before has
+            been yielded; so it has if the user stops the measurement.
     """
     device = job.device
     if time.time() > job.deadline:
@@ -434,16 +515,18 @@ def measure(job: Job) -> Iterator[Row]:
         return
     stance = "force_eager" if job.dry_run else "default"
     with torch.compiler.set_stance(stance), _warnings() as warnings:
-        rows = fitting_rows(job)
-        waiting = groups(job, rows, _total_bytes(device))
+        total = _total_bytes(device)
+        rows = {i.name: estimated_rows(i, job, total) for i in job.implementations}
+        waiting = groups(job, rows, total)
         while waiting:
             group = waiting.pop(0)
-            columns = job.columns | {"rows": rows, "warnings": warnings}
+            columns = job.columns | {"warnings": warnings}
             columns["alternates_with"] = [i.name for i in group]
             out_of_memory = []
             for row in _measure_group(job, rows, group):
                 if row.get("failed", "").startswith(OUT_OF_MEMORY) and len(group) > 1:
                     out_of_memory.append(row["implementation"])
+                    rows[row["implementation"]] = row.get("micro_rows", job.rows)
                 else:
                     yield columns | row
             waiting += [[i] for i in group if i.name in out_of_memory]  # try each alone
@@ -451,37 +534,117 @@ def measure(job: Job) -> Iterator[Row]:
             _release(device)
 
 
-def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iterator[Row]:
-    """Warm up the implementations of a group, then time them in turns; yield columns for each."""
-    batches = job.batches(rows)
+def _measure_group(
+    job: Job, rows: dict[str, int], group: Sequence[Implementation]
+) -> Iterator[Row]:
+    """Warm up the implementations of a group, then time them in turns; yield columns for each.
+
+    `rows` maps the name of each implementation to the micro-batch to try first.
+    """
     ready: list[_WarmedUp] = []
+    stopped: BaseException | None = None
+    try:
+        yield from _take_turns(job, rows, group, ready)
+    except (KeyboardInterrupt, PythiaError) as error:
+        stopped = error
+    for entry in ready:
+        if entry.seconds:
+            yield entry.implementation.columns | _result(entry, job)
+    if stopped:
+        raise stopped
+
+
+def _take_turns(
+    job: Job, rows: dict[str, int], group: Sequence[Implementation], ready: list[_WarmedUp]
+) -> Iterator[Row]:
+    """Warm up a group and time it; yield columns for failures, and put the others into `ready`."""
     for implementation in group:
-        if time.time() + TIME_ALLOWANCE[implementation.mode] > job.deadline:
+        first, name = rows[implementation.name], implementation.name
+        ahead = job.rounds * sum(entry.round_seconds for entry in ready)
+        if time.time() + seconds_needed(implementation, job, first) + ahead > job.deadline:
             yield implementation.columns | {"failed": SKIPPED}
             continue
-        why = ""
-        try:
-            if implementation.mode == "compile" and job.device.type == "cpu" and not job.dry_run:
-                _in_time(partial(_compile, implementation, job, rows))
-            ready.append(_warm_up(implementation, job, rows, batches))
-        except Exception as error:  # e.g. out of memory: a result too
-            why = reason(error)
-        if why:
-            _release(job.device)
-            yield implementation.columns | {"failed": why}
+        entry, tried, why = None, first, ""
+        if implementation.mode == "compile" and job.device.type == "cpu" and not job.dry_run:
+            try:
+                _in_time(partial(_compile, implementation, job, first))
+            except Exception as error:
+                why = reason(error)
+        if not why:
+            entry, tried, why = _warm_up_with_rows_that_fit(
+                implementation, job, first, alone=len(group) == 1
+            )
+        if entry:
+            ready.append(entry)
+            continue
+        _release(job.device)
+        yield implementation.columns | _micro_rows(job, tried) | {"failed": why}
+        check_gpu_answers(f"{name} at {job.size}")
     for _ in range(job.rounds):
         for entry in list(ready):
+            if entry.seconds and time.time() + entry.round_seconds > job.deadline:
+                continue
             why = ""
             try:
-                with deterministic(entry.implementation.deterministic):
-                    entry.seconds.append(_seconds(entry.step, batches, entry.n_updates, job.device))
+                entry.seconds.append(
+                    {
+                        n: _seconds(entry.step, batches, entry.n_updates[n], job.device)
+                        for n, batches in entry.batches.items()
+                    }
+                )
             except Exception as error:
                 why = reason(error)
             if why:  # outside except, where the error would keep the memory alive
                 ready.remove(entry)
-                yield entry.implementation.columns | {"failed": why}
-    for entry in ready:
-        yield entry.implementation.columns | _result(entry, job, rows)
+                yield entry.implementation.columns | _micro_rows(job, entry.rows) | {"failed": why}
+                check_gpu_answers(f"{entry.implementation.name} at {job.size}")
+
+
+def _micro_rows(job: Job, rows: int) -> Row:
+    """Return the column of the rows per micro-batch, on a GPU."""
+    return {"micro_rows": rows} if job.kind == "cuda" else {}
+
+
+def _warm_up_with_rows_that_fit(
+    implementation: Implementation, job: Job, first: int, alone: bool
+) -> tuple[_WarmedUp | None, int, str]:
+    """Warm up an implementation with the largest micro-batch that fits.
+
+    The micro-batch is doubled, up to `most_rows`, while the memory that was measured says that
+    twice as many rows fit. If nothing else is in memory, it is halved when the device is out of
+    memory. A micro-batch that the job fixes stays as it is.
+
+    Args:
+        first: rows of the first micro-batch to try.
+
+    Returns:
+        The implementation, or None if it failed; the rows of the last micro-batch; why it failed.
+    """
+    rows, most, total = first, most_rows(job), _total_bytes(job.device)
+    while True:
+        entry, why = None, ""
+        # a step that cannot be recorded would be timed in mode "eager"
+        recorded = implementation.mode == "graph"
+        try:
+            with dispatch.no_fallback() if recorded else contextlib.nullcontext():
+                entry = _warm_up(implementation, job, rows)
+        except Exception as error:  # e.g. out of memory: a result too
+            why = reason(error)
+        if entry:
+            if 2 * rows > most or entry.bytes_if_doubled > ROOM * total:
+                return entry, rows, ""
+            rows *= 2
+        elif not why.startswith(OUT_OF_MEMORY):
+            return None, rows, why
+        elif job.rows or rows == 1 or not alone:
+            which = "even with one row" if rows == 1 else f"with {rows} rows"
+            detail = why.removeprefix(OUT_OF_MEMORY).lstrip(": ")
+            return None, rows, f"{OUT_OF_MEMORY} {which} of {job.seq_len:,} tokens: {detail}"
+        else:
+            rows //= 2
+            most = rows
+        entry = None
+        _release(job.device)
 
 
 @contextlib.contextmanager
@@ -534,21 +697,29 @@ def _in_time(function: Callable[[], object], seconds: float = COMPILE_SECONDS) -
         raise TimeoutError(f"torch.compile was stopped after {seconds / 60:.3g} minutes")
 
 
-def _warm_up(
-    implementation: Implementation, job: Job, rows: int, batches: list[np.ndarray]
-) -> _WarmedUp:
+def _warm_up(implementation: Implementation, job: Job, rows: int) -> _WarmedUp:
     """Make warm-up updates, which compile and allocate; choose the number of updates per round."""
     device = job.device
-    before = _allocated(device)
+    _release(device)  # so that the memory that torch reserves is what this implementation needs
+    before, reserved_before = _allocated(device)
     step = implementation.make(job.config(rows), device)
-    _allocated(device)  # resets the peak, which construction raised
-    with deterministic(implementation.deterministic):
-        _seconds(step, batches, WARM_UP - 1, device)
-        seconds_per_update = _seconds(step, batches, 1, device)
-    peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
-    least = MIN_STEPS["cuda" if job.dry_run else device.type]
-    n_updates = max(least, round(job.seconds / max(seconds_per_update, 1e-6)))
-    return _WarmedUp(implementation, step, n_updates, peak)
+    _allocated(device)  # resets the peaks, which construction raised
+    batches = {n: job.batches(n * rows) for n in job.parts}
+    n_updates, round_seconds = {}, 0.0
+    for n in job.parts:
+        # the first update with more micro-batches has nothing to warm up but a graph
+        first = WARM_UP - 1 if n == 1 else int(implementation.mode == "graph")
+        _seconds(step, batches[n], first, device)
+        seconds = _seconds(step, batches[n], 1, device)
+        enough = round(job.seconds / len(job.parts) / max(seconds, 1e-6))
+        n_updates[n] = max(MIN_UPDATES[job.kind][n], enough)
+        round_seconds += n_updates[n] * seconds
+    peak = doubled = 0
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() - before
+        reserved = torch.cuda.max_memory_reserved() - reserved_before  # with memory of graphs
+        doubled = 2 * reserved - memory.state_bytes(job.model, implementation.precision)
+    return _WarmedUp(implementation, step, rows, batches, n_updates, round_seconds, peak, doubled)
 
 
 def _seconds(step: Step, batches: list[np.ndarray], n: int, device: torch.device) -> float:
@@ -558,7 +729,7 @@ def _seconds(step: Step, batches: list[np.ndarray], n: int, device: torch.device
     for number in range(n):
         step(batches[number % len(batches)])
     _wait(device)
-    return (time.perf_counter() - started) / n
+    return (time.perf_counter() - started) / max(n, 1)
 
 
 def _wait(device: torch.device) -> None:
@@ -567,13 +738,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _allocated(device: torch.device) -> int:
-    """Return the bytes that are allocated on a GPU (0 on a CPU), and reset the recorded peak."""
+def _allocated(device: torch.device) -> tuple[int, int]:
+    """Return the bytes that tensors, and that torch, occupy on a GPU; reset the recorded peaks.
+
+    On a CPU, both are 0.
+    """
     if device.type != "cuda":
-        return 0
+        return 0, 0
     _wait(device)
     torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
+    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
 
 def _total_bytes(device: torch.device) -> float:
@@ -588,20 +762,34 @@ def _release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _result(entry: _WarmedUp, job: Job, rows: int) -> Row:
-    """Return the columns of a row for the speed and memory of an implementation."""
-    tokens = rows * job.seq_len
-    median = statistics.median(entry.seconds)
-    flops = tokens / median * flops_per_token(job.model, job.seq_len)
+def _result(entry: _WarmedUp, job: Job) -> Row:
+    """Return the columns of a row for the speed and memory of an implementation.
+
+    On a GPU, `ms` is the time of an update of TOKENS_PER_UPDATE tokens, `ms_micro` that of one
+    micro-batch, and `ms_optimizer` the rest of the update.
+    """
+    tokens = entry.rows * job.seq_len
+    updates = [seconds[1] for seconds in entry.seconds]
     cuda = job.device.type == "cuda"
+    row = _micro_rows(job, entry.rows)
+    if job.kind == "cuda":
+        micros = [(s[ACCUMULATE] - s[1]) / (ACCUMULATE - 1) for s in entry.seconds]
+        rests = [update - micro for update, micro in zip(updates, micros, strict=True)]
+        number = TOKENS_PER_UPDATE / tokens
+        updates = [number * micro + rest for micro, rest in zip(micros, rests, strict=True)]
+        row["ms_micro"] = 1e3 * statistics.median(micros)
+        row["ms_optimizer"] = 1e3 * statistics.median(rests)
+        tokens = TOKENS_PER_UPDATE
+    median = statistics.median(updates)
+    flops = tokens / median * flops_per_token(job.model, job.seq_len)
     peak = cost_model.peak_tflops(torch.cuda.get_device_name()) if cuda else None
-    return {
+    return row | {
         "tokens_per_update": tokens,
         "tokens_per_s": tokens / median,
         "ms": 1e3 * median,
-        "ms_low": 1e3 * min(entry.seconds),
-        "ms_high": 1e3 * max(entry.seconds),
-        "steps_timed": entry.n_updates * len(entry.seconds),
+        "ms_low": 1e3 * min(updates),
+        "ms_high": 1e3 * max(updates),
+        "steps_timed": sum(entry.n_updates.values()) * len(entry.seconds),
         "tflops": flops / 1e12,
         "mfu": flops / (peak * 1e12) if peak else None,
         "peak_bytes": entry.peak_bytes if cuda else None,
@@ -675,6 +863,8 @@ def bench_train(
     rounds: int | None = None,
     seconds: float | None = None,
     budget: float = 0.0,
+    rows: int = 0,
+    rates_from: Path | None = None,
     progress: bool = True,
 ) -> Iterator[Row]:
     """Measure training steps; yield a row for the machine, then a row for each measurement.
@@ -688,10 +878,13 @@ def bench_train(
         compiled: on a CPU, the precisions in which to measure torch.compile too (default: all).
         rounds: rounds per implementation (default: ROUNDS).
         seconds: minimum duration of a round (default: 1 on a GPU, 0 on a CPU).
-        budget: seconds after which no measurement starts; 0: no limit.
+        budget: seconds on a GPU by which measurements should end; 0: no limit.
+        rows: rows of every micro-batch on a GPU (default: as many as fit).
+        rates_from: result file that may have the rates of this GPU (see `machine_with_rates`).
 
     Raises:
         ConfigError: no CUDA device (outside a dry run), an unknown size, or a number out of range.
+        PythiaError: after some rows, if a failure made the GPU unusable for this process.
         FetchError: the text is not available (see `text_tokens`).
         DataError: the text is damaged.
     """
@@ -706,11 +899,17 @@ def bench_train(
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
     if seconds < 0:
         raise ConfigError(f"seconds must not be negative, got {seconds}")
+    most = TOKENS_PER_UPDATE // SEQ_LEN
+    if rows < 0 or rows > most or rows & (rows - 1):
+        raise ConfigError(
+            f"a micro-batch must be a power of two of rows, at most {most:,}, so that it divides "
+            f"an update of {most:,} rows; got {rows}"
+        )
     if cuda and not dry_run:
         require_cuda("bench train --device cuda")
     deadline = time.time() + budget if budget else float("inf")
     shared = Job(
-        "", (), device, dry_run=dry_run, rounds=rounds, seconds=0 if dry_run else seconds,
+        "", (), device, rows, dry_run=dry_run, rounds=rounds, seconds=0 if dry_run else seconds,
         deadline=deadline,
     )  # fmt: skip
     if cuda:
@@ -723,26 +922,25 @@ def bench_train(
         keep_freed_memory()
         scale = scale_named("laptop")
         data = prepare(scale.data, progress)
-        rows = [data.batch(step, scale.batch_size) for step in range(8)]
+        batches = [data.batch(step, scale.batch_size) for step in range(8)]
         shared = replace(shared, rows=scale.batch_size, seq_len=scale.data.seq_len)
-        shared = replace(shared, tokens=np.concatenate(rows).ravel())
+        shared = replace(shared, tokens=np.concatenate(batches).ravel())
         dtypes = (torch.float32, torch.bfloat16)
         precisions = precisions or ("fp32", "bf16")[: 1 + ("bf16" in cpu_flags())]
         rounds_of = (
             implementations_on_cpu(precisions, precisions if compiled is None else compiled),
         )
-    peaks = peak_rates(shared.device, dtypes, 0.0 if dry_run else 0.5)
-    machine = machine_row(shared.device, peaks) | {"dry_run": dry_run}
+    machine = machine_with_rates(
+        shared.device, dtypes, 0.0 if dry_run else 0.5, dry_run, rates_from if cuda else None
+    )
     machine["transformers"] = importlib.metadata.version("transformers")
     yield machine if cuda else machine | {"precision": best_precision()}
-    fitting: dict[str, int] = {}  # size -> rows, determined by its first job
     for implementations in rounds_of:
         for size in sorted(sizes or accepted, key=accepted.index):
-            job = replace(shared, size=size, implementations=implementations)
-            for row in measure(replace(job, rows=fitting.get(size, shared.rows))):
-                fitting[size] = row["rows"] or 0
+            for row in measure(replace(shared, size=size, implementations=implementations)):
                 if "tflops" in row:
-                    row["matmul_share"] = row["tflops"] / peaks[row["precision"]]
+                    rate = machine["matmul_tflop_per_s"][row["precision"]]
+                    row["matmul_share"] = row["tflops"] / rate
                 yield row | {"dry_run": dry_run}
 
 

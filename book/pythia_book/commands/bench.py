@@ -51,12 +51,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--seconds": {"type": float, "metavar": "S", "help": "minimum seconds per measurement"},
     "--precision": {"choices": ("fp32", "bf16"),
                     "help": "number format (default: both if the CPU has bf16)"},
+    "--rows": {"type": int, "metavar": "N",
+               "help": "rows of a micro-batch, for all implementations (default: what fits)"},
     "--write": {"action": "store_true", "help": "also write the table into the file that shows it"},
     "--kernels": {"dest": "only", "type": _names, "metavar": "KERNELS",
                   "help": "comma-separated list of operations (default: all)"},
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--write"),
-           "cuda": ("--dry-run", "--budget", "--seconds")}  # fmt: skip
+           "cuda": ("--dry-run", "--budget", "--seconds", "--rows")}  # fmt: skip
 """Maps a device to the options of `bench train` that work only on this device."""
 
 
@@ -107,7 +109,17 @@ def add(command: AddCommand) -> None:
     parts += "all but study)"
     p.add_argument("--only", default=(), type=_names, metavar="PARTS", help=parts)
     p.add_argument("--sizes", default=(), **SIZES)
+    p.add_argument("--kernels", **{**OPTIONS["--kernels"], "dest": "kernels", "default": ()})
     p.add_argument("--dry-run", **DRY_RUN)
+    p.epilog = (
+        "By default: correctness of kernels and training (up to 2.5 minutes), every attention "
+        "library (1 minute), training steps of 160m (2.5 minutes) and its kernels (1.5 minutes); "
+        "then, while the budget lasts, training (1 to 7 minutes a size) and kernels of other "
+        "sizes. These times are guesses; a step is stopped after 1.5 times its guess. With 9m, the "
+        "default fits, without most other sizes. A second call adds to the results, e.g. --budget "
+        "9m --only train,kernels --sizes 70m,1b. The table ends with the decisions on kernels and "
+        "attention libraries that follow from all results."
+    )
 
 
 # --- bench -----------------------------------------------------------------------------------
@@ -153,7 +165,7 @@ def _train(args: argparse.Namespace) -> None:
         printed.append(row)
         print(rows.format_row(row), flush=True)
 
-    rows.write_rows(train.bench_train(**options), args.json, show)
+    rows.write_rows(train.bench_train(rates_from=args.json, **options), args.json, show)
     if args.device == "cpu":
         text = train.markdown(printed)
         print(f"\n{text}")
@@ -200,7 +212,7 @@ def _kernels(args: argparse.Namespace) -> None:
     """Run `bench kernels` and print its rows as JSON."""
     from pythia_book.bench.kernels import bench_kernels
 
-    _print_rows(bench_kernels(**_options(args)), args.json)
+    _print_rows(bench_kernels(rates_from=args.json, **_options(args)), args.json)
 
 
 def _attention(args: argparse.Namespace) -> None:
@@ -230,4 +242,4 @@ def _gpu_check(args: argparse.Namespace) -> None:
     from pythia_book.bench.rows import gpu_folder
 
     out = Path(args.out) if args.out else gpu_folder()
-    gpu_check(args.budget, out.absolute(), args.only, args.sizes, args.dry_run)
+    gpu_check(args.budget, out.absolute(), args.only, args.sizes, args.dry_run, args.kernels)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pythia_book.bench import correctness
 from pythia_book.bench.correctness import _training_problem, check_gpu
 from pythia_book.bench.rows import SKIPPED
 from torch import Tensor
@@ -49,9 +50,10 @@ def test_every_check_passes_in_a_dry_run(tmp_path: Path) -> None:
     assert all(row["dry_run"] for row in rows)
     assert {row["outcome"] for row in rows} == {"passed"}
     names = [row["name"] for row in rows]
-    assert len(names) == len(set(names)) == 4 * 7 + 3
+    assert len(names) == len(set(names)) == 4 * 7 + 4
     assert names[0] == "linear_cross_entropy 160m bf16" and names[-1] == "adamw 31m bf16"
-    assert {f"training eager {p}" for p in ("bf16", "fp32", "fp16")} < set(names)
+    trained = {f"training eager {p}, rows of 32" for p in ("bf16", "fp32", "fp16")}
+    assert trained | {"training eager bf16, rows of 64"} < set(names)
 
 
 def leave_first_row_unwritten(x: Tensor) -> Tensor:
@@ -104,14 +106,57 @@ def test_a_failing_kernel_has_no_fallback(
 
 
 def test_a_wrong_training_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _training_problem("eager", "bf16", "cpu") == ""
+    assert _training_problem("eager", "bf16", "cpu", 32) == ""
     norm = kernels.layer_norm
     wrong = replace(kernels.FAST, layer_norm=lambda x, w, *a: norm(x, 2 * w, *a))
     monkeypatch.setattr(kernels, "FAST", wrong)
-    why = _training_problem("eager", "fp32", "cpu")
+    why = _training_problem("eager", "fp32", "cpu", 32)
     assert why.startswith("a loss differs from that of plain PyTorch by ") and why.endswith(
         "; at most 0.001 is allowed"
     )
+
+
+def test_a_gpu_is_checked_in_every_mode_at_two_row_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(correctness, "_kernel_checks", lambda *_: ())
+    names = [name for name, _ in correctness._checks(("31m",), "cuda")]
+    assert names == [
+        *(f"training {m} bf16, rows of {n}" for n in (512, 2048) for m in ("eager", "graph")),
+        "training compile bf16, rows of 512",
+        *(f"training {m} {p}, rows of 512" for p in ("fp32", "fp16") for m in ("eager", "graph")),
+    ]
+
+
+@pytest.mark.parametrize("lost", ["exp_avg", "exp_avg_sq"])
+def test_a_resumption_that_loses_a_moment_is_found(
+    lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = correctness.Trainer.state
+
+    def without(self: correctness.Trainer) -> dict:
+        saved = state(self)
+        optimizer = saved["optimizer"]
+        optimizer[lost] = torch.zeros_like(optimizer[lost])
+        return saved
+
+    monkeypatch.setattr(correctness.Trainer, "state", without)
+    why = _training_problem("eager", "bf16", "cpu", 64)
+    assert why.startswith("a run that is saved and resumed half-way gives different bits: the loss")
+    assert why.endswith("of update 4"), "the first one that an update after resumption changes"
+
+
+def test_a_second_run_with_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, runs = correctness._train_tiny_model, []
+
+    def drifting(*arguments, **more):
+        losses, weights = train(*arguments, **more)
+        runs.append(arguments)
+        return losses, weights + 1e-7 * len(runs)
+
+    monkeypatch.setattr(correctness, "_train_tiny_model", drifting)
+    why = _training_problem("eager", "fp32", "cpu", 64)
+    assert why == "a second run, in eager mode, gives different bits: the final weights"
 
 
 def test_checks_after_the_budget_are_skipped() -> None:

@@ -19,6 +19,7 @@ from pythia_book.bench.gpu_check import Step, plan, run_steps, table
 from pythia_book.bench.rows import read_rows, write_rows
 
 from pythia_core.__main__ import main
+from pythia_core.errors import PythiaError
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 HANGS = ("timeit", "-n", "1", "-r", "1", "import time; print('asleep', flush=True); time.sleep(60)")
@@ -69,6 +70,8 @@ def test_the_most_useful_steps_come_first(tmp_path: Path) -> None:
     extra = {step.name for step in plan(tmp_path, (), (), False) if step.extra}
     assert extra == set(names[4:]), "none was requested by name"
     assert [step.name for step in plan(tmp_path, (), (), True)] == first
+    usual = [step.seconds for step in plan(tmp_path, (), (), False) if not step.extra]
+    assert sum(usual) <= 9 * 60 - check.EXIT_SECONDS, "a default call of nine minutes is complete"
 
 
 def test_a_plan_for_chosen_parts_and_sizes(tmp_path: Path, results: Path) -> None:
@@ -80,6 +83,9 @@ def test_a_plan_for_chosen_parts_and_sizes(tmp_path: Path, results: Path) -> Non
     again = plan(tmp_path, ("train",), ("70m", "1.4b"), False)
     assert again[0].seconds > steps[0].seconds, "its text has to be prepared first"
     assert again[1] == steps[1]
+    (few,) = plan(tmp_path, ("kernels",), ("1b",), False, ("adamw", "attention"))
+    assert few.command[few.command.index("--kernels") + 1] == "adamw,attention"
+    assert few.seconds < steps[2].seconds
     (study,) = plan(tmp_path, ("study",), (), False)
     assert study.command[:3] == ("pythia_core", "study", "gender_bias")
 
@@ -89,6 +95,7 @@ def test_a_plan_for_chosen_parts_and_sizes(tmp_path: Path, results: Path) -> Non
     [
         ("--only kernel", "unknown part of gpu-check 'kernel'; accepted: correctness, attention, "),
         ("--sizes 160k", "unknown size of gpu-check '160k'"),
+        ("--kernels gelu", "unknown kernel 'gelu'; accepted: linear_cross_entropy, "),
         ("--budget 9min", "expected a time such as 540 or 540s (seconds), 9m or 1h, got '9min'"),
         ("--budget 0", "got '0'"),
         ("--budget=-3m", "got '-3m'"),
@@ -143,6 +150,84 @@ def test_steps_that_fail_or_hang_do_not_affect_the_others(
     assert "== hangs: may take 6 s of the " in output and " s that are left" in output
     assert "asleep" in (tmp_path / "check.log").read_text()
     assert not processes("asleep")
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (signal.SIGKILL, "killed by SIGKILL (perhaps out of memory); last output: warming up"),
+        (signal.SIGSEGV, "killed by SIGSEGV; last output: warming up"),
+    ],
+)
+def test_the_signal_that_killed_a_step_is_named(
+    number: signal.Signals, why: str, tmp_path: Path
+) -> None:
+    kill = f"import os; print('warming up', flush=True); os.kill(os.getpid(), {number:d})"
+    steps = [Step("dies", ("timeit", "-n", "1", "-r", "1", kill), "", 20.0),
+             Step("works", WORKS, "", 20.0)]  # fmt: skip
+    dies, works = run_steps(steps, time.monotonic() + 100, tmp_path, False)
+    assert (dies["outcome"], dies["why"]) == ("failed", why) and works["outcome"] == "ok"
+
+
+def test_a_full_disk_is_named_and_the_rows_before_are_kept(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a small disk."""
+    path = tmp_path / "rows.jsonl"
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from pythia_book.bench.rows import write_rows\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "write_rows(({'number': n} for n in range(99)), Path(sys.argv[1]), print)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"pythia_core.errors.PythiaError: no space left to write {path} (File")
+    assert "are kept. Free some space" in last
+    kept = done.stdout.splitlines()
+    assert len(kept) == 7 and len(read_rows(path)) >= 7, "14 bytes a line"
+    with pytest.raises(PythiaError, match=r"no space left to write /dev/full \(No space left"):
+        write_rows([{"a": 1}], Path("/dev/full"), lambda _: None)
+
+
+def test_unsuitable_versions_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    problem = "torch 2.11.0 was built for Triton 3.6.0, but Triton 3.7.1 is installed"
+    monkeypatch.setattr("pythia_core.kernels.dispatch.version_problem", lambda: problem)
+    monkeypatch.setattr(check, "plan", lambda *_: [])
+    words = ["gpu-check", "--dry-run", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert f"warning: {problem}" in capsys.readouterr().out
+    assert problem in (tmp_path / "check.log").read_text()
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.10.1+cu128"))
+    assert main(words) == 1
+    message = capsys.readouterr().err
+    assert "gpu-check needs torch 2.11 or newer, but torch 2.10.1+cu128 is installed" in message
+    assert len(message.splitlines()) == 1
+
+
+LACKING = "datatrove, datasets, lm_eval, papermill, nbformat, jupyter_book, IPython"
+
+
+def test_the_steps_import_nothing_that_a_gpu_machine_lacks() -> None:
+    code = (
+        "import sys\n"
+        f"lacking = {LACKING.split(', ')}\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in lacking: raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from pythia_core.__main__ import main\n"
+        "from pythia_book.bench import correctness, gpu_check, kernels, train\n"
+        "sys.exit(main('bench kernels --dry-run --sizes 31m --kernels adamw'.split())\n"
+        "    or main('bench attention --dry-run --budget 1'.split())\n"
+        "    or main('bench train --device cuda --dry-run --sizes 70m --budget 1'.split()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "adamw" in done.stdout and "ours eager" in done.stdout
 
 
 def test_a_dry_run_ignores_the_estimated_durations(
@@ -237,7 +322,8 @@ def test_a_dry_run_from_end_to_end(results: Path, capsys: pytest.CaptureFixture)
     assert {row["outcome"] for row in read_rows(out / "steps.jsonl")} == {"ok"}
     checks = read_rows(out / "correctness.jsonl")[1:]
     assert {row["outcome"] for row in checks} == {"passed"}
-    assert {"adamw 160m bf16", "training eager bf16"} <= {row["name"] for row in checks}
+    names = {row["name"] for row in checks}
+    assert {"adamw 160m bf16", "training eager bf16, rows of 32"} <= names
     assert any("ms" in row for row in read_rows(out / "attention.jsonl"))
     assert any("tokens_per_s" in row for row in read_rows(out / "train.jsonl"))
     assert {row["size"] for row in read_rows(out / "kernels.jsonl") if "ms" in row} == {"160m"}
@@ -246,7 +332,8 @@ def test_a_dry_run_from_end_to_end(results: Path, capsys: pytest.CaptureFixture)
     assert lines and all(text.startswith("  [dry run: not a result] ") for text in lines)
     for name in check.FILES:
         assert {row["dry_run"] for row in read_rows(out / f"{name}.jsonl")} == {True}, name
-    for title in ("correctness:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
+    titles = ("correctness:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:")
+    for title in (*titles, "decisions:"):
         assert f"\n{title}" in printed
 
 
@@ -271,20 +358,24 @@ def test_the_table_has_the_newest_measurements(tmp_path: Path, mark: str) -> Non
         marked = [{**row, "dry_run": bool(mark)} for row in rows]
         write_rows(marked, tmp_path / name, lambda _: None)
 
-    attention = {"seq_len": 2048, "head_dim": 64, "library": "flash", "ms": 1.0}
+    machine = {"kind": "machine", "device": "a card"}
+    attention = {"kind": "attention", "seq_len": 2048, "head_dim": 64, "library": "flash"}
+    attention["ms"] = 1.0
     write(
         "attention.jsonl",
+        machine,
         {**attention, "deterministic": False, "bits_repeat": False, "tflops": 400.0},
         {**attention, "deterministic": True, "bits_repeat": True, "tflops": 250.0},
-        {"library": "cudnn", "failed": "not here"},
+        {"kind": "attention", "library": "cudnn", "failed": "not here"},
     )
-    kernel = {"size": "1b", "kernel": "adamw"}
+    kernel = {"kind": "operation", "size": "1b", "kernel": "adamw", "graph": True}
     write(
         "kernels.jsonl",
-        {"copy_gb_per_s": 2500.0},
+        machine,
         {**kernel, "implementation": "ours", "ms": 9.0},
         {**kernel, "implementation": "reference", "ms": 4.0},
         {**kernel, "implementation": "ours", "ms": 2.0},
+        {**kernel, "implementation": "torch.compile (inductor)", "ms": 2.2},
         {**kernel, "implementation": "liger", "failed": "not here"},
     )
     write(
@@ -294,7 +385,13 @@ def test_the_table_has_the_newest_measurements(tmp_path: Path, mark: str) -> Non
         {"name": "attention 1b bf16", "outcome": "failed", "why": "outputs differ from fp64 by 1"},
         {"name": "adamw 1b bf16", "outcome": "passed", "why": ""},
     )
-    assert table(tmp_path) == [
+    lines = table(tmp_path)
+    start = lines.index("decisions:")
+    by_kernel = dict(text.removeprefix(f"  {mark}").split(": ", 1) for text in lines[start + 1 :])
+    kept = "not measured" if mark else "keep 1.1 (smallest 1.1 at 1b"
+    assert by_kernel["adamw_triton"].startswith(kept), "a dry run decides nothing"
+    assert by_kernel["gelu_triton"].startswith("not measured")
+    assert lines[:start] == [
         "correctness:",
         f"  {mark}1 failed",
         f"  {mark}1 passed",
@@ -303,5 +400,5 @@ def test_the_table_has_the_newest_measurements(tmp_path: Path, mark: str) -> Non
         "attention, TFLOP/s forward and backward (with deterministic kernels):",
         f"  {mark} 2048 tokens, head dim  64, flash        400, bits differ (250)",
         "kernels, ms forward and backward:",
-        f"  {mark}   1b adamw                ours 2, reference 4",
+        f"  {mark}   1b adamw                ours 2, reference 4, torch.compile (inductor) 2.2",
     ]

@@ -13,7 +13,7 @@ from pythia_book.bench.rows import SKIPPED
 from torch import Tensor
 
 from pythia_core.__main__ import main
-from pythia_core.errors import ConfigError
+from pythia_core.errors import ConfigError, PythiaError
 from pythia_core.kernels import dispatch
 
 KERNELS = {
@@ -91,7 +91,7 @@ def toy(tokens: int, other: Callable[[Tensor], Tensor]) -> bench_kernels.Case:
 
 
 def measured(other: Callable[[Tensor], Tensor], **more) -> list[dict]:
-    roof = {"copy": 1.0, "fp32": 1.0}
+    roof = {"copy_gb_per_s": 1.0, "matmul_tflop_per_s": {"fp32": 1.0}}
     case, small = toy(64, other), toy(24, other)
     return list(bench_kernels.measure(case, small, torch.float32, "cpu", 0.0, roof, 1, **more))
 
@@ -131,6 +131,71 @@ def test_a_failing_implementation_gives_a_row(error: Exception) -> None:
     assert all("ms" in r for r in rows if r["implementation"] != "other") and len(rows) == 4
 
 
+def test_a_call_is_replayed_from_a_graph_if_it_can_be_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def capture(function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        return lambda: calls.append("replay")
+
+    monkeypatch.setattr(bench_kernels, "capture_cuda", capture)
+    replay, columns = bench_kernels._recorded(lambda: calls.append("call"))
+    replay()
+    assert calls == ["call", "replay"] and columns == {"graph": True}
+
+    def refuses(function: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(bench_kernels, "capture_cuda", refuses)
+    direct, columns = bench_kernels._recorded(len)
+    assert direct is len and columns["graph"] is False
+    assert columns["graph_failed"].endswith("not permitted when stream is capturing")
+
+
+def lose_the_gpu(monkeypatch: pytest.MonkeyPatch, errors: list[str]) -> None:
+    """Make the next calls on a pretended GPU raise these errors."""
+
+    def synchronize() -> None:
+        if errors:
+            raise RuntimeError(errors.pop(0))
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+
+
+def test_a_lost_gpu_ends_the_benchmark_after_the_row_that_lost_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    access = "CUDA error: an illegal memory access was encountered"
+
+    def broken(x: Tensor) -> Tensor:
+        lose_the_gpu(monkeypatch, [access] * 9)
+        raise RuntimeError(access)
+
+    rows = []
+    roof = {"copy_gb_per_s": 1.0, "matmul_tflop_per_s": {"fp32": 1.0}}
+    cases = toy(64, broken), toy(24, broken)
+    with pytest.raises(PythiaError, match=r"other of double has made the GPU unusable .*illegal"):
+        for row in bench_kernels.measure(*cases, torch.float32, "cpu", 0.0, roof, 1):
+            rows.append(row)
+    assert [row.get("failed") for row in rows] == [None] * 3 + [f"RuntimeError: {access}"]
+    lose_the_gpu(monkeypatch, ["CUDA error: invalid configuration argument"])
+    bench_kernels.check_gpu_answers("a kernel")  # the error is over
+
+
+def test_a_full_memory_is_recognised() -> None:
+    full = bench_kernels.OUT_OF_MEMORY
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ):
+        assert bench_kernels.reason(error).startswith(f"{full}: CUDA")
+    assert not bench_kernels.reason(RuntimeError("no shared memory")).startswith(full)
+
+
 def test_nothing_is_measured_after_the_deadline() -> None:
     assert [r["failed"] for r in measured(lambda x: x, deadline=0.0)] == [SKIPPED] * 4
     rows = list(bench_kernels.bench_kernels(("31m",), dry_run=True, only=("adamw",), budget=-1.0))
@@ -150,7 +215,7 @@ def test_the_command_writes_one_object_per_line(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = iter([{"kernel": "a"}, {"kernel": "b"}])
-    monkeypatch.setattr(bench_kernels, "bench_kernels", lambda dry_run: few)
+    monkeypatch.setattr(bench_kernels, "bench_kernels", lambda dry_run, rates_from: few)
     path = tmp_path / "rows.jsonl"
     assert main(["bench", "kernels", "--dry-run", "--json", str(path)]) == 0
     assert capsys.readouterr().out == path.read_text()
@@ -164,6 +229,7 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> N
     )
     words = "bench kernels --dry-run --kernels adamw,attention --budget 2m --seconds 0.1"
     assert main(words.split()) == 0
+    assert options.pop("rates_from") is None
     assert options == {"only": ("adamw", "attention"), "budget": 120.0, "seconds": 0.1}
 
 

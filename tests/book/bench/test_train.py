@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import subprocess
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from pythia_book.bench import train
-from pythia_book.bench.rows import format_row, measured_rows, write_rows
+from pythia_book.bench.rows import fastest_steps, format_row, measured_rows, read_rows, write_rows
 
+from pythia_core import kernels
 from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
-from pythia_core.errors import ConfigError, DataError
+from pythia_core.errors import ConfigError, DataError, PythiaError
 from pythia_core.kernels import PLAIN
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import scale_named
@@ -84,6 +86,38 @@ def test_every_implementation_updates_its_weights(
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
+def test_a_baseline_adds_up_the_gradients_of_its_micro_batches() -> None:
+    """An update of 8 micro-batches is that of the whole batch."""
+    weights = []
+    for rows in (2, 16):  # rows per micro-batch, of 16
+        torch.manual_seed(0)
+        step = train.Implementation("plain", precision="fp32").make(
+            DRY.config(rows), torch.device("cpu")
+        )
+        step(DRY.batches(16)[0])
+        weights.append(torch.cat([p.detach().ravel() for p in step.args[2].parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+
+
+def test_the_compiled_formulas_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, compile_ = [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **k: compiled.append(f) or compile_(f, backend="eager", **k)
+    )
+    torch.manual_seed(0)
+    model = GPTNeoX(ModelConfig(2, 32, 2, 128), replace(kernels.FAST, fuses=lambda x: True))
+    model.init_weights(0)
+    other = GPTNeoX(model.config, replace(train._with_compiled_formulas(), fuses=lambda x: True))
+    other.load_state_dict(model.state_dict())
+    assert [f.__name__ for f in compiled] == ["layer_norm_pair_reference", "bias_gelu_reference"]
+    text = torch.from_numpy(TEXT[:68].astype(np.int64)).view(4, 17)
+    for either in (model, other):
+        either.loss(text).backward()
+    for ours, p in zip(model.parameters(), other.parameters(), strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(p.grad, ours.grad, rtol=1e-4, atol=1e-6)
+
+
 # --- rows ------------------------------------------------------------------------------------
 
 
@@ -96,31 +130,41 @@ def test_a_dry_run_measures_and_marks_everything(rows: list[dict]) -> None:
         i.name for i in ALL if i.mode == "graph"
     }
     for row in (r for r in measured if "failed" not in r):
-        assert row["steps_timed"] >= 20
+        assert row["steps_timed"] == 3 * (3 + 1) and row["micro_rows"] == 2
         assert row["ms_low"] <= row["ms"] <= row["ms_high"]
-        tokens = row["rows"] * row["seq_len"]
-        assert row["tokens_per_update"] == tokens
-        assert row["tokens_per_s"] == pytest.approx(1e3 * tokens / row["ms"])
+        assert row["tokens_per_update"] == row["rows"] * row["seq_len"] == 2**21
+        assert row["tokens_per_s"] == pytest.approx(1e3 * 2**21 / row["ms"])
         assert row["mfu"] is None and row["peak_bytes"] is None
     assert "[dry run: not a result]" in format_row(measured[0])
 
 
-def test_later_jobs_of_a_size_reuse_the_rows_that_fit(
+def test_a_group_is_measured_at_every_size_before_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     jobs = []
+    monkeypatch.setattr(
+        train, "measure", lambda job: jobs.append((job.size, job.implementations, job.rows)) or ()
+    )
+    list(train.bench_train(("31m", "160m", "70m"), "cuda", dry_run=True, rows=8))
+    assert jobs == [
+        (size, group, 8) for group in train.ROUNDS_ON_GPU for size in ("70m", "160m", "31m")
+    ]
 
-    def fake(job: train.Job):
-        jobs.append((job.size, job.rows))
-        yield from (
-            job.columns | i.columns | {"rows": 8, "failed": "no"} for i in job.implementations
-        )
 
-    monkeypatch.setattr(train, "measure", fake)
-    sizes = ("31m", "160m", "70m")
-    list(train.bench_train(sizes, "cuda", dry_run=True))
-    most_useful_first = ["70m", "160m", "31m"]
-    assert jobs == [(s, 0) for s in most_useful_first] + [(s, 8) for s in most_useful_first] * 2
+def test_a_whole_update_follows_from_two_small_ones() -> None:
+    """With 16 rows at a time, 2M tokens are 64 micro-batches and one optimizer step."""
+    job = train.Job("160m", FIRST)
+    rounds = [{1: 0.13, 8: 0.83}, {1: 0.14, 8: 0.91}, {1: 0.13, 8: 0.76}]  # 0.1, 0.11, 0.09 each
+    entry = train._WarmedUp(train.GRAPH, print, 16, {}, {1: 3, 8: 1}, 1.0, 0, 0, rounds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Job, "device", torch.device("cpu"))
+        row = train._result(entry, job)
+    assert row["ms_micro"] == pytest.approx(100) and row["ms_optimizer"] == pytest.approx(30)
+    assert row["ms"] == pytest.approx(64 * 100 + 30)
+    assert row["ms_low"] == pytest.approx(64 * 90 + 40)
+    assert row["ms_high"] == pytest.approx(64 * 110 + 30)
+    assert row["tokens_per_s"] == pytest.approx(2**21 / 6.43)
+    assert (row["tokens_per_update"], row["micro_rows"], row["steps_timed"]) == (2**21, 16, 12)
 
 
 def test_a_cpu_is_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +237,7 @@ def test_rows_contain_the_warnings_of_kernels(monkeypatch: pytest.MonkeyPatch) -
         return make(*arguments)
 
     monkeypatch.setattr(train, "_warm_up", warning)
-    (row,) = train.measure(replace(DRY, implementations=FIRST[-1:]))
+    (row,) = train.measure(replace(DRY, implementations=FIRST[3:4]))
     assert row["warnings"] == ["a kernel fails here"]
 
 
@@ -214,7 +258,7 @@ def test_implementations_that_do_not_fit_together_are_tried_alone(
         return make(implementation, *rest)
 
     monkeypatch.setattr(train, "_warm_up", fail_first)
-    job = replace(DRY, implementations=(FIRST[-1], train.ROUNDS_ON_GPU[2][-1]))
+    job = replace(DRY, implementations=(FIRST[3], train.ROUNDS_ON_GPU[1][-1]))
     rows = {r["implementation"]: r for r in train.measure(job)}
     assert "failed" not in rows["ours eager, bf16"]
     assert rows["ours eager, bf16"]["alternates_with"] == ["ours eager, bf16"]
@@ -227,40 +271,159 @@ def test_implementations_that_do_not_fit_together_are_tried_alone(
 # --- memory and text -------------------------------------------------------------------------
 
 
-def test_the_search_for_rows_starts_at_twice_the_estimate() -> None:
+def test_each_implementation_has_its_own_estimate_of_rows() -> None:
     job = train.Job("1.4b", FIRST)
-    tries = train.rows_to_try(job, 80e9)
-    assert tries == [2**p for p in range(len(tries) - 1, -1, -1)]
-    estimate, fitting = tries[1] * job.seq_len, train.SIZING_IMPLEMENTATION
-    need = fitting.activation_bytes(job.model, estimate) + fitting.resident_bytes(
-        job.model, estimate
-    )
-    assert need < 80e9 < need + fitting.activation_bytes(job.model, estimate)
-    assert train.rows_to_try(replace(job, size="160m"), 80e9)[0] == 16
-    assert train.rows_to_try(replace(job, size="14m"), 80e9)[0] == 32
-    assert train.rows_to_try(replace(job, rows=3), 80e9) == [3]
+    rows = {i.label: train.estimated_rows(i, job, 80e9) for i in ALL}
+    assert rows["ours eager"] > rows["transformers eager, sdpa"] >= 1
+    assert all(r & (r - 1) == 0 for r in rows.values())
+    for implementation in ALL:
+        r = rows[implementation.label]
+        needs = [
+            implementation.resident_bytes(job.model, n * job.seq_len)
+            + implementation.transient_bytes(job.model, n * job.seq_len)
+            for n in (r, 2 * r)
+        ]
+        assert r == 16 or needs[0] <= 80e9 < needs[1]
+    assert train.estimated_rows(train.GRAPH, replace(job, size="160m"), 80e9) == 16
+    assert train.estimated_rows(train.GRAPH, replace(job, size="14m"), 80e9) == 32
+    assert train.estimated_rows(train.GRAPH, job, 1e9) == 1
+    assert train.estimated_rows(train.GRAPH, replace(job, rows=2), 1e9) == 2, "as the user wants"
 
 
-def test_rows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+GPU_JOB = replace(DRY, dry_run=False, implementations=(FIRST[3],))
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+
+def tried_rows(
+    monkeypatch: pytest.MonkeyPatch,
+    fit: int,
+    job: train.Job = GPU_JOB,
+    first: int = 2,
+    reported: int = 0,
+    alone: bool = True,
+) -> tuple[list[int], int, str]:
+    """Search on a device where `fit` rows fit; measured, twice `reported` rows need all of it."""
     tried = []
 
-    def update(job, rows):
+    def warm_up(implementation: train.Implementation, job: train.Job, rows: int) -> object:
         tried.append(rows)
-        return torch.OutOfMemoryError("CUDA out of memory") if rows > 4 else None
+        if rows > fit:
+            raise FULL
+        return SimpleNamespace(bytes_if_doubled=100 * rows / (reported or fit))
 
-    monkeypatch.setattr(train, "_try_update", update)
-    monkeypatch.setattr(train, "_total_bytes", lambda device: 80e9)
+    monkeypatch.setattr(train, "_warm_up", warm_up)
+    monkeypatch.setattr(train, "_total_bytes", lambda device: 100)
     monkeypatch.setattr(train, "_release", lambda device: None)
-    assert train.fitting_rows(train.Job("160m", FIRST)) == 4
-    assert tried == [16, 8, 4]
+    monkeypatch.setattr(train, "most_rows", lambda job: job.rows or 16)
+    entry, rows, why = train._warm_up_with_rows_that_fit(FIRST[3], job, first, alone)
+    assert (entry is None) == bool(why)
+    return tried, rows, why
+
+
+def test_rows_are_doubled_while_memory_lasts_and_halved_when_it_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert tried_rows(monkeypatch, fit=8) == ([2, 4, 8], 8, "")
+    assert tried_rows(monkeypatch, fit=64) == ([2, 4, 8, 16], 16, ""), "at most TOKENS"
+    assert tried_rows(monkeypatch, fit=2, first=8) == ([8, 4, 2], 2, "")
+    optimistic = tried_rows(monkeypatch, fit=4, reported=16)
+    assert optimistic == ([2, 4, 8, 4], 4, ""), "no size is tried for ever"
+    fixed = replace(GPU_JOB, rows=4)
+    assert tried_rows(monkeypatch, fit=64, job=fixed, first=4) == ([4], 4, "")
+
+
+def test_a_graph_is_not_replaced_by_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = {}
+    monkeypatch.setattr(
+        train,
+        "_warm_up",
+        lambda i, job, rows: (
+            strict.update({i.mode: train.dispatch.strict()}) or SimpleNamespace(bytes_if_doubled=0)
+        ),
+    )
+    for implementation in (train.GRAPH, FIRST[3]):
+        train._warm_up_with_rows_that_fit(implementation, DRY, 2, True)
+    assert strict == {"graph": True, "eager": False}
+
+
+def test_out_of_memory_says_at_which_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    detail = "CUDA out of memory. Tried to allocate 9 GiB"
+    tried, _, why = tried_rows(monkeypatch, fit=0, first=4)
+    assert tried == [4, 2, 1]
+    assert why == f"out of memory even with one row of 16 tokens: {detail}"
+    fixed = replace(GPU_JOB, rows=4)
+    tried, rows, why = tried_rows(monkeypatch, fit=2, job=fixed, first=4)
+    assert (tried, rows, why) == ([4], 4, f"out of memory with 4 rows of 16 tokens: {detail}")
+    together = tried_rows(monkeypatch, fit=2, first=4, alone=False)
+    assert together[0] == [4] and together[2], "tried again when nothing else is in memory"
 
 
 def test_groups_fit_into_memory_and_are_complete() -> None:
     job = train.Job("1.4b", ALL)
-    groups = train.groups(job, 8, 80e9)
+    rows = dict.fromkeys((i.name for i in ALL), 8)
+    groups = train.groups(job, rows, 80e9)
     assert [c for group in groups for c in group] == list(ALL) and len(groups) > 2
-    assert len(train.groups(replace(job, size="14m"), 4, 80e9)) == 1
-    assert all(len(g) == 1 for g in train.groups(job, 8, 1e9))
+    assert len(train.groups(replace(job, size="14m"), dict.fromkeys(rows, 4), 80e9)) == 1
+    assert all(len(g) == 1 for g in train.groups(job, rows, 1e9))
+
+
+# --- time and failures -----------------------------------------------------------------------
+
+
+def test_an_implementation_starts_only_if_its_time_is_left() -> None:
+    jobs = [train.Job(size, ()) for size in ("160m", "1.4b")]
+    compiled = [train.seconds_needed(train.BASELINE, job, 1) for job in jobs]
+    eager = [train.seconds_needed(FIRST[3], job, 1) for job in jobs]
+    assert compiled[1] - compiled[0] >= 3.5 * 12, "12 more layers"
+    assert all(c - e == 3.5 * n for c, e, n in zip(compiled, eager, (12, 24), strict=True))
+    implementations = (FIRST[3], train.BASELINE)  # one layer in a dry run: 6 and 9.5 s
+    late = replace(DRY, implementations=implementations, deadline=time.time() + 8)
+    rows = {row["label"]: row for row in train.measure(late)}
+    assert rows["plain compile"]["failed"] == train.SKIPPED and "ms" in rows["ours eager"]
+
+
+def test_rounds_end_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(train.time, "time", lambda: clock[0])
+    timed = train._seconds
+
+    def slow(step, batches, n, device):
+        clock[0] += 1.0
+        return timed(step, batches, n, device)
+
+    monkeypatch.setattr(train, "_seconds", slow)
+    monkeypatch.setattr(train, "seconds_needed", lambda *_: 0.0)
+    job = replace(DRY, implementations=FIRST[3:4], rounds=50, deadline=1010.0)
+    (row,) = train.measure(job)  # 4 seconds to warm up, and 2 per round
+    assert row["steps_timed"] == 4 * 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), PythiaError("the GPU is gone")])
+def test_what_was_measured_before_a_stop_is_kept(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured, turns = train._seconds, []
+
+    def stop_in_second_round(step, batches, n, device):
+        turns.append(1)
+        if len(turns) == 4 + 2 + 1:  # warm-up, and the two updates of a round
+            raise RuntimeError("illegal memory access") if isinstance(error, PythiaError) else error
+        return measured(step, batches, n, device)
+
+    def check(failed: str) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "_seconds", stop_in_second_round)
+    monkeypatch.setattr(train, "check_gpu_answers", check)
+    path = tmp_path / "rows.jsonl"
+    job = replace(DRY, implementations=FIRST[3:4])
+    with pytest.raises(type(error)):
+        write_rows(train.measure(job), path, lambda _: None)
+    rows = read_rows(path)
+    if isinstance(error, KeyboardInterrupt):
+        assert [row["steps_timed"] for row in rows] == [4]
+    else:
+        assert [row["failed"] for row in rows] == ["RuntimeError: illegal memory access"]
 
 
 def test_batches_are_consecutive_rows_of_the_text() -> None:
@@ -291,8 +454,8 @@ def test_the_text_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_only_measurements_on_the_last_device_count(tmp_path: Path) -> None:
-    path, keys = tmp_path / "rows.jsonl", ("size",)
-    assert measured_rows(path, "train", keys) == []
+    path = tmp_path / "rows.jsonl"
+    assert measured_rows(path, "train") == []
 
     def row(size: str, dry_run: bool = False, **more) -> dict:
         return {"kind": "train", "size": size, "dry_run": dry_run, **more}
@@ -303,13 +466,44 @@ def test_only_measurements_on_the_last_device_count(tmp_path: Path) -> None:
     failed, dry = row("160m", failed="out of memory"), row("70m", True, ms=9.0)
     lines = [other, row("1b", ms=1.0), card, old, failed, again, new, skipped, dry]
     write_rows(lines, path, lambda _: None)
-    assert measured_rows(path, "train", keys) == [again, new, failed]
-    assert measured_rows(path, "operation", keys) == []
+    assert measured_rows(path, "train") == [again, new, failed]
+    assert measured_rows(path, "operation") == []
+
+
+def test_the_fastest_micro_batch_of_an_implementation_counts() -> None:
+    def row(micro_rows: int, **more) -> dict:
+        return {"size": "1b", "implementation": "ours", "micro_rows": micro_rows, **more}
+
+    old, new, other = row(8, tokens_per_s=9.0), row(8, tokens_per_s=7.0), row(4, tokens_per_s=8.0)
+    failed = row(32, failed="out of memory")
+    assert fastest_steps([old, failed, other]) == [old]
+    assert fastest_steps([old, new, other]) == [other], "the newest of a micro-batch"
+    assert fastest_steps([failed]) == [failed]
+
+
+def test_the_rates_of_a_gpu_are_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(train, "measure", lambda job: ())
+    (first,) = train.bench_train(("70m",), "cuda", dry_run=True, rates_from=path)
+    write_rows([first], path, lambda _: None)
+    (again,) = train.bench_train(("70m",), "cuda", dry_run=True, rates_from=path)
+    assert again == first
+    write_rows([first | {"device": "another"}], tmp_path / "b.jsonl", lambda _: None)
+    (other,) = train.bench_train(("70m",), "cuda", dry_run=True, rates_from=tmp_path / "b.jsonl")
+    assert other["copy_gb_per_s"] != first["copy_gb_per_s"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("train --rows 8", "--rows does not apply to `bench train` on the device cpu"),
+        (
+            "train --device cuda --dry-run --rows 3",
+            "must be a power of two of rows, at most 1,024, so that it divides an update of 1,024 "
+            "rows; got 3",
+        ),
         ("train --device cuda", "bench train --device cuda needs a GPU, but torch finds no CUDA"),
         ("train --device cuda --sizes 9b --dry-run", "unknown size '9b'"),
         (

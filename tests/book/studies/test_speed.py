@@ -72,9 +72,10 @@ def gpu_steps(ratio: float = 1.3, dry_run: bool = False) -> list[Row]:
         CARD,
         step(train.BASELINE, baseline, "160m"),
         step(train.Implementation("plain"), baseline / 2, "160m"),  # faster, but not compiled
-        step(train.SIZING_IMPLEMENTATION, 2 * baseline, "160m"),
+        step(train.Implementation("transformers"), 2 * baseline, "160m"),
         step(train.Implementation("ours"), 1.1 * baseline, "160m"),
         step(train.GRAPH, baseline / ratio, "160m"),
+        step(train.ROUNDS_ON_GPU[0][-1], baseline / 9, "160m"),  # not as users get our code
         {
             **{"kind": "train", "size": "160m", "failed": "out of memory: 80 GB"},
             **train.Implementation("transformers", "compile").columns,

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.bench import cost_model
-from pythia_book.bench.rows import Row, gpu_folder, measured_rows
+from pythia_book.bench.rows import Row, fastest_steps, gpu_folder, measured_rows
 from pythia_book.conduct import conduct
 from pythia_book.released import recipe
 from pythia_book.stats import Estimate
@@ -83,13 +83,10 @@ def measure(params: Params, progress: bool = True) -> Measurements:
             )
         )
     facts = {"steps": steps, "operations": operations, "device": {"threads": 1}}
-    for name, kind, keys in (
-        ("steps", "train", ("size", "implementation")),
-        ("operations", "operation", ("size", "kernel", "implementation")),
-        ("attention", "attention", ("library", "seq_len", "head_dim", "deterministic")),
-    ):
+    for name, kind in (("steps", "train"), ("operations", "operation"), ("attention", "attention")):
         path = gpu_folder() / f"{GPU_FILES[name]}.jsonl"
-        facts[f"gpu_{name}"] = measured_rows(path, kind, keys)
+        facts[f"gpu_{name}"] = measured_rows(path, kind)
+    facts["gpu_steps"][1:] = fastest_steps(facts["gpu_steps"][1:])
     return Measurements({}, json.loads(json.dumps(facts)))
 
 
