@@ -224,7 +224,9 @@ class Block(nn.Module):
         """
         norm1, norm2 = self.input_layernorm, self.post_attention_layernorm
         norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
-        x, y1, y2 = self.ops.layer_norm_pair(x, branches, norms, norm1.eps, dtype, bias_sums)
+        x, y1, y2 = self.ops.layer_norm_pair(
+            x, branches, norms, norm1.eps, dtype, bias_sums=bias_sums
+        )
         attended = self.attention(y1, rotary, batch, attend, fused=True)
         return x, (attended, self.mlp.fused(y2))
 

@@ -55,6 +55,7 @@ from pythia_core.kernels import FAST, PLAIN, Ops, dispatch
 from pythia_core.kernels.cross_entropy import CHUNK_ELEMENTS
 from pythia_core.kernels.gelu import bias_gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference
+from pythia_core.kernels.linear import with_bias_gradient
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES, scale_named
 from pythia_core.training import memory
@@ -253,9 +254,16 @@ def _with_compiled_formulas() -> Ops:
     """Return our operations, with two formulas compiled by torch instead of written in Triton."""
     pair = torch.compile(layer_norm_pair_reference, dynamic=False)
     bias_gelu = torch.compile(bias_gelu_reference, dynamic=False)
+
+    def layer_norm_pair(
+        x: Tensor, branches: Sequence[Tensor], *rest: Any, bias_sums: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sums = bias_sums or [None] * len(branches)
+        return pair(x, [*map(with_bias_gradient, branches, sums)], *rest)
+
     return replace(
         FAST,
-        layer_norm_pair=pair,
+        layer_norm_pair=layer_norm_pair,
         bias_gelu=lambda x, bias, form, bias_c=None: bias_gelu(x, bias, form),
     )
 
@@ -338,7 +346,7 @@ SEQ_LEN = cost_model.SEQ_LEN
 TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
 """Maximum tokens per micro-batch, enough to keep an H100 busy. "narrow" models have a width of up
 to 256."""
-TOKENS_PER_UPDATE = 1 << 21
+TOKENS_PER_UPDATE = cost_model.UPDATE_TOKENS
 """Tokens per update on a GPU: 1,024 rows of 2,048, the batch of Pythia."""
 ACCUMULATE = 8
 """Micro-batches of the larger of the two updates that are timed on a GPU."""

@@ -26,6 +26,7 @@ from pythia_core.kernels import PLAIN
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import scale_named
 from pythia_core.training.metrics import flops_per_token
+from pythia_core.training.optimizer import FlatParameters
 
 TEXT = np.arange(4000, dtype=np.uint16) % 128
 FIRST = train.ROUNDS_ON_GPU[0]
@@ -112,6 +113,7 @@ def test_the_compiled_formulas_are_those_of_the_kernels(monkeypatch: pytest.Monk
     assert [f.__name__ for f in compiled] == ["layer_norm_pair_reference", "bias_gelu_reference"]
     text = torch.from_numpy(TEXT[:68].astype(np.int64)).view(4, 17)
     for either in (model, other):
+        FlatParameters(either, torch.float32).add_gradients_in_backward(either)
         either.loss(text).backward()
     for ours, p in zip(model.parameters(), other.parameters(), strict=True):
         assert p.grad is not None
