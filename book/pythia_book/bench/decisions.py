@@ -148,6 +148,6 @@ def _attention(attention: Sequence[Row]) -> Iterator[Row]:
         outcome = "keep"
     elif len(gains) == len(HEAD_DIMS):
         outcome = "delete"
-    note = f"{len(gains)} of {len(HEAD_DIMS)} head dims"
+    note = f"{len(gains)} of {len(HEAD_DIMS)} head dims" if gains else ""
     finite = None if value is None or math.isinf(value) else value
     yield _decision("attention_triton", rule, finite, outcome, note)

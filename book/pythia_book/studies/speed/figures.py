@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book import palette, style
 from pythia_book.records import number_text
-from pythia_book.studies.speed.study import PREDICTIONS
+from pythia_book.studies.speed.study import KERNELS, PARTS
 from pythia_book.style import BLUE, DASH, GREEN, INK, MUTED, ORANGE, Drawing, Table
 from pythia_book.verdicts import NOT_MEASURED
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 OURS, BASELINE, TRANSFORMERS = BLUE, ORANGE, GREEN
 TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
+PART_NAMES = {
+    "products of layers": ("gemm",),
+    "attention": ("attention",),
+    "passes over memory": ("elementwise", "gradients", "optimizer"),
+    "vocabulary and loss": ("logits", "loss"),
+}
+"""Maps the labels of a figure to parts of a training step (study.PARTS)."""
+PART_COLOURS = dict(zip(PART_NAMES, (BLUE, palette.PINK, palette.GOLD, MUTED), strict=True))
 PALETTE = (BASELINE, TRANSFORMERS, palette.PINK, palette.GOLD, INK, MUTED)
 
 
@@ -195,20 +203,23 @@ def gpu_sizes(result: Result) -> Table:
 
 @style.figure
 def gpu_rates(result: Result) -> Drawing:
-    """Draw speed, utilisation and memory on one GPU by size, predicted and measured."""
+    """Draw speed and utilisation on one GPU by size, and the predicted parts of a step."""
     frame = result.tables["gpu_sizes"]
     sizes, x = list(frame["size"]), range(len(frame))
     dashed, mark = {"linestyle": (0, (4, 1.5)), "linewidth": 1.2}, {"linestyle": "", "marker": "o"}
     note = f"lines: predicted for one H100, not measured. {_measured(result)}"
-    with style.canvas(result, 3, 3.0, note) as (figure, (speed, share, memory)):
+    with style.canvas(result, 3, 3.0, note) as (figure, (speed, share, parts)):
         speed.plot(x, frame.compiled, color=BASELINE, label="torch.compile, predicted", **dashed)
         speed.plot(x, frame.ours, color=OURS, label="ours, predicted", **dashed)
         share.plot(x, 100 * frame.mfu, color=OURS, **dashed)
         cross = {"color": INK, "linestyle": "", "marker": "x"}
         speed.plot(x, frame.paper_tokens_per_s.astype(float), label="the paper's A100s", **cross)
         share.plot(x, 100 * frame.paper_mfu.astype(float), **cross)
-        edge = {"color": palette.PALE, "edgecolor": MUTED, "linewidth": 0.8}
-        memory.bar(x, frame.state_gib, width=0.55, label="state, computed", **edge)
+        total, below = frame[list(PARTS)].sum(axis=1), 0.0 * frame.ours
+        for part, colour in PART_COLOURS.items():
+            height = 100 * frame[list(PART_NAMES[part])].sum(axis=1) / total
+            parts.bar(x, height, bottom=below, width=0.7, color=colour, label=part)
+            below += height
         measured = {}
         for column, colour, label in (
             ("measured", OURS, "ours, measured"),
@@ -219,19 +230,18 @@ def gpu_rates(result: Result) -> Drawing:
                 speed.plot(x, frame[column].astype(float), color=colour, label=label, **mark)
                 measured[label] = {"color": colour, **mark}
         share.plot(x, 100 * frame.measured_mfu.astype(float), color=OURS, **mark)
-        memory.plot(x, frame.peak_gib.astype(float), color=OURS, **mark)
-        for ax in (speed, share, memory):
+        for ax in (speed, share, parts):
             ax.set_xticks(x, sizes, rotation=60)
             ax.set_xlabel("size")
         speed.set(yscale="log", ylabel="tokens per second")
         share.set(ylabel="MFU, %, causal", ylim=(0, 100))
-        memory.set(ylabel="GiB")
+        parts.set(ylabel="% of the time of our step, predicted", ylim=(0, 100))
         keys = {
             "torch.compile, predicted": {"color": BASELINE, **dashed},
             "ours, predicted": {"color": OURS, **dashed},
             "the paper's A100s": cross,
-            "state, computed": {"color": palette.PALE, "linewidth": 6},
             **measured,
+            **{part: {"color": colour, "linewidth": 6} for part, colour in PART_COLOURS.items()},
         }
         style.legend(figure, keys)
         words = ", ".join(f"{s} {n:,.0f}" for s, n in zip(sizes, frame.ours, strict=True))
@@ -244,19 +254,18 @@ def gpu_kernels(result: Result) -> Table:
     frame = result.tables["gpu_kernels"]
     timed = result.tables["gpu_operations"]
     timed = timed[timed.implementation == "ours"].set_index(["size", "kernel"])
-    about = {p.kernel: p for p in PREDICTIONS}
     rows = []
     for row in frame.itertuples():
         rows.append(
             {
                 "size": row.size,
                 "kernel": row.kernel,
-                "in one": about[row.kernel].fuses,
-                "what a compiler does not": about[row.kernel].cannot,
+                "in one": KERNELS[row.kernel][0],
+                "what it saves": KERNELS[row.kernel][1],
                 "bytes per token, compiled": _text(row.compiled_bytes),
                 "ours": _text(row.ours_bytes),
                 "ns saved, predicted": _text(row.saved_ns),
-                "% of the least step": _text(100 * row.share_of_step, 1),
+                "% of our step": _text(100 * row.share_of_step, 1),
                 "ns saved, measured": _text(row.measured_ns),
             }
         )
@@ -265,7 +274,7 @@ def gpu_kernels(result: Result) -> Table:
             rows[-1]["of the ceiling"] = _text(share, percent=True)
     caption = (
         "Per token, all layers, forward and backward, against torch.compile of the same formula. "
-        "Predicted, not measured: bytes at the attainable rate of an H100's copy. "
+        "Predicted, not measured. "
         f"{_measured(result)}"
     )
     return Table(_frame(rows), caption)
@@ -286,7 +295,7 @@ def attention(result: Result) -> Table:
     ]
     caption = (
         "TFLOP/s of causal attention on rows of 2,048 tokens. Estimated: what the predictions "
-        f"assume of the best library on an H100. {_measured(result)}"
+        f"assume on an H100. {_measured(result)}"
     )
     return Table(_frame(rows), caption)
 
@@ -294,3 +303,21 @@ def attention(result: Result) -> Table:
 def _rate(backend: str | None, tflops: float | None) -> str:
     """Return an attention library and its TFLOP/s as text; a dash without a library."""
     return f"{backend} {_text(tflops)}" if backend else DASH
+
+
+def decisions(result: Result) -> Table:
+    """Return a table: what is decided by measurement, by which rule, and what came out."""
+    rows = [
+        {
+            "what": row["what"].replace("_", " "),
+            "rule": row["rule"],
+            "measured": _text(row["value"], 2),
+            "outcome": f"{row['outcome']} ({row['note']})" if row["note"] else row["outcome"],
+        }
+        for row in result.tables["decisions"].to_dict("records")
+    ]
+    caption = (
+        "Written before any measurement. Times are of forward and backward together; kernels and "
+        f"compiled formulas are replayed from CUDA graphs. {_measured(result)}"
+    )
+    return Table(_frame(rows), caption)
