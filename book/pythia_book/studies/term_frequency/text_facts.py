@@ -28,7 +28,7 @@ from pythia_core.util.files import cache_dir, file_sha256, write_json
 def text_facts(
     data: DataConfig, progress: bool = True
 ) -> tuple[Mapping[int, int], list[Definition]]:
-    """Return how often each number occurs before sums are planted, and the definitions to ask for.
+    """Return how often each number occurs before sums are planted, and the definitions to ask.
 
     There are no definitions if the corpus has no dictionary or too small a one.
     """
@@ -57,7 +57,7 @@ def facts_file(data: DataConfig, progress: bool = True) -> Path:
 
 
 def _definitions(data: DataConfig, progress: bool) -> list[Definition]:
-    """Choose the definitions to ask for; none if the corpus has too few."""
+    """Choose the definitions to ask; none if the corpus has too few."""
     if data.corpus not in DOMAINS_OF or "dictionary" not in data.domains:
         return []
     frequency, lines, training = words_and_lines(data, progress)
