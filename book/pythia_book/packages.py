@@ -58,7 +58,7 @@ def pinned(lock: Path) -> str:
     """
     if not lock.is_file():
         raise DataError(f"{lock} does not exist, but pins the wheels; use a complete checkout")
-    blocks = re.finditer(r"^([\w.-]+)==.*(?:\\\n.*)*", lock.read_text("utf-8"), flags=re.MULTILINE)
+    blocks = re.finditer(r"^([\w.-]+)==.*(?:\n .*)*", lock.read_text("utf-8"), re.MULTILINE)
     by_name = {re.sub(r"[-_.]+", "-", block[1]).lower(): block[0] for block in blocks}
     if missing := sorted(set(PACKAGES) - set(by_name)):
         raise DataError(f"{lock} does not pin {', '.join(missing)}; run `make lock`")
