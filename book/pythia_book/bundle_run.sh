@@ -47,15 +47,18 @@ mkdir -p "$records"
 study() { # NAME [MORE ...]: run it and copy its results
   local name="$1" start=$SECONDS
   shift
-  if (cd project && "$python" -m pythia_core study "$name" --scale "$scale" "$@"); then
+  (cd project && "$python" -m pythia_core study "$name" --scale "$scale" "$@")
+  local code=$?
+  if [ $code -eq 130 ] || [ $code -eq 143 ]; then exit $code; fi # stopped; the next call resumes
+  if [ $code -eq 0 ]; then
     mkdir -p "$records/$name"
     rm -rf "$records/$name/$scale"
     if cp -r "$PYTHIA_RESULTS/$name/$scale" "$records/$name/$scale"; then
       echo "$name: done in $((SECONDS - start)) s"
       return
     fi
-  else
-    [ $? -lt 130 ] || exit 130 # stopped; the next call resumes
+  elif [ $code -gt 128 ]; then
+    echo "error: $name was killed by signal $((code - 128)), perhaps for lack of memory" >&2
   fi
   failed="$failed $name"
   echo "$name: failed after $((SECONDS - start)) s" >&2

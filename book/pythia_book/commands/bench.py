@@ -107,6 +107,8 @@ def add(command: AddCommand) -> None:
     parts += "all but study)"
     p.add_argument("--only", default=(), type=_names, metavar="PARTS", help=parts)
     p.add_argument("--sizes", default=(), **SIZES)
+    studies = "comma-separated list of the studies of the part study (default: gender_bias)"
+    p.add_argument("--studies", default=("gender_bias",), type=_names, help=studies)
     p.add_argument("--dry-run", **DRY_RUN)
 
 
@@ -230,4 +232,4 @@ def _gpu_check(args: argparse.Namespace) -> None:
     from pythia_book.bench.rows import gpu_folder
 
     out = Path(args.out) if args.out else gpu_folder()
-    gpu_check(args.budget, out.absolute(), args.only, args.sizes, args.dry_run)
+    gpu_check(args.budget, out.absolute(), args.only, args.sizes, args.dry_run, args.studies)
