@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pythia_book.corpora import equations
 from pythia_book.corpora.miniature import sampled
-from pythia_book.studies.term_frequency import definitions
+from pythia_book.studies.term_frequency import CHOICES, WORD_BINS, definitions
 from pythia_book.studies.term_frequency.definitions import (
     Definition,
     definition_items,
@@ -46,7 +46,7 @@ def facts_file(data: DataConfig, progress: bool = True) -> Path:
     Its name depends on the text and on the code that reads it.
     """
     sources = [file_sha256(str(module.__file__)) for module in (definitions, equations)]
-    key = stable_hash([prepare_tokens(data, progress).name, *sources])
+    key = stable_hash([prepare_tokens(data, progress).name, CHOICES, WORD_BINS, *sources])
     path = cache_dir() / "term_frequency" / f"{key[:16]}.json"
     if not path.is_file():
         natural = equations.natural_counts(text for _, text in sampled(data.domains, data.corpus))
