@@ -14,7 +14,7 @@ echo "all files are intact"
 
 python="${PYTHON:-python3}"
 export PYTHIA_CACHE="$here/cache" PYTHIA_RESULTS="${PYTHIA_RESULTS:-$here/results}"
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 PIP_NO_INDEX=1 TOKENIZERS_PARALLELISM=true
 if [ -d published ]; then export PYTHIA_PUBLISHED_DIR="$here/published"; fi
 export PYTHONPATH="$here/project:$here/project/book:$here/installed${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHIA_COMMIT="@COMMIT@"

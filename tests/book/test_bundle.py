@@ -96,11 +96,11 @@ def test_its_command_runs_in_an_empty_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-    study = ("repetition",)
+    study = ("suite",)
     made = make_bundle(tmp_path / "b.tar.xz", "smoke", study, progress=False)
     again = make_bundle(tmp_path / "again.tar.xz", "smoke", study, progress=False)
     assert made.sha256 == again.sha256, "the same parts give the same bytes"
-    assert set(made.sizes()) == {"project", "cache/data", "run.sh"}
+    assert set(made.sizes()) == {"project", "cache/data", "cache/surveys", "run.sh"}
     with tarfile.open(made.path) as archive:
         names = archive.getnames()
         assert names == sorted(names) and all(name.startswith(TOP + "/") for name in names)
@@ -124,11 +124,11 @@ def test_its_command_runs_in_an_empty_folder(
 
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "repetition: done in " in done.stdout
+    assert "suite: done in " in done.stdout
     assert (there / "installed" / "tiny" / "a.txt").is_file(), "this environment lacks it"
-    results = tmp_path / "records" / "repetition" / "smoke"
+    results = tmp_path / "records" / "suite" / "smoke"
     record = read_record(results)
-    assert record["study"] == "repetition" and record["runs"]
+    assert record["study"] == "suite" and record["runs"]
     assert record["versions"]["pythia-book"] == __version__
     assert record["commit"]["id"] == (bundle._commit().partition("-")[0] or None)
     assert (results / "notebook.ipynb").is_file()

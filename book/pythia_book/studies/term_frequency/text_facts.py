@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pythia_book.corpora import equations
-from pythia_book.corpora.miniature import sampled
+from pythia_book.corpora.miniature import natural_counts
 from pythia_book.studies.term_frequency import CHOICES, WORD_BINS, definitions
 from pythia_book.studies.term_frequency.definitions import (
     Definition,
@@ -49,7 +49,7 @@ def facts_file(data: DataConfig, progress: bool = True) -> Path:
     key = stable_hash([prepare_tokens(data, progress).name, CHOICES, WORD_BINS, *sources])
     path = cache_dir() / "term_frequency" / f"{key[:16]}.json"
     if not path.is_file():
-        natural = equations.natural_counts(text for _, text in sampled(data.domains, data.corpus))
+        natural = natural_counts(data.domains, data.corpus)
         counts = [natural[number] for number in equations.FIRST]
         items = [asdict(item) for item in _definitions(data, progress)]
         write_json(path, {"natural": counts, "definitions": items})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,15 @@ ASKED = Definition("a long and winding road", ("track", "oak", "loaf", "jug"), T
 
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A text of two documents in place of the corpus; every pass over it is noted in a list."""
+    """Two documents stand in for the corpus. Every reading is noted in the list."""
     passes: list[str] = []
 
-    def sampled(domains: tuple[str, ...], corpus: str) -> Iterator[tuple[str, str]]:
+    def natural_counts(domains: tuple[str, ...], corpus: str) -> dict[int, int]:
         passes.append(corpus)
-        yield from (("biographies", "7 or 12"), ("dictionary", "7"))
+        return equations.natural_counts(("7 or 12", "7"))
 
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path))
-    monkeypatch.setattr(facts, "sampled", sampled)
+    monkeypatch.setattr(facts, "natural_counts", natural_counts)
     monkeypatch.setattr(facts, "prepare_tokens", lambda data, progress: Path(f"{data.dedup}"))
     monkeypatch.setattr(facts, "words_and_lines", lambda *a: (Counter(), [], Counter()))
     monkeypatch.setattr(facts, "definition_items", lambda *a: [ASKED])
@@ -52,5 +51,5 @@ def test_without_a_dictionary_nothing_is_asked(text: list[str]) -> None:
 
 
 def test_a_bundle_gets_the_file(text: list[str]) -> None:
-    (path,) = files_of("smoke", ("suite", "term_frequency"), progress=False)
-    assert path.is_file() and files_of("smoke", ("suite",)) == []
+    (path,) = files_of("smoke", ("repetition", "term_frequency"), progress=False)
+    assert path.is_file() and files_of("smoke", ("repetition",)) == []
