@@ -52,11 +52,14 @@ study() { # NAME [MORE ...]: run it and copy its results
   if [ $code -eq 130 ] || [ $code -eq 143 ]; then exit $code; fi # stopped; the next call resumes
   if [ $code -eq 0 ]; then
     mkdir -p "$records/$name"
-    rm -rf "$records/$name/$scale"
-    if cp -r "$PYTHIA_RESULTS/$name/$scale" "$records/$name/$scale"; then
+    rm -rf "$records/$name/.copy"
+    if cp -r "$PYTHIA_RESULTS/$name/$scale" "$records/$name/.copy"; then
+      rm -rf "$records/$name/$scale"
+      mv "$records/$name/.copy" "$records/$name/$scale"
       echo "$name: done in $((SECONDS - start)) s"
       return
     fi
+    rm -rf "$records/$name/.copy"
   elif [ $code -gt 128 ]; then
     echo "error: $name was killed by signal $((code - 128)), perhaps for lack of memory" >&2
   fi
