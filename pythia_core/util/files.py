@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -49,6 +50,19 @@ def cache_dir() -> Path:
     if explicit := os.environ.get("PYTHIA_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pythia-book"
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The numbers of the errors that a full disk, quota or memory disk causes."""
+
+
+def full_disk_advice(place: str | None = None) -> str:
+    """Return what to do if the disk of `place` (default: the results or the cache) is full."""
+    return (
+        f"there is no space left in {place or f'{results_dir()} or {cache_dir()}'}. What is "
+        "finished is kept. Free some space, or move the folder to a larger disk and set "
+        "PYTHIA_RESULTS or PYTHIA_CACHE to its new path; then run the same command again to resume"
+    )
 
 
 def fsync_dir(folder: Path) -> None:

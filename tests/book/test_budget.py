@@ -54,10 +54,29 @@ def test_the_command_offers_the_scale_that_it_can_predict(capsys: pytest.Capture
     with pytest.raises(SystemExit):
         main(["budget", "--scale", "laptop"])
     assert "invalid choice: 'laptop' (choose from" in capsys.readouterr().err
-    assert main(["budget"]) == 0 and "scale gpu" in capsys.readouterr().out
+    assert main(["budget"]) == 0 and "scale gpu on" in capsys.readouterr().out
+    assert main(["budget", "--scale", "gpu-short", "--studies", "seeds,errata"]) == 0
+    table = capsys.readouterr().out
+    assert "scale gpu-short on" in table and "seeds " in table and "errata " in table
+    assert "suite " not in table and "total_s" in table and "non_embedding" not in table
+    assert main(["budget", "--studies", "seed"]) == 1
+    assert "Did you mean 'seeds'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu"])
+def test_scale_gpu_short_fits_two_commands_of_nine_minutes() -> None:
+    first = ("gender_bias", "seeds")
+    second = tuple(study for study in STUDIES if study not in first)
+    for studies in (first, second):
+        table = budget.studies_table("gpu-short", studies)
+        assert list(table.study) == list(studies)
+        parts = table[["training_s", "writing_s", "measuring_s"]].sum(axis=1)
+        assert table.total_s.tolist() == pytest.approx(parts.tolist())
+        assert table.total_s.sum() < 400, "of 540 s: each study also takes seconds to start"
+        assert table.kept_gb.sum() < 32, "fits a disk in memory"
+    assert budget.studies_table("gpu-short", ("gender_bias",)).total_s.sum() < 300
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu-short", "gpu"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_accepts_every_scale(study: str, scale: str) -> None:
     runs = runs_of(study, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -18,6 +19,19 @@ COMMANDS = (
     "prepare", "train", "inspect", "verify", "study", "record", "bench", "errata", "evaluate",
     "generate",
 )  # fmt: skip
+
+
+def test_a_full_disk_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("PYTHIA_RESULTS", "/elsewhere/results")
+    monkeypatch.setattr("pythia_core.commands.training._prepare", full)
+    assert main(["prepare"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no space left in /elsewhere/results" in line and "run the same command again" in line
 
 
 def test_help_needs_no_heavy_imports() -> None:

@@ -45,6 +45,7 @@ PARTS = ("correctness", "attention", "train", "kernels", "study")
 DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
 STUDY = "gender_bias"
+SCALE = "gpu-short"
 FILES = ("correctness", "attention", "train", "kernels", "steps")
 """Names of the result files in the results folder, without the suffix .jsonl."""
 OVERTIME = 1.5
@@ -92,6 +93,7 @@ def plan(
     sizes: Sequence[str],
     dry_run: bool,
     kernels: Sequence[str] = (),
+    studies: Sequence[str] = (STUDY,),
 ) -> list[Step]:
     """Return the steps of a check, most useful first. The durations are rough guesses.
 
@@ -101,12 +103,14 @@ def plan(
         sizes: names in ORDER of pythia_book.bench.train; default: all, or only 160m in a dry run.
             By default, the steps of all sizes but 160m are `extra`.
         kernels: the operations to time (default: all).
+        studies: the studies that the part `study` runs, at the scale `gpu-short`.
 
     Raises:
-        ConfigError: an unknown part, size or kernel.
+        ConfigError: an unknown part, size, kernel or study.
     """
     from pythia_book.bench import train
     from pythia_book.bench.kernels import KERNELS, SIZES
+    from pythia_book.budget import studies_table
 
     for names, accepted, kind in (
         (only, PARTS, "part of gpu-check"),
@@ -151,8 +155,11 @@ def plan(
     if "attention" in steps:
         steps["attention"] = [bench("attention", "", 8 if dry_run else 60)]
     if "study" in steps:
-        study = ("pythia_core", "study", STUDY, "--scale", "smoke" if dry_run else "gpu")
-        steps["study"] = [Step(f"study {STUDY}", study, "", 90 if dry_run else 400)]
+        scale, predicted = "smoke" if dry_run else SCALE, studies_table(SCALE, studies)
+        for name, seconds in zip(studies, predicted.total_s, strict=True):
+            command = ("pythia_core", "study", name, "--scale", scale)
+            seconds = 90 if dry_run else 30 + 1.5 * seconds  # 30: to start, a guess
+            steps["study"].append(Step(f"study {name}", command, "", seconds))
     chosen = [step for part in PARTS for step in steps.get(part, ())]
     return sorted(chosen, key=lambda step: step.extra)  # stable: the first size of everything first
 
@@ -167,13 +174,14 @@ def gpu_check(
     sizes: Sequence[str] = (),
     dry_run: bool = False,
     kernels: Sequence[str] = (),
+    studies: Sequence[str] = (STUDY,),
 ) -> None:
     """Run the steps that fit the budget, then print a table of all results in `out`.
 
     Args:
         budget: total seconds for all steps.
         out: results folder, which may already hold results of an earlier call.
-        only, sizes, dry_run, kernels: as in `plan`.
+        only, sizes, dry_run, kernels, studies: as in `plan`.
 
     Raises:
         ConfigError: there is no CUDA device (outside a dry run), torch is too old, a part, size or
@@ -186,7 +194,7 @@ def gpu_check(
     if not dry_run:
         require_cuda("gpu-check")
     warning = check_software()
-    steps = plan(out, only, sizes, dry_run, kernels)
+    steps = plan(out, only, sizes, dry_run, kernels, studies)
     if any(row.get("dry_run") is not dry_run for rows in results(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(
@@ -295,8 +303,8 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     ):
         outcome, why = "failed", f"nothing was measured: {next(filter(None, failures), '')}"
     if outcome == "ok" and step.command[:2] == ("pythia_core", "study"):
-        folder = f"{STUDY}/{step.command[-1]}"
-        shutil.make_archive(str(out / STUDY), "xztar", results_dir(), folder)
+        _, _, name, _, scale = step.command
+        shutil.make_archive(str(out / name), "xztar", results_dir(), f"{name}/{scale}")
     seconds = round(time.monotonic() - began, 1)
     return {"outcome": outcome, "why": why[:300], "seconds": seconds, **stopped_by}
 

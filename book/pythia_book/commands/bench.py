@@ -110,6 +110,8 @@ def add(command: AddCommand) -> None:
     p.add_argument("--only", default=(), type=_names, metavar="PARTS", help=parts)
     p.add_argument("--sizes", default=(), **SIZES)
     p.add_argument("--kernels", **{**OPTIONS["--kernels"], "dest": "kernels", "default": ()})
+    studies = "comma-separated list of the studies of the part study (default: gender_bias)"
+    p.add_argument("--studies", default=("gender_bias",), type=_names, help=studies)
     p.add_argument("--dry-run", **DRY_RUN)
     p.epilog = (
         "By default: correctness of kernels and training (up to 2.5 minutes), every attention "
@@ -242,4 +244,12 @@ def _gpu_check(args: argparse.Namespace) -> None:
     from pythia_book.bench.rows import gpu_folder
 
     out = Path(args.out) if args.out else gpu_folder()
-    gpu_check(args.budget, out.absolute(), args.only, args.sizes, args.dry_run, args.kernels)
+    gpu_check(
+        args.budget,
+        out.absolute(),
+        args.only,
+        args.sizes,
+        args.dry_run,
+        args.kernels,
+        args.studies,
+    )

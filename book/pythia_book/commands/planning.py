@@ -12,32 +12,48 @@ from pythia_core.commands import AddCommand
 def add(command: AddCommand) -> None:
     """Add `budget` and `bundle` to the command line."""
     p = command("budget", _budget, "predict what a scale costs on one H100: time, FLOP, disk")
-    p.add_argument("--scale", default="gpu", choices=["gpu"], help="scale to predict")
+    p.add_argument("--scale", default="gpu", choices=["gpu", "gpu-short"], help="scale to predict")
+    p.add_argument("--studies", default="", help="comma-separated list (default: all)")
 
     p = command("bundle", _bundle, "pack everything that an offline machine needs to run studies")
     text = "archive to write, .tar or .tar.xz (smaller, but takes minutes)"
     p.add_argument("out", metavar="OUT", type=Path, help=text)
     p.add_argument("--scale", default="gpu", help="scale to run there (default: gpu)")
     p.add_argument("--studies", default="", help="comma-separated list (default: all)")
-    text = "pack nothing if all files together have more than MB megabytes (default: no limit)"
+    text = "write no archive that has more than MB megabytes (default: no limit)"
     p.add_argument("--max-size", metavar="MB", type=float, help=text)
+    text = "pack papermill, ipykernel and what they need, for Python X.Y (default: 3.12)"
+    p.add_argument("--wheels", metavar="X.Y", nargs="?", const="3.12", default="", help=text)
 
 
 def _budget(args: argparse.Namespace) -> None:
     """Print the predicted cost of a scale."""
     from pythia_book.budget import report
 
-    print(report(args.scale))
+    print(report(args.scale, _studies(args.studies)))
+
+
+def _studies(text: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of studies; "" means all.
+
+    Raises:
+        ConfigError: a study is unknown.
+    """
+    from pythia_book.studies.registry import STUDIES, params_of
+
+    names = tuple(filter(None, text.split(",")))
+    for name in names:
+        params_of(name)
+    return tuple(name for name in STUDIES if name in names or not names)
 
 
 def _bundle(args: argparse.Namespace) -> None:
     """Write a bundle, and print the bytes of each folder in it."""
     from pythia_book.bundle import TOP, make_bundle
-    from pythia_book.studies.registry import STUDIES
 
-    studies = tuple(filter(None, args.studies.split(","))) or STUDIES
     out = file_to_write("OUT", args.out)
-    bundle = make_bundle(out, args.scale, studies, max_size=args.max_size)
+    studies = _studies(args.studies)
+    bundle = make_bundle(out, args.scale, studies, max_size=args.max_size, wheels_for=args.wheels)
     for kind, size in bundle.sizes().items():
         print(f"{size / 1e6:9.1f} MB  {kind}")
     print(f"{args.out.stat().st_size / 1e6:9.1f} MB  {args.out}, sha256 {bundle.sha256}")

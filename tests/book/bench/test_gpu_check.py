@@ -87,13 +87,18 @@ def test_a_plan_for_chosen_parts_and_sizes(tmp_path: Path, results: Path) -> Non
     assert few.command[few.command.index("--kernels") + 1] == "adamw,attention"
     assert few.seconds < steps[2].seconds
     (study,) = plan(tmp_path, ("study",), (), False)
-    assert study.command[:3] == ("pythia_core", "study", "gender_bias")
+    assert study.command == ("pythia_core", "study", "gender_bias", "--scale", "gpu-short")
+    assert 200 < study.seconds < 535, "fits a command of nine minutes"
+    chosen = plan(tmp_path, ("study",), (), True, studies=("errata", "seeds"))
+    assert [step.name for step in chosen] == ["study errata", "study seeds"]
+    assert {step.command[-1] for step in chosen} == {"smoke"}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--only kernel", "unknown part of gpu-check 'kernel'; accepted: correctness, attention, "),
+        ("--only study --studies seed", "unknown study 'seed'"),
         ("--sizes 160k", "unknown size of gpu-check '160k'"),
         ("--kernels gelu", "unknown kernel 'gelu'; accepted: linear_cross_entropy, "),
         ("--budget 9min", "expected a time such as 540 or 540s (seconds), 9m or 1h, got '9min'"),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from pythia_book import bundle
 from pythia_book.notebooks import read_notebook
 from pythia_book.records import read_record
 from pythia_book.verdicts import FAILS, HOLDS, NOT_RESOLVED
@@ -61,10 +60,11 @@ def add_the_study(root: Path) -> None:
 @pytest.mark.timeout(300)
 def test_following_the_page_adds_a_study(tmp_path: Path) -> None:
     root = tmp_path / "checkout"
-    for name, source in bundle.project_files(project_root()).items():
-        target = root / name.removeprefix("project/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+    for name in ("pythia_core", "book", "notebooks", "tests"):
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "recorded")
+        shutil.copytree(project_root() / name, root / name, ignore=ignored)
+    for name in ("pyproject.toml", "_config.yml", "_toc.yml", "README.md", "LICENSE"):
+        shutil.copy(project_root() / name, root)
     add_the_study(root)
     files = sorted(path.name for path in (root / FOLDER).iterdir())
     assert files == ["__init__.py", "figures.py", "params.py", "study.py"]

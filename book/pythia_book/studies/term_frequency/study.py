@@ -130,10 +130,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Raises:
         ConfigError: a sum with its examples does not fit the context; raised before any training.
     """
-    from pythia_book.corpora.miniature import sampled
     from pythia_book.measurements import measure_all
     from pythia_book.studies.registry import train_all
     from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
+    from pythia_book.studies.term_frequency.definitions import DefinitionMeasurement
+    from pythia_book.studies.term_frequency.text_facts import text_facts
     from pythia_core.data.prepare import prepare
     from pythia_core.suite import scale_named, suite_configs
 
@@ -142,15 +143,13 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     data, length = prepare(config.data, progress), config.model.max_seq_len
     # before training, because the examples may not fit
     sums = [ArithmeticMeasurement.of(data, shots, length) for shots in params.shot_list]
+    natural, definitions = text_facts(config.data, progress)
     suite = train_all(params, configs, progress)
     runs = {size: suite[size, params.arm] for size in params.size_list}
     smallest = runs[params.size_list[0]]
     steps = sorted({scale_named(params.scale).fork_step(index) for index in INDICES} - {0})
-    words = _definitions(smallest, length, progress)
+    words = DefinitionMeasurement.of(definitions, smallest.data, length)
     counts = _count(smallest, words, steps, progress)
-    natural = equations.natural_counts(
-        text for _, text in sampled(data.config.domains, data.config.corpus)
-    )
     arrays = _counted(natural, counts, words, steps)
     arrays["first"] = np.array([q.first for q in sums[0].questions if q.held_out], np.int8)
 
@@ -183,27 +182,6 @@ def _recorded(
         for measure, values in scores.items()
         if measure != "logprob" or last or not asked.shots
     ]
-
-
-def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement:
-    """Create the measurement of definitions; it has no items if the corpus has too few or none."""
-    from pythia_book.studies.term_frequency.definitions import (
-        DefinitionMeasurement,
-        definition_items,
-        words_and_lines,
-    )
-    from pythia_core.config import DOMAINS_OF
-    from pythia_core.errors import DataError
-
-    data = run.data.config
-    if data.corpus in DOMAINS_OF and "dictionary" in data.domains:
-        frequency, lines, training = words_and_lines(data, progress)
-        try:
-            items = definition_items(lines, training, frequency)
-        except DataError:  # the corpus is too small, which leaves a gap in the tables
-            items = []
-        return DefinitionMeasurement.of(items, run.data, length)
-    return DefinitionMeasurement((), (), length)
 
 
 def _in_sums() -> list[str]:

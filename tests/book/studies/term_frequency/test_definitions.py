@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from pythia_book.corpora import miniature
-from pythia_book.studies.term_frequency import definitions
+from pythia_book.studies.term_frequency import WORD_BINS, definitions
 from pythia_book.studies.term_frequency.definitions import (
     Definition,
     DefinitionMeasurement,
@@ -15,7 +15,6 @@ from pythia_book.studies.term_frequency.definitions import (
     entries,
     words_and_lines,
 )
-from pythia_book.studies.term_frequency.params import WORD_BINS
 
 from pythia_core.config import DataConfig
 from pythia_core.data.corpus import Document
