@@ -99,10 +99,7 @@ def run_with(steps: list[Row] = (), operations: list[Row] = (), libraries: list[
     return study.run(Params())
 
 
-TABLES = (
-    *(draw.steps, draw.operations, draw.gpu_sizes),
-    *(draw.gpu_kernels, draw.attention, draw.decisions),
-)
+TABLES = (draw.steps, draw.operations, draw.gpu_sizes, draw.gpu_kernels, draw.attention)
 
 
 def all_text(result: Any) -> str:
@@ -141,18 +138,20 @@ def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_gpu_measurements_everything_is_marked_as_predicted() -> None:
     result = study.run(Params())
-    assert result.values["gpu"] == study.NOT_MEASURED
+    assert result.values["gpu"] == study.NO_GPU
     assert result.tables["gpu_sizes"].measured.isna().all()
     assert result.tables["gpu_kernels"].measured_ns.isna().all()
     assert {c["ours"]["verdict"] for c in result.claims[2:]} == {"not testable here"}
-    for table in (draw.gpu_sizes, draw.gpu_kernels):
-        assert "predicted, not measured" in table(result).caption.lower()
+    assert "predicted, not measured" in draw.gpu_sizes(result).caption
+    for table in (draw.gpu_sizes, draw.gpu_kernels, draw.attention):
         assert "Measured: not yet." in table(result).caption
+        assert set(table(result).frame.get("decision", ["not measured"])) == {"not measured"}
+    assert not [c for c in draw.gpu_sizes(result).frame if "measured" in c], "nothing to show"
     assert "not measured. Measured: not yet." in draw.gpu_rates(result).svg
     assert draw.gpu_sizes(result).frame.set_index("size").loc["160m", "ours"] == "456"
-    decided = draw.decisions(result)
-    assert set(decided.frame.outcome) == {"not measured"} and len(decided.frame) == 11
-    assert "Measured: not yet." in decided.caption
+    assert len(result.tables["decisions"]) == 11
+    shares = draw.gpu_kernels(result).frame.set_index("kernel")["% of our step, predicted"]
+    assert shares["split_rotated"] == "160m: 1.1, 2.8b: 0.7" and shares["adamw"] == draw.DASH
 
 
 def test_dry_run_numbers_are_never_shown() -> None:
@@ -233,7 +232,9 @@ def test_measured_kernels_and_libraries_are_compared_with_predictions(
         "torch", 200.0, "cudnn", "triton",
     )  # fmt: skip
     assert "cudnn 500" in repr(draw.attention(result))
-    assert "50 %" in repr(draw.gpu_kernels(result))
+    norms = draw.gpu_kernels(result).frame.set_index("kernel").loc["layer_norm_pair"]
+    assert norms["torch.compile over ours, measured"] == "1.25"
+    assert norms.decision == "keep (smallest 1.25 at 160m, of 160m)"
     outcomes = result.tables["decisions"].set_index("what").outcome
     assert outcomes["layer_norm_triton"] == "keep" and outcomes["gelu_triton"] == "not measured"
     assert outcomes["attention at head dim 64"] == "use triton"

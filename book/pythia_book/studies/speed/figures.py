@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import palette, style
+from pythia_book.bench.decisions import KERNELS as FILES
 from pythia_book.records import number_text
-from pythia_book.studies.speed.study import KERNELS, PARTS
+from pythia_book.studies.speed.study import KERNEL_SIZES, KERNELS, NO_GPU, PARTS
 from pythia_book.style import BLUE, DASH, GREEN, INK, MUTED, ORANGE, Drawing, Table
-from pythia_book.verdicts import NOT_MEASURED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pythia_book.study import Result
 
 OURS, BASELINE, TRANSFORMERS = BLUE, ORANGE, GREEN
+REPEATABLE = "fastest with repeatable bits"
 TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
 PART_NAMES = {
     "products of layers": ("gemm",),
@@ -171,7 +172,7 @@ def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
 def _measured(result: Result) -> str:
     """Return a sentence that names the measured GPU, or says that no GPU has been measured."""
     gpu = result.values["gpu"]
-    return f"Measured: {'not yet' if gpu == NOT_MEASURED else gpu}."
+    return f"Measured: {'not yet' if gpu == NO_GPU else gpu}."
 
 
 def gpu_sizes(result: Result) -> Table:
@@ -198,7 +199,7 @@ def gpu_sizes(result: Result) -> Table:
         "one H100; the paper's: from its GPU-hours, on clusters of A100s. MFU: causal attention. "
         f"{_measured(result)}"
     )
-    return Table(_frame(rows), caption)
+    return Table(_shown(rows, result), caption)
 
 
 @style.figure
@@ -250,74 +251,74 @@ def gpu_rates(result: Result) -> Drawing:
 
 
 def gpu_kernels(result: Result) -> Table:
-    """Return a table: what each of our kernels fuses, and the time the kernel saves on a GPU."""
-    frame = result.tables["gpu_kernels"]
-    timed = result.tables["gpu_operations"]
-    timed = timed[timed.implementation == "ours"].set_index(["size", "kernel"])
+    """Return a table: what each Triton kernel fuses and should save, and what was decided."""
+    predicted = result.tables["gpu_kernels"].set_index(["kernel", "size"]).share_of_step
+    decided = result.tables["decisions"].set_index("what")
     rows = []
-    for row in frame.itertuples():
+    for kernel, (fuses, saves) in KERNELS.items():
+        decision = decided.loc[FILES[kernel]]
+        shares = [
+            f"{size}: {_text(100 * predicted[kernel, size], 1)}"
+            for size in KERNEL_SIZES
+            if (kernel, size) in predicted.index
+        ]
         rows.append(
             {
-                "size": row.size,
-                "kernel": row.kernel,
-                "in one": KERNELS[row.kernel][0],
-                "what it saves": KERNELS[row.kernel][1],
-                "bytes per token, compiled": _text(row.compiled_bytes),
-                "ours": _text(row.ours_bytes),
-                "ns saved, predicted": _text(row.saved_ns),
-                "% of our step": _text(100 * row.share_of_step, 1),
-                "ns saved, measured": _text(row.measured_ns),
+                "kernel": kernel,
+                "in one pass": fuses,
+                "saves": saves,
+                "% of our step, predicted": ", ".join(shares) or DASH,
+                "torch.compile over ours, measured": _text(decision.value, 2),
+                "decision": _outcome(decision),
             }
         )
-        if (row.size, row.kernel) in timed.index:
-            share = timed.loc[(row.size, row.kernel)].share
-            rows[-1]["of the ceiling"] = _text(share, percent=True)
     caption = (
-        "Per token, all layers, forward and backward, against torch.compile of the same formula. "
-        "Predicted, not measured. "
-        f"{_measured(result)}"
+        "Forward and backward together, against torch.compile of the same formula, both replayed "
+        f"from CUDA graphs. Rule: {decided.loc[FILES['bias_gelu_tanh']].rule}; for the loss, "
+        f"{decided.loc[FILES['linear_cross_entropy']].rule}. {_measured(result)}"
     )
     return Table(_frame(rows), caption)
+
+
+def _outcome(decision: pd.Series) -> str:
+    """Format the outcome of a decision, with the numbers behind it."""
+    return f"{decision.outcome} ({decision.note})" if decision.note else decision.outcome
 
 
 def attention(result: Result) -> Table:
-    """Return a table of attention speeds by head dim: library in use and fastest library."""
-    rows = [
-        {
-            "head dim": str(row.head_dim),
-            "taken now": row.taken,
-            "estimated, forward / backward": f"{row.forward} / {row.backward}",
-            "measured, taken": _text(row.taken_tflops),
-            "measured, fastest": _rate(row.fastest, row.fastest_tflops),
-            "fastest with repeatable bits": _rate(row.repeatable, row.repeatable_tflops),
-        }
-        for row in result.tables["attention"].itertuples()
-    ]
+    """Return a table of attention speeds by head dim, and what was decided."""
+    decided = result.tables["decisions"].set_index("what")
+    rows = []
+    for row in result.tables["attention"].itertuples():
+        decision = decided.loc[f"attention at head dim {row.head_dim}"]
+        rows.append(
+            {
+                "head dim": str(row.head_dim),
+                "used now": row.taken,
+                "estimated, forward / backward": f"{row.forward} / {row.backward}",
+                "used now, measured": _text(row.taken_tflops),
+                "fastest, measured": _rate(row.fastest, row.fastest_tflops),
+                REPEATABLE: _rate(row.repeatable, row.repeatable_tflops),
+                "decision": _outcome(decision),
+            }
+        )
+    own = decided.loc["attention_triton"]
     caption = (
         "TFLOP/s of causal attention on rows of 2,048 tokens. Estimated: what the predictions "
-        f"assume on an H100. {_measured(result)}"
+        f"assume on an H100. Rule: {decided.loc['attention at head dim 64'].rule}. Our own Triton "
+        f"attention: {_outcome(own)}; rule: {own.rule}. {_measured(result)}"
     )
-    return Table(_frame(rows), caption)
+    return Table(_shown(rows, result), caption)
+
+
+def _shown(rows: list[dict[str, Any]], result: Result) -> pd.DataFrame:
+    """Make a table of the rows, without columns of measurements if no GPU was measured."""
+    frame = _frame(rows)
+    unmeasured = result.values["gpu"] == NO_GPU
+    hidden = [c for c in frame if unmeasured and ("measured" in c or c in ("by", REPEATABLE))]
+    return frame.drop(columns=hidden)
 
 
 def _rate(backend: str | None, tflops: float | None) -> str:
     """Return an attention library and its TFLOP/s as text; a dash without a library."""
     return f"{backend} {_text(tflops)}" if backend else DASH
-
-
-def decisions(result: Result) -> Table:
-    """Return a table: what is decided by measurement, by which rule, and what came out."""
-    rows = [
-        {
-            "what": row["what"].replace("_", " "),
-            "rule": row["rule"],
-            "measured": _text(row["value"], 2),
-            "outcome": f"{row['outcome']} ({row['note']})" if row["note"] else row["outcome"],
-        }
-        for row in result.tables["decisions"].to_dict("records")
-    ]
-    caption = (
-        "Written before any measurement. Times are of forward and backward together; kernels and "
-        f"compiled formulas are replayed from CUDA graphs. {_measured(result)}"
-    )
-    return Table(_frame(rows), caption)

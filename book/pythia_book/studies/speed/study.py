@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16")
 GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
 """Maps each kind of GPU measurement to the file that `gpu-check` writes."""
+NO_GPU = "none yet"
+"""Stands for the name of the measured GPU if there is none."""
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 """The sizes that fit on one H100."""
 WITHIN = 15.0
@@ -283,8 +285,14 @@ KERNELS = {
         "bias and GELU, their backward, and the gradient of the bias",
         "the gradient of the bias is summed in the pass that computes dx",
     ),
+    "adamw": (
+        "Adam, weight decay and the new copy in bf16; a flag on the device skips the update",
+        "nothing, if the compiler fuses the whole formula",
+    ),
 }
 """Maps a kernel to what it fuses, and to what it saves against torch.compile, in words."""
+UPDATE_KERNELS = ("adamw",)
+"""The kernels that run once per update, so their time per token is not predicted."""
 
 
 def kernel_bytes(kernel: str, model: ModelConfig, profile: str) -> float:
@@ -316,7 +324,7 @@ def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
     for size in dict.fromkeys([*KERNEL_SIZES, *measured["size"]]):
         model = OFFICIAL_SIZES[size].model()
         step = cost_model.ns_per_token(model, "ours")
-        for kernel in KERNELS:
+        for kernel in [k for k in KERNELS if k not in UPDATE_KERNELS]:
             compiled, ours = (kernel_bytes(kernel, model, p) for p in ("compiled", "ours"))
             saved = (compiled - ours) / cost_model.BANDWIDTH / 1e3
             both = [timed.get((size, kernel, name)) for name in (COMPILED, "ours")]
@@ -463,7 +471,7 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
         "tokens": int(tables["steps"].tokens_per_update.dropna().iloc[0]),
         "ratio_least": ratios.min(),
         "ratio_most": ratios.max(),
-        "gpu": gpu[0]["device"] if gpu else NOT_MEASURED,
+        "gpu": gpu[0]["device"] if gpu else NO_GPU,
         "gain_least": sizes.predicted_ratio.min(),
         "gain_most": sizes.predicted_ratio.max(),
         "mfu_least": 100 * sizes.mfu.min(),
