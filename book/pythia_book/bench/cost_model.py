@@ -164,6 +164,22 @@ def optimizer_seconds(model: ModelConfig) -> float:
     return 38 * model.n_params / (COPY * 1e12)
 
 
+PROFILED = {
+    "products": ("gemm", "logits", "gradients"),
+    "attention": ("attention",),
+    "elementwise": ("elementwise",),
+    "loss": ("loss",),
+}
+"""Maps the parts of a step that a profile can tell apart to the parts that are predicted."""
+
+
+def predicted_profile(model: ModelConfig, profile: str, micro_tokens: int) -> dict[str, float]:
+    """Predict the milliseconds of an update of one micro-batch, by part, as a profile has them."""
+    ns = parts(model, profile, micro_tokens=micro_tokens)
+    ms = {part: 1e-6 * micro_tokens * sum(ns[n] for n in names) for part, names in PROFILED.items()}
+    return {**ms, "optimizer": 1e3 * optimizer_seconds(model)}
+
+
 def predicted_tokens_per_s(
     model: ModelConfig,
     profile: str,

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pythia_book.bench import cost_model
 from pythia_book.bench.decisions import decisions, format_decision
 from pythia_book.bench.rows import (
     DRY_RUN,
@@ -37,6 +38,7 @@ from pythia_book.bench.rows import (
     write_rows,
 )
 from pythia_core.errors import ConfigError, PythiaError, one_of
+from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.stopping import Stopped
 from pythia_core.util.workers import exit_with_parent
@@ -421,6 +423,9 @@ def table(out: Path) -> list[str]:
         "correctness": counts,
         "attention, TFLOP/s forward and backward (with deterministic kernels)": attention,
         "training": [format_row(row).removeprefix(mark) for row in train],
+        "ms of an update of one micro-batch, by part (predicted for one H100)": [
+            _profile_text(row) for row in train if row.get("profile")
+        ],
         "kernels, ms forward and backward": kernels,
         "steps": [_outcome_text(row) for row in steps.values()],
     }
@@ -435,6 +440,18 @@ def table(out: Path) -> list[str]:
         if lines
         for line in (f"{title}:", *(f"  {mark}{text}" for text in lines))
     ]
+
+
+def _profile_text(row: Row) -> str:
+    """Format the profile of a row of the kind "train", with predictions, as one line of text."""
+    tokens = row["micro_rows"] * row["seq_len"]
+    name = "ours" if row["family"] == "ours" else "compiled"
+    predicted = cost_model.predicted_profile(OFFICIAL_SIZES[row["size"]].model(), name, tokens)
+    parts = ", ".join(
+        f"{part} {ms:.3g}" + (f" ({predicted[part]:.3g})" if part in predicted else "")
+        for part, ms in row["profile"].items()
+    )
+    return f"{row['size']:>5} {row['label']:<28} {parts}"
 
 
 def _outcome_text(row: Row) -> str:

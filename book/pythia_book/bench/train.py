@@ -26,6 +26,7 @@ import importlib.metadata
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import time
@@ -219,6 +220,8 @@ ROUNDS_ON_GPU = (
 first group is the main comparison, with the price of deterministic kernels. The second measures the
 costs of options, and whether two Triton kernels gain anything over their compiled formulas. The
 third adds the other compiled models."""
+PROFILED = (GRAPH, BASELINE)
+"""The implementations whose time on a GPU is divided among the parts of a step."""
 
 
 def implementations_on_cpu(
@@ -505,6 +508,8 @@ class _WarmedUp:
     """Device memory that twice the rows should need; 0 on a CPU."""
     seconds: list[dict[int, float]] = field(default_factory=list)
     """For each finished round, maps micro-batches per update to the seconds of an update."""
+    profile: dict[str, float] = field(default_factory=dict)
+    """The result of `profile`, or {} if there is none."""
 
 
 def measure(job: Job) -> Iterator[Row]:
@@ -606,6 +611,44 @@ def _take_turns(
                 ready.remove(entry)
                 yield entry.implementation.columns | _micro_rows(job, entry.rows) | {"failed": why}
                 check_gpu_answers(f"{entry.implementation.name} at {job.size}")
+
+    for entry in ready:
+        if entry.implementation in PROFILED and entry.seconds and time.time() < job.deadline:
+            with contextlib.suppress(RuntimeError):  # a driver may refuse to be traced
+                entry.profile = profile(entry.step, entry.batches[1][0], job.device)
+
+
+PART_OF_KERNEL = {
+    "attention": "flash|fmha|attention|sdpa",
+    "products": "gemm|nvjet|cutlass|cublas|xmma|addmm|aten::mm",
+    "loss": "cross_entropy|log_softmax|nll_loss",
+    "optimizer": "adam",
+}
+"""Maps parts of a step to patterns of the names of their kernels; the first match counts."""
+
+
+def part_of(kernel: str) -> str:
+    """Return the part of a step that a kernel belongs to: of PART_OF_KERNEL, or "elementwise"."""
+    matches = (part for part, names in PART_OF_KERNEL.items() if re.search(names, kernel.lower()))
+    return next(matches, "elementwise")
+
+
+def profile(step: Step, batch: np.ndarray, device: torch.device) -> dict[str, float]:
+    """Return the milliseconds of an update on `batch`, one micro-batch, by part of the step.
+
+    The parts are those of `part_of`, and "idle", when the device does nothing. On a CPU, operations
+    are counted instead of kernels.
+    """
+    cuda = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    _seconds(step, [batch], 1, device)
+    with torch.profiler.profile(activities=[activity.CUDA if cuda else activity.CPU]) as recorded:
+        total = 1e3 * _seconds(step, [batch], 1, device)
+    parts = dict.fromkeys((*PART_OF_KERNEL, "elementwise"), 0.0)
+    for event in recorded.key_averages():
+        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+        parts[part_of(event.key)] += microseconds / 1e3
+    return {**parts, "idle": max(0.0, total - sum(parts.values()))}
 
 
 def _micro_rows(job: Job, rows: int) -> Row:
@@ -774,7 +817,8 @@ def _result(entry: _WarmedUp, job: Job) -> Row:
     """Return the columns of a row for the speed and memory of an implementation.
 
     On a GPU, `ms` is the time of an update of TOKENS_PER_UPDATE tokens, `ms_micro` that of one
-    micro-batch, and `ms_optimizer` the rest of the update.
+    micro-batch, `ms_optimizer` the rest of the update, and `profile` (see the function of this
+    name) is of an update with one micro-batch.
     """
     tokens = entry.rows * job.seq_len
     updates = [seconds[1] for seconds in entry.seconds]
@@ -785,6 +829,7 @@ def _result(entry: _WarmedUp, job: Job) -> Row:
         rests = [update - micro for update, micro in zip(updates, micros, strict=True)]
         number = TOKENS_PER_UPDATE / tokens
         updates = [number * micro + rest for micro, rest in zip(micros, rests, strict=True)]
+        row["profile"] = entry.profile
         row["ms_micro"] = 1e3 * statistics.median(micros)
         row["ms_optimizer"] = 1e3 * statistics.median(rests)
         tokens = TOKENS_PER_UPDATE

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pythia_book.bench import train
+from pythia_book.bench import cost_model, train
 from pythia_book.bench.rows import fastest_steps, format_row, measured_rows, read_rows, write_rows
 
 from pythia_core import kernels
@@ -24,7 +24,7 @@ from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError, PythiaError
 from pythia_core.kernels import PLAIN
 from pythia_core.model import GPTNeoX
-from pythia_core.suite import scale_named
+from pythia_core.suite import OFFICIAL_SIZES, scale_named
 from pythia_core.training.metrics import flops_per_token
 from pythia_core.training.optimizer import FlatParameters
 
@@ -552,3 +552,36 @@ def test_a_dry_run_writes_no_results(
     file = tmp_path / "rows.jsonl"
     assert main([*words, "--json", str(file)]) == 0
     assert {json.loads(line)["dry_run"] for line in file.read_text().splitlines()} == {True}
+
+
+# --- profiles --------------------------------------------------------------------------------
+
+
+def test_kernels_belong_to_the_parts_of_a_step() -> None:
+    names = {
+        "attention": ["cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_6",
+                      "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>(...)",
+                      "fmha_cutlassB_bf16_aligned_64x64_k64_sm80"],
+        "products": ["nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTT", "ampere_bf16_s16816gemm_bf16",
+                     "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64"],
+        "loss": ["cross_entropy_kernel"],
+        "optimizer": ["adamw_kernel"],
+        "elementwise": ["pair_backward_kernel", "triton_red_fused_add_3", "rotate_kernel"],
+    }  # fmt: skip
+    for part, kernels_of_part in names.items():
+        assert {train.part_of(name) for name in kernels_of_part} == {part}
+
+
+def test_a_profile_accounts_for_the_time_of_an_update() -> None:
+    x = torch.randn(600, 600)
+
+    def step(batch: np.ndarray) -> None:
+        torch.mm(x, x)
+        time.sleep(0.02)
+        torch.tanh(x[:10])
+
+    parts = train.profile(step, np.zeros((1, 2)), torch.device("cpu"))
+    assert parts["products"] > parts["elementwise"] > parts["loss"] == 0
+    assert parts["idle"] > 15, "nothing ran for 20 ms"
+    predicted = cost_model.predicted_profile(OFFICIAL_SIZES["160m"].model(), "ours", 32_768)
+    assert predicted.keys() == parts.keys() - {"idle"}
