@@ -57,18 +57,21 @@ test: $(READY) ## set up, run every test, the notebooks included (at scale smoke
 	@echo "== Running the tests"
 	@OMP_NUM_THREADS=1 exec env -u PYTHIA_COMMAND $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) < /dev/null
 
-# Older versions than in .venv, as found on a GPU machine. Without a GPU, the kernels are interpreted, and compiled for sm_90.
+# Older versions of torch and Triton than in .venv. Without a GPU, the kernels are interpreted, and compiled for sm_90.
 # The interpreter of Triton 3.6 fails with numpy 2.4.
-GPU_IMAGE := .venv-gpu
-GPU_PACKAGES := torch==2.11.0 triton==3.6.0 transformers==5.17.0 'numpy<2.4' pandas scipy tqdm filelock \
+OLD_TORCH := .venv-gpu
+OLD_PACKAGES := torch==2.11.0 triton==3.6.0 transformers==5.17.0 'numpy<2.4' pandas scipy tqdm filelock \
   pytest pytest-timeout pytest-xdist hypothesis
 
-test-gpu-image: ## the tests of kernels, training and benchmarks with torch 2.11 and Triton 3.6 (about 6 GB, minutes to install)
-	@test -e $(GPU_IMAGE)/.ready || { echo "== Setting up $(GPU_IMAGE)"; $(PYTHON) -m venv --clear $(GPU_IMAGE); }
-	@$(call stoppable,test -e $(GPU_IMAGE)/.ready || $(GPU_IMAGE)/bin/python -m pip install -qq --disable-pip-version-check $(GPU_PACKAGES))
-	@touch $(GPU_IMAGE)/.ready
-	@PYTHONPATH=$(CURDIR):$(CURDIR)/book OMP_NUM_THREADS=1 exec env -u PYTHIA_COMMAND $(GPU_IMAGE)/bin/python -m pytest \
+test-gpu-image: $(OLD_TORCH)/.ready ## test kernels, training and benchmarks with torch 2.11 and Triton 3.6 (installs about 6 GB)
+	@PYTHONPATH=$(CURDIR):$(CURDIR)/book OMP_NUM_THREADS=1 exec env -u PYTHIA_COMMAND $(OLD_TORCH)/bin/python -m pytest \
 	  -n $(WORKERS) --dist loadfile tests/core/kernels tests/core/training tests/book/bench $(PYTEST_ARGS) < /dev/null
+
+$(OLD_TORCH)/.ready:
+	@echo "== Setting up $(OLD_TORCH) (about 6 GB, minutes)"
+	@$(PYTHON) -m venv --clear $(OLD_TORCH)
+	@$(call stoppable,$(OLD_TORCH)/bin/python -m pip install -qq --disable-pip-version-check $(OLD_PACKAGES))
+	@touch $@
 
 studies: $(STUDIES:%=study-%) ## train the suite at SCALE and run its studies (finished work is not repeated)
 
@@ -114,7 +117,7 @@ lock: $(READY) ## write requirements.lock from what is installed in .venv
 clean: ## remove the built site and caches; keeps your runs and the environments
 	rm -rf _build book/studies .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find pythia_core tests book -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "Kept: results (your runs) , $(VENV) and $(GPU_IMAGE) (packages). Delete them by hand if you mean to."
+	@echo "Kept: results (your runs), $(VENV) and $(OLD_TORCH) (packages). Delete them by hand if you mean to."
 
 $(READY): requirements.lock requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \

@@ -30,7 +30,8 @@ from pythia_core.kernels.linear import with_bias_gradient
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of the angle of every position and rotated pair, each (T, rotary_dims / 2), fp32."""
 Attend = Callable[..., Tensor]
-"""Maps (qkv, cos, sin) to the output of attention, with the shapes of kernels.attention."""
+"""Maps (qkv, cos, sin), and optionally a buffer for the gradient of qkv's bias, to the output of
+attention (see kernels.attention)."""
 Initialiser = Callable[[str, Tensor, torch.Generator], None]
 """Fills a parameter in place, given (name, parameter, generator)."""
 Branches = tuple[()] | tuple[Tensor, Tensor]
@@ -55,7 +56,7 @@ class Linear(nn.Module):
     `weight_c` and `bias_c` to copies (pythia_core.training.optimizer.FlatParameters).
 
     Attributes:
-        sums: buffers that receive the gradients (see kernels.linear); () to use autograd's.
+        grads: buffers that receive the gradients (see kernels.linear); () to use autograd's.
     """
 
     def __init__(self, d_in: int, d_out: int, ops: Ops) -> None:
@@ -64,17 +65,17 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out))
         self.copies: dict[str, Tensor] = {}
-        self.sums: tuple[Tensor, ...] = ()
+        self.grads: tuple[Tensor, ...] = ()
 
     def forward(self, x: Tensor, fused: bool = False) -> Tensor:
-        """Compute the map; with `fused`, the next operation adds the bias's gradient to `sums`."""
-        sums = self.sums[:1] if fused else self.sums
-        return self.ops.linear(x, self.weight, self.bias, self.weight_c, self.bias_c, sums)
+        """Compute the map; with `fused`, the next operation adds the bias's gradient to `grads`."""
+        grads = self.grads[:1] if fused else self.grads
+        return self.ops.linear(x, self.weight, self.bias, self.weight_c, self.bias_c, grads)
 
     @property
-    def bias_sums(self) -> tuple[Tensor, ...]:
+    def bias_grads(self) -> tuple[Tensor, ...]:
         """The buffer for the gradient of the bias, if there is one and gradients are computed."""
-        return self.sums[1:] if torch.is_grad_enabled() else ()
+        return self.grads[1:] if torch.is_grad_enabled() else ()
 
     @property
     def weight_c(self) -> Tensor:
@@ -115,8 +116,8 @@ class Attention(nn.Module):
         """
         qkv = self.query_key_value(x, fused)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
-        bias_sums = self.query_key_value.bias_sums if fused else ()
-        out = attend(qkv, *rotary, *bias_sums).flatten(0, 1)  # (B*T, d)
+        bias_grads = self.query_key_value.bias_grads if fused else ()
+        out = attend(qkv, *rotary, *bias_grads).flatten(0, 1)  # (B*T, d)
         return self.dense(out if at is None else out[at], fused)
 
 
@@ -139,9 +140,9 @@ class MLP(nn.Module):
         The operation that adds the result to the residual stream computes the gradient of the bias.
         """
         up = self.dense_h_to_4h
-        product = self.ops.linear(x, up.weight, None, up.weight_c, None, up.sums)
+        product = self.ops.linear(x, up.weight, None, up.weight_c, None, up.grads)
         hidden = self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c)
-        return self.dense_4h_to_h(hidden, True)
+        return self.dense_4h_to_h(hidden, fused=True)
 
 
 class LayerNorm(nn.Module):
@@ -200,15 +201,15 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x, dtype))
 
     @property
-    def bias_sums(self) -> tuple[Tensor, ...]:
+    def bias_grads(self) -> tuple[Tensor, ...]:
         """The buffers for the gradients of the biases of `fused`'s two branches, if any."""
-        return (*self.attention.dense.bias_sums, *self.mlp.dense_4h_to_h.bias_sums)
+        return (*self.attention.dense.bias_grads, *self.mlp.dense_4h_to_h.bias_grads)
 
     def fused(
         self,
         x: Tensor,
         branches: Branches,
-        bias_sums: tuple[Tensor, ...],
+        bias_grads: tuple[Tensor, ...],
         rotary: Rotary,
         batch: int,
         dtype: torch.dtype,
@@ -216,7 +217,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Branches]:
         """Compute a parallel block in fewer kernels than `forward`.
 
-        The block's input is x + (branches[0] + branches[1]), or `x` without branches. `bias_sums`
+        The block's input is x + (branches[0] + branches[1]), or `x` without branches. `bias_grads`
         are those of the block that the branches come from.
 
         Returns:
@@ -225,7 +226,7 @@ class Block(nn.Module):
         norm1, norm2 = self.input_layernorm, self.post_attention_layernorm
         norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
         x, y1, y2 = self.ops.layer_norm_pair(
-            x, branches, norms, norm1.eps, dtype, bias_sums=bias_sums
+            x, branches, norms, norm1.eps, dtype, bias_grads=bias_grads
         )
         attended = self.attention(y1, rotary, batch, attend, fused=True)
         return x, (attended, self.mlp.fused(y2))
@@ -299,7 +300,7 @@ class GPTNeoX(nn.Module):
         self.final_layer_norm = LayerNorm(config, ops)
         self.embed_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.embed_out_copy: Tensor | None = None
-        self.embed_out_sum: Tensor | None = None
+        self.embed_out_grad: Tensor | None = None
         self._tables: dict[tuple[int, torch.device], Rotary] = {}
 
     @torch.no_grad()
@@ -346,11 +347,11 @@ class GPTNeoX(nn.Module):
         # (B*T, d): embeddings are rounded to the compute dtype; the residual stream stays fp32
         fused = self._fused(x)
         branches: Branches = ()
-        bias_sums: tuple[Tensor, ...] = ()
+        bias_grads: tuple[Tensor, ...] = ()
         for number, layer in enumerate(cast("list[Block]", self.layers)):
             attend = partial(cache.attend, number) if cache else self.ops.attention
             if at is not None and number == self.config.n_layers - 1:
-                x = _residual_add(x, branches, bias_sums)
+                x = _residual_add(x, branches, bias_grads)
                 x = layer(x, rotary, batch, self.compute_dtype, attend, at)
                 return self.final_layer_norm(x, dtype)
             if self.recompute and torch.is_grad_enabled():
@@ -361,12 +362,12 @@ class GPTNeoX(nn.Module):
                 )  # fmt: skip
             elif fused:
                 x, branches = layer.fused(
-                    x, branches, bias_sums, rotary, batch, self.compute_dtype, attend
+                    x, branches, bias_grads, rotary, batch, self.compute_dtype, attend
                 )
-                bias_sums = layer.bias_sums
+                bias_grads = layer.bias_grads
             else:
                 x = layer(x, rotary, batch, self.compute_dtype, attend)
-        x = self.final_layer_norm(_residual_add(x, branches, bias_sums), dtype)
+        x = self.final_layer_norm(_residual_add(x, branches, bias_grads), dtype)
         return x.view(batch, seq_len, -1)
 
     def _fused(self, x: Tensor) -> bool:
@@ -395,16 +396,16 @@ class GPTNeoX(nn.Module):
         weight = self.embed_out.weight
         weight_c = weight if self.embed_out_copy is None else self.embed_out_copy
         targets = rows[:, 1:].flatten()
-        return self.ops.linear_cross_entropy(hidden, weight, targets, weight_c, self.embed_out_sum)
+        return self.ops.linear_cross_entropy(hidden, weight, targets, weight_c, self.embed_out_grad)
 
 
-def _residual_add(x: Tensor, branches: Branches, bias_sums: tuple[Tensor, ...]) -> Tensor:
-    """Return `x` plus the branches, if there are any, in fp32; for `bias_sums`, see Block.fused."""
+def _residual_add(x: Tensor, branches: Branches, bias_grads: tuple[Tensor, ...]) -> Tensor:
+    """Return `x` plus the branches, if any, in fp32; for `bias_grads`, see `Block.fused`."""
     if not branches:
         return x
     first, second = (
-        with_bias_gradient(b, total)
-        for b, total in zip(branches, bias_sums or (None, None), strict=True)
+        with_bias_gradient(b, bias_grad)
+        for b, bias_grad in zip(branches, bias_grads or (None, None), strict=True)
     )
     return x + (first.float() + second)
 
@@ -412,4 +413,4 @@ def _residual_add(x: Tensor, branches: Branches, bias_sums: tuple[Tensor, ...]) 
 def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
     """Compute `layer` with `Block.fused`, and return the residual stream after the block."""
     x, branches = layer.fused(x, (), (), *rest)
-    return _residual_add(x, branches, layer.bias_sums)
+    return _residual_add(x, branches, layer.bias_grads)

@@ -13,7 +13,7 @@ target_log_probabilities, which exists only in C) are not part of `Ops` and not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, dtype, float32, nn
@@ -69,7 +69,12 @@ class Ops:
 
 
 def _plain_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor, sums: object = ()
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    weight_c: Tensor,
+    bias_c: Tensor,
+    grads: Sequence[Tensor] = (),
 ) -> Tensor:
     """Compute `linear` in plain torch, without the copies; autograd receives the gradients."""
     return linear_reference(x, weight, bias)
@@ -88,7 +93,11 @@ def _plain_gelu(x: Tensor, form: str) -> Tensor:
 
 
 def _plain_linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor, total: object = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weight_c: Tensor,
+    weight_grad: Tensor | None = None,
 ) -> Tensor:
     """Compute `linear_cross_entropy` in plain torch; autograd receives the gradients."""
     return linear_cross_entropy_reference(hidden, weight, targets)

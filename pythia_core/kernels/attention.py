@@ -132,9 +132,11 @@ class _PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, bias_grad: Tensor | None
+    ) -> Tensor:
         rotate_(qkv, cos, sin, False)
-        ctx.bias_sum = bias_sum
+        ctx.bias_grad = bias_grad
         out, lse = packed_forward(*qkv.unbind(3))
         ctx.save_for_backward(qkv, out, lse, cos, sin)
         return out
@@ -144,13 +146,13 @@ class _PackedAttention(torch.autograd.Function):
         qkv, out, lse, cos, sin = ctx.saved_tensors
         dqkv = packed_backward(dout, *qkv.unbind(3), out, lse)
         rotate_(dqkv, cos, sin, True)
-        if ctx.bias_sum is not None:
-            add_column_sums_(ctx.bias_sum, dqkv)
+        if ctx.bias_grad is not None:
+            add_column_sums_(ctx.bias_grad, dqkv)
         return dqkv, None, None, None
 
 
 def attention_with_backend(
-    qkv: Tensor, cos: Tensor, sin: Tensor, backend: str, bias_sum: Tensor | None = None
+    qkv: Tensor, cos: Tensor, sin: Tensor, backend: str, bias_grad: Tensor | None = None
 ) -> Tensor:
     """Compute the result of `attention` with a given backend, on a CUDA device with Triton.
 
@@ -161,14 +163,14 @@ def attention_with_backend(
         ConfigError: the backend is unknown, unavailable, or cannot take these tensors.
     """
     if backend != "triton":
-        q, k, v = split_rotated(qkv, cos, sin, bias_sum)
+        q, k, v = split_rotated(qkv, cos, sin, bias_grad)
         return backend_attention(q, k, v, backend).flatten(2)
     check_packed(qkv[:, :, :, 0])
     qkv = qkv if torch.is_grad_enabled() else qkv.clone()  # see split_rotated
-    return _PackedAttention.apply(qkv, cos, sin, bias_sum).flatten(2)
+    return _PackedAttention.apply(qkv, cos, sin, bias_grad).flatten(2)
 
 
-def attention(qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None = None) -> Tensor:
+def attention(qkv: Tensor, cos: Tensor, sin: Tensor, bias_grad: Tensor | None = None) -> Tensor:
     """Compute causal attention with rotary embedding, in the fastest way on this device.
 
     On a CUDA device with Triton, `qkv` may be overwritten (see `kernels.rotary.split_rotated`).
@@ -176,7 +178,7 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None = N
     Args:
         qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
         cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32.
-        bias_sum: an fp32 buffer to which the backward adds the gradient of qkv's bias (see
+        bias_grad: an fp32 buffer to which the backward adds the gradient of qkv's bias (see
             kernels.linear), (heads * 3 * head_dim,); or None.
 
     Returns:
@@ -185,8 +187,8 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None = N
     device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
     if dispatch.use_triton(qkv) and dispatch.is_supported("rotation", device, dtype, head_dim):
         backend = select_backend(head_dim, dtype, device)
-        return attention_with_backend(qkv, cos, sin, backend, bias_sum)
-    qkv = with_bias_gradient(qkv, bias_sum)
+        return attention_with_backend(qkv, cos, sin, backend, bias_grad)
+    qkv = with_bias_gradient(qkv, bias_grad)
     if qkv.shape[1] <= MAX_NATIVE_SEQ and native.available(qkv):
         return _NativeAttention.apply(qkv, cos, sin)
     return attention_torch(qkv, cos, sin)

@@ -153,7 +153,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
     ) -> Tensor:
-        ctx.total = None
+        ctx.weight_grad = None
         chunk = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight_c)))
         if native.available(hidden):
             result = _native_loss_and_gradients(hidden, weight_c, targets, chunk)
@@ -170,9 +170,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dhidden, dweight = ctx.saved_tensors
         scale = dloss / dhidden.shape[0]
         dhidden = dhidden * scale.to(dhidden.dtype)
-        if ctx.total is None:
+        if ctx.weight_grad is None:
             return dhidden, dweight * scale, None, None
-        ctx.total.addcmul_(dweight, scale)
+        ctx.weight_grad.addcmul_(dweight, scale)
         return dhidden, None, None, None
 
 
@@ -181,11 +181,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 @torch.library.custom_op("pythia::linear_cross_entropy", mutates_args=())
 def _fused(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor, total: Tensor | None
+    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor, weight_grad: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the result of `_loss_and_gradients` with the Triton kernel.
 
-    `total` is not used here: an input is the only way to hand it to the backward.
+    The forward ignores `weight_grad`; it is an argument because setup_context sees only these.
     """
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
@@ -212,7 +212,7 @@ def even_chunk(n: int, vocab: int) -> int:
 
 @_fused.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor, total: Tensor | None
+    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor, weight_grad: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     fp32 = torch.float32
     return (
@@ -225,7 +225,7 @@ def _(
 def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     """Save the gradients that the forward has computed, and the buffer for one of them."""
     ctx.save_for_backward(*output[1:])
-    ctx.total = inputs[-1]
+    ctx.weight_grad = inputs[-1]
 
 
 _fused.register_autograd(
@@ -248,7 +248,7 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     weight_c: Tensor,
-    total: Tensor | None = None,
+    weight_grad: Tensor | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy, in nats, of the logits `hidden @ weight_c.T`.
 
@@ -257,8 +257,8 @@ def linear_cross_entropy(
         weight: (vocab, d), the fp32 parameter, which receives the gradient.
         targets: (n,) int64. In the Triton kernel, an id outside [0, vocab) makes the loss NaN.
         weight_c: copy of `weight` in the dtype of `hidden`, used in the matrix products.
-        total: an fp32 buffer to which the Triton path adds the gradient of the weight instead of
-            returning it to autograd; None: autograd receives the gradient.
+        weight_grad: an fp32 buffer to which the Triton path adds the gradient of the weight; None:
+            autograd receives the gradient.
 
     Raises:
         ConfigError: the Triton kernel cannot take a dtype.
@@ -268,5 +268,5 @@ def linear_cross_entropy(
         dispatch.check("linear_cross_entropy", {"hidden": hidden.dtype, "weight_c": weight_c.dtype})
         device, dtype = hidden.device, hidden.dtype
         if dispatch.is_supported("linear_cross_entropy", device, dtype, len(weight_c)):
-            return _fused(hidden, weight, targets, weight_c, total)[0]
+            return _fused(hidden, weight, targets, weight_c, weight_grad)[0]
     return _LinearCrossEntropy.apply(hidden, weight, targets, weight_c)

@@ -119,12 +119,12 @@ Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("pythia::layer_norm_pair", mutates_args=())
 def _pair(
-    x: Tensor, branches: list[Tensor], norms: list[Tensor], bias_sums: list[Tensor], eps: float,
+    x: Tensor, branches: list[Tensor], norms: list[Tensor], bias_grads: list[Tensor], eps: float,
     dtype: torch.dtype,
 ) -> Forward:  # fmt: skip
     """Run the forward Triton kernel; see `layer_norm_triton.pair_forward`.
 
-    `bias_sums` is not used here: an input is the only way to hand it to the backward.
+    The forward ignores `bias_grads`; it is an argument because setup_context sees only these.
     """
     from pythia_core.kernels.layer_norm_triton import pair_forward
 
@@ -133,7 +133,7 @@ def _pair(
 
 @_pair.register_fake
 def _(
-    x: Tensor, branches: list[Tensor], norms: list[Tensor], bias_sums: list[Tensor], eps: float,
+    x: Tensor, branches: list[Tensor], norms: list[Tensor], bias_grads: list[Tensor], eps: float,
     dtype: torch.dtype,
 ) -> Forward:  # fmt: skip
     n, d = x.shape
@@ -166,7 +166,7 @@ def _(
 
 def _setup_pair(ctx: Any, inputs: tuple, output: Forward) -> None:
     """Save what the backward pass needs."""
-    x, branches, norms, ctx.bias_sums, _, _ = inputs
+    x, branches, norms, ctx.bias_grads, _, _ = inputs
     z, _, _, mean, rstd = output
     ctx.branch_dtypes = [b.dtype for b in branches]
     ctx.norm_dtypes = [w.dtype for w in norms]
@@ -183,13 +183,13 @@ def _backward_pair(
         z, dz if dtypes else None, dy1, dy2, weight1, weight2, mean, rstd,
         dtypes[0] if dtypes else z.dtype,
     )  # fmt: skip
-    for total in ctx.bias_sums:
-        total.add_(sums[4])
+    for bias_grad in ctx.bias_grads:
+        bias_grad.add_(sums[4])
     return (
         dx,
         [dbranch.to(dtype) for dtype in dtypes],
         [g.to(dtype) for g, dtype in zip(sums[:4].unbind(0), ctx.norm_dtypes, strict=True)],
-        [None for _ in ctx.bias_sums],
+        [None for _ in ctx.bias_grads],
         None,
         None,
     )
@@ -212,7 +212,7 @@ def layer_norm_pair(
     norms: Sequence[Tensor],
     eps: float,
     dtype: torch.dtype,
-    bias_sums: Sequence[Tensor] = (),
+    bias_grads: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add two branches to `x`, and apply two LayerNorms to the sum, in the fastest way here.
 
@@ -221,7 +221,7 @@ def layer_norm_pair(
         branches: two tensors (n, d), or an empty sequence to apply the LayerNorms to `x` itself.
         norms: weight1, bias1, weight2, bias2, each (d,), fp32.
         dtype: dtype of the results of the LayerNorms.
-        bias_sums: for each branch, the fp32 buffer (d,) to which the backward adds the gradient of
+        bias_grads: for each branch, the fp32 buffer (d,) to which the backward adds the gradient of
             the bias that was added last in this branch (see kernels.linear); or empty.
 
     Returns:
@@ -241,10 +241,10 @@ def layer_norm_pair(
         )
         dispatch.check("layer_norm_pair", dtypes, wide)
         if dispatch.is_supported("layer_norm_pair", x.device, dtype, d):
-            z, y1, y2, _, _ = _pair(x, list(branches), list(norms), list(bias_sums), eps, dtype)
+            z, y1, y2, _, _ = _pair(x, list(branches), list(norms), list(bias_grads), eps, dtype)
             return z if branches else x, y1, y2
-    if bias_sums:
-        branches = [with_bias_gradient(*pair) for pair in zip(branches, bias_sums, strict=True)]
+    if bias_grads:
+        branches = [with_bias_gradient(*pair) for pair in zip(branches, bias_grads, strict=True)]
     dtypes_match = all(b.dtype == dtype for b in branches)
     if dtypes_match and dtype != torch.float16 and native.available(x):
         return _NativePair.apply(x, *(branches or (None, None)), *norms, eps, dtype)

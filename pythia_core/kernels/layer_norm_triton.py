@@ -158,7 +158,7 @@ def pair_backward_kernel(
     rstd_ptr,  # (n,) fp32
     dx_ptr,  # (n, d), in the dtype of z
     dbranch_ptr,  # (n, d): dx in the dtype of the branches, written if RESIDUAL
-    partial_ptr,  # (PARTIALS, SUMS, d) fp32: see pair_backward
+    partial_ptr,  # (PARTIALS, 4 + RESIDUAL, d) fp32: see pair_backward
     n,
     d,
     RESIDUAL: tl.constexpr,

@@ -53,8 +53,8 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 def accumulator(device: torch.device, dtype: torch.dtype) -> Accumulator:
     """Return the fastest way to add products of matrices in `dtype` that is correct on `device`.
 
-    torch documents the argument `out_dtype` for CUDA devices only, and its combination with `out`
-    was broken in some versions. So each way is tried once, on sums that fp32 represents exactly.
+    torch documents the argument `out_dtype` for CUDA devices only, and `out` with it has not always
+    worked (pytorch/pytorch#154086). Each way is tried once, on sums that fp32 represents exactly.
     """
     if device.type == "cuda" and dtype != torch.float32:
         for add in (add_in_product_, add_fp32_product_):
@@ -88,22 +88,23 @@ class _ColumnSums(torch.autograd.Function):
     """An autograd function that returns its input; the backward adds dy's column sums."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, total: Tensor) -> Tensor:
-        ctx.total = total
-        return x.view_as(x)
+    def forward(ctx: Any, y: Tensor, bias_grad: Tensor) -> Tensor:
+        ctx.bias_grad = bias_grad
+        return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        add_column_sums_(ctx.total, dy)
+        add_column_sums_(ctx.bias_grad, dy)
         return dy, None
 
 
-def with_bias_gradient(y: Tensor, total: Tensor | None) -> Tensor:
-    """Return `y`, whose gradient's column sums the backward adds to `total`, if it is a tensor.
+def with_bias_gradient(y: Tensor, bias_grad: Tensor | None) -> Tensor:
+    """Return `y`; the backward also adds the column sums of its gradient to `bias_grad`.
 
-    For an operation after `linear` that adds a bias's gradient but has no kernel for it here.
+    Used where a bias has a gradient buffer and no kernel of the next operation sums its gradient.
+    Without `bias_grad`, `y` is returned unchanged.
     """
-    return y if total is None else _ColumnSums.apply(y, total)
+    return y if bias_grad is None else _ColumnSums.apply(y, bias_grad)
 
 
 # --- the operation ---------------------------------------------------------------------------
@@ -120,10 +121,10 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
         weight_c: Tensor,
         bias_c: Tensor | None,
-        sums: Sequence[Tensor],
+        grads: Sequence[Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x, weight_c)
-        ctx.biased, ctx.sums = bias_c is not None, sums
+        ctx.biased, ctx.grads = bias_c is not None, grads
         if bias_c is None:
             return torch.mm(x, weight_c.t())
         return torch.addmm(bias_c, x, weight_c.t())
@@ -132,10 +133,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_c = ctx.saved_tensors
         dx = torch.mm(dy, weight_c) if ctx.needs_input_grad[0] else None
-        if ctx.sums:
-            accumulator(dy.device, dy.dtype)(ctx.sums[0], dy, x)
-            if ctx.biased and len(ctx.sums) > 1:
-                add_column_sums_(ctx.sums[1], dy)
+        if ctx.grads:
+            accumulator(dy.device, dy.dtype)(ctx.grads[0], dy, x)
+            if ctx.biased and len(ctx.grads) > 1:
+                add_column_sums_(ctx.grads[1], dy)
             return dx, None, None, None, None, None
         dweight = torch.mm(dy.t(), x).float()
         dbias = dy.sum(0).float() if ctx.biased else None
@@ -148,7 +149,7 @@ def linear(
     bias: Tensor | None,
     weight_c: Tensor,
     bias_c: Tensor | None,
-    sums: Sequence[Tensor] = (),
+    grads: Sequence[Tensor] = (),
 ) -> Tensor:
     """Return `x @ weight_c.T + bias_c`, (n, out), for x (n, in).
 
@@ -156,7 +157,7 @@ def linear(
         weight, bias: the fp32 parameters, (out, in) and (out,), which receive the gradients.
         weight_c, bias_c: copies of the parameters in the dtype of `x`. Both biases are None if the
             next operation adds the bias.
-        sums: fp32 buffers for the gradients of weight and bias, to which the backward adds them
+        grads: fp32 buffers for the gradients of weight and bias, to which the backward adds them
             instead of returning them to autograd. Only the first: the next operation adds the
             gradient of the bias. Empty: autograd receives the gradients.
     """
@@ -164,4 +165,4 @@ def linear(
     bias_c = bias_c if bias_c is None else bias_c.detach()
     if not torch.is_grad_enabled():
         return torch.nn.functional.linear(x, weight_c, bias_c)
-    return _Linear.apply(x, weight, bias, weight_c.detach(), bias_c, sums)
+    return _Linear.apply(x, weight, bias, weight_c.detach(), bias_c, grads)

@@ -93,23 +93,23 @@ class _SplitRotated(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, bias_grad: Tensor | None
     ) -> tuple[Tensor, ...]:
         rotate_(qkv, cos, sin, False)
         ctx.save_for_backward(cos, sin)
-        ctx.bias_sum = bias_sum
+        ctx.bias_grad = bias_grad
         return qkv.unbind(3)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         dqkv, sums = _pack_rotated_back(*grads, *ctx.saved_tensors)
-        if ctx.bias_sum is not None:
-            ctx.bias_sum.add_(sums)
+        if ctx.bias_grad is not None:
+            ctx.bias_grad.add_(sums)
         return dqkv, None, None, None
 
 
 def split_rotated(
-    qkv: Tensor, cos: Tensor, sin: Tensor, bias_sum: Tensor | None = None
+    qkv: Tensor, cos: Tensor, sin: Tensor, bias_grad: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """Split qkv (batch, seq, heads, 3, head_dim), and rotate the queries and keys.
 
@@ -118,7 +118,7 @@ def split_rotated(
 
     Args:
         cos, sin: the tables of `rotary_tables`, each (seq, rotary_dims / 2), fp32.
-        bias_sum: an fp32 buffer to which the backward adds the gradient of qkv's bias (see
+        bias_grad: an fp32 buffer to which the backward adds the gradient of qkv's bias (see
             kernels.linear), (heads * 3 * head_dim,); or None.
 
     Returns:
@@ -128,7 +128,7 @@ def split_rotated(
         ConfigError: the Triton kernel cannot take the dtype, head dim or number of rotary lanes.
     """
     if not dispatch.use_triton(qkv):
-        return split_rotated_reference(with_bias_gradient(qkv, bias_sum), cos, sin)
+        return split_rotated_reference(with_bias_gradient(qkv, bias_grad), cos, sin)
     dim, half = qkv.shape[-1], cos.shape[-1]
     problems = []
     if dim > dispatch.HEAD_DIM_MAX:
@@ -137,6 +137,6 @@ def split_rotated(
         problems.append(f"there are {2 * half} rotary lanes, but a head has only {dim} lanes")
     dispatch.check("split_rotated", {"qkv": qkv.dtype}, problems)
     if not dispatch.is_supported("rotation", qkv.device, qkv.dtype, dim):
-        return split_rotated_reference(with_bias_gradient(qkv, bias_sum), cos, sin)
+        return split_rotated_reference(with_bias_gradient(qkv, bias_grad), cos, sin)
     qkv = qkv if torch.is_grad_enabled() else qkv.clone()
-    return _SplitRotated.apply(qkv, cos, sin, bias_sum)
+    return _SplitRotated.apply(qkv, cos, sin, bias_grad)

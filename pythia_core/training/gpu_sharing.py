@@ -1,8 +1,7 @@
 """Train several small models on one GPU at the same time without exceeding its memory.
 
-A model of a million parameters leaves a large GPU idle between its updates, while Python prepares
-the next one or writes a checkpoint. Another process can use this time, although the kernels of two
-processes do not run at the same time. A waiting
+A small model leaves a large GPU idle while Python prepares the next update or writes a checkpoint.
+Another process can use this time; kernels of different processes do not overlap. A waiting
 job starts once its estimated memory (pythia_core.training.memory) fits next to the running jobs; if
 several fit, the first in the queue starts. A job that needs the whole GPU runs alone. The
 environment variable `PYTHIA_GPU_JOBS` limits the number of running jobs. The gain has not been

@@ -75,8 +75,8 @@ class FlatParameters:
         for module in model.modules():
             if isinstance(module, Linear):
                 assert module.weight.grad is not None and module.bias.grad is not None
-                module.sums = (module.weight.grad, module.bias.grad)
-        model.embed_out_sum = model.embed_out.weight.grad
+                module.grads = (module.weight.grad, module.bias.grad)
+        model.embed_out_grad = model.embed_out.weight.grad
 
     def refresh_copies(self) -> None:
         """Round the master weights into the copies. Call this after changing the master weights."""

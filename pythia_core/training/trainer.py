@@ -35,7 +35,7 @@ from pythia_core.training.loss_scale import LossScale
 from pythia_core.training.memory import largest_micro_batch
 from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor
 from pythia_core.training.schedule import learning_rate
-from pythia_core.util.machine import repeatable
+from pythia_core.util.machine import training_numerics
 
 # --- one micro-batch -------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Trainer:
         execution.check(device.type)
         self.config, self.device, self.execution, self.step = config, device, execution, 0
         self._kernels: Callable[[], contextlib.AbstractContextManager[None]] = (
-            partial(repeatable, execution.deterministic)
+            partial(training_numerics, execution.deterministic)
             if device.type == "cuda"
             else contextlib.nullcontext
         )

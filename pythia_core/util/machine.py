@@ -90,13 +90,12 @@ def _fp32_products(precision: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def repeatable(wanted: bool = True) -> Iterator[None]:
-    """Set, inside the block, what decides about the bits of CUDA results: as for training.
+def training_numerics(strict: bool = True) -> Iterator[None]:
+    """Use the settings of training inside the block, on which the bits of CUDA results depend.
 
-    fp32 products do not use TF32, whatever the process has chosen before. If `wanted`, torch also
-    refuses nondeterministic kernels (see `deterministic`).
+    fp32 products do not use TF32. If `strict`, torch also refuses nondeterministic kernels.
     """
-    with _fp32_products("highest"), deterministic(wanted):
+    with _fp32_products("highest"), deterministic(strict):
         yield
 
 

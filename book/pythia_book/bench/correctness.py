@@ -24,7 +24,7 @@ from pythia_book.bench.kernels import (
     Implementation,
     cases,
     check_can_run,
-    check_gpu_answers,
+    check_gpu_usable,
     exact_results,
     machine_row,
     reason,
@@ -89,7 +89,7 @@ def check_gpu(
             done += 1
         yield {**row, "dry_run": dry_run}
         if row["outcome"] == "failed":
-            check_gpu_answers(name)
+            check_gpu_usable(name)
     if failed:
         raise PythiaError(f"{len(failed)} of {done} GPU checks failed: {', '.join(failed)}")
 
@@ -198,9 +198,9 @@ def _training_problem(mode: str, precision: str, device: str, seq_len: int) -> s
         if losses != losses_again:
             pairs = enumerate(zip(losses, losses_again, strict=True))
             update = next(number for number, (a, b) in pairs if a != b)
-            return f"{run} gives different bits: the loss of update {update}"
+            return f"{run} gives different bits, first in the loss of update {update}"
         if not torch.equal(weights, weights_again):
-            return f"{run} gives different bits: the final weights"
+            return f"{run} gives different bits, in the final weights only"
     return ""
 
 

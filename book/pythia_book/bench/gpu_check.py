@@ -60,9 +60,12 @@ PROGRESS_SECONDS = 15.0
 OLDEST_TORCH = (2, 11)
 LARGEST_GPU = 150e9
 """Bytes of memory of the GPU for which durations are estimated: more rows take more time."""
-TEXT_SECONDS, LAUNCH_SECONDS, KERNEL_SECONDS = 40.0, 15.0, 12.0
-"""Guesses: seconds to prepare the text, to start a process and measure the rates of a GPU, and to
-compile and time the implementations of an operation at one size."""
+SECONDS = {"correctness": 150.0, "attention": 60.0, "train": 15.0, "kernels": 15.0, "study": 30.0}
+"""Guesses of a part's duration on a GPU. Training, kernels and studies take longer (see `plan`)."""
+DRY_RUN_SECONDS = dict(zip(SECONDS, (12.0, 8.0, 25.0, 10.0, 90.0), strict=True))
+"""Guesses of a part's duration in a dry run."""
+TEXT_SECONDS, OPERATION_SECONDS = 40.0, 12.0
+"""Guesses: seconds to prepare the text, and to compile and time one operation at one size."""
 EXIT_SECONDS = 5.0
 """Seconds that a process gets to end after a signal."""
 
@@ -140,27 +143,29 @@ def plan(
             for i in group
         )
 
+    guess = DRY_RUN_SECONDS if dry_run else SECONDS
     chosen_kernels = ("--kernels", ",".join(kernels)) if kernels else ()
-    kernel_seconds = KERNEL_SECONDS * len(kernels or KERNELS)
     steps: dict[str, list[Step]] = {part: [] for part in only or DEFAULT_PARTS}
     for size in sizes or (
         (FIRST_SIZE,) if dry_run else sorted(train.ORDER, key=lambda s: s != FIRST_SIZE)
     ):
-        text_seconds = 0.0 if train.text_file().is_file() or steps.get("train") else TEXT_SECONDS
-        seconds = text_seconds + (25 if dry_run else LAUNCH_SECONDS + training_seconds(size))
+        text_ready = train.text_file().is_file() or steps.get("train")
+        seconds = guess["train"] + (0 if text_ready else TEXT_SECONDS)
+        seconds += 0 if dry_run else training_seconds(size)
         steps.get("train", []).append(bench("train", size, seconds, "--device", "cuda"))
         if sizes or size in SIZES:
-            seconds = 10 if dry_run else LAUNCH_SECONDS + kernel_seconds
+            seconds = guess["kernels"]
+            seconds += 0 if dry_run else OPERATION_SECONDS * len(kernels or KERNELS)
             steps.get("kernels", []).append(bench("kernels", size, seconds, *chosen_kernels))
     if "correctness" in steps:
-        steps["correctness"] = [bench("correctness", "", 12 if dry_run else 150)]
+        steps["correctness"] = [bench("correctness", "", guess["correctness"])]
     if "attention" in steps:
-        steps["attention"] = [bench("attention", "", 8 if dry_run else 60)]
+        steps["attention"] = [bench("attention", "", guess["attention"])]
     if "study" in steps:
         scale, predicted = "smoke" if dry_run else SCALE, studies_table(SCALE, studies)
         for name, seconds in zip(studies, predicted.total_s, strict=True):
             command = ("pythia_core", "study", name, "--scale", scale)
-            seconds = 90 if dry_run else 30 + 1.5 * seconds  # 30: to start, a guess
+            seconds = guess["study"] + (0 if dry_run else OVERTIME * seconds)
             steps["study"].append(Step(f"study {name}", command, "", seconds))
     chosen = [step for part in PARTS for step in steps.get(part, ())]
     return sorted(chosen, key=lambda step: step.extra)  # stable: the first size of everything first
@@ -319,7 +324,7 @@ def _exit_reason(code: int, last_line: str) -> str:
         name = signal.Signals(-code).name
     except ValueError:  # a real-time signal
         name = f"signal {-code}"
-    perhaps = " (perhaps out of memory)" if -code == signal.SIGKILL else ""
+    perhaps = " (possibly out of memory)" if -code == signal.SIGKILL else ""
     return f"killed by {name}{perhaps}; last output: {last_line}"
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from pythia_book.bench.rows import SKIPPED, Row, read_rows, require_cuda
+from pythia_book.bench.rows import COMPILED, SKIPPED, Row, read_rows, require_cuda
 from pythia_core import kernels
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.kernels import PLAIN, dispatch
@@ -449,7 +449,7 @@ def measure(
     dtype: torch.dtype,
     device: str,
     seconds: float,
-    peaks: Row,
+    machine: Row,
     calls: int = CALLS,
     deadline: float = float("inf"),
     compiled: bool = True,
@@ -458,7 +458,7 @@ def measure(
 
     Args:
         error_case: the same operation on few tokens, used to measure errors.
-        peaks: a machine's row with rates.
+        machine: the row of the machine, with rates.
         deadline: the time.monotonic() value after which no measurement starts.
         compiled: whether to time the reference under torch.compile too.
 
@@ -469,7 +469,8 @@ def measure(
     if compiled:
         backend = "inductor" if device == "cuda" else "eager"
         torch.compiler.reset()  # its cache is limited to a few variants per function
-        implementations[f"torch.compile ({backend})"] = tuple(
+        compiled_name = COMPILED.replace("inductor", backend)
+        implementations[compiled_name] = tuple(
             # by default, a second shape would make the compiler generate code for any shape
             torch.compile(c.reference, backend=backend, dynamic=False)
             for c in (case, error_case)
@@ -496,15 +497,15 @@ def measure(
             amount, formula = case.work
             memory_bound = case.unit == "GB/s"
             rate = amount / row["ms"] / (1e6 if memory_bound else 1e9)
-            rates = peaks["matmul_tflop_per_s"]
-            peak = peaks["copy_gb_per_s"] if memory_bound else rates[precision_name(dtype)]
+            rates = machine["matmul_tflop_per_s"]
+            peak = machine["copy_gb_per_s"] if memory_bound else rates[precision_name(dtype)]
             row |= {"rate": rate, "unit": case.unit, "share": rate / peak}
             row["formula"] = f"{formula}, over time"
         except Exception as error:  # e.g. not installed, or an unsupported head dim
             row["failed"] = reason(error)[:200]
         yield row
         if "failed" in row:
-            check_gpu_answers(f"{name} of {case.kernel}")
+            check_gpu_usable(f"{name} of {case.kernel}")
 
 
 OUT_OF_MEMORY = "out of memory"
@@ -523,7 +524,7 @@ def reason(error: Exception) -> str:
     return ": ".join(filter(None, (kind, text)))
 
 
-def check_gpu_answers(failed: str) -> None:
+def check_gpu_usable(failed: str) -> None:
     """Check, after an error, that the GPU still works in this process.
 
     After e.g. an illegal memory access, every later call in the process fails, so that the rows of
@@ -546,7 +547,7 @@ def check_gpu_answers(failed: str) -> None:
             why = reason(error)
     raise PythiaError(
         f"{failed} has made the GPU unusable for this process ({why}), so its later measurements "
-        "were not started. All rows before are kept; run the benchmark again without what failed"
+        "were not started. Earlier rows are kept; run the benchmark again without it"
     )
 
 
@@ -702,7 +703,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
                 row["failed"] = reason(error)[:200]
             yield row
             if "failed" in row:
-                check_gpu_answers(f"attention by {library}")
+                check_gpu_usable(f"attention by {library}")
 
 
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:

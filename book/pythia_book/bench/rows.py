@@ -14,7 +14,6 @@ them. If a measurement failed, the column `failed` says why. The kinds of rows a
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import logging
@@ -24,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from pythia_core.errors import ConfigError, PythiaError
-from pythia_core.util.files import results_dir
+from pythia_core.util.files import FULL_DISK, results_dir
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
 SKIPPED = "skipped: the time budget was used up"
 """The reason that is stored in the row of a measurement that was not started for lack of time."""
+COMPILED = "torch.compile (inductor)"
+"""The name of the implementation of an operation that torch.compile makes on a GPU."""
 DRY_RUN = "[dry run: not a result] "
 """Prefix of printed lines whose numbers are meaningless."""
 
@@ -60,7 +61,7 @@ def append(path: Path, text: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL_DISK:
             raise
         raise PythiaError(
             f"no space left to write {path} ({error.strerror}); the lines that are already in the "

@@ -11,11 +11,11 @@ All read the same real text. Implementations that fit into memory together take 
 changes of the clock rate affect all. A dry run has tiny models on the CPU; its numbers mean
 nothing.
 
-On a GPU, an update has 2M tokens, as in Pythia, and adds up the gradients of micro-batches; each
-implementation takes the largest micro-batch that fits, a power of two of rows with at most `TOKENS`
-tokens. Updates of 1 and of ACCUMULATE micro-batches are timed in turns: seven micro-batches are the
-difference, and clipping and optimizer are what else the small update took. The speed is that of a
-whole update, computed from these two times.
+On a GPU, an update has 2M tokens, as in Pythia, in micro-batches. Each implementation uses the
+largest micro-batch that fits: a power of two of rows, at most `TOKENS` tokens. Updates of 1 and of
+ACCUMULATE micro-batches are timed alternately. Their difference gives the time of one micro-batch;
+the rest of the small update is clipping and the optimizer. The speed of a whole update is computed
+from these two times.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from pythia_book.bench import cost_model
 from pythia_book.bench.kernels import (
     OUT_OF_MEMORY,
-    check_gpu_answers,
+    check_gpu_usable,
     machine_with_rates,
     reason,
 )
@@ -90,7 +90,8 @@ class Implementation:
         mode: for "ours", a mode of Execution; for the other families, "eager" or "compile".
         attention: the attention implementation of `transformers`, "sdpa" or "eager".
         recompute, deterministic: options of Execution; used only for "ours".
-        compiled_formulas: for "ours", whether torch.compile takes the place of two Triton kernels.
+        compiled_formulas: for "ours", whether LayerNorm and GELU are compiled by torch instead of
+            using our Triton kernels.
     """
 
     family: str
@@ -121,11 +122,11 @@ class Implementation:
 
         The column `family` is "ours" only for our code as users get it.
         """
-        usual = self.deterministic and not self.compiled_formulas
+        as_shipped = self.deterministic and not self.compiled_formulas
         return {
             "implementation": self.name,
             "label": self.label,
-            "family": self.family if usual else f"{self.family}, modified",
+            "family": self.family if as_shipped else f"{self.family}, modified",
             "mode": self.mode,
             "precision": self.precision,
         }
@@ -259,10 +260,10 @@ def _with_compiled_formulas() -> Ops:
     bias_gelu = torch.compile(bias_gelu_reference, dynamic=False)
 
     def layer_norm_pair(
-        x: Tensor, branches: Sequence[Tensor], *rest: Any, bias_sums: Sequence[Tensor] = ()
+        x: Tensor, branches: Sequence[Tensor], *rest: Any, bias_grads: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sums = bias_sums or [None] * len(branches)
-        return pair(x, [*map(with_bias_gradient, branches, sums)], *rest)
+        grads = bias_grads or [None] * len(branches)
+        return pair(x, [*map(with_bias_gradient, branches, grads)], *rest)
 
     return replace(
         FAST,
@@ -353,7 +354,7 @@ TOKENS_PER_UPDATE = cost_model.UPDATE_TOKENS
 """Tokens per update on a GPU: 1,024 rows of 2,048, the batch of Pythia."""
 ACCUMULATE = 8
 """Micro-batches of the larger of the two updates that are timed on a GPU."""
-ROOM = 0.95
+MEMORY_FRACTION = 0.95
 """A micro-batch is doubled if the doubled one is expected to need at most this fraction of the
 device's memory."""
 WARM_UP = 3
@@ -410,13 +411,13 @@ class Job:
         return {"kind": "train", "size": self.size, "rows": rows, "seq_len": self.seq_len}
 
     @property
-    def parts(self) -> tuple[int, ...]:
+    def micro_batch_counts(self) -> tuple[int, ...]:
         """The numbers of micro-batches of the updates to time."""
         return tuple(MIN_UPDATES[self.kind])
 
     def config(self, rows: int) -> RunConfig:
         """Return the config of a training run with `rows` rows per micro-batch."""
-        batch = rows * max(self.parts)
+        batch = rows * max(self.micro_batch_counts)
         train = TrainConfig(100_000, batch, lr_max=LEARNING_RATE, micro_batch=rows)
         return RunConfig(self.model, DataConfig(seq_len=self.seq_len), train)
 
@@ -460,7 +461,7 @@ def seconds_needed(implementation: Implementation, job: Job, rows: int) -> float
     compiling = COMPILE_SECONDS_PER_LAYER * job.model.n_layers * (implementation.mode == "compile")
     compiling += FORMULA_SECONDS * implementation.compiled_formulas
     per_round = sum(n * least for n, least in MIN_UPDATES[job.kind].items())
-    micro_batches = WARM_UP + max(job.parts) + job.rounds * per_round
+    micro_batches = WARM_UP + max(job.micro_batch_counts) + job.rounds * per_round
     tokens = micro_batches * rows * job.seq_len
     timing = tokens * flops_per_token(job.model, job.seq_len) / ASSUMED_FLOP_PER_S
     return START_SECONDS + compiling + max(timing, job.rounds * job.seconds)
@@ -519,8 +520,8 @@ def measure(job: Job) -> Iterator[Row]:
     fewer rows if necessary.
 
     Raises:
-        PythiaError: a failure made the GPU unusable for this process. What was measured before has
-            been yielded; so it has if the user stops the measurement.
+        PythiaError: a failure made the GPU unusable for this process. Rows measured before the
+            failure are yielded first; likewise if the user stops the measurement.
     """
     device = job.device
     if time.time() > job.deadline:
@@ -584,15 +585,13 @@ def _take_turns(
             except Exception as error:
                 why = reason(error)
         if not why:
-            entry, tried, why = _warm_up_with_rows_that_fit(
-                implementation, job, first, alone=len(group) == 1
-            )
+            entry, tried, why = _warm_up_largest(implementation, job, first, alone=len(group) == 1)
         if entry:
             ready.append(entry)
             continue
         _release(job.device)
         yield implementation.columns | _micro_rows(job, tried) | {"failed": why}
-        check_gpu_answers(f"{name} at {job.size}")
+        check_gpu_usable(f"{name} at {job.size}")
     for _ in range(job.rounds):
         for entry in list(ready):
             if entry.seconds and time.time() + entry.round_seconds > job.deadline:
@@ -610,7 +609,7 @@ def _take_turns(
             if why:  # outside except, where the error would keep the memory alive
                 ready.remove(entry)
                 yield entry.implementation.columns | _micro_rows(job, entry.rows) | {"failed": why}
-                check_gpu_answers(f"{entry.implementation.name} at {job.size}")
+                check_gpu_usable(f"{entry.implementation.name} at {job.size}")
 
     for entry in ready:
         if entry.implementation in PROFILED and entry.seconds and time.time() < job.deadline:
@@ -656,7 +655,7 @@ def _micro_rows(job: Job, rows: int) -> Row:
     return {"micro_rows": rows} if job.kind == "cuda" else {}
 
 
-def _warm_up_with_rows_that_fit(
+def _warm_up_largest(
     implementation: Implementation, job: Job, first: int, alone: bool
 ) -> tuple[_WarmedUp | None, int, str]:
     """Warm up an implementation with the largest micro-batch that fits.
@@ -682,7 +681,7 @@ def _warm_up_with_rows_that_fit(
         except Exception as error:  # e.g. out of memory: a result too
             why = reason(error)
         if entry:
-            if 2 * rows > most or entry.bytes_if_doubled > ROOM * total:
+            if 2 * rows > most or entry.bytes_if_doubled > MEMORY_FRACTION * total:
                 return entry, rows, ""
             rows *= 2
         elif not why.startswith(OUT_OF_MEMORY):
@@ -755,14 +754,14 @@ def _warm_up(implementation: Implementation, job: Job, rows: int) -> _WarmedUp:
     before, reserved_before = _allocated(device)
     step = implementation.make(job.config(rows), device)
     _allocated(device)  # resets the peaks, which construction raised
-    batches = {n: job.batches(n * rows) for n in job.parts}
+    batches = {n: job.batches(n * rows) for n in job.micro_batch_counts}
     n_updates, round_seconds = {}, 0.0
-    for n in job.parts:
+    for n in job.micro_batch_counts:
         # the first update with more micro-batches has nothing to warm up but a graph
         first = WARM_UP - 1 if n == 1 else int(implementation.mode == "graph")
         _seconds(step, batches[n], first, device)
         seconds = _seconds(step, batches[n], 1, device)
-        enough = round(job.seconds / len(job.parts) / max(seconds, 1e-6))
+        enough = round(job.seconds / len(job.micro_batch_counts) / max(seconds, 1e-6))
         n_updates[n] = max(MIN_UPDATES[job.kind][n], enough)
         round_seconds += n_updates[n] * seconds
     peak = doubled = 0

@@ -52,10 +52,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--precision": {"choices": ("fp32", "bf16"),
                     "help": "number format (default: both if the CPU has bf16)"},
     "--rows": {"type": int, "metavar": "N",
-               "help": "rows of a micro-batch, for all implementations (default: what fits)"},
+               "help": "rows per micro-batch (default: as many as fit, per implementation)"},
     "--write": {"action": "store_true", "help": "also write the table into the file that shows it"},
     "--kernels": {"dest": "only", "type": _names, "metavar": "KERNELS",
-                  "help": "comma-separated list of operations (default: all)"},
+                  "help": "comma-separated list of kernels, e.g. adamw,attention (default: all)"},
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--write"),
            "cuda": ("--dry-run", "--budget", "--seconds", "--rows")}  # fmt: skip
@@ -110,17 +110,16 @@ def add(command: AddCommand) -> None:
     p.add_argument("--only", default=(), type=_names, metavar="PARTS", help=parts)
     p.add_argument("--sizes", default=(), **SIZES)
     p.add_argument("--kernels", **{**OPTIONS["--kernels"], "dest": "kernels", "default": ()})
-    studies = "comma-separated list of the studies of the part study (default: gender_bias)"
-    p.add_argument("--studies", default=("gender_bias",), type=_names, help=studies)
+    studies = "studies that the part `study` runs (default: gender_bias); needs --only study"
+    p.add_argument("--studies", default=(), type=_names, help=studies)
     p.add_argument("--dry-run", **DRY_RUN)
     p.epilog = (
-        "By default: correctness of kernels and training (up to 2.5 minutes), every attention "
-        "library (1 minute), training steps of 160m (2.5 minutes) and its kernels (1.5 minutes); "
-        "then, while the budget lasts, training (1 to 7 minutes a size) and kernels of other "
-        "sizes. These times are guesses; a step is stopped after 1.5 times its guess. With 9m, the "
-        "default fits, without most other sizes. A second call adds to the results, e.g. --budget "
-        "9m --only train,kernels --sizes 70m,1b. The table ends with the decisions on kernels and "
-        "attention libraries that follow from all results."
+        "By default, in this order (guesses): correctness of kernels and training, 2.5 minutes; "
+        "every attention library, 1; training of 160m, 2.5; its kernels, 1.5; then, while time is "
+        "left, training (1 to 7 minutes per size) and kernels of other sizes. A step is stopped "
+        "after 1.5 times its guess. With --budget 9m, expect 160m alone. A second call adds to the "
+        "results: --budget 9m --only train,kernels --sizes 70m,1b. The summary ends with what the "
+        "results decide about kernels and attention libraries."
     )
 
 
@@ -240,16 +239,18 @@ def _print_rows(measured: Any, file: Path | None) -> None:
 
 def _gpu_check(args: argparse.Namespace) -> None:
     """Check and measure a GPU within a time budget."""
-    from pythia_book.bench.gpu_check import gpu_check
+    from pythia_book.bench.gpu_check import STUDY, gpu_check
     from pythia_book.bench.rows import gpu_folder
 
     out = Path(args.out) if args.out else gpu_folder()
+    if args.studies and "study" not in args.only:
+        raise ConfigError("--studies has no effect without the part study; add --only study")
     gpu_check(
         args.budget,
         out.absolute(),
-        args.only,
-        args.sizes,
-        args.dry_run,
-        args.kernels,
-        args.studies,
+        only=args.only,
+        sizes=args.sizes,
+        dry_run=args.dry_run,
+        kernels=args.kernels,
+        studies=args.studies or (STUDY,),
     )

@@ -142,7 +142,9 @@ def test_a_resumption_that_loses_a_moment_is_found(
 
     monkeypatch.setattr(correctness.Trainer, "state", without)
     why = _training_problem("eager", "bf16", "cpu", 64)
-    assert why.startswith("a run that is saved and resumed half-way gives different bits: the loss")
+    assert why.startswith(
+        "a run that is saved and resumed half-way gives different bits, first in the"
+    )
     assert why.endswith("of update 4"), "the first one that an update after resumption changes"
 
 
@@ -156,7 +158,7 @@ def test_a_second_run_with_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(correctness, "_train_tiny_model", drifting)
     why = _training_problem("eager", "fp32", "cpu", 64)
-    assert why == "a second run, in eager mode, gives different bits: the final weights"
+    assert why == "a second run, in eager mode, gives different bits, in the final weights only"
 
 
 def test_checks_after_the_budget_are_skipped() -> None:

@@ -317,7 +317,7 @@ def tried_rows(
     monkeypatch.setattr(train, "_total_bytes", lambda device: 100)
     monkeypatch.setattr(train, "_release", lambda device: None)
     monkeypatch.setattr(train, "most_rows", lambda job: job.rows or 16)
-    entry, rows, why = train._warm_up_with_rows_that_fit(FIRST[3], job, first, alone)
+    entry, rows, why = train._warm_up_largest(FIRST[3], job, first, alone)
     assert (entry is None) == bool(why)
     return tried, rows, why
 
@@ -344,7 +344,7 @@ def test_a_graph_is_not_replaced_by_eager_mode(monkeypatch: pytest.MonkeyPatch) 
         ),
     )
     for implementation in (train.GRAPH, FIRST[3]):
-        train._warm_up_with_rows_that_fit(implementation, DRY, 2, True)
+        train._warm_up_largest(implementation, DRY, 2, True)
     assert strict == {"graph": True, "eager": False}
 
 
@@ -416,7 +416,7 @@ def test_what_was_measured_before_a_stop_is_kept(
         raise error
 
     monkeypatch.setattr(train, "_seconds", stop_in_second_round)
-    monkeypatch.setattr(train, "check_gpu_answers", check)
+    monkeypatch.setattr(train, "check_gpu_usable", check)
     path = tmp_path / "rows.jsonl"
     job = replace(DRY, implementations=FIRST[3:4])
     with pytest.raises(type(error)):

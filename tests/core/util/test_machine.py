@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pythia_core.util.machine import deterministic, on_device, repeatable
+from pythia_core.util.machine import deterministic, on_device, training_numerics
 
 
 def switches() -> tuple[bool, bool, bool]:
@@ -83,7 +83,7 @@ def test_training_never_uses_tf32(chosen: str) -> None:
     original = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(chosen)
     try:
-        with repeatable():
+        with training_numerics():
             assert torch.get_float32_matmul_precision() == "highest" and switches()[0]
         assert torch.get_float32_matmul_precision() == chosen and not switches()[0]
     finally:

@@ -6,13 +6,13 @@ the GPU-hours in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import palette, style
-from pythia_book.bench.decisions import KERNELS as FILES
+from pythia_book.bench.decisions import TRITON_FILES
 from pythia_book.records import number_text
-from pythia_book.studies.speed.study import KERNEL_SIZES, KERNELS, NO_GPU, PARTS
+from pythia_book.studies.speed.study import DESCRIPTIONS, KERNEL_SIZES, NO_GPU, PARTS
 from pythia_book.style import BLUE, DASH, GREEN, INK, MUTED, ORANGE, Drawing, Table
 
 if TYPE_CHECKING:
@@ -22,16 +22,24 @@ if TYPE_CHECKING:
     from pythia_book.study import Result
 
 OURS, BASELINE, TRANSFORMERS = BLUE, ORANGE, GREEN
-REPEATABLE = "fastest with repeatable bits"
 TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
 PART_NAMES = {
     "products of layers": ("gemm",),
+    "products with the vocabulary": ("logits",),
     "attention": ("attention",),
-    "passes over memory": ("elementwise", "gradients", "optimizer"),
-    "vocabulary and loss": ("logits", "loss"),
+    "passes over activations": ("elementwise", "loss"),
+    "gradients and optimizer": ("gradients", "optimizer"),
 }
 """Maps the labels of a figure to parts of a training step (study.PARTS)."""
-PART_COLOURS = dict(zip(PART_NAMES, (BLUE, palette.PINK, palette.GOLD, MUTED), strict=True))
+PART_COLOURS = dict(zip(PART_NAMES, (BLUE, GREEN, palette.PINK, palette.GOLD, MUTED), strict=True))
+GPU_MEASURED = (
+    "ours, measured",
+    "our fastest mode",
+    "torch.compile, measured",
+    "transformers, measured",
+    "ratio, measured",
+)
+"""The columns of `gpu_sizes` with measurements."""
 PALETTE = (BASELINE, TRANSFORMERS, palette.PINK, palette.GOLD, INK, MUTED)
 
 
@@ -185,9 +193,9 @@ def gpu_sizes(result: Result) -> Table:
             "ratio": f"{row['predicted_ratio']:.2f}",
             "MFU": _text(row["mfu"], percent=True),
             "A100, the paper's": _text(row["paper_tokens_per_s"], factor=1e-3),
-            "MFU of it": _text(row["paper_mfu"], percent=True),
+            "MFU, the paper's": _text(row["paper_mfu"], percent=True),
             "ours, measured": _text(row["measured"], factor=1e-3),
-            "by": row["implementation"] or DASH,
+            "our fastest mode": row["implementation"] or DASH,
             "torch.compile, measured": _text(row["baseline"], factor=1e-3),
             "transformers, measured": _text(row["transformers"], factor=1e-3),
             "ratio, measured": _ratio(row),
@@ -199,7 +207,7 @@ def gpu_sizes(result: Result) -> Table:
         "one H100; the paper's: from its GPU-hours, on clusters of A100s. MFU: causal attention. "
         f"{_measured(result)}"
     )
-    return Table(_shown(rows, result), caption)
+    return Table(_shown(rows, result, GPU_MEASURED), caption)
 
 
 @style.figure
@@ -253,10 +261,10 @@ def gpu_rates(result: Result) -> Drawing:
 def gpu_kernels(result: Result) -> Table:
     """Return a table: what each Triton kernel fuses and should save, and what was decided."""
     predicted = result.tables["gpu_kernels"].set_index(["kernel", "size"]).share_of_step
-    decided = result.tables["decisions"].set_index("what")
+    decided = result.tables["decisions"].set_index("subject")
     rows = []
-    for kernel, (fuses, saves) in KERNELS.items():
-        decision = decided.loc[FILES[kernel]]
+    for kernel, (fuses, reason) in DESCRIPTIONS.items():
+        decision = decided.loc[TRITON_FILES[kernel]]
         shares = [
             f"{size}: {_text(100 * predicted[kernel, size], 1)}"
             for size in KERNEL_SIZES
@@ -266,18 +274,18 @@ def gpu_kernels(result: Result) -> Table:
             {
                 "kernel": kernel,
                 "in one pass": fuses,
-                "saves": saves,
+                "why it should be faster than torch.compile": reason,
                 "% of our step, predicted": ", ".join(shares) or DASH,
-                "torch.compile over ours, measured": _text(decision.value, 2),
+                "torch.compile over ours": _text(decision.value, 2),
                 "decision": _outcome(decision),
             }
         )
     caption = (
         "Forward and backward together, against torch.compile of the same formula, both replayed "
-        f"from CUDA graphs. Rule: {decided.loc[FILES['bias_gelu_tanh']].rule}; for the loss, "
-        f"{decided.loc[FILES['linear_cross_entropy']].rule}. {_measured(result)}"
+        f"from CUDA graphs. Rule: {decided.loc['gelu_triton'].rule}; for the loss, "
+        f"{decided.loc['cross_entropy_triton'].rule}. {_measured(result)}"
     )
-    return Table(_frame(rows), caption)
+    return Table(_shown(rows, result, ["torch.compile over ours"]), caption)
 
 
 def _outcome(decision: pd.Series) -> str:
@@ -287,7 +295,7 @@ def _outcome(decision: pd.Series) -> str:
 
 def attention(result: Result) -> Table:
     """Return a table of attention speeds by head dim, and what was decided."""
-    decided = result.tables["decisions"].set_index("what")
+    decided = result.tables["decisions"].set_index("subject")
     rows = []
     for row in result.tables["attention"].itertuples():
         decision = decided.loc[f"attention at head dim {row.head_dim}"]
@@ -298,7 +306,7 @@ def attention(result: Result) -> Table:
                 "estimated, forward / backward": f"{row.forward} / {row.backward}",
                 "used now, measured": _text(row.taken_tflops),
                 "fastest, measured": _rate(row.fastest, row.fastest_tflops),
-                REPEATABLE: _rate(row.repeatable, row.repeatable_tflops),
+                "fastest deterministic": _rate(row.repeatable, row.repeatable_tflops),
                 "decision": _outcome(decision),
             }
         )
@@ -308,15 +316,13 @@ def attention(result: Result) -> Table:
         f"assume on an H100. Rule: {decided.loc['attention at head dim 64'].rule}. Our own Triton "
         f"attention: {_outcome(own)}; rule: {own.rule}. {_measured(result)}"
     )
-    return Table(_shown(rows, result), caption)
+    measured = ["used now, measured", "fastest, measured", "fastest deterministic"]
+    return Table(_shown(rows, result, measured), caption)
 
 
-def _shown(rows: list[dict[str, Any]], result: Result) -> pd.DataFrame:
-    """Make a table of the rows, without columns of measurements if no GPU was measured."""
-    frame = _frame(rows)
-    unmeasured = result.values["gpu"] == NO_GPU
-    hidden = [c for c in frame if unmeasured and ("measured" in c or c in ("by", REPEATABLE))]
-    return frame.drop(columns=hidden)
+def _shown(rows: list[dict[str, Any]], result: Result, measured: Sequence[str]) -> pd.DataFrame:
+    """Make a table of the rows, without the `measured` columns if no GPU was measured."""
+    return _frame(rows).drop(columns=list(measured) if result.values["gpu"] == NO_GPU else [])
 
 
 def _rate(backend: str | None, tflops: float | None) -> str:

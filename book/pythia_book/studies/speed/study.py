@@ -18,18 +18,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.bench import cost_model
-from pythia_book.bench.decisions import COMPILED, THRESHOLD, decisions
-from pythia_book.bench.rows import Row, fastest_steps, gpu_folder, measured_rows
+from pythia_book.bench.decisions import THRESHOLD, decisions
+from pythia_book.bench.rows import COMPILED, Row, fastest_steps, gpu_folder, measured_rows
 from pythia_book.conduct import conduct
 from pythia_book.released import recipe
 from pythia_book.stats import Estimate
 from pythia_book.studies.speed.params import STUDY, Params
 from pythia_book.study import Measurements
 from pythia_book.verdicts import NOT_MEASURED, Claim, passes, untestable
-from pythia_core.config import ModelConfig
 from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
 from pythia_core.suite import OFFICIAL_SIZES
-from pythia_core.training import memory
 from pythia_core.training.metrics import flops_per_token
 from pythia_core.util.workers import one_thread
 
@@ -42,7 +40,7 @@ PRECISIONS = ("fp32", "bf16")
 GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
 """Maps each kind of GPU measurement to the file that `gpu-check` writes."""
 NO_GPU = "none yet"
-"""Stands for the name of the measured GPU if there is none."""
+"""Shown instead of a GPU's name if none was measured."""
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 """The sizes that fit on one H100."""
 WITHIN = 15.0
@@ -103,7 +101,7 @@ def analyse(measured: Measurements, released: Tables) -> Analysis:
         "operations": operations,
         "gpu_sizes": gpu_sizes_table(timed_steps),
         "gpu_steps": timed_steps,
-        "gpu_kernels": gpu_kernels_table(timed),
+        "gpu_kernels": gpu_kernels_table(),
         "gpu_operations": timed,
         "attention": attention_table(facts["gpu_attention"]),
         "decisions": decisions_table(gpu_operations[1:], facts["gpu_attention"][1:]),
@@ -184,10 +182,10 @@ def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> p
 PARTS = ("gemm", "logits", "attention", "elementwise", "loss", "gradients", "optimizer")
 """The parts of a training step, in the order of `cost_model.parts`."""
 GPU_COLUMNS = (
-    *("size", "parameters", "compiled", "ours", "mfu", "predicted_ratio", "state_gib"),
+    *("size", "parameters", "compiled", "ours", "mfu", "predicted_ratio"),
     *PARTS,
     *("paper_tokens_per_s", "paper_mfu"),
-    *("implementation", "measured", "measured_mfu", "peak_gib", "baseline", "transformers"),
+    *("implementation", "measured", "measured_mfu", "baseline", "transformers"),
     *("ratio", "low", "high", "error_percent"),
 )
 
@@ -202,12 +200,10 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
     PARTS: nanoseconds per token of the parts of our step.
 
     Computed:
-    `state_gib`: memory for weights, gradients and Adam's moments;
     `paper_tokens_per_s`, `paper_mfu`: speed and utilisation per A100, from the paper's GPU-hours.
 
     Measured, from the argument `measured`, a table of `steps_table`:
-    `implementation`: our fastest; `measured`, `measured_mfu`, `peak_gib`: its tokens/s, utilisation
-        and peak memory;
+    `implementation`: our fastest; `measured`, `measured_mfu`: its tokens/s and utilisation;
     `baseline`, `transformers`: tokens/s of torch.compile and of the fastest transformers variant;
     `ratio`, `low`, `high`: the time of `baseline` divided by our time, with its range;
     `error_percent`: by how many percent `measured` exceeds the prediction for the same number of
@@ -232,7 +228,6 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
             "ours": ours,
             "mfu": ours * flop / peak,
             "predicted_ratio": ours / compiled,
-            "state_gib": memory.state_bytes(model, "bf16") / memory.GIB,
             **cost_model.parts(model, "ours"),
             "optimizer": optimizer,
             "paper_tokens_per_s": paper,
@@ -259,7 +254,6 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
                 "implementation": best.label,
                 "measured": best.tokens_per_s,
                 "measured_mfu": best.mfu,
-                "peak_gib": best.peak_bytes / memory.GIB,
                 "error_percent": 100 * (best.tokens_per_s / predicted - 1),
             }
         rows.append(cells)
@@ -268,84 +262,58 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 # --- single kernels on a GPU -----------------------------------------------------------------
 
-KERNELS = {
+DESCRIPTIONS = {
     "linear_cross_entropy": (
         "unembedding, softmax, loss and their gradients, in chunks of rows",
-        "the logits are never in memory all at once, and read once less",
+        "the logits are never all in memory, and are read once less",
     ),
     "split_rotated": (
         "rotation of queries and keys in place, one packed gradient, the gradient of the bias",
-        "no new queries and keys are written, and no three gradients joined",
+        "writes no new queries and keys, and joins no gradients",
     ),
     "layer_norm_pair": (
         "the sum of the block before, two LayerNorms of it, and the gradients of six parameters",
-        "nothing but the gradients of two biases, if the compiler fuses all the rest",
+        "only sums two bias gradients in the same pass",
     ),
     "bias_gelu_tanh": (
         "bias and GELU, their backward, and the gradient of the bias",
-        "the gradient of the bias is summed in the pass that computes dx",
+        "sums the gradient of the bias in the pass that computes dx",
     ),
     "adamw": (
         "Adam, weight decay and the new copy in bf16; a flag on the device skips the update",
-        "nothing, if the compiler fuses the whole formula",
+        "not at all, if the compiler fuses the formula",
     ),
 }
-"""Maps a kernel to what it fuses, and to what it saves against torch.compile, in words."""
-UPDATE_KERNELS = ("adamw",)
-"""The kernels that run once per update, so their time per token is not predicted."""
-
-
-def kernel_bytes(kernel: str, model: ModelConfig, profile: str) -> float:
-    """Return the predicted memory traffic of a key of KERNELS, in bytes per token, all layers."""
-    way = cost_model.PROFILES[profile]
-    if kernel == "linear_cross_entropy":
-        return float(way.loss_bytes * model.vocab_size)
-    passes = way.passes[kernel.removesuffix("_tanh")]
-    return float(2 * passes * model.d_model * model.n_layers)
-
-
+"""Maps a kernel to what it fuses, and to why it should be faster than torch.compile, in words."""
 KERNEL_SIZES = ("160m", "2.8b")
-"""Sizes that get predictions even if they were not measured."""
+"""The sizes at which kernels are compared."""
 
 
-def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """Compare our kernels with torch.compile: memory traffic and time per token, for all layers.
+def gpu_kernels_table() -> pd.DataFrame:
+    """Predict what our kernels save against torch.compile, per token, in all layers.
 
     `size`, `kernel`;
-    `compiled_bytes`, `ours_bytes`: predicted memory traffic;
-    `saved_ns`: the predicted time of the difference in bytes;
-    `share_of_step`: `saved_ns` as a fraction of the predicted time of our step;
-    `measured_ns`: the measured time of torch.compile minus that of our kernel, if measured.
+    `compiled_bytes`, `ours_bytes`: memory traffic;
+    `saved_ns`: the time of the difference in bytes;
+    `share_of_step`: `saved_ns` as a fraction of the predicted time of our step.
     """
     import pandas as pd
 
-    timed = measured.dropna(subset="ms").set_index(["size", "kernel", "implementation"]).ms
     rows = []
-    for size in dict.fromkeys([*KERNEL_SIZES, *measured["size"]]):
+    for size in KERNEL_SIZES:
         model = OFFICIAL_SIZES[size].model()
         step = cost_model.ns_per_token(model, "ours")
-        for kernel in [k for k in KERNELS if k not in UPDATE_KERNELS]:
-            compiled, ours = (kernel_bytes(kernel, model, p) for p in ("compiled", "ours"))
-            saved = (compiled - ours) / cost_model.BANDWIDTH / 1e3
-            both = [timed.get((size, kernel, name)) for name in (COMPILED, "ours")]
-            layers = 1 if kernel == "linear_cross_entropy" else model.n_layers
-            difference = None if None in both else layers * 1e6 * (both[0] - both[1]) / TOKENS
-            rows.append(
-                {
-                    "size": size,
-                    "kernel": kernel,
-                    "compiled_bytes": compiled,
-                    "ours_bytes": ours,
-                    "saved_ns": saved,
-                    "share_of_step": saved / step,
-                    "measured_ns": difference,
-                }
+        for kernel in DESCRIPTIONS:
+            compiled, ours = (
+                cost_model.kernel_bytes(kernel, model, name) for name in ("compiled", "ours")
             )
+            if compiled is None or ours is None:
+                continue
+            saved = (compiled - ours) / cost_model.BANDWIDTH / 1e3
+            cells = {"size": size, "kernel": kernel, "compiled_bytes": compiled}
+            cells |= {"ours_bytes": ours, "saved_ns": saved, "share_of_step": saved / step}
+            rows.append(cells)
     return pd.DataFrame(rows)
-
-
-TOKENS = 32_768
-"""Number of tokens in one call of an operation that is timed on a GPU."""
 
 
 def attention_table(rows: list[Row]) -> pd.DataFrame:
@@ -362,7 +330,7 @@ def attention_table(rows: list[Row]) -> pd.DataFrame:
 
     timed = [r for r in rows[1:] if "ms" in r and r["seq_len"] == cost_model.SEQ_LEN]
     by_dim = []
-    for dim, (forward, backward) in cost_model.LIBRARY.items():
+    for dim, (forward, backward) in cost_model.ATTENTION_TFLOPS.items():
         of_dim = [r for r in timed if r["head_dim"] == dim]
         taken = FASTEST.get(dim, DEFAULT)
         cells: Row = {"head_dim": dim, "taken": taken, "forward": forward, "backward": backward}
@@ -380,7 +348,7 @@ def decisions_table(operations: list[Row], attention: list[Row]) -> pd.DataFrame
     """Return the decisions on kernels and attention libraries (see bench.decisions)."""
     import pandas as pd
 
-    columns = ["what", "rule", "value", "outcome", "note"]
+    columns = ["subject", "rule", "value", "outcome", "note"]
     return pd.DataFrame(decisions(operations, attention), columns=columns)
 
 
@@ -479,4 +447,5 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
         "threshold": THRESHOLD,
         "products": cost_model.MATMUL,
         "h100_copy": cost_model.COPY,
+        "h100_passes": cost_model.BANDWIDTH,
     }
