@@ -25,7 +25,6 @@ from torch.utils.checkpoint import checkpoint
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError
 from pythia_core.kernels import FAST, Ops, rotary_tables
-from pythia_core.kernels.linear import with_bias_gradient
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of the angle of every position and rotated pair, each (T, rotary_dims / 2), fp32."""
@@ -73,11 +72,6 @@ class Linear(nn.Module):
         return self.ops.linear(x, self.weight, self.bias, self.weight_c, self.bias_c, grads)
 
     @property
-    def bias_grads(self) -> tuple[Tensor, ...]:
-        """The buffer for the gradient of the bias, if there is one and gradients are computed."""
-        return self.grads[1:] if torch.is_grad_enabled() else ()
-
-    @property
     def weight_c(self) -> Tensor:
         """The weight in the compute dtype."""
         return self.copies.get("weight", self.weight)
@@ -111,14 +105,13 @@ class Attention(nn.Module):
         Args:
             x: the block's input after LayerNorm, (B*T, d).
             at: rows of the output to return, int64[n]; default: all B*T rows.
-            fused: whether `attend`, and the operation that adds the result to the residual stream,
-                compute the gradients of the biases.
+            fused: whether `attend` also computes the gradient of qkv's bias, if it has a buffer.
         """
         qkv = self.query_key_value(x, fused)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
-        bias_grads = self.query_key_value.bias_grads if fused else ()
-        out = attend(qkv, *rotary, *bias_grads).flatten(0, 1)  # (B*T, d)
-        return self.dense(out if at is None else out[at], fused)
+        bias_grad = self.query_key_value.grads[1:] if fused and torch.is_grad_enabled() else ()
+        out = attend(qkv, *rotary, *bias_grad).flatten(0, 1)  # (B*T, d)
+        return self.dense(out if at is None else out[at])
 
 
 class MLP(nn.Module):
@@ -135,14 +128,11 @@ class MLP(nn.Module):
         return self.dense_4h_to_h(self.ops.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
 
     def fused(self, x: Tensor) -> Tensor:
-        """Compute `forward` with one kernel for bias and GELU; call no hooks of `dense_h_to_4h`.
-
-        The operation that adds the result to the residual stream computes the gradient of the bias.
-        """
+        """Compute `forward` with one kernel for bias and GELU; call no hooks of `dense_h_to_4h`."""
         up = self.dense_h_to_4h
         product = self.ops.linear(x, up.weight, None, up.weight_c, None, up.grads)
         hidden = self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c)
-        return self.dense_4h_to_h(hidden, fused=True)
+        return self.dense_4h_to_h(hidden)
 
 
 class LayerNorm(nn.Module):
@@ -200,16 +190,10 @@ class Block(nn.Module):
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x, dtype))
 
-    @property
-    def bias_grads(self) -> tuple[Tensor, ...]:
-        """The buffers for the gradients of the biases of `fused`'s two branches, if any."""
-        return (*self.attention.dense.bias_grads, *self.mlp.dense_4h_to_h.bias_grads)
-
     def fused(
         self,
         x: Tensor,
         branches: Branches,
-        bias_grads: tuple[Tensor, ...],
         rotary: Rotary,
         batch: int,
         dtype: torch.dtype,
@@ -217,17 +201,14 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Branches]:
         """Compute a parallel block in fewer kernels than `forward`.
 
-        The block's input is x + (branches[0] + branches[1]), or `x` without branches. `bias_grads`
-        are those of the block that the branches come from.
+        The block's input is x + (branches[0] + branches[1]), or `x` without branches.
 
         Returns:
             The block's input, and the block's branches, which are not yet added.
         """
         norm1, norm2 = self.input_layernorm, self.post_attention_layernorm
         norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
-        x, y1, y2 = self.ops.layer_norm_pair(
-            x, branches, norms, norm1.eps, dtype, bias_grads=bias_grads
-        )
+        x, y1, y2 = self.ops.layer_norm_pair(x, branches, norms, norm1.eps, dtype)
         attended = self.attention(y1, rotary, batch, attend, fused=True)
         return x, (attended, self.mlp.fused(y2))
 
@@ -347,11 +328,10 @@ class GPTNeoX(nn.Module):
         # (B*T, d): embeddings are rounded to the compute dtype; the residual stream stays fp32
         fused = self._fused(x)
         branches: Branches = ()
-        bias_grads: tuple[Tensor, ...] = ()
         for number, layer in enumerate(cast("list[Block]", self.layers)):
             attend = partial(cache.attend, number) if cache else self.ops.attention
             if at is not None and number == self.config.n_layers - 1:
-                x = _residual_add(x, branches, bias_grads)
+                x = _residual_add(x, branches)
                 x = layer(x, rotary, batch, self.compute_dtype, attend, at)
                 return self.final_layer_norm(x, dtype)
             if self.recompute and torch.is_grad_enabled():
@@ -361,13 +341,10 @@ class GPTNeoX(nn.Module):
                     use_reentrant=False, preserve_rng_state=False,
                 )  # fmt: skip
             elif fused:
-                x, branches = layer.fused(
-                    x, branches, bias_grads, rotary, batch, self.compute_dtype, attend
-                )
-                bias_grads = layer.bias_grads
+                x, branches = layer.fused(x, branches, rotary, batch, self.compute_dtype, attend)
             else:
                 x = layer(x, rotary, batch, self.compute_dtype, attend)
-        x = self.final_layer_norm(_residual_add(x, branches, bias_grads), dtype)
+        x = self.final_layer_norm(_residual_add(x, branches), dtype)
         return x.view(batch, seq_len, -1)
 
     def _fused(self, x: Tensor) -> bool:
@@ -399,18 +376,11 @@ class GPTNeoX(nn.Module):
         return self.ops.linear_cross_entropy(hidden, weight, targets, weight_c, self.embed_out_grad)
 
 
-def _residual_add(x: Tensor, branches: Branches, bias_grads: tuple[Tensor, ...]) -> Tensor:
-    """Return `x` plus the branches, if any, in fp32; for `bias_grads`, see `Block.fused`."""
-    if not branches:
-        return x
-    first, second = (
-        with_bias_gradient(b, bias_grad)
-        for b, bias_grad in zip(branches, bias_grads or (None, None), strict=True)
-    )
-    return x + (first.float() + second)
+def _residual_add(x: Tensor, branches: Branches) -> Tensor:
+    """Return `x` plus the branches, if there are any, in fp32."""
+    return x + (branches[0].float() + branches[1]) if branches else x
 
 
 def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
     """Compute `layer` with `Block.fused`, and return the residual stream after the block."""
-    x, branches = layer.fused(x, (), (), *rest)
-    return _residual_add(x, branches, layer.bias_grads)
+    return _residual_add(*layer.fused(x, (), *rest))

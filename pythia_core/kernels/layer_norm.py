@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pythia_core.kernels import dispatch, native
-from pythia_core.kernels.linear import with_bias_gradient
 
 WIDTH_MAX = 8192
 """Widest row, in elements, that the Triton kernels can hold in registers; Pythia-12B has 5,120."""
@@ -119,13 +118,9 @@ Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("pythia::layer_norm_pair", mutates_args=())
 def _pair(
-    x: Tensor, branches: list[Tensor], norms: list[Tensor], bias_grads: list[Tensor], eps: float,
-    dtype: torch.dtype,
-) -> Forward:  # fmt: skip
-    """Run the forward Triton kernel; see `layer_norm_triton.pair_forward`.
-
-    The forward ignores `bias_grads`; it is an argument because setup_context sees only these.
-    """
+    x: Tensor, branches: list[Tensor], norms: list[Tensor], eps: float, dtype: torch.dtype
+) -> Forward:
+    """Run the forward Triton kernel; see `layer_norm_triton.pair_forward`."""
     from pythia_core.kernels.layer_norm_triton import pair_forward
 
     return pair_forward(x, branches, norms, eps, dtype)
@@ -133,9 +128,8 @@ def _pair(
 
 @_pair.register_fake
 def _(
-    x: Tensor, branches: list[Tensor], norms: list[Tensor], bias_grads: list[Tensor], eps: float,
-    dtype: torch.dtype,
-) -> Forward:  # fmt: skip
+    x: Tensor, branches: list[Tensor], norms: list[Tensor], eps: float, dtype: torch.dtype
+) -> Forward:
     n, d = x.shape
     z = x.new_empty((n, d) if branches else (0,))
     y1, y2 = (x.new_empty(n, d, dtype=dtype) for _ in range(2))
@@ -160,13 +154,12 @@ def _(
     mean: Tensor, rstd: Tensor, branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dbranch = z.new_empty((0,) if dz is None else z.shape, dtype=branch_dtype)
-    sums = z.new_empty(4 if dz is None else 5, z.shape[1], dtype=torch.float32)
-    return z.new_empty(z.shape), dbranch, sums
+    return z.new_empty(z.shape), dbranch, z.new_empty(4, z.shape[1], dtype=torch.float32)
 
 
 def _setup_pair(ctx: Any, inputs: tuple, output: Forward) -> None:
     """Save what the backward pass needs."""
-    x, branches, norms, ctx.bias_grads, _, _ = inputs
+    x, branches, norms, _, _ = inputs
     z, _, _, mean, rstd = output
     ctx.branch_dtypes = [b.dtype for b in branches]
     ctx.norm_dtypes = [w.dtype for w in norms]
@@ -175,21 +168,18 @@ def _setup_pair(ctx: Any, inputs: tuple, output: Forward) -> None:
 
 def _backward_pair(
     ctx: Any, dz: Tensor, dy1: Tensor, dy2: Tensor, *_: Tensor
-) -> tuple[Tensor | list[Tensor] | list[None] | None, ...]:
+) -> tuple[Tensor | list[Tensor] | None, ...]:
     """Return the gradients of x, of each branch, and of the weights and biases."""
     z, weight1, weight2, mean, rstd = ctx.saved_tensors
     dtypes = ctx.branch_dtypes
-    dx, dbranch, sums = _pair_backward(
+    dx, dbranch, dnorms = _pair_backward(
         z, dz if dtypes else None, dy1, dy2, weight1, weight2, mean, rstd,
         dtypes[0] if dtypes else z.dtype,
     )  # fmt: skip
-    for bias_grad in ctx.bias_grads:
-        bias_grad.add_(sums[4])
     return (
         dx,
         [dbranch.to(dtype) for dtype in dtypes],
-        [g.to(dtype) for g, dtype in zip(sums[:4].unbind(0), ctx.norm_dtypes, strict=True)],
-        [None for _ in ctx.bias_grads],
+        [g.to(dtype) for g, dtype in zip(dnorms.unbind(0), ctx.norm_dtypes, strict=True)],
         None,
         None,
     )
@@ -202,17 +192,12 @@ _pair.register_autograd(_backward_pair, setup_context=_setup_pair)
 def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
     """Try the two Triton kernels on 16 rows of `d` elements (see `dispatch.probe`)."""
     x, low = torch.zeros(16, d, device=device), torch.zeros(16, d, device=device, dtype=dtype)
-    z, y1, y2, mean, rstd = _pair(x, [low, low], [x[0]] * 4, [], 1e-5, dtype)
+    z, y1, y2, mean, rstd = _pair(x, [low, low], [x[0]] * 4, 1e-5, dtype)
     _pair_backward(z, z, y1, y2, x[0], x[0], mean, rstd, dtype)
 
 
 def layer_norm_pair(
-    x: Tensor,
-    branches: Sequence[Tensor],
-    norms: Sequence[Tensor],
-    eps: float,
-    dtype: torch.dtype,
-    bias_grads: Sequence[Tensor] = (),
+    x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add two branches to `x`, and apply two LayerNorms to the sum, in the fastest way here.
 
@@ -221,8 +206,6 @@ def layer_norm_pair(
         branches: two tensors (n, d), or an empty sequence to apply the LayerNorms to `x` itself.
         norms: weight1, bias1, weight2, bias2, each (d,), fp32.
         dtype: dtype of the results of the LayerNorms.
-        bias_grads: for each branch, the fp32 buffer (d,) to which the backward adds the gradient of
-            the bias that was added last in this branch (see kernels.linear); or empty.
 
     Returns:
         The sum x + (branches[0] + branches[1]), and the results of the two LayerNorms, each (n, d).
@@ -241,10 +224,8 @@ def layer_norm_pair(
         )
         dispatch.check("layer_norm_pair", dtypes, wide)
         if dispatch.is_supported("layer_norm_pair", x.device, dtype, d):
-            z, y1, y2, _, _ = _pair(x, list(branches), list(norms), list(bias_grads), eps, dtype)
+            z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)
             return z if branches else x, y1, y2
-    if bias_grads:
-        branches = [with_bias_gradient(*pair) for pair in zip(branches, bias_grads, strict=True)]
     dtypes_match = all(b.dtype == dtype for b in branches)
     if dtypes_match and dtype != torch.float16 and native.available(x):
         return _NativePair.apply(x, *(branches or (None, None)), *norms, eps, dtype)

@@ -113,12 +113,9 @@ def _read_part(
 @triton.jit
 def _write_part(
     dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, first,
-    branch_sum, RESIDUAL: tl.constexpr, LANES: tl.constexpr,
+    RESIDUAL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of x and of the branches for LANES lanes of the rows, from `first` on.
-
-    Returns the updated column sums of the branches' gradient.
-    """
+    """Write the gradients of x and of the branches for LANES lanes of the rows, from `first` on."""
     lane = first + tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
     at = row.to(tl.int64)[:, None] * d + lane[None, :]
@@ -126,24 +123,17 @@ def _write_part(
     if RESIDUAL:
         dx += tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(dbranch_ptr + at, dx.to(dbranch_ptr.dtype.element_ty), mask=mask)
-        branch_sum += tl.sum(dx, 0)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-    return branch_sum
 
 
 @triton.jit
-def _write_sums(
-    partial_ptr, d, first, dweight1, dbias1, dweight2, dbias2, branch_sum,
-    RESIDUAL: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """Write a program's sums over its rows, for LANES lanes from `first` on."""
+def _write_sums(partial_ptr, d, first, dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr):
+    """Write a program's sums of the four parameter gradients, for LANES lanes from `first` on."""
     lane = first + tl.arange(0, LANES)
     tl.store(partial_ptr + lane, dweight1, mask=lane < d)
     tl.store(partial_ptr + d + lane, dbias1, mask=lane < d)
     tl.store(partial_ptr + 2 * d + lane, dweight2, mask=lane < d)
     tl.store(partial_ptr + 3 * d + lane, dbias2, mask=lane < d)
-    if RESIDUAL:
-        tl.store(partial_ptr + 4 * d + lane, branch_sum, mask=lane < d)
 
 
 @triton.jit
@@ -158,7 +148,7 @@ def pair_backward_kernel(
     rstd_ptr,  # (n,) fp32
     dx_ptr,  # (n, d), in the dtype of z
     dbranch_ptr,  # (n, d): dx in the dtype of the branches, written if RESIDUAL
-    partial_ptr,  # (PARTIALS, 4 + RESIDUAL, d) fp32: see pair_backward
+    partial_ptr,  # (PARTIALS, 4, d) fp32: gradients of weight1, bias1, weight2, bias2
     n,
     d,
     RESIDUAL: tl.constexpr,
@@ -170,11 +160,10 @@ def pair_backward_kernel(
     """Compute the gradients of x and the branches, and partial sums of the parameter gradients."""
     program = tl.program_id(0)
     dweight1 = tl.zeros((LANES1,), tl.float32)
-    dbias1, dweight2, dbias2, branch_sum = dweight1, dweight1, dweight1, dweight1
+    dbias1, dweight2, dbias2 = dweight1, dweight1, dweight1
     if LANES2 > 0:
         more_dweight1 = tl.zeros((LANES2,), tl.float32)
         more_dbias1, more_dweight2, more_dbias2 = more_dweight1, more_dweight1, more_dweight1
-        more_branch_sum = more_dweight1
     for start in range(program * ROWS, n, PARTIALS * ROWS):
         row = start + tl.arange(0, ROWS)
         mean = tl.load(mean_ptr + row, mask=row < n, other=0.0)
@@ -194,22 +183,21 @@ def pair_backward_kernel(
             dot += tl.sum(more_g * more_scaled, 1)
             total += tl.sum(more_g, 1)
         g_scaled_mean, g_mean = dot / d, total / d
-        branch_sum = _write_part(
+        _write_part(
             dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, 0,
-            branch_sum, RESIDUAL, LANES1,
+            RESIDUAL, LANES1,
         )  # fmt: skip
         if LANES2 > 0:
-            more_branch_sum = _write_part(
+            _write_part(
                 dz_ptr, dx_ptr, dbranch_ptr, more_scaled, more_g, g_mean, g_scaled_mean, rstd, row,
-                n, d, LANES1, more_branch_sum, RESIDUAL, LANES2,
+                n, d, LANES1, RESIDUAL, LANES2,
             )  # fmt: skip
-    partial_ptr += program * (4 + RESIDUAL) * d
-    _write_sums(partial_ptr, d, 0, dweight1, dbias1, dweight2, dbias2, branch_sum, RESIDUAL, LANES1)
+    partial_ptr += program * 4 * d
+    _write_sums(partial_ptr, d, 0, dweight1, dbias1, dweight2, dbias2, LANES1)
     if LANES2 > 0:
         _write_sums(
-            partial_ptr, d, LANES1, more_dweight1, more_dbias1, more_dweight2, more_dbias2,
-            more_branch_sum, RESIDUAL, LANES2,
-        )  # fmt: skip
+            partial_ptr, d, LANES1, more_dweight1, more_dbias1, more_dweight2, more_dbias2, LANES2
+        )
 
 
 def pair_forward(
@@ -249,15 +237,14 @@ def pair_backward(
 
     Returns:
         The gradient of x; the gradient of each branch in `branch_dtype` (empty without branches);
-        the gradients of weight1, bias1, weight2 and bias2 and, with branches, the column sums of
-        the branches' gradient, (4 or 5, d) in fp32.
+        the gradients of weight1, bias1, weight2 and bias2, (4, d) in fp32.
     """
     n, d = z.shape
     dy1, dy2 = dy1.contiguous(), dy2.contiguous()
     rows, first, second, warps = backward_tile(d)
     dx = torch.empty_like(z)
     dbranch = z.new_empty((0,) if dz is None else (n, d), dtype=branch_dtype)
-    partial = z.new_empty(PARTIALS, 4 if dz is None else 5, d, dtype=torch.float32)
+    partial = z.new_empty(PARTIALS, 4, d, dtype=torch.float32)
     pair_backward_kernel[(PARTIALS,)](
         z, z if dz is None else dz.contiguous(), dy1, dy2, weight1, weight2, mean, rstd,
         dx, dbranch, partial, n, d, RESIDUAL=dz is not None, PARTIALS=PARTIALS,

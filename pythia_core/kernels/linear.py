@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pythia_core.kernels.dispatch import warn_once
+
 Accumulator = Callable[[Tensor, Tensor, Tensor], object]
 """A function (total, a, b) that adds a^T b to the fp32 `total`, in place."""
 
@@ -55,11 +57,17 @@ def accumulator(device: torch.device, dtype: torch.dtype) -> Accumulator:
 
     torch documents the argument `out_dtype` for CUDA devices only, and `out` with it has not always
     worked (pytorch/pytorch#154086). Each way is tried once, on sums that fp32 represents exactly.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory left to try.
     """
     if device.type == "cuda" and dtype != torch.float32:
         for add in (add_in_product_, add_fp32_product_):
             if adds_exactly(add, device, dtype):
                 return add
+            warn_once(
+                f"{add.__name__} of {dtype} is not exact on this GPU, so a slower way is used"
+            )
     return add_product_
 
 
@@ -71,7 +79,9 @@ def adds_exactly(add: Accumulator, device: torch.device, dtype: torch.dtype) -> 
     total = start.clone()
     try:
         add(total, a, b)
-    except (RuntimeError, TypeError, NotImplementedError):
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):
         return False
     return torch.equal(total.double(), start.double() + a.double().t() @ b.double())
 

@@ -2,8 +2,7 @@
 
 `MicroStep` adds the gradient of a micro-batch to the parameters' `.grad` and the loss to a sum, in
 one of the modes of pythia_core.training.execution. In the mode "graph", `prepare` records a CUDA
-graph for every shape of rows. Recording overwrites gradient and sum, so zero them afterwards. If a
-step cannot be recorded, it runs in the mode "eager", which gives the same bits.
+graph for every shape of rows. Recording overwrites gradient and sum, so zero them afterwards.
 
 `Trainer.launch` enqueues an update and returns a `PendingUpdate`, whose result is read later. Loss,
 gradient norm and clipping factor stay on the device, so host and device do not wait for each other.
@@ -27,7 +26,6 @@ from torch import Tensor
 from pythia_core.config import ModelConfig, RunConfig
 from pythia_core.data.order import batch_hash
 from pythia_core.errors import CheckpointError, DataError, TrainingError
-from pythia_core.kernels import dispatch
 from pythia_core.model import GPTNeoX, LayerNorm, Rotary
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
@@ -51,7 +49,7 @@ class MicroStep:
         total: 0-dim fp64 sum of the losses.
         scale: 0-dim loss scale; None means 1.
         capture: records a function, and returns a function that replays the recording on the same
-            memory; default: `capture_cuda`, with one pool of memory for all recordings.
+            memory; default: `CudaGraphs.capture`.
     """
 
     def __init__(
@@ -70,13 +68,16 @@ class MicroStep:
         self._graphs: dict[tuple, tuple[Tensor, Replay, Rotary]] | None = None
         if execution.mode == "graph":
             self._graphs = {}
-            self._capture = capture or partial(capture_cuda, pool=torch.cuda.graph_pool_handle())
+            self._capture = capture or CudaGraphs().capture
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
         """Build rotary tables and, in mode "graph", record a CUDA graph for every new shape.
 
         `parts` are the micro-batches (n, S+1) of a batch of `n_rows` rows. Recording overwrites the
         gradient and the loss sum.
+
+        Raises:
+            TrainingError: the step cannot be recorded.
         """
         for rows in parts:
             # built here, outside the compiled or recorded function; a graph keeps reading them
@@ -89,16 +90,11 @@ class MicroStep:
                 except torch.OutOfMemoryError:
                     raise
                 except RuntimeError as error:
-                    if dispatch.strict():
-                        raise
                     reason = str(error).strip().split("\n")[0]
-                    dispatch.warn_once(
-                        f"a training step could not be recorded as a CUDA graph ({reason}). "
-                        "Training continues without graphs, with the same results but perhaps "
-                        "slower; PYTHIA_EXECUTION=eager avoids this warning"
-                    )
-                    self._graphs = None
-                    return
+                    raise TrainingError(
+                        f"a training step could not be recorded as a CUDA graph ({reason}). Run "
+                        "again with PYTHIA_EXECUTION=eager, which gives the same results"
+                    ) from error
                 self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
@@ -117,26 +113,33 @@ class MicroStep:
         (loss if self._scale is None else loss * self._scale).backward()
 
 
-def capture_cuda(function: Replay, pool: Any = None) -> Replay:
-    """Record `function`, which must not synchronise, as a CUDA graph; return the graph's replay.
+class CudaGraphs:
+    """Records functions as CUDA graphs that share the memory of their temporary tensors.
 
-    Recordings with the same `pool` share the memory of their temporary tensors, so they must not
-    run at the same time.
+    So two graphs must not run at the same time. torch reuses memory only within one stream, so all
+    recordings use the same one.
     """
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            function()
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, function: Replay) -> Replay:
+        """Record `function`, which must not synchronise; return the replay of the recording.
+
+        Raises:
+            RuntimeError: the function cannot be recorded. torch's allocator is then unusable.
+        """
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UP):
+                function()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
         # "thread_local": a checkpoint may be written by another thread meanwhile
-        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             function()
-    finally:
-        torch.cuda.set_stream(current)  # a failed recording leaves its own stream in place
-    return graph.replay
+        return graph.replay
 
 
 # --- one update ------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from pythia_core import kernels
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import PythiaError
 from pythia_core.kernels import PLAIN, Ops, dispatch
+from pythia_core.kernels.linear import accumulator, add_in_product_
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.execution import EAGER, Execution
@@ -97,6 +98,9 @@ def check_gpu(
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield (name, function) for every check; the function returns the problem, or ""."""
     first = sorted(sizes, key=lambda size: size != "160m")
+    if device == "cuda":
+        for dtype in (torch.bfloat16, torch.float16):
+            yield f"sums of products, {dtype}", partial(_sum_problem, dtype)
     yield from _kernel_checks(first[0], "bf16", device)
     modes = ("eager", "graph") if device == "cuda" else ("eager",)
     short, long = SEQ_LENS[device]
@@ -110,6 +114,12 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
         yield from _kernel_checks(first[0], precision, device)
     for size in first[1:]:
         yield from _kernel_checks(size, "bf16", device)
+
+
+def _sum_problem(dtype: torch.dtype) -> str:
+    """Return why gradients are not added inside matrix products, or ""."""
+    chosen = accumulator(torch.device("cuda"), dtype)
+    return "" if chosen is add_in_product_ else f"a slower way is used: {chosen.__name__}"
 
 
 # --- kernels -------------------------------------------------------------------------------------

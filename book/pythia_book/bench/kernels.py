@@ -2,8 +2,7 @@
 
 A row has the time of one forward and one backward pass of one implementation (see `timing`). On a
 GPU, both are recorded in a CUDA graph, so that the launches of many small kernels are not timed,
-and the caches are flushed before every replay. If recording fails, the column `graph` is false, and
-the passes are launched one kernel at a time. The column `rate`, in GB/s or TFLOP/s, counts only
+and the caches are flushed before every replay. The column `rate`, in GB/s or TFLOP/s, counts only
 the necessary work: reading each operand once, writing each result once, and no products with masked
 keys. The column `share` is the rate divided by the measured rate of a plain copy or matrix product.
 Errors are measured on fewer tokens, against fp64. A dry run does everything on tiny CPU tensors;
@@ -41,9 +40,10 @@ from pythia_core.kernels.attention_backends import BACKENDS, backend_attention, 
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm_reference
+from pythia_core.kernels.linear import accumulator
 from pythia_core.kernels.rotary import split_rotated_reference
 from pythia_core.suite import OFFICIAL_SIZES, Size, scale_named, size_named
-from pythia_core.training.trainer import DTYPES, capture_cuda
+from pythia_core.training.trainer import DTYPES, CudaGraphs
 from pythia_core.util.machine import cpu_name, deterministic, device_info
 
 # --- operations and implementations ----------------------------------------------------------
@@ -65,6 +65,8 @@ class Case:
         work: (minimal number of bytes or operations, formula of this number as text).
         others: maps names to further implementations.
         differentiated: whether the operation has a backward pass.
+        then: what a training step computes next from the gradients, and `ours` has computed
+            already; the other implementations are timed together with it.
     """
 
     kernel: str
@@ -77,6 +79,7 @@ class Case:
     work: tuple[float, str]
     others: dict[str, Implementation] = field(default_factory=dict)
     differentiated: bool = True
+    then: Callable[[Sequence[Tensor]], object] | None = None
 
 
 def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
@@ -159,6 +162,7 @@ def cases(
                 rotated_bytes + packed_bytes,
                 "2 (read, write) tokens bytes (2 heads rotated_lanes + 3 width)",
             ),
+            then=lambda gradients: gradients[0].view(n, 3 * d).sum(0, dtype=torch.float32),
         )
         yield Case(
             "layer_norm_pair",
@@ -324,6 +328,7 @@ def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
         "kind": "machine",
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "triton": dispatch.use_triton(torch.empty(0, device=device)),
+        "gradient_sums": accumulator(device, torch.bfloat16).__name__,
         "copy_gb_per_s": peaks.get("copy"),
         "matmul_tflop_per_s": rates,
     }
@@ -402,7 +407,13 @@ def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
         return lambda: implementation(*inputs)
     leaves = [x.requires_grad_() for x in inputs]
     upstream = [torch.randn_like(o) for o in _outputs(implementation, leaves)]
-    return lambda: torch.autograd.grad(_outputs(implementation, leaves), leaves, upstream)
+
+    def call() -> None:
+        gradients = torch.autograd.grad(_outputs(implementation, leaves), leaves, upstream)
+        if case.then and implementation is not case.ours:
+            case.then(gradients)
+
+    return call
 
 
 def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
@@ -417,19 +428,6 @@ def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _recorded(call: Callable[[], Any]) -> tuple[Callable[[], Any], Row]:
-    """Record a call, which has been warmed up, as a CUDA graph; return its replay and columns.
-
-    If recording fails, e.g. because the call reads a value from the GPU, the call itself is
-    returned. The column `graph` says whether it was recorded, and `graph_failed` why not.
-    """
-    try:
-        return capture_cuda(call), {"graph": True}
-    except Exception as error:
-        why = reason(error)[:200]
-    return call, {"graph": False, "graph_failed": why}
-
-
 def _timed(
     case: Case, implementation: Implementation, device: str, seconds: float, calls: int
 ) -> Row:
@@ -437,9 +435,8 @@ def _timed(
     call = _call(case, implementation)
     call()  # compiles
     row: Row = {"peak_bytes": _peak_bytes(call, device)}
-    if device == "cuda":
-        call, columns = _recorded(call)
-        row |= columns
+    if device == "cuda":  # launching its kernels would take longer than a small operation
+        call, row["graph"] = CudaGraphs().capture(call), True
     return row | timing(call, device, seconds, calls)
 
 
@@ -527,8 +524,8 @@ def reason(error: Exception) -> str:
 def check_gpu_usable(failed: str) -> None:
     """Check, after an error, that the GPU still works in this process.
 
-    After e.g. an illegal memory access, every later call in the process fails, so that the rows of
-    other implementations would be wrong.
+    After e.g. an illegal memory access or a failed recording of a CUDA graph, later calls in the
+    process fail, so that the rows of other implementations would be wrong.
 
     Args:
         failed: what raised the error, in words.
@@ -542,6 +539,7 @@ def check_gpu_usable(failed: str) -> None:
     for _ in range(2):  # the first call may raise an error that is over
         try:
             torch.cuda.synchronize()
+            torch.cuda.empty_cache()
             return
         except RuntimeError as error:
             why = reason(error)

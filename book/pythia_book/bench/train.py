@@ -56,7 +56,6 @@ from pythia_core.kernels import FAST, PLAIN, Ops, dispatch
 from pythia_core.kernels.cross_entropy import CHUNK_ELEMENTS
 from pythia_core.kernels.gelu import bias_gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference
-from pythia_core.kernels.linear import with_bias_gradient
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES, scale_named
 from pythia_core.training import memory
@@ -258,16 +257,9 @@ def _with_compiled_formulas() -> Ops:
     """Return our operations, with two formulas compiled by torch instead of written in Triton."""
     pair = torch.compile(layer_norm_pair_reference, dynamic=False)
     bias_gelu = torch.compile(bias_gelu_reference, dynamic=False)
-
-    def layer_norm_pair(
-        x: Tensor, branches: Sequence[Tensor], *rest: Any, bias_grads: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        grads = bias_grads or [None] * len(branches)
-        return pair(x, [*map(with_bias_gradient, branches, grads)], *rest)
-
     return replace(
         FAST,
-        layer_norm_pair=layer_norm_pair,
+        layer_norm_pair=pair,
         bias_gelu=lambda x, bias, form, bias_c=None: bias_gelu(x, bias, form),
     )
 
@@ -571,7 +563,10 @@ def _measure_group(
 def _take_turns(
     job: Job, rows: dict[str, int], group: Sequence[Implementation], ready: list[_WarmedUp]
 ) -> Iterator[Row]:
-    """Warm up a group and time it; yield columns for failures, and put the others into `ready`."""
+    """Warm up a group and time it; put the implementations that work into `ready`.
+
+    Yields columns for failures and, on a GPU, results so far after every round but the last.
+    """
     for implementation in group:
         first, name = rows[implementation.name], implementation.name
         ahead = job.rounds * sum(entry.round_seconds for entry in ready)
@@ -589,10 +584,10 @@ def _take_turns(
         if entry:
             ready.append(entry)
             continue
-        _release(job.device)
         yield implementation.columns | _micro_rows(job, tried) | {"failed": why}
         check_gpu_usable(f"{name} at {job.size}")
-    for _ in range(job.rounds):
+        _release(job.device)
+    for number in range(job.rounds):
         for entry in list(ready):
             if entry.seconds and time.time() + entry.round_seconds > job.deadline:
                 continue
@@ -610,6 +605,10 @@ def _take_turns(
                 ready.remove(entry)
                 yield entry.implementation.columns | _micro_rows(job, entry.rows) | {"failed": why}
                 check_gpu_usable(f"{entry.implementation.name} at {job.size}")
+        if job.kind == "cuda" and number + 1 < job.rounds:  # kept if the process is killed
+            for entry in ready:
+                if entry.seconds:
+                    yield entry.implementation.columns | _result(entry, job) | {"partial": True}
 
     for entry in ready:
         if entry.implementation in PROFILED and entry.seconds and time.time() < job.deadline:

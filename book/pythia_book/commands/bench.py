@@ -163,8 +163,9 @@ def _train(args: argparse.Namespace) -> None:
     page = _page("README.md") if options.pop("write", False) else None
 
     def show(row: rows.Row) -> None:
-        printed.append(row)
-        print(rows.format_row(row), flush=True)
+        if not row.get("partial"):
+            printed.append(row)
+            print(rows.format_row(row), flush=True)
 
     rows.write_rows(train.bench_train(rates_from=args.json, **options), args.json, show)
     if args.device == "cpu":

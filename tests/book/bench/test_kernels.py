@@ -131,27 +131,15 @@ def test_a_failing_implementation_gives_a_row(error: Exception) -> None:
     assert all("ms" in r for r in rows if r["implementation"] != "other") and len(rows) == 4
 
 
-def test_a_call_is_replayed_from_a_graph_if_it_can_be_recorded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls = []
-
-    def capture(function: Callable[[], None]) -> Callable[[], None]:
-        function()
-        return lambda: calls.append("replay")
-
-    monkeypatch.setattr(bench_kernels, "capture_cuda", capture)
-    replay, columns = bench_kernels._recorded(lambda: calls.append("call"))
-    replay()
-    assert calls == ["call", "replay"] and columns == {"graph": True}
-
-    def refuses(function: Callable[[], None]) -> Callable[[], None]:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(bench_kernels, "capture_cuda", refuses)
-    direct, columns = bench_kernels._recorded(len)
-    assert direct is len and columns["graph"] is False
-    assert columns["graph_failed"].endswith("not permitted when stream is capturing")
+def test_other_implementations_also_sum_the_gradient_that_ours_has_summed() -> None:
+    case = next(c for c in bench_kernels.cases(1, 8, 16, 2, 96, torch.float32, "cpu")
+                if c.kernel == "split_rotated")  # fmt: skip
+    seen = []
+    case = replace(case, then=lambda gradients: seen.append(gradients[0].shape))
+    bench_kernels._call(case, case.ours)()
+    assert seen == []
+    bench_kernels._call(case, case.reference)()
+    assert seen == [(1, 8, 2, 3, 8)]
 
 
 def lose_the_gpu(monkeypatch: pytest.MonkeyPatch, errors: list[str]) -> None:
@@ -163,6 +151,7 @@ def lose_the_gpu(monkeypatch: pytest.MonkeyPatch, errors: list[str]) -> None:
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
 def test_a_lost_gpu_ends_the_benchmark_after_the_row_that_lost_it(

@@ -16,7 +16,6 @@ from tiny_training import batch_at, config
 
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, TrainingError
-from pythia_core.kernels import dispatch
 from pythia_core.model import GPTNeoX
 from pythia_core.training import train as loop
 from pythia_core.training.checkpoint import saved_steps, sha256_tensors
@@ -117,7 +116,7 @@ def test_recomputation_saves_fewer_activations() -> None:
 
 
 def capture_on_cpu(function: Callable[[], object]) -> Callable[[], object]:
-    """Like capture_cuda, but the replay runs the function itself, on the same memory."""
+    """Like CudaGraphs.capture, but the replay runs the function itself, on the same memory."""
     for _ in range(WARM_UP):
         function()
     return function
@@ -149,39 +148,25 @@ def test_a_recorded_step_equals_the_eager_one(micro_batch: int) -> None:
     assert not torch.equal(eager[0][3], eager[1][3]) and torch.equal(eager[0][3], eager[2][3])
 
 
-def recorded_with(capture: Callable) -> MicroStep:
+def test_a_step_that_cannot_be_recorded_is_an_error() -> None:
+    """After a failed recording, torch's allocator works no more, so training cannot go on."""
     model = GPTNeoX(config().model)
     model.init_weights(1)
-    total = torch.zeros((), dtype=torch.float64)
-    micro = MicroStep(model, Execution("graph"), total, capture=capture)
     rows = torch.from_numpy(batch_at(0).astype(np.int64))
-    micro.prepare([rows], len(rows))
-    micro(rows, len(rows))
-    assert total > 0
-    return micro
+    for error, expected in (
+        (RuntimeError("operation not permitted when stream is capturing\nmore"), TrainingError),
+        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError),
+    ):
 
+        def fails(function: Callable[[], object], error: Exception = error) -> None:
+            raise error
 
-def test_a_step_that_cannot_be_recorded_runs_without_a_graph(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(function: Callable[[], object]) -> Callable[[], object]:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    monkeypatch.setattr(dispatch, "_warned", set())
-    recorded_with(fails)
-    recorded_with(fails)
-    (warning,) = [r.getMessage() for r in caplog.records]
-    assert "not permitted when stream is capturing)" in warning and "same results" in warning
-    with dispatch.no_fallback(), pytest.raises(RuntimeError, match="not permitted"):
-        recorded_with(fails)
-
-
-def test_a_recording_that_runs_out_of_memory_is_an_error() -> None:
-    def fails(function: Callable[[], object]) -> Callable[[], object]:
-        raise torch.OutOfMemoryError("no memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        recorded_with(fails)
+        total = torch.zeros((), dtype=torch.float64)
+        micro = MicroStep(model, Execution("graph"), total, capture=fails)
+        with pytest.raises(expected) as caught:
+            micro.prepare([rows], len(rows))
+        if expected is TrainingError:
+            assert "capturing). Run again with PYTHIA_EXECUTION=eager" in str(caught.value)
 
 
 @pytest.mark.slow
