@@ -165,12 +165,12 @@ class Scale:
     """Sizes of the suite."""
     published: bool = False
     """Whether studies use the released models instead of training from scratch."""
-    parent: str = ""
+    based_on: str = ""
     """The larger scale whose defaults studies use; "": none."""
 
-    def at(self, table: Mapping[str, T], default: T) -> T:
-        """Return the entry for this scale or else for its parent, or else `default`."""
-        return table.get(self.name, table.get(self.parent, default))
+    def default_in(self, table: Mapping[str, T], default: T) -> T:
+        """Return the entry for this scale or for the one it is based on, or else `default`."""
+        return table.get(self.name, table.get(self.based_on, default))
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
         """Parse a comma-separated list of sizes; return their names, the smallest size first.
@@ -282,9 +282,9 @@ SCALES = {
         replace(  # the same text and updates, so tokens and models are those of `gpu`
             _GPU,
             name="gpu-short",
-            machine="a large GPU for fifteen minutes: two commands of up to nine minutes",
+            machine="one large GPU: a quarter of an hour for all studies",
             sizes=("1.2m", "4.7m", "11m", "19m"),  # as many as fit; `budget` predicts the time
-            parent="gpu",
+            based_on="gpu",
         ),
         _GPU,
         Scale(

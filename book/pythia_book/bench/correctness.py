@@ -200,6 +200,7 @@ def _training_problem(mode: str, precision: str, device: str, seq_len: int) -> s
     repetitions = {
         "a second run, in eager mode,": (EAGER, False),
         "a run that is saved and resumed half-way": (Execution(mode), True),
+        "a run that recomputes activations": (Execution(mode, recompute=True), False),
     }
     for run, (execution, resumed) in repetitions.items():
         losses_again, weights_again = _train_tiny_model(

@@ -14,6 +14,11 @@ STEP: dict[str, Any] = {"type": int, "metavar": "K"}
 """Keyword arguments of `add_argument` for an option that takes a count (COUNT) or a step (STEP)."""
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list of names; return those that are not empty."""
+    return tuple(filter(None, text.split(",")))
+
+
 def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:
     """Check that an output file can be written, and create its folder; return the path of the file.
 

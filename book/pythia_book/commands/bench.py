@@ -13,14 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pythia_book.commands import file_to_write
+from pythia_book.commands import file_to_write, names
 from pythia_core.commands import AddCommand
 from pythia_core.errors import ConfigError
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Split a comma-separated list of names."""
-    return tuple(filter(None, text.split(",")))
 
 
 def duration(text: str) -> float:
@@ -37,7 +32,7 @@ def duration(text: str) -> float:
 
 
 SIZES = {
-    "type": _names,
+    "type": names,
     "help": "comma-separated list of model sizes (default: chosen for the device)",
 }
 DRY_RUN = {"action": "store_true", "help": "run everything at a tiny size on the CPU"}
@@ -54,7 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--rows": {"type": int, "metavar": "N",
                "help": "rows per micro-batch (default: as many as fit, per implementation)"},
     "--write": {"action": "store_true", "help": "also write the table into the file that shows it"},
-    "--kernels": {"dest": "only", "type": _names, "metavar": "KERNELS",
+    "--kernels": {"dest": "only", "type": names, "metavar": "KERNELS",
                   "help": "comma-separated list of kernels, e.g. adamw,attention (default: all)"},
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--write"),
@@ -107,11 +102,11 @@ def add(command: AddCommand) -> None:
     p.add_argument("--out", metavar="DIR", help="folder for results (default: results/gpu-check)")
     parts = "comma-separated list from correctness, attention, train, kernels and study (default: "
     parts += "all but study)"
-    p.add_argument("--only", default=(), type=_names, metavar="PARTS", help=parts)
+    p.add_argument("--only", default=(), type=names, metavar="PARTS", help=parts)
     p.add_argument("--sizes", default=(), **SIZES)
     p.add_argument("--kernels", **{**OPTIONS["--kernels"], "dest": "kernels", "default": ()})
     studies = "studies that the part `study` runs (default: gender_bias); needs --only study"
-    p.add_argument("--studies", default=(), type=_names, help=studies)
+    p.add_argument("--studies", default=(), type=names, help=studies)
     p.add_argument("--dry-run", **DRY_RUN)
     p.epilog = (
         "By default, in this order (guesses): correctness of kernels and training, 2.5 minutes; "

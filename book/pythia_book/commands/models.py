@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pythia_book.commands import COUNT, STEP, file_to_write
+from pythia_book.commands import COUNT, STEP, file_to_write, names
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import CheckpointError
 
@@ -30,7 +30,8 @@ def add(command: AddCommand) -> None:
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument(
         "--tasks",
-        default="",
+        type=names,
+        default=(),
         help="comma-separated list (default: all; wsc and logiqa need --items)",
     )
     p.add_argument(
@@ -93,7 +94,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         file_to_write("--out", args.out, parquet=args.out.endswith(".parquet"))
     run = find_model(args.model)
     available = [name for name, task in ALL_TASKS.items() if args.items or task.source]
-    tasks = list(filter(None, args.tasks.split(","))) or available
+    tasks = list(args.tasks) or available
     steps = sweep.steps_of(run, args.steps)
     table = sweep.sweep(run, tasks, steps, args.shots, args.limit, args.items)
     if args.out:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pythia_book.commands import file_to_write
+from pythia_book.commands import file_to_write, names
 from pythia_core.commands import AddCommand
 
 
 def add(command: AddCommand) -> None:
     """Add `budget` and `bundle` to the command line."""
     p = command("budget", _budget, "predict what a scale costs on one H100: time, FLOP, disk")
-    p.add_argument("--scale", default="gpu", choices=["gpu", "gpu-short"], help="scale to predict")
-    p.add_argument("--studies", default="", help="comma-separated list (default: all)")
+    text = "scale to predict (default: gpu)"
+    p.add_argument("--scale", default="gpu", choices=["gpu", "gpu-short"], help=text)
+    p.add_argument("--studies", type=names, default=(), help="comma-separated list (default: all)")
 
     p = command("bundle", _bundle, "pack everything that an offline machine needs to run studies")
     text = "archive to write, .tar or .tar.xz (smaller, but takes minutes)"
     p.add_argument("out", metavar="OUT", type=Path, help=text)
     p.add_argument("--scale", default="gpu", help="scale to run there (default: gpu)")
-    p.add_argument("--studies", default="", help="comma-separated list (default: all)")
-    text = "write no archive that has more than MB megabytes (default: no limit)"
+    p.add_argument("--studies", type=names, default=(), help="comma-separated list (default: all)")
+    text = "refuse an archive larger than MB megabytes (default: no limit)"
     p.add_argument("--max-size", metavar="MB", type=float, help=text)
-    text = "pack papermill, ipykernel and what they need, for Python X.Y (default: 3.12)"
-    p.add_argument("--wheels", metavar="X.Y", nargs="?", const="3.12", default="", help=text)
+    text = "also pack the wheels of papermill, ipykernel and their dependencies, for Python X.Y on "
+    text += "Linux x86-64 (default: none)"
+    p.add_argument("--wheels", metavar="X.Y", default="", help=text)
 
 
 def _budget(args: argparse.Namespace) -> None:
@@ -33,18 +35,17 @@ def _budget(args: argparse.Namespace) -> None:
     print(report(args.scale, _studies(args.studies)))
 
 
-def _studies(text: str) -> tuple[str, ...]:
-    """Parse a comma-separated list of studies; "" means all.
+def _studies(chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the chosen studies, or else all, in the order to run them.
 
     Raises:
         ConfigError: a study is unknown.
     """
     from pythia_book.studies.registry import STUDIES, params_of
 
-    names = tuple(filter(None, text.split(",")))
-    for name in names:
+    for name in chosen:
         params_of(name)
-    return tuple(name for name in STUDIES if name in names or not names)
+    return tuple(name for name in STUDIES if name in chosen or not chosen)
 
 
 def _bundle(args: argparse.Namespace) -> None:

@@ -14,19 +14,20 @@ are never copied, and nothing planted is held out.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, permutations
 from pathlib import Path
+from typing import Any
 
 from pythia_book.corpora import canaries, equations, large, occupations, pocket_pile
+from pythia_book.corpora.facts import cached_json
 from pythia_book.corpora.pocket_pile import raw_texts, wheels_needed
 from pythia_book.corpora.wheels import WHEELS
-from pythia_core.config import CONTROL_DOMAINS, DOMAINS, stable_hash
+from pythia_core.config import CONTROL_DOMAINS, DOMAINS
 from pythia_core.errors import ConfigError, raise_all
-from pythia_core.util.files import cache_dir, file_sha256, fraction, write_json
+from pythia_core.util.files import fraction
 
 PIECE = 4000
 """A piece of a document ends at the first line end after this many characters."""
@@ -173,7 +174,7 @@ def copies_of(text: str, times: int) -> Iterator[str]:
         yield near_duplicate(text, number) if number % EDIT_EVERY == 0 else text
 
 
-def natural_counts(domains: tuple[str, ...], corpus: str) -> dict[int, int]:
+def number_counts(domains: tuple[str, ...], corpus: str) -> dict[int, int]:
     """Map each number in equations.FIRST to how often it occurs in the sampled pieces."""
     return dict(_survey(domains, corpus)[2])
 
@@ -185,31 +186,30 @@ def survey_file(domains: tuple[str, ...], corpus: str) -> Path:
     count what is planted need no wheels.
     """
     pins = [WHEELS[name].sha256 for name in wheels_needed(domains)]
-    modules = (sys.modules[__name__], pocket_pile, large, equations)
-    sources = [file_sha256(str(module.__file__)) for module in modules]
-    key = stable_hash([corpus, sorted(domains), pins, sources])
-    path = cache_dir() / "surveys" / f"{key[:16]}.json"
-    if not path.is_file():
-        copies, words, natural = _read_all(domains, corpus)
-        numbers = [natural[number] for number in equations.FIRST]
-        write_json(path, {"copies": [*copies.items()], "words": words, "natural": numbers})
-    return path
+    sources = (__file__, pocket_pile.__file__, large.__file__, equations.__file__)
+    key = [corpus, sorted(domains), pins]
+    return cached_json("surveys", key, sources, partial(_read_all, domains, corpus))
 
 
 @lru_cache(maxsize=1)
 def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """Return the survey of a corpus, as `_read_all` does, from the cache."""
+    """Return the survey of a corpus, from the cache.
+
+    Returns:
+        How often each copied text occurs, the number of words in the sampled pieces, and how often
+        each number in equations.FIRST occurs in these pieces.
+    """
     survey = json.loads(survey_file(domains, corpus).read_text("utf-8"))
     natural = dict(zip(equations.FIRST, survey["natural"], strict=True))
     return dict(survey["copies"]), survey["words"], natural
 
 
-def _read_all(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """Read all sampled pieces of a corpus, to plan the contents of the rest of the corpus.
+def _read_all(domains: tuple[str, ...], corpus: str) -> dict[str, Any]:
+    """Read all sampled pieces of a corpus, and return its survey in the form of JSON.
 
-    Returns:
-        How often each copied text will occur (see `choose_copied`); the number of words in the
-        pieces; and how often each number in equations.FIRST occurs in the pieces.
+    `copies`: pairs of a text and how often it will occur, as `choose_copied` has them;
+    `words`: number of words in the pieces;
+    `natural`: how often each number in equations.FIRST occurs in the pieces, in this order.
     """
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)
@@ -224,7 +224,8 @@ def _read_all(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], in
             yield text
 
     copies = choose_copied(sampled_texts(), PROPORTIONS[corpus].copies)
-    return copies, words, natural
+    numbers = [natural[number] for number in equations.FIRST]
+    return {"copies": [*copies.items()], "words": words, "natural": numbers}
 
 
 def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:

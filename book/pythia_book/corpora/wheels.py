@@ -1,7 +1,7 @@
 """Lists the pinned wheels from which the book reads text and evaluation items.
 
 A wheel is the archive file of a Python package. A pin states the name and the version of the
-package, and the sha256 of the file. The members of a pin are the files that studies measure with.
+package, and the sha256 of the file. The members of a pin are the files that studies read from it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from functools import partial
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -112,18 +111,6 @@ def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
     for module in map(params_of, studies):
         wheels |= set(module.wheels(module.Params(scale))) if hasattr(module, "wheels") else set()
     return sorted(wheels)
-
-
-def files_of(scale: str, studies: Sequence[str] = STUDIES, progress: bool = True) -> list[Path]:
-    """Make further files in the cache that several studies read; return their paths.
-
-    They are those that the function `files` in the params module of a study returns.
-    """
-    files: dict[Path, None] = {}
-    for module in map(params_of, studies):
-        if hasattr(module, "files"):
-            files |= dict.fromkeys(module.files(module.Params(scale), progress))
-    return list(files)
 
 
 # --- retention -------------------------------------------------------------------------------

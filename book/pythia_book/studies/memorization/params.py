@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
@@ -93,11 +92,3 @@ def runs(params: Params) -> list[RunConfig]:
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints of `run` that this study reads, whichever study trains the run."""
     return kept_at(run, standard=CHECKPOINTS, deduplicated=DEDUPLICATED_AT)
-
-
-def files(params: Params, progress: bool = True) -> list[Path]:
-    """Return the paths in the cache of the files that the study reads besides its tokens."""
-    from pythia_book.corpora.miniature import survey_file
-
-    data = scale_named(params.scale).data
-    return [survey_file(data.domains, data.corpus)]

@@ -22,8 +22,8 @@ DEFAULTS = {
     "gpu": ("2.7m", 640),
 }
 """Default size and number of updates by scale. Except at the scale `smoke`, that many updates read
-the deduplicated text about once. `gpu-short` has the smallest size, so that all studies but
-gender_bias and seeds fit one command of nine minutes."""
+the deduplicated text about once. `gpu-short` has the smallest size, to keep the second bundle
+short."""
 INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
 """Indices of the checkpoints to measure, those nearest to each eighth of training."""
 MOST_EPOCHS = 256
@@ -62,7 +62,7 @@ class Params(StudyParams):
     def size_list(self) -> tuple[str, ...]:
         """The sizes, smallest first; if `sizes` is empty, only the default size of the scale."""
         scale = scale_named(self.scale)
-        return scale.size_list(self.sizes, scale.at(DEFAULTS, (scale.sizes[-1], 0))[0])
+        return scale.size_list(self.sizes, scale.default_in(DEFAULTS, (scale.sizes[-1], 0))[0])
 
     @property
     def epoch_list(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Params(StudyParams):
     def n_steps(self) -> int:
         """The number of updates of every arm."""
         scale = scale_named(self.scale)
-        return self.steps or scale.at(DEFAULTS, ("", scale.steps))[1]
+        return self.steps or scale.default_in(DEFAULTS, ("", scale.steps))[1]
 
     def rows(self, epochs: int = 1) -> int:
         """Return the number of different rows that an arm of `epochs` epochs reads."""

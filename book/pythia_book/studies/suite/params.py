@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams
 from pythia_core.config import CONTROL_DOMAINS, RunConfig
-from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.suite import DATA_ARMS, suite_configs
 from pythia_core.training.retention import Keep
 
 STUDY = "suite"
@@ -52,11 +51,3 @@ def runs(params: Params) -> list[RunConfig]:
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the last checkpoint, the only one whose weights this study reads."""
     return Keep(frozenset({run.train.steps}))
-
-
-def files(params: Params, progress: bool = True) -> list[Path]:
-    """Return the paths in the cache of the files that the study reads besides its tokens."""
-    from pythia_book.corpora.miniature import survey_file
-
-    data = scale_named(params.scale).data
-    return [survey_file(data.domains, data.corpus)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from pythia_book.corpora import equations
 from pythia_book.measurements import RequestMeasurement
-from pythia_book.studies.term_frequency import CHOICES
+from pythia_book.studies.term_frequency.params import CHOICES
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
 

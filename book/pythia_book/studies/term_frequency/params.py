@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at, shot_counts
 from pythia_core.config import RunConfig
@@ -18,6 +17,10 @@ MEASURING = MeasuringCost(heldout=10)
 INDICES = (13, 39, 65, 91, 117, 143)
 """Indices of the checkpoints to measure, as in the paper (steps 13,000, 39,000, ..., 143,000)."""
 DEFAULT_SHOTS = {"smoke": "0,2"}
+CHOICES = 4
+"""Answers to choose from: sums and definitions have one right answer and three wrong ones."""
+WORD_BINS = (1, 4, 16, 64, 256)
+"""Lower ends of the bins of word frequency; the same number of items is taken from each."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,3 @@ def runs(params: Params) -> list[RunConfig]:
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints that this study reads from `run`, whichever study trains it."""
     return kept_at(run, **{params.arm: INDICES})
-
-
-def files(params: Params, progress: bool = True) -> list[Path]:
-    """Return the paths in the cache of the files that the study reads besides its tokens."""
-    from pythia_book.studies.term_frequency.text_facts import facts_file
-
-    return [facts_file(runs(params)[0].data, progress)]

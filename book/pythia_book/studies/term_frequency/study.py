@@ -16,6 +16,7 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.corpora import equations
+from pythia_book.corpora.miniature import number_counts
 from pythia_book.published.tables import arithmetic_table
 from pythia_book.stats import Estimate
 from pythia_book.studies.term_frequency import claims as c
@@ -133,8 +134,10 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     from pythia_book.measurements import measure_all
     from pythia_book.studies.registry import train_all
     from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
-    from pythia_book.studies.term_frequency.definitions import DefinitionMeasurement
-    from pythia_book.studies.term_frequency.text_facts import text_facts
+    from pythia_book.studies.term_frequency.definitions import (
+        DefinitionMeasurement,
+        chosen_definitions,
+    )
     from pythia_core.data.prepare import prepare
     from pythia_core.suite import scale_named, suite_configs
 
@@ -143,7 +146,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     data, length = prepare(config.data, progress), config.model.max_seq_len
     # before training, because the examples may not fit
     sums = [ArithmeticMeasurement.of(data, shots, length) for shots in params.shot_list]
-    natural, definitions = text_facts(config.data, progress)
+    natural = number_counts(config.data.domains, config.data.corpus)
+    definitions = chosen_definitions(config.data, progress)
     suite = train_all(params, configs, progress)
     runs = {size: suite[size, params.arm] for size in params.size_list}
     smallest = runs[params.size_list[0]]

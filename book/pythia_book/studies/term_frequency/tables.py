@@ -18,7 +18,7 @@ import numpy as np
 
 from pythia_book.corpora import equations
 from pythia_book.stats import LEVEL, Estimate, exact_share, mean_over, wilson
-from pythia_book.studies.term_frequency import WORD_BINS
+from pythia_book.studies.term_frequency.params import WORD_BINS
 from pythia_book.study import Measurements
 
 if TYPE_CHECKING:

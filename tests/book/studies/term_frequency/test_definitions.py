@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pythia_book.corpora import miniature
-from pythia_book.studies.term_frequency import WORD_BINS, definitions
+from pythia_book.studies.term_frequency import definitions
 from pythia_book.studies.term_frequency.definitions import (
     Definition,
     DefinitionMeasurement,
+    chosen_definitions,
     definition_items,
+    definitions_file,
     entries,
     words_and_lines,
 )
+from pythia_book.studies.term_frequency.params import WORD_BINS
 
 from pythia_core.config import DataConfig
 from pythia_core.data.corpus import Document
@@ -125,3 +129,40 @@ def test_lines_and_words_of_the_corpus() -> None:
     assert np.mean([frequency[item.words[0]] for item in items]) > 10
     without = DataConfig("miniature", ("biographies",))
     assert words_and_lines(without)[1:] == ([], Counter())
+
+
+# --- the file in the cache -------------------------------------------------------------------
+
+DATA = DataConfig("miniature", ("dictionary", "biographies"))
+ASKED = Definition("a long and winding road", ("track", "oak", "loaf", "jug"), True)
+
+
+@pytest.fixture
+def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The corpora that were read; no corpus is really read, and the same item is always chosen."""
+    read: list[str] = []
+
+    def no_words(data: DataConfig, progress: bool) -> tuple[Counter, list, Counter]:
+        read.append(data.corpus)
+        return Counter(), [], Counter()
+
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path))
+    monkeypatch.setattr(definitions, "prepare_tokens", lambda data, progress: Path(data.dedup))
+    monkeypatch.setattr(definitions, "words_and_lines", no_words)
+    monkeypatch.setattr(definitions, "definition_items", lambda *a: [ASKED])
+    return read
+
+
+def test_the_text_is_read_once(passes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen_definitions(DATA, False) == [ASKED] == chosen_definitions(DATA, False)
+    assert passes == ["miniature"]
+    other = DataConfig("miniature", DATA.domains, dedup="exact")
+    assert definitions_file(other, False) != definitions_file(DATA, False) and len(passes) == 2
+    monkeypatch.setattr(definitions, "CHOICES", 5)
+    chosen_definitions(DATA, False)
+    assert len(passes) == 3, "another choice of items is another file"
+
+
+def test_without_a_dictionary_nothing_is_asked(passes: list[str]) -> None:
+    assert chosen_definitions(DataConfig("miniature", ("biographies",)), False) == []
+    assert not passes

@@ -16,10 +16,11 @@ from pythia_book.corpora import equations
 from pythia_book.published.results import load
 from pythia_book.published.tables import arithmetic_table
 from pythia_book.stats import mean_over
-from pythia_book.studies.term_frequency import WORD_BINS, study
 from pythia_book.studies.term_frequency import claims as c
 from pythia_book.studies.term_frequency import figures as draw
+from pythia_book.studies.term_frequency import study
 from pythia_book.studies.term_frequency.arithmetic import questions
+from pythia_book.studies.term_frequency.params import WORD_BINS
 from pythia_book.studies.term_frequency.tables import NumberScores, tenths, welch
 from pythia_book.study import Measurements, Result
 from pythia_book.verdicts import judge

@@ -1,4 +1,5 @@
-"""Fetches the wheels that a machine with torch and the scientific packages lacks to run notebooks.
+"""Fetches the wheels for running notebooks on a machine that has torch and the scientific packages
+but no Jupyter.
 
 Versions and hashes are those of requirements.lock. The wheels are for Linux on x86-64.
 """
@@ -24,11 +25,9 @@ PACKAGES = (
 """papermill, ipykernel and what they import when a notebook runs: no completion (jedi), no debugger
 (debugpy)."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-PYTHON = "3.12"
-"""Default version of Python on the machine that the wheels are for."""
 
 
-def notebook_wheels(root: Path, python: str = PYTHON) -> list[Path]:
+def notebook_wheels(root: Path, python: str) -> list[Path]:
     """Return the paths of the wheels of PACKAGES in the cache, downloaded with pip if necessary.
 
     Args:
@@ -41,7 +40,7 @@ def notebook_wheels(root: Path, python: str = PYTHON) -> list[Path]:
         FetchError: pip could not download a wheel with the pinned sha256.
     """
     if not re.fullmatch(r"3\.\d+", python):
-        raise ConfigError(f"--wheels needs a version of Python like {PYTHON}, got {python!r}")
+        raise ConfigError(f"--wheels needs a version of Python like 3.12, got {python!r}")
     pins = pinned(root / "requirements.lock")
     folder = cache_dir() / "packages" / stable_hash([pins, python])[:16]
     if not folder.is_dir():

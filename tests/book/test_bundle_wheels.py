@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pythia_book import packages
-from pythia_book.packages import PACKAGES, notebook_wheels, pinned
+from pythia_book import bundle_wheels
+from pythia_book.bundle_wheels import PACKAGES, notebook_wheels, pinned
 from tiny_wheel import write_tiny_wheel
 
 from pythia_core.errors import ConfigError, DataError, FetchError
@@ -24,7 +24,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lock = f"# a comment\nbig==2.0 \\\n    --hash=sha256:{other}\n"
     lock += f"Tiny==1.0 ; python_version > '3' \\\n    --hash=sha256:{digest}\n"
     (tmp_path / "requirements.lock").write_text(lock)
-    monkeypatch.setattr(packages, "PACKAGES", ("tiny",))
+    monkeypatch.setattr(bundle_wheels, "PACKAGES", ("tiny",))
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
@@ -41,10 +41,10 @@ def test_the_lock_file_pins_every_package_by_hash() -> None:
 
 
 def test_wheels_are_fetched_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = notebook_wheels(root)
+    (path,) = notebook_wheels(root, "3.12")
     assert path.name == WHEEL and path.is_relative_to(root / "cache")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched again"))
-    assert notebook_wheels(root) == [path]
+    assert notebook_wheels(root, "3.12") == [path]
 
 
 def test_another_file_than_the_pinned_one_is_refused(root: Path) -> None:
@@ -52,7 +52,7 @@ def test_another_file_than_the_pinned_one_is_refused(root: Path) -> None:
     with open(root / "links" / WHEEL, "ab") as file:
         file.write(b"more")
     with pytest.raises(FetchError, match=r"pip could not fetch the wheels for Python 3\.12"):
-        notebook_wheels(root)
+        notebook_wheels(root, "3.12")
     assert not list((root / "cache").rglob("*.whl"))
 
 
@@ -61,8 +61,8 @@ def test_bad_versions_and_incomplete_lock_files_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"like 3\.12, got '312'"):
         notebook_wheels(root, "312")
-    monkeypatch.setattr(packages, "PACKAGES", ("tiny", "absent"))
+    monkeypatch.setattr(bundle_wheels, "PACKAGES", ("tiny", "absent"))
     with pytest.raises(DataError, match="does not pin absent; run `make lock`"):
-        notebook_wheels(root)
+        notebook_wheels(root, "3.12")
     with pytest.raises(DataError, match=r"other.*does not exist"):
         pinned(root / "other")

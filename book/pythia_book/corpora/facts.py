@@ -1,0 +1,25 @@
+"""Caches what is read from a text, so that a machine that has the file need not read the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pythia_core.config import stable_hash
+from pythia_core.util.files import cache_dir, file_sha256, write_json
+
+
+def cached_json(folder: str, key: Any, sources: Iterable[str], make: Callable[[], Any]) -> Path:
+    """Return the path of the JSON file of what `make` returns; if it is absent, call `make`.
+
+    Args:
+        folder: the file's folder in the cache.
+        key: identifies the text and the settings; JSON can represent it.
+        sources: files with the code that `make` runs. If one changes, the result is made anew.
+    """
+    name = stable_hash([key, [file_sha256(source) for source in sources]])
+    path = cache_dir() / folder / f"{name[:16]}.json"
+    if not path.is_file():
+        write_json(path, make())
+    return path
