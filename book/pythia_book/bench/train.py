@@ -51,7 +51,7 @@ from pythia_book.bench.kernels import (
 from pythia_book.bench.rows import SKIPPED, Row, require_cuda, speed_range
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.errors import ConfigError, DataError, FetchError, PythiaError, one_of
+from pythia_core.errors import ConfigError, DataError, FetchError, one_of
 from pythia_core.kernels import FAST, PLAIN, Ops, dispatch
 from pythia_core.kernels.cross_entropy import CHUNK_ELEMENTS
 from pythia_core.kernels.gelu import bias_gelu_reference
@@ -512,8 +512,7 @@ def measure(job: Job) -> Iterator[Row]:
     fewer rows if necessary.
 
     Raises:
-        PythiaError: a failure made the GPU unusable for this process. Rows measured before the
-            failure are yielded first; likewise if the user stops the measurement.
+        PythiaError: a failure made the GPU unusable for this process.
     """
     device = job.device
     if time.time() > job.deadline:
@@ -548,16 +547,10 @@ def _measure_group(
     `rows` maps the name of each implementation to the micro-batch to try first.
     """
     ready: list[_WarmedUp] = []
-    stopped: BaseException | None = None
-    try:
-        yield from _take_turns(job, rows, group, ready)
-    except (KeyboardInterrupt, PythiaError) as error:
-        stopped = error
+    yield from _take_turns(job, rows, group, ready)
     for entry in ready:
         if entry.seconds:
             yield entry.implementation.columns | _result(entry, job)
-    if stopped:
-        raise stopped
 
 
 def _take_turns(
@@ -607,7 +600,7 @@ def _take_turns(
                 check_gpu_usable(f"{entry.implementation.name} at {job.size}")
         if job.kind == "cuda" and number + 1 < job.rounds:  # kept if the process is killed
             for entry in ready:
-                if entry.seconds:
+                if len(entry.seconds) == number + 1:
                     yield entry.implementation.columns | _result(entry, job) | {"partial": True}
 
     for entry in ready:

@@ -122,6 +122,7 @@ def test_a_gpu_is_checked_in_every_mode_at_two_row_lengths(
     monkeypatch.setattr(correctness, "_kernel_checks", lambda *_: ())
     names = [name for name, _ in correctness._checks(("31m",), "cuda")]
     assert names == [
+        *(f"sums of products, torch.{dtype}" for dtype in ("bfloat16", "float16")),
         *(f"training {m} bf16, rows of {n}" for n in (512, 2048) for m in ("eager", "graph")),
         "training compile bf16, rows of 512",
         *(f"training {m} {p}, rows of 512" for p in ("fp32", "fp16") for m in ("eager", "graph")),

@@ -240,7 +240,7 @@ def test_rows_contain_the_warnings_of_kernels(monkeypatch: pytest.MonkeyPatch) -
         return make(*arguments)
 
     monkeypatch.setattr(train, "_warm_up", warning)
-    (row,) = train.measure(replace(DRY, implementations=FIRST[3:4]))
+    (row,) = train.measure(replace(DRY, implementations=FIRST[3:4], rounds=1))
     assert row["warnings"] == ["a kernel fails here"]
 
 
@@ -397,8 +397,9 @@ def test_rounds_end_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "_seconds", slow)
     monkeypatch.setattr(train, "seconds_needed", lambda *_: 0.0)
     job = replace(DRY, implementations=FIRST[3:4], rounds=50, deadline=1010.0)
-    (row,) = train.measure(job)  # 4 seconds to warm up, and 2 per round
-    assert row["steps_timed"] == 4 * 3
+    *partial, row = train.measure(job)  # 4 seconds to warm up, and 2 per round
+    assert row["steps_timed"] == 4 * 3 and "partial" not in row
+    assert [r["steps_timed"] for r in partial] == [4, 8, 12] and all(r["partial"] for r in partial)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), PythiaError("the GPU is gone")])
@@ -423,10 +424,9 @@ def test_what_was_measured_before_a_stop_is_kept(
     with pytest.raises(type(error)):
         write_rows(train.measure(job), path, lambda _: None)
     rows = read_rows(path)
-    if isinstance(error, KeyboardInterrupt):
-        assert [row["steps_timed"] for row in rows] == [4]
-    else:
-        assert [row["failed"] for row in rows] == ["RuntimeError: illegal memory access"]
+    assert (rows[0]["steps_timed"], rows[0]["partial"]) == (4, True), "as if the process was killed"
+    failed = [row.get("failed") for row in rows[1:]]
+    assert failed == ["RuntimeError: illegal memory access"] * isinstance(error, PythiaError)
 
 
 def test_batches_are_consecutive_rows_of_the_text() -> None:
