@@ -66,12 +66,14 @@ class Traffic:
     Attributes:
         passes: for each operation of a layer, how often its forward and backward read or write a
             bf16 tensor of shape (tokens, width). The fp32 residual stream counts twice.
+        ends: the same for the embedding, the last residual sum and the final LayerNorm together.
         loss_bytes: bytes per logit that the loss reads and writes.
         weight_bytes: bytes per weight and micro-batch, to cast the weight and to add its gradient.
         vocab_weight_bytes: the same for the unembedding: (fixed, for each chunk of the logits).
     """
 
     passes: dict[str, int]
+    ends: int
     loss_bytes: int
     weight_bytes: int
     vocab_weight_bytes: tuple[int, int]
@@ -82,19 +84,24 @@ TRAFFIC = {
     # parameters in the pass that computes dx. Those of biases take their own passes.
     "compiled": Traffic(
         {"layer_norm_pair": 17, "split_rotated": 10, "bias_gelu_tanh": 24, "other biases": 5},
+        ends=20,
         loss_bytes=6,
         weight_bytes=26,
         vocab_weight_bytes=(26, 0),
     ),
+    # at both ends torch's own operations run one by one
     "ours": Traffic(
-        {"layer_norm_pair": 17, "split_rotated": 7, "bias_gelu_tanh": 20, "other biases": 0},
+        {"layer_norm_pair": 17, "split_rotated": 7, "bias_gelu_tanh": 20, "other biases": 2},
+        ends=58,
         loss_bytes=4,
         weight_bytes=8,
         vocab_weight_bytes=(16, 8),
     ),
 }
+EMBEDDING_BYTES = 20
+"""Bytes per weight of the embedding and micro-batch, in both, to make and add its gradient."""
 MICRO_TOKENS = 32_768
-"""Tokens per micro-batch that the predictions assume."""
+"""Tokens per micro-batch that the predictions assume by default."""
 
 
 def parts(
@@ -115,7 +122,7 @@ def parts(
         `gemm`: matrix products of the layers
         `logits`: matrix products with the vocabulary
         `attention`
-        `elementwise`: memory-bound passes of the layers
+        `elementwise`: memory-bound passes over activations
         `loss`
         `gradients`: casting weights and adding their gradients, once per micro-batch
 
@@ -139,7 +146,8 @@ def parts(
     forward_rate, backward_rate = (rate / slower for rate in ATTENTION_TFLOPS[model.head_dim])
     scores = 2 * d * (seq_len + 1) * n_layers  # two products per forward pass, half masked
     fixed, per_chunk = traffic.vocab_weight_bytes
-    vocab_bytes = fixed + per_chunk * math.ceil(micro_tokens * vocab / CHUNK_LOGITS)
+    chunks = math.ceil(micro_tokens * vocab / CHUNK_LOGITS)
+    vocab_bytes = EMBEDDING_BYTES + fixed + per_chunk * chunks
     weight_bytes = 12 * d * d * n_layers * traffic.weight_bytes + d * vocab * vocab_bytes
     times = {
         "gemm": 72 * d * d * n_layers / (efficiency * MATMUL),
@@ -148,7 +156,7 @@ def parts(
             10 * vocab / VOCAB_BANDWIDTH,
         ),
         "attention": scores / forward_rate + 2.5 * scores / backward_rate,
-        "elementwise": sum(traffic.passes.values()) * 2 * d * n_layers / BANDWIDTH,
+        "elementwise": (sum(traffic.passes.values()) * n_layers + traffic.ends) * 2 * d / BANDWIDTH,
         "loss": traffic.loss_bytes * vocab / BANDWIDTH,
         "gradients": weight_bytes / micro_tokens / COPY,
     }
@@ -216,6 +224,22 @@ def kernel_bytes(kernel: str, model: ModelConfig, implementation: str) -> float 
         return float(traffic.loss_bytes * model.vocab_size)
     passes = traffic.passes.get(kernel)
     return None if passes is None else float(2 * passes * model.d_model * model.n_layers)
+
+
+def predicted_ratio(kernel: str, model: ModelConfig) -> float:
+    """Predict how many times as long torch.compile takes for an operation as our kernel.
+
+    The loss includes its matrix products. AdamW moves the same bytes in both.
+    """
+    compiled, ours = (kernel_bytes(kernel, model, name) for name in ("compiled", "ours"))
+    if compiled is None or ours is None:
+        return 1.0
+    if kernel == "split_rotated":  # includes the gradient of the bias, as ours does
+        compiled += 2 * 3 * model.d_model * model.n_layers
+    products = 0.0
+    if kernel == "linear_cross_entropy":
+        products = 1e3 * BANDWIDTH * parts(model, "ours")["logits"]  # in bytes of passes
+    return (products + compiled) / (products + ours)
 
 
 def peak_tflops(device: str) -> float | None:

@@ -1,8 +1,8 @@
 """Decides, by rules that were written before any measurement, which kernels stay.
 
 Every rule compares times on one GPU: a Triton kernel with its formula under torch.compile, both
-replayed from CUDA graphs, and an attention library with torch's default, all with deterministic
-kernels. A decision is a row with the columns
+replayed from CUDA graphs, and an attention library with torch's default, both deterministic. A
+decision is a row with the columns
 
     subject   the file of a kernel, or attention at one head dim
     rule      the rule in words

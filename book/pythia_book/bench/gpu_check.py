@@ -202,6 +202,8 @@ def gpu_check(
         require_cuda("gpu-check")
     warning = check_software()
     steps = plan(out, only, sizes, dry_run, kernels, studies)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder, but {out} is a file")
     if any(row.get("dry_run") is not dry_run for rows in results(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(

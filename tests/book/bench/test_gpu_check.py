@@ -115,6 +115,12 @@ def test_unknown_parts_sizes_and_budgets_are_refused(
     assert message in capsys.readouterr().err and not out.exists()
 
 
+def test_results_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "out").write_text("")
+    assert main(["gpu-check", "--dry-run", "--out", str(tmp_path / "out")]) == 1
+    assert "--out must be a folder, but" in capsys.readouterr().err
+
+
 @WITHOUT_GPU
 def test_without_a_gpu_there_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture

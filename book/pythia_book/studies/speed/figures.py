@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import palette, style
-from pythia_book.bench.decisions import TRITON_FILES
+from pythia_book.bench.decisions import THRESHOLD, TRITON_FILES
 from pythia_book.records import number_text
 from pythia_book.studies.speed.study import DESCRIPTIONS, KERNEL_SIZES, NO_GPU, PARTS
 from pythia_book.style import BLUE, DASH, GREEN, INK, MUTED, ORANGE, Drawing, Table
@@ -204,7 +204,7 @@ def gpu_sizes(result: Result) -> Table:
     ]
     caption = (
         "Thousands of tokens per second on one GPU. Columns 2 to 5: predicted, not measured, for "
-        "one H100; the paper's: from its GPU-hours, on clusters of A100s. MFU: causal attention. "
+        "one H100 of 80 GB; the paper's: from its GPU-hours, on clusters of A100s. MFU: causal attention. "
         f"{_measured(result)}"
     )
     return Table(_shown(rows, result, GPU_MEASURED), caption)
@@ -260,32 +260,31 @@ def gpu_rates(result: Result) -> Drawing:
 
 def gpu_kernels(result: Result) -> Table:
     """Return a table: what each Triton kernel fuses and should save, and what was decided."""
-    predicted = result.tables["gpu_kernels"].set_index(["kernel", "size"]).share_of_step
+    predicted = result.tables["gpu_kernels"].set_index(["kernel", "size"])
     decided = result.tables["decisions"].set_index("subject")
     rows = []
     for kernel, (fuses, reason) in DESCRIPTIONS.items():
         decision = decided.loc[TRITON_FILES[kernel]]
-        shares = [
-            f"{size}: {_text(100 * predicted[kernel, size], 1)}"
-            for size in KERNEL_SIZES
-            if (kernel, size) in predicted.index
-        ]
+        of_sizes = predicted.loc[kernel].loc[list(KERNEL_SIZES)]
+        shares = [f"{size}: {_text(x, 1, True)}" for size, x in of_sizes.share_of_step.items()]
+        ratio = of_sizes.ratio.prod() ** (1 / len(of_sizes))
         rows.append(
             {
                 "kernel": kernel,
                 "in one pass": fuses,
                 "why it should be faster than torch.compile": reason,
-                "% of our step, predicted": ", ".join(shares) or DASH,
-                "torch.compile over ours": _text(decision.value, 2),
+                "of our step, predicted": ", ".join(shares),
+                "ratio, predicted": f"{ratio:.2f}: {'keep' if ratio >= THRESHOLD else 'delete'}",
+                "ratio, measured": _text(decision.value, 2),
                 "decision": _outcome(decision),
             }
         )
     caption = (
-        "Forward and backward together, against torch.compile of the same formula, both replayed "
-        f"from CUDA graphs. Rule: {decided.loc['gelu_triton'].rule}; for the loss, "
+        "Ratio: the time of torch.compile for the same formula over ours, forward and backward, "
+        f"both replayed from CUDA graphs. Rule: {decided.loc['gelu_triton'].rule}; for the loss, "
         f"{decided.loc['cross_entropy_triton'].rule}. {_measured(result)}"
     )
-    return Table(_shown(rows, result, ["torch.compile over ours"]), caption)
+    return Table(_shown(rows, result, ["ratio, measured"]), caption)
 
 
 def _outcome(decision: pd.Series) -> str:

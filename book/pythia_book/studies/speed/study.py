@@ -41,6 +41,8 @@ GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"
 """Maps each kind of GPU measurement to the file that `gpu-check` writes."""
 NO_GPU = "none yet"
 """Shown instead of a GPU's name if none was measured."""
+H100_BYTES = 80e9
+"""The memory of an H100."""
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 """The sizes that fit on one H100."""
 WITHIN = 15.0
@@ -183,6 +185,7 @@ PARTS = ("gemm", "logits", "attention", "elementwise", "loss", "gradients", "opt
 """The parts of a training step, in the order of `cost_model.parts`."""
 GPU_COLUMNS = (
     *("size", "parameters", "compiled", "ours", "mfu", "predicted_ratio"),
+    *("micro_rows", "compiled_micro_rows"),
     *PARTS,
     *("paper_tokens_per_s", "paper_mfu"),
     *("implementation", "measured", "measured_mfu", "baseline", "transformers"),
@@ -197,6 +200,7 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
     `compiled`, `ours`: tokens/s of torch.compile and of our code;
     `mfu`: utilisation by our code, as a fraction of peak FLOP/s;
     `predicted_ratio`: `ours` divided by `compiled`;
+    `micro_rows`, `compiled_micro_rows`: the rows per micro-batch that should fit, of both;
     PARTS: nanoseconds per token of the parts of our step.
 
     Computed:
@@ -211,13 +215,21 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
+    from pythia_book.bench import train
+
     peak = 1e12 * (cost_model.peak_tflops("H100") or 0)
     rows = []
     for size in GPU_SIZES:
         model, hours = OFFICIAL_SIZES[size].model(), recipe.HARDWARE[size].gpu_hours
         flop = flops_per_token(model, cost_model.SEQ_LEN)
+        tokens = {
+            name: train.estimated_rows(implementation, job, H100_BYTES) * cost_model.SEQ_LEN
+            for name, implementation in (("compiled", train.BASELINE), ("ours", train.GRAPH))
+            for job in [train.Job(size, (), "cuda")]
+        }
         compiled, ours = (
-            cost_model.predicted_tokens_per_s(model, profile) for profile in ("compiled", "ours")
+            cost_model.predicted_tokens_per_s(model, name, micro_tokens=n)
+            for name, n in tokens.items()
         )
         optimizer = 1e9 * cost_model.optimizer_seconds(model) / cost_model.UPDATE_TOKENS
         paper = recipe.TOKENS / (3600 * hours) if hours else None
@@ -228,7 +240,9 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
             "ours": ours,
             "mfu": ours * flop / peak,
             "predicted_ratio": ours / compiled,
-            **cost_model.parts(model, "ours"),
+            "micro_rows": tokens["ours"] // cost_model.SEQ_LEN,
+            "compiled_micro_rows": tokens["compiled"] // cost_model.SEQ_LEN,
+            **cost_model.parts(model, "ours", micro_tokens=tokens["ours"]),
             "optimizer": optimizer,
             "paper_tokens_per_s": paper,
             "paper_mfu": paper and paper * flop / recipe.A100_PEAK,
@@ -295,7 +309,8 @@ def gpu_kernels_table() -> pd.DataFrame:
     `size`, `kernel`;
     `compiled_bytes`, `ours_bytes`: memory traffic;
     `saved_ns`: the time of the difference in bytes;
-    `share_of_step`: `saved_ns` as a fraction of the predicted time of our step.
+    `share_of_step`: `saved_ns` as a fraction of the predicted time of our step;
+    `ratio`: the time of torch.compile divided by that of our kernel.
     """
     import pandas as pd
 
@@ -304,15 +319,15 @@ def gpu_kernels_table() -> pd.DataFrame:
         model = OFFICIAL_SIZES[size].model()
         step = cost_model.ns_per_token(model, "ours")
         for kernel in DESCRIPTIONS:
+            cells: Row = {"size": size, "kernel": kernel}
             compiled, ours = (
                 cost_model.kernel_bytes(kernel, model, name) for name in ("compiled", "ours")
             )
-            if compiled is None or ours is None:
-                continue
-            saved = (compiled - ours) / cost_model.BANDWIDTH / 1e3
-            cells = {"size": size, "kernel": kernel, "compiled_bytes": compiled}
-            cells |= {"ours_bytes": ours, "saved_ns": saved, "share_of_step": saved / step}
-            rows.append(cells)
+            if compiled is not None and ours is not None:
+                saved = (compiled - ours) / cost_model.BANDWIDTH / 1e3
+                cells |= {"compiled_bytes": compiled, "ours_bytes": ours, "saved_ns": saved}
+                cells["share_of_step"] = saved / step
+            rows.append({**cells, "ratio": cost_model.predicted_ratio(kernel, model)})
     return pd.DataFrame(rows)
 
 
