@@ -204,7 +204,8 @@ def gpu_sizes(result: Result) -> Table:
     ]
     caption = (
         "Thousands of tokens per second on one GPU. Columns 2 to 5: predicted, not measured, for "
-        "one H100 of 80 GB; the paper's: from its GPU-hours, on clusters of A100s. MFU: causal attention. "
+        "one H100 of 80 GB; the paper's: from its GPU-hours, on clusters of A100s. MFU: causal "
+        "attention. "
         f"{_measured(result)}"
     )
     return Table(_shown(rows, result, GPU_MEASURED), caption)
