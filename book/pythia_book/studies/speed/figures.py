@@ -274,7 +274,7 @@ def gpu_kernels(result: Result) -> Table:
                 "kernel": kernel,
                 "in one pass": fuses,
                 "why it should be faster than torch.compile": reason,
-                "of our step, predicted": ", ".join(shares),
+                "share of our step saved, predicted": ", ".join(shares),
                 "ratio, predicted": f"{ratio:.2f}: {'keep' if ratio >= THRESHOLD else 'delete'}",
                 "ratio, measured": _text(decision.value, 2),
                 "decision": _outcome(decision),

@@ -286,8 +286,8 @@ DESCRIPTIONS = {
         "writes no new queries and keys, and joins no gradients",
     ),
     "layer_norm_pair": (
-        "the sum of the block before, two LayerNorms of it, and the gradients of six parameters",
-        "only sums two bias gradients in the same pass",
+        "the residual sum, two LayerNorms of it, and the gradients of their four parameters",
+        "not at all, if the compiler fuses the formula",
     ),
     "bias_gelu_tanh": (
         "bias and GELU, their backward, and the gradient of the bias",
