@@ -124,7 +124,7 @@ def wheel_jsonl(pin: Wheel, member: str) -> list[dict[str, Any]]:
 
 
 def member_path(pin: Wheel, member: str) -> Path:
-    """Return the path in the cache at which a file can stand in for a wheel that contains it."""
+    """Return the path in the cache of a copy of a file in a wheel, which replaces the wheel."""
     return cache_dir() / "wheels" / pin.file.removesuffix(".whl") / member
 
 
