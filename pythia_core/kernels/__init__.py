@@ -63,7 +63,7 @@ class Ops:
     layer_norm_pair: Callable[..., tuple[Tensor, Tensor, Tensor]] = layer_norm_pair
     gelu: Callable[..., Tensor] = gelu
     bias_gelu: Callable[..., Tensor] = bias_gelu
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
+    attention: Callable[..., Tensor] = attention
     linear_cross_entropy: Callable[..., Tensor] = linear_cross_entropy
     fuses: Callable[[Tensor], bool] = _fuses
 

@@ -3,6 +3,9 @@
 The forward kernel also adds the branches of the previous block to the residual stream. Statistics
 are computed in fp32: first the mean, then the mean of centred squares.
 
+The backward kernel rounds a product before adding to it (no fused multiply-add), because with
+recomputation, torch adds the gradient of the sum outside the kernel, and the bits must be equal.
+
 Each program of the backward kernel sums the parameter gradients of many rows in registers. The
 number of programs, PARTIALS, is fixed, so results do not depend on the device. The length of a
 Triton vector is a power of two. So a row of 5,120 elements (Pythia-12B) is split into vectors of
@@ -248,6 +251,6 @@ def pair_backward(
     pair_backward_kernel[(PARTIALS,)](
         z, z if dz is None else dz.contiguous(), dy1, dy2, weight1, weight2, mean, rstd,
         dx, dbranch, partial, n, d, RESIDUAL=dz is not None, PARTIALS=PARTIALS,
-        ROWS=rows, LANES1=first, LANES2=second, num_warps=warps,
+        ROWS=rows, LANES1=first, LANES2=second, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
     return dx, dbranch, partial.sum(0)

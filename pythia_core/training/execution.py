@@ -6,8 +6,8 @@ in the backward pass. Runs on a CUDA device use "graph" unless the environment v
 `PYTHIA_EXECUTION` sets another execution of all runs, e.g. "compile+recompute".
 
 A choice that changes results bitwise is still part of a run's identity (`Execution.backend`).
-"compile" changes them, because it fuses operations. "graph" and recomputation do not: they run the
-same kernels.
+"compile" changes them, because it fuses operations. "graph" and recomputation do not: graphs run
+the same kernels, and recomputation adds in the same order.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ because the next learning rate and loss scale depend on it.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -49,7 +50,7 @@ class MicroStep:
         total: 0-dim fp64 sum of the losses.
         scale: 0-dim loss scale; None means 1.
         capture: records a function, and returns a function that replays the recording on the same
-            memory; default: `CudaGraphs.capture`.
+            memory; default: `capture_cuda`.
     """
 
     def __init__(
@@ -65,81 +66,80 @@ class MicroStep:
         self._loss = model.loss
         if execution.mode == "compile":
             self._loss = torch.compile(model.loss, dynamic=False)
-        self._graphs: dict[tuple, tuple[Tensor, Replay, Rotary]] | None = None
-        if execution.mode == "graph":
-            self._graphs = {}
-            self._capture = capture or CudaGraphs().capture
+        self._weight = torch.ones((), device=total.device)
+        self._capture = capture or capture_cuda
+        self._graphs: dict[torch.Size, tuple[Tensor, Replay, Rotary]] | None = (
+            {} if execution.mode == "graph" else None
+        )
 
-    def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
+    def prepare(self, parts: Sequence[Tensor]) -> None:
         """Build rotary tables and, in mode "graph", record a CUDA graph for every new shape.
 
-        `parts` are the micro-batches (n, S+1) of a batch of `n_rows` rows. Recording overwrites the
-        gradient and the loss sum.
+        `parts` are the micro-batches (n, S+1). Recording overwrites the gradient and the loss sum.
 
         Raises:
             TrainingError: the step cannot be recorded.
+            torch.OutOfMemoryError: the device has too little memory.
         """
         for rows in parts:
             # built here, outside the compiled or recorded function; a graph keeps reading them
             tables = self._model.rotary(rows.shape[1] - 1, rows.device)
-            key = (tuple(rows.shape), n_rows)
-            if self._graphs is not None and key not in self._graphs:
+            if self._graphs is not None and rows.shape not in self._graphs:
                 fixed = rows.clone()
-                try:
-                    repeat = self._capture(partial(self._run, fixed, n_rows))
-                except torch.OutOfMemoryError:
-                    raise
-                except RuntimeError as error:
-                    reason = str(error).strip().split("\n")[0]
-                    raise TrainingError(
-                        f"a training step could not be recorded as a CUDA graph ({reason}). Run "
-                        "again with PYTHIA_EXECUTION=eager, which gives the same results"
-                    ) from error
-                self._graphs[key] = fixed, repeat, tables
+                repeat = self._capture(partial(self._run, fixed))
+                self._graphs[rows.shape] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
         """Add the loss and gradient of `rows` (n, S+1), a part of a batch of `n_rows` rows."""
+        self._weight.fill_(len(rows) / n_rows)
         if self._graphs is None:
-            self._run(rows, n_rows)
+            self._run(rows)
             return
-        fixed, repeat, _ = self._graphs[tuple(rows.shape), n_rows]
+        fixed, repeat, _ = self._graphs[rows.shape]
         fixed.copy_(rows)
         repeat()
 
-    def _run(self, rows: Tensor, n_rows: int) -> None:
-        """Run forward and backward on `rows`. Each row counts 1 / n_rows."""
-        loss = self._loss(rows) * (len(rows) / n_rows)
+    def _run(self, rows: Tensor) -> None:
+        """Run forward and backward on `rows`, whose mean loss counts `_weight`."""
+        loss = self._loss(rows) * self._weight
         self._total.add_(loss.detach())
         (loss if self._scale is None else loss * self._scale).backward()
 
 
-class CudaGraphs:
-    """Records functions as CUDA graphs that share the memory of their temporary tensors.
+def capture_cuda(function: Replay) -> Replay:
+    """Record `function`, which must not synchronise, as a CUDA graph; return the graph's replay.
 
-    So two graphs must not run at the same time. torch reuses memory only within one stream, so all
-    recordings use the same one.
+    Raises:
+        TrainingError: the function cannot be recorded. torch's allocator may then be unusable.
+        torch.OutOfMemoryError: the device has too little memory.
     """
-
-    def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def capture(self, function: Replay) -> Replay:
-        """Record `function`, which must not synchronise; return the replay of the recording.
-
-        Raises:
-            RuntimeError: the function cannot be recorded. torch's allocator is then unusable.
-        """
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP):
-                function()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": a checkpoint may be written by another thread meanwhile
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
             function()
-        return graph.replay
+    current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # "thread_local": a checkpoint may be written by another thread meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            function()
+    except RuntimeError as error:
+        raise recording_error(error) from error
+    finally:
+        torch.cuda.set_stream(current)  # torch does not, if the recording fails
+    return graph.replay
+
+
+def recording_error(error: RuntimeError) -> Exception:
+    """Return the error to raise if recording a CUDA graph raises `error`."""
+    text = str(error).strip().split("\n")[0]
+    if isinstance(error, torch.OutOfMemoryError) or re.search("out of memory|ALLOC_FAILED", text):
+        return torch.OutOfMemoryError(text)
+    return TrainingError(
+        f"the training step could not be recorded as a CUDA graph ({text}). Run again with "
+        "PYTHIA_EXECUTION=eager, which gives the same results"
+    )
 
 
 # --- one update ------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class Trainer:
         if self.scaler:
             self._scale.fill_(self.scaler.scale)
         try:
-            self._micro.prepare(parts, len(batch))
+            self._micro.prepare(parts)
             self.flat.grad.zero_()
             self._total.zero_()
             for part in parts:

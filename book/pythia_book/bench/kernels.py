@@ -43,7 +43,7 @@ from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm
 from pythia_core.kernels.linear import accumulator
 from pythia_core.kernels.rotary import split_rotated_reference
 from pythia_core.suite import OFFICIAL_SIZES, Size, scale_named, size_named
-from pythia_core.training.trainer import DTYPES, CudaGraphs
+from pythia_core.training.trainer import DTYPES, capture_cuda
 from pythia_core.util.machine import cpu_name, deterministic, device_info
 
 # --- operations and implementations ----------------------------------------------------------
@@ -162,7 +162,7 @@ def cases(
                 rotated_bytes + packed_bytes,
                 "2 (read, write) tokens bytes (2 heads rotated_lanes + 3 width)",
             ),
-            then=lambda gradients: gradients[0].view(n, 3 * d).sum(0, dtype=torch.float32),
+            then=lambda gradients: gradients[0].sum((0, 1), dtype=torch.float32),
         )
         yield Case(
             "layer_norm_pair",
@@ -436,7 +436,7 @@ def _timed(
     call()  # compiles
     row: Row = {"peak_bytes": _peak_bytes(call, device)}
     if device == "cuda":  # launching its kernels would take longer than a small operation
-        call, row["graph"] = CudaGraphs().capture(call), True
+        call, row["graph"] = capture_cuda(call), True
     return row | timing(call, device, seconds, calls)
 
 
@@ -511,7 +511,7 @@ OUT_OF_MEMORY = "out of memory"
 def reason(error: Exception) -> str:
     """Describe an error in one line, which begins with OUT_OF_MEMORY if a GPU's memory was full."""
     text = " ".join(str(error).split())[:300]
-    # a library, or the recording of a graph, raises a RuntimeError instead
+    # a library raises a RuntimeError instead
     full = isinstance(error, RuntimeError) and (
         "CUDA error: out of memory" in text or "ALLOC_FAILED" in text
     )

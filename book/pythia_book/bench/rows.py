@@ -144,7 +144,8 @@ def measured_rows(path: Path, kind: str) -> list[Row]:
             device = row["device"]
         elif row["kind"] == kind and machines and device == machines[-1]["device"]:
             key = tuple(row.get(name) for name in KEYS[kind])
-            if "ms" in row or "ms" not in newest.get(key, ()):
+            old = newest.get(key, {})
+            if "ms" not in old or ("ms" in row and not _is_worse(row, old)):
                 newest[key] = row
     if not any("ms" in row for row in newest.values()):
         return []
@@ -157,13 +158,22 @@ def fastest_steps(rows: Sequence[Row]) -> list[Row]:
     If a measurement was repeated, its newest row counts. An implementation that was never measured
     is represented by a row that says why.
     """
-    newest = {(row["size"], row["implementation"], row.get("micro_rows")): row for row in rows}
+    newest: dict[tuple[str, str, int | None], Row] = {}
+    for row in rows:
+        key = row["size"], row["implementation"], row.get("micro_rows")
+        if not _is_worse(row, newest.get(key, {})):
+            newest[key] = row
     fastest: dict[tuple[str, str], Row] = {}
     for (size, implementation, _), row in newest.items():
         best = fastest.get((size, implementation))
         if best is None or row.get("tokens_per_s", 0.0) > best.get("tokens_per_s", 0.0):
             fastest[size, implementation] = row
     return list(fastest.values())
+
+
+def _is_worse(row: Row, old: Row) -> bool:
+    """Return whether `row` lacks rounds of a measurement that `old` has completely."""
+    return row.get("partial", False) and "ms" in old and not old.get("partial")
 
 
 def speed_range(row: Row) -> tuple[float, float]:
@@ -190,4 +200,5 @@ def format_row(row: Row) -> str:
     at_a_time = f", {row['micro_rows']} rows at a time" if "micro_rows" in row else ""
     shape = f"{row['rows']} x {row['seq_len']} tokens{at_a_time}: "
     speed = f"{row['tokens_per_s']:,.0f} tokens/s ({low:,.0f} to {high:,.0f})"
-    return start + shape + speed + mfu + peak
+    partial = " (not all rounds)" if row.get("partial") else ""
+    return start + shape + speed + mfu + peak + partial

@@ -147,7 +147,7 @@ class Implementation:
     def resident_bytes(self, model: ModelConfig, tokens: int) -> int:
         """Estimate the bytes kept between updates: training state, and memory of CUDA graphs.
 
-        The graphs of updates of 1 and of ACCUMULATE micro-batches share their memory.
+        One graph serves updates of 1 and of ACCUMULATE micro-batches.
         """
         graphs = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
         return memory.state_bytes(model, self.precision) + graphs
@@ -558,7 +558,7 @@ def _take_turns(
 ) -> Iterator[Row]:
     """Warm up a group and time it; put the implementations that work into `ready`.
 
-    Yields columns for failures and, on a GPU, results so far after every round but the last.
+    Yields columns for failures and, on a GPU, results so far after every round.
     """
     for implementation in group:
         first, name = rows[implementation.name], implementation.name
@@ -580,7 +580,7 @@ def _take_turns(
         yield implementation.columns | _micro_rows(job, tried) | {"failed": why}
         check_gpu_usable(f"{name} at {job.size}")
         _release(job.device)
-    for number in range(job.rounds):
+    for _ in range(job.rounds):
         for entry in list(ready):
             if entry.seconds and time.time() + entry.round_seconds > job.deadline:
                 continue
@@ -594,14 +594,12 @@ def _take_turns(
                 )
             except Exception as error:
                 why = reason(error)
+            if not why and job.kind == "cuda":  # kept if the process is killed
+                yield entry.implementation.columns | _result(entry, job) | {"partial": True}
             if why:  # outside except, where the error would keep the memory alive
                 ready.remove(entry)
                 yield entry.implementation.columns | _micro_rows(job, entry.rows) | {"failed": why}
                 check_gpu_usable(f"{entry.implementation.name} at {job.size}")
-        if job.kind == "cuda" and number + 1 < job.rounds:  # kept if the process is killed
-            for entry in ready:
-                if len(entry.seconds) == number + 1:
-                    yield entry.implementation.columns | _result(entry, job) | {"partial": True}
 
     for entry in ready:
         if entry.implementation in PROFILED and entry.seconds and time.time() < job.deadline:
@@ -665,10 +663,9 @@ def _warm_up_largest(
     rows, most, total = first, most_rows(job), _total_bytes(job.device)
     while True:
         entry, why = None, ""
-        # a step that cannot be recorded would be timed in mode "eager"
-        recorded = implementation.mode == "graph"
+        ours = implementation.family == "ours"  # a slower torch operation would be timed instead
         try:
-            with dispatch.no_fallback() if recorded else contextlib.nullcontext():
+            with dispatch.no_fallback() if ours else contextlib.nullcontext():
                 entry = _warm_up(implementation, job, rows)
         except Exception as error:  # e.g. out of memory: a result too
             why = reason(error)
@@ -685,6 +682,7 @@ def _warm_up_largest(
         else:
             rows //= 2
             most = rows
+            check_gpu_usable(f"{implementation.name} at {job.size}")
         entry = None
         _release(job.device)
 

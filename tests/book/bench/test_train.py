@@ -240,7 +240,7 @@ def test_rows_contain_the_warnings_of_kernels(monkeypatch: pytest.MonkeyPatch) -
         return make(*arguments)
 
     monkeypatch.setattr(train, "_warm_up", warning)
-    (row,) = train.measure(replace(DRY, implementations=FIRST[3:4], rounds=1))
+    *_, row = train.measure(replace(DRY, implementations=FIRST[3:4], rounds=1))
     assert row["warnings"] == ["a kernel fails here"]
 
 
@@ -335,18 +335,19 @@ def test_rows_are_doubled_while_memory_lasts_and_halved_when_it_does_not(
     assert tried_rows(monkeypatch, fit=64, job=fixed, first=4) == ([4], 4, "")
 
 
-def test_a_graph_is_not_replaced_by_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_kernels_are_not_replaced_when_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     strict = {}
     monkeypatch.setattr(
         train,
         "_warm_up",
         lambda i, job, rows: (
-            strict.update({i.mode: train.dispatch.strict()}) or SimpleNamespace(bytes_if_doubled=0)
+            strict.update({i.name: train.dispatch.strict()}) or SimpleNamespace(bytes_if_doubled=0)
         ),
     )
-    for implementation in (train.GRAPH, FIRST[3]):
+    eager = train.Implementation("ours")
+    for implementation in (train.GRAPH, eager, train.BASELINE):
         train._warm_up_largest(implementation, DRY, 2, True)
-    assert strict == {"graph": True, "eager": False}
+    assert strict == {train.GRAPH.name: True, eager.name: True, train.BASELINE.name: False}
 
 
 def test_out_of_memory_says_at_which_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +426,7 @@ def test_what_was_measured_before_a_stop_is_kept(
         write_rows(train.measure(job), path, lambda _: None)
     rows = read_rows(path)
     assert (rows[0]["steps_timed"], rows[0]["partial"]) == (4, True), "as if the process was killed"
+    assert format_row(rows[0] | {"dry_run": False}).endswith("(not all rounds)")
     failed = [row.get("failed") for row in rows[1:]]
     assert failed == ["RuntimeError: illegal memory access"] * isinstance(error, PythiaError)
 
@@ -586,3 +588,16 @@ def test_a_profile_accounts_for_the_time_of_an_update() -> None:
     assert parts["idle"] > 15, "nothing ran for 20 ms"
     predicted = cost_model.predicted_profile(OFFICIAL_SIZES["160m"].model(), "ours", 32_768)
     assert predicted.keys() == parts.keys() - {"idle"}
+
+
+def test_a_measurement_that_was_cut_replaces_no_complete_one(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    machine = {"kind": "machine", "device": "a card", "dry_run": False}
+    row = {"kind": "train", "size": "160m", "implementation": "x", "micro_rows": 4}
+    row["dry_run"] = False
+    complete, cut = row | {"ms": 1.0, "tokens_per_s": 5.0}, row | {"ms": 2.0, "partial": True}
+    for rows, expected in (([cut], 2.0), ([cut, complete], 1.0), ([complete, cut], 1.0)):
+        path.unlink(missing_ok=True)
+        write_rows([machine, *rows], path, lambda _: None)
+        assert measured_rows(path, "train")[1]["ms"] == expected
+        assert fastest_steps(rows)[0]["ms"] == expected

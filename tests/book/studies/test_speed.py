@@ -153,7 +153,10 @@ def test_without_gpu_measurements_everything_is_marked_as_predicted() -> None:
     expected = {"layer_norm_pair": "delete", "adamw": "delete", "bias_gelu_tanh": "keep"}
     outcomes = {kernel: kernels["ratio, predicted"][kernel].split(": ")[1] for kernel in expected}
     assert outcomes == expected and kernels["ratio, predicted"]["bias_gelu_tanh"][:4] == "1.20"
-    assert kernels["share of our step saved, predicted"]["adamw"] == f"160m: {draw.DASH}, 2.8b: {draw.DASH}"
+    assert (
+        kernels["share of our step saved, predicted"]["adamw"]
+        == f"160m: {draw.DASH}, 2.8b: {draw.DASH}"
+    )
     sizes = result.tables["gpu_sizes"].set_index("size")
     assert sizes.micro_rows["160m"] == 16 and sizes.compiled_micro_rows["2.8b"] < 16
 

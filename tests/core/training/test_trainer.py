@@ -24,7 +24,7 @@ from pythia_core.training.metrics import read_metrics
 from pythia_core.training.optimizer import FlatParameters
 from pythia_core.training.runs import code_identity
 from pythia_core.training.train import train
-from pythia_core.training.trainer import WARM_UP, MicroStep, Trainer
+from pythia_core.training.trainer import WARM_UP, MicroStep, Trainer, recording_error
 from pythia_core.util.machine import deterministic
 
 CPU = torch.device("cpu")
@@ -75,12 +75,12 @@ def test_only_an_update_is_strictly_deterministic(
     trainer._kernels = partial(deterministic, True)
     run = trainer._micro._run
 
-    def watched(rows: torch.Tensor, n_rows: int) -> None:
+    def watched(rows: torch.Tensor) -> None:
         strict = not torch.is_deterministic_algorithms_warn_only_enabled()
         seen.append(torch.are_deterministic_algorithms_enabled() and strict)
         if fails:
             raise torch.OutOfMemoryError("full")
-        run(rows, n_rows)
+        run(rows)
 
     monkeypatch.setattr(trainer._micro, "_run", watched)
     monkeypatch.setattr(trainer, "_out_of_memory", lambda micro_batch: "out of memory")
@@ -116,7 +116,7 @@ def test_recomputation_saves_fewer_activations() -> None:
 
 
 def capture_on_cpu(function: Callable[[], object]) -> Callable[[], object]:
-    """Like CudaGraphs.capture, but the replay runs the function itself, on the same memory."""
+    """Like capture_cuda, but the replay runs the function itself, on the same memory."""
     for _ in range(WARM_UP):
         function()
     return function
@@ -136,7 +136,7 @@ def test_a_recorded_step_equals_the_eager_one(micro_batch: int) -> None:
             rows = torch.from_numpy(batch_at(step).astype(np.int64))
             parts = rows.split(micro_batch or len(rows))
             scale.fill_(2.0**step)
-            micro.prepare(parts, len(rows))
+            micro.prepare(parts)
             flat.grad.zero_()
             total.zero_()
             for part in parts:
@@ -148,25 +148,40 @@ def test_a_recorded_step_equals_the_eager_one(micro_batch: int) -> None:
     assert not torch.equal(eager[0][3], eager[1][3]) and torch.equal(eager[0][3], eager[2][3])
 
 
-def test_a_step_that_cannot_be_recorded_is_an_error() -> None:
-    """After a failed recording, torch's allocator works no more, so training cannot go on."""
+def test_the_error_of_a_recording_says_what_to_do() -> None:
+    """After a failed recording, torch's allocator may work no more, so training cannot go on."""
+    error = recording_error(RuntimeError("operation not permitted when stream is capturing\nmore"))
+    assert isinstance(error, TrainingError)
+    assert "is capturing). Run again with PYTHIA_EXECUTION=eager" in str(error)
+    for full in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+    ):
+        assert isinstance(recording_error(full), torch.OutOfMemoryError)
+
+
+def test_one_recording_serves_batches_of_all_sizes() -> None:
+    """Otherwise, a second recording would keep a second set of activations in memory."""
+    recordings = []
+
+    def capture(function: Callable[[], object]) -> Callable[[], object]:
+        recordings.append(function)
+        return capture_on_cpu(function)
+
     model = GPTNeoX(config().model)
     model.init_weights(1)
+    total = torch.zeros((), dtype=torch.float64)
+    micro = MicroStep(model, Execution("graph"), total, capture=capture)
     rows = torch.from_numpy(batch_at(0).astype(np.int64))
-    for error, expected in (
-        (RuntimeError("operation not permitted when stream is capturing\nmore"), TrainingError),
-        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError),
-    ):
-
-        def fails(function: Callable[[], object], error: Exception = error) -> None:
-            raise error
-
-        total = torch.zeros((), dtype=torch.float64)
-        micro = MicroStep(model, Execution("graph"), total, capture=fails)
-        with pytest.raises(expected) as caught:
-            micro.prepare([rows], len(rows))
-        if expected is TrainingError:
-            assert "capturing). Run again with PYTHIA_EXECUTION=eager" in str(caught.value)
+    losses = []
+    for n_parts in (1, 4):
+        micro.prepare([rows] * n_parts)
+        total.zero_()
+        for part in [rows] * n_parts:
+            micro(part, n_parts * len(rows))
+        losses.append(total.item())
+    assert len(recordings) == 1 and losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.slow
