@@ -131,10 +131,18 @@ def capture_cuda(function: Replay) -> Replay:
     return graph.replay
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether a GPU's memory was full, for which CUDA's libraries have no error class."""
+    full = re.search("CUDA (driver )?error: out of memory|ALLOC_FAILED", str(error))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and full is not None
+    )
+
+
 def recording_error(error: RuntimeError) -> Exception:
     """Return the error to raise if recording a CUDA graph raises `error`."""
     text = str(error).strip().split("\n")[0]
-    if isinstance(error, torch.OutOfMemoryError) or re.search("out of memory|ALLOC_FAILED", text):
+    if is_out_of_memory(error):
         return torch.OutOfMemoryError(text)
     return TrainingError(
         f"the training step could not be recorded as a CUDA graph ({text}). Run again with "

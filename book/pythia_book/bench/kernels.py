@@ -43,7 +43,7 @@ from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm
 from pythia_core.kernels.linear import accumulator
 from pythia_core.kernels.rotary import split_rotated_reference
 from pythia_core.suite import OFFICIAL_SIZES, Size, scale_named, size_named
-from pythia_core.training.trainer import DTYPES, capture_cuda
+from pythia_core.training.trainer import DTYPES, capture_cuda, is_out_of_memory
 from pythia_core.util.machine import cpu_name, deterministic, device_info
 
 # --- operations and implementations ----------------------------------------------------------
@@ -511,11 +511,7 @@ OUT_OF_MEMORY = "out of memory"
 def reason(error: Exception) -> str:
     """Describe an error in one line, which begins with OUT_OF_MEMORY if a GPU's memory was full."""
     text = " ".join(str(error).split())[:300]
-    # a library raises a RuntimeError instead
-    full = isinstance(error, RuntimeError) and (
-        "CUDA error: out of memory" in text or "ALLOC_FAILED" in text
-    )
-    if full or isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return f"{OUT_OF_MEMORY}: {text}"
     kind = "" if isinstance(error, PythiaError) else type(error).__name__
     return ": ".join(filter(None, (kind, text)))

@@ -138,18 +138,14 @@ def measured_rows(path: Path, kind: str) -> list[Row]:
     """
     rows = [row for row in read_rows(path) if row.get("dry_run") is False]
     machines = [row for row in rows if row["kind"] == "machine"]
-    device, newest = None, {}
+    device, measured = None, []
     for row in rows:
         if row["kind"] == "machine":
             device = row["device"]
         elif row["kind"] == kind and machines and device == machines[-1]["device"]:
-            key = tuple(row.get(name) for name in KEYS[kind])
-            old = newest.get(key, {})
-            if "ms" not in old or ("ms" in row and not _is_worse(row, old)):
-                newest[key] = row
-    if not any("ms" in row for row in newest.values()):
-        return []
-    return [machines[-1], *newest.values()]
+            measured.append(row)
+    newest = _newest(measured, kind)
+    return [machines[-1], *newest] if any("ms" in row for row in newest) else []
 
 
 def fastest_steps(rows: Sequence[Row]) -> list[Row]:
@@ -158,22 +154,28 @@ def fastest_steps(rows: Sequence[Row]) -> list[Row]:
     If a measurement was repeated, its newest row counts. An implementation that was never measured
     is represented by a row that says why.
     """
-    newest: dict[tuple[str, str, int | None], Row] = {}
-    for row in rows:
-        key = row["size"], row["implementation"], row.get("micro_rows")
-        if not _is_worse(row, newest.get(key, {})):
-            newest[key] = row
     fastest: dict[tuple[str, str], Row] = {}
-    for (size, implementation, _), row in newest.items():
-        best = fastest.get((size, implementation))
-        if best is None or row.get("tokens_per_s", 0.0) > best.get("tokens_per_s", 0.0):
-            fastest[size, implementation] = row
+    for row in _newest(rows, "train"):
+        key = row["size"], row["implementation"]
+        if row.get("tokens_per_s", 0.0) > fastest.get(key, {}).get("tokens_per_s", -1.0):
+            fastest[key] = row
     return list(fastest.values())
 
 
-def _is_worse(row: Row, old: Row) -> bool:
-    """Return whether `row` lacks rounds of a measurement that `old` has completely."""
-    return row.get("partial", False) and "ms" in old and not old.get("partial")
+def _newest(rows: Sequence[Row], kind: str) -> list[Row]:
+    """Return the row that counts of every measurement of a kind in KEYS.
+
+    This is the newest one that has a speed or, without speeds, the newest one. A row that lacks
+    rounds does not replace a complete one.
+    """
+    newest: dict[tuple, Row] = {}
+    for row in rows:
+        key = tuple(row.get(name) for name in KEYS[kind])
+        old = newest.get(key, {})
+        complete = not row.get("partial") or old.get("partial")
+        if "ms" not in old or ("ms" in row and complete):
+            newest[key] = row
+    return list(newest.values())
 
 
 def speed_range(row: Row) -> tuple[float, float]:

@@ -342,8 +342,6 @@ SEQ_LEN = cost_model.SEQ_LEN
 TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
 """Maximum tokens per micro-batch, enough to keep an H100 busy. "narrow" models have a width of up
 to 256."""
-TOKENS_PER_UPDATE = cost_model.UPDATE_TOKENS
-"""Tokens per update on a GPU: 1,024 rows of 2,048, the batch of Pythia."""
 ACCUMULATE = 8
 """Micro-batches of the larger of the two updates that are timed on a GPU."""
 MEMORY_FRACTION = 0.95
@@ -399,7 +397,7 @@ class Job:
     @property
     def columns(self) -> Row:
         """The columns of a row that describe the job."""
-        rows = TOKENS_PER_UPDATE // self.seq_len if self.kind == "cuda" else self.rows
+        rows = cost_model.UPDATE_TOKENS // self.seq_len if self.kind == "cuda" else self.rows
         return {"kind": "train", "size": self.size, "rows": rows, "seq_len": self.seq_len}
 
     @property
@@ -544,41 +542,22 @@ def _measure_group(
 ) -> Iterator[Row]:
     """Warm up the implementations of a group, then time them in turns; yield columns for each.
 
-    `rows` maps the name of each implementation to the micro-batch to try first.
+    On a GPU, the results so far are yielded after every round, too. `rows` maps the name of each
+    implementation to the micro-batch to try first.
     """
     ready: list[_WarmedUp] = []
-    yield from _take_turns(job, rows, group, ready)
-    for entry in ready:
-        if entry.seconds:
-            yield entry.implementation.columns | _result(entry, job)
-
-
-def _take_turns(
-    job: Job, rows: dict[str, int], group: Sequence[Implementation], ready: list[_WarmedUp]
-) -> Iterator[Row]:
-    """Warm up a group and time it; put the implementations that work into `ready`.
-
-    Yields columns for failures and, on a GPU, results so far after every round.
-    """
     for implementation in group:
-        first, name = rows[implementation.name], implementation.name
+        first = rows[implementation.name]
         ahead = job.rounds * sum(entry.round_seconds for entry in ready)
         if time.time() + seconds_needed(implementation, job, first) + ahead > job.deadline:
             yield implementation.columns | {"failed": SKIPPED}
             continue
-        entry, tried, why = None, first, ""
-        if implementation.mode == "compile" and job.device.type == "cpu" and not job.dry_run:
-            try:
-                _in_time(partial(_compile, implementation, job, first))
-            except Exception as error:
-                why = reason(error)
-        if not why:
-            entry, tried, why = _warm_up_largest(implementation, job, first, alone=len(group) == 1)
+        entry, tried, why = _warm_up_largest(implementation, job, first, alone=len(group) == 1)
         if entry:
             ready.append(entry)
             continue
         yield implementation.columns | _micro_rows(job, tried) | {"failed": why}
-        check_gpu_usable(f"{name} at {job.size}")
+        check_gpu_usable(f"{implementation.name} at {job.size}")
         _release(job.device)
     for _ in range(job.rounds):
         for entry in list(ready):
@@ -594,17 +573,17 @@ def _take_turns(
                 )
             except Exception as error:
                 why = reason(error)
-            if not why and job.kind == "cuda":  # kept if the process is killed
-                yield entry.implementation.columns | _result(entry, job) | {"partial": True}
             if why:  # outside except, where the error would keep the memory alive
                 ready.remove(entry)
                 yield entry.implementation.columns | _micro_rows(job, entry.rows) | {"failed": why}
                 check_gpu_usable(f"{entry.implementation.name} at {job.size}")
-
-    for entry in ready:
-        if entry.implementation in PROFILED and entry.seconds and time.time() < job.deadline:
+            elif job.kind == "cuda":  # kept if the process is killed
+                yield entry.implementation.columns | _result(entry, job) | {"partial": True}
+    for entry in filter(lambda entry: entry.seconds, ready):
+        if entry.implementation in PROFILED and time.time() < job.deadline:
             with contextlib.suppress(RuntimeError):  # a driver may refuse to be traced
                 entry.profile = profile(entry.step, entry.batches[1][0], job.device)
+        yield entry.implementation.columns | _result(entry, job)
 
 
 PART_OF_KERNEL = {
@@ -665,6 +644,8 @@ def _warm_up_largest(
         entry, why = None, ""
         ours = implementation.family == "ours"  # a slower torch operation would be timed instead
         try:
+            if implementation.mode == "compile" and job.device.type == "cpu" and not job.dry_run:
+                _in_time(partial(_compile, implementation, job, rows))
             with dispatch.no_fallback() if ours else contextlib.nullcontext():
                 entry = _warm_up(implementation, job, rows)
         except Exception as error:  # e.g. out of memory: a result too
@@ -805,7 +786,7 @@ def _release(device: torch.device) -> None:
 def _result(entry: _WarmedUp, job: Job) -> Row:
     """Return the columns of a row for the speed and memory of an implementation.
 
-    On a GPU, `ms` is the time of an update of TOKENS_PER_UPDATE tokens, `ms_micro` that of one
+    On a GPU, `ms` is the time of an update of UPDATE_TOKENS tokens, `ms_micro` that of one
     micro-batch, `ms_optimizer` the rest of the update, and `profile` (see the function of this
     name) is of an update with one micro-batch.
     """
@@ -816,12 +797,12 @@ def _result(entry: _WarmedUp, job: Job) -> Row:
     if job.kind == "cuda":
         micros = [(s[ACCUMULATE] - s[1]) / (ACCUMULATE - 1) for s in entry.seconds]
         rests = [update - micro for update, micro in zip(updates, micros, strict=True)]
-        number = TOKENS_PER_UPDATE / tokens
+        number = cost_model.UPDATE_TOKENS / tokens
         updates = [number * micro + rest for micro, rest in zip(micros, rests, strict=True)]
         row["profile"] = entry.profile
         row["ms_micro"] = 1e3 * statistics.median(micros)
         row["ms_optimizer"] = 1e3 * statistics.median(rests)
-        tokens = TOKENS_PER_UPDATE
+        tokens = cost_model.UPDATE_TOKENS
     median = statistics.median(updates)
     flops = tokens / median * flops_per_token(job.model, job.seq_len)
     peak = cost_model.peak_tflops(torch.cuda.get_device_name()) if cuda else None
@@ -941,7 +922,7 @@ def bench_train(
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
     if seconds < 0:
         raise ConfigError(f"seconds must not be negative, got {seconds}")
-    most = TOKENS_PER_UPDATE // SEQ_LEN
+    most = cost_model.UPDATE_TOKENS // SEQ_LEN
     if rows < 0 or rows > most or rows & (rows - 1):
         raise ConfigError(
             f"a micro-batch must be a power of two of rows, at most {most:,}, so that it divides "

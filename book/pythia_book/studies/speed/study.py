@@ -222,10 +222,10 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
     for size in GPU_SIZES:
         model, hours = OFFICIAL_SIZES[size].model(), recipe.HARDWARE[size].gpu_hours
         flop = flops_per_token(model, cost_model.SEQ_LEN)
+        job = train.Job(size, (), "cuda")
         tokens = {
             name: train.estimated_rows(implementation, job, H100_BYTES) * cost_model.SEQ_LEN
             for name, implementation in (("compiled", train.BASELINE), ("ours", train.GRAPH))
-            for job in [train.Job(size, (), "cuda")]
         }
         compiled, ours = (
             cost_model.predicted_tokens_per_s(model, name, micro_tokens=n)
