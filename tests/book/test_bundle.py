@@ -52,6 +52,7 @@ def test_a_limit_counts_what_travels_and_no_archive_is_left(
         assert not list(tmp_path.iterdir())
         return str(caught.value)
 
+    monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
     assert make_bundle(tmp_path / "b.tar.xz", "smoke", ("repetition",), False, 2)
     assert (tmp_path / "b.tar.xz").stat().st_size < 2e6
     (tmp_path / "b.tar.xz").unlink()
