@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from pythia_book import records, verdicts
+from pythia_book import records, seed_spread, verdicts
 from pythia_book.published.results import Published, find
 from pythia_book.study import Analysis, Measurements, Result, Tables
 from pythia_core.errors import DataError
@@ -25,6 +25,7 @@ def conduct(
     analyse: Callable[[Measurements, Tables], Analysis],
     released: Callable[[Published], Tables] | None = None,
     published: Published | None = None,
+    seed_bands: bool = False,
 ) -> Result:
     """Measure a study (in a redraw, read the recorded measurements), analyse it, judge its claims.
 
@@ -35,6 +36,8 @@ def conduct(
         released: selects the released tables that the study shows; None: no tables.
         published: the released results; None: the results in `PYTHIA_PUBLISHED_DIR` or, if this is
             not set, the released tables in a record of the study.
+        seed_bands: whether figures draw `style.seed_band`, so that the table
+            `seed_spread.TABLE` is added to the study's tables.
 
     Raises:
         DataError: the record to redraw is damaged, was made by an older version of the study, or
@@ -63,5 +66,7 @@ def conduct(
             f"the record of {study} at scale {params.scale} has no {error}: an older version of "
             "the study made it; run the study again"
         ) from error
+    if seed_bands:
+        tables = {**tables, seed_spread.TABLE: seed_spread.find(params.scale, source)}
     judged = verdicts.judge(claims)
     return Result(study, params, tables, values, judged, measured, numbers, started)

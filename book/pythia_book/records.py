@@ -409,6 +409,21 @@ def read_released(folder: Path | None) -> Tables:
     return {n.removeprefix(prefix).removesuffix(suffix): _read_csv(folder / n) for n in names}
 
 
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """Read the table `name` of the record in `folder`.
+
+    Raises:
+        DataError: the record is absent or damaged, or has no such table.
+    """
+    path = folder / f"{name}.csv"
+    entry = read_record(folder)["files"].get(path.name)
+    if entry is None:
+        raise DataError(f"the record in {folder} has no table {name}; run the study again")
+    if not path.is_file() or file_sha256(path) != entry["sha256"]:
+        raise DataError(f"{_differs(path)}; run the study again")
+    return _read_csv(path)
+
+
 def check_whole(folder: Path, named: bool = True) -> list[str]:
     """List problems in the folder of a record: files missing, edited, unreadable or of another run.
 

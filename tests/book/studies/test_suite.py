@@ -202,7 +202,7 @@ def test_the_suite_passes_every_check(smoke: Result) -> None:
             expected = "confirmed on released numbers" if decided else "not testable here"
             assert row["released"]["verdict"] == expected
     again = suite.analyse(smoke.params, smoke.measured, smoke.released)
-    assert all(again[0][name].equals(table) for name, table in smoke.tables.items())
+    assert all(smoke.tables[name].equals(table) for name, table in again[0].items())
     reads = smoke.tables["reads"].groupby(["arm", "policy"])["share"].sum()
     np.testing.assert_allclose(reads, 1)
     assert set(smoke.tables["losses"].columns) == {"size", "arm", "step", "tokens", "loss"}

@@ -40,7 +40,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
         return measure(params, progress)
 
-    return conduct(STUDY, params, measured, partial(analyse, params), released_tables, published)
+    analysing = partial(analyse, params)
+    return conduct(STUDY, params, measured, analysing, released_tables, published, seed_bands=True)
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:

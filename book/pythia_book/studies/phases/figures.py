@@ -50,9 +50,11 @@ def losses(result: Result) -> Drawing:
     """Draw held-out losses, and when models are nearest to n-grams and first have a lower loss."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
-    with style.canvas(result, 2, 3.0, _rows_note(result)) as (figure, (loss, steps)):
-        ends = []
-        if _size_curves(loss, style.rows_where(levels, measure="loss"), sizes):
+    notes = _rows_note(result), style.seed_note(result)
+    with style.canvas(result, 2, 3.0, *notes) as (figure, (loss, steps)):
+        ends, curves = [], style.rows_where(levels, measure="loss")
+        if _size_curves(loss, curves, sizes):
+            style.seed_band(loss, result, curves[curves.step > 0], "step", "loss")
             for row in ngrams.itertuples():
                 style.reference(loss, row.value)
                 ends.append((NAMES[row.order], levels.step.max(), row.value, MUTED))

@@ -36,7 +36,8 @@ MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 def run(params: Params, progress: bool = True) -> Result:
     """Get the models (trained here or released), measure checkpoints, and analyse the results."""
-    return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
+    measuring, analysing = partial(measure, params, progress), partial(analyse, params)
+    return conduct(STUDY, params, measuring, analysing, seed_bands=True)
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:

@@ -34,12 +34,17 @@ TIMES = {"never": palette.PALE, "once": BLUE, "twice": palette.GOLD, "more often
 
 @style.figure
 def loss_curves(result: Result) -> Drawing:
-    """Draw training loss against tokens read, with one panel per text and one line per size."""
+    """Draw training loss against tokens read, with one panel per text and one line per size.
+
+    Pale bands show how much another seed would move a curve.
+    """
     losses = result.tables["losses"]
     sizes = result.params.size_list
-    with style.canvas(result, 2, 2.9, sharey=True) as (figure, axes):
+    note = style.seed_note(result, "training_loss")
+    with style.canvas(result, 2, 2.9, note, sharey=True) as (figure, axes):
         for ax, (arm, title) in zip(axes, ARM_TITLES.items(), strict=True):
             points = style.rows_where(losses.assign(value=losses.loss), arm=arm)
+            style.seed_band(ax, result, points, "tokens", "training_loss")
             style.size_curves(ax, points, "tokens", sizes, marker="", linewidth=1.1)
             ax.set(xscale="log", title=title, xlabel="tokens read")
         axes[0].set_ylabel("training loss, nats per token")

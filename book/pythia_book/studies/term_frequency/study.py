@@ -63,6 +63,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         partial(analyse, params),
         released,
         published,
+        seed_bands=True,
     )
 
 

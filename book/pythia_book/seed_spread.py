@@ -1,0 +1,101 @@
+"""How much a measure varies between training seeds, for bands under the curves of single runs.
+
+The study of seeds trains two sizes several times. Its table `spreads` has the standard deviation of
+each measure over these seeds during training. Other studies take the table from the record of that
+study (`find`), keep it in their own record, and interpolate to their sizes and steps (`spread_at`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book import records
+from pythia_core.errors import DataError
+from pythia_core.suite import nominal_parameters
+from pythia_core.util.files import project_root, results_dir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE = "seed_spread"
+"""The name of the table in the record of a study that draws bands."""
+COLUMNS = ["measure", "size", "step", "percent", "sd", "n"]
+SHARES = ("last_word", "memorized", "feminine_share", "sums_choice", "sums_exact")
+"""The measures that are fractions of 1, so that a band ends at 0 and 1."""
+
+
+def find(scale: str, redrawn: Path | None = None) -> pd.DataFrame:
+    """Return the spread over seeds at a scale, with COLUMNS; `sd` in the unit of the measure.
+
+    The table is from the recorded run of the study of seeds or, if this scale is not recorded, from
+    your run. If there is neither, it is from the record that is being redrawn, else empty.
+
+    Args:
+        redrawn: the folder of the record that is being redrawn, if any.
+    """
+    import pandas as pd
+
+    roots = (project_root() / "book" / "recorded", results_dir())
+    for folder in [root / "seeds" / scale for root in roots]:
+        spreads = _read(folder, "spreads")
+        if spreads is not None:
+            both = spreads[spreads.kind == "both"].dropna(subset=["sd"])
+            return both[COLUMNS].reset_index(drop=True)
+    own = None if redrawn is None else _read(redrawn, TABLE)
+    return pd.DataFrame(columns=COLUMNS) if own is None else own
+
+
+def _read(folder: Path, name: str) -> pd.DataFrame | None:
+    """Read a table of a record; None if the record is absent, damaged, or has no such table."""
+    try:
+        return records.read_table(folder, name)
+    except DataError:
+        return None
+
+
+def spread_at(
+    table: pd.DataFrame, measure: str, size: str, percent: np.ndarray | list[float]
+) -> np.ndarray:
+    """Return the standard deviation of a measure over seeds, float64[points].
+
+    Between measured checkpoints, the standard deviation is interpolated linearly in the percentage
+    of training; between the two measured sizes, its logarithm is interpolated linearly in the
+    logarithm of the number of parameters (if it is 0 for one of them, the standard deviation
+    itself). A smaller or larger size has the spread of the nearest measured one.
+
+    Args:
+        table: the result of `find`.
+        percent: how much of training is done at each point, in percent. Outside the measured range
+            the result is NaN, but step 0 has the weights of step 1.
+    """
+    rows = table[table.measure == measure]
+    percent = np.asarray(percent, np.float64)
+    curves = {}
+    for of, curve in rows.groupby("size"):
+        curve = curve.sort_values("percent")
+        at = np.maximum(percent, curve.percent.min()) if curve.step.min() <= 1 else percent
+        values = np.interp(at, curve.percent, curve.sd, left=np.nan, right=np.nan)
+        curves[nominal_parameters(str(of))] = values
+    if not curves:
+        return np.full(percent.shape, np.nan)
+    small, large = min(curves), max(curves)
+    low, high = curves[small], curves[large]
+    if small == large:
+        return low
+    share = np.log(nominal_parameters(size) / small) / np.log(large / small)
+    share = min(max(share, 0.0), 1.0)
+    straight = (1 - share) * low + share * high
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bent = np.exp((1 - share) * np.log(low) + share * np.log(high))
+    return np.where((low > 0) & (high > 0), bent, straight)
+
+
+def source_text(table: pd.DataFrame, measure: str) -> str:
+    """Say which seeds the spread of a measure is from, e.g. "10 of 25k and 3 of 600k"; or ""."""
+    rows = table[table.measure == measure]
+    counts = rows.groupby("size").n.max()
+    sizes = sorted(counts.index, key=nominal_parameters)
+    return " and ".join(f"{int(counts[size])} of {size}" for size in sizes)
