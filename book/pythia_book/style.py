@@ -572,8 +572,8 @@ def seed_band(
 ) -> None:
     """Draw a pale band under the curve of a single run: two sd over training seeds either way.
 
-    Nothing is drawn where the spread is not known. The study must pass `seed_bands=True` to
-    `conduct`, and `seed_note` is the note for the footer.
+    Nothing is drawn where the spread is not known. A study gets it by `seed_bands=True` in
+    `conduct`; `seed_note` is the note for the footer.
 
     Args:
         points: the curve, with the columns `x`, `value`, and `percent` (of training) or `step`.
@@ -590,7 +590,9 @@ def seed_band(
             curve_of_size = curve_of_size.sort_values(x)
             seed_band(ax, result, curve_of_size, x, measure, str(each), factor, colour, pair)
         return
-    table = result.tables[seed_spread.TABLE]
+    table = result.tables.get(seed_spread.TABLE)
+    if table is None:
+        return
     steps = scale_named(result.scale).steps
     percent = points.percent if "percent" in points else 100 * points.step / steps
     sd = seed_spread.spread_at(table, measure, size, percent.to_numpy(float))
@@ -608,7 +610,8 @@ def seed_band(
 
 def seed_note(result: Result, measure: str = "loss", pair: bool = False) -> str:
     """Return the note for the footer of a figure with `seed_band`; "" if the spread is unknown."""
-    seeds = seed_spread.source_text(result.tables[seed_spread.TABLE], measure)
+    table = result.tables.get(seed_spread.TABLE)
+    seeds = "" if table is None else seed_spread.source_text(table, measure)
     if not seeds:
         return ""
     of = "the difference of two runs" if pair else "one run"

@@ -1,4 +1,4 @@
-"""Bands over seeds: interpolated between sizes and steps, kept in the record, drawn under curves."""
+"""Bands over seeds: interpolated over sizes and steps, kept in records, drawn under curves."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def drawn(table: pd.DataFrame, **options: object) -> tuple[list[np.ndarray], str
         {"size": ["25k"] * 2 + ["600k"] * 2, "step": [286, 572] * 2, "value": [5.0, 4.0] * 2}
     )
     with style.style():
-        figure, (ax,) = style.panels(1, 2.0, "")
+        _, (ax,) = style.panels(1, 2.0, "")
         style.seed_band(ax, result, points, "step", **options)
         return [band.get_paths()[0].vertices for band in ax.collections], style.seed_note(result)
 

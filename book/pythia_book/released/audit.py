@@ -1,25 +1,32 @@
-"""Audits the checkpoints of a published model: finds duplicate and missing steps by their hashes.
+"""Audits the checkpoints of a published model: finds duplicate, missing and unrelated steps.
 
 Some released steps had weights of other steps: 86 of the 154 branches of pythia-2.8b
 (EleutherAI/pythia#205), and a shard of step 50,000 of pythia-12b (#206). The files are not damaged,
 so only hashes reveal the error. For repositories and git-lfs pointers, the stored hashes are used
 and nothing is downloaded. Local safetensors are hashed by tensor, so equal weights are found even
 if they are split into other files.
+
+Steps may also be from another run than step 0, as reported of pythia-160m-weight-seed1 and 2
+(#203). All hashes then differ, so the weights of a local folder are compared with those of step 0
+(pythia_core.training.descent).
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+
+from torch import Tensor
 
 from pythia_book.released import download
 from pythia_core.errors import CheckpointError, PythiaError
 from pythia_core.hf import WEIGHTS, Weights, lfs_pointer, local_folder, step_of
 from pythia_core.training.checkpoint import MANIFEST, load_checkpoint, sha256_tensors
+from pythia_core.training.descent import continues
 from pythia_core.training.schedule import OFFICIAL_STEPS, checkpoint_steps
 from pythia_core.util.files import file_sha256
 from pythia_core.util.progress import bar as progress_bar
@@ -58,6 +65,8 @@ class Audit:
 
     source: str
     entries: tuple[Entry, ...]
+    unrelated: tuple[str, ...] = ()
+    """The local revisions whose weights do not continue from those of step 0."""
 
     @property
     def sound(self) -> list[Entry]:
@@ -113,6 +122,11 @@ class Audit:
             f"{_list(names)}"
             for name, names in self.shared_parts()
         ]
+        if self.unrelated:
+            defects.append(
+                f"{len(self.unrelated)} revisions do not continue from step0, so they or step0 are "
+                f"from another run: {_list(self.unrelated)}"
+            )
         if steps := self.missing:
             defects.append(
                 f"{len(steps)} of the 154 steps of a Pythia model are missing: "
@@ -136,7 +150,10 @@ class Audit:
         ]
         wholes = {entry.revision: entry.whole for entry in self.sound}
         if {"step0", "step1"} <= wholes.keys() and wholes["step0"] != wholes["step1"]:
-            lines.append("step0 and step1 differ, so the first update had a learning rate above 0")
+            lines.append(
+                "step0 and step1 differ, so the first update had a learning rate above 0, or the "
+                "run did not start from step0 (`verify` tells this of a folder with the weights)"
+            )
         return "\n".join([*lines, *(f"DEFECT {text}" for text in self.defects())])
 
 
@@ -167,7 +184,28 @@ def audit(source: str, progress: bool = True) -> Audit:
         for name in names:
             entries += _local_entries(folder / name) if folder else _remote_entries(source, name)
             bar.update()
-    return Audit(source, tuple(entries))
+    return Audit(source, tuple(entries), _unrelated(folder, names) if folder else ())
+
+
+def _unrelated(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the revisions that do not continue from step 0, where both have readable weights."""
+    steps = {step_of(name): folder / name for name in names if name != "main"}
+    initial = _weights(steps[0]) if 0 in steps else None
+    if initial is None:
+        return ()
+    weights = ((f"step{step}", _weights(place)) for step, place in steps.items())
+    return tuple(name for name, w in weights if w is not None and not continues(initial, w))
+
+
+def _weights(folder: Path) -> Mapping[str, Tensor] | None:
+    """Return the tensors of a checkpoint of our own or of safetensors files, else None."""
+    try:
+        if (folder / MANIFEST).is_file():
+            return load_checkpoint(folder)[0]["model"]
+        weights = Weights(folder)
+    except (PythiaError, KeyError):
+        return None
+    return None if weights.problems else weights
 
 
 def _list(names: Iterable[str]) -> str:

@@ -156,6 +156,35 @@ def test_a_shard_of_another_step(tmp_path: Path) -> None:
     ]
 
 
+def weight_seed(root: Path, step_0: int, start: int, order: int) -> None:
+    """The steps of a run: step 0 by one seed, the others from the weights of another seed."""
+    model, change = random_model(tiny(n_layers=1), start), random_model(tiny(n_layers=1), order)
+    moved = zip(model.parameters(), change.parameters(), strict=True)
+    hf.save(random_model(tiny(n_layers=1), step_0), root / "step0")
+    for step in (1, 4, 512, 1000):
+        hf.save(model, root / f"step{step}")
+        with torch.no_grad():
+            for weight, other in moved if step == 1 else ():
+                weight.add_(other, alpha=0.5)
+
+
+def test_the_defect_of_the_weight_seeds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """From step 1 on, the runs continue from weights that they share, not from their step 0."""
+    for seed in (1, 2):
+        weight_seed(tmp_path / f"weight-seed{seed}", seed, start=5, order=10 + seed)
+        weight_seed(tmp_path / f"sound{seed}", seed, start=seed, order=10 + seed)
+    for seed in (1, 2):
+        sound, defective = (
+            audit(str(tmp_path / f"{name}{seed}"), progress=False)
+            for name in ("sound", "weight-seed")
+        )
+        assert not sound.unrelated
+        assert defective.unrelated == ("step1", "step4", "step512", "step1000")
+        assert "4 revisions do not continue from step0" in "".join(defective.defects())
+    assert main(["verify", str(tmp_path / "weight-seed1")]) == 1
+    assert "DEFECT 4 revisions do not continue from step0" in capsys.readouterr().out
+
+
 def test_damaged_folders_pointers_and_our_checkpoints(tmp_path: Path) -> None:
     step_folders(tmp_path)
     file = tmp_path / "step2" / "model.safetensors"

@@ -336,7 +336,7 @@ def test_switches_are_compared_with_their_controls(
     assert result.values["floor_step"] == 115_139
     assert "Models above guessing" in str(result.tables["errata"].released[11])
     again = study.analyse(params, result.measured, result.released)
-    assert all(again[0][name].equals(table) for name, table in result.tables.items())
+    assert all(result.tables[name].equals(table) for name, table in again[0].items())
     assert judge(again[2]) == result.claims
     for drawing in (figures.effects, figures.schedule_and_passes):
         assert drawing(result).svg == drawing(result).svg

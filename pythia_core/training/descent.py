@@ -1,0 +1,52 @@
+"""Tests whether checkpoints continue from the initial weights that were published with them.
+
+In a sound run, step 0 has the weights from which training starts. If step 0 is from another run,
+later steps are independent of it. The signs of random initial weights are independent of each other
+and equally likely + or -. So if w are the initial weights of all matrices, and v the weights of any
+step that does not depend on them, the sum of w v, divided by the root of the sum of (w v)^2, exceeds
+t with a probability of at most exp(-t^2 / 2) (Hoeffding's inequality), whatever v is. Training
+leaves weights close to where they began, so that a true descendant is far above every such bound.
+
+The test holds at every step, at any learning rate, and however far the weights have moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+DESCENDS = 6.0
+"""Least `descent` of a step that continues from step 0. Independent weights reach it with a
+probability below 2e-8."""
+
+
+def descent(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> float:
+    """Return how far the weights of a step are from independent of initial weights, in sd.
+
+    Only weight matrices count: biases and LayerNorms do not start at random values. The result is
+    NaN if the two have no weight matrix of the same name and shape.
+    """
+    products, squares = 0.0, 0.0
+    for name, weight in initial.items():
+        other = later.get(name)
+        if not name.endswith("weight") or weight.ndim != 2:
+            continue
+        if other is not None and other.shape == weight.shape:
+            both = weight.to(torch.float64) * other.to(torch.float64)
+            products += float(both.sum())
+            squares += float((both * both).sum())
+    return products / math.sqrt(squares) if squares else math.nan
+
+
+def continues(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> bool:
+    """Return whether weights continue from initial ones; True if there are too few to tell."""
+    return not descent(initial, initial) > DESCENDS or descent(initial, later) > DESCENDS
+
+
+def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Return the Euclidean distance between the weights of two models of the same shape."""
+    squares = [float((one[name].double() - other[name].double()).square().sum()) for name in one]
+    return math.sqrt(sum(squares))
