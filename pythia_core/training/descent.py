@@ -2,10 +2,10 @@
 
 In a sound run, step 0 has the weights from which training starts. If step 0 is from another run,
 later steps are independent of it. The signs of random initial weights are independent of each other
-and equally likely + or -. So if w are the initial weights of all matrices, and v the weights of any
-step that does not depend on them, the sum of w v, divided by the root of the sum of (w v)^2, exceeds
-t with a probability of at most exp(-t^2 / 2) (Hoeffding's inequality), whatever v is. Training
-leaves weights close to where they began, so that a true descendant is far above every such bound.
+and equally likely + or -. So let w be the initial weights of all matrices, and v the weights of any
+step that does not depend on them. Then the sum of w v, divided by the root of the sum of (w v)^2,
+exceeds t with a probability of at most exp(-t^2 / 2) (Hoeffding's inequality), whatever v is. What
+training started from stays in the weights, so a true descendant is far above every such bound.
 
 The test holds at every step, at any learning rate, and however far the weights have moved.
 """

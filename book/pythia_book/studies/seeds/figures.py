@@ -1,4 +1,4 @@
-"""Draws the figures of the seeds study: curves, spreads over training, components, and effects."""
+"""Draws the figures of the seeds study: curves, spreads, order and weights apart, a defect."""
 
 from __future__ import annotations
 
@@ -9,188 +9,237 @@ import numpy as np
 from pythia_book import style, svg
 from pythia_book.published.figures import ABSENT
 from pythia_book.records import number_text
-from pythia_book.style import MUTED, Drawing, padded_limits, size_colour
+from pythia_book.studies.seeds.params import BOTH, LARGE, ORDER, WEIGHTS
+from pythia_book.studies.seeds.tables import ITEMS, MEASURES
+from pythia_book.style import BLUE, MUTED, ORANGE, Drawing, Table, padded_limits, size_colour
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
     from pythia_book.study import Result
 
-LABELS = {
-    "order": "order seed",
-    "weights": "weight seed",
-    "rest": "rest",
-    "both": "both seeds",
-    "items": "items alone",
-}
 STYLES: dict[str, dict[str, Any]] = {
-    "order": {"linestyle": (0, (4, 1.5)), "marker": "s"},
-    "weights": {"linestyle": (0, (1, 1.2)), "marker": "^"},
-    "both": {"linestyle": "-", "marker": "o"},
-    "rest": {"marker": "D"},
-    "items": {"marker": "x"},
+    ORDER: {"linestyle": (0, (4, 1.5)), "marker": "s"},
+    WEIGHTS: {"linestyle": (0, (1, 1.2)), "marker": "^"},
+    BOTH: {"linestyle": "-", "marker": "o"},
+    LARGE: {"linestyle": "-", "marker": "D"},
 }
-PANELS = {
-    "loss": ("held-out loss", "nats per token", 1),
-    "last_word": ("last words", "points", 100),
-    "feminine_share": ("feminine share", "points", 100),
-    "memorized": ("rows memorized", "points", 100),
-}
-"""Maps a measure to its title, its unit, and the factor that converts table values to this unit."""
 NO_SPREAD = "not measured,\nor no run differs\nfrom another"
 
 
-def _notes(result: Result, *notes: str) -> str:
-    """Join the size and some notes into the text under a figure."""
-    return "; ".join([f"size {result.params.size}", *notes])
+def _labels(result: Result) -> dict[str, str]:
+    """Return the names of the groups of runs."""
+    params = result.params
+    return {
+        ORDER: f"{params.size}, order seed",
+        WEIGHTS: f"{params.size}, weight seed",
+        BOTH: f"{params.size}, both seeds",
+        LARGE: f"{params.large_size}, both seeds",
+    }
+
+
+def _colour(result: Result, kind: str) -> str:
+    params = result.params
+    return size_colour(params.large_size if kind == LARGE else params.size)
+
+
+def _counts(result: Result) -> str:
+    """Return the note on the number of runs."""
+    params = result.params
+    return (
+        f"{params.seeds} runs of {params.size} with both seeds, {params.apart_seeds} with each "
+        f"alone, {params.largest_seeds} of {params.large_size}"
+    )
 
 
 @style.figure
 def curves(result: Result) -> Drawing:
-    """Draw held-out loss over training, and how far each run is from the mean of all runs.
+    """Draw how far the held-out loss of each run is from the mean of its group, over training.
 
-    The first panel shows the loss of runs in which both seeds vary. The other panels show distances
-    of runs in which the order seed, the weight seed, or both vary. These panels share a y axis.
+    Runs of a group differ in the order seed, in the weight seed, or in both; the last panel shows
+    the larger size. Bands are where one more run is expected. All panels share a y axis.
     """
-    loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
-    wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")
-    apart = wide.sub(wide.mean(axis=1), axis=0)
-    colour = size_colour(result.params.size)
-    notes = _notes(result, f"{result.params.seeds} seeds of each kind")
-    with style.canvas(result, 4, 2.7, notes, ratios=(1.25, 1, 1, 1)) as (figure, axes):
-        level, *distances = axes
-        pairs = [cell[:2] for cell in result.params.members("both")]
-        for order, weights in pairs:
-            name = f"order seed {order}, weight seed {weights}"
-            level.plot(wide.index, wide[order, weights], color=colour, linewidth=0.9, label=name)
-        _fill(level, style.rows_where(result.tables["bands"], measure="loss"), colour)
-        level.set(title="both seeds: the curve", ylabel="held-out loss, nats per token")
-        largest = float(np.nanmax(np.abs(apart.to_numpy()))) if apart.size else np.nan
-        numbers = []
-        for ax, kind in zip(distances, ("order", "weights", "both"), strict=True):
-            runs = apart[[cell[:2] for cell in result.params.members(kind)]]
-            shape = {"linewidth": 0.9, "marker": "o", "markersize": 1.8, "markeredgewidth": 0}
-            for seeds in runs:
-                name = f"order seed {seeds[0]}, weight seed {seeds[1]}"
-                ax.plot(runs.index, runs[seeds], color=colour, label=name, **shape)
-            band = runs.agg(["min", "max"], axis=1).set_axis(["low", "high"], axis=1)
-            _fill(ax, band.reset_index(), colour)
+    import pandas as pd
+
+    levels = style.rows_where(result.tables["levels"], measure="loss").dropna(subset=["value"])
+    spreads = style.rows_where(result.tables["spreads"], measure="loss")
+    labels, numbers, seeds = _labels(result), [], ["order_seed", "weight_seed"]
+    # at first, runs differ too much to share an axis with the rest
+    late = levels[levels.step >= levels.step.max() / 10]
+    with style.canvas(result, 4, 2.7, _counts(result)) as (figure, axes):
+        largest = 0.0
+        for ax, kind in zip(axes, (ORDER, WEIGHTS, BOTH, LARGE), strict=True):
+            ax.set(title=labels[kind], xlabel="% of training")
+            group = pd.DataFrame(result.params.members(kind), columns=["size", *seeds])
+            wide = late.merge(group).pivot(index="percent", columns=seeds, values="value")
+            if wide.shape[1] < 2:
+                style.say(ax, "one run")
+                continue
+            away, colour = wide.sub(wide.mean(axis=1), axis=0), _colour(result, kind)
+            for order, weights in away:
+                name = f"order seed {order}, weight seed {weights}"
+                ax.plot(away.index, away[order, weights], color=colour, linewidth=0.9, label=name)
+            band = style.rows_where(spreads, kind=kind).set_index("percent").loc[away.index]
+            low, high = band.next_low - band["mean"], band.next_high - band["mean"]
+            ax.fill_between(away.index, low, high, color=colour, alpha=0.15, linewidth=0)
             style.reference(ax, 0)
-            ax.set(title=LABELS[kind], ylim=padded_limits(-largest, largest, 1e-3))
-            spread = float((band.high - band.low).iloc[-1])
-            numbers.append(f"{LABELS[kind]} {number_text(spread)}")
-        for ax in [] if style.narrow() else distances[1:]:
-            ax.set_yticklabels([])
-        distances[0].set_ylabel("run minus mean of all runs,\nnats per token")
-        for ax in axes:
-            ax.set(xscale="log", xlabel="step")
+            largest = max(largest, float(np.abs([low, high]).max()))
+            numbers.append(f"{labels[kind]} {number_text(float(np.ptp(away.iloc[-1])))}")
+        for i, ax in enumerate(axes):
+            ax.set_ylim(*padded_limits(-largest, largest, 1e-3))
+            if i and not style.narrow():
+                ax.set_yticklabels([])
+        axes[0].set_ylabel("held-out loss minus\nmean of the group, nats")
         return Drawing(figure, "Range of the final held-out loss over seeds", numbers)
-
-
-def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
-    """Fill the area between the columns `low` and `high` of a table, over its column `step`."""
-    ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
 
 
 @style.figure
 def spreads(result: Result) -> Drawing:
-    """Draw the standard deviation over seeds during training, with one panel per measure."""
-    frame = result.tables["trajectories"].rename(columns={"sd": "value"})
-    colour = size_colour(result.params.size)
-    shown, kinds = ("loss", "last_word", "feminine_share"), ("order", "weights", "both")
-    seeds = f"{result.params.seeds} seeds of each kind"
-    notes = _notes(result, seeds, "bars: 95 % intervals at the end")
-    with style.canvas(result, len(shown), 2.8, notes) as (figure, axes):
+    """Draw the standard deviation over seeds during training, one panel per measure, both sizes."""
+    frame = result.tables["spreads"].rename(columns={"sd": "value"})
+    frame = frame[(frame.value > 0) & frame.kind.isin((BOTH, LARGE))]
+    labels = {kind: _labels(result)[kind] for kind in (BOTH, LARGE)}
+    shown = ("loss", "last_word", "feminine_share", "association", "sums_choice", "sums_logprob")
+    notes = _counts(result), "bars: 95 % intervals at the end"
+    with style.canvas(result, 3, 4.6, *notes, rows=2) as (figure, axes):
         for ax, measure in zip(axes, shown, strict=True):
-            title, unit, factor = PANELS[measure]
-            ax.set_title(title)
-            positive = style.rows_where(frame[frame.value > 0], measure=measure)
-            if positive.empty:
+            about = MEASURES[measure]
+            ax.set_title(about.title)
+            rows = style.rows_where(frame, measure=measure)
+            if rows.empty:
                 style.say(ax, NO_SPREAD)
                 continue
-            last = positive.step.max()
-            for i, kind in enumerate(kinds):
-                rows = style.rows_where(positive, kind=kind)
-                shape = {"linewidth": 1.2, "markersize": 3} | STYLES[kind]
-                ax.plot(rows.step, factor * rows.value, color=colour, label=LABELS[kind], **shape)
-                shape = {"marker": STYLES[kind]["marker"], "markersize": 4, "name": LABELS[kind]}
-                for row in style.rows_where(rows, step=last).itertuples():
-                    at = last * 1.25 ** (i + 1)
-                    style.interval_point(ax, at, row, colour, factor, 1.1, **shape)
-            ax.set(xscale="log", yscale="log", xlabel="step", ylabel=f"sd over seeds, {unit}")
-        if axes[0].lines:
-            shapes = {LABELS[k]: STYLES[k] | {"color": colour, "markersize": 3} for k in kinds}
-            style.legend(figure, shapes, handlelength=2.8)
+            for i, kind in enumerate(labels):
+                curve = style.rows_where(rows, kind=kind)
+                line = {"color": _colour(result, kind), "label": labels[kind], "markersize": 3}
+                ax.plot(curve.step, about.factor * curve.value, **(STYLES[kind] | line))
+                shape = {"marker": STYLES[kind]["marker"], "markersize": 4, "name": labels[kind]}
+                for row in style.rows_where(curve, percent=100).itertuples():
+                    at = row.step * 1.35 ** (i + 1)
+                    style.interval_point(ax, at, row, line["color"], about.factor, 1.1, **shape)
+            ax.set(xscale="log", yscale="log", xlabel="step", ylabel=f"sd over seeds, {about.unit}")
+        shapes = {
+            name: STYLES[kind] | {"color": _colour(result, kind), "markersize": 3}
+            for kind, name in labels.items()
+        }
+        style.legend(figure, shapes, handlelength=2.8)
         end = style.rows_where(frame, percent=100, measure="loss")
-        numbers = (
-            f"{LABELS[row.kind]} {number_text(float(row.value))}" for row in end.itertuples()
-        )
+        numbers = (f"{labels[r.kind]} {number_text(float(r.value))}" for r in end.itertuples())
         return Drawing(figure, "Standard deviation of the final held-out loss over seeds", numbers)
 
 
 @style.figure
-def parts(result: Result) -> Drawing:
-    """Draw the standard deviations of final scores due to order, weights, items and the rest."""
-    colour = size_colour(result.params.size)
-    kinds = ("order", "weights", "rest", "items")
-    cut = "bars: 95 % intervals, cut where they go on"
-    notes = _notes(result, f"{result.params.seeds**2} runs", cut)
-    with style.canvas(result, len(PANELS), 2.7, notes) as (figure, axes):
+def apart(result: Result) -> Drawing:
+    """Draw the standard deviations at the end if order, weights or both vary, and of the items."""
+    frame = style.rows_where(result.tables["spreads"], percent=100)
+    frame = frame.rename(columns={"sd": "value"})
+    single = style.rows_where(result.tables["single"], kind=BOTH).set_index("measure")
+    shown = ("loss", "last_word", "feminine_share", "memorized")
+    names = {ORDER: "order", WEIGHTS: "weights", BOTH: "both", LARGE: result.params.large_size}
+    notes = _counts(result), "bars: 95 % intervals, cut where they go on"
+    with style.canvas(result, len(shown), 2.7, *notes) as (figure, axes):
         texts = []
-        for ax, (measure, (title, unit, factor)) in zip(axes, PANELS.items(), strict=True):
-            ax.set_title(title)
-            frame = style.rows_where(result.tables["components"], measure=measure)
-            if frame.empty:
+        for ax, measure in zip(axes, shown, strict=True):
+            about = MEASURES[measure]
+            ax.set_title(about.title)
+            rows = style.rows_where(frame[frame.value > 0], measure=measure).set_index("kind")
+            if rows.empty:
                 style.say(ax, NO_SPREAD)
                 continue
-            frame = factor * frame.set_index("kind")[["value", "low", "high"]].astype(float)
-            frame = frame.loc[[kind for kind in kinds if kind in frame.index]]
+            rows = about.factor * rows[["value", "low", "high"]].astype(float)
+            rows = rows.loc[[kind for kind in names if kind in rows.index]]
             # Cut the axis: with the longest intervals on it, the values could not be read.
-            top = 2.2 * frame.value.max()
-            for i, (kind, row) in enumerate(frame.iterrows()):
-                face = "white" if kind == "rest" else colour
-                shape = {"marker": STYLES[kind]["marker"], "markersize": 5, "markerfacecolor": face}
-                style.interval_point(ax, i, row.clip(upper=2 * top), colour, 1, **shape)
+            top = 2.5 * rows.value.max()
+            for i, (kind, row) in enumerate(rows.iterrows()):
+                shape = {"marker": STYLES[kind]["marker"], "markersize": 5, "name": names[kind]}
+                style.interval_point(
+                    ax, i, row.clip(upper=2 * top), _colour(result, kind), 1, **shape
+                )
                 if row.high > top:
                     ax.annotate(number_text(row.high), (i, 1), xycoords=("data", "axes fraction"),
                                 xytext=(2, -6), textcoords="offset points",
                                 color=MUTED)  # fmt: skip
+            if measure in ITEMS and measure in single.index:
+                style.reference(ax, about.factor * single["items"][measure])
             ax.set_ylim(-0.03 * top, top)
-            style.category_ticks(ax, [LABELS[kind] for kind in frame.index])
-            ax.set_xlim(-0.5, len(frame) - 0.3)
-            ax.set_ylabel(f"sd, {unit}")
-            values = (f"{LABELS[kind]} {number_text(value)}" for kind, value in frame.value.items())
-            texts.append(f"{title} ({unit}): {', '.join(values)}")
-        return Drawing(figure, "Parts of the standard deviation at the end. " + "; ".join(texts))
+            style.category_ticks(ax, [names[kind] for kind in rows.index])
+            ax.set_xlim(-0.5, len(rows) - 0.3)
+            ax.set_ylabel(f"sd over seeds, {about.unit}")
+            values = (f"{names[kind]} {number_text(value)}" for kind, value in rows.value.items())
+            texts.append(f"{about.title} ({about.unit}): {', '.join(values)}")
+        return Drawing(figure, "Standard deviation over seeds at the end. " + "; ".join(texts))
+
+
+def single_table(result: Result) -> Table:
+    """Return the table of what the spread over seeds means for single runs at the end."""
+    import pandas as pd
+
+    rows = []
+    ends = style.rows_where(result.tables["spreads"], percent=100)
+    ends = ends.set_index(["measure", "kind"])
+    for row in result.tables["single"].itertuples():
+        about, end = MEASURES[row.measure], ends.loc[(row.measure, row.kind)]
+        known = bool(np.isfinite(row.value))
+        sd = (about.factor * float(end[key]) for key in ("sd", "low", "high"))
+        rows.append(
+            {
+                "Measure": f"{about.title}, {about.unit}",
+                "Size": row.size,
+                "Runs": row.n,
+                "Mean": number_text(about.factor * float(end["mean"])),
+                "SD over seeds [95 %]": style.interval(*sd),
+                "In units of the items' error [95 %]": style.interval(
+                    row.value, row.low, row.high
+                ) if known else style.DASH,
+                "Two runs differ by at most": number_text(about.factor * row.differ),
+            }
+        )  # fmt: skip
+    caption = (
+        "At the end of training. Last column: two single runs that differ in nothing but their "
+        "seeds are at most this far apart in 95 % of cases"
+    )
+    return Table(pd.DataFrame(rows), caption)
+
+
+PAIRS = {"sound": (BLUE, "o", "as trained"), "decoupled": (ORANGE, "s", "with the defect")}
 
 
 @style.figure
-def effects(result: Result) -> Drawing:
-    """Draw how deduplication changes each measure at the end: for each seed, and on average."""
-    frame = style.rows_where(result.tables["effects"], percent=100)
-    colour = size_colour(result.params.size)
-    notes = _notes(result, "bars: 95 % intervals, of a seed over shared items")
-    with style.canvas(result, len(PANELS), 2.7, notes) as (figure, axes):
-        numbers = []
-        for ax, (measure, (title, unit, factor)) in zip(axes, PANELS.items(), strict=True):
-            ax.set_title(title)
-            changes = style.rows_where(frame, measure=measure)
-            if changes.value.notna().sum() == 0:
-                style.say(ax, "no twins were measured")
+def decoupled(result: Result) -> Drawing:
+    """Draw how two weight seeds move apart, as trained and with the reported defect."""
+    frame = result.tables["pairs"].dropna(subset=["value"])
+    size = result.params.size
+    with style.canvas(result, 3, 2.8, f"size {size}, weight seeds 1 and 2") as (figure, axes):
+        panels = (
+            ("own", "from its own step 0", "distance (1: another step 0)"),
+            ("apart", "between the two runs", "distance (1: at step 0)"),
+            ("loss", "held-out loss", "difference, nats per token"),
+        )
+        for ax, (which, title, label) in zip(axes, panels, strict=True):
+            ax.set(title=title, xlabel="step", ylabel=label)
+            rows = style.rows_where(frame, which=which)
+            if rows.empty:
+                style.say(ax, "not measured")
                 continue
-            for i, row in enumerate(changes.itertuples()):
-                mean = row.seed == "mean"
-                marker, face, width = ("D", colour, 1.8) if mean else ("o", "white", 1.1)
-                shape = {"marker": marker, "markersize": 5, "markerfacecolor": face}
-                style.interval_point(ax, i, row, colour, factor, width, **shape)
-                if mean and row.n:
-                    numbers.append(f"{title} {number_text(factor * float(row.value))} {unit}")
-            style.reference(ax, 0)
-            style.category_ticks(ax, [*changes.seed[:-1], "mean"])
-            ax.set_xlim(-0.5, len(changes) - 0.5)
-            ax.set(xlabel="seed", ylabel=unit)
-        return Drawing(figure, "Deduplicated minus standard at the end, mean over seeds", numbers)
+            rows = rows.assign(value=rows.value.abs()) if which == "loss" else rows
+            for pair, (colour, marker, name) in PAIRS.items():
+                points = style.rows_where(rows, pair=pair)
+                shape = {"marker": marker, "markersize": 3.5, "linewidth": 1.2, "name": name}
+                style.curve(ax, points, "step", colour, **shape)
+            _powers(ax, frame.step.max())
+        keys = {name: {"color": c, "marker": m} for c, m, name in PAIRS.values()}
+        style.legend(figure, keys, handlelength=2.2)
+        found = style.rows_where(frame, which="own", step=1)
+        numbers = (f"{PAIRS[r.pair][2]} {number_text(float(r.value))}" for r in found.itertuples())
+        return Drawing(figure, "Distance of step 1 from step 0", numbers)
+
+
+def _powers(ax: Axes, last: int) -> None:
+    """Make an x axis of steps that is linear from 0 to 1 and logarithmic from there on."""
+    ax.set_xscale("symlog", linthresh=1, linscale=0.5)
+    ticks = [0, 1, 4, 16, 64, 256] if last > 100 else [0, 1, 4, 16]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
 
 
 @style.figure

@@ -3,99 +3,95 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import ClassVar
 
-from pythia_book.studies.deduplication.params import INDICES
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import scale_named, suite_configs
+from pythia_core.suite import scale_named, size_name, suite_configs
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
-from pythia_core.training.schedule import checkpoint_steps
+from pythia_core.training.schedule import LOG_STEPS, checkpoint_steps
 
 STUDY = "seeds"
 AFTER = ("suite",)
 """Studies to run first: they train runs that this study uses."""
-MEASURING = MeasuringCost(heldout=13, rows=1.0)
+MEASURING = MeasuringCost(heldout=26, rows=1.0)
 SUITE_SEED = 1234
+INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
+"""The evenly spaced checkpoints that are measured."""
 EARLY = (1, 4, 16, 64)
 """Early steps to measure besides the evenly spaced ones. Step 1 still has the initial weights."""
+CONTEXT = 32
+"""Length of the prompt in tokens, and of the memorized continuation (paper section 3.2)."""
 
-Cell = tuple[int, int, str]
-"""A run, as (order seed, weight seed, arm). The arm is its training text."""
+Cell = tuple[str, int, int]
+"""A run on the standard text, as (size, order seed, weight seed)."""
+ORDER, WEIGHTS, BOTH, LARGE = "order", "weights", "both", "large"
+KINDS = (ORDER, WEIGHTS, BOTH, LARGE)
+"""Groups of runs that differ only in the order seed, only in the weight seed, or in both; those of
+LARGE differ in both, and are of the larger size."""
 
 
 @dataclass(frozen=True)
 class Params(StudyParams):
-    """The parameters of the study of seeds. The field `sizes` has only one size."""
+    """The parameters of the study of seeds. The field `sizes` names two sizes.
 
-    seeds: int = 3
-    """The number of order seeds and of weight seeds. The first seed of each kind is the suite's."""
-    neighbour: str = ""
-    """A size to compare with; empty means the next larger size, or for the largest, the next
-    smaller."""
-    bootstrap: int = 2000
+    Order and weights are varied one at a time, around the suite's run. A grid of all pairs of
+    seeds would need the square of the runs: ten seeds of each kind are 19 runs and give the ratio
+    of the two standard deviations with 9 and 9 degrees of freedom, while a grid of 5 x 5 gives it
+    with 4 and 4. In exchange, a grid separates the interaction of order and weights, which each of
+    our two lines includes.
+    """
 
-    WHOLE: ClassVar = {"seeds": (2, 10)}
-    ONE_SIZE: ClassVar = True
-    DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
+    seeds: int = 4
+    """Number of runs of the smaller size in which both seeds vary, the suite's run included."""
+    apart_seeds: int = 4
+    """Number of runs of the smaller size in which one seed varies, the suite's run included."""
+    largest_seeds: int = 1
+    """Number of runs of the larger size in which both seeds vary, the suite's run included."""
+
+    WHOLE: ClassVar = {"seeds": (2, 100), "apart_seeds": (3, 100), "largest_seeds": (1, 100)}
+    DEFAULT_SIZES: ClassVar = {"smoke": "7k,25k", "laptop": "25k,600k", "gpu": "1.2m,19m"}
 
     def check(self) -> None:
-        _ = self.neighbour_size
+        if len(self.size_list) != 2:
+            raise ConfigError(
+                f"sizes must be two sizes, a smaller and a larger one, e.g. 25k,600k; got "
+                f"{self.sizes!r}"
+            )
 
     @property
     def size(self) -> str:
-        """The size that is trained with several seeds."""
+        """The smaller size, which is trained with many seeds."""
         return self.size_list[0]
 
     @property
-    def neighbour_size(self) -> str:
-        """The size that is compared with `size`; see the field `neighbour` for the default.
-
-        Raises:
-            ConfigError: `neighbour` names several sizes or `size` itself, or it is empty and the
-                scale does not list `size`.
-        """
-        scale = scale_named(self.scale)
-        if self.neighbour:
-            sizes = scale.size_list(self.neighbour)
-            if len(sizes) != 1 or sizes[0] == self.size:
-                raise ConfigError(
-                    f"neighbour must be one size other than {self.size!r}, the size that is "
-                    f"trained with several seeds; got {self.neighbour!r}"
-                )
-            return sizes[0]
-        if self.size not in scale.sizes:
-            raise ConfigError(
-                f"the size {self.size!r} is not among the sizes of scale {self.scale!r} "
-                f"({', '.join(scale.sizes)}), so there is no default for neighbour; set neighbour "
-                "to another size"
-            )
-        at = scale.sizes.index(self.size)
-        return scale.sizes[at + 1 if at + 1 < len(scale.sizes) else at - 1]
+    def large_size(self) -> str:
+        """The larger size, which is trained with few seeds."""
+        return self.size_list[1]
 
     @property
-    def size_is_smaller(self) -> bool:
-        """Whether `size` is smaller than `neighbour_size`."""
-        both = scale_named(self.scale).size_list(f"{self.size},{self.neighbour_size}")
-        return both[0] == self.size
+    def neighbour(self) -> str:
+        """The next larger size of the scale; for sizes of other scales, `large_size`."""
+        sizes = scale_named(self.scale).sizes
+        at = sizes.index(self.size) + 1 if self.size in sizes else len(sizes)
+        return sizes[at] if at < len(sizes) else self.large_size
 
-    @property
-    def seed_values(self) -> tuple[int, ...]:
-        """The seeds for order and for weights: 1234, which is the suite's, then 1, 2, ..."""
-        return (SUITE_SEED, *range(1, self.seeds))
+    def members(self, kind: str) -> list[Cell]:
+        """Return the runs of a group, one of KINDS. The first run is the suite's."""
+        first = SUITE_SEED
+        return {
+            ORDER: [(self.size, s, first) for s in seed_values(self.apart_seeds)],
+            WEIGHTS: [(self.size, first, s) for s in seed_values(self.apart_seeds)],
+            BOTH: [(self.size, s, s) for s in seed_values(self.seeds)],
+            LARGE: [(self.large_size, s, s) for s in seed_values(self.largest_seeds)],
+        }[kind]
 
     @property
     def cells(self) -> list[Cell]:
-        """The (order seed, weight seed, arm) of every run.
-
-        The runs on the standard text come first, one for every pair of seeds. On the deduplicated
-        text, order seed and weight seed are equal.
-        """
-        grid = [(o, w, "standard") for o, w in product(self.seed_values, repeat=2)]
-        return grid + [(s, s, "deduplicated") for s in self.seed_values]
+        """All runs, without duplicates."""
+        return list(dict.fromkeys(cell for kind in KINDS for cell in self.members(kind)))
 
     @property
     def steps(self) -> list[int]:
@@ -104,41 +100,35 @@ class Params(StudyParams):
         saved = set(checkpoint_steps(scale.steps))
         return sorted(({*EARLY, *map(scale.fork_step, INDICES)} & saved) - {0})
 
-    def config(self, order_seed: int, weight_seed: int, arm: str) -> RunConfig:
-        """Return the config of the run with these seeds, on the text of `arm`."""
+    @property
+    def weight_steps(self) -> list[int]:
+        """The steps at which weights are compared: 0, the powers of two up to 512, and the last."""
+        last = scale_named(self.scale).steps
+        return [*(s for s in LOG_STEPS if s < last), last]
+
+    def config(self, cell: Cell) -> RunConfig:
+        """Return the config of a run."""
+        size, order, weights = cell
         return scale_named(self.scale).run(
-            self.size,
-            order_seed=order_seed,
-            weight_seed=weight_seed,
-            deduplicated=arm == "deduplicated",
-            precision=best_precision(),
+            size, order_seed=order, weight_seed=weights, precision=best_precision()
         )
 
-    def members(self, kind: str) -> list[Cell]:
-        """Return one run on the standard text for each seed in `seed_values`.
 
-        Args:
-            kind: which seed varies: "order", "weights", or "both" (equal seeds). A seed that does
-                not vary is the first of `seed_values`.
-        """
-        first = self.seed_values[0]
-        pairs = {
-            "order": [(s, first) for s in self.seed_values],
-            "weights": [(first, s) for s in self.seed_values],
-            "both": [(s, s) for s in self.seed_values],
-        }[kind]
-        return [(order, weights, "standard") for order, weights in pairs]
+def seed_values(n: int) -> tuple[int, ...]:
+    """Return n seeds: 1234, which is the suite's, then 1, 2, ..."""
+    return (SUITE_SEED, *range(1, n))
 
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of all runs that the study uses."""
-    neighbours = suite_configs(params.scale, [params.neighbour_size], ["standard"])
-    return [params.config(*cell) for cell in params.cells] + list(neighbours.values())
+    neighbours = suite_configs(params.scale, [params.neighbour], ["standard"])
+    return [*map(params.config, params.cells), *neighbours.values()]
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints of `run` that this study reads; another study may train the run."""
-    return kept_at(run, standard=INDICES, deduplicated=INDICES) | Keep(frozenset(EARLY))
+    early = {*EARLY, *(params.weight_steps if size_name(run.model) == params.size else ())}
+    return kept_at(run, standard=INDICES) | Keep(frozenset(early))
 
 
 def wheels(params: Params) -> tuple[str, ...]:

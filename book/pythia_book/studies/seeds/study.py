@@ -1,28 +1,36 @@
 """Measures how much results vary between training runs with different seeds.
 
 The study follows PolyPythias (arXiv:2503.09543). There, a seed sets both the initial weights and
-the data order, except for six runs of 160M in which only one of the two varies. Here, we separate
-the two effects: one size is trained on the standard text with every pair of an order seed and a
-weight seed. On the deduplicated text, both seeds vary together. All runs are measured on the same
-held-out rows and items.
+the data order, except for six runs of 160M in which only one of the two varies. Here, a small size
+is trained with many seeds of each of the three kinds, and the largest size with a few. All runs
+read the standard text, and are measured on the same held-out rows and items. Other studies draw
+bands under their curves from the table `spreads` (pythia_book.seed_spread).
 """
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.published.training_maps import training_maps
-from pythia_book.studies.deduplication.params import CONTEXT
 from pythia_book.studies.seeds.claims import claims, map_agreement
-from pythia_book.studies.seeds.params import STUDY, Cell, Params
-from pythia_book.studies.seeds.tables import MEASURES, Measured, tables
+from pythia_book.studies.seeds.params import (
+    BOTH,
+    CONTEXT,
+    KINDS,
+    LARGE,
+    STUDY,
+    SUITE_SEED,
+    Cell,
+    Params,
+)
+from pythia_book.studies.seeds.tables import ITEMS, MEASURES, Scores, tables
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
-from pythia_core.suite import DATA_ARMS, suite_configs
+from pythia_core.suite import scale_named, suite_configs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train all runs, measure them, and split the spread between runs into components.
+    """Find or train all runs, measure them, and compare the spreads between runs.
 
     Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
@@ -49,93 +57,207 @@ def released(published: Published) -> Tables:
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released numbers alone."""
-    by_cell = unpacked(params, measured)
-    frames, other = tables(params, by_cell), measured.facts["neighbour_loss"]
+    scores = Scores(params, measured)
+    frames = tables(scores)
+    other = measured.facts["neighbour_loss"]
     numbers = values(params, frames, other) | {"gaps": measured.facts["gaps"]}
     same = map_agreement(released.get("training_maps"))
     numbers["map_agreement"] = same and same.interval()
-    return frames, numbers, claims(params, by_cell, frames, other, released)
-
-
-def unpacked(params: Params, measured: Measurements) -> Measured:
-    """Map each measured (cell, step, measure) to the values of all items, float64[items]."""
-    found: Measured = {}
-    for measure in MEASURES:
-        for cell, step in product(params.cells, params.steps):
-            array = measured.get(measure, *cell, step)
-            if array is not None:
-                found[cell, step, measure] = array.astype(np.float64)
-    return found
+    return frames, numbers, claims(scores, frames, other, released)
 
 
 # --- measuring -------------------------------------------------------------------------------
-
-TYPES: dict[str, type] = {
-    "loss": np.float32,
-    "last_word": bool,
-    "feminine_share": np.float32,
-    "memorized": bool,
-}
-"""Maps a measure to the type of its array in the record."""
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train all runs and measure them.
 
-    Arrays MEASURE/ORDER_SEED/WEIGHT_SEED/ARM/STEP, with one value per item, for these measures:
-    `loss`: in nats per token, on held-out rows;
-    `last_word`: whether the last word of a held-out sentence is predicted;
-    `feminine_share`: the share of feminine pronouns after an occupation;
-    `memorized`: whether a training row is memorized, at the end only.
+    Arrays of a run, named KIND/MEASURE/SIZE/ORDER_SEED/WEIGHT_SEED:
+    `mean`: float64[steps], the score of the run at each of `params.steps`, for all of MEASURES; NaN
+        if it was not measured. Runs in which only one seed varies are measured at the end only,
+        except for their held-out loss.
+    `items`: [items], the score of each item at the end, for the measures ITEMS.
+
+    Arrays WHICH/PAIR of two weight seeds, float64[steps] at `params.weight_steps` (see `_pairs`).
 
     Facts:
     `neighbour_loss`: the final held-out loss of the neighbouring size, or None;
     `gaps`: number of measurements without a readable checkpoint.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
-    from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
     from pythia_book.studies.registry import train_all
-    from pythia_core.evaluation.memorization import ExtractionMeasurement
 
-    configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
-    configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
+    configs: dict[Any, RunConfig] = {cell: params.config(cell) for cell in params.cells}
+    configs |= suite_configs(params.scale, [params.neighbour], ["standard"])
     trained = train_all(params, configs, progress)
-    neighbour = trained[params.neighbour_size, "standard"]
+    neighbour = trained[params.neighbour, "standard"]
     runs: dict[Cell, Run] = {cell: trained[cell] for cell in params.cells}
     first = runs[params.cells[0]]
-    length, last = first.config.model.max_seq_len, first.config.train.steps
-    arrays: dict[str, np.ndarray] = {}
+    last = first.config.train.steps
+    arrays: dict[str, np.ndarray] = {
+        name_of("mean", measure, *cell): np.full(len(params.steps), np.nan)
+        for measure in MEASURES
+        for cell in params.cells
+    }
     n_gaps = 0
 
-    def add(measurement: Measurement, cells: list[Cell], steps: list[int], *names: str) -> None:
-        """Measure the runs `cells` at `steps`, and keep only the arrays that `names` lists."""
+    def add(measurement: Measurement, cells: list[Cell], steps: list[int], **names: str) -> None:
+        """Measure runs at some steps. `names` maps measures of the study to names of arrays."""
         nonlocal n_gaps
         checkpoints = [(runs[cell], step) for cell in cells for step in steps]
         found, gaps = measure_all(checkpoints, measurement, progress)
         n_gaps += len(gaps)
-        for cell, step in product(cells, steps):
-            at = found.get((runs[cell].id, step), {})
-            for name in names:
-                if name in at:
-                    arrays[name_of(name, *cell, step)] = at[name].astype(TYPES[name])
+        for cell in cells:
+            for step in steps:
+                at = found.get((runs[cell].id, step))
+                for name, array in names.items() if at else ():
+                    score = _score(name, at[array])
+                    arrays[name_of("mean", name, *cell)][params.steps.index(step)] = score
+                    if name in ITEMS and step == last:
+                        arrays[name_of("items", name, *cell)] = at[array].astype(ITEMS[name])
 
-    # Held-out documents and tokenizer do not depend on the order or the text.
-    language = LanguageMeasurement.of(first.data)
-    add(language, params.cells, params.steps, "loss", "last_word")
-    gender = TokenizedItems(Items.load(), first.data, length).measurement(full=False)
-    add(gender, params.cells, params.steps, "feminine_share")
-    for order, arm in product(params.seed_values, DATA_ARMS):  # these determine the rows read
-        cells = [cell for cell in params.cells if cell[::2] == (order, arm)]
-        t = runs[cells[0]].config.train
-        rows = ExtractionMeasurement(runs[cells[0]].data, t.batch_size, t.steps, CONTEXT, CONTEXT)
-        add(rows, cells, [last], "memorized")
+    curves = list(dict.fromkeys([*params.members(BOTH), *params.members(LARGE)]))
+    lines = [cell for cell in params.cells if cell not in curves]
+    language = LanguageMeasurement.of(first.data)  # held-out text depends on no seed
+    add(language, params.cells, params.steps, loss="loss", last_word="last_word")
+    for measurement, names in _measurements(first):
+        add(measurement, curves, params.steps, **names)
+        add(measurement, lines, [last], **names)
+    for order in dict.fromkeys(order for _, order, _ in params.cells):  # determines the rows read
+        add(
+            _extraction(runs, order), [c for c in params.cells if c[1] == order], [last],
+            memorized="memorized",
+        )  # fmt: skip
+    for cell, each in runs.items():
+        arrays[name_of("mean", "training_loss", *cell)] = _training_losses(each, params.steps)
 
     key = (neighbour.id, neighbour.config.train.steps)
-    language = LanguageMeasurement.of(neighbour.data)
     found, gaps = measure_all([(neighbour, key[1])], language, progress)
     other = float(found[key]["loss"].mean()) if key in found else None
-    facts = {"neighbour_loss": other, "gaps": n_gaps + len(gaps)}
-    return Measurements(arrays, facts, [*runs.values(), neighbour])
+    pairs, unread = _pairs(params, runs, progress)
+    facts = {"neighbour_loss": other, "gaps": n_gaps + len(gaps) + unread}
+    return Measurements(arrays | pairs, facts, [*runs.values(), neighbour])
+
+
+def _measurements(run: Run) -> list[tuple[Measurement, dict[str, str]]]:
+    """Return the measurements on items, with their arrays by the study's name of the measure."""
+    from pythia_book.corpora import occupations
+    from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
+    from pythia_book.studies.term_frequency import arithmetic
+    from pythia_book.tasks.associations import UNSEEN, AssociationMeasurement
+    from pythia_core.evaluation import scoring
+
+    data, length = run.data, run.config.model.max_seq_len
+    gender = TokenizedItems(Items.load(), data, length).measurement(full=False)
+    asked = tuple(q for q in arithmetic.questions() if q.held_out)
+    encode = scoring.encoder(data.tokenizer)
+    requests = arithmetic.requests(asked, 0, encode, data.eod_id, length)
+    sums = arithmetic.ArithmeticMeasurement(asked, tuple(requests), 0, length)
+    stimuli = occupations.stimuli()
+    nouns = [noun for noun in stimuli.nouns if noun.group == occupations.INVENTED]
+    frames = {UNSEEN: stimuli.unseen}
+    return [
+        (gender, {"feminine_share": "feminine_share"}),
+        (sums, {f"sums_{name}": name for name in ("choice", "exact", "logprob")}),
+        (AssociationMeasurement.of(data, length, frames, nouns), {"association": UNSEEN}),
+    ]
+
+
+def _score(measure: str, array: np.ndarray) -> float:
+    """Return a run's score from the array of a measurement: its mean, or for nouns, the slope."""
+    if measure != "association":
+        return float(array.mean(dtype=np.float64))
+    from pythia_book.corpora import occupations
+    from pythia_book.stats import slope
+
+    nouns = occupations.stimuli().nouns
+    shares = np.array([noun.share for noun in nouns if noun.group == occupations.INVENTED])
+    fit = slope(np.log(shares / (1 - shares)), array.mean(0))
+    assert fit is not None
+    return fit.value
+
+
+def _extraction(runs: dict[Cell, Run], order: int) -> Measurement:
+    """Return the measurement of memorized rows for all runs with this order seed."""
+    from pythia_core.evaluation.memorization import ExtractionMeasurement
+
+    run = next(run for (_, seed, _), run in runs.items() if seed == order)
+    train = run.config.train
+    return ExtractionMeasurement(run.data, train.batch_size, train.steps, CONTEXT, CONTEXT)
+
+
+def _training_losses(run: Run, steps: list[int]) -> np.ndarray:
+    """Return the mean training loss over the last updates before each step, float64[steps].
+
+    As many updates are averaged as for a point of the suite's loss curves.
+    """
+    from pythia_book.studies.suite.study import BINS
+
+    losses = np.array([row["loss"] for row in run.metrics()])
+    window = max(1, len(losses) // BINS)
+    return np.array([losses[max(0, step - window) : step].mean() for step in steps])
+
+
+SOUND, DECOUPLED = "sound", "decoupled"
+PAIRS = (SOUND, DECOUPLED)
+OWN, APART, LOSS, DESCENT = "own", "apart", "loss", "descent"
+
+
+def _pairs(
+    params: Params, runs: dict[Cell, Run], progress: bool
+) -> tuple[dict[str, np.ndarray], int]:
+    """Compare two weight seeds, as trained and with the reported defect, at `weight_steps`.
+
+    The sound pair reads the same batches from different initial weights. The decoupled pair has the
+    same two step 0, but all later steps are from runs that start at the suite's weights and read
+    different batches. Arrays WHICH/PAIR:
+
+    `own`: distance of the second run from its step 0;
+    `apart`: distance between the two runs; both in units of the distance between the two step 0;
+    `loss`: difference between the held-out losses of the two runs, in nats per token;
+    `descent`: see pythia_core.training.descent, of the second run.
+
+    The second result is the number of checkpoints that could not be read.
+    """
+    from pythia_book.measurements import LanguageMeasurement, measure_all
+    from pythia_core.errors import CheckpointError
+    from pythia_core.training.descent import descent, distance
+
+    one, two = ((params.size, SUITE_SEED, seed) for seed in (1, 2))
+    steps = params.weight_steps
+    later = {
+        SOUND: (one, two),
+        DECOUPLED: tuple((params.size, seed, SUITE_SEED) for seed in (1, 2)),
+    }
+    cells = {pair: [(one, two) if step == 0 else later[pair] for step in steps] for pair in PAIRS}
+    used = sorted(
+        {(cell, step) for pair in PAIRS for step, both in zip(steps, cells[pair], strict=True)
+         for cell in both}
+    )  # fmt: skip
+    weights = {}
+    for cell, step in used:
+        with contextlib.suppress(CheckpointError):
+            weights[cell, step] = runs[cell].model(step).state_dict()
+    language = LanguageMeasurement.of(runs[one].data)
+    found, _ = measure_all([(runs[cell], step) for cell, step in weights], language, progress)
+    arrays = {
+        name_of(which, pair): np.full(len(steps), np.nan)
+        for which in (OWN, APART, LOSS, DESCENT)
+        for pair in PAIRS
+    }
+    if (one, 0) not in weights or (two, 0) not in weights:
+        return arrays, len(used) - len(weights)
+    unit = distance(weights[one, 0], weights[two, 0])
+    for pair in PAIRS:
+        for i, (step, (a, b)) in enumerate(zip(steps, cells[pair], strict=True)):
+            if (a, step) in weights and (b, step) in weights:
+                losses = [found[runs[cell].id, step]["loss"].mean() for cell in (a, b)]
+                first, second, start = weights[a, step], weights[b, step], weights[two, 0]
+                arrays[name_of(OWN, pair)][i] = distance(start, second) / unit
+                arrays[name_of(APART, pair)][i] = distance(first, second) / unit
+                arrays[name_of(LOSS, pair)][i] = losses[1] - losses[0]
+                arrays[name_of(DESCENT, pair)][i] = descent(start, second)
+    return arrays, len(used) - len(weights)
 
 
 # --- values for the text ---------------------------------------------------------------------
@@ -149,26 +271,47 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
     """
     numbers: dict[str, Any] = {
         "size": params.size,
-        "neighbour": params.neighbour_size,
+        "large_size": params.large_size,
+        "neighbour": params.neighbour,
         "n_seeds": params.seeds,
-        "n_grid": params.seeds**2,
+        "n_apart": params.apart_seeds,
+        "n_largest": params.largest_seeds,
         "n_runs": len(params.cells),
         "loss_gap": None,
     }
-    kinds = ("sd_order", "sd_weights", "sd_rest", "sd_both", "sd_items", "mean", "change")
-    numbers |= {f"{measure}_{kind}": None for measure in MEASURES for kind in kinds}
-    for row in tables["components"].itertuples():
-        factor = MEASURES[row.measure]
-        ends = {"value": row.value, "low": row.low, "high": row.high}
-        numbers[f"{row.measure}_sd_{row.kind}"] = {k: factor * v for k, v in ends.items()}
-    bands = tables["bands"]
-    for row in bands[bands.percent == 100].itertuples():
-        numbers[f"{row.measure}_mean"] = MEASURES[row.measure] * row.mean
-        if row.measure == "loss" and other is not None:
-            numbers["loss_gap"] = abs(row.mean - other)
-    effects = tables["effects"]
-    for row in effects[(effects.percent == 100) & (effects.seed == "mean")].dropna().itertuples():
-        ends = {"value": row.value, "low": row.low, "high": row.high}
-        factor = MEASURES[row.measure]
-        numbers[f"{row.measure}_change"] = {k: factor * v for k, v in ends.items()}
+    numbers |= {f"{m}_sd_{kind}": None for m in MEASURES for kind in KINDS}
+    numbers |= {f"{m}_{key}_{kind}": None for m in MEASURES for key in ("items", "times", "differ")
+                for kind in (BOTH, LARGE)}  # fmt: skip
+    numbers |= {f"{m}_ratio_{name}": None for m in MEASURES for name in ("apart", "size", "added")}
+    numbers |= {f"{m}_mean": None for m in MEASURES}
+
+    def ends(row: Any, factor: float = 1) -> dict[str, float]:
+        return {key: factor * getattr(row, key) for key in ("value", "low", "high")}
+
+    end = tables["spreads"][tables["spreads"].percent == 100].dropna(subset=["sd"])
+    for row in end.rename(columns={"sd": "value"}).itertuples():
+        factor = MEASURES[row.measure].factor
+        numbers[f"{row.measure}_sd_{row.kind}"] = ends(row, factor)
+        if row.kind == BOTH:
+            numbers[f"{row.measure}_mean"] = factor * row.mean
+            if row.measure == "loss" and other is not None:
+                numbers["loss_gap"] = abs(row.mean - other)
+    for row in tables["ratios"][tables["ratios"].percent == 100].itertuples():
+        numbers[f"{row.measure}_ratio_{row.contrast}"] = ends(row)
+    for row in tables["single"].itertuples():
+        factor = MEASURES[row.measure].factor
+        numbers[f"{row.measure}_differ_{row.kind}"] = factor * row.differ
+        if np.isfinite(row.items):
+            numbers[f"{row.measure}_items_{row.kind}"] = factor * row.items
+            numbers[f"{row.measure}_times_{row.kind}"] = ends(row)
+    pairs = tables["pairs"]
+    for pair in PAIRS:
+        for which in (OWN, APART, LOSS, DESCENT):
+            rows = pairs[(pairs.pair == pair) & (pairs.which == which)].set_index("step").value
+            for name, step in (("first", 1), ("last", scale_named(params.scale).steps)):
+                value = rows.get(step)
+                numbers[f"{pair}_{which}_{name}"] = None if value is None else float(value)
+        rows = pairs[(pairs.pair == pair) & (pairs.which == DESCENT) & (pairs.step > 0)].value
+        extreme = rows.min() if pair == SOUND else rows.abs().max()
+        numbers[f"{pair}_descent"] = float(extreme) if len(rows) else None
     return numbers

@@ -1,167 +1,215 @@
 """Tables of the seeds study, on how much results vary between training seeds.
 
-A missing measurement is NaN in the table `levels`. Statistics that need it are left out, or are
-computed from the other runs; `n` says how many. If all runs have the same value, there is no
-interval, because a few equal values say little about the next run.
+A missing measurement is NaN in the table `levels`, and statistics are computed from the other runs;
+`n` says how many.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import estimate, mean_over
-from pythia_book.studies.seeds.params import Cell, Params
+from pythia_book.stats import Estimate
+from pythia_book.studies.seeds.params import BOTH, KINDS, LARGE, ORDER, WEIGHTS, Cell, Params
 from pythia_book.studies.seeds.variance import (
-    components,
+    added_ratio,
+    excess_over_item_noise,
     items_error,
+    largest_difference,
     one_more,
-    order_to_weights,
     spread,
+    spread_ratio,
 )
-from pythia_core.suite import DATA_ARMS, scale_named
+from pythia_core.suite import scale_named
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100}
-"""Maps a measure to the factor from table values to the page's unit; shares become percentages."""
-KINDS = ("order", "weights", "both")
-"""Which seed varies: the order seed, the weight seed, or both. A seed that does not vary is the
-suite's."""
-COLUMNS = ["order_seed", "weight_seed", "arm", "step", "percent", "measure", "value"]
-
-Measured = dict[tuple[Cell, int, str], np.ndarray]
-"""Maps (cell, step, measure) to the values of all items, float64[items]. A cell is a run."""
+    from pythia_book.study import Measurements
 
 
-def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
-    """Stack the values of several runs, float[cells, items]; None if a run was not measured."""
-    rows = [measured.get((cell, step, measure)) for cell in cells]
-    return None if any(row is None for row in rows) else np.stack(rows)
+@dataclass(frozen=True)
+class Measure:
+    """A measure of a run: its title in figures, and its unit on the page.
+
+    The factor converts a value of a table to this unit.
+    """
+
+    title: str
+    unit: str
+    factor: float = 1
 
 
-def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
-    """Return the tables of the study. Shares are fractions of 1, and loss is in nats per token.
+MEASURES = {
+    "loss": Measure("held-out loss", "nats per token"),
+    "last_word": Measure("last words", "points", 100),
+    "feminine_share": Measure("feminine share", "points", 100),
+    "association": Measure("association", "slope"),
+    "sums_choice": Measure("sums, choice of four", "points", 100),
+    "sums_logprob": Measure("sums, log-probability", "nats"),
+    "sums_exact": Measure("sums, written", "points", 100),
+    "memorized": Measure("rows memorized", "points", 100),
+    "training_loss": Measure("training loss", "nats per token"),
+}
+ITEMS: dict[str, type] = {"loss": np.float32, "last_word": bool, "feminine_share": np.float32}
+"""Maps each measure whose items are recorded to their type. Runs with different orders read
+different rows, so memorization has no items in common."""
+APART, SIZE, ADDED = "apart", "size", "added"
+"""Ratios of standard deviations: order seeds over weight seeds; the smaller size over the larger;
+both seeds over what order and weights would give if their contributions simply added up."""
 
-    `levels`: the mean score `value` of every run by `order_seed`, `weight_seed`, `arm`, `step`,
-        `percent` (of training) and `measure`.
-    `bands`: `mean`, `sd`, `min`, `max`, `n` over the standard runs in which both seeds vary, by
-        `measure`, `step` and `percent`. From `low` to `high` is the 95 % prediction interval of one
-        further run with two new seeds.
-    `trajectories`: the standard deviation over seeds, `sd`, `low`, `high`, `n`, by `kind` (one of
-        KINDS), `measure`, `step` and `percent`.
-    `components`: standard deviations at the end, `value`, `low`, `high`, `n`, by `measure` and
-        `kind`: "order", "weights", "rest", "both", or "items" (from the sampling of items alone).
-    `ratios`: final standard deviation over order seeds divided by that over weight seeds, `value`,
-        `low`, `high`, `n`, by `measure`.
-    `effects`: deduplicated minus standard, `value`, `low`, `high`, `n`, by `measure`, `step`,
-        `percent` and `seed`. The interval of a seed is over items, that of the seed "mean" is over
-        seeds.
+
+class Scores:
+    """Looks up the scores of runs in the measurements of the study."""
+
+    def __init__(self, params: Params, measured: Measurements) -> None:
+        self.params, self.measured = params, measured
+
+    @cached_property
+    def percents(self) -> np.ndarray:
+        """How much of training is done at each step, in percent."""
+        return 100 * np.array(self.params.steps) / scale_named(self.params.scale).steps
+
+    def of(self, measure: str, cell: Cell) -> np.ndarray:
+        """Return a run's score at each step, float64[steps]; NaN where not measured."""
+        return self.measured.arrays[f"mean/{measure}/{'/'.join(map(str, cell))}"]
+
+    def at(self, measure: str, kind: str, index: int = -1) -> np.ndarray:
+        """Return the scores of a group's measured runs at one of the steps, float64[runs]."""
+        scores = np.array([self.of(measure, cell)[index] for cell in self.params.members(kind)])
+        return scores[np.isfinite(scores)]
+
+    def items(self, measure: str, kind: str) -> np.ndarray | None:
+        """Return the final scores of items, float64[runs, items]; None if a run lacks them."""
+        rows = [self.measured.get("items", measure, *c) for c in self.params.members(kind)]
+        if len(rows) < 2 or any(row is None for row in rows):
+            return None
+        return np.stack([row for row in rows if row is not None]).astype(np.float64)
+
+    def ratio(self, contrast: str, measure: str, index: int = -1) -> Estimate | None:
+        """Return a ratio of standard deviations (APART, SIZE or ADDED) at one of the steps.
+
+        None if a group has fewer than two measured runs, or does not vary.
+        """
+        groups = {kind: self.at(measure, kind, index) for kind in KINDS}
+        kinds = {APART: (ORDER, WEIGHTS), SIZE: (BOTH, LARGE), ADDED: (BOTH, ORDER, WEIGHTS)}
+        values = [groups[kind] for kind in kinds[contrast]]
+        if any(len(each) < 2 or not np.ptp(each) for each in values):
+            return None
+        return added_ratio(*values) if contrast == ADDED else spread_ratio(*values)
+
+
+def tables(scores: Scores) -> dict[str, pd.DataFrame]:
+    """Return the tables of the study. Shares are fractions of 1, and losses in nats per token.
+
+    `levels`: the score `value` of every run by `size`, `order_seed`, `weight_seed`, `measure`,
+        `step` and `percent` (of training).
+    `spreads`: `mean`, standard deviation `sd` with its interval `low` to `high`, `min`, `max` and
+        number `n` of runs, by `kind` (one of KINDS), `size`, `measure`, `step` and `percent`. From
+        `next_low` to `next_high` is the 95 % prediction interval of one further run.
+    `ratios`: `value`, `low`, `high` of the ratios of standard deviations by `contrast` (APART, SIZE
+        or ADDED), `measure`, `step` and `percent`.
+    `single`: what the spread means for single runs at the end, by `measure` and `kind` (BOTH or
+        LARGE): `differ`, the difference that two runs with different seeds exceed in one case of
+        twenty; `items`, the standard deviation of a run due to the choice of items; and the spread
+        over seeds divided by `items`, `value` with its interval `low` to `high`.
+    `pairs`: `value` of the arrays of `study._pairs`, by `pair`, `which` and `step`.
     """
     import pandas as pd
 
-    scale = scale_named(params.scale)
-    last = scale.steps
-    means = {key: float(values.mean()) for key, values in measured.items()}
-
-    def at(cells: list[Cell], step: int, measure: str) -> np.ndarray:
-        """Return the mean score of each run at a step, float[cells]; NaN if not measured."""
-        return np.array([means.get((cell, step, measure), np.nan) for cell in cells])
-
-    levels, bands, trajectories, effects = [], [], [], []
-    for measure in MEASURES:
-        for step in [last] if measure == "memorized" else params.steps:
-            common = {"measure": measure, "step": step, "percent": 100 * step / last}
-            for cell, value in zip(params.cells, at(params.cells, step, measure), strict=True):
-                where = dict(zip(COLUMNS[:3], cell, strict=True))
-                levels.append(where | common | {"value": value})
-            for kind in KINDS:
-                values = at(params.members(kind), step, measure)
-                values = values[np.isfinite(values)]
-                row = {"kind": kind, **common, "n": len(values)}
-                if len(values) > 1:
-                    e = spread(values)
-                    row |= {"sd": e.value, "low": e.low, "high": e.high}
-                    if kind == "both":
-                        bands.append(common | _band(values, measure) | {"sd": e.value})
-                trajectories.append(row)
-            effects += [common | row for row in _effects(params, measured, step, measure)]
-    grid = params.cells[: params.seeds**2]
-    squares = {
-        measure: at(grid, last, measure).reshape(params.seeds, params.seeds) for measure in MEASURES
+    keys, interval = ["measure", "step", "percent"], ["value", "low", "high"]
+    columns = {
+        "levels": ["size", "order_seed", "weight_seed", *keys, "value"],
+        "spreads": ["kind", "size", *keys, "mean", "sd", "low", "high", "min", "max",
+                    "next_low", "next_high", "n"],
+        "ratios": ["contrast", *keys, *interval],
+        "single": ["measure", "kind", "size", "differ", "items", *interval, "n"],
+        "pairs": ["pair", "which", "step", "value"],
+    }  # fmt: skip
+    rows = {
+        "levels": _levels(scores),
+        "spreads": _spreads(scores),
+        "ratios": _ratios(scores),
+        "single": _single(scores),
+        "pairs": _pair_rows(scores),
     }
-    items = {
-        measure: stacked(measured, grid, last, measure)
+    return {name: pd.DataFrame(rows[name], columns=columns[name]) for name in columns}
+
+
+def _times(scores: Scores) -> list[tuple[int, dict[str, Any]]]:
+    """Return the index of every step, with its keys in a table."""
+    steps = zip(scores.params.steps, scores.percents, strict=True)
+    return [(i, {"step": step, "percent": percent}) for i, (step, percent) in enumerate(steps)]
+
+
+def _levels(scores: Scores) -> list[dict[str, Any]]:
+    return [
+        {"size": cell[0], "order_seed": cell[1], "weight_seed": cell[2], "measure": measure}
+        | time
+        | {"value": scores.of(measure, cell)[i]}
         for measure in MEASURES
-        if measure != "memorized"  # runs of different order read different rows
-    }
-    parts, ratios = _components(squares, items)
-    keys, interval = ["measure", "step", "percent"], ["value", "low", "high", "n"]
-    frames = {
-        "levels": (levels, COLUMNS),
-        "bands": (bands, [*keys, "mean", "low", "high", "sd", "min", "max", "n"]),
-        "trajectories": (trajectories, ["kind", *keys, "sd", "low", "high", "n"]),
-        "components": (parts, ["measure", "kind", *interval]),
-        "ratios": (ratios, ["measure", *interval]),
-        "effects": (effects, [*keys, "seed", *interval]),
-    }
-    return {name: pd.DataFrame(rows, columns=columns) for name, (rows, columns) in frames.items()}
+        for cell in scores.params.cells
+        for i, time in _times(scores)
+        if measure != "memorized" or i == len(scores.params.steps) - 1
+    ]
 
 
-def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
-    """Return mean, low, high, min, max and n of a row of the table `bands`."""
-    e = one_more(values)
-    low, high = (e.low, e.high) if np.ptp(values) else (np.nan, np.nan)
-    if measure != "loss":  # shares lie in 0..1
-        low, high = np.clip([low, high], 0, 1)
-    ends = {"min": values.min(), "max": values.max()}
-    return {"mean": e.value, "low": low, "high": high, **ends, "n": len(values)}
+def _spreads(scores: Scores) -> list[dict[str, Any]]:
+    rows = []
+    for kind in KINDS:
+        size = scores.params.members(kind)[0][0]
+        for measure in MEASURES:
+            for i, time in _times(scores):
+                values = scores.at(measure, kind, i)
+                if len(values) < 2:
+                    continue
+                e, more = spread(values), one_more(values)
+                rows.append(
+                    {"kind": kind, "size": size, "measure": measure, **time, "n": len(values),
+                     "mean": values.mean(), "sd": e.value, "low": e.low, "high": e.high,
+                     "min": values.min(), "max": values.max(), "next_low": more.low,
+                     "next_high": more.high}
+                )  # fmt: skip
+    return rows
 
 
-def _effects(params: Params, measured: Measured, step: int, measure: str) -> list[dict[str, Any]]:
-    """Return rows of the table `effects` for a step and measure: one per seed, then the mean."""
-    rows, changes = [], []
-    for seed in params.seed_values:
-        twins = [measured.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]
-        row: dict[str, Any] = {"seed": str(seed)}
-        if twins[0] is not None and twins[1] is not None:
-            row["value"] = twins[1].mean() - twins[0].mean()
-            changes.append(row["value"])
-            if measure != "memorized":  # twins read different rows, so items cannot be paired
-                exact = measure == "last_word"
-                change = (twins[1] - twins[0])[None]
-                e = estimate(change, params.bootstrap, change=True, exact=exact)
-                row |= e.interval() | {"n": e.n_items}
-        rows.append(row)
-    mean: dict[str, Any] = {"seed": "mean", "n": len(changes)}
-    if changes:
-        mean["value"] = np.mean(changes)
-    if len(changes) > 1 and np.ptp(changes):
-        mean |= mean_over(changes).interval()
-    return [*rows, mean]
+def _ratios(scores: Scores) -> list[dict[str, Any]]:
+    return [
+        {"contrast": contrast, "measure": measure, **time, **e.interval()}
+        for contrast in (APART, SIZE, ADDED)
+        for measure in MEASURES
+        for i, time in _times(scores)
+        if (e := scores.ratio(contrast, measure, i))
+    ]
 
 
-def _components(
-    squares: dict[str, np.ndarray], items: dict[str, np.ndarray | None]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of the tables `components` and `ratios`.
+def _single(scores: Scores) -> list[dict[str, Any]]:
+    rows = []
+    for kind in (BOTH, LARGE):
+        size = scores.params.members(kind)[0][0]
+        for measure in MEASURES:
+            values = scores.at(measure, kind)
+            if len(values) < 2:
+                continue
+            row = {"measure": measure, "kind": kind, "size": size, "n": len(values)}
+            row |= {"differ": largest_difference(values), "items": math.nan}
+            items = scores.items(measure, kind)
+            if items is not None:
+                excess = excess_over_item_noise(items)
+                row |= {"items": items_error(items).value, **(excess.interval() if excess else {})}
+            rows.append(row)
+    return rows
 
-    `squares` maps a measure to mean scores, float[order seeds, weight seeds], and `items` maps a
-    measure to scores of items, float[runs, items].
-    """
-    parts, ratios = [], []
-    for measure, square in squares.items():
-        if np.isnan(square).any() or not np.ptp(square):
-            continue
-        each = {**components(square), "both": spread(np.diag(square))}
-        if items.get(measure) is not None:
-            each["items"] = items_error(items[measure])
-        parts += [
-            {"measure": measure, "kind": kind, **e.interval(), "n": e.n_seeds}
-            for kind, e in each.items()
-        ]
-        if ratio := order_to_weights(square):
-            ratios.append({"measure": measure, **ratio.interval(), "n": ratio.n_seeds})
-    return parts, ratios
+
+def _pair_rows(scores: Scores) -> list[dict[str, Any]]:
+    steps = scores.params.weight_steps
+    return [
+        {"pair": pair, "which": which, "step": step, "value": value}
+        for which in ("own", "apart", "loss", "descent")
+        for (pair,), array in scores.measured.under(which)
+        for step, value in zip(steps, array, strict=True)
+    ]

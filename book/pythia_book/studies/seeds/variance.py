@@ -1,9 +1,8 @@
-"""Computes how much values vary over training seeds: spreads, their components, and intervals.
+"""Computes how much values vary over training seeds: spreads, their ratios, and intervals.
 
-Values over seeds are assumed to be normally distributed. Runs with every pair of seeds are a
-two-way layout without replication, x = mean + order + weights + rest. Components have
-Williams-Tukey intervals (nearly exact, slightly wide). Ratios of mean squares have F intervals. The
-interval of the distance of one run from the mean of the others is from the noncentral t.
+Values over seeds are assumed to be normally distributed. Standard deviations have chi-square
+intervals, and ratios of standard deviations F intervals. The interval of the distance of one run
+from the mean of the others is from the noncentral t.
 
 All intervals are 95 % intervals. With few seeds they are wide: with three runs, the upper end for a
 standard deviation is twelve times the lower end.
@@ -81,52 +80,47 @@ def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
     return tuple(0.0 if square <= noise * grid.size else float(square) for square in squares)
 
 
-def components(grid: np.ndarray) -> dict[str, Estimate]:
-    """Split the variation between runs into the parts "order", "weights" and "rest".
+def spread_ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
+    """Return the standard deviation of `above` divided by that of `below`, with its F interval.
 
-    Each part is a standard deviation with an interval. The rest is the interaction of order and
-    weights, plus the noise of single runs. `grid` has scores, float[order seeds, weight seeds].
+    The two are float[seeds] of independent runs. One run in common, as the centre of two lines of
+    seeds is, correlates the two variances so little that the interval keeps its coverage.
+
+    Raises:
+        DataError: fewer than two values, a value is not finite, or `below` does not vary.
     """
-    grid = _checked(grid, 2, "a grid of seeds")
-    orders, weights = grid.shape
-    by_order, by_weights, rest = _mean_squares(grid)
-    df = (orders - 1) * (weights - 1)
-    return {
-        "order": _component(by_order, rest, orders - 1, df, weights, grid.size),
-        "weights": _component(by_weights, rest, weights - 1, df, orders, grid.size),
-        "rest": _root(rest, df, grid.size),
-    }
+    one, other = _checked(above, 1, "values over seeds"), _checked(below, 1, "values over seeds")
+    if not other.any():
+        raise DataError(f"all {len(other)} values are equal, so nothing can be divided by their sd")
+    n = len(one) + len(other)
+    return _ratio(one.var(ddof=1) / other.var(ddof=1), len(one) - 1, len(other) - 1, n)
 
 
-def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) -> Estimate:
-    """Return the standard deviation due to one kind of seed, with its Williams-Tukey interval.
+def added_ratio(both: np.ndarray, order: np.ndarray, weights: np.ndarray) -> Estimate:
+    """Return the sd of runs in which both seeds vary, divided by what adding up would give.
 
-    Args:
-        ms: the mean square between seeds of this kind, with `df` degrees of freedom.
-        rest: the residual mean square, with `df_rest` degrees of freedom.
-        per: the number of runs with each seed of this kind.
+    If order and weights contributed independently of each other, the variance with both seeds
+    varied would be the sum of the variances with one varied, and the ratio 1. The ratio is
+    the root of 1/2 if any change of a seed has all the effect that both changes have. The
+    F interval has Satterthwaite's degrees of freedom for the sum. Arguments: float[seeds] each.
     """
-    from scipy.stats import chi2, f
+    groups = [_checked(each, 1, "values over seeds") for each in (both, order, weights)]
+    top, *parts = (float(each.var(ddof=1)) for each in groups)
+    df, *dfs = (len(each) - 1 for each in groups)
+    below = sum(part**2 / each for part, each in zip(parts, dfs, strict=True))
+    return _ratio(top / sum(parts), df, sum(parts) ** 2 / below, sum(map(len, groups)))
 
-    ends = [ms - rest]
-    for q in (HIGH, LOW):
-        ends.append(df * (ms - f.ppf(q, df, df_rest) * rest) / chi2.ppf(q, df))
-    return Estimate(*(float(math.sqrt(max(end, 0) / per)) for end in ends), 1, n, df)
 
+def largest_difference(values: np.ndarray) -> float:
+    """Return what two further runs with different seeds differ by at most, in 95 % of cases.
 
-def order_to_weights(grid: np.ndarray) -> Estimate | None:
-    """Return the spread over order seeds divided by the spread over weight seeds.
-
-    A spread is the standard deviation of mean scores, with one mean per seed. The result has an F
-    interval. Return None if a spread is 0. `grid` is as in `components`.
+    The difference of two runs, divided by the root of 2 and the standard deviation of `values`,
+    float[seeds], has Student's t distribution.
     """
-    grid = _checked(grid, 2, "a grid of seeds")
-    by_order, by_weights, _ = _mean_squares(grid)
-    if not by_order or not by_weights:
-        return None
-    # Divided by the number of runs per mean, the mean squares become variances of means.
-    ratio = by_order / grid.shape[1] / (by_weights / grid.shape[0])
-    return _ratio(ratio, grid.shape[0] - 1, grid.shape[1] - 1, grid.size)
+    from scipy.stats import t
+
+    n = len(_checked(values, 1, "values over seeds"))
+    return float(t.ppf(HIGH, n - 1) * math.sqrt(2) * np.std(values, ddof=1))
 
 
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
@@ -143,7 +137,7 @@ def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
     return _ratio(by_seed / rest, seeds - 1, (seeds - 1) * (items - 1), seeds) if rest else None
 
 
-def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
+def _ratio(ratio: float, df: int, df_below: float, n: int) -> Estimate:
     """Return the square root of a ratio of two mean squares, with its F interval.
 
     The mean squares have `df` and `df_below` degrees of freedom, and `n` is the number of runs.
