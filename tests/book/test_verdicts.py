@@ -14,7 +14,7 @@ from pythia_book.stats import Estimate, estimate, exact_share, mean_over
 from pythia_book.studies.seeds.variance import (
     distance_in_sds,
     excess_over_item_noise,
-    order_to_weights,
+    spread_ratio,
 )
 from pythia_book.verdicts import (
     Claim,
@@ -179,8 +179,7 @@ def f_ratio(rng: np.random.Generator, sd: float, runs: int = 4, items: int = 50)
 
 
 def log_ratio(rng: np.random.Generator) -> Estimate:
-    orders, weights, rest = (rng.normal(size=shape) for shape in ((3, 1), (1, 3), (3, 3)))
-    ratio = order_to_weights(orders + weights + 0.1 * rest)
+    ratio = spread_ratio(rng.normal(size=3), rng.normal(size=3))
     return ratio.mapped(math.log, math.exp)
 
 

@@ -99,7 +99,7 @@ def claims(
             ours=rises(
                 _distance(scores, neighbour),
                 "standard deviations over seeds",
-                f"{seeds} and one run of {params.neighbour}; {both}",
+                f"{seeds} and one run of {params.neighbour_size}; {both}",
                 ENOUGH,
                 f"difference of held-out loss; single runs have the right order 97.5 % of the time "
                 f"from {ENOUGH:.1f} on{_head_widths(params)}",
@@ -165,7 +165,7 @@ def _excess(scores: Scores, measure: str) -> Estimate | None:
 
 def _head_widths(params: Params) -> str:
     """Return the end of a note on the head widths of the two sizes; "" if the widths are equal."""
-    sizes = (params.size, params.neighbour)
+    sizes = (params.size, params.neighbour_size)
     one, other = (size_named(size).d_model // size_named(size).n_heads for size in sizes)
     if one == other:
         return ""

@@ -24,6 +24,7 @@ STYLES: dict[str, dict[str, Any]] = {
     BOTH: {"linestyle": "-", "marker": "o"},
     LARGE: {"linestyle": "-", "marker": "D"},
 }
+BAND = "bands: \N{PLUS-MINUS SIGN} 2 sd"
 NO_SPREAD = "not measured,\nor no run differs\nfrom another"
 
 
@@ -39,8 +40,7 @@ def _labels(result: Result) -> dict[str, str]:
 
 
 def _colour(result: Result, kind: str) -> str:
-    params = result.params
-    return size_colour(params.large_size if kind == LARGE else params.size)
+    return size_colour(result.params.size_of(kind))
 
 
 def _counts(result: Result) -> str:
@@ -57,7 +57,7 @@ def curves(result: Result) -> Drawing:
     """Draw how far the held-out loss of each run is from the mean of its group, over training.
 
     Runs of a group differ in the order seed, in the weight seed, or in both; the last panel shows
-    the larger size. Bands are where one more run is expected. All panels share a y axis.
+    the larger size. Bands are two standard deviations either way. All panels share a y axis.
     """
     import pandas as pd
 
@@ -66,24 +66,24 @@ def curves(result: Result) -> Drawing:
     labels, numbers, seeds = _labels(result), [], ["order_seed", "weight_seed"]
     # at first, runs differ too much to share an axis with the rest
     late = levels[levels.step >= levels.step.max() / 10]
-    with style.canvas(result, 4, 2.7, _counts(result)) as (figure, axes):
+    with style.canvas(result, 4, 2.7, _counts(result), BAND) as (figure, axes):
         largest = 0.0
         for ax, kind in zip(axes, (ORDER, WEIGHTS, BOTH, LARGE), strict=True):
             ax.set(title=labels[kind], xlabel="% of training")
             group = pd.DataFrame(result.params.members(kind), columns=["size", *seeds])
             wide = late.merge(group).pivot(index="percent", columns=seeds, values="value")
             if wide.shape[1] < 2:
-                style.say(ax, "one run")
+                style.say(ax, "fewer than\ntwo runs")
                 continue
             away, colour = wide.sub(wide.mean(axis=1), axis=0), _colour(result, kind)
             for order, weights in away:
                 name = f"order seed {order}, weight seed {weights}"
                 ax.plot(away.index, away[order, weights], color=colour, linewidth=0.9, label=name)
             band = style.rows_where(spreads, kind=kind).set_index("percent").loc[away.index]
-            low, high = band.next_low - band["mean"], band.next_high - band["mean"]
-            ax.fill_between(away.index, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(away.index, -2 * band.sd, 2 * band.sd, color=colour, alpha=0.15,
+                            linewidth=0)  # fmt: skip
             style.reference(ax, 0)
-            largest = max(largest, float(np.abs([low, high]).max()))
+            largest = max(largest, 2 * band.sd.max(), away.abs().to_numpy().max())
             numbers.append(f"{labels[kind]} {number_text(float(np.ptp(away.iloc[-1])))}")
         for i, ax in enumerate(axes):
             ax.set_ylim(*padded_limits(-largest, largest, 1e-3))

@@ -8,15 +8,15 @@ from typing import ClassVar
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import scale_named, size_name, suite_configs
+from pythia_core.suite import scale_named, suite_configs
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
-from pythia_core.training.schedule import LOG_STEPS, checkpoint_steps
+from pythia_core.training.schedule import checkpoint_steps
 
 STUDY = "seeds"
 AFTER = ("suite",)
 """Studies to run first: they train runs that this study uses."""
-MEASURING = MeasuringCost(heldout=26, rows=1.0)
+MEASURING = MeasuringCost(heldout=20, rows=1.0)
 SUITE_SEED = 1234
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """The evenly spaced checkpoints that are measured."""
@@ -48,10 +48,10 @@ class Params(StudyParams):
     """Number of runs of the smaller size in which both seeds vary, the suite's run included."""
     apart_seeds: int = 4
     """Number of runs of the smaller size in which one seed varies, the suite's run included."""
-    largest_seeds: int = 1
+    largest_seeds: int = 0
     """Number of runs of the larger size in which both seeds vary, the suite's run included."""
 
-    WHOLE: ClassVar = {"seeds": (2, 100), "apart_seeds": (3, 100), "largest_seeds": (1, 100)}
+    WHOLE: ClassVar = {"seeds": (2, 100), "apart_seeds": (3, 100), "largest_seeds": (0, 100)}
     DEFAULT_SIZES: ClassVar = {"smoke": "7k,25k", "laptop": "25k,600k", "gpu": "1.2m,19m"}
 
     def check(self) -> None:
@@ -72,14 +72,18 @@ class Params(StudyParams):
         return self.size_list[1]
 
     @property
-    def neighbour(self) -> str:
+    def neighbour_size(self) -> str:
         """The next larger size of the scale; for sizes of other scales, `large_size`."""
         sizes = scale_named(self.scale).sizes
         at = sizes.index(self.size) + 1 if self.size in sizes else len(sizes)
         return sizes[at] if at < len(sizes) else self.large_size
 
+    def size_of(self, kind: str) -> str:
+        """Return the size of the runs of a group, one of KINDS."""
+        return self.large_size if kind == LARGE else self.size
+
     def members(self, kind: str) -> list[Cell]:
-        """Return the runs of a group, one of KINDS. The first run is the suite's."""
+        """Return the runs of a group, one of KINDS; the first one, if any, is the suite's."""
         first = SUITE_SEED
         return {
             ORDER: [(self.size, s, first) for s in seed_values(self.apart_seeds)],
@@ -102,9 +106,8 @@ class Params(StudyParams):
 
     @property
     def weight_steps(self) -> list[int]:
-        """The steps at which weights are compared: 0, the powers of two up to 512, and the last."""
-        last = scale_named(self.scale).steps
-        return [*(s for s in LOG_STEPS if s < last), last]
+        """The steps at which weights are compared."""
+        return [0, *self.steps]
 
     def config(self, cell: Cell) -> RunConfig:
         """Return the config of a run."""
@@ -116,19 +119,18 @@ class Params(StudyParams):
 
 def seed_values(n: int) -> tuple[int, ...]:
     """Return n seeds: 1234, which is the suite's, then 1, 2, ..."""
-    return (SUITE_SEED, *range(1, n))
+    return (SUITE_SEED, *range(1, n))[:n]
 
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of all runs that the study uses."""
-    neighbours = suite_configs(params.scale, [params.neighbour], ["standard"])
+    neighbours = suite_configs(params.scale, [params.neighbour_size], ["standard"])
     return [*map(params.config, params.cells), *neighbours.values()]
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints of `run` that this study reads; another study may train the run."""
-    early = {*EARLY, *(params.weight_steps if size_name(run.model) == params.size else ())}
-    return kept_at(run, standard=INDICES) | Keep(frozenset(early))
+    return kept_at(run, standard=INDICES) | Keep(frozenset((0, *EARLY)))
 
 
 def wheels(params: Params) -> tuple[str, ...]:

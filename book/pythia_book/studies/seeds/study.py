@@ -88,9 +88,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     from pythia_book.studies.registry import train_all
 
     configs: dict[Any, RunConfig] = {cell: params.config(cell) for cell in params.cells}
-    configs |= suite_configs(params.scale, [params.neighbour], ["standard"])
+    configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
     trained = train_all(params, configs, progress)
-    neighbour = trained[params.neighbour, "standard"]
+    neighbour = trained[params.neighbour_size, "standard"]
     runs: dict[Cell, Run] = {cell: trained[cell] for cell in params.cells}
     first = runs[params.cells[0]]
     last = first.config.train.steps
@@ -272,7 +272,7 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
     numbers: dict[str, Any] = {
         "size": params.size,
         "large_size": params.large_size,
-        "neighbour": params.neighbour,
+        "neighbour": params.neighbour_size,
         "n_seeds": params.seeds,
         "n_apart": params.apart_seeds,
         "n_largest": params.largest_seeds,

@@ -20,7 +20,6 @@ from pythia_book.studies.seeds.variance import (
     excess_over_item_noise,
     items_error,
     largest_difference,
-    one_more,
     spread,
     spread_ratio,
 )
@@ -108,9 +107,8 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
 
     `levels`: the score `value` of every run by `size`, `order_seed`, `weight_seed`, `measure`,
         `step` and `percent` (of training).
-    `spreads`: `mean`, standard deviation `sd` with its interval `low` to `high`, `min`, `max` and
-        number `n` of runs, by `kind` (one of KINDS), `size`, `measure`, `step` and `percent`. From
-        `next_low` to `next_high` is the 95 % prediction interval of one further run.
+    `spreads`: `mean`, standard deviation `sd` with its interval `low` to `high`, and number `n`
+        of runs, by `kind` (one of KINDS), `size`, `measure`, `step` and `percent`.
     `ratios`: `value`, `low`, `high` of the ratios of standard deviations by `contrast` (APART, SIZE
         or ADDED), `measure`, `step` and `percent`.
     `single`: what the spread means for single runs at the end, by `measure` and `kind` (BOTH or
@@ -124,12 +122,11 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
     keys, interval = ["measure", "step", "percent"], ["value", "low", "high"]
     columns = {
         "levels": ["size", "order_seed", "weight_seed", *keys, "value"],
-        "spreads": ["kind", "size", *keys, "mean", "sd", "low", "high", "min", "max",
-                    "next_low", "next_high", "n"],
+        "spreads": ["kind", "size", *keys, "mean", "sd", "low", "high", "n"],
         "ratios": ["contrast", *keys, *interval],
         "single": ["measure", "kind", "size", "differ", "items", *interval, "n"],
         "pairs": ["pair", "which", "step", "value"],
-    }  # fmt: skip
+    }
     rows = {
         "levels": _levels(scores),
         "spreads": _spreads(scores),
@@ -161,18 +158,16 @@ def _levels(scores: Scores) -> list[dict[str, Any]]:
 def _spreads(scores: Scores) -> list[dict[str, Any]]:
     rows = []
     for kind in KINDS:
-        size = scores.params.members(kind)[0][0]
+        size = scores.params.size_of(kind)
         for measure in MEASURES:
             for i, time in _times(scores):
                 values = scores.at(measure, kind, i)
                 if len(values) < 2:
                     continue
-                e, more = spread(values), one_more(values)
+                e = spread(values)
                 rows.append(
                     {"kind": kind, "size": size, "measure": measure, **time, "n": len(values),
-                     "mean": values.mean(), "sd": e.value, "low": e.low, "high": e.high,
-                     "min": values.min(), "max": values.max(), "next_low": more.low,
-                     "next_high": more.high}
+                     "mean": values.mean(), "sd": e.value, "low": e.low, "high": e.high}
                 )  # fmt: skip
     return rows
 
@@ -190,7 +185,7 @@ def _ratios(scores: Scores) -> list[dict[str, Any]]:
 def _single(scores: Scores) -> list[dict[str, Any]]:
     rows = []
     for kind in (BOTH, LARGE):
-        size = scores.params.members(kind)[0][0]
+        size = scores.params.size_of(kind)
         for measure in MEASURES:
             values = scores.at(measure, kind)
             if len(values) < 2:

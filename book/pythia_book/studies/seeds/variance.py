@@ -11,7 +11,6 @@ standard deviation is twelve times the lower end.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -39,13 +38,6 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
         raise DataError(f"{name}: {n_bad} of {values.size} values are not finite")
     # A common shift changes no spread, and without it equal values differ by exactly 0.
     return values - values.flat[0]
-
-
-def one_more(values: np.ndarray) -> Estimate:
-    """Return the mean over seeds, with the interval in which a run of one more seed is expected."""
-    e = mean_over(values)
-    half = (e.high - e.value) * math.sqrt(e.n_seeds + 1)
-    return replace(e, low=e.value - half, high=e.value + half)
 
 
 def spread(values: np.ndarray) -> Estimate:

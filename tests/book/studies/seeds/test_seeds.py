@@ -11,33 +11,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book import records
-from pythia_book.measurements import LanguageMeasurement
+from pythia_book import records, seed_spread
 from pythia_book.studies.seeds import figures
 from pythia_book.studies.seeds import study as seeds
-from pythia_book.studies.seeds.claims import claims as study_claims
 from pythia_book.studies.seeds.claims import map_agreement
-from pythia_book.studies.seeds.study import Params
-from pythia_book.studies.seeds.tables import Measured
-from pythia_book.studies.seeds.tables import tables as study_tables
+from pythia_book.studies.seeds.params import BOTH, KINDS, LARGE, ORDER, WEIGHTS, Params
+from pythia_book.studies.seeds.tables import ITEMS, MEASURES
+from pythia_book.study import Measurements, Result, name_of
 from pythia_book.verdicts import judge
 
-from pythia_core.errors import ConfigError
-from pythia_core.suite import DATA_ARMS, suite_configs
-from pythia_core.training.runs import find_or_train_all
+from pythia_core.errors import CheckpointError, ConfigError
+from pythia_core.suite import suite_configs
+from pythia_core.training.runs import find_or_train_all, verify
+
+FEW = {"seeds": 3, "apart_seeds": 3, "largest_seeds": 2}
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"seeds": 1}, r"seeds must be a whole number in 2\.\.10, got 1"),
-        ({"seeds": 11}, r"seeds must be a whole number in 2\.\.10, got 11"),
-        ({"sizes": "7k,25k"}, "means 2 sizes"),
-        ({"sizes": "7m"}, "unknown size"),
-        ({"neighbour": "25k"}, "one size other than '25k'"),
-        ({"neighbour": "7k,13k"}, "must be one size"),
-        ({"sizes": "70m"}, "not among the sizes.*set neighbour"),
-        ({"bootstrap": 3}, "bootstrap must be"),
+        ({"seeds": 1}, r"seeds must be a whole number in 2\.\.100, got 1"),
+        ({"apart_seeds": 2}, r"apart_seeds must be a whole number in 3\.\.100, got 2"),
+        ({"sizes": "7k"}, "must be two sizes"),
+        ({"sizes": "7m,9m"}, "unknown size"),
         ({"scale": "huge"}, "scale"),
     ],
 )
@@ -46,20 +42,26 @@ def test_bad_parameters_are_refused(given: dict, words: str) -> None:
         Params(**given)
 
 
-def test_the_neighbour_is_the_next_larger_size() -> None:
-    assert (Params().size, Params().neighbour_size) == ("25k", "38k")
-    largest = Params(sizes="600k")
-    assert (largest.neighbour_size, largest.size_is_smaller) == ("310k", False)
-    assert Params(sizes="70m", neighbour="160m").size_is_smaller
+def test_the_two_sizes_and_their_neighbour() -> None:
+    params = Params()
+    assert (params.size, params.large_size, params.neighbour_size) == ("25k", "600k", "38k")
+    assert Params(sizes="310k,600k").neighbour_size == "600k"
+    assert Params(sizes="70m,160m").neighbour_size == "160m"
+    assert Params("gpu-short").large_size in Params("gpu").size_list
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
-def test_the_first_runs_are_the_suite_s_own(scale: str) -> None:
-    params = Params(scale)
-    for (_, arm), config in suite_configs(scale, [params.size]).items():
-        assert params.config(1234, 1234, arm) == config
-        assert (1234, 1234, arm) in params.cells
-    assert len(set(params.cells)) == len(params.cells) == 12
+def test_runs_differ_from_the_suite_s_in_seeds_alone(scale: str) -> None:
+    params = Params(scale, seeds=10, apart_seeds=10, largest_seeds=3)
+    for size in params.size_list:
+        (suite,) = suite_configs(scale, [size], ["standard"]).values()
+        assert params.config((size, 1234, 1234)) == suite
+    assert len(params.cells) == len(set(params.cells)) == 10 + 9 + 9 + 3
+    for kind in KINDS:
+        orders, weights = ({cell[i] for cell in params.members(kind)} for i in (1, 2))
+        n = len(params.members(kind))
+        assert len(orders) == (1 if kind == WEIGHTS else n)
+        assert len(weights) == (1 if kind == ORDER else n)
 
 
 # --- claims on planted numbers ---------------------------------------------------------------
@@ -67,109 +69,115 @@ def test_the_first_runs_are_the_suite_s_own(scale: str) -> None:
 N = 60
 
 
-def planted(
-    params: Params,
-    sd: float = 0.0,
-    change: float = 0.0,
-    order: float = 0.0,
-    weights: float = 0.0,
-    shift: float = 0.0,
-) -> Measured:
-    """Values at the last checkpoint with planted spreads over seeds and effect of deduplication.
-
-    `change` is that effect, `sd` its spread; `shift` is the spread of the feminine share.
-    """
+def planted(params: Params, items: float = 0.001, share: float = 0.1, **sd: float) -> Measurements:
+    """Scores at the end, with a planted spread of the loss for each kind of run (default 0.02)."""
     rng = np.random.default_rng(1)
-    items = rng.normal(5, 1, N)
-    last = params.steps[-1]
-    draw = {kind: np.linspace(-1, 1, params.seeds) for kind in ("order", "weights", "twin")}
-    found: Measured = {}
-    for cell in params.cells:
-        i, j = (params.seed_values.index(seed) for seed in cell[:2])
-        own = rng.normal(0, 0.001, N)
-        loss = items + order * draw["order"][i] + weights * draw["weights"][j] + own
-        share = 0.3 + shift * draw["twin"][i] + rng.normal(0, 0.01, N)
-        right, memorized = (rng.random(N) < 0.5).astype(float), np.zeros(N)
-        memorized[: 6 + i] = 1
-        if cell[2] == "deduplicated":
-            loss = loss + change + sd * draw["twin"][i]
-            memorized[: 6 - i % 2] = 0
-        values = {"loss": loss, "last_word": right, "feminine_share": share}
-        found |= {(cell, last, name): v for name, v in (values | {"memorized": memorized}).items()}
-    return found
+    rows = rng.normal(5, 1, N)
+    arrays = {
+        name_of("mean", measure, *cell): np.full(len(params.steps), np.nan)
+        for measure in MEASURES
+        for cell in params.cells
+    }
+    for kind in (LARGE, BOTH, ORDER, WEIGHTS):
+        members = params.members(kind)
+        for cell, z in zip(members, np.linspace(-1, 1, len(members)), strict=True):
+            loss = rows + sd.get(kind, 0.02) * z + rng.normal(0, items, N)
+            feminine = 0.3 + share * z + rng.normal(0, 0.01, N)
+            right = rng.random(N) < 0.5
+            for measure, values in zip(ITEMS, (loss, right, feminine), strict=True):
+                arrays[name_of("items", measure, *cell)] = values.astype(ITEMS[measure])
+                arrays[name_of("mean", measure, *cell)][-1] = values.mean()
+            arrays[name_of("mean", "memorized", *cell)][-1] = 0.1 + 0.01 * z
+    score = {"sound": 300.0, "decoupled": 0.5}
+    for pair in ("sound", "decoupled"):
+        for which in ("own", "apart", "loss", "descent"):
+            arrays[name_of(which, pair)] = np.full(len(params.weight_steps), score[pair])
+    return Measurements(arrays, {"neighbour_loss": 4.0, "gaps": 0})
 
 
 CLAIMS = {
-    "loss": "higher held-out loss",
-    "words": "last word",
     "order": "comparably",
     "states": "same states",
+    "size": "of 25k",
     "sizes": "right order",
-    "memory": "memorize less",
-    "twins": "effect of deduplication",
+    "loss": "held-out loss differs",
     "gender": "feminine share",
+    "decoupled": "another run's initial weights",
     "scores": "scores of seed 0",
 }
 """Name -> words of a claim."""
 
 
 def verdicts(
-    found: Measured,
-    params: Params,
-    neighbour: float | None = 4.0,
-    released: dict[str, pd.DataFrame] | None = None,
+    params: Params, measured: Measurements, released: dict[str, pd.DataFrame] | None = None
 ) -> dict[str, str]:
-    tables = study_tables(params, found)
-    rows = judge(study_claims(params, found, tables, neighbour, released or {}))
+    _, _, claims = seeds.analyse(params, measured, released or {})
     return {
         name: (row["ours"] or row["released"])["verdict"]
         for name, words in CLAIMS.items()
-        for row in rows
+        for row in judge(claims)
         if words in row["claim"]
     }
 
 
 def test_claims_hold_or_fail_with_the_data() -> None:
-    params = Params("smoke", seeds=5, bootstrap=200)
-    clear = verdicts(planted(params, 0.01, -0.2, 0.02, 0.02, 0.1), params)
-    assert clear == {
-        "loss": "reproduced",
-        "words": "not resolved",  # 60 sentences and five seeds say little
-        "order": "not resolved",  # five seeds are too few to show similarity
+    params = Params("smoke", seeds=10, apart_seeds=10, largest_seeds=10)
+    assert verdicts(params, planted(params, large=0.002)) == {
+        "order": "reproduced",
         "states": "not testable here",
+        "size": "holds",
         "sizes": "holds",
-        "memory": "reproduced",
-        "twins": "holds",
+        "loss": "holds",
         "gender": "holds",
+        "decoupled": "holds",
         "scores": "not testable here",
     }
-    many = Params("smoke", seeds=10, bootstrap=100)
-    vague = verdicts(planted(many, 0.3, -0.05, 5, 0.02, 0), many)
-    assert vague["sizes"] == "does not hold"
-    assert vague["loss"] == vague["words"] == "not resolved"
-    assert vague["order"] == "contradicted"
-    assert vague["gender"] == "not resolved"
-    assert verdicts(planted(params, 0.01, 0.2), params)["loss"] == "contradicted"
-    assert verdicts(planted(many, order=0.02, weights=0.02), many)["order"] == "reproduced"
+    other = planted(params, share=0.0, items=2.0, order=5, weights=0.01, both=50.0, large=900.0)
+    found = verdicts(params, other)
+    assert found["order"] == "contradicted" and found["size"] == "does not hold"
+    assert found["sizes"] == "does not hold" and found["gender"] == "not resolved"
+    few = Params("smoke", **FEW)
+    assert verdicts(few, planted(few))["order"] == "not resolved"
 
 
-def test_the_note_on_neighbouring_sizes_tells_that_their_heads_differ() -> None:
-    differ = Params("gpu", "4.7m", seeds=2)  # 32 dims, and 64 in its neighbour 7.4m
-    for params, told in ((differ, True), (Params("smoke", seeds=2), False)):
-        rows = study_claims(params, {}, study_tables(params, {}), None, {})
-        (note,) = (row.ours.note for row in rows if CLAIMS["sizes"] in row.text)
-        assert ("width of their heads" in note) == told
+def test_a_decoupled_pair_that_is_not_told_fails_the_check() -> None:
+    params = Params("smoke", **FEW)
+    for pair, score in (("sound", 2.0), ("decoupled", 7.0)):
+        measured = planted(params)
+        measured.arrays[name_of("descent", pair)][-1] = score
+        assert verdicts(params, measured)["decoupled"] == "does not hold"
 
 
-def test_gaps_and_a_missing_neighbour_leave_claims_untested() -> None:
-    params = Params("smoke", bootstrap=200)
-    found = planted(params, 0.01, 0.1, 0.02, 0.02)
-    assert verdicts(found, params, neighbour=None)["sizes"] == "not testable here"
-    cell = params.cells[0]
-    kept = {key: values for key, values in found.items() if key[0] != cell}
-    lost = verdicts(kept, params)
-    assert lost["order"] == lost["twins"] == lost["gender"] == "not testable here"
-    assert set(verdicts({}, params).values()) == {"not testable here"}
+def test_missing_measurements_leave_claims_untested() -> None:
+    params = Params("smoke", **FEW)
+    measured = planted(params)
+    for name in measured.arrays:
+        if name.startswith("mean/loss"):
+            measured.arrays[name][:] = np.nan
+    lost = {name: a for name, a in measured.arrays.items() if not name.startswith("items/")}
+    lost |= {name: np.full_like(a, np.nan) for name, a in lost.items() if "descent" in name}
+    found = verdicts(params, Measurements(lost, {"neighbour_loss": None, "gaps": 9}))
+    assert set(found.values()) == {"not testable here"}
+
+
+def test_without_runs_of_the_larger_size_there_is_one_spread() -> None:
+    params = Params("smoke")
+    tables, values, _ = seeds.analyse(params, planted(params), {})
+    assert set(tables["spreads"].kind) == {ORDER, WEIGHTS, BOTH}
+    assert values["loss_sd_large"] is None and values["loss_ratio_size"] is None
+    assert verdicts(params, planted(params))["size"] == "not testable here"
+    result = Result("seeds", params, tables, values, [], planted(params), {}, 0.0)
+    for draw in (figures.curves, figures.spreads, figures.apart):
+        assert "<svg" in draw(result).svg
+
+
+def test_other_studies_read_the_spread_of_both_sizes() -> None:
+    params = Params("smoke", **FEW)
+    tables, _, _ = seeds.analyse(params, planted(params), {})
+    assert {*seed_spread.COLUMNS, "kind"} <= {*tables["spreads"].columns}
+    measured = tables["spreads"].groupby("kind")["size"].first()
+    assert (measured[BOTH], measured[LARGE]) == params.size_list
+    assert set(seed_spread.SHARES) == {m for m, about in MEASURES.items() if about.factor == 100}
 
 
 def maps(noise: float = 0.0) -> dict[str, pd.DataFrame]:
@@ -190,11 +198,10 @@ def test_the_training_maps_are_shown_without_a_verdict() -> None:
     e = map_agreement(maps()["training_maps"])
     assert e.value == pytest.approx(100 * (21 + 7 * 0.75) / 28)  # 28 pairs of eight runs
     assert e.low < e.value < e.high <= 100
-    params = Params("smoke", bootstrap=200)
-    found = planted(params)
-    assert verdicts(found, params, released=maps())["scores"] == "holds"
-    assert verdicts(found, params, released=maps(2.0))["scores"] == "does not hold"
-    assert verdicts(found, params, released=maps())["states"] == "not testable here"
+    params = Params("smoke", **FEW)
+    assert verdicts(params, planted(params), maps())["scores"] == "holds"
+    assert verdicts(params, planted(params), maps(2.0))["scores"] == "does not hold"
+    assert verdicts(params, planted(params), maps())["states"] == "not testable here"
 
 
 # --- the whole -------------------------------------------------------------------------------
@@ -206,58 +213,67 @@ def weights_hash(run) -> str:
 
 
 @pytest.mark.wheels
-def test_weight_seeds_share_weights_and_order_seeds_share_batches(tmp_path, monkeypatch) -> None:
+def test_runs_share_weights_and_batches_and_a_lost_checkpoint_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
     monkeypatch.setattr(records, "recorded_folder", lambda study: None)
-    params = Params("smoke", seeds=2, bootstrap=200)
-    own = find_or_train_all(suite_configs("smoke", ["7k"]), progress=False)
-    trained = {arm: (own["7k", arm].folder / "done.json").stat().st_mtime_ns for arm in DATA_ARMS}
+    params = Params("smoke", **FEW)
+    own = find_or_train_all(suite_configs("smoke", ["7k"], ["standard"]), progress=False)
+    done = own["7k", "standard"].folder / "done.json"
+    trained = done.stat().st_mtime_ns
     result = seeds.run(params, progress=False)
-    *runs, neighbour = result.measured.runs
-    assert len(runs) == 6 and neighbour.config.model.d_model > runs[0].config.model.d_model
-    for arm in DATA_ARMS:
-        assert own["7k", arm].id in {run.id for run in runs}
-        done = own["7k", arm].folder / "done.json"
-        assert done.stat().st_mtime_ns == trained[arm], "the suite's run was trained again"
+    runs = dict(zip(params.cells, result.measured.runs, strict=False))
+    assert len(runs) == 9 and own["7k", "standard"].id in {run.id for run in runs.values()}
+    assert done.stat().st_mtime_ns == trained, "the suite's run was trained again"
 
-    initial, batches, finals = defaultdict(set), defaultdict(set), set()
-    for (order, weights, arm), run in zip(params.cells, runs, strict=True):
-        initial[weights].add(weights_hash(run))
-        batches[order, arm].add(tuple(row["batch_hash"] for row in run.metrics()))
-        finals.add(run.final_sha256)
+    initial, batches = defaultdict(set), defaultdict(set)
+    for (size, order, weights), run in runs.items():
+        initial[size, weights].add(weights_hash(run))
+        batches[order].add(tuple(row["batch_hash"] for row in run.metrics()))
     for shared in (initial, batches):
         assert all(len(hashes) == 1 for hashes in shared.values()), "one seed gave different runs"
         assert len(set().union(*shared.values())) == len(shared), "two seeds gave the same run"
-    assert len(finals) == len(runs)
-    assert len({LanguageMeasurement.of(run.data).digest for run in runs}) == 1
+    assert len({run.final_sha256 for run in runs.values()}) == len(runs)
 
     tables = result.tables
-    first = tables["trajectories"].query("step == 1 and measure == 'loss'").set_index("kind").sd
-    assert first["order"] == 0 < first["weights"], "order mattered before the first update"
-    assert result.values["gaps"] == 0 and tables["levels"].value.notna().all()
-    assert set(tables["components"].query("measure == 'loss'").kind) == {
-        "order", "weights", "rest", "both", "items",
-    }  # fmt: skip
-    drawings = {name: getattr(figures, name) for name in (
-        "curves", "spreads", "parts", "effects")}  # fmt: skip
-    svgs = {name: draw(result).svg for name, draw in drawings.items()}
+    first = tables["spreads"].query("step == 1 and measure == 'loss'").set_index("kind").sd
+    assert first[ORDER] == 0 < first[WEIGHTS], "order mattered before the first update"
+    assert result.values["gaps"] == 0
+    at_end = tables["levels"].query("percent == 100")
+    assert at_end.value.notna().all() and set(at_end.measure) == set(MEASURES)
+    pairs = tables["pairs"].set_index(["pair", "which", "step"]).value
+    assert pairs["sound", "own", 1] == 0 == pairs["decoupled", "apart", 1]
+    assert pairs["decoupled", "own", 1] == pytest.approx(1, abs=0.01)
+    assert pairs["decoupled", "loss", 1] == 0 != pairs["sound", "loss", 1]
+    assert result.values["sound_descent"] > 50 and result.values["decoupled_descent"] < 6
+    names = ("curves", "spreads", "apart", "decoupled")
+    svgs = {name: getattr(figures, name)(result).svg for name in names}
+    assert svgs["spreads"] == figures.spreads(result).svg, "the SVG is not reproducible"
+    assert len(figures.single_table(result).frame) == 2 * len(MEASURES)
     assert "no released numbers" in figures.training_maps(result).svg
     values = result.values | {"map_agreement": {"value": 90.0, "low": 80.0, "high": 100.0}}
     drawn = figures.training_maps(replace(result, released=maps(), values=values))
     assert drawn.description.endswith("90.0 % of checkpoints")
 
-    run = Path(runs[1].folder)  # a checkpoint lost since is a gap, the rest is unaffected
-    shutil.rmtree(run / "evaluations")
-    shutil.rmtree(run / "checkpoints" / "step-000016")
     again = seeds.run(params, progress=False)
-    assert again.values["gaps"] == 3
-    lost = again.tables["levels"][again.tables["levels"].value.isna()]
-    assert (
-        set(lost.step) == {16} and set(lost.weight_seed) == {1} and set(lost.order_seed) == {1234}
-    )
-    assert len(lost) == 4 and again.tables["components"].empty
-    assert again.tables["bands"].equals(tables["bands"])  # the lost run is not on the diagonal
-    for draw in drawings.values():
-        assert "<svg" in draw(again).svg
-    assert drawings["spreads"](result).svg == svgs["spreads"], "the SVG is not reproducible"
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(again.tables[name], table)
+    lost = runs["7k", 1, 1234]  # a checkpoint lost since is a gap, the rest is unaffected
+    shutil.rmtree(lost.folder / "evaluations")
+    shutil.rmtree(lost.checkpoints / "step-000016")
+    again = seeds.run(params, progress=False)
+    assert again.values["gaps"] > 0
+    ends = again.tables["spreads"].query("percent == 100 and measure == 'loss'").set_index("kind").n
+    assert ends.to_dict() == {ORDER: 2, WEIGHTS: 3, BOTH: 3, LARGE: 2}
+    for name in names:
+        assert "<svg" in getattr(figures, name)(again).svg
+
+    swapped = runs["7k", 2, 1234]  # a step from a run of other initial weights is found
+    folder = swapped.checkpoints / "step-000008"
+    assert any("continues from step 0" in line for line in verify(swapped))
+    shutil.rmtree(folder)
+    shutil.copytree(runs["7k", 1234, 1].checkpoints / "step-000008", folder)
+    with pytest.raises(CheckpointError, match=r"step 8 .* does not continue from its step 0"):
+        verify(swapped)

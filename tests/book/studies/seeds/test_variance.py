@@ -5,78 +5,83 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pythia_book.studies.seeds.variance import (
+    added_ratio,
     agreement,
-    components,
     distance_in_sds,
     excess_over_item_noise,
     items_error,
-    one_more,
-    order_to_weights,
+    largest_difference,
     spread,
+    spread_ratio,
 )
 
 from pythia_core.errors import DataError
 
 
-def grids(n: int, order: float, weights: float, rest: float, draws: int) -> np.ndarray:
-    """float[draws, n, n] of values around 5 with planted standard deviations."""
+def lines(
+    n: int, order: float, weights: float, rest: float, draws: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Scores of runs along two lines of seeds that share a run, and along the diagonal.
+
+    A run is the sum of an effect of its order seed, one of its weight seed, and one of the pair.
+    """
     rng = np.random.default_rng(0)
-    normal = rng.normal
-    return (
-        5
-        + order * normal(size=(draws, n, 1))
-        + weights * normal(size=(draws, 1, n))
-        + rest * normal(size=(draws, n, n))
-    )
+    found = []
+    for _ in range(draws):
+        by_order, by_weights = order * rng.normal(size=n), weights * rng.normal(size=n)
+        grid = 5 + by_order[:, None] + by_weights + rest * rng.normal(size=(n, n))
+        found.append((grid[:, 0], grid[0], np.diag(grid)))
+    return found
 
 
 def coverage(intervals: list, truth: float) -> float:
     return float(np.mean([e.low <= truth <= e.high for e in intervals]))
 
 
-@pytest.mark.parametrize("n", [2, 3, 6])
-def test_components_cover_what_was_planted(n: int) -> None:
-    planted = {"order": 0.1, "weights": 0.05, "rest": 0.03}
-    found = [components(grid) for grid in grids(n, *planted.values(), draws=500)]
-    for kind, sd in planted.items():
-        assert 0.92 < coverage([each[kind] for each in found], sd) <= 0.985, kind
-    ratios = [order_to_weights(grid) for grid in grids(n, *planted.values(), draws=500)]
-    true = ((n * 0.1**2 + 0.03**2) / (n * 0.05**2 + 0.03**2)) ** 0.5
-    assert 0.92 < coverage(ratios, true) < 0.975
+@pytest.mark.parametrize("planted", [(0.1, 0.05, 0.0), (0.1, 0.05, 0.03), (0.0, 0.0, 0.1)])
+@pytest.mark.parametrize("n", [3, 10])
+def test_the_ratio_of_two_lines_covers_what_was_planted(n: int, planted: tuple) -> None:
+    order, weights, rest = planted
+    true = ((order**2 + rest**2) / (weights**2 + rest**2)) ** 0.5
+    found = [spread_ratio(one, other) for one, other, _ in lines(n, *planted, draws=600)]
+    assert 0.925 < coverage(found, true) < 0.975
+    if n == 10:
+        assert np.median([e.value for e in found]) == pytest.approx(true, rel=0.06)
 
 
-def test_components_of_a_large_grid_are_the_planted_ones() -> None:
-    (grid,) = grids(200, 0.1, 0.05, 0.03, draws=1)
-    found = components(grid)
-    assert found["order"].value == pytest.approx(0.1, rel=0.15)
-    assert found["weights"].value == pytest.approx(0.05, rel=0.15)
-    assert found["rest"].value == pytest.approx(0.03, rel=0.02)
+def test_no_difference_is_found_where_there_is_none() -> None:
+    found = [spread_ratio(one, other) for one, other, _ in lines(6, 0, 0, 1, draws=600)]
+    assert 0.025 < np.mean([e.low > 1 or e.high < 1 for e in found]) < 0.075
 
 
-def test_without_an_effect_of_order_none_is_found() -> None:
-    found = [components(grid)["order"] for grid in grids(4, 0, 0.05, 0.03, draws=400)]
-    assert 0.95 < np.mean([e.low == 0 for e in found]) < 1
-    assert 0.4 < np.mean([e.value == 0 for e in found]) < 0.75
+def test_contributions_that_add_up_are_told_from_those_that_do_not() -> None:
+    """Additive effects have the ratio 1; if any change has the whole effect, it is root 1/2."""
+    for planted, true in (((1, 1, 0), 1.0), ((0, 0, 1), 0.5**0.5)):
+        drawn = lines(10, *planted, draws=600)
+        found = [added_ratio(both, one, other) for one, other, both in drawn]
+        assert np.median([e.value for e in found]) == pytest.approx(true, rel=0.05)
+        assert coverage(found, true) > 0.92
 
 
-def test_additive_grids_have_no_rest_and_equal_runs_no_spread() -> None:
-    exact = components(np.add.outer([0.1, 0.7, 0.3], [5.3, 5.35, 5.1]))
-    assert exact["rest"].interval() == {"value": 0, "low": 0, "high": 0}
-    assert exact["order"].value == pytest.approx(np.std([0.1, 0.7, 0.3], ddof=1))
+def test_equal_runs_have_no_spread_and_give_no_ratio() -> None:
     assert spread(np.full(3, 0.1)).high == 0
-    one_kind = np.tile([0.1, 0.2, 0.4], (3, 1))
-    assert components(one_kind)["order"].high == 0
-    assert order_to_weights(one_kind) is None
+    assert spread_ratio(np.full(3, 0.1), np.array([1, 2, 4.0])).value == 0
+    with pytest.raises(DataError, match="nothing can be divided"):
+        spread_ratio(np.array([1, 2, 4.0]), np.full(3, 0.1))
     assert distance_in_sds(np.full(3, 0.1), 0.2) is None
 
 
 def test_intervals_over_seeds_cover_the_truth() -> None:
     rng = np.random.default_rng(1)
     draws = 2 + 0.3 * rng.normal(size=(600, 4))
-    predictions = [one_more(d[:3]) for d in draws]
-    inside = [e.low <= d[3] <= e.high for e, d in zip(predictions, draws, strict=True)]
-    assert 0.92 < np.mean(inside) < 0.975
     assert 0.92 < coverage([spread(d) for d in draws], 0.3) < 0.975
+
+
+@pytest.mark.parametrize("n", [3, 10])
+def test_two_further_runs_differ_by_at_most_what_is_said(n: int) -> None:
+    draws = np.random.default_rng(5).normal(size=(2000, n + 2))
+    within = [abs(d[-1] - d[-2]) <= largest_difference(d[:n]) for d in draws]
+    assert 0.935 < np.mean(within) < 0.965
 
 
 @pytest.mark.parametrize(("n", "distance"), [(2, 3.0), (3, 0.0), (5, 12.0)])
