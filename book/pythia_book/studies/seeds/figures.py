@@ -117,7 +117,8 @@ def spreads(result: Result) -> Drawing:
                 for row in style.rows_where(curve, percent=100).itertuples():
                     at = row.step * 1.35 ** (i + 1)
                     style.interval_point(ax, at, row, line["color"], about.factor, 1.1, **shape)
-            ax.set(xscale="log", yscale="log", xlabel="step", ylabel=f"sd over seeds, {about.unit}")
+            ax.set(xscale="log", xlabel="step", ylabel=f"sd over seeds, {about.unit}")
+            _log_scale(ax)
         shapes = {
             name: STYLES[kind] | {"color": _colour(result, kind), "markersize": 3}
             for kind, name in labels.items()
@@ -136,7 +137,7 @@ def apart(result: Result) -> Drawing:
     single = style.rows_where(result.tables["single"], kind=BOTH).set_index("measure")
     shown = ("loss", "last_word", "feminine_share", "memorized")
     names = {ORDER: "order", WEIGHTS: "weights", BOTH: "both", LARGE: result.params.large_size}
-    notes = _counts(result), "bars: 95 % intervals, cut where they go on"
+    notes = _counts(result), "bars: 95 % intervals"
     with style.canvas(result, len(shown), 2.7, *notes) as (figure, axes):
         texts = []
         for ax, measure in zip(axes, shown, strict=True):
@@ -148,26 +149,28 @@ def apart(result: Result) -> Drawing:
                 continue
             rows = about.factor * rows[["value", "low", "high"]].astype(float)
             rows = rows.loc[[kind for kind in names if kind in rows.index]]
-            # Cut the axis: with the longest intervals on it, the values could not be read.
-            top = 2.5 * rows.value.max()
             for i, (kind, row) in enumerate(rows.iterrows()):
                 shape = {"marker": STYLES[kind]["marker"], "markersize": 5, "name": names[kind]}
-                style.interval_point(
-                    ax, i, row.clip(upper=2 * top), _colour(result, kind), 1, **shape
-                )
-                if row.high > top:
-                    ax.annotate(number_text(row.high), (i, 1), xycoords=("data", "axes fraction"),
-                                xytext=(2, -6), textcoords="offset points",
-                                color=MUTED)  # fmt: skip
+                style.interval_point(ax, i, row, _colour(result, kind), 1, **shape)
             if measure in ITEMS and measure in single.index:
                 style.reference(ax, about.factor * single["items"][measure])
-            ax.set_ylim(-0.03 * top, top)
+            _log_scale(ax)
             style.category_ticks(ax, [names[kind] for kind in rows.index])
             ax.set_xlim(-0.5, len(rows) - 0.3)
             ax.set_ylabel(f"sd over seeds, {about.unit}")
             values = (f"{names[kind]} {number_text(value)}" for kind, value in rows.value.items())
             texts.append(f"{about.title} ({about.unit}): {', '.join(values)}")
         return Drawing(figure, "Standard deviation over seeds at the end. " + "; ".join(texts))
+
+
+def _log_scale(ax: Axes) -> None:
+    """Make a logarithmic y axis with plain numbers at 1, 2 and 5 times powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def single_table(result: Result) -> Table:
