@@ -16,10 +16,12 @@ from pythia_core.training.schedule import checkpoint_steps
 STUDY = "seeds"
 AFTER = ("suite",)
 """Studies to run first: they train runs that this study uses."""
-MEASURING = MeasuringCost(heldout=20, rows=1.0)
+MEASURING = MeasuringCost(heldout=20, rows=2.0)
 SUITE_SEED = 1234
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """The evenly spaced checkpoints that are measured."""
+EXTRACTED = (33, 73, 113, 143)
+"""Those of them at which memorized rows are counted, too."""
 EARLY = (1, 4, 16, 64)
 """Early steps to measure besides the evenly spaced ones. Step 1 still has the initial weights."""
 CONTEXT = 32
@@ -103,6 +105,12 @@ class Params(StudyParams):
         scale = scale_named(self.scale)
         saved = set(checkpoint_steps(scale.steps))
         return sorted(({*EARLY, *map(scale.fork_step, INDICES)} & saved) - {0})
+
+    @property
+    def extraction_steps(self) -> list[int]:
+        """The steps at which memorized rows are counted."""
+        scale = scale_named(self.scale)
+        return sorted({scale.fork_step(index) for index in EXTRACTED} & {*self.steps})
 
     @property
     def weight_steps(self) -> list[int]:

@@ -75,7 +75,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Arrays of a run, named KIND/MEASURE/SIZE/ORDER_SEED/WEIGHT_SEED:
     `mean`: float64[steps], the score of the run at each of `params.steps`, for all of MEASURES; NaN
         if it was not measured. Runs in which only one seed varies are measured at the end only,
-        except for their held-out loss.
+        except for held-out loss and last words.
     `items`: [items], the score of each item at the end, for the measures ITEMS.
 
     Arrays WHICH/PAIR of two weight seeds, float64[steps] at `params.weight_steps` (see `_pairs`).
@@ -124,10 +124,10 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         add(measurement, curves, params.steps, **names)
         add(measurement, lines, [last], **names)
     for order in dict.fromkeys(order for _, order, _ in params.cells):  # determines the rows read
-        add(
-            _extraction(runs, order), [c for c in params.cells if c[1] == order], [last],
-            memorized="memorized",
-        )  # fmt: skip
+        extraction = _extraction(runs, order)
+        for cells, steps in ((curves, params.extraction_steps), (lines, [last])):
+            add(extraction, [cell for cell in cells if cell[1] == order], steps,
+                memorized="memorized")  # fmt: skip
     for cell, each in runs.items():
         arrays[name_of("mean", "training_loss", *cell)] = _training_losses(each, params.steps)
 
@@ -301,7 +301,7 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
     for row in tables["single"].itertuples():
         factor = MEASURES[row.measure].factor
         numbers[f"{row.measure}_differ_{row.kind}"] = factor * row.differ
-        if np.isfinite(row.items):
+        if np.isfinite(row.value):
             numbers[f"{row.measure}_items_{row.kind}"] = factor * row.items
             numbers[f"{row.measure}_times_{row.kind}"] = ends(row)
     pairs = tables["pairs"]

@@ -151,7 +151,7 @@ def _levels(scores: Scores) -> list[dict[str, Any]]:
         for measure in MEASURES
         for cell in scores.params.cells
         for i, time in _times(scores)
-        if measure != "memorized" or i == len(scores.params.steps) - 1
+        if measure != "memorized" or time["step"] in scores.params.extraction_steps
     ]
 
 
