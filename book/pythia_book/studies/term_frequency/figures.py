@@ -153,7 +153,8 @@ def measures(result: Result) -> Drawing:
         )
         for ax, (name, factor, title, unit) in zip(axes, shown, strict=True):
             points = style.rows_where(accuracy, measure=name)
-            style.seed_band(ax, result, points, "percent", f"sums_{name}", factor=factor)
+            ends = points[points["size"].isin((sizes[0], sizes[-1]))]  # eight bands would hide it
+            style.seed_band(ax, result, ends, "percent", f"sums_{name}", factor=factor)
             style.size_curves(ax, points, "percent", sizes, factor, banded=sizes[-1:], markersize=3)
             ax.set(title=title, xlabel="% of training", ylabel=unit)
         style.reference(axes[1], GUESS)
