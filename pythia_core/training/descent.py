@@ -4,10 +4,14 @@ In a sound run, step 0 has the weights from which training starts. If step 0 is 
 later steps are independent of it. The signs of random initial weights are independent of each other
 and equally likely + or -. So let w be the initial weights of all matrices, and v the weights of any
 step that does not depend on them. Then the sum of w v, divided by the root of the sum of (w v)^2,
-exceeds t with a probability of at most exp(-t^2 / 2) (Hoeffding's inequality), whatever v is. What
-training started from stays in the weights, so a true descendant is far above every such bound.
+exceeds t with a probability of at most exp(-t^2 / 2) (Hoeffding's inequality), whatever v is. In a
+true descendant, the initial weights are still there, and the score is far above every such bound,
+however far the weights have moved: in the suite at scale laptop it is 100 or more at step 64, and
+25 or more at the end, where weights lie 1.3 to 3 times their initial length from where they began.
 
-The test holds at every step, at any learning rate, and however far the weights have moved.
+Long training does erase initial weights: weight decay multiplies them by exp(-0.1 S), where S is
+the sum of the learning rates, to about 6e-4 by the end of the released 70M. So only early steps are
+tested. Up to step 64, S is below 0.002 in every released run.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+TESTED_UP_TO = 64
+"""The last step that is tested."""
 DESCENDS = 6.0
 """Least `descent` of a step that continues from step 0. Independent weights reach it with a
 probability below 2e-8."""

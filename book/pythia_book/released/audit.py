@@ -7,7 +7,7 @@ and nothing is downloaded. Local safetensors are hashed by tensor, so equal weig
 if they are split into other files.
 
 Steps may also be from another run than step 0, as reported of pythia-160m-weight-seed1 and 2
-(#203). All hashes then differ, so the weights of a local folder are compared with those of step 0
+(#203). All hashes then differ, so the early steps of a local folder are compared with step 0
 (pythia_core.training.descent).
 """
 
@@ -26,7 +26,7 @@ from pythia_book.released import download
 from pythia_core.errors import CheckpointError, PythiaError
 from pythia_core.hf import WEIGHTS, Weights, lfs_pointer, local_folder, step_of
 from pythia_core.training.checkpoint import MANIFEST, load_checkpoint, sha256_tensors
-from pythia_core.training.descent import continues
+from pythia_core.training.descent import TESTED_UP_TO, continues
 from pythia_core.training.schedule import OFFICIAL_STEPS, checkpoint_steps
 from pythia_core.util.files import file_sha256
 from pythia_core.util.progress import bar as progress_bar
@@ -66,7 +66,7 @@ class Audit:
     source: str
     entries: tuple[Entry, ...]
     unrelated: tuple[str, ...] = ()
-    """The local revisions whose weights do not continue from those of step 0."""
+    """The local early steps whose weights do not continue from those of step 0."""
 
     @property
     def sound(self) -> list[Entry]:
@@ -188,12 +188,13 @@ def audit(source: str, progress: bool = True) -> Audit:
 
 
 def _unrelated(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the revisions that do not continue from step 0, where both have readable weights."""
-    steps = {step_of(name): folder / name for name in names if name != "main"}
+    """Return the early steps that do not continue from step 0, where both have readable weights."""
+    steps = {step: folder / name for name in names if (step := step_of(name)) is not None}
     initial = _weights(steps[0]) if 0 in steps else None
     if initial is None:
         return ()
-    weights = ((f"step{step}", _weights(place)) for step, place in steps.items())
+    early = ((step, place) for step, place in steps.items() if step <= TESTED_UP_TO)
+    weights = ((f"step{step}", _weights(place)) for step, place in early)
     return tuple(name for name, w in weights if w is not None and not continues(initial, w))
 
 

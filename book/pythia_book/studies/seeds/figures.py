@@ -122,6 +122,7 @@ def spreads(result: Result) -> Drawing:
         shapes = {
             name: STYLES[kind] | {"color": _colour(result, kind), "markersize": 3}
             for kind, name in labels.items()
+            if kind in set(frame.kind)
         }
         style.legend(figure, shapes, handlelength=2.8)
         end = style.rows_where(frame, percent=100, measure="loss")

@@ -304,7 +304,7 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
         if np.isfinite(row.value):
             numbers[f"{row.measure}_items_{row.kind}"] = factor * row.items
             numbers[f"{row.measure}_times_{row.kind}"] = ends(row)
-    pairs = tables["pairs"]
+    pairs = tables["pairs"].dropna(subset=["value"])
     for pair in PAIRS:
         for which in (OWN, APART, LOSS, DESCENT):
             rows = pairs[(pairs.pair == pair) & (pairs.which == which)].set_index("step").value
