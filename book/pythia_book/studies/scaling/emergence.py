@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.scaling import SUM_SHOTS
-from pythia_book.published.tables import CHANCE, MODELS, NO_RELEASED, SEVEN
+from pythia_book.published.tables import MODELS, NO_RELEASED, SEVEN
 from pythia_book.stats import LEVEL, Estimate, mean_over, slope
 from pythia_book.studies.scaling.jumps import Jumps, critical_over, find_jumps
 from pythia_book.studies.scaling.links import LINKS, Curves, fit_link, left_out
@@ -465,26 +465,29 @@ def values(
     for name, score in (("lambada", "lambada_openai"), ("lambada_nats", "lambada_openai, nats")):
         share = steep[steep.score == score].share
         numbers[f"released_{name}_share"] = 100 * float(share.iloc[0]) if len(share) else None
-    others = steep[steep.score.isin([t for t in SEVEN if CHANCE[t]])].share
-    numbers["released_tasks_share"] = 100 * float(others.max()) if len(others) else None
+    for name, score in (("sums", f"addition, {SUM_SHOTS}-shot"), ("nats", "lambada_openai, nats")):
+        emergence = steep[steep.score == score].emergence
+        numbers[f"emergence_{name}"] = float(emergence.iloc[0]) if len(emergence) else None
     return numbers | _over_released_training(released) | _lambada_link(released)
 
 
 def _over_released_training(released: Tables) -> dict[str, Any]:
-    """Return accuracies of the largest models on sums after SUM_SHOTS examples, in percent."""
+    """Return accuracies on sums after SUM_SHOTS examples by size and over training, in percent.
+
+    `released_sums_NAME`: at the end for 1.4B and 2.8B, in the middle and at the end for 12B;
+    `released_sums_steps`: the largest share of the range over training that one of the three
+    largest sizes makes between two of the six checkpoints.
+    """
     sums = released.get("sums")
-    names = ("half_12b", "end_1b", "end_3b", "step_12b")
+    cells = {"end_1b": ("1.4b", OFFICIAL_STEPS), "end_3b": ("2.8b", OFFICIAL_STEPS),
+             "half_12b": ("12b", 65_000), "end_12b": ("12b", OFFICIAL_STEPS)}  # fmt: skip
     if sums is None or sums.empty:
-        return {f"released_{name}": None for name in names}
+        return {f"released_sums_{name}": None for name in (*cells, "steps")}
     chosen = sums[(sums.operation == "addition") & (sums.shots == SUM_SHOTS)]
     table = 100 * chosen.pivot(index="model", columns="step", values="value")
-    numbers = {
-        "half_12b": table.loc["12b", 65_000],
-        "end_1b": table.loc["1.4b", OFFICIAL_STEPS],
-        "end_3b": table.loc["2.8b", OFFICIAL_STEPS],
-        "step_12b": 100 * steepness(table.loc["12b"].to_numpy())[0],
-    }
-    return {f"released_{name}": float(number) for name, number in numbers.items()}
+    numbers = {name: float(table.loc[cell]) for name, cell in cells.items()}
+    numbers["steps"] = max(100 * steepness(table.loc[m].to_numpy())[0] for m in MODELS[-3:])
+    return {f"released_sums_{name}": number for name, number in numbers.items()}
 
 
 def _lambada_link(released: Tables) -> dict[str, Any]:
