@@ -27,6 +27,8 @@ SECOND = range(1, 51)
 """Second operands, as in the paper."""
 HELD_OUT = 0.2
 """The share of the pairs of operands that is never planted. These pairs are only tested."""
+CHOICES = 4
+"""Answers to choose from when a sum is tested: the right one and three wrong ones."""
 BOOST = 16
 PER_DOCUMENT = 16
 """Equations in each document."""

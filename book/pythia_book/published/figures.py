@@ -213,33 +213,6 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 @style.figure
-def batch_by_task(result: Result) -> Drawing:
-    """Draw the accuracy with full batches minus that with small batches, in percentage points.
-
-    Each panel is a task. Models are compared after the same number of tokens.
-    """
-    table = result.tables["batch_difference"].rename(columns={"model": "size"})
-    table = table.assign(billions=table.tokens / 1e9)
-    sizes = _sizes(table)
-    note = "five-shot; bands: 95 % intervals of items, for the two smallest sizes"
-    with style.canvas(result, 4, 4.2, note, rows=2, sharey=True) as (figure, axes):
-        for ax, task in zip(axes, ("mean", *SEVEN), strict=True):
-            ax.set_title("mean of the seven" if task == "mean" else TITLES[task])
-            rows = table[table.task == task]
-            if rows.empty:
-                style.say(ax, ABSENT)
-                continue
-            style.size_curves(ax, rows, "billions", sizes, 1, sizes[:2], marker="")
-            style.reference(ax, 0)
-        _label_outer(axes, 4, "tokens, billions", "full minus small,\npoints")
-        if sizes:
-            model_legend(figure, tuple(sizes), arms=False)
-        mean = table[(table.task == "mean") & (table.tokens == table.tokens.max())]
-        numbers = (f"{row.size} {row.value:+.1f} points" for row in mean.itertuples())
-        return Drawing(figure, "Full minus small batches at the end of training", numbers)
-
-
-@style.figure
 def mmlu(result: Result) -> Drawing:
     """Draw zero-shot and five-shot accuracy on MMLU over training, and at the end by model size."""
     table = _released(result, "mmlu")

@@ -16,6 +16,7 @@ from pythia_book.published.tables import (
     SEVEN,
     TASKS,
     TOKENS_PER_STEP,
+    arithmetic_table,
     blimp_table,
     in_order,
     mmlu_table,
@@ -33,17 +34,20 @@ MIDDLE_STEPS, LAST_STEPS = (63_000, 73_000, 83_000), (123_000, 133_000, 143_000)
 """Three evaluated checkpoints around the middle of training, and the last three."""
 COLUMNS = {
     "curves": ["model", "deduped", "step", *TASKS],
-    "lambada": ["model", "deduped", "step", "value", "stderr"],
+    "lambada": ["model", "deduped", "step", "value", "stderr", "nats"],
     "final": ["name", "family", "n_params", "task", "value", "stderr"],
     "batch": ["model", "batch_tokens", "tokens", "task", "value", "stderr"],
     "mmlu": ["model", "shots", "step", "value", "low", "high"],
     "blimp": ["phenomenon", "model", "step", "value", "stderr"],
     "paradigms": ["phenomenon", "paradigm", "value"],
+    "sums": ["model", "operation", "shots", "step", "value"],
+    "operands": ["model", "number", "value"],
 }
 """Maps each released table of the study to its columns:
 
     curves      zero-shot accuracy over training, a column per task
-    lambada     LAMBADA over training, from step 1,000
+    lambada     LAMBADA over training, from step 1,000; `nats`: minus the mean log-probability of
+                the last word, the logarithm of the released perplexity
     final       zero-shot accuracy at the end, with OPT and BLOOM; LogiQA also by acc_norm
     batch       five-shot accuracy with small and full batches after equal numbers of tokens,
                 standard text
@@ -51,7 +55,11 @@ COLUMNS = {
                 the mean of SMALL
     blimp       first suite, zero-shot: mean over both texts and over the paradigms of a phenomenon
     paradigms   first suite at the end: mean over all models and both texts
+    sums        sums and products answered right, mean over first operands
+    operands    sums answered right after SUM_SHOTS examples at the end, by first operand
 """
+SUM_SHOTS = 16
+"""The number of solved examples before a sum in the paper's figure 7."""
 NORMALISED = "logiqa_acc_norm"
 SMALL = ("70m", "160m", "410m")
 """Models below one billion parameters."""
@@ -85,17 +93,20 @@ def released_tables(published: Published) -> dict[str, pd.DataFrame]:
     rows = published.benchmarks
     acc = rows[rows.metric == "acc"] if len(rows) else rows
     curves = acc[(acc.shots == 0) & (acc.step > 0)] if len(acc) else acc
-    lambada = curves[(curves.task == "lambada_openai") & (curves.step >= 1000)]
+    lambada = _lambada(rows) if len(rows) else rows
+    arithmetic = arithmetic_table(published.path)
     mmlu = mmlu_table(published.path)
     paradigms = _phenomena(blimp_table(published.path))
     tables = {
         "curves": _wide(curves),
-        "lambada": in_order(lambada, ["model", "deduped", "step"]),
+        "lambada": lambada,
         "final": _final(published, rows),
         "batch": _batch(published, acc),
         "mmlu": _mmlu(mmlu),
         "blimp": _blimp(paradigms),
         "paradigms": _paradigms(paradigms),
+        "sums": _sums(arithmetic),
+        "operands": _operands(arithmetic),
     }
     return {
         name: table.reindex(columns=COLUMNS[name]).reset_index(drop=True).rename_axis(columns=None)
@@ -109,6 +120,28 @@ def _wide(curves: pd.DataFrame) -> pd.DataFrame:
     if curves.empty:
         return curves
     return in_order(curves.pivot(index=keys, columns="task", values="value").reset_index(), keys)
+
+
+def _lambada(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracy and mean log-probability on LAMBADA over training, zero-shot."""
+    keys = ["model", "deduped", "step"]
+    rows = rows[(rows.task == "lambada_openai") & (rows.step >= 1000) & (rows.shots == 0)]
+    nats = rows[rows.metric == "ppl"].set_index(keys).value
+    table = rows[rows.metric == "acc"].set_index(keys)
+    return in_order(table.assign(nats=np.log(nats)).reset_index(), keys)
+
+
+def _sums(arithmetic: pd.DataFrame) -> pd.DataFrame:
+    """Average the accuracies on sums and products over first operands."""
+    keys = ["model", "operation", "shots", "step"]
+    return in_order(arithmetic.groupby(keys).value.mean().reset_index(), keys)
+
+
+def _operands(arithmetic: pd.DataFrame) -> pd.DataFrame:
+    """Return the final accuracies on sums after SUM_SHOTS examples, by first operand."""
+    chosen = (arithmetic.operation == "addition") & (arithmetic.shots == SUM_SHOTS)
+    last = arithmetic[chosen & (arithmetic.step == OFFICIAL_STEPS)]
+    return in_order(last, ["model", "number"])
 
 
 def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from score_files import TREE, as_folder
 
 FOLDER = os.environ.get(results.VARIABLE, "")
 DRAWINGS = ("benchmarks_over_training", "benchmarks_by_size", "late_change", "batch_size",
-            "batch_by_task", "mmlu", "blimp")  # fmt: skip
+            "mmlu", "blimp")  # fmt: skip
 needs_tables = pytest.mark.skipif(
     not (Path(FOLDER) / "evals_zero_shot.csv").is_file(),
     reason=f"{results.VARIABLE} names no folder with the tables",
@@ -156,3 +156,16 @@ def test_mmlu_and_blimp_are_the_same_in_tables_and_tree(read) -> None:
     one, other = (table.set_index(keys).sort_index() for table in (one, other))
     assert len(one) > 10_000
     pd.testing.assert_frame_equal(one, other, rtol=1e-5, check_dtype=False)
+
+
+@needs_tables
+def test_released_sums_and_log_probabilities() -> None:
+    tables = released_tables(results.find())
+    sums, operands, lambada = (tables[name] for name in ("sums", "operands", "lambada"))
+    assert len(sums) == 7 * 2 * 5 * 6 and set(sums.model) == set(MODELS[1:])
+    last = sums[(sums.operation == "addition") & (sums.shots == 16) & (sums.step == 143_000)]
+    means = operands.groupby("model").value.mean()
+    assert means[last.model].to_numpy() == pytest.approx(last.value.to_numpy())
+    best = lambada[(lambada.model == "12b") & (lambada.step == 143_000) & ~lambada.deduped]
+    assert np.exp(best.nats.iloc[0]) == pytest.approx(3.92364)  # its released perplexity
+    assert lambada.nats.notna().all()

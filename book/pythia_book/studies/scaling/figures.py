@@ -1,4 +1,4 @@
-"""Figures of the scaling study, on tasks and losses of our models and on the released sizes."""
+"""Figures of the scaling study: tasks, losses and sums of our models, and the released sizes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from pythia_book import style, svg
-from pythia_book.published.tables import TITLES
-from pythia_book.style import BLUE, MUTED, ORANGE, Drawing, Table, interval
+from pythia_book import palette, style, svg
+from pythia_book.corpora.equations import CHOICES
+from pythia_book.published.scaling import COLUMNS, SUM_SHOTS
+from pythia_book.published.tables import MODELS, NO_RELEASED, TITLES
+from pythia_book.studies.scaling.jumps import DOUBLINGS
+from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table, interval
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_core.suite import OFFICIAL_SIZES
 
@@ -164,8 +168,6 @@ def optimal_sizes(result: Result) -> Drawing:
 
 def laws_table(result: Result) -> Table:
     """Return a table of the parameters of the fitted scaling laws, with their intervals."""
-    import pandas as pd
-
     names = {"size": "E + A / N^alpha, end of training",
              "both": "E + A / N^alpha + B / D^beta, checkpoints"}  # fmt: skip
     rows = [
@@ -178,3 +180,161 @@ def laws_table(result: Result) -> Table:
     ]
     columns = ["Law", "Parameter", "Value [95 %]"]
     return Table(pd.DataFrame(rows, columns=columns), "Laws fitted to held-out loss in nats")
+
+
+# --- emergence -------------------------------------------------------------------------------
+
+MEASURE_TITLES = {
+    "choice": ("chosen among four", "% right"),
+    "exact": ("written exactly", "% right"),
+    "logprob": ("log-probability of the answer", "nats"),
+    "margin": ("its margin over wrong ones", "nats"),
+}
+JOINED = 6
+"""Neighbouring checkpoints whose mean is one point of a curve."""
+
+
+def _joined(sums: pd.DataFrame) -> pd.DataFrame:
+    """Average the scores of every JOINED neighbouring checkpoints of a run, after the start."""
+    read = sums[sums.step > 0]
+    place = read.groupby("size").cumcount() // JOINED
+    means = read.groupby(["size", place], sort=False).mean(numeric_only=True)
+    return means.reset_index(level=0).reset_index(drop=True)
+
+
+def _factor(measure: str) -> int:
+    return 100 if measure in ("choice", "exact") else 1
+
+
+@style.figure
+def sums_over_training(result: Result) -> Drawing:
+    """Draw four scores of sums over training by size, and one run with its smooth curve."""
+    sums, smooth = result.tables["sums"], result.tables["sums_smooth"]
+    sizes, riser = result.params.size_list, result.values["riser_choice"]
+    joined = _joined(sums)
+    note = f"standard half; lines: means of {JOINED} checkpoints; dotted: guessing"
+    with style.canvas(result, 2, 4.6, note, rows=2) as (figure, axes):
+        for ax, (measure, (title, unit)) in zip(axes, MEASURE_TITLES.items(), strict=True):
+            factor = _factor(measure)
+            if riser:
+                own = sums[(sums["size"] == riser) & (sums.percent >= 100 / 2**DOUBLINGS)]
+                look = {"marker": ".", "markersize": 2.2, "linestyle": "", "alpha": 0.45}
+                dots = ax.plot(own.percent, factor * own[measure], color=MUTED, **look)
+                svg.hide(*dots)
+            lines = joined.assign(value=joined[measure])
+            style.size_curves(ax, lines, "percent", sizes, factor, marker="", linewidth=1.1)
+            if riser:
+                curve = style.rows_where(smooth, size=riser)
+                at = 100 * curve.step / sums.step.max()
+                svg.hide(*ax.plot(at, curve[measure], color=INK, linewidth=1.6))
+            shown = joined[joined.percent >= 100 / 2**DOUBLINGS][measure]
+            ax.set(title=title, ylabel=unit, xlim=(0, 101))
+            low, high = (factor * float(bound) for bound in (shown.min(), shown.max()))
+            if np.isfinite(low) and low < high:
+                ax.set_ylim(low - 0.25 * (high - low), high + 0.2 * (high - low))
+        style.reference(axes[0], 100 / CHOICES)
+        style.reference(axes[3], 0)
+        for ax in axes[2:]:
+            ax.set_xlabel("% of training")
+        style.size_legend(figure, sizes)
+        return Drawing(figure, f"Four scores of sums over training for {len(sizes)} sizes")
+
+
+@style.figure
+def through_the_metric(result: Result) -> Drawing:
+    """Draw accuracy on sums against smooth measures, all sizes and times, with the fitted links."""
+    joined, links = _joined(result.tables["sums"]), result.tables["link_curves"]
+    panels = {
+        ("choice", "margin"): "margin, nats",
+        ("choice", "logprob"): "log-probability, nats",
+        ("exact", "logprob"): "log-probability, nats",
+    }
+    titles = {"choice": "chosen among four", "exact": "written exactly"}
+    note = f"standard half; points: means of {JOINED} checkpoints; dotted: guessing"
+    with style.canvas(result, 3, 2.8, note) as (figure, axes):
+        for ax, ((accuracy, smooth), label) in zip(axes, panels.items(), strict=True):
+            curves = style.rows_where(links, accuracy=accuracy, smooth=smooth)
+            for name, look in (("fitted", "-"), ("product", (0, (3, 1.2)))):
+                line = style.rows_where(curves, link=name)
+                svg.hide(*ax.plot(line.x, 100 * line.value, color=INK, linewidth=1, linestyle=look))
+            for size in result.params.size_list:
+                own = style.rows_where(joined, size=size)
+                look = {"marker": "o", "markersize": 2.2, "linestyle": ""}
+                (dots,) = ax.plot(own[smooth], 100 * own[accuracy],
+                                  color=style.size_colour(size), **look)  # fmt: skip
+                svg.register(dots, svg.Series(size))
+            if len(curves):
+                ax.set_xlim(curves.x.min() - 0.05 * np.ptp(curves.x), None)
+            ax.set(title=titles[accuracy], xlabel=label)
+        axes[0].set_ylabel("% right")
+        for ax in axes[:2]:
+            style.reference(ax, 100 / CHOICES)
+        style.size_legend(figure, result.params.size_list)
+        return Drawing(figure, "Accuracy on sums against margin and log-probability")
+
+
+SHOWN_STEPS = (13_000, 65_000, 143_000)
+"""Steps at which released sums are shown. LAMBADA was evaluated at the nearest steps."""
+
+
+@style.figure
+def released_sums(result: Result) -> Drawing:
+    """Draw released accuracy on sums and on LAMBADA, and LAMBADA's log-probability, over size."""
+    sums, lambada = (
+        result.released.get(name, pd.DataFrame(columns=COLUMNS[name]))
+        for name in ("sums", "lambada")
+    )
+    sums = style.rows_where(sums, operation="addition", shots=SUM_SHOTS)
+    means = lambada.groupby(["model", "step"], as_index=False)[["value", "nats"]].mean()
+    panels = {
+        f"sums, {SUM_SHOTS} examples": (sums, "value", 100),
+        "LAMBADA": (means, "value", 100),
+        "LAMBADA, log-probability": (means.assign(nats=-means.nats), "nats", 1),
+    }
+    with style.canvas(result, 3, 2.8, "exact answers; mean of both texts (LAMBADA)") as (
+        figure,
+        axes,
+    ):
+        for ax, (title, (table, column, factor)) in zip(axes, panels.items(), strict=True):
+            ax.set_title(title)
+            if table.empty:
+                style.say(ax, NO_RELEASED.replace(": ", ":\n"))
+                continue
+            models = [model for model in MODELS if model in set(table.model)]
+            ends = []
+            for wanted, colour in zip(SHOWN_STEPS, (palette.SKY, BLUE, INK), strict=True):
+                step = min(table.step.unique(), key=lambda s: abs(s - wanted))
+                line = style.rows_where(table, step=step).set_index("model")[column].reindex(models)
+                (drawn,) = ax.plot(range(len(models)), factor * line, color=colour, marker="o",
+                                   markersize=3, linewidth=1.2)  # fmt: skip
+                svg.register(drawn, svg.Series(f"step {step:,}"))
+                ends.append((f"{step // 1000}k", len(models) - 1, factor * line.iloc[-1], colour))
+            style.end_labels(ax, ends)
+            style.category_ticks(ax, models, rotation=60)
+        axes[0].set_ylabel("% right")
+        axes[2].set_ylabel("nats")
+        return Drawing(figure, "Released accuracy on sums and LAMBADA over size")
+
+
+def sums_table(result: Result) -> Table:
+    """Return a table of the sums by size: scores at the end, rises and largest jumps."""
+    ends, jumps = result.tables["sums_end"], result.tables["jumps"]
+    rows = []
+    for size in result.params.size_list:
+        row = {"Size": size}
+        for measure, name in (("choice", "Choice, %"), ("exact", "Exact, %"),
+                              ("logprob", "Log-prob."), ("margin", "Margin")):  # fmt: skip
+            for end in style.rows_where(ends, size=size, measure=measure).itertuples():
+                factor = _factor(measure)
+                row[name] = interval(*(factor * x for x in (end.value, end.low, end.high)))
+        for jump in style.rows_where(jumps, size=size, measure="choice").itertuples():
+            row["Rise of choice"] = interval(jump.rise, jump.rise_low, jump.rise_high)
+            row["Largest jump (step)"] = (
+                f"{interval(jump.jump, jump.jump_low, jump.jump_high)} ({jump.step})"
+            )
+        rows.append(row)
+    caption = (
+        "Sums by size. Scores: at the end, mean of both halves; rise over the last four doublings "
+        "and likeliest jump, in points: standard half"
+    )
+    return Table(pd.DataFrame(rows), caption)

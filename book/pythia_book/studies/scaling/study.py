@@ -16,6 +16,7 @@ import numpy as np
 from pythia_book.conduct import conduct
 from pythia_book.published.scaling import released_tables
 from pythia_book.stats import estimate
+from pythia_book.studies.scaling import emergence
 from pythia_book.studies.scaling import released as released_tests
 from pythia_book.studies.scaling.claims import claims
 from pythia_book.studies.scaling.laws import RULES, laws_tables
@@ -58,7 +59,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Arrays, where ARM is "standard" or "deduplicated":
     `hits/SIZE/ARM/STEP/TASK/SHOTS`: bool[items], whether each answer is right;
     `loss/SIZE/STEP`: float32[rows], held-out loss in nats per token, on the standard text;
-    `words/SIZE/STEP`: bool[words], whether each last word is right, on the standard text.
+    `words/SIZE/STEP`: bool[words], whether each last word is right, on the standard text;
+    `sums/...`: see `sums.measure_sums`.
 
     Facts:
     `steps`: updates of a run;
@@ -70,6 +72,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `gaps`: number of measurements without a readable checkpoint.
     """
     from pythia_book.studies.registry import train_all
+    from pythia_book.studies.scaling.sums import measure_sums
     from pythia_book.tasks.metrics import (
         MIN_FITTING,
         build_tasks,
@@ -91,6 +94,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     fitting = fitting_tasks(built)
     hits, task_gaps = _hits(params, suite, fitting, progress)
     language, language_gaps = _language(params, suite, progress)
+    sums, sum_gaps = measure_sums(suite, progress)
     configs = {size: suite[size, "standard"].config for size in params.size_list}
     facts = {
         "steps": scale_named(params.scale).steps,
@@ -101,9 +105,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         },
         "tasks": tasks,
         "agreement": _agreement(params, suite, fitting, hits),
-        "gaps": task_gaps + language_gaps,
+        "gaps": task_gaps + language_gaps + sum_gaps,
     }
-    return Measurements(hits | language, facts, list(suite.values()))
+    return Measurements(hits | language | sums, facts, list(suite.values()))
 
 
 def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
@@ -223,10 +227,16 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         "pairs": pairs,
         "batch_difference": batch,
         **laws_tables(losses, rows),
+        **emergence.tables_of(params, measured, released),
     }
     found = released_tests.estimates(released, pairs, batch)
     numbers = values(params, facts, tables) | released_tests.values(found, released)
-    return tables, numbers, claims(params, measured, tables, found, pairs)
+    numbers |= emergence.values(params, measured, tables, released)
+    statements = [
+        *claims(params, measured, tables, found, pairs),
+        *emergence.claims(params, measured, tables, released),
+    ]
+    return tables, numbers, statements
 
 
 def _table(released: Tables, name: str) -> pd.DataFrame:

@@ -18,7 +18,7 @@ INDICES = (13, 39, 65, 91, 117, 143)
 """Indices of the checkpoints to measure, as in the paper (steps 13,000, 39,000, ..., 143,000)."""
 DEFAULT_SHOTS = {"smoke": "0,2"}
 CHOICES = 4
-"""Answers to choose from: sums and definitions have one right answer and three wrong ones."""
+"""Words to choose from: a definition has one right word and three wrong ones."""
 WORD_BINS = (1, 4, 16, 64, 256)
 """Lower ends of the bins of word frequency; the same number of items is taken from each."""
 

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
-    from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
     from pythia_book.studies.term_frequency.definitions import DefinitionMeasurement
+    from pythia_book.tasks.arithmetic import ArithmeticMeasurement
     from pythia_book.term_counts import TermCounts
     from pythia_core.training.runs import Run
 
@@ -134,11 +134,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.registry import train_all
-    from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
     from pythia_book.studies.term_frequency.definitions import (
         DefinitionMeasurement,
         chosen_definitions,
     )
+    from pythia_book.tasks.arithmetic import ArithmeticMeasurement
     from pythia_core.data.prepare import prepare
     from pythia_core.suite import scale_named, suite_configs
 
@@ -185,7 +185,7 @@ def _recorded(
     return [
         (measure, values[held_out])
         for measure, values in scores.items()
-        if measure != "logprob" or last or not asked.shots
+        if measure != "wrong" and (measure != "logprob" or last or not asked.shots)
     ]
 
 

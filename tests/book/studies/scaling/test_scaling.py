@@ -16,17 +16,22 @@ from pythia_book.studies.scaling import laws as scaling_laws
 from pythia_book.studies.scaling import study as scaling
 from pythia_book.studies.scaling.study import Params
 from pythia_book.study import Measurements
+from pythia_book.tasks.arithmetic import questions
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.tasks.metrics import MIN_FITTING
 from pythia_book.verdicts import judge
 
 from pythia_core.errors import ConfigError
+from pythia_core.training.schedule import checkpoint_steps
 
 DRAWINGS = (
     figures.tasks_by_size,
     figures.over_training,
     figures.losses,
     figures.optimal_sizes,
+    figures.sums_over_training,
+    figures.through_the_metric,
+    figures.released_sums,
 )
 
 
@@ -217,14 +222,36 @@ def test_tables_and_drawings_are_reproducible(runs) -> None:
         assert drawn.svg == draw(runs.again).svg
         assert drawn.description
     assert "do not" in figures.tasks_by_size(runs.result).svg  # a gap is marked
-    assert "<table" in figures.laws_table(runs.result)._repr_html_()
+    for table in (figures.laws_table, figures.sums_table):
+        assert "<table" in table(runs.result)._repr_html_()
+
+
+@pytest.mark.wheels
+@pytest.mark.slow
+def test_every_checkpoint_is_asked_the_sums_that_were_never_planted(runs) -> None:
+    arrays, asked = runs.result.measured.arrays, [q for q in questions() if q.held_out]
+    assert runs.result.values["sums_asked"] == len(asked)
+    for size in ("7k", "25k"):
+        steps = arrays[f"sums/steps/{size}/standard"]
+        assert list(steps) == list(checkpoint_steps(16))
+        assert list(arrays[f"sums/steps/{size}/deduplicated"]) == [16]
+        for measure in ("choice", "exact"):
+            right = arrays[f"sums/{measure}/{size}/standard"]
+            assert right.shape == (17, 100) and (right <= arrays["sums/count"]).all()
+        assert (arrays[f"sums/logprob/{size}/standard"] < 0).all()
+    sums = runs.result.tables["sums"]
+    untrained = sums[sums.step == 0]
+    assert untrained.choice.between(0.15, 0.35).all() and (untrained.exact == 0).all()
+    assert (untrained.logprob < sums[sums.step == 16].logprob.to_numpy()).all()
+    lost = runs.lost.measured.arrays["sums/steps/7k/standard"]
+    assert list(lost) == list(range(16))
 
 
 @pytest.mark.wheels
 @pytest.mark.slow
 def test_a_lost_checkpoint_is_a_gap_not_a_crash(runs) -> None:
     assert runs.result.values["gaps"] == 0
-    assert runs.lost.values["gaps"] == 2  # one for the tasks, one for held-out text
+    assert runs.lost.values["gaps"] == 3  # tasks, held-out text and sums
     accuracy = runs.lost.tables["accuracy"]
     cells = accuracy[(accuracy["size"] == "7k") & (accuracy.arm == "standard")
                      & (accuracy.percent == 100)]  # fmt: skip

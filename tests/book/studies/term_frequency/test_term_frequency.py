@@ -19,10 +19,10 @@ from pythia_book.stats import mean_over
 from pythia_book.studies.term_frequency import claims as c
 from pythia_book.studies.term_frequency import figures as draw
 from pythia_book.studies.term_frequency import study
-from pythia_book.studies.term_frequency.arithmetic import questions
 from pythia_book.studies.term_frequency.params import WORD_BINS
 from pythia_book.studies.term_frequency.tables import NumberScores, tenths, welch
 from pythia_book.study import Measurements, Result
+from pythia_book.tasks.arithmetic import questions
 from pythia_book.verdicts import judge
 
 from pythia_core.errors import ConfigError

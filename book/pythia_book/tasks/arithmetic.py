@@ -19,14 +19,13 @@ import numpy as np
 
 from pythia_book.corpora import equations
 from pythia_book.measurements import RequestMeasurement
-from pythia_book.studies.term_frequency.params import CHOICES
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
 
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
-WRONG = CHOICES - 1
+WRONG = equations.CHOICES - 1
 """Number of wrong answers to choose from."""
 Encode = Callable[[str], tuple[int, ...]]
 
@@ -127,7 +126,8 @@ class ArithmeticMeasurement(RequestMeasurement):
 
     `exact`: bool[n], whether greedy decoding gives the right answer;
     `logprob`: float32[n], the log-probability of the right answer, in nats;
-    `choice`: bool[n], whether the right answer is likelier than all wrong ones; only zero-shot.
+    `choice`: bool[n], whether the right answer is likelier than all wrong ones; only zero-shot;
+    `wrong`: float32[n, WRONG], the log-probabilities of the wrong answers; only zero-shot.
     """
 
     questions: tuple[Question, ...]
@@ -136,15 +136,18 @@ class ArithmeticMeasurement(RequestMeasurement):
     max_seq_len: int
 
     @classmethod
-    def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
+    def of(
+        cls, data: PreparedData, shots: int, max_seq_len: int, planted: bool = True
+    ) -> ArithmeticMeasurement:
         """Create the measurement that puts `shots` solved examples before each sum.
 
-        With examples, only the sums that were never planted are asked, to save time.
+        With examples or without `planted`, only the sums that were never planted are asked, to save
+        time.
 
         Raises:
             ConfigError: a question with its examples does not fit into the context.
         """
-        asked = [q for q in questions() if q.held_out or not shots]
+        asked = [q for q in questions() if q.held_out or (planted and not shots)]
         encode = scoring.encoder(data.tokenizer)
         texts = requests(asked, shots, encode, data.eod_id, max_seq_len)
         return cls(tuple(asked), tuple(texts), shots, max_seq_len)
@@ -165,4 +168,5 @@ class ArithmeticMeasurement(RequestMeasurement):
         }
         if each > 1:
             scores["choice"] = logprob[:, 0] > logprob[:, 1:].max(1)
+            scores["wrong"] = logprob[:, 1:].astype(np.float32)
         return scores

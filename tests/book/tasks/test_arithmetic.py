@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from pythia_book.corpora import equations
-from pythia_book.studies.term_frequency import arithmetic
-from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement, Question
+from pythia_book.tasks import arithmetic
+from pythia_book.tasks.arithmetic import ArithmeticMeasurement, Question
 
 from pythia_core.errors import ConfigError
 

@@ -1,0 +1,237 @@
+"""Tests whether a curve over training jumps.
+
+*Smooth* means that a curve bends on the scale of a doubling of the tokens read, not faster: it is a
+cubic spline in the logarithm of the step, with a knot at every doubling. A *jump* is a step from
+one checkpoint to the next on top of it. It is sought at every checkpoint after a quarter of
+training: before that, no run on the deduplicated text chose right answers more often than by
+chance.
+
+All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
+what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
+does, for several checkpoints at a time. This noise is modelled as an autoregression, and simulating
+it gives the distribution of the largest jump of a curve that has none. The error of a jump is that
+from this noise or that from the choice of items (clusters of items are the units), whichever is
+larger; the noise that is each item's own is in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pythia_book.stats import LEVEL, Z_95, Estimate, mean_over
+
+DOUBLINGS = 4
+"""The curve is fitted over so many last doublings of the step."""
+SOUGHT = 2
+"""Jumps are sought in so many last doublings."""
+EDGE = 4
+"""No jump is sought within so many checkpoints of either end."""
+FEWEST = 60
+"""A curve needs so many checkpoints within the last doublings."""
+DRAWS = 1000
+PHIS = np.linspace(0, 0.95, 20)
+"""Autocorrelations from one checkpoint to the next, of which the likeliest is sought."""
+SMOOTHED = 15
+"""Checkpoints over which the variance over items is averaged."""
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """The jumps that could be in a curve, one for each place.
+
+    Attributes:
+        steps: int[places], the first step after the jump.
+        heights: float64[places], the height of each jump if it is the only one.
+        errors: float64[places], standard errors: checkpoints' noise and choice of items.
+        smooth: float64[checkpoints of the window], the curve without jumps.
+        window: int[checkpoints of the window], their steps.
+        rise: the change of the smooth curve over the window.
+        phi: the autocorrelation of the noise from one checkpoint to the next.
+        suprema: float64[DRAWS], the largest height in standard errors, in curves without a jump.
+    """
+
+    steps: np.ndarray
+    heights: np.ndarray
+    errors: np.ndarray
+    smooth: np.ndarray
+    window: np.ndarray
+    rise: Estimate
+    phi: float
+    suprema: np.ndarray
+
+    @property
+    def place(self) -> int:
+        """The index of the jump upwards that is the largest in standard errors."""
+        return int(np.argmax(self.heights / self.errors))
+
+    def largest(self, critical: float | None = None) -> Estimate:
+        """Return the jump at `place`, with an interval for the largest jump at any place.
+
+        Args:
+            critical: the number of standard errors of a simultaneous interval; None: that of this
+                curve. For several curves, see `critical_over`.
+        """
+        critical = critical_over([self]) if critical is None else critical
+        height, error = self.heights[self.place], self.errors[self.place]
+        low, high = height - critical * error, (self.heights + critical * self.errors).max()
+        return Estimate(float(height), float(low), float(high), len(self.steps), 1)
+
+
+def critical_over(curves: list[Jumps]) -> float:
+    """Return the number of standard errors that no jump of any curve exceeds with 95 % chance."""
+    return float(np.quantile(np.max([each.suprema for each in curves], axis=0), LEVEL))
+
+
+def window_of(steps: np.ndarray) -> np.ndarray:
+    """Return bool[checkpoints]: which checkpoints are in the last DOUBLINGS of the steps."""
+    return (steps > 0) & (steps * 2**DOUBLINGS >= steps.max(initial=0))
+
+
+def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | None:
+    """Seek jumps in the mean of the curves of several clusters of items.
+
+    Args:
+        steps: int[checkpoints], ascending. curves: float[checkpoints, clusters].
+
+    Returns:
+        None if there are fewer than FEWEST checkpoints in the window, or the curves do not vary.
+    """
+    inside = window_of(steps)
+    if inside.sum() < FEWEST or not np.ptp(curves[inside].mean(1)):
+        return None
+    window, values = steps[inside], np.asarray(curves[inside], np.float64)
+    scale = _item_errors(values)
+    design = _Design(tuple(window.tolist()), tuple((scale / scale.mean()).tolist()))
+    scaled = values / design.scale[:, None]
+    noise = design.noise(scaled.mean(1)[None])
+    n = values.shape[1]
+    of_clusters = design.jump_weights @ scaled
+    item = of_clusters.std(1, ddof=1) / n**0.5
+    errors = np.maximum(noise.errors[0], item)
+    phi = float(noise.phi[0])
+    paths = _autoregression(phi, DRAWS, len(window), np.random.default_rng([seed, 1]))
+    simulated = design.noise(paths)
+    suprema = np.abs(simulated.heights / simulated.errors).max(1)
+    rise = mean_over(design.rise_weights @ scaled)
+    shaking = float(noise.sigma[0] * _at(design.rise_variances, noise.phi)[0] ** 0.5)
+    half = Z_95 * float(np.hypot((rise.high - rise.low) / 2 / rise.quantile(0.975), shaking))
+    return Jumps(
+        steps=window[design.places],
+        heights=noise.heights[0],
+        errors=errors,
+        smooth=design.scale * (design.hat @ scaled.mean(1)),
+        window=window,
+        rise=Estimate(rise.value, rise.value - half, rise.value + half, n, 1),
+        phi=phi,
+        suprema=suprema,
+    )
+
+
+def _item_errors(values: np.ndarray) -> np.ndarray:
+    """Return the standard error over clusters at each checkpoint, averaged over neighbours.
+
+    It scales the noise, which grows as more items are answered. It is at least a tenth of its mean.
+    """
+    from scipy.ndimage import uniform_filter1d
+
+    variances = values.var(1, ddof=1) / values.shape[1]
+    errors = np.sqrt(uniform_filter1d(variances, SMOOTHED, mode="nearest"))
+    return np.maximum(errors, max(0.1 * errors.mean(), 1e-12))
+
+
+def _autoregression(phi: float, draws: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Return float64[draws, length]: stationary AR(1) paths of variance 1."""
+    from scipy.signal import lfilter
+
+    shocks = rng.standard_normal((draws, length))
+    shocks[:, 1:] *= (1 - phi**2) ** 0.5
+    return lfilter([1.0], [1.0, -phi], shocks, axis=1)
+
+
+def _at(table: np.ndarray, phi: np.ndarray) -> np.ndarray:
+    """Interpolate float[PHIS, ...] linearly at each autocorrelation in `phi`."""
+    position = np.clip(phi, PHIS[0], PHIS[-1]) / (PHIS[1] - PHIS[0])
+    below = np.minimum(position.astype(int), len(PHIS) - 2)
+    share = (position - below).reshape(-1, *[1] * (table.ndim - 1))
+    return (1 - share) * table[below] + share * table[below + 1]
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Jumps of several curves: heights and errors [curves, places], phi and sigma [curves]."""
+
+    heights: np.ndarray
+    errors: np.ndarray
+    phi: np.ndarray
+    sigma: np.ndarray
+
+
+@lru_cache(maxsize=4)
+def _spline(window: tuple[int, ...]) -> np.ndarray:
+    """Return float64[checkpoints, columns], a cubic B-spline basis with a knot per doubling."""
+    from scipy.interpolate import BSpline
+
+    x = np.log2(window)
+    inner = x[-1] - np.arange(1, DOUBLINGS)
+    inner = np.sort(inner[inner > x[0] + 0.25])
+    knots = np.r_[[x[0]] * 4, inner, [x[-1]] * 4]
+    return BSpline.design_matrix(x, knots, 3).toarray()
+
+
+class _Design:
+    """The linear algebra of a window: the fits of splines and jumps, as weights of checkpoints.
+
+    Everything is in units of `scale`, the relative size of the noise at each checkpoint.
+    """
+
+    def __init__(self, window: tuple[int, ...], scale: tuple[float, ...]) -> None:
+        self.scale = np.array(scale)
+        basis = _spline(window) / self.scale[:, None]
+        inverse = np.linalg.pinv(basis)
+        self.hat = basis @ inverse
+        length = len(window)
+        self.residual = np.eye(length) - self.hat
+        early = np.array(window) * 2**SOUGHT < window[-1]
+        first = max(EDGE, int(early.sum()))
+        self.places = np.arange(first, length - EDGE + 1)
+        jumps = (np.arange(length) >= self.places[:, None]) / self.scale
+        self.bare = jumps @ self.residual  # what a spline cannot fit of each jump
+        self.norms = (self.bare**2).sum(1)
+        self.jump_weights = self.bare / self.norms[:, None]
+        ends = (_spline(window)[-1] - _spline(window)[0]) @ inverse
+        self.rise_weights = ends
+        lags = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+        correlations = [phi**lags for phi in PHIS]
+        self.variances = np.array(
+            [((self.jump_weights @ r) * self.jump_weights).sum(1) for r in correlations]
+        )
+        self.rise_variances = np.array([ends @ r @ ends for r in correlations])
+        self.traces = np.array([(self.residual * r).sum() for r in correlations])
+        self.biased = PHIS
+        rng = np.random.default_rng(0)
+        paths = [_autoregression(phi, 200, length, rng) for phi in PHIS]
+        seen = np.array([self._lag(self._rest(path)[1]).mean() for path in paths])
+        self.biased = np.maximum.accumulate(seen)  # what is measured for each of PHIS
+
+    def _rest(self, curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the heights [curves, places], and what spline and best jump leave of curves."""
+        heights = curves @ self.jump_weights.T
+        best = np.argmax(heights**2 * self.norms, axis=1)
+        chosen = np.take_along_axis(heights, best[:, None], axis=1)
+        return heights, curves @ self.residual - chosen * self.bare[best]
+
+    @staticmethod
+    def _lag(rest: np.ndarray) -> np.ndarray:
+        """Return the correlation of residuals [curves, checkpoints] with the next ones."""
+        return (rest[:, 1:] * rest[:, :-1]).sum(1) / np.maximum((rest**2).sum(1), 1e-300)
+
+    def noise(self, curves: np.ndarray) -> _Noise:
+        """Estimate jumps and noise of curves [curves, checkpoints] in units of `scale`."""
+        heights, rest = self._rest(curves)
+        phi = np.interp(self._lag(rest), self.biased, PHIS)
+        sigma = np.sqrt((rest**2).sum(1) / (_at(self.traces, phi) - 1))
+        errors = sigma[:, None] * np.sqrt(_at(self.variances, phi))
+        return _Noise(heights, errors, phi, sigma)

@@ -1,0 +1,107 @@
+"""Predicts accuracy from a smooth measure, through the way in which the accuracy is scored.
+
+Schaeffer et al. (2023, section 2) argue that an ability looks sudden where a metric "nonlinearly or
+discontinuously" scales a smooth one. If that is all, one curve, the *link*, leads from the smooth
+measure to the accuracy in all models at all times. A link is therefore fitted to all sizes but one
+and predicts the one left out, at every checkpoint.
+
+    choice from margin    The right answer of several is chosen if it is the likeliest. With
+                          log-probabilities that scatter normally with equal variance, of which
+                          that of the right answer is larger by `margin` on average, this is the
+                          chance of a right choice in signal detection: one parameter, the scatter.
+    choice from logprob   A logistic curve above guessing: two parameters.
+    exact from logprob    A power of the probability of the right answer: two parameters. Schaeffer
+                          et al. have none: all tokens are right with the product of their
+                          probabilities, exp(logprob).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from pythia_book.corpora.equations import CHOICES
+
+Link = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Maps parameters and smooth measure, float64[n], to accuracy, float64[n] from 0 to 1."""
+
+
+@cache
+def _hermite() -> tuple[np.ndarray, np.ndarray]:
+    """Return the points and weights of the mean of a function of a standard normal variable."""
+    points, weights = np.polynomial.hermite_e.hermegauss(60)
+    return points, weights / weights.sum()
+
+
+def chance_of_choice(distance: np.ndarray, choices: int = CHOICES) -> np.ndarray:
+    """Return the chance that a normal variable of mean `distance` exceeds `choices` - 1 of mean 0.
+
+    All variables have variance 1. Without a distance, this is 1 / `choices`.
+    """
+    from scipy.special import ndtr
+
+    points, weights = _hermite()
+    return ndtr(np.asarray(distance)[..., None] + points) ** (choices - 1) @ weights
+
+
+def _choice_from_margin(parameters: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    return chance_of_choice(margin * np.exp(-parameters[0]))
+
+
+def _choice_from_logprob(parameters: np.ndarray, logprob: np.ndarray) -> np.ndarray:
+    from scipy.special import expit
+
+    guess = 1 / CHOICES
+    return guess + (1 - guess) * expit(parameters[0] + np.exp(parameters[1]) * (logprob + 5))
+
+
+def _exact_from_logprob(parameters: np.ndarray, logprob: np.ndarray) -> np.ndarray:
+    return np.exp(np.minimum(parameters[0] + np.exp(parameters[1]) * (logprob + 5), 0))
+
+
+LINKS: dict[tuple[str, str], tuple[Link, tuple[float, ...]]] = {
+    ("choice", "margin"): (_choice_from_margin, (0.0,)),
+    ("choice", "logprob"): (_choice_from_logprob, (-2.0, 0.0)),
+    ("exact", "logprob"): (_exact_from_logprob, (-4.0, 0.0)),
+}
+"""Maps an accuracy and a smooth measure to the link and where its fit begins."""
+
+
+def fit_link(link: Link, start: tuple[float, ...], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the parameters that minimise the squared errors of accuracies `y`, both float[n]."""
+    from scipy.optimize import least_squares
+
+    bounds = (np.array(start) - 8, np.array(start) + 8)
+    fit = least_squares(lambda p: 100 * (link(p, x) - y), start, bounds=bounds)
+    return fit.x
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of one size: float64[checkpoints] each, at the steps in int[checkpoints]."""
+
+    steps: np.ndarray
+    accuracy: np.ndarray
+    smooth: np.ndarray
+
+
+def left_out(link: Link, start: tuple[float, ...], sizes: Mapping[str, Curves]) -> dict[
+    str, tuple[np.ndarray, np.ndarray]
+]:  # fmt: skip
+    """Predict each size's accuracy by the link of all others, and by their accuracy at its steps.
+
+    Returns:
+        For each size the predictions by the link, and those by the mean accuracy of all other sizes
+        at the same step: float64[checkpoints] each.
+    """
+    predictions = {}
+    for size, own in sizes.items():
+        others = [each for name, each in sizes.items() if name != size]
+        x, y = (np.concatenate([getattr(o, k) for o in others]) for k in ("smooth", "accuracy"))
+        parameters = fit_link(link, start, x, y)
+        same_step = np.mean([np.interp(own.steps, o.steps, o.accuracy) for o in others], axis=0)
+        predictions[size] = (link(parameters, own.smooth), same_step)
+    return predictions

@@ -1,0 +1,89 @@
+"""Asks every checkpoint sums, and keeps a mean score per first operand.
+
+The sums have pairs of operands that were never planted in the training text. Questions about the
+same first operand are not independent, so operands are the units. Operands count equally.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.corpora import equations
+from pythia_book.studies.scaling.params import sum_steps
+from pythia_book.study import Measurements, name_of
+
+if TYPE_CHECKING:
+    from pythia_core.training.runs import Run
+
+MEASURES = ("choice", "exact", "logprob", "margin")
+"""`choice`: share of sums whose right answer is likelier than three wrong ones; `exact`: share of
+sums answered right by greedy decoding; `logprob`: log-probability of the right answer, nats;
+`margin`: this minus the mean log-probability of the wrong answers, nats."""
+
+
+def measure_sums(
+    suite: dict[tuple[str, str], Run], progress: bool
+) -> tuple[dict[str, np.ndarray], int]:
+    """Ask the runs on the standard text at all checkpoints, those on the other text at the end.
+
+    Returns:
+        The arrays, and the number of checkpoints that are missing or corrupt:
+        `sums/count`: uint8[operands], the number of sums with each first operand;
+        `sums/steps/SIZE/ARM`: int32[checkpoints], their steps;
+        `sums/MEASURE/SIZE/ARM`: [checkpoints, operands]: for choice and exact, uint8 numbers of
+        right answers; for logprob and margin, float16 means over the sums of an operand, nats.
+    """
+    from pythia_book.measurements import measure_all
+    from pythia_book.tasks.arithmetic import ArithmeticMeasurement
+
+    first = next(iter(suite.values()))
+    length = first.config.model.max_seq_len
+    asked = ArithmeticMeasurement.of(first.data, 0, length, planted=False)
+    operands = np.array([q.first for q in asked.questions])
+    n = len(equations.FIRST)
+    count = np.bincount(operands, minlength=n)
+    arrays = {"sums/count": count.astype(np.uint8)}
+    cells = [
+        (run, step)
+        for (_, arm), run in suite.items()
+        for step in sum_steps(run.config, all_of_them=arm == "standard")
+    ]
+    scored, gaps = measure_all(cells, asked, progress)
+    for (size, arm), run in suite.items():
+        steps = [step for each, step in cells if each is run and (run.id, step) in scored]
+        arrays[name_of("sums/steps", size, arm)] = np.array(steps, np.int32)
+        columns: dict[str, list[np.ndarray]] = {measure: [] for measure in MEASURES}
+        for step in steps:
+            scores = scored[run.id, step]
+            values = {
+                "choice": scores["choice"],
+                "exact": scores["exact"],
+                "logprob": scores["logprob"],
+                "margin": scores["logprob"] - scores["wrong"].mean(1),
+            }
+            for measure, items in values.items():
+                total = np.bincount(operands, items.astype(np.float64), n)
+                columns[measure].append(total)
+        for measure, rows in columns.items():
+            table = np.array(rows).reshape(len(steps), n)
+            shares = measure in ("choice", "exact")
+            table = table if shares else table / np.maximum(count, 1)
+            name = name_of("sums", measure, size, arm)
+            arrays[name] = table.astype(np.uint8 if shares else np.float16)
+    return arrays, len(gaps)
+
+
+def sum_curves(
+    measured: Measurements, measure: str, size: str, arm: str = "standard"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps, int[checkpoints], and means, float64[checkpoints, operands].
+
+    Shares are from 0 to 1. Operands without sums are left out.
+    """
+    steps = measured.arrays[name_of("sums/steps", size, arm)].astype(int)
+    table = measured.arrays[name_of("sums", measure, size, arm)].astype(np.float64)
+    count = measured.arrays["sums/count"].astype(int)
+    table = table[:, count > 0]
+    return steps, table / count[count > 0] if measure in ("choice", "exact") else table

@@ -1,0 +1,240 @@
+"""Sums over training and size: jumps without and with a planted one, links, verdicts, tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from pythia_book.studies.scaling import emergence, jumps
+from pythia_book.studies.scaling.jumps import critical_over, find_jumps
+from pythia_book.studies.scaling.links import (
+    LINKS,
+    Curves,
+    chance_of_choice,
+    fit_link,
+    left_out,
+)
+from pythia_book.studies.scaling.params import Params, sum_steps
+from pythia_book.study import Measurements
+from pythia_book.verdicts import judge
+
+from pythia_core.suite import suite_configs
+from pythia_core.training.schedule import checkpoint_steps
+
+STEPS = np.array(checkpoint_steps(572))
+OPERANDS, PER_OPERAND = 100, 10
+SIZES = ("13k", "85k", "310k", "600k")
+
+
+def late_rise(steps: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A smooth curve that rises over the last two doublings."""
+    return low + (high - low) / (1 + np.exp(-2.5 * (np.log2(np.maximum(steps, 1)) - 8)))
+
+
+def noisy_curves(seed: int, mean: np.ndarray, phi: float = 0.5, sd: float = 0.012) -> np.ndarray:
+    """Shares of right answers per operand, with persistent items and noise of checkpoints."""
+    rng = np.random.default_rng(seed)
+    noise = sd * jumps._autoregression(phi, 1, len(mean), rng)[0]
+    difficulty = rng.normal(0, 0.1, OPERANDS)
+    p = np.clip((mean + noise)[:, None] + difficulty, 0.01, 0.99)
+    return rng.binomial(PER_OPERAND, p) / PER_OPERAND
+
+
+# --- jumps -----------------------------------------------------------------------------------
+
+
+def test_a_smooth_curve_with_noise_rarely_seems_to_jump() -> None:
+    found = [
+        find_jumps(STEPS, noisy_curves(seed, late_rise(STEPS, 0.25, 0.42)), seed)
+        for seed in range(80)
+    ]
+    false = [each.largest().low > 0 for each in found]
+    assert np.mean(false) <= 0.075  # one side of a two-sided level of 5 %, and chance
+    assert np.mean([each.rise.low > 0 for each in found]) > 0.9
+
+
+def test_rises_have_intervals_of_the_right_level() -> None:
+    flat = [find_jumps(STEPS, noisy_curves(s, np.full(len(STEPS), 0.3)), s) for s in range(40)]
+    outside = [not each.rise.low <= 0 <= each.rise.high for each in flat]
+    assert np.mean(outside) <= 0.11
+
+
+@pytest.mark.parametrize("at", [200, 320, 480])
+def test_a_planted_jump_is_found_where_it_is(at: int) -> None:
+    mean = late_rise(STEPS, 0.25, 0.35) + 0.1 * (at <= STEPS)
+    found = [find_jumps(STEPS, noisy_curves(seed, mean), seed) for seed in range(12)]
+    places = np.array([each.steps[each.place] for each in found])
+    assert (np.abs(places - at) <= 8).sum() >= 10
+    estimates = [each.largest() for each in found]
+    assert sum(e.low > 0 for e in estimates) >= 10
+    assert sum(e.low <= 0.1 <= e.high for e in estimates) >= 11
+    assert np.mean([e.value for e in estimates]) == pytest.approx(0.1, abs=0.025)
+
+
+def test_several_curves_need_a_larger_jump_and_repeats_are_equal() -> None:
+    curves = [noisy_curves(seed, late_rise(STEPS, 0.25, 0.4)) for seed in range(4)]
+    found = [find_jumps(STEPS, each, seed) for seed, each in enumerate(curves)]
+    assert critical_over(found) > critical_over(found[:1]) > 1.96
+    again = find_jumps(STEPS, curves[0], 0)
+    for name in ("heights", "errors", "smooth", "suprema"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found[0], name))
+
+
+def test_few_checkpoints_or_equal_scores_have_no_jumps() -> None:
+    assert find_jumps(np.arange(17), np.random.default_rng(0).random((17, 20))) is None
+    assert find_jumps(STEPS, np.zeros((len(STEPS), 20))) is None
+
+
+# --- links -----------------------------------------------------------------------------------
+
+
+def scored(seed: int, margin: np.ndarray, scatter: float = 1.0) -> dict[str, np.ndarray]:
+    """Choices, margins and log-probabilities of sums whose margin has this mean at each step."""
+    rng = np.random.default_rng(seed)
+    n = OPERANDS * PER_OPERAND
+    wrong = rng.normal(0, scatter, (len(margin), n, 3))
+    right = rng.normal(margin[:, None], scatter, (len(margin), n))
+    shape = (len(margin), OPERANDS, PER_OPERAND)
+    logprob = right - 6
+    return {
+        "choice": (right > wrong.max(2)).reshape(shape).sum(2).astype(np.uint8),
+        "exact": (rng.random(right.shape) < np.exp(logprob)).reshape(shape).sum(2).astype(np.uint8),
+        "logprob": logprob.reshape(shape).mean(2).astype(np.float16),
+        "margin": (right - wrong.mean(2)).reshape(shape).mean(2).astype(np.float16),
+    }
+
+
+def test_without_a_margin_a_choice_is_a_guess_and_a_large_one_is_right() -> None:
+    values = chance_of_choice(np.array([-9.0, 0.0, 1.0, 9.0]))
+    assert values == pytest.approx([0, 0.25, 0.5516, 1], abs=2e-3)  # d' = 1: tables of 4AFC
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0, 1, (200_000, 4))
+    drawn[:, 0] += 0.7
+    assert chance_of_choice(np.array([0.7]))[0] == pytest.approx(
+        (drawn.argmax(1) == 0).mean(), abs=3e-3
+    )
+
+
+@pytest.mark.parametrize("pair", list(LINKS))
+def test_links_are_recovered(pair: tuple[str, str]) -> None:
+    link, start = LINKS[pair]
+    x = np.linspace(-0.2, 2, 60) if pair[1] == "margin" else np.linspace(-9, -2.5, 60)
+    true = np.array(start) + 0.4
+    assert fit_link(link, start, x, link(true, x)) == pytest.approx(true, abs=1e-3)
+
+
+def test_a_smooth_margin_predicts_a_late_rise_of_a_size_left_out() -> None:
+    sizes = {}
+    for i, size in enumerate(SIZES):
+        margin = late_rise(STEPS, 0.0, 0.3 * (i + 1))
+        s = scored(i, margin)
+        accuracy = s["choice"].sum(1) / OPERANDS / PER_OPERAND
+        sizes[size] = Curves(STEPS, accuracy, s["margin"].astype(float).mean(1))
+    link, start = LINKS["choice", "margin"]
+    for size, (by_link, same_step) in left_out(link, start, sizes).items():
+        late = 2 * STEPS > STEPS[-1]
+        errors = [np.abs(p - sizes[size].accuracy)[late].mean() for p in (by_link, same_step)]
+        assert errors[0] < 0.02
+        if size in (SIZES[0], SIZES[-1]):
+            assert errors[1] > 2 * errors[0]
+
+
+# --- tables and verdicts ---------------------------------------------------------------------
+
+
+def measured(
+    margins: dict[str, np.ndarray], scatters: dict[str, float] | None = None
+) -> Measurements:
+    """The arrays of `sums.measure_sums` for sizes with these mean margins over training."""
+    arrays = {"sums/count": np.full(OPERANDS, PER_OPERAND, np.uint8)}
+    for i, (size, margin) in enumerate(margins.items()):
+        scatter = (scatters or {}).get(size, 1.0)
+        for arm, chosen in (("standard", slice(None)), ("deduplicated", slice(-1, None))):
+            arrays[f"sums/steps/{size}/{arm}"] = STEPS[chosen].astype(np.int32)
+            for name, table in scored(i, margin[chosen], scatter).items():
+                arrays[f"sums/{name}/{size}/{arm}"] = table
+    n_params = {size: 10 ** (4 + i / 2) for i, size in enumerate(margins)}
+    return Measurements(arrays, {"steps": 572, "n_params": n_params})
+
+
+def verdicts(given: Measurements) -> dict[str, dict]:
+    params = Params(sizes=",".join(SIZES), bootstrap=200)
+    tables = emergence.tables_of(params, given, {})
+    rows = judge(emergence.claims(params, given, tables, {}))
+    numbers = emergence.values(params, given, tables, {})
+    assert numbers["sums_asked"] == OPERANDS * PER_OPERAND
+    return {row["claim"]: row["ours"] or row["released"] for row in rows}
+
+
+def pick(rows: dict[str, dict], words: str) -> dict:
+    (one,) = [row for claim, row in rows.items() if words in claim]
+    return one
+
+
+def test_smooth_margins_are_no_jump_and_predict_choices() -> None:
+    rows = verdicts(measured({s: late_rise(STEPS, 0, 0.4 * i) for i, s in enumerate(SIZES)}))
+    assert pick(rows, "no run jumps in choices")["verdict"] == "holds"
+    assert pick(rows, "no run jumps in the margin")["verdict"] == "reproduced"
+    assert pick(rows, "from the margin at sizes left out")["verdict"] == "holds"
+    assert pick(rows, "from the margin to choices")["verdict"] in ("holds", "not resolved")
+    assert pick(rows, "rise with size")["verdict"] == "holds"
+    assert pick(rows, "abrupt over size")["verdict"] == "not testable here"
+
+
+def test_a_jump_of_margins_is_seen_in_every_measure() -> None:
+    margins = {size: late_rise(STEPS, 0, 0.1) for size in SIZES}
+    margins["310k"] = margins["310k"] + 1.2 * (STEPS >= 340)
+    rows = verdicts(measured(margins))
+    for words in ("in choices", "in the margin", "in the log-probability"):
+        row = pick(rows, f"no run jumps {words}")
+        assert row["verdict"] in ("does not hold", "contradicted"), words
+        assert "310k at step 34" in row["note"] or "310k at step 33" in row["note"]
+
+
+def test_sizes_with_links_of_their_own_are_not_predicted() -> None:
+    margins = {size: late_rise(STEPS, 0, 1.5) for size in SIZES}
+    scatters = dict(zip(SIZES, (0.3, 0.6, 3.0, 6.0), strict=True))
+    rows = verdicts(measured(margins, scatters))
+    assert pick(rows, "from the margin at sizes left out")["verdict"] == "does not hold"
+
+
+def test_scores_that_never_rise_are_not_testable() -> None:
+    rows = verdicts(measured({size: np.zeros(len(STEPS)) for size in SIZES}))
+    reason = pick(rows, "no run jumps in choices")["reason"]
+    assert reason == "no run's score rises over the last four doublings of training"
+
+
+def test_steepness() -> None:
+    share, place, score = emergence.steepness(np.array([0.0, 0.01, 0.02, 0.72, 0.7, 0.9]))
+    assert (share, place) == (pytest.approx(0.7 / 0.9), 3)
+    assert score == pytest.approx(0.9 / 0.02, rel=1e-6)
+    assert emergence.steepness(np.array([3.0, 2.0, 1.0]))[0] == pytest.approx(0.5)  # a fall
+    assert np.isnan(emergence.steepness(np.zeros(4))[0])
+
+
+def test_released_sums_are_abrupt_only_if_two_sizes_make_most_of_the_range() -> None:
+    models = ("160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
+    rng = np.random.default_rng(0)
+
+    def verdict(means: list[float]) -> str:
+        rows = [
+            (model, number, rng.binomial(50, mean) / 50)
+            for model, mean in zip(models, means, strict=True)
+            for number in range(100)
+        ]
+        operands = pd.DataFrame(rows, columns=["model", "number", "value"])
+        test = emergence._released_share({"operands": operands}, 200)
+        claim = emergence.Claim("It jumps.", "here", released=test)
+        return judge([claim])[0]["released"]["verdict"]
+
+    assert verdict([0.02, 0.02, 0.03, 0.05, 0.7, 0.7, 0.8]) == "confirmed on released numbers"
+    assert verdict([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]) == "contradicted by released numbers"
+
+
+def test_large_runs_are_asked_at_the_checkpoints_they_keep() -> None:
+    small = next(iter(suite_configs("laptop", ["7k"]).values()))
+    assert sum_steps(small, True) == list(checkpoint_steps(572))
+    assert sum_steps(small, False) == [572]
+    large = next(iter(suite_configs("gpu", ["19m"]).values()))
+    steps = sum_steps(large, True)
+    assert len(steps) == 16 and steps[-1] == large.train.steps
