@@ -5,14 +5,14 @@ How often documents of the Pile occur follows mostly from its composition. The P
 34.2 % fewer bytes. Elazar et al. 2024 find "more than 60% of documents in The Pile are duplicates
 (unsurprisingly due to oversampling)".
 
-Deduplication removed more: 38 % of the tokens (Biderman et al. 2023, section 2.4). No paper says how
-the other duplicates are distributed. Here they are near-duplicates: edited copies of a share
+Deduplication removed more: 38 % of the tokens (Biderman et al. 2023, section 2.4). No paper says
+how the other duplicates are distributed. Here they are near-duplicates: edited copies of a share
 NEAR_SHARE of the long documents, whose number has a power law with the exponent NEAR_EXPONENT, cut
 off so that no document occurs more than MOST times. The share is chosen so that deduplication
 removes about 38 % of the tokens of the corpus "miniature"; the exponent is our choice.
 
-Two hashes of the text decide, so documents that occur once and documents that occur twice are random
-samples of the same text. In the Pile, whole components are repeated instead.
+Two hashes of the text decide, so documents that occur once and documents that occur twice are
+random samples of the same text. In the Pile, whole components are repeated instead.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ NEAR_WORDS = 300
 def exact_shares() -> dict[int, float]:
     """Map how often a document occurs to the share of the Pile's different text that does so.
 
-    Components are taken to share no text. Of a component that is read 1.5 times, half of the documents occur once and half twice.
+    Components are taken to share no text. Of a component that is read 1.5 times, half of the
+    documents occur once and half twice.
     """
     size: dict[int, float] = {}
     for gigabytes, epochs in EPOCHS.values():
