@@ -43,7 +43,7 @@ class Params(StudyParams):
     bootstrap: int = 2000
 
     WHOLE: ClassVar = {"seeds": (1, 100)}
-    DEFAULT_SIZES: ClassVar = {"smoke": "7k,25k", "laptop": "25k,85k", "gpu": "1.2m,4.7m"}
+    DEFAULT_SIZES: ClassVar = {"smoke": "7k,25k", "laptop": "25k,85k", "gpu": "1.2m"}
 
     def configs(self) -> dict[Cell, RunConfig]:
         """Map (size, data arm, seed) to the config of each run on text with copies as in the Pile.

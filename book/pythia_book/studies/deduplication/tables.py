@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.corpora.pile_copies import EPOCHS
+from pythia_book.corpora.pile_copies import EPOCHS, NEAR_SHARE, exact_shares
 from pythia_book.stats import Estimate, estimate, mean_over
 from pythia_book.studies.deduplication.crossed import crossed_mean
 from pythia_book.studies.deduplication.params import FIRST_SEED, MARGIN
@@ -315,6 +315,10 @@ def values(
         "percent_eleutherai": float(recipes.percent["eleutherai-0.87"]),
         "percent_pile": 100 * (1 - after / before),
         "percent_epochs": 100 * (1 - raw / effective),
+        "components": len(EPOCHS),
+        "components_repeated": sum(epochs > 1 for _, epochs in EPOCHS.values()),
+        **{f"occur_{n}_percent": 100 * share for n, share in exact_shares().items()},
+        "near_percent": 100 * NEAR_SHARE,
         "copied_percent": float(repetition.copied["copies as in the Pile"]),
         "copied_percent_pile": float(repetition.copied["the Pile"]),
         "per_cluster": float(repetition.per_cluster["copies as in the Pile"]),
