@@ -28,7 +28,7 @@ LEAD = "deduplicated minus standard,\naccuracy, points"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
 
 
-TEXTS = {"unread": "held-out text, deduplicated", "raw": "held-out text, standard"}
+TEXTS = {"unread": "text as in the deduplicated corpus", "raw": "text as in the standard corpus"}
 """Maps measures in the table `changes` to their names."""
 MARKS = {"unread": style.mark("o"), "raw": style.mark("s", hollow=True)}
 OFTEN = {"once": "once", "twice": "twice", "more": "3 times\nor more"}
@@ -42,7 +42,7 @@ def answer(result: Result) -> Drawing:
     changes = changes[changes.measure.isin(TEXTS)]
     sizes = [*result.params.size_list, ALL]
     ours = f"{result.params.seeds} seeds" if result.params.seeds > 1 else "one seed"
-    notes = f"bars: 95 % intervals over {ours} (left), over held-out rows (right)"
+    notes = f"bars: 95 % intervals over {ours}; with a few texts, over held-out rows"
     with style.canvas(result, 2, 2.8, notes, sharey=True, ratios=(1, 1.5)) as (figure, axes):
         pile, heavy = axes
         pile.axhspan(-MARGIN, MARGIN, color=style.GRID, linewidth=0, zorder=0)
@@ -102,7 +102,7 @@ def memory(result: Result) -> Drawing:
         ax.set_xlim(-0.6, len(groups) - 0.4)
         style.reference(ax, 0)
         ax.set_xlabel("occurrences of the text in the standard corpus")
-        ax.set_ylabel("memorized, deduplicated\nminus standard, nats per token")
+        ax.set_ylabel("memorized, nats per token,\nminus standard twin")
         lines = {s: {"color": style.size_colour(s), "linewidth": 3} for s in sizes[:-1]}
         style.legend(figure, lines | {"mean": {"color": style.INK, "linewidth": 3}})
         means = style.rows_where(table[table.group.isin(groups)], size=ALL)
