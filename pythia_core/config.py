@@ -48,18 +48,20 @@ PLANTED_DOMAINS = ("copies", "equations", "occupations", "canaries")
 """Domains of planted text, added to the corpora "miniature" and "large"; each can be left out."""
 CONTROL_DOMAINS = {"occupations_flat": "occupations"}
 """Maps each control domain to the planted domain that the control domain replaces."""
+ALTERNATIVES = CONTROL_DOMAINS | {"copies_pile": "copies"}
+"""Maps each planted domain that is used only on request to the domain that it replaces."""
 DOMAINS_OF = {
     "pocket-pile": DOMAINS,
-    "miniature": (*DOMAINS, *PLANTED_DOMAINS, *CONTROL_DOMAINS),
-    "large": (*LARGE_DOMAINS, *PLANTED_DOMAINS, *CONTROL_DOMAINS),
+    "miniature": (*DOMAINS, *PLANTED_DOMAINS, *ALTERNATIVES),
+    "large": (*LARGE_DOMAINS, *PLANTED_DOMAINS, *ALTERNATIVES),
 }
 """Maps each corpus of the scales to its domains."""
 
 
 def default_domains(corpus: str) -> tuple[str, ...]:
-    """Return the domains of a corpus, without CONTROL_DOMAINS; DOMAINS for an unlisted corpus."""
+    """Return the domains of a corpus, without ALTERNATIVES; DOMAINS for an unlisted corpus."""
     domains = DOMAINS_OF.get(corpus, DOMAINS)
-    return tuple(domain for domain in domains if domain not in CONTROL_DOMAINS)
+    return tuple(domain for domain in domains if domain not in ALTERNATIVES)
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,9 @@ class DataConfig:
                 problems.append(f"domains is empty; accepted: {', '.join(accepted)}")
             problems += [one_of(d, accepted, "domain") for d in self.domains if d not in accepted]
             problems += [
-                f"domains has both {domain!r} and its control {control!r}; use one of them"
-                for control, domain in CONTROL_DOMAINS.items()
-                if {control, domain} <= set(self.domains)
+                f"domains has both {domain!r} and its alternative {other!r}; use one of them"
+                for other, domain in ALTERNATIVES.items()
+                if {other, domain} <= set(self.domains)
             ]
         if self.tokenizer.startswith("bpe-"):
             size = self.tokenizer.removeprefix("bpe-")

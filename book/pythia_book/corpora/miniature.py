@@ -7,6 +7,9 @@ words of copies at each of these levels. Every fourth copy has one word in a hun
 Generated text follows: sums (equations), sentences about people (occupations) and random strings
 (canaries). The copies and each kind of generated text are *planted domains*, which a run can omit.
 
+With the domain "copies_pile" instead of "copies", all documents, generated ones included, are
+repeated about as often as those of the Pile (pythia_book.corpora.pile_copies).
+
 Hashes of the text decide everything, so the result is the same on every machine. Held-out documents
 are never copied, and nothing planted is held out.
 """
@@ -21,7 +24,14 @@ from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
-from pythia_book.corpora import canaries, equations, large, occupations, pocket_pile
+from pythia_book.corpora import (
+    canaries,
+    equations,
+    large,
+    occupations,
+    pile_copies,
+    pocket_pile,
+)
 from pythia_book.corpora.facts import cached_json
 from pythia_book.corpora.pocket_pile import raw_texts, wheels_needed
 from pythia_book.corpora.wheels import WHEELS
@@ -111,6 +121,35 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
     Raises:
         ConfigError: see `document_counts`.
     """
+    repeated = _repeated_as_in_the_pile if "copies_pile" in domains else iter
+    yield from repeated(_texts(domains, corpus))
+
+
+def _repeated_as_in_the_pile(
+    texts: Iterator[tuple[str, str]],
+) -> Iterator[tuple[str, str]]:
+    """Yield all texts, each followed by the copies that the domain "copies_pile" plants.
+
+    A text that occurs several times by itself is copied only once, and a text below GUARD never.
+    """
+    copied = set()
+    for domain, text in texts:
+        yield domain, text
+        if text not in copied:
+            copied.add(text)
+            yield from ((domain, copy) for copy in pile_copies_of(text))
+
+
+def pile_copies_of(text: str) -> list[str]:
+    """Return the copies, edited ones last, that the domain "copies_pile" adds to a text."""
+    if fraction(text) < GUARD:
+        return []
+    times, edited = pile_copies.occurrences(text)
+    return [text] * (times - 1) + [near_duplicate(text, n) for n in range(1, edited + 1)]
+
+
+def _texts(domains: tuple[str, ...], corpus: str) -> Iterator[tuple[str, str]]:
+    """Yield (domain, text) for every text of a corpus, without the domain "copies_pile"."""
     counts = document_counts(domains, corpus)
     copies, natural = copied_texts(domains, corpus), _survey(domains, corpus)[2]
     for domain, text in sampled(domains, corpus):

@@ -1,4 +1,4 @@
-"""Figures of the deduplication study: the text it removes, and twin models compared."""
+"""Figures of the deduplication study: twin models compared, and the text it removes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pythia_book import palette, style
 from pythia_book.published.deduplication import BEFORE, COLUMNS, EPOCH_STEP
 from pythia_book.published.figures import ABSENT
 from pythia_book.published.means import mean_over_pairs
-from pythia_book.published.tables import TITLES
 from pythia_book.records import number_text
 from pythia_book.stats import Z_95
+from pythia_book.studies.deduplication.params import MARGIN
+from pythia_book.studies.deduplication.tables import ALL
 from pythia_book.style import BLUE, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -25,6 +26,88 @@ PALE = palette.PALE
 SHOTS = {"Zero-shot": 0, "Five-shot": 5}
 LEAD = "deduplicated minus standard,\naccuracy, points"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
+
+
+TEXTS = {"unread": "text as in the deduplicated corpus", "raw": "text as in the standard corpus"}
+"""Maps measures in the table `changes` to their names."""
+MARKS = {"unread": style.mark("o"), "raw": style.mark("s", hollow=True)}
+OFTEN = {"once": "once", "twice": "twice", "more": "3 times\nor more"}
+"""Maps groups of documents to how often they occur in the standard text."""
+
+
+@style.figure
+def answer(result: Result) -> Drawing:
+    """Draw how deduplication changes the held-out loss, for both ways of repeating documents."""
+    changes, suite = result.tables["changes"], result.tables["effects"]
+    changes = changes[changes.measure.isin(TEXTS)]
+    sizes = [*result.params.size_list, ALL]
+    ours = f"{result.params.seeds} seeds" if result.params.seeds > 1 else "one seed"
+    notes = f"bars: 95 % intervals over {ours}; with a few texts, over held-out rows"
+    with style.canvas(result, 2, 2.8, notes, sharey=True, ratios=(1, 1.5)) as (figure, axes):
+        pile, heavy = axes
+        pile.axhspan(-MARGIN, MARGIN, color=style.GRID, linewidth=0, zorder=0)
+        _points(pile, changes, sizes, "measure", MARKS, TEXTS)
+        pile.set_title("copies as in the Pile")
+        pile.set_ylabel("deduplicated minus standard,\nloss in nats per token")
+        heavy.set_title("a few texts up to 128 times")
+        for at, row in enumerate(suite.itertuples()):
+            style.interval_point(heavy, at, row, style.INK, 1, markersize=5)
+        style.category_ticks(heavy, suite["size"])
+        for ax in axes:
+            style.reference(ax, 0)
+        style.legend(figure, {TEXTS[measure]: mark for measure, mark in MARKS.items()})
+        means = style.rows_where(changes, size=ALL)
+        numbers = [f"{TEXTS[row.measure]} {row.value:+.3f}" for row in means.itertuples()]
+        if len(suite):
+            numbers.append(f"a few texts up to 128 times {suite.value.mean():+.3f}")
+        return Drawing(figure, "Change of held-out loss by deduplication", numbers)
+
+
+def _points(
+    ax: Axes,
+    frame: pd.DataFrame,
+    sizes: list[str],
+    column: str,
+    marks: dict[str, dict],
+    names: dict[str, str],
+) -> None:
+    """Draw a point for each size, and for their mean in black, for each value of `column`."""
+    for j, (key, mark) in enumerate(marks.items()):
+        shift = 0.22 * (j - (len(marks) - 1) / 2)
+        for row in style.rows_where(frame, **{column: key}).itertuples():
+            colour = style.INK if row.size == ALL else style.size_colour(row.size)
+            face = "white" if mark["markerfacecolor"] == "white" else colour
+            look = {"marker": mark["marker"], "markerfacecolor": face, "markersize": 5}
+            at = sizes.index(row.size) + shift
+            style.interval_point(ax, at, row, colour, 1, name=f"{row.size}, {names[key]}", **look)
+    style.category_ticks(ax, ["mean" if size == ALL else size for size in sizes])
+    ax.set_xlim(-0.6, len(sizes) - 0.4)
+
+
+@style.figure
+def memory(result: Result) -> Drawing:
+    """Draw how much more deduplicated models have memorized, by how often a text was repeated."""
+    table = result.tables["memory"]
+    sizes = [*result.params.size_list, ALL]
+    with style.canvas(result, 1, 2.6, "bars: 95 % intervals over seeds") as (figure, (ax,)):
+        groups = [group for group in OFTEN if group in set(table.group)]
+        for j, size in enumerate(sizes):
+            shift = 0.2 * (j - (len(sizes) - 1) / 2)
+            colour = style.INK if size == ALL else style.size_colour(size)
+            for row in style.rows_where(table, size=size).itertuples():
+                if row.group in groups:
+                    at = groups.index(row.group) + shift
+                    style.interval_point(ax, at, row, colour, 1, markersize=5)
+        style.category_ticks(ax, [OFTEN[group] for group in groups])
+        ax.set_xlim(-0.6, len(groups) - 0.4)
+        style.reference(ax, 0)
+        ax.set_xlabel("occurrences of the text in the standard corpus")
+        ax.set_ylabel("memorized, nats per token,\nminus standard twin")
+        lines = {s: {"color": style.size_colour(s), "linewidth": 3} for s in sizes[:-1]}
+        style.legend(figure, lines | {"mean": {"color": style.INK, "linewidth": 3}})
+        means = style.rows_where(table[table.group.isin(groups)], size=ALL)
+        numbers = (f"{row.group} {row.value:+.3f}" for row in means.itertuples())
+        return Drawing(figure, "Memorized by deduplicated minus standard models", numbers)
 
 
 @style.figure
@@ -66,58 +149,6 @@ def taken_away(result: Result) -> Drawing:
         curves.set_ylabel("% of such pairs found")
         numbers = (f"{name} {value:.0f} %" for name, value in zip(names, left, strict=True))
         return Drawing(figure, "Tokens that stay", numbers)
-
-
-@style.figure
-def over_training(result: Result) -> Drawing:
-    """Draw how our twins differ over training, in held-out loss and in last words predicted."""
-    effects = result.tables["effects"]
-    n = {m: int(g.n.max()) for m, g in effects.groupby("measure")}
-    notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} last words"
-    with style.canvas(result, 2, 3.0, notes) as (figure, (loss, words)):
-        _differences(loss, effects[effects.measure == "loss"], 1, result)
-        loss.set_ylabel("held-out loss, nats per token\n(below 0: deduplicated is better)")
-        _differences(words, effects[effects.measure == "last_word"], 100, result)
-        words.set_ylabel("last words predicted, points\n(above 0: deduplicated is better)")
-        last = style.rows_where(effects, measure="loss", percent=effects.percent.max())
-        numbers = (f"{row.size} {row.value:+.3f}" for row in last.itertuples())
-        return Drawing(figure, "Change of held-out loss by deduplication at the end", numbers)
-
-
-def _differences(ax: Axes, effects: object, factor: float, result: Result) -> None:
-    """Draw `effects`, the differences of twins in one measure, over training, times `factor`."""
-    if effects.empty:
-        style.say(ax, "no checkpoint of both twins\ncould be measured")
-        return
-    style.size_curves(ax, effects, "percent", result.params.size_list, factor, labelled=True)
-    style.reference(ax, 0)
-    ax.set_xlim(0, 100)
-    ax.set_xlabel("% of training")
-
-
-@style.figure
-def tasks(result: Result) -> Drawing:
-    """Draw how our final twins differ in zero-shot accuracy, task by task."""
-    table = result.tables["tasks"]
-    table = table[table.shots == 0]
-    names = [t for t in dict.fromkeys(table.task) if t != "mean"] + ["mean"]
-    sizes = list(result.params.size_list)
-    note = f"zero-shot, {result.params.limit} items per task at most; bars: 95 % intervals"
-    with style.canvas(result, 1, 2.8, note) as (figure, (ax,)):
-        if table.empty:
-            style.say(ax, "no task fits these models")
-            return Drawing(figure, "no task fits these models")
-        for row in table.itertuples():
-            shift = 0.8 * (sizes.index(row.size) / max(len(sizes) - 1, 1) - 0.5)
-            x, colour = names.index(row.task) + shift, style.size_colour(row.size)
-            style.interval_point(ax, x, row, colour, width=1, markersize=3.4)
-        style.reference(ax, 0)
-        style.category_ticks(ax, [TITLES.get(name, "all items") for name in names])
-        ax.set_ylabel(LEAD)
-        style.size_legend(figure, sizes)
-        mean = style.rows_where(table, task="mean")
-        numbers = (f"{row.size} {100 * row.value:+.1f} points" for row in mean.itertuples())
-        return Drawing(figure, "Change of zero-shot accuracy, all items", numbers)
 
 
 @style.figure
@@ -203,9 +234,9 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
 
 @style.figure
 def remembered(result: Result) -> Drawing:
-    """Draw what share of the training rows each of our final models has memorized."""
+    """Draw what share of the training rows each final model of the suite has memorized."""
     memorized = result.tables["memorized"]
-    sizes = result.params.size_list
+    sizes = result.params.suite_sizes
     with style.canvas(result, 1, 2.6, "bars: 95 % intervals") as (figure, (ax,)):
         if memorized.empty:
             style.say(ax, "no final model could be measured")
@@ -225,3 +256,13 @@ def recipes_table(result: Result) -> Table:
         frame[name] = [number_text(v) for v in frame[name].tolist()]
     frame["% of tokens removed"] = [f"{v:.1f}" for v in frame["% of tokens removed"]]
     return Table(frame, "The training text before and after each recipe")
+
+
+def repetition_table(result: Result) -> Table:
+    """Return a table that compares how repetitive the Pile and our two texts are."""
+    frame = result.tables["repetition"].copy()
+    frame.columns = ["Text", "% of tokens removed", "% of documents with a copy",
+                     "Copies of such a document", "Most copies of a document"]  # fmt: skip
+    for name, digits in zip(frame.columns[1:], (0, 0, 2, 0), strict=True):
+        frame[name] = ["" if v is None or v != v else f"{v:.{digits}f}" for v in frame[name]]
+    return Table(frame, "Copies in the Pile and in our two standard texts")

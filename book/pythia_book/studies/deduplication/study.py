@@ -1,12 +1,15 @@
 """What deduplication removes and what it changes (paper sections 2.2, 2.4 and 2.6).
 
 Twins are two models of one size, trained on the standard and on the deduplicated text, from the
-same initial weights and for the same number of updates. Our twins are compared row by row and item
-by item. For the released twins, only accuracies and standard errors are known.
+same initial weights and for the same number of updates. Ours are trained with several seeds on text
+whose documents are repeated as in the Pile. The twins of the suite, on the same different text with
+a few documents repeated up to 128 times, are compared too. For the released twins, only accuracies
+and standard errors are known.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +18,21 @@ import numpy as np
 from pythia_book.conduct import conduct
 from pythia_book.published.deduplication import twin_differences
 from pythia_book.studies.deduplication.claims import claims, released_effects
-from pythia_book.studies.deduplication.params import CONTEXT, STUDY, Params, texts
+from pythia_book.studies.deduplication.params import (
+    CONTEXT,
+    FIRST_SEED,
+    STUDY,
+    Cell,
+    Params,
+    texts,
+)
 from pythia_book.studies.deduplication.tables import TEXT_ROW, tables, values
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
-from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.suite import DATA_ARMS, DEDUP, suite_configs
 
 if TYPE_CHECKING:
     from pythia_book.published.results import Published
+    from pythia_core.config import DataConfig
     from pythia_core.training.runs import Run
 
 Suite = dict[tuple[str, str], "Run"]
@@ -29,7 +40,7 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, deduplicate the text by every recipe, and compare the twins.
+    """Find or train all twins, deduplicate the text by every recipe, and compare the twins.
 
     Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
@@ -53,44 +64,63 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Find or train the twins and measure them.
+    """Find or train the twins and measure the final models.
 
-    Arrays, e.g. for size 25k and the standard text:
+    Arrays of the twins on text with copies as in the Pile, e.g. of size 25k and seed 1234:
 
-    - "loss/25k/standard/572": float32[rows], held-out loss at step 572 in nats per token.
-    - "last_word/25k/standard/572": bool[words], whether each last word was predicted.
-    - "accuracy/25k/standard/piqa_0": bool[items], whether the final model answers correctly.
-    - "memorized/25k/standard": bool[texts], whether the final model has memorized a text. A text
-      is the first 64 tokens of a training row; equal texts are listed once.
+    - "unread/25k/standard/1234": float32[rows], loss on held-out text, in nats per token.
+    - "once/...", "twice/...", "more/...": float32[rows], loss on text by how often it occurs in the
+      standard training text (see `slices`).
+    - "last_word/...": bool[words], whether greedy decoding gives the last words of held-out text.
+    - "recited/...": bool[rows], whether 32 tokens of a row are recited, for the rows of all groups.
+    - "unshared": bool[rows], which rows of held-out text share no text with the training text.
+
+    Arrays of the twins of the suite, whose text has some heavily repeated documents:
+
+    - "loss/25k/standard": float32[rows], loss on held-out text in nats per token.
+    - "memorized/25k/standard": bool[texts], whether the model has memorized a text. A text is the
+      first 64 tokens of a training row; equal texts are listed once.
     - "rows/standard": int[texts], the number of training rows that begin with each text.
 
     Facts:
 
-    - "recipes", "clusters": the rows of the tables with these names.
-    - "tasks": maps the key of a task to [name, shots].
+    - "recipes", "clusters": the rows of the tables with these names, for the text with copies as in
+      the Pile. "suite_recipes", "suite_clusters": the same for the text of the suite.
+    - "shares", "slice_shares": see `slices.Slices`.
+    - "epochs": how often each arm reads its text.
     - "gaps": the number of unmeasured checkpoints, summed over the measurements.
     """
     from pythia_book.studies.registry import train_all
 
+    twins = train_all(params, params.configs(), progress)
     suite = train_all(
-        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
+        params, suite_configs(params.scale, params.suite_sizes, seed=FIRST_SEED), progress
     )
-    recipes, clusters = _texts(params, progress)
-    measured = Measurements({}, {"recipes": recipes, "clusters": clusters}, list(suite.values()))
-    gaps = _language(params, suite, measured, progress)
+    recipes, clusters = _texts(texts(params), progress)
+    heavy = suite[params.suite_sizes[0], "standard"].config.data
+    suite_texts = [replace(heavy, epochs=1, dedup=recipe) for recipe in ("none", DEDUP)]
+    suite_recipes, suite_clusters = _texts(suite_texts, progress)
+    facts = {
+        "recipes": recipes,
+        "clusters": clusters,
+        "suite_recipes": suite_recipes,
+        "suite_clusters": suite_clusters,
+    }
+    measured = Measurements({}, facts, [*twins.values(), *suite.values()])
+    gaps = _twins(params, twins, measured, progress)
+    gaps += _suite_loss(suite, measured, progress)
     gaps += _memorized(params, suite, measured, progress)
-    gaps += _tasks(params, suite, measured, progress)
     measured.facts["gaps"] = gaps
     return measured
 
 
-def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Deduplicate the text by every recipe; return rows for `recipes` and `clusters`."""
+def _texts(configs: list[DataConfig], progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Prepare texts with several recipes; return rows for the tables `recipes` and `clusters`."""
     from pythia_core.data.prepare import prepare
 
     rows: list[list[Any]] = []
     clusters: list[list[Any]] = []
-    for text in texts(params):
+    for text in configs:
         data = prepare(text, progress)
         report = data.manifest["tokens"]["dedup"]
         removed = report.get("removed", {})
@@ -102,25 +132,65 @@ def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[A
     return rows, clusters
 
 
-def _language(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add held-out loss and last words over training to `measured`; return the number of gaps."""
+def _twins(params: Params, twins: dict[Cell, Run], measured: Measurements, progress: bool) -> int:
+    """Measure the twins on text with copies as in the Pile; return the number of gaps.
+
+    Held-out documents and other text are the same for all twins; only the order of training and the
+    initial weights depend on the seed.
+    """
+    from pythia_book.measurements import LanguageMeasurement, measure_each
+    from pythia_book.studies.deduplication.slices import (
+        GROUPS,
+        CopiesMeasurement,
+        read_slices,
+        unshared,
+    )
+
+    standard, deduplicated = (twins[params.size_list[0], arm, FIRST_SEED] for arm in DATA_ARMS)
+    language = LanguageMeasurement.of(standard.data)
+    slices = read_slices(standard.data, deduplicated.data)
+    groups = [group for group in GROUPS if group in slices.rows]
+    copies = CopiesMeasurement(np.concatenate([slices.rows[g] for g in groups]), CONTEXT)
+    ends = np.cumsum([len(slices.rows[g]) for g in groups])[:-1]
+    measured.arrays["unshared"] = unshared(language.rows, standard.data)
+    measured.facts["shares"] = slices.shares
+    measured.facts["slice_shares"] = slices.slice_shares
+    train = standard.config.train
+    measured.facts["epochs"] = {
+        arm: train.steps * train.batch_size / run.data.rows.n_rows * run.config.data.epochs
+        for arm, run in (("standard", standard), ("deduplicated", deduplicated))
+    }
+    cells = [(run, run.config.train.steps) for run in twins.values()]
+    results, gaps = measure_each(cells, [language, copies], "twins", progress)
+    for (size, arm, seed), run in twins.items():
+        if (run.id, run.config.train.steps) not in results:
+            continue
+        text, repeated = results[run.id, run.config.train.steps]
+        losses = {"unread": text["loss"]}
+        losses |= dict(zip(groups, np.split(repeated["loss"], ends), strict=True))
+        for group, loss in losses.items():
+            measured.arrays[name_of(group, size, arm, seed)] = loss.astype(np.float32)
+        measured.arrays[name_of("last_word", size, arm, seed)] = text["last_word"].astype(bool)
+        measured.arrays[name_of("recited", size, arm, seed)] = repeated["recited"].astype(bool)
+    return len(gaps)
+
+
+def _suite_loss(suite: Suite, measured: Measurements, progress: bool) -> int:
+    """Add the held-out loss of the suite's final models; return the number of gaps."""
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
-    first = next(iter(suite.values()))
-    language = LanguageMeasurement.of(first.data)
-    cells = [(run, step) for run in suite.values() for step in params.steps]
+    language = LanguageMeasurement.of(next(iter(suite.values())).data)
+    cells = [(run, run.config.train.steps) for run in suite.values()]
     arrays_at, gaps = measure_all(cells, language, progress)
-    for (size, arm), run in suite.items():
-        for step in params.steps:
-            arrays = arrays_at.get((run.id, step), {})
-            for measure, scores in arrays.items():
-                kind = np.float32 if measure == "loss" else bool
-                measured.arrays[name_of(measure, size, arm, step)] = scores.astype(kind)
+    for ((size, arm), run), cell in zip(suite.items(), cells, strict=True):
+        if (run.id, cell[1]) in arrays_at:
+            loss = arrays_at[run.id, cell[1]]["loss"]
+            measured.arrays[name_of("loss", size, arm)] = loss.astype(np.float32)
     return len(gaps)
 
 
 def _memorized(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add to `measured` which rows each final model has memorized; return the number of gaps.
+    """Add to `measured` which rows each model of the suite has memorized; return the gaps' number.
 
     Rows whose first 64 tokens (32 of context, 32 to generate) are equal share one array entry.
     """
@@ -129,7 +199,7 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
 
     n_gaps = 0
     for arm in DATA_ARMS:
-        runs = {size: suite[size, arm] for size in params.size_list}
+        runs = {size: suite[size, arm] for size in params.suite_sizes}
         first = next(iter(runs.values()))
         data, batch, last = first.data, first.config.train.batch_size, first.config.train.steps
         extraction = ExtractionMeasurement(data, batch, last, CONTEXT, CONTEXT)
@@ -144,19 +214,3 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
                 rows = np.asarray(arrays_at[run.id, last]["memorized"], bool)
                 measured.arrays[name_of("memorized", size, arm)] = rows[example]
     return n_gaps
-
-
-def _tasks(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add to `measured` which items each final model gets right; return the number of gaps."""
-    from pythia_book.tasks.benchmarks import TASKS
-    from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
-
-    first = next(iter(suite.values()))
-    tasks = fitting_tasks(build_tasks(first, list(TASKS), limit=params.limit))
-    last = scale_named(params.scale).steps
-    scored, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
-    measured.facts["tasks"] = {task.key: [task.name, task.shots] for task in tasks}
-    for (size, arm), run in suite.items():
-        for key, metrics in scored.get((run.id, last), {}).items():
-            measured.arrays[name_of("accuracy", size, arm, key)] = metrics["acc"].astype(bool)
-    return len(gaps)

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import Estimate, estimate
+from pythia_book.corpora.pile_copies import EPOCHS, NEAR_SHARE, exact_shares
+from pythia_book.stats import Estimate, estimate, mean_over
 from pythia_book.studies.deduplication.crossed import crossed_mean
+from pythia_book.studies.deduplication.params import FIRST_SEED, MARGIN
 from pythia_book.studies.memorization.tables import ratio
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.suite import DATA_ARMS, DEDUP, scale_named
@@ -20,45 +22,107 @@ if TYPE_CHECKING:
 
 PILE_TOKENS = (334e9, 207e9)
 """Tokens of the Pile before and after deduplication (paper section 2.4)."""
+PILE_CLUSTERS = (210_607_728, 139e6, 64.6e6)
+"""Documents of the Pile; documents that have an identical one; different texts of the latter
+(Elazar et al. 2024, Table 2 and section 4.3.2)."""
 TEXT_ROW = ("recipe", "documents", "tokens", "identical", "similar")
-FACTORS = {"loss": 1, "last_word": 100, "accuracy": 100}
-"""Factors that convert table values to the page's units: shares become percentages."""
+REPEATED = ("twice", "more")
+"""The groups of documents that occur more than once in the standard text."""
+GROUPS = ("once", *REPEATED)
+"""The groups of documents by how often they occur; the keys of `slices.GROUPS`."""
+ALL = "all"
+"""The name of the mean over sizes in the tables `changes` and `memory`."""
 
 
 def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
     """Return all tables of the study.
 
     - `recipes`: `recipe`, `documents` and `tokens` left, documents removed as `identical` or
-      `similar`, `percent` of tokens removed.
+      `similar`, `percent` of tokens removed, for the text with copies as in the Pile.
     - `clusters`: `recipe`, `copies` per cluster, numbers of such `clusters` and their `documents`.
+    - `repetition`: how repetitive the Pile and our two texts are, by `text`: `percent` of tokens
+      that deduplication removes, `copied`: percentage of documents that have a copy, `per_cluster`:
+      copies per document that has any, `most` copies.
     - `caught`: `recipe`, `similarity` (Jaccard), `probability` of finding two documents so similar.
-    - `levels`: `size`, `arm`, `measure`, `step`, `percent` of training, and the mean over n items.
+    - `changes`: how deduplication changes a `measure` (see `changes`), by `size` or over all sizes,
+      with an interval over `n` seeds.
+    - `memory`: by how much more a deduplicated model has memorized text than its twin, by `size`
+      and the `group` of the text (see `memory`), with an interval over `n` seeds.
+    - `levels`: `size`, `arm`, `measure`, `step`, `percent` of training, and the mean over n items,
+      for the final models of the suite.
     - `effects`: the columns of `levels` except `arm`. The values are paired differences,
       deduplicated minus standard.
-    - `tasks`: `size`, `task`, `shots`, and the paired difference in final accuracy. The task "mean"
-      has all zero-shot items.
-    - `memorized`: `size`, `arm`, and the share of training rows that the final model has memorized;
-      the interval resamples distinct texts.
+    - `memorized`: `size`, `arm`, and the share of training rows that each final model of the suite
+      has memorized; the interval resamples distinct texts.
 
-    From `levels` on, each table ends with `value`, `low`, `high` and `n`.
+    From `changes` on, each table ends with `value`, `low`, `high` and `n`.
     """
     import pandas as pd
 
-    recipes = pd.DataFrame(measured.facts["recipes"], columns=TEXT_ROW)
-    recipes["percent"] = 100 * (1 - recipes.tokens / recipes.tokens.iloc[0])
+    recipes = _recipes(measured.facts["recipes"])
     names = ["recipe", "copies", "clusters"]
     clusters = pd.DataFrame(measured.facts["clusters"], columns=names)
     clusters["documents"] = clusters.copies * clusters.clusters
-    levels, effects = _over_training(params, measured)
+    levels, effects = _suite(params, measured)
+    measures = ("unread", "raw", "unshared", *GROUPS, "last_word")
+    memories = (*GROUPS, "repeated", "standard text")
     return {
         "recipes": recipes,
         "clusters": clusters,
+        "repetition": _repetition(measured, recipes),
         "caught": _caught(),
+        "changes": _over_seeds(
+            params, "measure", {m: changes(params, measured, m) for m in measures}
+        ),
+        "memory": _over_seeds(params, "group", {g: memory(params, measured, g) for g in memories}),
         "levels": levels,
         "effects": effects,
-        "tasks": _tasks(params, measured),
         "memorized": _memorized(params, measured),
     }
+
+
+def _recipes(rows: list[list[Any]]) -> pd.DataFrame:
+    """Return the table `recipes` of a text."""
+    import pandas as pd
+
+    recipes = pd.DataFrame(rows, columns=TEXT_ROW)
+    recipes["percent"] = 100 * (1 - recipes.tokens / recipes.tokens.iloc[0])
+    return recipes
+
+
+def _repetition(measured: Measurements, recipes: pd.DataFrame) -> pd.DataFrame:
+    """Return the table `repetition`."""
+    import pandas as pd
+
+    documents, copied, clusters = PILE_CLUSTERS
+    before, after = PILE_TOKENS
+    rows: list[dict[str, Any]] = [
+        {
+            "text": "the Pile",
+            "percent": 100 * (1 - after / before),
+            "copied": 100 * copied / documents,
+            "per_cluster": copied / clusters,
+            "most": None,
+        }
+    ]
+    suite = _recipes(measured.facts["suite_recipes"])
+    for text, frame, found in (
+        ("copies as in the Pile", recipes, measured.facts["clusters"]),
+        ("heavily repeated", suite, measured.facts["suite_clusters"]),
+    ):
+        sizes = {copies: count for recipe, copies, count in found if recipe == DEDUP}
+        several = {copies: count for copies, count in sizes.items() if copies > 1}
+        n = sum(copies * count for copies, count in several.items())
+        rows.append(
+            {
+                "text": text,
+                "percent": float(frame.percent[frame.recipe == DEDUP].iloc[0]),
+                "copied": 100 * n / max(1, sum(c * count for c, count in sizes.items())),
+                "per_cluster": n / max(1, sum(several.values())),
+                "most": max(sizes, default=1),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _caught() -> pd.DataFrame:
@@ -77,96 +141,135 @@ def _caught() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def change(measured: Measurements, measure: str, size: str, *rest: Any) -> np.ndarray | None:
-    """Return deduplicated minus standard scores, float[items]; None if a model was not measured.
+# --- twins on text with copies as in the Pile ------------------------------------------------
+
+
+def changes(params: Params, measured: Measurements, measure: str) -> np.ndarray:
+    """Return deduplicated minus standard in a final measure, float[seeds, sizes].
+
+    A pair of twins that was not measured is NaN.
 
     Args:
-        rest: the rest of the array's name, i.e. the step or the key of a task.
+        measure: one of
+            "unread": loss on held-out text, which is as the deduplicated corpus has it.
+            "raw": loss on a held-out slice of the standard corpus (see `slices`).
+            "unshared": loss on the held-out rows that share no text with the training text.
+            "once", "twice", "more": loss on text by how often it occurs in the standard text.
+            "last_word": held-out last words predicted, in points.
     """
-    standard, deduplicated = (measured.get(measure, size, arm, *rest) for arm in DATA_ARMS)
+    if measure == "raw":
+        parts = measured.facts["slice_shares"].items()
+        return sum(share * changes(params, measured, group) for group, share in parts)
+    array, factor = {"unshared": ("unread", 1), "last_word": ("last_word", 100)}.get(
+        measure, (measure, 1)
+    )
+    rows = measured.arrays["unshared"] if measure == "unshared" else slice(None)
+    result = np.full((params.seeds, len(params.size_list)), np.nan)
+    for i in range(params.seeds):
+        for j, size in enumerate(params.size_list):
+            standard, deduplicated = (
+                measured.get(array, size, arm, FIRST_SEED + i) for arm in DATA_ARMS
+            )
+            if standard is not None and deduplicated is not None:
+                difference = (deduplicated.astype(float) - standard)[rows]
+                result[i, j] = factor * difference.mean() if len(difference) else np.nan
+    return result
+
+
+def memory(params: Params, measured: Measurements, group: str) -> np.ndarray:
+    """Return how much more a deduplicated model has memorized than its twin, float[seeds, sizes].
+
+    What a model has memorized of a text is its loss on unread text minus its loss on this text, in
+    nats per token. In the difference of twins, what makes one text easier than another cancels.
+
+    Args:
+        group: "once", "twice" or "more": how often the text occurs in the standard text; "repeated"
+            (more than once) or "standard text" (all of it), where every copy counts.
+    """
+    shares = measured.facts["shares"]
+    members = {"repeated": REPEATED, "standard text": GROUPS}.get(group, (group,))
+    known = {member: shares[member] for member in members if member in shares}
+    if not known:
+        return np.full((params.seeds, len(params.size_list)), np.nan)
+    own = sum(share * changes(params, measured, member) for member, share in known.items())
+    return changes(params, measured, "unread") - own / sum(known.values())
+
+
+def over_seeds(values: np.ndarray) -> Estimate | None:
+    """Estimate the mean over sizes of float[seeds, sizes], with an interval over seeds.
+
+    A seed sets both the initial weights and the order of the data of all its sizes, so it is one
+    unit. A seed without all sizes is left out; the result is None if no seed is left.
+    """
+    whole = values[np.isfinite(values).all(1)]
+    return mean_over(whole.mean(1)) if len(whole) else None
+
+
+def _over_seeds(params: Params, name: str, values: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return a table with an estimate for each size and for all sizes, by the column `name`."""
+    import pandas as pd
+
+    rows = []
+    for key, array in values.items():
+        columns = dict(zip(params.size_list, array.T[..., None], strict=True))
+        for size, column in {**columns, ALL: array}.items():
+            e = over_seeds(column)
+            if e is not None:
+                rows.append({name: key, "size": size, **e.interval(), "n": e.n_seeds})
+    return pd.DataFrame(rows, columns=[name, "size", "value", "low", "high", "n"])
+
+
+# --- the suite's twins, on heavily repeated text ---------------------------------------------
+
+
+def pooled(params: Params, measured: Measurements) -> np.ndarray | None:
+    """Return deduplicated minus standard held-out loss of the suite's twins, float[sizes, rows].
+
+    A size without both models is left out; the result is None if no size is left.
+    """
+    rows = [_change(measured, size) for size in params.suite_sizes]
+    known = [row for row in rows if row is not None]
+    return np.stack(known) if known else None
+
+
+def _change(measured: Measurements, size: str) -> np.ndarray | None:
+    """Return deduplicated minus standard held-out loss, float[rows]; None without both models."""
+    standard, deduplicated = (measured.get("loss", size, arm) for arm in DATA_ARMS)
     if standard is None or deduplicated is None:
         return None
     return deduplicated.astype(float) - standard
 
 
-def pooled(params: Params, measured: Measurements, measure: str) -> np.ndarray | None:
-    """Return the result of `change` for the final models of each size, float[sizes, items].
-
-    The items of "accuracy" are those of all zero-shot tasks. A size without all of its scores is
-    left out; the result is None if no size is left.
-    """
-    last = scale_named(params.scale).steps
-    keys = zero_shot(measured) if measure == "accuracy" else [last]
-    rows = []
-    for size in params.size_list:
-        parts = [change(measured, measure, size, key) for key in keys]
-        known = [part for part in parts if part is not None]
-        if known and len(known) == len(parts):
-            rows.append(np.concatenate(known))
-    return np.stack(rows) if rows else None
-
-
-def zero_shot(measured: Measurements) -> list[str]:
-    """Return the keys of the measured zero-shot tasks, e.g. "piqa_0"."""
-    return [key for key, (_, shots) in measured.facts["tasks"].items() if shots == 0]
-
-
-def _over_training(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables `levels` (every model's scores) and `effects` (differences of twins)."""
+def _suite(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables `levels` (every model's loss) and `effects` (differences of twins)."""
     import pandas as pd
 
-    last = scale_named(params.scale).steps
     levels, effects = [], []
-    for size in params.size_list:
-        for step in params.steps:
-            for measure in ("loss", "last_word"):
-                keys = {"size": size, "step": step, "percent": 100 * step / last}
-                keys["measure"] = measure
-                exact = measure == "last_word"
-                for arm in DATA_ARMS:
-                    values = measured.get(measure, size, arm, step)
-                    if values is not None:
-                        e = estimate(values[None], params.bootstrap, exact=exact)
-                        levels.append(keys | {"arm": arm} | e.interval() | {"n": e.n_items})
-                differences = change(measured, measure, size, step)
-                if differences is not None:
-                    e = estimate(differences[None], params.bootstrap, change=True, exact=exact)
-                    effects.append(keys | e.interval() | {"n": e.n_items})
+    for size in params.suite_sizes:
+        keys = {"size": size, "step": scale_named(params.scale).steps, "percent": 100.0}
+        keys["measure"] = "loss"
+        for arm in DATA_ARMS:
+            values = measured.get("loss", size, arm)
+            if values is not None:
+                e = estimate(values[None], params.bootstrap)
+                levels.append(keys | {"arm": arm} | e.interval() | {"n": e.n_items})
+        differences = _change(measured, size)
+        if differences is not None:
+            e = estimate(differences[None], params.bootstrap, change=True)
+            effects.append(keys | e.interval() | {"n": e.n_items})
     names = ["size", "step", "percent", "arm", "measure", "value", "low", "high", "n"]
     frames = pd.DataFrame(levels, columns=names), pd.DataFrame(effects, columns=names)
     return frames[0], frames[1].drop(columns="arm")
 
 
-def _tasks(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Return the table `tasks`: how the final twins differ in accuracy, task by task."""
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = []
-    for size in params.size_list:
-        changes = {
-            key: values
-            for key in measured.facts["tasks"]
-            if (values := change(measured, "accuracy", size, key)) is not None
-        }
-        named = [(*measured.facts["tasks"][key], values) for key, values in changes.items()]
-        known = [changes[key] for key in zero_shot(measured) if key in changes]
-        if known:
-            named.append(("mean", 0, np.concatenate(known)))
-        for task, shots, values in named:
-            e = estimate(values[None], params.bootstrap, change=True, exact=True)
-            keys = {"size": size, "task": task, "shots": shots}
-            rows.append(keys | e.interval() | {"n": e.n_items})
-    return pd.DataFrame(rows, columns=["size", "task", "shots", "value", "low", "high", "n"])
-
-
 def _memorized(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Return the table `memorized`: the share of training rows that each final model memorized."""
+    """Return the table `memorized`: the share of training rows that the models have memorized."""
     import pandas as pd
 
     rows = []
     for arm in DATA_ARMS:
         counts = measured.get("rows", arm)
-        for size in params.size_list:
+        for size in params.suite_sizes:
             memorized = measured.get("memorized", size, arm)
             if memorized is None or counts is None:
                 continue
@@ -187,31 +290,71 @@ def values(
 ) -> dict[str, Any]:
     """Return the numbers that the page quotes, by name; None if not measured or not released.
 
-    Changes are deduplicated minus standard, averaged over sizes, in points or nats per token.
+    Changes are deduplicated minus standard, in points or nats per token.
     """
     recipes = frames["recipes"].set_index("recipe")
     before, after = PILE_TOKENS
-    largest = params.size_list[-1]
+    raw = sum(size for size, _ in EPOCHS.values())
+    effective = sum(size * epochs for size, epochs in EPOCHS.values())
+    smallest, largest = params.size_list[0], params.size_list[-1]
+    loss = pooled(params, measured)
+    heavy = None if loss is None else crossed_mean(loss)
+    suite = _recipes(measured.facts["suite_recipes"]).set_index("recipe")
+    repetition = frames["repetition"].set_index("text")
     numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
+        "smallest": smallest,
         "largest": largest,
+        "largest_suite": params.suite_sizes[-1],
+        "seeds": params.seeds,
+        "margin": MARGIN,
         "tokens_before": int(recipes.tokens["none"]),
         "tokens_after": int(recipes.tokens[DEDUP]),
-        "percent": float(recipes.percent[DEDUP]),
+        "percent": float(suite.percent[DEDUP]),
+        "percent_as_in_the_pile": float(recipes.percent[DEDUP]),
         "percent_eleutherai": float(recipes.percent["eleutherai-0.87"]),
         "percent_pile": 100 * (1 - after / before),
+        "percent_epochs": 100 * (1 - raw / effective),
+        "components": len(EPOCHS),
+        "components_repeated": sum(epochs > 1 for _, epochs in EPOCHS.values()),
+        **{f"occur_{n}_percent": 100 * share for n, share in exact_shares().items()},
+        "near_percent": 100 * NEAR_SHARE,
+        "copied_percent": float(repetition.copied["copies as in the Pile"]),
+        "copied_percent_pile": float(repetition.copied["the Pile"]),
+        "per_cluster": float(repetition.per_cluster["copies as in the Pile"]),
+        "per_cluster_pile": float(repetition.per_cluster["the Pile"]),
         "documents_identical": int(recipes.identical[DEDUP]),
         "documents_similar": int(recipes.similar[DEDUP]),
+        "rows": len(measured.arrays["unshared"]),
+        "unshared_percent": 100 * float(measured.arrays["unshared"].mean()),
         "gaps": measured.facts["gaps"],
+        **{f"epochs_{arm}": times for arm, times in measured.facts["epochs"].items()},
+        **{
+            f"slice_{group}_percent": 100 * share
+            for group, share in measured.facts["slice_shares"].items()
+        },
         **{f"released_{name}": e and e.interval() for name, e in released.items()},
+        "loss_change": heavy and heavy.interval(),
+        "n_loss": 0 if loss is None else loss.shape[1],
     }
-    for measure, factor in FACTORS.items():
-        changes = pooled(params, measured, measure)
-        e = None if changes is None else crossed_mean(factor * changes)
-        numbers[f"{measure}_change"] = e and e.interval()
-        numbers[f"n_{measure}"] = 0 if changes is None else changes.shape[1]
+    for table, key in (("changes", "measure"), ("memory", "group")):
+        for row in frames[table].itertuples():
+            name = f"{table}_{getattr(row, key)}".replace(" ", "_")
+            size = {ALL: "", smallest: "_smallest", largest: "_largest"}.get(row.size)
+            if size is not None:
+                numbers[name + size] = {"value": row.value, "low": row.low, "high": row.high}
+    recited = {arm: _recited(params, measured, arm) for arm in DATA_ARMS}
+    numbers |= {f"recited_{arm}_percent": share for arm, share in recited.items()}
     for row in frames["memorized"].itertuples():
-        if row.size == largest:
+        if row.size == params.suite_sizes[-1]:
             share = Estimate(row.value, row.low, row.high, row.n, 1).times(100)
             numbers[f"memorized_{row.arm}_percent"] = share.interval()
     return numbers
+
+
+def _recited(params: Params, measured: Measurements, arm: str) -> float | None:
+    """Return the percentage of sampled training rows recited, over all twins of an arm."""
+    seeds = range(FIRST_SEED, FIRST_SEED + params.seeds)
+    cells = [(size, arm, seed) for size in params.size_list for seed in seeds]
+    shares = [a.mean() for cell in cells if (a := measured.get("recited", *cell)) is not None]
+    return 100 * float(np.mean(shares)) if shares else None
