@@ -21,8 +21,8 @@ on both sides and its interval over seeds excludes zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -49,8 +49,7 @@ HIGHEST = dict(zip((*FRESH, *DECAY, *PENALTY),
                    (*np.log([20, 20, 5, 20, 5]), LARGEST_RATE, LARGEST_RATE, *np.log([10, 8, 8])),
                    strict=True))  # fmt: skip
 """Bounds of all constants, on the scale on which they are fitted."""
-
-Residuals = Callable[[np.ndarray], np.ndarray]
+TOLERANCE = {"ftol": 1e-7, "xtol": 1e-7, "max_nfev": 200}
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,17 @@ class Runs:
         """Return the runs with the losses of some seeds only, bool[seeds]."""
         return replace(self, loss=self.loss[:, seeds], fresh=self.fresh[:, seeds])
 
-    @property
+    @cached_property
+    def level(self) -> np.ndarray:
+        """The mean over seeds of ln of the loss, float64[runs]."""
+        return np.log(self.loss).mean(1)
+
+    @cached_property
+    def middle(self) -> tuple[float, float]:
+        """The geometric means of parameters and of tokens."""
+        return float(np.exp(np.log(self.n).mean())), float(np.exp(np.log(self.d).mean()))
+
+    @cached_property
     def excess(self) -> np.ndarray:
         """The mean over seeds of ln(loss / loss of the fresh run), float64[runs]."""
         return np.log(self.loss / self.fresh).mean(1)
@@ -136,7 +145,7 @@ class Fit:
     def law(self, x: np.ndarray) -> Law:
         """Return the law with given constants, in the order of `names`."""
         e, size_term, alpha, data_term, beta = np.exp(x[: len(FRESH)]).tolist()
-        n, d = (float(np.exp(np.log(v).mean())) for v in (self.fresh.n, self.fresh.d))
+        n, d = self.fresh.middle
         law = Law(e, size_term * n**alpha, alpha, data_term * d**beta, beta)
         rest = x[len(FRESH) :].tolist()
         if self.rival == "penalty":
@@ -149,7 +158,7 @@ class Fit:
     def residuals(self, x: np.ndarray) -> np.ndarray:
         """Return the residuals: those of ln L of fresh runs, then those of the excess."""
         law, fresh, repeated = self.law(x), self.fresh, self.repeated
-        level = np.log(law.loss(fresh.n, fresh.d, fresh.d)) - np.log(fresh.loss).mean(1)
+        level = np.log(law.loss(fresh.n, fresh.d, fresh.d)) - fresh.level
         rest = law.excess(repeated.n, repeated.d, repeated.u) - repeated.excess
         return np.concatenate([level, rest])
 
@@ -164,9 +173,10 @@ class Fit:
         low, high = self.bounds
         starts = self._starts() if start is None else [start]
         fits = [
-            least_squares(self.residuals, np.clip(x, low + 1e-9, high - 1e-9), bounds=(low, high))
+            least_squares(self.residuals, np.clip(x, low + 1e-9, high - 1e-9), bounds=(low, high),
+                          x_scale="jac", **TOLERANCE)
             for x in starts
-        ]
+        ]  # fmt: skip
         return min(fits, key=lambda fit: fit.cost).x
 
     def _starts(self) -> list[np.ndarray]:
@@ -176,8 +186,7 @@ class Fit:
         logs = {"P": (math.log(0.01),), "delta": (0.0,), "kappa": (math.log(0.3), 0.0)}
         starts = [
             np.log([floor * level, level / 20, alpha, (1 - floor) * level, beta])
-            for floor in (0.1, 0.7)
-            for alpha, beta in ((0.3, 0.15), (1.0, 0.5))
+            for floor, alpha, beta in ((0.1, 0.3, 0.15), (0.7, 1.0, 0.5))
         ]
         for name in RIVALS[self.rival]:
             starts = [np.append(x, value) for x in starts for value in (rates | logs)[name]]
@@ -202,7 +211,7 @@ class Fit:
         def above(value: float) -> float:
             """Return how far the least sum of squares for this value is above the limit."""
             fit = least_squares(lambda x: self.residuals(np.insert(x, index, value)), inside,
-                                bounds=(low, high), xtol=1e-6, ftol=1e-6)  # fmt: skip
+                                bounds=(low, high), x_scale="jac", **TOLERANCE)  # fmt: skip
             return 2 * float(fit.cost) - limit
 
         ends = []

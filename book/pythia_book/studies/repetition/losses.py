@@ -163,8 +163,12 @@ class Losses:
         The runs read these rows for different numbers of epochs, each with a schedule of its own
         length: training that is planned to stop early.
         """
-        ends = [self.array(size, p, e)[:, -1:] for p, e in sorted(self.params.pairs) if p == part]
-        return _judged(np.concatenate(ends, axis=1))
+        epochs = self._epochs_of(part)
+        return _judged(np.stack([self.array(size, part, e)[:, -1] for e in epochs], axis=1))
+
+    def _epochs_of(self, part: int) -> list[int]:
+        """Return for how many epochs runs read 1/`part` of the rows; the arm's if there are none."""
+        return [e for p, e in sorted(self.params.pairs) if p == part] or [part]
 
     def turn(self, size: str, epochs: int) -> np.ndarray:
         """Return how far an arm's loss has risen at its end above the best earlier checkpoint.
@@ -188,7 +192,7 @@ class Losses:
         Each number of epochs has a run with a schedule of its own length; between them, a parabola
         in the logarithm. NaN: the most epochs are best, so the number is not bounded from above.
         """
-        epochs = [e for p, e in sorted(self.params.pairs) if p == part]
+        epochs = self._epochs_of(part)
         ends = np.stack([self.final(size, part, e) for e in epochs], axis=1)
         return np.exp(np.array([lowest(np.log(epochs), row) for row in ends]))
 
