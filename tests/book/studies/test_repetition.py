@@ -153,9 +153,7 @@ HURTING = Law(3.0, 40, 0.3, 300, 0.4, penalty=(0.02, 1.5, 0.5))
 AS_FRESH = Law(3.0, 40, 0.3, 300, 0.4)
 
 
-def planted(
-    law: Law, noise: float = 0.003, seed: int = 0, params: Params = PARAMS
-) -> Measurements:
+def planted(law: Law, noise: float = 0.003, seed: int = 0, params: Params = PARAMS) -> Measurements:
     """Losses that follow a law at every checkpoint, with noise shared by the runs of a seed and
     size, and `noise` of each checkpoint and half of the rows."""
     rng = np.random.default_rng(seed)

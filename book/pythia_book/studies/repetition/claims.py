@@ -158,7 +158,7 @@ def _tested_at(losses: Losses) -> str:
 def _faster(laws: Laws, units: str) -> Test:
     """Test whether 1 / R*_N is above 1 / R*_D, if the law fits both."""
     rates = [laws.constants[name] for name in ("data_rate", "parameter_rate") if laws.constants]
-    note = "1/R*_N − 1/R*_D of the law fitted to all sizes"
+    note = "1/R*_N minus 1/R*_D of the law fitted to all sizes"
     if rates and not all(rate.bounded for rate in rates):
         return untestable(
             "our runs do not determine both constants: a profile interval reaches the bounds of "
@@ -243,10 +243,10 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
 
 CONSTANTS = {
     "E": "E",
-    "size_term": "A/N^α at the middle size",
-    "alpha": "α",
-    "data_term": "B/D^β at the middle length",
-    "beta": "β",
+    "size_term": "A/N^alpha at the middle size",
+    "alpha": "alpha",
+    "data_term": "B/D^beta at the middle length",
+    "beta": "beta",
     "data_rate": "R*_D",
     "parameter_rate": "R*_N",
 }
@@ -276,7 +276,8 @@ def _law_values(laws: Laws) -> dict[str, Any]:
     for name, text in (("data_rate", "data_constant"), ("parameter_rate", "parameter_constant")):
         constant = laws.constants.get(name)
         numbers[text] = constant and (
-            f"{inverse(constant.value):.1f} {range_text(inverse(constant.high), inverse(constant.low))}"
+            f"{inverse(constant.value):.1f} "
+            f"{range_text(inverse(constant.high), inverse(constant.low))}"
         )
     numbers["data_constant_bare"] = laws.bare and inverse(laws.bare[0])
     for identified, text in ((True, "identified"), (False, "not_identified")):

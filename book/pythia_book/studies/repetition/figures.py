@@ -106,15 +106,20 @@ def worth(result: Result) -> Drawing:
             ax.set_title(f"{size} parameters")
             _epochs_axis(ax, params.epoch_list)
         grid[0].set_ylabel("worth, % of as much fresh data")
-        shapes = {
-            name: {"markerfacecolor": style.MUTED} | look for name, look in SERIES.values()
-        }
+        shapes = {name: {"markerfacecolor": style.MUTED} | look for name, look in SERIES.values()}
         shapes["law of the source, data term"] = {"linewidth": 1.2}
         shapes["whole law, fitted here"] = {"linewidth": 1.2, "linestyle": "--"}
         style.legend(figure, shapes)
         rows = style.rows_where(table, at="end").itertuples()
         numbers = (f"{row.size} {row.epochs} epochs {row.value:.0f} %" for row in rows)
         return Drawing(figure, "Worth of repeated data at the end of training", numbers)
+
+
+KINDS = {
+    "checkpoint": ("best checkpoint of the arm", {"marker": "o"}),
+    "planned": ("best planned number of epochs", {"marker": "^", "markerfacecolor": "white"}),
+}
+"""What can be lowest: the name and the look of each kind in the table `onset`."""
 
 
 @style.figure
@@ -128,14 +133,13 @@ def onset(result: Result) -> Drawing:
             style.say(rise, NOTHING)
             return Drawing(figure, "Nothing could be measured")
         for i, size in enumerate(params.size_list):
-            shift, colour = 2 ** (0.14 * (i - (len(params.size_list) - 1) / 2)), style.size_colour(size)
-            for kind, look in (("checkpoint", {"marker": "o"}),
-                               ("planned", {"marker": "^", "markerfacecolor": "white"})):  # fmt: skip
+            shift = 2 ** (0.14 * (i - (len(params.size_list) - 1) / 2))
+            colour = style.size_colour(size)
+            for kind, (name, look) in KINDS.items():
                 for row in style.rows_where(table, size=size, kind=kind).itertuples():
                     if row.n and math.isfinite(row.value):
-                        name = f"{size}, {'best checkpoint' if kind == 'checkpoint' else 'planned'}"
-                        style.interval_point(where, row.epochs * shift, row, colour, 1, name=name,
-                                             **look)  # fmt: skip
+                        shape = {"name": f"{size}, {name}"} | look
+                        style.interval_point(where, row.epochs * shift, row, colour, 1, **shape)
             points = style.rows_where(rises, size=size).sort_values("epochs")
             points = points.assign(epochs=points.epochs * shift)
             style.curve(rise, points, "epochs", colour, bars=True, name=size, marker="o",
@@ -151,8 +155,11 @@ def onset(result: Result) -> Drawing:
         for ax in (where, rise):
             _epochs_axis(ax, passes[1:])
         style.size_legend(figure, params.size_list)
-        style.legend(figure, {"best checkpoint of the arm": style.mark("o"),
-                              "best planned number of epochs": style.mark("^", hollow=True)})  # fmt: skip
+        shapes = {
+            name: {"linestyle": "", "markerfacecolor": style.MUTED} | look
+            for name, look in KINDS.values()
+        }
+        style.legend(figure, shapes)
         numbers = (f"{row.size} {row.epochs} epochs {row.value:+.3f}" for row in rises.itertuples())
         return Drawing(figure, "Rise of the held-out loss until the end", numbers)
 

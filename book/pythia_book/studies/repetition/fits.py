@@ -3,8 +3,8 @@
 All constants of a law are fitted together, by least squares. For fresh runs, the residuals are
 those of ln L. For repeated runs, they are those of the *excess*, the ln of the loss minus that of
 the fresh run of the same size, length and seed. This removes most of the noise between seeds, and
-errors in the law of fresh data; the source shifts its predictions to the loss of fresh data too (in
-its Figure 5). Otherwise the source differs: it fits E, A, alpha, B and beta to fresh runs first, and
+errors in the law of fresh data; the source shifts its predictions to the loss of fresh data too, in
+its Figure 5. Otherwise the source differs: it first fits E, A, alpha, B and beta to fresh runs, and
 ties alpha to beta. At our sizes, the law also discounts parameters of fresh runs, so the two steps
 do not separate.
 
@@ -37,9 +37,9 @@ length, because A and B themselves depend on the exponents. They are fitted as l
 DECAY = ("data_rate", "parameter_rate")
 PENALTY = ("P", "delta", "kappa")
 RIVALS = {"none": (), "data": DECAY[:1], "whole": DECAY, "theirs": (), "penalty": PENALTY}
-"""Laws of repetition, and what each fits beside FRESH: repeated data are as good as fresh; only data
-decay; data and parameters decay; the same with R*_D and R*_N of the source; an additive penalty,
-whose constants are fitted as logarithms."""
+"""Laws of repetition, and what each fits beside FRESH: repeated data are as good as fresh; only
+data decay; data and parameters decay; the same with R*_D and R*_N of the source; an additive
+penalty, whose constants are fitted as logarithms."""
 LARGEST_RATE = 10.0
 """Largest rate of decay: all further passes are then worth a tenth of the first one."""
 LOWEST = dict(zip((*FRESH, *DECAY, *PENALTY),

@@ -167,7 +167,7 @@ class Losses:
         return _judged(np.stack([self.array(size, part, e)[:, -1] for e in epochs], axis=1))
 
     def _epochs_of(self, part: int) -> list[int]:
-        """Return for how many epochs runs read 1/`part` of the rows; the arm's if there are none."""
+        """Return for how many epochs runs read 1/`part` of the rows; if none do, an arm's."""
         return [e for p, e in sorted(self.params.pairs) if p == part] or [part]
 
     def turn(self, size: str, epochs: int) -> np.ndarray:

@@ -41,7 +41,7 @@ class Params(StudyParams):
 
     WHOLE: ClassVar = {"steps": (0, 10_000_000), "seeds": (1, 100)}
     DEFAULT_SIZES: ClassVar = {
-        "smoke": "7k,25k",
+        "smoke": "7k",
         "laptop": "13k,38k,150k",
         "gpu-short": "1.2m",  # to keep the second bundle short
         "gpu": "1.2m,2.7m,4.7m",
@@ -111,9 +111,7 @@ class Params(StudyParams):
         """Return the config of a run; its schedule of learning rates fits its own length."""
         at = BASE_SEED + seed
         steps = self.n_steps * epochs // part
-        base = scale_named(self.scale).run(
-            size, at, at, steps=steps, precision=best_precision()
-        )
+        base = scale_named(self.scale).run(size, at, at, steps=steps, precision=best_precision())
         rows = {"epochs": epochs, "unique_rows": self.rows(part)}
         return replace(base, data=replace(base.data, dedup=DEDUP, epoch_policy="rows", **rows))
 

@@ -80,7 +80,9 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
         for part, epochs in sorted(params.pairs):
             where = {"part": part, "rows": params.rows(part)}
             where["steps"] = params.n_steps * epochs // part
-            add(ends, seed_mean(losses.final(size, part, epochs)), size=size, epochs=epochs, **where)
+            add(
+                ends, seed_mean(losses.final(size, part, epochs)), size=size, epochs=epochs, **where
+            )
     cell, result = ["size", "epochs"], ["value", "low", "high", "n"]
     frames = {
         "levels": (levels, [*cell, "step", "percent", *result]),
@@ -98,14 +100,16 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
 
 
 def _curves(losses: Losses, laws: Laws) -> list[dict[str, Any]]:
-    """Return the rows of the table `curves`: the source's data term, and our law if it is fitted."""
+    """Return the rows of the table `curves`; without a fitted law, those of the source."""
     rows = []
     passes = np.geomspace(1, losses.params.epoch_list[-1], N_POINTS)
     for size in losses.params.size_list:
         n, tokens = losses.parameters(size), losses.tokens()
         for r in passes.tolist():
             row = {"size": size, "epochs": r}
-            rows.append(row | {"law": "theirs, data term", "value": 100 * MUENNIGHOFF.data_share(r)})
+            rows.append(
+                row | {"law": "theirs, data term", "value": 100 * MUENNIGHOFF.data_share(r)}
+            )
             if "whole" in laws.laws:
                 worth = 100 * laws.laws["whole"].worth(n, tokens, r)
                 rows.append(row | {"law": "ours", "value": worth})
@@ -128,7 +132,9 @@ def _constants(laws: Laws) -> list[dict[str, Any]]:
             value, low, high, below, above = numbers
             numbers = [inverse(x) for x in (value, high, low, above, below)]
         keys = ("value", "low", "high", "profile_low", "profile_high")
-        row = {key: x if math.isfinite(x) else math.nan for key, x in zip(keys, numbers, strict=True)}
+        row = {
+            key: x if math.isfinite(x) else math.nan for key, x in zip(keys, numbers, strict=True)
+        }
         rows.append({"constant": CONSTANTS[name], **row, "identified": constant.identified,
                      "theirs": theirs.get(name, math.nan)})  # fmt: skip
     return rows
