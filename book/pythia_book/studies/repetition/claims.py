@@ -206,6 +206,8 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
         "epochs": ", ".join(map(str, params.epoch_list)),
         "most": most,
         "steps": params.n_steps,
+        "least_steps": params.n_steps // most,
+        "batch": params.batch_size,
         "rows": params.rows(),
         "rows_least": params.rows(most),
         "tokens": losses.tokens(),

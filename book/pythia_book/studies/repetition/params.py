@@ -10,15 +10,18 @@ from typing import ClassVar
 from pythia_book.study import MeasuringCost, StudyParams, kept_at, whole_numbers
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import DEDUP, scale_named
+from pythia_core.suite import DEDUP, scale_named, size_named
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import N_LINEAR, linear_step
 
 STUDY = "repetition"
 BASE_SEED = 1234
-STEPS = {"smoke": 16, "laptop": 256, "gpu-short": 640, "gpu": 640}
+STEPS = {"smoke": 16, "laptop": 512, "gpu-short": 640, "gpu": 640}
 """Default number of updates of the longest runs, by scale."""
+SMALLER = 4
+"""Batches are smaller by this factor than those of the scale, and peak learning rates by its square
+root. With whole batches, the shortest runs would make too few updates to follow a law."""
 N_CHECKPOINTS = 16
 INDICES = tuple(round(k * N_LINEAR / N_CHECKPOINTS) for k in range(1, N_CHECKPOINTS + 1))
 """Indices of the checkpoints of an arm to measure, those nearest to each sixteenth of training."""
@@ -86,9 +89,14 @@ class Params(StudyParams):
         """The steps at which arms are measured, ascending; the last is `n_steps`."""
         return sorted({linear_step(index, self.n_steps) for index in INDICES} - {0})
 
+    @property
+    def batch_size(self) -> int:
+        """The number of rows of an update."""
+        return scale_named(self.scale).batch_size // SMALLER
+
     def rows(self, part: int = 1) -> int:
         """Return the number of rows in 1/`part` of the data; with `part` 1, of all rows."""
-        return self.n_steps * scale_named(self.scale).batch_size // part
+        return self.n_steps * self.batch_size // part
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -109,9 +117,14 @@ class Params(StudyParams):
 
     def config(self, size: str, seed: int, part: int, epochs: int) -> RunConfig:
         """Return the config of a run; its schedule of learning rates fits its own length."""
+        train = {
+            "steps": self.n_steps * epochs // part,
+            "batch_size": self.batch_size,
+            "lr_max": size_named(size).lr_max / SMALLER**0.5,
+            "precision": best_precision(),
+        }
         at = BASE_SEED + seed
-        steps = self.n_steps * epochs // part
-        base = scale_named(self.scale).run(size, at, at, steps=steps, precision=best_precision())
+        base = scale_named(self.scale).run(size, at, at, **train)
         rows = {"epochs": epochs, "unique_rows": self.rows(part)}
         return replace(base, data=replace(base.data, dedup=DEDUP, epoch_policy="rows", **rows))
 
@@ -123,4 +136,5 @@ def runs(params: Params) -> list[RunConfig]:
 
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints that this study reads from `run`, whichever study trains it."""
-    return kept_at(run, repeated=INDICES)
+    arm = run.train.steps == params.n_steps
+    return kept_at(run, repeated=INDICES if arm else INDICES[-1:])

@@ -22,7 +22,7 @@ from pythia_book.conduct import conduct
 from pythia_book.studies.repetition import claims as c
 from pythia_book.studies.repetition.fits import fit_laws
 from pythia_book.studies.repetition.losses import Losses
-from pythia_book.studies.repetition.params import STUDY, Params
+from pythia_book.studies.repetition.params import BASE_SEED, STUDY, Params
 from pythia_book.studies.repetition.tables import tables
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import DataError
@@ -50,9 +50,8 @@ def check_rows(params: Params, progress: bool = True) -> None:
     from pythia_core.data.prepare import prepare
 
     scale = scale_named(params.scale)
-    config = params.config(params.size_list[0], 0, 1, 1)
-    batch = config.train.batch_size
-    data = replace(scale.data, dedup=DEDUP, order_seed=config.data.order_seed)
+    batch = params.batch_size
+    data = replace(scale.data, dedup=DEDUP, order_seed=BASE_SEED)
     available = prepare(data, progress).rows.n_rows
     if params.rows() > available:
         every = math.lcm(*params.epoch_list)
