@@ -171,10 +171,10 @@ def _faster(laws: Laws, units: str) -> Test:
 
 
 def shown(e: Estimate | None) -> Any:
-    """Return an estimate as a record has it: without interval if there is one seed."""
+    """Return an estimate as a record has it: without interval if the values do not vary."""
     if e is None:
         return None
-    return e.interval() if e.n_items > 1 else e.value
+    return e.interval() if e.low < e.high else e.value
 
 
 def values(losses: Losses, laws: Laws) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
         "parameters_largest": losses.parameters(sizes[-1]),
         "bare_largest": losses.parameters(sizes[-1], "non_embedding"),
         "heldout_rows": losses.measured.facts["heldout_rows"],
-        "negligible": NEGLIGIBLE,
+        "negligible": f"{NEGLIGIBLE:g}",
         "gaps": losses.measured.facts["gaps"],
     }
     measures = {
@@ -245,9 +245,9 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
 
 CONSTANTS = {
     "E": "E",
-    "size_term": "A/N^alpha at the middle size",
+    "size_term": "size term",
     "alpha": "alpha",
-    "data_term": "B/D^beta at the middle length",
+    "data_term": "data term",
     "beta": "beta",
     "data_rate": "R*_D",
     "parameter_rate": "R*_N",

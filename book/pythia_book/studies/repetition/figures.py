@@ -232,8 +232,8 @@ def constants_table(result: Result) -> Table:
         for row in frame.itertuples()
     ]
     caption = (
-        "The law of Muennighoff et al., fitted to our runs, and its constants for C4; profile "
-        "intervals take the misfit of the law as noise"
+        "The law of Muennighoff et al., fitted to our runs, and its constants for C4; size term: "
+        "A/N^alpha at the middle size; data term: B/D^beta at the middle length"
         if rows
         else "No law was fitted: it needs three sizes"
     )
@@ -256,7 +256,7 @@ def _range(low: float, high: float, constant: str) -> str:
 def _cell(frame: pd.DataFrame, **where: Any) -> str:
     """Format the value and interval of one row, or say "not measured"."""
     for row in style.rows_where(frame, **where).itertuples():
-        known = math.isfinite(row.low)
+        known = row.low < row.high
         return style.interval(row.value, *((row.low, row.high) if known else (None, None)))
     return "not measured"
 
