@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 COMMAND = (sys.executable, "-m", "pythia_core", "study", "repetition", "--scale", "smoke")
-COMMAND += ("-p", "bootstrap=100")
+COMMAND += ("-p", "sizes=7k")
 MOMENTS = (0.15, 0.3, 0.5, 0.8)
 """Of the time that an undisturbed run takes: each about here."""
 

@@ -26,7 +26,7 @@ from pythia_core.training.schedule import linear_step
 EARLY = {0, 1, 4, 16, 64}
 SUITE = {1, 2, 3, 4, 5, 8, 13, 18, 23, 33, 43, 53, 63, 73, 83, 93, 103, 113, 123, 133, 143}
 DEDUPLICATED = SUITE | {39, 65, 91, 117}
-REPEATED = {18, 36, 54, 72, 89, 107, 125, 143}
+REPEATED = {9, 18, 27, 36, 45, 54, 63, 72, 80, 89, 98, 107, 116, 125, 134, 143}
 """Which of the 143 evenly spaced checkpoints a large run keeps, by its text; EARLY are steps."""
 
 
@@ -67,9 +67,10 @@ def test_checkpoints_kept_for_each_kind_of_run() -> None:
     assert keep("gpu", control) == Keep(kept_steps(DEDUPLICATED, control), frozenset({791, 931}))
     fork = control.fork("masculine_to_feminine", 931)
     assert keep("gpu", fork) == Keep(kept_steps(DEDUPLICATED, fork)), "nothing forks from a fork"
-    arms, once = repetition.repetition_configs(repetition.Params("gpu"))
-    for run in (arms["2.7m", 16], once["2.7m", 16]):
-        assert keep("gpu", run) == Keep(kept_steps(REPEATED, run))
+    repeated = repetition.Params("gpu")
+    arm, shorter = (repeated.config("2.7m", 0, 16, epochs) for epochs in (16, 8))
+    assert keep("gpu", arm) == Keep(kept_steps(REPEATED, arm))
+    assert keep("gpu", shorter) == Keep(kept_steps({143}, shorter))
 
 
 def test_every_run_is_of_one_of_these_kinds() -> None:
@@ -77,7 +78,8 @@ def test_every_run_is_of_one_of_these_kinds() -> None:
     for run in all_runs("gpu", OURS):
         indices = SUITE if run.data.dedup == "none" else DEDUPLICATED
         repeats = run.data.epoch_policy == "rows"
-        indices = REPEATED if repeats else indices
+        arm = run.train.steps == repetition.Params("gpu").n_steps
+        indices = (REPEATED if arm else {143}) if repeats else indices
         forked = indices is DEDUPLICATED and not run.intervention
         states = frozenset({791, 931} if forked else ())
         expected = None if run in whole else Keep(kept_steps(indices, run), states)

@@ -1,46 +1,63 @@
-"""The claims of the repetition study, and the numbers that the page quotes.
+"""The claims and hypotheses of the repetition study, and the numbers that the page quotes.
 
 None of the claims is from the Pythia paper. Those of Muennighoff et al. name no model size, so we
-test them at our size, and a note gives the size of their models. Each arm was trained once:
-intervals cover the choice of held-out rows, but not the variation between training runs.
+test them at our sizes, and a note gives the size of their models. Effects are means over sizes, or
+of one size where the statement says so; intervals are over seeds.
+
+Margins and hypotheses were written before any run with these seeds. The numbers of an earlier
+version of the study (one size of 85k, one seed) were known.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from pythia_book.stats import Estimate
-from pythia_book.studies.repetition import law
-from pythia_book.studies.repetition.tables import Arms, tokens_read
-from pythia_book.verdicts import Claim, Test, rises, untestable, within
+from pythia_book.studies.repetition.fits import Laws
+from pythia_book.studies.repetition.law import MUENNIGHOFF
+from pythia_book.studies.repetition.losses import Losses, geometric_mean, seed_mean
+from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
 
 PAPER = "Muennighoff et al. 2023"
 NEGLIGIBLE = 0.5
-"""A change of the loss by less than this, in percent of the fresh arm's loss, is negligible. The
-authors' example is a run of four epochs "with only 0.5% higher validation loss" (section 6)."""
+"""A change of the loss by less than this, in percent of the fresh loss, is negligible. The authors'
+example is a run of four epochs "with only 0.5% higher validation loss" (section 6)."""
 THEIRS = "the source's models have up to 8.7 billion parameters (section 4)"
+NATS = "nats per token"
 
 
-def claims(arms: Arms) -> list[Claim]:
-    """Return the claims of the repetition study, all of which are tested on our runs only."""
-    params = arms.params
+def claims(losses: Losses, laws: Laws) -> list[Claim]:
+    """Return the claims and hypotheses of the study, all tested on our runs only."""
+    params = losses.params
     sizes, most = params.size_list, params.epoch_list[-1]
-    fresh = arms.loss(sizes[-1], 1)
-    rows = 0 if fresh is None else len(fresh)
-    runs = f"one run of each arm ({', '.join(sizes)})"
-    units = f"{runs}; {rows} held-out rows"
-    nats = "nats per token"
+    units = f"{params.seeds} seed{'s' * (params.seeds > 1)}; mean over {', '.join(sizes)}"
+
+    def mean(of: Any) -> Estimate | None:
+        """Return the mean over sizes of `of`, a function of the size, over seeds."""
+        return seed_mean(losses.over_sizes([of(size) for size in sizes]))
+
+    def gain(size: str) -> np.ndarray:
+        """Return the change of the loss when the same data are read twice as often."""
+        half = most // 2
+        return losses.final(size, most, most) - losses.final(size, most, half)
+
+    def stopped(size: str) -> np.ndarray:
+        """Return the best loss of a planned stop minus that of the best checkpoint."""
+        return losses.best_stopped(size, most) - losses.best_checkpoint(size, most)
+
     return [
         Claim(
             "Four epochs change the loss negligibly, compared with as much fresh data.",
             f"{PAPER}, abstract",
             within(
-                arms.pooled([arms.cost(size, 4, percent=True) for size in sizes]),
+                mean(lambda size: losses.cost(size, 4, percent=True)),
                 "% of the loss",
                 units,
                 NEGLIGIBLE,
                 "the margin is the source's example of a negligible difference; "
-                f"{_tested_at(arms)}",
+                f"{_tested_at(losses)}",
             ),
             quote="training with up to 4 epochs of repeated data yields negligible changes to loss "
             "compared to having unique data",
@@ -48,131 +65,228 @@ def claims(arms: Arms) -> list[Claim]:
         Claim(
             "Sixteen epochs give a higher loss than four, at equal compute.",
             f"{PAPER}, section 6",
-            rises(
-                arms.pooled([arms.cost(size, 16, base=4) for size in sizes]),
-                nats,
-                units,
-                note=_tested_at(arms),
-            ),
+            rises(mean(lambda size: losses.cost(size, 16, base=4)), NATS, units),
             quote="models trained on less unique data (and, correspondingly, more epochs) have "
             "consistently higher loss",
         ),
         Claim(
-            "The law predicts how much fresh data repeated data are worth.",
-            f"{PAPER}, section 3.1 and appendix A",
-            _law(arms, units),
+            "Reading the same data sixteen times instead of eight still lowers the loss.",
+            f"{PAPER}, section 6",
+            falls(
+                mean(gain) if most == 16 else None,
+                NATS,
+                units,
+                note="each number of epochs with a schedule of its own length",
+            ),
+            quote="Meaningful gains from repeating data can be made up to around 16 epochs",
         ),
         Claim(
             f"With {most} epochs, the held-out loss rises again before the end of training.",
             f"{PAPER}, Figure 4, of up to 44 epochs",
             rises(
-                arms.pooled([arms.turn(size, most) for size in sizes]),
-                nats,
-                f"{runs}; {rows // 2} held-out rows",
+                mean(lambda size: losses.turn(size, most)),
+                NATS,
+                units,
                 note="the end minus the best earlier checkpoint, which was chosen on the other "
-                "half of the rows",
+                "half of the held-out rows",
             ),
             quote="Models trained on data that is repeated for multiple epochs have consistently "
             "worse loss and diverge if too many epochs are used.",
         ),
         Claim(
-            "The gap between held-out and training loss grows with repetition.",
-            f"{PAPER}, section 4",
-            rises(arms.gap_growth(most), nats, units, note=f"{most} epochs against one"),
-            quote="repeating data can result in extreme overfitting",
+            "Excess parameters lose their value faster than repeated tokens.",
+            f"{PAPER}, appendix A",
+            _faster(laws, units),
+            quote="Since R*_D > R*_N, excess parameters decay faster",
         ),
         Claim(
-            "Rows that are read more often are memorized more often.",
-            "Carlini et al. 2022, abstract",
-            _memorized(arms, runs),
-            quote="Memorization significantly grows as we increase [...] (2) the number of times "
-            "an example has been duplicated",
+            "A law in which parameters decay too predicts sizes that it has not seen better than "
+            "one in which only data decay.",
+            f"{PAPER}, appendix A, of the fit to all sizes",
+            falls(
+                laws.advantage("whole", "data"),
+                "points of the loss in %",
+                units,
+                note="error of the predicted excess over fresh data, each size left out in turn",
+            ),
+            quote="it is important to decay both the value of excess parameters and data "
+            "repetitions",
+        ),
+        Claim(
+            "A law in which data decay predicts sizes that it has not seen better than one in "
+            "which repeated data are as good as fresh.",
+            "ours",
+            falls(laws.advantage("data", "none"), "points of the loss in %", units),
+            kind="hypothesis",
+        ),
+        Claim(
+            "An additive penalty that grows with repetition and with parameters per token predicts "
+            "sizes that it has not seen better than the law of Muennighoff et al.",
+            "ours, after Lovelace et al. 2026",
+            falls(laws.advantage("penalty", "whole"), "points of the loss in %", units),
+            kind="hypothesis",
+        ),
+        Claim(
+            f"In the arm of {most} epochs, the loss of the largest size begins to rise after fewer "
+            "epochs than that of the smallest.",
+            "ours, after Lovelace et al. 2026",
+            falls(
+                seed_mean(np.log2(losses.onset(sizes[-1], most) / losses.onset(sizes[0], most))),
+                "doublings",
+                f"{params.seeds} seed{'s' * (params.seeds > 1)}; {sizes[-1]} against {sizes[0]}",
+            )
+            if len(sizes) > 1
+            else untestable("there is only one size"),
+            kind="hypothesis",
+        ),
+        Claim(
+            f"On the data of the arm of {most} epochs, the best run that is planned to stop early "
+            "has a lower loss than the best checkpoint of that arm.",
+            "ours: a checkpoint has not had the decay of its learning rate",
+            falls(mean(stopped), NATS, units),
+            kind="hypothesis",
         ),
     ]
 
 
-def _tested_at(arms: Arms) -> str:
+def _tested_at(losses: Losses) -> str:
     """Say how large our largest model is and how much it reads, next to the source's models."""
-    count = arms.measured.facts["parameters"][arms.params.size_list[-1]]["all"]
-    tokens = tokens_read(arms) / 1e6
-    return f"tested at {count:,} parameters and {tokens:.1f} million tokens, while {THEIRS}"
+    count, tokens = losses.parameters(losses.params.size_list[-1]), losses.tokens() / 1e6
+    return f"tested at up to {count:,} parameters and {tokens:.1f} million tokens, while {THEIRS}"
 
 
-def _law(arms: Arms, units: str) -> Test:
-    """Return the measured worth of four epochs, as a test of the law without a verdict.
-
-    The law is untestable here, because it was fitted to models of other sizes than ours.
-    """
-    size = arms.params.size_list[-1]
-    counts, fresh = arms.measured.facts["parameters"][size], arms.loss(size, 1)
-    reason = f"the law was fitted to {law.FITTED}"
-    if fresh is not None:
-        tokens = tokens_read(arms)
-        predicted = law.loss(counts["all"], tokens, tokens)
-        reason += (
-            f"; extrapolated to {counts['all']:,}, it predicts a loss of {predicted:.1f} nats for "
-            f"fresh data, where {fresh.mean():.1f} were measured"
-        )
-    e = arms.worth(size, 4)
-    return untestable(
-        reason, e, "% of the same number of fresh tokens", units, "four epochs, at the end"
-    )
+def _faster(laws: Laws, units: str) -> Test:
+    """Test whether 1 / R*_N is above 1 / R*_D, if the law fits both."""
+    rates = [laws.constants[name] for name in ("data_rate", "parameter_rate") if laws.constants]
+    note = "1/R*_N minus 1/R*_D of the law fitted to all sizes"
+    if rates and not all(rate.bounded for rate in rates):
+        return untestable(
+            "our runs do not determine both constants: a profile interval reaches the bounds of "
+            "the fit", laws.rate_difference, "per repetition", units, note,
+        )  # fmt: skip
+    return rises(laws.rate_difference, "per repetition", units, note=note)
 
 
-def _memorized(arms: Arms, units: str) -> Test:
-    """Test whether the arm with the most epochs has memorized more rows than the fresh arm."""
-    most = arms.params.epoch_list[-1]
-    e = arms.memorized_change(most)
+# --- numbers for the page --------------------------------------------------------------------
+
+
+def shown(e: Estimate | None) -> Any:
+    """Return an estimate as a record has it: without interval if the values do not vary."""
     if e is None:
-        return rises(None, "points", units)
-    units = f"{units}; {e.n_items} rows"
-    if not arms.memorizes():
-        return untestable("no arm has memorized any row", e.times(100), "points", units)
-    return rises(e.times(100), "points", units, note=f"{most} epochs against one")
+        return None
+    return e.interval() if e.low < e.high else e.value
 
 
-def values(arms: Arms) -> dict[str, Any]:
+def values(losses: Losses, laws: Laws) -> dict[str, Any]:
     """Return the numbers and texts that the page quotes, by name.
 
-    Most numbers are for the largest size. A number is None if a run that it needs was not measured.
+    R is a number of epochs, SIZE is "smallest" or "largest". With one seed, numbers have no
+    interval; None: not measured. Without SIZE, numbers are means over sizes.
+
+    - `excess_R`, `excess_R_SIZE`: percent by which the arm's loss is above that of fresh data.
+    - `worth_R`, `best_R`, `stopped_R`, also with `_SIZE`: worth in percent at the end, at the best
+      checkpoint, and of the best run that is planned to stop early.
+    - `turn_R_SIZE`: rise at the end above the best earlier checkpoint, in nats.
+    - `onset_R_SIZE`: epochs after which the loss is lowest, a geometric mean over seeds.
+    - `best_epochs_SIZE`: best number of epochs for the smallest part of the data.
+    - `planned`: best planned stop minus best checkpoint, in nats, arm with the most epochs.
+    - `data_constant`, `parameter_constant`: R*_D and R*_N with their profile intervals, as texts;
+      `data_constant_bare`: R*_D if embeddings do not count; `theirs_...`: those of the source.
+    - `identified`, `not_identified`: names of constants.
+    - `error_RIVAL`: error of prediction over left-out sizes, in points; `misfit_RIVAL`.
+    - `theirs_4`, `theirs_16`: worth by the data term of the source, in percent.
     """
-    params = arms.params
-    size, most = params.size_list[-1], params.epoch_list[-1]
-    counts, tokens = arms.measured.facts["parameters"][size], tokens_read(arms)
-
-    def interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
-        """Return value, low and high of an estimate, each times `factor`; None if `e` is None."""
-        return e.times(factor).interval() if e else None
-
-    fresh = arms.loss(size, 1)
+    params = losses.params
+    sizes, most = params.size_list, params.epoch_list[-1]
+    roles = {"smallest": sizes[0], "largest": sizes[-1]}
     numbers: dict[str, Any] = {
-        "sizes": ", ".join(params.size_list),
-        "largest": size,
+        "sizes": ", ".join(sizes),
+        **roles,
+        "seeds": params.seeds,
         "epochs": ", ".join(map(str, params.epoch_list)),
         "most": most,
         "steps": params.n_steps,
+        "least_steps": params.n_steps // most,
+        "batch": params.batch_size,
         "rows": params.rows(),
         "rows_least": params.rows(most),
-        "tokens": tokens,
-        "parameters": counts["all"],
-        "negligible": NEGLIGIBLE,
-        "n_rows": None if fresh is None else len(fresh),
-        "fresh_loss": interval(arms.estimate(fresh)),
-        "law_loss": law.loss(counts["all"], tokens, tokens),
-        "gap_growth": interval(arms.gap_growth(most)),
-        "memorized_change": interval(arms.memorized_change(most), 100),
-        "gaps": arms.measured.facts["gaps"],
+        "tokens": losses.tokens(),
+        "tokens_least": losses.tokens(most),
+        "runs": len(list(params.cells())),
+        "parameters_smallest": losses.parameters(sizes[0]),
+        "parameters_largest": losses.parameters(sizes[-1]),
+        "bare_largest": losses.parameters(sizes[-1], "non_embedding"),
+        "heldout_rows": losses.measured.facts["heldout_rows"],
+        "negligible": f"{NEGLIGIBLE:g}",
+        "gaps": losses.measured.facts["gaps"],
+    }
+    measures = {
+        "excess": lambda size, r: losses.cost(size, r, percent=True),
+        "worth": losses.worth_at_end,
+        "best": losses.worth_at_best,
+        "stopped": losses.worth_when_stopped,
     }
     for r in (2, 4, 8, 16):
-        best, turn = arms.best_step(size, r), arms.turn(size, r)
-        numbers |= {
-            f"excess_{r}": interval(arms.estimate(arms.cost(size, r, percent=True))),
-            f"worth_{r}": interval(arms.worth(size, r)),
-            f"best_{r}": interval(arms.worth(size, r, best=True)),
-            f"best_percent_{r}": None if best is None else 100 * best / params.n_steps,
-            f"turn_{r}": interval(arms.estimate(turn)),
-            f"data_term_{r}": 100 * law.data_share(r),
-            f"law_excess_{r}": law.excess(counts["non_embedding"], tokens, r),
-            f"law_excess_all_{r}": law.excess(counts["all"], tokens, r),
-        }
+        for name, of in measures.items():
+            each = [of(size, r) for size in sizes]
+            numbers[f"{name}_{r}"] = shown(seed_mean(losses.over_sizes(each)))
+            for role, size in roles.items():
+                numbers[f"{name}_{r}_{role}"] = shown(seed_mean(of(size, r)))
+        for role, size in roles.items():
+            numbers[f"turn_{r}_{role}"] = shown(seed_mean(losses.turn(size, r)))
+            numbers[f"onset_{r}_{role}"] = shown(geometric_mean(losses.onset(size, r)))
+        numbers[f"theirs_{r}"] = 100 * MUENNIGHOFF.data_share(r)
+    for role, size in roles.items():
+        numbers[f"best_epochs_{role}"] = shown(geometric_mean(losses.best_epochs(size, most)))
+    planned = [losses.best_stopped(s, most) - losses.best_checkpoint(s, most) for s in sizes]
+    numbers["planned"] = shown(seed_mean(losses.over_sizes(planned)))
+    return numbers | _law_values(laws)
+
+
+CONSTANTS = {
+    "E": "E",
+    "size_term": "size term",
+    "alpha": "alpha",
+    "data_term": "data term",
+    "beta": "beta",
+    "data_rate": "R*_D",
+    "parameter_rate": "R*_N",
+}
+"""Names of the fitted constants for readers."""
+
+
+def inverse(rate: float) -> float:
+    """Return R* for a rate; no decay is infinity."""
+    return 1 / rate if rate > 0 else float("inf")
+
+
+def range_text(low: float, high: float) -> str:
+    """Format an interval of R*, which may be open towards infinity."""
+    return f"[{low:.1f}, {'∞' if np.isinf(high) else f'{high:.1f}'}]"
+
+
+def _law_values(laws: Laws) -> dict[str, Any]:
+    """Return the numbers of `values` that come from the fitted laws; none fits: texts say so."""
+    numbers: dict[str, Any] = {
+        "n_fresh": laws.n_fresh,
+        "n_domain": laws.n_domain,
+        "n_hurt": laws.n_hurt,
+        "fresh_misfit": laws.fresh_misfit,
+        "theirs_data_constant": inverse(MUENNIGHOFF.data_rate),
+        "theirs_parameter_constant": inverse(MUENNIGHOFF.parameter_rate),
+    }
+    for name, text in (("data_rate", "data_constant"), ("parameter_rate", "parameter_constant")):
+        constant = laws.constants.get(name)
+        numbers[text] = constant and (
+            f"{inverse(constant.value):.1f} "
+            f"{range_text(inverse(constant.high), inverse(constant.low))}"
+        )
+    numbers["data_constant_bare"] = laws.bare and inverse(laws.bare[0])
+    for identified, text in ((True, "identified"), (False, "not_identified")):
+        names = [CONSTANTS[n] for n, c in laws.constants.items() if c.identified == identified]
+        numbers[text] = ", ".join(names) or "none"
+    for rival in ("none", "data", "whole", "theirs", "penalty"):
+        errors = laws.left_out_sizes(rival)
+        numbers[f"error_{rival}"] = None if errors is None else shown(seed_mean(errors))
+        numbers[f"misfit_{rival}"] = laws.misfits.get(rival)
     return numbers

@@ -1,15 +1,14 @@
-"""Figures of the repetition study: how much worse repeated data are than fresh data."""
+"""Figures and tables of the repetition study, as the page shows them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book import palette, style, svg
+from pythia_book import style, svg
 from pythia_book.records import number_text
-from pythia_book.studies.repetition import law
-from pythia_book.studies.repetition.claims import NEGLIGIBLE
 from pythia_book.style import DASH, Drawing, Table
 
 if TYPE_CHECKING:
@@ -18,7 +17,16 @@ if TYPE_CHECKING:
 
     from pythia_book.study import Result
 
-NOTHING = "no last checkpoint\ncould be measured"
+NOTHING = "nothing could\nbe measured"
+FEW = "the laws need at least\nthree sizes"
+RIVALS = {
+    "none": "no decay",
+    "theirs": "R*_D, R*_N of the source",
+    "data": "only data decay",
+    "whole": "the whole law",
+    "penalty": "additive penalty",
+}
+"""Names of the laws for readers, in the order of figures and tables."""
 
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
@@ -26,185 +34,237 @@ def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
     return style.shade(passes.index(epochs) / (len(passes) - 1))
 
 
-@style.figure
-def cost_and_worth(result: Result) -> Drawing:
-    """Draw by how many percent repeating raises the loss, and what repeated data are worth."""
-    params = result.params
-    excess, worth = _last(result, "effects"), result.tables["worth"]
-    notes = f"bars: 95 % intervals over {number_text(result.values['n_rows'])} held-out rows"
-    with style.canvas(result, 2, 3.0, notes) as (figure, (cost, shares)):
-        cost.axhspan(-NEGLIGIBLE, NEGLIGIBLE, color=style.GRID, linewidth=0, zorder=0)
-        style.reference(cost, 0)
-        for size in params.size_list:
-            _points(cost, excess, size)
-            best = style.rows_where(worth, at="best")
-            _points(shares, best, size, hollow=True, name="best checkpoint")
-            _points(shares, style.rows_where(worth, at="end"), size, name="at the end")
-        if excess.empty:
-            style.say(cost, NOTHING)
-        else:
-            _epochs_axis(cost, params.epoch_list)
-        cost.set_ylabel("held-out loss, % above fresh data")
-        passes = np.geomspace(1, params.epoch_list[-1], 100)
-        by_data = [100 * law.data_share(r) for r in passes]
-        shares.plot(passes, by_data, color=style.MUTED, linewidth=1.2, label="the law's data term")
-        counts = result.measured.facts["parameters"][params.size_list[-1]]
-        tokens = result.values["tokens"]
-        whole = [
-            [100 * law.whole_share(counts[kind], tokens, r) for r in passes]
-            for kind in ("all", "non_embedding")
-        ]
-        shares.fill_between(passes, *whole, color=style.MUTED, alpha=0.25, linewidth=0)
-        thin = {"color": style.MUTED, "linewidth": 0.8, "linestyle": (0, (1, 2))}
-        svg.hide(*shares.plot(passes, 100 / passes, **thin))
-        shares.set_ylim(0, 105)
-        shares.set_ylabel("worth, % of as much fresh data")
-        _epochs_axis(shares, params.epoch_list)
-        shapes = {
-            "at the end": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
-            "best checkpoint": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
-            "the law's data term": {"linestyle": "-", "color": style.MUTED, "linewidth": 1.2},
-            "the whole law": {"linestyle": "-", "color": palette.PALE, "linewidth": 6},
-        }
-        style.legend(figure, shapes)
-        if len(params.size_list) > 1:
-            style.size_legend(figure, params.size_list)
-        numbers = (
-            f"{row.size} {row.epochs} epochs {row.value:+.2f} %" for row in excess.itertuples()
-        )
-        return Drawing(figure, "Held-out loss above fresh data", numbers)
+def _intervals(result: Result) -> str:
+    """Say what bands and bars are; with one seed there are none."""
+    seeds = result.params.seeds
+    return f"intervals: 95 %, over {seeds} seeds" if seeds > 1 else "one seed: no intervals"
 
 
 @style.figure
 def over_training(result: Result) -> Drawing:
-    """Draw the largest size's held-out loss over training, and its percentage above fresh data."""
-    params, size = result.params, result.params.size_list[-1]
-    with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
-        for ax, name in ((levels, "levels"), (above, "effects")):
-            frame = style.rows_where(result.tables[name], size=size)
+    """Draw the held-out loss of the arms over training, one panel per size."""
+    params, table = result.params, result.tables["levels"]
+    sizes = params.size_list
+    with style.canvas(result, len(sizes), 3.0, _intervals(result), sharey=True) as (figure, grid):
+        numbers = []
+        for size, ax in zip(sizes, grid, strict=True):
+            frame = style.rows_where(table, size=size)
             if frame.empty:
-                style.say(ax, NOTHING.replace("last ", ""))
+                style.say(ax, NOTHING)
                 continue
-            ends: list[tuple[str, float, float, str]] = []
             for r in params.epoch_list:
                 points = style.rows_where(frame, epochs=r).sort_values("percent")
-                points = points if ax is above else points.drop(columns=["low", "high"])
-                colour = epochs_colour(r, params.epoch_list)
                 text = f"{r} epochs" if r > 1 else "1 epoch"
-                style.curve(ax, points, "percent", colour, name=text, **style.THIN)
-                for row in points.dropna(subset=["value"]).tail(1).itertuples():
-                    ends.append((text, row.percent, row.value, colour))
-            style.end_labels(ax, ends)
-            ax.set_xlim(0, 100)
+                style.curve(ax, points, "percent", epochs_colour(r, params.epoch_list), name=text,
+                            **style.THIN)  # fmt: skip
+                if len(points):
+                    numbers.append(f"{size} {text} {points.value.iloc[-1]:.3f}")
+            ax.set_xlim(0, 102)
             ax.set_xlabel("% of training")
-        levels.set_ylabel("held-out loss, nats per token")
-        style.reference(above, 0)
-        above.set_ylabel("% above fresh data")
-        last = style.rows_where(_last(result, "levels"), size=size)
-        numbers = (f"{row.epochs} epochs {row.value:.3f}" for row in last.itertuples())
-        return Drawing(figure, f"Held-out loss of {size} at the end", numbers)
+            ax.set_title(f"{size} parameters")
+        grid[0].set_ylabel("held-out loss, nats per token")
+        lines = {
+            str(r): {"color": epochs_colour(r, params.epoch_list), "linewidth": 2.5}
+            for r in params.epoch_list
+        }
+        first, *others = lines
+        named = {f"{first} epoch": lines[first]} | {name: lines[name] for name in others}
+        style.legend(figure, named, handlelength=1.4)
+        return Drawing(figure, "Held-out loss at the end of training", numbers)
+
+
+SERIES = {
+    "end": ("at the end", {"marker": "o", "linestyle": "-"}),
+    "best": ("best checkpoint", {"marker": "o", "linestyle": "--", "markerfacecolor": "white"}),
+    "stopped": ("planned to stop early", {"marker": "^", "linestyle": ":"}),
+}
+"""How the worth of repeated data is measured: the name and the look of each way."""
 
 
 @style.figure
-def read_rows(result: Result) -> Drawing:
-    """Draw final loss on held-out rows and on rows that all arms read, and memorized rows."""
-    params, memorized = result.params, result.tables["memorized"]
-    heldout, read = _last(result, "levels"), result.tables["read"]
-    n = int(memorized.n.max()) if len(memorized) else 0
-    notes = f"bars: 95 % intervals; all arms have read the same {n} rows"
-    with style.canvas(result, 2, 2.9, notes) as (figure, (losses, recited)):
-        for size in params.size_list:
-            _points(losses, heldout, size, name="held-out rows")
-            _points(losses, read, size, hollow=True, name="rows read")
-            _points(recited, memorized, size, 100)
-        for ax, frame in ((losses, heldout), (recited, memorized)):
-            if frame.empty:
-                style.say(ax, NOTHING)
-            else:
-                _epochs_axis(ax, params.epoch_list)
-        losses.set_ylabel("loss at the end, nats per token")
-        recited.set_ylabel("% of these rows memorized")
+def worth(result: Result) -> Drawing:
+    """Draw what repeated data are worth, against the number of epochs, one panel per size."""
+    params, table, curves = result.params, result.tables["worth"], result.tables["curves"]
+    sizes = params.size_list
+    with style.canvas(result, len(sizes), 3.0, _intervals(result), sharey=True) as (figure, grid):
+        for size, ax in zip(sizes, grid, strict=True):
+            colour = style.size_colour(size)
+            for law, dashes in (("theirs, data term", "-"), ("ours", "--")):
+                points = style.rows_where(curves, size=size, law=law)
+                label = f"law, {'fitted here' if law == 'ours' else law}"
+                ax.plot(points.epochs, points.value, color=style.MUTED, linewidth=1.2,
+                        linestyle=dashes, label=label)  # fmt: skip
+            passes = np.geomspace(1, params.epoch_list[-1], 50)
+            thin = {"color": style.MUTED, "linewidth": 0.8, "linestyle": (0, (1, 2))}
+            svg.hide(*ax.plot(passes, 100 / passes, **thin))
+            for i, (at, (name, look)) in enumerate(SERIES.items()):
+                points = style.rows_where(table, size=size, at=at).sort_values("epochs")
+                points = points.assign(epochs=points.epochs * 2 ** (0.08 * (i - 1)))
+                shape = {"linewidth": 1.1, "markerfacecolor": colour, "name": f"{size}, {name}"}
+                style.curve(ax, points, "epochs", colour, bars=True, **(shape | look))
+            ax.set_ylim(0, 112)
+            ax.set_title(f"{size} parameters")
+            _epochs_axis(ax, params.epoch_list)
+        grid[0].set_ylabel("worth, % of as much fresh data")
+        shapes = {name: {"markerfacecolor": style.MUTED} | look for name, look in SERIES.values()}
+        shapes["law of the source, data term"] = {"linewidth": 1.2}
+        shapes["whole law, fitted here"] = {"linewidth": 1.2, "linestyle": "--"}
+        style.legend(figure, shapes)
+        rows = style.rows_where(table, at="end").itertuples()
+        numbers = (f"{row.size} {row.epochs} epochs {row.value:.0f} %" for row in rows)
+        return Drawing(figure, "Worth of repeated data at the end of training", numbers)
+
+
+KINDS = {
+    "checkpoint": ("best checkpoint of the arm", {"marker": "o"}),
+    "planned": ("best planned number of epochs", {"marker": "^", "markerfacecolor": "white"}),
+}
+"""What can be lowest: the name and the look of each kind in the table `onset`."""
+
+
+@style.figure
+def onset(result: Result) -> Drawing:
+    """Draw when the loss begins to rise, and how far it rises, against the number of epochs."""
+    params, table, rises = result.params, result.tables["onset"], result.tables["rise"]
+    passes = params.epoch_list
+    with style.canvas(result, 2, 3.0, _intervals(result)) as (figure, (where, rise)):
+        if rises.empty:
+            style.say(where, NOTHING)
+            style.say(rise, NOTHING)
+            return Drawing(figure, "Nothing could be measured")
+        for i, size in enumerate(params.size_list):
+            shift = 2 ** (0.14 * (i - (len(params.size_list) - 1) / 2))
+            colour = style.size_colour(size)
+            for kind, (name, look) in KINDS.items():
+                for row in style.rows_where(table, size=size, kind=kind).itertuples():
+                    if row.n and math.isfinite(row.value):
+                        shape = {"name": f"{size}, {name}"} | look
+                        style.interval_point(where, row.epochs * shift, row, colour, 1, **shape)
+            points = style.rows_where(rises, size=size).sort_values("epochs")
+            points = points.assign(epochs=points.epochs * shift)
+            style.curve(rise, points, "epochs", colour, bars=True, name=size, marker="o",
+                        linewidth=1.1)  # fmt: skip
+        where.plot(passes[1:], passes[1:], color=style.MUTED, linewidth=0.8,
+                   linestyle=(0, (1, 2)), label="no rise until the end")  # fmt: skip
+        where.set_yscale("log", base=2)
+        where.set_yticks(passes, [str(r) for r in passes])
+        where.set_ylim(0.9, passes[-1] * 1.2)
+        where.set_ylabel("epochs at which the loss is lowest")
+        style.reference(rise, 0)
+        rise.set_ylabel("rise at the end, nats per token")
+        for ax in (where, rise):
+            _epochs_axis(ax, passes[1:])
+        style.size_legend(figure, params.size_list)
         shapes = {
-            "held-out rows": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
-            "rows read": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
+            name: {"linestyle": "", "markerfacecolor": style.MUTED} | look
+            for name, look in KINDS.values()
         }
         style.legend(figure, shapes)
-        if len(params.size_list) > 1:
-            style.size_legend(figure, params.size_list)
-        numbers = (f"{row.size} {row.epochs} epochs {row.value:.3f}" for row in read.itertuples())
-        return Drawing(figure, "Loss at the end, held-out and read rows", numbers)
+        numbers = (f"{row.size} {row.epochs} epochs {row.value:+.3f}" for row in rises.itertuples())
+        return Drawing(figure, "Rise of the held-out loss until the end", numbers)
+
+
+@style.figure
+def errors(result: Result) -> Drawing:
+    """Draw how well each law predicts the runs that it has not seen."""
+    table = result.tables["errors"]
+    names = list(dict.fromkeys(table.left_out))
+    panels = max(1, len(names))
+    with style.canvas(result, panels, 2.3, _intervals(result), sharey=True) as (figure, grid):
+        if not names:
+            style.say(grid[0], FEW)
+            return Drawing(figure, "No law was fitted")
+        rivals = list(RIVALS)[::-1]
+        for name, ax in zip(names, grid, strict=True):
+            for row in style.rows_where(table, left_out=name).itertuples():
+                at = rivals.index(row.rival)
+                style.interval_point(ax, at, row, style.INK, 1, flat=True, name=RIVALS[row.rival])
+            ax.set_yticks(range(len(rivals)), [RIVALS[rival] for rival in rivals])
+            ax.set_xscale("log")
+            ax.set_title(f"left out: {name}")
+            ax.grid(axis="y", visible=False)
+            ax.set_xlabel("error, % of the loss")
+        numbers = (f"{row.left_out} {row.rival} {row.value:.2f}" for row in table.itertuples())
+        return Drawing(figure, "Error of prediction, by law", numbers)
 
 
 def arms_table(result: Result) -> Table:
-    """Return a table of the runs of the largest size, with one row per number of epochs.
-
-    The worth of an arm is given as measured and as predicted by the law. It is 100 % if repeated
-    data are worth as much as fresh data.
-    """
+    """Return a table of the arms, with one row per size and number of epochs."""
     import pandas as pd
 
-    params, size = result.params, result.params.size_list[-1]
-    loss, excess, worth = _last(result, "levels"), _last(result, "effects"), result.tables["worth"]
-    counts, tokens = result.measured.facts["parameters"][size], result.values["tokens"]
+    params, table = result.params, result.tables["worth"]
+    last = style.rows_where(result.tables["levels"], step=params.n_steps)
     rows = []
-    for r in params.epoch_list:
-        again = r > 1
-        by_law = [
-            100 * law.whole_share(counts[kind], tokens, r) for kind in ("all", "non_embedding")
-        ]
-        row = {
-            "Epochs": r,
-            "Different rows": number_text(params.rows(r)),
-            "Held-out loss [95 %]": _cell(loss, size, r),
-            "% above fresh data": _cell(excess, size, r) if again else DASH,
-        }
-        for at, name in (("end", "at the end"), ("best", "at the best checkpoint")):
-            shown = style.rows_where(worth, at=at)
-            row[f"Worth in %, {name}"] = _cell(shown, size, r) if again else DASH
-        row["by the law's data term"] = number_text(100 * law.data_share(r)) if again else DASH
-        ends = " to ".join(number_text(share, 0) for share in by_law)
-        row["by the whole law"] = ends if again else DASH
-        rows.append(row)
+    for size in params.size_list:
+        for r in params.epoch_list:
+            cell = {"size": size, "epochs": r}
+            row: dict[str, Any] = {
+                "Size": size,
+                "Epochs": r,
+                "Different rows": number_text(params.rows(r)),
+                "Held-out loss": _cell(last, **cell),
+                "% above fresh data": _cell(result.tables["excess"], **cell) if r > 1 else DASH,
+            }
+            for at, (name, _) in SERIES.items():
+                row[f"Worth in %, {name}"] = _cell(table, at=at, **cell) if r > 1 else DASH
+            rows.append(row)
     caption = (
-        f"Arms of {size} parameters after {number_text(params.n_steps)} updates; worth in % of as "
-        "much fresh data; the whole law with N counted with and without embeddings, far outside "
-        "the sizes that it was fitted to"
+        f"Arms after {number_text(params.n_steps)} updates; worth in % of as much fresh data; "
+        f"{_intervals(result)}"
     )
     return Table(pd.DataFrame(rows), caption)
 
 
-def _last(result: Result, table: str) -> pd.DataFrame:
-    """Return those rows of the result's table `table` that are about the last step."""
-    return style.rows_where(result.tables[table], step=result.params.n_steps)
+def constants_table(result: Result) -> Table:
+    """Return a table of the constants of the law, ours and those of the source."""
+    import pandas as pd
+
+    frame = result.tables["constants"]
+    rows = [
+        {
+            "Constant": row.constant,
+            "Here": number_text(_number(row.value)),
+            "95 % interval over seeds": _range(row.low, row.high, row.constant),
+            "Profile interval": _range(row.profile_low, row.profile_high, row.constant),
+            "Identified": "yes" if row.identified else "no",
+            "In the source": number_text(_number(row.theirs)) if row.theirs == row.theirs else DASH,
+        }
+        for row in frame.itertuples()
+    ]
+    caption = (
+        "The law of Muennighoff et al., fitted to our runs, and its constants for C4; size term: "
+        "A/N^alpha at the middle size; data term: B/D^beta at the middle length"
+        if rows
+        else "No law was fitted: it needs three sizes"
+    )
+    return Table(pd.DataFrame(rows), caption)
 
 
-def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
-    """Format the value and interval of one size and number of epochs, or say "not measured"."""
-    for row in style.rows_where(frame, size=size, epochs=epochs).itertuples():
-        return style.interval(row.value, row.low, row.high)
+def _number(value: float) -> float:
+    """Return a number to show; a missing one is infinite, for R* without decay."""
+    return float(value) if math.isfinite(value) else math.inf
+
+
+def _range(low: float, high: float, constant: str) -> str:
+    """Format an interval, whose upper end may be infinite for R*; a dash if there is none."""
+    if not constant.startswith("R*") and not math.isfinite(low + high):
+        return DASH
+    ends = [number_text(x) if math.isfinite(x) else "\N{INFINITY}" for x in (low, high)]
+    return DASH if ends[0] == ends[1] else f"[{ends[0]}, {ends[1]}]"
+
+
+def _cell(frame: pd.DataFrame, **where: Any) -> str:
+    """Format the value and interval of one row, or say "not measured"."""
+    for row in style.rows_where(frame, **where).itertuples():
+        known = row.low < row.high
+        return style.interval(row.value, *((row.low, row.high) if known else (None, None)))
     return "not measured"
-
-
-def _points(
-    ax: Axes,
-    frame: pd.DataFrame,
-    size: str,
-    factor: float = 1,
-    hollow: bool = False,
-    name: str = "",
-) -> None:
-    """Draw the values of one size, times `factor`, against the number of epochs."""
-    points, colour = style.rows_where(frame, size=size), style.size_colour(size)
-    dashes, face = ("--", "white") if hollow else ("-", colour)
-    shape = {"marker": "o", "linewidth": 1.1, "linestyle": dashes, "markerfacecolor": face}
-    shape["name"] = ", ".join(filter(None, (size, name)))
-    style.curve(ax, points.sort_values("epochs"), "epochs", colour, factor, bars=True, **shape)
 
 
 def _epochs_axis(ax: Axes, passes: tuple[int, ...]) -> None:
     """Make the x axis a logarithmic axis of epochs, with a tick for each number in `passes`."""
     ax.set_xscale("log", base=2)
-    ax.set_xlim(passes[0] / 1.15, passes[-1] * 1.15)
+    ax.set_xlim(passes[0] / 1.25, passes[-1] * 1.25)
     ax.set_xticks(passes, [str(r) for r in passes])
     ax.minorticks_off()
     ax.set_xlabel("epochs at equal compute", color=style.INK)

@@ -1,73 +1,103 @@
-"""The law of Muennighoff et al. (2023) for repeated data, with their own constants.
+"""The law of Muennighoff et al. (2023) for repeated data, and a rival with a penalty.
 
-U unique tokens, read once and then repeated R times, are worth D' = U + U R_D (1 - exp(-R / R_D))
-fresh tokens. Parameters beyond the optimum for U tokens also count for less. The same formula gives
-their worth, and N' in total (their section 3.1). The loss is E + A / N'^alpha + B / D'^beta.
+U unique tokens, read once and then repeated R times, are worth D' = U + U R*_D (1 - exp(-R / R*_D))
+fresh tokens (their equation 5). Of N parameters, U_N would be optimal for U tokens read once; the
+rest counts for less, by the same formula: N' = U_N + U_N R*_N (1 - exp(-R_N / R*_N)), where
+R_N = N / U_N - 1 (equation 6; U_N by equation 15). The loss is E + A / N'^alpha + B / D'^beta.
 
-The authors fitted the constants to models of 7 million to 9 billion parameters on C4, without runs
-whose loss rises again (their appendix A; code in the README of huggingface/datablations). For our
-much smaller models the law is an extrapolation. At the scale "laptop", its losses are far from
-measured ones, so the page mainly shows ratios of predictions.
+By this law, repeating never hurts. Lovelace et al. (2026, arXiv:2605.01640) let it hurt: they add
+P R^delta (N / U)^kappa to E + A / N^alpha + B / D^beta (formula as in Weng 2026, "Scaling Laws,
+Carefully").
+
+The code has the rates 1 / R*_D and 1 / R*_N, so that 0 means no decay.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-A, B, E = math.exp(6.255414), math.exp(7.3049974), math.exp(0.6254804)
-EXPONENT = 0.3526596
-"""The value of alpha and of beta."""
-R_DATA, R_PARAMETERS = 15.387756, 5.309743
-"""The constants R*_D, for tokens, and R*_N, for parameters. After R*_D repetitions of the data, one
-more repetition is worth 1/e of as many fresh tokens."""
-FITTED = "models of 7 million to 9 billion parameters"
+import numpy as np
+
+Numbers = np.ndarray | float
 
 
-def _decayed(unique: float, repetitions: float, constant: float) -> float:
+def _decayed(unique: Numbers, repetitions: Numbers, rate: float) -> Numbers:
     """Return the effective number of tokens or parameters, D' or N' of the law."""
-    return unique * (1 + constant * (1 - math.exp(-repetitions / constant)))
+    return unique * (1 + (-np.expm1(-rate * repetitions) / rate if rate else repetitions))
 
 
-def data_share(epochs: float, constant: float = R_DATA) -> float:
-    """Return the worth of `epochs` passes over the same data, by the law's data term alone.
+@dataclass(frozen=True)
+class Law:
+    """The law of the loss, in nats per token.
 
-    The result is a fraction of what an equal number of fresh tokens would be worth.
+    Attributes:
+        data_rate: 1 / R*_D; repeated tokens lose this share of their value with each repetition.
+        parameter_rate: 1 / R*_N, the same for parameters.
+        penalty: P, delta, kappa of the additive penalty.
     """
-    return _decayed(1, epochs - 1, constant) / epochs
+
+    E: float
+    A: float
+    alpha: float
+    B: float
+    beta: float
+    data_rate: float = 0.0
+    parameter_rate: float = 0.0
+    penalty: tuple[float, float, float] = (0.0, 1.0, 1.0)
+
+    def warranted(self, unique: Numbers) -> Numbers:
+        """Return U_N, the parameters that are optimal for `unique` tokens, read once."""
+        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        return (unique * g) ** (self.beta / self.alpha) * g
+
+    def loss(self, parameters: Numbers, tokens: Numbers, unique: Numbers) -> Numbers:
+        """Return the loss of a trained model.
+
+        `tokens` counts repeated tokens each time, `unique` only once.
+        """
+        base = np.minimum(parameters, self.warranted(unique))
+        effective = _decayed(base, parameters / base - 1, self.parameter_rate)
+        repetitions = tokens / unique - 1
+        data = _decayed(unique, repetitions, self.data_rate)
+        factor, by_repetition, by_capacity = self.penalty
+        extra = factor * repetitions**by_repetition * (parameters / unique) ** by_capacity
+        return self.E + self.A / effective**self.alpha + self.B / data**self.beta + extra
+
+    def excess(self, parameters: Numbers, tokens: Numbers, unique: Numbers) -> Numbers:
+        """Return ln of the loss, minus ln of the loss for equally many fresh tokens."""
+        repeated = self.loss(parameters, tokens, unique)
+        return np.log(repeated / self.loss(parameters, tokens, tokens))
+
+    def worth(self, parameters: float, tokens: float, epochs: float) -> float:
+        """Return how much fresh data `epochs` passes are worth, as a fraction of `tokens`.
+
+        One pass over that fraction of `tokens` fresh tokens has the same loss. `tokens` counts the
+        tokens of all passes. The result is 0 if no amount of fresh data has so high a loss.
+        """
+        target = self.loss(parameters, tokens, tokens / epochs)
+        low, high = math.log(1e-9), 0.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            fresh = math.exp(middle) * tokens
+            low, high = (middle, high) if self.loss(parameters, fresh, fresh) > target else (
+                low, middle)  # fmt: skip
+        return math.exp(high)
+
+    def data_share(self, epochs: float) -> float:
+        """Return the worth of `epochs` passes by the data term alone, D' / D."""
+        return float(_decayed(1.0, epochs - 1.0, self.data_rate)) / epochs
 
 
-def warranted(unique_tokens: float) -> float:
-    """Return the number of parameters that the law calls optimal for `unique_tokens`, read once."""
-    g = (A / B) ** (1 / (2 * EXPONENT))
-    return unique_tokens * g * g
-
-
-def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
-    """Return the loss that the law predicts for a trained model, in nats per token.
-
-    `tokens` counts repeated tokens each time, `unique_tokens` only once.
-    """
-    base = min(parameters, warranted(unique_tokens))
-    effective = _decayed(base, parameters / base - 1, R_PARAMETERS)
-    data = _decayed(unique_tokens, tokens / unique_tokens - 1, R_DATA)
-    return E + A / effective**EXPONENT + B / data**EXPONENT
-
-
-def excess(parameters: float, tokens: float, epochs: float) -> float:
-    """Return by how many percent the law's loss is higher than for equally many fresh tokens."""
-    return 100 * (loss(parameters, tokens, tokens / epochs) / loss(parameters, tokens, tokens) - 1)
-
-
-def whole_share(parameters: float, tokens: float, epochs: float) -> float:
-    """Return how much fresh data `epochs` passes over the same data are worth, by the whole law.
-
-    The result is a fraction f: one pass over f * `tokens` fresh tokens has the same loss. `tokens`
-    counts the tokens of all passes.
-    """
-    target = loss(parameters, tokens, tokens / epochs)
-    low, high = 1 / epochs, 1.0  # repeating never hurts by this law, nor does fresh data
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        fewer = middle * tokens
-        low, high = (middle, high) if loss(parameters, fewer, fewer) > target else (low, middle)
-    return high
+MUENNIGHOFF = Law(
+    E=math.exp(0.6254804),
+    A=math.exp(6.255414),
+    alpha=0.3526596,
+    B=math.exp(7.3049974),
+    beta=0.3526596,
+    data_rate=1 / 15.387756,
+    parameter_rate=1 / 5.309743,
+)
+"""The authors' constants, for C4 (their appendices A and B, and the README of
+huggingface/datablations). They were fitted to models of 7 million to 9 billion parameters; runs
+whose loss rises again were left out."""

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at, whole_numbers
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import DEDUP, scale_named
+from pythia_core.suite import DEDUP, scale_named, size_named
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
+from pythia_core.training.schedule import N_LINEAR, linear_step
 
 STUDY = "repetition"
-MEASURING = MeasuringCost(heldout=8, rows=1.0)
-DEFAULTS = {
-    "smoke": ("7k", 16),
-    "laptop": ("85k", 384),
-    "gpu-short": ("1.2m", 640),
-    "gpu": ("2.7m", 640),
-}
-"""Default size and number of updates by scale. Except at the scale `smoke`, that many updates read
-the deduplicated text about once. `gpu-short` has the smallest size, to keep the second bundle
-short."""
-INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
-"""Indices of the checkpoints to measure, those nearest to each eighth of training."""
+BASE_SEED = 1234
+STEPS = {"smoke": 16, "laptop": 512, "gpu-short": 640, "gpu": 640}
+"""Default number of updates of the longest runs, by scale."""
+SMALLER = 4
+"""Batches are smaller by this factor than those of the scale, and peak learning rates by its square
+root. With whole batches, the shortest runs would make too few updates to follow a law."""
+N_CHECKPOINTS = 16
+INDICES = tuple(round(k * N_LINEAR / N_CHECKPOINTS) for k in range(1, N_CHECKPOINTS + 1))
+"""Indices of the checkpoints of an arm to measure, those nearest to each sixteenth of training."""
+MEASURING = MeasuringCost(heldout=6)  # of fifteen runs, five are measured at all INDICES
 MOST_EPOCHS = 256
 
-Cell = tuple[str, int]
-"""A pair (size, epochs)."""
+Cell = tuple[str, int, int, int]
+"""(size, seed, part, epochs): a run that reads 1/`part` of all rows `epochs` times."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,18 @@ class Params(StudyParams):
     """The notebook parameters of the study `repetition`."""
 
     epochs: str = "1,2,4,8,16"
-    """Comma-separated numbers of passes over the same rows, one for each arm. They include 1."""
+    """Comma-separated numbers of passes over the same rows, which include 1."""
     steps: int = 0
-    """Number of updates of every arm; 0: the default of the scale."""
-    seed: int = 1234
-    bootstrap: int = 2000
+    """Number of updates of the longest runs; 0: the default of the scale."""
+    seeds: int = 1
 
-    WHOLE: ClassVar = {"steps": (0, 10_000_000)}
+    WHOLE: ClassVar = {"steps": (0, 10_000_000), "seeds": (1, 100)}
+    DEFAULT_SIZES: ClassVar = {
+        "smoke": "7k",
+        "laptop": "13k,38k,150k",
+        "gpu-short": "1.2m",  # to keep the second bundle short
+        "gpu": "1.2m,2.7m,4.7m",
+    }
 
     def check(self) -> None:
         """Raise ConfigError if `epochs` is invalid, or a number in it does not divide `n_steps`."""
@@ -59,14 +64,8 @@ class Params(StudyParams):
             )
 
     @property
-    def size_list(self) -> tuple[str, ...]:
-        """The sizes, smallest first; if `sizes` is empty, only the default size of the scale."""
-        scale = scale_named(self.scale)
-        return scale.size_list(self.sizes, scale.default_in(DEFAULTS, (scale.sizes[-1], 0))[0])
-
-    @property
     def epoch_list(self) -> tuple[int, ...]:
-        """The numbers of epochs of the arms, ascending. The first is 1: its arm reads no row twice.
+        """The numbers of epochs, ascending. The first is 1: no row is read twice.
 
         Raises:
             ConfigError: `epochs` does not list 1 and a larger number, or a number is above
@@ -82,43 +81,60 @@ class Params(StudyParams):
 
     @property
     def n_steps(self) -> int:
-        """The number of updates of every arm."""
-        scale = scale_named(self.scale)
-        return self.steps or scale.default_in(DEFAULTS, ("", scale.steps))[1]
+        """The number of updates of the longest runs."""
+        return self.steps or scale_named(self.scale).default_in(STEPS, STEPS["laptop"])
 
-    def rows(self, epochs: int = 1) -> int:
-        """Return the number of different rows that an arm of `epochs` epochs reads."""
-        return self.n_steps * scale_named(self.scale).batch_size // epochs
+    @property
+    def checkpoints(self) -> list[int]:
+        """The steps at which arms are measured, ascending; the last is `n_steps`."""
+        return sorted({linear_step(index, self.n_steps) for index in INDICES} - {0})
 
+    @property
+    def batch_size(self) -> int:
+        """The number of rows of an update."""
+        return scale_named(self.scale).batch_size // SMALLER
 
-def repetition_configs(
-    params: Params,
-) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
-    """Return two maps from (size, epochs) to configs: of the arms, and of their single-pass runs.
+    def rows(self, part: int = 1) -> int:
+        """Return the number of rows in 1/`part` of the data; with `part` 1, of all rows."""
+        return self.n_steps * self.batch_size // part
 
-    An arm passes over the same rows `epochs` times. Its single-pass run reads these rows once and
-    stops. The learning-rate schedule of each run fits the length of that run.
-    """
-    scale, arms, once = scale_named(params.scale), {}, {}
-    for size in params.size_list:
-        base = scale.run(
-            size, params.seed, params.seed, steps=params.n_steps, precision=best_precision()
-        )
-        for epochs in params.epoch_list:
-            rows = {"epochs": epochs, "unique_rows": params.rows(epochs)}
-            data = replace(base.data, dedup=DEDUP, epoch_policy="rows", **rows)
-            arms[size, epochs] = replace(base, data=data)
-            train = replace(base.train, steps=params.n_steps // epochs)
-            once[size, epochs] = replace(arms[size, 1], train=train)
-    return arms, once
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """All (part, epochs), arms first. For each, a run on fresh data is as long.
+
+        In an arm, `epochs` is `part`: all arms are as long as the run that reads all rows once.
+        """
+        passes = self.epoch_list
+        shorter = [(p, e) for p in passes for e in passes if p % e == 0 and p // e in passes]
+        return (*((p, p) for p in passes), *(pair for pair in shorter if pair[0] != pair[1]))
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield all cells of the study."""
+        for size in self.size_list:
+            for seed in range(self.seeds):
+                for part, epochs in self.pairs:
+                    yield size, seed, part, epochs
+
+    def config(self, size: str, seed: int, part: int, epochs: int) -> RunConfig:
+        """Return the config of a run; its schedule of learning rates fits its own length."""
+        train = {
+            "steps": self.n_steps * epochs // part,
+            "batch_size": self.batch_size,
+            "lr_max": size_named(size).lr_max / SMALLER**0.5,
+            "precision": best_precision(),
+        }
+        at = BASE_SEED + seed
+        base = scale_named(self.scale).run(size, at, at, **train)
+        rows = {"epochs": epochs, "unique_rows": self.rows(part)}
+        return replace(base, data=replace(base.data, dedup=DEDUP, epoch_policy="rows", **rows))
 
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of the training runs that the study measures."""
-    arms, once = repetition_configs(params)
-    return [*arms.values(), *once.values()]
+    return [params.config(*cell) for cell in params.cells()]
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints that this study reads from `run`, whichever study trains it."""
-    return kept_at(run, repeated=INDICES)
+    arm = run.train.steps == params.n_steps
+    return kept_at(run, repeated=INDICES if arm else INDICES[-1:])
