@@ -107,36 +107,6 @@ def order(result: Result) -> Drawing:
 
 
 @style.figure
-def power(result: Result) -> Drawing:
-    """Draw the power to detect each effect of order, against the number of memorized rows."""
-    table, values = result.tables["power"], result.values
-    colours = (BLUE, ORANGE, GREEN, style.MUTED)
-    note = f"{number_text(values['once_standard'])} rows read once; bands: 95 % intervals"
-    with style.canvas(result, 1, 2.9, note) as (figure, (ax,)):
-        if table.empty:
-            style.say(ax, f"{FEW}:\nno test could be made")
-            return Drawing(figure, FEW)
-        groups = table.groupby("alternative", sort=False)
-        lines = {}
-        for (name, rows), colour in zip(groups, colours, strict=True):
-            label = f"{name}: {rows.test.iloc[0]}"
-            lines[label] = {"color": colour, "marker": "o", "markersize": 3}
-            style.curve(ax, rows, "events", colour, 100, name=label, marker="o", markersize=3)
-        style.legend(figure, lines)
-        ax.set_xscale("log")
-        events = sorted(set(table.events))
-        ax.set_xticks(events, [number_text(int(n)) for n in events])
-        ax.minorticks_off()
-        style.reference(ax, 5)
-        ax.set_ylim(0, 102)
-        ax.set_xlabel("memorized rows among those read once")
-        ax.set_ylabel("% of simulated orders rejected")
-        last = table[table.events == events[-1]]
-        numbers = (f"{row.alternative} {100 * row.value:.0f} %" for row in last.itertuples())
-        return Drawing(figure, f"Power at {events[-1]} memorized rows", numbers)
-
-
-@style.figure
 def prediction(result: Result) -> Drawing:
     """Draw how well earlier checkpoints and smaller models predict which texts are memorized."""
     table = result.tables["prediction"]
@@ -262,18 +232,3 @@ def tests_table(result: Result) -> Table:
     note = "Trend: % change of the rate per tenth of training; dispersion: 1 is binomial"
     columns = ["Text", "Rows read once", "Memorized", "Test", "Effect [95 %]", "p", "p (Holm)"]
     return Table(pd.DataFrame(rows, columns=columns), note)
-
-
-def levels_table(result: Result) -> Table:
-    """Return how often our tests and textbook tests reject a true null."""
-    import pandas as pd
-
-    table = result.tables["levels"]
-    rows = [
-        {"Rate of events": f"{100 * r.rate:g} %", "Kind": r.kind, "Test": r.test,
-         "Rejects a true null, % [95 %]": style.interval(100 * r.value, 100 * r.low, 100 * r.high)}
-        for r in table.itertuples()
-        if r.kind == "textbook" or r.test in ("trend", "positions", "gaps")
-    ]  # fmt: skip
-    columns = ["Rate of events", "Kind", "Test", "Rejects a true null, % [95 %]"]
-    return Table(pd.DataFrame(rows, columns=columns), "At a nominal 5 %, rows and windows as here")
