@@ -205,6 +205,7 @@ def _linear(
     df = (read + unread) ** 2 / (
         read**2 / max(1, n - fitted) + unread**2 / (never.shape[1] - 1) + 1e-300
     )
-    e = Estimate(value, value, value, n, 1, max(1.0, df))
+    value = float(value)
+    e = Estimate(value, value, value, n, 1, max(1.0, float(df)))
     half = e.quantile((1 + LEVEL) / 2) * (read + unread) ** 0.5
     return replace(e, low=value - half, high=value + half)

@@ -236,7 +236,7 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Run]) -> dic
         numbers["n_never"] = int((run.ends.read == NEVER).sum())
         numbers["n_ends"] = run.residual.n_items
         numbers["n_floor"] = run.floor_trend.n_items
-        numbers["n_paths"] = run.instantaneous.n_items
+        numbers["n_paths"] = run.first.n_items
         if tenth := runs.get((params.tenth, params.seed)):
             numbers["agreement"] = traces.agreement(run, tenth)
     first, last = params.cohorts[0]

@@ -53,9 +53,9 @@ def _hypotheses(params: Params, runs: dict[tuple[str, int], Run], run: Run | Non
         return Claim(text, OURS, rises(e, unit, f"{n} seeds of {seeded}"), kind="hypothesis")
 
     return [
-        of_run(f"Right after it is read once, a row is easier for {size}.", "instantaneous"),
+        of_run(f"Soon after it is read once, a row is easier for {size}.", "first"),
         Claim(
-            f"The trace fades: before an eighth of training is over, {size} has lost part of it.",
+            f"The trace fades: another eighth of training later, {size} has lost part of it.",
             OURS,
             _of_run(run, "retained", falls, "of the first trace", "rows", bound=1.0),
             kind="hypothesis",
@@ -120,9 +120,9 @@ def _of_papers(params: Params, runs: dict[tuple[str, int], Run], run: Run | None
             quote="training order has little impact on memorization",
         ),
         Claim(
-            "The larger a model, the larger the trace right after reading.",
+            "The larger a model, the larger the trace soon after reading.",
             LESCI,
-            _over_sizes(by_size, "instantaneous", NATS),
+            _over_sizes(by_size, "first", NATS),
             quote="memorisation (i) is stronger and more persistent in larger models",
         ),
         Claim(
@@ -133,7 +133,7 @@ def _of_papers(params: Params, runs: dict[tuple[str, int], Run], run: Run | None
             quote="memorisation (i) is stronger and more persistent in larger models",
         ),
         Claim(
-            "The higher the learning rate, the larger the trace right after reading.",
+            "The higher the learning rate, the larger the trace soon after reading.",
             LESCI,
             rises(
                 rate,

@@ -38,7 +38,7 @@ PLACES = 6
 """The number of equal parts of training, and of the floor, in which rows are averaged."""
 FOLLOWED = 4
 """How many cohorts, the earliest ones, are followed over several ages."""
-MEASURES = ("instantaneous", "persistent", "retained", "residual", "trend", "floor_trend",
+MEASURES = ("first", "persistent", "retained", "residual", "trend", "floor_trend",
             "canary", "canary_dose", "canary_floor")  # fmt: skip
 """What is estimated for every run (see `Run`)."""
 COLUMNS: dict[str, list[str]] = {
@@ -58,9 +58,10 @@ Lines = list[dict[str, Any]]
 class Run:
     """The panels of one run, and the estimates of MEASURES, each a property.
 
-    - instantaneous: the mean trace of all cohorts at the checkpoint right after their reading.
+    - first: the mean trace of all cohorts at the first look at them, LATER checkpoints on. Adam's
+      momentum spreads the effect of a batch over some ten updates, so it is not all there at once.
     - persistent: that of all cohorts but the last when the next cohort begins.
-    - retained: `persistent` as a share of what the same cohorts had right after reading.
+    - retained: `persistent` as a share of what the same cohorts had at the first look.
     - residual: the mean trace at the end of rows from all of training.
     - trend, floor_trend: how residual traces change per tenth of training with the place of the
       row: over all of training, and over the part at the minimum learning rate.
@@ -106,15 +107,18 @@ class Run:
         return np.concatenate(rows), np.concatenate(weights, axis=1)
 
     @property
-    def instantaneous(self) -> Estimate:
-        cohorts = self.params.cohorts
-        return mean_trace(self.paths, *self.pooled(range(len(cohorts)), [b for _, b in cohorts]))
+    def first(self) -> Estimate:
+        return mean_trace(self.paths, *self._looks(len(self.params.cohorts)))
+
+    def _looks(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the first `n` cohorts, and weights up to the first look at each."""
+        return self.pooled(range(n), [self.params.later(k) for k in range(n)])
 
     def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, weights up to the beginning of the next cohort, and up to their reading."""
-        cohorts, numbers = self.params.cohorts, range(len(self.params.cohorts) - 1)
-        rows, later = self.pooled(numbers, [a for a, _ in cohorts[1:]])
-        return rows, later, self.pooled(numbers, [b for _, b in cohorts[:-1]])[1]
+        """Return rows, weights up to the beginning of the next cohort, and up to the first look."""
+        starts = [start for start, _ in self.params.cohorts[1:]]
+        rows, later = self.pooled(range(len(starts)), starts)
+        return rows, later, self._looks(len(starts))[1]
 
     @property
     def persistent(self) -> Estimate:
@@ -149,12 +153,11 @@ class Run:
 
     @property
     def rate_slope(self) -> Estimate:
-        """How the trace right after reading changes with the learning rate, over all cohorts.
+        """How the first trace changes with the learning rate, over all cohorts.
 
         The unit of the learning rate is its maximum.
         """
-        cohorts = self.params.cohorts
-        rows, weights = self.pooled(range(len(cohorts)), [b for _, b in cohorts])
+        rows, weights = self._looks(len(self.params.cohorts))
         rates = [learning_rate(int(u), self.last, 1.0, 0.1) for u in self.paths.read[rows]]
         return trend(self.paths, rows, weights, np.array(rates))
 
@@ -337,9 +340,10 @@ def _ages(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _cohorts(run: Run) -> Iterator[dict[str, Any]]:
-    """Yield the trace of each cohort right after reading, and the learning rate at which it was."""
-    for number, (start, stop) in enumerate(run.params.cohorts):
-        e = mean_trace(run.paths, run.cohort(number), run.path(number, stop))
+    """Yield the first trace of each cohort, and the learning rate at which it was read."""
+    for number, (start, _) in enumerate(run.params.cohorts):
+        look = run.path(number, run.params.later(number))
+        e = mean_trace(run.paths, run.cohort(number), look)
         yield {
             "size": run.size,
             "cohort": number + 1,
