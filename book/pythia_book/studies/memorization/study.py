@@ -233,6 +233,7 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Run]) -> dic
         numbers["rate_slope"] = run.rate_slope.interval()
         numbers["dose_most"] = run.by_dose(*traces.DOSES[-1]).interval()
         numbers["n_canaries"] = run.canary.n_items
+        numbers["never_planted"] = run.canaries.never.shape[1]
         numbers["n_never"] = int((run.ends.read == NEVER).sum())
         numbers["n_ends"] = run.residual.n_items
         numbers["n_floor"] = run.floor_trend.n_items
