@@ -36,7 +36,7 @@ def profiles(result: Result) -> Drawing:
             style.curve(left, path, "percent", colour, name=f"cohort {number}", **style.THIN)
         style.reference(left, 0)
         left.set(xlabel="% of training", ylabel="trace, nats per token")
-        left.set_title("eight cohorts")
+        left.set_title("seven cohorts")
         style.size_curves(right, ages, "age", sizes, banded=(sizes[0], sizes[-1]), labelled=True)
         style.reference(right, 0)
         right.set_xlabel("updates since reading")
@@ -53,7 +53,7 @@ LEFT = {"first": style.mark("o"), "persistent": style.mark("s"), "residual": sty
 """Maps each trace that is drawn against size to its marker."""
 LEFT_NAMES = {
     "first": "soon after reading",
-    "persistent": "an eighth of training later",
+    "persistent": "a quarter of training later",
     "residual": "at the end, all rows",
 }
 
@@ -355,7 +355,7 @@ def tests_table(result: Result) -> Table:
 
 TRACE_NAMES = {
     "first": "soon after reading",
-    "persistent": "an eighth of training later",
+    "persistent": "a quarter of training later",
     "retained": "left by then, %",
     "residual": "at the end, rows from all of training",
     "trend": "at the end, change per tenth of training",

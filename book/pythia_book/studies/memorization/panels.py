@@ -34,12 +34,12 @@ PASSAGE = 16
 """Tokens in a passage. Two rows that have one in common share text."""
 MOST_SHARED = 0.02
 """The largest share of a row's passages that may occur in other rows."""
-MOST_PER_COHORT, MOST_NEVER = 64, 400
-"""The largest numbers of rows in the paths: of each cohort, and never read."""
-MOST_ENDS = 1800
-"""About how many of the rows read are in the ends, besides those read on the floor."""
-MOST_FLOOR = 1200
-"""The largest number of rows in the ends that were read on the floor of the learning rate."""
+COHORT_TOKENS, NEVER_TOKENS = 8_000, 50_000
+"""The largest numbers of tokens in the paths: of each cohort, and never read. Longer rows say more
+each, so fewer are needed."""
+END_TOKENS, FLOOR_TOKENS = 330_000, 130_000
+"""About how many tokens the ends have that were read, evenly over training, and how many at most
+that were read at the minimum learning rate."""
 NEVER_PLANTED = 300
 """The number of canaries that are planted nowhere."""
 OTHER = -2
@@ -101,20 +101,21 @@ class ChosenRows:
         """Choose among the rows of the dataset; those from update `last` on are never read."""
         rows = data.rows.rows(0, data.rows.n_rows)
         (usable,) = np.nonzero(natural(data, rows) & (shared_passages(rows) <= MOST_SHARED))
-        update = usable // batch_size
+        update, width = usable // batch_size, data.config.seq_len
         never = usable[update >= last]
         paths = [
-            evenly(usable[(update >= start) & (update < stop)], MOST_PER_COHORT)
+            evenly(usable[(update >= start) & (update < stop)], COHORT_TOKENS // width)
             for start, stop in params.cohorts
         ]
         base, floor, _ = params.end_steps
         read = usable[(update >= base) & (update < last)]
-        even = read[:: max(1, round(len(read) / MOST_ENDS))]
-        chosen = np.union1d(even, evenly(read[read >= floor * batch_size], MOST_FLOOR))
+        even = read[:: max(1, round(len(read) * width / END_TOKENS))]
+        on_floor = evenly(read[read >= floor * batch_size], FLOOR_TOKENS // width)
+        chosen, others = np.union1d(even, on_floor), evenly(never, 2 * NEVER_TOKENS // width)
         return cls(
-            np.concatenate([*paths, evenly(never, MOST_NEVER)]),
-            np.concatenate([chosen, never[:MOST_ENDS]]),
-            np.append(np.isin(chosen, even), np.ones(min(len(never), MOST_ENDS), bool)),
+            np.concatenate([*paths, evenly(never, NEVER_TOKENS // width)]),
+            np.concatenate([chosen, others]),
+            np.append(np.isin(chosen, even), np.ones(len(others), bool)),
         )
 
 

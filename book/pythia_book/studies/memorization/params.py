@@ -16,7 +16,7 @@ from pythia_core.training.schedule import N_LINEAR
 STUDY = "memorization"
 AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
-MEASURING = MeasuringCost(rows=6.0)
+MEASURING = MeasuringCost(rows=3.5)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
 """Evenly spaced checkpoints to measure on the standard text: the paper's steps, in thousands."""
 DEDUPLICATED_AT = (63, 103, 143)
@@ -26,15 +26,22 @@ EARLY = (23, 63)
 and 44 % of training, like the first and the third checkpoint of Biderman et al. 2023b."""
 WINDOWS = (32, 64, 128, 512)
 """Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
-COHORTS = (8, 26, 44, 62, 80, 98, 116, 134)
+COHORTS = (13, 33, 53, 73, 93, 113, 133)
 """Evenly spaced checkpoints at which cohorts begin. A cohort is read up to the next of the 143
-checkpoints; its loss is followed over the checkpoints before and after all cohorts."""
-LATER = 8
-"""Evenly spaced checkpoints from the beginning of a cohort to a further look at it."""
-FLOOR = 116
-"""The first evenly spaced checkpoint from which on the learning rate is at its minimum."""
+checkpoints. Its loss is followed over the checkpoints around all cohorts, most of which large runs
+keep for other studies, too."""
+FIRST = 10
+"""Evenly spaced checkpoints from the beginning of a cohort to the first look at it."""
+AHEAD = 2
+"""A trace is persistent if it is there when the second cohort after its own begins."""
+BASE, FLOOR = 8, 116
+"""Evenly spaced checkpoints from which the traces at the end are measured. From FLOOR on, the
+learning rate is at its minimum."""
+TRACED = (*sorted({i + k for i in COHORTS for k in (0, 1, FIRST)}), BASE, FLOOR)
+"""Evenly spaced checkpoints at which the loss of rows is measured."""
 SEEDED = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
-"""The size that is trained with further seeds, by scale: that of the study `seeds`."""
+"""The size that is trained with further seeds, by scale: that of the study `seeds`, whose runs have
+the same seeds."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Params(StudyParams):
     simulations: int = 2000
     seed: int = 1234
     bootstrap: int = 2000
-    seeds: int = 3
+    seeds: int = 1
     """Seeds of the size in SEEDED: `seed`, then 1, 2, ..."""
 
     WHOLE: ClassVar = {
@@ -85,24 +92,22 @@ class Params(StudyParams):
     def path_steps(self) -> list[int]:
         """The steps at which the loss of the cohorts is measured, ascending."""
         scale = scale_named(self.scale)
-        later = [self.later(number) for number in range(len(COHORTS))]
-        return sorted({step for window in self.cohorts for step in window} | {*later, scale.steps})
+        looks = [self.first_look(number) for number in range(len(COHORTS))]
+        return sorted({step for window in self.cohorts for step in window} | {*looks, scale.steps})
 
-    def later(self, cohort: int) -> int:
-        """Return the step of the further look at a cohort, LATER checkpoints after its start."""
-        return max(
-            self.cohorts[cohort][1], scale_named(self.scale).fork_step(COHORTS[cohort] + LATER)
-        )
+    def first_look(self, cohort: int) -> int:
+        """Return the step of the first look at a cohort, given by its number."""
+        step = scale_named(self.scale).fork_step(COHORTS[cohort] + FIRST)
+        return max(self.cohorts[cohort][1], step)
 
     @property
     def end_steps(self) -> tuple[int, int, int]:
         """The steps between which the loss of rows from all of training falls.
 
-        These are the start of the first cohort, the first step at the minimum learning rate, and
-        the end.
+        These are an early one, the first at the minimum learning rate, and the last.
         """
         scale = scale_named(self.scale)
-        return scale.fork_step(COHORTS[0]), scale.fork_step(FLOOR), scale.steps
+        return scale.fork_step(BASE), scale.fork_step(FLOOR), scale.steps
 
     @property
     def canary_steps(self) -> list[int]:
@@ -161,5 +166,4 @@ def configs(params: Params) -> dict[tuple[str, str, int], RunConfig]:
 
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints of `run` that this study reads, whichever study trains the run."""
-    paths = {i + k for i in COHORTS for k in (0, 1, LATER)}
-    return kept_at(run, standard=(*CHECKPOINTS, *paths, FLOOR), deduplicated=DEDUPLICATED_AT)
+    return kept_at(run, standard=(*CHECKPOINTS, *TRACED), deduplicated=DEDUPLICATED_AT)

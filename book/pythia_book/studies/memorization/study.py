@@ -225,6 +225,8 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Run]) -> dic
     for measure in traces.MEASURES:
         if e := traces.over_seeds(params, runs, measure):
             numbers[f"{measure}_seeds"] = e.times(100 if measure == "retained" else 1).interval()
+    if e := traces.over_seeds(params, runs, "order"):
+        numbers["order_seeds"] = e.interval()
     numbers["seeds"] = sum(size == params.seeded_size for size, _ in runs)
     if run := runs.get((params.size_list[-1], params.seed)):
         _, p, pooled = run.pretrends

@@ -55,13 +55,13 @@ def _hypotheses(params: Params, runs: dict[tuple[str, int], Run], run: Run | Non
     return [
         of_run(f"Soon after it is read once, a row is easier for {size}.", "first"),
         Claim(
-            f"The trace fades: another eighth of training later, {size} has lost part of it.",
+            f"The trace fades: a quarter of training later, {size} has lost part of it.",
             OURS,
             _of_run(run, "retained", falls, "of the first trace", "rows", bound=1.0),
             kind="hypothesis",
         ),
         of_run(f"At the end of training, a row read once is easier for {size}.", "residual"),
-        of_seeds("So it is if training is repeated.", "residual"),
+        of_seeds(f"If training is repeated, so it is for {seeded}.", "residual"),
         of_run("Rows read later leave a larger trace at the end.", "trend", per_tenth),
         of_run(
             "So they do among rows read at the same, lowest learning rate.",
@@ -102,6 +102,7 @@ def _of_papers(params: Params, runs: dict[tuple[str, int], Run], run: Run | None
             return untestable("no trace is seen at the end", unit=order)
         return within(e, order, _units(run, e), TREND, LOSS)
 
+    seeded = [run for (size, _), run in runs.items() if size == params.seeded_size]
     rate = run and run.rate_slope
     largest, tenth = by_size.get(params.size_list[-1]), by_size.get(params.tenth)
     both = largest is not None and tenth is not None and largest is not tenth
@@ -111,6 +112,18 @@ def _of_papers(params: Params, runs: dict[tuple[str, int], Run], run: Run | None
             "How much a model remembers of a row at the end hardly depends on when it was read.",
             PYTHIA,
             ordered("training"),
+            quote="training order has little impact on memorization",
+        ),
+        Claim(
+            "If training is repeated, too, it hardly depends on when a row was read.",
+            PYTHIA,
+            within(
+                over_seeds(params, runs, "order"),
+                order,
+                f"{len(seeded)} seeds of {params.seeded_size}",
+                TREND,
+                LOSS,
+            ),
             quote="training order has little impact on memorization",
         ),
         Claim(
@@ -126,7 +139,7 @@ def _of_papers(params: Params, runs: dict[tuple[str, int], Run], run: Run | None
             quote="memorisation (i) is stronger and more persistent in larger models",
         ),
         Claim(
-            "The larger a model, the larger the part of the trace that is left an eighth of "
+            "The larger a model, the larger the part of the trace that is left a quarter of "
             "training later.",
             LESCI,
             _over_sizes(by_size, "retained", "of the first trace"),

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pythia_book.stats import Estimate, mean_over
-from pythia_book.studies.memorization.params import Params
+from pythia_book.stats import Estimate, mean_over, ratio_of_means
+from pythia_book.studies.memorization.params import AHEAD, Params
 from pythia_book.studies.memorization.profiles import (
     NEVER,
     Panel,
@@ -58,9 +58,9 @@ Lines = list[dict[str, Any]]
 class Run:
     """The panels of one run, and the estimates of MEASURES, each a property.
 
-    - first: the mean trace of all cohorts at the first look at them, LATER checkpoints on. Adam's
+    - first: the mean trace of all cohorts at the first look at them, FIRST checkpoints on. Adam's
       momentum spreads the effect of a batch over some ten updates, so it is not all there at once.
-    - persistent: that of all cohorts but the last when the next cohort begins.
+    - persistent: that of all cohorts but the last AHEAD when the cohort AHEAD of them begins.
     - retained: `persistent` as a share of what the same cohorts had at the first look.
     - residual: the mean trace at the end of rows from all of training.
     - trend, floor_trend: how residual traces change per tenth of training with the place of the
@@ -112,11 +112,11 @@ class Run:
 
     def _looks(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of the first `n` cohorts, and weights up to the first look at each."""
-        return self.pooled(range(n), [self.params.later(k) for k in range(n)])
+        return self.pooled(range(n), [self.params.first_look(k) for k in range(n)])
 
     def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, weights up to the beginning of the next cohort, and up to the first look."""
-        starts = [start for start, _ in self.params.cohorts[1:]]
+        """Return rows, weights up to the start of a later cohort, and up to the first look."""
+        starts = [start for start, _ in self.params.cohorts[AHEAD:]]
         rows, later = self.pooled(range(len(starts)), starts)
         return rows, later, self._looks(len(starts))[1]
 
@@ -301,11 +301,23 @@ def tables(params: Params, runs: dict[tuple[str, int], Run]) -> dict[str, Lines]
 
 
 def over_seeds(params: Params, runs: dict[tuple[str, int], Run], measure: str) -> Estimate | None:
-    """Return the mean of an estimate over the seeds of the seeded size; None if one is NaN."""
-    values = [
-        getattr(run, measure).value for (s, _), run in runs.items() if s == params.seeded_size
-    ]
-    return mean_over(values) if values and np.isfinite(values).all() else None
+    """Return the mean of an estimate over the seeds of the seeded size; None if one is NaN.
+
+    `measure` is one of MEASURES, or "order": the mean trend as a percentage of the mean residual.
+    """
+    seeded = [run for (size, _), run in runs.items() if size == params.seeded_size]
+
+    if not seeded:
+        return None
+
+    def values(name: str) -> np.ndarray:
+        return np.array([getattr(run, name).value for run in seeded])
+
+    if measure == "order":
+        found = 100 * ratio_of_means(values("trend"), values("residual"))
+    else:
+        found = values(measure)
+    return mean_over(found) if np.isfinite(found).all() else None
 
 
 def agreement(one: Run, other: Run) -> float:
@@ -329,8 +341,8 @@ def _ages(run: Run) -> Iterator[dict[str, Any]]:
     """Yield the mean trace of the first cohorts by age."""
     cohorts, numbers = run.params.cohorts, range(FOLLOWED)
     early = [run.pooled(numbers, [cohorts[k][1] for k in numbers]),
-             run.pooled(numbers, [run.params.later(k) for k in numbers])]  # fmt: skip
-    ages = [0, run.params.later(0) - cohorts[0][1]]
+             run.pooled(numbers, [run.params.first_look(k) for k in numbers])]  # fmt: skip
+    ages = [0, run.params.first_look(0) - cohorts[0][1]]
     found = [mean_trace(run.paths, *group) for group in early]
     for ahead in range(1, len(cohorts) - FOLLOWED + 1):
         ages.append(cohorts[ahead][0] - cohorts[0][1])
@@ -342,7 +354,7 @@ def _ages(run: Run) -> Iterator[dict[str, Any]]:
 def _cohorts(run: Run) -> Iterator[dict[str, Any]]:
     """Yield the first trace of each cohort, and the learning rate at which it was read."""
     for number, (start, _) in enumerate(run.params.cohorts):
-        look = run.path(number, run.params.later(number))
+        look = run.path(number, run.params.first_look(number))
         e = mean_trace(run.paths, run.cohort(number), look)
         yield {
             "size": run.size,

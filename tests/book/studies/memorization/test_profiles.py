@@ -179,7 +179,7 @@ def test_cohorts_and_the_floor_fit_the_scale(scale: str) -> None:
     for (start, stop), (following, _) in zip(params.cohorts[:-1], params.cohorts[1:], strict=True):
         assert 0 < start < stop <= following < last
     assert {step for window in params.cohorts for step in window} <= set(params.path_steps)
-    assert all(params.later(k) in params.path_steps for k in range(len(params.cohorts)))
+    assert all(params.first_look(k) in params.path_steps for k in range(len(params.cohorts)))
     assert params.end_steps[1] >= lr_floor_step(last)
     assert linear_step(FLOOR - 1, OFFICIAL_STEPS) < lr_floor_step(OFFICIAL_STEPS)
     kept = of_params.keep(params, of_params.configs(params)[params.size_list[0], "standard", 1234])
