@@ -373,10 +373,10 @@ def traces_table(result: Result) -> Table:
 
     params, values = result.params, result.values
     traces = style.rows_where(result.tables["traces"], seed=params.seed)
-    seeded = f"{values['seeded']}, {values['seeds']} seeds"
     columns = {size: style.rows_where(traces, size=size) for size in params.size_list[-1:]}
     columns |= {params.size_list[0]: style.rows_where(traces, size=params.size_list[0])}
-    columns |= {seeded: result.tables["seeds"]}
+    if values["seeds"] > 1:
+        columns |= {f"{values['seeded']}, {values['seeds']} seeds": result.tables["seeds"]}
     rows = []
     for measure, name in TRACE_NAMES.items():
         row: dict[str, str] = {"Trace": name}
@@ -388,5 +388,6 @@ def traces_table(result: Result) -> Table:
                 ends = (factor * float(found[end].iloc[0]) for end in ("value", "low", "high"))
                 row[column] = style.interval(*ends)
         rows.append(row)
-    note = "In nats per token [95 %], over rows or canaries of one run; last column: over seeds"
+    note = "In nats per token [95 %], over rows or canaries of one run"
+    note += "; last column: over seeds" if values["seeds"] > 1 else ""
     return Table(pd.DataFrame(rows, columns=["Trace", *columns]), note)
