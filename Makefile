@@ -16,6 +16,7 @@ STUDIES := suite $(filter-out suite phases,$(basename $(notdir $(wildcard notebo
 # Extra parameters of `make record`: more seeds than the defaults, which suit a first look.
 RECORD_deduplication := -p seeds=6
 RECORD_gender_bias := -p sizes=25k,85k,310k,600k -p seeds=8 -p crossed_seeds=4 -p flat_seeds=8
+RECORD_memorization := -p seeds=8
 RECORD_repetition := -p seeds=3
 RECORD_seeds := -p seeds=10 -p apart_seeds=10 -p largest_seeds=3
 RECORD_suite := -p flat_seeds=10

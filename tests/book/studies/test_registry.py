@@ -25,6 +25,7 @@ from pythia_core.training.schedule import linear_step
 
 EARLY = {0, 1, 4, 16, 64}
 SUITE = {1, 2, 3, 4, 5, 8, 13, 18, 23, 33, 43, 53, 63, 73, 83, 93, 103, 113, 123, 133, 143}
+STANDARD = SUITE | {*memorization.TRACED}
 DEDUPLICATED = SUITE | {39, 65, 91, 117}
 REPEATED = {9, 18, 27, 36, 45, 54, 63, 72, 80, 89, 98, 107, 116, 125, 134, 143}
 """Which of the 143 evenly spaced checkpoints a large run keeps, by its text; EARLY are steps."""
@@ -60,7 +61,7 @@ def test_studies_come_after_those_they_depend_on() -> None:
 def test_checkpoints_kept_for_each_kind_of_run() -> None:
     suite = suite_configs("gpu", ["85m"])
     assert keep("gpu", suite["85m", "standard"]) == Keep(
-        kept_steps(SUITE, suite["85m", "standard"])
+        kept_steps(STANDARD, suite["85m", "standard"])
     )
     control = gender_bias.Params("gpu", "85m").config("85m", 0, gender_bias.CONTROL)
     assert control == suite["85m", "deduplicated"]
@@ -76,7 +77,7 @@ def test_checkpoints_kept_for_each_kind_of_run() -> None:
 def test_every_run_is_of_one_of_these_kinds() -> None:
     whole = set(runs_of("phases", "gpu"))
     for run in all_runs("gpu", OURS):
-        indices = SUITE if run.data.dedup == "none" else DEDUPLICATED
+        indices = STANDARD if run.data.dedup == "none" else DEDUPLICATED
         repeats = run.data.epoch_policy == "rows"
         arm = run.train.steps == repetition.Params("gpu").n_steps
         indices = (REPEATED if arm else {143}) if repeats else indices
@@ -92,14 +93,14 @@ def test_a_run_of_which_one_study_reads_everything_keeps_everything() -> None:
     in_bf16 = replace(run, train=replace(run.train, precision="bf16"))
     assert keep("gpu", in_bf16) is None
     switched = replace(run, train=replace(run.train, lr_form="paper"))
-    assert keep("gpu", switched) == Keep(kept_steps(SUITE, run))
+    assert keep("gpu", switched) == Keep(kept_steps(STANDARD, run))
 
 
 def test_parameters_other_than_the_defaults_count_too() -> None:
     run = suite_configs("gpu", ["85m"])["85m", "standard"]
     assert keep("gpu", run, phases.Params("gpu", "85m")) is None
     with_terms = keep("gpu", run, term_frequency.Params("gpu", arm="standard"))
-    assert with_terms == Keep(kept_steps(SUITE | set(term_frequency.INDICES), run))
+    assert with_terms == Keep(kept_steps(STANDARD | set(term_frequency.INDICES), run))
 
 
 def test_every_step_that_a_study_asks_for_is_kept() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,124 @@ if TYPE_CHECKING:
 
 MEASURES = (("precision", GREEN, "s"), ("recall", ORANGE, "o"))
 FEW = "too few memorized rows"
+
+
+@style.figure
+def profiles(result: Result) -> Drawing:
+    """Draw the traces of cohorts over training (largest size), and of early cohorts by age."""
+    table, ages = result.tables["profiles"], result.tables["ages"]
+    sizes = result.params.size_list
+    notes = f"bands: 95 % intervals over rows; first panel {sizes[-1]}"
+    with style.canvas(result, 2, 2.9, notes, ratios=(1.15, 1)) as (figure, (left, right)):
+        colour = style.size_colour(sizes[-1])
+        largest = style.rows_where(table, size=sizes[-1]).sort_values("step")
+        for number, path in largest.groupby("cohort"):
+            style.curve(left, path, "percent", colour, name=f"cohort {number}", **style.THIN)
+        style.reference(left, 0)
+        left.set(xlabel="% of training", ylabel="trace, nats per token")
+        left.set_title("seven cohorts")
+        style.size_curves(right, ages, "age", sizes, banded=(sizes[0], sizes[-1]), labelled=True)
+        style.reference(right, 0)
+        right.set_xlabel("updates since reading")
+        right.set_title("the four earliest, by size")
+        numbers = (
+            f"{row.size} {row.age} updates later {number_text(row.value)}"
+            for row in ages.itertuples()
+            if row.size in (sizes[0], sizes[-1])
+        )
+        return Drawing(figure, "Trace of reading a row once, in nats per token", numbers)
+
+
+LEFT = {"first": style.mark("o"), "persistent": style.mark("s"), "residual": style.mark("^", True)}
+"""Maps each trace that is drawn against size to its marker."""
+LEFT_NAMES = {
+    "first": "soon after reading",
+    "persistent": "a quarter of training later",
+    "residual": "at the end, all rows",
+}
+
+
+@style.figure
+def trace_sizes(result: Result) -> Drawing:
+    """Draw the mean traces against size, and the share of the first trace that is retained."""
+    table = style.rows_where(result.tables["traces"], seed=result.params.seed)
+    sizes = result.params.size_list
+    with style.canvas(result, 2, 2.9, "bars: 95 % intervals over rows") as (figure, (left, right)):
+        style.size_points(left, table, sizes, "measure", LEFT, 1, LEFT_NAMES)
+        style.reference(left, 0)
+        left.set(xlabel="parameters without embeddings", ylabel="trace, nats per token")
+        retained = {"retained": style.mark("s")}
+        style.size_points(right, table, sizes, "measure", retained, 100)
+        style.reference(right, 100)
+        right.set(xlabel="parameters without embeddings", ylabel="% of the first trace left")
+        right.set_ylim(bottom=min(0, right.get_ylim()[0]))
+        style.legend(figure, {LEFT_NAMES[name]: look for name, look in LEFT.items()})
+        numbers = (
+            f"{row.size} {LEFT_NAMES[row.measure]} {number_text(row.value)}"
+            for row in table.itertuples()
+            if row.measure in LEFT
+        )
+        return Drawing(figure, "Traces by size", numbers)
+
+
+@style.figure
+def recency(result: Result) -> Drawing:
+    """Draw the trace by the place of a row: at the end, on the floor, and soon after reading."""
+    places, cohorts = result.tables["places"], result.tables["cohorts"]
+    sizes = result.params.size_list
+    ends = tuple(dict.fromkeys((sizes[0], result.params.tenth, sizes[-1])))
+    notes = f"bands: 95 % intervals over rows, of {sizes[-1]}"
+    with style.canvas(result, 3, 2.9, notes) as (figure, axes):
+        panels = (
+            ("at the end", style.rows_where(places, scope="training")),
+            ("at the end, same rate", style.rows_where(places, scope="floor")),
+            ("soon after reading", cohorts),
+        )
+        for ax, (title, table) in zip(axes, panels, strict=True):
+            style.size_curves(ax, table, "percent", ends, banded=sizes[-1:], labelled=ax is axes[2])
+            style.reference(ax, 0)
+            ax.set_title(title)
+            ax.set_xlabel("read at % of training")
+        axes[0].set_ylabel("trace, nats per token")
+        numbers = (
+            f"read at {row.percent:.0f} % {number_text(row.value)}"
+            for row in places[places["size"] == sizes[-1]].itertuples()
+        )
+        return Drawing(figure, f"Trace at the end of training, {sizes[-1]}", numbers)
+
+
+@style.figure
+def canaries(result: Result) -> Drawing:
+    """Draw the trace of canaries by their age, if read once, and by how often they were read."""
+    table, sizes = result.tables["canaries"], result.params.size_list
+    notes = f"bands: 95 % intervals over canaries, of {sizes[-1]}"
+    with style.canvas(result, 2, 2.9, notes) as (figure, axes):
+        titles = {"age": "read once, by updates since", "dose": "at the end, by times read"}
+        for ax, (kind, title) in zip(axes, titles.items(), strict=True):
+            ax.set_title(title)
+            points = style.rows_where(table, kind=kind)
+            names = [_ends(row) for row in points[points["size"] == sizes[-1]].itertuples()]
+            points = points.assign(x=points.groupby("size").cumcount()).dropna(subset=["value"])
+            if points.empty:
+                style.say(ax, "too few canaries")
+                continue
+            style.size_curves(ax, points, "x", sizes, banded=sizes[-1:], labelled=ax is axes[1])
+            style.reference(ax, 0)
+            style.category_ticks(ax, names)
+        axes[0].set_ylabel("trace, nats per token")
+        numbers = (
+            f"{row.kind} {_ends(row)}: {number_text(row.value)}"
+            for row in table[table["size"] == sizes[-1]].dropna(subset=["value"]).itertuples()
+        )
+        return Drawing(figure, f"Trace of canaries, {sizes[-1]}", numbers)
+
+
+def _ends(row: Any) -> str:
+    """Name a group of the table `canaries`, e.g. "16-79" or "240+"."""
+    if row.high_end != row.high_end:
+        return f"{row.low_end}+"
+    same = row.low_end == row.high_end
+    return str(row.low_end) if same else f"{row.low_end}{style.DASH}{int(row.high_end)}"
 
 
 @style.figure
@@ -67,19 +185,19 @@ def exposures(result: Result) -> Drawing:
 def order(result: Result) -> Drawing:
     """Draw the paper's Q-Q plot with a 95 % band, and the share of rows memorized over training.
 
-    Both plots are shown for all rows and for rows whose continuation was read only once.
+    The plot for rows whose continuation was read only once is drawn if enough are memorized.
     """
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window
     notes = f"{result.params.size_list[-1]}, standard text; bands: 95 %"
-    with style.canvas(result, 3, 2.9, notes) as (figure, axes):
-        for ax, subset in zip(axes[:2], ("all rows", "read once"), strict=True):
+    plots = {
+        subset: points.sort_values(["theoretical", "observed"])
+        for subset in ("all rows", "read once")
+        if len(points := style.rows_where(qq, arm="standard", subset=subset))
+    }
+    with style.canvas(result, len(plots) + 1, 2.9, notes) as (figure, axes):
+        for ax, (subset, points) in zip(axes, plots.items(), strict=False):
             ax.set_title(subset + (" (holds by design)" if subset == "all rows" else ""))
-            points = style.rows_where(qq, arm="standard", subset=subset)
-            points = points.sort_values(["theoretical", "observed"])
-            if points.empty:
-                style.say(ax, FEW)
-                continue
             band = points.groupby("theoretical").agg(low=("low", "min"), high=("high", "max"))
             ax.fill_between(
                 band.index, band.low, band.high, color=style.MUTED, alpha=0.18, linewidth=0
@@ -89,51 +207,22 @@ def order(result: Result) -> Drawing:
             ax.scatter(points.theoretical, points.observed, s=8 + 3 * points.windows, color=BLUE,
                        alpha=0.7, linewidth=0)  # fmt: skip
             ax.set_xlabel("Poisson quantile")
-        axes[0].set_ylabel(f"memorized in {n} rows")
-        axes[2].set_title("over training")
+            ax.set_ylabel(f"memorized in {n} rows")
+        over = axes[-1]
+        over.set_title("over training")
         ends = []
         for subset, colour in (("all rows", BLUE), ("read once", ORANGE)):
             points = style.rows_where(rates, arm="standard", subset=subset)
             if points.value.notna().any():
                 shape = {"marker": "o", "markersize": 2.5, "name": subset}
-                style.curve(axes[2], points, "percent", colour, 100, **shape)
+                style.curve(over, points, "percent", colour, 100, **shape)
                 last = points.dropna(subset=["value"]).iloc[-1]
                 ends.append((subset, last.percent, 100 * last.value, colour))
-        axes[2].set_xlabel("place in training, %")
-        axes[2].set_ylabel("% memorized")
-        axes[2].set_ylim(bottom=0)
-        style.end_labels(axes[2], ends)
+        over.set_xlabel("place in training, %")
+        over.set_ylabel("% memorized")
+        over.set_ylim(bottom=0)
+        style.end_labels(over, ends)
         return Drawing(figure, f"Counts of memorized rows per {n} rows against Poisson quantiles")
-
-
-@style.figure
-def power(result: Result) -> Drawing:
-    """Draw the power to detect each effect of order, against the number of memorized rows."""
-    table, values = result.tables["power"], result.values
-    colours = (BLUE, ORANGE, GREEN, style.MUTED)
-    note = f"{number_text(values['once_standard'])} rows read once; bands: 95 % intervals"
-    with style.canvas(result, 1, 2.9, note) as (figure, (ax,)):
-        if table.empty:
-            style.say(ax, f"{FEW}:\nno test could be made")
-            return Drawing(figure, FEW)
-        groups = table.groupby("alternative", sort=False)
-        lines = {}
-        for (name, rows), colour in zip(groups, colours, strict=True):
-            label = f"{name}: {rows.test.iloc[0]}"
-            lines[label] = {"color": colour, "marker": "o", "markersize": 3}
-            style.curve(ax, rows, "events", colour, 100, name=label, marker="o", markersize=3)
-        style.legend(figure, lines)
-        ax.set_xscale("log")
-        events = sorted(set(table.events))
-        ax.set_xticks(events, [number_text(int(n)) for n in events])
-        ax.minorticks_off()
-        style.reference(ax, 5)
-        ax.set_ylim(0, 102)
-        ax.set_xlabel("memorized rows among those read once")
-        ax.set_ylabel("% of simulated orders rejected")
-        last = table[table.events == events[-1]]
-        numbers = (f"{row.alternative} {100 * row.value:.0f} %" for row in last.itertuples())
-        return Drawing(figure, f"Power at {events[-1]} memorized rows", numbers)
 
 
 @style.figure
@@ -264,16 +353,41 @@ def tests_table(result: Result) -> Table:
     return Table(pd.DataFrame(rows, columns=columns), note)
 
 
-def levels_table(result: Result) -> Table:
-    """Return how often our tests and textbook tests reject a true null."""
+TRACE_NAMES = {
+    "first": "soon after reading",
+    "persistent": "a quarter of training later",
+    "retained": "left by then, %",
+    "residual": "at the end, rows from all of training",
+    "trend": "at the end, change per tenth of training",
+    "floor_trend": "the same, only rows read at the lowest rate",
+    "canary": "canaries read once, at the end",
+    "canary_dose": "canaries, change per doubling of readings",
+    "canary_floor": "canaries, change per tenth at the lowest rate",
+}
+"""Maps each of traces.MEASURES to its name in the table."""
+
+
+def traces_table(result: Result) -> Table:
+    """Return the estimates of traces for the smallest and the largest size, and over seeds."""
     import pandas as pd
 
-    table = result.tables["levels"]
-    rows = [
-        {"Rate of events": f"{100 * r.rate:g} %", "Kind": r.kind, "Test": r.test,
-         "Rejects a true null, % [95 %]": style.interval(100 * r.value, 100 * r.low, 100 * r.high)}
-        for r in table.itertuples()
-        if r.kind == "textbook" or r.test in ("trend", "positions", "gaps")
-    ]  # fmt: skip
-    columns = ["Rate of events", "Kind", "Test", "Rejects a true null, % [95 %]"]
-    return Table(pd.DataFrame(rows, columns=columns), "At a nominal 5 %, rows and windows as here")
+    params, values = result.params, result.values
+    traces = style.rows_where(result.tables["traces"], seed=params.seed)
+    columns = {size: style.rows_where(traces, size=size) for size in params.size_list[-1:]}
+    columns |= {params.size_list[0]: style.rows_where(traces, size=params.size_list[0])}
+    if values["seeds"] > 1:
+        columns |= {f"{values['seeded']}, {values['seeds']} seeds": result.tables["seeds"]}
+    rows = []
+    for measure, name in TRACE_NAMES.items():
+        row: dict[str, str] = {"Trace": name}
+        for column, table in columns.items():
+            found = style.rows_where(table, measure=measure)
+            factor = 100 if measure == "retained" else 1
+            row[column] = style.DASH
+            if len(found) and found.value.notna().all():
+                ends = (factor * float(found[end].iloc[0]) for end in ("value", "low", "high"))
+                row[column] = style.interval(*ends)
+        rows.append(row)
+    note = "In nats per token [95 %], over rows or canaries of one run"
+    note += "; last column: over seeds" if values["seeds"] > 1 else ""
+    return Table(pd.DataFrame(rows, columns=["Trace", *columns]), note)

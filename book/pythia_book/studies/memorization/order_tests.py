@@ -88,10 +88,10 @@ class Design:
 
 def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the ranks of events as if order did not matter, int64[draws, events]."""
-    return _ranks_of_smallest(design, draws, lambda k: rng.random((k, design.n)))
+    return ranks_of_smallest(design, draws, lambda k: rng.random((k, design.n)))
 
 
-def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
+def ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
     """Return ranks of the rows with the smallest random keys, float[k, n]; int64[draws, events]."""
     ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
@@ -249,7 +249,7 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
     return Estimate(10 * slope, 10 * (slope - half), 10 * (slope + half), design.n, 1)
 
 
-# --- the paper's plot, and tests not to use --------------------------------------------------
+# --- the paper's plot ------------------------------------------------------------------------
 
 
 def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> dict[str, np.ndarray]:
@@ -277,119 +277,3 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
         cut = trial
     low, high = in_order[cut], in_order[-1 - cut]
     return {"theoretical": theoretical, "observed": observed, "low": low, "high": high}
-
-
-def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.ndarray]:
-    """Map each of two textbook tests to its p-values, float64[draws].
-
-    No claim uses these tests, which reject true nulls too often. "Poisson dispersion" compares the
-    sum of (count - mean)^2 / mean with chi-square, two-sided. "exponential gaps" is a
-    Kolmogorov-Smirnov test of the gaps against an exponential distribution with the same mean.
-    """
-    from scipy.stats import chi2, kstwobign
-
-    counts = counts_per_window(design, ranks, window)
-    mean = counts.mean(1, keepdims=True)
-    index = ((counts - mean) ** 2 / np.maximum(mean, 1e-12)).sum(1)
-    tail = chi2.sf(index, counts.shape[1] - 1)
-    gaps = np.sort(np.diff(ranks, axis=1), axis=1)
-    m = gaps.shape[1]
-    fitted = 1 - np.exp(-gaps / gaps.mean(1, keepdims=True))
-    i = np.arange(m)
-    distance = np.maximum(np.abs((i + 1) / m - fitted), np.abs(i / m - fitted)).max(1)
-    return {
-        "Poisson dispersion": 2 * np.minimum(tail, 1 - tail),
-        "exponential gaps": kstwobign.sf(distance * m**0.5),
-    }
-
-
-# --- alternatives, for the power of the tests ------------------------------------------------
-
-Draw = Callable[[Design, int, np.random.Generator], np.ndarray]
-"""A function (design, draws, rng) that draws the `ranks` of events, int64[draws, events]."""
-BATCH = 0
-"""Index in `Design.windows` of the window that is one batch."""
-
-
-def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) -> Draw:
-    """Return a Draw in which some rows are more likely than others to be events.
-
-    `weights` returns the relative rate of each row, float[draws, n], or float[1, n] if the rates
-    are the same in all draws.
-    """
-
-    def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        def times(k: int) -> np.ndarray:  # exponential with the weights as rates
-            return rng.exponential(size=(k, design.n)) / weights(design, k, rng)
-
-        return _ranks_of_smallest(design, draws, times)
-
-    return draw
-
-
-def linear_trend(total: float) -> Draw:
-    """Return a Draw in which the rate rises linearly over training by `total` times its mean."""
-
-    def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the relative rate of each eligible row, float[1, n]."""
-        return (1 + total * (design.position - 0.5))[None]
-
-    return weighted(weights)
-
-
-def batch_rates(variation: float) -> Draw:
-    """Return a Draw in which each batch has its own gamma-distributed rate of events.
-
-    `variation` is the coefficient of variation of the rates.
-    """
-
-    def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the relative rate of each eligible row, float[draws, n]."""
-        index, sizes = design.window_of(design.windows[BATCH])
-        shape = 1 / variation**2
-        return rng.gamma(shape, 1 / shape, (draws, len(sizes) + 1))[:, index] + 1e-9
-
-    return weighted(weights)
-
-
-def clusters(share: float, size: int, within: int) -> Draw:
-    """Return a Draw in which a `share` of the events comes in clusters of `size` events.
-
-    A cluster lies within `within` adjacent eligible rows.
-    """
-
-    def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        ranks = np.empty((draws, design.events), np.int64)
-        groups = round(share * design.events / size)
-        for i in range(draws):
-            starts = rng.choice(design.n // within, groups, replace=False) * within
-            offsets = rng.permuted(np.tile(np.arange(within), (groups, 1)), axis=1)[:, :size]
-            is_event = np.zeros(design.n, bool)
-            is_event[(starts[:, None] + offsets).ravel()] = True
-            (free,) = np.nonzero(~is_event)
-            is_event[rng.choice(free, design.events - is_event.sum(), replace=False)] = True
-            ranks[i] = np.nonzero(is_event)[0]
-        return ranks
-
-    return draw
-
-
-ALTERNATIVES: dict[str, tuple[str, Draw]] = {
-    "the rate rises by 30 % over training": ("trend", linear_trend(0.3)),
-    "the rate doubles over training": ("trend", linear_trend(2 / 3)),
-    "rates of batches vary by 30 %": ("dispersion", batch_rates(0.3)),
-    "20 % of events in adjacent pairs": ("gaps", clusters(0.2, 2, 2)),
-}
-"""Maps an effect of order to the test that looks for this effect and a Draw with this effect."""
-
-
-def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
-    """Count in how many of `draws` simulated runs each test rejects at 5 %, int64[tests]."""
-    ranks = draw(null.design, draws, np.random.default_rng(seed))
-    return (null.p_values(statistics(null.design, ranks)) <= 0.05).sum(0)
-
-
-def textbook_rejections(design: Design, window: int, draws: int) -> dict[str, int]:
-    """Count for each textbook test in how many of `draws` runs it rejects a true null at 5 %."""
-    p = textbook_p(design, random_subsets(design, draws, np.random.default_rng(1)), window)
-    return {name: int((values <= 0.05).sum()) for name, values in p.items()}

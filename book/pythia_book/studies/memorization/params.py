@@ -16,7 +16,7 @@ from pythia_core.training.schedule import N_LINEAR
 STUDY = "memorization"
 AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
-MEASURING = MeasuringCost(rows=3.0)
+MEASURING = MeasuringCost(rows=3.5)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
 """Evenly spaced checkpoints to measure on the standard text: the paper's steps, in thousands."""
 DEDUPLICATED_AT = (63, 103, 143)
@@ -26,6 +26,22 @@ EARLY = (23, 63)
 and 44 % of training, like the first and the third checkpoint of Biderman et al. 2023b."""
 WINDOWS = (32, 64, 128, 512)
 """Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
+COHORTS = (13, 33, 53, 73, 93, 113, 133)
+"""Evenly spaced checkpoints at which cohorts begin. A cohort is read up to the next of the 143
+checkpoints. Its loss is followed over the checkpoints around all cohorts, most of which large runs
+keep for other studies, too."""
+FIRST = 10
+"""Evenly spaced checkpoints from the beginning of a cohort to the first look at it."""
+AHEAD = 2
+"""A trace is persistent if it is there when the second cohort after its own begins."""
+BASE, FLOOR = 8, 116
+"""Evenly spaced checkpoints from which the traces at the end are measured. From FLOOR on, the
+learning rate is at its minimum."""
+TRACED = (*sorted({i + k for i in COHORTS for k in (0, 1, FIRST)}), BASE, FLOOR)
+"""Evenly spaced checkpoints at which the loss of rows is measured."""
+SEEDED = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
+"""The size that is trained with further seeds, by scale: that of the study `seeds`, whose runs have
+the same seeds."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +55,15 @@ class Params(StudyParams):
     simulations: int = 2000
     seed: int = 1234
     bootstrap: int = 2000
+    seeds: int = 1
+    """Seeds of the size in SEEDED: `seed`, then 1, 2, ..."""
 
     WHOLE: ClassVar = {
         "context": (1, 4096),
         "continuation": (1, 4096),
         "window": (1, 1_000_000),
         "simulations": (200, 100_000),
+        "seeds": (1, 50),
     }
 
     def check(self) -> None:
@@ -60,6 +79,52 @@ class Params(StudyParams):
         scale = scale_named(self.scale)
         indices = CHECKPOINTS if arm == "standard" else DEDUPLICATED_AT
         return sorted({scale.fork_step(i) for i in indices} - {0})
+
+    @property
+    def cohorts(self) -> list[tuple[int, int]]:
+        """The updates [start, stop) that read each cohort. Steps `start` and `stop` are saved."""
+        scale = scale_named(self.scale)
+        starts = [scale.fork_step(i) for i in COHORTS]
+        ends = [scale.fork_step(i + 1) for i in COHORTS]
+        return [(a, max(a + 1, b)) for a, b in zip(starts, ends, strict=True)]
+
+    @property
+    def path_steps(self) -> list[int]:
+        """The steps at which the loss of the cohorts is measured, ascending."""
+        scale = scale_named(self.scale)
+        looks = [self.first_look(number) for number in range(len(COHORTS))]
+        return sorted({step for window in self.cohorts for step in window} | {*looks, scale.steps})
+
+    def first_look(self, cohort: int) -> int:
+        """Return the step of the first look at a cohort, given by its number."""
+        step = scale_named(self.scale).fork_step(COHORTS[cohort] + FIRST)
+        return max(self.cohorts[cohort][1], step)
+
+    @property
+    def end_steps(self) -> tuple[int, int, int]:
+        """The steps between which the loss of rows from all of training falls.
+
+        These are an early one, the first at the minimum learning rate, and the last.
+        """
+        scale = scale_named(self.scale)
+        return scale.fork_step(BASE), scale.fork_step(FLOOR), scale.steps
+
+    @property
+    def canary_steps(self) -> list[int]:
+        """The steps at which the loss of canaries is measured, ascending."""
+        return self.steps("standard")
+
+    @property
+    def seeded_size(self) -> str:
+        """The size that is trained with further seeds; if it is not studied, the smallest one."""
+        size = scale_named(self.scale).default_in(SEEDED, "")
+        return size if size in self.size_list else self.size_list[0]
+
+    @property
+    def members(self) -> list[tuple[str, int]]:
+        """The (size, seed) of the runs on the standard text whose traces are estimated."""
+        further = [(self.seeded_size, seed) for seed in range(1, self.seeds)]
+        return list(dict.fromkeys([*((size, self.seed) for size in self.size_list), *further]))
 
     @property
     def early_steps(self) -> list[int]:
@@ -86,9 +151,19 @@ class Params(StudyParams):
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of all runs that the study uses."""
-    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+    return list(configs(params).values())
+
+
+def configs(params: Params) -> dict[tuple[str, str, int], RunConfig]:
+    """Map (size, arm, seed) to the config of each run: the suite, and further seeds of one size."""
+    suite = suite_configs(params.scale, params.size_list, seed=params.seed)
+    named = {(*cell, params.seed): config for cell, config in suite.items()}
+    for size, seed in params.members:
+        (config,) = suite_configs(params.scale, [size], ["standard"], seed).values()
+        named.setdefault((size, "standard", seed), config)
+    return named
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints of `run` that this study reads, whichever study trains the run."""
-    return kept_at(run, standard=CHECKPOINTS, deduplicated=DEDUPLICATED_AT)
+    return kept_at(run, standard=(*CHECKPOINTS, *TRACED), deduplicated=DEDUPLICATED_AT)

@@ -20,16 +20,19 @@ import numpy as np
 from pythia_book.conduct import conduct
 from pythia_book.stats import exact_share
 from pythia_book.studies.memorization import tables as tables_of
+from pythia_book.studies.memorization import trace_claims, traces
 from pythia_book.studies.memorization.claims import claims
-from pythia_book.studies.memorization.params import STUDY, Params
+from pythia_book.studies.memorization.params import STUDY, Params, configs
+from pythia_book.studies.memorization.profiles import NEVER
 from pythia_book.studies.memorization.tables import Extracted, Rows
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
-from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.suite import DATA_ARMS, scale_named
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
+    from pythia_core.training.runs import Run
 
 INTERVAL = ["value", "low", "high"]
 
@@ -60,13 +63,18 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     The array "copies" has the number of occurrences of each planted text in the corpus.
 
+    For traces (see `panels` and `profiles`), in the order of the chosen rows and canaries:
+
+    - path_read/SEED, end_read/SEED, canary_read/SEED: the update that reads each, or NEVER.
+    - end_even/SEED, canary_reads/SEED: see `panels.ChosenRows` and `panels.ChosenCanaries`.
+    - path_loss/SIZE/SEED, end_loss/SIZE/SEED, canary_loss/SIZE/SEED: one row per checkpoint.
+
     Facts:
 
     - batch_size
     - gaps: the number of unmeasured checkpoints.
     - generated: how many results were checked by actual generation.
     - disagreements: how many of the checked results were wrong.
-    - power, levels: the rows of the tables `power` and `levels`.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.memorization.planted import planted_ids
@@ -77,8 +85,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         repetition_counts,
     )
 
-    configs = suite_configs(params.scale, params.size_list, seed=params.seed)
-    suite = train_all(params, configs, progress)
+    trained = train_all(params, configs(params), progress)
+    suite = {(size, arm): run for (size, arm, seed), run in trained.items() if seed == params.seed}
     context, continuation = params.context, params.continuation
     arrays: dict[str, np.ndarray] = {}
     n_gaps, checked = 0, np.zeros(2, int)
@@ -110,17 +118,68 @@ def measure(params: Params, progress: bool = True) -> Measurements:
             for step in params.early_steps:
                 read = repetition_counts(rows[: step * train.batch_size], first)
                 arrays[name_of("read", step)] = read.astype(np.int32)
-    once = arrays[name_of("times", "standard")] == 1
+    traced = {(size, seed): trained[size, "standard", seed] for size, seed in params.members}
+    n_gaps += _measure_traces(params, traced, arrays, progress)
     facts = {
         "batch_size": suite[params.size_list[0], "standard"].config.train.batch_size,
         "gaps": n_gaps,
         "generated": int(checked[0]),
         "disagreements": int(checked[1]),
-        # simulated here, not in the analysis: they depend on the number of rows, not on a model
-        "power": tables_of.power_table(once, params.windows, params.simulations),
-        "levels": tables_of.level_table(len(once), params.windows, params.simulations),
     }
-    return Measurements(arrays, facts, list(suite.values()))
+    return Measurements(arrays, facts, list(trained.values()))
+
+
+def _measure_traces(
+    params: Params,
+    runs: dict[tuple[str, int], Run],
+    arrays: dict[str, np.ndarray],
+    progress: bool,
+) -> int:
+    """Add to `arrays` the losses of rows and canaries, and when they are read; return the gaps.
+
+    A run with a gap gets no losses. Losses of rows are relative to their last one, float16, because
+    only their differences are used.
+    """
+    from pythia_book.measurements import measure_all
+    from pythia_book.studies.memorization.panels import (
+        CanaryLoss,
+        ChosenCanaries,
+        ChosenRows,
+        RowLoss,
+        read_by,
+    )
+
+    n_gaps = 0
+    for seed in dict.fromkeys(seed for _, seed in runs):  # it determines the rows read
+        members = {size: run for (size, s), run in runs.items() if s == seed}
+        data, train = (first := next(iter(members.values()))).data, first.config.train
+        rows = ChosenRows.of(params, data, train.batch_size, train.steps)
+        canaries = ChosenCanaries.of(data, train.batch_size, train.steps)
+        everything = data.rows.rows(0, data.rows.n_rows).astype(np.int64)
+        arrays |= {
+            name_of("path_read", seed): read_by(rows.paths, train.batch_size, train.steps),
+            name_of("end_read", seed): read_by(rows.ends, train.batch_size, train.steps),
+            name_of("end_even", seed): rows.even,
+            name_of("canary_read", seed): canaries.read,
+            name_of("canary_reads", seed): canaries.reads,
+        }
+        length = first.config.model.max_seq_len
+        for kind, measurement, steps in (
+            ("path", RowLoss(everything[rows.paths]), params.path_steps),
+            ("end", RowLoss(everything[rows.ends]), params.end_steps),
+            ("canary", CanaryLoss.of(canaries, data, length), params.canary_steps),
+        ):
+            cells = [(run, step) for run in members.values() for step in steps]
+            measured, gaps = measure_all(cells, measurement, progress)
+            n_gaps += len(gaps)
+            for size, run in members.items():
+                found = [measured.get((run.id, step)) for step in steps]
+                if all(found):
+                    loss = np.stack([at["loss"] for at in found])
+                    if kind != "canary":
+                        loss = (loss - loss[-1]).astype(np.float16)
+                    arrays[name_of(f"{kind}_loss", size, seed)] = loss
+    return n_gaps
 
 
 def released(published: Published) -> Tables:
@@ -137,14 +196,55 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         "shares": tables_of.shares(extracted),
         "exposures": tables_of.by_exposure(extracted),
         **tables_of.order(extracted),
-        "power": measured.facts["power"],
-        "levels": measured.facts["levels"],
         "prediction": tables_of.prediction(extracted),
     }
     columns = tables_of.COLUMNS
     tables = {name: pd.DataFrame(lines[name], columns=columns[name]) for name in columns}
     tables["released"] = tables_of.released_table(released.get("memorization"))
-    return tables, values(extracted, measured, tables), claims(extracted, tables)
+    runs = traces.runs_of(params, measured)
+    for name, rows in traces.tables(params, runs).items():
+        tables[name] = pd.DataFrame(rows, columns=traces.COLUMNS[name])
+    numbers = values(extracted, measured, tables) | trace_values(params, runs)
+    judged = [*trace_claims.claims(params, runs), *claims(extracted, tables)]
+    return tables, numbers, judged
+
+
+def trace_values(params: Params, runs: dict[tuple[str, int], traces.Run]) -> dict[str, Any]:
+    """Return the numbers about traces that the page quotes, by name; `retained` is in percent.
+
+    Names without a suffix are for the largest size, those that end in `_smallest` for the smallest,
+    and those that end in `_seeds` are means over the seeds of the seeded size.
+    """
+    numbers: dict[str, Any] = {"smallest": params.size_list[0], "seeded": params.seeded_size}
+    sizes = {"": params.size_list[-1], "_smallest": params.size_list[0]}
+    for suffix, size in sizes.items():
+        if run := runs.get((size, params.seed)):
+            for measure in traces.MEASURES:
+                e = getattr(run, measure).times(100 if measure == "retained" else 1)
+                numbers[f"{measure}{suffix}"] = e.interval()
+    for measure in traces.MEASURES:
+        if e := traces.over_seeds(params, runs, measure):
+            numbers[f"{measure}_seeds"] = e.times(100 if measure == "retained" else 1).interval()
+    if e := traces.over_seeds(params, runs, "order"):
+        numbers["order_seeds"] = e.interval()
+    numbers["seeds"] = sum(size == params.seeded_size for size, _ in runs)
+    if run := runs.get((params.size_list[-1], params.seed)):
+        _, p, pooled = run.pretrends
+        numbers |= {"pretrend": pooled.interval(), "pretrend_p": p}
+        numbers |= {f"order_{s}": run.relative_trend(s).interval() for s in ("training", "floor")}
+        numbers["rate_slope"] = run.rate_slope.interval()
+        numbers["dose_most"] = run.by_dose(*traces.DOSES[-1]).interval()
+        numbers["n_canaries"] = run.canary.n_items
+        numbers["never_planted"] = run.canaries.never.shape[1]
+        numbers["n_never"] = int((run.ends.read == NEVER).sum())
+        numbers["n_ends"] = run.residual.n_items
+        numbers["n_floor"] = run.floor_trend.n_items
+        numbers["n_paths"] = run.first.n_items
+        if tenth := runs.get((params.tenth, params.seed)):
+            numbers["agreement"] = traces.agreement(run, tenth)
+    first, last = params.cohorts[0]
+    numbers["cohort_updates"], numbers["cohorts"] = last - first, len(params.cohorts)
+    return numbers
 
 
 def values(

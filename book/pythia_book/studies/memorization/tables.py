@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.tables import MODELS
-from pythia_book.stats import LEVEL, Estimate, difference, exact_share, wilson
+from pythia_book.stats import LEVEL, Estimate, difference, exact_share
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, NullDistribution
 from pythia_book.studies.memorization.params import Params
@@ -39,12 +39,6 @@ BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
 """The smallest and the largest repetition count of each bin."""
 RATE_BINS = 20
 """The number of equal parts into which training is divided."""
-RATES = (0.01, 0.05, 0.2)
-"""Event rates at which the level of every test is reported."""
-POWER_EVENTS = (30, 100, 300, 1000)
-"""Numbers of memorized rows at which power is reported."""
-REPEATS = 400
-"""Simulated runs per estimate of power or level."""
 INTERVAL = ["value", "low", "high"]
 MEASURES = ("precision", "recall", "gap")
 COLUMNS: dict[str, list[str]] = {
@@ -54,8 +48,6 @@ COLUMNS: dict[str, list[str]] = {
               "holm", *INTERVAL, "status"],
     "rates": ["arm", "subset", "percent", "n", *INTERVAL],
     "qq": ["arm", "subset", "window", "theoretical", "observed", "low", "high", "windows"],
-    "power": ["events", "alternative", "test", "window", *INTERVAL],
-    "levels": ["rate", "kind", "test", *INTERVAL],
     "prediction": ["experiment", "size", "step", "texts", "tp", "fp", "fn", "tn",
                    "precision_units", "recall_units",
                    *(f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high"))],
@@ -358,56 +350,6 @@ def order_test_rows(
                 "status": "tested",
             }
         )
-    return table
-
-
-def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) -> Lines:
-    """Return the table `power`: how likely the tests are to notice that order matters.
-
-    For each of ALTERNATIVES and POWER_EVENTS, a line has the share of REPEATS simulated runs in
-    which the alternative's test rejects at 5 %.
-    """
-    table = []
-    for events in POWER_EVENTS:
-        if events > eligible.sum():
-            break
-        design = Design(eligible, events, tuple(windows))
-        if not design.testable or not design.testable_windows:
-            continue
-        null = NullDistribution.simulate(design, simulations)
-        names = [name for name, _ in design.test_columns]
-        for alternative, (test, draw) in order_tests.ALTERNATIVES.items():
-            column = names.index(test)  # of the tests of dispersion, that of the smallest window
-            k = int(order_tests.rejections(null, draw, REPEATS)[column])
-            row = {"events": events, "alternative": alternative, "test": test}
-            row["window"] = design.test_columns[column][1]
-            table.append(row | wilson(k, REPEATS).interval())
-    return table
-
-
-def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
-    """Return the table `levels`: how often tests reject at 5 % although order does not matter.
-
-    For each of RATES and each test, ours or a textbook's, a line has the share of REPEATS simulated
-    runs of `n` rows in which the test rejects.
-    """
-    table = []
-    for rate in RATES:
-        design = Design(np.ones(n, bool), round(rate * n), tuple(windows))
-        if not design.testable or not design.testable_windows:
-            continue
-        null = NullDistribution.simulate(design, simulations)
-        window = min(design.testable_windows)
-        ours = order_tests.rejections(null, order_tests.random_subsets, REPEATS)
-        rejected = {
-            test if not w else f"{test}, {w} rows": int(k)
-            for (test, w), k in zip(design.test_columns, ours, strict=True)
-        }
-        textbook = order_tests.textbook_rejections(design, window, REPEATS)
-        for kind, counts in (("ours", rejected), ("textbook", textbook)):
-            for test, k in counts.items():
-                row = {"rate": rate, "kind": kind, "test": test}
-                table.append(row | wilson(k, REPEATS).interval())
     return table
 
 
