@@ -132,11 +132,11 @@ def _repeated_as_in_the_pile(
 
     A text that occurs several times by itself is copied only once, and a text below GUARD never.
     """
-    copied = set()
+    copied: set[float] = set()
     for domain, text in texts:
         yield domain, text
-        if text not in copied:
-            copied.add(text)
+        if (key := fraction(text)) not in copied:
+            copied.add(key)  # a hash, because a large corpus may not fit into memory
             yield from ((domain, copy) for copy in pile_copies_of(text))
 
 

@@ -40,7 +40,7 @@ def answer(result: Result) -> Drawing:
     """Draw how deduplication changes the held-out loss, for both ways of repeating documents."""
     changes, suite = result.tables["changes"], result.tables["effects"]
     changes = changes[changes.measure.isin(TEXTS)]
-    sizes = [*result.params.size_list, ALL]
+    sizes = _sizes(result)
     ours = f"{result.params.seeds} seeds" if result.params.seeds > 1 else "one seed"
     notes = f"bars: 95 % intervals over {ours}; with a few texts, over held-out rows"
     with style.canvas(result, 2, 2.8, notes, sharey=True, ratios=(1, 1.5)) as (figure, axes):
@@ -63,6 +63,12 @@ def answer(result: Result) -> Drawing:
         return Drawing(figure, "Change of held-out loss by deduplication", numbers)
 
 
+def _sizes(result: Result) -> list[str]:
+    """Return the sizes of the twins and, if there are several, ALL for their mean."""
+    sizes = result.params.size_list
+    return [*sizes, ALL] if len(sizes) > 1 else [*sizes]
+
+
 def _points(
     ax: Axes,
     frame: pd.DataFrame,
@@ -74,7 +80,8 @@ def _points(
     """Draw a point for each size, and for their mean in black, for each value of `column`."""
     for j, (key, mark) in enumerate(marks.items()):
         shift = 0.22 * (j - (len(marks) - 1) / 2)
-        for row in style.rows_where(frame, **{column: key}).itertuples():
+        rows = style.rows_where(frame, **{column: key})
+        for row in rows[rows["size"].isin(sizes)].itertuples():
             colour = style.INK if row.size == ALL else style.size_colour(row.size)
             face = "white" if mark["markerfacecolor"] == "white" else colour
             look = {"marker": mark["marker"], "markerfacecolor": face, "markersize": 5}
@@ -88,7 +95,7 @@ def _points(
 def memory(result: Result) -> Drawing:
     """Draw how much more deduplicated models have memorized, by how often a text was repeated."""
     table = result.tables["memory"]
-    sizes = [*result.params.size_list, ALL]
+    sizes = _sizes(result)
     with style.canvas(result, 1, 2.6, "bars: 95 % intervals over seeds") as (figure, (ax,)):
         groups = [group for group in OFTEN if group in set(table.group)]
         for j, size in enumerate(sizes):
@@ -103,8 +110,10 @@ def memory(result: Result) -> Drawing:
         style.reference(ax, 0)
         ax.set_xlabel("occurrences of the text in the standard corpus")
         ax.set_ylabel("memorized, nats per token,\nminus standard twin")
-        lines = {s: {"color": style.size_colour(s), "linewidth": 3} for s in sizes[:-1]}
-        style.legend(figure, lines | {"mean": {"color": style.INK, "linewidth": 3}})
+        lines = {s: {"color": style.size_colour(s), "linewidth": 3} for s in sizes if s != ALL}
+        if ALL in sizes:
+            lines["mean"] = {"color": style.INK, "linewidth": 3}
+        style.legend(figure, lines)
         means = style.rows_where(table[table.group.isin(groups)], size=ALL)
         numbers = (f"{row.group} {row.value:+.3f}" for row in means.itertuples())
         return Drawing(figure, "Memorized by deduplicated minus standard models", numbers)
@@ -262,7 +271,7 @@ def repetition_table(result: Result) -> Table:
     """Return a table that compares how repetitive the Pile and our two texts are."""
     frame = result.tables["repetition"].copy()
     frame.columns = ["Text", "% of tokens removed", "% of documents with a copy",
-                     "Copies of such a document", "Most copies of a document"]  # fmt: skip
+                     "Such a document occurs", "Most occurrences"]  # fmt: skip
     for name, digits in zip(frame.columns[1:], (0, 0, 2, 0), strict=True):
         frame[name] = ["" if v is None or v != v else f"{v:.{digits}f}" for v in frame[name]]
     return Table(frame, "Copies in the Pile and in our two standard texts")

@@ -53,6 +53,7 @@ def read_slices(standard: PreparedData, deduplicated: PreparedData) -> Slices:
     """Find the natural documents of two twins' texts, and group them by how often they occur."""
     documents, times = natural_documents(standard, deduplicated)
     tokens = np.array([len(ids) for ids in documents])
+    copies = tokens * times
     rows, shares, slice_shares = {}, {}, {"unread": float(tokens[times == 1].sum())}
     for group, (low, high) in GROUPS.items():
         members = np.flatnonzero((times >= low) & (times <= high))
@@ -60,7 +61,6 @@ def read_slices(standard: PreparedData, deduplicated: PreparedData) -> Slices:
             continue
         stream = np.concatenate([documents[i] for i in members])
         rows[group] = scoring.sample_windows(stream, standard.config.seq_len, N_ROWS)
-        copies = tokens * times
         shares[group] = float(copies[members].sum())
         slice_shares[group] = float(copies[(times - 1 >= low) & (times - 1 <= high)].sum())
     return Slices(rows, _normalized(shares), _normalized(slice_shares))
