@@ -208,7 +208,8 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
     - `data_constant`, `parameter_constant`: R*_D and R*_N with their profile intervals, as texts;
       `data_constant_bare`: R*_D if embeddings do not count; `theirs_...`: those of the source.
     - `identified`, `not_identified`: names of constants.
-    - `error_RIVAL`: error of prediction over left-out sizes, in points; `misfit_RIVAL`.
+    - `error_RIVAL`, `error_most_RIVAL`: error of prediction over left-out sizes, and for the most
+      epochs, in percent of the loss; `misfit_RIVAL`: see `Laws.misfits`.
     - `theirs_4`, `theirs_16`: worth by the data term of the source, in percent.
     """
     params = losses.params
@@ -304,4 +305,6 @@ def _law_values(laws: Laws) -> dict[str, Any]:
         errors = laws.left_out_sizes(rival)
         numbers[f"error_{rival}"] = None if errors is None else shown(seed_mean(errors))
         numbers[f"misfit_{rival}"] = laws.misfits.get(rival)
+        of_most = [e for (name, r), e in laws.errors.items() if r == rival and " epochs" in name]
+        numbers[f"error_most_{rival}"] = shown(seed_mean(of_most[0])) if of_most else None
     return numbers
