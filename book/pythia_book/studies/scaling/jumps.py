@@ -8,11 +8,13 @@ chance.
 
 All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
 what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
-does, for several checkpoints at a time. This noise is modelled as the sum of an autoregression, which
-all items share, and of white noise, which is each item's own; restricted maximum likelihood chooses
-their shares. Simulating it gives the distribution of the largest jump of a curve that has none. The
-error of a jump is that from this noise or that from the choice of items (clusters of items are the
-units), whichever is larger; the noise that is each item's own is in both.
+does, for several checkpoints at a time. This
+noise is modelled as the sum of an autoregression, which all items share, and of white noise, which
+is each item's own; restricted maximum likelihood chooses their shares. Simulating it gives the
+distribution of the largest jump of a curve that has none. A short curve says little about its
+noise, so what is simulated is the worst noise that the curve does not make unlikely. The error of a
+jump is that from this noise or that from the choice of items (clusters of items are the units),
+whichever is larger; the noise that is each item's own is in both.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ NOISES = (
 )
 """Kinds of noise, of which the likeliest is chosen: the autocorrelation from one checkpoint to the
 next of the autoregressive part, and the share of this part in the variance."""
+UNLIKELY = 2.71
+"""Twice the difference in log-likelihood from the likeliest noise: 90 % of a chi-squared, df 1."""
 SMOOTHED = 15
 """Checkpoints over which the variance over items is averaged."""
 
@@ -114,8 +118,8 @@ def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | 
     noise = design.noise(scaled.mean(1)[None])
     n = values.shape[1]
     item = (design.jump_weights @ scaled).std(1, ddof=1) / n**0.5
-    kind = int(noise.kinds[0])
-    paths = _paths(*NOISES[kind], DRAWS, len(window), np.random.default_rng([seed, 1]))
+    kind, worst = int(noise.kinds[0]), int(noise.worst[0])
+    paths = _paths(*NOISES[worst], DRAWS, len(window), np.random.default_rng([seed, 1]))
     simulated = design.noise(paths)
     rise = mean_over(design.rise_weights @ scaled)
     item_error = (rise.high - rise.low) / 2 / rise.quantile((1 + LEVEL) / 2)
@@ -174,6 +178,8 @@ class _Noise:
     errors: np.ndarray
     kinds: np.ndarray
     """int[curves], indices of NOISES."""
+    worst: np.ndarray
+    """int[curves]: of the NOISES that are not unlikely, that with the largest error of jumps."""
     sigma: np.ndarray
     """float64[curves], standard deviation of the noise, in units of the scale."""
 
@@ -232,6 +238,9 @@ class _Design:
         squares = np.array([((rest @ p) * rest).sum(1) for p in self.precisions])
         deviance = self.freedom * np.log(squares) + np.array(self.offsets)[:, None]
         kinds = deviance.argmin(0)
-        sigma = np.sqrt(squares[kinds, np.arange(len(curves))] / (self.freedom - 1))
-        errors = sigma[:, None] * np.sqrt(np.array(self.variances)[kinds])
-        return _Noise(heights, errors, kinds, sigma)
+        sizes = np.sqrt(squares / (self.freedom - 1))
+        sigma = sizes[kinds, np.arange(len(curves))]
+        spreads = np.sqrt(self.variances)
+        likely = deviance <= deviance.min(0) + UNLIKELY
+        worst = np.where(likely, sizes * spreads.mean(1)[:, None], 0).argmax(0)
+        return _Noise(heights, sigma[:, None] * spreads[kinds], kinds, worst, sigma)
