@@ -8,13 +8,13 @@ chance.
 
 All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
 what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
-does, for several checkpoints at a time. This
-noise is modelled as the sum of an autoregression, which all items share, and of white noise, which
-is each item's own; restricted maximum likelihood chooses their shares. Simulating it gives the
-distribution of the largest jump of a curve that has none. A short curve says little about its
-noise, so what is simulated is the worst noise that the curve does not make unlikely. The error of a
-jump is that from this noise or that from the choice of items (clusters of items are the units),
-whichever is larger; the noise that is each item's own is in both.
+does, for several checkpoints at a time. This noise is modelled as the sum of an autoregression,
+which all items share, and of white noise, which is each item's own; restricted maximum likelihood
+chooses their shares. Simulating it gives the distribution of the largest jump of a curve that has
+none. A short curve says little about its noise, so what is simulated is the worst noise that the
+curve does not make unlikely. The error of a jump is that from this noise or that from the choice of
+items (clusters of items are the units), whichever is larger; the noise that is each item's own is
+in both.
 """
 
 from __future__ import annotations
