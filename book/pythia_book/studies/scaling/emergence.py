@@ -76,8 +76,8 @@ def jumps_table(params: Params, jumps: dict[tuple[str, str], Jumps]) -> pd.DataF
     Columns: `size`, `measure`; `rise`, `rise_low`, `rise_high`: change over the last four doublings
     of the step; `step`: the first checkpoint after the largest jump upwards; `jump`, `jump_low`,
     `jump_high`: its height, with limits that hold for all places and sizes at once; `seen`: the
-    height that would be seen with 80 % power at the place with the median error; `phi`:
-    autocorrelation of the noise.
+    height that would be seen with 80 % power at the place with the median error; `phi` and
+    `shared`: the kind of noise, see `jumps.NOISES`.
     """
     import pandas as pd
     from scipy.special import ndtri
@@ -90,9 +90,9 @@ def jumps_table(params: Params, jumps: dict[tuple[str, str], Jumps]) -> pd.DataF
             e, r = found.largest(critical), found.rise
             seen = float((critical + ndtri(POWER)) * np.median(found.errors))
             rows.append((size, measure, r.value, r.low, r.high, int(found.steps[found.place]),
-                         e.value, e.low, e.high, seen, found.phi))  # fmt: skip
+                         e.value, e.low, e.high, seen, *found.noise))  # fmt: skip
     columns = ["size", "measure", "rise", "rise_low", "rise_high", "step", "jump", "jump_low",
-               "jump_high", "seen", "phi"]  # fmt: skip
+               "jump_high", "seen", "phi", "shared"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 

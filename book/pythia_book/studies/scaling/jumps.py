@@ -8,10 +8,13 @@ chance.
 
 All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
 what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
-does, for several checkpoints at a time. This noise is modelled as an autoregression, and simulating
-it gives the distribution of the largest jump of a curve that has none. The error of a jump is that
-from this noise or that from the choice of items (clusters of items are the units), whichever is
-larger; the noise that is each item's own is in both.
+does, for several checkpoints at a time. This noise is modelled as the sum of an autoregression,
+which all items share, and of white noise, which is each item's own; restricted maximum likelihood
+chooses their shares. Simulating it gives the distribution of the largest jump of a curve that has
+none. A short curve says little about its noise, so what is simulated is the worst noise that the
+curve does not make unlikely. The error of a jump is that from this noise or that from the choice of
+items (clusters of items are the units), whichever is larger; the noise that is each item's own is
+in both.
 """
 
 from __future__ import annotations
@@ -32,8 +35,14 @@ EDGE = 4
 FEWEST = 60
 """A curve needs so many checkpoints within the last doublings."""
 DRAWS = 1000
-PHIS = np.linspace(0, 0.95, 20)
-"""Autocorrelations from one checkpoint to the next, of which the likeliest is sought."""
+NOISES = (
+    (0.0, 0.0),
+    *((phi, share) for phi in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95) for share in (0.25, 0.5, 0.75, 1.0)),
+)
+"""Kinds of noise, of which the likeliest is chosen: the autocorrelation from one checkpoint to the
+next of the autoregressive part, and the share of this part in the variance."""
+UNLIKELY = 2.71
+"""Twice the difference in log-likelihood from the likeliest noise: 90 % of a chi-squared, df 1."""
 SMOOTHED = 15
 """Checkpoints over which the variance over items is averaged."""
 
@@ -49,7 +58,7 @@ class Jumps:
         smooth: float64[checkpoints of the window], the curve without jumps.
         window: int[checkpoints of the window], their steps.
         rise: the change of the smooth curve over the window.
-        phi: the autocorrelation of the noise from one checkpoint to the next.
+        noise: the kind of noise, one of NOISES.
         suprema: float64[DRAWS], the largest height in standard errors, in curves without a jump.
     """
 
@@ -59,7 +68,7 @@ class Jumps:
     smooth: np.ndarray
     window: np.ndarray
     rise: Estimate
-    phi: float
+    noise: tuple[float, float]
     suprema: np.ndarray
 
     @property
@@ -108,25 +117,25 @@ def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | 
     scaled = values / design.scale[:, None]
     noise = design.noise(scaled.mean(1)[None])
     n = values.shape[1]
-    of_clusters = design.jump_weights @ scaled
-    item = of_clusters.std(1, ddof=1) / n**0.5
-    errors = np.maximum(noise.errors[0], item)
-    phi = float(noise.phi[0])
-    paths = _autoregression(phi, DRAWS, len(window), np.random.default_rng([seed, 1]))
+    item = (design.jump_weights @ scaled).std(1, ddof=1) / n**0.5
+    kind, worst = int(noise.kinds[0]), int(noise.worst[0])
+    paths = _paths(*NOISES[worst], DRAWS, len(window), np.random.default_rng([seed, 1]))
     simulated = design.noise(paths)
-    suprema = np.abs(simulated.heights / simulated.errors).max(1)
     rise = mean_over(design.rise_weights @ scaled)
-    shaking = float(noise.sigma[0] * _at(design.rise_variances, noise.phi)[0] ** 0.5)
-    half = Z_95 * float(np.hypot((rise.high - rise.low) / 2 / rise.quantile(0.975), shaking))
+    item_error = (rise.high - rise.low) / 2 / rise.quantile((1 + LEVEL) / 2)
+    spreads = np.sqrt(design.rise_variances)
+    moved = np.abs(paths @ design.rise_weights) / (simulated.sigma * spreads[simulated.kinds])
+    shaken = np.quantile(moved, LEVEL) * noise.sigma[0] * spreads[kind]
+    half = float(np.hypot(Z_95 * item_error, shaken))
     return Jumps(
         steps=window[design.places],
         heights=noise.heights[0],
-        errors=errors,
+        errors=np.maximum(noise.errors[0], item),
         smooth=design.scale * (design.hat @ scaled.mean(1)),
         window=window,
         rise=Estimate(rise.value, rise.value - half, rise.value + half, n, 1),
-        phi=phi,
-        suprema=suprema,
+        noise=NOISES[kind],
+        suprema=np.abs(simulated.heights / simulated.errors).max(1),
     )
 
 
@@ -142,31 +151,37 @@ def _item_errors(values: np.ndarray) -> np.ndarray:
     return np.maximum(errors, max(0.1 * errors.mean(), 1e-12))
 
 
-def _autoregression(phi: float, draws: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Return float64[draws, length]: stationary AR(1) paths of variance 1."""
+def _paths(
+    phi: float, share: float, draws: int, length: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return float64[draws, length]: noise of variance 1, of one kind (see NOISES)."""
     from scipy.signal import lfilter
 
     shocks = rng.standard_normal((draws, length))
     shocks[:, 1:] *= (1 - phi**2) ** 0.5
-    return lfilter([1.0], [1.0, -phi], shocks, axis=1)
+    white = rng.standard_normal((draws, length))
+    shared = lfilter([1.0], [1.0, -phi], shocks, axis=1)
+    return share**0.5 * shared + (1 - share) ** 0.5 * white
 
 
-def _at(table: np.ndarray, phi: np.ndarray) -> np.ndarray:
-    """Interpolate float[PHIS, ...] linearly at each autocorrelation in `phi`."""
-    position = np.clip(phi, PHIS[0], PHIS[-1]) / (PHIS[1] - PHIS[0])
-    below = np.minimum(position.astype(int), len(PHIS) - 2)
-    share = (position - below).reshape(-1, *[1] * (table.ndim - 1))
-    return (1 - share) * table[below] + share * table[below + 1]
+def _correlation(phi: float, share: float, length: int) -> np.ndarray:
+    """Return float64[length, length], the correlations of a kind of noise."""
+    lags = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+    return share * phi**lags + (1 - share) * np.eye(length)
 
 
 @dataclass(frozen=True)
 class _Noise:
-    """Jumps of several curves: heights and errors [curves, places], phi and sigma [curves]."""
+    """Jumps of several curves: heights and errors [curves, places], and each curve's noise."""
 
     heights: np.ndarray
     errors: np.ndarray
-    phi: np.ndarray
+    kinds: np.ndarray
+    """int[curves], indices of NOISES."""
+    worst: np.ndarray
+    """int[curves]: of the NOISES that are not unlikely, that with the largest error of jumps."""
     sigma: np.ndarray
+    """float64[curves], standard deviation of the noise, in units of the scale."""
 
 
 @lru_cache(maxsize=4)
@@ -192,46 +207,40 @@ class _Design:
         basis = _spline(window) / self.scale[:, None]
         inverse = np.linalg.pinv(basis)
         self.hat = basis @ inverse
-        length = len(window)
-        self.residual = np.eye(length) - self.hat
+        length, columns = basis.shape
+        self.freedom = length - columns
         early = np.array(window) * 2**SOUGHT < window[-1]
-        first = max(EDGE, int(early.sum()))
-        self.places = np.arange(first, length - EDGE + 1)
-        jumps = (np.arange(length) >= self.places[:, None]) / self.scale
-        self.bare = jumps @ self.residual  # what a spline cannot fit of each jump
-        self.norms = (self.bare**2).sum(1)
-        self.jump_weights = self.bare / self.norms[:, None]
-        ends = (_spline(window)[-1] - _spline(window)[0]) @ inverse
-        self.rise_weights = ends
-        lags = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
-        correlations = [phi**lags for phi in PHIS]
-        self.variances = np.array(
-            [((self.jump_weights @ r) * self.jump_weights).sum(1) for r in correlations]
-        )
-        self.rise_variances = np.array([ends @ r @ ends for r in correlations])
-        self.traces = np.array([(self.residual * r).sum() for r in correlations])
-        self.biased = PHIS
-        rng = np.random.default_rng(0)
-        paths = [_autoregression(phi, 200, length, rng) for phi in PHIS]
-        seen = np.array([self._lag(self._rest(path)[1]).mean() for path in paths])
-        self.biased = np.maximum.accumulate(seen)  # what is measured for each of PHIS
+        self.places = np.arange(max(EDGE, int(early.sum())), length - EDGE + 1)
+        self.jumps = (np.arange(length) >= self.places[:, None]) / self.scale
+        bare = self.jumps - self.jumps @ self.hat  # what a spline cannot fit of each jump
+        self.norms = (bare**2).sum(1)
+        self.jump_weights = bare / self.norms[:, None]
+        self.rise_weights = (_spline(window)[-1] - _spline(window)[0]) @ inverse
+        self.variances, self.rise_variances, self.precisions, self.offsets = [], [], [], []
+        for phi, share in NOISES:
+            r = _correlation(phi, share, length)
+            self.variances.append(((self.jump_weights @ r) * self.jump_weights).sum(1))
+            self.rise_variances.append(float(self.rise_weights @ r @ self.rise_weights))
+            whole = np.linalg.inv(r)
+            inner = basis.T @ whole @ basis
+            self.precisions.append(whole - whole @ basis @ np.linalg.solve(inner, basis.T @ whole))
+            self.offsets.append(np.linalg.slogdet(r)[1] + np.linalg.slogdet(inner)[1])
 
-    def _rest(self, curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the heights [curves, places], and what spline and best jump leave of curves."""
+    def noise(self, curves: np.ndarray) -> _Noise:
+        """Estimate jumps and noise of curves [curves, checkpoints] in units of `scale`.
+
+        The noise is that which is left after the best jump.
+        """
         heights = curves @ self.jump_weights.T
         best = np.argmax(heights**2 * self.norms, axis=1)
         chosen = np.take_along_axis(heights, best[:, None], axis=1)
-        return heights, curves @ self.residual - chosen * self.bare[best]
-
-    @staticmethod
-    def _lag(rest: np.ndarray) -> np.ndarray:
-        """Return the correlation of residuals [curves, checkpoints] with the next ones."""
-        return (rest[:, 1:] * rest[:, :-1]).sum(1) / np.maximum((rest**2).sum(1), 1e-300)
-
-    def noise(self, curves: np.ndarray) -> _Noise:
-        """Estimate jumps and noise of curves [curves, checkpoints] in units of `scale`."""
-        heights, rest = self._rest(curves)
-        phi = np.interp(self._lag(rest), self.biased, PHIS)
-        sigma = np.sqrt((rest**2).sum(1) / (_at(self.traces, phi) - 1))
-        errors = sigma[:, None] * np.sqrt(_at(self.variances, phi))
-        return _Noise(heights, errors, phi, sigma)
+        rest = curves - chosen * self.jumps[best]
+        squares = np.array([((rest @ p) * rest).sum(1) for p in self.precisions])
+        deviance = self.freedom * np.log(squares) + np.array(self.offsets)[:, None]
+        kinds = deviance.argmin(0)
+        sizes = np.sqrt(squares / (self.freedom - 1))
+        sigma = sizes[kinds, np.arange(len(curves))]
+        spreads = np.sqrt(self.variances)
+        likely = deviance <= deviance.min(0) + UNLIKELY
+        worst = np.where(likely, sizes * spreads.mean(1)[:, None], 0).argmax(0)
+        return _Noise(heights, sigma[:, None] * spreads[kinds], kinds, worst, sigma)
