@@ -108,7 +108,7 @@ def claims(losses: Losses, laws: Laws) -> list[Claim]:
             f"{PAPER}, appendix A, of the fit to all sizes",
             falls(
                 laws.advantage("whole", "data"),
-                "points of the loss in %",
+                "% of the loss",
                 units,
                 note="error of the predicted excess over fresh data, each size left out in turn",
             ),
@@ -119,14 +119,14 @@ def claims(losses: Losses, laws: Laws) -> list[Claim]:
             "A law in which data decay predicts sizes that it has not seen better than one in "
             "which repeated data are as good as fresh.",
             "ours",
-            falls(laws.advantage("data", "none"), "points of the loss in %", units),
+            falls(laws.advantage("data", "none"), "% of the loss", units),
             kind="hypothesis",
         ),
         Claim(
             "An additive penalty that grows with repetition and with parameters per token predicts "
             "sizes that it has not seen better than the law of Muennighoff et al.",
             "ours, after Lovelace et al. 2026",
-            falls(laws.advantage("penalty", "whole"), "points of the loss in %", units),
+            falls(laws.advantage("penalty", "whole"), "% of the loss", units),
             kind="hypothesis",
         ),
         Claim(

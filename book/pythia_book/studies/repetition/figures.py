@@ -181,11 +181,21 @@ def errors(result: Result) -> Drawing:
                 style.interval_point(ax, at, row, style.INK, 1, flat=True, name=RIVALS[row.rival])
             ax.set_yticks(range(len(rivals)), [RIVALS[rival] for rival in rivals])
             ax.set_xscale("log")
+            ax.set_xlim(*_decades(style.rows_where(table, left_out=name)))
+            ax.minorticks_off()
             ax.set_title(f"left out: {name}")
             ax.grid(axis="y", visible=False)
             ax.set_xlabel("error, % of the loss")
         numbers = (f"{row.left_out} {row.rival} {row.value:.2f}" for row in table.itertuples())
         return Drawing(figure, "Error of prediction, by law", numbers)
+
+
+def _decades(frame: pd.DataFrame) -> tuple[float, float]:
+    """Return powers of ten that enclose the values, so that a logarithmic axis has two ticks."""
+    logs = np.log10(frame.value[frame.value > 0])
+    if logs.empty:
+        return 0.1, 10.0
+    return 0.8 * 10.0 ** math.floor(logs.min()), 1.25 * 10.0 ** math.ceil(logs.max())
 
 
 def arms_table(result: Result) -> Table:

@@ -14,8 +14,8 @@ left out runs whose loss rises again (its appendix A). The penalty of Lovelace e
 all repeated runs.
 
 Each constant gets two intervals: one over seeds, by the jackknife, and a profile interval, which
-takes the misfit of the law as noise. A constant is *identified* if its profile interval is bounded
-on both sides and its interval over seeds excludes zero.
+takes the misfit of the law as noise. A constant is *identified* if the ends of its profile interval
+are less than a factor SPAN apart, and its interval over seeds excludes zero.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pythia_book.studies.repetition.law import MUENNIGHOFF, Law
 from pythia_book.studies.repetition.losses import Losses, seed_mean
 
 FEWEST_SIZES = 3
+SPAN = 10.0
 FRESH = ("E", "size_term", "alpha", "data_term", "beta")
 """The constants of every law. The terms A / N^alpha and B / D^beta are those of the middle size and
 length, because A and B themselves depend on the exponents. They are fitted as logarithms."""
@@ -242,8 +243,9 @@ class Constant:
 
     @property
     def identified(self) -> bool:
-        """Whether the profile interval is bounded, and that over seeds excludes 0."""
-        return self.bounded and (self.seeds is None or not self.seeds.low <= 0 <= self.seeds.high)
+        """Whether the profile interval is narrow enough, and that over seeds excludes 0."""
+        narrow = self.bounded and self.high < SPAN * self.low
+        return narrow and (self.seeds is None or not self.seeds.low <= 0 <= self.seeds.high)
 
 
 @dataclass(frozen=True)
