@@ -177,7 +177,7 @@ def _head_widths(params: Params) -> str:
 
 def _decoupled(pairs: pd.DataFrame) -> Test:
     """Check that every sound step is related to its step 0, and every decoupled one unrelated."""
-    rows = pairs[(pairs.which == "descent") & (pairs.step > 0)].dropna()
+    rows = pairs[(pairs.quantity == "descent") & (pairs.step > 0)].dropna()
     sound, decoupled = (rows[rows.pair == pair].value for pair in ("sound", "decoupled"))
     if sound.empty or decoupled.empty:
         return untestable("not measured")

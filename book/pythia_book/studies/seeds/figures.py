@@ -219,13 +219,13 @@ def decoupled(result: Result) -> Drawing:
             ("apart", "between the two runs", "distance (1: at step 0)"),
             ("loss", "held-out loss", "difference, nats per token"),
         )
-        for ax, (which, title, label) in zip(axes, panels, strict=True):
+        for ax, (quantity, title, label) in zip(axes, panels, strict=True):
             ax.set(title=title, xlabel="step", ylabel=label)
-            rows = style.rows_where(frame, which=which)
+            rows = style.rows_where(frame, quantity=quantity)
             if rows.empty:
                 style.say(ax, "not measured")
                 continue
-            rows = rows.assign(value=rows.value.abs()) if which == "loss" else rows
+            rows = rows.assign(value=rows.value.abs()) if quantity == "loss" else rows
             for pair, (colour, marker, name) in PAIRS.items():
                 points = style.rows_where(rows, pair=pair)
                 shape = {"marker": marker, "markersize": 3.5, "linewidth": 1.2, "name": name}
@@ -233,8 +233,8 @@ def decoupled(result: Result) -> Drawing:
             _powers(ax, frame.step.max())
         keys = {name: {"color": c, "marker": m} for c, m, name in PAIRS.values()}
         style.legend(figure, keys, handlelength=2.2)
-        found = style.rows_where(frame, which="own", step=1)
-        numbers = (f"{PAIRS[r.pair][2]} {number_text(float(r.value))}" for r in found.itertuples())
+        first = style.rows_where(frame, quantity="own", step=1)
+        numbers = (f"{PAIRS[r.pair][2]} {number_text(float(r.value))}" for r in first.itertuples())
         return Drawing(figure, "Distance of step 1 from step 0", numbers)
 
 

@@ -78,7 +78,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         except for held-out loss and last words.
     `items`: [items], the score of each item at the end, for the measures ITEMS.
 
-    Arrays WHICH/PAIR of two weight seeds, float64[steps] at `params.weight_steps` (see `_pairs`).
+    Arrays QUANTITY/PAIR of two weight seeds, float64[steps] at `params.weight_steps`: see `_pairs`.
 
     Facts:
     `neighbour_loss`: the final held-out loss of the neighbouring size, or None;
@@ -105,11 +105,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         """Measure runs at some steps. `names` maps measures of the study to names of arrays."""
         nonlocal n_gaps
         checkpoints = [(runs[cell], step) for cell in cells for step in steps]
-        found, gaps = measure_all(checkpoints, measurement, progress)
+        by_checkpoint, gaps = measure_all(checkpoints, measurement, progress)
         n_gaps += len(gaps)
         for cell in cells:
             for step in steps:
-                at = found.get((runs[cell].id, step))
+                at = by_checkpoint.get((runs[cell].id, step))
                 for name, array in names.items() if at else ():
                     score = _score(name, at[array])
                     arrays[name_of("mean", name, *cell)][params.steps.index(step)] = score
@@ -132,8 +132,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         arrays[name_of("mean", "training_loss", *cell)] = _training_losses(each, params.steps)
 
     key = (neighbour.id, neighbour.config.train.steps)
-    found, gaps = measure_all([(neighbour, key[1])], language, progress)
-    other = float(found[key]["loss"].mean()) if key in found else None
+    last_of_neighbour, gaps = measure_all([(neighbour, key[1])], language, progress)
+    other = float(last_of_neighbour[key]["loss"].mean()) if key in last_of_neighbour else None
     pairs, unread = _pairs(params, runs, progress)
     facts = {"neighbour_loss": other, "gaps": n_gaps + len(gaps) + unread}
     return Measurements(arrays | pairs, facts, [*runs.values(), neighbour])
@@ -210,7 +210,7 @@ def _pairs(
 
     The sound pair reads the same batches from different initial weights. The decoupled pair has the
     same two step 0, but all later steps are from runs that start at the suite's weights and read
-    different batches. Arrays WHICH/PAIR:
+    different batches. Arrays QUANTITY/PAIR:
 
     `own`: distance of the second run from its step 0;
     `apart`: distance between the two runs; both in units of the distance between the two step 0;
@@ -239,10 +239,10 @@ def _pairs(
         with contextlib.suppress(CheckpointError):
             weights[cell, step] = runs[cell].model(step).state_dict()
     language = LanguageMeasurement.of(runs[one].data)
-    found, _ = measure_all([(runs[cell], step) for cell, step in weights], language, progress)
+    scores, _ = measure_all([(runs[cell], step) for cell, step in weights], language, progress)
     arrays = {
-        name_of(which, pair): np.full(len(steps), np.nan)
-        for which in (OWN, APART, LOSS, DESCENT)
+        name_of(quantity, pair): np.full(len(steps), np.nan)
+        for quantity in (OWN, APART, LOSS, DESCENT)
         for pair in PAIRS
     }
     if (one, 0) not in weights or (two, 0) not in weights:
@@ -251,7 +251,7 @@ def _pairs(
     for pair in PAIRS:
         for i, (step, (a, b)) in enumerate(zip(steps, cells[pair], strict=True)):
             if (a, step) in weights and (b, step) in weights:
-                losses = [found[runs[cell].id, step]["loss"].mean() for cell in (a, b)]
+                losses = [scores[runs[cell].id, step]["loss"].mean() for cell in (a, b)]
                 first, second, start = weights[a, step], weights[b, step], weights[two, 0]
                 arrays[name_of(OWN, pair)][i] = distance(start, second) / unit
                 arrays[name_of(APART, pair)][i] = distance(first, second) / unit
@@ -306,12 +306,14 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
             numbers[f"{row.measure}_times_{row.kind}"] = ends(row)
     pairs = tables["pairs"].dropna(subset=["value"])
     for pair in PAIRS:
-        for which in (OWN, APART, LOSS, DESCENT):
-            rows = pairs[(pairs.pair == pair) & (pairs.which == which)].set_index("step").value
+        for quantity in (OWN, APART, LOSS, DESCENT):
+            rows = (
+                pairs[(pairs.pair == pair) & (pairs.quantity == quantity)].set_index("step").value
+            )
             for name, step in (("first", 1), ("last", scale_named(params.scale).steps)):
                 value = rows.get(step)
-                numbers[f"{pair}_{which}_{name}"] = None if value is None else float(value)
-        rows = pairs[(pairs.pair == pair) & (pairs.which == DESCENT) & (pairs.step > 0)].value
+                numbers[f"{pair}_{quantity}_{name}"] = None if value is None else float(value)
+        rows = pairs[(pairs.pair == pair) & (pairs.quantity == DESCENT) & (pairs.step > 0)].value
         extreme = rows.min() if pair == SOUND else rows.abs().max()
         numbers[f"{pair}_descent"] = float(extreme) if len(rows) else None
     return numbers

@@ -115,7 +115,7 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
         LARGE): `differ`, the difference that two runs with different seeds exceed in one case of
         twenty; `items`, the standard deviation of a run due to the choice of items; and the spread
         over seeds divided by `items`, `value` with its interval `low` to `high`.
-    `pairs`: `value` of the arrays of `study._pairs`, by `pair`, `which` and `step`.
+    `pairs`: `value` of the arrays of `study._pairs`, by `pair`, `quantity` and `step`.
     """
     import pandas as pd
 
@@ -125,7 +125,7 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
         "spreads": ["kind", "size", *keys, "mean", "sd", "low", "high", "n"],
         "ratios": ["contrast", *keys, *interval],
         "single": ["measure", "kind", "size", "differ", "items", *interval, "n"],
-        "pairs": ["pair", "which", "step", "value"],
+        "pairs": ["pair", "quantity", "step", "value"],
     }
     rows = {
         "levels": _levels(scores),
@@ -203,8 +203,8 @@ def _single(scores: Scores) -> list[dict[str, Any]]:
 def _pair_rows(scores: Scores) -> list[dict[str, Any]]:
     steps = scores.params.weight_steps
     return [
-        {"pair": pair, "which": which, "step": step, "value": value}
-        for which in ("own", "apart", "loss", "descent")
-        for (pair,), array in scores.measured.under(which)
+        {"pair": pair, "quantity": quantity, "step": step, "value": value}
+        for quantity in ("own", "apart", "loss", "descent")
+        for (pair,), array in scores.measured.under(quantity)
         for step, value in zip(steps, array, strict=True)
     ]

@@ -90,8 +90,8 @@ def planted(params: Params, items: float = 0.001, share: float = 0.1, **sd: floa
             arrays[name_of("mean", "memorized", *cell)][-1] = 0.1 + 0.01 * z
     score = {"sound": 300.0, "decoupled": 0.5}
     for pair in ("sound", "decoupled"):
-        for which in ("own", "apart", "loss", "descent"):
-            arrays[name_of(which, pair)] = np.full(len(params.weight_steps), score[pair])
+        for quantity in ("own", "apart", "loss", "descent"):
+            arrays[name_of(quantity, pair)] = np.full(len(params.weight_steps), score[pair])
     return Measurements(arrays, {"neighbour_loss": 4.0, "gaps": 0})
 
 
@@ -243,7 +243,7 @@ def test_runs_share_weights_and_batches_and_a_lost_checkpoint_is_a_gap(
     assert result.values["gaps"] == 0
     at_end = tables["levels"].query("percent == 100")
     assert at_end.value.notna().all() and set(at_end.measure) == set(MEASURES)
-    pairs = tables["pairs"].set_index(["pair", "which", "step"]).value
+    pairs = tables["pairs"].set_index(["pair", "quantity", "step"]).value
     assert pairs["sound", "own", 1] == 0 == pairs["decoupled", "apart", 1]
     assert pairs["decoupled", "own", 1] == pytest.approx(1, abs=0.01)
     assert pairs["decoupled", "loss", 1] == 0 != pairs["sound", "loss", 1]
