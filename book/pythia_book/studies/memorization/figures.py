@@ -146,9 +146,11 @@ def shares(result: Result) -> Drawing:
     """Draw the share of memorized rows: at the end by size and training text, and over training."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
-    with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
+    note = style.seed_note(result, "memorized")
+    with style.canvas(result, 2, 2.9, "bars: 95 % intervals", note) as (figure, (left, right)):
         style.twin_shares(left, last, result.params.size_list)
         standard = style.rows_where(table, arm="standard")
+        style.seed_band(right, result, standard, "percent", "memorized", factor=100)
         style.size_curves(right, standard, "percent", sizes, 100, banded=(), labelled=True)
         right.set_xlabel("% of training")
         right.set_ylabel("% of the rows read so far")

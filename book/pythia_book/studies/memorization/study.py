@@ -44,7 +44,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     """
     return conduct(
         STUDY, params, partial(measure, params, progress), partial(analyse, params), released,
-        published,
+        published, seed_bands=True,
     )  # fmt: skip
 
 

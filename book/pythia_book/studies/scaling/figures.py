@@ -106,7 +106,9 @@ def losses(result: Result) -> Drawing:
     table, laws = result.tables["losses"], result.tables["laws"]
     sizes = result.params.size_list
     last = style.rows_where(table, step=table.step.max())
-    with style.canvas(result, 2, 3.0, "bars: 95 % intervals") as (figure, (by_size, by_flop)):
+    note = style.seed_note(result, "loss")
+    with style.canvas(result, 2, 3.0, "bars: 95 % intervals", note) as (figure, axes):
+        by_size, by_flop = axes
         for row in last.itertuples():
             colour = style.size_colour(row.size)
             style.interval_point(by_size, row.n_params, row, colour, 1)
@@ -119,6 +121,7 @@ def losses(result: Result) -> Drawing:
             by_size.set_title(f"at the end: exponent {text}")
         by_size.set(xscale="log", xlabel="parameters without embeddings",
                     ylabel="held-out loss, nats per token")  # fmt: skip
+        style.seed_band(by_flop, result, table, "flops", "loss")
         style.size_curves(by_flop, table, "flops", sizes, banded=(), markersize=2)
         by_flop.set(xscale="log", xlabel="training FLOP", title="over training")
         style.size_legend(figure, sizes)
@@ -213,7 +216,8 @@ def sums_over_training(result: Result) -> Drawing:
     sizes, riser = result.params.size_list, result.values["riser_choice"]
     joined = _joined(sums)
     note = f"standard half; lines: means of {JOINED} checkpoints; dotted: guessing"
-    with style.canvas(result, 2, 4.6, note, rows=2) as (figure, axes):
+    seeds = style.seed_note(result, "sums_choice")
+    with style.canvas(result, 2, 4.6, note, seeds, rows=2) as (figure, axes):
         for ax, (measure, (title, unit)) in zip(axes, MEASURE_TITLES.items(), strict=True):
             factor = _factor(measure)
             if riser:
@@ -222,6 +226,8 @@ def sums_over_training(result: Result) -> Drawing:
                 dots = ax.plot(own.percent, factor * own[measure], color=MUTED, **look)
                 svg.hide(*dots)
             lines = joined.assign(value=joined[measure])
+            ends = lines[lines["size"].isin((sizes[0], sizes[-1]))]  # eight bands would hide it
+            style.seed_band(ax, result, ends, "percent", f"sums_{measure}", factor=factor)
             style.size_curves(ax, lines, "percent", sizes, factor, marker="", linewidth=1.1)
             if riser:
                 curve = style.rows_where(smooth, size=riser)

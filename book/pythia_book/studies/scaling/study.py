@@ -47,6 +47,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         lambda measured, released: analyse(params, measured, released),
         released_tables,
         published,
+        seed_bands=True,
     )
 
 
