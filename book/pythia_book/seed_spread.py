@@ -42,10 +42,18 @@ def find(scale: str, redrawn: Path | None = None) -> pd.DataFrame:
     for folder in [root / "seeds" / scale for root in roots]:
         spreads = _read(folder, "spreads")
         if spreads is not None:
-            both = spreads[spreads.kind == "both"].dropna(subset=["sd"])
-            return both[COLUMNS].reset_index(drop=True)
+            return where_both_vary(spreads)
     own = None if redrawn is None else _read(redrawn, TABLE)
     return pd.DataFrame(columns=COLUMNS) if own is None else own
+
+
+def where_both_vary(spreads: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows, with COLUMNS, of the runs of both sizes in which both seeds vary.
+
+    `spreads` is the table of the study of seeds with this name.
+    """
+    both = spreads[spreads.kind.isin(("both", "large"))].dropna(subset=["sd"])
+    return both[COLUMNS].reset_index(drop=True)
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame | None:

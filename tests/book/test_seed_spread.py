@@ -24,7 +24,7 @@ class Params:
 def spreads(sizes: dict[str, float], measure: str = "loss") -> pd.DataFrame:
     """A table whose spread halves from the first to the last checkpoint, at each size."""
     rows = [
-        {"kind": "both", "measure": measure, "size": size, "step": step,
+        {"kind": "large" if size == "600k" else "both", "measure": measure, "size": size, "step": step,
          "percent": percent, "sd": sd * (1 - percent / 200), "n": 10 if size == "25k" else 3}
         for size, sd in sizes.items()
         for step, percent in ((1, 0.2), (286, 50.0), (572, 100.0))

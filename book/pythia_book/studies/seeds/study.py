@@ -143,16 +143,12 @@ def _measurements(run: Run) -> list[tuple[Measurement, dict[str, str]]]:
     """Return the measurements on items, with their arrays by the study's name of the measure."""
     from pythia_book.corpora import occupations
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
-    from pythia_book.studies.term_frequency import arithmetic
+    from pythia_book.tasks.arithmetic import ArithmeticMeasurement
     from pythia_book.tasks.associations import UNSEEN, AssociationMeasurement
-    from pythia_core.evaluation import scoring
 
     data, length = run.data, run.config.model.max_seq_len
     gender = TokenizedItems(Items.load(), data, length).measurement(full=False)
-    asked = tuple(q for q in arithmetic.questions() if q.held_out)
-    encode = scoring.encoder(data.tokenizer)
-    requests = arithmetic.requests(asked, 0, encode, data.eod_id, length)
-    sums = arithmetic.ArithmeticMeasurement(asked, tuple(requests), 0, length)
+    sums = ArithmeticMeasurement.of(data, 0, length, planted=False)
     stimuli = occupations.stimuli()
     nouns = [noun for noun in stimuli.nouns if noun.group == occupations.INVENTED]
     frames = {UNSEEN: stimuli.unseen}

@@ -174,9 +174,9 @@ def test_without_runs_of_the_larger_size_there_is_one_spread() -> None:
 def test_other_studies_read_the_spread_of_both_sizes() -> None:
     params = Params("smoke", **FEW)
     tables, _, _ = seeds.analyse(params, planted(params), {})
-    assert {*seed_spread.COLUMNS, "kind"} <= {*tables["spreads"].columns}
-    measured = tables["spreads"].groupby("kind")["size"].first()
-    assert (measured[BOTH], measured[LARGE]) == params.size_list
+    spread = seed_spread.where_both_vary(tables["spreads"])
+    assert tuple(spread["size"].unique()) == params.size_list
+    assert seed_spread.spread_at(spread, "loss", params.size_list[1], [100.0])[0] > 0
     assert set(seed_spread.SHARES) == {m for m, about in MEASURES.items() if about.factor == 100}
 
 
