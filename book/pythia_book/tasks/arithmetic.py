@@ -154,8 +154,8 @@ class ArithmeticMeasurement(RequestMeasurement):
 
     @property
     def name(self) -> str:
-        """The name of the measurement in the cache, e.g. "arithmetic_4_shot"."""
-        return f"arithmetic_{self.shots}_shot"
+        """The name of the measurement in the cache, e.g. "sums_4_shot"."""
+        return f"sums_{self.shots}_shot"
 
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
         """Measure `model`, and return the arrays that the class describes."""
