@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.corpora import miniature, pile_copies
-from pythia_book.measurements import N_ROWS, Arrays
+from pythia_book.measurements import N_ROWS, Arrays, LanguageMeasurement
 from pythia_core.config import ALTERNATIVES, PLANTED_DOMAINS, stable_hash
 from pythia_core.evaluation import memorization, scoring
 
@@ -64,6 +64,19 @@ def read_slices(standard: PreparedData, deduplicated: PreparedData) -> Slices:
         shares[group] = float(copies[members].sum())
         slice_shares[group] = float(copies[(times - 1 >= low) & (times - 1 <= high)].sum())
     return Slices(rows, _normalized(shares), _normalized(slice_shares))
+
+
+def heldout_once(data: PreparedData) -> LanguageMeasurement:
+    """Return the measurement on held-out documents, in which equal documents count once.
+
+    The corpus has some documents several times by itself, and equal documents are held out together
+    because their hashes are equal. The deduplicated corpus has each of them once.
+    """
+    everything = (data.heldout.document(i) for i in range(data.heldout.n_documents))
+    different = {ids.tobytes(): ids for ids in everything}
+    stream = np.concatenate([*different.values()])
+    rows = scoring.sample_windows(stream, data.config.seq_len, N_ROWS)
+    return LanguageMeasurement(rows, scoring.last_words(rows, data.tokenizer, data.eod_id))
 
 
 def _normalized(sizes: dict[str, float]) -> dict[str, float]:

@@ -138,16 +138,17 @@ def _twins(params: Params, twins: dict[Cell, Run], measured: Measurements, progr
     Held-out documents and other text are the same for all twins; only the order of training and the
     initial weights depend on the seed.
     """
-    from pythia_book.measurements import LanguageMeasurement, measure_each
+    from pythia_book.measurements import measure_each
     from pythia_book.studies.deduplication.slices import (
         GROUPS,
         CopiesMeasurement,
+        heldout_once,
         read_slices,
         unshared,
     )
 
     standard, deduplicated = (twins[params.size_list[0], arm, FIRST_SEED] for arm in DATA_ARMS)
-    language = LanguageMeasurement.of(standard.data)
+    language = heldout_once(standard.data)
     slices = read_slices(standard.data, deduplicated.data)
     groups = [group for group in GROUPS if group in slices.rows]
     copies = CopiesMeasurement(np.concatenate([slices.rows[g] for g in groups]), CONTEXT)
