@@ -12,7 +12,7 @@ from pythia_book.published.means import mean_over_pairs
 from pythia_book.records import number_text
 from pythia_book.stats import Z_95
 from pythia_book.studies.deduplication.params import MARGIN
-from pythia_book.studies.deduplication.tables import ALL
+from pythia_book.studies.deduplication.tables import ALL, HELDOUT, HELDOUT_STANDARD
 from pythia_book.style import BLUE, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -28,9 +28,12 @@ LEAD = "deduplicated minus standard,\naccuracy, points"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
 
 
-TEXTS = {"unread": "text as in the deduplicated corpus", "raw": "text as in the standard corpus"}
+TEXTS = {
+    HELDOUT: "held out, as in the deduplicated corpus",
+    HELDOUT_STANDARD: "held out, as in the standard corpus",
+}
 """Maps measures in the table `changes` to their names."""
-MARKS = {"unread": style.mark("o"), "raw": style.mark("s", hollow=True)}
+MARKS = {HELDOUT: style.mark("o"), HELDOUT_STANDARD: style.mark("s", hollow=True)}
 OFTEN = {"once": "once", "twice": "twice", "more": "3 times\nor more"}
 """Maps groups of documents to how often they occur in the standard text."""
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.corpora import miniature, pile_copies
+from pythia_book.corpora import miniature
 from pythia_book.measurements import N_ROWS, Arrays, LanguageMeasurement
-from pythia_core.config import ALTERNATIVES, PLANTED_DOMAINS, stable_hash
+from pythia_core.config import stable_hash
 from pythia_core.evaluation import memorization, scoring
 
 if TYPE_CHECKING:
@@ -97,21 +97,15 @@ def natural_documents(
     documents = [
         ids
         for ids, domain in zip(_documents(deduplicated), _domains(deduplicated), strict=True)
-        if domain not in {*PLANTED_DOMAINS, *ALTERNATIVES}
+        if miniature.is_natural(domain)
     ]
     identical = Counter(ids.tobytes() for ids in _documents(standard))
     texts = deduplicated.tokenizer.decode_batch([ids[:-1].tolist() for ids in documents])
     times = [
-        identical[ids.tobytes()] + edited_copies(text)
+        identical[ids.tobytes()] + sum(copy != text for copy in miniature.pile_copies_of(text))
         for ids, text in zip(documents, texts, strict=True)
     ]
     return documents, np.array(times, np.int64)
-
-
-def edited_copies(text: str) -> int:
-    """Return how many edited copies of a document the domain "copies_pile" plants."""
-    copied = miniature.fraction(text) >= miniature.GUARD
-    return pile_copies.occurrences(text)[1] if copied else 0
 
 
 def _documents(data: PreparedData) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ from pythia_book.studies.deduplication.params import (
     Params,
     texts,
 )
-from pythia_book.studies.deduplication.tables import TEXT_ROW, tables, values
+from pythia_book.studies.deduplication.tables import HELDOUT, TEXT_ROW, tables, values
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import DATA_ARMS, DEDUP, suite_configs
 
@@ -68,7 +68,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     Arrays of the twins on text with copies as in the Pile, e.g. of size 25k and seed 1234:
 
-    - "unread/25k/standard/1234": float32[rows], loss on held-out text, in nats per token.
+    - "heldout_deduplicated/25k/standard/1234": float32[rows], loss on held-out text as the
+      deduplicated corpus has it, in nats per token.
     - "once/...", "twice/...", "more/...": float32[rows], loss on text by how often it occurs in the
       standard training text (see `slices`).
     - "last_word/...": bool[words], whether greedy decoding gives the last words of held-out text.
@@ -167,7 +168,7 @@ def _twins(params: Params, twins: dict[Cell, Run], measured: Measurements, progr
         if (run.id, run.config.train.steps) not in results:
             continue
         text, repeated = results[run.id, run.config.train.steps]
-        losses = {"unread": text["loss"]}
+        losses = {HELDOUT: text["loss"]}
         losses |= dict(zip(groups, np.split(repeated["loss"], ends), strict=True))
         for group, loss in losses.items():
             measured.arrays[name_of(group, size, arm, seed)] = loss.astype(np.float32)
