@@ -6,7 +6,7 @@ twins whether the benefit is below a margin, and on our twins whether the held-o
 within MARGIN. Their text is repeated as in the Pile, so that the losses could differ.
 
 Held-out text as the deduplicated corpus has it was read by no model. The loss on held-out text as
-the standard corpus has it is a sum of changes of both signs, so no verdict is drawn from it.
+the standard corpus has it is a sum of changes that can have both signs, so it has no verdict.
 
 The suite's own text has a few documents that are repeated up to 128 times. Hernandez et al. 2022
 study this case, so we test their claim on it; the outcome was known from an earlier record.
@@ -29,7 +29,7 @@ from pythia_book.published.tables import CONVENTION, SAME, SAME_WHY
 from pythia_book.records import number_text
 from pythia_book.stats import Estimate, mean_over
 from pythia_book.studies.deduplication.crossed import crossed_mean
-from pythia_book.studies.deduplication.params import FIRST_SEED, MARGIN
+from pythia_book.studies.deduplication.params import FIRST_SEED, KNOWN_SD, MARGIN
 from pythia_book.studies.deduplication.tables import (
     GROUPS,
     HELDOUT,
@@ -158,8 +158,8 @@ def _others(
                 changes(params, measured, HELDOUT),
                 "nats per token",
                 MARGIN,
-                "the margin was set when the standard deviation over seeds of 25k, 0.025 on the "
-                "text of the suite, was known",
+                "the margin was set when the standard deviation over seeds of 25k on the text of "
+                f"the suite, {KNOWN_SD:g}, was known",
             ),
         ),
         Claim(
@@ -413,7 +413,7 @@ def _slice(params: Params, measured: Measurements, units: str) -> Test:
         if e
     )
     return untestable(
-        "a weighted sum of changes of both signs, whose weights are those of our copies",
+        "a weighted sum of changes that can have both signs; the weights are those of our copies",
         over_seeds(changes(params, measured, HELDOUT_STANDARD)),
         "nats per token",
         units,

@@ -15,7 +15,7 @@ from pythia_book.corpora.pile_copies import (
 )
 from pythia_book.stats import Estimate, estimate, mean_over
 from pythia_book.studies.deduplication.crossed import crossed_mean
-from pythia_book.studies.deduplication.params import FIRST_SEED, MARGIN
+from pythia_book.studies.deduplication.params import FIRST_SEED, KNOWN_SD, MARGIN
 from pythia_book.studies.memorization.tables import ratio
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.suite import DATA_ARMS, DEDUP
@@ -303,6 +303,7 @@ def values(
         "largest": largest,
         "seeds": params.seeds,
         "margin": MARGIN,
+        "known_sd": KNOWN_SD,
         "size_step": _size_step(params, measured),
         "percent": float(repetition.percent["heavily repeated"]),
         "percent_as_in_the_pile": float(repetition.percent["copies as in the Pile"]),

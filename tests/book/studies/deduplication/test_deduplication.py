@@ -351,7 +351,8 @@ def test_twins_are_compared_on_the_same_rows(tmp_path, monkeypatch) -> None:
     assert sum(result.measured.facts["slice_shares"].values()) == pytest.approx(1)
     for row in result.tables["effects"].itertuples():
         standard, deduplicated = (result.measured.get("loss", row.size, arm) for arm in DATA_ARMS)
-        assert row.value == pytest.approx(deduplicated.mean() - standard.mean(), abs=1e-6)
+        expected = deduplicated.mean(dtype=float) - standard.mean(dtype=float)
+        assert row.value == pytest.approx(expected, abs=1e-6)
     assert set(QUOTED) - set(result.values) <= {"changes_more", "memory_more"}, "no such text here"
     assert result.values["gaps"] == 0
     for draw in (figures.released, figures.released_over_training):
