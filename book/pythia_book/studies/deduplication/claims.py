@@ -31,7 +31,6 @@ from pythia_book.stats import Estimate, mean_over
 from pythia_book.studies.deduplication.crossed import crossed_mean
 from pythia_book.studies.deduplication.params import FIRST_SEED, KNOWN_SD, MARGIN
 from pythia_book.studies.deduplication.tables import (
-    GROUPS,
     HELDOUT,
     HELDOUT_STANDARD,
     changes,
@@ -404,9 +403,11 @@ def _equal_words(params: Params, measured: Measurements) -> Test:
 
 def _slice(params: Params, measured: Measurements, units: str) -> Test:
     """Return the change on held-out text as the standard corpus has it, without a verdict."""
-    parts = {"unread": HELDOUT} | {group: group for group in GROUPS}
     shares = measured.facts["slice_shares"]
-    estimates = {name: over_seeds(changes(params, measured, parts[name])) for name in shares}
+    estimates = {
+        name: over_seeds(changes(params, measured, {"unread": HELDOUT}.get(name, name)))
+        for name in shares
+    }
     note = "; ".join(
         f"{100 * shares[name]:.0f} % {WHERE[name]}: {_interval(e)}"
         for name, e in estimates.items()

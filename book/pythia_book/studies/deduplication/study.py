@@ -85,8 +85,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     Facts:
 
-    - "recipes", "clusters": the rows of the tables with these names, for the text with copies as in
-      the Pile. "suite_recipes", "suite_clusters": the same for the text of the suite.
+    - "recipes": the rows of the table with this name, for the text with copies as in the Pile.
+    - "clusters": [recipe, how often a document occurs, number of such documents], for this text.
+    - "suite_recipes", "suite_clusters": the same for the text of the suite.
     - "shares", "slice_shares": see `slices.Slices`.
     - "epochs": how often each arm reads its text.
     - "gaps": the number of unmeasured checkpoints, summed over the measurements.
@@ -116,7 +117,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _texts(configs: list[DataConfig], progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Prepare texts with several recipes; return rows for the tables `recipes` and `clusters`."""
+    """Prepare texts with several recipes; return the facts "recipes" and "clusters"."""
     from pythia_core.data.prepare import prepare
 
     rows: list[list[Any]] = []
