@@ -160,6 +160,11 @@ def _texts(domains: tuple[str, ...], corpus: str) -> Iterator[tuple[str, str]]:
             yield domain, _never_held_out(text)
 
 
+def is_natural(domain: str) -> bool:
+    """Return whether the documents of a domain are natural text, not generated."""
+    return domain not in GENERATED
+
+
 def document_counts(domains: tuple[str, ...], corpus: str) -> dict[str, int]:
     """Map each generated domain among `domains` to its approximate number of documents.
 

@@ -12,7 +12,7 @@ from pythia_book.published.means import mean_over_pairs
 from pythia_book.records import number_text
 from pythia_book.stats import Z_95
 from pythia_book.studies.deduplication.params import MARGIN
-from pythia_book.studies.deduplication.tables import ALL
+from pythia_book.studies.deduplication.tables import ALL, HELDOUT, HELDOUT_STANDARD
 from pythia_book.style import BLUE, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -28,9 +28,12 @@ LEAD = "deduplicated minus standard,\naccuracy, points"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
 
 
-TEXTS = {"unread": "text as in the deduplicated corpus", "raw": "text as in the standard corpus"}
+TEXTS = {
+    HELDOUT: "held out, as in the deduplicated corpus",
+    HELDOUT_STANDARD: "held out, as in the standard corpus",
+}
 """Maps measures in the table `changes` to their names."""
-MARKS = {"unread": style.mark("o"), "raw": style.mark("s", hollow=True)}
+MARKS = {HELDOUT: style.mark("o"), HELDOUT_STANDARD: style.mark("s", hollow=True)}
 OFTEN = {"once": "once", "twice": "twice", "more": "3 times\nor more"}
 """Maps groups of documents to how often they occur in the standard text."""
 
@@ -40,13 +43,12 @@ def answer(result: Result) -> Drawing:
     """Draw how deduplication changes the held-out loss, for both ways of repeating documents."""
     changes, suite = result.tables["changes"], result.tables["effects"]
     changes = changes[changes.measure.isin(TEXTS)]
-    sizes = _sizes(result)
     ours = f"{result.params.seeds} seeds" if result.params.seeds > 1 else "one seed"
     notes = f"bars: 95 % intervals over {ours}; with a few texts, over held-out rows"
     with style.canvas(result, 2, 2.8, notes, sharey=True, ratios=(1, 1.5)) as (figure, axes):
         pile, heavy = axes
         pile.axhspan(-MARGIN, MARGIN, color=style.GRID, linewidth=0, zorder=0)
-        _points(pile, changes, sizes, "measure", MARKS, TEXTS)
+        _points(pile, changes, _sizes(result))
         pile.set_title("copies as in the Pile")
         pile.set_ylabel("deduplicated minus standard,\nloss in nats per token")
         heavy.set_title("a few texts up to 128 times")
@@ -69,26 +71,17 @@ def _sizes(result: Result) -> list[str]:
     return [*sizes, ALL] if len(sizes) > 1 else [*sizes]
 
 
-def _points(
-    ax: Axes,
-    frame: pd.DataFrame,
-    sizes: list[str],
-    column: str,
-    marks: dict[str, dict],
-    names: dict[str, str],
-) -> None:
-    """Draw a point for each size, and for their mean in black, for each value of `column`."""
-    for j, (key, mark) in enumerate(marks.items()):
-        shift = 0.22 * (j - (len(marks) - 1) / 2)
-        rows = style.rows_where(frame, **{column: key})
-        for row in rows[rows["size"].isin(sizes)].itertuples():
-            colour = style.INK if row.size == ALL else style.size_colour(row.size)
-            face = "white" if mark["markerfacecolor"] == "white" else colour
-            look = {"marker": mark["marker"], "markerfacecolor": face, "markersize": 5}
-            at = sizes.index(row.size) + shift
-            style.interval_point(ax, at, row, colour, 1, name=f"{row.size}, {names[key]}", **look)
-    style.category_ticks(ax, ["mean" if size == ALL else size for size in sizes])
-    ax.set_xlim(-0.6, len(sizes) - 0.4)
+def _points(ax: Axes, changes: pd.DataFrame, sizes: list[str]) -> None:
+    """Draw a point for each size, and for their mean in black, for each measure of MARKS."""
+    ticks = ["mean" if size == ALL else size for size in sizes]
+    style.size_points(ax, changes[changes["size"] != ALL], ticks, "measure", MARKS, 1, TEXTS)
+    for shift, (measure, mark) in zip((-0.11, 0.11), MARKS.items(), strict=True):
+        face = "white" if mark["markerfacecolor"] == "white" else style.INK
+        look = {"marker": mark["marker"], "markerfacecolor": face}
+        for row in style.rows_where(changes, measure=measure, size=ALL).itertuples():
+            name = f"mean, {TEXTS[measure]}"
+            at = len(ticks) - 1 + shift
+            style.interval_point(ax, at, row, style.INK, 1, name=name, markersize=5, **look)
 
 
 @style.figure

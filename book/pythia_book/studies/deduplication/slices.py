@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.corpora import miniature, pile_copies
-from pythia_book.measurements import N_ROWS, Arrays
-from pythia_core.config import ALTERNATIVES, PLANTED_DOMAINS, stable_hash
+from pythia_book.corpora import miniature
+from pythia_book.measurements import N_ROWS, Arrays, LanguageMeasurement
+from pythia_core.config import stable_hash
 from pythia_core.evaluation import memorization, scoring
 
 if TYPE_CHECKING:
@@ -66,6 +66,19 @@ def read_slices(standard: PreparedData, deduplicated: PreparedData) -> Slices:
     return Slices(rows, _normalized(shares), _normalized(slice_shares))
 
 
+def heldout_once(data: PreparedData) -> LanguageMeasurement:
+    """Return the measurement on held-out documents, in which equal documents count once.
+
+    The corpus has some documents several times by itself, and equal documents are held out together
+    because their hashes are equal. The deduplicated corpus has each of them once.
+    """
+    everything = (data.heldout.document(i) for i in range(data.heldout.n_documents))
+    different = {ids.tobytes(): ids for ids in everything}
+    stream = np.concatenate([*different.values()])
+    rows = scoring.sample_windows(stream, data.config.seq_len, N_ROWS)
+    return LanguageMeasurement(rows, scoring.last_words(rows, data.tokenizer, data.eod_id))
+
+
 def _normalized(sizes: dict[str, float]) -> dict[str, float]:
     """Divide sizes by their sum."""
     total = sum(sizes.values())
@@ -84,21 +97,15 @@ def natural_documents(
     documents = [
         ids
         for ids, domain in zip(_documents(deduplicated), _domains(deduplicated), strict=True)
-        if domain not in {*PLANTED_DOMAINS, *ALTERNATIVES}
+        if miniature.is_natural(domain)
     ]
     identical = Counter(ids.tobytes() for ids in _documents(standard))
     texts = deduplicated.tokenizer.decode_batch([ids[:-1].tolist() for ids in documents])
     times = [
-        identical[ids.tobytes()] + edited_copies(text)
+        identical[ids.tobytes()] + sum(copy != text for copy in miniature.pile_copies_of(text))
         for ids, text in zip(documents, texts, strict=True)
     ]
     return documents, np.array(times, np.int64)
-
-
-def edited_copies(text: str) -> int:
-    """Return how many edited copies of a document the domain "copies_pile" plants."""
-    copied = miniature.fraction(text) >= miniature.GUARD
-    return pile_copies.occurrences(text)[1] if copied else 0
 
 
 def _documents(data: PreparedData) -> list[np.ndarray]:

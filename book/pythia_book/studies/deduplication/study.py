@@ -26,7 +26,7 @@ from pythia_book.studies.deduplication.params import (
     Params,
     texts,
 )
-from pythia_book.studies.deduplication.tables import TEXT_ROW, tables, values
+from pythia_book.studies.deduplication.tables import HELDOUT, TEXT_ROW, tables, values
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import DATA_ARMS, DEDUP, suite_configs
 
@@ -68,7 +68,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     Arrays of the twins on text with copies as in the Pile, e.g. of size 25k and seed 1234:
 
-    - "unread/25k/standard/1234": float32[rows], loss on held-out text, in nats per token.
+    - "heldout_deduplicated/25k/standard/1234": float32[rows], loss on held-out text as the
+      deduplicated corpus has it, in nats per token.
     - "once/...", "twice/...", "more/...": float32[rows], loss on text by how often it occurs in the
       standard training text (see `slices`).
     - "last_word/...": bool[words], whether greedy decoding gives the last words of held-out text.
@@ -84,8 +85,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     Facts:
 
-    - "recipes", "clusters": the rows of the tables with these names, for the text with copies as in
-      the Pile. "suite_recipes", "suite_clusters": the same for the text of the suite.
+    - "recipes": the rows of the table with this name, for the text with copies as in the Pile.
+    - "clusters": [recipe, how often a document occurs, number of such documents], for this text.
+    - "suite_recipes", "suite_clusters": the same for the text of the suite.
     - "shares", "slice_shares": see `slices.Slices`.
     - "epochs": how often each arm reads its text.
     - "gaps": the number of unmeasured checkpoints, summed over the measurements.
@@ -115,7 +117,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _texts(configs: list[DataConfig], progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Prepare texts with several recipes; return rows for the tables `recipes` and `clusters`."""
+    """Prepare texts with several recipes; return the facts "recipes" and "clusters"."""
     from pythia_core.data.prepare import prepare
 
     rows: list[list[Any]] = []
@@ -138,16 +140,17 @@ def _twins(params: Params, twins: dict[Cell, Run], measured: Measurements, progr
     Held-out documents and other text are the same for all twins; only the order of training and the
     initial weights depend on the seed.
     """
-    from pythia_book.measurements import LanguageMeasurement, measure_each
+    from pythia_book.measurements import measure_each
     from pythia_book.studies.deduplication.slices import (
         GROUPS,
         CopiesMeasurement,
+        heldout_once,
         read_slices,
         unshared,
     )
 
     standard, deduplicated = (twins[params.size_list[0], arm, FIRST_SEED] for arm in DATA_ARMS)
-    language = LanguageMeasurement.of(standard.data)
+    language = heldout_once(standard.data)
     slices = read_slices(standard.data, deduplicated.data)
     groups = [group for group in GROUPS if group in slices.rows]
     copies = CopiesMeasurement(np.concatenate([slices.rows[g] for g in groups]), CONTEXT)
@@ -166,7 +169,7 @@ def _twins(params: Params, twins: dict[Cell, Run], measured: Measurements, progr
         if (run.id, run.config.train.steps) not in results:
             continue
         text, repeated = results[run.id, run.config.train.steps]
-        losses = {"unread": text["loss"]}
+        losses = {HELDOUT: text["loss"]}
         losses |= dict(zip(groups, np.split(repeated["loss"], ends), strict=True))
         for group, loss in losses.items():
             measured.arrays[name_of(group, size, arm, seed)] = loss.astype(np.float32)

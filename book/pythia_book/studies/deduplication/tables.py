@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.corpora.pile_copies import EPOCHS, NEAR_SHARE, exact_shares
+from pythia_book.corpora.pile_copies import (
+    EPOCHS,
+    MOST,
+    NEAR_EXPONENT,
+    NEAR_SHARE,
+    exact_shares,
+)
 from pythia_book.stats import Estimate, estimate, mean_over
 from pythia_book.studies.deduplication.crossed import crossed_mean
-from pythia_book.studies.deduplication.params import FIRST_SEED, MARGIN
+from pythia_book.studies.deduplication.params import FIRST_SEED, KNOWN_SD, MARGIN
 from pythia_book.studies.memorization.tables import ratio
 from pythia_core.data.dedup import RECIPES, s_curve
-from pythia_core.suite import DATA_ARMS, DEDUP, scale_named
+from pythia_core.suite import DATA_ARMS, DEDUP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +36,15 @@ REPEATED = ("twice", "more")
 """The groups of documents that occur more than once in the standard text."""
 GROUPS = ("once", *REPEATED)
 """The groups of documents by how often they occur; the keys of `slices.GROUPS`."""
+HELDOUT, HELDOUT_STANDARD = "heldout_deduplicated", "heldout_standard"
+"""The measures of loss on held-out text: as the deduplicated or as the standard corpus has it."""
+QUOTED = (
+    "changes_heldout_deduplicated", "changes_heldout_deduplicated_smallest",
+    "changes_heldout_deduplicated_largest", "changes_heldout_standard", "changes_unshared",
+    "changes_once", "changes_twice", "changes_more",
+    "memory_once", "memory_twice", "memory_more", "memory_repeated", "memory_standard_text",
+)  # fmt: skip
+"""The rows of the tables `changes` and `memory` that the page quotes."""
 ALL = "all"
 """The name of the mean over sizes in the tables `changes` and `memory`."""
 
@@ -39,7 +54,6 @@ def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
 
     - `recipes`: `recipe`, `documents` and `tokens` left, documents removed as `identical` or
       `similar`, `percent` of tokens removed, for the text with copies as in the Pile.
-    - `clusters`: `recipe`, `copies` per cluster, numbers of such `clusters` and their `documents`.
     - `repetition`: how repetitive the Pile and our two texts are, by `text`: `percent` of tokens
       that deduplication removes, `copied`: percentage of documents that have a copy, `per_cluster`:
       copies per document that has any, `most` copies.
@@ -48,35 +62,25 @@ def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
       with an interval over `n` seeds.
     - `memory`: by how much more a deduplicated model has memorized text than its twin, by `size`
       and the `group` of the text (see `memory`), with an interval over `n` seeds.
-    - `levels`: `size`, `arm`, `measure`, `step`, `percent` of training, and the mean over n items,
-      for the final models of the suite.
-    - `effects`: the columns of `levels` except `arm`. The values are paired differences,
-      deduplicated minus standard.
+    - `effects`: deduplicated minus standard loss of the final models of the suite by `size`, with
+      an interval over `n` held-out rows.
     - `memorized`: `size`, `arm`, and the share of training rows that each final model of the suite
       has memorized; the interval resamples distinct texts.
 
     From `changes` on, each table ends with `value`, `low`, `high` and `n`.
     """
-    import pandas as pd
-
     recipes = _recipes(measured.facts["recipes"])
-    names = ["recipe", "copies", "clusters"]
-    clusters = pd.DataFrame(measured.facts["clusters"], columns=names)
-    clusters["documents"] = clusters.copies * clusters.clusters
-    levels, effects = _suite(params, measured)
-    measures = ("unread", "raw", "unshared", *GROUPS, "last_word")
+    measures = (HELDOUT, HELDOUT_STANDARD, "unshared", *GROUPS, "last_word")
     memories = (*GROUPS, "repeated", "standard text")
     return {
         "recipes": recipes,
-        "clusters": clusters,
         "repetition": _repetition(measured, recipes),
         "caught": _caught(),
         "changes": _over_seeds(
             params, "measure", {m: changes(params, measured, m) for m in measures}
         ),
         "memory": _over_seeds(params, "group", {g: memory(params, measured, g) for g in memories}),
-        "levels": levels,
-        "effects": effects,
+        "effects": _effects(params, measured),
         "memorized": _memorized(params, measured),
     }
 
@@ -151,16 +155,17 @@ def changes(params: Params, measured: Measurements, measure: str) -> np.ndarray:
 
     Args:
         measure: one of
-            "unread": loss on held-out text, which is as the deduplicated corpus has it.
-            "raw": loss on a held-out slice of the standard corpus (see `slices`).
-            "unshared": loss on the held-out rows that share no text with the training text.
+            HELDOUT: loss on held-out text, which is as the deduplicated corpus has it.
+            HELDOUT_STANDARD: loss on a held-out slice of the standard corpus (see `slices`).
+            "unshared": loss on the rows of HELDOUT that share no text with the training text.
             "once", "twice", "more": loss on text by how often it occurs in the standard text.
             "last_word": held-out last words predicted, in points.
     """
-    if measure == "raw":
+    if measure == HELDOUT_STANDARD:
+        names = {"unread": HELDOUT}
         parts = measured.facts["slice_shares"].items()
-        return sum(share * changes(params, measured, group) for group, share in parts)
-    array, factor = {"unshared": ("unread", 1), "last_word": ("last_word", 100)}.get(
+        return sum(s * changes(params, measured, names.get(part, part)) for part, s in parts)
+    array, factor = {"unshared": (HELDOUT, 1), "last_word": ("last_word", 100)}.get(
         measure, (measure, 1)
     )
     rows = measured.arrays["unshared"] if measure == "unshared" else slice(None)
@@ -179,8 +184,9 @@ def changes(params: Params, measured: Measurements, measure: str) -> np.ndarray:
 def memory(params: Params, measured: Measurements, group: str) -> np.ndarray:
     """Return how much more a deduplicated model has memorized than its twin, float[seeds, sizes].
 
-    What a model has memorized of a text is its loss on unread text minus its loss on this text, in
-    nats per token. In the difference of twins, what makes one text easier than another cancels.
+    What a model has memorized of a text is its loss on held-out text (HELDOUT) minus its loss on
+    this text, in nats per token. In the difference of twins, what makes one text easier than
+    another cancels.
 
     Args:
         group: "once", "twice" or "more": how often the text occurs in the standard text; "repeated"
@@ -192,7 +198,7 @@ def memory(params: Params, measured: Measurements, group: str) -> np.ndarray:
     if not known:
         return np.full((params.seeds, len(params.size_list)), np.nan)
     own = sum(share * changes(params, measured, member) for member, share in known.items())
-    return changes(params, measured, "unread") - own / sum(known.values())
+    return changes(params, measured, HELDOUT) - own / sum(known.values())
 
 
 def over_seeds(values: np.ndarray) -> Estimate | None:
@@ -240,26 +246,17 @@ def _change(measured: Measurements, size: str) -> np.ndarray | None:
     return deduplicated.astype(float) - standard
 
 
-def _suite(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables `levels` (every model's loss) and `effects` (differences of twins)."""
+def _effects(params: Params, measured: Measurements) -> pd.DataFrame:
+    """Return the table `effects`: how deduplication changes the loss of the suite's twins."""
     import pandas as pd
 
-    levels, effects = [], []
+    rows = []
     for size in params.suite_sizes:
-        keys = {"size": size, "step": scale_named(params.scale).steps, "percent": 100.0}
-        keys["measure"] = "loss"
-        for arm in DATA_ARMS:
-            values = measured.get("loss", size, arm)
-            if values is not None:
-                e = estimate(values[None], params.bootstrap)
-                levels.append(keys | {"arm": arm} | e.interval() | {"n": e.n_items})
         differences = _change(measured, size)
         if differences is not None:
             e = estimate(differences[None], params.bootstrap, change=True)
-            effects.append(keys | e.interval() | {"n": e.n_items})
-    names = ["size", "step", "percent", "arm", "measure", "value", "low", "high", "n"]
-    frames = pd.DataFrame(levels, columns=names), pd.DataFrame(effects, columns=names)
-    return frames[0], frames[1].drop(columns="arm")
+            rows.append({"size": size, **e.interval(), "n": e.n_items})
+    return pd.DataFrame(rows, columns=["size", "value", "low", "high", "n"])
 
 
 def _memorized(params: Params, measured: Measurements) -> pd.DataFrame:
@@ -292,57 +289,54 @@ def values(
 
     Changes are deduplicated minus standard, in points or nats per token.
     """
-    recipes = frames["recipes"].set_index("recipe")
     before, after = PILE_TOKENS
     raw = sum(size for size, _ in EPOCHS.values())
     effective = sum(size * epochs for size, epochs in EPOCHS.values())
     smallest, largest = params.size_list[0], params.size_list[-1]
-    loss = pooled(params, measured)
-    heavy = None if loss is None else crossed_mean(loss)
-    suite = _recipes(measured.facts["suite_recipes"]).set_index("recipe")
     repetition = frames["repetition"].set_index("text")
+    effects = frames["effects"].set_index("size").value
+    facts, unshared = measured.facts, measured.arrays["unshared"]
+    heavy = pooled(params, measured)
     numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "smallest": smallest,
         "largest": largest,
-        "largest_suite": params.suite_sizes[-1],
         "seeds": params.seeds,
         "margin": MARGIN,
-        "tokens_before": int(recipes.tokens["none"]),
-        "tokens_after": int(recipes.tokens[DEDUP]),
-        "percent": float(suite.percent[DEDUP]),
-        "percent_as_in_the_pile": float(recipes.percent[DEDUP]),
-        "percent_eleutherai": float(recipes.percent["eleutherai-0.87"]),
-        "percent_pile": 100 * (1 - after / before),
+        "known_sd": KNOWN_SD,
+        "size_step": _size_step(params, measured),
+        "percent": float(repetition.percent["heavily repeated"]),
+        "percent_as_in_the_pile": float(repetition.percent["copies as in the Pile"]),
+        "percent_pile": float(repetition.percent["the Pile"]),
+        "pile_tokens_before": before / 1e9,
+        "pile_tokens_after": after / 1e9,
         "percent_epochs": 100 * (1 - raw / effective),
         "components": len(EPOCHS),
         "components_repeated": sum(epochs > 1 for _, epochs in EPOCHS.values()),
         **{f"occur_{n}_percent": 100 * share for n, share in exact_shares().items()},
         "near_percent": 100 * NEAR_SHARE,
-        "copied_percent": float(repetition.copied["copies as in the Pile"]),
+        "near_exponent": NEAR_EXPONENT,
+        "near_most": MOST,
+        "heavy_most": float(repetition.most["heavily repeated"]),
         "copied_percent_pile": float(repetition.copied["the Pile"]),
-        "per_cluster": float(repetition.per_cluster["copies as in the Pile"]),
         "per_cluster_pile": float(repetition.per_cluster["the Pile"]),
-        "documents_identical": int(recipes.identical[DEDUP]),
-        "documents_similar": int(recipes.similar[DEDUP]),
-        "rows": len(measured.arrays["unshared"]),
-        "unshared_percent": 100 * float(measured.arrays["unshared"].mean()),
-        "gaps": measured.facts["gaps"],
-        **{f"epochs_{arm}": times for arm, times in measured.facts["epochs"].items()},
+        "unshared_percent": 100 * float(unshared.mean()),
+        "gaps": facts["gaps"],
+        **{f"epochs_{arm}": times for arm, times in facts["epochs"].items()},
         **{
-            f"slice_{group}_percent": 100 * share
-            for group, share in measured.facts["slice_shares"].items()
+            f"slice_{group}_percent": 100 * facts["slice_shares"].get(group, 0.0)
+            for group in ("unread", "once")
         },
         **{f"released_{name}": e and e.interval() for name, e in released.items()},
-        "loss_change": heavy and heavy.interval(),
-        "n_loss": 0 if loss is None else loss.shape[1],
+        "loss_change": None if heavy is None else crossed_mean(heavy).interval(),
+        "loss_change_same_sizes": float(effects.reindex([*params.size_list]).mean()),
     }
     for table, key in (("changes", "measure"), ("memory", "group")):
         for row in frames[table].itertuples():
-            name = f"{table}_{getattr(row, key)}".replace(" ", "_")
-            size = {ALL: "", smallest: "_smallest", largest: "_largest"}.get(row.size)
-            if size is not None:
-                numbers[name + size] = {"value": row.value, "low": row.low, "high": row.high}
+            size = {ALL: "", smallest: "_smallest", largest: "_largest"}.get(row.size, "_other")
+            name = f"{table}_{getattr(row, key)}{size}".replace(" ", "_")
+            if name in QUOTED:
+                numbers[name] = {"value": row.value, "low": row.low, "high": row.high}
     recited = {arm: _recited(params, measured, arm) for arm in DATA_ARMS}
     numbers |= {f"recited_{arm}_percent": share for arm, share in recited.items()}
     for row in frames["memorized"].itertuples():
@@ -350,6 +344,20 @@ def values(
             share = Estimate(row.value, row.low, row.high, row.n, 1).times(100)
             numbers[f"memorized_{row.arm}_percent"] = share.interval()
     return numbers
+
+
+def _size_step(params: Params, measured: Measurements) -> float | None:
+    """Return the loss on HELDOUT of the smallest minus that of the largest standard models.
+
+    In nats per token, a mean over seeds; None if a model was not measured.
+    """
+    seeds = range(FIRST_SEED, FIRST_SEED + params.seeds)
+    ends = params.size_list[0], params.size_list[-1]
+    arrays = [[measured.get(HELDOUT, size, "standard", seed) for seed in seeds] for size in ends]
+    if any(array is None for of_size in arrays for array in of_size):
+        return None
+    small, large = (float(np.mean(of_size)) for of_size in arrays)
+    return small - large
 
 
 def _recited(params: Params, measured: Measurements, arm: str) -> float | None:

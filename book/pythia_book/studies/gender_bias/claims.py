@@ -61,8 +61,8 @@ SHIFT_MARGIN = 0.4
 prior by in the pilot."""
 COST_MARGIN = 0.02
 """A rise of the held-out loss by less than this, in nats per token, is marginal. From 25k to 600k,
-the losses of neighbouring sizes differ by at least 0.023 (record of deduplication, levels.csv). The
-margin was set when the losses of an earlier run were known (0.014 to 0.018 for 21 %)."""
+the losses of neighbouring sizes differ by at least 0.03 (record of scaling, losses.csv). The margin
+was set when the losses of an earlier run were known (0.014 to 0.018 for 21 %)."""
 PILOT_SD = {UNSEEN: 0.297, PLANTED_FRAMES: 0.061}
 """Standard deviation, over three pilot seeds, of what 600k retains under the swap minus what 25k
 retains, by kind of frame (LOG.md, 2026-11-29)."""

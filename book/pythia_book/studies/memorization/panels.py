@@ -65,7 +65,7 @@ def shared_passages(rows: np.ndarray) -> np.ndarray:
 def natural(data: PreparedData, rows: np.ndarray) -> np.ndarray:
     """Return whether each of the rows 0, 1, ..., int[n, width], has no generated text, bool[n]."""
     named = {name for name, _ in data.manifest["tokens"]["train"]["domains"]}
-    generated = [name for name in miniature.GENERATED if name in named]
+    generated = sorted(name for name in named if not miniature.is_natural(name))
     return ~in_documents(data, len(rows), generated).any(1)
 
 

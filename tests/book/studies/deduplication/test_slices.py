@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from pythia_book.corpora import miniature
-from pythia_book.measurements import LanguageMeasurement
+from pythia_book.measurements import N_ROWS, LanguageMeasurement
 from pythia_book.studies.deduplication.params import FIRST_SEED, Params
 from pythia_book.studies.deduplication.slices import (
     GROUPS,
     CopiesMeasurement,
+    heldout_once,
     natural_documents,
     read_slices,
     unshared,
 )
 
 from pythia_core.data.prepare import PreparedData, prepare
+from pythia_core.evaluation import scoring
 from pythia_core.suite import DATA_ARMS
 
 pytestmark = pytest.mark.wheels
@@ -57,6 +61,26 @@ def test_a_slice_has_one_copy_fewer_than_the_text(texts) -> None:
         stream = np.concatenate(own)
         assert (rows[0] == stream[: rows.shape[1]]).all()
         assert rows.shape[1] == standard.config.seq_len + 1
+
+
+def test_each_held_out_document_counts_once(texts) -> None:
+    """As at scale laptop, where one of the held-out documents occurs eight times."""
+    standard, _ = texts
+    own = [standard.heldout.document(i) for i in range(standard.heldout.n_documents)]
+    several = [own[0]] * 3 + [own[2]] * 8 + own
+    repeated = SimpleNamespace(
+        heldout=SimpleNamespace(document=several.__getitem__, n_documents=len(several)),
+        tokenizer=standard.tokenizer, config=standard.config, eod_id=standard.eod_id,
+    )  # fmt: skip
+    order = [own[0], own[2], own[1], *own[3:]]
+    once = SimpleNamespace(
+        heldout=SimpleNamespace(document=order.__getitem__, n_documents=len(order)),
+        tokenizer=standard.tokenizer, config=standard.config, eod_id=standard.eod_id,
+    )  # fmt: skip
+    assert heldout_once(repeated).digest == heldout_once(once).digest
+    stream = np.concatenate(own)
+    expected = scoring.sample_windows(stream, standard.config.seq_len, N_ROWS)
+    assert (heldout_once(standard).rows == expected).all(), "without repeats, as in the suite"
 
 
 def test_rows_that_share_text_are_found(texts) -> None:
