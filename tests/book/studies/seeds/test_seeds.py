@@ -100,7 +100,6 @@ CLAIMS = {
     "states": "same states",
     "size": "of 25k",
     "sizes": "right order",
-    "loss": "held-out loss differs",
     "gender": "feminine share",
     "decoupled": "another run's initial weights",
     "scores": "scores of seed 0",
@@ -123,11 +122,10 @@ def verdicts(
 def test_claims_hold_or_fail_with_the_data() -> None:
     params = Params("smoke", seeds=10, apart_seeds=10, largest_seeds=10)
     assert verdicts(params, planted(params, large=0.002)) == {
-        "order": "reproduced",
+        "order": "not resolved",  # ten seeds cannot show that two spreads are comparable
         "states": "not testable here",
         "size": "holds",
         "sizes": "holds",
-        "loss": "holds",
         "gender": "holds",
         "decoupled": "holds",
         "scores": "not testable here",
@@ -136,8 +134,8 @@ def test_claims_hold_or_fail_with_the_data() -> None:
     found = verdicts(params, other)
     assert found["order"] == "contradicted" and found["size"] == "does not hold"
     assert found["sizes"] == "does not hold" and found["gender"] == "not resolved"
-    few = Params("smoke", **FEW)
-    assert verdicts(few, planted(few))["order"] == "not resolved"
+    many = Params("smoke", seeds=3, apart_seeds=40)
+    assert verdicts(many, planted(many))["order"] == "reproduced"
 
 
 def test_a_decoupled_pair_that_is_not_told_fails_the_check() -> None:
