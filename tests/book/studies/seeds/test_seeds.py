@@ -270,7 +270,7 @@ def test_runs_share_weights_and_batches_and_a_lost_checkpoint_is_a_gap(
 
     swapped = runs["7k", 2, 1234]  # a step from a run of other initial weights is found
     folder = swapped.checkpoints / "step-000008"
-    assert any("continue from step 0" in line for line in verify(swapped))
+    assert any("continue from step 0" in line and "others" not in line for line in verify(swapped))
     shutil.rmtree(folder)
     shutil.copytree(runs["7k", 1234, 1].checkpoints / "step-000008", folder)
     with pytest.raises(CheckpointError, match=r"step 8 .* does not continue from its step 0"):
