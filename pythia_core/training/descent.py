@@ -57,9 +57,7 @@ def continues(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> boo
     return False if root and math.inf > own >= EXPECTED * root else None
 
 
-def _sums(
-    initial: Mapping[str, Tensor], later: Mapping[str, Tensor]
-) -> tuple[float, float, float]:
+def _sums(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> tuple[float, float, float]:
     """Return the sum of w v, the root of the sum of (w v)^2, and the sum of w^2.
 
     A matrix that is tied to another (equal to it in `initial`) counts once, since its signs are not

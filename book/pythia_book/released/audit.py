@@ -155,7 +155,10 @@ class Audit:
             for names, reason in self.duplicates()
             if reason
         ]
-        for related, words in ((True, "continue from step0"), (None, "cannot be compared with step0")):
+        for related, words in (
+            (True, "continue from step0"),
+            (None, "cannot be compared with step0"),
+        ):
             names = [name for name, answer in self.continuing.items() if answer is related]
             lines += [f"{len(names)} early revisions {words}: {_list(names)}"] if names else []
         wholes = {entry.revision: entry.whole for entry in self.sound}

@@ -141,9 +141,9 @@ def _order_and_weights(scores: Scores) -> Test:
         return within(None, unit, units, math.log(SIMILAR))
     note = (
         f"standard deviation of the held-out loss by order over that by weights: {ratio.value:.2f} "
-        f"[{ratio.low:.2f}, {ratio.high:.2f}]; comparable: neither is {SIMILAR:g} times the other. An earlier grid of runs, with a ratio near "
-        "1.2, was known when this was set. With ten seeds of each kind, only a large difference can "
-        "be found"
+        f"[{ratio.low:.2f}, {ratio.high:.2f}]; comparable: neither is {SIMILAR:g} times the other. "
+        "An earlier grid, with a ratio near 1.2, was known when this bound was set. Ten seeds of "
+        "each kind can only find a large difference"
     )
     return within(ratio.mapped(math.log, math.exp), unit, units, math.log(SIMILAR), note)
 
