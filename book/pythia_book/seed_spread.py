@@ -52,7 +52,7 @@ def where_both_vary(spreads: pd.DataFrame) -> pd.DataFrame:
 
     `spreads` is the table of the study of seeds with this name.
     """
-    both = spreads[spreads.kind.isin(("both", "large"))].dropna(subset=["sd"])
+    both = spreads[spreads.kind.isin(("both", "largest"))].dropna(subset=["sd"])
     return both[COLUMNS].reset_index(drop=True)
 
 

@@ -26,7 +26,7 @@ def spreads(sizes: dict[str, float], measure: str = "loss") -> pd.DataFrame:
     rows = [
         {"kind": kind, "measure": measure, "size": size, "step": step,
          "percent": percent, "sd": sd * (1 - percent / 200), "n": 10 if size == "25k" else 3}
-        for (size, sd), kind in zip(sizes.items(), ("both", "large"), strict=False)
+        for (size, sd), kind in zip(sizes.items(), ("both", "largest"), strict=False)
         for step, percent in ((1, 0.2), (286, 50.0), (572, 100.0))
     ]  # fmt: skip
     return pd.DataFrame(rows)

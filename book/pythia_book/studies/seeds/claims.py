@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,26 +39,23 @@ true ratio of 1 would be found comparable with a probability of 0.8."""
 MAPPED_FROM = 13_000
 """The step of the first evenly spaced checkpoint in the training maps. Of the thirteen checkpoints
 before it, ten lie within the first 512 updates."""
-TIMES_ITEMS = "\N{MULTIPLICATION SIGN} sampling error of the items"
 SAME_SCORE = 0.999
 """Two series of scores count as the same if their correlation is at least this."""
-UNRELATED = 6.0
-"""The bound of pythia_core.training.descent, which is not imported because it loads torch."""
 
 
 def claims(
-    scores: Scores, tables: dict[str, pd.DataFrame], neighbour: float | None, released: Tables
+    scores: Scores, tables: dict[str, pd.DataFrame], facts: dict[str, Any], released: Tables
 ) -> list[Claim]:
     """Return all claims of the study with their tests, first the claims of papers.
 
     Args:
-        neighbour: the final held-out loss of the neighbouring size; None if it was not measured.
+        facts: those of the measurements, see `study.measure`.
         released: the released tables; `training_maps` may be missing.
     """
     params = scores.params
     seeds = f"{params.seeds} seeds of {params.size}"
     both = "order and weights vary together"
-    maps = released.get("training_maps")
+    maps, shares = released.get("training_maps"), scores.items("feminine_share", BOTH)
     return [
         Claim(
             "The order of the data and the initial weights contribute comparably to the variation "
@@ -83,7 +80,7 @@ def claims(
         ),
         Claim(
             f"Another seed moves the held-out loss of {params.size} by more than that of "
-            f"{params.large_size}.",
+            f"{params.largest_size}.",
             "this book, before the runs were measured",
             kind="hypothesis",
             ours=rises(
@@ -91,7 +88,7 @@ def claims(
                 "(ratio of sd)",
                 f"{params.seeds} and {params.largest_seeds} seeds",
                 1,
-                f"{both}; with so few seeds of {params.large_size}, only a large ratio could be "
+                f"{both}; with so few seeds of {params.largest_size}, only a large ratio could be "
                 "told from 1",
             ),
         ),
@@ -101,7 +98,7 @@ def claims(
             kind="premise",
             quote="to train one copy of each model",
             ours=rises(
-                _distance(scores, neighbour),
+                _distance(scores, facts["neighbour_loss"]),
                 "standard deviations over seeds",
                 f"{seeds} and one run of {params.neighbour_size}; {both}",
                 ENOUGH,
@@ -115,14 +112,17 @@ def claims(
             "what intervals over items leave out",
             kind="check",
             ours=rises(
-                _excess(scores, "feminine_share"), TIMES_ITEMS, f"{seeds}; {both}; occupations", 1
+                excess_over_item_noise(shares) if shares is not None else None,
+                "\N{MULTIPLICATION SIGN} sampling error of the items",
+                f"{seeds}; {both}; occupations as items",
+                1,
             ),
         ),
         Claim(
-            "Steps that continue from another run's initial weights are told from sound ones.",
+            "Steps that continue from another run's initial weights can be told from sound ones.",
             "what `verify` relies on",
             kind="check",
-            ours=_decoupled(tables["pairs"]),
+            ours=_decoupled(tables["pairs"], facts["descent_bound"]),
         ),
         Claim(
             "The scores of seed 0 in the training maps are those of the standard 410M model.",
@@ -157,12 +157,6 @@ def _distance(scores: Scores, neighbour: float | None) -> Estimate | None:
     return None if neighbour is None or len(losses) < 2 else distance_in_sds(losses, neighbour)
 
 
-def _excess(scores: Scores, measure: str) -> Estimate | None:
-    """Return the spread over seeds in units of the items' sampling error; None if not measured."""
-    items = scores.items(measure, BOTH)
-    return None if items is None else excess_over_item_noise(items)
-
-
 def _head_widths(params: Params) -> str:
     """Return the end of a note on the head widths of the two sizes; "" if the widths are equal."""
     sizes = (params.size, params.neighbour_size)
@@ -175,19 +169,19 @@ def _head_widths(params: Params) -> str:
     )
 
 
-def _decoupled(pairs: pd.DataFrame) -> Test:
+def _decoupled(pairs: pd.DataFrame, bound: float) -> Test:
     """Check that every sound step is related to its step 0, and every decoupled one unrelated."""
     rows = pairs[(pairs.quantity == "descent") & (pairs.step > 0)].dropna()
     sound, decoupled = (rows[rows.pair == pair].value for pair in ("sound", "decoupled"))
     if sound.empty or decoupled.empty:
         return untestable("not measured")
-    told = sound.min() > UNRELATED and decoupled.abs().max() < UNRELATED
+    separate = sound.min() > bound and decoupled.abs().max() < bound
     note = (
         f"scores of {len(sound)} sound steps are at least {sound.min():.0f}, those of "
         f"{len(decoupled)} decoupled ones within \N{PLUS-MINUS SIGN}{decoupled.abs().max():.1f}; "
-        f"the bound is {UNRELATED:g}"
+        f"the bound is {bound:g}"
     )
-    return passes(bool(told), note)
+    return passes(bool(separate), note)
 
 
 # --- released --------------------------------------------------------------------------------
