@@ -59,14 +59,15 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     scores = Scores(params, measured)
     frames = tables(scores)
     other = measured.facts["neighbour_loss"]
+    bound = measured.facts["descent_bound"]
     same = map_agreement(released.get("training_maps"))
     numbers = values(params, frames, other) | {
         "gaps": measured.facts["gaps"],
         "map_agreement": same and same.interval(),
         "maps_from": MAPPED_FROM,
         "tested_up_to": measured.facts["tested_up_to"],
-        "descent_bound": measured.facts["descent_bound"],
-        "descent_millions": int(math.exp(measured.facts["descent_bound"] ** 2 / 2) / 1e6),
+        "descent_bound": f"{bound:g}",
+        "descent_millions": int(math.exp(bound**2 / 2) / 1e6),  # the inverse of the probability
     }
     return frames, numbers, claims(scores, frames, measured.facts, released)
 
