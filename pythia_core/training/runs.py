@@ -611,11 +611,14 @@ def verify(run: Run) -> list[str]:
         f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
         f"{len(run.metrics())} batches match the log"
     ]
-    if early := [step for step in saved if 0 < step <= TESTED_UP_TO]:
-        untested = "; the others could not be tested" if continuing != early else ""
+    if continuing:
+        span = f"from step {continuing[0]} to {continuing[-1]}"
+        lines.append(f"{len(continuing)} checkpoints {span} continue from step 0")
+    early = [step for step in saved if 0 < step <= TESTED_UP_TO] if 0 in saved else []
+    if untested := len(early) - len(continuing):
         lines.append(
-            f"{len(continuing)} of the {len(early)} checkpoints from step {early[0]} to "
-            f"{early[-1]} continue from step 0{untested}"
+            f"of {untested} checkpoints up to step {early[-1]}, it could not be tested whether they "
+            "continue from step 0: weights are missing, too few, or too far from those of step 0"
         )
     for equal in duplicate_steps(weight_hashes(run.checkpoints)):
         reason = " (expected: the first update runs at learning rate 0)" if equal == [0, 1] else ""
