@@ -617,8 +617,8 @@ def verify(run: Run) -> list[str]:
     early = [step for step in saved if 0 < step <= TESTED_UP_TO] if 0 in saved else []
     if untested := len(early) - len(continuing):
         lines.append(
-            f"of {untested} checkpoints up to step {early[-1]}, it could not be tested whether they "
-            "continue from step 0: weights are missing, too few, or too far from those of step 0"
+            f"of {untested} checkpoints up to step {early[-1]}, it could not be tested whether "
+            "they continue from step 0: weights are missing, too few, or too far from it"
         )
     for equal in duplicate_steps(weight_hashes(run.checkpoints)):
         reason = " (expected: the first update runs at learning rate 0)" if equal == [0, 1] else ""
