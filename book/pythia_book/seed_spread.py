@@ -52,7 +52,7 @@ def where_both_vary(spreads: pd.DataFrame) -> pd.DataFrame:
 
     `spreads` is the table of the study of seeds with this name.
     """
-    both = spreads[spreads.kind.isin(("both", "large"))].dropna(subset=["sd"])
+    both = spreads[spreads.kind.isin(("both", "largest"))].dropna(subset=["sd"])
     return both[COLUMNS].reset_index(drop=True)
 
 
@@ -82,11 +82,11 @@ def spread_at(
     rows = table[table.measure == measure]
     percent = np.asarray(percent, np.float64)
     curves = {}
-    for of, curve in rows.groupby("size"):
+    for measured, curve in rows.groupby("size"):
         curve = curve.sort_values("percent")
         at = np.maximum(percent, curve.percent.min()) if curve.step.min() <= 1 else percent
         values = np.interp(at, curve.percent, curve.sd, left=np.nan, right=np.nan)
-        curves[nominal_parameters(str(of))] = values
+        curves[nominal_parameters(str(measured))] = values
     if not curves:
         return np.full(percent.shape, np.nan)
     small, large = min(curves), max(curves)

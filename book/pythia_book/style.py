@@ -32,7 +32,7 @@ from pythia_book.palette import GREEN as GREEN
 from pythia_book.palette import GRID, INK, MUTED, WHITE, shade, size_colour, text_colour
 from pythia_book.palette import ORANGE as ORANGE
 from pythia_book.study import Result
-from pythia_core.suite import scale_named
+from pythia_core.suite import nominal_parameters, scale_named
 from pythia_core.util.files import atomic_file
 
 if TYPE_CHECKING:
@@ -560,63 +560,53 @@ def curve(
 
 
 def seed_band(
-    ax: Axes,
-    result: Result,
-    points: pd.DataFrame,
-    x: str,
-    measure: str,
-    size: str = "",
-    factor: float = 1,
-    colour: str = "",
-    pair: bool = False,
+    ax: Axes, result: Result, points: pd.DataFrame, x: str, measure: str, factor: float = 1
 ) -> None:
-    """Draw a pale band under the curve of a single run: two sd over training seeds either way.
+    """Draw a pale band under curves of single runs: two sd over training seeds either way.
 
-    Nothing is drawn where the spread is not known. A study gets it by `seed_bands=True` in
-    `conduct`; `seed_note` is the note for the footer.
+    Only the smallest and the largest size get a band, since more would hide each other. Nothing is
+    drawn where the spread is not known. A study gets it by `seed_bands=True` in `conduct`;
+    `seed_note` is the note for the footer. The spread is that of independent runs: the difference
+    of two runs with the same seeds varies less.
 
     Args:
-        points: the curve, with the columns `x`, `value`, and `percent` (of training) or `step`.
+        points: the curves, with the columns `size`, `x`, `value`, and `percent` (of training) or
+            `step`.
         measure: a measure of the study of seeds, e.g. "loss" (seed_spread.TABLE lists them).
-        size: the model size; if empty, there is one curve for each value of the column `size`.
         factor: multiplies `value` and the spread.
-        colour: default: the colour of the size.
-        pair: whether `value` is the difference of two runs, so that their variances add up.
     """
     import numpy as np
 
-    if not size:
-        for each, curve_of_size in points.groupby("size", sort=False):
-            curve_of_size = curve_of_size.sort_values(x)
-            seed_band(ax, result, curve_of_size, x, measure, str(each), factor, colour, pair)
-        return
     table = result.tables.get(seed_spread.TABLE)
     if table is None:
         return
     steps = scale_named(result.scale).steps
-    percent = points.percent if "percent" in points else 100 * points.step / steps
-    sd = seed_spread.spread_at(table, measure, size, percent.to_numpy(float))
-    value = points.value.to_numpy(float)
-    known = np.isfinite(sd) & np.isfinite(value)
-    half = 2 * sd * (2**0.5 if pair else 1)
-    low, high = value - half, value + half
-    if measure in seed_spread.SHARES and not pair:
-        low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    if known.any():
-        at, shape = points[x].to_numpy(float), {"alpha": 0.16, "linewidth": 0, "zorder": 1}
-        ax.fill_between(at[known], factor * low[known], factor * high[known],
-                        color=colour or size_colour(size), **shape)  # fmt: skip
+    sizes = sorted(set(points["size"]), key=nominal_parameters)
+    for size in dict.fromkeys((*sizes[:1], *sizes[-1:])):
+        curve = points[points["size"] == size].sort_values(x)
+        percent = curve.percent if "percent" in curve else 100 * curve.step / steps
+        half = 2 * seed_spread.spread_at(table, measure, size, percent.to_numpy(float))
+        value = curve.value.to_numpy(float)
+        low, high = value - half, value + half
+        if measure in seed_spread.SHARES:
+            low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+        known = np.isfinite(low)
+        if known.any():
+            at, shape = curve[x].to_numpy(float), {"alpha": 0.16, "linewidth": 0, "zorder": 1}
+            ax.fill_between(at[known], factor * low[known], factor * high[known],
+                            color=size_colour(size), **shape)  # fmt: skip
 
 
-def seed_note(result: Result, measure: str = "loss", pair: bool = False) -> str:
+def seed_note(result: Result, measure: str = "loss") -> str:
     """Return the note for the footer of a figure with `seed_band`; "" if the spread is unknown."""
     table = result.tables.get(seed_spread.TABLE)
     seeds = "" if table is None else seed_spread.source_text(table, measure)
     if not seeds:
         return ""
-    of = "the difference of two runs" if pair else "one run"
-    between = ", other sizes interpolated" if " and " in seeds else ""
-    return f"pale bands: \N{PLUS-MINUS SIGN} 2 sd of {of} over seeds ({seeds}{between})"
+    return (
+        "pale bands, smallest and largest size: \N{PLUS-MINUS SIGN} 2 sd over seeds of independent "
+        f"runs on the standard text ({seeds})"
+    )
 
 
 def size_curves(

@@ -3,11 +3,14 @@
 In a sound run, step 0 has the weights from which training starts. If step 0 is from another run,
 later steps are independent of it. The signs of random initial weights are independent of each other
 and equally likely + or -. So let w be the initial weights of all matrices, and v the weights of any
-step that does not depend on them. Then the sum of w v, divided by the root of the sum of (w v)^2,
-exceeds t with a probability of at most exp(-t^2 / 2) (Hoeffding's inequality), whatever v is. In a
-true descendant, the initial weights are still there, and the score is far above every such bound,
-however far the weights have moved: in the suite at scale laptop it is 100 or more at step 64, and
-25 or more at the end, where weights lie 1.3 to 3 times their initial length from where they began.
+step that does not depend on them. Then the score, the sum of w v divided by the root of the sum of
+(w v)^2, exceeds t with a probability of at most exp(-t^2 / 2), whatever v is (Hoeffding's
+inequality).
+
+In a true descendant the initial weights are still there. If the change v - w does not depend on
+the signs of w, the score is about the sum of w^2 divided by the same root. This expected score
+falls as weights move away, and rises with the root of their number. A low score is evidence of
+another run only if the expected score is high; otherwise the test cannot tell.
 
 Long training does erase initial weights: weight decay multiplies them by exp(-0.1 S), where S is
 the sum of the learning rates, to about 6e-4 by the end of the released 70M. So only early steps are
@@ -25,31 +28,59 @@ from torch import Tensor
 TESTED_UP_TO = 64
 """The last step that is tested."""
 DESCENDS = 6.0
-"""Least `descent` of a step that continues from step 0. Independent weights reach it with a
-probability below 2e-8."""
+"""A step with a score above this continues from step 0. Independent weights exceed it with a
+probability of at most exp(-18), below 2e-8."""
+EXPECTED = 24.0
+"""A lower score is evidence of another run if the expected score is at least this. A step that
+kept only half of its initial weights would still have a score of about 12."""
 
 
 def descent(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> float:
-    """Return how far the weights of a step are from independent of initial weights, in sd.
+    """Return the score of a step: how far its weights are from independent of initial ones, in sd.
 
     Only weight matrices count: biases and LayerNorms do not start at random values. The result is
-    NaN if the two have no weight matrix of the same name and shape.
+    NaN if the two have no weight matrix of the same name and shape, or a weight is not finite.
     """
-    products, squares = 0.0, 0.0
+    products, root, _ = _sums(initial, later)
+    return products / root if root else math.nan
+
+
+def continues(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> bool | None:
+    """Return whether weights continue from initial ones; None if this cannot be told.
+
+    It cannot be told if few weights have the same name and shape, if a weight is not finite, or if
+    weights have moved so far that even a true descendant would have a low score.
+    """
+    products, root, own = _sums(initial, later)
+    if products > DESCENDS * root:
+        return True
+    return False if root and math.inf > own >= EXPECTED * root else None
+
+
+def _sums(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> tuple[float, float, float]:
+    """Return the sum of w v, the root of the sum of (w v)^2, and the sum of w^2.
+
+    A matrix that is tied to another (equal to it in `initial`) counts once, since its signs are not
+    independent.
+    """
+    products, squares, own = 0.0, 0.0, 0.0
+    counted = set()
     for name, weight in initial.items():
         other = later.get(name)
         if not name.endswith("weight") or weight.ndim != 2:
             continue
-        if other is not None and other.shape == weight.shape:
-            both = weight.to(torch.float64) * other.to(torch.float64)
-            products += float(both.sum())
-            squares += float((both * both).sum())
-    return products / math.sqrt(squares) if squares else math.nan
-
-
-def continues(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> bool:
-    """Return whether weights continue from initial ones; True if there are too few to tell."""
-    return not descent(initial, initial) > DESCENDS or descent(initial, later) > DESCENDS
+        if other is None or other.shape != weight.shape:
+            continue
+        w = weight.to(torch.float64)
+        square = float(w.square().sum())
+        if (w.shape, square) in counted:  # no two random matrices have the same sum
+            continue
+        counted.add((w.shape, square))
+        both = w * other.to(torch.float64)
+        products += float(both.sum())
+        squares += float(both.square().sum())
+        own += square
+    return products, math.sqrt(squares), own
 
 
 def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

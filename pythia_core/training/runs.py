@@ -588,14 +588,19 @@ def verify(run: Run) -> list[str]:
             "again"
         )
     initial: dict[str, torch.Tensor] = {}
+    continuing: list[int] = []
     for step in run.steps:
         weights = load_checkpoint(step_folder(run.checkpoints, step))[0]["model"]
-        initial = weights if step == 0 else initial
-        if initial and step <= TESTED_UP_TO and not continues(initial, weights):
-            raise CheckpointError(
-                f"step {step} of run {run.id} does not continue from its step 0: the weights are "
-                "as far from it as those of an unrelated run. " + REPAIR
-            )
+        if step == 0:
+            initial = weights
+        elif step <= TESTED_UP_TO:
+            related = continues(initial, weights)
+            if related is False:
+                raise CheckpointError(
+                    f"step {step} of run {run.id} does not continue from its step 0: the signs of "
+                    "its weights agree with those of step 0 by chance only. " + REPAIR
+                )
+            continuing += [step] if related else []
     for row in run.metrics():
         if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
             raise DataError(
@@ -606,8 +611,15 @@ def verify(run: Run) -> list[str]:
         f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
         f"{len(run.metrics())} batches match the log"
     ]
-    if initial:
-        lines.append(f"the checkpoints up to step {TESTED_UP_TO} continue from step 0")
+    if continuing:
+        span = f"from step {continuing[0]} to {continuing[-1]}"
+        lines.append(f"{len(continuing)} checkpoints {span} continue from step 0")
+    early = [step for step in saved if 0 < step <= TESTED_UP_TO] if 0 in saved else []
+    if untested := len(early) - len(continuing):
+        lines.append(
+            f"of {untested} checkpoints up to step {early[-1]}, it could not be tested whether "
+            "they continue from step 0: weights are missing, too few, or too far from it"
+        )
     for equal in duplicate_steps(weight_hashes(run.checkpoints)):
         reason = " (expected: the first update runs at learning rate 0)" if equal == [0, 1] else ""
         lines.append(f"equal weights at steps {', '.join(map(str, equal))}{reason}")

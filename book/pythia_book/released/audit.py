@@ -65,8 +65,9 @@ class Audit:
 
     source: str
     entries: tuple[Entry, ...]
-    unrelated: tuple[str, ...] = ()
-    """The local early steps whose weights do not continue from those of step 0."""
+    continuing: dict[str, bool | None] = field(default_factory=dict)
+    """Whether each local early step continues from the weights of step 0; None: it cannot be told.
+    """
 
     @property
     def sound(self) -> list[Entry]:
@@ -78,6 +79,11 @@ class Audit:
         """The steps without a hash, among the 154 steps at which Pythia models were published."""
         present = {step_of(entry.revision) for entry in self.sound}
         return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in present]
+
+    @property
+    def unrelated(self) -> list[str]:
+        """The early steps whose weights do not continue from those of step 0."""
+        return [name for name, related in self.continuing.items() if related is False]
 
     def duplicates(self) -> list[tuple[list[str], str]]:
         """Return each group of revisions with equal weights, and why equal weights are expected.
@@ -125,7 +131,8 @@ class Audit:
         if self.unrelated:
             defects.append(
                 f"{len(self.unrelated)} revisions do not continue from step0, so they or step0 are "
-                f"from another run: {_list(self.unrelated)}"
+                "from another run (the signs of their weights agree with those of step0 by chance "
+                f"only): {_list(self.unrelated)}"
             )
         if steps := self.missing:
             defects.append(
@@ -148,6 +155,12 @@ class Audit:
             for names, reason in self.duplicates()
             if reason
         ]
+        for related, words in (
+            (True, "continue from step0"),
+            (None, "cannot be compared with step0"),
+        ):
+            names = [name for name, answer in self.continuing.items() if answer is related]
+            lines += [f"{len(names)} early revisions {words}: {_list(names)}"] if names else []
         wholes = {entry.revision: entry.whole for entry in self.sound}
         if {"step0", "step1"} <= wholes.keys() and wholes["step0"] != wholes["step1"]:
             lines.append(
@@ -184,18 +197,18 @@ def audit(source: str, progress: bool = True) -> Audit:
         for name in names:
             entries += _local_entries(folder / name) if folder else _remote_entries(source, name)
             bar.update()
-    return Audit(source, tuple(entries), _unrelated(folder, names) if folder else ())
+    return Audit(source, tuple(entries), _continuing(folder, names) if folder else {})
 
 
-def _unrelated(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the early steps that do not continue from step 0, where both have readable weights."""
+def _continuing(folder: Path, names: Iterable[str]) -> dict[str, bool | None]:
+    """Say of each early step whether it continues from step 0; where both have readable weights."""
     steps = {step: folder / name for name in names if (step := step_of(name)) is not None}
     initial = _weights(steps[0]) if 0 in steps else None
     if initial is None:
-        return ()
-    early = ((step, place) for step, place in steps.items() if step <= TESTED_UP_TO)
+        return {}
+    early = ((step, place) for step, place in steps.items() if 0 < step <= TESTED_UP_TO)
     weights = ((f"step{step}", _weights(place)) for step, place in early)
-    return tuple(name for name, w in weights if w is not None and not continues(initial, w))
+    return {name: continues(initial, later) for name, later in weights if later is not None}
 
 
 def _weights(folder: Path) -> Mapping[str, Tensor] | None:

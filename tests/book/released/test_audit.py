@@ -179,7 +179,8 @@ def test_the_defect_of_the_weight_seeds(tmp_path: Path, capsys: pytest.CaptureFi
             for name in ("sound", "weight-seed")
         )
         assert not sound.unrelated
-        assert defective.unrelated == ("step1", "step4", "step64")
+        assert "3 early revisions continue from step0: step1, step4, step64" in sound.report()
+        assert defective.unrelated == ["step1", "step4", "step64"]
         assert "3 revisions do not continue from step0" in "".join(defective.defects())
     assert main(["verify", str(tmp_path / "weight-seed1")]) == 1
     assert "DEFECT 3 revisions do not continue from step0" in capsys.readouterr().out

@@ -85,8 +85,7 @@ def effects(result: Result) -> Drawing:
     last = loss[loss.step == loss.step.max()]
     names = [name for name in LABELS if name in set(loss.variant)]
     n = f"{int(loss.n.max())} held-out rows; bars: 95 % intervals" if len(loss) else ""
-    seeds = style.seed_note(result, pair=True)
-    with style.canvas(result, 2, 3.2, n, seeds, ratios=(1.35, 1)) as (figure, (final, curves)):
+    with style.canvas(result, 2, 3.2, n, ratios=(1.35, 1)) as (figure, (final, curves)):
         if not names:
             for ax in (final, curves):
                 style.say(ax, "no checkpoint of a run and its\ncontrol could be measured")
@@ -95,9 +94,6 @@ def effects(result: Result) -> Drawing:
         if not isinstance(control, str):
             bound = control * MARGIN / 100
             final.axvspan(-bound, bound, color=GRID, alpha=0.7, linewidth=0)
-        none = loss.drop_duplicates("percent").sort_values("percent").assign(value=0.0)
-        size = result.values["size"]
-        style.seed_band(curves, result, none, "percent", "loss", size, colour=MUTED, pair=True)
         for y, name in zip(reversed(range(len(names))), names, strict=True):
             colour, marker = COLOURS[name], "D" if name == OTHER_SEED else "o"
             points = style.rows_where(loss, variant=name).sort_values("percent")

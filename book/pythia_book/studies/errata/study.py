@@ -41,7 +41,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         return measure(params, progress)
 
     analysing = partial(analyse, params)
-    return conduct(STUDY, params, measured, analysing, released_tables, published, seed_bands=True)
+    return conduct(STUDY, params, measured, analysing, released_tables, published)
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:

@@ -150,7 +150,7 @@ def shares(result: Result) -> Drawing:
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals", note) as (figure, (left, right)):
         style.twin_shares(left, last, result.params.size_list)
         standard = style.rows_where(table, arm="standard")
-        style.seed_band(right, result, standard, "percent", "memorized", factor=100)
+        style.seed_band(right, result, standard, "percent", "memorized", 100)
         style.size_curves(right, standard, "percent", sizes, 100, banded=(), labelled=True)
         right.set_xlabel("% of training")
         right.set_ylabel("% of the rows read so far")

@@ -226,8 +226,7 @@ def sums_over_training(result: Result) -> Drawing:
                 dots = ax.plot(own.percent, factor * own[measure], color=MUTED, **look)
                 svg.hide(*dots)
             lines = joined.assign(value=joined[measure])
-            ends = lines[lines["size"].isin((sizes[0], sizes[-1]))]  # eight bands would hide it
-            style.seed_band(ax, result, ends, "percent", f"sums_{measure}", factor=factor)
+            style.seed_band(ax, result, lines, "percent", f"sums_{measure}", factor)
             style.size_curves(ax, lines, "percent", sizes, factor, marker="", linewidth=1.1)
             if riser:
                 curve = style.rows_where(smooth, size=riser)

@@ -9,7 +9,7 @@ import numpy as np
 from pythia_book import style, svg
 from pythia_book.published.figures import ABSENT
 from pythia_book.records import number_text
-from pythia_book.studies.seeds.params import BOTH, LARGE, ORDER, WEIGHTS
+from pythia_book.studies.seeds.params import BOTH, LARGEST, ORDER, WEIGHTS
 from pythia_book.studies.seeds.tables import ITEMS, MEASURES
 from pythia_book.style import BLUE, MUTED, ORANGE, Drawing, Table, padded_limits, size_colour
 
@@ -22,7 +22,7 @@ STYLES: dict[str, dict[str, Any]] = {
     ORDER: {"linestyle": (0, (4, 1.5)), "marker": "s"},
     WEIGHTS: {"linestyle": (0, (1, 1.2)), "marker": "^"},
     BOTH: {"linestyle": "-", "marker": "o"},
-    LARGE: {"linestyle": "-", "marker": "D"},
+    LARGEST: {"linestyle": "-", "marker": "D"},
 }
 BAND = "bands: \N{PLUS-MINUS SIGN} 2 sd"
 NO_SPREAD = "not measured,\nor no run differs\nfrom another"
@@ -35,7 +35,7 @@ def _labels(result: Result) -> dict[str, str]:
         ORDER: f"{params.size}, order seed",
         WEIGHTS: f"{params.size}, weight seed",
         BOTH: f"{params.size}, both seeds",
-        LARGE: f"{params.large_size}, both seeds",
+        LARGEST: f"{params.largest_size}, both seeds",
     }
 
 
@@ -48,7 +48,7 @@ def _counts(result: Result) -> str:
     params = result.params
     return (
         f"{params.seeds} runs of {params.size} with both seeds, {params.apart_seeds} with each "
-        f"alone, {params.largest_seeds} of {params.large_size}"
+        f"alone, {params.largest_seeds} of {params.largest_size}"
     )
 
 
@@ -57,7 +57,7 @@ def curves(result: Result) -> Drawing:
     """Draw how far the held-out loss of each run is from the mean of its group, over training.
 
     Runs of a group differ in the order seed, in the weight seed, or in both; the last panel shows
-    the larger size. Bands are two standard deviations either way. All panels share a y axis.
+    the largest size. Bands are two standard deviations either way. All panels share a y axis.
     """
     import pandas as pd
 
@@ -68,7 +68,7 @@ def curves(result: Result) -> Drawing:
     late = levels[levels.step >= levels.step.max() / 10]
     with style.canvas(result, 4, 2.7, _counts(result), BAND) as (figure, axes):
         largest = 0.0
-        for ax, kind in zip(axes, (ORDER, WEIGHTS, BOTH, LARGE), strict=True):
+        for ax, kind in zip(axes, (ORDER, WEIGHTS, BOTH, LARGEST), strict=True):
             ax.set(title=labels[kind], xlabel="% of training")
             group = pd.DataFrame(result.params.members(kind), columns=["size", *seeds])
             wide = late.merge(group).pivot(index="percent", columns=seeds, values="value")
@@ -97,8 +97,8 @@ def curves(result: Result) -> Drawing:
 def spreads(result: Result) -> Drawing:
     """Draw the standard deviation over seeds during training, one panel per measure, both sizes."""
     frame = result.tables["spreads"].rename(columns={"sd": "value"})
-    frame = frame[(frame.value > 0) & frame.kind.isin((BOTH, LARGE))]
-    labels = {kind: _labels(result)[kind] for kind in (BOTH, LARGE)}
+    frame = frame[(frame.value > 0) & frame.kind.isin((BOTH, LARGEST))]
+    labels = {kind: _labels(result)[kind] for kind in (BOTH, LARGEST)}
     shown = ("loss", "last_word", "feminine_share", "association", "sums_choice", "sums_logprob")
     notes = _counts(result), "bars: 95 % intervals at the end"
     with style.canvas(result, 3, 4.6, *notes, rows=2) as (figure, axes):
@@ -137,7 +137,7 @@ def apart(result: Result) -> Drawing:
     frame = frame.rename(columns={"sd": "value"})
     single = style.rows_where(result.tables["single"], kind=BOTH).set_index("measure")
     shown = ("loss", "last_word", "feminine_share", "memorized")
-    names = {ORDER: "order", WEIGHTS: "weights", BOTH: "both", LARGE: result.params.large_size}
+    names = {ORDER: "order", WEIGHTS: "weights", BOTH: "both", LARGEST: result.params.largest_size}
     notes = _counts(result), "bars: 95 % intervals"
     with style.canvas(result, len(shown), 2.7, *notes) as (figure, axes):
         texts = []
@@ -216,7 +216,7 @@ def decoupled(result: Result) -> Drawing:
     with style.canvas(result, 3, 2.8, f"size {size}, weight seeds 1 and 2") as (figure, axes):
         panels = (
             ("own", "from its own step 0", "distance (1: another step 0)"),
-            ("apart", "between the two runs", "distance (1: at step 0)"),
+            ("between", "between the two runs", "distance (1: at step 0)"),
             ("loss", "held-out loss", "difference, nats per token"),
         )
         for ax, (quantity, title, label) in zip(axes, panels, strict=True):
@@ -286,7 +286,7 @@ def training_maps(result: Result) -> Drawing:
             if outlier[seed]:
                 ends.append((label, run.step.iloc[-1] / 1000, run.score.iloc[-1], colour))
         style.end_labels(scores, ends)
-        scores.set(xlabel="thousands of updates", ylabel="score: four tasks, standardised")
+        scores.set(xlabel="thousands of updates", ylabel="score: four tasks, standardized")
         same = result.values["map_agreement"]
         numbers = [f"{number_text(same['value'])} % of checkpoints"] if same else []
         return Drawing(figure, "Two of the eight stable runs are in the same state at", numbers)

@@ -29,10 +29,10 @@ CONTEXT = 32
 
 Cell = tuple[str, int, int]
 """A run on the standard text, as (size, order seed, weight seed)."""
-ORDER, WEIGHTS, BOTH, LARGE = "order", "weights", "both", "large"
-KINDS = (ORDER, WEIGHTS, BOTH, LARGE)
+ORDER, WEIGHTS, BOTH, LARGEST = "order", "weights", "both", "largest"
+KINDS = (ORDER, WEIGHTS, BOTH, LARGEST)
 """Groups of runs that differ only in the order seed, only in the weight seed, or in both; those of
-LARGE differ in both, and are of the larger size."""
+LARGEST differ in both, and are of the largest size."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Params(StudyParams):
     apart_seeds: int = 4
     """Number of runs of the smaller size in which one seed varies, the suite's run included."""
     largest_seeds: int = 0
-    """Number of runs of the larger size in which both seeds vary, the suite's run included."""
+    """Number of runs of the largest size in which both seeds vary, the suite's run included."""
 
     WHOLE: ClassVar = {"seeds": (2, 100), "apart_seeds": (3, 100), "largest_seeds": (0, 100)}
     DEFAULT_SIZES: ClassVar = {"smoke": "7k,25k", "laptop": "25k,600k", "gpu": "1.2m,19m"}
@@ -59,7 +59,7 @@ class Params(StudyParams):
     def check(self) -> None:
         if len(self.size_list) != 2:
             raise ConfigError(
-                f"sizes must be two sizes, a smaller and a larger one, e.g. 25k,600k; got "
+                f"sizes must be two sizes, a smaller and a largest one, e.g. 25k,600k; got "
                 f"{self.sizes!r}"
             )
 
@@ -69,20 +69,20 @@ class Params(StudyParams):
         return self.size_list[0]
 
     @property
-    def large_size(self) -> str:
-        """The larger size, which is trained with few seeds."""
+    def largest_size(self) -> str:
+        """The largest size, which is trained with few seeds."""
         return self.size_list[1]
 
     @property
     def neighbour_size(self) -> str:
-        """The next larger size of the scale; for sizes of other scales, `large_size`."""
+        """The next larger size of the scale; for sizes of other scales, `largest_size`."""
         sizes = scale_named(self.scale).sizes
         at = sizes.index(self.size) + 1 if self.size in sizes else len(sizes)
-        return sizes[at] if at < len(sizes) else self.large_size
+        return sizes[at] if at < len(sizes) else self.largest_size
 
     def size_of(self, kind: str) -> str:
         """Return the size of the runs of a group, one of KINDS."""
-        return self.large_size if kind == LARGE else self.size
+        return self.largest_size if kind == LARGEST else self.size
 
     def members(self, kind: str) -> list[Cell]:
         """Return the runs of a group, one of KINDS; the first one, if any, is the suite's."""
@@ -91,7 +91,7 @@ class Params(StudyParams):
             ORDER: [(self.size, s, first) for s in seed_values(self.apart_seeds)],
             WEIGHTS: [(self.size, first, s) for s in seed_values(self.apart_seeds)],
             BOTH: [(self.size, s, s) for s in seed_values(self.seeds)],
-            LARGE: [(self.large_size, s, s) for s in seed_values(self.largest_seeds)],
+            LARGEST: [(self.largest_size, s, s) for s in seed_values(self.largest_seeds)],
         }[kind]
 
     @property

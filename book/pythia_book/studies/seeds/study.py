@@ -9,7 +9,7 @@ bands under their curves from the table `spreads` (pythia_book.seed_spread).
 
 from __future__ import annotations
 
-import contextlib
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,13 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.published.training_maps import training_maps
-from pythia_book.studies.seeds.claims import claims, map_agreement
+from pythia_book.studies.seeds.claims import MAPPED_FROM, claims, map_agreement
+from pythia_book.studies.seeds.pairs import DESCENT, SOUND, compare
 from pythia_book.studies.seeds.params import (
     BOTH,
     CONTEXT,
-    KINDS,
-    LARGE,
+    LARGEST,
     STUDY,
-    SUITE_SEED,
     Cell,
     Params,
 )
@@ -60,10 +59,17 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     scores = Scores(params, measured)
     frames = tables(scores)
     other = measured.facts["neighbour_loss"]
-    numbers = values(params, frames, other) | {"gaps": measured.facts["gaps"]}
+    bound = measured.facts["descent_bound"]
     same = map_agreement(released.get("training_maps"))
-    numbers["map_agreement"] = same and same.interval()
-    return frames, numbers, claims(scores, frames, other, released)
+    numbers = values(params, frames, other) | {
+        "gaps": measured.facts["gaps"],
+        "map_agreement": same and same.interval(),
+        "maps_from": MAPPED_FROM,
+        "tested_up_to": measured.facts["tested_up_to"],
+        "descent_bound": f"{bound:g}",
+        "descent_millions": int(math.exp(bound**2 / 2) / 1e6),  # the inverse of the probability
+    }
+    return frames, numbers, claims(scores, frames, measured.facts, released)
 
 
 # --- measuring -------------------------------------------------------------------------------
@@ -78,14 +84,18 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         except for held-out loss and last words.
     `items`: [items], the score of each item at the end, for the measures ITEMS.
 
-    Arrays QUANTITY/PAIR of two weight seeds, float64[steps] at `params.weight_steps`: see `_pairs`.
+    Arrays QUANTITY/PAIR of two weight seeds, float64[steps] at `params.weight_steps`: see
+    `pairs.compare`.
 
     Facts:
     `neighbour_loss`: the final held-out loss of the neighbouring size, or None;
-    `gaps`: number of measurements without a readable checkpoint.
+    `gaps`: number of measurements without a readable checkpoint;
+    `descent_bound`: the score above which a step continues from step 0; `tested_up_to`: the last
+        step that `verify` tests so.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_book.studies.registry import train_all
+    from pythia_core.training.descent import DESCENDS, TESTED_UP_TO
 
     configs: dict[Any, RunConfig] = {cell: params.config(cell) for cell in params.cells}
     configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
@@ -116,7 +126,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
                     if name in ITEMS and step == last:
                         arrays[name_of("items", name, *cell)] = at[array].astype(ITEMS[name])
 
-    curves = list(dict.fromkeys([*params.members(BOTH), *params.members(LARGE)]))
+    curves = list(dict.fromkeys([*params.members(BOTH), *params.members(LARGEST)]))
     lines = [cell for cell in params.cells if cell not in curves]
     language = LanguageMeasurement.of(first.data)  # held-out text depends on no seed
     add(language, params.cells, params.steps, loss="loss", last_word="last_word")
@@ -134,8 +144,13 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     key = (neighbour.id, neighbour.config.train.steps)
     last_of_neighbour, gaps = measure_all([(neighbour, key[1])], language, progress)
     other = float(last_of_neighbour[key]["loss"].mean()) if key in last_of_neighbour else None
-    pairs, unread = _pairs(params, runs, progress)
-    facts = {"neighbour_loss": other, "gaps": n_gaps + len(gaps) + unread}
+    pairs, unread = compare(params, runs, progress)
+    facts = {
+        "neighbour_loss": other,
+        "gaps": n_gaps + len(gaps) + unread,
+        "descent_bound": DESCENDS,
+        "tested_up_to": TESTED_UP_TO,
+    }
     return Measurements(arrays | pairs, facts, [*runs.values(), neighbour])
 
 
@@ -194,122 +209,57 @@ def _training_losses(run: Run, steps: list[int]) -> np.ndarray:
     return np.array([losses[max(0, step - window) : step].mean() for step in steps])
 
 
-SOUND, DECOUPLED = "sound", "decoupled"
-PAIRS = (SOUND, DECOUPLED)
-OWN, APART, LOSS, DESCENT = "own", "apart", "loss", "descent"
-
-
-def _pairs(
-    params: Params, runs: dict[Cell, Run], progress: bool
-) -> tuple[dict[str, np.ndarray], int]:
-    """Compare two weight seeds, as trained and with the reported defect, at `weight_steps`.
-
-    The sound pair reads the same batches from different initial weights. The decoupled pair has the
-    same two step 0, but all later steps are from runs that start at the suite's weights and read
-    different batches. Arrays QUANTITY/PAIR:
-
-    `own`: distance of the second run from its step 0;
-    `apart`: distance between the two runs; both in units of the distance between the two step 0;
-    `loss`: difference between the held-out losses of the two runs, in nats per token;
-    `descent`: see pythia_core.training.descent, of the second run.
-
-    The second result is the number of checkpoints that could not be read.
-    """
-    from pythia_book.measurements import LanguageMeasurement, measure_all
-    from pythia_core.errors import CheckpointError
-    from pythia_core.training.descent import descent, distance
-
-    one, two = ((params.size, SUITE_SEED, seed) for seed in (1, 2))
-    steps = params.weight_steps
-    later = {
-        SOUND: (one, two),
-        DECOUPLED: tuple((params.size, seed, SUITE_SEED) for seed in (1, 2)),
-    }
-    cells = {pair: [(one, two) if step == 0 else later[pair] for step in steps] for pair in PAIRS}
-    used = sorted(
-        {(cell, step) for pair in PAIRS for step, both in zip(steps, cells[pair], strict=True)
-         for cell in both}
-    )  # fmt: skip
-    weights = {}
-    for cell, step in used:
-        with contextlib.suppress(CheckpointError):
-            weights[cell, step] = runs[cell].model(step).state_dict()
-    language = LanguageMeasurement.of(runs[one].data)
-    scores, _ = measure_all([(runs[cell], step) for cell, step in weights], language, progress)
-    arrays = {
-        name_of(quantity, pair): np.full(len(steps), np.nan)
-        for quantity in (OWN, APART, LOSS, DESCENT)
-        for pair in PAIRS
-    }
-    if (one, 0) not in weights or (two, 0) not in weights:
-        return arrays, len(used) - len(weights)
-    unit = distance(weights[one, 0], weights[two, 0])
-    for pair in PAIRS:
-        for i, (step, (a, b)) in enumerate(zip(steps, cells[pair], strict=True)):
-            if (a, step) in weights and (b, step) in weights:
-                losses = [scores[runs[cell].id, step]["loss"].mean() for cell in (a, b)]
-                first, second, start = weights[a, step], weights[b, step], weights[two, 0]
-                arrays[name_of(OWN, pair)][i] = distance(start, second) / unit
-                arrays[name_of(APART, pair)][i] = distance(first, second) / unit
-                arrays[name_of(LOSS, pair)][i] = losses[1] - losses[0]
-                arrays[name_of(DESCENT, pair)][i] = descent(start, second)
-    return arrays, len(used) - len(weights)
-
-
 # --- values for the text ---------------------------------------------------------------------
+
+QUOTED = (
+    "size", "largest_size", "neighbour", "n_seeds", "n_apart", "n_largest", "loss_gap",
+    "loss_sd_both", "loss_sd_largest", "loss_sd_order", "loss_sd_weights",
+    "loss_times_both", "last_word_times_both", "feminine_share_times_both",
+    "loss_differ_both", "feminine_share_differ_both",
+    "loss_ratio_size", "feminine_share_ratio_size", "association_ratio_size",
+    "loss_ratio_apart", "feminine_share_ratio_apart", "memorized_ratio_apart", "loss_ratio_added",
+    "sound_own_first", "sound_own_last", "sound_loss_first", "sound_descent",
+    "decoupled_own_first", "decoupled_own_last", "decoupled_loss_first", "decoupled_descent",
+)  # fmt: skip
+"""The values of a record that its page quotes; None if not measured."""
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
-    """Return the numbers that the page quotes, by name; None if not measured.
+    """Return the values QUOTED. Shares are in percent or points, loss in nats per token.
 
-    Shares are in percent or points, loss in nats per token. `other` is the final loss of the
-    neighbouring size.
+    Args:
+        other: the final loss of the neighbouring size; None if it was not measured.
     """
-    numbers: dict[str, Any] = {
+    known: dict[str, Any] = {
         "size": params.size,
-        "large_size": params.large_size,
+        "largest_size": params.largest_size,
         "neighbour": params.neighbour_size,
         "n_seeds": params.seeds,
         "n_apart": params.apart_seeds,
         "n_largest": params.largest_seeds,
-        "n_runs": len(params.cells),
-        "loss_gap": None,
     }
-    numbers |= {f"{m}_sd_{kind}": None for m in MEASURES for kind in KINDS}
-    numbers |= {f"{m}_{key}_{kind}": None for m in MEASURES for key in ("items", "times", "differ")
-                for kind in (BOTH, LARGE)}  # fmt: skip
-    numbers |= {f"{m}_ratio_{name}": None for m in MEASURES for name in ("apart", "size", "added")}
-    numbers |= {f"{m}_mean": None for m in MEASURES}
 
     def ends(row: Any, factor: float = 1) -> dict[str, float]:
         return {key: factor * getattr(row, key) for key in ("value", "low", "high")}
 
     end = tables["spreads"][tables["spreads"].percent == 100].dropna(subset=["sd"])
     for row in end.rename(columns={"sd": "value"}).itertuples():
-        factor = MEASURES[row.measure].factor
-        numbers[f"{row.measure}_sd_{row.kind}"] = ends(row, factor)
-        if row.kind == BOTH:
-            numbers[f"{row.measure}_mean"] = factor * row.mean
-            if row.measure == "loss" and other is not None:
-                numbers["loss_gap"] = abs(row.mean - other)
+        known[f"{row.measure}_sd_{row.kind}"] = ends(row, MEASURES[row.measure].factor)
+        if (row.kind, row.measure) == (BOTH, "loss") and other is not None:
+            known["loss_gap"] = abs(row.mean - other)
     for row in tables["ratios"][tables["ratios"].percent == 100].itertuples():
-        numbers[f"{row.measure}_ratio_{row.contrast}"] = ends(row)
+        known[f"{row.measure}_ratio_{row.contrast}"] = ends(row)
     for row in tables["single"].itertuples():
-        factor = MEASURES[row.measure].factor
-        numbers[f"{row.measure}_differ_{row.kind}"] = factor * row.differ
+        known[f"{row.measure}_differ_{row.kind}"] = MEASURES[row.measure].factor * row.differ
         if np.isfinite(row.value):
-            numbers[f"{row.measure}_items_{row.kind}"] = factor * row.items
-            numbers[f"{row.measure}_times_{row.kind}"] = ends(row)
-    pairs = tables["pairs"].dropna(subset=["value"])
-    for pair in PAIRS:
-        for quantity in (OWN, APART, LOSS, DESCENT):
-            rows = (
-                pairs[(pairs.pair == pair) & (pairs.quantity == quantity)].set_index("step").value
-            )
-            for name, step in (("first", 1), ("last", scale_named(params.scale).steps)):
-                value = rows.get(step)
-                numbers[f"{pair}_{quantity}_{name}"] = None if value is None else float(value)
-        rows = pairs[(pairs.pair == pair) & (pairs.quantity == DESCENT) & (pairs.step > 0)].value
-        extreme = rows.min() if pair == SOUND else rows.abs().max()
-        numbers[f"{pair}_descent"] = float(extreme) if len(rows) else None
-    return numbers
+            known[f"{row.measure}_times_{row.kind}"] = ends(row)
+    for (pair, quantity), rows in (
+        tables["pairs"].dropna(subset=["value"]).groupby(["pair", "quantity"])
+    ):
+        at = rows.set_index("step").value
+        for name, step in (("first", 1), ("last", scale_named(params.scale).steps)):
+            known[f"{pair}_{quantity}_{name}"] = float(at[step]) if step in at else None
+        later = at[at.index > 0]
+        if quantity == DESCENT and len(later):
+            known[f"{pair}_descent"] = float(later.min() if pair == SOUND else later.abs().max())
+    return {name: known.get(name) for name in QUOTED}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import Estimate
-from pythia_book.studies.seeds.params import BOTH, KINDS, LARGE, ORDER, WEIGHTS, Cell, Params
+from pythia_book.studies.seeds import pairs
+from pythia_book.studies.seeds.params import BOTH, KINDS, LARGEST, ORDER, WEIGHTS, Cell, Params
 from pythia_book.studies.seeds.variance import (
     added_ratio,
     excess_over_item_noise,
@@ -23,6 +24,7 @@ from pythia_book.studies.seeds.variance import (
     spread,
     spread_ratio,
 )
+from pythia_book.study import name_of
 from pythia_core.suite import scale_named
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ ITEMS: dict[str, type] = {"loss": np.float32, "last_word": bool, "feminine_share
 """Maps each measure whose items are recorded to their type. Runs with different orders read
 different rows, so memorization has no items in common."""
 APART, SIZE, ADDED = "apart", "size", "added"
-"""Ratios of standard deviations: order seeds over weight seeds; the smaller size over the larger;
+"""Ratios of standard deviations: order seeds over weight seeds; the smaller size over the largest;
 both seeds over what order and weights would give if their contributions simply added up."""
 
 
@@ -75,7 +77,7 @@ class Scores:
 
     def of(self, measure: str, cell: Cell) -> np.ndarray:
         """Return a run's score at each step, float64[steps]; NaN where not measured."""
-        return self.measured.arrays[f"mean/{measure}/{'/'.join(map(str, cell))}"]
+        return self.measured.arrays[name_of("mean", measure, *cell)]
 
     def at(self, measure: str, kind: str, index: int = -1) -> np.ndarray:
         """Return the scores of a group's measured runs at one of the steps, float64[runs]."""
@@ -95,7 +97,7 @@ class Scores:
         None if a group has fewer than two measured runs, or does not vary.
         """
         groups = {kind: self.at(measure, kind, index) for kind in KINDS}
-        kinds = {APART: (ORDER, WEIGHTS), SIZE: (BOTH, LARGE), ADDED: (BOTH, ORDER, WEIGHTS)}
+        kinds = {APART: (ORDER, WEIGHTS), SIZE: (BOTH, LARGEST), ADDED: (BOTH, ORDER, WEIGHTS)}
         values = [groups[kind] for kind in kinds[contrast]]
         if any(len(each) < 2 or not np.ptp(each) for each in values):
             return None
@@ -112,10 +114,10 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
     `ratios`: `value`, `low`, `high` of the ratios of standard deviations by `contrast` (APART, SIZE
         or ADDED), `measure`, `step` and `percent`.
     `single`: what the spread means for single runs at the end, by `measure` and `kind` (BOTH or
-        LARGE): `differ`, the difference that two runs with different seeds exceed in one case of
+        LARGEST): `differ`, the difference that two runs with different seeds exceed in one case of
         twenty; `items`, the standard deviation of a run due to the choice of items; and the spread
         over seeds divided by `items`, `value` with its interval `low` to `high`.
-    `pairs`: `value` of the arrays of `study._pairs`, by `pair`, `quantity` and `step`.
+    `pairs`: `value` of the arrays of `pairs.compare`, by `pair`, `quantity` and `step`.
     """
     import pandas as pd
 
@@ -132,7 +134,7 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
         "spreads": _spreads(scores),
         "ratios": _ratios(scores),
         "single": _single(scores),
-        "pairs": _pair_rows(scores),
+        "pairs": pairs.rows(scores.params, scores.measured),
     }
     return {name: pd.DataFrame(rows[name], columns=columns[name]) for name in columns}
 
@@ -184,7 +186,7 @@ def _ratios(scores: Scores) -> list[dict[str, Any]]:
 
 def _single(scores: Scores) -> list[dict[str, Any]]:
     rows = []
-    for kind in (BOTH, LARGE):
+    for kind in (BOTH, LARGEST):
         size = scores.params.size_of(kind)
         for measure in MEASURES:
             values = scores.at(measure, kind)
@@ -198,13 +200,3 @@ def _single(scores: Scores) -> list[dict[str, Any]]:
                 row |= {"items": items_error(items).value, **(excess.interval() if excess else {})}
             rows.append(row)
     return rows
-
-
-def _pair_rows(scores: Scores) -> list[dict[str, Any]]:
-    steps = scores.params.weight_steps
-    return [
-        {"pair": pair, "quantity": quantity, "step": step, "value": value}
-        for quantity in ("own", "apart", "loss", "descent")
-        for (pair,), array in scores.measured.under(quantity)
-        for step, value in zip(steps, array, strict=True)
-    ]

@@ -143,7 +143,10 @@ def measures(result: Result) -> Drawing:
     accuracy = style.rows_where(result.tables["accuracy"], shots=0)
     accuracy = accuracy.assign(percent=100 * accuracy.step / accuracy.step.max())
     sizes = result.params.size_list
-    note = "zero-shot, held-out pairs; dark band: 95 % interval over numbers, largest size"
+    note = (
+        f"zero-shot, held-out pairs, {result.params.arm} text; dark band: 95 % interval over "
+        "numbers, largest size"
+    )
     seeds = style.seed_note(result, "sums_choice")
     with style.canvas(result, 3, 2.7, note, seeds) as (figure, axes):
         shown = (
@@ -153,8 +156,7 @@ def measures(result: Result) -> Drawing:
         )
         for ax, (name, factor, title, unit) in zip(axes, shown, strict=True):
             points = style.rows_where(accuracy, measure=name)
-            ends = points[points["size"].isin((sizes[0], sizes[-1]))]  # eight bands would hide it
-            style.seed_band(ax, result, ends, "percent", f"sums_{name}", factor=factor)
+            style.seed_band(ax, result, points, "percent", f"sums_{name}", factor)
             style.size_curves(ax, points, "percent", sizes, factor, banded=sizes[-1:], markersize=3)
             ax.set(title=title, xlabel="% of training", ylabel=unit)
         style.reference(axes[1], GUESS)
