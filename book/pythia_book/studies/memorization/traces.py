@@ -38,8 +38,9 @@ AGES = {
     "240+": (240, math.inf),
 }
 """Maps each group of canaries to its lowest and highest age in updates; "before" is a placebo."""
-DOSES = {"1": (1, 1), "2": (2, 2), "3\N{EN DASH}5": (3, 5), "6+": (6, math.inf)}
-"""Maps each group of canaries to its lowest and highest number of readings."""
+DOSES = {"1": (1, 1), "2": (2, 2), "3+": (3, math.inf)}
+"""Maps each group of canaries to its lowest and highest number of readings. Few canaries that are
+read more often have no reading that is cut."""
 POSITIONS = 6
 """The number of equal parts of training, and of the floor, in which rows are averaged."""
 FOLLOWED = 4

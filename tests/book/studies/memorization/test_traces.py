@@ -105,7 +105,7 @@ def test_planted_traces_are_estimated_and_judged() -> None:
     assert largest.residual.value == pytest.approx(0.15 * 1.7, abs=0.02)
     assert largest.canary.value == pytest.approx(0.2, abs=0.03)
     assert largest.canary_dose.low < 0.2 < largest.canary_dose.high
-    assert largest.by_dose(3, 5).value == pytest.approx(0.6, abs=0.05)
+    assert largest.by_dose(*traces.DOSES["3+"]).value == pytest.approx(0.6, abs=0.05)
     assert largest.by_dose(1, 1).n_items == largest.canary.n_items < 200  # none read too late
     assert largest.by_age(0, 15).low < 0.2 < largest.by_age(0, 15).high
     before = largest.by_age(*traces.AGES["before"])
