@@ -76,8 +76,8 @@ class Traces:
       read more often were also read more recently, so dose and recency go together.
     - canary_floor: `floor_trend` for canaries read once.
 
-    Texts read after Params.settled are left out at the end: their traces are still growing, which
-    would look like an effect of order.
+    Rows and canaries read once, after Params.settled, are left out at the end: their traces are
+    still growing, which would look like an effect of order.
     """
 
     params: Params
