@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pythia_book import style, svg
 from pythia_book.published.tables import MODELS
 from pythia_book.records import number_text
+from pythia_book.studies.memorization.params import INTERVAL
 from pythia_book.style import BLUE, GREEN, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -28,12 +29,16 @@ def profiles(result: Result) -> Drawing:
     """Draw the traces of cohorts over training (largest size), and of early cohorts by age."""
     table, ages = result.tables["profiles"], result.tables["ages"]
     sizes = result.params.size_list
-    notes = f"bands: 95 % intervals over rows; first panel {sizes[-1]}"
+    notes = f"bands, bars: 95 % intervals over rows; first panel {sizes[-1]}, dots: before reading"
     with style.canvas(result, 2, 2.9, notes, ratios=(1.15, 1)) as (figure, (left, right)):
         colour = style.size_colour(sizes[-1])
         largest = style.rows_where(table, size=sizes[-1]).sort_values("step")
         for number, path in largest.groupby("cohort"):
-            style.curve(left, path, "percent", colour, name=f"cohort {number}", **style.THIN)
+            after = path[path.age >= 0]
+            style.curve(left, after, "percent", colour, name=f"cohort {number}", **style.THIN)
+        before = largest[largest.age < 0]
+        dots = {"marker": "o", "markersize": 3, "linestyle": "none", "name": "before reading"}
+        style.curve(left, before, "percent", style.MUTED, bars=True, **dots)
         style.reference(left, 0)
         left.set(xlabel="% of training", ylabel="trace, nats per token")
         left.set_title("seven cohorts")
@@ -49,13 +54,22 @@ def profiles(result: Result) -> Drawing:
         return Drawing(figure, "Trace of reading a row once, in nats per token", numbers)
 
 
-LEFT = {"first": style.mark("o"), "persistent": style.mark("s"), "residual": style.mark("^", True)}
-"""Maps each trace that is drawn against size to its marker."""
-LEFT_NAMES = {
+TRACE_NAMES = {
     "first": "soon after reading",
     "persistent": "a quarter of training later",
+    "retained": "left by then, %",
     "residual": "at the end, all rows",
+    "trend": "at the end, change per tenth of training",
+    "floor_trend": "the same, only rows read at the minimum rate",
+    "canary": "canaries read once, at the end",
+    "canary_dose": "canaries, change per doubling of readings",
+    "canary_floor": "canaries, change per tenth at the minimum rate",
 }
+"""Maps each of traces.MEASURES to its name."""
+BY_SIZE = {
+    "first": style.mark("o"), "persistent": style.mark("s"), "residual": style.mark("^", True)
+}  # fmt: skip
+"""Maps each trace that is drawn against size to its marker."""
 
 
 @style.figure
@@ -64,7 +78,7 @@ def trace_sizes(result: Result) -> Drawing:
     table = style.rows_where(result.tables["traces"], seed=result.params.seed)
     sizes = result.params.size_list
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals over rows") as (figure, (left, right)):
-        style.size_points(left, table, sizes, "measure", LEFT, 1, LEFT_NAMES)
+        style.size_points(left, table, sizes, "measure", BY_SIZE, 1, TRACE_NAMES)
         style.reference(left, 0)
         left.set(xlabel="parameters without embeddings", ylabel="trace, nats per token")
         retained = {"retained": style.mark("s")}
@@ -72,37 +86,39 @@ def trace_sizes(result: Result) -> Drawing:
         style.reference(right, 100)
         right.set(xlabel="parameters without embeddings", ylabel="% of the first trace left")
         right.set_ylim(bottom=min(0, right.get_ylim()[0]))
-        style.legend(figure, {LEFT_NAMES[name]: look for name, look in LEFT.items()})
+        style.legend(figure, {TRACE_NAMES[name]: look for name, look in BY_SIZE.items()})
         numbers = (
-            f"{row.size} {LEFT_NAMES[row.measure]} {number_text(row.value)}"
+            f"{row.size} {TRACE_NAMES[row.measure]} {number_text(row.value)}"
             for row in table.itertuples()
-            if row.measure in LEFT
+            if row.measure in BY_SIZE
         )
         return Drawing(figure, "Traces by size", numbers)
 
 
 @style.figure
 def recency(result: Result) -> Drawing:
-    """Draw the trace by the place of a row: at the end, on the floor, and soon after reading."""
-    places, cohorts = result.tables["places"], result.tables["cohorts"]
+    """Draw the trace by the position of a row: at the end, on the floor, and soon after reading."""
+    positions, cohorts = result.tables["positions"], result.tables["cohorts"]
     sizes = result.params.size_list
-    ends = tuple(dict.fromkeys((sizes[0], result.params.tenth, sizes[-1])))
+    shown = tuple(dict.fromkeys((sizes[0], result.params.tenth, sizes[-1])))
     notes = f"bands: 95 % intervals over rows, of {sizes[-1]}"
     with style.canvas(result, 3, 2.9, notes) as (figure, axes):
         panels = (
-            ("at the end", style.rows_where(places, scope="training")),
-            ("at the end, same rate", style.rows_where(places, scope="floor")),
+            ("at the end", style.rows_where(positions, scope="training")),
+            ("at the end, minimum rate", style.rows_where(positions, scope="floor")),
             ("soon after reading", cohorts),
         )
         for ax, (title, table) in zip(axes, panels, strict=True):
-            style.size_curves(ax, table, "percent", ends, banded=sizes[-1:], labelled=ax is axes[2])
+            style.size_curves(
+                ax, table, "percent", shown, banded=sizes[-1:], labelled=ax is axes[2]
+            )
             style.reference(ax, 0)
             ax.set_title(title)
             ax.set_xlabel("read at % of training")
         axes[0].set_ylabel("trace, nats per token")
         numbers = (
             f"read at {row.percent:.0f} % {number_text(row.value)}"
-            for row in places[places["size"] == sizes[-1]].itertuples()
+            for row in positions[positions["size"] == sizes[-1]].itertuples()
         )
         return Drawing(figure, f"Trace at the end of training, {sizes[-1]}", numbers)
 
@@ -117,7 +133,7 @@ def canaries(result: Result) -> Drawing:
         for ax, (kind, title) in zip(axes, titles.items(), strict=True):
             ax.set_title(title)
             points = style.rows_where(table, kind=kind)
-            names = [_ends(row) for row in points[points["size"] == sizes[-1]].itertuples()]
+            names = [*dict.fromkeys(points.group)]
             points = points.assign(x=points.groupby("size").cumcount()).dropna(subset=["value"])
             if points.empty:
                 style.say(ax, "too few canaries")
@@ -127,18 +143,10 @@ def canaries(result: Result) -> Drawing:
             style.category_ticks(ax, names)
         axes[0].set_ylabel("trace, nats per token")
         numbers = (
-            f"{row.kind} {_ends(row)}: {number_text(row.value)}"
+            f"{row.kind} {row.group}: {number_text(row.value)}"
             for row in table[table["size"] == sizes[-1]].dropna(subset=["value"]).itertuples()
         )
         return Drawing(figure, f"Trace of canaries, {sizes[-1]}", numbers)
-
-
-def _ends(row: Any) -> str:
-    """Name a group of the table `canaries`, e.g. "16-79" or "240+"."""
-    if row.high_end != row.high_end:
-        return f"{row.low_end}+"
-    same = row.low_end == row.high_end
-    return str(row.low_end) if same else f"{row.low_end}{style.DASH}{int(row.high_end)}"
 
 
 @style.figure
@@ -220,7 +228,7 @@ def order(result: Result) -> Drawing:
                 style.curve(over, points, "percent", colour, 100, **shape)
                 last = points.dropna(subset=["value"]).iloc[-1]
                 ends.append((subset, last.percent, 100 * last.value, colour))
-        over.set_xlabel("place in training, %")
+        over.set_xlabel("position in training, %")
         over.set_ylabel("% memorized")
         over.set_ylim(bottom=0)
         style.end_labels(over, ends)
@@ -293,8 +301,8 @@ def released(result: Result) -> Drawing:
                 style.say(ax, "no released\nnumbers")
         if table.empty:
             return Drawing(figure, "No released numbers")
-        places = np.arange(len(small))
-        axes[0].scatter(places, small.share, color=[style.size_colour(m) for m in small.model])
+        ticks = np.arange(len(small))
+        axes[0].scatter(ticks, small.share, color=[style.size_colour(m) for m in small.model])
         axes[0].set_ylabel("% of sequences")
         axes[0].set_ylim(bottom=0)
         style.category_ticks(axes[0], small.model, rotation=90)
@@ -302,7 +310,7 @@ def released(result: Result) -> Drawing:
             rows = style.rows_where(early, model=model)
             _both_measures(axes[1], rows.percent, rows, model)
         axes[1].set_xlabel("% of training")
-        _both_measures(axes[2], places, small)
+        _both_measures(axes[2], ticks, small)
         style.category_ticks(axes[2], small.model, rotation=90)
         partial, ends = style.rows_where(early, model=MODELS[-1]), []
         for rows, colour, label in ((partial, BLUE, "12B itself"), (small, ORANGE, "smaller")):
@@ -355,20 +363,6 @@ def tests_table(result: Result) -> Table:
     return Table(pd.DataFrame(rows, columns=columns), note)
 
 
-TRACE_NAMES = {
-    "first": "soon after reading",
-    "persistent": "a quarter of training later",
-    "retained": "left by then, %",
-    "residual": "at the end, rows from all of training",
-    "trend": "at the end, change per tenth of training",
-    "floor_trend": "the same, only rows read at the lowest rate",
-    "canary": "canaries read once, at the end",
-    "canary_dose": "canaries, change per doubling of readings",
-    "canary_floor": "canaries, change per tenth at the lowest rate",
-}
-"""Maps each of traces.MEASURES to its name in the table."""
-
-
 def traces_table(result: Result) -> Table:
     """Return the estimates of traces for the smallest and the largest size, and over seeds."""
     import pandas as pd
@@ -383,12 +377,11 @@ def traces_table(result: Result) -> Table:
     for measure, name in TRACE_NAMES.items():
         row: dict[str, str] = {"Trace": name}
         for column, table in columns.items():
-            found = style.rows_where(table, measure=measure)
+            line = style.rows_where(table, measure=measure)
             factor = 100 if measure == "retained" else 1
             row[column] = style.DASH
-            if len(found) and found.value.notna().all():
-                ends = (factor * float(found[end].iloc[0]) for end in ("value", "low", "high"))
-                row[column] = style.interval(*ends)
+            if len(line) and line.value.notna().all():
+                row[column] = style.interval(*(factor * float(line[c].iloc[0]) for c in INTERVAL))
         rows.append(row)
     note = "In nats per token [95 %], over rows or canaries of one run"
     note += "; last column: over seeds" if values["seeds"] > 1 else ""

@@ -39,6 +39,12 @@ BASE, FLOOR = 8, 116
 learning rate is at its minimum."""
 TRACED = (*sorted({i + k for i in COHORTS for k in (0, 1, FIRST)}), BASE, FLOOR)
 """Evenly spaced checkpoints at which the loss of rows is measured."""
+INTERVAL = ["value", "low", "high"]
+"""The columns of an estimate with its interval."""
+TREND = 5.0
+"""The smallest change of a trace, or of the rate of memorized rows, that counts as an effect of
+order, in % of the mean per tenth of training. Over all of training, a smaller change is less than
+half of the mean."""
 SEEDED = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 """The size that is trained with further seeds, by scale: that of the study `seeds`, whose runs have
 the same seeds."""
@@ -89,7 +95,7 @@ class Params(StudyParams):
         return [(a, max(a + 1, b)) for a, b in zip(starts, ends, strict=True)]
 
     @property
-    def path_steps(self) -> list[int]:
+    def cohort_steps(self) -> list[int]:
         """The steps at which the loss of the cohorts is measured, ascending."""
         scale = scale_named(self.scale)
         looks = [self.first_look(number) for number in range(len(COHORTS))]
@@ -101,13 +107,21 @@ class Params(StudyParams):
         return max(self.cohorts[cohort][1], step)
 
     @property
-    def end_steps(self) -> tuple[int, int, int]:
+    def final_steps(self) -> tuple[int, int, int]:
         """The steps between which the loss of rows from all of training falls.
 
         These are an early one, the first at the minimum learning rate, and the last.
         """
         scale = scale_named(self.scale)
         return scale.fork_step(BASE), scale.fork_step(FLOOR), scale.steps
+
+    @property
+    def settled(self) -> int:
+        """The step from which a text is read too late to be looked at by the end of training.
+
+        As at the first look, Adam's momentum must have applied what was read.
+        """
+        return scale_named(self.scale).fork_step(N_LINEAR - FIRST)
 
     @property
     def canary_steps(self) -> list[int]:

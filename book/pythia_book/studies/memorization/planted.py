@@ -45,13 +45,13 @@ def sources(windows: np.ndarray, texts: Iterable[list[list[int]]]) -> np.ndarray
     """
     windows = np.ascontiguousarray(windows)
     keys = [window.tobytes() for window in windows]
-    found = dict.fromkeys(keys, -1)
+    source = dict.fromkeys(keys, -1)
     for number, versions in enumerate(texts):
         for ids in versions:
             if len(ids) < windows.shape[1]:
                 continue
             tokens = np.array(ids, windows.dtype)
             for window in np.lib.stride_tricks.sliding_window_view(tokens, windows.shape[1]):
-                if found.get(key := window.tobytes()) == -1:
-                    found[key] = number
-    return np.array([found[key] for key in keys], int)
+                if source.get(key := window.tobytes()) == -1:
+                    source[key] = number
+    return np.array([source[key] for key in keys], int)

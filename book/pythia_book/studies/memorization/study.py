@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.conduct import conduct
-from pythia_book.stats import exact_share
+from pythia_book.studies.memorization import samples, trace_claims, traces
 from pythia_book.studies.memorization import tables as tables_of
-from pythia_book.studies.memorization import trace_claims, traces
 from pythia_book.studies.memorization.claims import claims
-from pythia_book.studies.memorization.params import STUDY, Params, configs
-from pythia_book.studies.memorization.profiles import NEVER
+from pythia_book.studies.memorization.order_tests import MIN_EVENTS
+from pythia_book.studies.memorization.panel import NEVER
+from pythia_book.studies.memorization.params import STUDY, TREND, Params, configs
 from pythia_book.studies.memorization.tables import Extracted, Rows
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import DATA_ARMS, scale_named
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
-
-INTERVAL = ["value", "low", "high"]
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
@@ -58,16 +56,14 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - beginnings/ARM: how often context and continuation together occur.
     - text/ARM: an index that rows with the same continuation share.
     - planted/ARM: the index of the planted text that contains the continuation, or -1.
-    - read/STEP: how often a run on the standard text had read the continuation; only for steps
-      of params.EARLY, and only for rows read by the first checkpoint.
 
     The array "copies" has the number of occurrences of each planted text in the corpus.
 
-    For traces (see `panels` and `profiles`), in the order of the chosen rows and canaries:
+    For traces (see `samples` and `panel`), in the order of the chosen rows and canaries:
 
-    - path_read/SEED, end_read/SEED, canary_read/SEED: the update that reads each, or NEVER.
-    - end_even/SEED, canary_reads/SEED: see `panels.ChosenRows` and `panels.ChosenCanaries`.
-    - path_loss/SIZE/SEED, end_loss/SIZE/SEED, canary_loss/SIZE/SEED: one row per checkpoint.
+    - cohort_read/SEED, final_read/SEED, canary_read/SEED: the update that reads each, or NEVER.
+    - final_even/SEED, canary_reads/SEED: see `samples.ChosenRows` and `samples.ChosenCanaries`.
+    - cohort_loss/SIZE/SEED, final_loss/SIZE/SEED, canary_loss/SIZE/SEED: one row per checkpoint.
 
     Facts:
 
@@ -101,9 +97,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         n_gaps += len(gaps)
         for size in params.size_list:
             for step in params.steps(arm):
-                if found := measured.get((suite[size, arm].id, step)):
-                    arrays[name_of("memorized", size, arm, step)] = found["memorized"]
-                    checked += found["checked"]
+                if extracted := measured.get((suite[size, arm].id, step)):
+                    arrays[name_of("memorized", size, arm, step)] = extracted["memorized"]
+                    checked += extracted["checked"]
         rows = data.rows.rows(0, train.steps * train.batch_size)
         windows = rows[:, context : context + continuation]
         times = repetition_counts(rows, windows)
@@ -113,11 +109,6 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         _, text = distinct_windows(windows, windows.shape[1])
         arrays[name_of("text", arm)] = tables_of.numbered(text).astype(np.int32)
         arrays[name_of("planted", arm)], arrays["copies"] = planted_ids(data, windows)
-        if arm == "standard":
-            first = windows[: params.steps(arm)[0] * train.batch_size]
-            for step in params.early_steps:
-                read = repetition_counts(rows[: step * train.batch_size], first)
-                arrays[name_of("read", step)] = read.astype(np.int32)
     traced = {(size, seed): trained[size, "standard", seed] for size, seed in params.members}
     n_gaps += _measure_traces(params, traced, arrays, progress)
     facts = {
@@ -141,7 +132,7 @@ def _measure_traces(
     only their differences are used.
     """
     from pythia_book.measurements import measure_all
-    from pythia_book.studies.memorization.panels import (
+    from pythia_book.studies.memorization.samples import (
         CanaryLoss,
         ChosenCanaries,
         ChosenRows,
@@ -157,25 +148,25 @@ def _measure_traces(
         canaries = ChosenCanaries.of(data, train.batch_size, train.steps)
         everything = data.rows.rows(0, data.rows.n_rows).astype(np.int64)
         arrays |= {
-            name_of("path_read", seed): read_by(rows.paths, train.batch_size, train.steps),
-            name_of("end_read", seed): read_by(rows.ends, train.batch_size, train.steps),
-            name_of("end_even", seed): rows.even,
+            name_of("cohort_read", seed): read_by(rows.cohorts, train.batch_size, train.steps),
+            name_of("final_read", seed): read_by(rows.final, train.batch_size, train.steps),
+            name_of("final_even", seed): rows.even,
             name_of("canary_read", seed): canaries.read,
             name_of("canary_reads", seed): canaries.reads,
         }
         length = first.config.model.max_seq_len
         for kind, measurement, steps in (
-            ("path", RowLoss(everything[rows.paths]), params.path_steps),
-            ("end", RowLoss(everything[rows.ends]), params.end_steps),
+            ("path", RowLoss(everything[rows.cohorts]), params.cohort_steps),
+            ("end", RowLoss(everything[rows.final]), params.final_steps),
             ("canary", CanaryLoss.of(canaries, data, length), params.canary_steps),
         ):
             cells = [(run, step) for run in members.values() for step in steps]
             measured, gaps = measure_all(cells, measurement, progress)
             n_gaps += len(gaps)
             for size, run in members.items():
-                found = [measured.get((run.id, step)) for step in steps]
-                if all(found):
-                    loss = np.stack([at["loss"] for at in found])
+                losses = [measured.get((run.id, step)) for step in steps]
+                if all(losses):
+                    loss = np.stack([at["loss"] for at in losses])
                     if kind != "canary":
                         loss = (loss - loss[-1]).astype(np.float16)
                     arrays[name_of(f"{kind}_loss", size, seed)] = loss
@@ -204,138 +195,127 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     runs = traces.runs_of(params, measured)
     for name, rows in traces.tables(params, runs).items():
         tables[name] = pd.DataFrame(rows, columns=traces.COLUMNS[name])
-    numbers = values(extracted, measured, tables) | trace_values(params, runs)
+    numbers = values(extracted, tables) | trace_values(params, runs)
     judged = [*trace_claims.claims(params, runs), *claims(extracted, tables)]
     return tables, numbers, judged
 
 
-def trace_values(params: Params, runs: dict[tuple[str, int], traces.Run]) -> dict[str, Any]:
+def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> dict[str, Any]:
     """Return the numbers about traces that the page quotes, by name; `retained` is in percent.
 
     Names without a suffix are for the largest size, those that end in `_smallest` for the smallest,
-    and those that end in `_seeds` are means over the seeds of the seeded size.
+    and those that end in `_seeds` are means over the further seeds of the seeded size.
     """
-    numbers: dict[str, Any] = {"smallest": params.size_list[0], "seeded": params.seeded_size}
-    sizes = {"": params.size_list[-1], "_smallest": params.size_list[0]}
-    for suffix, size in sizes.items():
-        if run := runs.get((size, params.seed)):
-            for measure in traces.MEASURES:
-                e = getattr(run, measure).times(100 if measure == "retained" else 1)
-                numbers[f"{measure}{suffix}"] = e.interval()
-    for measure in traces.MEASURES:
-        if e := traces.over_seeds(params, runs, measure):
-            numbers[f"{measure}_seeds"] = e.times(100 if measure == "retained" else 1).interval()
-    if e := traces.over_seeds(params, runs, "order"):
-        numbers["order_seeds"] = e.interval()
-    numbers["seeds"] = sum(size == params.seeded_size for size, _ in runs)
-    if run := runs.get((params.size_list[-1], params.seed)):
-        _, p, pooled = run.pretrends
-        numbers |= {"pretrend": pooled.interval(), "pretrend_p": p}
-        numbers |= {f"order_{s}": run.relative_trend(s).interval() for s in ("training", "floor")}
-        numbers["rate_slope"] = run.rate_slope.interval()
-        numbers["dose_most"] = run.by_dose(*traces.DOSES[-1]).interval()
-        numbers["n_canaries"] = run.canary.n_items
-        numbers["never_planted"] = run.canaries.never.shape[1]
-        numbers["n_never"] = int((run.ends.read == NEVER).sum())
-        numbers["n_ends"] = run.residual.n_items
-        numbers["n_floor"] = run.floor_trend.n_items
-        numbers["n_paths"] = run.first.n_items
-        if tenth := runs.get((params.tenth, params.seed)):
-            numbers["agreement"] = traces.agreement(run, tenth)
+    largest, smallest = params.size_list[-1], params.size_list[0]
     first, last = params.cohorts[0]
-    numbers["cohort_updates"], numbers["cohorts"] = last - first, len(params.cohorts)
+    numbers: dict[str, Any] = {
+        "seeded": params.seeded_size,
+        "seeds": len(traces.further(params, runs)),
+        "cohorts": len(params.cohorts),
+        "cohort_updates": last - first,
+        "first_updates": params.first_look(0) - last,
+        "margin": TREND,
+        "passage": samples.PASSAGE,
+        "most_shared": 100 * samples.MOST_SHARED,
+        "fewest_events": MIN_EVENTS,
+    }
+    for measure in ("residual", "trend", "floor_trend", "order"):
+        if e := traces.over_seeds(params, runs, measure):
+            numbers[f"{measure}_seeds"] = e.interval()
+    if run := runs.get((smallest, params.seed)):
+        numbers["first_smallest"] = run.first.interval()
+        numbers["retained_smallest"] = run.retained.times(100).interval()
+    run = runs.get((largest, params.seed))
+    if not run:
+        return numbers
+    _, p, pooled = run.pretrends
+    estimates = {
+        "first": run.first,
+        "retained": run.retained.times(100),
+        "residual": run.residual,
+        "trend": run.trend,
+        "floor_trend": run.floor_trend,
+        "order_training": run.order("training"),
+        "order_floor": run.order("floor"),
+        "rate_slope": run.rate_slope,
+        "canary": run.canary,
+        "canary_before": run.by_age(*traces.AGES["before"]),
+        "canary_dose": run.canary_dose,
+        "dose_most": run.by_dose(*[*traces.DOSES.values()][-1]),
+        "pretrend": pooled,
+    }
+    numbers |= {name: e.interval() for name, e in estimates.items() if e}
+    numbers |= {
+        "pretrend_p": p,
+        "n_canaries": run.canary.n_items,
+        "never_planted": run.canaries.never.shape[1],
+        "n_never": int((run.final.read == NEVER).sum()),
+        "n_final": run.residual.n_items,
+        "n_floor": run.floor_trend.n_items,
+        "n_cohorts": run.first.n_items,
+    }
+    if tenth := runs.get((params.tenth, params.seed)):
+        numbers["agreement"] = traces.agreement(run, tenth)
     return numbers
 
 
-def values(
-    extracted: Extracted, measured: Measurements, tables: dict[str, pd.DataFrame]
-) -> dict[str, Any]:
-    """Return the numbers that the page quotes, by name; shares are in percent."""
+def values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return the numbers about recitation that the page quotes, by name; shares are in percent."""
     params = extracted.params
-    shares, largest = tables["shares"], params.size_list[-1]
-    last = shares[shares.percent == 100].set_index(["size", "arm"])
-    facts = measured.facts
+    largest, end = params.size_list[-1], scale_named(params.scale).steps
     numbers: dict[str, Any] = {
-        "sizes": ", ".join(params.size_list),
         "largest": largest,
-        "n_rows": len(extracted.rows["standard"]),
-        "n_generated": facts["generated"],
-        "n_disagreements": facts["disagreements"],
-        "gaps": facts["gaps"],
         "tenth": params.tenth,
+        "n_rows": len(extracted.rows["standard"]),
+        **_recited(extracted),
     }
-    for arm in DATA_ARMS:
-        if (largest, arm) in last.index:
-            row = last.loc[(largest, arm)]
-            numbers[f"memorized_{arm}"] = int(row.memorized)
-            numbers[f"percent_{arm}"] = {k: 100 * float(row[k]) for k in INTERVAL}
-        numbers |= _read_once(extracted, arm)
-    numbers |= _planted(extracted)
-    found = tables["prediction"].set_index(["experiment", "size", "step"])
-    end = scale_named(params.scale).steps
+    lines = tables["prediction"].set_index(["experiment", "size", "step"])
     predictors = [
         (f"at_{percent}", ("earlier checkpoint", largest, step))
         for percent, step in zip(params.early_percent, params.early_steps, strict=True)
     ]
     for name, predictor in [*predictors, ("tenth", ("smaller model", params.tenth, end))]:
-        if predictor in found.index:
-            numbers |= _predicted(found.loc[predictor], name)
+        if predictor in lines.index:
+            numbers |= _predicted(lines.loc[predictor], name)
     return numbers | tables_of.equal_compute(tables["released"])
 
 
-def _planted(extracted: Extracted) -> dict[str, Any]:
-    """Count the planted texts that the largest model on the standard text has memorized.
+def _recited(extracted: Extracted) -> dict[str, Any]:
+    """Count the rows that the largest model memorized.
 
-    - `planted_rows`: the number of memorized rows whose continuation is in a planted text.
-    - `planted_texts`: the number of different planted texts in these rows.
-    - `planted_copies`: how often these texts were planted, e.g. "3 planted 128 times".
+    - `memorized_ARM`: memorized rows of each arm.
+    - `once_standard`, `once_memorized_standard`: rows whose continuation was read once, and how
+      many of these are memorized.
+    - `beginning_once_memorized_standard`: memorized rows whose context and continuation together
+      were read once; `beginning_once_read_more_standard`: those of them whose continuation was
+      read more than once.
+    - `planted_rows`, `planted_texts`: memorized rows whose continuation is in a planted text, and
+      the number of these texts; `planted_copies`: how often these were planted, e.g. "3 planted
+      128 times".
     """
-    memorized = extracted.memorized(extracted.params.size_list[-1], "standard")
+    size = extracted.params.size_list[-1]
+    numbers: dict[str, Any] = {}
+    for arm in DATA_ARMS:
+        if (memorized := extracted.memorized(size, arm)) is not None:
+            numbers[f"memorized_{arm}"] = int(memorized.sum())
+    rows: Rows = extracted.rows["standard"]
+    memorized, once = extracted.memorized(size, "standard"), rows.times == 1
+    numbers["once_standard"] = int(once.sum())
     if memorized is None:
-        return {}
-    planted = extracted.rows["standard"].planted[memorized]
+        return numbers
+    seeming = memorized & (rows.beginnings == 1)
+    planted = rows.planted[memorized]
     texts = np.unique(planted[planted >= 0])
     levels, counts = np.unique(extracted.measured.arrays["copies"][texts], return_counts=True)
     by_level = [f"{n} planted {k} times" for k, n in zip(levels, counts, strict=True)][::-1]
-    return {
+    return numbers | {
+        "once_memorized_standard": int((memorized & once).sum()),
+        "beginning_once_memorized_standard": int(seeming.sum()),
+        "beginning_once_read_more_standard": int((seeming & ~once).sum()),
         "planted_rows": int((planted >= 0).sum()),
         "planted_texts": len(texts),
         "planted_copies": " and ".join(by_level) or "none",
     }
-
-
-def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
-    """Count an arm's rows that were read once, and how many of these the largest model memorized.
-
-    A beginning is a context with its continuation. Each name ends in the arm, e.g. once_standard.
-
-    - once: rows whose continuation was read once.
-    - once_memorized, once_percent: number and percentage of memorized rows in `once`; the
-      percentage has an interval.
-    - beginning_once: rows whose beginning was read once.
-    - beginning_once_memorized: memorized rows in `beginning_once`.
-    - beginning_once_read_more: rows in `beginning_once_memorized` whose continuation was read more
-      than once.
-    - beginning_once_times: median readings of the continuations in `beginning_once_memorized`.
-    """
-    rows: Rows = extracted.rows[arm]
-    memorized = extracted.memorized(extracted.params.size_list[-1], arm)
-    once, beginning_once = rows.times == 1, rows.beginnings == 1
-    numbers: dict[str, Any] = {f"once_{arm}": int(once.sum())}
-    if memorized is None:
-        return numbers
-    seeming = memorized & beginning_once
-    numbers |= {
-        f"once_memorized_{arm}": int((memorized & once).sum()),
-        f"beginning_once_{arm}": int(beginning_once.sum()),
-        f"beginning_once_memorized_{arm}": int(seeming.sum()),
-        f"beginning_once_read_more_{arm}": int((seeming & ~once).sum()),
-        f"beginning_once_times_{arm}": int(np.median(rows.times[seeming])) if any(seeming) else 0,
-    }
-    if once.any():
-        share = exact_share(int((memorized & once).sum()), int(once.sum())).times(100)
-        numbers[f"once_percent_{arm}"] = share.interval()
-    return numbers
 
 
 def _predicted(row: pd.Series, name: str) -> dict[str, Any]:

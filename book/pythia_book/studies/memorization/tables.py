@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.tables import MODELS
-from pythia_book.stats import LEVEL, Estimate, difference, exact_share
+from pythia_book.stats import LEVEL, Estimate, exact_share
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, NullDistribution
-from pythia_book.studies.memorization.params import Params
+from pythia_book.studies.memorization.params import EARLY, INTERVAL, Params
 from pythia_book.study import name_of
 from pythia_book.verdicts import holm
 from pythia_core.suite import DATA_ARMS, nominal_parameters, scale_named
-from pythia_core.training.schedule import OFFICIAL_STEPS
+from pythia_core.training.schedule import OFFICIAL_STEPS, linear_step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +39,7 @@ BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
 """The smallest and the largest repetition count of each bin."""
 RATE_BINS = 20
 """The number of equal parts into which training is divided."""
-INTERVAL = ["value", "low", "high"]
-MEASURES = ("precision", "recall", "gap")
+MEASURES = ("precision", "recall")
 COLUMNS: dict[str, list[str]] = {
     "shares": ["size", "arm", "step", "percent", "rows", "memorized", *INTERVAL],
     "exposures": ["size", "arm", "times", "n", "memorized", *INTERVAL],
@@ -416,10 +415,10 @@ class Prediction:
         part, whole = self._sides(measure)
         return int((part & whole).sum()), int(whole.sum())
 
-    def units(self, measure: str) -> tuple[int, bool]:
-        """Return the number of units behind a measure, and whether all are planted texts."""
+    def units(self, measure: str) -> int:
+        """Return the number of units behind a measure."""
         _, whole = self._sides(measure)
-        return len(np.unique(self.unit[whole])), bool((self.planted[whole] >= 0).all())
+        return len(np.unique(self.unit[whole]))
 
     def _sides(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
         if measure == "precision":
@@ -451,31 +450,30 @@ def prediction(extracted: Extracted) -> Lines:
     predictors = [("earlier checkpoint", params.size_list[-1], step) for step in steps[:-1]]
     predictors += [("smaller model", size, steps[-1]) for size in params.size_list[:-1]]
     for experiment, size, step in predictors:
-        if found := predicted_by(extracted, size, step):
+        if predicted := predicted_by(extracted, size, step):
             keys = {"experiment": experiment, "size": size, "step": step}
-            lines.append(keys | prediction_row(found))
+            lines.append(keys | prediction_row(predicted))
     return lines
 
 
-def prediction_row(found: Prediction) -> dict[str, Any]:
-    """Return a line of `prediction`: confusion counts of texts, precision, recall and their gap.
+def prediction_row(texts: Prediction) -> dict[str, Any]:
+    """Return a line of `prediction`: confusion counts of texts, precision and recall.
 
-    `precision_units` and `recall_units` count the units of the intervals. The interval of the gap,
-    precision minus recall, is slightly too wide: it ignores that both rise together.
+    `precision_units` and `recall_units` count the units of the intervals.
     """
-    tp, n_predicted = found.count("precision")
-    fn = found.count("recall")[1] - tp
+    tp, n_predicted = texts.count("precision")
+    fn = texts.count("recall")[1] - tp
     row: dict[str, Any] = {
-        "texts": len(found.truth),
+        "texts": len(texts.truth),
         "tp": tp,
         "fp": n_predicted - tp,
         "fn": fn,
-        "tn": len(found.truth) - n_predicted - fn,
-        "precision_units": found.units("precision")[0],
-        "recall_units": found.units("recall")[0],
+        "tn": len(texts.truth) - n_predicted - fn,
+        "precision_units": texts.units("precision"),
+        "recall_units": texts.units("recall"),
     }
-    precision, recall = found.share("precision"), found.share("recall")
-    for name, e in zip(MEASURES, (precision, recall, difference(precision, recall)), strict=True):
+    for name in MEASURES:
+        e = texts.share(name)
         row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
     return row
 
@@ -496,8 +494,7 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
       model" (a model predicts the 12B model at the same step).
     - `model`, `step`, `percent` (of training): the predictor.
     - `compute`: parameters times tokens of the predictor, as a fraction of the whole 12B run.
-    - `precision`, `recall`, `gap` (precision minus recall): fractions of 1, NaN if a checkpoint
-      predicts itself.
+    - `precision`, `recall`: fractions of 1, NaN if a checkpoint predicts itself.
     - `share`: the percentage of sequences that the predictor memorizes.
     - `truth`: the percentage of sequences that the predicted model memorizes.
     """
@@ -510,7 +507,6 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
         percent=100 * confusion.step / OFFICIAL_STEPS,
         share=confusion.tp + confusion.fp,
         truth=confusion.tp + confusion.fn,
-        gap=confusion.precision - confusion.recall,
     )
     sizes = table.model.map(nominal_parameters) / nominal_parameters(MODELS[-1])
     table["compute"] = sizes * table.percent / 100
@@ -522,21 +518,18 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
-    """Compare early 12B checkpoints and smaller models as predictors of 12B, at equal compute.
+    """Compare an early 12B checkpoint and smaller models as predictors of 12B, at equal compute.
 
-    `recall_12b_at_P` and `recall_small_at_P` are in percent, for the checkpoint at P percent. The
-    recall of smaller models is interpolated linearly in log compute. Checkpoints with more or less
-    compute than all smaller models are left out.
+    The checkpoint is the first of EARLY, at P percent of training. `recall_12b_at_P` and
+    `recall_small_at_P` are in percent. The recall of smaller models is interpolated linearly in log
+    compute.
     """
     early = table[(table.experiment == "earlier checkpoint") & (table.model == MODELS[-1])]
+    early = early[early.step == linear_step(EARLY[0], OFFICIAL_STEPS)]
     small = table[(table.experiment == "smaller model") & (table.step == OFFICIAL_STEPS)]
-    early, small = (
-        rows.dropna(subset=["recall"]).sort_values("compute") for rows in (early, small)
-    )
-    numbers: dict[str, Any] = {}
-    for row in early.itertuples():
-        if len(small) and small.compute.min() <= row.compute <= small.compute.max():
-            smaller = np.interp(math.log(row.compute), np.log(small.compute), small.recall)
-            numbers[f"recall_12b_at_{row.percent:.0f}"] = 100 * row.recall
-            numbers[f"recall_small_at_{row.percent:.0f}"] = 100 * float(smaller)
-    return numbers
+    small = small.dropna(subset=["recall"]).sort_values("compute")
+    if early.empty or small.empty:
+        return {}
+    row, at = early.iloc[0], f"{early.percent.iloc[0]:.0f}"
+    smaller = np.interp(math.log(row.compute), np.log(small.compute), small.recall)
+    return {f"recall_12b_at_{at}": 100 * row.recall, f"recall_small_at_{at}": 100 * float(smaller)}

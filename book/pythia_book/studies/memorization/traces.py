@@ -1,12 +1,13 @@
 """Compute the tables of traces: what reading a text once leaves in the loss, for rows and canaries.
 
-All values are in nats per token, and positive if reading helps (see `profiles`). Ages are in
+All values are in nats per token, and positive if reading helps (see `panel`). Ages are in
 updates since a text was read. The tables of a single run have intervals over its texts; the table
 `seeds` has intervals over seeds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from pythia_book.stats import Estimate, mean_over, ratio_of_means
-from pythia_book.studies.memorization.params import AHEAD, Params
-from pythia_book.studies.memorization.profiles import (
+from pythia_book.studies.memorization.panel import (
     NEVER,
     Panel,
     joint_test,
@@ -25,37 +25,43 @@ from pythia_book.studies.memorization.profiles import (
     relative_trend,
     trend,
 )
+from pythia_book.studies.memorization.params import AHEAD, INTERVAL, Params
 from pythia_book.study import Measurements, name_of
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import learning_rate
 
-INTERVAL = ["value", "low", "high"]
-AGES = ((0, 15), (16, 79), (80, 239), (240, None))
-"""The lowest and the highest age, in updates, of each group of canaries."""
-DOSES = ((1, 1), (2, 2), (3, 5), (6, None))
-"""The lowest and the highest number of readings of each group of canaries."""
-PLACES = 6
+AGES = {
+    "before": (-math.inf, -1),
+    "0\N{EN DASH}15": (0, 15),
+    "16\N{EN DASH}79": (16, 79),
+    "80\N{EN DASH}239": (80, 239),
+    "240+": (240, math.inf),
+}
+"""Maps each group of canaries to its lowest and highest age in updates; "before" is a placebo."""
+DOSES = {"1": (1, 1), "2": (2, 2), "3+": (3, math.inf)}
+"""Maps each group of canaries to its lowest and highest number of readings. Few canaries that are
+read more often have no reading that is cut."""
+POSITIONS = 6
 """The number of equal parts of training, and of the floor, in which rows are averaged."""
 FOLLOWED = 4
 """How many cohorts, the earliest ones, are followed over several ages."""
 MEASURES = ("first", "persistent", "retained", "residual", "trend", "floor_trend",
             "canary", "canary_dose", "canary_floor")  # fmt: skip
-"""What is estimated for every run (see `Run`)."""
+"""What is estimated for every run (see `Traces`)."""
 COLUMNS: dict[str, list[str]] = {
     "profiles": ["size", "cohort", "step", "percent", "age", "n", *INTERVAL],
     "ages": ["size", "age", "n", *INTERVAL],
     "cohorts": ["size", "cohort", "percent", "rate", "n", *INTERVAL],
-    "places": ["size", "scope", "percent", "n", *INTERVAL],
+    "positions": ["size", "scope", "percent", "n", *INTERVAL],
     "traces": ["size", "seed", "measure", "n", *INTERVAL],
     "seeds": ["size", "measure", "n", *INTERVAL],
-    "pretrends": ["size", "cohort", "n", *INTERVAL, "joint_p"],
-    "canaries": ["size", "kind", "low_end", "high_end", "n", *INTERVAL],
+    "canaries": ["size", "kind", "group", "n", *INTERVAL],
 }
 Lines = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Run:
+class Traces:
     """The panels of one run, and the estimates of MEASURES, each a property.
 
     - first: the mean trace of all cohorts at the first look at them, FIRST checkpoints on. Adam's
@@ -63,23 +69,29 @@ class Run:
     - persistent: that of all cohorts but the last AHEAD when the cohort AHEAD of them begins.
     - retained: `persistent` as a share of what the same cohorts had at the first look.
     - residual: the mean trace at the end of rows from all of training.
-    - trend, floor_trend: how residual traces change per tenth of training with the place of the
+    - trend, floor_trend: how residual traces change per tenth of training with the position of the
       row: over all of training, and over the part at the minimum learning rate.
     - canary: the mean trace at the end of canaries read once.
-    - canary_dose: how the trace of canaries changes per doubling of the readings.
+    - canary_dose: how the trace of canaries changes per doubling of the readings. Canaries that are
+      read more often were also read more recently, so dose and recency go together.
     - canary_floor: `floor_trend` for canaries read once.
+
+    Rows and canaries read once, after Params.settled, are left out at the end: their traces are
+    still growing, which would look like an effect of order.
     """
 
     params: Params
     size: str
     seed: int
-    paths: Panel
-    ends: Panel
+    cohorts: Panel
+    """The rows of the cohorts."""
+    final: Panel
+    """The rows of the final sample."""
     even: np.ndarray
-    """bool[rows in the ends]: see `panels.ChosenRows`."""
+    """bool[rows in `final`]: see `samples.ChosenRows`."""
     canaries: Panel
     reads: np.ndarray
-    """int64[canaries]: how often each canary is read."""
+    """int64[canaries]: how often each canary is read, see `samples.ChosenCanaries`."""
 
     @property
     def last(self) -> int:
@@ -89,26 +101,26 @@ class Run:
     # --- rows
 
     def cohort(self, number: int) -> np.ndarray:
-        """Return the indices, in the paths, of the rows of a cohort."""
-        return self.paths.read_in(*self.params.cohorts[number])
+        """Return the indices, in `cohorts`, of the rows of a cohort."""
+        return self.cohorts.read_in(*self.params.cohorts[number])
 
-    def path(self, number: int, after: int, before: int | None = None) -> np.ndarray:
+    def fall(self, number: int, after: int, before: int | None = None) -> np.ndarray:
         """Return weights for the fall of a cohort's loss from `before` to `after`.
 
         By default, `before` is the last checkpoint before the cohort is read.
         """
         before = self.params.cohorts[number][0] if before is None else before
-        return self.paths.fall(before, after, len(self.cohort(number)))
+        return self.cohorts.fall(before, after, len(self.cohort(number)))
 
     def pooled(self, numbers: range, after: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of several cohorts, and weights up to one checkpoint per cohort."""
         rows = [self.cohort(k) for k in numbers]
-        weights = [self.path(k, step) for k, step in zip(numbers, after, strict=True)]
+        weights = [self.fall(k, step) for k, step in zip(numbers, after, strict=True)]
         return np.concatenate(rows), np.concatenate(weights, axis=1)
 
     @property
     def first(self) -> Estimate:
-        return mean_trace(self.paths, *self._looks(len(self.params.cohorts)))
+        return mean_trace(self.cohorts, *self._looks(len(self.params.cohorts)))
 
     def _looks(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of the first `n` cohorts, and weights up to the first look at each."""
@@ -123,17 +135,17 @@ class Run:
     @property
     def persistent(self) -> Estimate:
         rows, later, _ = self._kept()
-        return mean_trace(self.paths, rows, later)
+        return mean_trace(self.cohorts, rows, later)
 
     @property
     def retained(self) -> Estimate:
-        return ratio_of_traces(self.paths, *self._kept())
+        return ratio_of_traces(self.cohorts, *self._kept())
 
     def after(self, cohorts_later: int) -> Estimate:
         """Return the mean trace of the first FOLLOWED cohorts when a later cohort begins."""
         numbers, cohorts = range(FOLLOWED), self.params.cohorts
         return mean_trace(
-            self.paths, *self.pooled(numbers, [cohorts[k + cohorts_later][0] for k in numbers])
+            self.cohorts, *self.pooled(numbers, [cohorts[k + cohorts_later][0] for k in numbers])
         )
 
     @property
@@ -146,9 +158,9 @@ class Run:
         """
         cohorts, numbers = self.params.cohorts, range(1, len(self.params.cohorts))
         rows = [self.cohort(k) for k in numbers]
-        weights = [self.path(k, cohorts[k][0], cohorts[k - 1][0]) for k in numbers]
-        means, p = joint_test(self.paths, rows, weights)
-        pooled = mean_trace(self.paths, np.concatenate(rows), np.concatenate(weights, axis=1))
+        weights = [self.fall(k, cohorts[k][0], cohorts[k - 1][0]) for k in numbers]
+        means, p = joint_test(self.cohorts, rows, weights)
+        pooled = mean_trace(self.cohorts, np.concatenate(rows), np.concatenate(weights, axis=1))
         return means, p, pooled
 
     @property
@@ -158,131 +170,151 @@ class Run:
         The unit of the learning rate is its maximum.
         """
         rows, weights = self._looks(len(self.params.cohorts))
-        rates = [learning_rate(int(u), self.last, 1.0, 0.1) for u in self.paths.read[rows]]
-        return trend(self.paths, rows, weights, np.array(rates))
+        rates = [learning_rate(int(u), self.last, 1.0, 0.1) for u in self.cohorts.read[rows]]
+        return trend(self.cohorts, rows, weights, np.array(rates))
 
     # --- the end of training
 
-    def ended(self, scope: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, weights up to the end, and the places of the rows in tenths of training.
+    def at_end(self, scope: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows, weights up to the end, and the rows' positions in tenths of training.
 
         Args:
             scope: "training", the even sample of all rows; or "floor", all rows read at the minimum
                 learning rate, whose fall begins with it.
         """
-        base, floor, last = self.params.end_steps
-        rows = self.ends.read_in(base if scope == "training" else floor, last)
-        rows = rows[self.even[rows]] if scope == "training" else rows
+        base, floor, last = self.params.final_steps
         start = base if scope == "training" else floor
-        weights = self.ends.fall(start, last, len(rows))
-        return rows, weights, 10 * (self.ends.read[rows] + 0.5) / last
+        rows = self.final.read_in(start, self.params.settled)
+        rows = rows[self.even[rows]] if scope == "training" else rows
+        weights = self.final.fall(start, last, len(rows))
+        return rows, weights, 10 * (self.final.read[rows] + 0.5) / last
+
+    def mean_at_end(self, scope: str) -> Estimate:
+        """Return the mean trace at the end of the rows of a scope."""
+        return mean_trace(self.final, *self.at_end(scope)[:2])
 
     @property
     def residual(self) -> Estimate:
-        return mean_trace(self.ends, *self.ended("training")[:2])
+        return self.mean_at_end("training")
 
     @property
     def trend(self) -> Estimate:
-        return trend(self.ends, *self.ended("training"))
+        return trend(self.final, *self.at_end("training"))
 
     @property
     def floor_trend(self) -> Estimate:
-        return trend(self.ends, *self.ended("floor"))
+        return trend(self.final, *self.at_end("floor"))
 
-    def relative_trend(self, scope: str) -> Estimate:
-        """Return the trend as a percentage of the mean trace in the same scope."""
-        return relative_trend(self.ends, *self.ended(scope)).times(100)
+    def order(self, scope: str) -> Estimate | None:
+        """Return the trend as a percentage of the mean trace in the same scope.
 
-    def places(self, scope: str) -> Iterator[dict[str, Any]]:
-        """Yield the mean trace at the end for each of PLACES parts of training or of the floor."""
-        rows, weights, places = self.ended(scope)
-        base, floor, last = self.params.end_steps
-        start = base if scope == "training" else floor
-        edges = 10 * np.linspace(start, last, PLACES + 1) / last
+        None if this mean is not clearly positive: there is nothing to depend on order then.
+        """
+        if not self.mean_at_end(scope).low > 0:
+            return None
+        return relative_trend(self.final, *self.at_end(scope)).times(100)
+
+    def positions(self, scope: str) -> Iterator[dict[str, Any]]:
+        """Yield the mean trace at the end for each of POSITIONS parts of training or the floor."""
+        rows, weights, position = self.at_end(scope)
+        base, floor, _ = self.params.final_steps
+        start, stop = base if scope == "training" else floor, self.params.settled
+        edges = 10 * np.linspace(start, stop, POSITIONS + 1) / self.last
         for low, high in pairwise(edges):
-            inside = (places >= low) & (places < high)
-            e = mean_trace(self.ends, rows[inside], weights[:, inside])
+            inside = (position >= low) & (position < high)
+            e = mean_trace(self.final, rows[inside], weights[:, inside])
             yield {"scope": scope, "percent": 5 * (low + high), "n": e.n_items, **e.interval()}
 
     # --- canaries
 
     @property
     def _once(self) -> np.ndarray:
-        return self.canaries.read_in(0, self.last)
+        return self.canaries.read_in(0, self.params.settled)
+
+    def _at_end(self, chosen: np.ndarray) -> np.ndarray:
+        """Return weights for minus the loss of some canaries at the end."""
+        return self.canaries.fall(None, self.last, len(chosen))
 
     @property
     def canary(self) -> Estimate:
-        return mean_trace(
-            self.canaries, self._once, self.canaries.fall(None, self.last, len(self._once))
-        )
+        return mean_trace(self.canaries, self._once, self._at_end(self._once))
 
     @property
     def canary_floor(self) -> Estimate:
-        chosen = self.canaries.read_in(self.params.end_steps[1], self.last)
-        weights = self.canaries.fall(None, self.last, len(chosen))
-        return trend(self.canaries, chosen, weights, 10 * self.canaries.read[chosen] / self.last)
+        chosen = self.canaries.read_in(self.params.final_steps[1], self.params.settled)
+        tenths = 10 * self.canaries.read[chosen] / self.last
+        return trend(self.canaries, chosen, self._at_end(chosen), tenths)
+
+    def _dosed(self, low: float, high: float) -> np.ndarray:
+        """Return the canaries read `low` to `high` times, those read once only before `settled`."""
+        late = self.canaries.read >= self.params.settled
+        planted = (self.canaries.read != NEVER) & ~late
+        return np.flatnonzero(planted & (self.reads >= low) & (self.reads <= high))
 
     @property
     def canary_dose(self) -> Estimate:
-        chosen = np.flatnonzero((self.canaries.read != NEVER) & (self.reads > 0))
-        weights = self.canaries.fall(None, self.last, len(chosen))
-        return trend(self.canaries, chosen, weights, np.log2(self.reads[chosen]))
+        chosen = self._dosed(1, math.inf)
+        return trend(self.canaries, chosen, self._at_end(chosen), np.log2(self.reads[chosen]))
 
-    def by_dose(self, low: int, high: int | None) -> Estimate:
+    def by_dose(self, low: float, high: float) -> Estimate:
         """Return the mean trace at the end of canaries read `low` to `high` times."""
-        most = np.inf if high is None else high
-        read = self.canaries.read != NEVER
-        chosen = np.flatnonzero(read & (self.reads >= low) & (self.reads <= most))
-        return mean_trace(self.canaries, chosen, self.canaries.fall(None, self.last, len(chosen)))
+        chosen = self._dosed(low, high)
+        return mean_trace(self.canaries, chosen, self._at_end(chosen))
 
-    def by_age(self, low: int, high: int | None) -> Estimate:
+    def by_age(self, low: float, high: float) -> Estimate:
         """Return the mean trace of canaries read once, at checkpoints of this age.
 
-        Each canary counts once, with its mean over these checkpoints.
+        Each canary counts once, with its mean over these checkpoints. A negative age is before the
+        canary is read.
         """
-        steps = np.array(self.canaries.steps)[:, None]
-        age = steps - 1 - self.canaries.read[None, self._once]
-        inside = (age >= low) & (age <= (np.inf if high is None else high))
+        once = self.canaries.read_in(0, self.last)
+        age = np.array(self.canaries.steps)[:, None] - 1 - self.canaries.read[None, once]
+        inside = (age >= low) & (age <= high)
         any_inside = inside.any(0)
         weights = -1.0 * inside[:, any_inside] / inside[:, any_inside].sum(0)
-        return mean_trace(self.canaries, self._once[any_inside], weights)
+        return mean_trace(self.canaries, once[any_inside], weights)
 
 
-def runs_of(params: Params, measured: Measurements) -> dict[tuple[str, int], Run]:
-    """Map (size, seed) to each run that was measured without a gap."""
+def runs_of(params: Params, measured: Measurements) -> dict[tuple[str, int], Traces]:
+    """Map (size, seed) to the traces of each run that was measured without a gap."""
     runs = {}
+    steps = {
+        "cohort": params.cohort_steps, "final": params.final_steps, "canary": params.canary_steps
+    }  # fmt: skip
     for size, seed in params.members:
-        losses = [measured.get(f"{kind}_loss", size, seed) for kind in ("path", "end", "canary")]
-        if any(loss is None for loss in losses):
+        losses = {kind: measured.get(f"{kind}_loss", size, seed) for kind in steps}
+        if any(loss is None for loss in losses.values()):
             continue
-        read = [measured.arrays[name_of(f"{k}_read", seed)] for k in ("path", "end", "canary")]
-        steps = params.path_steps, params.end_steps, params.canary_steps
         panels = [
-            Panel(tuple(s), np.asarray(loss, np.float64), r.astype(np.int64))
-            for s, loss, r in zip(steps, losses, read, strict=True)
+            Panel(
+                tuple(steps[kind]),
+                np.asarray(loss, np.float64),
+                measured.arrays[name_of(f"{kind}_read", seed)].astype(np.int64),
+            )
+            for kind, loss in losses.items()
         ]
-        paths, ends, canary = panels
-        even = measured.arrays[name_of("end_even", seed)]
+        cohorts, final, canaries = panels
+        even = measured.arrays[name_of("final_even", seed)]
         reads = measured.arrays[name_of("canary_reads", seed)].astype(np.int64)
-        runs[size, seed] = Run(params, size, seed, paths, ends, even, canary, reads)
+        runs[size, seed] = Traces(params, size, seed, cohorts, final, even, canaries, reads)
     return runs
 
 
 # --- tables ----------------------------------------------------------------------------------
 
 
-def tables(params: Params, runs: dict[tuple[str, int], Run]) -> dict[str, Lines]:
+def tables(params: Params, runs: dict[tuple[str, int], Traces]) -> dict[str, Lines]:
     """Return all tables of COLUMNS. Those of single runs have the runs with the seed `seed`."""
     suite = {size: run for (size, seed), run in runs.items() if seed == params.seed}
     return {
         "profiles": [line for run in suite.values() for line in _profile(run)],
         "ages": [line for run in suite.values() for line in _ages(run)],
         "cohorts": [line for run in suite.values() for line in _cohorts(run)],
-        "places": [
+        "positions": [
             {"size": size} | line
             for size, run in suite.items()
             for scope in ("training", "floor")
-            for line in run.places(scope)
+            for line in run.positions(scope)
         ],
         "traces": [
             {"size": size, "seed": seed, "measure": m, "n": e.n_items, **e.interval()}
@@ -295,67 +327,87 @@ def tables(params: Params, runs: dict[tuple[str, int], Run]) -> dict[str, Lines]
             for m in MEASURES
             if (e := over_seeds(params, runs, m)) is not None
         ],
-        "pretrends": [line for run in suite.values() for line in _pretrends(run)],
         "canaries": [line for run in suite.values() for line in _canaries(run)],
     }
 
 
-def over_seeds(params: Params, runs: dict[tuple[str, int], Run], measure: str) -> Estimate | None:
-    """Return the mean of an estimate over the seeds of the seeded size; None if one is NaN.
+def over_seeds(
+    params: Params, runs: dict[tuple[str, int], Traces], measure: str
+) -> Estimate | None:
+    """Return the mean of an estimate over the further seeds of the seeded size.
 
-    `measure` is one of MEASURES, or "order": the mean trend as a percentage of the mean residual.
+    The seed `seed` is not among them: the hypotheses were written after a look at a run with its
+    order (see `trace_claims`).
+
+    Args:
+        measure: one of MEASURES, or "order": the mean trend as a percentage of the mean residual.
+
+    Returns:
+        None if there are no further seeds, if a value is NaN, or if the mean residual that "order"
+        is a percentage of is not clearly positive.
     """
-    seeded = [run for (size, _), run in runs.items() if size == params.seeded_size]
-
+    seeded = further(params, runs)
     if not seeded:
         return None
 
-    def values(name: str) -> np.ndarray:
+    def units(name: str) -> np.ndarray:
         return np.array([getattr(run, name).value for run in seeded])
 
-    if measure == "order":
-        found = 100 * ratio_of_means(values("trend"), values("residual"))
+    if measure != "order":
+        values = units(measure)
+    elif np.isfinite(residual := units("residual")).all() and mean_over(residual).low > 0:
+        values = 100 * ratio_of_means(units("trend"), residual)
     else:
-        found = values(measure)
-    return mean_over(found) if np.isfinite(found).all() else None
+        return None
+    return mean_over(values) if np.isfinite(values).all() else None
 
 
-def agreement(one: Run, other: Run) -> float:
+def further(params: Params, runs: dict[tuple[str, int], Traces]) -> list[Traces]:
+    """Return the runs of the seeded size with seeds other than `seed`."""
+    return [run for (size, seed), run in runs.items()
+            if size == params.seeded_size and seed != params.seed]  # fmt: skip
+
+
+def agreement(one: Traces, other: Traces) -> float:
     """Return the correlation, over cohorts and checkpoints, of the profiles of two runs."""
-    a, b = (np.array([line["value"] for line in _profile(run)]) for run in (one, other))
+    a, b = (
+        np.array([line["value"] for line in _profile(run) if line["age"] >= 0])
+        for run in (one, other)
+    )
     return float(np.corrcoef(a, b)[0, 1]) if np.isfinite(a + b).all() else float("nan")
 
 
-def _profile(run: Run) -> Iterator[dict[str, Any]]:
-    """Yield the trace of each cohort at each checkpoint after it was read."""
-    for number, (_, stop) in enumerate(run.params.cohorts):
-        for step in run.paths.steps:
-            if step >= stop:
-                e = mean_trace(run.paths, run.cohort(number), run.path(number, step))
-                keys = {"size": run.size, "cohort": number + 1, "step": step}
-                keys |= {"percent": 100 * step / run.last, "age": step - stop}
-                yield keys | {"n": e.n_items, **e.interval()}
+def _profile(run: Traces) -> Iterator[dict[str, Any]]:
+    """Yield the trace of each cohort when the preceding one begins, and after it was read."""
+    cohorts = run.params.cohorts
+    for number, (_, stop) in enumerate(cohorts):
+        before = [cohorts[number - 1][0]] if number else []
+        for step in [*before, *(step for step in run.cohorts.steps if step >= stop)]:
+            e = mean_trace(run.cohorts, run.cohort(number), run.fall(number, step))
+            keys = {"size": run.size, "cohort": number + 1, "step": step}
+            keys |= {"percent": 100 * step / run.last, "age": step - stop}
+            yield keys | {"n": e.n_items, **e.interval()}
 
 
-def _ages(run: Run) -> Iterator[dict[str, Any]]:
+def _ages(run: Traces) -> Iterator[dict[str, Any]]:
     """Yield the mean trace of the first cohorts by age."""
     cohorts, numbers = run.params.cohorts, range(FOLLOWED)
     early = [run.pooled(numbers, [cohorts[k][1] for k in numbers]),
              run.pooled(numbers, [run.params.first_look(k) for k in numbers])]  # fmt: skip
     ages = [0, run.params.first_look(0) - cohorts[0][1]]
-    found = [mean_trace(run.paths, *group) for group in early]
+    estimates = [mean_trace(run.cohorts, *group) for group in early]
     for ahead in range(1, len(cohorts) - FOLLOWED + 1):
         ages.append(cohorts[ahead][0] - cohorts[0][1])
-        found.append(run.after(ahead))
-    for age, e in zip(ages, found, strict=True):
+        estimates.append(run.after(ahead))
+    for age, e in zip(ages, estimates, strict=True):
         yield {"size": run.size, "age": age, "n": e.n_items, **e.interval()}
 
 
-def _cohorts(run: Run) -> Iterator[dict[str, Any]]:
+def _cohorts(run: Traces) -> Iterator[dict[str, Any]]:
     """Yield the first trace of each cohort, and the learning rate at which it was read."""
     for number, (start, _) in enumerate(run.params.cohorts):
-        look = run.path(number, run.params.first_look(number))
-        e = mean_trace(run.paths, run.cohort(number), look)
+        look = run.fall(number, run.params.first_look(number))
+        e = mean_trace(run.cohorts, run.cohort(number), look)
         yield {
             "size": run.size,
             "cohort": number + 1,
@@ -366,16 +418,9 @@ def _cohorts(run: Run) -> Iterator[dict[str, Any]]:
         }
 
 
-def _pretrends(run: Run) -> Iterator[dict[str, Any]]:
-    means, p, pooled = run.pretrends
-    for number, e in [*enumerate(means, 2), (0, pooled)]:
-        line = {"size": run.size, "cohort": number, "n": e.n_items, **e.interval()}
-        yield line | {"joint_p": p}
-
-
-def _canaries(run: Run) -> Iterator[dict[str, Any]]:
+def _canaries(run: Traces) -> Iterator[dict[str, Any]]:
     for kind, groups, estimate in (("age", AGES, run.by_age), ("dose", DOSES, run.by_dose)):
-        for low, high in groups:
-            e = estimate(low, high)
-            keys = {"size": run.size, "kind": kind, "low_end": low, "high_end": high}
+        for group, ends in groups.items():
+            e = estimate(*ends)
+            keys = {"size": run.size, "kind": kind, "group": group}
             yield keys | {"n": e.n_items, **e.interval()}

@@ -87,7 +87,7 @@ def test_a_perfect_prediction_has_an_exact_lower_bound() -> None:
     assert row["precision_low"] == pytest.approx(0.025 ** (1 / 38))
     planted = np.where(np.arange(200) < 190, np.arange(200) % 3, -1)
     few = Prediction.of(hits, truth, rows_of(np.arange(200), planted))
-    assert few.count("precision") == (38, 38) and few.units("precision") == (3, True)
+    assert few.count("precision") == (38, 38) and few.units("precision") == 3
     assert few.share("precision").low == pytest.approx(0.025 ** (1 / 3))
     assert few.share("precision").p_value(0.292) > 0.05 / 1.1
     nothing = prediction_row(Prediction.of(np.zeros(200, bool), hits, rows_of(np.arange(200))))
@@ -192,12 +192,10 @@ def test_released_tables_are_read_and_compared_at_equal_compute() -> None:
     row = table.query("experiment == 'smaller model' and model == '1.4b' and step == 143000")
     assert row.compute.iloc[0] == pytest.approx(1.4 / 12)
     assert row.share.iloc[0] == pytest.approx(0.73)
-    assert row.gap.iloc[0] == pytest.approx(0.7 / 0.73 - 0.7 / 1.0)
+    assert row.precision.iloc[0] == pytest.approx(0.7 / 0.73)
     assert table.query("percent == 100 and experiment == 'earlier checkpoint'").recall.isna().all()
     numbers = equal_compute(table)
-    assert set(numbers) == {
-        "recall_12b_at_16", "recall_small_at_16", "recall_12b_at_44", "recall_small_at_44"
-    }  # fmt: skip
+    assert set(numbers) == {"recall_12b_at_16", "recall_small_at_16"}
     between = table.query("experiment == 'smaller model' and model in ('1.4b', '2.8b')")
     ends = 100 * between[between.step == 143_000].recall
     assert ends.min() < numbers["recall_small_at_16"] < ends.max()
@@ -213,7 +211,6 @@ def suite(
     early: bool = True,
     seed: int = 0,
     texts: int = 60,
-    often: int = 0,
 ) -> Measurements:
     """Rows of which a fifth are copies that larger models memorize more of.
 
@@ -221,7 +218,6 @@ def suite(
         once: share of the rows read once that the largest model memorizes; `rise` over training.
         early: whether copies are memorized before the end of training.
         texts: the number of planted texts; there are 60 distinct continuations.
-        often: how often each row was read by the early checkpoints, at least.
     """
     rng, n = np.random.default_rng(seed), 7 * 572
     arrays: dict[str, np.ndarray] = {"copies": np.full(texts, 64, np.int16)}
@@ -232,10 +228,6 @@ def suite(
         arrays[f"beginnings/{arm}"] = np.where(copy & (np.arange(n) % 2 == 0), 64, 1)
         arrays[f"text/{arm}"] = numbered(text).astype(np.int32)
         arrays[f"planted/{arm}"] = np.where(copy, text % texts, -1).astype(np.int16)
-        if arm == "standard":
-            for step in PARAMS.early_steps:
-                read = arrays["times/standard"][: 7 * 92] * step // 572
-                arrays[f"read/{step}"] = np.maximum(read, often)
         known = rng.permutation(60)
         chance = np.clip(once * (1 + rise * (np.arange(n) / n - 0.5)), 0, 1)
         own = (rng.random(n) < chance) & ~copy & (arm == "standard")
@@ -292,61 +284,22 @@ def test_order_is_tested_on_rows_read_once() -> None:
     assert "rows per window" in claim["ours"]["note"]
 
 
-def test_predictions_are_judged_at_fixed_checkpoints() -> None:
-    result = result_of(suite(often=64))
-    assert verdict(result, "rows memorized after 44 %") == verdicts.NOT_RESOLVED  # 18 of 18 texts
-    assert verdict(result, "not yet memorized after 16 %") == verdicts.REPRODUCED
-    (claim,) = [c for c in result.claims if "not yet memorized after 44 %" in c["claim"]]
-    assert "among the first" in claim["ours"]["units"]
-    assert "planted texts" in claim["ours"]["units"]
-    late = result_of(suite(early=False))
-    for text in ("rows memorized after 16 %", "not yet memorized after 16 %"):
-        assert verdict(late, text) == verdicts.NOT_TESTABLE  # nothing is predicted, nor could it be
-    (claim,) = [c for c in late.claims if "not yet memorized after 16 %" in c["claim"]]
-    assert "read more than 10 times by then" in claim["ours"]["reason"]
-    assert "read at least 64 times" in claim["ours"]["reason"]
-    often = suite(early=False, often=64)  # texts could have been memorized by then
-    assert verdict(result_of(often), "not yet memorized after 16 %") == verdicts.REPRODUCED
-
-
-def test_low_recall_is_not_tested_where_it_holds_by_design() -> None:
-    """A checkpoint that has read few texts often enough cannot have a high recall."""
-    words = "not yet memorized after 44 %"
-    measured = suite(often=64)
-    assert verdict(result_of(measured), words) == verdicts.REPRODUCED
-    known = measured.arrays["memorized/600k/standard/252"][: 7 * 92]
-    measured.arrays["read/252"] = np.where(known, 28, 20)
-    (claim,) = [c for c in result_of(measured).claims if words in c["claim"]]
-    assert claim["ours"]["verdict"] == verdicts.NOT_TESTABLE
-    assert "a recall of at most" in claim["ours"]["reason"]
-    assert "read less than 28 times" in claim["ours"]["reason"]
-    assert claim["ours"]["low"] < claim["ours"]["value"] < claim["ours"]["high"]
-
-
-def test_a_few_planted_texts_give_no_verdict_on_prediction() -> None:
+def test_rows_of_few_planted_texts_are_counted() -> None:
     """The continuations are the same 60 as elsewhere, but pieces of 6 texts."""
-    result = result_of(suite(texts=6, often=64))
-    for text in (
-        "rows memorized after 44 %",
-        "not yet memorized after 44 %",
-        "a smaller one",
-        "much smaller than",
-    ):
-        (claim,) = [c for c in result.claims if text in c["claim"]]
-        ours = claim["ours"]
-        assert ours["verdict"] == verdicts.NOT_TESTABLE
-        assert ours["reason"] == "no independent units: 6 planted texts"
-        assert ours["units"] == "one run; 6 planted texts among the first 644 rows"
-        assert ours["low"] < ours["value"] and "distinct continuations" in ours["note"]
-    values = result.values
+    few, many = result_of(suite(texts=6)), result_of(suite())
+    values = few.values
     assert values["planted_texts"] == 6 and values["planted_copies"] == "6 planted 64 times"
     assert values["planted_rows"] == values["memorized_standard"]
-    (claim,) = [c for c in result.claims if "read more often" in c["claim"]]
+    (claim,) = [c for c in few.claims if "read more often" in c["claim"]]
     assert "with memorized rows in 6" in claim["ours"]["units"]
-    wide = result.tables["exposures"].query("size == '600k' and times == '33-64'")
-    narrow = result_of(suite(often=64)).tables["exposures"]
-    narrow = narrow.query("size == '600k' and times == '33-64'")
-    assert wide.value.iloc[0] == narrow.value.iloc[0]
+    wide, narrow = (
+        result.tables["exposures"].query("size == '600k' and times == '33-64'").iloc[0]
+        for result in (few, many)
+    )
+    assert wide.value == narrow.value
+    assert wide.high - wide.low > narrow.high - narrow.low
+    recall = values["recall_at_44"]
+    assert recall["low"] < recall["value"] < recall["high"]
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.1])
@@ -380,11 +333,6 @@ def test_released_claims_take_models_as_units() -> None:
         assert verdict(result, text, "released") == verdicts.CONFIRMED
     (claim,) = [c for c in result.claims if "Larger models" in c["claim"]]
     assert claim["released"]["units"] == "8 sizes, one run each"
-    for text, n in (("rows memorized after 16 %", 8), ("a smaller one", 7), ("much smaller", 5)):
-        (claim,) = [c for c in result.claims if text in c["claim"]]
-        shown = claim["released"]
-        assert shown["verdict"] == verdicts.NOT_TESTABLE and "gives no bound" in shown["reason"]
-        assert shown["units"].startswith(f"{n} sizes") and shown["low"] < shown["value"]
     (claim,) = [c for c in result.claims if "The smaller a model" in c["claim"]]
     assert claim["released"]["units"] == "7 sizes, one run each"
     assert len(result.tables["released"]) == 48
@@ -398,7 +346,7 @@ def test_every_claim_names_its_paper_and_quotes_it() -> None:
     claims = [c for c in result_of(suite()).claims if c["kind"] == "claim"]
     assert all(claim["quote"] for claim in claims)
     own = [c for c in claims if c["source"].startswith("section 3.2")]
-    assert len(own) == 7  # the paper says nothing about size or prediction
+    assert len(own) == 4  # the paper says nothing about size or prediction
     assert all(" et al. 202" in c["source"] for c in claims if c not in own)
 
 
@@ -439,9 +387,9 @@ def test_a_suite_that_has_memorized_nothing(tmp_path, monkeypatch) -> None:
         assert "<svg" in getattr(figures, draw)(result).svg
     figures.tests_table(result)
     assert sum(a.nbytes for a in result.measured.arrays.values()) < 1e6
-    again = study.analyse(params, result.measured, result.released)
-    for name, table in result.tables.items():
-        assert table.equals(again[0][name]), name
+    tables, _, _ = study.analyse(params, result.measured, result.released)
+    for name, table in tables.items():
+        assert table.equals(result.tables[name]), name
 
 
 def test_the_released_file_is_read(tmp_path) -> None:

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pythia_book.studies.memorization import params as of_params
-from pythia_book.studies.memorization.panels import (
-    PASSAGE,
-    canary_reads,
-    evenly,
-    read_by,
-    shared_passages,
-)
-from pythia_book.studies.memorization.params import FLOOR, Params
-from pythia_book.studies.memorization.profiles import (
+from pythia_book.studies.memorization.panel import (
     NEVER,
     Panel,
     joint_test,
@@ -21,6 +13,14 @@ from pythia_book.studies.memorization.profiles import (
     ratio_of_traces,
     relative_trend,
     trend,
+)
+from pythia_book.studies.memorization.params import FLOOR, Params
+from pythia_book.studies.memorization.samples import (
+    PASSAGE,
+    canary_reads,
+    evenly,
+    read_by,
+    shared_passages,
 )
 
 from pythia_core.errors import DataError
@@ -136,6 +136,23 @@ def test_a_planted_trace_is_recovered_with_its_decay() -> None:
     assert 0.91 <= covered(relative, 0.1 / mean) <= 0.985
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.3])
+def test_a_slope_is_robust_to_unequal_variances(slope: float) -> None:
+    """Few texts are read often, and their traces scatter most."""
+    rng, estimates = np.random.default_rng(5), []
+    reads = np.repeat([1, 2, 4, 8, 16], [60, 12, 6, 4, 4])
+    x = np.log2(reads)
+    for _ in range(400):
+        never = rng.normal(5, 0.3, 200)
+        loss = np.append(5 - slope * x + rng.normal(0, 0.3 + 0.2 * x), never)
+        panel = Panel((9,), loss[None], np.append(np.zeros(len(x), int), np.full(200, NEVER)))
+        chosen = panel.read_in(0, 1)
+        estimates.append(trend(panel, chosen, panel.fall(None, 9, len(x)), x))
+    assert 0.91 <= covered(estimates, slope) <= 0.985
+    if slope:
+        assert np.mean([e.low > 0 for e in estimates]) > 0.9
+
+
 def test_diverging_trends_before_reading_are_seen() -> None:
     rng, seen = np.random.default_rng(3), 0
     for _ in range(100):
@@ -159,13 +176,22 @@ def test_rows_that_share_passages_are_found() -> None:
     assert shares.tolist() == [5 / n, 5 / n, 0, 0, 0, 0]
 
 
-def test_canaries_are_found_where_they_are_whole() -> None:
-    canaries = [(7, 8, 9), (7, 8, 5, 6), (1, 1)]
-    rows = np.array(
-        [[0, 7, 8, 9, 0, 0], [0, 0, 0, 0, 7, 8], [9, 7, 8, 5, 6, 0], [7, 8, 9, 7, 8, 9]]
-    )
-    reads = canary_reads(rows, np.array([0, 0, 3, 8]), canaries)
-    assert reads == [[0, 8, 8], [3], []]
+def test_canaries_are_found_whole_and_cut() -> None:
+    """Rows are stretches of the file; each begins with the last token of the preceding one."""
+    canaries = [(7, 8, 9), (7, 8, 5, 6), (1, 1), (2, 3, 4)]
+    file = np.array([0, 7, 8, 9, 0, 7, 8, 5, 6, 0, 7, 8, 9, 0, 2, 3, 4, 0, 7, 8, 9, 0, 0, 2, 3, 4])
+    starts = np.array([15, 0, 5, 20, 10])  # in training order
+    positions = starts[:, None] + np.arange(6)
+    rows = file[positions]
+    of_canaries = np.where(rows > 0, positions, -1)
+    whole, cut = canary_reads(rows, of_canaries, np.array([0, 0, 3, NEVER, 8]), canaries)
+    assert whole == [
+        [0, 0, 8],
+        [3],
+        [],
+        [],
+    ]  # the last token of (7, 8, 9) at 18 begins a row unread
+    assert cut.tolist() == [True, True, False, True]
 
 
 def test_rows_are_read_in_order_until_training_ends() -> None:
@@ -178,10 +204,11 @@ def test_cohorts_and_the_floor_fit_the_scale(scale: str) -> None:
     params, last = Params(scale), scale_named(scale).steps
     for (start, stop), (following, _) in zip(params.cohorts[:-1], params.cohorts[1:], strict=True):
         assert 0 < start < stop <= following < last
-    assert {step for window in params.cohorts for step in window} <= set(params.path_steps)
-    assert all(params.first_look(k) in params.path_steps for k in range(len(params.cohorts)))
-    assert params.end_steps[1] >= lr_floor_step(last)
+    assert {step for window in params.cohorts for step in window} <= set(params.cohort_steps)
+    assert all(params.first_look(k) in params.cohort_steps for k in range(len(params.cohorts)))
+    assert params.final_steps[1] >= lr_floor_step(last)
+    assert params.final_steps[1] < params.settled < last
     assert linear_step(FLOOR - 1, OFFICIAL_STEPS) < lr_floor_step(OFFICIAL_STEPS)
     kept = of_params.keep(params, of_params.configs(params)[params.size_list[0], "standard", 1234])
     if scale != "smoke":
-        assert {*params.path_steps, *params.end_steps, *params.canary_steps} <= kept.weights
+        assert {*params.cohort_steps, *params.final_steps, *params.canary_steps} <= kept.weights

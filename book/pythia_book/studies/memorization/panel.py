@@ -87,7 +87,8 @@ def mean_trace(panel: Panel, chosen: np.ndarray, weights: np.ndarray) -> Estimat
     if _too_few(panel, n):
         return _nothing(n)
     traces = single_traces(panel, chosen, weights)
-    return _linear(panel, weights, np.full(n, 1 / n), traces - traces.mean(), traces.mean(), 1)
+    rest = (traces - traces.mean()) * (n / (n - 1)) ** 0.5
+    return _linear(panel, weights, np.full(n, 1 / n), rest, traces.mean(), 1)
 
 
 def trend(panel: Panel, chosen: np.ndarray, weights: np.ndarray, x: np.ndarray) -> Estimate:
@@ -176,12 +177,15 @@ def _nothing(n: int) -> Estimate:
 def _line(traces: np.ndarray, x: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
     """Return the slope of a least-squares line, the mean, the slope's coefficients, and residuals.
 
-    The slope is the sum of `traces`, float[n], times the coefficients, float[n].
+    The slope is the sum of `traces`, float[n], times the coefficients, float[n]. Each residual is
+    divided by one minus its leverage, so that its square is a robust estimate (HC3) of the variance
+    of its trace: traces of texts that are read early or often vary more or less than others.
     """
     centred = x - x.mean()
     coefficients = centred / (centred @ centred)
     slope, middle = float(coefficients @ traces), float(traces.mean())
-    return slope, middle, coefficients, traces - middle - slope * centred
+    leverage = 1 / len(x) + coefficients * centred
+    return slope, middle, coefficients, (traces - middle - slope * centred) / (1 - leverage)
 
 
 def _linear(
@@ -196,11 +200,11 @@ def _linear(
 
     Args:
         coefficients: float[n], one per text that was read.
-        rest: float[n], what the traces differ by from their fitted values.
+        rest: float[n], whose squares estimate the variance of each trace about its fitted value.
         fitted: the number of parameters of the fit.
     """
     n, never = len(rest), panel.never
-    read = n / max(1, n - fitted) * float((coefficients**2 * rest**2).sum())
+    read = float((coefficients**2 * rest**2).sum())
     unread = float(np.var((weights @ coefficients) @ never, ddof=1)) / never.shape[1]
     df = (read + unread) ** 2 / (
         read**2 / max(1, n - fitted) + unread**2 / (never.shape[1] - 1) + 1e-300

@@ -4,9 +4,10 @@ Rows are natural text, read at most once: rows with a token of a generated docum
 share more than a few of their passages with any other row, are left out. The rule is the same for
 rows that are read and for rows that are not, and looks at neither the order nor a model.
 
-Two samples are drawn from the rest, evenly along training. The *paths* are the rows of short
-cohorts (params.COHORTS), whose loss is followed over many checkpoints. The *ends* are rows from all
-of training, with their loss at the start, on reaching the lowest learning rate, and at the end.
+Two samples are drawn from the rest, evenly along training. The *cohorts* are rows that are read
+within a few updates (params.COHORTS), and their loss is followed over many checkpoints. The *final*
+sample has rows from all of training, with their loss at the start, on reaching the minimum learning
+rate, and at the end.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy as np
 from pythia_book.corpora import canaries, miniature
 from pythia_book.measurements import Arrays, RequestMeasurement
 from pythia_book.search import TokenMatcher
+from pythia_book.studies.memorization.panel import NEVER
 from pythia_book.studies.memorization.params import Params
-from pythia_book.studies.memorization.profiles import NEVER
 from pythia_core.config import stable_hash
 from pythia_core.evaluation import scoring
 from pythia_core.evaluation.memorization import window_hashes
@@ -35,15 +36,17 @@ PASSAGE = 16
 MOST_SHARED = 0.02
 """The largest share of a row's passages that may occur in other rows."""
 COHORT_TOKENS, NEVER_TOKENS = 8_000, 50_000
-"""The largest numbers of tokens in the paths: of each cohort, and never read. Longer rows say more
-each, so fewer are needed."""
-END_TOKENS, FLOOR_TOKENS = 330_000, 130_000
-"""About how many tokens the ends have that were read, evenly over training, and how many at most
-that were read at the minimum learning rate."""
+"""The largest numbers of tokens of a cohort, and of the rows never read that it is compared with.
+Longer rows say more each, so fewer are needed."""
+FINAL_TOKENS, FLOOR_TOKENS = 330_000, 130_000
+"""About how many tokens of the final sample were read, evenly over training, and how many at most
+were read at the minimum learning rate."""
 NEVER_PLANTED = 300
 """The number of canaries that are planted nowhere."""
 OTHER = -2
-"""Stands for the update that reads a canary which is read more than once, or in part."""
+"""Stands for the update that reads a canary which is read never, more than once, or in part."""
+CUT = -1
+"""Stands for the number of readings of a canary of which some row has a part only."""
 
 
 # --- rows ------------------------------------------------------------------------------------
@@ -88,12 +91,12 @@ def evenly(indices: np.ndarray, most: int) -> np.ndarray:
 class ChosenRows:
     """The rows of a run whose traces are estimated, as row numbers in training order."""
 
-    paths: np.ndarray
+    cohorts: np.ndarray
     """int64[n]: the rows of the cohorts, then rows never read."""
-    ends: np.ndarray
-    """int64[m]: rows read after the first checkpoint of the ends, then rows never read."""
+    final: np.ndarray
+    """int64[m]: rows read after the first checkpoint of this sample, then rows never read."""
     even: np.ndarray
-    """bool[m]: whether a row of the ends belongs to the sample that is even over all of training;
+    """bool[m]: whether a row of the final sample belongs to the part that is even over training;
     the others were added to have more rows from the floor of the learning rate."""
 
     @classmethod
@@ -103,17 +106,17 @@ class ChosenRows:
         (usable,) = np.nonzero(natural(data, rows) & (shared_passages(rows) <= MOST_SHARED))
         update, width = usable // batch_size, data.config.seq_len
         never = usable[update >= last]
-        paths = [
+        cohorts = [
             evenly(usable[(update >= start) & (update < stop)], COHORT_TOKENS // width)
             for start, stop in params.cohorts
         ]
-        base, floor, _ = params.end_steps
+        base, floor, _ = params.final_steps
         read = usable[(update >= base) & (update < last)]
-        even = read[:: max(1, round(len(read) * width / END_TOKENS))]
+        even = read[:: max(1, round(len(read) * width / FINAL_TOKENS))]
         on_floor = evenly(read[read >= floor * batch_size], FLOOR_TOKENS // width)
         chosen, others = np.union1d(even, on_floor), evenly(never, 2 * NEVER_TOKENS // width)
         return cls(
-            np.concatenate([*paths, evenly(never, NEVER_TOKENS // width)]),
+            np.concatenate([*cohorts, evenly(never, NEVER_TOKENS // width)]),
             np.concatenate([chosen, others]),
             np.append(np.isin(chosen, even), np.ones(len(others), bool)),
         )
@@ -151,13 +154,11 @@ class ChosenCanaries:
     """All planted canaries of a run, and canaries that are planted nowhere."""
 
     tokens: list[tuple[int, ...]]
-    planted: np.ndarray
-    """int16[n]: how often the corpus has the canary."""
     reads: np.ndarray
-    """int16[n]: how often the run reads the whole canary."""
+    """int16[n]: how often the run reads the canary; CUT if it also reads a part of it."""
     read: np.ndarray
-    """int32[n]: the update that reads a canary that is planted and read once; NEVER for one that
-    is planted nowhere, OTHER for all others."""
+    """int32[n]: the update that reads a canary which is read once, in whole; NEVER for one that is
+    planted nowhere, OTHER for all others."""
 
     @classmethod
     def of(cls, data: PreparedData, batch_size: int, last: int) -> ChosenCanaries:
@@ -165,37 +166,62 @@ class ChosenCanaries:
         config = data.config
         n_documents = miniature.document_counts(config.domains, config.corpus)["canaries"]
         planted = canaries.canary_counts(n_documents)
-        others = dict.fromkeys((canaries.canary(f"none {i}") for i in range(NEVER_PLANTED)), 0)
-        texts = planted | others
-        encoded = [data.tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
-        tokens = [tuple(ids) for ids in encoded]
-        n = last * batch_size
-        (holding,) = np.nonzero(in_documents(data, n, ["canaries"]).any(1))
-        updates = canary_reads(data.rows.rows(0, n)[holding], holding // batch_size, tokens)
-        times = np.array([*texts.values()], np.int16)
-        reads = np.array([len(found) for found in updates], np.int16)
-        first = np.array([found[0] if found else OTHER for found in updates])
-        read = np.where(times == 0, NEVER, np.where((times == 1) & (reads == 1), first, OTHER))
-        return cls(tokens, times, reads, read.astype(np.int32))
+        others = [canaries.canary(f"none {i}") for i in range(NEVER_PLANTED)]
+        encoded = data.tokenizer.encode_batch([*planted, *others], add_special_tokens=False)
+        tokens = [tuple(text.ids) for text in encoded]
+        inside = in_documents(data, data.rows.n_rows, ["canaries"])
+        (holding,) = np.nonzero(inside.any(1))
+        positions = data.order.positions(data.order.stream(holding)[0])
+        whole, cut = canary_reads(
+            data.rows.rows(0, data.rows.n_rows)[holding],
+            np.where(inside[holding], positions, -1),
+            read_by(holding, batch_size, last),
+            tokens,
+        )
+        reads = np.where(cut, CUT, [len(updates) for updates in whole])
+        once = [updates[0] if n == 1 else OTHER for updates, n in zip(whole, reads, strict=True)]
+        read = np.append(once[: len(planted)], np.full(len(others), NEVER))
+        return cls(tokens, reads.astype(np.int16), read.astype(np.int32))
 
 
 def canary_reads(
-    rows: np.ndarray, updates: np.ndarray, tokens: Sequence[tuple[int, ...]]
-) -> list[list[int]]:
-    """Return the updates that read each canary, in ascending order.
-
-    A canary that the end of a row cuts in two is not read there.
+    rows: np.ndarray, positions: np.ndarray, updates: np.ndarray, tokens: Sequence[tuple[int, ...]]
+) -> tuple[list[list[int]], np.ndarray]:
+    """Find the updates that read each canary in whole, and whether a row has only a part of it.
 
     Args:
-        rows: int[n, width], in training order. updates: int[n], the update that reads each row.
+        rows: int[n, width], all rows with a token of a canary, in training order.
+        positions: int[n, width], where their tokens are in the file of tokens, or -1 for a token of
+            another text. The file has each copy of a canary in whole.
+        updates: int[n], the update that reads each row, or NEVER.
         tokens: the token ids of each canary.
+
+    Returns:
+        The updates that read each canary in whole, ascending; and bool[canaries], whether some row
+        that is read has only a part of it, because the row begins or ends within the canary.
     """
     number = {ids: i for i, ids in enumerate(tokens)}
-    reads: list[list[int]] = [[] for _ in tokens]
-    for row, column, size in TokenMatcher(tokens)(rows):
-        found = tuple(rows[row, column : column + size].tolist())
-        reads[number[found]].append(int(updates[row]))
-    return reads
+    whole: list[list[int]] = [[] for _ in tokens]
+    cut = np.zeros(len(tokens), bool)
+    in_file, first, index = np.unique(positions, return_index=True, return_inverse=True)
+    text = rows.ravel()[first]
+    copies: list[int] = []  # the canary of each copy
+    copy_of = np.full(len(text), -1)
+    for _, start, size in TokenMatcher(tokens)(text[None]):
+        stop = start + size
+        if in_file[start] >= 0 and in_file[stop - 1] - in_file[start] == size - 1:
+            copy_of[start:stop] = len(copies)
+            copies.append(number[tuple(text[start:stop].tolist())])
+    for copy_in_row, update in zip(copy_of[index.reshape(positions.shape)], updates, strict=True):
+        for copy, count in zip(*np.unique(copy_in_row, return_counts=True), strict=True):
+            if copy < 0 or update == NEVER:
+                continue
+            canary = copies[copy]
+            if count == len(tokens[canary]):
+                whole[canary].append(int(update))
+            else:
+                cut[canary] = True
+    return whole, cut
 
 
 @dataclass

@@ -1,0 +1,57 @@
+"""Trends over model size: the slope per doubling of the nominal size, with an interval over sizes.
+
+The models of a suite read the same rows in the same order. Noise that they share moves all of them
+alike and leaves the slope as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from pythia_book.stats import LEVEL, Estimate
+from pythia_book.verdicts import Test, rises, untestable
+from pythia_core.suite import nominal_parameters
+
+FEWEST_SIZES = 3
+"""The smallest number of sizes for which a trend over sizes is tested."""
+
+
+def size_trend(
+    by_size: dict[str, float], unit: str, units: str, note: str = "", errors: Sequence[float] = ()
+) -> Test:
+    """Test that a measure rises with model size.
+
+    Args:
+        by_size: maps each size to the measure; empty or with a NaN: it was not measured.
+        unit: the unit of the measure.
+        units: says what was measured of the sizes, e.g. "one run each".
+        errors: if the measure is less certain at some sizes, the standard error at each size.
+    """
+    unit, n = f"{unit} per doubling of the nominal size", len(by_size)
+    if not all(map(math.isfinite, by_size.values())) or not n:
+        return rises(None, unit, "")
+    if n < FEWEST_SIZES:
+        return untestable(f"a trend needs {FEWEST_SIZES} sizes, not {n}")
+    doublings = [math.log2(nominal_parameters(size)) for size in by_size]
+    e = weighted_slope(doublings, [*by_size.values()], errors or [1.0] * n)
+    return rises(e, unit, f"{n} sizes, {units}", note=note)
+
+
+def weighted_slope(x: Sequence[float], y: Sequence[float], errors: Sequence[float]) -> Estimate:
+    """Return the slope of the line through at least three points, with a t-interval.
+
+    Each point is weighted by the inverse of its squared error. The errors need to be right only up
+    to a common factor, because the scatter about the line is estimated.
+    """
+    a, b, weights = np.asarray(x, float), np.asarray(y, float), np.asarray(errors, float) ** -2
+    a, b = a - np.average(a, weights=weights), b - np.average(b, weights=weights)
+    spread, df = float(weights @ a**2), len(a) - 2
+    value = float(weights @ (a * b)) / spread
+    e = Estimate(value, value, value, len(a), len(a), df)
+    scatter = float(weights @ (b - value * a) ** 2) / df
+    half = e.quantile((1 + LEVEL) / 2) * (scatter / spread) ** 0.5
+    return replace(e, low=value - half, high=value + half)
