@@ -330,16 +330,15 @@ def sums_table(result: Result) -> Table:
                 row[name] = interval(*(factor * x for x in (end.value, end.low, end.high)))
         for jump in style.rows_where(jumps, size=size, measure="choice").itertuples():
             row["Rise of choice"] = interval(jump.rise, jump.rise_low, jump.rise_high)
-            row["Largest jump (step)"] = (
-                f"{interval(jump.jump, jump.jump_low, jump.jump_high)} ({jump.step})"
-            )
-            if np.isfinite(jump.share):
-                row["Jump, % of rise"] = interval(jump.share, jump.share_low, jump.share_high)
+        for jump in style.rows_where(jumps, size=size, measure="logprob").itertuples():
+            row["Rise of log-prob."] = interval(jump.rise, jump.rise_low, jump.rise_high)
+            if jump.able:
+                row["Its largest jump, %"] = interval(jump.share, jump.share_low, jump.share_high)
                 row["Over 5 % of training"] = interval(jump.slow, jump.slow_low, jump.slow_high)
         rows.append(row)
     caption = (
-        "Sums by size. Scores: at the end, mean of both halves; rise over the last four doublings "
-        "and likeliest jump, in points, and jumps in % of the rise, where the rise is seen: "
-        "standard half"
+        "Sums by size. Scores: at the end, mean of both halves. Rises over the last four doublings "
+        "of training, in points and nats, and the largest jump of the log-probability in % of its "
+        "rise, at once and over 5 % of training: standard half"
     )
     return Table(pd.DataFrame(rows), caption)
