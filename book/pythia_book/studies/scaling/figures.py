@@ -14,6 +14,7 @@ from pythia_book.corpora.equations import CHOICES
 from pythia_book.published.scaling import COLUMNS, SUM_SHOTS
 from pythia_book.published.tables import MODELS, NO_RELEASED, TITLES
 from pythia_book.studies.scaling.jumps import DOUBLINGS
+from pythia_book.studies.scaling.sums import MEASURES, PRODUCT, SHARES
 from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table, interval
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_core.suite import OFFICIAL_SIZES
@@ -187,26 +188,16 @@ def laws_table(result: Result) -> Table:
 
 # --- emergence -------------------------------------------------------------------------------
 
-MEASURE_TITLES = {
-    "choice": ("chosen among four", "% right"),
-    "exact": ("written exactly", "% right"),
-    "logprob": ("log-probability of the answer", "nats"),
-    "margin": ("its margin over wrong ones", "nats"),
-}
-JOINED = 6
+BINNED = 6
 """Neighbouring checkpoints whose mean is one point of a curve."""
 
 
-def _joined(sums: pd.DataFrame) -> pd.DataFrame:
-    """Average the scores of every JOINED neighbouring checkpoints of a run, after the start."""
+def _binned(sums: pd.DataFrame) -> pd.DataFrame:
+    """Average the scores of every BINNED neighbouring checkpoints of a run, after the start."""
     read = sums[sums.step > 0]
-    place = read.groupby("size").cumcount() // JOINED
+    place = read.groupby("size").cumcount() // BINNED
     means = read.groupby(["size", place], sort=False).mean(numeric_only=True)
     return means.reset_index(level=0).reset_index(drop=True)
-
-
-def _factor(measure: str) -> int:
-    return 100 if measure in ("choice", "exact") else 1
 
 
 @style.figure
@@ -214,26 +205,25 @@ def sums_over_training(result: Result) -> Drawing:
     """Draw four scores of sums over training by size, and one run with its smooth curve."""
     sums, smooth = result.tables["sums"], result.tables["sums_smooth"]
     sizes, riser = result.params.size_list, result.values["riser_choice"]
-    joined = _joined(sums)
-    note = f"standard half; lines: means of {JOINED} checkpoints; dotted: guessing"
-    seeds = style.seed_note(result, "sums_choice")
-    with style.canvas(result, 2, 4.6, note, seeds, rows=2) as (figure, axes):
-        for ax, (measure, (title, unit)) in zip(axes, MEASURE_TITLES.items(), strict=True):
-            factor = _factor(measure)
+    binned = _binned(sums)
+    note = f"standard half; lines: means of {BINNED} checkpoints; dotted: guessing"
+    with style.canvas(result, 2, 4.6, note, rows=2) as (figure, axes):
+        for ax, (measure, about) in zip(axes, MEASURES.items(), strict=True):
+            factor = about.factor
             if riser:
                 own = sums[(sums["size"] == riser) & (sums.percent >= 100 / 2**DOUBLINGS)]
                 look = {"marker": ".", "markersize": 2.2, "linestyle": "", "alpha": 0.45}
                 dots = ax.plot(own.percent, factor * own[measure], color=MUTED, **look)
                 svg.hide(*dots)
-            lines = joined.assign(value=joined[measure])
-            style.seed_band(ax, result, lines, "percent", f"sums_{measure}", factor)
+            lines = binned.assign(value=binned[measure])
             style.size_curves(ax, lines, "percent", sizes, factor, marker="", linewidth=1.1)
             if riser:
                 curve = style.rows_where(smooth, size=riser)
                 at = 100 * curve.step / sums.step.max()
                 svg.hide(*ax.plot(at, curve[measure], color=INK, linewidth=1.6))
-            shown = joined[joined.percent >= 100 / 2**DOUBLINGS][measure]
-            ax.set(title=title, ylabel=unit, xlim=(0, 101))
+            shown = binned[binned.percent >= 100 / 2**DOUBLINGS][measure]
+            unit = "% right" if measure in SHARES else about.unit
+            ax.set(title=about.title, ylabel=unit, xlim=(0, 101))
             low, high = (factor * float(bound) for bound in (shown.min(), shown.max()))
             if np.isfinite(low) and low < high:
                 ax.set_ylim(low - 0.25 * (high - low), high + 0.2 * (high - low))
@@ -247,35 +237,41 @@ def sums_over_training(result: Result) -> Drawing:
 
 @style.figure
 def through_the_metric(result: Result) -> Drawing:
-    """Draw accuracy on sums against smooth measures, all sizes and times, with the fitted links."""
-    joined, links = _joined(result.tables["sums"]), result.tables["link_curves"]
+    """Draw accuracy on sums against three smooth measures and against its expected value.
+
+    Lines are the links fitted to all sizes; in the last panel, the line is that of equal values.
+    """
+    binned, links = _binned(result.tables["sums"]), result.tables["link_curves"]
     panels = {
         ("choice", "margin"): "margin, nats",
         ("choice", "logprob"): "log-probability, nats",
         ("exact", "logprob"): "log-probability, nats",
+        ("exact", PRODUCT): "mean probability, %",
     }
-    titles = {"choice": "chosen among four", "exact": "written exactly"}
-    note = f"standard half; points: means of {JOINED} checkpoints; dotted: guessing"
-    with style.canvas(result, 3, 2.8, note) as (figure, axes):
+    note = f"standard half; points: means of {BINNED} checkpoints; dotted: guessing"
+    with style.canvas(result, 2, 4.6, note, rows=2) as (figure, axes):
         for ax, ((accuracy, smooth), label) in zip(axes, panels.items(), strict=True):
-            curves = style.rows_where(links, accuracy=accuracy, smooth=smooth)
-            for name, look in (("fitted", "-"), ("product", (0, (3, 1.2)))):
-                line = style.rows_where(curves, link=name)
-                svg.hide(*ax.plot(line.x, 100 * line.value, color=INK, linewidth=1, linestyle=look))
+            factor = 100 if smooth == PRODUCT else 1
+            line = style.rows_where(links, accuracy=accuracy, smooth=smooth)
+            x, y = line.x, 100 * line.value
+            if smooth == PRODUCT:
+                x = y = np.array([0, 100 * binned[[accuracy, smooth]].to_numpy().max(initial=0)])
+            svg.hide(*ax.plot(x, y, color=INK, linewidth=1))
             for size in result.params.size_list:
-                own = style.rows_where(joined, size=size)
+                own = style.rows_where(binned, size=size)
                 look = {"marker": "o", "markersize": 2.2, "linestyle": ""}
-                (dots,) = ax.plot(own[smooth], 100 * own[accuracy],
+                (dots,) = ax.plot(factor * own[smooth], 100 * own[accuracy],
                                   color=style.size_colour(size), **look)  # fmt: skip
                 svg.register(dots, svg.Series(size))
-            if len(curves):
-                ax.set_xlim(curves.x.min() - 0.05 * np.ptp(curves.x), None)
-            ax.set(title=titles[accuracy], xlabel=label)
-        axes[0].set_ylabel("% right")
+            if len(line):
+                ax.set_xlim(line.x.min() - 0.05 * np.ptp(line.x), None)
+            ax.set(title=MEASURES[accuracy].title, xlabel=label)
+        for ax in axes[::2]:
+            ax.set_ylabel("% right")
         for ax in axes[:2]:
             style.reference(ax, 100 / CHOICES)
         style.size_legend(figure, result.params.size_list)
-        return Drawing(figure, "Accuracy on sums against margin and log-probability")
+        return Drawing(figure, "Accuracy on sums against margin and probability of the answer")
 
 
 SHOWN_STEPS = (13_000, 65_000, 143_000)
@@ -330,16 +326,19 @@ def sums_table(result: Result) -> Table:
         for measure, name in (("choice", "Choice, %"), ("exact", "Exact, %"),
                               ("logprob", "Log-prob."), ("margin", "Margin")):  # fmt: skip
             for end in style.rows_where(ends, size=size, measure=measure).itertuples():
-                factor = _factor(measure)
+                factor = MEASURES[measure].factor
                 row[name] = interval(*(factor * x for x in (end.value, end.low, end.high)))
         for jump in style.rows_where(jumps, size=size, measure="choice").itertuples():
             row["Rise of choice"] = interval(jump.rise, jump.rise_low, jump.rise_high)
-            row["Largest jump (step)"] = (
-                f"{interval(jump.jump, jump.jump_low, jump.jump_high)} ({jump.step})"
-            )
+        for jump in style.rows_where(jumps, size=size, measure="logprob").itertuples():
+            row["Rise of log-prob."] = interval(jump.rise, jump.rise_low, jump.rise_high)
+            if jump.able:
+                row["Its largest jump, %"] = interval(jump.share, jump.share_low, jump.share_high)
+                row["Over 5 % of training"] = interval(jump.slow, jump.slow_low, jump.slow_high)
         rows.append(row)
     caption = (
-        "Sums by size. Scores: at the end, mean of both halves; rise over the last four doublings "
-        "and likeliest jump, in points: standard half"
+        "Sums by size. Scores: at the end, mean of both halves. Rises over the last four doublings "
+        "of training, in points and nats, and the largest jump of the log-probability in % of its "
+        "rise, at once and over 5 % of training: standard half"
     )
     return Table(pd.DataFrame(rows), caption)

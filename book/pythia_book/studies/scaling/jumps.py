@@ -1,10 +1,10 @@
 """Tests whether a curve over training jumps.
 
 *Smooth* means that a curve bends on the scale of a doubling of the tokens read, not faster: it is a
-cubic spline in the logarithm of the step, with a knot at every doubling. A *jump* is a step from
-one checkpoint to the next on top of it. It is sought at every checkpoint after a quarter of
-training: before that, no run on the deduplicated text chose right answers more often than by
-chance.
+cubic spline in the logarithm of the step, with a knot at every doubling. A *jump* comes on top of
+it, from one checkpoint to the next, or evenly over a given share of training (`width`). It is
+sought at every checkpoint after a quarter of training: before that, no run on the deduplicated text
+chose right answers more often than by chance.
 
 All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
 what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
@@ -89,9 +89,12 @@ class Jumps:
         return Estimate(float(height), float(low), float(high), len(self.steps), 1)
 
 
-def critical_over(curves: list[Jumps]) -> float:
-    """Return the number of standard errors that no jump of any curve exceeds with 95 % chance."""
-    return float(np.quantile(np.max([each.suprema for each in curves], axis=0), LEVEL))
+def critical_over(curves: list[Jumps], level: float = LEVEL) -> float:
+    """Return the number of standard errors that, with the chance `level`, no curve's jump exceeds.
+
+    The curves must have been simulated independently, with seeds of their own.
+    """
+    return float(np.quantile(np.max([each.suprema for each in curves], axis=0), level))
 
 
 def window_of(steps: np.ndarray) -> np.ndarray:
@@ -99,11 +102,15 @@ def window_of(steps: np.ndarray) -> np.ndarray:
     return (steps > 0) & (steps * 2**DOUBLINGS >= steps.max(initial=0))
 
 
-def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | None:
+def find_jumps(
+    steps: np.ndarray, curves: np.ndarray, seed: int = 0, width: float = 0.0
+) -> Jumps | None:
     """Seek jumps in the mean of the curves of several clusters of items.
 
     Args:
         steps: int[checkpoints], ascending. curves: float[checkpoints, clusters].
+        seed: of the simulated curves.
+        width: share of training that a jump takes; it takes at least one checkpoint.
 
     Returns:
         None if there are fewer than FEWEST checkpoints in the window, or the curves do not vary.
@@ -113,7 +120,8 @@ def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | 
         return None
     window, values = steps[inside], np.asarray(curves[inside], np.float64)
     scale = _item_errors(values)
-    design = _Design(tuple(window.tolist()), tuple((scale / scale.mean()).tolist()))
+    relative = tuple((scale / scale.mean()).tolist())
+    design = _Design(tuple(window.tolist()), relative, width)
     scaled = values / design.scale[:, None]
     noise = design.noise(scaled.mean(1)[None])
     n = values.shape[1]
@@ -202,16 +210,22 @@ class _Design:
     Everything is in units of `scale`, the relative size of the noise at each checkpoint.
     """
 
-    def __init__(self, window: tuple[int, ...], scale: tuple[float, ...]) -> None:
+    def __init__(self, window: tuple[int, ...], scale: tuple[float, ...], width: float) -> None:
         self.scale = np.array(scale)
         basis = _spline(window) / self.scale[:, None]
         inverse = np.linalg.pinv(basis)
         self.hat = basis @ inverse
         length, columns = basis.shape
         self.freedom = length - columns
-        early = np.array(window) * 2**SOUGHT < window[-1]
-        self.places = np.arange(max(EDGE, int(early.sum())), length - EDGE + 1)
-        self.jumps = (np.arange(length) >= self.places[:, None]) / self.scale
+        at = np.array(window)
+        early = at * 2**SOUGHT < at[-1]
+        places = np.arange(max(EDGE, int(early.sum())), length - EDGE + 1)
+        starts = at[places - 1]
+        takes = np.maximum(width * at[-1], at[places] - starts)
+        whole = starts + takes <= at[-EDGE]
+        self.places = places[whole]
+        grown = (at - starts[whole, None]) / takes[whole, None]
+        self.jumps = np.clip(grown, 0, 1) / self.scale
         bare = self.jumps - self.jumps @ self.hat  # what a spline cannot fit of each jump
         self.norms = (bare**2).sum(1)
         self.jump_weights = bare / self.norms[:, None]
@@ -221,9 +235,9 @@ class _Design:
             r = _correlation(phi, share, length)
             self.variances.append(((self.jump_weights @ r) * self.jump_weights).sum(1))
             self.rise_variances.append(float(self.rise_weights @ r @ self.rise_weights))
-            whole = np.linalg.inv(r)
-            inner = basis.T @ whole @ basis
-            self.precisions.append(whole - whole @ basis @ np.linalg.solve(inner, basis.T @ whole))
+            full = np.linalg.inv(r)
+            inner = basis.T @ full @ basis
+            self.precisions.append(full - full @ basis @ np.linalg.solve(inner, basis.T @ full))
             self.offsets.append(np.linalg.slogdet(r)[1] + np.linalg.slogdet(inner)[1])
 
     def noise(self, curves: np.ndarray) -> _Noise:

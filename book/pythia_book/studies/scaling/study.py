@@ -16,9 +16,9 @@ import numpy as np
 from pythia_book.conduct import conduct
 from pythia_book.published.scaling import released_tables
 from pythia_book.stats import estimate
-from pythia_book.studies.scaling import emergence
+from pythia_book.studies.scaling import emergence, released_sums
 from pythia_book.studies.scaling import released as released_tests
-from pythia_book.studies.scaling.claims import claims
+from pythia_book.studies.scaling.claims import claims, emergence_claims
 from pythia_book.studies.scaling.laws import RULES, laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
@@ -228,14 +228,15 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         "pairs": pairs,
         "batch_difference": batch,
         **laws_tables(losses, rows),
-        **emergence.tables_of(params, measured, released),
+        **emergence.tables_of(params, measured),
     }
     found = released_tests.estimates(released, pairs, batch)
     numbers = values(params, facts, tables) | released_tests.values(found, released)
-    numbers |= emergence.values(params, measured, tables, released)
+    numbers |= emergence.values(params, measured, tables)
+    numbers |= released_sums.values(released, params.bootstrap)
     statements = [
         *claims(params, measured, tables, found, pairs),
-        *emergence.claims(params, measured, tables, released),
+        *emergence_claims(params, measured, tables, released),
     ]
     return tables, numbers, statements
 

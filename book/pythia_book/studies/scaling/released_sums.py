@@ -1,0 +1,146 @@
+"""Released results on sums and on LAMBADA: how abruptly they change over size.
+
+That sums jump over size was known when the task and the number of examples were chosen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.published.scaling import SMALL, SUM_SHOTS
+from pythia_book.published.tables import MODELS, NO_RELEASED
+from pythia_book.stats import LEVEL, Estimate, mean_over
+from pythia_book.verdicts import Claim, Test, untestable
+from pythia_core.training.schedule import OFFICIAL_STEPS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.study import Tables
+
+
+def steepness(values: np.ndarray) -> tuple[float, int]:
+    """Return how abruptly a score changes over sizes in order.
+
+    Returns:
+        The largest change between neighbours, in the direction of the whole change, as a share of
+        the range of all values; and the index of the later neighbour.
+    """
+    spread = np.ptp(values)
+    changes = np.diff(values) * (np.sign(np.argmax(values) - np.argmin(values)) or 1)
+    place = int(np.argmax(changes)) + 1
+    return float(changes.max() / spread) if spread else float("nan"), place
+
+
+def claim(released: Tables, draws: int) -> Claim:
+    """Return the claim that an ability can be abrupt over size."""
+    return Claim(
+        "An ability can be abrupt over size: two neighbouring sizes make more than half of the "
+        "range of accuracies on sums.",
+        "Ganguli et al. 2022, as quoted by Schaeffer et al. 2023 (arXiv:2304.15004)",
+        quote="performance on a specific task can sometimes emerge quite unpredictably and "
+        "abruptly at scale",
+        released=share_of_two_sizes(released, draws),
+    )
+
+
+def share_of_two_sizes(released: Tables, draws: int) -> Test:
+    """Return the largest share of the range of released sums that two neighbouring sizes make.
+
+    It is a maximum over neighbours, for a task chosen because it jumps, so that it is no test.
+    """
+    operands = released.get("operands")
+    if operands is None or operands.empty:
+        return untestable(NO_RELEASED)
+    table = operands.pivot(index="model", columns="number", values="value")
+    models = [m for m in MODELS if m in table.index]
+    values = table.loc[models].to_numpy()
+    share, place = steepness(values.mean(1))
+    n = values.shape[1]
+    picks = np.random.default_rng(0).integers(n, size=(draws, n))
+    drawn = values[:, picks].mean(2).T
+    low, high = np.quantile([steepness(each)[0] for each in drawn],
+                            [(1 - LEVEL) / 2, (1 + LEVEL) / 2])  # fmt: skip
+    return untestable(
+        "the task and the number of examples were chosen because the step over size was known",
+        Estimate(100 * share, 100 * low, 100 * high, n, 1),
+        "% of the range",
+        f"{n} first operands; one run of each of {len(models)} sizes",
+        f"between {models[place - 1]} and {models[place]}, after {SUM_SHOTS} examples; no "
+        "log-probabilities of sums were released",
+    )
+
+
+def values(released: Tables, draws: int) -> dict[str, Any]:
+    """Return the numbers about released sums and LAMBADA that the page quotes, by name.
+
+    `released_sums_share`: see `share_of_two_sizes`; `released_sums_least`, `released_sums_most`:
+    the smallest and the largest such share over all operations and numbers of examples;
+    `released_lambada_share`, `released_lambada_nats_share`: that of accuracy and of log-probability
+    on LAMBADA, mean of both texts. All are in percent.
+    """
+    test = share_of_two_sizes(released, draws)
+    numbers: dict[str, Any] = {
+        "released_sums_share": test.estimate.interval() if test.estimate else None
+    }
+    sums, shares = released.get("sums"), []
+    if sums is not None and len(sums):
+        last = sums[sums.step == OFFICIAL_STEPS]
+        shares = [_share(each.set_index("model").value)
+                  for _, each in last.groupby(["operation", "shots"])]  # fmt: skip
+    numbers["released_sums_least"] = min(shares, default=None)
+    numbers["released_sums_most"] = max(shares, default=None)
+    lambada = released.get("lambada")
+    for name, column in (("lambada", "value"), ("lambada_nats", "nats")):
+        share = None
+        if lambada is not None and len(lambada):
+            last = lambada[lambada.step == OFFICIAL_STEPS]
+            share = _share(last.groupby("model")[column].mean())
+        numbers[f"released_{name}_share"] = share
+    return numbers | _over_training(released) | _lambada_link(released)
+
+
+def _share(by_model: pd.Series) -> float:
+    """Return the share of `steepness`, in percent, of a score by model."""
+    return 100 * steepness(by_model[[m for m in MODELS if m in by_model.index]].to_numpy())[0]
+
+
+def _over_training(released: Tables) -> dict[str, Any]:
+    """Return accuracies on sums after SUM_SHOTS examples by size and over training, in percent.
+
+    `released_sums_NAME`: at the end for 1.4B and 2.8B, in the middle and at the end for 12B;
+    `released_sums_steps`: the largest share of the range over training that one of the three
+    largest sizes makes between two of the six checkpoints.
+    """
+    sums = released.get("sums")
+    cells = {"end_1b": ("1.4b", OFFICIAL_STEPS), "end_3b": ("2.8b", OFFICIAL_STEPS),
+             "half_12b": ("12b", 65_000), "end_12b": ("12b", OFFICIAL_STEPS)}  # fmt: skip
+    if sums is None or sums.empty:
+        return {f"released_sums_{name}": None for name in (*cells, "steps")}
+    chosen = sums[(sums.operation == "addition") & (sums.shots == SUM_SHOTS)]
+    table = 100 * chosen.pivot(index="model", columns="step", values="value")
+    numbers = {name: float(table.loc[cell]) for name, cell in cells.items()}
+    numbers["steps"] = max(100 * steepness(table.loc[m].to_numpy())[0] for m in MODELS[-3:])
+    return {f"released_sums_{name}": number for name, number in numbers.items()}
+
+
+def _lambada_link(released: Tables) -> dict[str, Any]:
+    """Predict the final accuracy on LAMBADA of larger models from their mean log-probability.
+
+    A logistic curve in the log-probability is fitted to all checkpoints of models below one billion
+    parameters. The value is the mean of accuracy minus prediction over the larger sizes, in points.
+    """
+    from scipy.optimize import curve_fit
+    from scipy.special import expit
+
+    lambada = released.get("lambada")
+    if lambada is None or lambada.empty or lambada.nats.isna().any():
+        return {"released_lambada_link": None}
+    small = lambada[lambada.model.isin(SMALL)]
+    (a, b), _ = curve_fit(lambda x, a, b: expit(a - b * x), small.nats, small.value, (1.0, 0.5))
+    large = lambada[~lambada.model.isin(SMALL) & (lambada.step == OFFICIAL_STEPS)]
+    errors = 100 * (large.value - expit(a - b * large.nats))
+    by_size = errors.groupby(large.model).mean()
+    return {"released_lambada_link": mean_over(by_size).interval()}
