@@ -267,6 +267,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
             seed_mean(losses.over_sizes([losses.cost(s, r, percent=True) for s in sizes]))
         )
         numbers[f"worth_{r}"] = worth_shown(mean_worth([losses.worth_at_end(s, r) for s in sizes]))
+    for r in (2, 4, 16):
         numbers[f"theirs_{r}"] = 100 * MUENNIGHOFF.data_share(r)
     for r in (8, 16):
         best = [losses.worth_at_best(size, r) for size in sizes]

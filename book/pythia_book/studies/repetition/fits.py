@@ -235,7 +235,7 @@ class Fit:
         ends = []
         for end in limits:
             crosses = abs(end - middle) > 1e-6 and math.isfinite(limit) and above(end) > 0
-            ends.append(float(brentq(above, middle, end, xtol=5e-3)) if crosses else end)
+            ends.append(float(brentq(above, middle, end, xtol=1e-3)) if crosses else end)
         return ends[0], ends[1]
 
     @property
