@@ -9,6 +9,7 @@ import numpy as np
 
 from pythia_book import style, svg
 from pythia_book.records import number_text
+from pythia_book.studies.repetition.law import constant_text, range_text
 from pythia_book.style import DASH, Drawing, Table
 
 if TYPE_CHECKING:
@@ -76,9 +77,11 @@ def over_training(result: Result) -> Drawing:
 SERIES = {
     "end": ("at the end", {"marker": "o", "linestyle": "-"}),
     "best": ("best checkpoint", {"marker": "o", "linestyle": "--", "markerfacecolor": "white"}),
-    "stopped": ("planned to stop early", {"marker": "^", "linestyle": ":"}),
+    "planned": ("planned to stop early", {"marker": "^", "linestyle": ":"}),
 }
 """How the worth of repeated data is measured: the name and the look of each way."""
+AT_MOST = {"marker": "v", "linestyle": "", "markerfacecolor": "white", "markersize": 8}
+"""The look of a worth that is only an upper bound."""
 
 
 @style.figure
@@ -102,16 +105,23 @@ def worth(result: Result) -> Drawing:
                 points = points.assign(epochs=points.epochs * 2 ** (0.08 * (i - 1)))
                 shape = {"linewidth": 1.1, "markerfacecolor": colour, "name": f"{size}, {name}"}
                 style.curve(ax, points, "epochs", colour, bars=True, **(shape | look))
+                bounds = points[points.at_most.astype(bool)]
+                svg.hide(*ax.plot(bounds.epochs, bounds.value, color=colour, **AT_MOST))
             ax.set_ylim(0, 112)
             ax.set_title(f"{size} parameters")
             _epochs_axis(ax, params.epoch_list)
         grid[0].set_ylabel("worth, % of as much fresh data")
         shapes = {name: {"markerfacecolor": style.MUTED} | look for name, look in SERIES.values()}
+        if table.at_most.any():
+            shapes["at most"] = AT_MOST
         shapes["law of the source, data term"] = {"linewidth": 1.2}
         shapes["whole law, fitted here"] = {"linewidth": 1.2, "linestyle": "--"}
         style.legend(figure, shapes)
         rows = style.rows_where(table, at="end").itertuples()
-        numbers = (f"{row.size} {row.epochs} epochs {row.value:.0f} %" for row in rows)
+        numbers = (
+            f"{row.size} {row.epochs} epochs {'at most ' * row.at_most}{row.value:.0f} %"
+            for row in rows
+        )
         return Drawing(figure, "Worth of repeated data at the end of training", numbers)
 
 
@@ -233,11 +243,11 @@ def constants_table(result: Result) -> Table:
     rows = [
         {
             "Constant": row.constant,
-            "Here": number_text(_number(row.value)),
+            "Here": constant_text(math.inf if math.isnan(row.value) else row.value),
             "95 % interval over seeds": _range(row.low, row.high, row.constant),
             "Profile interval": _range(row.profile_low, row.profile_high, row.constant),
             "Identified": "yes" if row.identified else "no",
-            "In the source": number_text(_number(row.theirs)) if row.theirs == row.theirs else DASH,
+            "In the source": constant_text(row.theirs) if row.theirs == row.theirs else DASH,
         }
         for row in frame.itertuples()
     ]
@@ -250,22 +260,18 @@ def constants_table(result: Result) -> Table:
     return Table(pd.DataFrame(rows), caption)
 
 
-def _number(value: float) -> float:
-    """Return a number to show; a missing one is infinite, for R* without decay."""
-    return float(value) if math.isfinite(value) else math.inf
-
-
 def _range(low: float, high: float, constant: str) -> str:
-    """Format an interval, whose upper end may be infinite for R*; a dash if there is none."""
-    if not constant.startswith("R*") and not math.isfinite(low + high):
+    """Format an interval; missing ends are infinite for R*, and otherwise there is none."""
+    if math.isnan(low) and (math.isnan(high) or not constant.startswith("R*")):
         return DASH
-    ends = [number_text(x) if math.isfinite(x) else "\N{INFINITY}" for x in (low, high)]
-    return DASH if ends[0] == ends[1] else f"[{ends[0]}, {ends[1]}]"
+    return range_text(*(math.inf if math.isnan(x) else x for x in (low, high)))
 
 
 def _cell(frame: pd.DataFrame, **where: Any) -> str:
     """Format the value and interval of one row, or say "not measured"."""
     for row in style.rows_where(frame, **where).itertuples():
+        if getattr(row, "at_most", False):
+            return f"≤ {number_text(row.value)}"
         known = row.low < row.high
         return style.interval(row.value, *((row.low, row.high) if known else (None, None)))
     return "not measured"

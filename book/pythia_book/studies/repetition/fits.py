@@ -5,13 +5,13 @@ those of ln L. For repeated runs, they are those of the *excess*, the ln of the 
 the fresh run of the same size, length and seed. This removes most of the noise between seeds, and
 errors in the law of fresh data; the source shifts its predictions to the loss of fresh data too, in
 its Figure 5. Otherwise the source differs: it first fits E, A, alpha, B and beta to fresh runs, and
-ties alpha to beta. At our sizes, the law also discounts parameters of fresh runs, so the two steps
-do not separate.
+ties alpha to beta. If models have more parameters than the law warrants for their fresh tokens, it
+discounts these too, and the two steps do not separate.
 
 The law says that repeating never hurts, so runs are in its *domain* only as long as they have a
 lower loss than the run on the same data with the next smaller number of epochs. The source also
-left out runs whose loss rises again (its appendix A). The penalty of Lovelace et al. is fitted to
-all repeated runs.
+left out runs whose loss rises again (its appendix A). All rivals are fitted to the same runs, those
+in the domain, even the penalty, which lets repetition hurt.
 
 Each constant gets two intervals: one over seeds, by the jackknife, and a profile interval, which
 takes the misfit of the law as noise. A constant is *identified* if the ends of its profile interval
@@ -21,7 +21,8 @@ are less than a factor SPAN apart, and its interval over seeds excludes zero.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +37,7 @@ FRESH = ("E", "size_term", "alpha", "data_term", "beta")
 """The constants of every law. The terms A / N^alpha and B / D^beta are those of the middle size and
 length, because A and B themselves depend on the exponents. They are fitted as logarithms."""
 DECAY = ("data_rate", "parameter_rate")
+DIFFERENCE = "parameter_rate minus data_rate"
 PENALTY = ("P", "delta", "kappa")
 RIVALS = {"none": (), "data": DECAY[:1], "whole": DECAY, "theirs": (), "penalty": PENALTY}
 """Laws of repetition, and what each fits beside FRESH: repeated data are as good as fresh; only
@@ -54,7 +56,7 @@ TOLERANCE = {"ftol": 1e-7, "xtol": 1e-7, "max_nfev": 200}
 
 
 @dataclass(frozen=True)
-class Runs:
+class Points:
     """Runs as points of a law, one per row.
 
     Attributes:
@@ -72,11 +74,11 @@ class Runs:
     fresh: np.ndarray
     domain: np.ndarray
 
-    def where(self, rows: np.ndarray) -> Runs:
+    def where(self, rows: np.ndarray) -> Points:
         """Return some of the runs, bool[runs]."""
-        return Runs(*(getattr(self, f.name)[rows] for f in fields(self)))
+        return Points(*(getattr(self, f.name)[rows] for f in fields(self)))
 
-    def of(self, seeds: np.ndarray) -> Runs:
+    def of(self, seeds: np.ndarray) -> Points:
         """Return the runs with the losses of some seeds only, bool[seeds]."""
         return replace(self, loss=self.loss[:, seeds], fresh=self.fresh[:, seeds])
 
@@ -96,7 +98,7 @@ class Runs:
         return np.log(self.loss / self.fresh).mean(1)
 
 
-def runs_of(losses: Losses, kind: str = "all") -> Runs:
+def points_of(losses: Losses, kind: str = "all") -> Points:
     """Return the runs that every seed has; `kind` says which parameters count."""
     params = losses.params
     rows = []
@@ -114,8 +116,8 @@ def runs_of(losses: Losses, kind: str = "all") -> Runs:
                 n, u = losses.parameters(size, kind), losses.tokens(part)
                 rows.append((size, epochs, float(n), float(d), float(u), loss, fresh, within))
     columns = [np.array(column) for column in zip(*rows, strict=True)]
-    runs = Runs(*columns)
-    return runs.where(np.isfinite(runs.loss).all(1) & np.isfinite(runs.fresh).all(1))
+    points = Points(*columns)
+    return points.where(np.isfinite(points.loss).all(1) & np.isfinite(points.fresh).all(1))
 
 
 # --- fitting ---------------------------------------------------------------------------------
@@ -130,8 +132,8 @@ class Fit:
     """
 
     rival: str
-    fresh: Runs
-    repeated: Runs
+    fresh: Points
+    repeated: Points
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,43 +185,63 @@ class Fit:
     def _starts(self) -> list[np.ndarray]:
         """Return constants from which to search."""
         level = float(self.fresh.loss.min())
-        rates = {"data_rate": (0.05, 0.5), "parameter_rate": (0.05, 0.5)}
-        logs = {"P": (math.log(0.01),), "delta": (0.0,), "kappa": (math.log(0.3), 0.0)}
-        starts = [
+        decay = dict.fromkeys(DECAY, (0.05, 0.5)) | {
+            "P": (math.log(0.01),) * 2, "delta": (0.0, 0.0), "kappa": (math.log(0.3), 0.0)
+        }  # fmt: skip
+        fresh = [
             np.log([floor * level, level / 20, alpha, (1 - floor) * level, beta])
             for floor, alpha, beta in ((0.1, 0.3, 0.15), (0.7, 1.0, 0.5))
         ]
-        for name in RIVALS[self.rival]:
-            starts = [np.append(x, value) for x in starts for value in (rates | logs)[name]]
-        return starts
+        names = RIVALS[self.rival]
+        rest = [[decay[name][i] for name in names] for i in range(2 if names else 1)]
+        return [np.append(x, values) for values in rest for x in fresh]
 
     def profile(self, best: np.ndarray, name: str) -> tuple[float, float]:
         """Return the profile interval of a constant, at most between its bounds.
 
         It has all values for which the least sum of squares over the other constants is below
-        1 + t^2 / df times the overall least sum; df is the number of residuals minus that of
-        constants.
+        1 + t^2 / df times the overall least sum.
+
+        Args:
+            name: of a constant, or DIFFERENCE.
         """
         from scipy.optimize import brentq, least_squares
         from scipy.special import stdtrit
 
-        index = self.names.index(name)
-        least, df = float((self.residuals(best) ** 2).sum()), len(self.residuals(best)) - len(best)
+        df, least = self.df, float((self.residuals(best) ** 2).sum())
         limit = least * (1 + float(stdtrit(df, (1 + LEVEL) / 2)) ** 2 / df) if df > 0 else math.inf
-        low, high = (np.delete(bound, index) for bound in self.bounds)
-        inside = np.clip(np.delete(best, index), low + 1e-9, high - 1e-9)
+        index = self.names.index(DECAY[1] if name == DIFFERENCE else name)
+        data = self.names.index(DECAY[0]) if name == DIFFERENCE else None
+        inside = np.delete(best, index)
 
         def above(value: float) -> float:
             """Return how far the least sum of squares for this value is above the limit."""
-            fit = least_squares(lambda x: self.residuals(np.insert(x, index, value)), inside,
+            low, high = (np.delete(bound, index) for bound in self.bounds)
+            if data is not None:  # the other rate is within its bounds, too
+                low[data], high[data] = max(0, -value), LARGEST_RATE - max(0, value)
+
+            def residuals(x: np.ndarray) -> np.ndarray:
+                held = value if data is None else x[data] + value
+                return self.residuals(np.insert(x, index, held))
+
+            fit = least_squares(residuals, np.clip(inside, low + 1e-9, high - 1e-9),
                                 bounds=(low, high), x_scale="jac", **TOLERANCE)  # fmt: skip
             return 2 * float(fit.cost) - limit
 
+        if data is None:
+            middle, limits = best[index], (LOWEST[name], HIGHEST[name])
+        else:
+            middle, limits = best[index] - best[data], (-LARGEST_RATE + 1e-6, LARGEST_RATE - 1e-6)
         ends = []
-        for end in (LOWEST[name], HIGHEST[name]):
-            crosses = abs(end - best[index]) > 1e-6 and math.isfinite(limit) and above(end) > 0
-            ends.append(float(brentq(above, best[index], end, xtol=5e-3)) if crosses else end)
+        for end in limits:
+            crosses = abs(end - middle) > 1e-6 and math.isfinite(limit) and above(end) > 0
+            ends.append(float(brentq(above, middle, end, xtol=1e-3)) if crosses else end)
         return ends[0], ends[1]
+
+    @property
+    def df(self) -> int:
+        """The number of residuals minus that of constants."""
+        return len(self.fresh.n) + len(self.repeated.n) - len(self.names)
 
 
 # --- all fits --------------------------------------------------------------------------------
@@ -250,30 +272,31 @@ class Constant:
 
 @dataclass(frozen=True)
 class Laws:
-    """The fitted laws. If there are too few sizes or runs, `laws` is empty, as is all the rest.
+    """The fitted laws. If there are too few sizes or runs, nothing is fitted.
 
     Attributes:
         laws: maps each rival to its law, fitted to all sizes.
         constants: maps names in FRESH and DECAY to the constants of the rival "whole".
-        rate_difference: 1 / R*_N - 1 / R*_D with its interval over seeds; None with one seed.
+        rate_difference: 1 / R*_N - 1 / R*_D; the interval contains both that over seeds and the
+            profile interval, because neither alone has all the error. None with a single seed.
         bare: 1 / R*_D and 1 / R*_N if embeddings do not count as parameters.
         errors: maps (what is left out, rival) to the errors of prediction, float64[seeds], root
             mean squares in percent of the loss. Left out is a size, or "N epochs".
-        misfits: maps each rival to the root mean square residual of the excess of runs in the
-            domain (of the rival "penalty": of all repeated runs), in percent.
-        fresh_misfit: the root mean square residual of fresh runs by the whole law, in percent.
+        misfit: the root mean square residual of the excess of repeated runs by the whole law, in
+            percent. fresh_misfit: that of the loss of fresh runs.
+        n_domain, n_hurt: number of repeated runs in the domain, and outside.
     """
 
-    laws: dict[str, Law]
-    constants: dict[str, Constant]
-    rate_difference: Estimate | None
-    bare: tuple[float, float] | None
-    errors: dict[tuple[str, str], np.ndarray]
-    misfits: dict[str, float]
-    fresh_misfit: float | None
     n_fresh: int
     n_domain: int
     n_hurt: int
+    laws: dict[str, Law] = field(default_factory=dict)
+    constants: dict[str, Constant] = field(default_factory=dict)
+    rate_difference: Estimate | None = None
+    bare: tuple[float, float] | None = None
+    errors: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    misfit: float | None = None
+    fresh_misfit: float | None = None
 
     def left_out_sizes(self, rival: str) -> np.ndarray | None:
         """Return the mean error over left-out sizes, float64[seeds]; None if there are none."""
@@ -288,26 +311,25 @@ class Laws:
 
 def fit_laws(losses: Losses) -> Laws:
     """Fit the laws to the runs that every seed has."""
-    runs = runs_of(losses)
-    fresh, repeated = runs.where(runs.epochs == 1), runs.where(runs.epochs > 1)
+    points = points_of(losses)
+    fresh, repeated = points.where(points.epochs == 1), points.where(points.epochs > 1)
     domain = repeated.where(repeated.domain)
-    n_hurt = len(repeated.n) - len(domain.n)
+    counts = len(fresh.n), len(domain.n), len(repeated.n) - len(domain.n)
     few = len(np.unique(fresh.size)) < FEWEST_SIZES
     if few or len(fresh.n) <= len(FRESH) or len(domain.n) <= len(DECAY):
-        return Laws({}, {}, None, None, {}, {}, None, len(fresh.n), len(domain.n), n_hurt)
-    fits = {r: Fit(r, fresh, repeated if r == "penalty" else domain) for r in RIVALS}
+        return Laws(*counts)
+    fits = {rival: Fit(rival, fresh, domain) for rival in RIVALS}
     best = {rival: fit.best() for rival, fit in fits.items()}
-    whole = fits["whole"]
-    n_seeds = fresh.loss.shape[1]
-    seeds = [np.arange(n_seeds) == seed for seed in range(n_seeds)]
+    whole, x = fits["whole"], best["whole"]
+    seeds = each_seed(fresh)
     without = [
-        _constants(Fit("whole", fresh.of(~one), domain.of(~one)).best(best["whole"]))
-        for one in (seeds if n_seeds > 1 else [])
+        _constants(Fit("whole", fresh.of(~one), domain.of(~one)).best(x))
+        for one in (seeds if len(seeds) > 1 else [])
     ]
-    values = _constants(best["whole"])
+    values = _constants(x)
     constants = {}
     for name, value in values.items():
-        low, high = whole.profile(best["whole"], name)
+        low, high = whole.profile(x, name)
         bounded = low > LOWEST[name] and high < HIGHEST[name]
         if name in FRESH:
             low, high = math.exp(low), math.exp(high)
@@ -317,24 +339,31 @@ def fit_laws(losses: Losses) -> Laws:
         values["parameter_rate"] - values["data_rate"],
         [each["parameter_rate"] - each["data_rate"] for each in without],
     )
-    bare = runs_of(losses, "non_embedding")
+    if difference:
+        low, high = whole.profile(x, DIFFERENCE)
+        low, high = min(low, difference.low), max(high, difference.high)
+        difference = replace(difference, low=low, high=high)
+    bare = points_of(losses, "non_embedding")
     bare_fit = Fit(
         "whole", bare.where(bare.epochs == 1), bare.where((bare.epochs > 1) & bare.domain)
     )
     bare_rates = bare_fit.best()[len(FRESH) :]
-    rest = {rival: fits[rival].residuals(x)[len(fresh.n) :] for rival, x in best.items()}
+    residuals = whole.residuals(x)
     return Laws(
+        *counts,
         {rival: fit.law(best[rival]) for rival, fit in fits.items()},
         constants,
         difference,
         (float(bare_rates[0]), float(bare_rates[1])),
-        prediction_errors(fresh, repeated, best, seeds),
-        {rival: _percent(residuals) for rival, residuals in rest.items()},
-        _percent(whole.residuals(best["whole"])[: len(fresh.n)]),
-        len(fresh.n),
-        len(domain.n),
-        n_hurt,
+        prediction_errors(fresh, repeated),
+        _percent(residuals[len(fresh.n) :]),
+        _percent(residuals[: len(fresh.n)]),
     )
+
+
+def each_seed(points: Points) -> list[np.ndarray]:
+    """Return one bool[seeds] for each seed, which selects it."""
+    return list(np.eye(points.loss.shape[1], dtype=bool))
 
 
 def _percent(residuals: np.ndarray) -> float:
@@ -358,32 +387,30 @@ def _jackknife(value: float, without: list[float]) -> Estimate | None:
 
 
 def prediction_errors(
-    fresh: Runs, repeated: Runs, best: dict[str, np.ndarray], seeds: list[np.ndarray]
+    fresh: Points, repeated: Points, rivals: Sequence[str] = tuple(RIVALS)
 ) -> dict[tuple[str, str], np.ndarray]:
     """Return the errors of each rival where a size, or the most epochs, are left out.
 
     Each seed is a replication: all laws are fitted to its runs alone, and predict its runs. The
     error is that of the excess. A size is predicted for its runs in the domain, the most epochs for
-    all runs with that many. The laws know all fresh runs.
-
-    Args:
-        best: maps each rival to the constants from which its search starts.
-        seeds: one bool[seeds] for each seed.
+    all runs with that many. The laws know all fresh runs, and of the repeated ones only those in
+    the domain that are not left out: their search starts anew without them.
     """
     most = f"{repeated.epochs.max()} epochs"
     left_out = {str(size): repeated.size == size for size in dict.fromkeys(repeated.size)}
     left_out[most] = repeated.epochs == repeated.epochs.max()
     errors = {}
     for name, rows in left_out.items():
-        tested = rows if name == most else rows & repeated.domain
-        if not tested.any() or (~rows & repeated.domain).sum() <= len(DECAY):
+        tested = repeated.where(rows if name == most else rows & repeated.domain)
+        fitted = repeated.where(~rows & repeated.domain)
+        if not len(tested.n) or len(fitted.n) <= len(DECAY):
             continue
-        for rival, start in best.items():
-            fitted = repeated.where(~rows & (repeated.domain | (rival == "penalty")))
+        for rival in rivals:
+            start = Fit(rival, fresh, fitted).best()
             per_seed = []
-            for one in seeds:
+            for one in each_seed(fresh):
                 fit = Fit(rival, fresh.of(one), fitted.of(one))
-                law, test = fit.law(fit.best(start)), repeated.where(tested).of(one)
+                law, test = fit.law(fit.best(start)), tested.of(one)
                 per_seed.append(_percent(law.excess(test.n, test.d, test.u) - test.excess))
             errors[name, rival] = np.array(per_seed)
     return errors

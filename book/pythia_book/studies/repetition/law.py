@@ -5,9 +5,9 @@ fresh tokens (their equation 5). Of N parameters, U_N would be optimal for U tok
 rest counts for less, by the same formula: N' = U_N + U_N R*_N (1 - exp(-R_N / R*_N)), where
 R_N = N / U_N - 1 (equation 6; U_N by equation 15). The loss is E + A / N'^alpha + B / D'^beta.
 
-By this law, repeating never hurts. Lovelace et al. (2026, arXiv:2605.01640) let it hurt: they add
-P R^delta (N / U)^kappa to E + A / N^alpha + B / D^beta (formula as in Weng 2026, "Scaling Laws,
-Carefully").
+By this law, repeating never hurts. Lovelace et al. (2026, arXiv:2605.01640) let it hurt, by an
+additive penalty. Ours adds P R^delta (N / U)^kappa to E + A / N^alpha + B / D^beta; we have this
+formula from Weng (2026, "Scaling Laws, Carefully"), not from the paper.
 
 The code has the rates 1 / R*_D and 1 / R*_N, so that 0 means no decay.
 """
@@ -18,6 +18,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from pythia_book.records import number_text
 
 Numbers = np.ndarray | float
 
@@ -75,14 +77,19 @@ class Law:
         One pass over that fraction of `tokens` fresh tokens has the same loss. `tokens` counts the
         tokens of all passes. The result is 0 if no amount of fresh data has so high a loss.
         """
+        from scipy.optimize import brentq
+
         target = self.loss(parameters, tokens, tokens / epochs)
-        low, high = math.log(1e-9), 0.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            fresh = math.exp(middle) * tokens
-            low, high = (middle, high) if self.loss(parameters, fresh, fresh) > target else (
-                low, middle)  # fmt: skip
-        return math.exp(high)
+
+        def above(log_share: float) -> float:
+            """Return the loss for this share of fresh tokens minus the target."""
+            fresh = math.exp(log_share) * tokens
+            return float(self.loss(parameters, fresh, fresh) - target)
+
+        least = math.log(1e-9)
+        if above(least) <= 0:
+            return 0.0
+        return math.exp(brentq(above, least, 0.0)) if above(0.0) < 0 else 1.0
 
     def data_share(self, epochs: float) -> float:
         """Return the worth of `epochs` passes by the data term alone, D' / D."""
@@ -101,3 +108,29 @@ MUENNIGHOFF = Law(
 """The authors' constants, for C4 (their appendices A and B, and the README of
 huggingface/datablations). They were fitted to models of 7 million to 9 billion parameters; runs
 whose loss rises again were left out."""
+
+NAMES = {
+    "E": "E",
+    "size_term": "size term",
+    "alpha": "alpha",
+    "data_term": "data term",
+    "beta": "beta",
+    "data_rate": "R*_D",
+    "parameter_rate": "R*_N",
+}
+"""Names of the fitted constants for readers."""
+
+
+def inverse(rate: float) -> float:
+    """Return R* for a rate; no decay is infinity."""
+    return 1 / rate if rate > 0 else math.inf
+
+
+def constant_text(value: float) -> str:
+    """Format the value of a constant, or an end of its interval, which may be infinite."""
+    return number_text(value) if math.isfinite(value) else "\N{INFINITY}"
+
+
+def range_text(low: float, high: float) -> str:
+    """Format the interval of a constant."""
+    return f"[{constant_text(low)}, {constant_text(high)}]"

@@ -3,14 +3,14 @@
 The *worth* of a run is the number of fresh tokens that give its loss, as a fraction of the tokens
 that it reads; it is read off the losses of fresh runs of the same size and seed, each trained on a
 schedule of its own length. A checkpoint, or a number of epochs, is chosen on one half of the
-held-out rows and judged on the other, so that the choice does not favour it.
+held-out documents and judged on the other, so that the choice does not favour it.
 
 Values have one entry per seed. A missing run has the value NaN, and the estimates use the others.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from pythia_book.studies.repetition.params import Params
 from pythia_book.study import Measurements
 
 CHOOSE, JUDGE = 0, 1
-"""The half of the held-out rows on which the best is chosen, and that on which it is judged."""
+"""The halves of the held-out documents on which the best is chosen and is judged."""
 BEYOND = 2.0
 """The curve of fresh data is extended to at most this many times the longest fresh run."""
 
@@ -39,13 +39,13 @@ def geometric_mean(values: np.ndarray) -> Estimate | None:
 # --- estimators ------------------------------------------------------------------------------
 
 
-def fresh_tokens(loss: float, tokens: np.ndarray, fresh: np.ndarray) -> float:
-    """Return how many fresh tokens give a loss, by the losses of fresh runs.
+def fresh_tokens(loss: float, tokens: np.ndarray, fresh: np.ndarray) -> tuple[float, bool]:
+    """Return how many fresh tokens give a loss, by the losses of fresh runs; is it a bound?
 
     Between the runs, the logarithm of the tokens is a monotone cubic (PCHIP) of the loss. Beyond
     the longest run, it goes on as a line through the two longest, up to BEYOND. A loss above that
-    of the shortest run gives the tokens of that run: an upper bound. NaN: there are not two runs
-    of which the longer has the lower loss.
+    of the shortest run gives the tokens of that run, an upper bound (True). NaN: there are not two
+    runs of which the longer has the lower loss.
 
     Args:
         tokens: float[runs], ascending. fresh: float[runs], the losses, NaN if missing.
@@ -58,11 +58,35 @@ def fresh_tokens(loss: float, tokens: np.ndarray, fresh: np.ndarray) -> float:
             x.append(value)
             y.append(count)
     if len(x) < 2 or not np.isfinite(loss):
-        return np.nan
+        return np.nan, False
     if loss < x[0]:
         further = (loss - x[0]) * (y[1] - y[0]) / (x[1] - x[0])
-        return float(np.exp(y[0] + min(further, np.log(BEYOND))))
-    return float(np.exp(PchipInterpolator(x, y)(min(loss, x[-1]))))
+        return float(np.exp(y[0] + min(further, np.log(BEYOND)))), False
+    return float(np.exp(PchipInterpolator(x, y)(min(loss, x[-1])))), bool(loss > x[-1])
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What runs are worth, one entry per seed.
+
+    Attributes:
+        percent: float64[seeds], of the tokens of an arm.
+        at_most: bool[seeds], whether the value is only an upper bound.
+    """
+
+    percent: np.ndarray
+    at_most: np.ndarray
+
+    def mean(self) -> tuple[Estimate | None, bool]:
+        """Return the mean over seeds, and whether it is an upper bound, without an interval."""
+        e, bound = seed_mean(self.percent), bool(self.at_most.any())
+        return (replace(e, low=np.nan, high=np.nan) if e and bound else e), bound
+
+
+def mean_worth(each: list[Worth]) -> Worth:
+    """Return the mean over sizes; a seed that lacks a size is NaN."""
+    at_most = np.any([worth.at_most for worth in each], axis=0)
+    return Worth(np.mean([worth.percent for worth in each], axis=0), at_most)
 
 
 def lowest(at: np.ndarray, losses: np.ndarray) -> float:
@@ -134,30 +158,31 @@ class Losses:
         losses = [end.mean(1) if half is None else end[:, half] for end in ends]
         return np.array([float(self.tokens(part)) for part in parts]), np.stack(losses, axis=1)
 
-    def _worth(self, size: str, loss: np.ndarray, half: int | None = None) -> np.ndarray:
-        """Return how many fresh tokens give `loss`, float64[seeds], in percent of an arm's."""
+    def _worth(self, size: str, loss: np.ndarray, half: int | None = None) -> Worth:
+        """Return how many fresh tokens give `loss`, float64[seeds]."""
         tokens, fresh = self._fresh(size, half)
         counts = [fresh_tokens(x, tokens, row) for x, row in zip(loss, fresh, strict=True)]
-        return 100 * np.array(counts) / tokens[-1]
+        values, bounds = zip(*counts, strict=True)
+        return Worth(100 * np.array(values) / tokens[-1], np.array(bounds))
 
-    def worth_at_end(self, size: str, epochs: int) -> np.ndarray:
-        """Return the worth of an arm at its end, in percent, float64[seeds]."""
+    def worth_at_end(self, size: str, epochs: int) -> Worth:
+        """Return the worth of an arm at its end."""
         return self._worth(size, self.final(size, epochs, epochs))
 
-    def worth_at_best(self, size: str, epochs: int) -> np.ndarray:
-        """Return the worth of an arm at its best checkpoint, in percent, float64[seeds]."""
+    def worth_at_best(self, size: str, epochs: int) -> Worth:
+        """Return the worth of an arm at its best checkpoint."""
         return self._worth(size, self.best_checkpoint(size, epochs), JUDGE)
 
-    def worth_when_stopped(self, size: str, epochs: int) -> np.ndarray:
-        """Return the worth of the best run on an arm's data, in percent of the arm's tokens."""
-        return self._worth(size, self.best_stopped(size, epochs), JUDGE)
+    def worth_when_planned(self, size: str, epochs: int) -> Worth:
+        """Return the worth of the best run on an arm's data."""
+        return self._worth(size, self.best_planned(size, epochs), JUDGE)
 
     def best_checkpoint(self, size: str, epochs: int, before_end: bool = False) -> np.ndarray:
         """Return the loss of an arm at its best checkpoint, float64[seeds], on the rows JUDGE."""
         array = self.array(size, epochs, epochs)
         return _judged(array[:, :-1] if before_end else array)
 
-    def best_stopped(self, size: str, part: int) -> np.ndarray:
+    def best_planned(self, size: str, part: int) -> np.ndarray:
         """Return the loss of the best run on 1/`part` of the rows, on the rows JUDGE.
 
         The runs read these rows for different numbers of epochs, each with a schedule of its own
@@ -166,11 +191,15 @@ class Losses:
         epochs = self._epochs_of(part)
         return _judged(np.stack([self.array(size, part, e)[:, -1] for e in epochs], axis=1))
 
+    def planned(self, size: str, epochs: int) -> np.ndarray:
+        """Return the best loss of a planned stop minus that of the best checkpoint."""
+        return self.best_planned(size, epochs) - self.best_checkpoint(size, epochs)
+
     def _epochs_of(self, part: int) -> list[int]:
         """Return for how many epochs runs read 1/`part` of the rows; if none do, an arm's."""
         return [e for p, e in sorted(self.params.pairs) if p == part] or [part]
 
-    def turn(self, size: str, epochs: int) -> np.ndarray:
+    def rise(self, size: str, epochs: int) -> np.ndarray:
         """Return how far an arm's loss has risen at its end above the best earlier checkpoint.
 
         float64[seeds], in nats per token, on the rows JUDGE; the rows CHOOSE select the checkpoint.

@@ -63,12 +63,30 @@ def check_rows(params: Params, progress: bool = True) -> None:
         )
 
 
+def halves(sizes: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
+    """Return the half, 0 or 1, of each held-out row, int64[rows].
+
+    Documents go to the halves in turn, and a row goes with the document of its first token, so that
+    the halves share little text and all kinds of text. (Those of one kind lie side by side.) If all
+    rows are of one document, they go in turn themselves.
+
+    Args:
+        sizes: int[documents], number of tokens of each. seq_len, n_rows: length and number of rows.
+    """
+    from pythia_core.evaluation.scoring import sample_windows
+
+    starts = sample_windows(np.arange(sizes.sum()), seq_len, n_rows)[:, 0]
+    documents = np.searchsorted(np.cumsum(sizes), starts, side="right")
+    _, turn = np.unique(documents, return_inverse=True)
+    return (turn if turn.max() else np.arange(n_rows)) % 2
+
+
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the runs of the study, and measure them on held-out text.
 
     loss/<size>/<part>/<epochs>: float64[seeds, checkpoints, 2], mean loss in nats per token on the
-    even and on the odd held-out rows. Arms are measured at `Params.checkpoints`, other runs at
-    their end only. NaN: the checkpoint is missing.
+    rows of either half of the held-out documents (`halves`). Arms are measured at
+    `Params.checkpoints`, other runs at their end only. NaN: the checkpoint is missing.
 
     Raises:
         DataError: the text has too few rows; raised before any training.
@@ -82,7 +100,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         cell: params.checkpoints if cell[2] == cell[3] else [run.config.train.steps]
         for cell, run in runs.items()
     }
-    heldout = LanguageMeasurement.of(next(iter(runs.values())).data)
+    data = next(iter(runs.values())).data
+    heldout = LanguageMeasurement.of(data)
+    half = halves(data.heldout.sizes, data.config.seq_len, len(heldout.rows))
     checkpoints = [(runs[cell], step) for cell in runs for step in steps[cell]]
     measured, gaps = measure_all(checkpoints, heldout, progress)
     arrays: dict[str, np.ndarray] = {}
@@ -93,7 +113,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         for at, step in enumerate(steps[cell]):
             if (run.id, step) in measured:
                 rows = measured[run.id, step]["loss"]
-                array[seed, at] = rows[::2].mean(), rows[1::2].mean()
+                array[seed, at] = rows[half == 0].mean(), rows[half == 1].mean()
     models = {size: params.config(size, 0, 1, 1).model for size in params.size_list}
     facts = {
         "tokens_per_row": scale_named(params.scale).data.seq_len,

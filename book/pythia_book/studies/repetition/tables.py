@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import Estimate
-from pythia_book.studies.repetition.claims import CONSTANTS, inverse
 from pythia_book.studies.repetition.fits import DECAY, FRESH, Laws
-from pythia_book.studies.repetition.law import MUENNIGHOFF
+from pythia_book.studies.repetition.law import MUENNIGHOFF, NAMES, inverse
 from pythia_book.studies.repetition.losses import Losses, geometric_mean, seed_mean
 
 if TYPE_CHECKING:
@@ -27,11 +26,9 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
     one seed, `low` and `high` are missing. Losses are in nats per token.
 
     `levels`: held-out loss of each arm over training; `step`, `percent` (of training).
-    `ends`: final held-out loss of every run; `part` (the run read 1/part of the rows), `rows`,
-        `steps`.
     `excess`: percent by which an arm's final loss is above that of fresh data.
-    `worth`: worth in percent; `at`: "end", "best" (checkpoint) or "stopped" (the best run on the
-        same data that is planned to stop early).
+    `worth`: worth in percent; `at`: "end", "best" (checkpoint) or "planned" (the best run on the
+        same data that is planned to stop early); `at_most`: the value is only an upper bound.
     `rise`: rise of an arm's loss at its end above its best earlier checkpoint.
     `onset`: number of epochs, `value`, at which the loss is lowest; `kind`: "checkpoint" (of an
         arm) or "planned" (final losses of runs on the same `rows`); `n_none`: number of seeds whose
@@ -46,7 +43,7 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
     params = losses.params
-    levels, ends, excess, worth, rise, onset = [], [], [], [], [], []
+    levels, excess, worth, rise, onset = [], [], [], [], []
 
     def add(rows: list, e: Estimate | None, /, **columns: Any) -> None:
         """Append a row with the columns and the estimate to `rows`, unless `e` is None."""
@@ -65,10 +62,11 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
             for at, of in (
                 ("end", losses.worth_at_end),
                 ("best", losses.worth_at_best),
-                ("stopped", losses.worth_when_stopped),
+                ("planned", losses.worth_when_planned),
             ):
-                add(worth, seed_mean(of(size, r)), **cell, at=at)
-            add(rise, seed_mean(losses.turn(size, r)), **cell)
+                e, at_most = of(size, r).mean()
+                add(worth, e, **cell, at=at, at_most=at_most)
+            add(rise, seed_mean(losses.rise(size, r)), **cell)
             for kind, of in (("checkpoint", losses.onset), ("planned", losses.best_epochs)):
                 reached = of(size, r)
                 known = np.isfinite(losses.final(size, r, r))
@@ -77,18 +75,11 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
                 row = cell | {"kind": kind, "rows": params.rows(r)}
                 row |= e.interval() if e else dict.fromkeys(("value", "low", "high"), math.nan)
                 onset.append(row | {"n": e.n_items if e else 0, "n_none": none})
-        for part, epochs in sorted(params.pairs):
-            where = {"part": part, "rows": params.rows(part)}
-            where["steps"] = params.n_steps * epochs // part
-            add(
-                ends, seed_mean(losses.final(size, part, epochs)), size=size, epochs=epochs, **where
-            )
     cell, result = ["size", "epochs"], ["value", "low", "high", "n"]
     frames = {
         "levels": (levels, [*cell, "step", "percent", *result]),
-        "ends": (ends, [*cell, "part", "rows", "steps", *result]),
         "excess": (excess, [*cell, *result]),
-        "worth": (worth, [*cell, "at", *result]),
+        "worth": (worth, [*cell, "at", *result, "at_most"]),
         "rise": (rise, [*cell, *result]),
         "onset": (onset, [*cell, "kind", "rows", *result, "n_none"]),
         "curves": (_curves(losses, laws), [*cell, "law", "value"]),
@@ -135,7 +126,7 @@ def _constants(laws: Laws) -> list[dict[str, Any]]:
         row = {
             key: x if math.isfinite(x) else math.nan for key, x in zip(keys, numbers, strict=True)
         }
-        rows.append({"constant": CONSTANTS[name], **row, "identified": constant.identified,
+        rows.append({"constant": NAMES[name], **row, "identified": constant.identified,
                      "theirs": theirs.get(name, math.nan)})  # fmt: skip
     return rows
 
