@@ -170,22 +170,6 @@ def optimal_sizes(result: Result) -> Drawing:
         return Drawing(figure, "Tokens per parameter of the released sizes", numbers)
 
 
-def laws_table(result: Result) -> Table:
-    """Return a table of the parameters of the fitted scaling laws, with their intervals."""
-    names = {"size": "E + A / N^alpha, end of training",
-             "both": "E + A / N^alpha + B / D^beta, checkpoints"}  # fmt: skip
-    rows = [
-        {
-            "Law": names[r.law],
-            "Parameter": r.parameter,
-            "Value [95 %]": interval(r.value, r.low, r.high),
-        }
-        for r in result.tables["laws"].itertuples()
-    ]
-    columns = ["Law", "Parameter", "Value [95 %]"]
-    return Table(pd.DataFrame(rows, columns=columns), "Laws fitted to held-out loss in nats")
-
-
 # --- emergence -------------------------------------------------------------------------------
 
 BINNED = 6

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.published.scaling import SMALL, SUM_SHOTS
+from pythia_book.published.scaling import SUM_SHOTS
 from pythia_book.published.tables import MODELS, NO_RELEASED
-from pythia_book.stats import LEVEL, Estimate, mean_over
+from pythia_book.stats import LEVEL, Estimate
 from pythia_book.verdicts import Claim, Test, untestable
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -99,7 +99,7 @@ def values(released: Tables, draws: int) -> dict[str, Any]:
             last = lambada[lambada.step == OFFICIAL_STEPS]
             share = _share(last.groupby("model")[column].mean())
         numbers[f"released_{name}_share"] = share
-    return numbers | _over_training(released) | _lambada_link(released)
+    return numbers | _over_training(released)
 
 
 def _share(by_model: pd.Series) -> float:
@@ -124,23 +124,3 @@ def _over_training(released: Tables) -> dict[str, Any]:
     numbers = {name: float(table.loc[cell]) for name, cell in cells.items()}
     numbers["steps"] = max(100 * steepness(table.loc[m].to_numpy())[0] for m in MODELS[-3:])
     return {f"released_sums_{name}": number for name, number in numbers.items()}
-
-
-def _lambada_link(released: Tables) -> dict[str, Any]:
-    """Predict the final accuracy on LAMBADA of larger models from their mean log-probability.
-
-    A logistic curve in the log-probability is fitted to all checkpoints of models below one billion
-    parameters. The value is the mean of accuracy minus prediction over the larger sizes, in points.
-    """
-    from scipy.optimize import curve_fit
-    from scipy.special import expit
-
-    lambada = released.get("lambada")
-    if lambada is None or lambada.empty or lambada.nats.isna().any():
-        return {"released_lambada_link": None}
-    small = lambada[lambada.model.isin(SMALL)]
-    (a, b), _ = curve_fit(lambda x, a, b: expit(a - b * x), small.nats, small.value, (1.0, 0.5))
-    large = lambada[~lambada.model.isin(SMALL) & (lambada.step == OFFICIAL_STEPS)]
-    errors = 100 * (large.value - expit(a - b * large.nats))
-    by_size = errors.groupby(large.model).mean()
-    return {"released_lambada_link": mean_over(by_size).interval()}

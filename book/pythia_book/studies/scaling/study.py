@@ -231,7 +231,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         **emergence.tables_of(params, measured),
     }
     found = released_tests.estimates(released, pairs, batch)
-    numbers = values(params, facts, tables) | released_tests.values(found, released)
+    numbers = values(facts, tables) | released_tests.values(found, released)
     numbers |= emergence.values(params, measured, tables)
     numbers |= released_sums.values(released, params.bootstrap)
     statements = [
@@ -320,26 +320,11 @@ def language_tables(params: Params, measured: Measurements) -> tuple[pd.DataFram
     )
 
 
-def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
-    """Return the names and numbers about our models that the page quotes in its text."""
-    agreement, prediction = tables["agreement"], tables["prediction"]
-    scored = [task for task in facts["tasks"] if task["status"] == "scored"]
-    numbers: dict[str, Any] = {
-        "sizes": ", ".join(params.size_list),
-        "largest": params.size_list[-1],
-        "smallest": params.size_list[0],
-        "context": facts["context"],
-        "limit": params.limit,
-        "n_scored": len(scored),
-        "n_cells": len(facts["tasks"]),
-        "n_agreement": int(agreement["items"].sum()),
-        "n_differing": int(agreement.differing.sum()),
-        "gaps": facts["gaps"],
-    }
+def values(facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
+    """Return the numbers about our models, besides those about sums, that the page quotes."""
+    prediction = tables["prediction"]
+    numbers: dict[str, Any] = {"context": facts["context"], "gaps": facts["gaps"]}
     for rule in RULES:
         errors = prediction[prediction.rule == rule].error.abs()
         numbers[f"prediction_{rule}"] = float(errors.mean()) if len(errors) else None
-    for row in tables["laws"].itertuples():
-        ends = {"value": row.value, "low": row.low, "high": row.high}
-        numbers[f"{row.law}_{row.parameter}".lower()] = ends
     return numbers

@@ -205,7 +205,7 @@ def test_the_harness_agrees_on_every_item(runs) -> None:
     cells = set(zip(final.task, final.shots, strict=True))
     assert cells <= set(zip(agreement.task, agreement.shots, strict=True))
     assert agreement.differing.sum() == 0
-    assert runs.result.values["n_agreement"] == agreement["items"].sum() >= 18 * len(cells)
+    assert agreement["items"].sum() >= 18 * len(cells)
 
 
 @pytest.mark.wheels
@@ -222,8 +222,7 @@ def test_tables_and_drawings_are_reproducible(runs) -> None:
         assert drawn.svg == draw(runs.again).svg
         assert drawn.description
     assert "do not" in figures.tasks_by_size(runs.result).svg  # a gap is marked
-    for table in (figures.laws_table, figures.sums_table):
-        assert "<table" in table(runs.result)._repr_html_()
+    assert "<table" in figures.sums_table(runs.result)._repr_html_()
 
 
 @pytest.mark.wheels
@@ -239,6 +238,8 @@ def test_every_checkpoint_is_asked_the_sums_that_were_never_planted(runs) -> Non
             right = arrays[f"sums/{measure}/{size}/standard"]
             assert right.shape == (17, 100) and (right <= arrays["sums/count"]).all()
         assert (arrays[f"sums/logprob/{size}/standard"] < 0).all()
+        expected = arrays[f"sums/product/{size}/standard"]
+        assert expected.shape == (17, 100) and (expected <= 1).all()
     sums = runs.result.tables["sums"]
     untrained = sums[sums.step == 0]
     assert untrained.choice.between(0.15, 0.35).all() and (untrained.exact == 0).all()
