@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 from pythia_book.studies import registry
-from pythia_book.studies.deduplication import params as deduplication
 from pythia_book.studies.errata import params as errata
 from pythia_book.studies.gender_bias import params as gender_bias
 from pythia_book.studies.memorization import params as memorization
@@ -26,7 +25,7 @@ from pythia_core.training.schedule import linear_step
 EARLY = {0, 1, 4, 16, 64}
 SUITE = {1, 2, 3, 4, 5, 8, 13, 18, 23, 33, 43, 53, 63, 73, 83, 93, 103, 113, 123, 133, 143}
 STANDARD = SUITE | {*memorization.TRACED}
-DEDUPLICATED = SUITE | {39, 65, 91, 117}
+DEDUPLICATED = SUITE - {53} | {39, 65, 91, 117}
 REPEATED = {9, 18, 27, 36, 45, 54, 63, 72, 80, 89, 98, 107, 116, 125, 134, 143}
 """Which of the 143 evenly spaced checkpoints a large run keeps, by its text; EARLY are steps."""
 
@@ -105,8 +104,8 @@ def test_parameters_other_than_the_defaults_count_too() -> None:
 
 def test_every_step_that_a_study_asks_for_is_kept() -> None:
     indices = {*scaling.OVER_TRAINING, *scaling.LOSS_AT, *memorization.CHECKPOINTS}
-    indices |= {*deduplication.INDICES, *errata.INDICES, *memorization.DEDUPLICATED_AT}
-    assert indices <= SUITE
+    assert indices | {*errata.INDICES, *seeds.INDICES} <= SUITE
+    assert {*errata.INDICES, *memorization.DEDUPLICATED_AT} <= DEDUPLICATED
     assert {*term_frequency.INDICES} <= DEDUPLICATED
     assert {*repetition.INDICES} <= REPEATED
     assert {*seeds.EARLY} <= EARLY
