@@ -15,6 +15,7 @@ from pythia_book.site.runs import NOT_RUN, SelectedRun
 from pythia_book.style import BLUE, MUTED, ORANGE, Drawing
 from pythia_book.verdicts import (
     CONFIRMED,
+    FAILS,
     HOLDS,
     NOT_RESOLVED,
     NOT_TESTABLE,
@@ -122,25 +123,21 @@ def frequency(ax: Axes, run: SelectedRun) -> str:
     return _bars(ax, rows, "log-probability of the right sum, nats")
 
 
-def copies(ax: Axes, run: SelectedRun) -> str:
-    """Draw the share of rows that each size memorizes, on text with and without duplicates."""
-    table = _table(run, "shares")
-    table = table[table.step == table.step.max()]
-    sizes = list(dict.fromkeys(table["size"]))
-    for arm, colour in (("standard", ORANGE), ("deduplicated", BLUE)):
-        rows = table[table.arm == arm].set_index("size").loc[sizes]
-        at = range(len(sizes))
-        ax.fill_between(at, 100 * rows.low, 100 * rows.high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(at, 100 * rows.value, "o-", color=colour, markersize=4)
-    names = {"standard": "with duplicates", "deduplicated": "deduplicated"}
-    top = table[table["size"] == sizes[-1]].set_index("arm").value
-    ax.text(0, 130 * top["standard"], names["standard"], color=ORANGE)
-    ax.text(len(sizes) - 1, 0.35, names["deduplicated"], color=BLUE, ha="right", va="bottom")
-    style.category_ticks(ax, sizes)
-    ax.set(xlabel="parameters without embeddings", ylabel="% of rows memorized")
-    return f"Rows memorized by {sizes[-1]}, with and without duplicates: " + ", ".join(
-        f"{100 * top[arm]:.1f} %" for arm in names
-    )
+def order(ax: Axes, run: SelectedRun) -> str:
+    """Draw the trace of a row at the end of training, by when it was read, for two sizes."""
+    values, table = _values(run), _table(run, "positions")
+    table = table[table.scope == "training"]
+    style.reference(ax, 0)
+    texts = []
+    for size, colour in ((values["seeded"], BLUE), (values["largest"], ORANGE)):
+        rows = table[table["size"] == size]
+        ax.fill_between(rows.percent, rows.low, rows.high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(rows.percent, rows.value, "o-", color=colour, markersize=4, label=size)
+        texts.append(f"{size} {', '.join(f'{value:.2f}' for value in rows.value)}")
+    ax.legend(loc="upper left", frameon=False)
+    label = "trace at the end, nats per token"
+    ax.set(xlabel="read at % of training", ylabel=label)
+    return f"{label}, by when a row was read: {'; '.join(texts)}"
 
 
 def twins(ax: Axes, run: SelectedRun) -> str:
@@ -227,13 +224,26 @@ FINDINGS = {
         ),
         1.5,
     ),
-    "copies": Finding(
+    "order": Finding(
         "memorization",
-        copies,
+        order,
         (
-            ("Larger models memorize more.", OURS, REPRODUCED),
-            ("Larger models memorize more.", RELEASED, CONFIRMED),
-            ("Text that is read more often is more often memorized.", OURS, REPRODUCED),
+            (
+                "Over seeds, 25k predicts rows read once better at the end.",
+                OURS,
+                HOLDS,
+            ),
+            (
+                "Over seeds, the trace of a row at the end hardly depends on when 25k read it.",
+                OURS,
+                FAILS,
+            ),
+            (
+                "Over seeds, later rows leave a larger trace among those that 25k read at the "
+                "minimum learning rate.",
+                OURS,
+                HOLDS,
+            ),
             (
                 "Whether a row is memorized does not depend on when in training it is read.",
                 OURS,
