@@ -67,22 +67,23 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
                 e, at_most = of(size, r).mean()
                 add(worth, e, **cell, at=at, at_most=at_most)
             add(rise, seed_mean(losses.rise(size, r)), **cell)
-            for kind, of in (("checkpoint", losses.onset), ("planned", losses.best_epochs)):
-                reached = of(size, r)
+            onsets = {"checkpoint": losses.onset, "planned": losses.best_epochs}
+            for kind, onset_of in onsets.items():
+                reached = onset_of(size, r)
                 known = np.isfinite(losses.final(size, r, r))
                 none = int((known & ~np.isfinite(reached)).sum())
                 e = geometric_mean(reached)
                 row = cell | {"kind": kind, "rows": params.rows(r)}
                 row |= e.interval() if e else dict.fromkeys(("value", "low", "high"), math.nan)
                 onset.append(row | {"n": e.n_items if e else 0, "n_none": none})
-    cell, result = ["size", "epochs"], ["value", "low", "high", "n"]
+    keys, result = ["size", "epochs"], ["value", "low", "high", "n"]
     frames = {
-        "levels": (levels, [*cell, "step", "percent", *result]),
-        "excess": (excess, [*cell, *result]),
-        "worth": (worth, [*cell, "at", *result, "at_most"]),
-        "rise": (rise, [*cell, *result]),
-        "onset": (onset, [*cell, "kind", "rows", *result, "n_none"]),
-        "curves": (_curves(losses, laws), [*cell, "law", "value"]),
+        "levels": (levels, [*keys, "step", "percent", *result]),
+        "excess": (excess, [*keys, *result]),
+        "worth": (worth, [*keys, "at", *result, "at_most"]),
+        "rise": (rise, [*keys, *result]),
+        "onset": (onset, [*keys, "kind", "rows", *result, "n_none"]),
+        "curves": (_curves(losses, laws), [*keys, "law", "value"]),
         "constants": (_constants(laws), ["constant", "value", "low", "high", "profile_low",
                                          "profile_high", "identified", "theirs"]),
         "errors": (_errors(laws), ["left_out", "rival", *result]),
