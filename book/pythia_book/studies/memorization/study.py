@@ -156,8 +156,8 @@ def _measure_traces(
         }
         length = first.config.model.max_seq_len
         for kind, measurement, steps in (
-            ("path", RowLoss(everything[rows.cohorts]), params.cohort_steps),
-            ("end", RowLoss(everything[rows.final]), params.final_steps),
+            ("cohort", RowLoss(everything[rows.cohorts]), params.cohort_steps),
+            ("final", RowLoss(everything[rows.final]), params.final_steps),
             ("canary", CanaryLoss.of(canaries, data, length), params.canary_steps),
         ):
             cells = [(run, step) for run in members.values() for step in steps]
