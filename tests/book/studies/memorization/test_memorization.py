@@ -381,6 +381,7 @@ def test_a_suite_that_has_memorized_nothing(tmp_path, monkeypatch) -> None:
     assert (shares.value == 0).all()
     assert (shares.high > 0).all()  # a share of zero has an upper bound too
     assert set(result.tables["tests"].status) == {"not testable: too few events"}
+    assert set(result.tables["traces"]["size"]) == set(params.size_list), "losses are found"
     verbatim = result.claims[len(trace_claims.claims(params, {})) :]
     assert {c["ours"]["verdict"] for c in verbatim} == {verdicts.NOT_TESTABLE}
     for draw in DRAWINGS:
