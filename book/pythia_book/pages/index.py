@@ -142,8 +142,7 @@ def order(ax: Axes, run: SelectedRun) -> str:
 
 def twins(ax: Axes, run: SelectedRun) -> str:
     """Draw by how much deduplication changes the held-out loss at the end, by size."""
-    table = _table(run, "effects")
-    last = table[(table.measure == "loss") & (table.step == table.step.max())]
+    last = _table(run, "effects")
     sizes = list(last["size"])
     style.reference(ax, 0)
     for at, row in enumerate(last.itertuples()):
