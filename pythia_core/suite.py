@@ -310,13 +310,15 @@ def scale_named(name: str) -> Scale:
 # --- the suite -------------------------------------------------------------------------------
 
 DATA_ARMS = ("standard", "deduplicated")
+SUITE_SEED = 1234
+"""The seed of both weights and data order of the suite, as of the released models."""
 
 Cell = tuple[str, str]
 """A run of the suite, as (size, data arm). The data arm is one of the corpora in DATA_ARMS."""
 
 
 def suite_configs(
-    scale: str, sizes: Sequence[str], arms: Sequence[str] = DATA_ARMS, seed: int = 1234
+    scale: str, sizes: Sequence[str], arms: Sequence[str] = DATA_ARMS, seed: int = SUITE_SEED
 ) -> dict[Cell, RunConfig]:
     """Map each pair (size, data arm) to the config of its run.
 

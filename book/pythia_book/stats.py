@@ -154,9 +154,28 @@ def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
     n, middle = len(values), float(values.mean())
     if n == 1:
         return Estimate(middle, math.nan, math.nan, 1, 1, 0)
-    e = Estimate(middle, middle, middle, n, n, n - 1)
-    half = e.quantile((1 + LEVEL) / 2) * float(values.std(ddof=1)) / n**0.5
-    return replace(e, low=middle - half, high=middle + half)
+    return t_interval(middle, float(values.std(ddof=1)) / n**0.5, n - 1, n, n)
+
+
+def mean_over_known(units: Sequence[float] | np.ndarray) -> Estimate | None:
+    """Return `mean_over` of the units whose value is finite; None if there are none."""
+    values = np.asarray(units, np.float64)
+    known = values[np.isfinite(values)]
+    return mean_over(known) if len(known) else None
+
+
+def t_interval(value: float, error: float, df: float, n_items: int, n_seeds: int) -> Estimate:
+    """Return a value with a t-interval, from its standard error and the degrees of freedom."""
+    e = Estimate(value, value, value, n_items, n_seeds, df)
+    half = e.quantile((1 + LEVEL) / 2) * error
+    return replace(e, low=value - half, high=value + half)
+
+
+def jackknife(value: float, without: Sequence[float] | np.ndarray) -> Estimate:
+    """Return a value with a t-interval from the values without one of at least two units each."""
+    n = len(without)
+    e = mean_over(n * value - (n - 1) * np.asarray(without, np.float64))
+    return replace(e, value=value, low=value + e.low - e.value, high=value + e.high - e.value)
 
 
 def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -187,20 +206,29 @@ def exact_share(k: int, n: int) -> Estimate:
     return Estimate(k / n, float(low), float(high), n, 1, exact_p=p_value)
 
 
-def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Estimate | None:
+def slope(
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    errors: Sequence[float] | np.ndarray | None = None,
+) -> Estimate | None:
     """Return the slope of the least-squares line through float[n] points, with a t-interval.
 
     With fewer than three points there is no interval, and the result is None.
+
+    Args:
+        errors: the standard errors of `y`, float[n]; each point is weighted by the inverse of the
+            square. They need to be right only up to a common factor, because the scatter about the
+            line is estimated. None: all points weigh the same.
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    n, a = len(a), a - a.mean()
-    if n < 3:
+    if (n := len(a)) < 3:
         return None
-    value = float(a @ b / (a @ a))
-    rest = b - b.mean() - value * a
-    e = Estimate(value, value, value, n, n, n - 2)
-    half = e.quantile((1 + LEVEL) / 2) * float(rest @ rest / (n - 2) / (a @ a)) ** 0.5
-    return replace(e, low=value - half, high=value + half)
+    weights = np.ones(n) if errors is None else np.asarray(errors, np.float64) ** -2
+    a, b = a - np.average(a, weights=weights), b - np.average(b, weights=weights)
+    spread = float(weights @ a**2)
+    value = float(weights @ (a * b)) / spread
+    scatter = float(weights @ (b - value * a) ** 2) / (n - 2)
+    return t_interval(value, (scatter / spread) ** 0.5, n - 2, n, n)
 
 
 PERMUTATIONS = 20_000

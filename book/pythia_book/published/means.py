@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pythia_book.records import number_text
-from pythia_book.stats import LEVEL, Estimate, mean_over
+from pythia_book.stats import Estimate, mean_over, t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +45,7 @@ def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
     if e.df < 1:
         return e
     variance = max(float(np.var(values, ddof=1)), float(np.mean(np.square(stderr))))
-    half = e.quantile((1 + LEVEL) / 2) * (variance / len(values)) ** 0.5
-    return replace(e, low=e.value - half, high=e.value + half)
+    return t_interval(e.value, (variance / len(values)) ** 0.5, e.df, e.n_items, e.n_seeds)
 
 
 def signed(value: float, decimals: int = 1) -> str:

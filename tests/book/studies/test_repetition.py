@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pythia_book import records
+from pythia_book.stats import mean_over_known
 from pythia_book.studies.repetition import claims
 from pythia_book.studies.repetition import figures as draw
 from pythia_book.studies.repetition import study as repetition
@@ -22,7 +23,7 @@ from pythia_book.studies.repetition.fits import (
     prediction_errors,
 )
 from pythia_book.studies.repetition.law import MUENNIGHOFF, Law
-from pythia_book.studies.repetition.losses import Losses, fresh_tokens, lowest, seed_mean
+from pythia_book.studies.repetition.losses import Losses, fresh_tokens, lowest
 from pythia_book.studies.repetition.params import Params
 from pythia_book.study import Measurements, Result, name_of
 from pythia_book.verdicts import judge
@@ -197,7 +198,7 @@ def test_data_as_good_as_fresh_are_worth_100_percent_and_never_hurt() -> None:
         for of in (losses.worth_at_end, losses.worth_at_best, losses.worth_when_planned):
             e, _ = of("38k", 8).mean()
             covered.append(e.low <= 100 <= e.high)
-        rises.append(seed_mean(losses.rise("38k", 16)).low > 0)
+        rises.append(mean_over_known(losses.rise("38k", 16)).low > 0)
         onsets += np.isfinite(losses.onset("38k", 4)).tolist()
     assert 0.88 <= np.mean(covered) <= 1
     assert np.mean(rises) <= 0.1
@@ -225,7 +226,7 @@ def test_a_planted_onset_is_recovered() -> None:
         truth = passed[np.argmin(curve)]
         assert losses.onset(size, 16).mean() == pytest.approx(truth, rel=0.12)
         assert losses.best_epochs(size, 16).mean() == pytest.approx(truth, rel=0.12)
-        assert seed_mean(losses.rise(size, 16)).low > 0
+        assert mean_over_known(losses.rise(size, 16)).low > 0
     assert losses.onset("150k", 16).mean() < losses.onset("13k", 16).mean()
 
 

@@ -29,7 +29,7 @@ from pythia_book.published.tables import CONVENTION, SAME, SAME_WHY
 from pythia_book.records import number_text
 from pythia_book.stats import Estimate, mean_over
 from pythia_book.studies.deduplication.crossed import crossed_mean
-from pythia_book.studies.deduplication.params import FIRST_SEED, KNOWN_SD, MARGIN
+from pythia_book.studies.deduplication.params import KNOWN_SD, MARGIN
 from pythia_book.studies.deduplication.tables import (
     HELDOUT,
     HELDOUT_STANDARD,
@@ -424,8 +424,12 @@ def _slice(params: Params, measured: Measurements, units: str) -> Test:
 
 def _words(params: Params, measured: Measurements) -> list[np.ndarray]:
     """Return which last words each final model predicts, bool[words] each."""
-    seeds = range(FIRST_SEED, FIRST_SEED + params.seeds)
-    cells = [(size, arm, seed) for size in params.size_list for arm in DATA_ARMS for seed in seeds]
+    cells = [
+        (size, arm, seed)
+        for size in params.size_list
+        for arm in DATA_ARMS
+        for seed in params.seed_values
+    ]
     arrays = (measured.get("last_word", *cell) for cell in cells)
     return [array for array in arrays if array is not None]
 

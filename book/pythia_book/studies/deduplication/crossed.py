@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pythia_book.stats import LEVEL, Estimate, mean_over
+from pythia_book.stats import Estimate, mean_over, t_interval
 
 
 def crossed_mean(values: np.ndarray) -> Estimate:
@@ -37,6 +37,5 @@ def crossed_mean(values: np.ndarray) -> Estimate:
         return replace(e, low=e.value, high=e.value)
     parts = ((from_models, df_models), (from_items, df_items), (from_both, df_rest))
     df = variance**2 / sum(part**2 / n for part, n in parts)
-    e = replace(e, df=max(1.0, float(df)))
-    half = e.quantile((1 + LEVEL) / 2) * float(variance) ** 0.5
-    return replace(e, low=e.value - half, high=e.value + half)
+    error = float(variance) ** 0.5
+    return t_interval(e.value, error, max(1.0, float(df)), e.n_items, e.n_seeds)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.data.dedup import RECIPES
-from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.suite import DATA_ARMS, SUITE_SEED, scale_named, suite_configs
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 
@@ -16,8 +16,6 @@ STUDY = "deduplication"
 AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=4, rows=1.0)
-FIRST_SEED = 1234
-"""The seed of the suite, and the first seed of the twins."""
 CONTEXT = 32
 """Length of the prompt in tokens, and of the memorized continuation (paper section 3.2)."""
 
@@ -53,12 +51,17 @@ class Params(StudyParams):
         scale, precision = scale_named(self.scale), best_precision()
         made = {}
         for size in self.size_list:
-            for seed in range(FIRST_SEED, FIRST_SEED + self.seeds):
+            for seed in self.seed_values:
                 for arm in DATA_ARMS:
                     deduplicated = arm == "deduplicated"
                     run = scale.run(size, seed, seed, deduplicated, precision=precision)
                     made[size, arm, seed] = replace(run, data=as_in_the_pile(run.data))
         return made
+
+    @property
+    def seed_values(self) -> range:
+        """The seed of each pair, of both weights and order; the suite's is the first."""
+        return range(SUITE_SEED, SUITE_SEED + self.seeds)
 
     @property
     def suite_sizes(self) -> tuple[str, ...]:
@@ -74,7 +77,7 @@ def as_in_the_pile(data: DataConfig) -> DataConfig:
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of all runs that the study uses."""
-    suite = suite_configs(params.scale, params.suite_sizes, seed=FIRST_SEED)
+    suite = suite_configs(params.scale, params.suite_sizes)
     return [*params.configs().values(), *suite.values()]
 
 

@@ -20,7 +20,6 @@ from pythia_book.published.deduplication import twin_differences
 from pythia_book.studies.deduplication.claims import claims, released_effects
 from pythia_book.studies.deduplication.params import (
     CONTEXT,
-    FIRST_SEED,
     STUDY,
     Cell,
     Params,
@@ -28,7 +27,7 @@ from pythia_book.studies.deduplication.params import (
 )
 from pythia_book.studies.deduplication.tables import HELDOUT, TEXT_ROW, tables, values
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
-from pythia_core.suite import DATA_ARMS, DEDUP, suite_configs
+from pythia_core.suite import DATA_ARMS, DEDUP, SUITE_SEED, suite_configs
 
 if TYPE_CHECKING:
     from pythia_book.published.results import Published
@@ -95,9 +94,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     from pythia_book.studies.registry import train_all
 
     twins = train_all(params, params.configs(), progress)
-    suite = train_all(
-        params, suite_configs(params.scale, params.suite_sizes, seed=FIRST_SEED), progress
-    )
+    suite = train_all(params, suite_configs(params.scale, params.suite_sizes), progress)
     recipes, clusters = _texts(texts(params), progress)
     heavy = suite[params.suite_sizes[0], "standard"].config.data
     suite_texts = [replace(heavy, epochs=1, dedup=recipe) for recipe in ("none", DEDUP)]
@@ -149,7 +146,7 @@ def _twins(params: Params, twins: dict[Cell, Run], measured: Measurements, progr
         unshared,
     )
 
-    standard, deduplicated = (twins[params.size_list[0], arm, FIRST_SEED] for arm in DATA_ARMS)
+    standard, deduplicated = (twins[params.size_list[0], arm, SUITE_SEED] for arm in DATA_ARMS)
     language = heldout_once(standard.data)
     slices = read_slices(standard.data, deduplicated.data)
     groups = [group for group in GROUPS if group in slices.rows]

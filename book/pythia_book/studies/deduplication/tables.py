@@ -13,9 +13,9 @@ from pythia_book.corpora.pile_copies import (
     NEAR_SHARE,
     exact_shares,
 )
-from pythia_book.stats import Estimate, estimate, mean_over
+from pythia_book.stats import Estimate, estimate, mean_over_known
 from pythia_book.studies.deduplication.crossed import crossed_mean
-from pythia_book.studies.deduplication.params import FIRST_SEED, KNOWN_SD, MARGIN
+from pythia_book.studies.deduplication.params import KNOWN_SD, MARGIN
 from pythia_book.studies.memorization.tables import ratio
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.suite import DATA_ARMS, DEDUP
@@ -170,11 +170,9 @@ def changes(params: Params, measured: Measurements, measure: str) -> np.ndarray:
     )
     rows = measured.arrays["unshared"] if measure == "unshared" else slice(None)
     result = np.full((params.seeds, len(params.size_list)), np.nan)
-    for i in range(params.seeds):
+    for i, seed in enumerate(params.seed_values):
         for j, size in enumerate(params.size_list):
-            standard, deduplicated = (
-                measured.get(array, size, arm, FIRST_SEED + i) for arm in DATA_ARMS
-            )
+            standard, deduplicated = (measured.get(array, size, arm, seed) for arm in DATA_ARMS)
             if standard is not None and deduplicated is not None:
                 difference = (deduplicated.astype(float) - standard)[rows]
                 result[i, j] = factor * difference.mean() if len(difference) else np.nan
@@ -207,8 +205,7 @@ def over_seeds(values: np.ndarray) -> Estimate | None:
     A seed sets both the initial weights and the order of the data of all its sizes, so it is one
     unit. A seed without all sizes is left out; the result is None if no seed is left.
     """
-    whole = values[np.isfinite(values).all(1)]
-    return mean_over(whole.mean(1)) if len(whole) else None
+    return mean_over_known(values.mean(1))
 
 
 def _over_seeds(params: Params, name: str, values: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -351,9 +348,11 @@ def _size_step(params: Params, measured: Measurements) -> float | None:
 
     In nats per token, a mean over seeds; None if a model was not measured.
     """
-    seeds = range(FIRST_SEED, FIRST_SEED + params.seeds)
     ends = params.size_list[0], params.size_list[-1]
-    arrays = [[measured.get(HELDOUT, size, "standard", seed) for seed in seeds] for size in ends]
+    arrays = [
+        [measured.get(HELDOUT, size, "standard", seed) for seed in params.seed_values]
+        for size in ends
+    ]
     if any(array is None for of_size in arrays for array in of_size):
         return None
     small, large = (float(np.mean(of_size)) for of_size in arrays)
@@ -362,7 +361,6 @@ def _size_step(params: Params, measured: Measurements) -> float | None:
 
 def _recited(params: Params, measured: Measurements, arm: str) -> float | None:
     """Return the percentage of sampled training rows recited, over all twins of an arm."""
-    seeds = range(FIRST_SEED, FIRST_SEED + params.seeds)
-    cells = [(size, arm, seed) for size in params.size_list for seed in seeds]
+    cells = [(size, arm, seed) for size in params.size_list for seed in params.seed_values]
     shares = [a.mean() for cell in cells if (a := measured.get("recited", *cell)) is not None]
     return 100 * float(np.mean(shares)) if shares else None

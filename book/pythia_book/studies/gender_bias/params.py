@@ -10,13 +10,12 @@ from typing import ClassVar
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import CONTROL_DOMAINS, REPLACE, SHUFFLE, RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import scale_named, size_named
+from pythia_core.suite import SUITE_SEED, scale_named, size_named
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep, is_large
 
 STUDY = "gender_bias"
 MEASURING = MeasuringCost(heldout=10)
-BASE_SEED = 1234
 WINDOWS = {7: 133, 21: 113}
 """Maps a fork's length, in percent of training, to the evenly spaced checkpoint where it begins."""
 SWAP, MIRROR, PLACEBO = "masculine_to_feminine", "feminine_to_masculine", "prepositions"
@@ -152,7 +151,7 @@ class Params(StudyParams):
 
     def config(self, name: str, seed: int, arm: str) -> RunConfig:
         """Return the config of a cell; controls are runs of the suite's deduplicated half."""
-        model, value, scale = self.models[name], BASE_SEED + seed, scale_named(self.scale)
+        model, value, scale = self.models[name], SUITE_SEED + seed, scale_named(self.scale)
         train = {"lr_max": size_named(model.rate_of).lr_max} if model.rate_of else {}
         precision = best_precision()
         run = scale.run(model.size, value, value, deduplicated=True, precision=precision, **train)

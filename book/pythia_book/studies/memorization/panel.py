@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pythia_book.stats import LEVEL, Estimate
+from pythia_book.stats import Estimate, t_interval
 from pythia_core.errors import DataError
 
 NEVER = -1
@@ -209,7 +209,4 @@ def _linear(
     df = (read + unread) ** 2 / (
         read**2 / max(1, n - fitted) + unread**2 / (never.shape[1] - 1) + 1e-300
     )
-    value = float(value)
-    e = Estimate(value, value, value, n, 1, max(1.0, float(df)))
-    half = e.quantile((1 + LEVEL) / 2) * (read + unread) ** 0.5
-    return replace(e, low=value - half, high=value + half)
+    return t_interval(float(value), (read + unread) ** 0.5, max(1.0, float(df)), n, 1)

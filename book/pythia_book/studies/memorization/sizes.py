@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
-import numpy as np
-
-from pythia_book.stats import LEVEL, Estimate
+from pythia_book.stats import slope
 from pythia_book.verdicts import Test, rises, untestable
 from pythia_core.suite import nominal_parameters
 
@@ -37,21 +34,5 @@ def size_trend(
     if n < FEWEST_SIZES:
         return untestable(f"a trend needs {FEWEST_SIZES} sizes, not {n}")
     doublings = [math.log2(nominal_parameters(size)) for size in by_size]
-    e = weighted_slope(doublings, [*by_size.values()], errors or [1.0] * n)
+    e = slope(doublings, [*by_size.values()], errors or None)
     return rises(e, unit, f"{n} sizes, {units}", note=note)
-
-
-def weighted_slope(x: Sequence[float], y: Sequence[float], errors: Sequence[float]) -> Estimate:
-    """Return the slope of the line through at least three points, with a t-interval.
-
-    Each point is weighted by the inverse of its squared error. The errors need to be right only up
-    to a common factor, because the scatter about the line is estimated.
-    """
-    a, b, weights = np.asarray(x, float), np.asarray(y, float), np.asarray(errors, float) ** -2
-    a, b = a - np.average(a, weights=weights), b - np.average(b, weights=weights)
-    spread, df = float(weights @ a**2), len(a) - 2
-    value = float(weights @ (a * b)) / spread
-    e = Estimate(value, value, value, len(a), len(a), df)
-    scatter = float(weights @ (b - value * a) ** 2) / df
-    half = e.quantile((1 + LEVEL) / 2) * (scatter / spread) ** 0.5
-    return replace(e, low=value - half, high=value + half)

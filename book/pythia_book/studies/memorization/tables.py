@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.tables import MODELS
-from pythia_book.stats import LEVEL, Estimate, exact_share
+from pythia_book.stats import Estimate, exact_share, t_interval
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, NullDistribution
 from pythia_book.studies.memorization.params import EARLY, INTERVAL, Params
@@ -155,9 +155,7 @@ def over_units(
     df = float(n - 1)
     if squares.any():
         df = min(df, float(2 * squares.sum() ** 2 / (squares**2).sum()))
-    e = Estimate(value, value, value, len(columns), 1, df)
-    half = e.quantile((1 + LEVEL) / 2) * float((n - 1) / n * squares.sum()) ** 0.5
-    return replace(e, low=value - half, high=value + half)
+    return t_interval(value, float((n - 1) / n * squares.sum()) ** 0.5, df, len(columns), 1)
 
 
 def share_over_units(part: np.ndarray, whole: np.ndarray, unit: np.ndarray) -> Estimate:

@@ -98,6 +98,10 @@ class Traces:
         """The last step of the run."""
         return scale_named(self.params.scale).steps
 
+    def rate(self, update: int) -> float:
+        """Return the learning rate of an update, in units of the largest."""
+        return learning_rate(update, self.last, 1.0, 0.1)
+
     # --- rows
 
     def cohort(self, number: int) -> np.ndarray:
@@ -170,7 +174,7 @@ class Traces:
         The unit of the learning rate is its maximum.
         """
         rows, weights = self._looks(len(self.params.cohorts))
-        rates = [learning_rate(int(u), self.last, 1.0, 0.1) for u in self.cohorts.read[rows]]
+        rates = [self.rate(int(update)) for update in self.cohorts.read[rows]]
         return trend(self.cohorts, rows, weights, np.array(rates))
 
     # --- the end of training
@@ -412,7 +416,7 @@ def _cohorts(run: Traces) -> Iterator[dict[str, Any]]:
             "size": run.size,
             "cohort": number + 1,
             "percent": 100 * start / run.last,
-            "rate": learning_rate(start, run.last, 1.0, 0.1),
+            "rate": run.rate(start),
             "n": e.n_items,
             **e.interval(),
         }

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pythia_book.records import number_text
-from pythia_book.stats import Estimate
+from pythia_book.stats import Estimate, mean_over_known
 from pythia_book.studies.repetition.fits import DECAY, Laws
 from pythia_book.studies.repetition.law import (
     MUENNIGHOFF,
@@ -33,7 +33,6 @@ from pythia_book.studies.repetition.losses import (
     Worth,
     geometric_mean,
     mean_worth,
-    seed_mean,
 )
 from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
 
@@ -56,7 +55,7 @@ def claims(losses: Losses, laws: Laws) -> list[Claim]:
 
     def mean(of: Any) -> Estimate | None:
         """Return the mean over sizes of `of`, a function of the size, over seeds."""
-        return seed_mean(losses.over_sizes([of(size) for size in sizes]))
+        return mean_over_known(losses.over_sizes([of(size) for size in sizes]))
 
     def gain(size: str) -> np.ndarray:
         """Return the change of the loss when the same data are read twice as often."""
@@ -184,7 +183,7 @@ def _earlier(losses: Losses, of_seeds: str) -> Test:
         if n_open
         else ""
     )
-    return falls(seed_mean(np.mean(ratios, axis=0)), "doublings", of_seeds, note=note)
+    return falls(mean_over_known(np.mean(ratios, axis=0)), "doublings", of_seeds, note=note)
 
 
 def _tested_at(losses: Losses) -> str:
@@ -264,7 +263,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
     }
     for r in (2, 4, 8, 16):
         numbers[f"excess_{r}"] = shown(
-            seed_mean(losses.over_sizes([losses.cost(s, r, percent=True) for s in sizes]))
+            mean_over_known(losses.over_sizes([losses.cost(s, r, percent=True) for s in sizes]))
         )
         numbers[f"worth_{r}"] = worth_shown(mean_worth([losses.worth_at_end(s, r) for s in sizes]))
     for r in (2, 4, 16):
@@ -276,13 +275,13 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
         numbers[f"planned_{r}"] = worth_shown(mean_worth(planned))
     for role, size in roles.items():
         numbers[f"parameters_{role}"] = losses.parameters(size)
-        numbers[f"excess_4_{role}"] = shown(seed_mean(losses.cost(size, 4, percent=True)))
+        numbers[f"excess_4_{role}"] = shown(mean_over_known(losses.cost(size, 4, percent=True)))
         for r in (8, 16):
-            numbers[f"rise_{r}_{role}"] = shown(seed_mean(losses.rise(size, r)))
+            numbers[f"rise_{r}_{role}"] = shown(mean_over_known(losses.rise(size, r)))
         numbers[f"onset_16_{role}"] = shown(geometric_mean(losses.onset(size, 16)))
         numbers[f"best_epochs_{role}"] = shown(geometric_mean(losses.best_epochs(size, most)))
     stop = [losses.planned(size, most) for size in sizes]
-    numbers["planned"] = shown(seed_mean(losses.over_sizes(stop)))
+    numbers["planned"] = shown(mean_over_known(losses.over_sizes(stop)))
     return numbers | _law_values(laws)
 
 
@@ -307,8 +306,8 @@ def _law_values(laws: Laws) -> dict[str, Any]:
         numbers[text] = ", ".join(names) or "none"
     for rival in ("none", "data", "whole", "theirs", "penalty"):
         errors = laws.left_out_sizes(rival)
-        numbers[f"error_{rival}"] = None if errors is None else shown(seed_mean(errors))
+        numbers[f"error_{rival}"] = None if errors is None else shown(mean_over_known(errors))
     for rival in ("whole", "penalty"):
         of_most = [e for (name, r), e in laws.errors.items() if r == rival and " epochs" in name]
-        numbers[f"error_most_{rival}"] = shown(seed_mean(of_most[0])) if of_most else None
+        numbers[f"error_most_{rival}"] = shown(mean_over_known(of_most[0])) if of_most else None
     return numbers

@@ -27,9 +27,9 @@ from functools import cached_property
 
 import numpy as np
 
-from pythia_book.stats import LEVEL, Estimate, mean_over
+from pythia_book.stats import LEVEL, Estimate, jackknife, mean_over_known
 from pythia_book.studies.repetition.law import MUENNIGHOFF, Law
-from pythia_book.studies.repetition.losses import Losses, seed_mean
+from pythia_book.studies.repetition.losses import Losses
 
 FEWEST_SIZES = 3
 SPAN = 10.0
@@ -306,7 +306,7 @@ class Laws:
     def advantage(self, rival: str, other: str) -> Estimate | None:
         """Return the error of a rival minus that of another, over left-out sizes."""
         one, two = self.left_out_sizes(rival), self.left_out_sizes(other)
-        return None if one is None or two is None else seed_mean(one - two)
+        return None if one is None or two is None else mean_over_known(one - two)
 
 
 def fit_laws(losses: Losses) -> Laws:
@@ -333,9 +333,9 @@ def fit_laws(losses: Losses) -> Laws:
         bounded = low > LOWEST[name] and high < HIGHEST[name]
         if name in FRESH:
             low, high = math.exp(low), math.exp(high)
-        spread = _jackknife(value, [each[name] for each in without])
+        spread = _over_seeds(value, [each[name] for each in without])
         constants[name] = Constant(value, spread, low, high, bounded)
-    difference = _jackknife(
+    difference = _over_seeds(
         values["parameter_rate"] - values["data_rate"],
         [each["parameter_rate"] - each["data_rate"] for each in without],
     )
@@ -377,13 +377,9 @@ def _constants(x: np.ndarray) -> dict[str, float]:
     return dict(zip((*FRESH, *DECAY), values, strict=True))
 
 
-def _jackknife(value: float, without: list[float]) -> Estimate | None:
-    """Return a value with its jackknife interval, from the values without one seed each."""
-    n = len(without)
-    if n < 2:
-        return None
-    e = mean_over(n * value - (n - 1) * np.array(without))
-    return replace(e, value=value, low=value + e.low - e.value, high=value + e.high - e.value)
+def _over_seeds(value: float, without: list[float]) -> Estimate | None:
+    """Return a value with its interval, from the values without one seed each; None for none."""
+    return jackknife(value, without) if without else None
 
 
 def prediction_errors(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pythia_book.stats import Estimate, mean_over
+from pythia_book.stats import Estimate, mean_over_known
 from pythia_book.studies.repetition.params import Params
 from pythia_book.study import Measurements
 
@@ -24,15 +24,9 @@ BEYOND = 2.0
 """The curve of fresh data is extended to at most this many times the longest fresh run."""
 
 
-def seed_mean(values: np.ndarray) -> Estimate | None:
-    """Return the mean over seeds with its t-interval; None if no seed has a value."""
-    known = values[np.isfinite(values)]
-    return mean_over(known) if len(known) else None
-
-
 def geometric_mean(values: np.ndarray) -> Estimate | None:
     """Return the geometric mean of positive values over seeds, with its t-interval."""
-    e = seed_mean(np.log(values))
+    e = mean_over_known(np.log(values))
     return None if e is None else e.mapped(lambda x: float(np.exp(x)), lambda x: float(np.log(x)))
 
 
@@ -79,7 +73,7 @@ class Worth:
 
     def mean(self) -> tuple[Estimate | None, bool]:
         """Return the mean over seeds, and whether it is an upper bound, without an interval."""
-        e, bound = seed_mean(self.percent), bool(self.at_most.any())
+        e, bound = mean_over_known(self.percent), bool(self.at_most.any())
         return (replace(e, low=np.nan, high=np.nan) if e and bound else e), bound
 
 

@@ -10,13 +10,12 @@ from typing import ClassVar
 from pythia_book.study import MeasuringCost, StudyParams, kept_at, whole_numbers
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import DEDUP, scale_named, size_named
+from pythia_core.suite import DEDUP, SUITE_SEED, scale_named, size_named
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import N_LINEAR, linear_step
 
 STUDY = "repetition"
-BASE_SEED = 1234
 STEPS = {"smoke": 16, "laptop": 512, "gpu-short": 640, "gpu": 640}
 """Default number of updates of the longest runs, by scale."""
 SMALLER = 4
@@ -123,7 +122,7 @@ class Params(StudyParams):
             "lr_max": size_named(size).lr_max / SMALLER**0.5,
             "precision": best_precision(),
         }
-        at = BASE_SEED + seed
+        at = SUITE_SEED + seed
         base = scale_named(self.scale).run(size, at, at, **train)
         rows = {"epochs": epochs, "unique_rows": self.rows(part)}
         return replace(base, data=replace(base.data, dedup=DEDUP, epoch_policy="rows", **rows))

@@ -22,11 +22,11 @@ from pythia_book.conduct import conduct
 from pythia_book.studies.repetition import claims as c
 from pythia_book.studies.repetition.fits import fit_laws
 from pythia_book.studies.repetition.losses import Losses
-from pythia_book.studies.repetition.params import BASE_SEED, STUDY, Params
+from pythia_book.studies.repetition.params import STUDY, Params
 from pythia_book.studies.repetition.tables import tables
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import DataError
-from pythia_core.suite import DEDUP, scale_named
+from pythia_core.suite import DEDUP, SUITE_SEED, scale_named
 
 
 def run(params: Params, progress: bool = True) -> Result:
@@ -51,7 +51,7 @@ def check_rows(params: Params, progress: bool = True) -> None:
 
     scale = scale_named(params.scale)
     batch = params.batch_size
-    data = replace(scale.data, dedup=DEDUP, order_seed=BASE_SEED)
+    data = replace(scale.data, dedup=DEDUP, order_seed=SUITE_SEED)
     available = prepare(data, progress).rows.n_rows
     if params.rows() > available:
         every = math.lcm(*params.epoch_list)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import Estimate
+from pythia_book.stats import Estimate, mean_over_known
 from pythia_book.studies.repetition.fits import DECAY, FRESH, Laws
 from pythia_book.studies.repetition.law import MUENNIGHOFF, NAMES, inverse
-from pythia_book.studies.repetition.losses import Losses, geometric_mean, seed_mean
+from pythia_book.studies.repetition.losses import Losses, geometric_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,10 +55,10 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
             cell = {"size": size, "epochs": r}
             for step, column in zip(params.checkpoints, losses.curve(size, r).T, strict=True):
                 percent = 100 * step / params.n_steps
-                add(levels, seed_mean(column), **cell, step=step, percent=percent)
+                add(levels, mean_over_known(column), **cell, step=step, percent=percent)
             if r == 1:
                 continue
-            add(excess, seed_mean(losses.cost(size, r, percent=True)), **cell)
+            add(excess, mean_over_known(losses.cost(size, r, percent=True)), **cell)
             for at, of in (
                 ("end", losses.worth_at_end),
                 ("best", losses.worth_at_best),
@@ -66,7 +66,7 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
             ):
                 e, at_most = of(size, r).mean()
                 add(worth, e, **cell, at=at, at_most=at_most)
-            add(rise, seed_mean(losses.rise(size, r)), **cell)
+            add(rise, mean_over_known(losses.rise(size, r)), **cell)
             onsets = {"checkpoint": losses.onset, "planned": losses.best_epochs}
             for kind, onset_of in onsets.items():
                 reached = onset_of(size, r)
@@ -136,7 +136,7 @@ def _errors(laws: Laws) -> list[dict[str, Any]]:
     """Return the rows of the table `errors`."""
     rows = []
     for (left_out, rival), errors in laws.errors.items():
-        e = seed_mean(errors)
+        e = mean_over_known(errors)
         if e is not None:
             rows.append({"left_out": left_out, "rival": rival, **e.interval(), "n": e.n_items})
     return rows

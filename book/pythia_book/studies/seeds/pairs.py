@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.studies.seeds.params import SUITE_SEED, Cell, Params
+from pythia_book.studies.seeds.params import Cell, Params
 from pythia_book.study import Measurements, name_of
+from pythia_core.suite import SUITE_SEED
 
 if TYPE_CHECKING:
     from pythia_core.training.runs import Run

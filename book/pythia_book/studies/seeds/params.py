@@ -8,7 +8,7 @@ from typing import ClassVar
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import scale_named, suite_configs
+from pythia_core.suite import SUITE_SEED, scale_named, suite_configs
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import checkpoint_steps
@@ -17,7 +17,6 @@ STUDY = "seeds"
 AFTER = ("suite",)
 """Studies to run first: they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=20, rows=2.0)
-SUITE_SEED = 1234
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """The evenly spaced checkpoints that are measured."""
 EXTRACTED = (33, 73, 113, 143)

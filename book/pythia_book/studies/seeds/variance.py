@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from pythia_book.stats import LEVEL, Estimate, mean_over
+from pythia_book.stats import LEVEL, Estimate, jackknife
 from pythia_core.errors import DataError
 
 LOW, HIGH = (1 - LEVEL) / 2, (1 + LEVEL) / 2
@@ -209,4 +209,4 @@ def agreement(states: np.ndarray) -> Estimate:
     others = (same.sum() - np.trace(same)) - 2 * (same.sum(1) - np.diag(same))
     whole = (same.sum() - np.trace(same)) / (n * (n - 1))
     without = others / ((n - 1) * (n - 2))
-    return mean_over(n * whole - (n - 1) * without)
+    return jackknife(whole, without)

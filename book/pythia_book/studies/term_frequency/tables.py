@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.corpora import equations
-from pythia_book.stats import LEVEL, Estimate, exact_share, mean_over, wilson
+from pythia_book.stats import LEVEL, Estimate, exact_share, mean_over, t_interval, wilson
 from pythia_book.studies.term_frequency.params import WORD_BINS
 from pythia_book.study import Measurements
 
@@ -348,8 +348,7 @@ def released_table(arithmetic: pd.DataFrame | None) -> pd.DataFrame:
     keys = ["model", "operation", "shots", "step"]
     rows = []
     for row in () if arithmetic is None else arithmetic.itertuples():
-        e = Estimate(row.mean, row.mean, row.mean, int(row.n), int(row.n), row.n - 1)
-        half = e.quantile((1 + LEVEL) / 2) * row.sd / row.n**0.5
-        ends = (max(0.0, row.mean - half), min(1.0, row.mean + half))
+        e = t_interval(row.mean, row.sd / row.n**0.5, row.n - 1, int(row.n), int(row.n))
+        ends = (max(0.0, e.low), min(1.0, e.high))
         rows.append((*(getattr(row, key) for key in keys), row.mean, *ends, int(row.n)))
     return pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "n"])

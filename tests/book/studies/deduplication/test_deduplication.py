@@ -16,7 +16,7 @@ from pythia_book.published.tables import MODELS
 from pythia_book.studies.deduplication import figures
 from pythia_book.studies.deduplication import study as deduplication
 from pythia_book.studies.deduplication.claims import least_equal, released_effects
-from pythia_book.studies.deduplication.params import FIRST_SEED, MARGIN, Params
+from pythia_book.studies.deduplication.params import MARGIN, Params
 from pythia_book.studies.deduplication.tables import (
     HELDOUT,
     HELDOUT_STANDARD,
@@ -29,7 +29,7 @@ from pythia_book.study import Measurements, name_of
 from pythia_book.verdicts import judge, within
 
 from pythia_core.errors import ConfigError
-from pythia_core.suite import DATA_ARMS, SCALES, scale_named
+from pythia_core.suite import DATA_ARMS, SCALES, SUITE_SEED, scale_named
 
 FOLDER = os.environ.get(results.VARIABLE, "")
 SIZES = ("25k", "85k")
@@ -105,7 +105,7 @@ def measured(
     groups = {HELDOUT: 0.0, **dict.fromkeys(SHARES, 0.0), **(remembered or {})}
     difficulty = {group: rng.normal(5, 1, n) for group in groups}
     for size in SIZES:
-        for one in range(FIRST_SEED, FIRST_SEED + SEEDS):
+        for one in range(SUITE_SEED, SUITE_SEED + SEEDS):
             own = change + (opposite if size == SIZES[0] else -opposite) + rng.normal(0, seed_sd)
             ease = rng.random(20 * n)
             for arm in DATA_ARMS:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pythia_book.corpora import miniature
 from pythia_book.measurements import N_ROWS, LanguageMeasurement
-from pythia_book.studies.deduplication.params import FIRST_SEED, Params
+from pythia_book.studies.deduplication.params import Params
 from pythia_book.studies.deduplication.slices import (
     GROUPS,
     CopiesMeasurement,
@@ -20,7 +20,7 @@ from pythia_book.studies.deduplication.slices import (
 
 from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.evaluation import scoring
-from pythia_core.suite import DATA_ARMS
+from pythia_core.suite import DATA_ARMS, SUITE_SEED
 
 pytestmark = pytest.mark.wheels
 
@@ -30,7 +30,7 @@ def texts() -> tuple[PreparedData, PreparedData]:
     """The standard and the deduplicated text at scale smoke, with copies as in the Pile."""
     configs = Params("smoke").configs()
     standard, deduplicated = (
-        prepare(configs["7k", arm, FIRST_SEED].data, progress=False) for arm in DATA_ARMS
+        prepare(configs["7k", arm, SUITE_SEED].data, progress=False) for arm in DATA_ARMS
     )
     return standard, deduplicated
 

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book import verdicts
+from pythia_book.stats import slope
 from pythia_book.studies.memorization import figures, study, trace_claims, traces
 from pythia_book.studies.memorization.panel import NEVER, trend
 from pythia_book.studies.memorization.params import Params
 from pythia_book.studies.memorization.samples import CUT, OTHER
-from pythia_book.studies.memorization.sizes import size_trend, weighted_slope
+from pythia_book.studies.memorization.sizes import size_trend
 from pythia_book.study import Measurements, Result
 
 from pythia_core.training.schedule import learning_rate
@@ -183,9 +184,9 @@ def test_a_trend_over_sizes_has_the_right_level_if_sizes_share_rows() -> None:
     errors = np.linspace(0.12, 0.03, len(sizes))
     for _ in range(400):
         values = 0.4 + rng.normal(0, 0.1) + errors * rng.normal(size=len(sizes))
-        e = weighted_slope(range(len(sizes)), values, errors)
+        e = slope(range(len(sizes)), values, errors)
         rises += e.p_value(0) < 0.05
-        exact = weighted_slope(range(len(sizes)), 0.4 + 0.05 * np.arange(len(sizes)), errors)
+        exact = slope(range(len(sizes)), 0.4 + 0.05 * np.arange(len(sizes)), errors)
         assert exact.value == pytest.approx(0.05)
     assert 8 <= rises <= 34
     planted = 0.4 + 0.05 * np.arange(len(sizes)) + errors * rng.normal(size=len(sizes))
