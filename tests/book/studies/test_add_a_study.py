@@ -63,6 +63,7 @@ def test_following_the_page_adds_a_study(tmp_path: Path) -> None:
     for name in ("pythia_core", "book", "notebooks", "tests"):
         ignored = shutil.ignore_patterns(".*", "__pycache__", "recorded")
         shutil.copytree(project_root() / name, root / name, ignore=ignored)
+    shutil.rmtree(root / "book" / "studies", ignore_errors=True)  # pages of a built site
     for name in ("pyproject.toml", "_config.yml", "_toc.yml", "README.md", "LICENSE"):
         shutil.copy(project_root() / name, root)
     add_the_study(root)
