@@ -15,7 +15,7 @@ from pythia_book.measurements import N_ROWS
 from pythia_book.studies.registry import STUDIES, keep, params_of, runs_of
 from pythia_core.config import RunConfig
 from pythia_core.suite import scale_named, size_name
-from pythia_core.training.retention import checkpoint_bytes, is_large, saved_state_bytes
+from pythia_core.training.retention import checkpoint_bytes, effective_keep, saved_state_bytes
 from pythia_core.training.runs import run_flops
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps
 
@@ -69,7 +69,7 @@ def written_bytes(config: RunConfig) -> float:
 
 def kept_bytes(scale: str, config: RunConfig) -> float:
     """Predict the bytes of weights and optimizer states that a finished run keeps on disk."""
-    retained = keep(scale, config) if is_large(config) else None
+    retained = effective_keep(config, keep(scale, config))
     weights = sum(retained is None or s in retained.weights for s in written_steps(config))
     states = len(PAPER_FORKS) + 1 if retained is None else len(retained.states)
     return weights * checkpoint_bytes(config) + states * saved_state_bytes(config)

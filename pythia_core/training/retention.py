@@ -2,8 +2,8 @@
 
 The 154 checkpoints of a model of 85 million parameters take 30 GB in bf16, and a suite has sixteen
 models. A study says in a `Keep` which steps it needs. If all checkpoints of the run would take more
-than KEEP_ALL_BYTES, the weights of all other steps are deleted during training. If the environment
-variable PYTHIA_KEEP_ALL is 1, nothing is deleted.
+than KEEP_ALL_BYTES, or if the study asks for it, the weights of all other steps are deleted during
+training. If the environment variable PYTHIA_KEEP_ALL is 1, nothing is deleted.
 
 Manifests remain, and their hashes show which checkpoints had equal weights. Training the run again
 gives the deleted weights again, bit for bit.
@@ -25,20 +25,24 @@ from pythia_core.training.schedule import N_CHECKPOINTS, checkpoint_steps
 BatchAt = Callable[[int], np.ndarray]
 
 KEEP_ALL_BYTES = 1e9
-"""A run keeps everything if its checkpoints take at most this many bytes."""
+"""A run keeps everything if its checkpoints take at most this many bytes, unless `Keep.small`."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """The steps whose checkpoints a large run keeps; `a | b` is the union."""
+    """The steps whose checkpoints a large run keeps; `a | b` keeps what either does."""
 
     weights: frozenset[int] = frozenset()
     """Steps whose weights are kept, in addition to the last step of the run."""
     states: frozenset[int] = frozenset()
     """Steps whose full training state is kept, so that a fork can start from exactly that state."""
+    small: bool = False
+    """Whether a small run, too, keeps only these steps: for studies of a great many small runs."""
 
     def __or__(self, other: Keep) -> Keep:
-        return Keep(self.weights | other.weights, self.states | other.states)
+        return Keep(
+            self.weights | other.weights, self.states | other.states, self.small or other.small
+        )
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
@@ -56,9 +60,11 @@ def is_large(config: RunConfig) -> bool:
     return N_CHECKPOINTS * checkpoint_bytes(config) > KEEP_ALL_BYTES
 
 
-def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
+def effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
     """Return `keep`, extended by the last step's weights; None if the run keeps everything."""
-    if keep is None or not is_large(config) or os.environ.get("PYTHIA_KEEP_ALL") == "1":
+    if keep is None or os.environ.get("PYTHIA_KEEP_ALL") == "1":
+        return None
+    if not (keep.small or is_large(config)):
         return None
     return keep | Keep(frozenset({config.train.steps}))
 
@@ -77,7 +83,7 @@ def prune_during_training(
     batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None
 ) -> BatchAt:
     """Wrap `batch_at` so that fetching a batch also deletes weights that the run need not keep."""
-    kept = _effective_keep(config, keep)
+    kept = effective_keep(config, keep)
     if kept is None:
         return batch_at
     dropped = set(checkpoint_steps(config.train.steps)) - kept.weights
@@ -95,7 +101,7 @@ def prune_run(folder: Path, config: RunConfig, keep: Keep | None) -> None:
     """Delete weights and states that a finished run need not keep; nothing if `keep` is None."""
     from pythia_core.training.checkpoint import saved_steps, step_folder
 
-    kept = _effective_keep(config, keep)
+    kept = effective_keep(config, keep)
     if kept is None:
         return
     _prune_weights(folder, kept.weights)
