@@ -137,7 +137,7 @@ def _prediction(prediction: pd.DataFrame) -> Test:
 
 # --- emergence -------------------------------------------------------------------------------
 
-BEFORE = "stated before these runs were asked sums"
+BEFORE = "stated when six checkpoints were known, and at first of the standard half only"
 MIRAGE = "Schaeffer et al. 2023 (arXiv:2304.15004)"
 CONTINUOUS = (
     "linear or continuous metrics produce smooth, continuous, predictable changes in model "
@@ -185,7 +185,7 @@ def emergence_claims(
             Claim(
                 f"This curve, from {source} to {target}, predicts better than the other sizes' "
                 "accuracy at the same step does, and better than the best constant.",
-                f"{BEFORE}; the constant was added before their scores were looked at",
+                f"{BEFORE}; the constant was added before scores were looked at",
                 kind="hypothesis",
                 ours=link_gain(*pair),
             ),

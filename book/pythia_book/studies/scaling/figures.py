@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from pythia_book.studies.scaling.jumps import DOUBLINGS
 from pythia_book.studies.scaling.sums import MEASURES, PRODUCT, SHARES
 from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table, interval
 from pythia_book.tasks.benchmarks import TASKS
-from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,44 +180,52 @@ BINNED = 6
 def _binned(sums: pd.DataFrame) -> pd.DataFrame:
     """Average the scores of every BINNED neighbouring checkpoints of a run, after the start."""
     read = sums[sums.step > 0]
-    place = read.groupby("size").cumcount() // BINNED
-    means = read.groupby(["size", place], sort=False).mean(numeric_only=True)
-    return means.reset_index(level=0).reset_index(drop=True)
+    run = [read["size"], read["arm"]]
+    place = read.groupby(["size", "arm"]).cumcount() // BINNED
+    means = read.groupby([*run, place], sort=False).mean(numeric_only=True)
+    return means.reset_index(level=[0, 1]).reset_index(drop=True)
 
 
 @style.figure
 def sums_over_training(result: Result) -> Drawing:
-    """Draw four scores of sums over training by size, and one run with its smooth curve."""
+    """Draw scores of sums over training by size, for each half of the suite.
+
+    The run whose choices rise most is also shown by checkpoint, with its smooth curve.
+    """
     sums, smooth = result.tables["sums"], result.tables["sums_smooth"]
-    sizes, riser = result.params.size_list, result.values["riser_choice"]
+    sizes, riser = result.params.size_list, (result.values["riser"], result.values["riser_arm"])
     binned = _binned(sums)
-    note = f"standard half; lines: means of {BINNED} checkpoints; dotted: guessing"
-    with style.canvas(result, 2, 4.6, note, rows=2) as (figure, axes):
-        for ax, (measure, about) in zip(axes, MEASURES.items(), strict=True):
-            factor = about.factor
-            if riser:
-                own = sums[(sums["size"] == riser) & (sums.percent >= 100 / 2**DOUBLINGS)]
+    binned = binned[binned.percent >= 100 / 2**DOUBLINGS]
+    shown = ("choice", "logprob", "margin")
+    note = f"lines: means of {BINNED} checkpoints; dotted: guessing, or no margin"
+    with style.canvas(result, 2, 6.4, note, rows=3) as (figure, axes):
+        for ax, (measure, arm) in zip(axes, product(shown, DATA_ARMS), strict=True):
+            about = MEASURES[measure]
+            lines = style.rows_where(binned, arm=arm)
+            own = sums[(sums["size"] == riser[0]) & (sums.percent >= 100 / 2**DOUBLINGS)]
+            if arm == riser[1]:
+                own = style.rows_where(own, arm=arm)
                 look = {"marker": ".", "markersize": 2.2, "linestyle": "", "alpha": 0.45}
-                dots = ax.plot(own.percent, factor * own[measure], color=MUTED, **look)
-                svg.hide(*dots)
-            lines = binned.assign(value=binned[measure])
-            style.size_curves(ax, lines, "percent", sizes, factor, marker="", linewidth=1.1)
-            if riser:
-                curve = style.rows_where(smooth, size=riser)
+                svg.hide(*ax.plot(own.percent, about.factor * own[measure], color=MUTED, **look))
+            style.size_curves(ax, lines.assign(value=lines[measure]), "percent", sizes,
+                              about.factor, marker="", linewidth=1.1)  # fmt: skip
+            curve = style.rows_where(smooth, size=riser[0], arm=arm)
+            if arm == riser[1] and len(curve):
                 at = 100 * curve.step / sums.step.max()
                 svg.hide(*ax.plot(at, curve[measure], color=INK, linewidth=1.6))
-            shown = binned[binned.percent >= 100 / 2**DOUBLINGS][measure]
-            unit = "% right" if measure in SHARES else about.unit
-            ax.set(title=about.title, ylabel=unit, xlim=(0, 101))
-            low, high = (factor * float(bound) for bound in (shown.min(), shown.max()))
+            ax.set(title=f"{about.title}, {arm}", xlim=(0, 101))
+            low, high = (about.factor * float(end) for end in
+                         (binned[measure].min(), binned[measure].max()))  # fmt: skip
             if np.isfinite(low) and low < high:
-                ax.set_ylim(low - 0.25 * (high - low), high + 0.2 * (high - low))
-        style.reference(axes[0], 100 / CHOICES)
-        style.reference(axes[3], 0)
-        for ax in axes[2:]:
+                ax.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
+            if measure != "logprob":
+                style.reference(ax, 100 / CHOICES if measure == "choice" else 0)
+        for ax, measure in zip(axes[::2], shown, strict=True):
+            ax.set_ylabel("% right" if measure in SHARES else MEASURES[measure].unit)
+        for ax in axes[-2:]:
             ax.set_xlabel("% of training")
         style.size_legend(figure, sizes)
-        return Drawing(figure, f"Four scores of sums over training for {len(sizes)} sizes")
+        return Drawing(figure, f"Scores of sums over training for {len(sizes)} sizes on two texts")
 
 
 @style.figure
@@ -232,7 +241,7 @@ def through_the_metric(result: Result) -> Drawing:
         ("exact", "logprob"): "log-probability, nats",
         ("exact", PRODUCT): "mean probability, %",
     }
-    note = f"standard half; points: means of {BINNED} checkpoints; dotted: guessing"
+    note = f"points: means of {BINNED} checkpoints, hollow: standard half; dotted: guessing"
     with style.canvas(result, 2, 4.6, note, rows=2) as (figure, axes):
         for ax, ((accuracy, smooth), label) in zip(axes, panels.items(), strict=True):
             factor = 100 if smooth == PRODUCT else 1
@@ -241,12 +250,13 @@ def through_the_metric(result: Result) -> Drawing:
             if smooth == PRODUCT:
                 x = y = np.array([0, 100 * binned[[accuracy, smooth]].to_numpy().max(initial=0)])
             svg.hide(*ax.plot(x, y, color=INK, linewidth=1))
-            for size in result.params.size_list:
-                own = style.rows_where(binned, size=size)
-                look = {"marker": "o", "markersize": 2.2, "linestyle": ""}
+            for size, arm in product(result.params.size_list, DATA_ARMS):
+                own = style.rows_where(binned, size=size, arm=arm)
+                look = style.mark("o", hollow=arm == "standard") | {"markersize": 2.6}
+                look["markerfacecolor"] = "white" if arm == "standard" else style.size_colour(size)
                 (dots,) = ax.plot(factor * own[smooth], 100 * own[accuracy],
                                   color=style.size_colour(size), **look)  # fmt: skip
-                svg.register(dots, svg.Series(size))
+                svg.register(dots, svg.Series(f"{size} {arm}"))
             if len(line):
                 ax.set_xlim(line.x.min() - 0.05 * np.ptp(line.x), None)
             ax.set(title=MEASURES[accuracy].title, xlabel=label)
@@ -302,27 +312,26 @@ def released_sums(result: Result) -> Drawing:
 
 
 def sums_table(result: Result) -> Table:
-    """Return a table of the sums by size: scores at the end, rises and largest jumps."""
+    """Return a table of the sums by run: scores at the end, rises and largest jumps."""
     ends, jumps = result.tables["sums_end"], result.tables["jumps"]
     rows = []
-    for size in result.params.size_list:
-        row = {"Size": size}
-        for measure, name in (("choice", "Choice, %"), ("exact", "Exact, %"),
-                              ("logprob", "Log-prob."), ("margin", "Margin")):  # fmt: skip
-            for end in style.rows_where(ends, size=size, measure=measure).itertuples():
+    for arm, size in product(DATA_ARMS, result.params.size_list):
+        row = {"Size": size, "Half": arm}
+        for measure, name in (("choice", "Choice, %"), ("exact", "Exact, %"), ("margin", "Margin")):
+            for end in style.rows_where(ends, size=size, arm=arm, measure=measure).itertuples():
                 factor = MEASURES[measure].factor
                 row[name] = interval(*(factor * x for x in (end.value, end.low, end.high)))
-        for jump in style.rows_where(jumps, size=size, measure="choice").itertuples():
-            row["Rise of choice"] = interval(jump.rise, jump.rise_low, jump.rise_high)
-        for jump in style.rows_where(jumps, size=size, measure="logprob").itertuples():
-            row["Rise of log-prob."] = interval(jump.rise, jump.rise_low, jump.rise_high)
-            if jump.able:
-                row["Its largest jump, %"] = interval(jump.share, jump.share_low, jump.share_high)
-                row["Over 5 % of training"] = interval(jump.slow, jump.slow_low, jump.slow_high)
+        for measure, name in (("choice", "choice"), ("margin", "margin"), ("logprob", "log-prob.")):
+            for jump in style.rows_where(jumps, size=size, arm=arm, measure=measure).itertuples():
+                row[f"Rise of {name}"] = interval(jump.rise, jump.rise_low, jump.rise_high)
+                if measure == "logprob" and jump.able:
+                    row["Its largest jump, %"] = interval(
+                        jump.share, jump.share_low, jump.share_high
+                    )
         rows.append(row)
     caption = (
-        "Sums by size. Scores: at the end, mean of both halves. Rises over the last four doublings "
-        "of training, in points and nats, and the largest jump of the log-probability in % of its "
-        "rise, at once and over 5 % of training: standard half"
+        "Sums by run. Choices, exact answers and margin (nats) at the end. Rises over the last "
+        "four doublings of training, in points and nats, and the largest jump of the "
+        "log-probability in % of its rise, for runs that rise enough to tell"
     )
     return Table(pd.DataFrame(rows), caption)

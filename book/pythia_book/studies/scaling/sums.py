@@ -17,6 +17,7 @@ import numpy as np
 from pythia_book.corpora import equations
 from pythia_book.studies.scaling.params import sum_steps
 from pythia_book.study import Measurements, name_of
+from pythia_core.suite import Cell
 
 if TYPE_CHECKING:
     from pythia_core.training.runs import Run
@@ -50,10 +51,8 @@ PRODUCT = "product"
 STORED = (*MEASURES, PRODUCT)
 
 
-def measure_sums(
-    suite: dict[tuple[str, str], Run], progress: bool
-) -> tuple[dict[str, np.ndarray], int]:
-    """Ask the runs on the standard text at all checkpoints, those on the other text at the end.
+def measure_sums(suite: dict[Cell, Run], progress: bool) -> tuple[dict[str, np.ndarray], int]:
+    """Ask the runs on both texts sums, at every checkpoint that they keep.
 
     Returns:
         The arrays, and the number of checkpoints that are missing or corrupt:
@@ -73,11 +72,7 @@ def measure_sums(
     n = len(equations.FIRST)
     count = np.bincount(operands, minlength=n)
     arrays = {"sums/count": count.astype(np.uint8)}
-    cells = [
-        (run, step)
-        for (_, arm), run in suite.items()
-        for step in sum_steps(run.config, all_of_them=arm == "standard")
-    ]
+    cells = [(run, step) for run in suite.values() for step in sum_steps(run.config)]
     scored, gaps = measure_all(cells, asked, progress)
     for (size, arm), run in suite.items():
         steps = [step for each, step in cells if each is run and (run.id, step) in scored]
@@ -106,13 +101,12 @@ def measure_sums(
     return arrays, len(gaps)
 
 
-def sum_curves(
-    measured: Measurements, measure: str, size: str, arm: str = "standard"
-) -> tuple[np.ndarray, np.ndarray]:
+def sum_curves(measured: Measurements, measure: str, run: Cell) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps, int[checkpoints], and means, float64[checkpoints, operands].
 
     Shares are from 0 to 1. Operands without sums are left out.
     """
+    size, arm = run
     steps = measured.arrays[name_of("sums/steps", size, arm)].astype(int)
     table = measured.arrays[name_of("sums", measure, size, arm)].astype(np.float64)
     count = measured.arrays["sums/count"].astype(int)
