@@ -184,7 +184,7 @@ def emergence_claims(
             ),
             Claim(
                 f"This curve, from {source} to {target}, predicts better than the other sizes' "
-                "accuracy at the same step does, and better than the best constant.",
+                "accuracy at the same step on the same text, and than the best constant for each text.",
                 f"{BEFORE}; the constant was added before scores were looked at",
                 kind="hypothesis",
                 ours=link_gain(*pair),
