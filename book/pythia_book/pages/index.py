@@ -141,19 +141,31 @@ def order(ax: Axes, run: SelectedRun) -> str:
 
 
 def twins(ax: Axes, run: SelectedRun) -> str:
-    """Draw by how much deduplication changes the held-out loss at the end, by size."""
-    last = _table(run, "effects")
-    sizes = list(last["size"])
+    """Draw by how much deduplication changes the held-out loss at the end, by size and copies."""
+    heavy, margin = _table(run, "effects"), _values(run)["margin"]
+    as_in_the_pile = style.rows_where(_table(run, "changes"), measure="heldout_deduplicated")
+    sizes = list(heavy["size"])
     style.reference(ax, 0)
-    for at, row in enumerate(last.itertuples()):
-        style.interval_point(ax, at, row, BLUE, 1, markersize=5)
+    ax.axhspan(-margin, margin, color=style.GRID, linewidth=0, zorder=0)
+    texts = []
+    for name, table, colour in (
+        ("copies as in the Pile", as_in_the_pile, BLUE),
+        ("a few passages up to 128 times", heavy, ORANGE),
+    ):
+        rows = table[table["size"].isin(sizes)]
+        for row in rows.itertuples():
+            at = sizes.index(row.size)
+            style.interval_point(ax, at, row, colour, 1, markersize=5)
+        ax.plot([], [], "o", color=colour, markersize=5, label=name)
+        ends = (f"{row.size} {row.value:.3f}" for row in rows.itertuples())
+        texts.append(f"{name}: {', '.join(ends)}")
+    ax.legend(loc="lower right", frameon=False, bbox_to_anchor=(1, 1))
     style.category_ticks(ax, sizes)
     ax.set(
         xlabel="parameters without embeddings",
         ylabel="deduplicated minus standard,\nloss in nats per token",
     )
-    ends = (f"{size} {value:.2f}" for size, value in zip(sizes, last.value, strict=True))
-    return f"Deduplicated minus standard, held-out loss: {', '.join(ends)}"
+    return f"Deduplicated minus standard, held-out loss; {'; '.join(texts)}"
 
 
 def bloom(ax: Axes, run: SelectedRun) -> str:
@@ -257,6 +269,12 @@ FINDINGS = {
             (
                 "Models trained on text with heavily repeated documents have a higher held-out "
                 "loss.",
+                OURS,
+                REPRODUCED,
+            ),
+            (
+                "If documents are repeated as in the Pile, deduplication does not change the loss "
+                "on held-out text of the deduplicated corpus by 0.05 nats per token.",
                 OURS,
                 REPRODUCED,
             ),

@@ -183,8 +183,9 @@ def emergence_claims(
                 ours=link_error(*pair),
             ),
             Claim(
-                f"This curve, from {source} to {target}, predicts better than the other sizes' "
-                "accuracy at the same step on the same text, and than the best constant for each text.",
+                f"This curve, from {source} to {target}, predicts better than the accuracy of the "
+                "other sizes at the same step on the same text, and than the best constant of "
+                "each text.",
                 f"{BEFORE}; the constant was added before scores were looked at",
                 kind="hypothesis",
                 ours=link_gain(*pair),
