@@ -641,15 +641,19 @@ def duration_text(seconds: float) -> str:
 def number_text(value: Any, decimals: int | None = None) -> str:
     """Format a value for prose, with thousands separators; None is "n/a".
 
-    By default, a float has three significant digits.
+    By default, a float has three significant digits, or fewer if it is exact with two, as a margin
+    of 0.05 is.
     """
     if value is None:
         return "n/a"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
+    exact = decimals is None and value != 0 and float(f"{value:.2g}") == value
     if decimals is None:
         decimals = 0 if isinstance(value, int) else decimals_of(value)
     text = f"{value:,.{decimals}f}"
+    if exact and "." in text:
+        text = text.rstrip("0").rstrip(".")
     if not text.strip("-0.,"):
         text = text.lstrip("-")  # a rounded zero has no sign
     return text.replace("-", "\N{MINUS SIGN}")
@@ -745,7 +749,9 @@ def provenance(record: dict[str, Any]) -> str:
     """Return one line with the origin of a record and the command that repeats the run."""
     state = record.get("commit") or {}
     code = (state.get("id") or "")[:10] or "uncommitted"
-    data = ", ".join(d[:10] for d in record.get("data", [])) or "none"
+    hashes = [each[:10] for each in record.get("data", [])]
+    more = f" and {len(hashes) - 3} more" if len(hashes) > 3 else ""
+    data = ", ".join(hashes[:3]) + more or "none"
     parts = [
         f"config {record['config_hash'][:10]}",
         f"data {data}",

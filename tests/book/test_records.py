@@ -286,12 +286,14 @@ def test_a_record_of_another_schema_is_refused(project: Path) -> None:
         (None, "n/a"),
         ("7k, 25k", "7k, 25k"),
         (0.0, "0.0"),
+        (0.05, "0.05"),
+        (5.0, "5"),
         ({"value": 0.7012, "low": 0.69, "high": 0.712}, "0.701 [0.690,\N{NO-BREAK SPACE}0.712]"),
         (
             {"value": -0.001, "low": -0.8, "high": 3.1},
             "0.0 [\N{MINUS SIGN}0.8,\N{NO-BREAK SPACE}3.1]",
         ),
-        ({"value": 0.5, "low": None, "high": None}, "0.500 [n/a,\N{NO-BREAK SPACE}n/a]"),
+        ({"value": 0.5, "low": None, "high": None}, "0.5 [n/a,\N{NO-BREAK SPACE}n/a]"),
     ],
 )
 def test_numbers_as_text(value: object, text: str) -> None:
@@ -674,7 +676,7 @@ def test_substitutions_are_plain_text(project: Path) -> None:
     finish(project)
     selected = site_runs.select_runs(project, project / "results", "tiny")[0]
     numbers = site_runs.substitutions(selected)
-    assert numbers["tiny_share_low"] == "0\\.400" and numbers["tiny_scale"] == "laptop"
+    assert numbers["tiny_share_low"] == "0\\.4" and numbers["tiny_scale"] == "laptop"
     assert numbers["tiny_evil"] == "\\<b\\>\\*\\{\\{x\\}\\}"
     assert site_runs.substitutions(site_runs.SelectedRun("tiny", "unrun")) == {}
 
