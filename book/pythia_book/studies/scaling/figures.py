@@ -193,26 +193,32 @@ def sums_over_training(result: Result) -> Drawing:
     The run whose choices rise most is also shown by checkpoint, with its smooth curve.
     """
     sums, smooth = result.tables["sums"], result.tables["sums_smooth"]
-    sizes, riser = result.params.size_list, (result.values["riser"], result.values["riser_arm"])
-    binned = _binned(sums)
-    binned = binned[binned.percent >= 100 / 2**DOUBLINGS]
+    sizes = result.params.size_list
+    riser, riser_arm = result.values["riser"], result.values["riser_arm"]
+    late = sums[sums.percent >= 100 / 2**DOUBLINGS]
+    binned = _binned(late)
     shown = ("choice", "logprob", "margin")
-    note = f"lines: means of {BINNED} checkpoints; dotted: guessing, or no margin"
-    with style.canvas(result, 2, 6.4, note, rows=3) as (figure, axes):
+    notes = (
+        f"lines: means of {BINNED} checkpoints; dotted: guessing, or no margin",
+        style.seed_note(result, "sums_choice"),
+    )
+    with style.canvas(result, 2, 6.4, *notes, rows=3) as (figure, axes):
         for ax, (measure, arm) in zip(axes, product(shown, DATA_ARMS), strict=True):
             about = MEASURES[measure]
             lines = style.rows_where(binned, arm=arm)
-            own = sums[(sums["size"] == riser[0]) & (sums.percent >= 100 / 2**DOUBLINGS)]
-            if arm == riser[1]:
-                own = style.rows_where(own, arm=arm)
+            lines = lines.assign(value=lines[measure])
+            if arm == "standard":
+                style.seed_band(ax, result, lines, "percent", f"sums_{measure}", about.factor)
+            if arm == riser_arm:
+                own = style.rows_where(late, size=riser, arm=arm)
                 look = {"marker": ".", "markersize": 2.2, "linestyle": "", "alpha": 0.45}
-                svg.hide(*ax.plot(own.percent, about.factor * own[measure], color=MUTED, **look))
-            style.size_curves(ax, lines.assign(value=lines[measure]), "percent", sizes,
-                              about.factor, marker="", linewidth=1.1)  # fmt: skip
-            curve = style.rows_where(smooth, size=riser[0], arm=arm)
-            if arm == riser[1] and len(curve):
+                dots = ax.plot(own.percent, about.factor * own[measure], color=MUTED, **look)
+                curve = style.rows_where(smooth, size=riser, arm=arm)
                 at = 100 * curve.step / sums.step.max()
-                svg.hide(*ax.plot(at, curve[measure], color=INK, linewidth=1.6))
+                line = ax.plot(at, curve[measure], color=INK, linewidth=1.6, zorder=3)
+                svg.hide(*dots, *line)
+            look = {"marker": "", "linewidth": 1.1}
+            style.size_curves(ax, lines, "percent", sizes, about.factor, **look)
             ax.set(title=f"{about.title}, {arm}", xlim=(0, 101))
             low, high = (about.factor * float(end) for end in
                          (binned[measure].min(), binned[measure].max()))  # fmt: skip
