@@ -137,7 +137,11 @@ def _prediction(prediction: pd.DataFrame) -> Test:
 
 # --- emergence -------------------------------------------------------------------------------
 
-BEFORE = "stated when six checkpoints were known, and at first of the standard half only"
+BEFORE = (
+    "stated when six checkpoints were known, at first of the standard half only; where jumps are "
+    "sought, what they are compared with, and that a constant must miss the bound was decided "
+    "with results at hand"
+)
 MIRAGE = "Schaeffer et al. 2023 (arXiv:2304.15004)"
 CONTINUOUS = (
     "linear or continuous metrics produce smooth, continuous, predictable changes in model "
@@ -156,7 +160,9 @@ def emergence_claims(
             Claim(
                 f"Over training, no run jumps in {about.name}: no step from one checkpoint to the "
                 f"next makes {100 * ABRUPT:.0f} % of the run's rise.",
-                f"ours, after {MIRAGE}, abstract, who speak of model size" if smooth else BEFORE,
+                f"ours, after {MIRAGE}, abstract, who speak of model size; {BEFORE}"
+                if smooth
+                else BEFORE,
                 quote=CONTINUOUS if smooth else "",
                 kind="hypothesis",
                 ours=largest_jump(tables["jumps"], measure),

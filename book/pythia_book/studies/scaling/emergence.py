@@ -6,8 +6,9 @@ where no size turned out to learn sums. The same tests, with the same bounds, no
 Of the deduplicated half, six checkpoints were known, and that choices end at 26 to 37 % right.
 
 - Over training: `jumps` seeks a jump in choice, exact answers, log-probability and margin of every
-  run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise. A run can tell if a jump
-  of half its rise would be seen with 80 % power.
+  run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise over the part of training
+  where jumps are sought. A run can tell if a jump of half its rise would be seen with 80 % power.
+  (At first the rise was that over four doublings, most of which come before any jump is sought.)
 - The metric: `links` predicts accuracy from a smooth measure, each size by the others. The two are
   read from different sums, since the same four log-probabilities decide both. Errors count in the
   second half of training, where abilities differ. A link *predicts* if its mean error is below two
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import LEVEL, Z_95, Estimate, mean_over, slope
-from pythia_book.studies.scaling.jumps import Jumps, critical_over, find_jumps
+from pythia_book.studies.scaling.jumps import SOUGHT, Jumps, critical_over, find_jumps
 from pythia_book.studies.scaling.links import LINKS, Curves, fit_link, left_out
 from pythia_book.studies.scaling.released import PER_TENFOLD
 from pythia_book.studies.scaling.sums import MEASURES, PRODUCT, STORED, sum_curves
@@ -84,8 +85,8 @@ def jumps_table(
 ) -> pd.DataFrame:
     """Return the rises and the largest jumps of all runs, in points or nats.
 
-    Columns: `size`, `arm`, `measure`; `rise`, `rise_low`, `rise_high`: change over the last four
-    doublings of the step; `step`: the first checkpoint after the largest jump upwards; `jump`,
+    Columns: `size`, `arm`, `measure`; `rise`, `rise_low`, `rise_high`: change over the last
+    two doublings of the step; `step`: the first checkpoint after the largest jump upwards; `jump`,
     `jump_low`, `jump_high`: its height, with limits that hold for all places and runs; `share`,
     `share_low`, `share_high`: see `_share`; `able`: whether a jump of ABRUPT of the rise would be
     seen with 80 % power at the place with the median error; `slow`, `slow_low`, `slow_high`: the
@@ -146,7 +147,7 @@ def largest_jump(table: pd.DataFrame, measure: str) -> Test:
     unit = MEASURES[measure].unit
     if rows.empty:
         reason = (
-            f"no run rises so much over the last four doublings of training that a jump of "
+            f"no run rises so much over the last {SOUGHT} doublings of training that a jump of "
             f"{100 * ABRUPT:.0f} % of it would be seen with {100 * POWER:.0f} % power"
         )
         for seen in every[every.jump_low > 0].itertuples():

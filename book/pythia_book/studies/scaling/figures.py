@@ -337,7 +337,7 @@ def sums_table(result: Result) -> Table:
         rows.append(row)
     caption = (
         "Sums by run. Choices, exact answers and margin (nats) at the end. Rises over the last "
-        "four doublings of training, in points and nats, and the largest jump of the "
+        "two doublings of training, in points and nats, and the largest jump of the "
         "log-probability in % of its rise, for runs that rise enough to tell"
     )
     return Table(pd.DataFrame(rows), caption)

@@ -4,7 +4,8 @@
 cubic spline in the logarithm of the step, with a knot at every doubling. A *jump* comes on top of
 it, from one checkpoint to the next, or evenly over a given share of training (`width`). It is
 sought at every checkpoint after a quarter of training: before that, no run on the deduplicated text
-chose right answers more often than by chance.
+chose right answers more often than by chance. A jump is compared with the rise over the same part
+of training, since it can be no part of a rise that comes before.
 
 All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
 what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
@@ -57,7 +58,7 @@ class Jumps:
         errors: float64[places], standard errors: checkpoints' noise and choice of items.
         smooth: float64[checkpoints of the window], the curve without jumps.
         window: int[checkpoints of the window], their steps.
-        rise: the change of the smooth curve over the window.
+        rise: the change of the smooth curve over the part of training where jumps are sought.
         noise: the kind of noise, one of NOISES.
         suprema: float64[DRAWS], the largest height in standard errors, in curves without a jump.
     """
@@ -229,7 +230,7 @@ class _Design:
         bare = self.jumps - self.jumps @ self.hat  # what a spline cannot fit of each jump
         self.norms = (bare**2).sum(1)
         self.jump_weights = bare / self.norms[:, None]
-        self.rise_weights = (_spline(window)[-1] - _spline(window)[0]) @ inverse
+        self.rise_weights = (_spline(window)[-1] - _spline(window)[places[0] - 1]) @ inverse
         self.variances, self.rise_variances, self.precisions, self.offsets = [], [], [], []
         for phi, share in NOISES:
             r = _correlation(phi, share, length)

@@ -79,7 +79,7 @@ def values(released: Tables, draws: int) -> dict[str, Any]:
     `released_sums_share`: see `share_of_two_sizes`; `released_sums_least`, `released_sums_most`:
     the smallest and the largest such share over all operations and numbers of examples;
     `released_lambada_share`, `released_lambada_nats_share`: that of accuracy and of log-probability
-    on LAMBADA, mean of both texts. All are in percent.
+    on LAMBADA, mean of both texts, over the sizes that were asked sums. All are in percent.
     """
     test = share_of_two_sizes(released, draws)
     numbers: dict[str, Any] = {
@@ -95,8 +95,8 @@ def values(released: Tables, draws: int) -> dict[str, Any]:
     lambada = released.get("lambada")
     for name, column in (("lambada", "value"), ("lambada_nats", "nats")):
         share = None
-        if lambada is not None and len(lambada):
-            last = lambada[lambada.step == OFFICIAL_STEPS]
+        if lambada is not None and len(lambada) and sums is not None and len(sums):
+            last = lambada[(lambada.step == OFFICIAL_STEPS) & lambada.model.isin(sums.model)]
             share = _share(last.groupby("model")[column].mean())
         numbers[f"released_{name}_share"] = share
     return numbers | _over_training(released)
@@ -110,12 +110,13 @@ def _share(by_model: pd.Series) -> float:
 def _over_training(released: Tables) -> dict[str, Any]:
     """Return accuracies on sums after SUM_SHOTS examples by size and over training, in percent.
 
-    `released_sums_NAME`: at the end for 1.4B and 2.8B, in the middle and at the end for 12B;
+    `released_sums_NAME`: at the end for 1.4B, 2.8B and 6.9B, in the middle and at the end for 12B;
     `released_sums_steps`: the largest share of the range over training that one of the three
     largest sizes makes between two of the six checkpoints.
     """
     sums = released.get("sums")
     cells = {"end_1b": ("1.4b", OFFICIAL_STEPS), "end_3b": ("2.8b", OFFICIAL_STEPS),
+             "end_7b": ("6.9b", OFFICIAL_STEPS),
              "half_12b": ("12b", 65_000), "end_12b": ("12b", OFFICIAL_STEPS)}  # fmt: skip
     if sums is None or sums.empty:
         return {f"released_sums_{name}": None for name in (*cells, "steps")}
