@@ -323,7 +323,8 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
 def _amount(value: float, unit: str, digits: int = 2) -> str:
     """Format a value to `digits` significant digits, with its unit, e.g. "1 point"."""
     number = f"{float(f'{value:.{digits}g}'):g}"
-    unit = unit.replace("points", "point", 1) if number in ("1", "-1") else unit
+    if number in ("1", "-1"):
+        unit = unit.replace("points", "point", 1).replace("doublings", "doubling", 1)
     return f"{number} {unit}".strip().replace("-", "\N{MINUS SIGN}", number.startswith("-"))
 
 

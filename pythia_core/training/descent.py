@@ -36,7 +36,7 @@ kept only half of its initial weights would still have a score of about 12."""
 
 
 def descent(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> float:
-    """Return the score of a step: how far its weights are from independent of initial ones, in sd.
+    """Return the score of a step, whose standard deviation is 1 if it does not depend on `initial`.
 
     Only weight matrices count: biases and LayerNorms do not start at random values. The result is
     NaN if the two have no weight matrix of the same name and shape, or a weight is not finite.

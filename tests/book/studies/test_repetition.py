@@ -14,7 +14,6 @@ from pythia_book.studies.repetition import claims
 from pythia_book.studies.repetition import figures as draw
 from pythia_book.studies.repetition import study as repetition
 from pythia_book.studies.repetition.fits import (
-    DECAY,
     DIFFERENCE,
     Fit,
     Laws,
@@ -447,7 +446,3 @@ def test_too_many_rows_are_refused_before_training(tmp_path, monkeypatch) -> Non
         repetition.run(Params("smoke", epochs="1,8", steps=10_000), progress=False)
     assert "use steps=" in str(caught.value)
     assert not list(tmp_path.glob("runs/*"))
-
-
-def test_names_of_decay_are_those_of_the_law() -> None:
-    assert all(hasattr(MUENNIGHOFF, name) for name in DECAY)

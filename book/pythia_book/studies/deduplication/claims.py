@@ -68,8 +68,8 @@ ITEMS = "items' errors as released, as if no item were shared"
 LEE = "section 2.2, after Lee et al. 2021"
 BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"
 NO_BENEFIT = "no clear benefit on language modeling performance"
-SIX_TEXTS = (
-    "nearly all memorized rows are pieces of at most six planted texts, the same for all models; "
+FEW_TEXTS = (
+    "nearly all memorized rows are pieces of a few planted texts, the same for all models; "
     "deduplication leaves them once, so its models could not recite them"
 )
 WHERE = {
@@ -148,8 +148,8 @@ def _others(
             ),
         ),
         Claim(
-            "If documents are repeated as in the Pile, deduplication does not change the loss on "
-            f"held-out text of the deduplicated corpus by {MARGIN:g} nats per token.",
+            "If documents are repeated as in the Pile, deduplication changes the loss on held-out "
+            f"text of the deduplicated corpus by less than {MARGIN:g} nats per token.",
             "section 2.6",
             quote=NO_BENEFIT,
             ours=_every_size(
@@ -162,8 +162,8 @@ def _others(
             ),
         ),
         Claim(
-            "If documents are repeated as in the Pile, deduplication does not change the loss on a "
-            f"held-out slice of the standard corpus by {MARGIN:g} nats per token.",
+            "If documents are repeated as in the Pile, deduplication changes the loss on a "
+            f"held-out slice of the standard corpus by less than {MARGIN:g} nats per token.",
             "section 2.6",
             quote=NO_BENEFIT,
             ours=_slice(params, measured, units),
@@ -444,4 +444,4 @@ def _memorized(frame: pd.DataFrame) -> Test:
     units = f"{len(shares)} sizes, one pair of models each"
     note = f"from {standard.mean():.2f} to {deduplicated.mean():.2f} % of the rows"
     change = mean_over(deduplicated - standard)
-    return untestable(SIX_TEXTS, change, "percentage points", units, note)
+    return untestable(FEW_TEXTS, change, "percentage points", units, note)

@@ -29,8 +29,8 @@ RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87":
 
 
 TEXTS = {
-    HELDOUT: "held out, as in the deduplicated corpus",
-    HELDOUT_STANDARD: "held out, as in the standard corpus",
+    HELDOUT: "deduplicated held-out text",
+    HELDOUT_STANDARD: "raw held-out text",
 }
 """Maps measures in the table `changes` to their names."""
 MARKS = {HELDOUT: style.mark("o"), HELDOUT_STANDARD: style.mark("s", hollow=True)}

@@ -10,6 +10,7 @@ from pythia_book import style, svg
 from pythia_book.published.tables import MODELS
 from pythia_book.records import number_text
 from pythia_book.studies.memorization.params import INTERVAL
+from pythia_book.studies.memorization.traces import FOLLOWED
 from pythia_book.style import BLUE, GREEN, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -41,11 +42,11 @@ def profiles(result: Result) -> Drawing:
         style.curve(left, before, "percent", style.MUTED, bars=True, **dots)
         style.reference(left, 0)
         left.set(xlabel="% of training", ylabel="trace, nats per token")
-        left.set_title("seven cohorts")
+        left.set_title(f"{len(result.params.cohorts)} cohorts")
         style.size_curves(right, ages, "age", sizes, banded=(sizes[0], sizes[-1]), labelled=True)
         style.reference(right, 0)
         right.set_xlabel("updates since reading")
-        right.set_title("the four earliest, by size")
+        right.set_title(f"the {FOLLOWED} earliest, by size")
         numbers = (
             f"{row.size} {row.age} updates later {number_text(row.value)}"
             for row in ages.itertuples()

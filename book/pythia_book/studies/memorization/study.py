@@ -72,6 +72,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - generated: how many results were checked by actual generation.
     - disagreements: how many of the checked results were wrong.
     """
+    import pandas as pd
+
     from pythia_book.measurements import measure_all
     from pythia_book.studies.memorization.planted import planted_ids
     from pythia_book.studies.registry import train_all
@@ -107,7 +109,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         beginnings = repetition_counts(rows, rows[:, : context + continuation])
         arrays[name_of("beginnings", arm)] = beginnings.astype(np.int32)
         _, text = distinct_windows(windows, windows.shape[1])
-        arrays[name_of("text", arm)] = tables_of.numbered(text).astype(np.int32)
+        arrays[name_of("text", arm)] = pd.factorize(text)[0].astype(np.int32)
         arrays[name_of("planted", arm)], arrays["copies"] = planted_ids(data, windows)
     traced = {(size, seed): trained[size, "standard", seed] for size, seed in params.members}
     n_gaps += _measure_traces(params, traced, arrays, progress)

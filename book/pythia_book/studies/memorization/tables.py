@@ -110,12 +110,6 @@ class Extracted:
         return self.params.steps("standard")[0] * self.measured.facts["batch_size"]
 
 
-def numbered(group: np.ndarray) -> np.ndarray:
-    """Renumber the groups of rows, int[n], from 0 in order of first appearance."""
-    _, first, index = np.unique(group, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[index]
-
-
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum `columns`, float[n, k], over all rows, float[k], and over resamples, float[draws, k].
 

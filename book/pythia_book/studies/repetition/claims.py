@@ -55,7 +55,7 @@ def claims(losses: Losses, laws: Laws) -> list[Claim]:
 
     def mean(of: Any) -> Estimate | None:
         """Return the mean over sizes of `of`, a function of the size, over seeds."""
-        return mean_over_known(losses.over_sizes([of(size) for size in sizes]))
+        return mean_over_known(np.mean([of(size) for size in sizes], axis=0))
 
     def gain(size: str) -> np.ndarray:
         """Return the change of the loss when the same data are read twice as often."""
@@ -263,7 +263,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
     }
     for r in (2, 4, 8, 16):
         numbers[f"excess_{r}"] = shown(
-            mean_over_known(losses.over_sizes([losses.cost(s, r, percent=True) for s in sizes]))
+            mean_over_known(np.mean([losses.cost(s, r, percent=True) for s in sizes], axis=0))
         )
         numbers[f"worth_{r}"] = worth_shown(mean_worth([losses.worth_at_end(s, r) for s in sizes]))
     for r in (2, 4, 16):
@@ -281,7 +281,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
         numbers[f"onset_16_{role}"] = shown(geometric_mean(losses.onset(size, 16)))
         numbers[f"best_epochs_{role}"] = shown(geometric_mean(losses.best_epochs(size, most)))
     stop = [losses.planned(size, most) for size in sizes]
-    numbers["planned"] = shown(mean_over_known(losses.over_sizes(stop)))
+    numbers["planned"] = shown(mean_over_known(np.mean(stop, axis=0)))
     return numbers | _law_values(laws)
 
 

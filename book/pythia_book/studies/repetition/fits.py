@@ -60,8 +60,10 @@ class Points:
     """Runs as points of a law, one per row.
 
     Attributes:
-        n, d, u: float64[runs], parameters, tokens and different tokens.
-        loss: float64[runs, seeds]. fresh: the loss of the fresh run of the same size and length.
+        size, epochs: str[runs] and int[runs].
+        n, d, u: float64[runs], parameters, tokens read and different tokens.
+        loss, fresh: float64[runs, seeds], nats per token, of the run and of the fresh run of the
+            same size and length.
         domain: bool[runs], whether repeating has not hurt yet.
     """
 
@@ -146,7 +148,7 @@ class Fit:
         return tuple(np.array([each[n] for n in self.names]) for each in (LOWEST, HIGHEST))
 
     def law(self, x: np.ndarray) -> Law:
-        """Return the law with given constants, in the order of `names`."""
+        """Return the law with the constants float64[constants], in the order of `names`."""
         e, size_term, alpha, data_term, beta = np.exp(x[: len(FRESH)]).tolist()
         n, d = self.fresh.middle
         law = Law(e, size_term * n**alpha, alpha, data_term * d**beta, beta)
@@ -159,7 +161,7 @@ class Fit:
         return replace(law, **dict(zip(DECAY, rest, strict=False)))
 
     def residuals(self, x: np.ndarray) -> np.ndarray:
-        """Return the residuals: those of ln L of fresh runs, then those of the excess."""
+        """Return float64[residuals]: those of ln L of fresh runs, then those of the excess."""
         law, fresh, repeated = self.law(x), self.fresh, self.repeated
         level = np.log(law.loss(fresh.n, fresh.d, fresh.d)) - fresh.level
         rest = law.excess(repeated.n, repeated.d, repeated.u) - repeated.excess

@@ -219,10 +219,6 @@ class Losses:
         ends = np.stack([self.final(size, part, e) for e in epochs], axis=1)
         return np.exp(np.array([lowest(np.log(epochs), row) for row in ends]))
 
-    def over_sizes(self, each: list[np.ndarray]) -> np.ndarray:
-        """Return the mean over sizes, float64[seeds]; a seed that lacks a size is NaN."""
-        return np.mean(each, axis=0)
-
 
 def _judged(array: np.ndarray) -> np.ndarray:
     """Return the losses on the rows JUDGE of the checkpoint that the rows CHOOSE find best.

@@ -159,7 +159,7 @@ def emergence_claims(
         statements.append(
             Claim(
                 f"Over training, no run jumps in {about.name}: no step from one checkpoint to the "
-                f"next makes {100 * ABRUPT:.0f} % of the run's rise.",
+                f"next accounts for {100 * ABRUPT:.0f} % of the run's rise.",
                 f"ours, after {MIRAGE}, abstract, who speak of model size; {BEFORE}"
                 if smooth
                 else BEFORE,

@@ -28,13 +28,13 @@ import numpy as np
 from pythia_book.stats import LEVEL, Z_95, Estimate, mean_over
 
 DOUBLINGS = 4
-"""The curve is fitted over so many last doublings of the step."""
+"""The curve is fitted over the last DOUBLINGS doublings of the step."""
 SOUGHT = 2
-"""Jumps are sought in so many last doublings."""
+"""Jumps are sought in the last SOUGHT doublings only."""
 EDGE = 4
-"""No jump is sought within so many checkpoints of either end."""
+"""No jump is sought within EDGE checkpoints of either end."""
 FEWEST = 60
-"""A curve needs so many checkpoints within the last doublings."""
+"""A curve needs at least this many checkpoints in the window."""
 DRAWS = 1000
 NOISES = (
     (0.0, 0.0),
@@ -209,6 +209,19 @@ class _Design:
     """The linear algebra of a window: the fits of splines and jumps, as weights of checkpoints.
 
     Everything is in units of `scale`, the relative size of the noise at each checkpoint.
+
+    Attributes:
+        hat: float64[checkpoints, checkpoints], maps a curve to its fitted spline.
+        freedom: checkpoints minus columns of the spline basis.
+        places: int[places], the index of the first checkpoint after each jump.
+        jumps: float64[places, checkpoints], a jump of height 1 at each place.
+        norms: float64[places], the sum of squares of what a spline cannot fit of each jump.
+        jump_weights: float64[places, checkpoints], whose product with a curve is the height.
+        rise_weights: float64[checkpoints], whose product with a curve is its rise.
+        variances, rise_variances: for each of NOISES, of heights (float64[places]) and of the rise,
+            if the noise has variance 1.
+        precisions, offsets: for each of NOISES, the matrix and the constant of the restricted
+            log-likelihood.
     """
 
     def __init__(self, window: tuple[int, ...], scale: tuple[float, ...], width: float) -> None:

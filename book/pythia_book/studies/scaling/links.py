@@ -72,7 +72,7 @@ LINKS: dict[tuple[str, str], tuple[Link, tuple[float, ...]]] = {
 
 
 def fit_link(link: Link, start: tuple[float, ...], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the parameters that minimise the squared errors of accuracies `y`, both float[n]."""
+    """Return the parameters that minimize the squared errors of accuracies `y`, both float[n]."""
     from scipy.optimize import least_squares
 
     bounds = (np.array(start) - 8, np.array(start) + 8)

@@ -37,8 +37,8 @@ def steepness(values: np.ndarray) -> tuple[float, int]:
 def claim(released: Tables, draws: int) -> Claim:
     """Return the claim that an ability can be abrupt over size."""
     return Claim(
-        "An ability can be abrupt over size: two neighbouring sizes make more than half of the "
-        "range of accuracies on sums.",
+        "An ability can be abrupt over size: the step between two neighbouring sizes accounts for "
+        "more than half of the range of accuracies on sums.",
         "Ganguli et al. 2022, as quoted by Schaeffer et al. 2023 (arXiv:2304.15004)",
         quote="performance on a specific task can sometimes emerge quite unpredictably and "
         "abruptly at scale",

@@ -9,6 +9,7 @@ pythia_book.published.scaling.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,14 +42,9 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
     return conduct(
-        STUDY,
-        params,
-        lambda: measure(params, progress),
-        lambda measured, released: analyse(params, measured, released),
-        released_tables,
-        published,
-        seed_bands=True,
-    )
+        STUDY, params, partial(measure, params, progress), partial(analyse, params),
+        released_tables, published, seed_bands=True,
+    )  # fmt: skip
 
 
 # --- measuring -------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ import numpy as np
 
 from pythia_book.published.tables import NO_RELEASED
 from pythia_book.stats import Z_95, Estimate
-from pythia_book.studies.seeds.params import BOTH, Params
+from pythia_book.studies.seeds.params import BOTH
 from pythia_book.studies.seeds.tables import APART, SIZE, Scores
 from pythia_book.studies.seeds.variance import agreement, distance_in_sds, excess_over_item_noise
 from pythia_book.verdicts import Claim, Test, passes, rises, untestable, within
-from pythia_core.suite import size_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,11 +80,11 @@ def claims(
         Claim(
             f"Another seed moves the held-out loss of {params.size} by more than that of "
             f"{params.largest_size}.",
-            "this book, before the runs were measured",
+            "ours, stated before the runs were measured",
             kind="hypothesis",
             ours=rises(
                 scores.ratio(SIZE, "loss"),
-                "(ratio of sd)",
+                f"\N{MULTIPLICATION SIGN} the spread at {params.largest_size}",
                 f"{params.seeds} and {params.largest_seeds} seeds",
                 1,
                 f"{both}; with so few seeds of {params.largest_size}, only a large ratio could be "
@@ -103,7 +102,7 @@ def claims(
                 f"{seeds} and one run of {params.neighbour_size}; {both}",
                 ENOUGH,
                 f"difference of held-out loss; single runs have the right order 97.5 % of the time "
-                f"from {ENOUGH:.1f} on{_head_widths(params)}",
+                f"from {ENOUGH:.1f} on",
             ),
         ),
         Claim(
@@ -135,17 +134,17 @@ def claims(
 
 def _order_and_weights(scores: Scores) -> Test:
     """Test that held-out loss varies about as much with the order seed as with the weight seed."""
-    unit, units = "(log ratio)", f"{scores.params.apart_seeds} seeds of each kind"
+    unit, units = "doublings", f"{scores.params.apart_seeds} seeds of each kind"
     ratio = scores.ratio(APART, "loss")
     if ratio is None or not ratio.low > 0:
-        return within(None, unit, units, math.log(SIMILAR))
+        return within(None, unit, units, math.log2(SIMILAR))
     note = (
         f"standard deviation of the held-out loss by order over that by weights: {ratio.value:.2f} "
         f"[{ratio.low:.2f}, {ratio.high:.2f}]; comparable: neither is {SIMILAR:g} times the other. "
         "An earlier grid, with a ratio near 1.2, was known when this bound was set. Ten seeds of "
         "each kind can only find a large difference"
     )
-    return within(ratio.mapped(math.log, math.exp), unit, units, math.log(SIMILAR), note)
+    return within(ratio.mapped(math.log2, math.exp2), unit, units, math.log2(SIMILAR), note)
 
 
 def _distance(scores: Scores, neighbour: float | None) -> Estimate | None:
@@ -155,18 +154,6 @@ def _distance(scores: Scores, neighbour: float | None) -> Estimate | None:
     """
     losses = scores.at("loss", BOTH)
     return None if neighbour is None or len(losses) < 2 else distance_in_sds(losses, neighbour)
-
-
-def _head_widths(params: Params) -> str:
-    """Return the end of a note on the head widths of the two sizes; "" if the widths are equal."""
-    sizes = (params.size, params.neighbour_size)
-    one, other = (size_named(size).d_model // size_named(size).n_heads for size in sizes)
-    if one == other:
-        return ""
-    return (
-        f"; the two sizes also differ in the width of their heads: {one} in {sizes[0]}, {other} in "
-        f"{sizes[1]}"
-    )
 
 
 def _decoupled(pairs: pd.DataFrame, bound: float) -> Test:

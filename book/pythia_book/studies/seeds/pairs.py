@@ -30,11 +30,11 @@ def compare(
     """Compare two weight seeds, as trained and with the reported defect, at `weight_steps`.
 
     The sound pair reads the same batches from different initial weights. The decoupled pair has the
-    same two step 0, but all later steps are from runs that start at the suite's weights and read
-    different batches. Arrays QUANTITY/PAIR:
+    same two step-0 checkpoints, but all later steps are from runs that start at the suite's weights
+    and read different batches. Arrays QUANTITY/PAIR, float64[steps]:
 
     `own`: distance of the second run from its step 0;
-    `between`: distance between the two runs; both in units of the distance between the two step 0;
+    `between`: distance between the two runs; both in units of that between the step-0 checkpoints;
     `loss`: difference between the held-out losses of the two runs, in nats per token;
     `descent`: see pythia_core.training.descent, of the second run.
 

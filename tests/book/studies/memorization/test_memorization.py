@@ -14,7 +14,6 @@ from pythia_book.studies.memorization.tables import (
     Prediction,
     Rows,
     equal_compute,
-    numbered,
     prediction_row,
     ratio,
     released_table,
@@ -161,7 +160,6 @@ def test_copies_of_a_text_count_as_one_draw() -> None:
     distinct = ratio(memorized, all_rows, np.arange(100), 1000)
     copies = ratio(memorized, all_rows, np.repeat(np.arange(10), 10), 1000)
     assert copies.high - copies.low > 2 * (distinct.high - distinct.low)
-    assert numbered(np.array([7, 3, 7, 9])).tolist() == [0, 1, 0, 2]
 
 
 # --- released --------------------------------------------------------------------------------
@@ -226,7 +224,7 @@ def suite(
         text = np.where(copy, rng.integers(0, 60, n), 60 + np.arange(n))
         arrays[f"times/{arm}"] = np.where(copy, 64, 1).astype(np.int32)
         arrays[f"beginnings/{arm}"] = np.where(copy & (np.arange(n) % 2 == 0), 64, 1)
-        arrays[f"text/{arm}"] = numbered(text).astype(np.int32)
+        arrays[f"text/{arm}"] = pd.factorize(text)[0].astype(np.int32)
         arrays[f"planted/{arm}"] = np.where(copy, text % texts, -1).astype(np.int16)
         known = rng.permutation(60)
         chance = np.clip(once * (1 + rise * (np.arange(n) / n - 0.5)), 0, 1)

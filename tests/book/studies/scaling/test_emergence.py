@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book.studies.scaling import emergence, jumps, released_sums
+from pythia_book.studies.scaling import emergence, released_sums
 from pythia_book.studies.scaling.claims import emergence_claims
 from pythia_book.studies.scaling.jumps import critical_over, find_jumps
 from pythia_book.studies.scaling.links import (
@@ -37,7 +37,9 @@ def late_rise(steps: np.ndarray, low: float, high: float) -> np.ndarray:
 def noisy_curves(seed: int, mean: np.ndarray, phi: float = 0.5, sd: float = 0.012) -> np.ndarray:
     """Shares of right answers per operand, with persistent items and noise of checkpoints."""
     rng = np.random.default_rng(seed)
-    noise = sd * jumps._paths(phi, 1.0, 1, len(mean), rng)[0]
+    noise, _ = sd * rng.standard_normal((2, len(mean)))
+    for i in range(1, len(mean)):
+        noise[i] = phi * noise[i - 1] + (1 - phi**2) ** 0.5 * noise[i]
     difficulty = rng.normal(0, 0.1, OPERANDS)
     p = np.clip((mean + noise)[:, None] + difficulty, 0.01, 0.99)
     return rng.binomial(PER_OPERAND, p) / PER_OPERAND
@@ -293,6 +295,15 @@ def test_sizes_with_links_of_their_own_are_not_predicted() -> None:
     scatters = dict(zip(SIZES, (0.3, 0.6, 3.0, 6.0), strict=True))
     rows = verdicts(measured(margins, scatters))
     assert pick(rows, "from the margin at sizes left out")["verdict"] == "does not hold"
+
+
+def test_a_link_can_beat_the_other_sizes_and_a_constant() -> None:
+    tops = dict(zip(SIZES, (0.3, 0.3, 2.0, 2.0), strict=True))
+    given = measured({size: late_rise(STEPS, 0, top) for size, top in tops.items()})
+    links = emergence.links_table(Params(sizes=",".join(SIZES)), given)
+    gain = emergence.link_gain(links, "choice", "margin")
+    claim = Claim("It predicts better.", "here", gain, kind="hypothesis")
+    assert judge([claim])[0]["ours"]["verdict"] == "holds"
 
 
 def test_a_bound_that_a_constant_keeps_tests_no_link() -> None:
