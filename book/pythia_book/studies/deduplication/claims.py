@@ -178,7 +178,7 @@ def _others(
         Claim(
             "If documents are repeated as in the Pile, deduplicated models memorize less of the "
             "text that occurs more than once.",
-            LEE,
+            LEE + ", and as it must be if training is equally long",
             quote=BETTER,
             ours=falls(
                 over_seeds(memory(params, measured, "repeated")),
@@ -188,6 +188,7 @@ def _others(
                 f"standard; deduplicated models read it {read['deduplicated']:.1f} times, standard "
                 f"models {more} or more times",
             ),
+            kind="premise",
         ),
         Claim(
             "If documents are repeated as in the Pile, deduplicated models memorize more of the "
@@ -206,14 +207,13 @@ def _others(
             "Models trained on text with heavily repeated documents have a higher held-out loss.",
             HERNANDEZ,
             quote=HARMS,
-            ours=falls(
+            ours=untestable(
+                "known when this was written: an earlier record of these runs gave \u22120.158",
                 suite,
                 "nats per token",
                 n_suite,
-                note="deduplicated minus standard; known from an earlier record (-0.158) when this "
-                "was written; some hundred texts are planted up to 128 times, "
-                'only harm is tested, not "disproportionately large" harm, and deduplication '
-                'removes more than "a relatively small fraction"',
+                "deduplicated minus standard; some hundred texts are planted up to 128 times, and "
+                'deduplication removes more than "a relatively small fraction"',
             ),
         ),
         Claim(

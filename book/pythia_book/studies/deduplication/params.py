@@ -20,13 +20,13 @@ CONTEXT = 32
 """Length of the prompt in tokens, and of the memorized continuation (paper section 3.2)."""
 
 MARGIN = 0.05
-"""Losses that differ by less than MARGIN nats per token count as equal. When it was set, two
-numbers were known, both from the text of the suite: the step to the next size was worth 0.066 on
-average from 25k to 600k (standard text), and KNOWN_SD. So the margin is less than such a step, and
-can be tested with six seeds."""
+"""Losses that differ by less than MARGIN nats per token count as equal. When it was set, KNOWN_STEP
+and KNOWN_SD were known, both from the text of the suite. So the margin is less than a step to the
+next size, and can be tested with six seeds."""
+KNOWN_STEP = 0.066
+"""What the step to the next size is worth, nats per token: mean from 25k to 600k."""
 KNOWN_SD = 0.025
-"""The standard deviation of the change in loss over five seeds of 25k, on the text of the suite. It
-was known when MARGIN was set."""
+"""The standard deviation of the change in loss over five seeds of 25k."""
 
 Cell = tuple[str, str, int]
 """(size, data arm, seed): a run on text with copies as in the Pile."""

@@ -15,7 +15,7 @@ from pythia_book.corpora.pile_copies import (
 )
 from pythia_book.stats import Estimate, estimate, mean_over_known
 from pythia_book.studies.deduplication.crossed import crossed_mean
-from pythia_book.studies.deduplication.params import KNOWN_SD, MARGIN
+from pythia_book.studies.deduplication.params import KNOWN_SD, KNOWN_STEP, MARGIN
 from pythia_book.studies.memorization.tables import ratio
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.suite import DATA_ARMS, DEDUP
@@ -300,6 +300,8 @@ def values(
         "largest": largest,
         "seeds": params.seeds,
         "margin": MARGIN,
+        "margin_percent": 100 * MARGIN / KNOWN_STEP,
+        "known_step": KNOWN_STEP,
         "known_sd": KNOWN_SD,
         "size_step": _size_step(params, measured),
         "percent": float(repetition.percent["heavily repeated"]),
