@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 ABRUPT = 0.5
 """A jump is abrupt if it makes this share of the rise of its run."""
-SLOW = 0.05
-"""Share of training that the wider jumps take, which are shown beside those of one checkpoint."""
 MOST_ERROR = {"choice": 3.0, "exact": 1.0}
 """Mean errors, in points, below which a link predicts: two standard errors of a checkpoint's
 accuracy, at 1,000 sums with 30 % and with 3 % right."""
@@ -55,9 +53,7 @@ LEFT_OUT = "{} sizes, both runs of each predicted from the other sizes; second h
 # --- over training ---------------------------------------------------------------------------
 
 
-def all_jumps(
-    params: Params, measured: Measurements, width: float = 0.0
-) -> dict[tuple[Cell, str], Jumps]:
+def all_jumps(params: Params, measured: Measurements) -> dict[tuple[Cell, str], Jumps]:
     """Map (run, measure) to the jumps sought in the run.
 
     Each curve is simulated with a seed of its own, so that limits over several curves hold.
@@ -67,7 +63,7 @@ def all_jumps(
         for measure, about in MEASURES.items():
             steps, curves = sum_curves(measured, measure, run)
             seed = zlib.crc32("/".join((*run, measure)).encode())
-            sought = find_jumps(steps, about.factor * curves, seed, width)
+            sought = find_jumps(steps, about.factor * curves, seed)
             if sought is not None:
                 jumps[run, measure] = sought
     return jumps
@@ -78,42 +74,42 @@ def cells_of(params: Params) -> list[Cell]:
     return [(size, arm) for arm in DATA_ARMS for size in params.size_list]
 
 
-def jumps_table(
-    params: Params,
-    jumps: dict[tuple[Cell, str], Jumps],
-    slow: dict[tuple[Cell, str], Jumps],
-) -> pd.DataFrame:
+def jumps_table(params: Params, jumps: dict[tuple[Cell, str], Jumps]) -> pd.DataFrame:
     """Return the rises and the largest jumps of all runs, in points or nats.
 
     Columns: `size`, `arm`, `measure`; `rise`, `rise_low`, `rise_high`: change over the last
     two doublings of the step; `step`: the first checkpoint after the largest jump upwards; `jump`,
     `jump_low`, `jump_high`: its height, with limits that hold for all places and runs; `share`,
-    `share_low`, `share_high`: see `_share`; `able`: whether a jump of ABRUPT of the rise would be
-    seen with 80 % power at the place with the median error; `slow`, `slow_low`, `slow_high`: the
-    share of jumps that take SLOW of training. Shares are NaN for runs that are not able.
+    `share_low`, `share_high`: see `_share`, NaN for runs that are not able; `able`: whether a jump
+    of ABRUPT of the rise would be seen with 80 % power at the place with the median error.
     """
     import pandas as pd
-    from scipy.special import ndtri
 
     rows = []
     for measure in MEASURES:
         each = {run: jumps[run, measure] for run in cells_of(params) if (run, measure) in jumps}
-        slower = [slow[run, measure] for run in each]
         critical = critical_over(list(each.values())) if each else 0.0
         for run, own in each.items():
             jump, rise = own.largest(critical), own.rise
             share, least_rise, strict = _share(own, list(each.values()))
-            seen = (strict + ndtri(POWER)) * np.median(own.errors)
-            able = bool(seen <= ABRUPT * least_rise)
-            wide, _, _ = _share(slow[run, measure], slower)
-            if not able:
-                share = wide = (np.nan,) * 3
+            able = _able(own, least_rise, strict)
             rows.append((*run, measure, *rise.interval().values(), int(own.steps[own.place]),
-                         *jump.interval().values(), *share, able, *wide))  # fmt: skip
+                         *jump.interval().values(), *(share if able else (np.nan,) * 3),
+                         able))  # fmt: skip
     columns = ["size", "arm", "measure"]
-    for name in ("rise", "step", "jump", "share", "able", "slow"):
+    for name in ("rise", "step", "jump", "share", "able"):
         columns += [name] if name in ("step", "able") else [name, f"{name}_low", f"{name}_high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _able(own: Jumps, least_rise: float, critical: float) -> bool:
+    """Return whether a jump of ABRUPT of the rise would be seen with 80 % power.
+
+    The arguments are those that `_share` returns, the rise at its lower limit.
+    """
+    from scipy.special import ndtri
+
+    return bool((critical + ndtri(POWER)) * np.median(own.errors) <= ABRUPT * least_rise)
 
 
 def _share(own: Jumps, of_all: list[Jumps]) -> tuple[tuple[float, float, float], float, float]:
@@ -363,12 +359,12 @@ def over_size(ends: pd.DataFrame) -> Test:
 
 def tables_of(params: Params, measured: Measurements) -> Tables:
     """Return all tables of this part of the study, by name."""
-    jumps, slow = (all_jumps(params, measured, width) for width in (0.0, SLOW))
+    jumps = all_jumps(params, measured)
     return {
         "sums": curves_table(params, measured),
         "sums_smooth": smooth_table(params, jumps),
         "sums_end": ends_table(params, measured),
-        "jumps": jumps_table(params, jumps, slow),
+        "jumps": jumps_table(params, jumps),
         "links": links_table(params, measured),
         "link_curves": link_curves(params, measured),
     }
@@ -415,18 +411,18 @@ def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, 
     over the second half of training, in percent; `riser`, `riser_arm`: the run whose choices rise
     most, and `rise_choice`, `rise_margin`: its rises; `rise_margin_standard`: the largest rise of a
     margin on the standard text; `rise_logprob_least`, `rise_logprob_most`: the smallest and the
-    largest rise, in nats; `jump_choice`, `jump_margin`: the riser's largest jumps, and
-    `jump_choice_step`; `jump_logprob`, `slow_logprob`: the largest share of a run's rise that a
-    jump makes, at once or over SLOW of training, in percent; `link_margin`, `link_logprob`,
-    `link_constant`: mean errors over sizes in predicting choices, see `links_table`;
-    `product_factor`: exact answers over those expected from PRODUCT.
+    largest rise there, in nats; `jump_choice`, `jump_margin`: the riser's largest jumps, and
+    `jump_choice_step`; `link_margin`, `link_logprob`, `link_constant`: mean errors over sizes in
+    predicting choices, see `links_table`; `product_factor`: exact answers over those expected from
+    PRODUCT.
     """
     jumps, links = tables["jumps"], tables["links"]
     numbers: dict[str, Any] = {"sums_asked": int(measured.arrays["sums/count"].sum())}
     choices = links[links.accuracy == "choice"]
     from_margin = choices[choices.smooth == "margin"]
     ends = {arm: from_margin[from_margin.arm == arm].late for arm in DATA_ARMS}
-    ends["rise_logprob"] = jumps[jumps.measure == "logprob"].rise
+    standard = jumps[jumps.arm == "standard"]
+    ends["rise_logprob"] = standard[standard.measure == "logprob"].rise
     for name, several in ends.items():
         for end, pick in (("least", min), ("most", max)):
             numbers[f"{name}_{end}"] = float(pick(several)) if len(several) else None
@@ -439,14 +435,7 @@ def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, 
     for measure in ("choice", "margin"):
         for column in ("rise", "jump"):
             numbers[f"{column}_{measure}"] = _largest(own[own.measure == measure], column)
-    standard = jumps[(jumps.measure == "margin") & (jumps.arm == "standard")]
-    numbers["rise_margin_standard"] = _largest(standard, "rise")
-    able = jumps[(jumps.measure == "logprob") & jumps.able.astype(bool)]
-    for name, column in (("jump_logprob", "share"), ("slow_logprob", "slow")):
-        numbers[name] = {
-            end: float(able[f"{column}{suffix}"].max())
-            for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
-        } if len(able) else None  # fmt: skip
+    numbers["rise_margin_standard"] = _largest(standard[standard.measure == "margin"], "rise")
     for name, smooth, column in (
         ("margin", "margin", "error"), ("logprob", "logprob", "error"),
         ("constant", "margin", "constant"),

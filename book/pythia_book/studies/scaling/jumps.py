@@ -2,10 +2,10 @@
 
 *Smooth* means that a curve bends on the scale of a doubling of the tokens read, not faster: it is a
 cubic spline in the logarithm of the step, with a knot at every doubling. A *jump* comes on top of
-it, from one checkpoint to the next, or evenly over a given share of training (`width`). It is
-sought at every checkpoint after a quarter of training: before that, no run on the deduplicated text
-chose right answers more often than by chance. A jump is compared with the rise over the same part
-of training, since it can be no part of a rise that comes before.
+it, from one checkpoint to the next. It is sought at every checkpoint after a quarter of training:
+before that, no run on the deduplicated text chose right answers more often than by chance. A jump
+is compared with the rise over the same part of training, since it can be no part of a rise that
+comes before.
 
 All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
 what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
@@ -103,15 +103,12 @@ def window_of(steps: np.ndarray) -> np.ndarray:
     return (steps > 0) & (steps * 2**DOUBLINGS >= steps.max(initial=0))
 
 
-def find_jumps(
-    steps: np.ndarray, curves: np.ndarray, seed: int = 0, width: float = 0.0
-) -> Jumps | None:
+def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | None:
     """Seek jumps in the mean of the curves of several clusters of items.
 
     Args:
         steps: int[checkpoints], ascending. curves: float[checkpoints, clusters].
         seed: of the simulated curves.
-        width: share of training that a jump takes; it takes at least one checkpoint.
 
     Returns:
         None if there are fewer than FEWEST checkpoints in the window, or the curves do not vary.
@@ -122,7 +119,7 @@ def find_jumps(
     window, values = steps[inside], np.asarray(curves[inside], np.float64)
     scale = _item_errors(values)
     relative = tuple((scale / scale.mean()).tolist())
-    design = _Design(tuple(window.tolist()), relative, width)
+    design = _Design(tuple(window.tolist()), relative)
     scaled = values / design.scale[:, None]
     noise = design.noise(scaled.mean(1)[None])
     n = values.shape[1]
@@ -224,7 +221,7 @@ class _Design:
             log-likelihood.
     """
 
-    def __init__(self, window: tuple[int, ...], scale: tuple[float, ...], width: float) -> None:
+    def __init__(self, window: tuple[int, ...], scale: tuple[float, ...]) -> None:
         self.scale = np.array(scale)
         basis = _spline(window) / self.scale[:, None]
         inverse = np.linalg.pinv(basis)
@@ -234,12 +231,8 @@ class _Design:
         at = np.array(window)
         early = at * 2**SOUGHT < at[-1]
         places = np.arange(max(EDGE, int(early.sum())), length - EDGE + 1)
-        starts = at[places - 1]
-        takes = np.maximum(width * at[-1], at[places] - starts)
-        whole = starts + takes <= at[-EDGE]
-        self.places = places[whole]
-        grown = (at - starts[whole, None]) / takes[whole, None]
-        self.jumps = np.clip(grown, 0, 1) / self.scale
+        self.places = places
+        self.jumps = (np.arange(length) >= places[:, None]) / self.scale
         bare = self.jumps - self.jumps @ self.hat  # what a spline cannot fit of each jump
         self.norms = (bare**2).sum(1)
         self.jump_weights = bare / self.norms[:, None]

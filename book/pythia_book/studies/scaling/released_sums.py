@@ -82,9 +82,13 @@ def values(released: Tables, draws: int) -> dict[str, Any]:
     on LAMBADA, mean of both texts, over the sizes that were asked sums. All are in percent.
     """
     test = share_of_two_sizes(released, draws)
-    numbers: dict[str, Any] = {
-        "released_sums_share": test.estimate.interval() if test.estimate else None
-    }
+    share = test.estimate.interval() if test.estimate else None
+    return {"released_sums_share": share} | _shares(released) | _over_training(released)
+
+
+def _shares(released: Tables) -> dict[str, float | None]:
+    """Return the values `released_sums_least`, `..._most` and those on LAMBADA (see `values`)."""
+    numbers: dict[str, float | None] = {}
     sums, shares = released.get("sums"), []
     if sums is not None and len(sums):
         last = sums[sums.step == OFFICIAL_STEPS]
@@ -99,7 +103,7 @@ def values(released: Tables, draws: int) -> dict[str, Any]:
             last = lambada[(lambada.step == OFFICIAL_STEPS) & lambada.model.isin(sums.model)]
             share = _share(last.groupby("model")[column].mean())
         numbers[f"released_{name}_share"] = share
-    return numbers | _over_training(released)
+    return numbers
 
 
 def _share(by_model: pd.Series) -> float:

@@ -98,13 +98,28 @@ def test_few_checkpoints_or_equal_scores_have_no_jumps() -> None:
     assert find_jumps(STEPS, np.zeros((len(STEPS), 20))) is None
 
 
-def test_a_jump_over_a_twentieth_of_training_is_found_by_its_width() -> None:
-    start = 280
-    ramp = 0.1 * np.clip((STEPS - start) / (0.05 * STEPS[-1]), 0, 1)
-    curves = [noisy_curves(seed, late_rise(STEPS, 0.25, 0.35) + ramp) for seed in range(8)]
-    estimates = [find_jumps(STEPS, c, i, 0.05).largest() for i, c in enumerate(curves)]
-    assert sum(e.low > 0 for e in estimates) >= 7
-    assert np.mean([e.value for e in estimates]) == pytest.approx(0.1, abs=0.025)
+def test_a_rise_before_jumps_are_sought_is_not_counted() -> None:
+    early = 0.25 + 0.2 / (1 + np.exp(-6 * (np.log2(np.maximum(STEPS, 1)) - 6)))
+    rises = [find_jumps(STEPS, noisy_curves(seed, early), seed).rise for seed in range(10)]
+    assert np.mean([rise.value for rise in rises]) == pytest.approx(0, abs=0.03)
+    given = measured({size: 8 * (early - 0.25) for size in SIZES})
+    assert "no run rises so much" in pick(verdicts(given), "no run jumps in the margin")["reason"]
+
+
+def test_shares_of_the_rise_cover_a_planted_one_and_able_runs_see_it() -> None:
+    """A jump of half of the rise, as large as runs that are able should see in 80 % of cases."""
+    mean = late_rise(STEPS, 0.25, 0.37)
+    before = mean[np.flatnonzero(STEPS >= 143)[0] - 1]
+    jump = mean[-1] - before
+    shares, seen = [], []
+    for seed in range(40):
+        own = find_jumps(STEPS, noisy_curves(seed, mean + jump * (STEPS >= 300), sd=0.006), seed)
+        (_, low, high), least, critical = emergence._share(own, [own])
+        shares.append(low <= 50 <= high)
+        if emergence._able(own, least, critical):
+            seen.append(own.largest(critical).low > 0)
+    assert np.mean(shares) >= 0.93
+    assert len(seen) >= 20 and np.mean(seen) >= 0.8
 
 
 # --- links -----------------------------------------------------------------------------------
@@ -212,8 +227,7 @@ def test_each_run_is_judged_by_its_own_rise() -> None:
     margins["310k"] = 0.6 * (STEPS >= 340)
     given = measured(margins)
     params = Params(sizes=",".join(SIZES))
-    sought = [emergence.all_jumps(params, given, width) for width in (0.0, emergence.SLOW)]
-    table = emergence.jumps_table(params, *sought)
+    table = emergence.jumps_table(params, emergence.all_jumps(params, given))
     own = table[(table["size"] == "310k") & (table.measure == "margin")].iloc[0]
     assert own.able and own.share_low > 50 and own.jump < 0.5 * table.rise.max()
     assert emergence.largest_jump(table, "margin").estimate.low > 50
@@ -271,7 +285,7 @@ def pick(rows: dict[str, dict], words: str) -> dict:
 
 
 def test_smooth_margins_are_no_jump_and_predict_choices() -> None:
-    rows = verdicts(measured({s: late_rise(STEPS, 0, 0.6 + 0.3 * i) for i, s in enumerate(SIZES)}))
+    rows = verdicts(measured({s: late_rise(STEPS, 0, 1 + 0.3 * i) for i, s in enumerate(SIZES)}))
     assert pick(rows, "no run jumps in choices")["verdict"] == "holds"
     assert pick(rows, "no run jumps in the margin")["verdict"] == "holds"
     assert pick(rows, "from the margin at sizes left out")["verdict"] == "holds"
@@ -328,6 +342,18 @@ def test_steepness() -> None:
     assert (share, place) == (pytest.approx(0.7 / 0.9), 3)
     assert released_sums.steepness(np.array([3.0, 2.0, 1.0])) == (pytest.approx(0.5), 1)  # a fall
     assert np.isnan(released_sums.steepness(np.zeros(4))[0])
+
+
+def test_lambada_counts_only_sizes_that_were_asked_sums() -> None:
+    nats = {"70m": 9.0, "160m": 4.0, "410m": 3.0, "1b": 2.0}
+    lambada = pd.DataFrame({"model": nats.keys(), "step": 143_000, "nats": nats.values()})
+    lambada["value"] = -lambada.nats
+    sums = pd.DataFrame({"model": list(nats)[1:], "step": 143_000, "value": [0.1, 0.1, 0.9],
+                         "operation": "subtraction", "shots": 0})  # fmt: skip
+    numbers = released_sums._shares({"sums": sums, "lambada": lambada})
+    assert numbers["released_lambada_share"] == pytest.approx(50)
+    assert numbers["released_lambada_nats_share"] == pytest.approx(50)
+    assert numbers["released_sums_most"] == pytest.approx(100)
 
 
 def test_what_two_sizes_make_of_released_sums_is_no_test() -> None:
