@@ -91,7 +91,9 @@ def over_training(result: Result) -> Drawing:
     tables = {TITLES[task]: style.rows_where(accuracy, task=task) for task in shown}
     tables["last words, ours"] = result.tables["last_words"]
     note = f"{first}-shot, standard half; bands: 95 % intervals of the largest; dotted: guessing"
+    note = "; ".join(filter(None, (note, style.seed_note(result, "last_word"))))
     with _task_panels(result, list(tables), note) as (figure, axes):
+        style.seed_band(axes[-1], result, result.tables["last_words"], "percent", "last_word", 100)
         for ax, table in zip(axes, tables.values(), strict=True):
             style.size_curves(ax, table, "percent", sizes, 100, sizes[-1:], markersize=2)
         for ax, task in zip(axes, shown, strict=False):
