@@ -263,7 +263,7 @@ def test_runs_share_weights_and_batches_and_a_lost_checkpoint_is_a_gap(
     assert "no released numbers" in figures.training_maps(result).svg
     values = result.values | {"map_agreement": {"value": 90.0, "low": 80.0, "high": 100.0}}
     drawn = figures.training_maps(replace(result, released=maps(), values=values))
-    assert drawn.description.endswith("90.0 % of checkpoints")
+    assert drawn.description.endswith("90 % of checkpoints")
 
     again = seeds.run(params, progress=False)
     for name, table in tables.items():
