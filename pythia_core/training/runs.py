@@ -45,9 +45,9 @@ from pythia_core.training.checkpoint import (
     steps_with_weights,
     weight_hashes,
 )
-from pythia_core.training.descent import TESTED_UP_TO, continues
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.gpu_sharing import admission_gate, limit_memory
+from pythia_core.training.lineage import TESTED_UP_TO, continues
 from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run

@@ -8,7 +8,7 @@ if they are split into other files.
 
 Steps may also be from another run than step 0, as reported of pythia-160m-weight-seed1 and 2
 (#203). All hashes then differ, so the early steps of a local folder are compared with step 0
-(pythia_core.training.descent).
+(pythia_core.training.lineage).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pythia_book.released import download
 from pythia_core.errors import CheckpointError, PythiaError
 from pythia_core.hf import WEIGHTS, Weights, lfs_pointer, local_folder, step_of
 from pythia_core.training.checkpoint import MANIFEST, load_checkpoint, sha256_tensors
-from pythia_core.training.descent import TESTED_UP_TO, continues
+from pythia_core.training.lineage import TESTED_UP_TO, continues
 from pythia_core.training.schedule import OFFICIAL_STEPS, checkpoint_steps
 from pythia_core.util.files import file_sha256
 from pythia_core.util.progress import bar as progress_bar

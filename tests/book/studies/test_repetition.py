@@ -238,6 +238,18 @@ def test_the_choice_of_the_best_checkpoint_does_not_favour_it() -> None:
     assert abs(losses.rise("38k", 16).mean()) < 3 * 0.1 * 2**0.5 / 10
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.3])
+def test_a_planned_stop_gains_what_is_planted(gain: float) -> None:
+    """There are more checkpoints than planned stops, which gives them no advantage."""
+    params, rng = Params(sizes="38k", seeds=100), np.random.default_rng(0)
+    arrays = {
+        name_of("loss", "38k", 16, epochs): rng.normal(4 - gain, 0.1, (100, 1, 2))
+        for epochs in (1, 2, 4, 8)
+    } | {name_of("loss", "38k", 16, 16): rng.normal(4, 0.1, (100, 16, 2))}
+    change = Losses(params, Measurements(arrays, {})).planned("38k", 16)
+    assert abs(change.mean() + gain) < 3 * 0.1 * 2**0.5 / 10
+
+
 def test_a_planted_law_is_recovered_and_predicts_best() -> None:
     laws = fitted(DECAYING)
     for name, truth in (("data_rate", 1 / 6), ("alpha", 0.3), ("beta", 0.4), ("E", 3.0)):
@@ -352,18 +364,31 @@ def verdicts(rows: list[dict]) -> list[str]:
 
 def test_claims_can_hold_and_fail() -> None:
     rows = judged(HURTING)
-    assert [row["kind"] for row in rows] == (["claim"] * 4 + ["hypothesis"] * 4 + ["premise"] * 2)
+    assert [row["kind"] for row in rows] == (["claim"] * 4 + ["hypothesis"] * 3 + ["premise"] * 3)
     found = verdicts(rows)
     assert found[:2] == ["contradicted", "contradicted"]
-    assert found[4:7] == ["holds"] * 3, "the rise, the penalty, and the larger size first"
-    assert found[8:] == ["holds", "holds"]
-    assert "tested at up to 674,000 parameters" in rows[0]["ours"]["note"]
+    assert found[4:6] == ["holds"] * 2, "the penalty, and the larger size first"
+    assert found[7:] == ["holds"] * 3
+    for row, tokens in zip(rows, ("131,072", "32,768"), strict=False):
+        words = f"tested at up to 674,000 parameters, on {tokens} different tokens"
+        assert words in row["ours"]["note"]
     found = verdicts(judged(AS_FRESH))
     assert found[:2] == ["reproduced", "reproduced"]
     assert found[2] == "not testable here", "the law does not decay"
-    assert found[4] in ("not resolved", "does not hold") and found[8] != "holds"
+    assert found[8] in ("not resolved", "does not hold"), "the rise"
+    assert found[7] != "holds"
     decaying = verdicts(judged(DECAYING))
     assert decaying[3] == "reproduced" and decaying[9] == "holds"
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.2, "holds"), (-0.2, "does not hold")])
+def test_planned_stops_can_be_better_or_worse(gain: float, verdict: str) -> None:
+    measured = planted(HURTING)
+    for size in SIZES:
+        for epochs in (1, 2, 4, 8):
+            measured.arrays[name_of("loss", size, 16, epochs)] -= gain
+    rows = judge(claims.claims(Losses(PARAMS, measured), Laws(0, 0, 0)))
+    assert "planned to stop early" in rows[6]["claim"] and verdicts(rows)[6] == verdict
 
 
 def test_one_seed_has_no_intervals_and_missing_runs_are_gaps() -> None:

@@ -19,11 +19,12 @@ from functools import partial
 import numpy as np
 
 from pythia_book.conduct import conduct
-from pythia_book.studies.repetition import claims as c
+from pythia_book.studies.repetition.claims import claims
 from pythia_book.studies.repetition.fits import fit_laws
 from pythia_book.studies.repetition.losses import Losses
 from pythia_book.studies.repetition.params import STUDY, Params
 from pythia_book.studies.repetition.tables import tables
+from pythia_book.studies.repetition.values import values
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import DataError
 from pythia_core.suite import DEDUP, SUITE_SEED, scale_named
@@ -38,7 +39,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     """Compute tables, values and claims from the measurements; `released` is not used."""
     losses = Losses(params, measured)
     laws = fit_laws(losses)
-    return tables(losses, laws), c.values(losses, laws), c.claims(losses, laws)
+    return tables(losses, laws), values(losses, laws), claims(losses, laws)
 
 
 def check_rows(params: Params, progress: bool = True) -> None:

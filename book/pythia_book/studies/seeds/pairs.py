@@ -36,13 +36,13 @@ def compare(
     `own`: distance of the second run from its step 0;
     `between`: distance between the two runs; both in units of that between the step-0 checkpoints;
     `loss`: difference between the held-out losses of the two runs, in nats per token;
-    `descent`: see pythia_core.training.descent, of the second run.
+    `descent`: lineage score of the second run, see pythia_core.training.lineage.
 
     The second result is the number of checkpoints that could not be read.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_core.errors import CheckpointError
-    from pythia_core.training.descent import descent, distance
+    from pythia_core.training.lineage import distance, lineage_score
 
     one, two = ((params.size, SUITE_SEED, seed) for seed in (1, 2))
     steps = params.weight_steps
@@ -77,7 +77,7 @@ def compare(
                 arrays[name_of(OWN, pair)][i] = distance(start, second) / unit
                 arrays[name_of(BETWEEN, pair)][i] = distance(first, second) / unit
                 arrays[name_of(LOSS, pair)][i] = losses[1] - losses[0]
-                arrays[name_of(DESCENT, pair)][i] = descent(start, second)
+                arrays[name_of(DESCENT, pair)][i] = lineage_score(start, second)
     return arrays, len(used) - len(weights)
 
 

@@ -95,7 +95,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_book.studies.registry import train_all
-    from pythia_core.training.descent import DESCENDS, TESTED_UP_TO
+    from pythia_core.training.lineage import SAME_LINEAGE, TESTED_UP_TO
 
     configs: dict[Any, RunConfig] = {cell: params.config(cell) for cell in params.cells}
     configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
@@ -148,7 +148,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     facts = {
         "neighbour_loss": other,
         "gaps": n_gaps + len(gaps) + unread,
-        "descent_bound": DESCENDS,
+        "descent_bound": SAME_LINEAGE,
         "tested_up_to": TESTED_UP_TO,
     }
     return Measurements(arrays | pairs, facts, [*runs.values(), neighbour])

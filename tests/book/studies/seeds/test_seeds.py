@@ -141,6 +141,13 @@ def test_claims_hold_or_fail_with_the_data() -> None:
     assert verdicts(many, planted(many))["order"] == "reproduced"
 
 
+def test_a_note_says_what_the_first_bound_would_have_found() -> None:
+    params = Params("smoke", seeds=3, apart_seeds=10)
+    for order, words in ((0.02, "would have called"), (0.2, "would not have called")):
+        _, _, claims = seeds.analyse(params, planted(params, order=order), {})
+        assert words in claims[0].ours.note
+
+
 def test_a_decoupled_pair_that_looks_sound_fails_the_check() -> None:
     params = Params("smoke", **FEW)
     for pair, score in (("sound", 2.0), ("decoupled", 7.0)):
@@ -256,7 +263,7 @@ def test_runs_share_weights_and_batches_and_a_lost_checkpoint_is_a_gap(
     assert "no released numbers" in figures.training_maps(result).svg
     values = result.values | {"map_agreement": {"value": 90.0, "low": 80.0, "high": 100.0}}
     drawn = figures.training_maps(replace(result, released=maps(), values=values))
-    assert drawn.description.endswith("90.0 % of checkpoints")
+    assert drawn.description.endswith("90 % of checkpoints")
 
     again = seeds.run(params, progress=False)
     for name, table in tables.items():

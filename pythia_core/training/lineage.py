@@ -27,7 +27,7 @@ from torch import Tensor
 
 TESTED_UP_TO = 64
 """The last step that is tested."""
-DESCENDS = 6.0
+SAME_LINEAGE = 6.0
 """A step with a score above this continues from step 0. Independent weights exceed it with a
 probability of at most exp(-18), below 2e-8."""
 EXPECTED = 24.0
@@ -35,7 +35,7 @@ EXPECTED = 24.0
 kept only half of its initial weights would still have a score of about 12."""
 
 
-def descent(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> float:
+def lineage_score(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> float:
     """Return the score of a step, whose standard deviation is 1 if it does not depend on `initial`.
 
     Only weight matrices count: biases and LayerNorms do not start at random values. The result is
@@ -52,7 +52,7 @@ def continues(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> boo
     weights have moved so far that even a true descendant would have a low score.
     """
     products, root, own = _sums(initial, later)
-    if products > DESCENDS * root:
+    if products > SAME_LINEAGE * root:
         return True
     return False if root and math.inf > own >= EXPECTED * root else None
 

@@ -9,8 +9,8 @@ import torch
 from tiny_models import random_model, tiny
 from tiny_training import batch_at, config
 
-from pythia_core.training.descent import DESCENDS, EXPECTED, continues, descent, distance
 from pythia_core.training.execution import EAGER
+from pythia_core.training.lineage import EXPECTED, SAME_LINEAGE, continues, distance, lineage_score
 from pythia_core.training.trainer import Trainer
 
 
@@ -28,9 +28,9 @@ def test_independent_weights_reach_the_bound_about_as_often_as_a_normal_variable
     """The null: whatever the later weights are, even all of one sign."""
     one_sided = {"a.weight": torch.rand(64, 64) + 1}
     for later in (one_sided, matrices(-1), {"a.weight": 50 * matrices(-2)["a.weight"]}):
-        scores = torch.tensor([descent(matrices(seed), later) for seed in range(400)])
+        scores = torch.tensor([lineage_score(matrices(seed), later) for seed in range(400)])
         assert abs(scores.mean()) < 0.15 and 0.9 < scores.std() < 1.1
-        assert scores.abs().max() < DESCENDS
+        assert scores.abs().max() < SAME_LINEAGE
 
 
 @pytest.mark.parametrize("n", [32, 64, 256])
@@ -41,18 +41,18 @@ def test_descendants_are_never_said_to_be_of_another_run(moved: float, n: int) -
     assert distance(first, later) == pytest.approx(moved * distance(change, {
         name: torch.zeros_like(t) for name, t in change.items()}), rel=1e-6)  # fmt: skip
     expected = n / math.sqrt(3 + moved**2)
-    assert descent(first, later) == pytest.approx(expected, abs=3)
+    assert lineage_score(first, later) == pytest.approx(expected, abs=3)
     assert continues(first, later) is not False
-    assert continues(first, later) or expected < 2 * DESCENDS
+    assert continues(first, later) or expected < 2 * SAME_LINEAGE
     unrelated = n / math.sqrt(1 + moved**2)  # what a descendant as long as this would score
     assert continues(matrices(3, n), later) is (False if unrelated > EXPECTED else None)
 
 
 def test_norms_biases_and_other_shapes_do_not_count() -> None:
     first, other = matrices(1), matrices(2)
-    score = descent(first, other)
-    assert score == descent(first, {"a.weight": other["a.weight"]})
-    assert math.isnan(descent(first, {"a.weight": torch.zeros(3, 3)}))
+    score = lineage_score(first, other)
+    assert score == lineage_score(first, {"a.weight": other["a.weight"]})
+    assert math.isnan(lineage_score(first, {"a.weight": torch.zeros(3, 3)}))
 
 
 def test_what_cannot_be_compared_cannot_be_told() -> None:
@@ -80,8 +80,8 @@ def test_files_in_half_precision_are_compared(dtype: torch.dtype) -> None:
 def test_tied_matrices_count_once() -> None:
     later = {"a.weight": matrices(-1)["a.weight"], "out.weight": matrices(-1)["a.weight"]}
     tied = [matrices(seed) for seed in range(400)]
-    scores = [descent(one | {"out.weight": one["a.weight"]}, later) for one in tied]
-    assert scores == [descent(one, later) for one in tied]
+    scores = [lineage_score(one | {"out.weight": one["a.weight"]}, later) for one in tied]
+    assert scores == [lineage_score(one, later) for one in tied]
     assert 0.9 < torch.tensor(scores).std() < 1.1  # counted twice: 1.41
 
 
