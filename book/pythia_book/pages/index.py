@@ -245,7 +245,8 @@ FINDINGS = {
                 HOLDS,
             ),
             (
-                "Over seeds, the trace of a row at the end hardly depends on when 25k read it.",
+                "Over seeds, the trace of a row at the end hardly depends on when 25k read it, on "
+                "a straight line through all of training.",
                 OURS,
                 FAILS,
             ),

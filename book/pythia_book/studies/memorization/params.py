@@ -30,14 +30,14 @@ COHORTS = (13, 33, 53, 73, 93, 113, 133)
 """Evenly spaced checkpoints at which cohorts begin. A cohort is read up to the next of the 143
 checkpoints. Its loss is followed over the checkpoints around all cohorts, most of which large runs
 keep for other studies, too."""
-FIRST = 10
+FIRST_LOOK = 10
 """Evenly spaced checkpoints from the beginning of a cohort to the first look at it."""
-AHEAD = 2
+PERSISTENT_AFTER = 2
 """A trace is persistent if it is there when the second cohort after its own begins."""
 BASE, FLOOR = 8, 116
 """Evenly spaced checkpoints from which the traces at the end are measured. From FLOOR on, the
 learning rate is at its minimum."""
-TRACED = (*sorted({i + k for i in COHORTS for k in (0, 1, FIRST)}), BASE, FLOOR)
+TRACED = (*sorted({i + k for i in COHORTS for k in (0, 1, FIRST_LOOK)}), BASE, FLOOR)
 """Evenly spaced checkpoints at which the loss of rows is measured."""
 INTERVAL = ["value", "low", "high"]
 """The columns of an estimate with its interval."""
@@ -103,7 +103,7 @@ class Params(StudyParams):
 
     def first_look(self, cohort: int) -> int:
         """Return the step of the first look at a cohort, given by its number."""
-        step = scale_named(self.scale).fork_step(COHORTS[cohort] + FIRST)
+        step = scale_named(self.scale).fork_step(COHORTS[cohort] + FIRST_LOOK)
         return max(self.cohorts[cohort][1], step)
 
     @property
@@ -116,12 +116,12 @@ class Params(StudyParams):
         return scale.fork_step(BASE), scale.fork_step(FLOOR), scale.steps
 
     @property
-    def settled(self) -> int:
+    def too_late(self) -> int:
         """The step from which a text is read too late to be looked at by the end of training.
 
         As at the first look, Adam's momentum must have applied what was read.
         """
-        return scale_named(self.scale).fork_step(N_LINEAR - FIRST)
+        return scale_named(self.scale).fork_step(N_LINEAR - FIRST_LOOK)
 
     @property
     def canary_steps(self) -> list[int]:

@@ -221,7 +221,9 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> 
         "most_shared": 100 * samples.MOST_SHARED,
         "fewest_events": MIN_EVENTS,
     }
-    for measure in ("residual", "trend", "floor_trend", "order"):
+    for measure in (
+        "residual", "trend", "first_half", "second_half", "floor_trend", "order", "placebo"
+    ):  # fmt: skip
         if e := traces.over_seeds(params, runs, measure):
             numbers[f"{measure}_seeds"] = e.interval()
     if run := runs.get((smallest, params.seed)):
@@ -236,6 +238,8 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> 
         "retained": run.retained.times(100),
         "residual": run.residual,
         "trend": run.trend,
+        "first_half": run.first_half,
+        "second_half": run.second_half,
         "floor_trend": run.floor_trend,
         "order_training": run.order("training"),
         "order_floor": run.order("floor"),

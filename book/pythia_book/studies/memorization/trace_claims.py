@@ -11,6 +11,10 @@ largest size with the default seed by a simpler measure: at the end, its rows re
 nats ahead, and this trace rose by 4 % of its mean per tenth of training (p = 0.013). So these two
 results of this run were known and are repeated here without a verdict. Results over seeds leave its
 seed out, because other sizes with this seed read the same rows in the same order.
+
+All runs had been recorded once when rows and canaries that are read last, canaries that are cut,
+and the default seed of results over seeds were left out. Hypotheses that this concerns say so, with
+their verdict in that record (`_left_out`). One got a verdict only by this, and now has none.
 """
 
 from __future__ import annotations
@@ -29,6 +33,11 @@ AFTER_PYTHIA = "ours, after section 3.2"
 OURS = "ours, stated before the recorded runs were measured"
 SEEN = "ours, stated after a first look at this run"
 KNOWN = "known beforehand: a forerunner of this study had measured this run"
+LATE, CUT = "rows read last", "canaries that are cut or read last"
+LATE_OF_SEEDS = f"{LATE}, and the seed of the first look,"
+LINE = "on a straight line through all of training"
+RATES_DIFFER = "smaller sizes have higher peak learning rates"
+ADDED = "added after the results were known"
 NATS = "nats per token"
 PER_TENTH = f"{NATS} per tenth of training"
 ORDER = "% of the mean trace per tenth of training"
@@ -47,8 +56,13 @@ def claims(params: Params, runs: dict[tuple[str, int], Traces]) -> list[Claim]:
         *_hypotheses(params, runs, run),
         *_order(params, runs, run),
         *_of_lesci(params, runs, run),
-        *_premises(run),
+        *_premises(params, runs, run),
     ]
+
+
+def _left_out(source: str, what: str, verdict: str) -> str:
+    """Add to a source what was left out after a first record, and the verdict of that record."""
+    return f"{source}; {what} were left out after a first record, in which it {verdict}"
 
 
 def _hypotheses(
@@ -56,8 +70,10 @@ def _hypotheses(
 ) -> list[Claim]:
     size, seeded = params.size_list[-1], params.seeded_size
 
-    def of_run(text: str, measure: str, unit: str = NATS, texts: str = "rows") -> Claim:
-        return Claim(text, OURS, _of_run(run, measure, rises, unit, texts), kind="hypothesis")
+    def of_run(
+        text: str, source: str, measure: str, unit: str = NATS, texts: str = "rows"
+    ) -> Claim:
+        return Claim(text, source, _of_run(run, measure, rises, unit, texts), kind="hypothesis")
 
     def known(text: str, measure: str, unit: str = NATS) -> Claim:
         e = run and getattr(run, measure)
@@ -65,11 +81,11 @@ def _hypotheses(
         return Claim(text, SEEN, test, kind="hypothesis")
 
     def of_seeds(text: str, measure: str, unit: str = NATS) -> Claim:
-        e = over_seeds(params, runs, measure)
-        return Claim(text, OURS, rises(e, unit, _seeds(params, runs)), kind="hypothesis")
+        e, source = over_seeds(params, runs, measure), _left_out(OURS, LATE_OF_SEEDS, "held")
+        return Claim(text, source, rises(e, unit, _seeds(params, runs)), kind="hypothesis")
 
     return [
-        of_run(f"Soon after reading a row once, {size} predicts it better.", "first"),
+        of_run(f"Soon after reading a row once, {size} predicts it better.", OURS, "first"),
         Claim(
             f"A quarter of training after reading a row once, {size} has lost part of its trace.",
             OURS,
@@ -78,10 +94,15 @@ def _hypotheses(
         ),
         known(f"At the end of training, {size} predicts rows read once better.", "residual"),
         of_seeds(f"Over seeds, {seeded} predicts rows read once better at the end.", "residual"),
-        known(f"In {size}, rows read later leave a larger trace at the end.", "trend", PER_TENTH),
+        known(
+            f"In {size}, rows read later leave a larger trace at the end, {LINE}.",
+            "trend",
+            PER_TENTH,
+        ),
         of_run(
             f"Among rows read at the minimum learning rate, too, later rows leave a larger trace "
             f"in {size}.",
+            _left_out(OURS, LATE, "held"),
             "floor_trend",
             PER_TENTH,
         ),
@@ -91,21 +112,28 @@ def _hypotheses(
             "floor_trend",
             PER_TENTH,
         ),
-        of_run(f"At the end, {size} predicts canaries read once better.", "canary", NATS,
-               "canaries"),
+        of_run(
+            f"At the end, {size} predicts canaries read once better.",
+            _left_out(OURS, CUT, "held"),
+            "canary",
+            NATS,
+            "canaries",
+        ),
         of_run(
             "The trace of a canary grows with the number of times it is read.",
+            _left_out(OURS, CUT, "held"),
             "canary_dose",
             f"{NATS} per doubling",
             "canaries",
         ),
         of_run(
             "Of canaries read once at the minimum learning rate, later ones leave a larger trace.",
+            _left_out(OURS, CUT, "was not resolved"),
             "canary_floor",
             PER_TENTH,
             "canaries",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _order(params: Params, runs: dict[tuple[str, int], Traces], run: Traces | None) -> list[Claim]:
@@ -114,26 +142,35 @@ def _order(params: Params, runs: dict[tuple[str, int], Traces], run: Traces | No
     whole, floor = (run and run.order(scope) for scope in ("training", "floor"))
     seeds = over_seeds(params, runs, "order")
 
-    def ordered(e: Estimate | None, units: str, measured: object) -> Test:
-        if measured and not e:
-            return untestable(NO_TRACE, unit=ORDER)
-        return within(e, ORDER, units, TREND, LOSS)
+    def of_run(e: Estimate | None, reason: str) -> Test:
+        return untestable(reason, e, ORDER, _units(run, e) if run and e else "", LOSS)
 
-    def of_run(e: Estimate | None) -> str:
-        return _units(run, e) if run and e else ""
-
-    tests = {
-        f"How large a trace a row leaves in {size} at the end hardly depends on when it was read.": 
-            untestable(KNOWN, whole, ORDER, of_run(whole), LOSS),
-        f"Over seeds, the trace of a row at the end hardly depends on when {seeded} read it.":
-            ordered(seeds, _seeds(params, runs), further(params, runs)),
-        "Among rows read at the minimum learning rate, the trace at the end hardly depends on when "
-        f"{size} read them.":
-            ordered(floor, of_run(floor), run),
-    }  # fmt: skip
+    of_seeds = within(seeds, ORDER, _seeds(params, runs), TREND, LOSS)
+    if further(params, runs) and not seeds:
+        of_seeds = untestable(NO_TRACE, unit=ORDER)
+    rows = [
+        (
+            f"How large a trace a row leaves in {size} at the end hardly depends on when it was "
+            f"read, {LINE}.",
+            AFTER_PYTHIA,
+            of_run(whole, KNOWN),
+        ),
+        (
+            f"Over seeds, the trace of a row at the end hardly depends on when {seeded} read it, "
+            f"{LINE}.",
+            _left_out(AFTER_PYTHIA, LATE_OF_SEEDS, "did not hold"),
+            of_seeds,
+        ),
+        (
+            "Among rows read at the minimum learning rate, the trace at the end hardly depends on "
+            f"when {size} read them.",
+            _left_out(AFTER_PYTHIA, LATE, "was not resolved"),
+            of_run(floor, f"{LATE} were left out after the result was known"),
+        ),
+    ]
     return [
-        Claim(text, AFTER_PYTHIA, test, quote=LITTLE_IMPACT, kind="hypothesis")
-        for text, test in tests.items()
+        Claim(text, source, test, quote=LITTLE_IMPACT, kind="hypothesis")
+        for text, source, test in rows
     ]
 
 
@@ -149,14 +186,14 @@ def _of_lesci(
         Claim(
             "The larger a model, the larger the trace soon after reading.",
             LESCI,
-            _over_sizes(by_size, "first", NATS),
+            _by_size(by_size, "first", NATS),
             quote="memorisation (i) is stronger and more persistent in larger models",
         ),
         Claim(
             "The larger a model, the larger the part of the trace that is left a quarter of "
             "training later.",
             LESCI,
-            _over_sizes(by_size, "retained", "of the first trace"),
+            _by_size(by_size, "retained", "of the first trace"),
             quote="memorisation (i) is stronger and more persistent in larger models",
         ),
         Claim(
@@ -186,27 +223,36 @@ def _of_lesci(
     ]
 
 
-def _premises(run: Traces | None) -> list[Claim]:
-    rows = "Before they are read, rows that will be read change like rows that never are."
-    canaries = "Before they are read, canaries are predicted like those that are planted nowhere."
-    added = "added after the results were known"
-    if run is None:
-        return [
-            Claim(rows, OURS, within(None, NATS, "", PRETREND), kind="premise"),
-            Claim(canaries, "ours", untestable(added), kind="premise"),
-        ]
-    _, p, e = run.pretrends
-    note = f"parallel trends; joint test of all cohorts: p = {p:.2f}"
-    before = run.by_age(*AGES["before"])
-    return [
-        Claim(rows, OURS, within(e, NATS, _units(run, e), PRETREND, note), kind="premise"),
-        Claim(
-            canaries,
+def _premises(
+    params: Params, runs: dict[tuple[str, int], Traces], run: Traces | None
+) -> list[Claim]:
+    rows, canaries = within(None, NATS, "", PRETREND), untestable(ADDED)
+    if run is not None:
+        _, p, e = run.pretrends
+        note = f"parallel trends; joint test of all cohorts: p = {p:.2f}"
+        rows = within(e, NATS, _units(run, e), PRETREND, note)
+        before = run.by_age(*AGES["before"])
+        canaries = untestable(ADDED, before, NATS, _units(run, before, "canaries"))
+    placebo = over_seeds(params, runs, "placebo")
+    tests = [
+        (
+            "Before they are read, rows that will be read change like rows that never are.",
+            OURS,
+            rows,
+        ),
+        (
+            "Over seeds, before they are read, rows that "
+            f"{params.seeded_size} reads at the minimum learning rate change like rows never read.",
             "ours",
-            untestable(added, before, NATS, _units(run, before, "canaries")),
-            kind="premise",
+            untestable(ADDED, placebo, NATS, _seeds(params, runs)),
+        ),
+        (
+            "Before they are read, canaries are predicted like those that are planted nowhere.",
+            "ours",
+            canaries,
         ),
     ]
+    return [Claim(text, source, test, kind="premise") for text, source, test in tests]
 
 
 def _of_run(
@@ -230,12 +276,13 @@ def _seeds(params: Params, runs: dict[tuple[str, int], Traces]) -> str:
     return f"{len(further(params, runs))} seeds of {params.seeded_size}"
 
 
-def _over_sizes(by_size: dict[str, Traces], measure: str, unit: str) -> Test:
-    """Test that an estimate rises with model size, weighted by its precision at each size."""
+def _by_size(by_size: dict[str, Traces], measure: str, unit: str) -> Test:
+    """Show how an estimate changes with model size, weighted by its precision at each size."""
     estimates = {size: getattr(run, measure) for size, run in by_size.items()}
-    return size_trend(
+    rise = size_trend(
         {size: e.value for size, e in estimates.items()},
         unit,
         "which read the same rows in the same order",
         errors=[e.high - e.low for e in estimates.values()],
     )
+    return untestable(rise.reason or RATES_DIFFER, rise.estimate, rise.unit, rise.units)

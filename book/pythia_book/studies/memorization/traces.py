@@ -25,7 +25,7 @@ from pythia_book.studies.memorization.panel import (
     relative_trend,
     trend,
 )
-from pythia_book.studies.memorization.params import AHEAD, INTERVAL, Params
+from pythia_book.studies.memorization.params import INTERVAL, PERSISTENT_AFTER, Params
 from pythia_book.study import Measurements, name_of
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import learning_rate
@@ -45,8 +45,8 @@ POSITIONS = 6
 """The number of equal parts of training, and of the floor, in which rows are averaged."""
 FOLLOWED = 4
 """How many cohorts, the earliest ones, are followed over several ages."""
-MEASURES = ("first", "persistent", "retained", "residual", "trend", "floor_trend",
-            "canary", "canary_dose", "canary_floor")  # fmt: skip
+MEASURES = ("first", "persistent", "retained", "residual", "trend", "first_half", "second_half",
+            "floor_trend", "placebo", "canary", "canary_dose", "canary_floor")  # fmt: skip
 """What is estimated for every run (see `Traces`)."""
 COLUMNS: dict[str, list[str]] = {
     "profiles": ["size", "cohort", "step", "percent", "age", "n", *INTERVAL],
@@ -64,19 +64,23 @@ Lines = list[dict[str, Any]]
 class Traces:
     """The panels of one run, and the estimates of MEASURES, each a property.
 
-    - first: the mean trace of all cohorts at the first look at them, FIRST checkpoints on. Adam's
-      momentum spreads the effect of a batch over some ten updates, so it is not all there at once.
-    - persistent: that of all cohorts but the last AHEAD when the cohort AHEAD of them begins.
+    - first: the mean trace of all cohorts at the first look at them, FIRST_LOOK checkpoints on.
+      Adam's momentum spreads the effect of a batch over some ten updates, so it is not all there at
+      once.
+    - persistent: that of each cohort when the cohort PERSISTENT_AFTER places later begins.
     - retained: `persistent` as a share of what the same cohorts had at the first look.
     - residual: the mean trace at the end of rows from all of training.
-    - trend, floor_trend: how residual traces change per tenth of training with the position of the
-      row: over all of training, and over the part at the minimum learning rate.
+    - trend, first_half, second_half, floor_trend: how residual traces change per tenth of training
+      with the position of the row: over all of training, over each half of it, and over the part at
+      the minimum learning rate.
+    - placebo: how much further the loss of rows read at the minimum learning rate falls before they
+      are read than that of rows never read.
     - canary: the mean trace at the end of canaries read once.
     - canary_dose: how the trace of canaries changes per doubling of the readings. Canaries that are
       read more often were also read more recently, so dose and recency go together.
     - canary_floor: `floor_trend` for canaries read once.
 
-    Rows and canaries read once, after Params.settled, are left out at the end: their traces are
+    Rows and canaries read once, after Params.too_late, are left out at the end: their traces are
     still growing, which would look like an effect of order.
     """
 
@@ -132,7 +136,7 @@ class Traces:
 
     def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return rows, weights up to the start of a later cohort, and up to the first look."""
-        starts = [start for start, _ in self.params.cohorts[AHEAD:]]
+        starts = [start for start, _ in self.params.cohorts[PERSISTENT_AFTER:]]
         rows, later = self.pooled(range(len(starts)), starts)
         return rows, later, self._looks(len(starts))[1]
 
@@ -183,14 +187,20 @@ class Traces:
         """Return rows, weights up to the end, and the rows' positions in tenths of training.
 
         Args:
-            scope: "training", the even sample of all rows; or "floor", all rows read at the minimum
-                learning rate, whose fall begins with it.
+            scope: "training", the even sample of all rows; "first half" or "second half", the part
+                of this sample that is read in that half of training; or "floor", all rows read at
+                the minimum learning rate, whose fall begins with it.
         """
         base, floor, last = self.params.final_steps
-        start = base if scope == "training" else floor
-        rows = self.final.read_in(start, self.params.settled)
-        rows = rows[self.even[rows]] if scope == "training" else rows
-        weights = self.final.fall(start, last, len(rows))
+        start, stop = {
+            "training": (base, self.params.too_late),
+            "first half": (base, last // 2),
+            "second half": (last // 2, self.params.too_late),
+            "floor": (floor, self.params.too_late),
+        }[scope]
+        rows = self.final.read_in(start, stop)
+        rows = rows[self.even[rows]] if scope != "floor" else rows
+        weights = self.final.fall(floor if scope == "floor" else base, last, len(rows))
         return rows, weights, 10 * (self.final.read[rows] + 0.5) / last
 
     def mean_at_end(self, scope: str) -> Estimate:
@@ -206,8 +216,22 @@ class Traces:
         return trend(self.final, *self.at_end("training"))
 
     @property
+    def first_half(self) -> Estimate:
+        return trend(self.final, *self.at_end("first half"))
+
+    @property
+    def second_half(self) -> Estimate:
+        return trend(self.final, *self.at_end("second half"))
+
+    @property
     def floor_trend(self) -> Estimate:
         return trend(self.final, *self.at_end("floor"))
+
+    @property
+    def placebo(self) -> Estimate:
+        base, floor, last = self.params.final_steps
+        rows = self.final.read_in(floor, last)
+        return mean_trace(self.final, rows, self.final.fall(base, floor, len(rows)))
 
     def order(self, scope: str) -> Estimate | None:
         """Return the trend as a percentage of the mean trace in the same scope.
@@ -222,7 +246,7 @@ class Traces:
         """Yield the mean trace at the end for each of POSITIONS parts of training or the floor."""
         rows, weights, position = self.at_end(scope)
         base, floor, _ = self.params.final_steps
-        start, stop = base if scope == "training" else floor, self.params.settled
+        start, stop = base if scope == "training" else floor, self.params.too_late
         edges = 10 * np.linspace(start, stop, POSITIONS + 1) / self.last
         for low, high in pairwise(edges):
             inside = (position >= low) & (position < high)
@@ -233,7 +257,7 @@ class Traces:
 
     @property
     def _once(self) -> np.ndarray:
-        return self.canaries.read_in(0, self.params.settled)
+        return self.canaries.read_in(0, self.params.too_late)
 
     def _at_end(self, chosen: np.ndarray) -> np.ndarray:
         """Return weights for minus the loss of some canaries at the end."""
@@ -245,13 +269,13 @@ class Traces:
 
     @property
     def canary_floor(self) -> Estimate:
-        chosen = self.canaries.read_in(self.params.final_steps[1], self.params.settled)
+        chosen = self.canaries.read_in(self.params.final_steps[1], self.params.too_late)
         tenths = 10 * self.canaries.read[chosen] / self.last
         return trend(self.canaries, chosen, self._at_end(chosen), tenths)
 
     def _dosed(self, low: float, high: float) -> np.ndarray:
-        """Return the canaries read `low` to `high` times, those read once only before `settled`."""
-        late = self.canaries.read >= self.params.settled
+        """Return the canaries read `low` to `high` times, those read once only if not too late."""
+        late = self.canaries.read >= self.params.too_late
         planted = (self.canaries.read != NEVER) & ~late
         return np.flatnonzero(planted & (self.reads >= low) & (self.reads <= high))
 

@@ -102,15 +102,18 @@ def test_a_trace_by_hand() -> None:
 
 def test_rows_never_read_have_no_trace() -> None:
     """With some of them in the role of rows that were read, 5 % of the intervals exclude zero."""
-    rng, means, trends, joint = np.random.default_rng(1), [], [], []
+    rng, means, trends, relative, joint = np.random.default_rng(1), [], [], [], []
     for _ in range(400):
         panel = drawn(rng)
         rows, weights = pooled(panel, 2)
         means.append(mean_trace(panel, rows, weights))
         trends.append(trend(panel, rows, weights, panel.read[rows].astype(float)))
         joint.append(joint_test(panel, *placebo(panel))[1])
+        panel.loss[-2:, panel.read != NEVER] -= 0.3  # a trace that does not depend on order
+        relative.append(relative_trend(panel, rows, weights, panel.read[rows].astype(float)))
     assert 0.92 <= covered(means, 0) <= 0.98
     assert 0.92 <= covered(trends, 0) <= 0.98
+    assert 0.92 <= covered(relative, 0) <= 0.98
     assert 0.02 <= np.mean(np.array(joint) < 0.05) <= 0.08
 
 
@@ -207,7 +210,7 @@ def test_cohorts_and_the_floor_fit_the_scale(scale: str) -> None:
     assert {step for window in params.cohorts for step in window} <= set(params.cohort_steps)
     assert all(params.first_look(k) in params.cohort_steps for k in range(len(params.cohorts)))
     assert params.final_steps[1] >= lr_floor_step(last)
-    assert params.final_steps[1] < params.settled < last
+    assert params.final_steps[1] < params.too_late < last
     assert linear_step(FLOOR - 1, OFFICIAL_STEPS) < lr_floor_step(OFFICIAL_STEPS)
     kept = of_params.keep(params, of_params.configs(params)[params.size_list[0], "standard", 1234])
     if scale != "smoke":

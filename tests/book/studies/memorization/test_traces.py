@@ -122,8 +122,8 @@ def test_planted_traces_are_estimated_and_judged() -> None:
     for words in ("At the end of training, 600k", "In 600k, rows read later", ORDER["known"]):
         assert verdict(rows, words) == verdicts.NOT_TESTABLE, words
     assert verdict(rows, ORDER["seeds"]) == verdicts.HOLDS
-    assert verdict(rows, "larger a model, the larger the trace") == verdicts.REPRODUCED
-    assert verdict(rows, "larger the part of the trace") == verdicts.NOT_RESOLVED
+    assert verdict(rows, "larger a model, the larger the trace") == verdicts.NOT_TESTABLE
+    assert verdict(rows, "larger the part of the trace") == verdicts.NOT_TESTABLE
     assert verdict(rows, "too, later rows leave") == verdicts.NOT_RESOLVED
     assert verdict(rows, "profiles of a smaller") == verdicts.NOT_TESTABLE
     assert verdict(rows, "higher the learning rate") == verdicts.NOT_TESTABLE
@@ -138,10 +138,45 @@ def test_recency_is_seen_where_it_is_planted() -> None:
     assert run.canary_floor.low < 0.3 < run.canary_floor.high
     assert run.canary_floor.low > 0
     assert verdict(judged(measured(recency=-1.5)), "too, later rows leave") == verdicts.FAILS
+    assert verdict(rows, ORDER["floor"]) == verdicts.NOT_TESTABLE
+    assert run.order("floor").low > 0
+
+
+@pytest.mark.parametrize(("up", "down"), [(0.0, 0.0), (0.04, 0.02)])
+def test_each_half_of_training_has_its_own_slope(up: float, down: float) -> None:
+    """The trace rises by `up` per tenth over the first half, and falls by `down` from there."""
+    sample = measured()
+    for size, seed in PARAMS.members:
+        tenths = np.maximum(10 * sample.arrays[f"final_read/{seed}"] / LAST, 0)
+        shape = up * np.minimum(tenths, 5) - down * np.maximum(tenths - 5, 0)
+        name = f"final_loss/{size}/{seed}"
+        sample.arrays[name] = sample.arrays[name].astype(float) + [[1], [1], [0]] * shape
+    runs = traces.runs_of(PARAMS, sample)
+    for measure, slope_there in (("first_half", up), ("second_half", -down)):
+        estimates = [getattr(run, measure) for run in runs.values()]
+        assert sum(e.low <= slope_there <= e.high for e in estimates) >= len(estimates) - 2
+        assert all(e.high - e.low < 0.02 for e in estimates)
+        mean = traces.over_seeds(PARAMS, runs, measure)
+        assert mean.low < slope_there < mean.high
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.05])
+def test_a_difference_before_reading_is_seen(drift: float) -> None:
+    """Rows read at the minimum learning rate fall by `drift` more before they are read."""
+    sample = measured()
+    for size, seed in PARAMS.members:
+        late = sample.arrays[f"final_read/{seed}"] >= PARAMS.final_steps[1]
+        sample.arrays[f"final_loss/{size}/{seed}"][0, late] += drift
+    runs = traces.runs_of(PARAMS, sample)
+    estimates = [run.placebo for run in runs.values()]
+    assert sum(e.low <= drift <= e.high for e in estimates) >= len(estimates) - 2
+    assert not drift or all(e.low > 0 for e in estimates)
+    mean = traces.over_seeds(PARAMS, runs, "placebo")
+    assert mean.low < drift < mean.high
 
 
 def test_a_trace_that_is_still_growing_is_no_effect_of_order() -> None:
-    """Adam's momentum delays traces by up to FIRST checkpoints."""
+    """Adam's momentum delays traces by up to FIRST_LOOK checkpoints."""
     sample = measured(onset=38)
     run = traces.runs_of(PARAMS, sample)["600k", 1234]
     for e in (run.trend, run.floor_trend, run.canary_floor):
