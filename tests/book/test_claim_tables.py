@@ -114,7 +114,7 @@ def test_counts_in_words(papers: int, others: list[str], words: str) -> None:
 def test_values_in_words() -> None:
     gap = "\N{NO-BREAK SPACE}"
     known = {"value": 0.5, "low": None, "high": None, "unit": "%"}
-    assert measured_text(known) == f"0.500{gap}%"
+    assert measured_text(known) == f"0.5{gap}%"
     assert measured_text(known | {"value": 12345, "unit": ""}) == "12,345"
     assert measured_text(None) == measured_text(known | {"value": None}) == "\N{EN DASH}"
 

@@ -1,4 +1,4 @@
-"""A study that is killed anywhere and started again gives the tables of an undisturbed one."""
+"""A study that is killed and started again gives the tables of another, undisturbed run."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = (sys.executable, "-m", "pythia_core", "study", "repetition", "--scale", "smoke")
-COMMAND += ("-p", "sizes=7k")
-MOMENTS = (0.15, 0.3, 0.5, 0.8)
-"""Of the time that an undisturbed run takes: each about here."""
+STUDIES = {
+    "memorization": "sizes=7k",
+    "deduplication": "sizes=7k",
+    "repetition": "sizes=7k",
+    "scaling": "sizes=7k tasks=piqa limit=20",
+    "seeds": "seeds=2 apart_seeds=3",
+}
+"""Studies with parameters that make them short."""
 
 
-def start(results: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHIA_RESULTS": str(results)}
+def start(study: str, results: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pythia_core", "study", study, "--scale", "smoke"]
+    command += [word for each in STUDIES[study].split() for word in ("-p", each)]
     return subprocess.Popen(
-        COMMAND,
-        env=environment,
+        command,
+        env={**os.environ, "PYTHIA_RESULTS": str(results)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
-def tables(results: Path) -> dict[str, bytes]:
-    folder = results / "repetition" / "smoke"
+def tables(study: str, results: Path) -> dict[str, bytes]:
+    folder = results / study / "smoke"
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.csv"))}
 
 
 @pytest.mark.slow
 @pytest.mark.wheels
-def test_killed_at_random_moments_it_goes_on_to_the_same_tables(tmp_path: Path) -> None:
+@pytest.mark.parametrize("study", STUDIES)
+def test_killed_at_a_random_moment_it_goes_on_to_the_same_tables(
+    tmp_path: Path, study: str
+) -> None:
     started = time.monotonic()
-    assert start(tmp_path / "whole").wait(timeout=300) == 0
+    assert start(study, tmp_path / "whole").wait(timeout=300) == 0
     whole = time.monotonic() - started
-    moments = random.Random(0)
-    killed = 0
-    for moment in MOMENTS:
-        process = start(tmp_path / "killed")
-        try:
-            process.wait(timeout=whole * moment * moments.uniform(0.7, 1.1))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with its kernel and workers
-            process.wait()
-            killed += 1
-    assert killed
-    assert start(tmp_path / "killed").wait(timeout=300) == 0
-    assert tables(tmp_path / "killed") == tables(tmp_path / "whole") != {}
+    process = start(study, tmp_path / "killed")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=whole * random.Random(study).uniform(0.2, 0.8))
+    os.killpg(process.pid, signal.SIGKILL)  # with its kernel and workers
+    process.wait()
+    assert start(study, tmp_path / "killed").wait(timeout=300) == 0
+    assert tables(study, tmp_path / "killed") == tables(study, tmp_path / "whole") != {}

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book.clustered import crossed_mean
 from pythia_book.published.deduplication import BEFORE, EPOCH_STEP
 from pythia_book.published.means import mean_over_pairs
 from pythia_book.published.tables import CONVENTION, SAME, SAME_WHY
 from pythia_book.records import number_text
 from pythia_book.stats import Estimate, mean_over
-from pythia_book.studies.deduplication.crossed import crossed_mean
 from pythia_book.studies.deduplication.params import KNOWN_SD, MARGIN
 from pythia_book.studies.deduplication.tables import (
     HELDOUT,

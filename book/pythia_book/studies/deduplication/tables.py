@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.clustered import crossed_mean, ratio
 from pythia_book.corpora.pile_copies import (
     EPOCHS,
     MOST,
@@ -14,9 +15,7 @@ from pythia_book.corpora.pile_copies import (
     exact_shares,
 )
 from pythia_book.stats import Estimate, estimate, mean_over_known
-from pythia_book.studies.deduplication.crossed import crossed_mean
 from pythia_book.studies.deduplication.params import KNOWN_SD, KNOWN_STEP, MARGIN
-from pythia_book.studies.memorization.tables import ratio
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.suite import DATA_ARMS, DEDUP
 

@@ -2,8 +2,7 @@
 
 Rows from one planted text are mostly memorized together. So intervals are over *units* instead of
 rows (`Rows.unit`). All rows of a planted text are one unit. Of the other rows, those with the same
-continuation are one unit. For shares over thousands of units, intervals come from resampling the
-units (`ratio`). Results that a few units decide have t-intervals (`over_units`).
+continuation are one unit.
 
 Arguments: `memorized` and `eligible` (the rows to use) are bool[rows in training order]. `windows`
 has the window sizes, in rows, for tests of dispersion. `simulations` is the number of random orders
@@ -13,15 +12,16 @@ from which p-values are computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.clustered import over_units, ratio, share_over_units
 from pythia_book.published.tables import MODELS
-from pythia_book.stats import Estimate, exact_share, t_interval
+from pythia_book.stats import Estimate
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, NullDistribution
 from pythia_book.studies.memorization.params import EARLY, INTERVAL, Params
@@ -108,95 +108,6 @@ class Extracted:
     def n_first(self) -> int:
         """The number of rows that the earliest checkpoint had read; predictions use only these."""
         return self.params.steps("standard")[0] * self.measured.facts["batch_size"]
-
-
-def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum `columns`, float[n, k], over all rows, float[k], and over resamples, float[draws, k].
-
-    Whole texts are resampled; `text` has the text of each row. Texts with equal sums are drawn
-    together, which saves time without changing the distribution.
-    """
-    _, text = np.unique(text, return_inverse=True)
-    n_texts = int(text.max()) + 1 if len(text) else 0
-    sums = np.stack([np.bincount(text, c, minlength=n_texts) for c in columns.T], 1)
-    kinds, counts = np.unique(sums, axis=0, return_counts=True)
-    rng = np.random.default_rng(0)
-    times = rng.multinomial(n_texts, counts / n_texts, size=draws)
-    return columns.sum(0), times @ kinds
-
-
-def over_units(
-    columns: np.ndarray, unit: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
-) -> Estimate:
-    """Estimate a function of sums over rows, with a t-interval for independent units of rows.
-
-    The standard error is the jackknife's. The degrees of freedom are Satterthwaite's: the number of
-    units minus one, or less if a few units determine the result. For a single unit the interval is
-    NaN to NaN, and `df` is 0.
-
-    Args:
-        columns: float[n, k], the summands.
-        unit: int[n], a number that rows of the same unit share.
-        statistic: maps sums of the columns, float[..., k], to float[...].
-    """
-    _, index = np.unique(unit, return_inverse=True)
-    n = int(index.max(initial=-1)) + 1
-    sums = np.stack([np.bincount(index, column, minlength=n) for column in columns.T], 1)
-    value = float(statistic(sums.sum(0)))
-    if n < 2:
-        return Estimate(value, math.nan, math.nan, len(columns), 1, 0)
-    squares = (statistic(sums.sum(0) - sums) - value) ** 2
-    df = float(n - 1)
-    if squares.any():
-        df = min(df, float(2 * squares.sum() ** 2 / (squares**2).sum()))
-    return t_interval(value, float((n - 1) / n * squares.sum()) ** 0.5, df, len(columns), 1)
-
-
-def share_over_units(part: np.ndarray, whole: np.ndarray, unit: np.ndarray) -> Estimate:
-    """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
-
-    `part` and `whole` are bool[n]. The interval is that of `over_units` for the logit of the share.
-    For a share of 0 or 1, the interval is the exact binomial interval with units as trials.
-    """
-    n, k = int(whole.sum()), int((part & whole).sum())
-    if not n:
-        return Estimate(math.nan, math.nan, math.nan, 0, 1)
-    if k in (0, n):
-        units = len(np.unique(unit[whole]))
-        return replace(exact_share(units if k else 0, units), n_items=n)
-    columns = np.stack([part, whole], 1)[whole].astype(float)
-    e = over_units(columns, unit[whole], lambda sums: sums[..., 0] / sums[..., 1])
-    middle, half = _logit(e.value), (e.high - e.value) / e.value / (1 - e.value)
-    return replace(e, value=middle, low=middle - half, high=middle + half).mapped(_share, _logit)
-
-
-def _logit(share: float) -> float:
-    return math.log(share / (1 - share)) if 0 < share < 1 else math.copysign(math.inf, share - 0.5)
-
-
-def _share(logit: float) -> float:
-    return 0.0 if logit < -700 else 1 / (1 + math.exp(-logit))
-
-
-def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
-    """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
-
-    `part` and `whole` are bool[n]. The interval comes from resampling units. All rows with the
-    same number in `text` are one unit. For a share of 0 or 1, the interval is the exact binomial
-    interval with units as trials.
-    """
-    part = part & whole
-    n = int(whole.sum())
-    if not n:
-        return Estimate(math.nan, math.nan, math.nan, 0, 1)
-    total, drawn = resampled(np.stack([part, whole], 1)[whole].astype(int), text[whole], draws)
-    value = total[0] / total[1]
-    if value in (0.0, 1.0):
-        bound = 0.025 ** (1 / len(np.unique(text[whole])))
-        low, high = (0.0, 1 - bound) if value == 0 else (bound, 1.0)
-    else:
-        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    return Estimate(float(value), float(low), float(high), n, 1)
 
 
 def repetition_slope(memorized: np.ndarray, rows: Rows) -> Estimate:
