@@ -12,20 +12,8 @@ import numpy as np
 from pythia_book.published.tables import NO_RELEASED
 from pythia_book.records import number_text
 from pythia_book.stats import estimate, mean_over, slope
-from pythia_book.studies.scaling import released_sums
-from pythia_book.studies.scaling.emergence import (
-    ABRUPT,
-    MOST_ERROR,
-    largest_jump,
-    link_error,
-    link_gain,
-    over_size,
-    product,
-)
-from pythia_book.studies.scaling.links import LINKS
 from pythia_book.studies.scaling.released import PER_TENFOLD, Estimates
 from pythia_book.studies.scaling.released import claims as released_claims
-from pythia_book.studies.scaling.sums import MEASURES
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.verdicts import Claim, Test, passes, rises, untestable
 
@@ -133,76 +121,3 @@ def _prediction(prediction: pd.DataFrame) -> Test:
         f"{len(errors)} sizes, each predicted from the smaller ones",
         note=f"error of the best simpler rule ({RIVALS[rival]}) minus error of the law",
     )
-
-
-# --- emergence -------------------------------------------------------------------------------
-
-BEFORE = (
-    "stated when six checkpoints were known, at first of the standard half only; where jumps are "
-    "sought, what they are compared with, and that a constant must miss the bound was decided "
-    "with results at hand"
-)
-MIRAGE = "Schaeffer et al. 2023 (arXiv:2304.15004)"
-CONTINUOUS = (
-    "linear or continuous metrics produce smooth, continuous, predictable changes in model "
-    "performance"
-)
-
-
-def emergence_claims(
-    params: Params, measured: Measurements, tables: Tables, released: Tables
-) -> list[Claim]:
-    """Return the claim and the hypotheses on sums: abrupt or not, and through which metric."""
-    statements = [released_sums.claim(released, params.bootstrap)]
-    for measure, about in MEASURES.items():
-        smooth = about.unit == "nats"
-        statements.append(
-            Claim(
-                f"Over training, no run jumps in {about.name}: no step from one checkpoint to the "
-                f"next accounts for {100 * ABRUPT:.0f} % of the run's rise.",
-                f"ours, after {MIRAGE}, abstract, who speak of model size; {BEFORE}"
-                if smooth
-                else BEFORE,
-                quote=CONTINUOUS if smooth else "",
-                kind="hypothesis",
-                ours=largest_jump(tables["jumps"], measure),
-            )
-        )
-    statements.append(
-        Claim(
-            "The mean probability of the right answer, the product of the probabilities of its "
-            "tokens, predicts the share of exact answers within a factor of two.",
-            f"{MIRAGE}, section 2; the factor is ours",
-            ours=product(params, measured),
-        )
-    )
-    for accuracy, smooth_measure in LINKS:
-        pair = (tables["links"], accuracy, smooth_measure)
-        target, source = MEASURES[accuracy].name, MEASURES[smooth_measure].name
-        bound = MOST_ERROR[accuracy]
-        statements += [
-            Claim(
-                f"One curve predicts {target} from {source} at sizes left out, with a mean error "
-                f"below {bound:g} {'point' if bound == 1 else 'points'}.",
-                BEFORE,
-                kind="hypothesis",
-                ours=link_error(*pair),
-            ),
-            Claim(
-                f"This curve, from {source} to {target}, predicts better than the accuracy of the "
-                "other sizes at the same step on the same text, and than the best constant of "
-                "each text.",
-                f"{BEFORE}; the constant was added before scores were looked at",
-                kind="hypothesis",
-                ours=link_gain(*pair),
-            ),
-        ]
-    statements.append(
-        Claim(
-            "Choices among sums rise with size.",
-            "without this, nothing can emerge over our sizes",
-            kind="premise",
-            ours=over_size(tables["sums_end"]),
-        )
-    )
-    return statements

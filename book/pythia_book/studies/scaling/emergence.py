@@ -1,4 +1,4 @@
-"""Is the ability to add sudden over training, and does the metric make it so? Tables and tests.
+"""Is the ability to add sudden over training, and does the metric make it so? Tables and values.
 
 Bounds and hypotheses were written before any run was asked sums at more than six checkpoints, and
 a referee's objections then made the tests stricter. At first they were of the standard half only,
@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import LEVEL, Z_95, Estimate, mean_over, slope
-from pythia_book.studies.scaling.jumps import SOUGHT, Jumps, critical_over, find_jumps
+from pythia_book.stats import LEVEL, Z_95, mean_over
+from pythia_book.studies.scaling.jumps import Jumps, critical_over, find_jumps
 from pythia_book.studies.scaling.links import LINKS, Curves, fit_link, left_out
-from pythia_book.studies.scaling.released import PER_TENFOLD
 from pythia_book.studies.scaling.sums import MEASURES, PRODUCT, STORED, sum_curves
-from pythia_book.verdicts import POWER, Test, falls, rises, untestable, within
+from pythia_book.verdicts import POWER, Test, untestable, within
 from pythia_core.suite import DATA_ARMS, Cell
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ accuracy, at 1,000 sums with 30 % and with 3 % right."""
 FACTOR = 1.0
 """In doublings: the product of probabilities predicts exact answers within a factor of two."""
 FEWEST_SIZES = 3
-LEFT_OUT = "{} sizes, both runs of each predicted from the other sizes; second half of training"
 
 
 # --- over training ---------------------------------------------------------------------------
@@ -134,32 +132,6 @@ def _share(own: Jumps, of_all: list[Jumps]) -> tuple[tuple[float, float, float],
     return (100 * jump.value / rise.value, 100 * low, 100 * jump.high / least), least, critical
 
 
-def largest_jump(table: pd.DataFrame, measure: str) -> Test:
-    """Test that no run that can tell jumps by ABRUPT of its rise; `table`: see `jumps_table`."""
-    every = table[table.measure == measure]
-    if every.empty:
-        return untestable("no run has enough checkpoints, or the scores do not vary")
-    rows = every[every.able]
-    unit = MEASURES[measure].unit
-    if rows.empty:
-        reason = (
-            f"no run rises so much over the last {SOUGHT} doublings of training that a jump of "
-            f"{100 * ABRUPT:.0f} % of it would be seen with {100 * POWER:.0f} % power"
-        )
-        for seen in every[every.jump_low > 0].itertuples():
-            ends = f"{seen.jump:.2g} [{seen.jump_low:.2g}, {seen.jump_high:.2g}]"
-            reason += f"; yet {seen.size} {seen.arm} jumps by {ends} {unit} at step {seen.step}"
-        return untestable(reason)
-    e = Estimate(rows.share.max(), rows.share_low.max(), rows.share_high.max(), len(rows), 1)
-    top = rows.loc[rows.share.idxmax()]
-    note = (
-        f"the largest share is that of {top['size']} {top.arm} at step {top.step} ({top.jump:.2g} "
-        f"of {top.rise:.2g} {unit}); {len(rows)} of {len(every)} runs rise enough to tell"
-    )
-    units = f"{len(rows)} runs; noise between checkpoints and first operands"
-    return falls(e, "% of the run's rise", units, 100 * ABRUPT, note)
-
-
 # --- through the metric ----------------------------------------------------------------------
 
 
@@ -224,48 +196,6 @@ def _curves(
     return curves
 
 
-def link_error(links: pd.DataFrame, accuracy: str, smooth: str) -> Test:
-    """Test that a link predicts sizes left out with a mean error below MOST_ERROR."""
-    rows, reason = _testable(links, accuracy, smooth)
-    if not len(rows):
-        return untestable(reason)
-    by_size = rows.groupby("size").error.mean()
-    e, units = mean_over(by_size), LEFT_OUT.format(len(by_size))
-    bound, constant = MOST_ERROR[accuracy], rows.constant.mean()
-    if not reason and constant < bound:
-        reason = (
-            f"the best constant for each text errs by {constant:.2g} points, also below {bound:g}"
-        )
-    if reason:
-        return untestable(reason, e, "points", units)
-    return falls(e, "points", units, bound)
-
-
-def link_gain(links: pd.DataFrame, accuracy: str, smooth: str) -> Test:
-    """Test that a link predicts better than the better of two rivals: `same_step`, `constant`."""
-    rows, reason = _testable(links, accuracy, smooth)
-    if not len(rows):
-        return untestable(reason)
-    names = {"same_step": "the mean of the other sizes at the same step on the same text",
-             "constant": "the best constant for each text"}  # fmt: skip
-    by_size = rows.groupby("size")[["error", *names]].mean()
-    rival = str(by_size[list(names)].mean().idxmin())
-    e, units = mean_over(by_size[rival] - by_size.error), LEFT_OUT.format(len(by_size))
-    if reason:
-        return untestable(reason, e, "points", units)
-    note = f"error of the better rival ({names[rival]}) minus error of the curve"
-    return rises(e, "points", units, note=note)
-
-
-def _testable(links: pd.DataFrame, accuracy: str, smooth: str) -> tuple[pd.DataFrame, str]:
-    """Return the rows of a link, and why it is not testable; "" if it is."""
-    rows = links[(links.accuracy == accuracy) & (links.smooth == smooth)]
-    if rows.empty:
-        return rows, "fewer than three sizes on each text were asked sums"
-    span, needed = float(np.ptp(rows.late)), 2 * MOST_ERROR[accuracy]
-    return rows, _alike(span) if span < needed else ""
-
-
 def link_curves(params: Params, measured: Measurements) -> pd.DataFrame:
     """Return the links fitted to all runs and all sums, for drawing.
 
@@ -314,11 +244,11 @@ def product(params: Params, measured: Measurements) -> Test:
         f"to the share of exact answers ({100 * exact.mean():.2g} %), all runs together"
     )
     if span < 2 * MOST_ERROR["exact"]:
-        return untestable(_alike(span), e, "doublings", units, note)
+        return untestable(alike(span), e, "doublings", units, note)
     return within(e, "doublings", units, FACTOR, note)
 
 
-def _alike(span: float) -> str:
+def alike(span: float) -> str:
     """Return why accuracies that differ by `span` points at most test no link."""
     return f"all accuracies lie within {span:.2g} points, so that any constant would predict them"
 
@@ -342,16 +272,6 @@ def ends_table(params: Params, measured: Measurements) -> pd.DataFrame:
                 rows.append((size, arm, n, measure, *mean_over(curves[-1]).interval().values()))
     columns = ["size", "arm", "n_params", "measure", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def over_size(ends: pd.DataFrame) -> Test:
-    """Test that choices among sums rise with size at the end; `ends`: see `ends_table`."""
-    texts = ends[ends.measure == "choice"].groupby("n_params").value.agg(["mean", "count"])
-    rows = texts[texts["count"] == len(DATA_ARMS)]
-    e = slope(np.log10(rows.index), 100 * rows["mean"]) if len(rows) else None
-    if e is None:
-        return untestable("fewer than three sizes were asked")
-    return rises(e, PER_TENFOLD, f"{len(rows)} sizes, mean of both texts")
 
 
 # --- all tables, and numbers for prose --------------------------------------------------------

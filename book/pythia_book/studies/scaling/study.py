@@ -19,9 +19,10 @@ from pythia_book.published.scaling import released_tables
 from pythia_book.stats import estimate
 from pythia_book.studies.scaling import emergence, released_sums
 from pythia_book.studies.scaling import released as released_tests
-from pythia_book.studies.scaling.claims import claims, emergence_claims
+from pythia_book.studies.scaling.claims import claims
 from pythia_book.studies.scaling.laws import RULES, laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
+from pythia_book.studies.scaling.sum_claims import emergence_claims
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import MissingDependencyError
 from pythia_core.suite import scale_named, suite_configs

@@ -7,8 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book.studies.scaling import emergence, released_sums
-from pythia_book.studies.scaling.claims import emergence_claims
+from pythia_book.studies.scaling import emergence, released_sums, sum_claims
 from pythia_book.studies.scaling.jumps import critical_over, find_jumps
 from pythia_book.studies.scaling.links import (
     LINKS,
@@ -230,7 +229,7 @@ def test_each_run_is_judged_by_its_own_rise() -> None:
     table = emergence.jumps_table(params, emergence.all_jumps(params, given))
     own = table[(table["size"] == "310k") & (table.measure == "margin")].iloc[0]
     assert own.able and own.share_low > 50 and own.jump < 0.5 * table.rise.max()
-    assert emergence.largest_jump(table, "margin").estimate.low > 50
+    assert sum_claims.largest_jump(table, "margin").estimate.low > 50
 
 
 @pytest.mark.parametrize(("doublings", "verdict"), [(0, "reproduced"), (2, "contradicted")])
@@ -262,7 +261,7 @@ def test_choices_must_rise_with_size() -> None:
             pd.DataFrame({"measure": "choice", "arm": arm, "value": ends,
                           "n_params": 10.0 ** np.arange(4, 4 + len(ends))}) for arm in DATA_ARMS
         ])  # fmt: skip
-        premise = Claim("They rise.", "here", emergence.over_size(table), kind="premise")
+        premise = Claim("They rise.", "here", sum_claims.over_size(table), kind="premise")
         return judge([premise])[0]["ours"]["verdict"]
 
     assert verdict([0.25, 0.3, 0.36, 0.4]) == "holds"
@@ -273,7 +272,7 @@ def test_choices_must_rise_with_size() -> None:
 def verdicts(given: Measurements) -> dict[str, dict]:
     params = Params(sizes=",".join(SIZES), bootstrap=200)
     tables = emergence.tables_of(params, given)
-    rows = judge(emergence_claims(params, given, tables, {}))
+    rows = judge(sum_claims.emergence_claims(params, given, tables, {}))
     numbers = emergence.values(params, given, tables)
     assert numbers["sums_asked"] == OPERANDS * PER_OPERAND
     return {row["claim"]: row["ours"] or row["released"] for row in rows}
@@ -315,7 +314,7 @@ def test_a_link_can_beat_the_other_sizes_and_a_constant() -> None:
     tops = dict(zip(SIZES, (0.3, 0.3, 2.0, 2.0), strict=True))
     given = measured({size: late_rise(STEPS, 0, top) for size, top in tops.items()})
     links = emergence.links_table(Params(sizes=",".join(SIZES)), given)
-    gain = emergence.link_gain(links, "choice", "margin")
+    gain = sum_claims.link_gain(links, "choice", "margin")
     claim = Claim("It predicts better.", "here", gain, kind="hypothesis")
     assert judge([claim])[0]["ours"]["verdict"] == "holds"
 
