@@ -25,7 +25,7 @@ from pythia_core.training.schedule import N_CHECKPOINTS, checkpoint_steps
 BatchAt = Callable[[int], np.ndarray]
 
 KEEP_ALL_BYTES = 1e9
-"""A run keeps everything if its checkpoints take at most this many bytes, unless `Keep.small`."""
+"""A run keeps everything if its checkpoints take at most this many bytes (but: `prune_small`)."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class Keep:
     """Steps whose weights are kept, in addition to the last step of the run."""
     states: frozenset[int] = frozenset()
     """Steps whose full training state is kept, so that a fork can start from exactly that state."""
-    small: bool = False
-    """Whether a small run, too, keeps only these steps: for studies of a great many small runs."""
+    prune_small: bool = False
+    """Whether small runs are pruned, too: for studies of a great many small runs."""
 
     def __or__(self, other: Keep) -> Keep:
         return Keep(
-            self.weights | other.weights, self.states | other.states, self.small or other.small
+            self.weights | other.weights,
+            self.states | other.states,
+            self.prune_small or other.prune_small,
         )
 
 
@@ -64,7 +66,7 @@ def effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
     """Return `keep`, extended by the last step's weights; None if the run keeps everything."""
     if keep is None or os.environ.get("PYTHIA_KEEP_ALL") == "1":
         return None
-    if not (keep.small or is_large(config)):
+    if not (keep.prune_small or is_large(config)):
         return None
     return keep | Keep(frozenset({config.train.steps}))
 

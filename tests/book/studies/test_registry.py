@@ -69,8 +69,8 @@ def test_checkpoints_kept_for_each_kind_of_run() -> None:
     assert keep("gpu", fork) == Keep(kept_steps(DEDUPLICATED, fork)), "nothing forks from a fork"
     repeated = repetition.Params("gpu")
     arm, shorter = (repeated.config("2.7m", 0, 16, epochs) for epochs in (16, 8))
-    assert keep("gpu", arm) == Keep(kept_steps(REPEATED, arm), small=True)
-    assert keep("gpu", shorter) == Keep(kept_steps({143}, shorter), small=True)
+    assert keep("gpu", arm) == Keep(kept_steps(REPEATED, arm), prune_small=True)
+    assert keep("gpu", shorter) == Keep(kept_steps({143}, shorter), prune_small=True)
 
 
 def test_every_run_is_of_one_of_these_kinds() -> None:
@@ -82,7 +82,7 @@ def test_every_run_is_of_one_of_these_kinds() -> None:
         indices = (REPEATED if arm else {143}) if repeats else indices
         forked = indices is DEDUPLICATED and not run.intervention
         states = frozenset({791, 931} if forked else ())
-        kept = Keep(kept_steps(indices, run), states, small=repeats)
+        kept = Keep(kept_steps(indices, run), states, prune_small=repeats)
         expected = None if run in whole else kept
         assert keep("gpu", run) == expected
 

@@ -95,8 +95,8 @@ def test_small_runs_keep_the_requested_states_too(config: RunConfig) -> None:
 
 
 def test_a_study_of_many_small_runs_keeps_only_what_it_reads(config: RunConfig) -> None:
-    asked = Keep(frozenset({45}), small=True)
-    assert (Keep() | asked).small and (asked | Keep()).small
+    asked = Keep(frozenset({45}), prune_small=True)
+    assert (Keep() | asked).prune_small and (asked | Keep()).prune_small
     run = find_or_train(config, progress=False, keep=Keep() | asked)
     assert run.steps == [45, STEPS] and saved_steps(run.states) == []
     assert len(saved_steps(run.checkpoints)) == 154, "the hashes stay"

@@ -140,4 +140,4 @@ def keep(params: Params, run: RunConfig) -> Keep:
     """
     arm = run.train.steps == params.n_steps
     kept = kept_at(run, repeated=INDICES if arm else INDICES[-1:])
-    return replace(kept, small=run.data.epoch_policy == "rows")
+    return replace(kept, prune_small=run.data.epoch_policy == "rows")
