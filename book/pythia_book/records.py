@@ -663,6 +663,7 @@ def decimals_of(value: float) -> int:
     """Return the number of decimals, at most six, that shows three significant digits."""
     if not value or not math.isfinite(value):
         return 1
+    value = float(f"{value:.3g}")  # 0.009999 has the decimals of 0.0100
     return min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
 
 

@@ -287,6 +287,7 @@ def test_a_record_of_another_schema_is_refused(project: Path) -> None:
         ("7k, 25k", "7k, 25k"),
         (0.0, "0.0"),
         (0.05, "0.05"),
+        (0.0099999, "0.0100"),
         (5.0, "5"),
         ({"value": 0.7012, "low": 0.69, "high": 0.712}, "0.701 [0.690,\N{NO-BREAK SPACE}0.712]"),
         (

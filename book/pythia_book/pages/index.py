@@ -149,8 +149,8 @@ def twins(ax: Axes, run: SelectedRun) -> str:
     ax.axhspan(-margin, margin, color=style.GRID, linewidth=0, zorder=0)
     texts = []
     for name, table, colour in (
-        ("copies as in the Pile (bars: over seeds)", as_in_the_pile, BLUE),
-        ("a few passages up to 128 times (one seed; over rows)", heavy, ORANGE),
+        ("as in the Pile (bars: seeds)", as_in_the_pile, BLUE),
+        ("up to 128 times (bars: rows)", heavy, ORANGE),
     ):
         rows = table[table["size"].isin(sizes)]
         for row in rows.itertuples():

@@ -332,14 +332,9 @@ def sums_table(result: Result) -> Table:
         for measure, name in (("choice", "choice"), ("margin", "margin"), ("logprob", "log-prob.")):
             for jump in style.rows_where(jumps, size=size, arm=arm, measure=measure).itertuples():
                 row[f"Rise of {name}"] = interval(jump.rise, jump.rise_low, jump.rise_high)
-                if measure == "logprob" and jump.able:
-                    row["Its largest jump, %"] = interval(
-                        jump.share, jump.share_low, jump.share_high
-                    )
         rows.append(row)
     caption = (
-        "Sums by run. Choices, exact answers and margin (nats) at the end. Rises over the last "
-        "two doublings of training, in points and nats, and the largest jump of the "
-        "log-probability in % of its rise, for runs that rise enough to tell"
+        "Sums by run. Choices, exact answers and margin (nats) at the end, and rises over the last "
+        "two doublings of training, in points and nats"
     )
     return Table(pd.DataFrame(rows), caption)

