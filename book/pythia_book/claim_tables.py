@@ -67,7 +67,7 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
     """
     hypotheses, papers, others = parts(claims)
     text = (
-        _table(hypotheses, "Hypothesis, written down before the runs were measured")
+        _table(hypotheses, "Hypothesis, with what was known when it was stated")
         if hypotheses
         else ""
     )

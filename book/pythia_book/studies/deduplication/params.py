@@ -21,8 +21,8 @@ CONTEXT = 32
 
 MARGIN = 0.05
 """Losses that differ by less than MARGIN nats per token count as equal. When it was set, KNOWN_STEP
-and KNOWN_SD were known, both from the text of the suite. So the margin is less than a step to the
-next size, and can be tested with six seeds."""
+and KNOWN_SD were known, both from the text of the suite. So the margin is less than the mean step
+to the next size (though not less than every step), and can be tested with six seeds."""
 KNOWN_STEP = 0.066
 """What the step to the next size is worth, nats per token: mean from 25k to 600k."""
 KNOWN_SD = 0.025

@@ -303,6 +303,8 @@ def values(
         "known_step": KNOWN_STEP,
         "known_sd": KNOWN_SD,
         "size_step": _size_step(params, measured),
+        "next_step_smallest": _next_step(params, measured, params.size_list[0]),
+        "next_step_largest": _next_step(params, measured, params.size_list[-1]),
         "percent": float(repetition.percent["heavily repeated"]),
         "percent_as_in_the_pile": float(repetition.percent["copies as in the Pile"]),
         "percent_pile": float(repetition.percent["the Pile"]),
@@ -342,6 +344,19 @@ def values(
             share = Estimate(row.value, row.low, row.high, row.n, 1).times(100)
             numbers[f"memorized_{row.arm}_percent"] = share.interval()
     return numbers
+
+
+def _next_step(params: Params, measured: Measurements, size: str) -> float | None:
+    """Return the loss of the suite's standard model minus that of the next size, nats per token.
+
+    None if a model was not measured.
+    """
+    sizes = params.suite_sizes
+    following = sizes[sizes.index(size) + 1 :] if size in sizes else ()
+    pair = [measured.get("loss", each, "standard") for each in (size, *following[:1])]
+    if len(pair) < 2 or any(array is None for array in pair):
+        return None
+    return float(np.mean(pair[0]) - np.mean(pair[1]))
 
 
 def _size_step(params: Params, measured: Measurements) -> float | None:

@@ -20,7 +20,7 @@ from pythia_book.published.tables import MODELS
 from pythia_book.stats import Estimate
 from pythia_book.studies.memorization.order_tests import MIN_EVENTS
 from pythia_book.studies.memorization.params import TREND
-from pythia_book.studies.memorization.sizes import size_trend
+from pythia_book.studies.memorization.sizes import RATES_DIFFER, confounded, size_trend
 from pythia_book.studies.memorization.tables import Extracted, repetition_slope
 from pythia_book.verdicts import NOT_MEASURED, Claim, Test, untestable, within
 from pythia_core.training.schedule import OFFICIAL_STEPS
@@ -38,8 +38,8 @@ PYTHIA = "section 3.2, Figure 3"
 DECLINE = "Biderman et al. 2023b, section 3, Figures 1 and 2"
 POINTS, ONE_RUN = "points", "one run each"
 SMALLER_FAMILY = (
-    "other claims lost their tests after the results were known; with those of the first record, "
-    "the corrected p is 0.053"
+    "other claims lost their tests after the results were known; with those of the first record of "
+    "scale laptop, the corrected p was 0.053"
 )
 
 
@@ -157,7 +157,7 @@ def _models(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim
         Claim(
             "Larger models memorize more.",
             "Carlini et al. 2022, abstract",
-            untestable(nothing) if nothing else size_trend(by_size, POINTS, ONE_RUN),
+            untestable(nothing) if nothing else confounded(size_trend(by_size, POINTS, ONE_RUN)),
             size_trend(dict(zip(theirs.model, theirs.share, strict=True)), POINTS, ONE_RUN),
             quote="Memorization significantly grows as we increase (1) the capacity of a model",
         ),
@@ -202,12 +202,14 @@ def _decline(extracted: Extracted, prediction: pd.DataFrame, released: pd.DataFr
     return Claim(
         "The smaller a model, the fewer it memorizes of the rows that the largest memorizes.",
         DECLINE,
-        size_trend(
-            (100 * recall).to_dict(),
-            POINTS,
-            "which read the same texts",
-            f"{correlation}; of the first {extracted.n_first:,} rows; "
-            "nearly all are planted copies",
+        confounded(
+            size_trend(
+                (100 * recall).to_dict(),
+                POINTS,
+                "which read the same texts",
+                f"{correlation}; of the first {extracted.n_first:,} rows",
+            ),
+            f"{RATES_DIFFER}, and nearly all memorized rows are pieces of a few planted texts",
         )
         if recall.any()
         else untestable("the largest model has memorized nothing"),

@@ -15,6 +15,7 @@ from pythia_core.suite import nominal_parameters
 
 FEWEST_SIZES = 3
 """The smallest number of sizes for which a trend over sizes is tested."""
+RATES_DIFFER = "smaller sizes have higher peak learning rates"
 
 
 def size_trend(
@@ -36,3 +37,8 @@ def size_trend(
     doublings = [math.log2(nominal_parameters(size)) for size in by_size]
     e = slope(doublings, [*by_size.values()], errors or None)
     return rises(e, unit, f"{n} sizes, {units}", note=note)
+
+
+def confounded(trend: Test, reason: str = RATES_DIFFER) -> Test:
+    """Return a trend over our sizes without a verdict, since more than size differs."""
+    return untestable(trend.reason or reason, trend.estimate, trend.unit, trend.units, trend.note)

@@ -249,6 +249,7 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> 
         "canary_dose": run.canary_dose,
         "dose_most": run.by_dose(*[*traces.DOSES.values()][-1]),
         "pretrend": pooled,
+        "placebo": run.placebo,
     }
     numbers |= {name: e.interval() for name, e in estimates.items() if e}
     numbers |= {

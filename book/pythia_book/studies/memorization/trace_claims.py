@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from pythia_book.stats import Estimate
 from pythia_book.studies.memorization.params import TREND, Params
-from pythia_book.studies.memorization.sizes import size_trend
+from pythia_book.studies.memorization.sizes import confounded, size_trend
 from pythia_book.studies.memorization.traces import AGES, Traces, agreement, further, over_seeds
 from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
 
@@ -36,7 +36,6 @@ KNOWN = "known beforehand: a forerunner of this study had measured this run"
 LATE, CUT = "rows read last", "canaries that are cut or read last"
 LATE_OF_SEEDS = f"{LATE}, and the seed of the first look,"
 LINE = "on a straight line through all of training"
-RATES_DIFFER = "smaller sizes have higher peak learning rates"
 ADDED = "added after the results were known"
 NATS = "nats per token"
 PER_TENTH = f"{NATS} per tenth of training"
@@ -279,10 +278,11 @@ def _seeds(params: Params, runs: dict[tuple[str, int], Traces]) -> str:
 def _by_size(by_size: dict[str, Traces], measure: str, unit: str) -> Test:
     """Show how an estimate changes with model size, weighted by its precision at each size."""
     estimates = {size: getattr(run, measure) for size, run in by_size.items()}
-    rise = size_trend(
-        {size: e.value for size, e in estimates.items()},
-        unit,
-        "which read the same rows in the same order",
-        errors=[e.high - e.low for e in estimates.values()],
+    return confounded(
+        size_trend(
+            {size: e.value for size, e in estimates.items()},
+            unit,
+            "which read the same rows in the same order",
+            errors=[e.high - e.low for e in estimates.values()],
+        )
     )
-    return untestable(rise.reason or RATES_DIFFER, rise.estimate, rise.unit, rise.units)

@@ -73,7 +73,8 @@ def claims(losses: Losses, laws: Laws) -> list[Claim]:
                 mean(gain) if most == 16 else None,
                 NATS,
                 units,
-                note="each number of epochs with a schedule of its own length; "
+                note="each number of epochs with a schedule of its own length; known beforehand: "
+                "one run of 85k was best after 4 of 16 epochs and ended 1.45 nats above that; "
                 f"{_tested_at(losses, most)}",
             ),
             quote="Meaningful gains from repeating data can be made up to around 16 epochs (R*_D) "

@@ -264,6 +264,8 @@ def _range(low: float, high: float, constant: str) -> str:
     """Format an interval; missing ends are infinite for R*, and otherwise there is none."""
     if math.isnan(low) and (math.isnan(high) or not constant.startswith("R*")):
         return DASH
+    if math.isclose(low, high, rel_tol=1e-6):
+        return "at the bound of the search"
     return range_text(*(math.inf if math.isnan(x) else x for x in (low, high)))
 
 

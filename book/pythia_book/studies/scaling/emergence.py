@@ -79,7 +79,7 @@ def jumps_table(params: Params, jumps: dict[tuple[Cell, str], Jumps]) -> pd.Data
     two doublings of the step; `step`: the first checkpoint after the largest jump upwards; `jump`,
     `jump_low`, `jump_high`: its height, with limits that hold for all places and runs; `share`,
     `share_low`, `share_high`: see `_share`, NaN for runs that are not able; `able`: whether a jump
-    of ABRUPT of the rise would be seen with 80 % power at the place with the median error.
+    of ABRUPT of the rise would be seen with 80 % power wherever it is.
     """
     import pandas as pd
 
@@ -101,13 +101,13 @@ def jumps_table(params: Params, jumps: dict[tuple[Cell, str], Jumps]) -> pd.Data
 
 
 def _able(own: Jumps, least_rise: float, critical: float) -> bool:
-    """Return whether a jump of ABRUPT of the rise would be seen with 80 % power.
+    """Return whether a jump of ABRUPT of the rise would be seen with 80 % power wherever it is.
 
     The arguments are those that `_share` returns, the rise at its lower limit.
     """
     from scipy.special import ndtri
 
-    return bool((critical + ndtri(POWER)) * np.median(own.errors) <= ABRUPT * least_rise)
+    return bool((critical + ndtri(POWER)) * np.max(own.errors) <= ABRUPT * least_rise)
 
 
 def _share(own: Jumps, of_all: list[Jumps]) -> tuple[tuple[float, float, float], float, float]:
@@ -332,9 +332,9 @@ def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, 
     most, and `rise_choice`, `rise_margin`: its rises; `rise_margin_standard`: the largest rise of a
     margin on the standard text; `rise_logprob_least`, `rise_logprob_most`: the smallest and the
     largest rise there, in nats; `jump_choice`, `jump_margin`: the riser's largest jumps, and
-    `jump_choice_step`; `link_margin`, `link_logprob`, `link_constant`: mean errors over sizes in
-    predicting choices, see `links_table`; `product_factor`: exact answers over those expected from
-    PRODUCT.
+    `jump_choice_step`, `jump_choice_exact` (`jump_choice` with one more digit); `link_margin`,
+    `link_logprob`, `link_constant`: mean errors over sizes in predicting choices, see
+    `links_table`; `product_factor`: exact answers over those expected from PRODUCT.
     """
     jumps, links = tables["jumps"], tables["links"]
     numbers: dict[str, Any] = {"sums_asked": int(measured.arrays["sums/count"].sum())}
@@ -355,6 +355,10 @@ def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, 
     for measure in ("choice", "margin"):
         for column in ("rise", "jump"):
             numbers[f"{column}_{measure}"] = _largest(own[own.measure == measure], column)
+    jump = numbers["jump_choice"]
+    numbers["jump_choice_exact"] = (
+        f"{jump['value']:.1f} [{jump['low']:.1f}, {jump['high']:.1f}]" if jump else None
+    )
     numbers["rise_margin_standard"] = _largest(standard[standard.measure == "margin"], "rise")
     for name, smooth, column in (
         ("margin", "margin", "error"), ("logprob", "logprob", "error"),
