@@ -274,8 +274,8 @@ FINDINGS = {
                 NOT_TESTABLE,
             ),
             (
-                "If documents are repeated as in the Pile, deduplication does not change the loss "
-                "on held-out text of the deduplicated corpus by 0.05 nats per token.",
+                "If documents are repeated as in the Pile, deduplication changes the loss on "
+                "held-out text of the deduplicated corpus by less than 0.05 nats per token.",
                 OURS,
                 REPRODUCED,
             ),
