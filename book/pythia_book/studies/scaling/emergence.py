@@ -1,9 +1,9 @@
 """Is the ability to add sudden over training, and does the metric make it so? Tables and values.
 
-Bounds and hypotheses were written before any run was asked sums at more than six checkpoints, and
-a referee's objections then made the tests stricter. At first they were of the standard half only,
-where no size turned out to learn sums. The same tests, with the same bounds, now take both halves.
-Of the deduplicated half, six checkpoints were known, and that choices end at 26 to 37 % right.
+Bounds and hypotheses were written before any run was asked sums at more than six checkpoints; the
+tests became stricter later. At first they were of the standard half only, where no size turned out
+to learn sums. The same tests, with the same bounds, now take both halves. Of the deduplicated half,
+six checkpoints were known, and that choices end at 26 to 37 % right.
 
 - Over training: `jumps` seeks a jump in choice, exact answers, log-probability and margin of every
   run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise over the part of training
