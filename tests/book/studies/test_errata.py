@@ -225,7 +225,7 @@ def test_the_list_escapes_and_says_what_was_measured(all_evidence: dict[str, Evi
     result.measured.facts["evidence"]["vocabulary"] = hostile
     page = figures.Errata(result)._repr_html_().replace("\N{NO-BREAK SPACE}", " ")
     assert "<script>" not in page and "&lt;script&gt;" in page
-    assert "exact GELU in training, 0.50 [0.25, 0.75] nats per token (12.0 %)." in page
+    assert "exact GELU in training, 0.50 [0.25, 0.75] nats per token (12 %)." in page
     assert page.count("measured by: python -m pythia_core study errata") == len(SWITCHES) - 1
 
 
