@@ -91,7 +91,7 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
     interval with units as trials.
     """
     n, k = int(whole.sum()), int((part & whole).sum())
-    if not n or k in (0, n):
+    if k in (0, n):
         return share_over_units(part, whole, text)
     _, drawn = resampled(np.stack([part, whole], 1)[whole].astype(int), text[whole], draws)
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])

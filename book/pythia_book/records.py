@@ -676,11 +676,15 @@ def value_text(value: Any) -> str:
 
 
 def _interval_texts(*numbers: Any) -> list[str]:
-    """Format a value and the ends of its interval; a narrower interval gets more decimals."""
+    """Format a value and the ends of its interval; a narrower interval gets more decimals.
+
+    So does an interval with an end that would be rounded to 0, if one more decimal shows its sign.
+    """
     _, low, high = numbers
     if not all(isinstance(n, (int, float)) for n in numbers) or not low < high:
         return [number_text(number) for number in numbers]
     decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
+    decimals += any(round(end, decimals) == 0 != round(end, decimals + 1) for end in (low, high))
     return [number_text(float(number), decimals) for number in numbers]
 
 

@@ -294,6 +294,8 @@ def test_a_record_of_another_schema_is_refused(project: Path) -> None:
             {"value": -0.001, "low": -0.8, "high": 3.1},
             "0.0 [\N{MINUS SIGN}0.8,\N{NO-BREAK SPACE}3.1]",
         ),
+        ({"value": 6.28, "low": 0.238, "high": 12.3}, "6.3 [0.2,\N{NO-BREAK SPACE}12.3]"),
+        ({"value": 6.28, "low": 0.003, "high": 12.3}, "6 [0,\N{NO-BREAK SPACE}12]"),
         ({"value": 0.5, "low": None, "high": None}, "0.5 [n/a,\N{NO-BREAK SPACE}n/a]"),
     ],
 )

@@ -302,7 +302,6 @@ def values(
         "margin_percent": 100 * MARGIN / KNOWN_STEP,
         "known_step": KNOWN_STEP,
         "known_sd": KNOWN_SD,
-        "size_step": _size_step(params, measured),
         "next_step_smallest": _next_step(params, measured, params.size_list[0]),
         "next_step_largest": _next_step(params, measured, params.size_list[-1]),
         "percent": float(repetition.percent["heavily repeated"]),
@@ -357,22 +356,6 @@ def _next_step(params: Params, measured: Measurements, size: str) -> float | Non
     if len(pair) < 2 or any(array is None for array in pair):
         return None
     return float(np.mean(pair[0]) - np.mean(pair[1]))
-
-
-def _size_step(params: Params, measured: Measurements) -> float | None:
-    """Return the loss on HELDOUT of the smallest minus that of the largest standard models.
-
-    In nats per token, a mean over seeds; None if a model was not measured.
-    """
-    ends = params.size_list[0], params.size_list[-1]
-    arrays = [
-        [measured.get(HELDOUT, size, "standard", seed) for seed in params.seed_values]
-        for size in ends
-    ]
-    if any(array is None for of_size in arrays for array in of_size):
-        return None
-    small, large = (float(np.mean(of_size)) for of_size in arrays)
-    return small - large
 
 
 def _recited(params: Params, measured: Measurements, arm: str) -> float | None:

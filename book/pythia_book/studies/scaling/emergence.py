@@ -332,9 +332,9 @@ def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, 
     most, and `rise_choice`, `rise_margin`: its rises; `rise_margin_standard`: the largest rise of a
     margin on the standard text; `rise_logprob_least`, `rise_logprob_most`: the smallest and the
     largest rise there, in nats; `jump_choice`, `jump_margin`: the riser's largest jumps, and
-    `jump_choice_step`, `jump_choice_exact` (`jump_choice` with one more digit); `link_margin`,
-    `link_logprob`, `link_constant`: mean errors over sizes in predicting choices, see
-    `links_table`; `product_factor`: exact answers over those expected from PRODUCT.
+    `jump_choice_step`; `link_margin`, `link_logprob`, `link_constant`: mean errors over sizes in
+    predicting choices, see `links_table`; `product_factor`: exact answers over those expected from
+    PRODUCT.
     """
     jumps, links = tables["jumps"], tables["links"]
     numbers: dict[str, Any] = {"sums_asked": int(measured.arrays["sums/count"].sum())}
@@ -355,10 +355,6 @@ def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, 
     for measure in ("choice", "margin"):
         for column in ("rise", "jump"):
             numbers[f"{column}_{measure}"] = _largest(own[own.measure == measure], column)
-    jump = numbers["jump_choice"]
-    numbers["jump_choice_exact"] = (
-        f"{jump['value']:.1f} [{jump['low']:.1f}, {jump['high']:.1f}]" if jump else None
-    )
     numbers["rise_margin_standard"] = _largest(standard[standard.measure == "margin"], "rise")
     for name, smooth, column in (
         ("margin", "margin", "error"), ("logprob", "logprob", "error"),

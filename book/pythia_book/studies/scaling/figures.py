@@ -182,9 +182,8 @@ BINNED = 6
 def _binned(sums: pd.DataFrame) -> pd.DataFrame:
     """Average the scores of every BINNED neighbouring checkpoints of a run, after the start."""
     read = sums[sums.step > 0]
-    run = [read["size"], read["arm"]]
     place = read.groupby(["size", "arm"]).cumcount() // BINNED
-    means = read.groupby([*run, place], sort=False).mean(numeric_only=True)
+    means = read.groupby(["size", "arm", place], sort=False).mean(numeric_only=True)
     return means.reset_index(level=[0, 1]).reset_index(drop=True)
 
 
