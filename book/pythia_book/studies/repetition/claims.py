@@ -9,8 +9,8 @@ an earlier version of the study (one size of 85k, one seed), in which four epoch
 2.2 % and sixteen by 46 %, and the loss of sixteen epochs ended 1.4 nats above its minimum; and a
 pilot at scale smoke, after which the hypothesis on the onset was put to two arms instead of one.
 What that version settled is a premise here, except that the claims on four epochs, and on sixteen
-instead of eight, are tested again, at other sizes, batches and seeds; notes say what was known. With few seeds, each claim makes the
-others harder to resolve (Holm), so there are few.
+instead of eight, are tested again, at other sizes, batches and seeds; notes say what was known.
+With few seeds, each claim makes the others harder to resolve (Holm), so there are few.
 """
 
 from __future__ import annotations
