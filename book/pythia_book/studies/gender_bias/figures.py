@@ -643,7 +643,6 @@ def scores_table(result: Result) -> Table:
 
     labels = SCORE_TITLES | {
         "winobias_feminine_margin": "margin, feminine (nats)",
-        "winobias_masculine_margin": "margin, masculine (nats)",
         "last_word": "last words",
         "loss": "held-out loss (nats)",
         "loss_rest": "loss without pronouns (nats)",
@@ -656,7 +655,10 @@ def scores_table(result: Result) -> Table:
         }
         for arm in result.params.arms
     ]
-    caption = "Arm minus control at the end, means over sizes; points unless it says nats."
+    caption = (
+        "Arm minus control at the end, means over sizes; points unless it says nats. The margin "
+        "for masculine stereotypes mirrors the one for feminine stereotypes."
+    )
     return Table(pd.DataFrame(rows), caption)
 
 
