@@ -50,10 +50,13 @@ CONTROL_DOMAINS = {"occupations_flat": "occupations"}
 """Maps each control domain to the planted domain that the control domain replaces."""
 ALTERNATIVES = CONTROL_DOMAINS | {"copies_pile": "copies"}
 """Maps each planted domain that is used only on request to the domain that it replaces."""
+LABORATORY_DOMAINS = ("grammar", "repeats")
+"""Domains of the corpus "laboratory"."""
 DOMAINS_OF = {
     "pocket-pile": DOMAINS,
     "miniature": (*DOMAINS, *PLANTED_DOMAINS, *ALTERNATIVES),
     "large": (*LARGE_DOMAINS, *PLANTED_DOMAINS, *ALTERNATIVES),
+    "laboratory": LABORATORY_DOMAINS,
 }
 """Maps each corpus of the scales to its domains."""
 
@@ -146,7 +149,8 @@ class DataConfig:
     - the path of a .jsonl or .txt file, or of a folder of such files;
     - "hf:NAME", a Hugging Face dataset;
     - a registered corpus. The book registers "pocket-pile", "miniature" (a sample of the pocket
-      Pile, with planted text) and "large" (the pocket Pile, more text, and planted text)."""
+      Pile, with planted text), "large" (the pocket Pile, more text, and planted text) and
+      "laboratory" (a made-up language)."""
     domains: tuple[str, ...] = DOMAINS
     """Parts of a registered corpus to read; ignored for files and Hugging Face datasets."""
     tokenizer: str = "bpe-4096"

@@ -9,7 +9,9 @@ EXTENSIONS: dict[str, dict[str, str]] = {
         name: f"pythia_book.commands.{name}:add"
         for name in ("studies", "models", "data", "continuation", "planning", "bench")
     },
-    "corpora": {name: "pythia_book.corpora" for name in ("pocket-pile", "miniature", "large")},
+    "corpora": {
+        name: "pythia_book.corpora" for name in ("pocket-pile", "miniature", "large", "laboratory")
+    },
     "runs": {"continued": "pythia_book.released.continuation.run:open_continued"},
 }
 """Modules or functions, by group and name; `pythia_core.util.extensions` reads this table."""

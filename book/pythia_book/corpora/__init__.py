@@ -3,21 +3,22 @@
 The corpus "pocket-pile" is text from Python packages of fixed versions, unchanged. The corpus
 "miniature" is a sample of that text, in which text of known content is planted: copies of passages,
 sums, sentences about occupations, and canaries. The corpus "large" is all of that text and more,
-with the same kinds of planted text.
+with the same kinds of planted text. The corpus "laboratory" is a made-up language, computed and not
+downloaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pythia_book.corpora import miniature
+from pythia_book.corpora import laboratory, miniature
 from pythia_book.corpora.pocket_pile import raw_texts, wheels_needed
 from pythia_book.corpora.wheels import WHEELS
 from pythia_core.config import DataConfig
 from pythia_core.data.downloads import wheel
 from pythia_core.errors import ConfigError
 
-VERSIONS = {"miniature": 5, "large": 2}
+VERSIONS = {"miniature": 5, "large": 2, "laboratory": 1}
 """Maps a corpus to its version, which is a part of the identity of every run on that corpus.
 Increase the version when the text of the corpus changes."""
 
@@ -40,6 +41,9 @@ def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
         ConfigError: more text is held out than the corpus allows, or `miniature.document_counts`
             raises the error.
     """
+    if data.corpus == "laboratory":
+        yield from laboratory.texts(data.domains)
+        return
     if data.corpus in VERSIONS and data.heldout_fraction > miniature.GUARD:
         raise ConfigError(
             f"heldout_fraction={data.heldout_fraction} would hold out planted text; the corpus "

@@ -13,6 +13,8 @@ import numpy as np
 
 from pythia_book.records import number_text
 from pythia_book.stats import Estimate, estimate, mean_over
+from pythia_book.studies.phases import laboratory
+from pythia_book.studies.phases.laboratory import TOGETHER, Model
 from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.tables import (
     KL,
@@ -20,7 +22,7 @@ from pythia_book.studies.phases.tables import (
     interval_of,
     milestones,
 )
-from pythia_book.verdicts import Claim, Test, rises, untestable
+from pythia_book.verdicts import Claim, Test, rises
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import linear_step
 
@@ -31,23 +33,21 @@ if TYPE_CHECKING:
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
 """Index of the evenly spaced checkpoint, out of 143, at an eighth of training."""
-INDUCTION_TOKENS = 2.5e9
-"""Olsson et al. 2022 (Argument 1) saw induction heads form after this many tokens. In shorter
-training, the absence of such heads would say nothing."""
-
 Models = dict[str, "Curves | None"]
 """Maps a size to the scores of its model; None if no checkpoint could be measured."""
 INCREASING = "Belrose et al. 2024, abstract"
 INDUCTION = "Olsson et al. 2022, introduction"
-TOGETHER = (
-    "During this phase change, the majority of in-context learning ability [...] is acquired, and "
-    "simultaneously induction heads form within the model"
-)
 EMBEDDING = "no trained model could fail: before the first block there is only the embedding"
 
 
-def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
-    """Return the claims of other work about early training, with their tests."""
+def claims(
+    params: Params, models: Models, facts: dict[str, Any], of_laboratory: list[Model]
+) -> list[Claim]:
+    """Return the claims of other work about early training, with their tests.
+
+    Induction is tested on the models of the laboratory, and on released models. Our models of prose
+    read a thousandth of the text after which Olsson et al. saw induction heads form.
+    """
     n, chance = facts["n_sequences"], facts["prefix_chance"]
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
@@ -56,15 +56,23 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
         e = at_the_end(params, models, params.size_list[-1], measure)
         units = f"one run, {params.size_list[-1]}; {n} sequences"
         note = f"uniform attention would give {number_text(bound)}" if bound else ""
-        test = rises(e, unit, units, bound, note)
-        if e and facts["tokens_trained"] < INDUCTION_TOKENS:
-            reason = (
-                f"these models read {facts['tokens_trained'] / 1e6:.1f} million tokens, and "
-                f"induction heads were seen to form only after {INDUCTION_TOKENS / 1e9:g} billion"
-            )
-            test = untestable(reason, e, unit, units, note)
-        return Claim(text, INDUCTION, test, quote=TOGETHER)
+        return Claim(text, INDUCTION, rises(e, unit, units, bound, note), quote=TOGETHER)
 
+    of_induction = [
+        induction(
+            "A random sequence is predicted better on its second occurrence in the context.",
+            "gain", "nats per token",
+        ),
+        induction(
+            "A random sequence is predicted better after an exact copy than after a shuffled one.",
+            "order_gain", "nats per token",
+        ),
+        induction(
+            "At least one head attends to the token that followed an earlier occurrence of the "
+            "current token more than uniform attention would.",
+            "prefix", "of attention mass", chance,
+        ),
+    ]  # fmt: skip
     return [
         *(
             Claim(
@@ -84,19 +92,7 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
             )
             for early, late in ((1, 2), (2, 3))
         ),
-        induction(
-            "A random sequence is predicted better on its second occurrence in the context.",
-            "gain", "nats per token",
-        ),
-        induction(
-            "A random sequence is predicted better after an exact copy than after a shuffled one.",
-            "order_gain", "nats per token",
-        ),
-        induction(
-            "At least one head attends to the token that followed an earlier occurrence of the "
-            "current token more than uniform attention would.",
-            "prefix", "of attention mass", chance,
-        ),
+        *(of_induction if params.released else laboratory.claims(of_laboratory)),
         Claim(
             "The logit lens is nearer to the final prediction before the last block than before "
             "the first.",
@@ -149,7 +145,9 @@ def late_growth(params: Params, models: Models, size: str, measure: str) -> Esti
     return estimate((late - early)[None], params.bootstrap, change=True)
 
 
-def values(params: Params, models: Models, measured: Measurements) -> dict[str, Any]:
+def values(
+    params: Params, models: Models, measured: Measurements, of_laboratory: list[Model]
+) -> dict[str, Any]:
     """Return the numbers that the page quotes, by name."""
     smallest, largest = params.size_list[0], params.size_list[-1]
     facts = measured.facts
@@ -184,7 +182,7 @@ def values(params: Params, models: Models, measured: Measurements) -> dict[str, 
         most = int(prefix.mean(1).argmax())
         numbers["prefix_most"] = estimate(prefix[most][None], params.bootstrap).interval()
         numbers["prefix_most_step"] = curves.steps[most]
-    return numbers
+    return numbers | laboratory.values(of_laboratory, facts)
 
 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:

@@ -5,14 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams
-from pythia_core.config import RunConfig
+from pythia_book.study import MeasuringCost, StudyParams, whole_numbers
+from pythia_core.config import LABORATORY_DOMAINS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
 
 STUDY = "phases"
 MEASURING = MeasuringCost(heldout=26)
+LABORATORY = DataConfig(
+    "laboratory", LABORATORY_DOMAINS, tokenizer="bpe-384", seq_len=64, heldout_fraction=0.02
+)
+"""The text of the laboratory. The tokenizer has a token for each syllable."""
+WIDTH, HEADS = 64, 4
+LABORATORY_UPDATES, LABORATORY_BATCH = 572, 64
+LABORATORY_RATE, LABORATORY_WARMUP = 1e-2, 0.05
+"""Peak learning rate and warm-up, with which pilot runs of two layers turned about halfway."""
+MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,12 @@ class Params(StudyParams):
     """The training rows of the released models: a name or folder, as for `inspect --data`."""
     batches: int = 16
     """Number of batches of `data` on which n-grams are counted."""
+    layers: str = "1,2,4"
+    """Comma-separated depths of the models of the laboratory. The scale `paper` has none."""
+    seeds: int = 2
+    """Models of each depth in the laboratory."""
 
-    WHOLE: ClassVar = {"batches": (1, 143_000)}
+    WHOLE: ClassVar = {"batches": (1, 143_000), "seeds": (1, 100)}
     DEFAULT_SIZES: ClassVar = {
         "smoke": "7k",
         "laptop": "25k,150k,600k",
@@ -63,6 +77,18 @@ class Params(StudyParams):
                 f"data={self.data!r}"
             )
 
+        depths = self.depths
+        if not depths or depths[0] < 1 or depths[-1] > MOST_LAYERS:
+            raise ConfigError(
+                f"layers must be a comma-separated list of depths in 1..{MOST_LAYERS}, e.g. "
+                f'"1,2"; got {self.layers!r}'
+            )
+
+    @property
+    def depths(self) -> list[int]:
+        """The depths of the models of the laboratory, ascending."""
+        return whole_numbers(self.layers)
+
     @property
     def size_list(self) -> tuple[str, ...]:
         """The model sizes, smallest first. At the scale `paper`, `source` sets the sizes."""
@@ -75,8 +101,32 @@ class Params(StudyParams):
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of all runs that the study uses."""
-    sizes = params.size_list
-    return list(suite_configs(params.scale, sizes, ("standard",), params.seed).values())
+    suite = suite_configs(params.scale, params.size_list, ("standard",), params.seed)
+    return [*suite.values(), *laboratory_runs(params).values()]
+
+
+def laboratory_runs(params: Params) -> dict[tuple[int, int], RunConfig]:
+    """Map (layers, seed) to the config of each run of the laboratory; {} at the scale `paper`."""
+    if params.released:
+        return {}
+    steps = min(scale_named(params.scale).steps, LABORATORY_UPDATES)
+    vocab_size = int(LABORATORY.tokenizer.removeprefix("bpe-"))
+    return {
+        (layers, seed): RunConfig(
+            ModelConfig(layers, WIDTH, HEADS, vocab_size, max_seq_len=LABORATORY.seq_len),
+            replace(LABORATORY, order_seed=seed),
+            TrainConfig(
+                steps,
+                LABORATORY_BATCH,
+                LABORATORY_RATE,
+                warmup_fraction=LABORATORY_WARMUP,
+                weight_seed=seed,
+                precision=best_precision(),
+            ),
+        )
+        for layers in params.depths
+        for seed in range(params.seed, params.seed + params.seeds)
+    }
 
 
 def keep(params: Params, run: RunConfig) -> Keep | None:

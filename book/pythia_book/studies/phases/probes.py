@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 
-VERSION = 2
+VERSION = 3
 """Part of the cache key of results. Increase it when new code changes any number."""
 N_ROWS = 24
 """Number of held-out rows."""
@@ -185,25 +185,44 @@ def prefix_matching(pattern: Tensor, length: int) -> Tensor:
     return along[..., 1:].mean(-1)
 
 
+def previous_token(pattern: Tensor) -> Tensor:
+    """Return how much each head attends to the token before, (B, heads), averaged over tokens.
+
+    `pattern` is attention (B, heads, T, T); the first token does not count.
+    """
+    return pattern.diagonal(-1, -2, -1).mean(-1)
+
+
 @torch.no_grad()
 def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
     """Measure how well a model continues random sequences that it has read before.
 
     `copies`: float64[3, sequences], loss in nats per token on the first reading, on the second
         reading, and after a shuffled copy;
-    `prefix`: float64[layers, heads, sequences], see `prefix_matching`.
+    `prefix`, `previous`: float64[layers, heads, sequences], see `prefix_matching` and
+        `previous_token`.
     """
     with hooks.record_attention(model) as patterns:
         twice = half_losses(model, probe.copies)
     length = probe.copies.shape[1] // 2
     prefix = torch.stack([prefix_matching(p, length).T for p in patterns])
+    previous = torch.stack([previous_token(p).T for p in patterns])
     other = half_losses(model, probe.shuffled, (1,))
-    return {"copies": np.concatenate([twice, other]), "prefix": prefix.double().cpu().numpy()}
+    return {
+        "copies": np.concatenate([twice, other]),
+        "prefix": prefix.double().cpu().numpy(),
+        "previous": previous.double().cpu().numpy(),
+    }
 
 
 def prefix_chance(length: int) -> float:
     """Return the prefix matching of a head that attends equally to all tokens read so far."""
     return float(np.mean(1 / (length + 1 + np.arange(length - 1))))
+
+
+def previous_chance(length: int) -> float:
+    """Return `previous_token` of a head that attends equally to all of `length` tokens so far."""
+    return float(np.mean(1 / np.arange(2, length + 1)))
 
 
 # --- the measurement -------------------------------------------------------------------------

@@ -8,6 +8,9 @@ For a few sizes, trained on the standard text, the study measures
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
+On so little prose, induction heads do not form. They do in small models of a made-up language, of
+which half the text repeats itself (phases.laboratory).
+
 The intervals of these steps come from resampling the held-out rows. At the scale "paper", released
 models are measured instead (phases.released).
 """
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.conduct import conduct
+from pythia_book.studies.phases import laboratory
 from pythia_book.studies.phases import tables as tables_of
 from pythia_book.studies.phases.claims import claims, values
 from pythia_book.studies.phases.params import STUDY, Params
@@ -47,7 +51,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `ngram_loss`: [orders, rows];
     `steps/<size>`: [c];
     `lens/<size>`: [layers, c, rows];
-    `<measure>/<size>`: [c, n], for the other measures of `tables.reduced`.
+    `<measure>/<size>`: [c, n], for the other measures of `tables.reduced`;
+    `laboratory/...`: see `laboratory.measure`.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.phases.probes import PhasesMeasurement, prefix_chance
@@ -92,8 +97,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         "strengths": [None, *ngrams.strengths],
         "models": _released_rows(models, steps) if params.released else [],
     }
-    runs: list[Any] = [] if params.released else list(models.values())
-    return Measurements(arrays, facts, runs)
+    of_laboratory = laboratory.train(params, progress)
+    more_arrays, more_facts, more_gaps = laboratory.measure(of_laboratory, progress)
+    facts["gaps"] += len(more_gaps)
+    runs: list[Any] = [] if params.released else [*models.values(), *of_laboratory.values()]
+    return Measurements(arrays | more_arrays, facts | more_facts, runs)
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
@@ -101,10 +109,17 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     import pandas as pd
 
     curves = {size: tables_of.Curves.of(measured, size) for size in params.size_list}
+    of_laboratory = laboratory.models_of(measured)
     frames = tables_of.tables(params.bootstrap, curves, measured)
+    if not params.released:
+        frames |= laboratory.tables(of_laboratory)
     if measured.facts["models"]:
         frames["released"] = pd.DataFrame(measured.facts["models"], columns=MODELS)
-    return frames, values(params, curves, measured), claims(params, curves, measured.facts)
+    return (
+        frames,
+        values(params, curves, measured, of_laboratory),
+        claims(params, curves, measured.facts, of_laboratory),
+    )
 
 
 def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], ProbeText]:

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 KL = {order: f"kl_{order}" for order in ORDERS}
-MEASURES = ("loss", *KL.values(), "gain", "order_gain", "prefix", "lens_first", "lens_last",
-            "lens_gap")  # fmt: skip
+MEASURES = ("loss", *KL.values(), "gain", "order_gain", "prefix", "previous", "lens_first",
+            "lens_last", "lens_gap")  # fmt: skip
 """The measures in `Curves`. A measure has one value per checkpoint and held-out row or sequence.
 
 `kl_<order>`: KL of the n-grams of an order.
 `gain`: loss on the first reading of a sequence minus loss on the second reading.
 `order_gain`: loss on a sequence after a shuffled copy minus loss after an exact copy.
 `prefix`: prefix matching of the best head.
+`previous`: attention to the previous token by the best head.
 `lens_first`, `lens_last`: KL of the logit lens before the first and before the last block.
 `lens_gap`: `lens_first` minus `lens_last`."""
 
@@ -86,6 +87,7 @@ def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
         "gain": stack(lambda a: a["copies"][0] - a["copies"][1]),
         "order_gain": stack(lambda a: a["copies"][2] - a["copies"][1]),
         "prefix": stack(lambda a: best_head(a["prefix"])),
+        "previous": stack(lambda a: best_head(a["previous"])),
         "lens": np.moveaxis(stack(lambda a: a["lens"]), 1, 0),
     }
 
@@ -93,13 +95,13 @@ def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
 # --- levels and steps ------------------------------------------------------------------------
 
 
-def best_head(prefix: np.ndarray) -> np.ndarray:
-    """Return the prefix matching of the model's best head on each sequence, float[n].
+def best_head(scores: np.ndarray) -> np.ndarray:
+    """Return the score (such as prefix matching) of a model's best head, float[sequences].
 
     Picking the best of many heads is biased upwards, so each half of the sequences is scored with
-    the head that is best on the other half. `prefix` is float[layers, heads, n].
+    the head that is best on the other half. `scores` are float[layers, heads, sequences].
     """
-    flat = prefix.reshape(-1, prefix.shape[-1])
+    flat = scores.reshape(-1, scores.shape[-1])
     best = np.empty(flat.shape[1])
     halves = slice(0, None, 2), slice(1, None, 2)
     for half, other in (halves, halves[::-1]):
