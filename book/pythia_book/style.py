@@ -802,7 +802,10 @@ def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: An
     """Add a legend that maps labels to line properties, in as few rows as fit.
 
     The legend of a figure is above all panels, that of a panel between its title and its axes.
+    Without lines there is no legend.
     """
+    if not lines:
+        return
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

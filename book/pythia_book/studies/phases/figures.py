@@ -1,4 +1,4 @@
-"""Figures of the phases study: distance to n-grams, losses, induction, the logit lens."""
+"""Figures of the phases study: n-grams, induction in prose and in the laboratory, the lens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from pythia_book import style
 from pythia_book.records import number_text, value_text
+from pythia_book.stats import mean_over_known
 from pythia_book.studies.phases.claims import NAMES
+from pythia_book.studies.phases.laboratory import depth_name
 from pythia_book.style import DASH, INK, MUTED, Drawing, Table, interval, padded_limits
 
 if TYPE_CHECKING:
@@ -109,6 +111,111 @@ def induction(result: Result) -> Drawing:
             ax.set_ylabel(label)
         style.size_legend(figure, result.params.size_list)
         return Drawing(figure, "At the end of training", numbers)
+
+
+TURNS = ("repeats", "repeated text", "loss, nats per token"), (
+    "order_gain", "its order", "shuffled minus in order, nats"), (
+    "prefix", "induction head", "prefix matching"), (
+    "previous", "previous-token head", "attention to the token before")  # fmt: skip
+"""Panels of `turns`: measure, title and label."""
+
+
+@style.figure
+def turns(result: Result) -> Drawing:
+    """Draw how models of the laboratory learn to copy: loss, gain from order, and two heads."""
+    levels, numbers = result.tables["laboratory"], []
+    notes = (
+        f"models of width {result.values['laboratory_width']}, "
+        f"{result.values['laboratory_updates']} updates; a line per seed"
+    )
+    with style.canvas(result, 4, 2.7, notes) as (figure, axes):
+        depths = sorted(set(levels.layers))
+        for ax, (measure, title, label) in zip(axes, TURNS, strict=True):
+            ax.set_title(title)
+            curves = style.rows_where(levels, measure=measure)
+            if not _step_axis(ax, curves):
+                continue
+            for (layers, seed), points in curves[curves.step > 0].groupby(["layers", "seed"]):
+                shape = {"linewidth": 1.0, "name": f"{depth_name(layers)}, seed {seed}"}
+                style.curve(ax, points.sort_values("step"), "step", _colour(layers), **shape)
+            last = curves[curves.step == curves.step.max()].groupby("layers").value.mean()
+            numbers += [f"{title}, {depth_name(n)} {value:.2f}" for n, value in last.items()]
+            ax.set_ylabel(label)
+        style.legend(figure, {depth_name(n): {"color": _colour(n), "linewidth": 3} for n in depths})
+        return Drawing(figure, "At the end of training, means over seeds", numbers)
+
+
+EVENTS = {
+    "kl_1": "nearest to unigrams",
+    "kl_2": "nearest to bigrams",
+    "kl_3": "nearest to trigrams",
+    "previous": "previous-token head",
+    "prefix": "induction head",
+    "gain": "gain from order",
+    "loss": "loss on repeated text",
+}
+"""Rows of `order`: an event of the table `turns`, and its label."""
+
+
+@style.figure
+def order(result: Result) -> Drawing:
+    """Draw when models of at least two layers pass n-grams, and when they learn to copy."""
+    frame = result.tables["turns"]
+    frame = frame[frame.layers > 1]
+    note = "a point per model; n-grams: nearest checkpoint; others: steepest change"
+    with style.canvas(result, 1, 2.9, note) as (figure, (ax,)):
+        if not _step_axis(ax, frame):
+            return Drawing(figure, "No model was measured")
+        depths, numbers = sorted(set(frame.layers)), []
+        for y, (event, label) in enumerate(EVENTS.items()):
+            for place, depth in enumerate(depths):
+                points = style.rows_where(frame, event=event, layers=depth).dropna()
+                if points.empty:
+                    continue
+                at = [y + 0.26 * (place - (len(depths) - 1) / 2)] * len(points)
+                shape = {"marker": "o", "markersize": 4, "linestyle": "", "alpha": 0.75}
+                ax.plot(points.step, at, color=_colour(depth), label=depth_name(depth), **shape)
+                numbers.append(f"{label}, {depth_name(depth)} step {points.step.mean():.0f}")
+        ax.set_yticks(range(len(EVENTS)), EVENTS.values())
+        ax.set_ylim(len(EVENTS) - 0.5, -0.5)
+        ax.grid(axis="y", visible=False)
+        style.legend(figure, {depth_name(n): {"color": _colour(n)} | DOT for n in depths})
+        return Drawing(figure, "Means over seeds", numbers)
+
+
+DOT = {"marker": "o", "linestyle": ""}
+
+
+def heads_table(result: Result) -> Table:
+    """Return the table of what models gain from order without some of their heads."""
+    import pandas as pd
+
+    labels = {
+        "intact": DASH,
+        "induction": "induction heads",
+        "previous-token": "previous-token heads",
+        "other": "all other heads",
+    }
+    rows = []
+    for (model, kind), group in result.tables["heads"].groupby(["model", "without"], sort=False):
+        e = mean_over_known(group.gain.to_numpy(float))
+        gain = DASH if e is None else value_text(e.value if e.n_items == 1 else e.interval())
+        rows.append({
+            "Model": model,
+            "Without": labels[kind],
+            "Heads": DASH if kind == "intact" else number_text(group.heads.mean()),
+            "Gain from order [95 %]": gain,
+        })  # fmt: skip
+    caption = (
+        "What models gain from the order of what they read, in nats per token, at the end of "
+        "training; means over seeds."
+    )
+    return Table(pd.DataFrame(rows), caption)
+
+
+def _colour(layers: int) -> str:
+    """Return the colour of a depth."""
+    return {1: MUTED, 2: style.BLUE}.get(layers, style.ORANGE)
 
 
 @style.figure

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from pythia_book.studies.phases.probes import (
     Arrays,
+    PhasesMeasurement,
     half_losses,
     prefix_chance,
     prefix_matching,
     previous_chance,
     previous_token,
+    repeated_sequences,
 )
 from pythia_core.config import stable_hash
 from pythia_core.evaluation import hooks, scoring
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the cache key of results. Increase it when new code changes any number."""
 TIMES_UNIFORM = 5
+N_SEQUENCES, SEED = 64, 1
 KNOCKED_OUT = ("intact", "induction", "previous-token", "other")
 """The rows of `HeadsMeasurement`: no head is knocked out, or all heads of a kind are. The third
 kind has all heads that are neither."""
@@ -78,6 +81,13 @@ class HeadsMeasurement:
     """int64[n, 2 L]: the sequences after a shuffled copy."""
     name: str = "heads"
 
+    @classmethod
+    def like(cls, phases: PhasesMeasurement) -> HeadsMeasurement:
+        """Return the measurement on N_SEQUENCES sequences of the text and length of `phases`."""
+        length, unigrams = phases.probe().copies.shape[1] // 2, phases.ngrams().unigrams
+        eod_id = phases.text.eod_id
+        return cls(*repeated_sequences(unigrams, length, N_SEQUENCES, SEED, eod_id))
+
     @cached_property
     def digest(self) -> str:
         """A hash of the sequences and the method."""
@@ -98,6 +108,16 @@ class HeadsMeasurement:
             (exact,) = half_losses(model, self.copies[1::2], (1,))
             (other,) = half_losses(model, self.shuffled[1::2], (1,))
         return float((other - exact).mean())
+
+
+def counted(measured: np.ndarray) -> dict[str, tuple[int, float]]:
+    """Map each of KNOCKED_OUT to the number of heads and the gain without them.
+
+    Args:
+        measured: the array `heads` of a `HeadsMeasurement`.
+    """
+    rows = zip(KNOCKED_OUT, measured.tolist(), strict=True)
+    return {kind: (round(n), gain) for kind, (n, gain) in rows}
 
 
 def find_heads(model: GPTNeoX, copies: np.ndarray) -> tuple[list[Head], list[Head]]:

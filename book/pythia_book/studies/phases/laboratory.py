@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +23,9 @@ from pythia_book.corpora import VERSIONS
 from pythia_book.corpora import laboratory as corpus
 from pythia_book.measurements import Arrays, Gap, measure_all, measure_each
 from pythia_book.stats import Estimate, mean_over_known
-from pythia_book.studies.phases.heads import KNOCKED_OUT, HeadsMeasurement
+from pythia_book.studies.phases.heads import KNOCKED_OUT, HeadsMeasurement, counted
 from pythia_book.studies.phases.params import Params, laboratory_runs
-from pythia_book.studies.phases.probes import PhasesMeasurement, repeated_sequences
+from pythia_book.studies.phases.probes import PhasesMeasurement
 from pythia_book.studies.phases.tables import KL, reduced
 from pythia_book.study import name_of
 from pythia_book.verdicts import Claim, falls, rises, within
@@ -47,7 +47,7 @@ MEASURES = ("repeats", "grammar", *KL.values(), "order_gain", "prefix", "previou
 of `tables.MEASURES`, on the grammar."""
 GRAMMAR_SEED, REPEATS_SEED = 3, 4
 """Seeds of the new documents; no training document has the same."""
-N_READ, N_REPEATS, N_SEQUENCES = 16_000, 200, 64
+N_READ, N_HELDOUT, N_REPEATS = 16_000, 64, 200
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,23 @@ class GrammarText:
     def fingerprint(self) -> str:
         return stable_hash([VERSIONS["laboratory"], GRAMMAR_SEED, self.ids, self.eod_id])
 
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        """Rows of two documents, the second without its last syllable, int64[n, S + 1]."""
-        wanted = self.n_read + 2 * N_SEQUENCES
-        drawn = corpus.documents("grammar", 2 * wanted, GRAMMAR_SEED)
-        return self.rows(drawn).reshape(wanted, -1)[:, : self.seq_len + 1]
-
     def rows(self, documents: np.ndarray) -> np.ndarray:
         """Return the tokens of documents, each after an end-of-document token, int64[n, 1 + L]."""
         return np.insert(np.array(self.ids)[documents], 0, self.eod_id, axis=1)
 
     def read(self) -> np.ndarray:
-        return self._rows[: self.n_read]
+        return _rows(self)[: self.n_read]
 
     def heldout(self, n: int) -> np.ndarray:
-        return self._rows[self.n_read :][:n]
+        return _rows(self)[self.n_read :][:n]
+
+
+@cache  # not in the text, which is sent to worker processes
+def _rows(text: GrammarText) -> np.ndarray:
+    """Return rows of two documents, the second without its last syllable, int64[n, S + 1]."""
+    n = text.n_read + N_HELDOUT
+    drawn = corpus.documents("grammar", 2 * n, GRAMMAR_SEED)
+    return text.rows(drawn).reshape(n, -1)[:, : text.seq_len + 1]
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,8 @@ def measure(
     cells = [(run, step) for run in runs.values() for step in run.scheduled_steps]
     each = [phases, RepeatsMeasurement.of(text)]
     measured, gaps = measure_each(cells, each, "the laboratory", progress)
-    unigrams = phases.ngrams().unigrams
-    sequences = repeated_sequences(unigrams, corpus.LENGTH, N_SEQUENCES, 1, text.eod_id)
     last = [(run, run.scheduled_steps[-1]) for run in runs.values()]
-    heads, more = measure_all(last, HeadsMeasurement(*sequences), progress)
+    heads, more = measure_all(last, HeadsMeasurement.like(phases), progress)
     arrays: Arrays = {}
     for key, run in runs.items():
         steps = [step for step in run.scheduled_steps if (run.id, step) in measured]
@@ -185,6 +184,12 @@ def train(params: Params, progress: bool) -> dict[tuple[int, int], Run]:
 
 # --- analysis --------------------------------------------------------------------------------
 
+
+def depth_name(layers: int) -> str:
+    """Return the name of a depth, e.g. "2 layers"."""
+    return f"{layers} layer{'s' if layers > 1 else ''}"
+
+
 WINDOW = 0.25
 """The slope at a step is taken over this many doublings of the step number around it."""
 EVENTS = {"loss": "repeats", "gain": "order_gain", "prefix": "prefix", "previous": "previous"}
@@ -218,9 +223,8 @@ class Model:
 
     def left(self, kind: str) -> float:
         """Return the share of the gain that is left without the heads of a kind; NaN if unknown."""
-        if not self.finished:
-            return np.nan
-        return self.heads[kind][1] / self.heads["intact"][1]
+        intact = self.heads["intact"][1] if self.finished else 0.0
+        return self.heads[kind][1] / intact if intact else np.nan
 
 
 def models_of(measured: Measurements) -> list[Model]:
@@ -235,9 +239,8 @@ def models_of(measured: Measurements) -> list[Model]:
             for name in MEASURES
         }
         heads = measured.get("laboratory", "heads", *key)
-        kinds = {} if heads is None else dict(zip(KNOCKED_OUT, heads.tolist(), strict=True))
-        counted = {kind: (round(n), gain) for kind, (n, gain) in kinds.items()}
-        models.append(Model(int(layers), int(seed), steps, curves, counted))
+        kinds = {} if heads is None else counted(heads)
+        models.append(Model(int(layers), int(seed), steps, curves, kinds))
     return sorted(models, key=lambda model: (model.layers, model.seed))
 
 
@@ -265,26 +268,19 @@ def tables(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
     `laboratory`: `layers`, `seed`, `step`, `measure` (one of MEASURES), `value`.
     `turns`: `layers`, `seed`, `event` (a key of EVENTS, or `kl_<order>` for the checkpoint nearest
         to n-grams), `step`.
-    `heads`: `layers`, `seed`, `without` (one of `heads.KNOCKED_OUT`), `heads` (their number),
-        `gain` (nats per token), `left` (share of the intact gain).
     """
     import pandas as pd
 
-    levels, turns, heads = [], [], []
+    levels, turns = [], []
     for model in models:
         key = (model.layers, model.seed)
         for name, values in model.curves.items():
             points = zip(model.steps.tolist(), values.tolist(), strict=True)
             levels += [(*key, step, name, value) for step, value in points]
         turns += [(*key, event, model.turn(event)) for event in (*KL.values(), *EVENTS)]
-        for kind, (n, gain) in model.heads.items():
-            heads.append((*key, kind, n, gain, model.left(kind)))
     return {
         "laboratory": pd.DataFrame(levels, columns=["layers", "seed", "step", "measure", "value"]),
         "turns": pd.DataFrame(turns, columns=["layers", "seed", "event", "step"]),
-        "heads": pd.DataFrame(
-            heads, columns=["layers", "seed", "without", "heads", "gain", "left"]
-        ),
     }
 
 
@@ -375,9 +371,8 @@ def values(models: Sequence[Model], facts: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers about the laboratory that the page quotes, by name."""
     numbers: dict[str, Any] = {name: x for name, x in facts.items() if "laboratory_" in name}
     numbers |= {"together_margin": TOGETHER_MARGIN, "no_gain": NO_GAIN, "most_left": MOST_LEFT}
-    depths = sorted({model.layers for model in models})
-    numbers["depths"] = ", ".join(map(str, depths))
-    for depth in depths:
+    numbers["depths"] = ", ".join(map(str, sorted({model.layers for model in models})))
+    for depth in (SHALLOW, DEEP):
         same = [model for model in models if model.layers == depth]
         quoted = {
             "seeds": len(same),

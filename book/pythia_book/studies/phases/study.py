@@ -26,6 +26,8 @@ from pythia_book.conduct import conduct
 from pythia_book.studies.phases import laboratory
 from pythia_book.studies.phases import tables as tables_of
 from pythia_book.studies.phases.claims import claims, values
+from pythia_book.studies.phases.heads import HeadsMeasurement, counted
+from pythia_book.studies.phases.laboratory import depth_name
 from pythia_book.studies.phases.params import STUDY, Params
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import scale_named, suite_configs
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from pythia_book.released.resolve import CheckpointSource
     from pythia_book.studies.phases.probes import ProbeText
 
+HEADS = ["model", "seed", "without", "heads", "gain"]
 MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 
@@ -52,6 +55,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `steps/<size>`: [c];
     `lens/<size>`: [layers, c, rows];
     `<measure>/<size>`: [c, n], for the other measures of `tables.reduced`;
+    `heads/<size>`: see `heads.HeadsMeasurement`, at the last step;
     `laboratory/...`: see `laboratory.measure`.
     """
     from pythia_book.measurements import measure_all
@@ -60,6 +64,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     models, text = _models(params, progress)
     steps = {size: _steps(model, params.steps) for size, model in models.items()}
     measured: dict[tuple[str, int], Arrays] = {}
+    without_heads: Arrays = {}
     gaps: list[Gap] = []
     vocabularies = {size: model.config.model.vocab_size for size, model in models.items()}
     # released models of different sizes have different padded vocabularies
@@ -74,6 +79,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         more, missing = measure_all(cells, measurement, progress)
         measured |= more
         gaps += missing
+        last = {model.id: (model, step) for model, step in cells}  # the last step of each
+        found, _ = measure_all(list(last.values()), HeadsMeasurement.like(measurement), progress)
+        without_heads |= {model: scores["heads"] for (model, _), scores in found.items()}
     ngrams, probe = measurement.ngrams(), measurement.probe()
     arrays = {"ngram_loss": probe.ngram_loss.astype(np.float32)}
     for size, model in models.items():
@@ -81,6 +89,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         curves = tables_of.reduced([measured[model.id, step] for step in found])
         arrays[name_of("steps", size)] = np.array(found, np.int64)
         arrays |= {name_of(name, size): a.astype(np.float32) for name, a in curves.items()}
+        if model.id in without_heads:
+            arrays[name_of("heads", size)] = without_heads[model.id].astype(np.float32)
     length = probe.copies.shape[1] // 2
     scale = scale_named(params.scale)
     facts = {
@@ -111,8 +121,8 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     curves = {size: tables_of.Curves.of(measured, size) for size in params.size_list}
     of_laboratory = laboratory.models_of(measured)
     frames = tables_of.tables(params.bootstrap, curves, measured)
-    if not params.released:
-        frames |= laboratory.tables(of_laboratory)
+    frames |= laboratory.tables(of_laboratory)
+    frames["heads"] = pd.DataFrame(_without_heads(params, measured, of_laboratory), columns=HEADS)
     if measured.facts["models"]:
         frames["released"] = pd.DataFrame(measured.facts["models"], columns=MODELS)
     return (
@@ -120,6 +130,21 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         values(params, curves, measured, of_laboratory),
         claims(params, curves, measured.facts, of_laboratory),
     )
+
+
+def _without_heads(
+    params: Params, measured: Measurements, of_laboratory: list[laboratory.Model]
+) -> list[list[Any]]:
+    """Return the rows, with the columns HEADS, of the models of the laboratory and of prose."""
+    models: list[tuple[str, int, dict[str, tuple[int, float]]]] = [
+        (depth_name(model.layers), model.seed, model.heads) for model in of_laboratory
+    ]
+    for size in params.size_list:
+        heads = measured.get("heads", size)
+        models.append((size, params.seed, {} if heads is None else counted(heads)))
+    return [
+        [model, seed, kind, *row] for model, seed, kinds in models for kind, row in kinds.items()
+    ]
 
 
 def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], ProbeText]:

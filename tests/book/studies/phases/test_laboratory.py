@@ -1,0 +1,232 @@
+"""The laboratory of the phases study: its language, its heads, and claims that can fail."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from pythia_book import verdicts
+from pythia_book.corpora import laboratory as corpus
+from pythia_book.studies.phases import heads, laboratory
+from pythia_book.studies.phases.ngrams import Ngrams
+from pythia_book.studies.phases.params import LABORATORY, Params, laboratory_runs
+from pythia_book.studies.phases.probes import prefix_chance, previous_chance
+
+from pythia_core.config import ModelConfig
+from pythia_core.data.tokenizer import train_bpe
+from pythia_core.errors import ConfigError
+from pythia_core.evaluation import hooks
+from pythia_core.kernels.rotary import rotary_reference
+from pythia_core.model import GPTNeoX
+
+# --- the language ----------------------------------------------------------------------------
+
+
+def test_documents_repeat_a_sequence_or_follow_a_grammar() -> None:
+    repeats = corpus.documents("repeats", 300, seed=5)
+    assert repeats.shape == (300, corpus.LENGTH)
+    periods = [next(p for p in corpus.PERIODS if (row[p:] == row[:-p]).all()) for row in repeats]
+    assert set(periods) == set(corpus.PERIODS)
+    assert all(len(set(row[:p])) == p for row, p in zip(repeats, periods, strict=True))
+    grammar = corpus.documents("grammar", 6000, seed=5)
+    ngrams = Ngrams.count(grammar[:5000], len(corpus.SYLLABLES)).tuned(grammar[5000:5500])
+    rows = grammar[5500:, 2:]  # from here on, the chain is no longer at its random start
+    contexts, targets = rows[:, :2], rows[:, 2]
+    loss = [-np.log(ngrams.probability(n, contexts, targets)).mean() for n in (1, 2, 3)]
+    assert loss[0] - loss[1] > 0.2 and loss[1] - loss[2] > 0.3
+    # n-grams of the repeats predict nothing
+    counted = Ngrams.count(repeats, len(corpus.SYLLABLES))
+    new = corpus.documents("repeats", 300, seed=6)
+    fresh = -np.log(counted.probability(2, new[:, :2], new[:, 2])).mean()
+    assert fresh > np.log(len(corpus.SYLLABLES)) - 0.1
+
+
+def test_the_text_is_the_same_on_every_machine_and_has_a_token_per_syllable() -> None:
+    assert corpus.as_text(corpus.documents("repeats", 1, 2)[0]).startswith(" ")
+    first = [corpus.documents(domain, 4, seed).tolist() for domain, seed in corpus.SEEDS.items()]
+    again = [corpus.documents(domain, 4, seed).tolist() for domain, seed in corpus.SEEDS.items()]
+    assert first == again
+    texts = [corpus.as_text(d) for d in corpus.documents("repeats", 2000, 9)]
+    tokenizer = train_bpe(texts, int(LABORATORY.tokenizer.removeprefix("bpe-")))
+    assert all(len(tokenizer.encode(t).ids) == corpus.LENGTH for t in texts)
+    text = laboratory.GrammarText.of(tokenizer, 0)
+    assert len(set(text.ids)) == len(corpus.SYLLABLES) and 0 not in text.ids
+    rows = text.heldout(3)
+    assert rows.shape == (3, text.seq_len + 1)
+    assert (rows[:, [0, corpus.LENGTH + 1]] == 0).all() and (rows == 0).sum() == 6
+
+
+def test_domains_can_be_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "DOCUMENTS", 3)
+    assert [d for d, _ in corpus.texts(("repeats", "grammar"))] == ["grammar"] * 3 + ["repeats"] * 3
+    assert [d for d, _ in corpus.texts(("repeats",))] == ["repeats"] * 3
+
+
+@pytest.mark.parametrize("layers", ["", "0,2", "two", "9"])
+def test_bad_depths_are_refused(layers: str) -> None:
+    with pytest.raises(ConfigError, match="layers must be a comma-separated list of depths"):
+        Params("smoke", layers=layers)
+
+
+def test_depths_differ_in_nothing_else_and_released_models_have_no_laboratory() -> None:
+    runs = laboratory_runs(Params(layers="2,1", seeds=3))
+    assert list(runs) == [(n, seed) for n in (1, 2) for seed in (1234, 1235, 1236)]
+    one, two = runs[1, 1234], runs[2, 1234]
+    assert (one.data, one.train) == (two.data, two.train)
+    assert (one.model.n_layers, two.model.n_layers) == (1, 2)
+    assert laboratory_runs(Params("paper", source="EleutherAI/pythia-70m", data="x")) == {}
+
+
+# --- heads -----------------------------------------------------------------------------------
+
+
+def tiny() -> GPTNeoX:
+    model = GPTNeoX(ModelConfig(2, 24, 3, 20, max_seq_len=64)).requires_grad_(False)
+    model.init_weights(0)
+    return model
+
+
+def test_a_head_that_is_knocked_out_writes_its_mean_value() -> None:
+    model, ids = tiny(), torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(0))
+    names = ["layers.1.attention.query_key_value", "layers.1.attention"]
+    with hooks.record(model, names) as intact:
+        whole = model.hidden(ids)
+    with heads.without_heads(model, [(1, 2)]), hooks.record(model, names[1:]) as outputs:
+        model.hidden(ids)
+    qkv = intact[names[0]].view(2, 9, 3, 3, 8)
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
+    v = v.clone()
+    v[:, 2] = v[:, 2].mean((0, 1))
+    q, k = (rotary_reference(x, *model.rotary(9, torch.device("cpu"))) for x in (q, k))
+    scores = (q @ k.transpose(-1, -2) / 8**0.5).masked_fill(
+        torch.ones(9, 9, dtype=torch.bool).triu(1), float("-inf")
+    )
+    written = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    expected = model.layers[1].attention.dense(written.flatten(0, 1)).view(2, 9, 24)
+    torch.testing.assert_close(outputs[names[1]], expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(outputs[names[1]], intact[names[1]], atol=1e-4)
+    with heads.without_heads(model, []):
+        torch.testing.assert_close(model.hidden(ids), whole)
+    torch.testing.assert_close(model.hidden(ids), whole)  # and afterwards
+
+
+def test_heads_are_found_by_what_they_attend_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head (1, 0) is an induction head, head (0, 2) a previous-token head, the others uniform."""
+    length = 20
+    t = 2 * length - 1
+    uniform = torch.tril(torch.ones(t, t)) / torch.arange(1, t + 1)[:, None]
+    patterns = [uniform.expand(4, 3, t, t).clone() for _ in range(2)]
+    patterns[0][:, 2] = 0.9 * torch.diag(torch.ones(t - 1), -1)
+    patterns[1][:, 0] = 0.9 * torch.diag(torch.ones(t - length + 1), 1 - length)
+
+    @contextlib.contextmanager
+    def planted(model: GPTNeoX) -> Iterator[list[torch.Tensor]]:
+        yield patterns
+
+    copies = np.tile(np.arange(length), (4, 2))
+    assert heads.find_heads(tiny(), copies) == ([], [])  # untrained
+    monkeypatch.setattr(hooks, "record_attention", planted)
+    assert heads.find_heads(tiny(), copies) == ([(1, 0)], [(0, 2)])
+    assert heads.TIMES_UNIFORM * max(prefix_chance(length), previous_chance(t)) < 0.9
+
+
+def test_an_untrained_model_gains_nothing_and_has_no_heads() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.stack([rng.permutation(20)[:8] for _ in range(40)])
+    shuffled = rng.permuted(drawn, axis=1)
+    measurement = heads.HeadsMeasurement(
+        np.concatenate([drawn, drawn], 1), np.concatenate([shuffled, drawn], 1)
+    )
+    kinds = heads.counted(measurement(tiny(), 0)["heads"])
+    assert [n for n, _ in kinds.values()] == [0, 0, 0, 6]
+    gains = [gain for _, gain in kinds.values()]
+    assert gains[0] == gains[1] == gains[2] and abs(gains[0]) < 0.1
+
+
+# --- turns and claims ------------------------------------------------------------------------
+
+STEPS = np.array([0, 1, 2, 4, 8, 16, 32, *range(48, 577, 4)])
+
+
+def turned(at: float, height: float, width: float = 0.15) -> np.ndarray:
+    """A curve over STEPS from 0 to `height` that is steepest, in doublings, at the step `at`."""
+    return height / (1 + np.exp(-np.log2(np.maximum(STEPS, 1) / at) / width))
+
+
+@pytest.mark.parametrize("at", [60, 150, 300, 470])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_steepest_change_is_found(at: int, sign: int) -> None:
+    noise = np.random.default_rng(at).normal(0, 0.01, len(STEPS))
+    found = laboratory.steepest(STEPS, sign * turned(at, 3.0) + noise)
+    assert abs(np.log2(found / at)) < 0.06
+    early = 2 * np.exp(-STEPS / 20)  # a slower fall early in training does not hide the turn
+    found = laboratory.steepest(STEPS, early - turned(at, 3.0))
+    assert abs(np.log2(found / at)) < 0.1
+    assert np.isnan(laboratory.steepest(np.array([0, 1]), np.zeros(2)))
+
+
+def models(
+    depth: int,
+    gain: float = 3.5,
+    left: float = 0.05,
+    lag: float = 1.0,
+    nearest: tuple[int, int, int] = (10, 60, 150),
+) -> list[laboratory.Model]:
+    """Five models that turn near step 300; heads form `lag` times as late as the loss falls."""
+    rng, found = np.random.default_rng(depth), []
+    for seed in range(5):
+        at = 300 * np.exp(rng.normal(0, 0.1))
+        noise = rng.normal(0, 0.02, len(STEPS))
+        curves = {
+            "repeats": 3 - turned(at, 0.7 * gain) + noise,
+            "grammar": 3 + noise,
+            "order_gain": turned(at, gain) + noise,
+            "prefix": turned(at * lag, 0.3) + 0.05 * noise,
+            "previous": turned(0.9 * at, 0.9) + noise,
+        }
+        for order, step in enumerate(nearest, 1):
+            away = np.log2(np.maximum(STEPS, 1) / (step * np.exp(rng.normal(0, 0.05))))
+            curves[f"kl_{order}"] = np.abs(away)
+        shares = {"intact": 1.0, "induction": left, "previous-token": left, "other": 0.8}
+        kinds = {
+            kind: (n, gain * (share + rng.normal(0, 0.02)))
+            for n, (kind, share) in enumerate(shares.items())
+        }
+        found.append(laboratory.Model(depth, seed, STEPS, curves, kinds))
+    return found
+
+
+def outcomes(found: list[laboratory.Model]) -> list[str]:
+    return [row["ours"]["verdict"] for row in verdicts.judge(laboratory.claims(found))]
+
+
+def test_induction_as_described_is_reproduced() -> None:
+    found = models(1, gain=0.0) + models(2)
+    assert outcomes(found) == [verdicts.REPRODUCED] * 5 + [verdicts.HOLDS] * 3
+    numbers = laboratory.values(found, {})
+    assert numbers["depths"] == "1, 2" and numbers["seeds_2"] == 5
+    assert numbers["order_gain_2"]["value"] == pytest.approx(3.5, abs=0.1)
+    assert numbers["left_induction_2"]["value"] == pytest.approx(0.05, abs=0.03)
+    assert numbers["turn_prefix_2"]["low"] < 300 < numbers["turn_prefix_2"]["high"]
+
+
+def test_each_claim_about_induction_can_fail() -> None:
+    shallow, deep = models(1, gain=0.0), models(2)
+    late = outcomes(shallow + models(2, lag=1.6))
+    assert late[0] == verdicts.CONTRADICTED and late[1:5] == [verdicts.REPRODUCED] * 4
+    assert outcomes(shallow + models(2, gain=0.05))[1] == verdicts.CONTRADICTED
+    assert outcomes(models(1, gain=2.0) + deep)[2] == verdicts.CONTRADICTED
+    assert outcomes(shallow + models(2, left=0.9))[3:5] == [verdicts.CONTRADICTED] * 2
+    backwards = models(2, nearest=(480, 200, 90))
+    assert outcomes(shallow + backwards)[5:7] == [verdicts.FAILS] * 2
+    assert outcomes(shallow + models(2, nearest=(10, 60, 500)))[7] == verdicts.FAILS
+
+
+def test_nothing_is_claimed_of_models_that_are_missing() -> None:
+    assert set(outcomes([])) == {verdicts.NOT_TESTABLE}
+    unfinished = [laboratory.Model(m.layers, m.seed, m.steps, m.curves, {}) for m in models(2)]
+    assert set(outcomes(unfinished)) == {verdicts.NOT_TESTABLE}
+    assert laboratory.values([], {})["order_gain_2"] is None
