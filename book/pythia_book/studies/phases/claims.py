@@ -14,6 +14,7 @@ import numpy as np
 from pythia_book.records import number_text
 from pythia_book.stats import Estimate, estimate, mean_over
 from pythia_book.studies.phases import laboratory
+from pythia_book.studies.phases.heads import counted
 from pythia_book.studies.phases.laboratory import TOGETHER, Model
 from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.tables import (
@@ -175,6 +176,10 @@ def values(
                 numbers[f"{event}_{order}_{role}"] = _step_or_words([*curves.steps, None], indices)
             for order in ORDERS:
                 numbers[f"kl_{order}_{role}"] = float(curves.values[KL[order]].mean(1).min())
+    heads = measured.get("heads", largest)
+    kinds = {} if heads is None else counted(heads)
+    for kind in ("induction", "previous-token"):
+        numbers[f"{kind.replace('-', '_')}_heads"] = kinds[kind][0] if kinds else None
     e = late_growth(params, models, largest, "lens_last")
     numbers["lens_growth"] = e and e.interval()
     if curves := models[largest]:

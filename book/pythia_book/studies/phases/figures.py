@@ -194,12 +194,14 @@ def heads_table(result: Result) -> Table:
         "intact": DASH,
         "induction": "induction heads",
         "previous-token": "previous-token heads",
-        "other": "all other heads",
+        "other": "as many other heads as induction heads",
     }
     rows = []
     for (model, kind), group in result.tables["heads"].groupby(["model", "without"], sort=False):
         e = mean_over_known(group.gain.to_numpy(float))
         gain = DASH if e is None else value_text(e.value if e.n_items == 1 else e.interval())
+        if kind != "intact" and not group.heads.any():
+            continue  # the model has no head of the kind
         rows.append({
             "Model": model,
             "Without": labels[kind],

@@ -35,13 +35,15 @@ from pythia_core.evaluation import hooks, scoring
 if TYPE_CHECKING:
     from pythia_core.model import GPTNeoX
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key of results. Increase it when new code changes any number."""
 TIMES_UNIFORM = 5
 N_SEQUENCES, SEED = 64, 1
 KNOCKED_OUT = ("intact", "induction", "previous-token", "other")
-"""The rows of `HeadsMeasurement`: no head is knocked out, or all heads of a kind are. The third
-kind has all heads that are neither."""
+"""The rows of `HeadsMeasurement`: no head is knocked out, or all heads of a kind, or as many other
+heads as there are induction heads (or, if there are fewer others, all of them)."""
+DRAWS = 8
+"""Random choices of the other heads, over which their gain is averaged."""
 
 Head = tuple[int, int]
 """(layer, number) of an attention head."""
@@ -99,7 +101,11 @@ class HeadsMeasurement:
         kinds = find_heads(model, self.copies[::2])
         every = [(i, j) for i in range(model.config.n_layers) for j in range(model.config.n_heads)]
         others = [head for head in every if not any(head in heads for heads in kinds)]
-        rows = [(len(heads), self._gain(model, heads)) for heads in ([], *kinds, others)]
+        rows = [(len(heads), self._gain(model, heads)) for heads in ([], *kinds)]
+        rng, n = np.random.default_rng(SEED), min(len(kinds[0]), len(others))
+        chosen = [rng.choice(len(others), n, replace=False) for _ in range(DRAWS if n else 0)]
+        gains = [self._gain(model, [others[i] for i in draw]) for draw in chosen]
+        rows.append((n, float(np.mean(gains)) if gains else rows[0][1]))
         return {"heads": np.array(rows, np.float64)}
 
     def _gain(self, model: GPTNeoX, heads: Sequence[Head]) -> float:

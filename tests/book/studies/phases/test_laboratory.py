@@ -133,7 +133,9 @@ def test_heads_are_found_by_what_they_attend_to(monkeypatch: pytest.MonkeyPatch)
     assert heads.TIMES_UNIFORM * max(prefix_chance(length), previous_chance(t)) < 0.9
 
 
-def test_an_untrained_model_gains_nothing_and_has_no_heads() -> None:
+def test_an_untrained_model_gains_nothing_and_has_no_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = np.random.default_rng(0)
     drawn = np.stack([rng.permutation(20)[:8] for _ in range(40)])
     shuffled = rng.permuted(drawn, axis=1)
@@ -141,9 +143,14 @@ def test_an_untrained_model_gains_nothing_and_has_no_heads() -> None:
         np.concatenate([drawn, drawn], 1), np.concatenate([shuffled, drawn], 1)
     )
     kinds = heads.counted(measurement(tiny(), 0)["heads"])
-    assert [n for n, _ in kinds.values()] == [0, 0, 0, 6]
-    gains = [gain for _, gain in kinds.values()]
-    assert gains[0] == gains[1] == gains[2] and abs(gains[0]) < 0.1
+    assert [n for n, _ in kinds.values()] == [0, 0, 0, 0]
+    gains = {gain for _, gain in kinds.values()}
+    assert len(gains) == 1 and abs(gains.pop()) < 0.1
+    kinds_of = {"found": ([(1, 0), (1, 1)], [(0, 2)])}
+    monkeypatch.setattr(heads, "find_heads", lambda model, copies: kinds_of["found"])
+    kinds = heads.counted(measurement(tiny(), 0)["heads"])
+    assert [n for n, _ in kinds.values()] == [0, 2, 1, 2]  # as many others, of three
+    assert len({gain for _, gain in kinds.values()}) == 4
 
 
 # --- turns and claims ------------------------------------------------------------------------
