@@ -1,8 +1,8 @@
 """Models of a few layers, trained on the corpus "laboratory" until they copy from their context.
 
 Half of this corpus has a fixed grammar, the other half repeats random sequences (see
-pythia_book.corpora.laboratory). All checkpoints are measured with the probes of the study, on new
-documents of the same language:
+pythia_book.corpora.laboratory). Every second checkpoint is measured with the probes of the study, on
+new documents of the same language:
 
 - the loss on what a document repeats, from the second repetition on;
 - n-grams, induction and the logit lens, as for models of prose (phases.probes);
@@ -118,7 +118,7 @@ class RepeatsMeasurement:
 def measure(
     runs: dict[tuple[int, int], Run], progress: bool
 ) -> tuple[Arrays, dict[str, Any], list[Gap]]:
-    """Measure all checkpoints of the runs, by (layers, seed).
+    """Measure every second checkpoint of the runs, by (layers, seed).
 
     The arrays, where c is the number of measured checkpoints of a run:
     `laboratory/steps/<layers>/<seed>`: [c];
@@ -130,14 +130,14 @@ def measure(
     first = next(iter(runs.values()))
     text = GrammarText.of(first.data.tokenizer, first.data.eod_id)
     phases = PhasesMeasurement(text, first.config.model.vocab_size)
-    cells = [(run, step) for run in runs.values() for step in run.scheduled_steps]
+    cells = [(run, step) for run in runs.values() for step in _steps(run)]
     each = [phases, RepeatsMeasurement.of(text)]
     measured, gaps = measure_each(cells, each, "the laboratory", progress)
     last = [(run, run.scheduled_steps[-1]) for run in runs.values()]
     heads, more = measure_all(last, HeadsMeasurement.like(phases), progress)
     arrays: Arrays = {}
     for key, run in runs.items():
-        steps = [step for step in run.scheduled_steps if (run.id, step) in measured]
+        steps = [step for step in _steps(run) if (run.id, step) in measured]
         curves = curves_of([measured[run.id, step] for step in steps])
         arrays[name_of("laboratory", "steps", *key)] = np.array(steps, np.int64)
         for name, values in curves.items():
@@ -154,6 +154,11 @@ def measure(
         "laboratory_example": first.data.tokenizer.decode(text.rows(_example())[0, 1:].tolist()),
     }
     return arrays, facts, gaps + more
+
+
+def _steps(run: Run) -> list[int]:
+    """Return every second scheduled step, the last included."""
+    return run.scheduled_steps[::-2][::-1]
 
 
 def _example() -> np.ndarray:

@@ -330,7 +330,7 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     run, *of_laboratory = result.measured.runs
     assert [each.config.model.n_layers for each in of_laboratory] == [1, 2]
     assert len(result.tables["heads"]) == 3 * len(heads.KNOCKED_OUT)
-    assert len(result.tables["laboratory"]) == 2 * 17 * len(laboratory.MEASURES)
+    assert len(result.tables["laboratory"]) == 2 * 9 * len(laboratory.MEASURES)
     levels = result.tables["levels"].set_index(["measure", "step"]).value
     assert result.values["gaps"] == 0
     assert len(levels["loss"]) == result.values["n_checkpoints"] == 17
