@@ -113,10 +113,12 @@ def induction(result: Result) -> Drawing:
         return Drawing(figure, "At the end of training", numbers)
 
 
-TURNS = ("repeats", "repeated text", "loss, nats per token"), (
-    "order_gain", "its order", "shuffled minus in order, nats"), (
-    "prefix", "induction head", "prefix matching"), (
-    "previous", "previous-token head", "attention to the token before")  # fmt: skip
+TURNS = (
+    ("repeats", "loss, repeats", "nats per token"),
+    ("order_gain", "gain from order", "nats per token"),
+    ("prefix", "induction head", "prefix matching"),
+    ("previous", "previous token", "attention"),
+)
 """Panels of `turns`: measure, title and label."""
 
 
@@ -135,7 +137,8 @@ def turns(result: Result) -> Drawing:
             curves = style.rows_where(levels, measure=measure)
             if not _step_axis(ax, curves):
                 continue
-            for (layers, seed), points in curves[curves.step > 0].groupby(["layers", "seed"]):
+            ax.set_xscale("linear")
+            for (layers, seed), points in curves.groupby(["layers", "seed"]):
                 shape = {"linewidth": 1.0, "name": f"{depth_name(layers)}, seed {seed}"}
                 style.curve(ax, points.sort_values("step"), "step", _colour(layers), **shape)
             last = curves[curves.step == curves.step.max()].groupby("layers").value.mean()
@@ -176,6 +179,10 @@ def order(result: Result) -> Drawing:
                 shape = {"marker": "o", "markersize": 4, "linestyle": "", "alpha": 0.75}
                 ax.plot(points.step, at, color=_colour(depth), label=depth_name(depth), **shape)
                 numbers.append(f"{label}, {depth_name(depth)} step {points.step.mean():.0f}")
+        ax.set_xlim(min(10, frame.step.min()), 1.15 * frame.step.max())
+        ticks = [step for step in (10, 20, 50, 100, 200, 500) if step <= frame.step.max()]
+        ax.set_xticks(ticks, map(str, ticks))
+        ax.minorticks_off()
         ax.set_yticks(range(len(EVENTS)), EVENTS.values())
         ax.set_ylim(len(EVENTS) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)

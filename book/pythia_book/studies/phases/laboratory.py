@@ -1,8 +1,8 @@
 """Models of a few layers, trained on the corpus "laboratory" until they copy from their context.
 
 Half of this corpus has a fixed grammar, the other half repeats random sequences (see
-pythia_book.corpora.laboratory). Every second checkpoint is measured with the probes of the study, on
-new documents of the same language:
+pythia_book.corpora.laboratory). Every second checkpoint is measured with the probes of the study,
+on new documents of the same language:
 
 - the loss on what a document repeats, from the second repetition on;
 - n-grams, induction and the logit lens, as for models of prose (phases.probes);
@@ -222,6 +222,19 @@ class Model:
         return steepest(self.steps, self.curves[EVENTS[event]])
 
     @property
+    def rise(self) -> float:
+        """How long the gain takes from a tenth to nine tenths of its final value, in doublings.
+
+        The final value is the median of the last five checkpoints. NaN if it is not positive.
+        """
+        gain = self.curves["order_gain"]
+        final = np.median(gain[-5:])
+        if not final > 0:
+            return np.nan
+        start, end = (self.steps[(gain >= share * final).argmax()] for share in (0.1, 0.9))
+        return float(np.log2(end / max(1, start)))
+
+    @property
     def finished(self) -> bool:
         """Whether the last checkpoint was measured."""
         return bool(self.heads)
@@ -385,10 +398,11 @@ def values(models: Sequence[Model], facts: dict[str, Any]) -> dict[str, Any]:
                 name: [m.curves[name][-1] if m.finished else np.nan for m in same]
                 for name in ("order_gain", "prefix", "previous", "repeats")
             },
+            "rise": [m.rise for m in same],
             **{f"turn_{event}": [m.turn(event) for m in same] for event in EVENTS},
             **{f"nearest_{name}": [m.turn(name) for m in same] for name in KL.values()},
             **{
-                f"left_{kind.replace('-', '_')}": [m.left(kind) for m in same]
+                f"left_{kind.replace('-', '_')}": [100 * m.left(kind) for m in same]
                 for kind in KNOCKED_OUT[1:]
             },
         }

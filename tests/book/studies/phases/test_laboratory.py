@@ -216,7 +216,9 @@ def test_induction_as_described_is_reproduced() -> None:
     numbers = laboratory.values(found, {})
     assert numbers["depths"] == "1, 2" and numbers["seeds_2"] == 5
     assert numbers["order_gain_2"]["value"] == pytest.approx(3.5, abs=0.1)
-    assert numbers["left_induction_2"]["value"] == pytest.approx(0.05, abs=0.03)
+    # a logistic curve of this width takes 2 log(9) widths from a tenth to nine tenths
+    assert numbers["rise_2"]["value"] == pytest.approx(2 * np.log(9) * 0.15, abs=0.05)
+    assert numbers["left_induction_2"]["value"] == pytest.approx(5, abs=3)
     assert numbers["turn_prefix_2"]["low"] < 300 < numbers["turn_prefix_2"]["high"]
 
 
