@@ -15,6 +15,7 @@ STUDY ?= gender_bias
 STUDIES := suite $(filter-out suite phases,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 # Extra parameters of `make record`: more seeds than the defaults, which suit a first look.
 RECORD_deduplication := -p seeds=6
+RECORD_errata := -p seeds=5
 RECORD_gender_bias := -p sizes=25k,85k,310k,600k -p seeds=8 -p crossed_seeds=4 -p flat_seeds=8
 RECORD_memorization := -p seeds=8
 RECORD_repetition := -p seeds=3

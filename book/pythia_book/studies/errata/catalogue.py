@@ -1,8 +1,8 @@
 """Read the errata, common misstatements about Pythia, from catalogue.toml.
 
-Every erratum links to its sources. Where possible, errata.evidence computes its evidence; otherwise
-the evidence is cited. If an erratum names a config field in `measured`, errata.study measures how
-much the field changes our models.
+Every erratum links to its sources. errata.evidence calculates what follows from them, and compares
+released scores. If an erratum names a config field in `measured`, errata.study measures how much
+the field changes our models.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 STATUSES = {
-    "checked": "read at the links, or computed from what stands there",
+    "checked": "read at the links, or calculated from what stands there",
     "inferred": "follows from what stands there, but its authors have not confirmed it",
     "reported": "others published the evidence; it was not repeated here",
     "unproven": "the source could not be opened again",
@@ -76,7 +76,7 @@ class Erratum:
             effect = "What it costs is measured by: python -m pythia_core study errata"
         return {
             "Claim": self.claim,
-            "Evidence, computed now" if self.name in COMPUTED else "Evidence": evidence.text,
+            "Evidence": evidence.text,
             **({"Released scores": evidence.released} if evidence.released else {}),
             "Source": f"{self.status}: {self.source}",
             "Why it matters": f"{self.matters} {effect}".strip(),
@@ -119,7 +119,7 @@ def listing() -> str:
 
 
 def erratum_text(erratum: Erratum, released: Published | None = None) -> str:
-    """Return an erratum as plain text, with freshly computed evidence."""
+    """Return an erratum as plain text."""
     lines = [erratum.title]
     for heading, text in erratum.sections(erratum.compute(released)).items():
         lines.append(f"\n{heading}: {text}")

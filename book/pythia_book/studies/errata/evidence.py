@@ -1,27 +1,24 @@
-"""Compute the numbers in the evidence for errata, from this library or from released scores.
+"""Compute the numbers in the evidence for errata.
 
-Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalogue.toml. It
-takes a second or two and needs no network. Functions in RELEASED read the tables of
-`released_tables`. Effects that need training are measured by errata.study.
+Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalogue.toml, without
+a network. Functions in COMPUTED only calculate what a source implies: they test nothing. Functions
+in RELEASED compare scores in the tables of `released_tables`, and could contradict the erratum.
+Effects that need training are measured by errata.study.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pythia_book.published.results import HOW_TO_GET
 from pythia_book.published.tables import CHANCE, TASKS
 from pythia_book.stats import Z_95
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
-from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.data.dedup import RECIPES, s_curve
-from pythia_core.data.order import RowOrder
+from pythia_core.data.dedup import s_curve
 from pythia_core.suite import OFFICIAL_SIZES
-from pythia_core.training.schedule import OFFICIAL_STEPS, learning_rate
+from pythia_core.training.schedule import OFFICIAL_STEPS, learning_rate, lr_floor_step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,11 +26,6 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
     from pythia_book.study import Tables
 
-TINY = RunConfig(
-    ModelConfig(n_layers=2, d_model=16, n_heads=2, vocab_size=128, max_seq_len=16),
-    DataConfig(seq_len=16),
-    TrainConfig(steps=100, batch_size=4, lr_max=1e-2),
-)
 NO_SCORES = f"No released numbers: {HOW_TO_GET}.".replace("`", "")
 
 Values = dict[str, Any]
@@ -50,16 +42,15 @@ class Evidence:
     """What the released scores show, or a note that they are missing."""
 
 
-# --- optimisation ----------------------------------------------------------------------------
+# --- arithmetic on what the sources say ------------------------------------------------------
 
 
 def lr_floor() -> Values:
     """Compare the learning rate of the training code ("neox") with that of the paper ("paper").
 
     - `n_updates`: the number of updates of a run.
-    - `floor_step`: the first step at which the code's rate is a tenth of the peak rate.
+    - `floor_step`: the first update after the warm-up whose rate is a tenth of the peak rate.
     - `floor_percent`: `floor_step` in percent of `n_updates`.
-    - `at_floor`: "all" if the code's rate is a tenth at all later steps too, else "not all".
     - `floor_paper_percent`: the paper's rate at `floor_step`, in percent of the peak rate.
     - `mean_lr_neox_percent`, `mean_lr_paper_percent`: the mean rates, in percent of the peak rate.
     """
@@ -70,139 +61,53 @@ def lr_floor() -> Values:
         ]
         for form in ("neox", "paper")
     }
-    warm = OFFICIAL_STEPS // 100
-    floor = next(step for step in range(warm, OFFICIAL_STEPS) if rates["neox"][step] == 0.1)
+    floor = lr_floor_step(OFFICIAL_STEPS)
     return {
         "n_updates": OFFICIAL_STEPS,
         "floor_step": floor,
         "floor_percent": 100 * floor / OFFICIAL_STEPS,
-        "at_floor": "all" if all(rate == 0.1 for rate in rates["neox"][floor:]) else "not all",
         "floor_paper_percent": 100 * rates["paper"][floor],
         **{f"mean_lr_{form}_percent": 100 * sum(v) / OFFICIAL_STEPS for form, v in rates.items()},
     }
 
 
-def first_update() -> Values:
-    """Count the tensors of a tiny model that keep their initial values in the first two updates.
+def epoch_boundary() -> Values:
+    """Compute the percentage of the deduplicated Pile's tokens read 0, 1 or 2 times.
 
-    The result has the number of tensors and, for each update, its learning rate and the number of
-    tensors still unchanged. The first learning rate is 0, except in the run whose keys end in
-    `_with_switch`.
+    `read_TIMES_POLICY_percent`: under the policy "joint" both copies of the text are shuffled
+    together; "separate" reads one copy after the other.
     """
-    import torch
-
-    from pythia_core.training.trainer import Trainer
-
-    batches = np.random.default_rng(0).integers(128, size=(2, 4, 17))
-    equal, rates = {}, {}
-    for at_zero in (True, False):
-        train = replace(TINY.train, first_update_at_lr_zero=at_zero)
-        trainer = Trainer(replace(TINY, train=train), torch.device("cpu"))
-        before = {name: p.clone() for name, p in trainer.weights().items()}
-        rates[at_zero], equal[at_zero] = [], []
-        for batch in batches:
-            rates[at_zero].append(trainer.update(batch)[1])
-            after = trainer.weights()
-            equal[at_zero].append(sum(torch.equal(before[n], after[n]) for n in before))
-    return {
-        "first_tensors": len(before),
-        "first_lr": rates[True][0],
-        "second_lr": rates[True][1],
-        "first_equal_tensors": equal[True][0],
-        "second_equal_tensors": equal[True][1],
-        "first_lr_with_switch": rates[False][0],
-        "first_equal_tensors_with_switch": equal[False][0],
+    rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
+    return {"rows_read_percent": 100 * rows / ((2 * tokens - 1) // OFFICIAL["seq_len"])} | {
+        f"read_{times}_{policy}_percent": 100 * share
+        for policy in ("joint", "separate")
+        for times, share in enumerate(pile_reads("deduplicated", policy)[:3])
     }
-
-
-def adamw() -> Values:
-    """Count the tensors of the 70M model that weight decay changes, and compare AdamW with Adam.
-
-    Each optimizer takes one step from weights of 0.5 with gradients of 0, so only weight decay
-    acts. `decay_percent` is the percentage by which AdamW shrinks the decayed weights.
-    `undecayed_step` and `adam_l2_step` are the changes of AdamW's other weights, and of all weights
-    under Adam with an L2 penalty.
-    """
-    import torch
-
-    from pythia_core.model import GPTNeoX
-    from pythia_core.training.optimizer import FlatAdamW, FlatParameters, is_decayed
-
-    with torch.device("meta"):
-        named = dict(GPTNeoX(OFFICIAL_SIZES["70m"].model()).named_parameters())
-    decayed = [name for name in named if is_decayed(name)]
-    embeddings = [name for name in decayed if name.startswith("embed")]
-    share = sum(named[n].numel() for n in embeddings) / sum(named[n].numel() for n in decayed)
-
-    flat = FlatParameters(GPTNeoX(TINY.model), torch.float32)
-    flat.flat.fill_(0.5)
-    plain = torch.nn.Parameter(flat.flat.clone())
-    plain.grad = torch.zeros_like(plain)
-    lr, decay = 0.01, TINY.train.weight_decay
-    FlatAdamW(flat, TINY.train).step(lr, 1)
-    torch.optim.Adam([plain], lr, weight_decay=decay).step()
-    return {
-        "optimizer_tensors": len(named),
-        "decayed_tensors": len(decayed),
-        "undecayed_tensors": len(named) - len(decayed),
-        "decayed_embeddings": len(embeddings),
-        "decayed_embeddings_percent": 100 * share,
-        "decay_lr": lr,
-        "decay": decay,
-        "decay_percent": 100 * (1 - flat.flat[: flat.n_decayed].mean().item() / 0.5),
-        "undecayed_step": (flat.flat[flat.n_decayed :] - 0.5).abs().max().item(),
-        "adam_l2_step": 0.5 - plain.mean().item(),
-    }
-
-
-def _key(size: str) -> str:
-    """Replace the dot in a size such as "6.9b" by "_", for use in a key."""
-    return size.replace(".", "_")
-
-
-# --- model -----------------------------------------------------------------------------------
 
 
 def initialisation() -> Values:
-    """Compare the rule for the initial weights of 6.9B and 12B with the rule for smaller sizes.
+    """Compute the standard deviations of initial weights at the shapes of 6.9B and 12B.
 
-    The values are standard deviations in an MLP's first and second matrix, for 6.9B and 12B:
-
-    - `std_SIZE`, `std_SIZE_output`: first and second matrix, by the rule for 6.9B and 12B.
-    - `std_SIZE_small`, `std_SIZE_wang`: first and second matrix, by the rule for smaller sizes.
-    - `init_times`, `init_output_times`: for 6.9B, the first rule's value divided by the second
-      rule's.
+    - `std_SIZE`, `std_SIZE_output`: of most matrices and of output maps, by the code's default.
+    - `std_SIZE_small`, `std_SIZE_wang`: the same by the rule for smaller sizes.
+    - `init_times`, `init_output_times`: for 6.9B, the default divided by the other rule.
     """
     from pythia_core.model import init_deviations
 
     values = {}
     for name in ("6.9b", "12b"):
-        config = OFFICIAL_SIZES[name].model()
-        trained, others = sampled_std(config), sampled_std(replace(config, init="small_wang"))
-        parts = zip(("", "_output", "_small", "_wang"), trained + others, strict=True)
+        shape = OFFICIAL_SIZES[name].d_model, OFFICIAL_SIZES[name].n_layers
+        used, usual = (init_deviations(rule, *shape) for rule in ("normal_scaled", "small_wang"))
+        parts = zip(("", "_output", "_small", "_wang"), used + usual, strict=True)
         values |= {f"std_{_key(name)}{part}": std for part, std in parts}
-    shape = OFFICIAL_SIZES["6.9b"].d_model, OFFICIAL_SIZES["6.9b"].n_layers
-    rules = (init_deviations(rule, *shape) for rule in ("normal_scaled", "small_wang"))
-    times = [used / usual for used, usual in zip(*rules, strict=True)]
-    return values | {"init_times": times[0], "init_output_times": times[1]}
-
-
-def sampled_std(config: ModelConfig) -> tuple[float, float]:
-    """Sample the standard deviations of the initial weights in an MLP's first and second matrix."""
-    import torch
-
-    from pythia_core.model import pythia_init
-
-    names = ("layers.0.mlp.dense_h_to_4h.weight", "layers.0.mlp.dense_4h_to_h.weight")
-    tensors = {name: torch.empty(1_000_000) for name in names}
-    init, generator = pythia_init(config), torch.Generator().manual_seed(1234)
-    for name, tensor in tensors.items():
-        init(name, tensor, generator)
-    return tensors[names[0]].std().item(), tensors[names[1]].std().item()
+    return values | {
+        "init_times": values["std_6_9b"] / values["std_6_9b_small"],
+        "init_output_times": values["std_6_9b_output"] / values["std_6_9b_wang"],
+    }
 
 
 def gelu() -> Values:
-    """Measure how the two forms of GELU (tanh and erf) differ.
+    """Compute how the two forms of GELU (tanh and erf) differ, with torch's own functions.
 
     - `gelu_gap`: the largest absolute difference.
     - `gelu_where`: the |x| at which the difference is largest.
@@ -210,14 +115,13 @@ def gelu() -> Values:
       forms have different fp16 results.
     """
     import torch
-
-    from pythia_core.kernels.gelu import gelu_reference
+    from torch.nn.functional import gelu as torch_gelu
 
     grid = torch.linspace(-8, 8, 1_600_001, dtype=torch.float64)
-    gaps = (gelu_reference(grid, "tanh") - gelu_reference(grid, "erf")).abs()
+    gaps = (torch_gelu(grid, approximate="tanh") - torch_gelu(grid)).abs()
     halves = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(torch.float16)
     halves = halves[halves.isfinite() & (halves.abs() <= 8) & (halves.abs() >= 2**-4)].double()
-    tanh, erf = (gelu_reference(halves, form).half() for form in ("tanh", "erf"))
+    tanh, erf = (torch_gelu(halves, approximate=form).half() for form in ("tanh", "none"))
     return {
         "gelu_gap": gaps.max().item(),
         "gelu_where": abs(grid[gaps.argmax()].item()),
@@ -225,25 +129,71 @@ def gelu() -> Values:
     }
 
 
+def adamw() -> Values:
+    """Count the tensors of the 70M model that the training code decays, by their names."""
+    import torch
+
+    from pythia_core.model import GPTNeoX
+    from pythia_core.training.optimizer import is_decayed
+
+    with torch.device("meta"):
+        named = dict(GPTNeoX(OFFICIAL_SIZES["70m"].model()).named_parameters())
+    decayed = [name for name in named if is_decayed(name)]
+    embeddings = [name for name in decayed if name.startswith("embed")]
+    share = sum(named[n].numel() for n in embeddings) / sum(named[n].numel() for n in decayed)
+    return {
+        "optimizer_tensors": len(named),
+        "decayed_tensors": len(decayed),
+        "undecayed_tensors": len(named) - len(decayed),
+        "decayed_embeddings": len(embeddings),
+        "decayed_embeddings_percent": 100 * share,
+    }
+
+
+def threshold() -> Values:
+    """Compute the probability, in percent, that the hashes find a pair of similar documents.
+
+    - `dedupe_bands`, `dedupe_hashes`: the bands, and the hashes in each, that datasketch chooses.
+    - `caught_at_095_percent` etc.: at Jaccard similarity 0.95.
+    """
+    bands, hashes = datasketch_bands(0.87, 10)
+    return {"dedupe_bands": bands, "dedupe_hashes": hashes} | {
+        f"caught_at_0{hundredths}_percent": 100 * float(s_curve(hundredths / 100, bands, hashes))
+        for hundredths in (95, 87, 80, 70)
+    }
+
+
+def datasketch_bands(similarity: float, hashes: int) -> tuple[int, int]:
+    """Return the bands, and the hashes in each, that `MinHashLSH(similarity, hashes)` uses.
+
+    datasketch takes the pair for which the areas of false positives (below `similarity`) and of
+    false negatives (above it) have the smallest sum (`_optimal_param` in its lsh.py).
+    """
+    from scipy.integrate import quad
+
+    def error(bands: int, each: int) -> float:
+        found = quad(s_curve, 0, similarity, args=(bands, each))[0]
+        return found + 1 - similarity - quad(s_curve, similarity, 1, args=(bands, each))[0]
+
+    pairs = [(b, r) for b in range(1, hashes + 1) for r in range(1, hashes // b + 1)]
+    return min(pairs, key=lambda pair: error(*pair))
+
+
 def vocabulary() -> Values:
-    """Compute the padded vocabulary sizes, and compare them with the released embeddings.
+    """Compute the padded vocabulary sizes.
 
     - `vocab_entries`: the number of tokens in the tokenizer's vocabulary.
     - `vocab_spaces`: the number of added tokens, which are runs of spaces.
     - `vocab_usable`: `vocab_entries` plus `vocab_spaces`.
     - `vocab_padded_R`: the padded size for R = 1, 2 or 4 tensor-parallel ranks.
-    - `vocab_agree`: "are" if the padded sizes equal the released sizes, else "ARE NOT".
     """
     entries, spaces = 50_254, 23
     usable = entries + spaces
-    padded = {ranks: -(-usable // (128 * ranks)) * 128 * ranks for ranks in (1, 2, 4)}
-    agree = set(padded.values()) == {size.vocab_size for size in OFFICIAL_SIZES.values()}
     return {
         "vocab_entries": entries,
         "vocab_spaces": spaces,
         "vocab_usable": usable,
-        "vocab_agree": "are" if agree else "ARE NOT",
-        **{f"vocab_padded_{ranks}": rows for ranks, rows in padded.items()},
+        **{f"vocab_padded_{r}": -(-usable // (128 * r)) * 128 * r for r in (1, 2, 4)},
     }
 
 
@@ -261,50 +211,9 @@ def names() -> Values:
     return values
 
 
-# --- data ------------------------------------------------------------------------------------
-
-
-def epoch_boundary() -> Values:
-    """Compute the percentage of tokens read 0, 1 or 2 times under each epoch policy.
-
-    The policy "joint" shuffles the epochs together; "separate" reads one epoch after the other.
-    Percentages of the deduplicated Pile come from a formula, those of a toy corpus (`toy_*`) from
-    counting. `toy_reread_*`: of the tokens read in the first half of toy training, the percentage
-    that had been read before.
-    """
-    sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
-    rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
-    share_read = rows / ((2 * tokens - 1) // OFFICIAL["seq_len"])
-    values = {"rows_read_percent": 100 * share_read, "toy_documents": len(sizes)}
-    for policy in ("joint", "separate"):
-        order = RowOrder(sizes, 64, epochs=2, policy=policy)
-        n_rows = round(share_read * order.n_rows)
-        counts, reread = order.read_counts(n_rows, block=-(-n_rows // 2))
-        toy = 100 * np.bincount(counts, minlength=3)[:3] / len(counts)
-        for times, share in enumerate(pile_reads("deduplicated", policy)[:3]):
-            values[f"read_{times}_{policy}_percent"] = 100 * share
-            values[f"toy_read_{times}_{policy}_percent"] = float(toy[times])
-        values[f"toy_reread_{policy}_percent"] = float(100 * reread[0] / (-(-n_rows // 2) * 64))
-    return values
-
-
-def threshold() -> Values:
-    """Compute the probability, in percent, that MinHash bands find a pair of similar documents.
-
-    - `caught_at_095_percent` etc.: Jaccard similarity 0.95, recipe of the deduplicated Pile.
-    - `candidates_at_087_percent`: Jaccard similarity 0.87, recipe jaccard-0.87.
-    """
-
-    def percent(recipe: str, similarity: float) -> float:
-        """Return the percentage for `recipe` at this Jaccard similarity."""
-        bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
-        return 100 * float(s_curve(similarity, *bands))
-
-    values = {
-        f"caught_at_0{hundredths}_percent": percent("eleutherai-0.87", hundredths / 100)
-        for hundredths in (95, 87, 80, 70)
-    }
-    return values | {"candidates_at_087_percent": percent("jaccard-0.87", 0.87)}
+def _key(size: str) -> str:
+    """Replace the dot in a size such as "6.9b" by "_", for use in a key."""
+    return size.replace(".", "_")
 
 
 # --- released scores -------------------------------------------------------------------------
@@ -326,6 +235,7 @@ def released_tables(released: Published) -> Tables:
       anti-stereotypical items of type 1, in percent, mean over the steps from LATE on.
     - `wsc`: `shots`, `stuck`. The fraction of all released WSC scores that are exactly 38 of 104.
     - `compared`: see `equal_scores`.
+    - `early`: see `equal_steps`.
     """
     crows = released.crows_gender()
     late = crows[crows.step >= LATE].assign(
@@ -352,6 +262,7 @@ def released_tables(released: Published) -> Tables:
         "final": final[["task", "metric", "model", "deduped", "value", "stderr"]],
         "wsc": stuck.rename("stuck").reset_index(),
         "compared": compared,
+        "early": equal_steps(released.released_benchmarks),
     }
 
 
@@ -374,14 +285,64 @@ def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
     return equal[equal.step > 1].reset_index(drop=True)
 
 
+def equal_steps(raw: pd.DataFrame | None) -> pd.DataFrame:
+    """Compare the zero-shot scores of each model at step 1 with those at steps 0 and 2.
+
+    - `model`, `deduped`
+    - `other`: the step compared with step 1, 0 or 2.
+    - `scores`, `equal`: the number of scores that both steps have, and how many of them are equal.
+    """
+    import pandas as pd
+
+    keys = ["model", "deduped"]
+    columns = [*keys, "other", "scores", "equal"]
+    if raw is None or raw.empty:
+        return pd.DataFrame(columns=columns)
+    early = raw[(raw.shots == 0) & raw.step.isin((0, 1, 2))]
+    wide = early.pivot_table(index=[*keys, "task", "metric"], columns="step", values="value")
+    frames = [
+        pair.set_axis(["a", "b"], axis=1)
+        .assign(equal=lambda f: f.a == f.b)
+        .groupby(level=keys)
+        .equal.agg(scores="size", equal="sum")
+        .reset_index()
+        .assign(other=other)
+        for other in (0, 2)
+        if {1, other} <= set(wide.columns)
+        for pair in [wide[[1, other]].dropna()]
+    ]
+    return pd.concat(frames)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def released_first_update(tables: Tables) -> Values | None:
+    """Count the models whose zero-shot scores at step 1 all equal those at another step.
+
+    - `n_models_early`: the number of models compared.
+    - `n_scores`: the smallest number of scores compared for one of them.
+    - `same_as_0`, `same_as_2`: the number of models with equal scores at steps 1 and 0, 1 and 2.
+
+    The result is None without scores.
+    """
+    early = tables["early"]
+    if early.empty:
+        return None
+    same = early[early["equal"] == early.scores].groupby("other").size()
+    return {
+        "n_models_early": early.groupby("other").size().max(),
+        "n_scores": early.scores.min(),
+        **{f"same_as_{step}": same.get(step, 0) for step in (0, 2)},
+    }
+
+
 ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % swap"}
 
 
 def released_winobias(tables: Tables) -> Values | None:
-    """Return the value `prompts`, a text that lists WinoBias accuracies with and without the swap.
+    """Return WinoBias accuracies with and without the swap; None without released scores.
 
-    Accuracies are in percent, on pro- and anti-stereotypical sentences. The result is None without
-    released scores.
+    - `prompts`: a text with the accuracies in percent, on pro- and anti-stereotypical sentences.
+    - `least_ratio`, `most_ratio`: the range of the swapped models' accuracies, relative to their
+      baselines, by the prompt "refers_to".
     """
     rows = tables["winobias"]
     if rows.empty:
@@ -394,7 +355,14 @@ def released_winobias(tables: Tables) -> Values | None:
             for row in of_prompt.itertuples()
         ]
         parts.append(f'"{prompt}": {", ".join(cells)}')
-    return {"prompts": "; ".join(parts)}
+    sides = rows[rows.prompt == "refers_to"].set_index(["model", "intervention"])[["pro", "anti"]]
+    baselines = sides.xs("none", level="intervention")
+    ratios = sides.drop("none", level="intervention").div(baselines, level="model")
+    return {
+        "prompts": "; ".join(parts),
+        "least_ratio": float(ratios.min().min()),
+        "most_ratio": float(ratios.max().max()),
+    }
 
 
 def released_twins(tables: Tables) -> Values | None:
@@ -479,7 +447,6 @@ def released_2_8b(tables: Tables) -> Values | None:
 
 COMPUTED: dict[str, Callable[[], Values]] = {
     "lr-floor": lr_floor,
-    "first-update": first_update,
     "epoch-boundary": epoch_boundary,
     "initialisation": initialisation,
     "gelu": gelu,
@@ -489,6 +456,7 @@ COMPUTED: dict[str, Callable[[], Values]] = {
     "names": names,
 }
 RELEASED: dict[str, Callable[[Tables], Values | None]] = {
+    "first-update": released_first_update,
     "swap-scores": released_twins,
     "winobias-prompt": released_winobias,
     "tasks": released_tasks,

@@ -6,19 +6,20 @@ import html
 from typing import TYPE_CHECKING
 
 from pythia_book import palette, style
-from pythia_book.records import number_text, value_text
+from pythia_book.records import value_text
 from pythia_book.studies.errata.catalogue import ERRATA, READ, STATUSES, Erratum
-from pythia_book.studies.errata.claims import INTERVAL, MARGIN
-from pythia_book.studies.errata.params import LABELS, OTHER_SEED
+from pythia_book.studies.errata.claims import MARGIN
+from pythia_book.studies.errata.params import LABELS
 from pythia_book.studies.errata.study import evidence_of
-from pythia_book.style import BLUE, DASH, GREEN, GRID, INK, MUTED, ORANGE, Drawing, Table
+from pythia_book.style import BLUE, DASH, GREEN, GRID, MUTED, ORANGE, Drawing, Table
+from pythia_book.verdicts import NOT_MEASURED
 from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
 
 if TYPE_CHECKING:
     from pythia_book.study import Result
 
 COLOURS = dict(
-    zip(LABELS, (BLUE, ORANGE, GREEN, palette.PINK, palette.SKY, palette.BROWN, INK), strict=True)
+    zip(LABELS, (BLUE, ORANGE, GREEN, palette.PINK, palette.SKY, palette.BROWN), strict=True)
 )
 COMMAND = "python -m pythia_core errata NAME"
 
@@ -66,15 +67,13 @@ def effect(result: Result, erratum: Erratum) -> str:
     """Say how the misstated setting changes held-out loss; "" if that was not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
-        change = result.values[f"{name}_loss_change"] if name in LABELS else None
-        if isinstance(change, dict):
-            percent = number_text(result.values[f"{name}_loss_percent"])
+        change = result.values[f"{name}_loss_change"] if name in LABELS else NOT_MEASURED
+        if not isinstance(change, str):
+            percent = value_text(result.values[f"{name}_loss_percent"])
             parts.append(f"{LABELS[name]}, {value_text(change)} nats per token ({percent} %)")
     if not parts:
         return ""
-    other = result.values[f"{OTHER_SEED}_loss_change"]
-    seed = f"; {LABELS[OTHER_SEED]}, {value_text(other)}" if isinstance(other, dict) else ""
-    return f"Held-out loss at {result.values['size']} changes: {'; '.join(parts)}{seed}."
+    return f"Held-out loss at {result.values['size']} changes: {'; '.join(parts)}."
 
 
 @style.figure
@@ -84,7 +83,8 @@ def effects(result: Result) -> Drawing:
     loss = frame[frame.measure == "loss"]
     last = loss[loss.step == loss.step.max()]
     names = [name for name in LABELS if name in set(loss.variant)]
-    n = f"{int(loss.n.max())} held-out rows; bars: 95 % intervals" if len(loss) else ""
+    n_seeds = result.values["n_seeds"]
+    n = f"{n_seeds} seeds; bars: 95 % intervals over seeds" if n_seeds > 1 else "one seed"
     with style.canvas(result, 2, 3.2, n, ratios=(1.35, 1)) as (figure, (final, curves)):
         if not names:
             for ax in (final, curves):
@@ -95,18 +95,15 @@ def effects(result: Result) -> Drawing:
             bound = control * MARGIN / 100
             final.axvspan(-bound, bound, color=GRID, alpha=0.7, linewidth=0)
         for y, name in zip(reversed(range(len(names))), names, strict=True):
-            colour, marker = COLOURS[name], "D" if name == OTHER_SEED else "o"
+            colour = COLOURS[name]
             points = style.rows_where(loss, variant=name).sort_values("percent")
-            shape = style.THIN | {
-                "marker": marker,
-                "linestyle": "--" if name == OTHER_SEED else "-",
-            }
+            shape = style.THIN | {"marker": "o"}
             style.curve(curves, points, "percent", colour, name=LABELS[name], **shape)
             rows = style.rows_where(last, variant=name)
             if rows.empty:
                 final.text(0, y, "not measured", color=MUTED, va="center")
             for row in rows.itertuples():
-                shape = {"marker": marker, "markersize": 5, "name": LABELS[name]}
+                shape = {"markersize": 5, "name": LABELS[name]}
                 style.interval_point(final, y, row, colour, 1, flat=True, **shape)
         style.reference(final, x=0)
         final.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
@@ -160,24 +157,22 @@ def effects_table(result: Result) -> Table:
     for name, label in LABELS.items():
         changes = {title: result.values[f"{name}_{m}_change"] for m, title in measures.items()}
         share, control = (result.values[f"{name}_memorized_{c}"] for c in ("share", "control"))
-        if any(isinstance(change, dict) for change in changes.values()):
-            percent = result.values[f"{name}_loss_percent"]
+        if any(not isinstance(change, str) for change in changes.values()):
             rows.append(
                 {
                     "Switch": label,
-                    "in %": percent if isinstance(percent, str) else number_text(percent),
+                    "in %": _text(result.values[f"{name}_loss_percent"]),
                     **{title: _text(change) for title, change in changes.items()},
                     memorized: DASH if isinstance(share, str) else f"{control:.2f} to {share:.2f}",
                 }
             )
     columns = ["Switch", measures["loss"], "in %", measures["last_word"], memorized]
-    caption = (
-        f"Changes at the end of training, {result.values['size']}, with 95 % intervals over the "
-        "held-out rows or last words; one run of each"
-    )
+    n_seeds = result.values["n_seeds"]
+    seeds = f"with 95 % intervals over {n_seeds} seeds" if n_seeds > 1 else "one seed"
+    caption = f"Changes at the end of training, {result.values['size']}, {seeds}"
     return Table(pd.DataFrame(rows, columns=columns), caption)
 
 
-def _text(change: dict[str, float] | str) -> str:
-    """Return a change with its interval as text, or a dash if not measured."""
-    return DASH if isinstance(change, str) else style.interval(*(change[k] for k in INTERVAL))
+def _text(change: dict[str, float] | float | str) -> str:
+    """Return a change with its interval, if any, as text; a dash if it was not measured."""
+    return DASH if isinstance(change, str) else value_text(change)

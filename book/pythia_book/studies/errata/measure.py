@@ -11,6 +11,7 @@ from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
 from pythia_book.studies.errata.evidence import COMPUTED
 from pythia_book.studies.errata.params import GELU_AFTER_TRAINING, INDICES, Params, run_configs
 from pythia_book.studies.registry import train_all
+from pythia_book.studies.seeds.params import seed_values
 from pythia_book.study import Measurements, name_of
 from pythia_core.config import stable_hash
 from pythia_core.evaluation.memorization import ExtractionMeasurement
@@ -49,10 +50,11 @@ class OtherGeluMeasurement:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the runs, measure their checkpoints, and compute the evidence.
 
-    Arrays, where NAME is a key of `params.run_configs` or GELU_AFTER_TRAINING:
+    Arrays, where NAME is a name in `params.run_configs` or GELU_AFTER_TRAINING. A step that was not
+    measured for every seed is left out:
 
-    - loss/NAME/STEP: float32[rows], held-out loss of each row in nats per token.
-    - last_word/NAME/STEP: bool[words], whether each last word was predicted.
+    - loss/NAME/STEP: float32[seeds, rows], held-out loss of each row in nats per token.
+    - last_word/NAME/STEP: bool[seeds, words], whether each last word was predicted.
 
     Facts:
 
@@ -63,21 +65,31 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     runs = train_all(params, run_configs(params), progress)
     scale = scale_named(params.scale)
     steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
-    control = runs["standard"]
-    language = LanguageMeasurement.of(control.data)
+    seeds = seed_values(params.seeds)
+    language = LanguageMeasurement.of(runs["standard", seeds[0]].data)
     scored, gaps = measure_all([(r, s) for r in runs.values() for s in steps], language, progress)
-    found = {(name, s): scored.get((runs[name].id, s)) for name in runs for s in steps}
+    found = {
+        (name, seed, s): scored.get((r.id, s)) for (name, seed), r in runs.items() for s in steps
+    }
     switches = {s.name: s for s in params.switch_list}
     if "gelu" in switches:
         other_gelu = OtherGeluMeasurement(language, switches["gelu"].value)
-        scored, more = measure_all([(control, s) for s in steps], other_gelu, progress)
-        found |= {(GELU_AFTER_TRAINING, s): scored.get((control.id, s)) for s in steps}
+        controls = {seed: runs["standard", seed] for seed in seeds}
+        wanted = [(run, s) for run in controls.values() for s in steps]
+        scored, more = measure_all(wanted, other_gelu, progress)
+        found |= {
+            (GELU_AFTER_TRAINING, seed, s): scored.get((run.id, s))
+            for seed, run in controls.items()
+            for s in steps
+        }
         gaps = gaps + more
     arrays = {}
-    for key, values in found.items():
-        if values is not None:
-            arrays[name_of("loss", *key)] = values["loss"].astype(np.float32)
-            arrays[name_of("last_word", *key)] = values["last_word"].astype(bool)
+    for name, step in dict.fromkeys((name, step) for name, _, step in found):
+        results = [r for seed in seeds if (r := found[name, seed, step]) is not None]
+        if len(results) == len(seeds):
+            for measure, kind in (("loss", np.float32), ("last_word", bool)):
+                stacked = np.stack([r[measure] for r in results]).astype(kind)
+                arrays[name_of(measure, name, step)] = stacked
     memorized, n_more = memorized_rows(runs, scale.steps, progress)
     facts = {
         "evidence": {name: compute() for name, compute in COMPUTED.items()},
@@ -88,10 +100,15 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def memorized_rows(
-    runs: dict[str, Run], last: int, progress: bool
+    runs: dict[tuple[str, int], Run], last: int, progress: bool
 ) -> tuple[dict[str, list[int]], int]:
-    """Return {run name: [n memorized, n read]} for rows at step `last`, and the number of gaps."""
-    counts: dict[str, list[int]] = {}
+    """Count the rows that are memorized at step `last`, over all seeds.
+
+    Returns:
+        {name: [n memorized, n read]} for the names of `runs` that were measured for every seed, and
+        the number of gaps.
+    """
+    parts: dict[str, list[list[int]]] = {name: [] for name, _ in runs}
     n_gaps = 0
     for data in {run.data.fingerprint: run.data for run in runs.values()}.values():
         same_data = {n: r for n, r in runs.items() if r.data.fingerprint == data.fingerprint}
@@ -99,8 +116,10 @@ def memorized_rows(
         extraction = ExtractionMeasurement(data, train.batch_size, train.steps)
         arrays, gaps = measure_all([(r, last) for r in same_data.values()], extraction, progress)
         n_gaps += len(gaps)
-        for name, run in same_data.items():
+        for (name, _), run in same_data.items():
             if (run.id, last) in arrays:
                 memorized = arrays[run.id, last]["memorized"]
-                counts[name] = [int(memorized.sum()), len(memorized)]
-    return counts, n_gaps
+                parts[name].append([int(memorized.sum()), len(memorized)])
+    n_seeds = len({seed for _, seed in runs})
+    complete = {name: part for name, part in parts.items() if len(part) == n_seeds}
+    return {name: np.sum(part, axis=0).tolist() for name, part in complete.items()}, n_gaps

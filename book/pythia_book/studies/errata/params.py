@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from pythia_book.studies.seeds.params import seed_values
 from pythia_book.study import MeasuringCost, StudyParams, kept_at, split_list
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
@@ -47,10 +48,9 @@ SWITCHES = {
         Switch("epoch_policy", "data", "separate", "separate epochs", "deduplicated"),
     )
 }
-GELU_AFTER_TRAINING, OTHER_SEED = "gelu_read", "another_seed"
+GELU_AFTER_TRAINING = "gelu_read"
 LABELS = {name: switch.label for name, switch in SWITCHES.items()} | {
     GELU_AFTER_TRAINING: "exact GELU after training",
-    OTHER_SEED: "another seed",
 }
 """Maps each variant to its description."""
 
@@ -61,9 +61,10 @@ class Params(StudyParams):
 
     switches: str = ""
     """Comma-separated names in SWITCHES; empty means all. Each changes one field of a control."""
-    seed: int = 1234
-    bootstrap: int = 2000
+    seeds: int = 1
+    """Number of runs of every setting. A seed is that of initial weights and data order."""
 
+    WHOLE: ClassVar = {"seeds": (1, 100)}
     ONE_SIZE: ClassVar = True
     DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
@@ -79,25 +80,21 @@ class Params(StudyParams):
         raise_all(ConfigError, unknown, "switches")
         return tuple(s for name, s in SWITCHES.items() if name in names or not names)
 
-    @property
-    def other_seed(self) -> int:
-        """The seed of the run that shows the effect of another seed."""
-        return 1 if self.seed != 1 else 2
 
+def run_configs(params: Params) -> dict[tuple[str, int], RunConfig]:
+    """Map (name, seed) to the config of each run of the study.
 
-def run_configs(params: Params) -> dict[str, RunConfig]:
-    """Map the name of each run of the study to its config.
-
-    The names are "standard" and, if a switch needs this control, "deduplicated", then OTHER_SEED
-    and the name of each switch.
+    The names are "standard" and, if a switch needs this control, "deduplicated", then the name of
+    each switch. All runs of one seed have the same seed of weights and order.
     """
     (size,) = params.size_list
-    arms = dict.fromkeys(["standard", *(s.arm for s in params.switch_list)])
-    suite = suite_configs(params.scale, [size], tuple(arms), params.seed)
-    configs = {arm: suite[size, arm] for arm in arms}
-    other = suite_configs(params.scale, [size], ("standard",), params.other_seed)
-    configs[OTHER_SEED] = other[size, "standard"]
-    return configs | {s.name: s.apply(configs[s.arm]) for s in params.switch_list}
+    arms = tuple(dict.fromkeys(["standard", *(s.arm for s in params.switch_list)]))
+    configs = {}
+    for seed in seed_values(params.seeds):
+        suite = suite_configs(params.scale, [size], arms, seed)
+        configs |= {(arm, seed): suite[size, arm] for arm in arms}
+        configs |= {(s.name, seed): s.apply(suite[size, s.arm]) for s in params.switch_list}
+    return configs
 
 
 def runs(params: Params) -> list[RunConfig]:
@@ -114,4 +111,4 @@ def controls(params: Params) -> dict[str, str]:
     """Map each variant (a key of LABELS) to its control's text: "standard" or "deduplicated"."""
     arms = {s.name: s.arm for s in params.switch_list}
     read = {GELU_AFTER_TRAINING: "standard"} if "gelu" in arms else {}
-    return arms | read | {OTHER_SEED: "standard"}
+    return arms | read

@@ -1,9 +1,8 @@
 """Measure the effect of each erratum with runs that differ from the suite in one setting.
 
 A control is a run of the suite. Each entry of SWITCHES in errata.params changes one config field of
-a control. The changed run and its control are scored on the same held-out rows, and compared row by
-row. There is one run per setting, so intervals cover the choice of rows but not of seeds. One more
-run shows the effect of another seed.
+a control. The changed run and its control have the same seed and are scored on the same held-out
+rows. Intervals are over seeds, for these rows; with one seed there are none.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pythia_book.conduct import conduct
-from pythia_book.stats import estimate
+from pythia_book.stats import mean_over
 from pythia_book.studies.errata.catalogue import ERRATA
 from pythia_book.studies.errata.claims import INTERVAL, MARGIN, claims
 from pythia_book.studies.errata.evidence import Evidence, released_tables
@@ -47,7 +48,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released tables."""
     evidence = evidence_of(measured.facts, released)
-    effects, losses = effects_table(params, measured)
+    effects, losses = effects_table(params, measured), control_losses(params, measured)
     memorized = memorized_table(params, measured.facts["memorized"])
     from pythia_book.released.recipe import schedules
 
@@ -74,42 +75,45 @@ def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
 # --- measurements ----------------------------------------------------------------------------
 
 
-def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame, dict[str, float]]:
+def effects_table(params: Params, measured: Measurements) -> pd.DataFrame:
     """Compare every variant (a model with one changed setting) with its control, step by step.
 
-    Returns:
-        effects: the mean paired difference, variant minus control, with the columns
+    The result has the mean over seeds of variant minus control, with the columns
 
-            - `variant`
-            - `measure`: "loss" in nats per token, or "last_word" in points.
-            - `step`, `percent` of training.
-            - `value`, `low`, `high`.
-            - `n`: held-out rows or last words.
-
-        losses: maps the training text of each control to the control's final loss.
+    - `variant`
+    - `measure`: "loss" in nats per token, or "last_word" in points.
+    - `step`, `percent` of training.
+    - `value`, `low`, `high`: a t-interval over seeds; NaN with one seed.
+    - `n`: seeds.
     """
     import pandas as pd
 
     steps = scale_named(params.scale).steps
-    rows, losses = [], {}
+    rows = []
     for name, arm in controls(params).items():
         for measure, factor in (("loss", 1), ("last_word", 100)):
             for (at,), variant in measured.under(measure, name):
                 reference = measured.get(measure, arm, at)
                 if reference is None:
                     continue
-                change = variant.astype(float) - reference.astype(float)
-                words = measure == "last_word"
-                e = estimate(change[None], params.bootstrap, change=True, exact=words)
-                scaled = e.times(factor).interval()
+                change = mean_over(factor * (_means(variant) - _means(reference)))
                 rows.append({"variant": name, "measure": measure, "step": int(at),
-                             "percent": 100 * int(at) / steps, **scaled,
-                             "n": e.n_items})  # fmt: skip
-        at_end = measured.get("loss", arm, steps)
-        if at_end is not None:
-            losses[arm] = float(at_end.mean(dtype=float))
+                             "percent": 100 * int(at) / steps, **change.interval(),
+                             "n": change.n_seeds})  # fmt: skip
     columns = ["variant", "measure", "step", "percent", *INTERVAL, "n"]
-    return pd.DataFrame(rows, columns=columns), losses
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _means(scores: np.ndarray) -> np.ndarray:
+    """Return the mean of [seeds, items] over items, float64[seeds]."""
+    return scores.mean(axis=1, dtype=float)
+
+
+def control_losses(params: Params, measured: Measurements) -> dict[str, np.ndarray]:
+    """Map the training text of each control to its final held-out losses, float64[seeds]."""
+    steps = scale_named(params.scale).steps
+    at_end = {arm: measured.get("loss", arm, steps) for arm in controls(params).values()}
+    return {arm: _means(loss) for arm, loss in at_end.items() if loss is not None}
 
 
 def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
@@ -119,7 +123,8 @@ def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFram
     - `control`, `share`: the percentages of the variant's control and of the variant.
     - `n`: the rows that the variant has read.
 
-    There are no intervals, because rows with the same text are memorized together.
+    Rows are counted over all seeds. There are no intervals, because rows with the same text are
+    memorized together.
     """
     import pandas as pd
 
@@ -174,7 +179,7 @@ def passes_table() -> pd.DataFrame:
 
 
 def values(
-    params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
+    params: Params, last: pd.DataFrame, losses: dict[str, np.ndarray], memorized: pd.DataFrame
 ) -> dict[str, Any]:
     """Return the numbers that the page quotes, by name; a missing number is NOT_MEASURED."""
     (size,) = params.size_list
@@ -182,20 +187,24 @@ def values(
         "size": size,
         "n_errata": len(ERRATA),
         "margin_percent": MARGIN,
-        "loss_standard": losses.get("standard", NOT_MEASURED),
-        "loss_deduplicated": losses.get("deduplicated", NOT_MEASURED),
+        "n_seeds": params.seeds,
+        **{f"loss_{arm}": NOT_MEASURED for arm in ("standard", "deduplicated")},
+        **{f"loss_{arm}": float(each.mean()) for arm, each in losses.items()},
+        "seed_sd_percent": NOT_MEASURED,
     }
+    if params.seeds > 1 and "standard" in losses:
+        each = losses["standard"]
+        numbers["seed_sd_percent"] = 100 * float(each.std(ddof=1) / each.mean())
     texts = controls(params)
     shares = memorized.set_index("variant")
     for name in LABELS:  # the pages refer to all of them, measured or not
         for measure in ("loss", "last_word"):
             row = last[(last.variant == name) & (last.measure == measure)]
             numbers[f"{name}_{measure}_change"] = _interval(row)
-        change = numbers[f"{name}_loss_change"]
-        measured = isinstance(change, dict) and texts.get(name) in losses
-        numbers[f"{name}_loss_percent"] = (
-            100 * change["value"] / losses[texts[name]] if measured else NOT_MEASURED
-        )
+        row = last[(last.variant == name) & (last.measure == "loss")]
+        if not row.empty:
+            row = row.assign(**100 * row[INTERVAL] / losses[texts[name]].mean())
+        numbers[f"{name}_loss_percent"] = _interval(row)
         for column in ("share", "control"):
             found = name in shares.index
             numbers[f"{name}_memorized_{column}"] = (
@@ -204,8 +213,12 @@ def values(
     return numbers
 
 
-def _interval(row: pd.DataFrame) -> dict[str, float] | str:
-    """Return value, low and high of a table with one row; NOT_MEASURED if the table is empty."""
+def _interval(row: pd.DataFrame) -> dict[str, float] | float | str:
+    """Return value, low and high of a table with one row.
+
+    Without an interval, return the value alone; NOT_MEASURED if the table is empty.
+    """
     if row.empty:
         return NOT_MEASURED
-    return {key: float(row[key].iloc[0]) for key in INTERVAL}
+    numbers = {key: float(row[key].iloc[0]) for key in INTERVAL}
+    return numbers if np.isfinite(numbers["low"]) else numbers["value"]
