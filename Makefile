@@ -11,13 +11,14 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 SCALE ?= laptop
 STUDY ?= gender_bias
-# The suite first: the others use its models. Left out: phases, which also covers the released models.
-STUDIES := suite $(filter-out suite phases,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
+# The suite first: the others use its models.
+STUDIES := suite $(filter-out suite,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 # Extra parameters of `make record`: more seeds than the defaults, which suit a first look.
 RECORD_deduplication := -p seeds=6
 RECORD_errata := -p seeds=5
 RECORD_gender_bias := -p sizes=25k,85k,310k,600k -p seeds=8 -p crossed_seeds=4 -p flat_seeds=8
 RECORD_memorization := -p seeds=8
+RECORD_phases := -p layers=1,2,4 -p seeds=5
 RECORD_repetition := -p seeds=3
 RECORD_seeds := -p seeds=10 -p apart_seeds=10 -p largest_seeds=3
 RECORD_suite := -p flat_seeds=10
@@ -82,7 +83,7 @@ studies: $(STUDIES:%=study-%) ## train the suite at SCALE and run its studies (f
 study-%: $(READY)
 	@exec $(BIN)/python -m pythia_core study $* --scale $(SCALE) < /dev/null
 
-record: $(STUDIES:%=record-%) record-phases ## run every study, with the seeds of the record, and copy the results into book/recorded
+record: $(STUDIES:%=record-%) ## run every study, with the seeds of the record, and copy the results into book/recorded
 
 record-%: $(READY)
 	@$(BIN)/python -m pythia_core study $* --scale $(SCALE) $(RECORD_$*) < /dev/null

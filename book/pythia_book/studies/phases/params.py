@@ -39,7 +39,7 @@ class Params(StudyParams):
     """The training rows of the released models: a name or folder, as for `inspect --data`."""
     batches: int = 16
     """Number of batches of `data` on which n-grams are counted."""
-    layers: str = "1,2,4"
+    layers: str = "1,2"
     """Comma-separated depths of the models of the laboratory. The scale `paper` has none."""
     seeds: int = 2
     """Models of each depth in the laboratory."""
