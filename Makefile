@@ -18,7 +18,7 @@ RECORD_deduplication := -p seeds=6
 RECORD_errata := -p seeds=5
 RECORD_gender_bias := -p sizes=25k,85k,310k,600k -p seeds=8 -p crossed_seeds=4 -p flat_seeds=8
 RECORD_memorization := -p seeds=8
-RECORD_phases := -p layers=1,2,4 -p seeds=5
+RECORD_phases := -p layers=4 -p seeds=5
 RECORD_repetition := -p seeds=3
 RECORD_seeds := -p seeds=10 -p apart_seeds=10 -p largest_seeds=3
 RECORD_suite := -p flat_seeds=10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams, whole_numbers
+from pythia_book.study import MeasuringCost, StudyParams
 from pythia_core.config import LABORATORY_DOMAINS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named, suite_configs
@@ -22,7 +22,6 @@ WIDTH, HEADS = 64, 4
 LABORATORY_UPDATES, LABORATORY_BATCH = 572, 64
 LABORATORY_RATE, LABORATORY_WARMUP = 1e-2, 0.05
 """Peak learning rate and warm-up, with which pilot runs of two layers turned about halfway."""
-MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class Params(StudyParams):
     """The training rows of the released models: a name or folder, as for `inspect --data`."""
     batches: int = 16
     """Number of batches of `data` on which n-grams are counted."""
-    layers: str = "1,2"
-    """Comma-separated depths of the models of the laboratory. The scale `paper` has none."""
+    layers: int = 2
+    """Depth of the deepest models of the laboratory; the others have 1, 2, 4, ... layers."""
     seeds: int = 2
     """Models of each depth in the laboratory."""
 
-    WHOLE: ClassVar = {"batches": (1, 143_000), "seeds": (1, 100)}
+    WHOLE: ClassVar = {"batches": (1, 143_000), "layers": (1, 8), "seeds": (1, 100)}
     DEFAULT_SIZES: ClassVar = {
         "smoke": "7k",
         "laptop": "25k,150k,600k",
@@ -77,17 +76,10 @@ class Params(StudyParams):
                 f"data={self.data!r}"
             )
 
-        depths = self.depths
-        if not depths or depths[0] < 1 or depths[-1] > MOST_LAYERS:
-            raise ConfigError(
-                f"layers must be a comma-separated list of depths in 1..{MOST_LAYERS}, e.g. "
-                f'"1,2"; got {self.layers!r}'
-            )
-
     @property
     def depths(self) -> list[int]:
         """The depths of the models of the laboratory, ascending."""
-        return whole_numbers(self.layers)
+        return [depth for depth in (1, 2, 4, 8) if depth <= self.layers]
 
     @property
     def size_list(self) -> tuple[str, ...]:

@@ -179,7 +179,7 @@ def test_the_best_head_is_not_flattered_by_chance() -> None:
     np.testing.assert_array_equal(tables.best_head(noise), noise[2, 5])
 
 
-PARAMS = study.Params("smoke", "7k,13k,25k", bootstrap=300, layers="1,2", seeds=1)
+PARAMS = study.Params("smoke", "7k,13k,25k", bootstrap=300, layers=2, seeds=1)
 STEPS = tuple(range(17))
 
 
@@ -325,7 +325,7 @@ def test_sizes_have_a_default() -> None:
 @pytest.mark.wheels
 def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    params = study.Params("smoke", bootstrap=200, layers="1,2", seeds=1)
+    params = study.Params("smoke", bootstrap=200, layers=2, seeds=1)
     result = study.run(params, progress=False)
     run, *of_laboratory = result.measured.runs
     assert [each.config.model.n_layers for each in of_laboratory] == [1, 2]
