@@ -67,7 +67,7 @@ def test_domains_can_be_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("layers", [0, 9, "2"])
 def test_bad_depths_are_refused(layers: int) -> None:
-    with pytest.raises(ConfigError, match="layers must be a whole number in 1..8"):
+    with pytest.raises(ConfigError, match="layers must be a whole number"):
         Params("smoke", layers=layers)
 
 
